@@ -1,0 +1,103 @@
+"""The public function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_wallfacer.engine.autograd import Call, attend
+from megatron_wallfacer.engine.groups import connect
+from megatron_wallfacer.engine.runtime import Runtime
+from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.kernels import select_kernel
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
+from megatron_wallfacer.schedule.plan import Plan
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    Group = dist.ProcessGroup | DeviceMesh | None
+
+# Making groups is collective and slow, so those of a (group, grid) pair are made once.
+_connected: dict[tuple[int, Grid], tuple[dist.ProcessGroup | None, Transfers]] = {}
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    plan: Plan | Grid,
+    group: Group = None,
+    causal: bool = True,
+    scale: float | None = None,
+    kernel: str = "auto",
+    keep_gathered_q: bool = False,
+) -> Tensor:
+    """Exact attention over a sequence that is split over ranks. Differentiable.
+
+    Rank r of P holds chunks r and 2P-1-r of the 2P equal chunks of the sequence (zig-zag, as Megatron and
+    others lay it out). Collective: every rank of ``group`` calls it with the same arguments but q, k, v.
+
+    Args:
+        q: bshd ``[batch, tokens / P, q_heads, head_dim]``.
+        k: bshd ``[batch, tokens / P, kv_heads, head_dim]``; kv_heads divides q_heads.
+        v: bshd ``[batch, tokens / P, kv_heads, v_head_dim]``.
+        plan: a grid, or a plan from :func:`megatron_wallfacer.schedule.schemes.make_plan`.
+        group: the context-parallel process group, or a one-dimensional device mesh; None for the world.
+        causal: mask keys after the query's position in the whole sequence; else full attention.
+        scale: of the scores; head_dim ** -0.5 unless given.
+        kernel: ``auto``, ``torch`` or ``reference``.
+        keep_gathered_q: spend memory (the team's queries) instead of a second gather in backward.
+
+    Returns:
+        bshd ``[batch, tokens / P, q_heads, v_head_dim]``, dtype of q.
+
+    Raises:
+        OptionError: shapes, dtype, grid or kernel do not fit.
+    """
+    _check_shapes(q, k, v)
+    plan = Plan(plan) if isinstance(plan, Grid) else plan
+    chosen = select_kernel(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1], v_head_dim=v.shape[-1])
+    runtime = Runtime(_transfers(group, plan.grid), chosen, q.shape[-1] ** -0.5 if scale is None else scale)
+    call = Call(plan, runtime, causal=causal, keep_gathered_q=keep_gathered_q)
+    return attend(*(x.transpose(0, 1) for x in (q, k, v)), call).transpose(0, 1)
+
+
+def forget_groups() -> None:
+    """Destroy the process groups that :func:`attention` made."""
+    for _, transfers in _connected.values():
+        transfers.groups.close()
+    _connected.clear()
+
+
+def _transfers(group: Group, grid: Grid) -> Transfers:
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        group = group.get_group()
+    key = (id(group), grid)
+    if key not in _connected:
+        # The group is kept beside its key, so that its id is not given to another.
+        _connected[key] = (group, Transfers(connect(group, grid)))
+    return _connected[key][1]
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            raise OptionError(name, tuple(tensor.shape), "bshd: batch, tokens, heads, head dim")
+        if tensor.dtype != q.dtype or not tensor.is_floating_point():
+            raise OptionError(f"{name}.dtype", tensor.dtype, f"one floating-point dtype for all, q has {q.dtype}")
+    if q.shape[1] % CHUNKS_PER_RANK:
+        raise OptionError("tokens", q.shape[1], f"a multiple of {CHUNKS_PER_RANK} on each rank")
+    if k.shape[:3] != v.shape[:3] or k.shape[:2] != q.shape[:2]:
+        raise OptionError(
+            "k, v", (tuple(k.shape), tuple(v.shape)), f"of the same batch and tokens as q {tuple(q.shape)}"
+        )
+    if q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3]:
+        raise OptionError(
+            "k", tuple(k.shape), f"kv heads that divide the q heads, and q's head dim: q is {tuple(q.shape)}"
+        )

@@ -1,0 +1,1 @@
+"""The engine floor: runs a schedule on process groups and kernels. Knows torch.distributed, not Megatron."""

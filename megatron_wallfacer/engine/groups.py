@@ -1,0 +1,76 @@
+"""Process groups of a grid: one per axis on which a rank has company."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.schedule.grid import AXES, Grid
+
+
+@dataclass(frozen=True)
+class AxisGroups:
+    """This rank's groups.
+
+    Attributes:
+        grid: the grid that they realise.
+        rank: this rank's index in the context-parallel group.
+        global_ranks: the context-parallel group's ranks, as torch.distributed numbers them.
+        groups: process group by axis name, and ``cp`` for the whole; an axis of size 1 has none.
+    """
+
+    grid: Grid
+    rank: int
+    global_ranks: tuple[int, ...]
+    groups: dict[str, dist.ProcessGroup]
+
+    def close(self) -> None:
+        """Destroy the groups that were made for the grid. Not collective."""
+        for group in {self.groups[axis] for axis in AXES if axis in self.groups} - {self.groups.get("cp")}:
+            dist.destroy_process_group(group)
+
+
+def connect(group: dist.ProcessGroup | None, grid: Grid) -> AxisGroups:
+    """Make the groups of a grid inside a context-parallel group.
+
+    Collective over the *world*, like ``torch.distributed.new_group``: every rank of the job enters, each with
+    its own context-parallel group and grid. (The local-synchronisation mode of ``new_group`` would spare the
+    others, but it derives the name of a group from the number of groups that a rank has, so it hangs as
+    soon as two members differ in that: with pipeline stages, for instance.)
+
+    Args:
+        group: the context-parallel group; None for the whole world, or for one process without
+            torch.distributed.
+        grid: its ``cp_size`` must be the group's size.
+
+    Raises:
+        OptionError: the grid does not fit the group.
+    """
+    global_ranks = tuple(dist.get_process_group_ranks(group)) if dist.is_initialized() else (0,)
+    if grid.cp_size != len(global_ranks):
+        raise OptionError("grid", grid, f"axes whose product is the group's size {len(global_ranks)}")
+    if not dist.is_initialized():
+        return AxisGroups(grid, 0, global_ranks, {})
+    cp = dist.group.WORLD if group is None else group
+    groups = {"cp": cp} | {axis: cp for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
+    for axis, ranks in _every_subgroup(global_ranks, grid):
+        made = dist.new_group(ranks)
+        if dist.get_rank() in ranks:
+            groups[axis] = made
+    return AxisGroups(grid, dist.get_rank(cp), global_ranks, groups)
+
+
+def _every_subgroup(global_ranks: tuple[int, ...], grid: Grid) -> list[tuple[str, tuple[int, ...]]]:
+    """(axis, global ranks) of each group that has to be made anywhere in the job, the same list on every rank."""
+    mine = (global_ranks, grid)
+    everyone: list[tuple[tuple[int, ...], Grid]] = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return [
+        (axis, tuple(ranks[member] for member in members))
+        for ranks, their_grid in dict.fromkeys(everyone)
+        for axis in AXES
+        if 1 < their_grid.size_of(axis) < their_grid.cp_size
+        for members in dict.fromkeys(their_grid.neighbours(rank, axis) for rank in range(their_grid.cp_size))
+    ]

@@ -1,0 +1,19 @@
+"""The one exception of this project that a user is meant to read."""
+
+
+class WallfacerError(ValueError):
+    """A request that cannot be met. The message is one line: what was asked, what was found, what is possible."""
+
+
+class OptionError(WallfacerError):
+    """One option has a value that is not allowed.
+
+    Args:
+        option: name as in the Python API, e.g. ``team_size``; on a command line it is ``--wallfacer-team-size``.
+        value: what was given.
+        allowed: what is allowed, as a phrase.
+    """
+
+    def __init__(self, option: str, value: object, allowed: str) -> None:
+        super().__init__(f"{option}={value}: must be {allowed}")
+        self.option, self.value, self.allowed = option, value, allowed

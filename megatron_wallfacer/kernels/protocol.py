@@ -1,0 +1,42 @@
+"""What a local attention kernel must offer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Kernel(Protocol):
+    """Attention of query rows against key columns on one device.
+
+    Layout: q, out, dout, dq are sbhd ``[rows, batch, q_heads, head_dim]``; k, v, dk, dv are sbhd ``[cols, batch,
+    kv_heads, head_dim]`` with kv_heads dividing q_heads, never expanded by the caller; lse is
+    ``[rows, batch, q_heads]``, natural logarithm, scale applied, in the accumulation dtype (fp32, or fp64 for fp64).
+    A causal tile is square: rows and cols are the same positions.
+    """
+
+    name: str
+
+    def refusal(self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int) -> str | None:
+        """Why this kernel cannot serve such inputs, as a phrase; None if it can."""
+        ...
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        """Attention of this tile alone: (out, lse)."""
+        ...
+
+    def backward(
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """This tile's part of (dq, dk, dv), given the *global* lse of the rows.
+
+        ``out`` enters only through rowsum(dout * out), so any tensor with the right row sums will do.
+        """
+        ...
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
