@@ -1,0 +1,8 @@
+"""WallFacer for Megatron-LM: context parallelism on any grid of ranks, as a plugin.
+
+    torchrun --nproc-per-node 8 -m megatron_wallfacer pretrain_gpt.py <arguments> --wallfacer-cp-size 8
+
+This module imports nothing: `python -m megatron_wallfacer` reports a wrong path before torch is loaded.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Everything that knows Megatron-LM: hooks, arguments, the core attention module, the launcher, the CPU runtime."""

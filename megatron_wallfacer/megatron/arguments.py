@@ -1,0 +1,132 @@
+"""The plugin's flags, and what they mean together with Megatron's own."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.kernels.protocol import accumulation_dtype
+from megatron_wallfacer.kernels.select import KERNELS
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES, make_plan
+from megatron_wallfacer.schedule.volume import Shape
+
+PREFIX = "--wallfacer-"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the flags ask for, resolved.
+
+    Attributes:
+        plan: grid and choices.
+        kernel: name of the local kernel, ``auto`` for the device's own.
+        keep_gathered_q: save the team's queries for backward.
+    """
+
+    plan: Plan
+    kernel: str
+    keep_gathered_q: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the plugin's flags to Megatron's parser. Values are checked later, so that each error is one line."""
+    group = parser.add_argument_group("wallfacer", "context parallelism on multi-dimensional rings")
+    add = group.add_argument
+    add(f"{PREFIX}cp-size", type=int, metavar="P", help="turn it on with P ranks; sets --context-parallel-size")
+    add(f"{PREFIX}scheme", default="auto", help=f"one of {', '.join(SCHEMES)} (default: auto)")
+    add(f"{PREFIX}team-size", type=int, metavar="C", help="ranks that share queries (default: fewest words)")
+    add(f"{PREFIX}kv-team-size", type=int, metavar="G", help="ranks that share keys and values (default: 1)")
+    add(f"{PREFIX}head-size", type=int, default=1, metavar="U", help="not built yet: must be 1")
+    add(f"{PREFIX}ring-window", type=int, default=1, metavar="W", help="not built yet: must be 1")
+    add(f"{PREFIX}placement", help=f"{', '.join(PLACEMENTS)}, or an axis order, fastest first")
+    add(f"{PREFIX}backward", default="auto", help="what rides the ring in backward: kv, q or auto")
+    add(f"{PREFIX}kernel", default="auto", help=f"local attention kernel: {', '.join(KERNELS)} (default: auto)")
+    add(f"{PREFIX}keep-gathered-q", action="store_true", help="keep the team's queries instead of gathering them twice")
+    add(f"{PREFIX}cluster", metavar="FILE", help="not built yet: a cluster description for auto")
+
+
+def is_on(args: argparse.Namespace) -> bool:
+    """Whether the plugin was asked for.
+
+    Raises:
+        WallfacerError: it was not, but one of its other flags was.
+    """
+    if getattr(args, "wallfacer_cp_size", None) is not None:
+        return True
+    defaults = _defaults()
+    for name, default in vars(defaults).items():
+        if getattr(args, name, default) != default:
+            raise WallfacerError(f"--{name.replace('_', '-')} {getattr(args, name)}: needs {PREFIX}cp-size P beside it")
+    return False
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """The settings of a run in which the plugin is on.
+
+    Raises:
+        WallfacerError: one line naming the flag, its value and what is allowed.
+    """
+    for name, only in (("head_size", 1), ("ring_window", 1), ("cluster", None)):
+        value = getattr(args, f"wallfacer_{name}")
+        if value != only:
+            allowed = "left out" if only is None else only
+            raise WallfacerError(f"{flag(name)} {value}: must be {allowed}; this axis is not built yet")
+    try:
+        plan = make_plan(
+            args.wallfacer_scheme,
+            args.wallfacer_cp_size,
+            team_size=args.wallfacer_team_size,
+            kv_team_size=args.wallfacer_kv_team_size,
+            placement=args.wallfacer_placement,
+            backward=args.wallfacer_backward,
+            kappa=kv_heads(args) / args.num_attention_heads,
+        )
+    except OptionError as error:
+        raise as_flag_error(error) from error
+    return Settings(plan, args.wallfacer_kernel, args.wallfacer_keep_gathered_q)
+
+
+def kv_heads(args: argparse.Namespace) -> int:
+    """Key/value heads of the model: Megatron's --num-query-groups counts only with --group-query-attention."""
+    return args.num_query_groups if args.group_query_attention else args.num_attention_heads
+
+
+def shape_of(args: argparse.Namespace, dtype: torch.dtype) -> Shape:
+    """One rank's shard of one layer, from Megatron's arguments."""
+    tensor_parallel = args.tensor_model_parallel_size
+    return Shape(
+        tokens=args.seq_length // args.wallfacer_cp_size,
+        q_heads=args.num_attention_heads // tensor_parallel,
+        kv_heads=max(1, kv_heads(args) // tensor_parallel),
+        head_dim=args.kv_channels or args.hidden_size // args.num_attention_heads,
+        batch=args.micro_batch_size,
+        itemsize=dtype.itemsize,
+        accumulate_itemsize=accumulation_dtype(dtype).itemsize,
+    )
+
+
+def dtype_of(args: argparse.Namespace) -> torch.dtype:
+    """The dtype in which attention gets its inputs."""
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else torch.float32
+
+
+def flag(option: str) -> str:
+    """``team_size`` -> ``--wallfacer-team-size``."""
+    return PREFIX + option.replace("_", "-")
+
+
+def as_flag_error(error: OptionError) -> WallfacerError:
+    """The same refusal in the words of the command line."""
+    return WallfacerError(f"{flag(error.option)} {error.value}: must be {error.allowed}")
+
+
+def _defaults() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([])

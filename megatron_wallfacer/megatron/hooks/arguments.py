@@ -1,0 +1,53 @@
+"""H1: our flags in Megatron's parser, and our checks right after it has parsed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from megatron_wallfacer.megatron.arguments import add_arguments, dtype_of, is_on, settings_from, shape_of
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.refusals import refuse_unsupported
+from megatron_wallfacer.megatron.session import Session
+
+
+def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
+    """``switch_on`` is called once the plugin is known to be on and its flags are good."""
+
+    def accept(args: argparse.Namespace) -> None:
+        if not is_on(args):
+            return
+        refuse_unsupported(args)
+        session.args, session.settings = args, settings_from(args)
+        dtype = dtype_of(args)
+        session.kernel(dtype, shape_of(args, dtype).head_dim)  # refuses now what it would refuse at model build
+        args.context_parallel_size = args.wallfacer_cp_size
+        switch_on()
+
+    def wrap(original: Callable[..., argparse.ArgumentParser]) -> Callable[..., argparse.ArgumentParser]:
+        def add_megatron_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+            parser = original(parser)
+            add_arguments(parser)
+            parse = parser.parse_known_args
+
+            # parse_args goes through parse_known_args, so this sees every way of parsing, before Megatron's own
+            # validation and before --yaml-cfg can replace the result.
+            def parse_known_args(*args: Any, **kwargs: Any) -> tuple[argparse.Namespace, list[str]]:
+                namespace, rest = parse(*args, **kwargs)
+                accept(namespace)
+                return namespace, rest
+
+            parser.parse_known_args = parse_known_args
+            return parser
+
+        return add_megatron_arguments
+
+    return Hook(
+        name="arguments",
+        target="megatron.training.arguments:add_megatron_arguments",
+        since=(0, 12),
+        until=(0, 20),
+        parameters=("parser",),
+        wrap=wrap,
+    )

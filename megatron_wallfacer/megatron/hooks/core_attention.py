@@ -1,0 +1,38 @@
+"""H3: the spec providers hand out our core attention class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron_wallfacer.megatron.core_attention import core_attention_class
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.session import Session
+
+PROVIDERS = {
+    "local": "megatron.core.models.backends:LocalSpecProvider.core_attention",
+    "TE": "megatron.core.extensions.transformer_engine_spec_provider:TESpecProvider.core_attention",
+}
+
+
+def core_attention_hooks(session: Session) -> tuple[Hook, ...]:
+    """One hook a provider; which of them Megatron asks depends on --transformer-impl."""
+    ours = core_attention_class(session)
+
+    def wrap(original: Callable[..., type]) -> Callable[..., type]:
+        def core_attention(provider: Any) -> type:
+            return ours
+
+        return core_attention
+
+    return tuple(
+        Hook(
+            name=f"core attention, {name}",
+            target=target,
+            since=(0, 13),
+            until=(0, 20),
+            parameters=("self",),
+            wrap=wrap,
+        )
+        for name, target in PROVIDERS.items()
+    )

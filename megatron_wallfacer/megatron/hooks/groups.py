@@ -1,0 +1,56 @@
+"""H2: axis groups, made when Megatron makes its own, dropped when it drops them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_wallfacer.megatron.banner import banner
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.refusals import refuse_unsupported
+from megatron_wallfacer.megatron.session import Session
+
+
+def groups_hooks(session: Session) -> tuple[Hook, Hook]:
+    """One hook for making, one for dropping."""
+
+    def wrap_initialize(original: Callable[..., None]) -> Callable[..., None]:
+        # Signatures differ between versions, so nothing is read from the arguments: the groups are there afterwards.
+        def initialize_model_parallel(*args: Any, **kwargs: Any) -> None:
+            from megatron.core import parallel_state
+
+            # Again, now that checkpoint arguments and Megatron's own validation have had their say.
+            refuse_unsupported(session.args)
+            original(*args, **kwargs)
+            session.connect(parallel_state.get_context_parallel_group())
+            if dist.get_rank() == 0:
+                print(banner(session), flush=True)
+
+        return initialize_model_parallel
+
+    def wrap_destroy(original: Callable[..., None]) -> Callable[..., None]:
+        def destroy_model_parallel(*args: Any, **kwargs: Any) -> None:
+            session.disconnect()
+            original(*args, **kwargs)
+
+        return destroy_model_parallel
+
+    make = Hook(
+        name="groups",
+        target="megatron.core.parallel_state:initialize_model_parallel",
+        since=(0, 12),
+        until=(0, 20),
+        parameters=("context_parallel_size",),
+        wrap=wrap_initialize,
+    )
+    drop = Hook(
+        name="groups, dropped",
+        target="megatron.core.parallel_state:destroy_model_parallel",
+        since=(0, 12),
+        until=(0, 20),
+        parameters=(),
+        wrap=wrap_destroy,
+    )
+    return make, drop

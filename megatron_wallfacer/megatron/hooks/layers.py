@@ -1,0 +1,40 @@
+"""H4: once the model is built, every attention layer in it must be ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.layers import check_layers, count_layers, gather_counts
+
+
+def layers_hook(verify: Callable[[], None]) -> Hook:
+    """``verify`` checks that the other hooks are still in place."""
+
+    def wrap(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+        def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+            from megatron.core import parallel_state
+
+            verify()
+            result = original(*args, **kwargs)
+            # Outside a forward pass, where pipeline stages would wait for each other: every rank is here now.
+            counts = gather_counts(count_layers(result[0]))
+            pipelines = dist.get_world_size() // parallel_state.get_pipeline_model_parallel_world_size()
+            line = check_layers(counts, pipelines)
+            if dist.get_rank() == 0:
+                print(line, flush=True)
+            return result
+
+        return setup_model_and_optimizer
+
+    return Hook(
+        name="layer count",
+        target="megatron.training.training:setup_model_and_optimizer",
+        since=(0, 12),
+        until=(0, 20),
+        parameters=("model_type",),
+        wrap=wrap,
+    )

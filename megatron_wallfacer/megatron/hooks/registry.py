@@ -1,0 +1,64 @@
+"""All hooks of a session, installed in two goes."""
+
+from __future__ import annotations
+
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.hooks.arguments import arguments_hook
+from megatron_wallfacer.megatron.hooks.core_attention import core_attention_hooks
+from megatron_wallfacer.megatron.hooks.groups import groups_hooks
+from megatron_wallfacer.megatron.hooks.layers import layers_hook
+from megatron_wallfacer.megatron.session import Session
+
+
+class Hooks:
+    """The hooks of one session.
+
+    Attributes:
+        session: what they share.
+        always: installed by :meth:`install`.
+        when_on: installed when the flags turn the plugin on.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.always: tuple[Hook, ...] = (arguments_hook(session, self._switch_on),)
+        self.when_on: tuple[Hook, ...] = (
+            *groups_hooks(session),
+            *core_attention_hooks(session),
+            layers_hook(self.verify),
+        )
+
+    def install(self) -> None:
+        """Put our flags into Megatron's parser.
+
+        Raises:
+            WallfacerError: the target is missing or has changed.
+        """
+        self._apply(self.always)
+
+    def verify(self) -> None:
+        """Check that everything installed is still in place.
+
+        Raises:
+            WallfacerError: another patch has replaced one of our targets.
+        """
+        for hook in self._installed():
+            hook.verify(self.session.version)
+
+    def uninstall(self) -> None:
+        """Leave Megatron as it was found."""
+        for hook in reversed(self._installed()):
+            hook.undo(self.session.version)
+        self.session.hooks.clear()
+
+    def _switch_on(self) -> None:
+        self._apply(self.when_on)
+
+    def _apply(self, hooks: tuple[Hook, ...]) -> None:
+        for hook in hooks:
+            hook.apply(self.session.version)
+            if hook.name not in self.session.hooks:
+                self.session.hooks.append(hook.name)
+
+    def _installed(self) -> tuple[Hook, ...]:
+        return tuple(hook for hook in (*self.always, *self.when_on) if hook.name in self.session.hooks)

@@ -1,0 +1,116 @@
+"""Runs the user's own Megatron script with the plugin installed.
+
+    torchrun --nproc-per-node 8 -m megatron_wallfacer /path/to/Megatron-LM/pretrain_gpt.py <Megatron's arguments>
+
+The script is neither copied nor edited: it is executed as `python script.py` would, after the hooks are in. On a
+machine without CUDA the CPU runtime comes first, and the same command trains on CPU ranks over gloo.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+
+from ..errors import WallfacerError
+from .version import Version, check_supported, megatron_version
+
+USAGE = "usage: [torchrun ...] -m megatron_wallfacer SCRIPT [Megatron's arguments] [--wallfacer-...]"
+
+
+def main(argv: list[str]) -> int:
+    """Run `argv[0]`, a Megatron script, with the rest of `argv` as its arguments.
+
+    Returns:
+        The exit code: 0, or 2 after one line on stderr (`wallfacer: error: ...`) for a request that cannot be met.
+        What the script itself raises, SystemExit included, passes through.
+    """
+    try:
+        script, arguments = _split(argv)
+        _look_like_python_script(script)
+        version = megatron_version()
+        check_supported(version)
+        device, arguments = _choose_device(arguments)
+        sys.argv = [str(script), *arguments]
+        _install_hooks(version, device)
+        runpy.run_path(str(script), run_name="__main__")
+    except WallfacerError as error:
+        _report(error)
+        return 2
+    return 0
+
+
+def _split(argv: list[str]) -> tuple[Path, list[str]]:
+    """The script's path and its arguments.
+
+    Raises:
+        WallfacerError: No script is named, or there is no such file. Nothing heavy is imported yet.
+    """
+    if not argv or argv[0].startswith("-"):
+        raise WallfacerError(f"the first argument must be the path of a Megatron script; {USAGE}")
+    script = Path(argv[0])
+    if not script.is_file():
+        raise WallfacerError(f"{script} is not a file; give the path of pretrain_gpt.py in a Megatron-LM checkout")
+    return script, argv[1:]
+
+
+def _look_like_python_script(script: Path) -> None:
+    """Put the script's folder where `python script.py` puts it: a checkout's own `megatron` package then wins."""
+    if not sys.flags.safe_path:
+        sys.path[0] = os.path.dirname(os.path.realpath(script))
+
+
+def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
+    """Leave a machine with CUDA alone; prepare any other for training on the CPU. Rank 0 says which it is.
+
+    Returns:
+        ``cuda`` or ``cpu``, and the arguments that the script shall see.
+
+    Raises:
+        WallfacerError: The arguments ask for what only CUDA can do.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        _say(f"CUDA, {torch.cuda.device_count()} devices here")
+        return "cuda", arguments
+    from . import cpu_runtime
+
+    adapted, added = cpu_runtime.adapt_argv(arguments)
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    _say(f"no CUDA here: {ranks} ranks on the CPU over gloo; added {' '.join(added) or 'nothing'}")
+    cpu_runtime.install()
+    return "cpu", adapted
+
+
+def _install_hooks(version: Version, device: str) -> None:
+    """Install the plugin. The device is decided, Megatron's modules may be imported, the script has not run yet."""
+    import torch
+
+    from .hooks import Hooks
+    from .session import Session
+
+    Hooks(Session(version, torch.device(device))).install()
+
+
+def _say(line: str) -> None:
+    """One line on rank 0's stdout."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"wallfacer: {line}", flush=True)
+
+
+def _report(error: WallfacerError) -> None:
+    """One line on stderr. What is wrong with the command line every rank finds alike: one line a machine then."""
+    if _found_by_all() and os.environ.get("LOCAL_RANK", "0") != "0":
+        # torchrun ends all ranks as soon as one has ended; the one that speaks must have come first.
+        time.sleep(10.0)
+    rank = "" if _found_by_all() else f"rank {os.environ.get('RANK', '0')}: "
+    print(f"wallfacer: error: {rank}{error}", file=sys.stderr, flush=True)
+
+
+def _found_by_all() -> bool:
+    """Whether all ranks of this machine are under torchrun, and still where they cannot differ."""
+    distributed = sys.modules.get("torch.distributed")
+    return "TORCHELASTIC_RUN_ID" in os.environ and not (distributed and distributed.is_initialized())

@@ -1,0 +1,145 @@
+"""What the plugin does not do, said before the first step. One rule a line of thought; each names its flag.
+
+Attributes that a Megatron version does not have are taken as not given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from megatron_wallfacer.errors import WallfacerError
+
+Args = argparse.Namespace
+Rule = Callable[[Args, Sequence[str]], str | None]
+
+
+def refuse_unsupported(args: Args, argv: Sequence[str] | None = None) -> None:
+    """Check Megatron's arguments against what the plugin supports.
+
+    Args:
+        args: parsed arguments with the plugin on; ``context_parallel_size`` as Megatron parsed it, or already P.
+        argv: the command line, to tell a default from an explicit value; ``sys.argv`` unless given.
+
+    Raises:
+        WallfacerError: the first rule that is broken, as one line.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    for rule in RULES:
+        refusal = rule(args, argv)
+        if refusal is not None:
+            raise WallfacerError(refusal)
+
+
+def given(argv: Sequence[str], name: str) -> bool:
+    """Whether a flag stands on the command line."""
+    return any(word == name or word.startswith(f"{name}=") for word in argv)
+
+
+def _yaml(args: Args, argv: Sequence[str]) -> str | None:
+    if getattr(args, "yaml_cfg", None) is None:
+        return None
+    return f"--yaml-cfg {args.yaml_cfg}: must be left out, Megatron then ignores every flag, --wallfacer-cp-size too"
+
+
+def _size(args: Args, argv: Sequence[str]) -> str | None:
+    size, ours = args.context_parallel_size, args.wallfacer_cp_size
+    if not given(argv, "--context-parallel-size") or size == ours:
+        return None
+    return f"--context-parallel-size {size}: must be {ours} as --wallfacer-cp-size says, or be left out"
+
+
+def _sequence(args: Args, argv: Sequence[str]) -> str | None:
+    multiple = 2 * args.wallfacer_cp_size
+    if args.seq_length is None or args.seq_length % multiple == 0:
+        return None
+    return f"--seq-length {args.seq_length}: must be a multiple of 2 x --wallfacer-cp-size = {multiple}"
+
+
+def _other_context_parallelism(args: Args, argv: Sequence[str]) -> str | None:
+    flags = ("--cp-comm-type", "--hierarchical-context-parallel-sizes", "--hybrid-context-parallel")
+    for name in flags:
+        if given(argv, name):
+            value = getattr(args, name.removeprefix("--").replace("-", "_"), None)
+            return f"{name} {value}: must be left out, --wallfacer-cp-size decides how attention is split"
+    return None
+
+
+def _only(name: str, allowed: object, why: str) -> Rule:
+    """A rule: this argument must have this value (or be absent from this Megatron)."""
+
+    def rule(args: Args, argv: Sequence[str]) -> str | None:
+        attribute = name.removeprefix("--").replace("-", "_")
+        value = getattr(args, attribute, allowed)
+        if value == allowed:
+            return None
+        wanted = "left out" if allowed in (None, False) else allowed
+        shown = name if value is True else f"{name} {_text(value)}"
+        return f"{shown}: must be {wanted} with --wallfacer-cp-size, {why}"
+
+    return rule
+
+
+def _text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _dropout(args: Args, argv: Sequence[str]) -> str | None:
+    if not args.attention_dropout:
+        return None
+    default = "" if given(argv, "--attention-dropout") else " (Megatron's default)"
+    return (
+        f"--attention-dropout {args.attention_dropout}{default}: must be 0 with --wallfacer-cp-size, "
+        "attention dropout is not built yet"
+    )
+
+
+def _position_bias(args: Args, argv: Sequence[str]) -> str | None:
+    if getattr(args, "position_embedding_type", None) != "relative":
+        return None
+    return (
+        "--position-embedding-type relative: must be rope, mrope, yarn, learned_absolute or none "
+        "with --wallfacer-cp-size, an attention bias is not built yet"
+    )
+
+
+def _attention_variant(args: Args, argv: Sequence[str]) -> str | None:
+    if getattr(args, "transformer_impl", None) != "inference_optimized":
+        return None
+    return "--transformer-impl inference_optimized: must be local or transformer_engine with --wallfacer-cp-size"
+
+
+def _bypassing_layers() -> Iterator[Rule]:
+    """Layer kinds whose attention Megatron does not take from the spec provider, so that the hook never sees it."""
+    why = "its attention does not pass through the plugin"
+    yield _only("--heterogeneous-layers-config-path", None, why)
+    yield _only("--heterogeneous-layers-config-encoded-json", None, why)
+    yield _only("--experimental-attention-variant", None, why)
+    yield _only("--hybrid-layer-pattern", None, why)
+    yield _only("--hybrid-override-pattern", None, why)
+
+
+RULES: tuple[Rule, ...] = (
+    _yaml,
+    _size,
+    _sequence,
+    _other_context_parallelism,
+    _dropout,
+    _only("--window-size", None, "sliding windows are not built yet"),
+    _only("--softmax-type", "vanilla", "softmax sinks are not built yet"),
+    _only("--reset-attention-mask", False, "document masks are not built yet"),
+    _only("--dataloader-inter-document-masking", False, "packed sequences are not built yet"),
+    _only("--sft", False, "packed sequences are not built yet"),
+    _only("--multi-latent-attention", False, "value heads of another width are not built yet"),
+    _only("--qk-clip", False, "it needs the largest logits"),
+    _only("--log-max-attention-logit", False, "it needs the largest logits"),
+    _only("--fp8-dot-product-attention", False, "fp8 attention is not built yet"),
+    _only("--fp8-multi-head-attention", False, "fp8 attention is not built yet"),
+    _only("--enable-cuda-graph", False, "CUDA graphs are not built yet"),
+    _only("--external-cuda-graph", False, "CUDA graphs are not built yet"),
+    _only("--cuda-graph-impl", "none", "CUDA graphs are not built yet"),
+    _position_bias,
+    _attention_variant,
+    *_bypassing_layers(),
+)

@@ -1,0 +1,83 @@
+"""One run of the plugin inside Megatron: what the hooks share."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from megatron_wallfacer.engine.groups import AxisGroups, connect
+from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.kernels import Kernel, select_kernel
+from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
+from megatron_wallfacer.megatron.version import Version
+
+
+@dataclass
+class Session:
+    """State that the hooks fill in, in this order.
+
+    Attributes:
+        version: Megatron's.
+        device: ``cpu`` or ``cuda``; decided by the launcher, because on a CPU torch.cuda is made to look alive.
+        hooks: names of the hooks that are installed.
+        args: Megatron's arguments, from the arguments hook.
+        settings: what our flags ask for; None while the plugin is off.
+    """
+
+    version: Version
+    device: torch.device
+    hooks: list[str] = field(default_factory=list)
+    args: argparse.Namespace | None = None
+    settings: Settings | None = None
+    _connected: dict[tuple[int, ...], Transfers] = field(default_factory=dict)
+
+    def kernel(self, dtype: torch.dtype, head_dim: int) -> Kernel:
+        """The local kernel that the flags ask for.
+
+        Raises:
+            WallfacerError: it cannot serve this device, dtype or head dim.
+        """
+        assert self.settings is not None
+        try:
+            return select_kernel(self.settings.kernel, device=self.device, dtype=dtype, head_dim=head_dim)
+        except OptionError as error:
+            raise as_flag_error(error) from error
+
+    def connect(self, group: dist.ProcessGroup) -> AxisGroups:
+        """Make the axis groups inside Megatron's context-parallel group; collective over the world.
+
+        Raises:
+            WallfacerError: Megatron's group has another size than the flag asked for.
+        """
+        assert self.settings is not None
+        wanted, ranks = self.settings.plan.grid.cp_size, tuple(dist.get_process_group_ranks(group))
+        if len(ranks) != wanted:
+            raise WallfacerError(
+                f"--wallfacer-cp-size {wanted}: Megatron's context-parallel group has {len(ranks)} ranks"
+            )
+        self._connected[ranks] = Transfers(connect(group, self.settings.plan.grid))
+        return self._connected[ranks].groups
+
+    def transfers(self, group: dist.ProcessGroup) -> Transfers:
+        """The transfers of a context-parallel group.
+
+        Raises:
+            WallfacerError: the group is not one that :meth:`connect` has seen.
+        """
+        ranks = tuple(dist.get_process_group_ranks(group))
+        if ranks not in self._connected:
+            raise WallfacerError(
+                f"attention was built for the context-parallel group {ranks}, which initialize_model_parallel did not "
+                "make; --hybrid-context-parallel and hand-made groups are not supported"
+            )
+        return self._connected[ranks]
+
+    def disconnect(self) -> None:
+        """Destroy the axis groups."""
+        for transfers in self._connected.values():
+            transfers.groups.close()
+        self._connected.clear()
