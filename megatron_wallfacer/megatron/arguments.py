@@ -70,6 +70,11 @@ def settings_from(args: argparse.Namespace) -> Settings:
     Raises:
         WallfacerError: one line naming the flag, its value and what is allowed.
     """
+    if args.num_attention_heads is None:
+        raise WallfacerError(
+            f"--num-attention-heads: must be on the command line with {PREFIX}cp-size, which plans from it "
+            "before --use-checkpoint-args has read a checkpoint"
+        )
     for name, only in (("head_size", 1), ("ring_window", 1), ("cluster", None)):
         value = getattr(args, f"wallfacer_{name}")
         if value != only:

@@ -55,7 +55,7 @@ def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
         return line
     others = sorted({kind for count in counts for kind in count.others})
     raise WallfacerError(
-        f"{ours} of {total} attention layers are under --wallfacer-cp-size; the others are {', '.join(others) or 'absent'}: "
+        f"--wallfacer-cp-size reaches {ours} of {total} attention layers, not {', '.join(others) or 'a single one'}: "
         "every attention layer must be built from Megatron's GPT layer specs"
     )
 

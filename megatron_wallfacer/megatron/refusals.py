@@ -134,8 +134,6 @@ RULES: tuple[Rule, ...] = (
     _only("--multi-latent-attention", False, "value heads of another width are not built yet"),
     _only("--qk-clip", False, "it needs the largest logits"),
     _only("--log-max-attention-logit", False, "it needs the largest logits"),
-    _only("--fp8-dot-product-attention", False, "fp8 attention is not built yet"),
-    _only("--fp8-multi-head-attention", False, "fp8 attention is not built yet"),
     _only("--enable-cuda-graph", False, "CUDA graphs are not built yet"),
     _only("--external-cuda-graph", False, "CUDA graphs are not built yet"),
     _only("--cuda-graph-impl", "none", "CUDA graphs are not built yet"),

@@ -56,9 +56,7 @@ class Session:
         assert self.settings is not None
         wanted, ranks = self.settings.plan.grid.cp_size, tuple(dist.get_process_group_ranks(group))
         if len(ranks) != wanted:
-            raise WallfacerError(
-                f"--wallfacer-cp-size {wanted}: Megatron's context-parallel group has {len(ranks)} ranks"
-            )
+            raise WallfacerError(f"--wallfacer-cp-size {wanted}: Megatron made context-parallel groups of {len(ranks)}")
         self._connected[ranks] = Transfers(connect(group, self.settings.plan.grid))
         return self._connected[ranks].groups
 

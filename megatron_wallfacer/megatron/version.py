@@ -30,8 +30,8 @@ def megatron_version() -> Version:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise WallfacerError(
-            "megatron.core is neither beside the script nor installed; give the pretrain_gpt.py of a Megatron-LM checkout, "
-            "or pip install 'megatron-core[training]>=0.17,<0.20'"
+            "megatron.core is neither beside the script nor installed; "
+            "give the pretrain_gpt.py of a Megatron-LM checkout, or pip install 'megatron-core[training]>=0.17,<0.20'"
         )
     return _read_version(Path(next(iter(spec.submodule_search_locations))) / "package_info.py")
 

@@ -18,8 +18,8 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
     def accept(args: argparse.Namespace) -> None:
         if not is_on(args):
             return
-        refuse_unsupported(args)
         session.args, session.settings = args, settings_from(args)
+        refuse_unsupported(args)
         dtype = dtype_of(args)
         session.kernel(dtype, shape_of(args, dtype).head_dim)  # refuses now what it would refuse at model build
         args.context_parallel_size = args.wallfacer_cp_size
