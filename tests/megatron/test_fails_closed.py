@@ -1,0 +1,151 @@
+"""Unsupported means: one line that names flag, value and what is allowed, on every rank, soon, and no hang.
+
+The rules themselves are tested in test_refusals.py and test_arguments.py; here whole runs end as they should.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.megatron.training import arguments
+from tests.support.megatron_runs import REPOSITORY, SCRIPT, RunResult, train
+
+LIMIT_S = 30
+
+#: Flags beside --wallfacer-cp-size 2, and the line that every rank must print.
+REFUSED = {
+    "--context-parallel-size 4": "--context-parallel-size 4: must be 2",
+    "--wallfacer-team-size 3": "--wallfacer-team-size 3: must be a divisor of cp size 2",
+    "--wallfacer-team-size 2 --wallfacer-kv-team-size 2": "--wallfacer-kv-team-size 2: must be a divisor of 1",
+    "--wallfacer-scheme wallfacer --wallfacer-team-size 2": "--wallfacer-team-size 2: must be one of 1",
+    "--wallfacer-scheme usp": "--wallfacer-scheme usp: must be one of",
+    "--wallfacer-head-size 2": "--wallfacer-head-size 2: must be 1",
+    "--wallfacer-kernel te": "--wallfacer-kernel te: must be one of",
+    "--seq-length 254": "--seq-length 254: must be a multiple of 2 x --wallfacer-cp-size = 4",
+    "--attention-dropout 0.1": "--attention-dropout 0.1: must be 0",
+    "--window-size 64,0": "--window-size 64 0: must be left out",
+    "--softmax-type off-by-one": "--softmax-type off-by-one: must be vanilla",
+    "--position-embedding-type relative": "--position-embedding-type relative: must be",
+    "--reset-attention-mask": "--reset-attention-mask: must be left out",
+    "--cp-comm-type a2a": "--cp-comm-type ['a2a']: must be left out",
+    "--hierarchical-context-parallel-sizes 1 2": "--hierarchical-context-parallel-sizes [1, 2]: must be left out",
+    "--hybrid-context-parallel": "--hybrid-context-parallel True: must be left out",
+    "--yaml-cfg job.yaml": "--yaml-cfg job.yaml: must be left out",
+    "--experimental-attention-variant gated_delta_net": "--experimental-attention-variant gated_delta_net: must be",
+    "--transformer-impl transformer_engine": "--transformer-impl transformer_engine needs CUDA",
+    "--distributed-backend nccl": "--distributed-backend nccl needs CUDA",
+}
+
+
+def check_refused(run: RunResult, message: str) -> None:
+    """Every rank ended by itself, in time, not with 0, and said it in one line without a traceback."""
+    assert run.seconds < LIMIT_S
+    for rank in run.ranks:
+        assert rank.end == "ended", rank
+        assert rank.exit_code == 2, rank.output
+        errors = [line for line in rank.output.splitlines() if line.startswith("wallfacer: error: ")]
+        assert len(errors) == 1, rank.output
+        assert message in errors[0]
+        assert "Traceback" not in rank.output
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_refused_on_every_rank(flags: str) -> None:
+    run = train(2, arguments("--wallfacer-cp-size", "2", *flags.split()), timeout_s=LIMIT_S)
+    check_refused(run, REFUSED[flags])
+
+
+def test_our_flags_without_the_switch() -> None:
+    run = train(2, arguments("--wallfacer-scheme", "ring"), timeout_s=LIMIT_S)
+    check_refused(run, "--wallfacer-scheme ring: needs --wallfacer-cp-size")
+
+
+def test_a_layer_that_bypasses_the_hook() -> None:
+    run = train(
+        2, arguments("--wallfacer-cp-size", "2", "--spec", "tests.support.bypassing_spec", "spec"), timeout_s=LIMIT_S
+    )
+    check_refused(run, "--wallfacer-cp-size reaches 0 of 2 attention layers, not ForeignAttention")
+
+
+def test_another_patch_in_our_place(tmp_path: Path) -> None:
+    """Somebody replaces the provider's method after us: context parallelism would be quietly off."""
+    script = tmp_path / "patched.py"
+    script.write_text(
+        "import runpy\n"
+        "from megatron.training import arguments\n"
+        "parse = arguments.parse_args\n"
+        "def parse_args(*args, **kwargs):\n"
+        "    parsed = parse(*args, **kwargs)\n"
+        "    from megatron.core.models.backends import LocalSpecProvider\n"
+        "    LocalSpecProvider.core_attention = lambda self: None\n"
+        "    return parsed\n"
+        "arguments.parse_args = parse_args\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    run = train(2, arguments("--wallfacer-cp-size", "2"), script=script, timeout_s=LIMIT_S)
+    check_refused(run, "LocalSpecProvider.core_attention is not the plugin's any more")
+
+
+def launch(*argv: str, ranks: int = 2) -> tuple[int, str, float]:
+    """(exit code, output, seconds) of the real thing under torchrun."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    done = subprocess.run(
+        [*command, "-m", "megatron_wallfacer", *argv],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT_S,
+    )
+    return done.returncode, done.stdout + done.stderr, time.monotonic() - started
+
+
+def our_errors(output: str) -> list[str]:
+    return re.findall(r"^wallfacer: error: .*$", output, flags=re.MULTILINE)
+
+
+def test_a_script_that_does_not_exist() -> None:
+    code, output, seconds = launch("/no/such/pretrain_gpt.py", "--wallfacer-cp-size", "2")
+    assert code != 0
+    assert seconds < LIMIT_S
+    assert our_errors(output) == [
+        "wallfacer: error: /no/such/pretrain_gpt.py is not a file; "
+        "give the path of pretrain_gpt.py in a Megatron-LM checkout"
+    ]
+
+
+def test_an_unsupported_megatron(tmp_path: Path) -> None:
+    """A checkout beside the script wins over the installed package, so its version is the one that counts."""
+    core = tmp_path / "megatron" / "core"
+    core.mkdir(parents=True)
+    (core / "__init__.py").touch()
+    (core / "package_info.py").write_text("MAJOR = 0\nMINOR = 12\nPATCH = 3\n")
+    (tmp_path / "pretrain_gpt.py").write_text("raise SystemExit('the script ran')\n")
+    code, output, seconds = launch(str(tmp_path / "pretrain_gpt.py"), "--wallfacer-cp-size", "2")
+    assert code != 0
+    assert seconds < LIMIT_S
+    (error,) = our_errors(output)
+    assert "megatron-core 0.12.3 is not supported: use megatron-core 0.17, 0.18 or 0.19" in error
+
+
+def test_under_torchrun_a_bad_flag_is_one_line_a_machine() -> None:
+    code, output, seconds = launch(str(SCRIPT), *arguments("--wallfacer-cp-size", "2", "--window-size", "64,0"))
+    assert code != 0
+    assert seconds < LIMIT_S
+    assert len(our_errors(output)) == 1
+
+
+def test_under_torchrun_an_error_after_start_up_ends_every_rank() -> None:
+    flags = ("--wallfacer-cp-size", "2", "--spec", "tests.support.bypassing_spec", "spec")
+    code, output, seconds = launch(str(SCRIPT), *arguments(*flags))
+    assert code != 0
+    assert seconds < LIMIT_S
+    assert our_errors(output)

@@ -1,0 +1,81 @@
+"""Training with context parallelism gives the losses and gradient norms of training without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.megatron.training import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, arguments, baseline, differences
+from tests.support.megatron_runs import train
+
+WRONG_MASK = Path(__file__).resolve().parents[1] / "support" / "wrong_mask.py"
+
+
+@pytest.mark.parametrize("scheme", ["wallfacer", "team-ring", "ring"])
+@pytest.mark.parametrize("cp_size", [2, 4, 8])
+def test_scheme_and_size(cp_size: int, scheme: str) -> None:
+    run = train(
+        cp_size, arguments("--wallfacer-cp-size", str(cp_size), "--wallfacer-scheme", scheme, *TEAM[scheme, cp_size])
+    )
+    loss, grad_norm = differences(run.check(), baseline())
+    assert loss <= LOSS_TOLERANCE
+    assert grad_norm <= GRAD_NORM_TOLERANCE
+
+
+#: Where a scheme could be tested with a team of one, it is tested with a real one.
+TEAM = {
+    ("wallfacer", 2): (),
+    ("wallfacer", 4): ("--wallfacer-team-size", "2"),
+    ("wallfacer", 8): ("--wallfacer-team-size", "2"),
+    ("team-ring", 2): ("--wallfacer-team-size", "2"),
+    ("team-ring", 4): ("--wallfacer-team-size", "2"),
+    ("team-ring", 8): ("--wallfacer-team-size", "2", "--wallfacer-placement", "rings-adjacent"),
+    ("ring", 2): (),
+    ("ring", 4): (),
+    ("ring", 8): (),
+}
+
+
+def test_with_tensor_and_pipeline_parallelism() -> None:
+    layout = ("--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2")
+    run = train(8, arguments(*layout, "--wallfacer-cp-size", "2", "--wallfacer-team-size", "2")).check()
+    loss, grad_norm = differences(run, baseline(*layout, ranks=4))
+    assert loss <= LOSS_TOLERANCE
+    assert grad_norm <= GRAD_NORM_TOLERANCE
+    assert "wallfacer: 2 of 2 attention layers" in run.output
+
+
+def test_with_data_parallelism() -> None:
+    run = train(8, arguments("--wallfacer-cp-size", "4", "--wallfacer-team-size", "2")).check()
+    loss, grad_norm = differences(run, baseline())
+    assert loss <= LOSS_TOLERANCE
+    assert grad_norm <= GRAD_NORM_TOLERANCE
+
+
+def test_a_wrong_mask_fails_the_same_comparison() -> None:
+    """Negative control: the diagonal tiles without their causal triangle."""
+    run = train(2, arguments("--wallfacer-cp-size", "2"), script=WRONG_MASK).check()
+    loss, _ = differences(run, baseline())
+    assert loss > 100 * LOSS_TOLERANCE
+
+
+def test_a_run_prints_what_it_does() -> None:
+    flags = ("--wallfacer-cp-size", "4", "--wallfacer-scheme", "wallfacer", "--wallfacer-team-size", "2")
+    output = train(4, arguments(*flags, iterations=1)).check().ranks[0].output
+    block = [line.removeprefix("wallfacer: ") for line in output.splitlines() if line.startswith("wallfacer: ")]
+    text = "\n".join(block)
+    for part in (
+        "no CUDA here: 4 ranks on the CPU over gloo",
+        "megatron-wallfacer 0.1.0",
+        "core attention, local",
+        "cp size    4",
+        "scheme     wallfacer, backward payload q",
+        "team 2, kv_team 2, ring 1",
+        "placement  team, ring, kv_team (fastest first)",
+        "kernel     torch on cpu",
+        "dtype      float32",
+        "the lower bound",
+        "2 of 2 attention layers",
+    ):
+        assert part in text
