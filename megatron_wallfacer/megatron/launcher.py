@@ -73,11 +73,12 @@ def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
     """
     import torch
 
-    if torch.cuda.is_available():
-        _say(f"CUDA, {torch.cuda.device_count()} devices here")
-        return "cuda", arguments
     from . import cpu_runtime
 
+    # Where the CPU runtime is in already (ranks forked from a warm process), torch claims to have CUDA.
+    if torch.cuda.is_available() and not cpu_runtime.is_installed():
+        _say(f"CUDA, {torch.cuda.device_count()} devices here")
+        return "cuda", arguments
     adapted, added = cpu_runtime.adapt_argv(arguments)
     ranks = os.environ.get("WORLD_SIZE", "1")
     _say(f"no CUDA here: {ranks} ranks on the CPU over gloo; added {' '.join(added) or 'nothing'}")

@@ -1,4 +1,4 @@
-"""Lower bounds on the words a rank must receive (``docs/design.md``; derived in the project's paper notes).
+"""Lower bounds on the words a rank must receive (``docs/design.md``).
 
 Units: words per rank and attention layer, divided by n*H, where n is the tokens of a rank and H the
 query width (heads x head dim). kappa is kv heads / q heads. Let a rank's work project on x query

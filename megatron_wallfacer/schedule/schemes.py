@@ -82,8 +82,12 @@ def published_words(cp_size: int, team: int, kappa: float) -> float:
     Equations 4 to 7 of the paper with kv heads counted (gathers and combine, permutation and ring), and
     its backward, which the paper gives in prose: K, V stay; Q, dO, dQ ride and go home.
     """
-    forward = (2 + 2 * kappa) * (team - 1) + 2 * kappa * cp_size / team
-    return forward + (3 + 4 * kappa) * (team - 1) + 3 * cp_size / team
+    # A team of one has no copies to spread: no permutation, and with one rank no way home either.
+    entry = team if team > 1 else 0
+    home = team if cp_size > 1 else 0
+    ring = cp_size / team - team
+    forward = (2 + 2 * kappa) * (team - 1) + 2 * kappa * (entry + ring)
+    return forward + (3 + 4 * kappa) * (team - 1) + 2 * (entry + ring) + home + ring
 
 
 def divisors(number: int) -> tuple[int, ...]:

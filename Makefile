@@ -1,0 +1,30 @@
+# Everything runs in .venv, which scripts/bootstrap.sh makes; or in the interpreter named by WALLFACER_PYTHON, as it is.
+PYTHON := $(or $(WALLFACER_PYTHON),.venv/bin/python)
+# The commands of an environment lie beside its interpreter.
+WALLFACER := $(dir $(PYTHON))wallfacer
+# More arguments for demo and test: make test ARGS="-k ring -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap demo test lint clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
+		printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+bootstrap: ## make .venv with all that is needed; at once when it is there
+	@scripts/bootstrap.sh
+
+demo: bootstrap ## train a small GPT on CPU ranks, with and without the plugin, and compare
+	@$(WALLFACER) demo $(ARGS)
+
+test: bootstrap ## run the tests
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: bootstrap ## check style and format
+	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m ruff format --check
+
+clean: ## remove caches and build leftovers; .venv, a big download, stays
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,123 @@
+"""A real text corpus without any download: the sources of Python's standard library, one token a byte.
+
+Every machine that runs Python has some ten megabytes of it. Written in Megatron's .bin/.idx format, it is what the
+demonstration and the tests train on.
+
+Megatron's own `ByteLevelTokenizer` cannot be chosen on its command line (`build_tokenizer` has no name for it, in any
+version up to main of 2026-08). Its `NullTokenizer`, which takes ids as they are, can: `tokenizer_arguments` gives the
+flags.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+EOD = 256
+"""Token that ends a document; 0 to 255 are the bytes."""
+
+VOCABULARY = 257
+"""Number of different tokens."""
+
+_SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+
+
+def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
+    """Megatron's flags for this corpus.
+
+    Args:
+        megatron: Major and minor version of the Megatron that will read them. Up to 0.17 `--vocab-size` of the
+            NullTokenizer does not count the end-of-document token, from 0.18 on it does.
+    """
+    size = VOCABULARY if megatron >= (0, 18) else VOCABULARY - 1
+    return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(size)]
+
+
+def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
+    """Write the corpus into `directory`, unless it is there already.
+
+    One document a file, in the order of the paths, each ended by `EOD`; files are taken until `megabytes` million
+    tokens are reached. Whoever is killed on the way leaves a folder of another name behind, never half a corpus.
+
+    Args:
+        directory: Where to; made if absent. Several processes may build at the same time.
+        megabytes: Wanted number of tokens in millions, at least. The whole library has some ten.
+
+    Returns:
+        The prefix for `--data-path`: the two files are `<prefix>.bin` and `<prefix>.idx`.
+
+    Raises:
+        ValueError: `megabytes` is not positive, or the library has less.
+    """
+    if megabytes <= 0:
+        raise ValueError(f"megabytes must be positive, got {megabytes}")
+    finished = directory / f"python-library-{megabytes:g}mb"
+    prefix = finished / "bytes"
+    if finished.is_dir():
+        return prefix
+    directory.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{finished.name}-", dir=directory))
+    building.chmod(0o755)  # mkdtemp makes it for its owner alone
+    try:
+        _write(building / prefix.name, int(megabytes * 1_000_000))
+        try:
+            os.rename(building, finished)
+        except OSError:
+            if not finished.is_dir():  # else another process was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return prefix
+
+
+def library_sources() -> Iterator[Path]:
+    """The .py files of the standard library, tests and installed packages left out, in the order of their paths."""
+    root = Path(os.__file__).parent
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED)
+        for name in sorted(files):
+            if name.endswith(".py"):
+                yield Path(folder, name)
+
+
+def _write(prefix: Path, wanted: int) -> None:
+    """Tokenise sources into `<prefix>.bin` and `<prefix>.idx` until there are `wanted` tokens.
+
+    Raises:
+        ValueError: There are not that many.
+    """
+    import numpy
+
+    with warnings.catch_warnings():
+        # Importing Megatron warns of absent training kernels; no kernel is needed to write a file.
+        warnings.simplefilter("ignore")
+        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=numpy.uint16)
+    tokens = 0
+    with _progress() as progress:
+        task = progress.add_task("tokenising Python's library", total=wanted)
+        for source in library_sources():
+            if tokens >= wanted:
+                break
+            document = numpy.frombuffer(source.read_bytes(), dtype=numpy.uint8).astype(numpy.uint16)
+            document = numpy.append(document, numpy.uint16(EOD))
+            builder.add_document(document, [document.size])
+            tokens += document.size
+            progress.update(task, completed=min(tokens, wanted))
+    if tokens < wanted:
+        raise ValueError(f"Python's library has {tokens / 1e6:.1f} million bytes of source, asked for {wanted / 1e6:g}")
+    builder.finalize(f"{prefix}.idx")
+
+
+def _progress() -> Progress:
+    """A progress bar on stderr; drawn live on a terminal, written once at the end into a pipe."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))

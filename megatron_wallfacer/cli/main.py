@@ -1,0 +1,54 @@
+"""``wallfacer``: the commands a person types. Imports nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_wallfacer import __version__
+from megatron_wallfacer.errors import WallfacerError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0 if it did what it was asked."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return _COMMANDS[arguments.command](arguments)
+    except WallfacerError as error:
+        print(f"wallfacer: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="wallfacer", description="Multi-dimensional ring attention for Megatron-LM.")
+    parser.add_argument("--version", action="version", version=f"megatron-wallfacer {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    demo = commands.add_parser("demo", help="train a small GPT with and without context parallelism, and compare")
+    demo.add_argument("--directory", type=Path, default=Path("runs/demo"), help="where to leave data, logs, pictures")
+    demo.add_argument("--cp-size", type=int, default=8, help="context-parallel ranks (default: 8)")
+    demo.add_argument("--scheme", default="auto", help="as --wallfacer-scheme (default: auto)")
+    demo.add_argument("--iterations", type=int, default=20, help="training iterations (default: 20)")
+    demo.add_argument("--script", type=Path, help="Megatron script to run (default: this repository's own)")
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from megatron_wallfacer.cli.demo import Demo
+
+    demo = Demo(
+        directory=arguments.directory,
+        cp_size=arguments.cp_size,
+        scheme=arguments.scheme,
+        iterations=arguments.iterations,
+        script=arguments.script,
+    )
+    return demo.run()
+
+
+_COMMANDS = {"demo": _demo}

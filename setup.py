@@ -1,0 +1,58 @@
+"""Metadata of the package. How to build it, ruff and pytest are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    """`__version__` of the package, read as text: importing it here would need what is not installed yet."""
+    source = (HERE / "megatron_wallfacer" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('megatron_wallfacer/__init__.py has no line __version__ = "..."')
+    return found.group(1)
+
+
+REQUIRED = [
+    # The lower bound of Megatron-Core 0.17 to 0.19 itself. What we use is older: all_gather_into_tensor,
+    # all_to_all_single, batch_isend_irecv, and reduce_scatter_tensor with async_op on gloo (2.3).
+    # Run with 2.13 and 2.15: 2.6 to 2.12 are believed, not tested.
+    "torch>=2.6,<3",
+    "numpy>=1.26,<3",  # corpus and losses; 1.26 is the first for Python 3.12
+    "rich>=13,<16",  # tables and progress bars of the command line
+    "matplotlib>=3.8,<4",  # pictures; 3.8 is the first for Python 3.12
+]
+
+MEGATRON = [
+    # Whoever has GPUs brings a Megatron-LM checkout and its container, so Megatron is an extra. The versions that the
+    # hooks know; [training] is what `megatron.training` imports.
+    "megatron-core[training]>=0.17,<0.20",
+]
+
+setup(
+    name="megatron-wallfacer",
+    version=version(),
+    description="WallFacer for Megatron-LM: context parallelism on any grid of ranks, as a plugin",
+    license="Apache-2.0",
+    python_requires=">=3.12",  # as Megatron-Core 0.17 and later
+    packages=find_packages(include=["megatron_wallfacer*"]),
+    package_data={"megatron_wallfacer": ["py.typed"]},
+    install_requires=REQUIRED,
+    extras_require={
+        "megatron": MEGATRON,
+        # Kernels are compiled against the torch that is there: pip install --no-build-isolation. Bounds not tested.
+        "te": ["transformer-engine[pytorch]>=2.0"],  # attention kernels of Megatron's own containers
+        "flash": ["flash-attn>=2.6"],  # attention kernels without Transformer Engine
+        "dev": [
+            *MEGATRON,  # the tests train with it
+            "pytest>=8,<10",  # tests
+            "hypothesis>=6.100,<7",  # property tests of the schedules
+            "ruff>=0.9,<1",  # lint and format
+        ],
+    },
+    entry_points={"console_scripts": ["wallfacer = megatron_wallfacer.cli.main:main"]},
+)
