@@ -10,6 +10,7 @@ flags.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -98,6 +99,7 @@ def _write(prefix: Path, wanted: int) -> None:
     with warnings.catch_warnings():
         # Importing Megatron warns of absent training kernels; no kernel is needed to write a file.
         warnings.simplefilter("ignore")
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=numpy.uint16)

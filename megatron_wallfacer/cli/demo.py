@@ -133,6 +133,9 @@ def train(
             text=True,
             errors="replace",
             start_new_session=True,
+            # One thread a rank, also where torchrun leaves a lone rank all cores: threads that wait for each other
+            # on a busy machine are ten times slower.
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         try:
             assert process.stdout is not None

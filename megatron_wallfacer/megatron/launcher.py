@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from ..errors import WallfacerError
-from .version import Version, check_supported, megatron_version
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.version import Version, check_supported, megatron_version
 
 USAGE = "usage: [torchrun ...] -m megatron_wallfacer SCRIPT [Megatron's arguments] [--wallfacer-...]"
 
@@ -73,7 +73,7 @@ def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
     """
     import torch
 
-    from . import cpu_runtime
+    from megatron_wallfacer.megatron import cpu_runtime
 
     # Where the CPU runtime is in already (ranks forked from a warm process), torch claims to have CUDA.
     if torch.cuda.is_available() and not cpu_runtime.is_installed():
@@ -90,8 +90,8 @@ def _install_hooks(version: Version, device: str) -> None:
     """Install the plugin. The device is decided, Megatron's modules may be imported, the script has not run yet."""
     import torch
 
-    from .hooks import Hooks
-    from .session import Session
+    from megatron_wallfacer.megatron.hooks import Hooks
+    from megatron_wallfacer.megatron.session import Session
 
     Hooks(Session(version, torch.device(device))).install()
 

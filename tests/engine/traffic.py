@@ -23,7 +23,9 @@ RANKS = 8
 SHARD = torch.ones(2, 2**17)  # 1 MiB
 TOKENS = 256  # of a rank in a pass
 
-Job = tuple[Callable[..., int], tuple[object, ...]]
+Count = Counter[str]
+"""Bytes received by one rank, by axis and tensor."""
+Job = tuple[Callable[..., Count], tuple[object, ...]]
 
 PLANS = {
     "ring": make_plan("ring", RANKS),
@@ -50,12 +52,17 @@ def call_of(plan: Plan) -> Call:
     return Call(plan, Runtime(Transfers(connect(None, plan.grid)), kernel, scale=0.125))
 
 
-def run_move(rank: int, kind: str) -> int:
-    """One move over all ranks; bytes counted."""
+def counted(transfers: Transfers, run: Callable[[], object]) -> Count:
+    """What a rank counts while it runs something."""
+    before = transfers.received.copy()
+    run()
+    return Counter({" ".join(key): size for key, size in (transfers.received - before).items()})
+
+
+def run_move(rank: int, kind: str) -> Count:
+    """One move over all ranks."""
     transfers = call_of(Plan(Grid(ring=RANKS))).runtime.transfers
-    before = transfers.received.total()
-    _start(transfers, kind, rank).wait()
-    return transfers.received.total() - before
+    return counted(transfers, lambda: _start(transfers, kind, rank).wait())
 
 
 def _start(transfers: Transfers, kind: str, rank: int) -> Pending:
@@ -72,18 +79,13 @@ def _start(transfers: Transfers, kind: str, rank: int) -> Pending:
 _outputs: dict[Plan, Tensor] = {}
 
 
-def run_forward(_rank: int, plan: Plan) -> int:
-    """A forward pass; bytes counted."""
+def run_forward(_rank: int, plan: Plan) -> Count:
+    """A forward pass."""
     call = call_of(plan)
-    before = call.runtime.transfers.received.total()
     q, k, v = (torch.ones(TOKENS, 1, heads, 64, requires_grad=True) for heads in (4, 2, 2))
-    _outputs[plan] = attend(q, k, v, call)
-    return call.runtime.transfers.received.total() - before
+    return counted(call.runtime.transfers, lambda: _outputs.update({plan: attend(q, k, v, call)}))
 
 
-def run_backward(_rank: int, plan: Plan) -> int:
-    """The backward pass of the forward before it; bytes counted."""
-    received: Counter[tuple[str, str]] = call_of(plan).runtime.transfers.received
-    before = received.total()
-    _outputs.pop(plan).sum().backward()
-    return received.total() - before
+def run_backward(_rank: int, plan: Plan) -> Count:
+    """The backward pass of the forward before it."""
+    return counted(call_of(plan).runtime.transfers, lambda: _outputs.pop(plan).sum().backward())

@@ -14,13 +14,18 @@ import socket
 import struct
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 NOT_ALLOWED = 77  # the exit status of a test that does not apply
 IN_NAMESPACE = {"GLOO_SOCKET_IFNAME": "lo"}
 
 
-def measure() -> dict[str, dict[str, int]] | str:
+Measured = dict[str, dict[str, Any]]
+
+
+def measure() -> Measured | str:
     """What :func:`main` prints, or why a namespace is not to be had."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", __name__]
@@ -49,7 +54,7 @@ def main() -> None:
             pool.run(job, *args)  # connections are made by the first call
         for part, (job, args) in jobs.items():
             before = _carried()
-            counted = sum(pool.run(job, *args))
+            counted = sum(pool.run(job, *args), Counter())
             found[f"{name} {part}".strip()] = {"counted": counted, "carried": _carried() - before}
     pool.close()
     sys.stdout.write(json.dumps(found))

@@ -20,6 +20,7 @@ import select
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def _warm_up() -> None:
     import megatron.core.tokenizers.text  # brings the transformers package
     import megatron.training  # noqa: F401
 
-    import megatron_wallfacer.megatron.hooks  # noqa: F401
+    import megatron_wallfacer.megatron.hooks
     import megatron_wallfacer.megatron.launcher  # noqa: F401
 
 
@@ -145,6 +146,8 @@ def _be_rank(run: dict[str, Any], rank: int, answer: int) -> NoReturn:
         os.close(answer)
         _redirect(folder / f"rank{rank}.log")
         faulthandler.register(signal.SIGUSR1, all_threads=True)
+        # What a killed rank leaves behind then goes with the folder.
+        tempfile.tempdir = str(folder)
         os.environ.update(_rank_variables(run, rank))
         os.environ.update(run["env"])
         _record_training(folder / f"rank{rank}.jsonl")

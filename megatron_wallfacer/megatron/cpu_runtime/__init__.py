@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 
-from .arguments import adapt_argv
+from megatron_wallfacer.megatron.cpu_runtime.arguments import adapt_argv
 
 __all__ = ["adapt_argv", "install", "is_installed"]
 
@@ -53,10 +53,19 @@ def _replace_all() -> None:
 
     The order matters: variables are read when torch's parts are imported, and Megatron binds names of torch.cuda.
     """
-    from . import environment
+    from megatron_wallfacer.megatron.cpu_runtime import environment
 
     environment.install()
-    from . import dataset_helpers, moe, noise, norms, rng, startup, tensors, torch_cuda
+    from megatron_wallfacer.megatron.cpu_runtime import (
+        dataset_helpers,
+        moe,
+        noise,
+        norms,
+        rng,
+        startup,
+        tensors,
+        torch_cuda,
+    )
 
     torch_cuda.install()
     rng.install()

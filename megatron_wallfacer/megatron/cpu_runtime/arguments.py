@@ -5,7 +5,7 @@ Every flag in `NEEDED` exists in Megatron-LM 0.17, 0.18, 0.19 and main of 2026-0
 
 from __future__ import annotations
 
-from ...errors import WallfacerError
+from megatron_wallfacer.errors import WallfacerError
 
 # Appended when the user did not give them: flag -> value, None for a switch.
 NEEDED: dict[str, str | None] = {

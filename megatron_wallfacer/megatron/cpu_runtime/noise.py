@@ -16,6 +16,9 @@ _WARNINGS = (
     r"'pin_memory' argument is set as true but no accelerator is found",
 )
 
+# Says that a CUDA toolkit is installed but no GPU is: known.
+_CUDA_HOME_LOGGER = "torch.utils.cpp_extension"
+
 _RNG_LOGGER = "megatron.core.tensor_parallel.random"
 _RNG_MESSAGE = "CPU RNG state changed within GPU RNG context"
 
@@ -33,4 +36,5 @@ def install() -> None:
         # Megatron's scripts do this on their first lines, before they import Megatron. Here it is imported before them.
         for category in (UserWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category)
+    logging.getLogger(_CUDA_HOME_LOGGER).setLevel(logging.ERROR)
     logging.getLogger(_RNG_LOGGER).addFilter(_not_about_the_cpu_generator)

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from .replace import wrap
+from megatron_wallfacer.megatron.cpu_runtime.replace import wrap
 
 
 def install() -> None:

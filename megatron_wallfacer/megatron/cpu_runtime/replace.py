@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from ...errors import WallfacerError
+from megatron_wallfacer.errors import WallfacerError
 
 
 def replace(dotted: str, value: Any) -> None:

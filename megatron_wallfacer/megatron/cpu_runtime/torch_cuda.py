@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .replace import replace
+from megatron_wallfacer.megatron.cpu_runtime.replace import replace
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ class Stream:
 class Event:
     """A CUDA event: a reading of the host's clock."""
 
-    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any):
+    def __init__(
+        self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any
+    ) -> None:
+        self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any
+    ) -> None:
         self._seconds: float | None = None
 
     def record(self, stream: Stream | None = None) -> None:

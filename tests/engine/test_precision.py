@@ -1,0 +1,55 @@
+"""Single and half precision against dense attention in fp64 on the same rounded inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
+from megatron_wallfacer.schedule.grid import RINGS_ADJACENT, Grid
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schemes import make_plan
+from tests.engine.test_exactness import errors, run_problems
+from tests.support.dense import Problem
+from tests.support.pool import Pool
+
+SCHEMES = {
+    "ring": make_plan("ring", 8),
+    "team-ring": make_plan("team-ring", 8, team_size=2),
+    "wallfacer": make_plan("wallfacer", 8, team_size=2),
+    "all-gather": make_plan("all-gather", 8),
+}
+GRIDS = SCHEMES | {
+    "team x kv_team x ring": Plan(Grid(2, 2, 2, RINGS_ADJACENT)),
+    "one team": Plan(Grid(team=8)),
+}
+
+
+def single_process_errors(problem: Problem) -> dict[str, float]:
+    """Errors of the kernel on the whole sequence in one process, looked at shard by shard like the others."""
+    q, k, v, dout = (x.transpose(0, 1).contiguous() for x in problem.tensors())
+    options = {"causal": problem.causal, "scale": problem.head_dim**-0.5}
+    kernel = TorchCpuKernel()
+    out, lse = kernel.forward(q, k, v, **options)
+    found = (out, *kernel.backward(dout, q, k, v, out, lse, **options))
+    shards = [[problem.shard(x.transpose(0, 1), rank).double().numpy() for x in found] for rank in range(8)]
+    return errors(problem, shards)
+
+
+@pytest.mark.parametrize("plan", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("causal", [True, False])
+def test_fp32_is_within_1e_5(pools: Callable[[int], Pool], plan: Plan, causal: bool) -> None:
+    problem = Problem(8, chunk=8, batch=2, kv_heads=2, head_dim=32, causal=causal, dtype=torch.float32)
+    found = errors(problem, [results[0] for results in pools(8).run(run_problems, [problem], [plan])])
+    assert max(found.values()) <= 1e-5, found
+
+
+@pytest.mark.parametrize("plan", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("causal", [True, False])
+def test_bf16_errs_at_most_twice_as_much_as_one_process(pools: Callable[[int], Pool], plan: Plan, causal: bool) -> None:
+    problem = Problem(8, chunk=32, kv_heads=2, head_dim=64, causal=causal, dtype=torch.bfloat16)
+    found = errors(problem, [results[0] for results in pools(8).run(run_problems, [problem], [plan])])
+    alone = single_process_errors(problem)
+    assert all(found[name] <= 2 * alone[name] for name in alone), (found, alone)

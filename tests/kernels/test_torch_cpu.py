@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
+from tests.kernels.problems import LocalProblem, worst
+
+FITS = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 64, "v_head_dim": 64}
+
+
+def test_realistic_tile_in_half_precision() -> None:
+    problem = LocalProblem(
+        256, 256, batch=1, q_heads=4, kv_heads=2, head_dim=64, v_head_dim=64, causal=True, dtype=torch.bfloat16
+    )
+    assert worst(problem.solved_by(TorchCpuKernel()), problem.solution()) <= 2e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_cpu_tensors_of_equal_head_dims_are_served(dtype: torch.dtype) -> None:
+    assert TorchCpuKernel().refusal(**{**FITS, "dtype": dtype}) is None
+
+
+def test_tensors_elsewhere_are_refused() -> None:
+    refusal = TorchCpuKernel().refusal(**{**FITS, "device": torch.device("cuda", 1)})
+    assert refusal == "it runs on a CPU, the tensors are on cuda"
+
+
+def test_unequal_head_dims_are_refused() -> None:
+    refusal = TorchCpuKernel().refusal(**{**FITS, "v_head_dim": 128})
+    assert refusal == "it needs equal head dims, q and k have 64, v has 128"
