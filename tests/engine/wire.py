@@ -41,7 +41,7 @@ def measure() -> Measured | str:
 def main() -> None:
     try:
         _enter_namespace()
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # not allowed, or not on Linux
         sys.stderr.write(f"no network namespace: {error}")
         sys.exit(NOT_ALLOWED)
     # Later than the namespace: one that is made without being root asks for a process of one thread.

@@ -73,8 +73,6 @@ class Event:
     def __init__(
         self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any
     ) -> None:
-        self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any
-    ) -> None:
         self._seconds: float | None = None
 
     def record(self, stream: Stream | None = None) -> None:
