@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.version import SUPPORTED_TEXT, Version, version_text
+from megatron_wallfacer.megatron.version import SUPPORTED_TEXT, Version, untested_allowed, version_text
 
 
 @dataclass
@@ -41,10 +41,12 @@ class Hook:
         """Install it; nothing happens where it is installed already.
 
         Raises:
-            WallfacerError: the target is missing or its signature has changed.
+            WallfacerError: it is not written for this version, or the target is missing or has changed.
         """
         if self._replacement is not None:
             return
+        if not self.fits(version) and not untested_allowed():
+            raise self._unfit(version, f"is known from {_text(self.since)} to before {_text(self.until)} only")
         owner, attribute = self._owner(version)
         original = getattr(owner, attribute)
         missing = [name for name in self.parameters if name not in inspect.signature(original).parameters]
@@ -93,3 +95,7 @@ class Hook:
             f"hook '{self.name}': megatron-core {version_text(version)}: {self.target} {what}; "
             f"use {SUPPORTED_TEXT}, or a newer megatron-wallfacer"
         )
+
+
+def _text(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

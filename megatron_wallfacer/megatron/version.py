@@ -43,12 +43,17 @@ def check_supported(version: Version) -> None:
         WallfacerError: naming the version, the supported range and the way out.
     """
     first, end = SUPPORTED
-    if first <= version[:2] < end or os.environ.get(ALLOW_UNTESTED) == "1":
+    if first <= version[:2] < end or untested_allowed():
         return
     raise WallfacerError(
         f"megatron-core {version_text(version)} is not supported: use {SUPPORTED_TEXT}, a newer megatron-wallfacer, "
         f"or set {ALLOW_UNTESTED}=1 to try"
     )
+
+
+def untested_allowed() -> bool:
+    """Whether the user wants to try a Megatron that nobody has tested."""
+    return os.environ.get(ALLOW_UNTESTED) == "1"
 
 
 def version_text(version: Version) -> str:

@@ -52,6 +52,19 @@ def test_apply_wraps_a_method(host: types.ModuleType) -> None:
     assert host.Provider().core_attention() == ("wrapped", "original")
 
 
+def test_a_version_that_it_is_not_for_is_refused_unless_untested_ones_may_be_tried(
+    host: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WALLFACER_ALLOW_UNTESTED", raising=False)
+    with pytest.raises(
+        WallfacerError, match=r"0\.20\.0: wallfacer_test_host:parse is known from 0\.13 to before 0\.20 only"
+    ):
+        hook("parse").apply((0, 20, 0))
+    monkeypatch.setenv("WALLFACER_ALLOW_UNTESTED", "1")
+    hook("parse").apply((0, 20, 0))
+    assert host.parse("p") == ("wrapped", ("original", "p"))
+
+
 def test_applying_twice_wraps_once(host: types.ModuleType) -> None:
     once = hook("parse")
     once.apply(VERSION)
