@@ -62,6 +62,8 @@ def attention(
     """
     _check_shapes(q, k, v)
     plan = Plan(plan) if isinstance(plan, Grid) else plan
+    if scale is not None and scale <= 0:
+        raise OptionError("scale", scale, "positive: with other scales PyTorch's CPU kernel gives NaN in silence")
     chosen = select_kernel(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1], v_head_dim=v.shape[-1])
     runtime = Runtime(_transfers(group, plan.grid), chosen, q.shape[-1] ** -0.5 if scale is None else scale)
     call = Call(plan, runtime, causal=causal, keep_gathered_q=keep_gathered_q)

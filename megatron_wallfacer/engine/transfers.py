@@ -19,6 +19,9 @@ from megatron_wallfacer.schedule.moves import Combine, Gather, Hop, Reduce
 
 Tensors = tuple[Tensor, ...]
 
+# torch 2.13 deprecated the name under which older versions know it.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class Pending:
     """Tensors on their way. Also keeps what is being sent alive until it has left."""
@@ -52,8 +55,7 @@ class Transfers:
         sent = [shard.contiguous() for shard in shards]
         gathered = [shard.new_empty((count * shard.shape[0], *shard.shape[1:])) for shard in sent]
         works = [
-            dist.all_gather_into_tensor(whole, shard, group=group, async_op=True)
-            for whole, shard in zip(gathered, sent, strict=True)
+            _all_gather(whole, shard, group=group, async_op=True) for whole, shard in zip(gathered, sent, strict=True)
         ]
         self._count(move.axis, move.payload, [(count - 1) * _bytes(shard) for shard in sent])
         return Pending(works, lambda: tuple(_reorder(whole, order) for whole in gathered), sent)
@@ -71,6 +73,19 @@ class Transfers:
 
     def exchange(self, move: Combine, block: Tensors) -> Pending:
         """Send each rank its shard of a block; what arrives is stacked ``[len(move.ranks), shard tokens, ...]``."""
+        works, arriving, sent = self._direct(move, block)
+        return Pending(works, lambda: arriving, sent)
+
+    def reduce(self, move: Reduce, block: Tensors) -> Pending:
+        """Sum a block over the ranks; each receives its own shard.
+
+        A direct exchange and a local sum, in rank order on every rank. gloo's own reduce-scatter moves each word twice.
+        """
+        works, arriving, sent = self._direct(move, block)
+        return Pending(works, lambda: tuple(parts.sum(0) for parts in arriving), sent)
+
+    def _direct(self, move: Combine | Reduce, block: Tensors) -> tuple[list[dist.Work], Tensors, list[Tensor]]:
+        """All-to-all of a block's shards: (works, what arrives, what is sent)."""
         count, group = len(move.ranks), self.groups.groups[move.axis]
         sent = self._shards_of(move, block)
         arriving = [torch.empty_like(tensor) for tensor in sent]
@@ -79,19 +94,7 @@ class Transfers:
             for whole, tensor in zip(arriving, sent, strict=True)
         ]
         self._count(move.axis, move.payload, [(count - 1) * _bytes(tensor) // count for tensor in sent])
-        return Pending(works, lambda: tuple(whole.unflatten(0, (count, -1)) for whole in arriving), sent)
-
-    def reduce(self, move: Reduce, block: Tensors) -> Pending:
-        """Sum a block over the ranks; each receives its own shard."""
-        count, group = len(move.ranks), self.groups.groups[move.axis]
-        sent = self._shards_of(move, block)
-        arriving = tuple(tensor.new_empty((tensor.shape[0] // count, *tensor.shape[1:])) for tensor in sent)
-        works = [
-            dist.reduce_scatter_tensor(shard, tensor, group=group, async_op=True)
-            for shard, tensor in zip(arriving, sent, strict=True)
-        ]
-        self._count(move.axis, move.payload, [(count - 1) * _bytes(shard) for shard in arriving])
-        return Pending(works, lambda: arriving, sent)
+        return works, tuple(whole.unflatten(0, (count, -1)) for whole in arriving), sent
 
     def _shards_of(self, move: Combine | Reduce, block: Tensors) -> list[Tensor]:
         order = inverse_order(sorting_order(move.ranks, self.groups.grid.cp_size))

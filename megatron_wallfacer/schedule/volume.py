@@ -97,28 +97,31 @@ def move_bytes(move: Move, shape: Shape) -> Counter[tuple[str, str]]:
 def buffer_bytes(schedule: Schedule, shape: Shape) -> int:
     """Bytes that the turn of the ring holds at once, beyond the shards that a rank owns.
 
-    Counted: the resident block if it was gathered, and its accumulators; the rider's block (one in use,
-    one arriving) and in backward its gradient (one in use, one arriving, one that waits at home). Not
-    counted: a kernel's own workspace, and what the gathers and reductions hold before and after the turn.
+    Counted: the resident block if it was gathered, and its accumulators; the rider's block (one in use, one arriving);
+    in backward the rider's gradient (one in use, one arriving, one that is leaving, one that waits at home), and
+    the stand-in for the output of each query block. Not counted: a kernel's own workspace, and what the gathers
+    and reductions hold before and after the turn.
     """
     inputs, results = _tensors(schedule)
-    resident: Rider = "q" if schedule.rider == "kv" else "kv"
-    step, turns = schedule.steps[0], len(schedule.steps)
+    rider, step, turns = schedule.rider, schedule.steps[0], len(schedule.steps)
+    resident: Rider = "q" if rider == "kv" else "kv"
     shards = {"q": len(step.q_ranks), "kv": len(step.kv_ranks)}
-    owned = {side: shards[side] == 1 for side in shards}
-    arrived = not owned[schedule.rider]
-    copies: dict[str, int] = {
-        resident: 0 if owned[resident] else 1,
-        schedule.rider: min(2, turns - 1 + arrived),
-    }
-    sums: dict[str, int] = {
-        resident: 1,
-        schedule.rider: 1 if turns == 1 else 2 + schedule.keeps_first,
-    }
-    return sum(
+    copies = {resident: min(1, shards[resident] - 1), rider: min(2, turns - 1 + (shards[rider] > 1))}
+    sums = {resident: 1, rider: _travelling(schedule)}
+    stand_in = shape.bytes("dout") if schedule.backward else 0
+    return shards["q"] * stand_in + sum(
         shards[side] * (copies[side] * _bytes(shape, inputs[side]) + sums[side] * _bytes(shape, results[side]))
         for side in ("q", "kv")
     )
+
+
+def _travelling(schedule: Schedule) -> int:
+    """Copies of the rider's gradient at once: what is summed now, a pair on the way, and what waits at home."""
+    ways = [*(step.grad_hop for step in schedule.steps), *schedule.epilogue]
+    leaves = any(isinstance(way, Hop) for way in ways)
+    sums_meanwhile = any(step.grad_hop for step in schedule.steps)
+    waits = schedule.keeps_first and leaves
+    return max(1, 2 * leaves + sums_meanwhile + waits)
 
 
 def _tensors(schedule: Schedule) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:

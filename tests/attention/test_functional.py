@@ -245,3 +245,11 @@ def test_plan_of_another_size_than_the_group_is_refused() -> None:
 def test_refusals_are_of_the_projects_own_kind() -> None:
     with pytest.raises(WallfacerError):
         attention(*tensors(), plan=Grid(ring=2))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
+    """PyTorch's CPU kernel would answer NaN."""
+    x = torch.zeros(1, 4, 2, 8)
+    with pytest.raises(OptionError, match=r"scale=.*: must be positive"):
+        attention(x, x, x, plan=Grid(), scale=scale)

@@ -162,39 +162,42 @@ def test_words_are_the_bytes_without_statistics(grid: Grid, data: st.DataObject)
 def test_buffers_of_a_ring() -> None:
     # Forward: fp32 out and lse; the K, V shard in use and the one arriving.
     assert buffer_bytes(forward_schedule(Plan(Grid(ring=4)), 0), SHAPE) == OUT + LSE + 2 * (2 * K)
-    # Backward: dq; the same K, V; dk, dv in use, arriving, and at home.
-    assert buffer_bytes(backward_schedule(Plan(Grid(ring=4)), 0), SHAPE) == DQ + 2 * (2 * K) + 3 * (2 * DK)
+    # Backward: dq, the stand-in for out; the same K, V; dk, dv in use, arriving, leaving, and at home.
+    assert buffer_bytes(backward_schedule(Plan(Grid(ring=4)), 0), SHAPE) == DQ + Q + 2 * (2 * K) + 4 * (2 * DK)
 
 
 def test_ring_of_two_holds_no_third_shard() -> None:
     assert buffer_bytes(forward_schedule(Plan(Grid(ring=2)), 0), SHAPE) == OUT + LSE + 2 * K
+    # What a ring of two sums for the other rank leaves, and what arrives is added to what waited.
+    assert buffer_bytes(backward_schedule(Plan(Grid(ring=2)), 0), SHAPE) == DQ + Q + 2 * K + 3 * (2 * DK)
 
 
 def test_single_rank_holds_its_accumulators_only() -> None:
     assert buffer_bytes(forward_schedule(Plan(Grid()), 0), SHAPE) == OUT + LSE
-    assert buffer_bytes(backward_schedule(Plan(Grid()), 0), SHAPE) == DQ + 2 * DK
+    assert buffer_bytes(backward_schedule(Plan(Grid()), 0), SHAPE) == DQ + Q + 2 * DK
 
 
 def test_buffers_of_a_team_ring() -> None:
     # The team's two shards of q, out and lse; two single K, V shards.
     plan = Plan(Grid(team=2, ring=4))
     assert buffer_bytes(forward_schedule(plan, 0), SHAPE) == 2 * (Q + OUT + LSE) + 2 * (2 * K)
-    q_side = 2 * (2 * Q + 2 * LSE + DQ)
-    assert buffer_bytes(backward_schedule(plan, 0), SHAPE) == q_side + 2 * (2 * K) + 3 * (2 * DK)
+    q_side = 2 * (2 * Q + 2 * LSE + DQ + Q)
+    assert buffer_bytes(backward_schedule(plan, 0), SHAPE) == q_side + 2 * (2 * K) + 4 * (2 * DK)
 
 
 def test_buffers_of_the_published_scheme() -> None:
     # The team's q, out and lse; two K, V blocks of two shards each.
     plan = published(8, 2)
     assert buffer_bytes(forward_schedule(plan, 0), SHAPE) == 2 * (Q + OUT + LSE) + 2 * 2 * (2 * K)
-    # K, V and their gradients stay; two blocks of q, dout, lse, delta and two of dq ride.
-    resident, riding = 2 * (2 * K + 2 * DK), 2 * 2 * (2 * Q + 2 * LSE) + 2 * 2 * DQ
+    # K, V and their gradients stay; two blocks of q, dout, lse, delta ride, and three of dq
+    # (in use, arriving, leaving); the block in use has a stand-in for out.
+    resident, riding = 2 * (2 * K + 2 * DK), 2 * 2 * (2 * Q + 2 * LSE) + 3 * 2 * DQ + 2 * Q
     assert buffer_bytes(backward_schedule(plan, 0), SHAPE) == resident + riding
 
 
 def test_buffers_of_all_gather() -> None:
     assert buffer_bytes(forward_schedule(Plan(Grid(kv_team=4)), 0), SHAPE) == OUT + LSE + 4 * (2 * K)
-    assert buffer_bytes(backward_schedule(Plan(Grid(kv_team=4)), 0), SHAPE) == DQ + 4 * (2 * K + 2 * DK)
+    assert buffer_bytes(backward_schedule(Plan(Grid(kv_team=4)), 0), SHAPE) == DQ + Q + 4 * (2 * K + 2 * DK)
 
 
 @settings(max_examples=100)
