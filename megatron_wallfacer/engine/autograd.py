@@ -41,7 +41,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         schedule = forward_schedule(call.plan, call.runtime.transfers.groups.rank, causal=call.causal)
-        out, lse, q_block = run_forward(schedule, call.runtime, q, k, v)
+        # The dtypes are the caller's choice: autocast must not make the reference kernel's products bf16.
+        with torch.autocast(q.device.type, enabled=False):
+            out, lse, q_block = run_forward(schedule, call.runtime, q, k, v)
         ctx.save_for_backward(q_block if call.keep_gathered_q else q, k, v, out, lse)
         ctx.call = call
         return out
@@ -54,5 +56,6 @@ class _Attention(torch.autograd.Function):
         rank = call.runtime.transfers.groups.rank
         schedule = backward_schedule(call.plan, rank, causal=call.causal, q_kept=call.keep_gathered_q)
         local = {"q": q, "k": k, "v": v, "out": out, "lse": lse, "dout": dout}
-        dq, dk, dv = run_backward(schedule, call.runtime, local)
+        with torch.autocast(q.device.type, enabled=False):
+            dq, dk, dv = run_backward(schedule, call.runtime, local)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None

@@ -92,11 +92,14 @@ def _run_tiles(
         rows, cols = tile_slices(tile, chunk)
         dout_rows, q_rows, out_rows, lse_rows = (tensor[rows] for tensor in (dout, q, stand_in, lse))
         k_cols, v_cols = (tensor[cols] for tensor in blocks["kv"])
-        dq, dk, dv = runtime.kernel.backward(
-            dout_rows, q_rows, k_cols, v_cols, out_rows, lse_rows, causal=tile.causal, scale=runtime.scale
+        sums = (*(grad[rows] for grad in grads["q"]), *(grad[cols] for grad in grads["kv"]))
+        # Not kept in a name: a tile's result must be gone before the next tile is computed.
+        _add(
+            sums,
+            runtime.kernel.backward(
+                dout_rows, q_rows, k_cols, v_cols, out_rows, lse_rows, causal=tile.causal, scale=runtime.scale
+            ),
         )
-        _add(tuple(grad[rows] for grad in grads["q"]), (dq,))
-        _add(tuple(grad[cols] for grad in grads["kv"]), (dk, dv))
 
 
 def _zero_grads(side: str, block: Tensors, dtype: torch.dtype) -> Tensors:

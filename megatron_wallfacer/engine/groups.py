@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from megatron_wallfacer.errors import OptionError
@@ -32,7 +34,7 @@ class AxisGroups:
             dist.destroy_process_group(group)
 
 
-def connect(group: dist.ProcessGroup | None, grid: Grid) -> AxisGroups:
+def connect(group: dist.ProcessGroup | None, grid: Grid, *, timeout: timedelta | None = None) -> AxisGroups:
     """Make the groups of a grid inside a context-parallel group.
 
     Collective over the *world*, like ``torch.distributed.new_group``: every rank of the job enters, each with
@@ -44,6 +46,7 @@ def connect(group: dist.ProcessGroup | None, grid: Grid) -> AxisGroups:
         group: the context-parallel group; None for the whole world, or for one process without
             torch.distributed.
         grid: its ``cp_size`` must be the group's size.
+        timeout: of the groups that are made; torch.distributed's default unless given.
 
     Raises:
         OptionError: the grid does not fit the group.
@@ -56,10 +59,23 @@ def connect(group: dist.ProcessGroup | None, grid: Grid) -> AxisGroups:
     cp = dist.group.WORLD if group is None else group
     groups = {"cp": cp} | {axis: cp for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
     for axis, ranks in _every_subgroup(global_ranks, grid):
-        made = dist.new_group(ranks)
+        made = dist.new_group(ranks, timeout=timeout)
         if dist.get_rank() in ranks:
             groups[axis] = made
+    _warm_up(groups)
     return AxisGroups(grid, dist.get_rank(cp), global_ranks, groups)
+
+
+def _warm_up(groups: dict[str, dist.ProcessGroup]) -> None:
+    """One small sum over each group.
+
+    NCCL makes a communicator with a group's first operation, and then all members must take part. The published
+    permutation leaves some ranks where they are, so that first operation must not be one of its hops. It also
+    shows a broken network here and not in the middle of a step.
+    """
+    for group in dict.fromkeys(groups.values()):
+        device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+        dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
 def _every_subgroup(global_ranks: tuple[int, ...], grid: Grid) -> list[tuple[str, tuple[int, ...]]]:

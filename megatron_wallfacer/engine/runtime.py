@@ -34,15 +34,14 @@ class Arrivals:
         self._at_hand = dict(local)
         self._on_the_way: dict[tuple[str, ...], Pending] = {}
         for move in schedule.prologue:
-            tensors = self.take(move.payload)
             start = runtime.transfers.gather if isinstance(move, Gather) else runtime.transfers.hop
-            self._on_the_way[move.payload] = start(move, tensors)
+            self._on_the_way[move.payload] = start(move, self.take(move.payload))
 
     def take(self, names: Sequence[str]) -> Tensors:
-        """These tensors, once they are here."""
+        """These tensors, once they are here. They are handed over: nothing here keeps them alive."""
         for payload in [payload for payload in self._on_the_way if not set(payload).isdisjoint(names)]:
             self._at_hand.update(zip(payload, self._on_the_way.pop(payload).wait(), strict=True))
-        return tuple(self._at_hand[name] for name in names)
+        return tuple(self._at_hand.pop(name) for name in names)
 
 
 def tile_slices(tile: Tile, chunk: int) -> tuple[slice, slice]:

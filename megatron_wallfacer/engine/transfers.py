@@ -24,16 +24,19 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 class Pending:
-    """Tensors on their way. Also keeps what is being sent alive until it has left."""
+    """Tensors on their way. Keeps what is being sent alive until it has left, and not longer."""
 
-    def __init__(self, works: Sequence[dist.Work], finish: Callable[[], Tensors], sent: Sequence[Tensor] = ()) -> None:
-        self._works, self._finish, self._sent = works, finish, sent
+    def __init__(self, works: Sequence[dist.Work], finish: Callable[[], Tensors], sent: Sequence[Tensor]) -> None:
+        self._state: tuple[Sequence[dist.Work], Callable[[], Tensors], Sequence[Tensor]] | None = (works, finish, sent)
 
     def wait(self) -> Tensors:
-        """Block until everything has arrived and left."""
-        for work in self._works:
+        """Block until everything has arrived and left. To be called once."""
+        assert self._state is not None
+        works, finish, _ = self._state
+        for work in works:
             work.wait()
-        return self._finish()
+        self._state = None
+        return finish()
 
 
 class Transfers:
@@ -79,7 +82,8 @@ class Transfers:
     def reduce(self, move: Reduce, block: Tensors) -> Pending:
         """Sum a block over the ranks; each receives its own shard.
 
-        A direct exchange and a local sum, in rank order on every rank. gloo's own reduce-scatter moves each word twice.
+        A direct exchange and a local sum: the sum has the same order whatever the backend, and gloo's own
+        reduce-scatter moves each word twice.
         """
         works, arriving, sent = self._direct(move, block)
         return Pending(works, lambda: tuple(parts.sum(0) for parts in arriving), sent)
