@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from megatron_wallfacer.engine.autograd import Call, attend
 from megatron_wallfacer.engine.groups import connect
@@ -17,13 +16,11 @@ from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.plan import Plan
 
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
+Group = dist.ProcessGroup | DeviceMesh | None
 
-    Group = dist.ProcessGroup | DeviceMesh | None
-
-# Making groups is collective and slow, so those of a (group, grid) pair are made once.
-_connected: dict[tuple[int, Grid], tuple[dist.ProcessGroup | None, Transfers]] = {}
+# Making groups is collective and slow, so those of a (world, ranks, grid) are made once. The world is part of the key
+# because groups die with it.
+_connected: dict[tuple[dist.ProcessGroup | None, tuple[int, ...], Grid], Transfers] = {}
 
 
 def attention(
@@ -41,7 +38,9 @@ def attention(
     """Exact attention over a sequence that is split over ranks. Differentiable.
 
     Rank r of P holds chunks r and 2P-1-r of the 2P equal chunks of the sequence (zig-zag, as Megatron and
-    others lay it out). Collective: every rank of ``group`` calls it with the same arguments but q, k, v.
+    others lay it out). Collective: every rank of ``group`` calls it with the same arguments but q, k, v. The *first*
+    call with a group and a grid makes process groups, as ``torch.distributed.new_group`` does, so every rank of
+    the *job* has to make one, each with its own group.
 
     Args:
         q: bshd ``[batch, tokens / P, q_heads, head_dim]``.
@@ -72,19 +71,24 @@ def attention(
 
 def forget_groups() -> None:
     """Destroy the process groups that :func:`attention` made."""
-    for _, transfers in _connected.values():
-        transfers.groups.close()
+    for (world, _, _), transfers in _connected.items():
+        if world is _world():
+            transfers.groups.close()
     _connected.clear()
 
 
+def _world() -> dist.ProcessGroup | None:
+    return dist.group.WORLD if dist.is_initialized() else None
+
+
 def _transfers(group: Group, grid: Grid) -> Transfers:
-    if group is not None and not isinstance(group, dist.ProcessGroup):
+    if isinstance(group, DeviceMesh):
         group = group.get_group()
-    key = (id(group), grid)
+    ranks = tuple(dist.get_process_group_ranks(group)) if dist.is_initialized() else ()
+    key = (_world(), ranks, grid)
     if key not in _connected:
-        # The group is kept beside its key, so that its id is not given to another.
-        _connected[key] = (group, Transfers(connect(group, grid)))
-    return _connected[key][1]
+        _connected[key] = Transfers(connect(group, grid))
+    return _connected[key]
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 import megatron_wallfacer
-from megatron_wallfacer.cli.corpus import build_corpus, tokenizer_arguments
 from megatron_wallfacer.cli.pictures.grid import draw_grid
 from megatron_wallfacer.cli.pictures.loss import draw_losses
 from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
 from megatron_wallfacer.megatron.version import megatron_version
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import make_plan

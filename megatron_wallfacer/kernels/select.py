@@ -11,13 +11,15 @@ from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 
 KERNELS: tuple[str, ...] = ("auto", "torch", "reference")
 NOT_BUILT_YET: tuple[str, ...] = ("te", "flash", "cudnn")
+#: What ``auto`` is, by device type. There is no fused kernel for CUDA yet.
+_AUTO = {"cpu": "torch", "cuda": "reference"}
 _BUILT: dict[str, type[Kernel]] = {"torch": TorchCpuKernel, "reference": ReferenceKernel}
 
 
 def select_kernel(
     name: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None
 ) -> Kernel:
-    """The kernel of that name, or with ``auto`` the fast one of the device.
+    """The kernel of that name, or with ``auto`` the best that is built for the device.
 
     Raises:
         OptionError: the name is unknown, not built yet, or the kernel cannot serve such inputs.
@@ -26,7 +28,7 @@ def select_kernel(
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}; {name} is not built yet")
     if name not in KERNELS:
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}")
-    kernel = _BUILT["torch" if name == "auto" else name]()
+    kernel = _BUILT[_AUTO.get(device.type, "torch") if name == "auto" else name]()
     refusal = kernel.refusal(device=device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim or head_dim)
     if refusal is not None:
         raise OptionError("kernel", name, f"reference here, because {kernel.name} cannot: {refusal}")

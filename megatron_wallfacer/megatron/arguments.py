@@ -36,17 +36,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the plugin's flags to Megatron's parser. Values are checked later, so that each error is one line."""
     group = parser.add_argument_group("wallfacer", "context parallelism on multi-dimensional rings")
     add = group.add_argument
-    add(f"{PREFIX}cp-size", type=int, metavar="P", help="turn it on with P ranks; sets --context-parallel-size")
+    add(f"{PREFIX}cp-size", metavar="P", help="turn it on with P ranks; sets --context-parallel-size")
     add(f"{PREFIX}scheme", default="auto", help=f"one of {', '.join(SCHEMES)} (default: auto)")
-    add(f"{PREFIX}team-size", type=int, metavar="C", help="ranks that share queries (default: fewest words)")
-    add(f"{PREFIX}kv-team-size", type=int, metavar="G", help="ranks that share keys and values (default: 1)")
-    add(f"{PREFIX}head-size", type=int, default=1, metavar="U", help="not built yet: must be 1")
-    add(f"{PREFIX}ring-window", type=int, default=1, metavar="W", help="not built yet: must be 1")
+    add(f"{PREFIX}team-size", metavar="C", help="ranks that share queries (default: fewest words)")
+    add(f"{PREFIX}kv-team-size", metavar="G", help="ranks that share keys and values (default: 1)")
+    add(f"{PREFIX}head-size", default=1, metavar="U", help="not built yet: must be 1")
+    add(f"{PREFIX}ring-window", default=1, metavar="W", help="not built yet: must be 1")
     add(f"{PREFIX}placement", help=f"{', '.join(PLACEMENTS)}, or an axis order, fastest first")
     add(f"{PREFIX}backward", default="auto", help="what rides the ring in backward: kv, q or auto")
     add(f"{PREFIX}kernel", default="auto", help=f"local attention kernel: {', '.join(KERNELS)} (default: auto)")
     add(f"{PREFIX}keep-gathered-q", action="store_true", help="keep the team's queries instead of gathering them twice")
     add(f"{PREFIX}cluster", metavar="FILE", help="not built yet: a cluster description for auto")
+
+
+def read_numbers(args: argparse.Namespace) -> None:
+    """Turn our numeric flags into ints, in place. argparse would print Megatron's whole usage for a bad one.
+
+    Raises:
+        WallfacerError: one is not a whole number.
+    """
+    for name in ("cp_size", "team_size", "kv_team_size", "head_size", "ring_window"):
+        text = getattr(args, f"wallfacer_{name}", None)
+        try:
+            setattr(args, f"wallfacer_{name}", None if text is None else int(text))
+        except ValueError:
+            raise WallfacerError(f"{flag(name)} {text}: must be a whole number") from None
 
 
 def is_on(args: argparse.Namespace) -> bool:
@@ -79,7 +93,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         value = getattr(args, f"wallfacer_{name}")
         if value != only:
             allowed = "left out" if only is None else only
-            raise WallfacerError(f"{flag(name)} {value}: must be {allowed}; this axis is not built yet")
+            raise WallfacerError(f"{flag(name)} {value}: must be {allowed}; it is not built yet")
     try:
         plan = make_plan(
             args.wallfacer_scheme,
@@ -88,7 +102,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
             kv_team_size=args.wallfacer_kv_team_size,
             placement=args.wallfacer_placement,
             backward=args.wallfacer_backward,
-            kappa=kv_heads(args) / args.num_attention_heads,
+            kappa=heads_at_hand(args)[1] / heads_at_hand(args)[0],
         )
     except OptionError as error:
         raise as_flag_error(error) from error
@@ -102,16 +116,29 @@ def kv_heads(args: argparse.Namespace) -> int:
 
 def shape_of(args: argparse.Namespace, dtype: torch.dtype) -> Shape:
     """One rank's shard of one layer, from Megatron's arguments."""
-    tensor_parallel = args.tensor_model_parallel_size
+    q_heads, k_heads = heads_at_hand(args)
     return Shape(
         tokens=args.seq_length // args.wallfacer_cp_size,
-        q_heads=args.num_attention_heads // tensor_parallel,
-        kv_heads=max(1, kv_heads(args) // tensor_parallel),
-        head_dim=args.kv_channels or args.hidden_size // args.num_attention_heads,
+        q_heads=q_heads,
+        kv_heads=k_heads,
+        head_dim=head_dim(args),
         batch=args.micro_batch_size,
         itemsize=dtype.itemsize,
         accumulate_itemsize=accumulation_dtype(dtype).itemsize,
     )
+
+
+def heads_at_hand(args: argparse.Namespace) -> tuple[int, int]:
+    """(q heads, kv heads) of one rank; tensor parallelism leaves at least one kv head to each."""
+    parallel = args.tensor_model_parallel_size
+    return max(1, args.num_attention_heads // parallel), max(1, kv_heads(args) // parallel)
+
+
+def head_dim(args: argparse.Namespace) -> int | None:
+    """Channels of a head, or None where the command line leaves the sizes to a checkpoint."""
+    if args.kv_channels is not None:
+        return args.kv_channels
+    return None if args.hidden_size is None else args.hidden_size // args.num_attention_heads
 
 
 def dtype_of(args: argparse.Namespace) -> torch.dtype:

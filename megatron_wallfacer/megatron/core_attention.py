@@ -26,7 +26,8 @@ class WallfacerCoreAttention(nn.Module):
         attention_type: ``self``.
         softmax_scale: of the scores; 1 / sqrt(head dim) if None.
         pg_collection: Megatron's process groups; ``cp`` is used.
-        **ignored: what other versions pass, ``cp_comm_type`` for instance, refused earlier where it matters.
+        cp_comm_type: Megatron's own kind of context parallelism; refused on the command line, not read here.
+        attention_dropout, k_channels, v_channels, num_splits: must be None or what the configuration says.
 
     Raises:
         WallfacerError: a layer that the plugin does not support.
@@ -42,17 +43,26 @@ class WallfacerCoreAttention(nn.Module):
         attention_type: str,
         softmax_scale: float | None = None,
         pg_collection: Any = None,
-        **ignored: Any,
+        cp_comm_type: str | None = None,
+        attention_dropout: float | None = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
+        num_splits: int | None = None,
     ) -> None:
         super().__init__()
         where = f"layer {layer_number}"
         if attention_type != "self":
             raise WallfacerError(f"{where}: --wallfacer-cp-size supports only self attention, not {attention_type}")
+        _check_config(config, where)
+        given = {"attention_dropout": attention_dropout, "v_channels": v_channels, "num_splits": num_splits}
+        for name, value in given.items():
+            if value:
+                raise WallfacerError(f"{where}: {name} {value} is not supported with --wallfacer-cp-size")
         settings = self.session.settings
         assert settings is not None
         self.layer_number = layer_number
         self._causal = _is_causal(attn_mask_type, where)
-        head_dim = config.kv_channels
+        head_dim = k_channels or config.kv_channels
         kernel = self.session.kernel(config.params_dtype, head_dim)
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
         runtime = Runtime(self.session.transfers(_cp_group(pg_collection)), kernel, scale)
@@ -93,6 +103,11 @@ class WallfacerCoreAttention(nn.Module):
             raise WallfacerError(f"{where}: mask type {attn_mask_type.name} differs from that of the layer")
         return attend(query, key, value, self._call).flatten(2)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # TransformerEngine's attention leaves such an entry in a checkpoint; it holds nothing that attention needs.
+        state_dict.pop(f"{prefix}_extra_state", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Nothing: a checkpoint does not know which attention computed it."""
         return {}
@@ -104,6 +119,22 @@ class WallfacerCoreAttention(nn.Module):
 def core_attention_class(session: Session) -> type[WallfacerCoreAttention]:
     """The class to hand to Megatron for this session."""
     return type("WallfacerCoreAttention", (WallfacerCoreAttention,), {"session": session})
+
+
+def _check_config(config: Any, where: str) -> None:
+    """What the command line was checked for, once more where a script may have set it in code."""
+    wanted = {
+        "attention_dropout": 0,
+        "window_size": None,
+        "softmax_type": "vanilla",
+        "multi_latent_attention": False,
+        "fp8_dot_product_attention": False,
+        "fp8_multi_head_attention": False,
+    }
+    for name, only in wanted.items():
+        value = getattr(config, name, only)
+        if value != only:
+            raise WallfacerError(f"{where}: {name} {value} is not supported with --wallfacer-cp-size, only {only}")
 
 
 def _is_causal(attn_mask_type: Any, where: str) -> bool:

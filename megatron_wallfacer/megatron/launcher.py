@@ -79,11 +79,31 @@ def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
     if torch.cuda.is_available() and not cpu_runtime.is_installed():
         _say(f"CUDA, {torch.cuda.device_count()} devices here")
         return "cuda", arguments
+    _refuse_a_gpu_that_torch_does_not_see()
     adapted, added = cpu_runtime.adapt_argv(arguments)
     ranks = os.environ.get("WORLD_SIZE", "1")
     _say(f"no CUDA here: {ranks} ranks on the CPU over gloo; added {' '.join(added) or 'nothing'}")
     cpu_runtime.install()
     return "cpu", adapted
+
+
+def _refuse_a_gpu_that_torch_does_not_see() -> None:
+    """A broken node must not join a job of GPUs as CPU ranks.
+
+    Raises:
+        WallfacerError: There is a GPU here, or one was asked for, and torch finds no CUDA.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1", "NoDevFiles"):
+        return  # said on purpose: the CPU
+    device = Path("/dev/nvidia0")
+    if visible is None and not device.exists():
+        return
+    found = f"{device} exists" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
+    raise WallfacerError(
+        f"{found}, but torch {sys.modules['torch'].__version__} finds no CUDA on this machine: mend that, "
+        "or set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU"
+    )
 
 
 def _install_hooks(version: Version, device: str) -> None:

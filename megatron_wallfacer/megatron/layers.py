@@ -49,11 +49,11 @@ def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
         WallfacerError: there is an attention layer that is not ours, or no attention layer at all.
     """
     counts = list(counts)
-    ours, total = (sum(getattr(count, name) for count in counts) // pipelines for name in ("ours", "total"))
-    line = f"wallfacer: {ours} of {total} attention layers"
-    if ours == total > 0:
-        return line
     others = sorted({kind for count in counts for kind in count.others})
+    # Counted per copy only for the message: a single foreign layer on a single rank is enough to stop.
+    ours, total = (sum(getattr(count, name) for count in counts) // pipelines for name in ("ours", "total"))
+    if total > 0 and not others:
+        return f"wallfacer: {ours} of {total} attention layers"
     raise WallfacerError(
         f"--wallfacer-cp-size reaches {ours} of {total} attention layers, not {', '.join(others) or 'a single one'}: "
         "every attention layer must be built from Megatron's GPT layer specs"

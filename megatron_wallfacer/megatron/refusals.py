@@ -6,6 +6,7 @@ Attributes that a Megatron version does not have are taken as not given.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -45,16 +46,31 @@ def _yaml(args: Args, argv: Sequence[str]) -> str | None:
 
 def _size(args: Args, argv: Sequence[str]) -> str | None:
     size, ours = args.context_parallel_size, args.wallfacer_cp_size
-    if not given(argv, "--context-parallel-size") or size == ours:
+    # A value that is neither the default nor ours was given somehow, if not on the command line.
+    if size == ours or (size == 1 and not given(argv, "--context-parallel-size")):
         return None
     return f"--context-parallel-size {size}: must be {ours} as --wallfacer-cp-size says, or be left out"
 
 
 def _sequence(args: Args, argv: Sequence[str]) -> str | None:
     multiple = 2 * args.wallfacer_cp_size
-    if args.seq_length is None or args.seq_length % multiple == 0:
+    for name in ("seq_length", "encoder_seq_length"):
+        length = getattr(args, name, None)
+        if length is not None and length % multiple:
+            shown = f"--{name.replace('_', '-')} {length}"
+            return f"{shown}: must be a multiple of 2 x --wallfacer-cp-size = {multiple}"
+    return None
+
+
+def _world(args: Args, argv: Sequence[str]) -> str | None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    others = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
+    if world % (others * args.wallfacer_cp_size) == 0:
         return None
-    return f"--seq-length {args.seq_length}: must be a multiple of 2 x --wallfacer-cp-size = {multiple}"
+    return (
+        f"--wallfacer-cp-size {args.wallfacer_cp_size}: times tensor and pipeline parallel size ({others}) "
+        f"it must divide the {world} ranks of the job"
+    )
 
 
 def _other_context_parallelism(args: Args, argv: Sequence[str]) -> str | None:
@@ -62,7 +78,7 @@ def _other_context_parallelism(args: Args, argv: Sequence[str]) -> str | None:
     for name in flags:
         if given(argv, name):
             value = getattr(args, name.removeprefix("--").replace("-", "_"), None)
-            return f"{name} {value}: must be left out, --wallfacer-cp-size decides how attention is split"
+            return f"{_shown(name, value)}: must be left out, --wallfacer-cp-size decides how attention is split"
     return None
 
 
@@ -75,14 +91,16 @@ def _only(name: str, allowed: object, why: str) -> Rule:
         if value == allowed:
             return None
         wanted = "left out" if allowed in (None, False) else allowed
-        shown = name if value is True else f"{name} {_text(value)}"
-        return f"{shown}: must be {wanted} with --wallfacer-cp-size, {why}"
+        return f"{_shown(name, value)}: must be {wanted} with --wallfacer-cp-size, {why}"
 
     return rule
 
 
-def _text(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+def _shown(name: str, value: object) -> str:
+    """A flag and its value as they are typed."""
+    if value is True:
+        return name
+    return f"{name} {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
 
 
 def _dropout(args: Args, argv: Sequence[str]) -> str | None:
@@ -101,6 +119,16 @@ def _position_bias(args: Args, argv: Sequence[str]) -> str | None:
     return (
         "--position-embedding-type relative: must be rope, mrope, yarn, learned_absolute or none "
         "with --wallfacer-cp-size, an attention bias is not built yet"
+    )
+
+
+def _attention_backend(args: Args, argv: Sequence[str]) -> str | None:
+    # An enum in Megatron; its names are what is typed.
+    backend = getattr(getattr(args, "attention_backend", None), "name", "auto")
+    if backend == "auto":
+        return None
+    return (
+        f"--attention-backend {backend}: must be auto with --wallfacer-cp-size, --wallfacer-kernel chooses the kernel"
     )
 
 
@@ -123,6 +151,7 @@ def _bypassing_layers() -> Iterator[Rule]:
 RULES: tuple[Rule, ...] = (
     _yaml,
     _size,
+    _world,
     _sequence,
     _other_context_parallelism,
     _dropout,
@@ -137,6 +166,7 @@ RULES: tuple[Rule, ...] = (
     _only("--enable-cuda-graph", False, "CUDA graphs are not built yet"),
     _only("--external-cuda-graph", False, "CUDA graphs are not built yet"),
     _only("--cuda-graph-impl", "none", "CUDA graphs are not built yet"),
+    _attention_backend,
     _position_bias,
     _attention_variant,
     *_bypassing_layers(),

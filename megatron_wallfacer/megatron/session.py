@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -54,10 +55,12 @@ class Session:
             WallfacerError: Megatron's group has another size than the flag asked for.
         """
         assert self.settings is not None
+        assert self.args is not None
         wanted, ranks = self.settings.plan.grid.cp_size, tuple(dist.get_process_group_ranks(group))
         if len(ranks) != wanted:
             raise WallfacerError(f"--wallfacer-cp-size {wanted}: Megatron made context-parallel groups of {len(ranks)}")
-        self._connected[ranks] = Transfers(connect(group, self.settings.plan.grid))
+        timeout = timedelta(minutes=self.args.distributed_timeout_minutes)
+        self._connected[ranks] = Transfers(connect(group, self.settings.plan.grid, timeout=timeout))
         return self._connected[ranks].groups
 
     def transfers(self, group: dist.ProcessGroup) -> Transfers:

@@ -1,1 +1,1 @@
-"""The pure floor: grid, layout, tiles, schedule, volume. Imports nothing but the standard library."""
+"""The pure floor: grid, layout, tiles, schedule, volume. Imports the standard library and the error class."""

@@ -7,7 +7,6 @@ name           grid                                                    source
 ``all-gather`` kv_team = P                                             Llama 3, LSS forward
 ``team-ring``  team = C, ring = P / C, no K/V gather                    ``docs/design.md``
 ``wallfacer``  team = kv_team = C, ring = P / C^2, paper's permutation  arXiv 2407.00611
-``grid``       any axes by hand
 =============  ======================================================  ==========================
 
 ``auto`` is the ``team-ring`` whose C moves the fewest words, until a planner chooses.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,3 +257,38 @@ def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
     x = torch.zeros(1, 4, 2, 8)
     with pytest.raises(OptionError, match=r"scale=.*: must be positive"):
         attention(x, x, x, plan=Grid(), scale=scale)
+
+
+REOPENED = """
+import os, sys
+import torch, torch.distributed as dist
+from megatron_wallfacer.attention import attention, forget_groups
+from megatron_wallfacer.schedule.grid import Grid
+
+x = torch.ones(1, 4, 2, 8)
+for world in range(2):
+    store = f"file://{sys.argv[1]}/store{world}"
+    dist.init_process_group("gloo", init_method=store, rank=int(os.environ["RANK"]), world_size=4)
+    attention(x, x, x, plan=Grid(team=2, ring=2))
+    dist.destroy_process_group()
+forget_groups()
+print("still here")
+"""
+
+
+def test_groups_of_a_world_that_is_gone_are_not_used_again(tmp_path: Path) -> None:
+    script = tmp_path / "reopened.py"
+    script.write_text(REOPENED)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "4",
+        str(script),
+        str(tmp_path),
+    ]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("still here") == 4, done.stderr

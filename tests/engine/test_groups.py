@@ -133,3 +133,26 @@ def test_grid_of_another_size_is_refused(pools: Callable[[int], Pool]) -> None:
 def test_grid_of_many_is_refused_without_torch_distributed() -> None:
     with pytest.raises(OptionError, match="group's size 1"):
         attention(*[torch.zeros(1, 2, 1, 8)] * 3, plan=Grid(ring=2))
+
+
+def run_recorded(rank: int, grid: Grid) -> list[list[int]]:
+    """On a worker: the groups over which connecting sums something, as ranks."""
+    summed, all_reduce = [], dist.all_reduce
+
+    def recorded(tensor: torch.Tensor, *, group: dist.ProcessGroup) -> None:
+        summed.append(dist.get_process_group_ranks(group))
+        all_reduce(tensor, group=group)
+
+    dist.all_reduce = recorded
+    try:
+        connect(None, grid).close()
+    finally:
+        dist.all_reduce = all_reduce
+    return summed
+
+
+def test_every_group_is_used_by_all_its_members_before_any_hop(pools: Callable[[int], Pool]) -> None:
+    """NCCL makes a communicator with the first operation, and the permutation's hops do not concern every rank."""
+    for rank, summed in enumerate(pools(8).run(run_recorded, Grid(2, 2, 2))):
+        mine = [list(Grid(2, 2, 2).neighbours(rank, axis)) for axis in ("team", "kv_team", "ring")]
+        assert sorted(summed) == sorted([list(range(8)), *mine])

@@ -58,8 +58,11 @@ def test_fp32_is_within_1e_5(pools: Callable[[int], Pool], plan: Plan, causal: b
 
 @pytest.mark.parametrize("plan", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("causal", [True, False])
-def test_bf16_errs_at_most_twice_as_much_as_one_process(pools: Callable[[int], Pool], plan: Plan, causal: bool) -> None:
+@pytest.mark.parametrize("measure", [rms_errors, errors])
+def test_bf16_errs_at_most_twice_as_much_as_one_process(
+    pools: Callable[[int], Pool], plan: Plan, causal: bool, measure: Callable[..., dict[str, float]]
+) -> None:
     problem = Problem(8, chunk=32, kv_heads=2, head_dim=64, causal=causal, dtype=torch.bfloat16)
-    found = rms_errors(problem, [results[0] for results in pools(8).run(run_problems, [problem], [plan])])
-    alone = rms_errors(problem, single_process(problem))
+    found = measure(problem, [results[0] for results in pools(8).run(run_problems, [problem], [plan])])
+    alone = measure(problem, single_process(problem))
     assert all(found[name] <= 2 * alone[name] for name in alone), (found, alone)

@@ -43,5 +43,9 @@ def test_kernel_is_not_changed_behind_the_users_back_on_another_device() -> None
         select_kernel("auto", **{**CPU, "device": torch.device("meta")})
 
 
+def test_auto_on_cuda_is_the_only_kernel_that_is_built_for_it() -> None:
+    assert select_kernel("auto", **{**CPU, "device": torch.device("cuda")}).name == "reference"
+
+
 def test_reference_serves_what_torch_refuses() -> None:
     assert select_kernel("reference", **CPU, v_head_dim=128).name == "reference"

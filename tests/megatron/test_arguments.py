@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron import arguments
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import megatron_version
@@ -28,16 +29,27 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parse]:
     hooks.install()
 
     def run(*flags: str) -> Session:
-        from megatron.training import arguments
+        from megatron.training.arguments import add_megatron_arguments
 
+        monkeypatch.setenv("WORLD_SIZE", "8")
         argv = [*MODEL, "--attention-dropout", "0", *flags]
         monkeypatch.setattr("sys.argv", ["pretrain_gpt.py", *argv])
-        parser = arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+        parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
         hooks.session.args = parser.parse_args()
         return hooks.session
 
     yield run
     hooks.uninstall()
+
+
+def test_auto_sees_the_heads_that_tensor_parallelism_leaves(parse: Parse) -> None:
+    """One kv head of eight is shared by all tensor-parallel ranks: with two q heads at hand kappa is 1/2, not 1/8."""
+    flags = "--tensor-model-parallel-size 4 --wallfacer-cp-size 2 --group-query-attention --num-query-groups 1"
+    assert arguments.heads_at_hand(parse(*flags.split()).args) == (2, 1)
+
+
+def test_a_size_that_only_a_checkpoint_knows_leaves_the_head_dim_open() -> None:
+    assert arguments.head_dim(argparse.Namespace(kv_channels=None, hidden_size=None)) is None
 
 
 def test_without_the_flag_only_the_parser_is_touched(parse: Parse) -> None:
@@ -83,6 +95,8 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
     ("flags", "message"),
     [
         ("--wallfacer-cp-size 0", r"--wallfacer-cp-size 0: must be a positive number"),
+        ("--wallfacer-cp-size two", r"--wallfacer-cp-size two: must be a whole number"),
+        ("--wallfacer-team-size 1.5", r"--wallfacer-team-size 1.5: must be a whole number"),
         ("--wallfacer-scheme nonsense", r"--wallfacer-scheme nonsense: must be one of auto, "),
         ("--wallfacer-scheme usp", r"--wallfacer-scheme usp: .*not built yet"),
         ("--wallfacer-team-size 3", r"--wallfacer-team-size 3: must be a divisor of cp size 8"),
@@ -98,7 +112,7 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
             "--wallfacer-cp-size 8 --wallfacer-scheme ring --wallfacer-team-size 2",
             r"--wallfacer-team-size 2: must be 1",
         ),
-        ("--wallfacer-head-size 2", r"--wallfacer-head-size 2: must be 1; .*not built yet"),
+        ("--wallfacer-head-size 2", r"--wallfacer-head-size 2: must be 1; it is not built yet"),
         ("--wallfacer-ring-window 2", r"--wallfacer-ring-window 2: must be 1; .*not built yet"),
         (
             "--wallfacer-cp-size 8 --wallfacer-cluster c.yaml",

@@ -61,6 +61,11 @@ def test_n_of_m_is_an_error_that_names_the_others() -> None:
         check_layers([LayerCount(2, 2, ()), LayerCount(1, 2, ("DotProductAttention",))], pipelines=1)
 
 
+def test_a_foreign_layer_on_one_rank_of_many_is_enough() -> None:
+    with pytest.raises(WallfacerError, match="GRU"):
+        check_layers([LayerCount(2, 3, ("GRU",)), *[LayerCount(2, 2, ())] * 3], pipelines=4)
+
+
 def test_no_attention_layer_at_all_is_an_error() -> None:
     with pytest.raises(WallfacerError, match="0 of 0"):
         check_layers([LayerCount(0, 0, ())], pipelines=1)

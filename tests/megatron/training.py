@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from megatron_wallfacer.cli.corpus import build_corpus, tokenizer_arguments
+from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
 from megatron_wallfacer.megatron.version import megatron_version
 from tests.support.megatron_runs import RunResult, train
 
@@ -42,8 +42,13 @@ def baseline(*flags: str, ranks: int = 1) -> RunResult:
 
 
 def differences(run: RunResult, reference: RunResult) -> tuple[float, float]:
-    """Largest relative difference over the iterations: (loss, gradient norm)."""
+    """As :func:`largest_differences`, of two runs of full length."""
     assert len(run.iterations) == len(reference.iterations) == ITERATIONS
+    return largest_differences(run, reference)
+
+
+def largest_differences(run: RunResult, reference: RunResult) -> tuple[float, float]:
+    """Largest relative difference over the iterations: (loss, gradient norm)."""
 
     def largest(got: list[float], want: list[float]) -> float:
         return max(abs(a - b) / abs(b) for a, b in zip(got, want, strict=True))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from megatron_wallfacer.megatron.arguments import add_arguments, dtype_of, is_on, settings_from, shape_of
+from megatron_wallfacer.megatron.arguments import add_arguments, dtype_of, head_dim, is_on, read_numbers, settings_from
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.refusals import refuse_unsupported
 from megatron_wallfacer.megatron.session import Session
@@ -16,12 +16,13 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
     """``switch_on`` is called once the plugin is known to be on and its flags are good."""
 
     def accept(args: argparse.Namespace) -> None:
+        read_numbers(args)
         if not is_on(args):
             return
         session.args, session.settings = args, settings_from(args)
         refuse_unsupported(args)
-        dtype = dtype_of(args)
-        session.kernel(dtype, shape_of(args, dtype).head_dim)  # refuses now what it would refuse at model build
+        if (channels := head_dim(args)) is not None:
+            session.kernel(dtype_of(args), channels)  # refuses now what it would refuse at model build
         args.context_parallel_size = args.wallfacer_cp_size
         switch_on()
 

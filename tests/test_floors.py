@@ -1,0 +1,36 @@
+"""Imports go down the floors only, and only one floor names Megatron."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "megatron_wallfacer"
+#: From the ground up.
+FLOORS = ("errors", "schedule", "kernels", "engine", "attention", "megatron", "cli")
+MODULES = sorted(path.relative_to(PACKAGE.parent) for floor in FLOORS[1:] for path in (PACKAGE / floor).rglob("*.py"))
+
+
+def imported(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse((PACKAGE.parent / module).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_go_down(module: Path) -> None:
+    here = FLOORS.index(module.parts[1])
+    for name in imported(module):
+        package, *rest = name.split(".")
+        if package == "megatron_wallfacer" and rest:
+            assert FLOORS.index(rest[0]) <= here, f"{module} imports {name}"
+        if package == "megatron":
+            assert module.parts[1] == "megatron", f"{module} imports {name}"
+        if module.parts[1] == "schedule":
+            assert package not in ("torch", "numpy"), f"{module} imports {name}"
