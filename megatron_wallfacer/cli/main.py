@@ -35,6 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--scheme", default="auto", help="as --wallfacer-scheme (default: auto)")
     demo.add_argument("--iterations", type=int, default=20, help="training iterations (default: 20)")
     demo.add_argument("--script", type=Path, help="Megatron script to run (default: this repository's own)")
+    words = commands.add_parser("words", help="count what each scheme makes a rank receive, against the lower bound")
+    words.add_argument("--cp-size", type=int, nargs="+", metavar="P", help="sizes (default: 16 64 256 1024)")
+    words.add_argument("--group", type=int, nargs="+", metavar="N", help="q heads to a kv head (default: 1 4 8)")
+    words.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -51,4 +55,12 @@ def _demo(arguments: argparse.Namespace) -> int:
     return demo.run()
 
 
-_COMMANDS = {"demo": _demo}
+def _words(arguments: argparse.Namespace) -> int:
+    from megatron_wallfacer.cli.words import GROUPS, SIZES, as_json, as_table, rows
+
+    found = rows(arguments.cp_size or SIZES, arguments.group or GROUPS)
+    print(as_json(found) if arguments.json else as_table(found))
+    return 0
+
+
+_COMMANDS = {"demo": _demo, "words": _words}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -52,7 +53,8 @@ class Hook:
         missing = [name for name in self.parameters if name not in inspect.signature(original).parameters]
         if missing:
             raise self._unfit(version, f"has no parameter {', '.join(missing)}")
-        self._original, self._replacement = original, self.wrap(original)
+        # Looks like the original to whoever inspects it, ourselves included.
+        self._original, self._replacement = original, functools.update_wrapper(self.wrap(original), original)
         setattr(owner, attribute, self._replacement)
 
     def verify(self, version: Version) -> None:
