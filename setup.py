@@ -52,6 +52,7 @@ setup(
             "pytest>=8,<10",  # tests
             "hypothesis>=6.100,<7",  # property tests of the schedules
             "ruff>=0.9,<1",  # lint and format
+            "PyYAML>=6,<7",  # settings of the benchmarks
         ],
     },
     entry_points={"console_scripts": ["wallfacer = megatron_wallfacer.cli.main:main"]},

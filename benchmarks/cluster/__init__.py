@@ -1,0 +1,1 @@
+"""An emulated cluster: network namespaces, rate-limited links, and torch.distributed ranks inside them."""

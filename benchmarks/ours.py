@@ -1,0 +1,56 @@
+"""This project's schemes, run by its engine as :func:`megatron_wallfacer.attention.attention` runs it.
+
+All that the benchmarks know of the engine's objects is in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_wallfacer.engine.autograd import Call, attend
+from megatron_wallfacer.engine.groups import connect
+from megatron_wallfacer.engine.runtime import Runtime
+from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.schedule.layout import shard_chunks
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schemes import make_plan
+
+
+class Ours:
+    """One scheme of :mod:`megatron_wallfacer.schedule.schemes`."""
+
+    package = None
+    check_dtype = "float32"
+    note = ""
+
+    def __init__(self, label: str, ranks: int, kappa: float, arguments: Mapping[str, Any]) -> None:
+        """With the arguments of ``make_plan``; ``keep_gathered_q`` among them is an argument of ``attention``."""
+        arguments = dict(arguments)
+        self.label = label
+        self._keep_gathered_q = bool(arguments.pop("keep_gathered_q", False))
+        self._plan: Plan = make_plan(cp_size=ranks, kappa=kappa, **arguments)
+        self._transfers: Transfers | None = None
+
+    def prepare(self) -> None:
+        self._transfers = Transfers(connect(None, self._plan.grid))
+
+    def shard(self, whole: Tensor) -> Tensor:
+        size = self._plan.grid.cp_size
+        chunks = whole.chunk(2 * size, dim=1)
+        return torch.cat([chunks[chunk] for chunk in shard_chunks(dist.get_rank(), size)], dim=1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
+        runtime = Runtime(self._transfers, kernel, q.shape[-1] ** -0.5)
+        call = Call(self._plan, runtime, causal=True, keep_gathered_q=self._keep_gathered_q)
+        return attend(*(x.transpose(0, 1) for x in (q, k, v)), call).transpose(0, 1)
+
+    def schedules(self, rank: int) -> tuple[Schedule, Schedule]:
+        kept = self._keep_gathered_q
+        return forward_schedule(self._plan, rank), backward_schedule(self._plan, rank, q_kept=kept)

@@ -1,0 +1,38 @@
+"""ring-flash-attention: the zig-zag ring."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks.peers.loading import load, use_kernel
+from megatron_wallfacer.kernels.protocol import Kernel
+
+FP32_NOTE = "fp32 gradients wrong (benchmarks.peers.minimal), checked in fp64"
+
+
+class RingFlashAttention:
+    """``ring_flash_attn.zigzag_ring_flash_attn_func`` over the whole world."""
+
+    label = "rfa-zigzag"
+    package = "ring_flash_attn"
+    # Its sums are fp32 by `buffer.to(torch.float32)`, which for an fp32 buffer is no copy but the buffer itself, and
+    # the next step overwrites it. With fp64 inputs the sums are fp32 all the same: the algorithm is what is checked.
+    check_dtype = "float64"
+    note = FP32_NOTE
+
+    def prepare(self) -> None:
+        self._attend = load(self.package).zigzag_ring_flash_attn_func
+
+    def shard(self, whole: Tensor) -> Tensor:
+        rank, size = dist.get_rank(), dist.get_world_size()
+        chunks = whole.chunk(2 * size, dim=1)
+        return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]], dim=1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
+        use_kernel(kernel)
+        return self._attend(q, k, v, causal=True, group=dist.group.WORLD)
+
+    def schedules(self, rank: int) -> None:
+        return None
