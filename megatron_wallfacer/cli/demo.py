@@ -16,7 +16,7 @@ from rich.table import Table
 
 import megatron_wallfacer
 from megatron_wallfacer.cli.pictures.grid import draw_grid
-from megatron_wallfacer.cli.pictures.loss import draw_losses
+from megatron_wallfacer.cli.pictures.loss import TOLERANCE, differences, draw_losses
 from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
@@ -24,7 +24,6 @@ from megatron_wallfacer.megatron.version import megatron_version
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import make_plan
 
-TOLERANCE = 1e-5
 SEQUENCE = 1024
 HEADS, KV_HEADS = 8, 4
 
@@ -78,12 +77,16 @@ class Demo:
         log = self.directory / "wallfacer.log"
         parted = train(script, self.cp_size, [*arguments, *split], log, lambda i: _print_iteration(console, i))
 
-        console.print(_comparison(whole, parted, self.cp_size))
-        worst = max(_difference(a, b) for a, b in zip(whole, parted, strict=True))
+        losses = {
+            "1 rank": [i.loss for i in whole],
+            f"{self.cp_size} ranks, {plan.scheme}": [i.loss for i in parted],
+        }
+        apart = differences(*losses.values())
+        console.print(_comparison(whole, parted, apart, self.cp_size))
+        worst = max(apart)
         agree = worst <= TOLERANCE
         verdict = "[green]they agree[/]" if agree else "[red]they differ[/]"
         console.print(f"Largest relative difference of the loss {worst:.1e}, allowed {TOLERANCE:.0e}: {verdict}.")
-        losses = {"1 rank": [i.loss for i in whole], f"{self.cp_size} ranks, {plan.scheme}": [i.loss for i in parted]}
         draw_losses(losses, self.directory / "loss.png", "Byte-level GPT on Python's standard library")
         draw_grid(plan, self.directory / "grid.png")
         console.print(f"Pictures: {self.directory / 'loss.png'}, {self.directory / 'grid.png'}")
@@ -160,14 +163,10 @@ def _print_iteration(console: Console, iteration: Iteration) -> None:
     console.print(f"  iteration {iteration.number:3}   loss {iteration.loss:.6f}", highlight=False)
 
 
-def _difference(a: Iteration, b: Iteration) -> float:
-    return abs(a.loss - b.loss) / abs(a.loss)
-
-
-def _comparison(whole: Sequence[Iteration], parted: Sequence[Iteration], cp_size: int) -> Table:
+def _comparison(whole: Sequence[Iteration], parted: Sequence[Iteration], apart: Sequence[float], cp_size: int) -> Table:
     table = Table(title="\nloss, iteration by iteration")
     for heading in ("iteration", "1 rank", f"{cp_size} ranks", "relative difference"):
         table.add_column(heading, justify="right")
-    for a, b in zip(whole, parted, strict=True):
-        table.add_row(str(a.number), f"{a.loss:.6f}", f"{b.loss:.6f}", f"{_difference(a, b):.1e}")
+    for a, b, difference in zip(whole, parted, apart, strict=True):
+        table.add_row(str(a.number), f"{a.loss:.6f}", f"{b.loss:.6f}", f"{difference:.1e}")
     return table

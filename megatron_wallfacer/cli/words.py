@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound, ratio
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
-from megatron_wallfacer.schedule.volume import Shape, words
+from megatron_wallfacer.schedule.volume import Shape, busiest_rank, words
 
 SIZES, GROUPS = (16, 64, 256, 1024), (1, 4, 8)
 #: ``team-ring`` and ``wallfacer`` with the C that moves the fewest words.
@@ -70,8 +70,7 @@ def as_table(found: Iterable[Row]) -> str:
 
 def _row(cp_size: int, group: int, scheme: str) -> Row:
     plan, shape = make_plan(scheme, cp_size, kappa=1 / group), Shape(tokens=1, q_heads=group, kv_heads=1, head_dim=1)
-    # All ranks receive the same, but that the published permutation spares rank 0.
-    rank = 1 % cp_size
+    rank = busiest_rank(cp_size)
     forward = words(forward_schedule(plan, rank), shape) / shape.unit
     backward = words(backward_schedule(plan, rank), shape) / shape.unit
     return Row(

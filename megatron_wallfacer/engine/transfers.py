@@ -91,7 +91,8 @@ class Transfers:
     def _direct(self, move: Combine | Reduce, block: Tensors) -> tuple[list[dist.Work], Tensors, list[Tensor]]:
         """All-to-all of a block's shards: (works, what arrives, what is sent)."""
         count, group = len(move.ranks), self.groups.groups[move.axis]
-        sent = self._shards_of(move, block)
+        order = inverse_order(sorting_order(move.ranks, self.groups.grid.cp_size))
+        sent = [_reorder(tensor, order) for tensor in block]
         arriving = [torch.empty_like(tensor) for tensor in sent]
         works = [
             dist.all_to_all_single(whole, tensor, group=group, async_op=True)
@@ -99,10 +100,6 @@ class Transfers:
         ]
         self._count(move.axis, move.payload, [(count - 1) * _bytes(tensor) // count for tensor in sent])
         return works, tuple(whole.unflatten(0, (count, -1)) for whole in arriving), sent
-
-    def _shards_of(self, move: Combine | Reduce, block: Tensors) -> list[Tensor]:
-        order = inverse_order(sorting_order(move.ranks, self.groups.grid.cp_size))
-        return [_reorder(tensor, order) for tensor in block]
 
     def _count(self, axis: str, payload: Sequence[str], sizes: Sequence[int]) -> None:
         for name, size in zip(payload, sizes, strict=True):

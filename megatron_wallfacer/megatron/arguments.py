@@ -94,6 +94,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         if value != only:
             allowed = "left out" if only is None else only
             raise WallfacerError(f"{flag(name)} {value}: must be {allowed}; it is not built yet")
+    q_heads, k_heads = heads_at_hand(args)
     try:
         plan = make_plan(
             args.wallfacer_scheme,
@@ -102,7 +103,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
             kv_team_size=args.wallfacer_kv_team_size,
             placement=args.wallfacer_placement,
             backward=args.wallfacer_backward,
-            kappa=heads_at_hand(args)[1] / heads_at_hand(args)[0],
+            kappa=k_heads / q_heads,
         )
     except OptionError as error:
         raise as_flag_error(error) from error

@@ -12,7 +12,7 @@ from megatron_wallfacer.megatron.version import version_text
 from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound, ratio
 from megatron_wallfacer.schedule.grid import AXES
 from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.volume import Shape, buffer_bytes, received_bytes, words
+from megatron_wallfacer.schedule.volume import Shape, buffer_bytes, busiest_rank, received_bytes, words
 
 
 def banner(session: Session) -> str:
@@ -22,8 +22,7 @@ def banner(session: Session) -> str:
     assert args is not None
     plan, grid, dtype = settings.plan, settings.plan.grid, dtype_of(args)
     shape = shape_of(args, dtype)
-    # All ranks cost the same, but that the published permutation leaves rank 0's block where it is.
-    rank = 1 % grid.cp_size
+    rank = busiest_rank(grid.cp_size)
     forward = forward_schedule(plan, rank)
     backward = backward_schedule(plan, rank, q_kept=settings.keep_gathered_q)
     kernel = session.kernel(dtype, shape.head_dim)

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from megatron_wallfacer.engine.groups import AxisGroups, connect
+from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
@@ -48,7 +48,7 @@ class Session:
         except OptionError as error:
             raise as_flag_error(error) from error
 
-    def connect(self, group: dist.ProcessGroup) -> AxisGroups:
+    def connect(self, group: dist.ProcessGroup) -> None:
         """Make the axis groups inside Megatron's context-parallel group; collective over the world.
 
         Raises:
@@ -61,7 +61,6 @@ class Session:
             raise WallfacerError(f"--wallfacer-cp-size {wanted}: Megatron made context-parallel groups of {len(ranks)}")
         timeout = timedelta(minutes=self.args.distributed_timeout_minutes)
         self._connected[ranks] = Transfers(connect(group, self.settings.plan.grid, timeout=timeout))
-        return self._connected[ranks].groups
 
     def transfers(self, group: dist.ProcessGroup) -> Transfers:
         """The transfers of a context-parallel group.

@@ -83,6 +83,11 @@ def words(schedule: Schedule, shape: Shape) -> int:
     )
 
 
+def busiest_rank(cp_size: int) -> int:
+    """A rank that receives as much as any. All do, but that the published permutation leaves rank 0 its block."""
+    return 1 % cp_size
+
+
 def received_bytes(schedule: Schedule, shape: Shape) -> Counter[tuple[str, str]]:
     """Bytes a rank receives in one pass, by (axis, tensor), statistics among them."""
     return sum((move_bytes(move, shape) for move in schedule.moves), Counter())

@@ -14,10 +14,6 @@ The arguments hook is always in; it installs the others when ``--wallfacer-cp-si
 the flag Megatron runs as it is.
 """
 
-from megatron_wallfacer.megatron.hooks.arguments import arguments_hook
-from megatron_wallfacer.megatron.hooks.core_attention import core_attention_hooks
-from megatron_wallfacer.megatron.hooks.groups import groups_hooks
-from megatron_wallfacer.megatron.hooks.layers import layers_hook
 from megatron_wallfacer.megatron.hooks.registry import Hooks
 
-__all__ = ["Hooks", "arguments_hook", "core_attention_hooks", "groups_hooks", "layers_hook"]
+__all__ = ["Hooks"]
