@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from benchmarks.cluster.counters import LinkBytes
 from benchmarks.cluster.topology import Topology
 from benchmarks.contender import Contender
-from megatron_wallfacer.schedule.moves import Combine, Gather, Hop, Move, Reduce
-from megatron_wallfacer.schedule.volume import Shape, move_bytes
+from megatron_wallfacer.schedule.ops import Schedule
+from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
 Flows = Counter[tuple[int, int]]
 """Bytes by (sending rank, receiving rank)."""
@@ -32,17 +32,14 @@ class Traffic:
 
 
 def planned_traffic(contender: Contender, topology: Topology, shape: Shape) -> Traffic | None:
-    """Traffic by the schedules of all ranks, forward + backward; None for what has none, or moves unknown here."""
+    """Traffic by the schedules of all ranks, forward + backward; None for what has none."""
     flows: Flows = Counter()
     for rank in range(topology.ranks):
-        schedules = contender.schedules(rank)
+        schedules = contender.schedules(rank, shape)
         if schedules is None:
             return None
-        for move in (move for schedule in schedules for move in schedule.moves):
-            found = _flows(move, rank, shape)
-            if found is None:
-                return None
-            flows.update(found)
+        for schedule in schedules:
+            flows.update(_flows(schedule, shape))
     return _traffic(flows, topology)
 
 
@@ -61,19 +58,13 @@ def _per_card(counted: Sequence[LinkBytes], topology: Topology) -> list[tuple[in
     return [(sum(one.inter_sent for one in card), sum(one.inter_received for one in card)) for card in cards]
 
 
-def _flows(move: Move, rank: int, shape: Shape) -> Flows | None:
-    """What ``rank`` sends in one move, as gloo does it."""
-    total = sum(move_bytes(move, shape).values())
-    if isinstance(move, Hop):
-        return Counter({(rank, move.send_to): total})
-    ring = sorted(move.ranks) if isinstance(move, Gather | Reduce | Combine) else ()
-    if isinstance(move, Gather):
-        # Around the group, from each rank to the next, whatever the topology.
-        return Counter({(rank, ring[(ring.index(rank) + 1) % len(ring)]): total})
-    if isinstance(move, Combine | Reduce):
-        # A direct exchange.
-        return Counter({(rank, other): total // (len(ring) - 1) for other in ring if other != rank})
-    return None
+def _flows(schedule: Schedule, shape: Shape) -> Flows:
+    """What the rank of a schedule sends."""
+    flows: Flows = Counter()
+    for move in schedule.moves:
+        for message in move.sends:
+            flows[schedule.rank, message.peer] += rows_bytes(schedule, shape, move.payload, len(message.chunks))
+    return flows
 
 
 def _traffic(flows: Flows, topology: Topology) -> Traffic:

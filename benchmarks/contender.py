@@ -7,7 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from megatron_wallfacer.kernels.protocol import Kernel
-from megatron_wallfacer.schedule.schedule import Schedule
+from megatron_wallfacer.schedule.ops import Schedule
+from megatron_wallfacer.schedule.volume import Shape
 
 
 class Contender(Protocol):
@@ -37,6 +38,6 @@ class Contender(Protocol):
         """Causal attention on local shards, bshd, differentiable. Collective."""
         ...
 
-    def schedules(self, rank: int) -> tuple[Schedule, Schedule] | None:
+    def schedules(self, rank: int, shape: Shape) -> tuple[Schedule, Schedule] | None:
         """Forward and backward schedule of a rank, if it has such a thing."""
         ...

@@ -55,9 +55,10 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.list:
         print("\n".join(contender.label for contender in chosen))
         return
-    options = Options(arguments.repeats, None if arguments.allow_busy else arguments.idle_wait)
     about = surroundings(config)  # now: the sources may be edited while it runs
     directory = arguments.out or Path("runs/benchmarks") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    timelines = directory.resolve() / "timelines" if arguments.timelines else None
+    options = Options(arguments.repeats, None if arguments.allow_busy else arguments.idle_wait, timelines)
     measurement = measure(config, chosen, options, _say, lambda found: write(directory, config, about, found))
     print(f"{about['command']}\n{about['machine']}; {about['versions']}\n{config.topology}\n{config.shape}")
     print(f"{config.compute}; goodput {measurement.goodput}\n\n{table(measurement.results)}\n\nwritten to {directory}")
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: a folder in runs/benchmarks)")
     parser.add_argument("--idle-wait", type=float, default=300, metavar="S", help="seconds to wait for an idle machine")
     parser.add_argument("--allow-busy", action="store_true", help="measure on a busy machine; samples are marked")
+    parser.add_argument("--timelines", action="store_true", help="write Perfetto time lines of one more run of each")
     return parser
 
 

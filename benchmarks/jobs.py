@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.cluster.counters import LinkBytes, read_counters
@@ -15,6 +17,7 @@ from benchmarks.config import Config
 from benchmarks.contender import Contender
 from benchmarks.dense import NAMES, Problem, relative_error
 from benchmarks.groups import SharedGroups
+from megatron_wallfacer.engine.timeline import Timeline, nothing
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 
@@ -112,6 +115,19 @@ def timed(state: RankState, label: str, start: float) -> RankTiming:
     )
 
 
+def recorded(state: RankState, label: str, start: float, directory: Path) -> float | None:
+    """As :func:`timed`, once, with a time line of ours written to a file; the share of the time that it waited."""
+    contender = state.contenders[label]
+    if not hasattr(contender, "recorder"):
+        return None
+    timeline = Timeline(dist.get_rank())
+    contender.recorder = timeline
+    timed(state, label, start)
+    contender.recorder = nothing
+    timeline.write(directory / f"rank-{timeline.rank}.json")
+    return timeline.exposed_share
+
+
 def counters(state: RankState) -> LinkBytes:
     """What went over this rank's links so far."""
     return read_counters()
@@ -119,8 +135,6 @@ def counters(state: RankState) -> LinkBytes:
 
 def goodput(state: RankState, source: int, target: int, size: int) -> float | None:
     """Mbit/s of ``size`` bytes from one rank to another, as the receiver sees it; None elsewhere."""
-    import torch.distributed as dist
-
     rank = dist.get_rank()
     payload: Tensor = torch.zeros(size, dtype=torch.uint8)
     dist.barrier()

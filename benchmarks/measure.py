@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -65,6 +66,7 @@ class Result:
         errors: worst relative error of out, dq, dk, dv over all ranks, on real kernels.
         counted: traffic of one forward + backward by the interfaces' counters.
         planned: the same by the schedules, without headers.
+        waiting: share of the time in which a rank waited for a move, by the engine's time lines; mean of the ranks.
     """
 
     label: str
@@ -76,6 +78,7 @@ class Result:
     samples: list[Sample] = field(default_factory=list)
     counted: Traffic | None = None
     planned: Traffic | None = None
+    waiting: float | None = None
 
     @property
     def median_s(self) -> float:
@@ -124,10 +127,12 @@ class Options:
     Attributes:
         repeats: samples of each scheme.
         idle_wait_s: seconds to wait for an idle machine; None to measure on a busy one.
+        timelines: where to write the time lines of one more run of each of ours; none if None.
     """
 
     repeats: int = 7
     idle_wait_s: float | None = 300.0
+    timelines: Path | None = None
 
 
 def measure(
@@ -161,6 +166,9 @@ def measure(
         good = [contender for contender in able if session.admit(contender, results[contender.label])]
         measurement = Measurement(list(results.values()), goodput)
         session.turns([results[contender.label] for contender in good], lambda: keep(measurement))
+        if options.timelines is not None:
+            session.record([results[contender.label] for contender in good], options.timelines)
+            keep(measurement)
     return measurement
 
 
@@ -243,6 +251,15 @@ class _Session:
                 result.samples.append(sample)
             after_each()
             self._say(f"turn {turn + 1} of {self._options.repeats} done")
+
+    def record(self, results: list[Result], directory: Path) -> None:
+        """One more run of each with the engine's time lines, rank by rank, in a folder for each scheme."""
+        for result in results:
+            self._ranks.run(jobs.settle)
+            start = time.monotonic() + _HEAD_START_S
+            shares = self._ranks.run(jobs.recorded, result.label, start, directory / result.label)
+            if None not in shares:
+                result.waiting = sum(shares) / len(shares)
 
     def _sample(self, result: Result) -> Sample:
         """One undisturbed sample; a disturbed one, marked, if none of some attempts was undisturbed."""

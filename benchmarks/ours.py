@@ -14,13 +14,17 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.autograd import Call, attend
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.runtime import Runtime
+from megatron_wallfacer.engine.run import Runtime
+from megatron_wallfacer.engine.timeline import Recorder, nothing
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.layout import shard_chunks
+from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
+from megatron_wallfacer.schedule.volume import Shape
 
 
 class Ours:
@@ -30,13 +34,18 @@ class Ours:
     check_dtype = "float32"
     note = ""
 
-    def __init__(self, label: str, ranks: int, kappa: float, arguments: Mapping[str, Any]) -> None:
-        """With the arguments of ``make_plan``; ``keep_gathered_q`` among them is an argument of ``attention``."""
+    def __init__(self, label: str, ranks: int, heads: tuple[int, int], arguments: Mapping[str, Any]) -> None:
+        """With the arguments of ``make_plan``; ``keep_gathered_q`` among them is an argument of ``attention``.
+
+        Raises:
+            OptionError: there is no such plan for these query and kv heads.
+        """
         arguments = dict(arguments)
         self.label = label
         self._keep_gathered_q = bool(arguments.pop("keep_gathered_q", False))
-        self._plan: Plan = make_plan(cp_size=ranks, kappa=kappa, **arguments)
+        self._plan: Plan = make_plan(cp_size=ranks, q_heads=heads[0], kv_heads=heads[1], **arguments)
         self._transfers: Transfers | None = None
+        self.recorder: Recorder = nothing
 
     def prepare(self) -> None:
         self._transfers = Transfers(connect(None, self._plan.grid))
@@ -47,10 +56,13 @@ class Ours:
         return torch.cat([chunks[chunk] for chunk in shard_chunks(dist.get_rank(), size)], dim=1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
-        runtime = Runtime(self._transfers, kernel, q.shape[-1] ** -0.5)
+        runtime = Runtime(self._transfers, kernel, q.shape[-1] ** -0.5, self.recorder)
         call = Call(self._plan, runtime, causal=True, keep_gathered_q=self._keep_gathered_q)
         return attend(*(x.transpose(0, 1) for x in (q, k, v)), call).transpose(0, 1)
 
-    def schedules(self, rank: int) -> tuple[Schedule, Schedule]:
-        kept = self._keep_gathered_q
-        return forward_schedule(self._plan, rank), backward_schedule(self._plan, rank, q_kept=kept)
+    def schedules(self, rank: int, shape: Shape) -> tuple[Schedule, Schedule]:
+        options = {
+            "groups": head_groups(self._plan, shape.q_heads, shape.kv_heads),
+            "q_kept": self._keep_gathered_q,
+        }
+        return forward_schedule(self._plan, rank, **options), backward_schedule(self._plan, rank, **options)

@@ -31,6 +31,7 @@ HEADINGS = (
     "of bound",
     "bound s",
     "exposed s",
+    "waiting",
     "link s",
     "MB sent a rank",
     "inter-node MB mean (max)",
@@ -61,6 +62,7 @@ def _row(result: Result) -> tuple[str, ...]:
         f"{result.median_s / result.bound_s:.2f}",
         f"{result.bound_s:.3f}",
         f"{result.exposed_s:.3f}",
+        "-" if result.waiting is None else f"{result.waiting:.1%}",
         f"{traffic.link_s:.3f}",
         f"{_mean(counted.sent) / _MB:.1f}",
         f"{_mean(inter) / _MB:.1f} ({max(inter) / _MB:.1f})",
@@ -141,7 +143,7 @@ def _summary(result: Result) -> dict[str, Any]:
         "max_s": max(times),
         "bound_s": result.bound_s,
     }
-    row |= {"forward_median_s": result.forward_s, "exposed_s": result.exposed_s}
+    row |= {"forward_median_s": result.forward_s, "exposed_s": result.exposed_s, "waiting": result.waiting}
     row["cpu_s_mean"] = _mean(sample.cpu_s for sample in result.samples)
     row["single_call_cpu_s"] = result.alone.single_s
     row["disturbed"] = sum(sample.disturbed for sample in result.samples)

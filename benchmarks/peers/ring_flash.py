@@ -8,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.peers.loading import load, use_kernel
 from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.schedule.volume import Shape
 
 FP32_NOTE = "fp32 gradients wrong (benchmarks.peers.minimal), checked in fp64"
 
@@ -34,5 +35,5 @@ class RingFlashAttention:
         use_kernel(kernel)
         return self._attend(q, k, v, causal=True, group=dist.group.WORLD)
 
-    def schedules(self, rank: int) -> None:
+    def schedules(self, rank: int, shape: Shape) -> None:
         return None

@@ -9,6 +9,7 @@ from torch import Tensor
 from benchmarks.peers.loading import load, use_kernel
 from benchmarks.peers.ring_flash import FP32_NOTE
 from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.schedule.volume import Shape
 
 
 class Usp:
@@ -42,5 +43,5 @@ class Usp:
         use_kernel(kernel)
         return self._attend(q, k, v, causal=True)
 
-    def schedules(self, rank: int) -> None:
+    def schedules(self, rank: int, shape: Shape) -> None:
         return None

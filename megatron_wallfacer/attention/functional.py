@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from megatron_wallfacer.engine.autograd import Call, attend
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.runtime import Runtime
+from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import select_kernel

@@ -94,7 +94,7 @@ class Demo:
 
     def _plan(self) -> Plan:
         try:
-            return make_plan(self.scheme, self.cp_size, kappa=KV_HEADS / HEADS)
+            return make_plan(self.scheme, self.cp_size, q_heads=HEADS, kv_heads=KV_HEADS)
         except OptionError as error:
             raise WallfacerError(
                 f"--{error.option.replace('_', '-')} {error.value}: must be {error.allowed}"

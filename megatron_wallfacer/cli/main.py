@@ -38,7 +38,13 @@ def _parser() -> argparse.ArgumentParser:
     words = commands.add_parser("words", help="count what each scheme makes a rank receive, against the lower bound")
     words.add_argument("--cp-size", type=int, nargs="+", metavar="P", help="sizes (default: 16 64 256 1024)")
     words.add_argument("--group", type=int, nargs="+", metavar="N", help="q heads to a kv head (default: 1 4 8)")
+    words.add_argument("--q-heads", type=int, default=64, metavar="N", help="query heads of a rank (default: 64)")
     words.add_argument("--json", action="store_true", help="print JSON")
+    schemes = commands.add_parser("schemes", help="list the schemes: grid, words, messages and buffers at one size")
+    schemes.add_argument("--cp-size", type=int, default=16, metavar="P", help="context-parallel ranks (default: 16)")
+    schemes.add_argument("--q-heads", type=int, default=32, metavar="N", help="query heads of a rank (default: 32)")
+    schemes.add_argument("--kv-heads", type=int, default=8, metavar="N", help="kv heads of a rank (default: 8)")
+    schemes.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -58,9 +64,18 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _words(arguments: argparse.Namespace) -> int:
     from megatron_wallfacer.cli.words import GROUPS, SIZES, as_json, as_table, rows
 
-    found = rows(arguments.cp_size or SIZES, arguments.group or GROUPS)
+    found = rows(arguments.cp_size or SIZES, arguments.group or GROUPS, arguments.q_heads)
     print(as_json(found) if arguments.json else as_table(found))
     return 0
 
 
-_COMMANDS = {"demo": _demo, "words": _words}
+def _schemes(arguments: argparse.Namespace) -> int:
+    from megatron_wallfacer.cli.schemes import as_table, rows
+    from megatron_wallfacer.cli.words import as_json
+
+    found = rows(arguments.cp_size, arguments.q_heads, arguments.kv_heads)
+    print(as_json(found) if arguments.json else as_table(found))
+    return 0
+
+
+_COMMANDS = {"demo": _demo, "words": _words, "schemes": _schemes}

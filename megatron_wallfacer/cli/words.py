@@ -1,19 +1,41 @@
-"""``wallfacer words``: what each scheme makes a rank receive, against the lower bound. Counted from the schedules."""
+"""``wallfacer words``: what each scheme makes a rank receive, against the lower bounds. Counted from the schedules."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import product
 
-from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound, ratio
-from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.schemes import make_plan
-from megatron_wallfacer.schedule.volume import Shape, busiest_rank, words
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.schedule.bounds import (
+    backward_bound,
+    forward_bound,
+    ratio,
+    whole_backward_bound,
+    whole_forward_bound,
+)
+from megatron_wallfacer.schedule.formulas import backward_words, busiest_rank, forward_words
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.heads import check_heads
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schemes import RIDERS, SCHEMES, factorisations, make_plan
+from megatron_wallfacer.schedule.volume import Shape, words
 
-SIZES, GROUPS = (16, 64, 256, 1024), (1, 4, 8)
-#: ``team-ring`` and ``wallfacer`` with the C that moves the fewest words.
-SCHEMES = ("team-ring", "wallfacer", "ring", "all-gather")
+SIZES, GROUPS, Q_HEADS = (16, 64, 256, 1024), (1, 4, 8), 64
+#: Every name, each with the axes that move the fewest words; ``auto`` is one of the others.
+NAMED = tuple(name for name in SCHEMES if name != "auto")
+#: Axes over which the best grid is searched, by the name of its row. A double ring moves no fewer words than a ring.
+_WITHOUT_HEAD, _WITH_HEAD = ("team", "kv_team", "ring_outer"), ("head", "team", "kv_team", "ring_outer")
+BEST = {
+    "best-forward": (forward_words, backward_words, _WITHOUT_HEAD),
+    "best-backward": (backward_words, forward_words, _WITHOUT_HEAD),
+    "best-forward-head": (forward_words, backward_words, _WITH_HEAD),
+    "best-backward-head": (backward_words, forward_words, _WITH_HEAD),
+}
+DOES_NOT_FIT = "heads do not divide"
 
 
 @dataclass(frozen=True)
@@ -23,63 +45,140 @@ class Row:
     Attributes:
         cp_size: P.
         group: q heads to a kv head.
-        scheme: its name; ``grid`` its axes.
+        scheme: its name, or that of a search over all grids for the fewest words of one pass.
+        grid: its axes, or why there are none; then the rest is None.
         forward, backward: words.
         forward_ratio, backward_ratio: over the lower bound.
+        forward_whole, backward_whole: over the lower bound for whole shards.
     """
 
     cp_size: int
     group: int
     scheme: str
     grid: str
-    forward: float
-    forward_ratio: float
-    backward: float
-    backward_ratio: float
+    forward: float | None = None
+    forward_ratio: float | None = None
+    forward_whole: float | None = None
+    backward: float | None = None
+    backward_ratio: float | None = None
+    backward_whole: float | None = None
 
 
-def rows(sizes: Iterable[int] = SIZES, groups: Sequence[int] = GROUPS) -> Iterator[Row]:
-    """Every scheme at every size and kv ratio.
+def rows(sizes: Iterable[int] = SIZES, groups: Sequence[int] = GROUPS, q_heads: int = Q_HEADS) -> Iterator[Row]:
+    """Every scheme at every size and kv ratio, and the best grids of all.
+
+    Args:
+        sizes: of the context-parallel group.
+        groups: q heads to a kv head.
+        q_heads: heads that there are to divide.
+
+    Raises:
+        OptionError: a size that is no group size, or heads that cannot be grouped so.
+    """
+    for group in groups:
+        if q_heads < 1 or group < 1 or q_heads % group:
+            raise OptionError("group", group, f"a divisor of {q_heads} query heads")
+    for cp_size, group in product(sizes, groups):
+        shape = Shape(tokens=2, q_heads=q_heads, kv_heads=q_heads // group, head_dim=1)
+        for scheme in NAMED:
+            yield _row(scheme, named_plan(scheme, cp_size, shape), cp_size, shape)
+        for name, (first, second, axes) in BEST.items():
+            yield _row(name, _best(cp_size, shape, axes, first, second), cp_size, shape)
+
+
+def named_plan(scheme: str, cp_size: int, shape: Shape) -> Plan | None:
+    """The plan of a scheme for these heads; None where it would have to divide heads that do not divide.
 
     Raises:
         OptionError: a size that is no group size.
     """
-    for cp_size in sizes:
-        for group in groups:
-            for scheme in SCHEMES:
-                yield _row(cp_size, group, scheme)
+    try:
+        return make_plan(scheme, cp_size, q_heads=shape.q_heads, kv_heads=shape.kv_heads)
+    except OptionError as error:
+        if error.option != "head_size":
+            raise
+        return None
 
 
-def as_json(found: Iterable[Row]) -> str:
-    """A list of objects with the fields of :class:`Row`."""
-    return json.dumps([asdict(row) for row in found], indent=2)
+def as_json(found: Iterable[object]) -> str:
+    """A list of objects with the fields of the rows."""
+    return json.dumps([asdict(row) for row in found], indent=2)  # type: ignore[call-overload]
 
 
 def as_table(found: Iterable[Row]) -> str:
     """Plain columns, one line a row."""
     heading = (
-        f"{'P':>5} {'q/kv':>5}  {'scheme':<11} {'grid':<34} {'forward':>9} {'/bound':>7} {'backward':>9} {'/bound':>7}"
+        f"{'P':>5} {'q/kv':>4}  {'scheme':<18} {'grid':<38}"
+        f"{'forward':>9} {'/bound':>7} {'/whole':>7} {'backward':>9} {'/bound':>7} {'/whole':>7}"
     )
     lines = [
-        f"{row.cp_size:>5} {row.group:>5}  {row.scheme:<11} {row.grid:<34} {row.forward:>9.3f} "
-        f"{row.forward_ratio:>7.2f} {row.backward:>9.3f} {row.backward_ratio:>7.2f}"
+        f"{row.cp_size:>5} {row.group:>4}  {row.scheme:<18} {row.grid:<38}"
+        f"{number(row.forward, 9, 3)} {number(row.forward_ratio, 7)} {number(row.forward_whole, 7)} "
+        f"{number(row.backward, 9, 3)} {number(row.backward_ratio, 7)} {number(row.backward_whole, 7)}"
         for row in found
     ]
-    return "\n".join(["Words received by a rank for one layer, in units of n*H", heading, *lines])
+    return "\n".join(
+        [
+            "Words received by a rank for one layer, in units of n*H. /bound: over the bound for undivided heads;",
+            "/whole: over that for whole shards. Below 1, heads are divided.",
+            heading,
+            *lines,
+        ]
+    )
 
 
-def _row(cp_size: int, group: int, scheme: str) -> Row:
-    plan, shape = make_plan(scheme, cp_size, kappa=1 / group), Shape(tokens=1, q_heads=group, kv_heads=1, head_dim=1)
-    rank = busiest_rank(cp_size)
-    forward = words(forward_schedule(plan, rank), shape) / shape.unit
-    backward = words(backward_schedule(plan, rank), shape) / shape.unit
+def number(value: float | None, width: int, digits: int = 2) -> str:
+    """A figure in its column; a dash for none."""
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
+
+
+Formula = Callable[..., float]
+
+
+def _best(cp_size: int, shape: Shape, axes: Sequence[str], first: Formula, second: Formula) -> Plan:
+    """The plan with the fewest words in one pass; of those, the fewest in the other pass, then the fewest copies."""
+
+    def key(plan: Plan) -> tuple[float, ...]:
+        counts = (formula(plan, shape.kappa, kv_heads=shape.kv_heads) for formula in (first, second))
+        return *(round(count, 9) for count in counts), plan.grid.kv_team, plan.grid.team
+
+    return min(_all_plans(cp_size, shape, axes), key=key)
+
+
+def _all_plans(cp_size: int, shape: Shape, axes: Sequence[str]) -> Iterator[Plan]:
+    for sizes in factorisations(cp_size, axes):
+        grid = Grid(**sizes)
+        try:
+            check_heads(Plan(grid), shape.q_heads, shape.kv_heads)
+        except OptionError:
+            continue
+        for forward, backward in product(RIDERS, RIDERS):
+            yield Plan(grid, forward=forward, backward=backward)
+
+
+def _row(name: str, plan: Plan | None, cp_size: int, shape: Shape) -> Row:
+    group = shape.q_heads // shape.kv_heads
+    if plan is None:
+        return Row(cp_size, group, name, DOES_NOT_FIT)
+    forward, backward = (
+        words(schedule, shape) / shape.unit for schedule in _schedules(replace(plan, scheme="", head_groups=1))
+    )
     return Row(
         cp_size=cp_size,
         group=group,
-        scheme=scheme,
+        scheme=name,
         grid=str(plan.grid),
         forward=forward,
         forward_ratio=ratio(forward, forward_bound(cp_size, shape.kappa)),
+        forward_whole=ratio(forward, whole_forward_bound(cp_size, shape.kappa)),
         backward=backward,
         backward_ratio=ratio(backward, backward_bound(cp_size, shape.kappa)),
+        backward_whole=ratio(backward, whole_backward_bound(cp_size, shape.kappa)),
     )
+
+
+@cache
+def _schedules(plan: Plan) -> tuple[Schedule, Schedule]:
+    """Forward and backward of a rank that receives as much as any: the same whatever the heads and the name."""
+    rank = busiest_rank(plan)
+    return forward_schedule(plan, rank), backward_schedule(plan, rank)

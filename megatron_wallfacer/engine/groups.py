@@ -1,4 +1,4 @@
-"""Process groups of a grid: one per axis on which a rank has company."""
+"""Process groups of a grid: two for each axis on which a rank has company, so that results wait for no inputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import torch.distributed as dist
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES, Grid
 
+Channel = tuple[str, str]
+KINDS = ("inputs", "results")
+
 
 @dataclass(frozen=True)
 class AxisGroups:
@@ -20,17 +23,18 @@ class AxisGroups:
         grid: the grid that they realise.
         rank: this rank's index in the context-parallel group.
         global_ranks: the context-parallel group's ranks, as torch.distributed numbers them.
-        groups: process group by axis name, and ``cp`` for the whole; an axis of size 1 has none.
+        groups: process group by channel, (axis, ``inputs`` or ``results``); ``cp`` is the whole. An axis of one rank
+            has none.
     """
 
     grid: Grid
     rank: int
     global_ranks: tuple[int, ...]
-    groups: dict[str, dist.ProcessGroup]
+    groups: dict[Channel, dist.ProcessGroup]
 
     def close(self) -> None:
         """Destroy the groups that were made for the grid. Not collective."""
-        for group in {self.groups[axis] for axis in AXES if axis in self.groups} - {self.groups.get("cp")}:
+        for group in set(self.groups.values()) - {self.groups.get(("cp", "inputs"))}:
             dist.destroy_process_group(group)
 
 
@@ -57,16 +61,17 @@ def connect(group: dist.ProcessGroup | None, grid: Grid, *, timeout: timedelta |
     if not dist.is_initialized():
         return AxisGroups(grid, 0, global_ranks, {})
     cp = dist.group.WORLD if group is None else group
-    groups = {"cp": cp} | {axis: cp for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
-    for axis, ranks in _every_subgroup(global_ranks, grid):
+    groups = {("cp", kind): cp for kind in KINDS}
+    groups |= {(axis, "inputs"): cp for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
+    for channel, ranks in _every_subgroup(global_ranks, grid):
         made = dist.new_group(ranks, timeout=timeout)
         if dist.get_rank() in ranks:
-            groups[axis] = made
+            groups[channel] = made
     _warm_up(groups)
     return AxisGroups(grid, dist.get_rank(cp), global_ranks, groups)
 
 
-def _warm_up(groups: dict[str, dist.ProcessGroup]) -> None:
+def _warm_up(groups: dict[Channel, dist.ProcessGroup]) -> None:
     """One small sum over each group.
 
     NCCL makes a communicator with a group's first operation, and then all members must take part. The published
@@ -78,15 +83,17 @@ def _warm_up(groups: dict[str, dist.ProcessGroup]) -> None:
         dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
-def _every_subgroup(global_ranks: tuple[int, ...], grid: Grid) -> list[tuple[str, tuple[int, ...]]]:
-    """(axis, global ranks) of each group that has to be made anywhere in the job, the same list on every rank."""
+def _every_subgroup(global_ranks: tuple[int, ...], grid: Grid) -> list[tuple[Channel, tuple[int, ...]]]:
+    """(channel, global ranks) of each group that has to be made anywhere in the job, the same list on every rank."""
     mine = (global_ranks, grid)
     everyone: list[tuple[tuple[int, ...], Grid]] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return [
-        (axis, tuple(ranks[member] for member in members))
+        ((axis, kind), tuple(ranks[member] for member in members))
         for ranks, their_grid in dict.fromkeys(everyone)
         for axis in AXES
-        if 1 < their_grid.size_of(axis) < their_grid.cp_size
+        for kind in KINDS
+        # An axis of all ranks has the whole group for its inputs.
+        if their_grid.size_of(axis) > 1 and (kind == "results" or their_grid.size_of(axis) < their_grid.cp_size)
         for members in dict.fromkeys(their_grid.neighbours(rank, axis) for rank in range(their_grid.cp_size))
     ]

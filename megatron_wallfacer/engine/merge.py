@@ -6,40 +6,16 @@ import torch
 from torch import Tensor
 
 
-class PartialOutput:
-    """Running attention output of a query block.
-
-    Attributes:
-        out: ``[rows, batch, heads, v_head_dim]`` in the accumulation dtype, normalised over the keys seen so far.
-        lse: ``[rows, batch, heads]``, -inf where no key has been seen.
-    """
-
-    def __init__(self, shards: int, q: Tensor, v_head_dim: int, dtype: torch.dtype) -> None:
-        """For a block of ``shards`` query shards like ``q`` (sbhd)."""
-        rows, batch, heads = shards * q.shape[0], *q.shape[1:3]
-        self.out = torch.zeros(rows, batch, heads, v_head_dim, dtype=dtype, device=q.device)
-        self.lse = torch.full((rows, batch, heads), float("-inf"), dtype=dtype, device=q.device)
-
-    def add(self, rows: slice, out: Tensor, lse: Tensor) -> None:
-        """Merge a tile's result into some rows."""
-        running = self.lse[rows]
-        total = torch.logaddexp(running, lse)
-        self.out[rows].mul_(_weight(running, total)).add_(out * _weight(lse, total))
-        running.copy_(total)
-
-
-def merge_stacked(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge partial results of the same rows over disjoint keys.
+def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
+    """Merge a partial result of the same rows over other keys, in place.
 
     Args:
-        out: ``[parts, rows, batch, heads, v_head_dim]``.
-        lse: ``[parts, rows, batch, heads]``.
-
-    Returns:
-        (out, lse) without the first dimension.
+        out, part_out: ``[rows, batch, heads, v_head_dim]``, normalised over the keys that each has seen.
+        lse, part_lse: ``[rows, batch, heads]``, -inf where no key has been seen.
     """
-    total = torch.logsumexp(lse, dim=0)
-    return (out * _weight(lse, total)).sum(0), total
+    total = torch.logaddexp(lse, part_lse)
+    out.mul_(_weight(lse, total)).add_(part_out * _weight(part_lse, total))
+    lse.copy_(total)
 
 
 def surrogate_output(dout: Tensor, delta: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
 PREFIX = "--wallfacer-"
+NUMBERS = ("cp_size", "head_size", "team_size", "kv_team_size", "ring_window", "head_groups")
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Settings:
         plan: grid and choices.
         kernel: name of the local kernel, ``auto`` for the device's own.
         keep_gathered_q: save the team's queries for backward.
+        timeline: folder for a time line of one step; None for none.
     """
 
     plan: Plan
     kernel: str
     keep_gathered_q: bool
+    timeline: Path | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,14 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add(f"{PREFIX}cp-size", metavar="P", help="turn it on with P ranks; sets --context-parallel-size")
     add(f"{PREFIX}scheme", default="auto", help=f"one of {', '.join(SCHEMES)} (default: auto)")
+    add(f"{PREFIX}head-size", metavar="U", help="ranks that divide heads (default: from the scheme)")
     add(f"{PREFIX}team-size", metavar="C", help="ranks that share queries (default: fewest words)")
-    add(f"{PREFIX}kv-team-size", metavar="G", help="ranks that share keys and values (default: 1)")
-    add(f"{PREFIX}head-size", default=1, metavar="U", help="not built yet: must be 1")
-    add(f"{PREFIX}ring-window", default=1, metavar="W", help="not built yet: must be 1")
+    add(f"{PREFIX}kv-team-size", metavar="G", help="ranks that share keys and values (default: from the scheme)")
+    add(f"{PREFIX}ring-window", metavar="W", help="ranks of the inner ring of a double ring (default: from the scheme)")
     add(f"{PREFIX}placement", help=f"{', '.join(PLACEMENTS)}, or an axis order, fastest first")
+    add(f"{PREFIX}kv-order", help="blocks as published: paper, or permuted to move less; else native")
+    add(f"{PREFIX}forward", default="auto", help="what rides the ring in forward: kv, q or auto")
     add(f"{PREFIX}backward", default="auto", help="what rides the ring in backward: kv, q or auto")
+    add(f"{PREFIX}bidirectional", action="store_true", help="blocks go half way round the ring in each direction")
+    add(f"{PREFIX}head-groups", metavar="N", help="groups of heads that are pipelined (default: 2 with head or team)")
     add(f"{PREFIX}kernel", default="auto", help=f"local attention kernel: {', '.join(KERNELS)} (default: auto)")
     add(f"{PREFIX}keep-gathered-q", action="store_true", help="keep the team's queries instead of gathering them twice")
+    add(f"{PREFIX}timeline", metavar="DIR", help="write there, for each rank, what attention did in the second step")
     add(f"{PREFIX}cluster", metavar="FILE", help="not built yet: a cluster description for auto")
 
 
@@ -55,7 +64,7 @@ def read_numbers(args: argparse.Namespace) -> None:
     Raises:
         WallfacerError: one is not a whole number.
     """
-    for name in ("cp_size", "team_size", "kv_team_size", "head_size", "ring_window"):
+    for name in NUMBERS:
         text = getattr(args, f"wallfacer_{name}", None)
         try:
             setattr(args, f"wallfacer_{name}", None if text is None else int(text))
@@ -89,25 +98,30 @@ def settings_from(args: argparse.Namespace) -> Settings:
             f"--num-attention-heads: must be on the command line with {PREFIX}cp-size, which plans from it "
             "before --use-checkpoint-args has read a checkpoint"
         )
-    for name, only in (("head_size", 1), ("ring_window", 1), ("cluster", None)):
-        value = getattr(args, f"wallfacer_{name}")
-        if value != only:
-            allowed = "left out" if only is None else only
-            raise WallfacerError(f"{flag(name)} {value}: must be {allowed}; it is not built yet")
+    if args.wallfacer_cluster is not None:
+        raise WallfacerError(f"{flag('cluster')} {args.wallfacer_cluster}: must be left out; it is not built yet")
     q_heads, k_heads = heads_at_hand(args)
     try:
         plan = make_plan(
             args.wallfacer_scheme,
             args.wallfacer_cp_size,
+            head_size=args.wallfacer_head_size,
             team_size=args.wallfacer_team_size,
             kv_team_size=args.wallfacer_kv_team_size,
+            ring_window=args.wallfacer_ring_window,
             placement=args.wallfacer_placement,
+            kv_order=args.wallfacer_kv_order,
+            forward=args.wallfacer_forward,
             backward=args.wallfacer_backward,
-            kappa=k_heads / q_heads,
+            bidirectional=args.wallfacer_bidirectional,
+            head_groups=args.wallfacer_head_groups,
+            q_heads=q_heads,
+            kv_heads=k_heads,
         )
     except OptionError as error:
         raise as_flag_error(error) from error
-    return Settings(plan, args.wallfacer_kernel, args.wallfacer_keep_gathered_q)
+    timeline = None if args.wallfacer_timeline is None else Path(args.wallfacer_timeline)
+    return Settings(plan, args.wallfacer_kernel, args.wallfacer_keep_gathered_q, timeline)
 
 
 def kv_heads(args: argparse.Namespace) -> int:

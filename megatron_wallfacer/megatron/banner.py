@@ -10,9 +10,20 @@ from megatron_wallfacer.megatron.arguments import dtype_of, shape_of
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import version_text
 from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound, ratio
-from megatron_wallfacer.schedule.grid import AXES
-from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.volume import Shape, buffer_bytes, busiest_rank, received_bytes, words
+from megatron_wallfacer.schedule.formulas import busiest_rank
+from megatron_wallfacer.schedule.heads import head_groups
+from megatron_wallfacer.schedule.memory import peak_bytes
+from megatron_wallfacer.schedule.ops import Schedule
+from megatron_wallfacer.schedule.plan import Plan, Rider
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.volume import Shape, messages, received_bytes, words
+
+_RIDES = {
+    ("forward", "kv"): "K, V ride",
+    ("forward", "q"): "Q rides",
+    ("backward", "kv"): "K, V, dK, dV ride",
+    ("backward", "q"): "Q, dO, dQ ride",
+}
 
 
 def banner(session: Session) -> str:
@@ -22,32 +33,47 @@ def banner(session: Session) -> str:
     assert args is not None
     plan, grid, dtype = settings.plan, settings.plan.grid, dtype_of(args)
     shape = shape_of(args, dtype)
-    rank = busiest_rank(grid.cp_size)
-    forward = forward_schedule(plan, rank)
-    backward = backward_schedule(plan, rank, q_kept=settings.keep_gathered_q)
+    rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
+    options = {"groups": groups, "q_kept": settings.keep_gathered_q}
     kernel = session.kernel(dtype, shape.head_dim)
     accumulated = accumulation_dtype(dtype)
     rows = {
         "versions": f"megatron-core {version_text(session.version)}, megatron-wallfacer {__version__}",
         "hooks": "; ".join(session.hooks),
         "cp size": f"{grid.cp_size}",
-        "scheme": f"{plan.scheme}, backward payload {plan.backward}",
-        "axes": ", ".join(f"{axis} {grid.size_of(axis)}" for axis in AXES),
-        "placement": f"{', '.join(grid.placement)} (fastest first)",
+        "scheme": f"{plan.scheme}, order {plan.kv_order}" + (", both ways round" if plan.bidirectional else ""),
+        "grid": f"{grid}",
+        "placement": f"{', '.join(grid.placement)} (fastest first)" if grid.placement else "one rank",
+        "heads": f"{shape.q_heads} query, {shape.kv_heads} kv; {_groups(groups, plan)}",
         "kernel": f"{kernel.name} on {session.device.type}",
         "dtype": f"{_name(dtype)}; partial results and gradients travel as {_name(accumulated)}",
-        "forward": _cost(forward, shape, forward_bound(grid.cp_size, shape.kappa)),
-        "backward": _cost(backward, shape, backward_bound(grid.cp_size, shape.kappa)),
     }
+    for name, schedule, bound, rider in (
+        ("forward", forward_schedule(plan, rank, **options), forward_bound, plan.forward),
+        ("backward", backward_schedule(plan, rank, **options), backward_bound, plan.backward),
+    ):
+        limit = ratio(words(schedule, shape) / shape.unit, bound(grid.cp_size, shape.kappa))
+        whose = " for undivided heads" if grid.head > 1 else ""
+        rows[name] = f"{_riding(name, plan, rider)}{_cost(schedule, shape)}; {limit:.2f}x the lower bound{whose}"
     width = max(map(len, rows))
     return "\n".join(f"wallfacer: {label:<{width}}  {text}" for label, text in rows.items())
 
 
-def _cost(schedule: Schedule, shape: Shape, bound: float) -> str:
-    received, everything = words(schedule, shape), sum(received_bytes(schedule, shape).values())
+def _groups(groups: int, plan: Plan) -> str:
+    text = f"{groups} head group{'s' if groups > 1 else ''}"
+    return text if groups == plan.head_groups else f"{text}, for {plan.head_groups} they do not divide"
+
+
+def _riding(name: str, plan: Plan, rider: Rider) -> str:
+    """What goes round the ring, if there is one."""
+    return f"{_RIDES[name, rider]}; " if plan.grid.ring > 1 else ""
+
+
+def _cost(schedule: Schedule, shape: Shape) -> str:
+    everything = sum(received_bytes(schedule, shape).values())
     return (
-        f"{received:,} words received a rank, {ratio(received / shape.unit, bound):.2f}x the lower bound; "
-        f"{_size(everything)} with statistics, buffers {_size(buffer_bytes(schedule, shape))}"
+        f"{words(schedule, shape):,.0f} words received a rank in {messages(schedule)} messages, "
+        f"{_size(everything)} with statistics, buffers up to {_size(peak_bytes(schedule, shape))}"
     )
 
 

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from megatron_wallfacer.engine.autograd import Call, attend
-from megatron_wallfacer.engine.runtime import Runtime
-from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.engine.run import Runtime
+from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.megatron.arguments import as_flag_error
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.schedule.heads import check_heads
+from megatron_wallfacer.schedule.plan import Plan
 
 
 class WallfacerCoreAttention(nn.Module):
@@ -64,8 +67,9 @@ class WallfacerCoreAttention(nn.Module):
         self._causal = _is_causal(attn_mask_type, where)
         head_dim = k_channels or config.kv_channels
         kernel = self.session.kernel(config.params_dtype, head_dim)
+        _check_heads(settings.plan, config, where)
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
-        runtime = Runtime(self.session.transfers(_cp_group(pg_collection)), kernel, scale)
+        runtime = Runtime(self.session.transfers(_cp_group(pg_collection)), kernel, scale, self.session.recorder())
         self._call = Call(settings.plan, runtime, causal=self._causal, keep_gathered_q=settings.keep_gathered_q)
 
     def forward(
@@ -135,6 +139,16 @@ def _check_config(config: Any, where: str) -> None:
         value = getattr(config, name, only)
         if value != only:
             raise WallfacerError(f"{where}: {name} {value} is not supported with --wallfacer-cp-size, only {only}")
+
+
+def _check_heads(plan: Plan, config: Any, where: str) -> None:
+    """Whether the layer's heads divide along the head axis; the command line was asked about its own heads."""
+    parallel = config.tensor_model_parallel_size
+    q_heads, kv_heads = (max(1, heads // parallel) for heads in (config.num_attention_heads, config.num_query_groups))
+    try:
+        check_heads(plan, q_heads, kv_heads)
+    except OptionError as error:
+        raise WallfacerError(f"{where}: {as_flag_error(error)}") from error
 
 
 def _is_causal(attn_mask_type: Any, where: str) -> bool:

@@ -10,10 +10,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_wallfacer.engine.groups import connect
+from megatron_wallfacer.engine.timeline import Recorder, nothing
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
+from megatron_wallfacer.megatron.timeline import StepRecorder
 from megatron_wallfacer.megatron.version import Version
 
 
@@ -35,6 +37,7 @@ class Session:
     args: argparse.Namespace | None = None
     settings: Settings | None = None
     _connected: dict[tuple[int, ...], Transfers] = field(default_factory=dict)
+    _recorder: Recorder | None = None
 
     def kernel(self, dtype: torch.dtype, head_dim: int) -> Kernel:
         """The local kernel that the flags ask for.
@@ -75,6 +78,14 @@ class Session:
                 "make; --hybrid-context-parallel and hand-made groups are not supported"
             )
         return self._connected[ranks]
+
+    def recorder(self) -> Recorder:
+        """Who looks on while attention runs: nobody, unless a time line was asked for."""
+        assert self.settings is not None
+        if self.settings.timeline is None:
+            return nothing
+        self._recorder = self._recorder or StepRecorder(self.settings.timeline, dist.get_rank())
+        return self._recorder
 
     def disconnect(self) -> None:
         """Destroy the axis groups."""

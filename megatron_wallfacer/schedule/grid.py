@@ -2,12 +2,13 @@
 
 A rank has one coordinate per axis. Ranks that differ only along
 
+* ``head`` share the same tokens, and have different heads of them (all-to-all before and after),
 * ``team`` share the same queries (Q is gathered, partial O combined),
 * ``kv_team`` share the same keys and values (K, V are gathered, dK, dV reduced),
-* ``ring`` share nothing: blocks hop from one to the next.
+* ``ring_outer``, ``ring_inner`` share nothing: blocks hop from one to the next. With both, a block goes round the
+  inner ring between two hops of the outer one. A single ring is an outer one.
 
-The product of the axes is the context-parallel size P. Places are kept for the axes ``head`` and
-``ring_outer``: an axis is one entry in :data:`AXES` and one field of :class:`Grid`.
+The product of the axes is the context-parallel size P.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from math import prod
 
 from megatron_wallfacer.errors import OptionError
 
-AXES: tuple[str, ...] = ("team", "kv_team", "ring")
+AXES: tuple[str, ...] = ("head", "team", "kv_team", "ring_outer", "ring_inner")
 
-#: The two placements of the paper (section 4.4), as axis orders, fastest varying first.
-TEAMS_ADJACENT: tuple[str, ...] = ("team", "ring", "kv_team")
-RINGS_ADJACENT: tuple[str, ...] = ("ring", "team", "kv_team")
+#: Fastest varying first: what talks most stands nearest.
+DEFAULT_PLACEMENT: tuple[str, ...] = ("head", "ring_inner", "team", "ring_outer", "kv_team")
+#: The two placements of the paper (section 4.4), as axis orders.
+TEAMS_ADJACENT: tuple[str, ...] = ("head", "team", "ring_inner", "ring_outer", "kv_team")
+RINGS_ADJACENT: tuple[str, ...] = ("ring_inner", "ring_outer", "team", "kv_team", "head")
 
 
 @dataclass(frozen=True)
@@ -30,31 +33,45 @@ class Grid:
     """Sizes of the axes and their placement over the ranks of the context-parallel group.
 
     Args:
+        head: U, ranks that share tokens and divide heads.
         team: C, ranks that share the same queries.
         kv_team: G, ranks that share the same keys and values.
-        ring: R, ranks between which blocks hop.
-        placement: every axis once, fastest varying over neighbouring ranks first.
+        ring_outer, ring_inner: ranks between which blocks hop; R is their product.
+        placement: an order of the axes, fastest varying over neighbouring ranks first. Axes of one rank may be left
+            out, and are dropped: equal grids compare equal.
 
     Raises:
-        OptionError: an axis below 1, or a placement that does not name every axis once.
+        OptionError: an axis below 1, or a placement that does not name every wide axis once.
     """
 
+    head: int = 1
     team: int = 1
     kv_team: int = 1
-    ring: int = 1
-    placement: tuple[str, ...] = TEAMS_ADJACENT
+    ring_outer: int = 1
+    ring_inner: int = 1
+    placement: tuple[str, ...] = DEFAULT_PLACEMENT
 
     def __post_init__(self) -> None:
         for axis in AXES:
             if self.size_of(axis) < 1:
                 raise OptionError(f"{axis}_size", self.size_of(axis), "a positive number of ranks")
-        if sorted(self.placement) != sorted(AXES):
-            raise OptionError("placement", ",".join(self.placement), f"an order of {', '.join(AXES)}, each once")
+        wide = [axis for axis in AXES if self.size_of(axis) > 1]
+        known = set(self.placement) <= set(AXES) and len(set(self.placement)) == len(self.placement)
+        if not known or not set(wide) <= set(self.placement):
+            raise OptionError(
+                "placement", ",".join(self.placement), f"an order of {', '.join(wide or AXES)}, each once"
+            )
+        object.__setattr__(self, "placement", tuple(axis for axis in self.placement if axis in wide))
 
     @property
     def cp_size(self) -> int:
         """P, the number of context-parallel ranks."""
         return prod(self.size_of(axis) for axis in AXES)
+
+    @property
+    def ring(self) -> int:
+        """R, positions on the ring: outer x inner."""
+        return self.ring_outer * self.ring_inner
 
     def size_of(self, axis: str) -> int:
         """Number of ranks along one axis."""
@@ -62,7 +79,7 @@ class Grid:
 
     def coordinates(self, rank: int) -> dict[str, int]:
         """Coordinate of ``rank`` (its index in the context-parallel group) on every axis."""
-        coordinates = {}
+        coordinates = dict.fromkeys(AXES, 0)
         for axis in self.placement:
             rank, coordinates[axis] = divmod(rank, self.size_of(axis))
         return coordinates
@@ -80,4 +97,4 @@ class Grid:
         return tuple(self.rank({**here, axis: x}) for x in range(self.size_of(axis)))
 
     def __str__(self) -> str:
-        return " x ".join(f"{axis} {self.size_of(axis)}" for axis in AXES)
+        return " x ".join(f"{axis} {self.size_of(axis)}" for axis in AXES if self.size_of(axis) > 1) or "one rank"

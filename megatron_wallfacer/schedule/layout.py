@@ -10,7 +10,7 @@ rows that a key chunk can see are always a suffix of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 CHUNKS_PER_RANK = 2
 
@@ -20,24 +20,22 @@ def shard_chunks(rank: int, cp_size: int) -> tuple[int, int]:
     return rank, 2 * cp_size - 1 - rank
 
 
-def block_chunks(ranks: Sequence[int], cp_size: int) -> tuple[int, ...]:
+def block_chunks(ranks: Iterable[int], cp_size: int) -> tuple[int, ...]:
     """Chunk ids of the block made of these ranks' shards, sorted by position."""
     return tuple(sorted(chunk for rank in ranks for chunk in shard_chunks(rank, cp_size)))
 
 
-def sorting_order(ranks: Sequence[int], cp_size: int) -> tuple[int, ...]:
-    """Where to find each chunk of the sorted block in the shards laid end to end.
+def runs(chunks: Sequence[int], block: Sequence[int]) -> list[tuple[int, int]]:
+    """Where chunks stand in a block that has them all: half-open ranges of its rows, as few as there are.
 
-    Entry i is the index, among the ``2 * len(ranks)`` chunks as gathered rank by rank, of the chunk
-    that comes i-th in :func:`block_chunks`.
+    Both are sorted by position.
     """
-    gathered = [chunk for rank in ranks for chunk in shard_chunks(rank, cp_size)]
-    return tuple(sorted(range(len(gathered)), key=gathered.__getitem__))
-
-
-def inverse_order(order: Sequence[int]) -> tuple[int, ...]:
-    """The order that undoes ``order``: from the sorted block back to shards laid end to end."""
-    inverse = [0] * len(order)
-    for new, old in enumerate(order):
-        inverse[old] = new
-    return tuple(inverse)
+    row = {chunk: index for index, chunk in enumerate(block)}
+    found: list[tuple[int, int]] = []
+    for chunk in chunks:
+        here = row[chunk]
+        if found and found[-1][1] == here:
+            found[-1] = (found[-1][0], here + 1)
+        else:
+            found.append((here, here + 1))
+    return found

@@ -9,6 +9,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import Grid
 
 Rider = Literal["kv", "q"]
+Order = Literal["native", "paper", "permuted"]
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,15 @@ class Plan:
     Attributes:
         grid: axes and placement.
         scheme: the name under which it was asked for; for messages only.
-        kv_order: ``native`` gathers K, V along ``kv_team``. ``paper`` gathers them in the *team* and then
-            permutes the blocks (Algorithm 2), which needs ``team == kv_team``.
-        backward: what rides the ring in backward, K, V and their gradients or Q, dO and dQ.
+        kv_order: how the rider's first block comes together. ``native``: it is that of the rank's own team along the
+            rider's axis, and nothing is permuted. ``paper``: gathered in the *team*, then whole blocks are permuted
+            (Algorithm 2). ``permuted``: the same blocks, but single shards are permuted and gathered after, which
+            moves about half. The last two need ``team == kv_team``.
+        forward, backward: what rides the ring, K and V (in backward with their gradients) or Q (in forward its partial
+            output goes straight home, in backward dO and dQ ride with it).
+        bidirectional: blocks leave home in both directions and each goes half way round. A single ring only.
+        head_groups: groups of heads whose schedules are interleaved, so that the moves of one hide behind the kernels
+            of another; fewer where the heads do not divide (:func:`megatron_wallfacer.schedule.heads.head_groups`).
 
     Raises:
         OptionError: a combination for which no schedule exists.
@@ -28,19 +35,19 @@ class Plan:
 
     grid: Grid
     scheme: str = "grid"
-    kv_order: Literal["native", "paper"] = "native"
+    kv_order: Order = "native"
+    forward: Rider = "kv"
     backward: Rider = "kv"
+    bidirectional: bool = False
+    head_groups: int = 1
 
     def __post_init__(self) -> None:
         grid = self.grid
-        if self.kv_order == "paper" and grid.team != grid.kv_team:
+        if self.kv_order != "native" and grid.team != grid.kv_team:
             raise OptionError(
-                "kv_team_size", grid.kv_team, f"the team size {grid.team}: the published scheme has team = kv_team"
+                "kv_team_size", grid.kv_team, f"the team size {grid.team}: the published blocks need team = kv_team"
             )
-        built: Rider = "q" if self.kv_order == "paper" else "kv"
-        if self.backward != built:
-            raise OptionError(
-                "backward",
-                self.backward,
-                f"{built} or auto with scheme {self.scheme}; the other payload is not built yet",
-            )
+        if self.bidirectional and grid.ring_inner > 1 and grid.ring_outer > 1:
+            raise OptionError("bidirectional", grid, "a single ring: ring_inner or ring_outer must be 1")
+        if self.head_groups < 1:
+            raise OptionError("head_groups", self.head_groups, "a positive number")

@@ -1,165 +1,201 @@
-"""The schedule: what one rank does, step by step, as plain data.
+"""The schedule of one rank: the lanes of its head groups, interleaved so that moves hide behind tiles.
 
 The engine runs it, the counters count it, the pictures draw it, and the property tests prove it, so
-there is no second description of an algorithm anywhere. Building the schedule of one rank costs
-O(ring + block) and needs no other rank.
+there is no second description of an algorithm anywhere. Building the schedule of one rank needs no other rank.
 
-One side of the square, the *rider*, moves around the ring; the other, the *resident*, stays. In
-forward K and V ride. In backward either K, V and their gradients ride, or Q, dO and dQ do.
+The order follows two rules. What somebody waits for is computed first and sent at once. What nobody waits for, own rows
+against own rows above all, is computed where something is on its way: at the start, and at the very end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from megatron_wallfacer.schedule import moves
-from megatron_wallfacer.schedule.blocks import Blocks, blocks_of
-from megatron_wallfacer.schedule.layout import block_chunks
-from megatron_wallfacer.schedule.moves import Combine, Gather, Hop, Move, Reduce
-from megatron_wallfacer.schedule.plan import Plan, Rider
-from megatron_wallfacer.schedule.tiles import Tile, tiles
+from megatron_wallfacer.schedule.lane import Lane
+from megatron_wallfacer.schedule.ops import Attend, Expect, Op, Schedule, Start, Value
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.sides import OTHERS, OWN, at, visit_number
+from megatron_wallfacer.schedule.writer import Writer
 
-
-@dataclass(frozen=True)
-class Step:
-    """One ring step: tiles to compute, and what moves meanwhile.
-
-    Attributes:
-        q_ranks: whose queries are at hand.
-        kv_ranks: whose keys and values are at hand.
-        tiles: kernel calls, in chunks of the two sorted blocks.
-        hop: sends the rider's block on and receives that of the next step; in flight while the tiles run.
-        grad_hop: sends the rider's gradient of the *previous* step's block on and receives what the ranks
-            before this one have summed for this step's block; in flight while the tiles run, added after.
-    """
-
-    q_ranks: tuple[int, ...]
-    kv_ranks: tuple[int, ...]
-    tiles: tuple[Tile, ...]
-    hop: Hop | None = None
-    grad_hop: Hop | None = None
+#: By how many groups of tiles the receives of a move are posted before it starts.
+EXPECT_AHEAD = 1
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The program of one rank for one pass.
-
-    Attributes:
-        rank: index in the context-parallel group.
-        backward: this is the gradient pass.
-        rider: which side moves around the ring.
-        prologue: what brings the first blocks together.
-        steps: the turn of the ring.
-        epilogue: what brings results home, in order.
-        keeps_first: the rider's gradient of step 0 belongs to this rank and waits here for the rest.
-    """
-
-    rank: int
-    backward: bool
-    rider: Rider
-    prologue: tuple[Move, ...]
-    steps: tuple[Step, ...]
-    epilogue: tuple[Move, ...]
-    keeps_first: bool = False
-
-    @property
-    def moves(self) -> tuple[Move, ...]:
-        """Every move in program order."""
-        turning = [hop for step in self.steps for hop in (step.hop, step.grad_hop) if hop is not None]
-        return (*self.prologue, *turning, *self.epilogue)
-
-
-def forward_schedule(plan: Plan, rank: int, *, causal: bool = True) -> Schedule:
+def forward_schedule(plan: Plan, rank: int, *, causal: bool = True, groups: int = 1, q_kept: bool = False) -> Schedule:
     """Schedule of the forward pass for one rank.
 
     Args:
         plan: grid and choices.
         rank: index in the context-parallel group.
         causal: causal mask, else full attention.
-
-    Returns:
-        Gathers of Q and K, V; the paper's initial permutation where it applies (Algorithm 2); ring steps
-        (Algorithm 3); the lse-weighted combine along the team.
+        groups: head groups, from :func:`megatron_wallfacer.schedule.heads.head_groups`.
+        q_kept: keep the gathered queries for backward.
     """
-    blocks = blocks_of(plan, rank, rider="kv")
+    return _schedule(plan, rank, groups, backward=False, causal=causal, q_kept=q_kept)
+
+
+def backward_schedule(plan: Plan, rank: int, *, causal: bool = True, groups: int = 1, q_kept: bool = False) -> Schedule:
+    """Schedule of the backward pass for one rank; arguments as in forward."""
+    return _schedule(plan, rank, groups, backward=True, causal=causal, q_kept=q_kept)
+
+
+def _schedule(plan: Plan, rank: int, groups: int, *, backward: bool, causal: bool, q_kept: bool) -> Schedule:
+    program: list[Op] = []
+    values: dict[str, Value] = {}
+    first = plan.grid.coordinates(rank)["head"] * groups
+    lanes = [
+        Lane(
+            plan,
+            rank,
+            Writer(first + group, group, groups, program, values),
+            backward=backward,
+            causal=causal,
+            q_kept=q_kept,
+        )
+        for group in range(groups)
+    ]
+    (_with_travelling_results if lanes[0].results(lanes[0].rider) else _with_resting_results)(lanes)
     return Schedule(
         rank=rank,
-        backward=False,
-        rider="kv",
-        prologue=_present(
-            _gather("team", moves.Q, blocks.team),
-            _gather(blocks.kv_axis, moves.KV, blocks.kv_home),
-            _hop("cp", moves.KV, blocks, blocks.entry),
-        ),
-        steps=tuple(_step(plan, blocks, index, moves.KV, (), causal) for index in range(plan.grid.ring)),
-        epilogue=(Combine("team", blocks.team),) if len(blocks.team) > 1 else (),
+        cp_size=plan.grid.cp_size,
+        parts=plan.grid.head * groups,
+        backward=backward,
+        values=values,
+        ops=_expect_early(program),
+        given=tuple(name for lane in lanes for name in lane.given),
+        keeps=tuple(name for lane in lanes for name in lane.keeps),
     )
 
 
-def backward_schedule(plan: Plan, rank: int, *, causal: bool = True, q_kept: bool = False) -> Schedule:
-    """Schedule of the backward pass for one rank.
+def _with_resting_results(lanes: Sequence[Lane]) -> None:
+    """Nothing travels with the rider: each resident row is complete when all visits are over.
+
+    Own rows meet the home turn before anything else, and the last turn only when others' rows are on their way home.
+    """
+    one = lanes[0]
+    riders = [*one.home_parts, *(at(visit) for visit in range(1, len(one.visits)))]
+    early, late = one.home_turn, one.last_turn if OTHERS in one.resident_parts else riders[-1:]
+    # With one block only, own against own is all that there is to hide what is sent home.
+    starting = lanes[:1] if riders == [OWN] else lanes
+    _begin(lanes, starting)
+    for index, lane in enumerate(lanes):
+        done = early if lane in starting else ()
+        for rider in riders:
+            lane.arrive(rider)
+            if OTHERS in lane.resident_parts:
+                lane.attend_others(rider, last=rider == riders[-1])
+            if rider not in (*done, *late):
+                lane.attend(OWN, rider)
+            if rider == riders[0]:
+                _start_next(lanes, index)
+        if index:
+            lanes[index - 1].finish()
+        for rider in late:
+            if rider not in done:
+                lane.attend(OWN, rider)
+    _end(lanes)
+
+
+def _with_travelling_results(lanes: Sequence[Lane]) -> None:
+    """Results travel with the rider: those that go far come first, then the home turn, and own against own last.
+
+    The first lane has nothing to do yet but own rows against the home turn while the first blocks are on their way.
+    """
+    alone = len(lanes) == 1
+    _begin(lanes, lanes[:1], results=True, keep_own=alone and len(lanes[0].home_turn) > 1)
+    for index, lane in enumerate(lanes):
+        homes, done = lane.home_parts, lane.home_turn if index == 0 else ()
+        if OTHERS in homes:
+            lane.arrive(OTHERS)
+        _travel(lanes, index, done)
+        for rider in homes if OWN in homes else ():
+            if OTHERS in lane.resident_parts:
+                lane.attend_others(rider, last=rider == homes[-1])
+            if rider != OWN:
+                lane.attend(OWN, rider)
+        if OWN not in homes:
+            lane.send_home(lane.resident)
+        if index:
+            lanes[index - 1].finish()
+        if OWN in homes and (index or (alone and len(done) > 1)):
+            lane.attend(OWN, OWN)
+        if homes != (OWN,):
+            lane.take_in(lane.rider, homes[-1])
+            lane.send_home(lane.rider)
+    _end(lanes)
+
+
+def _begin(lanes: Sequence[Lane], starting: Sequence[Lane], *, results: bool = False, keep_own: bool = False) -> None:
+    """Own rows of the starting lanes against their home turn, while the moves of the first lane are on their way.
 
     Args:
-        plan: grid and choices; ``plan.backward`` says what rides.
-        rank: index in the context-parallel group.
-        causal: causal mask, else full attention.
-        q_kept: the gathered queries were kept from forward and need no second gather.
-
-    Returns:
-        Gathers; ring steps in which the rider's gradient travels just behind its block; the hop that
-        brings it home; reductions along team and kv_team.
+        lanes: all lanes.
+        starting: those that compute now.
+        results: send the rider's results of visits that need no others' rows.
+        keep_own: leave own against own for later.
     """
-    blocks = blocks_of(plan, rank, rider=plan.backward)
-    payload, grads = (moves.KV, moves.DKV) if plan.backward == "kv" else (moves.Q_BACKWARD, moves.DQ)
-    return Schedule(
-        rank=rank,
-        backward=True,
-        rider=plan.backward,
-        prologue=_present(
-            _gather("team", moves.Q_BACKWARD[1:] if q_kept else moves.Q_BACKWARD, blocks.team),
-            _gather(blocks.kv_axis, moves.KV, blocks.kv_home),
-            _hop("cp", payload, blocks, blocks.entry),
-        ),
-        steps=tuple(_step(plan, blocks, index, payload, grads, causal) for index in range(plan.grid.ring)),
-        epilogue=_present(
-            _hop(blocks.exit_axis, grads, blocks, blocks.exit),
-            _reduce(blocks.kv_axis, moves.DKV, blocks.kv_home),
-            _reduce("team", moves.DQ, blocks.team),
-        ),
-        keeps_first=blocks.keeps_first,
-    )
+    lanes[0].split()
+    for index, lane in enumerate(lanes):
+        if index == 0:
+            lane.start_far()
+        lane.start_near()
+        if index + 1 < len(lanes):
+            lanes[index + 1].split()
+        for rider in lane.home_turn if lane in starting else ():
+            if not (keep_own and rider == OWN):
+                lane.arrive(rider)
+                lane.attend(OWN, rider)
+            if results and rider != OWN and OTHERS not in lane.resident_parts:
+                lane.send_travelled(visit_number(rider))
 
 
-def _step(
-    plan: Plan, blocks: Blocks, index: int, payload: tuple[str, ...], grads: tuple[str, ...], causal: bool
-) -> Step:
-    cp_size, last = plan.grid.cp_size, plan.grid.ring - 1
-    q_ranks, kv_ranks = blocks.at(index)
-    # A rider that leaves its first gradient at home starts its accumulator one step later.
-    first_arrival = 2 if blocks.keeps_first else 1
-    return Step(
-        q_ranks=q_ranks,
-        kv_ranks=kv_ranks,
-        tiles=tiles(block_chunks(q_ranks, cp_size), block_chunks(kv_ranks, cp_size), causal=causal),
-        hop=_hop("ring", payload, blocks, blocks.ring) if index < last else None,
-        grad_hop=_hop("ring", grads, blocks, blocks.ring) if grads and index >= first_arrival else None,
-    )
+def _start_next(lanes: Sequence[Lane], index: int) -> None:
+    """The moves of the next lane, when this one's first have arrived: sooner they would only delay those."""
+    if index + 1 < len(lanes):
+        lanes[index + 1].start_far()
 
 
-def _present(*maybe: Move | None) -> tuple[Move, ...]:
-    return tuple(move for move in maybe if move is not None)
+def _travel(lanes: Sequence[Lane], index: int, done: Sequence[str]) -> None:
+    """All visits that bring results: those from afar, then those of the home turn; ``done`` have met own rows."""
+    lane, turn_end = lanes[index], None
+    near = () if done and OTHERS not in lane.resident_parts else lane.home_turn[1:]
+    # Where the home turn is own rows alone, there is not much to hide the next lane's moves behind: they start now.
+    if not near:
+        _start_next(lanes, index)
+    for rider in (*lane.far_visits, *near):
+        lane.arrive(rider)
+        for resident in lane.resident_parts:
+            if not (resident == OWN and rider in done):
+                lane.attend(resident, rider)
+        if near and rider == lane.far_visits[0]:
+            _start_next(lanes, index)
+        if turn_end is not None:
+            lane.send_travelled(turn_end)
+            turn_end = None
+        visit = visit_number(rider)
+        if visit == 0 or lane.is_turn_start(visit):
+            continue
+        lane.send_travelled(visit)
+        # What a turn has summed comes to its start; it is waited for one visit later.
+        if lane.is_turn_start(visit + 1) or visit + 1 == len(lane.visits):
+            turn_end = lane.turn_start(visit)
+    if turn_end is not None:
+        lane.send_travelled(turn_end)
 
 
-def _gather(axis: str, payload: tuple[str, ...], ranks: tuple[int, ...]) -> Gather | None:
-    return Gather(axis, payload, ranks) if len(ranks) > 1 else None
+def _end(lanes: Sequence[Lane]) -> None:
+    lanes[-1].finish()
+    for lane in lanes:
+        lane.store()
 
 
-def _reduce(axis: str, payload: tuple[str, ...], ranks: tuple[int, ...]) -> Reduce | None:
-    return Reduce(axis, payload, ranks) if len(ranks) > 1 else None
-
-
-def _hop(axis: str, payload: tuple[str, ...], blocks: Blocks, peers: tuple[int, int] | None) -> Hop | None:
-    """A hop to and from these peers; none where the block stays where it is."""
-    if peers is None or peers[0] == blocks.rank:
-        return None
-    return Hop(axis, payload, *peers, shards=blocks.rider_shards)
+def _expect_early(program: Sequence[Op]) -> tuple[Op, ...]:
+    """Post the receives of each move some tiles before it starts, so that no message waits for its receiver."""
+    tiles = [index for index, op in enumerate(program) if isinstance(op, Attend)]
+    expected: dict[int, list[Op]] = {}
+    seen = 0
+    for op in program:
+        seen += isinstance(op, Attend)
+        if isinstance(op, Start) and op.move.receives and seen:
+            expected.setdefault(tiles[max(0, seen - EXPECT_AHEAD)], []).append(Expect(op.move))
+    return tuple(step for index, op in enumerate(program) for step in (*expected.get(index, ()), op))

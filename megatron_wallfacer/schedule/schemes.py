@@ -1,92 +1,171 @@
-"""Schemes by name: each is a corner of the grid.
+"""Schemes by name: each is a corner of the grid (``docs/schemes.md``).
 
-=============  ======================================================  ==========================
-name           grid                                                    source
-=============  ======================================================  ==========================
-``ring``       ring = P                                                Ring Attention, Megatron p2p
-``all-gather`` kv_team = P                                             Llama 3, LSS forward
-``team-ring``  team = C, ring = P / C, no K/V gather                    ``docs/design.md``
-``wallfacer``  team = kv_team = C, ring = P / C^2, paper's permutation  arXiv 2407.00611
-=============  ======================================================  ==========================
+===================  ================================================  =======================================
+name                 grid                                              source
+===================  ================================================  =======================================
+``ring``             ring_outer = P                                    Ring Attention, Megatron's p2p
+``tokenring``        ring_outer = P, queries ride in forward           TokenRing
+``double-ring``      ring_outer x ring_inner                           LoongTrain's rings
+``burst``            the same, queries ride in backward                BurstAttention, BurstEngine
+``ulysses``          head = P                                          DeepSpeed-Ulysses, Megatron's a2a
+``usp``              head x ring_outer                                 USP, Megatron's a2a+p2p
+``loongtrain``       head x ring_outer x ring_inner                    LoongTrain's 2D-Attention
+``all-gather``       kv_team = P                                       Llama 3, Megatron's all_gather
+``lss``              kv_team = P                                       LSS Transformer
+``mesh``             team x kv_team                                    Attention2D, Mesh-Attention
+``wallfacer``        team = kv_team = C, ring_outer = P / C^2          WallFacer / StarTrail
+``team-ring``        team x ring_outer, other axes by hand             this project
+===================  ================================================  =======================================
 
-``auto`` is the ``team-ring`` whose C moves the fewest words, until a planner chooses.
+``lss`` is ``all-gather`` under another name: the LSS Transformer gathers in forward and reduces the gradients in one
+fused step in backward, which is what a ``kv_team`` of all ranks does; its second averaging of the gradients is what
+Megatron does over data and context parallel ranks together.
+
+``auto`` is the ``team-ring`` that moves the fewest words, until a planner chooses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isqrt
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.grid import RINGS_ADJACENT, TEAMS_ADJACENT, Grid
-from megatron_wallfacer.schedule.plan import Plan, Rider
+from megatron_wallfacer.schedule.formulas import backward_words, forward_words
+from megatron_wallfacer.schedule.grid import DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
+from megatron_wallfacer.schedule.heads import check_heads
+from megatron_wallfacer.schedule.plan import Order, Plan, Rider
 
-SCHEMES: tuple[str, ...] = ("auto", "wallfacer", "team-ring", "ring", "all-gather")
-NOT_BUILT_YET: tuple[str, ...] = ("double-ring", "ulysses", "usp", "loongtrain", "mesh", "lss", "tokenring", "burst")
-PLACEMENTS: dict[str, tuple[str, ...]] = {"teams-adjacent": TEAMS_ADJACENT, "rings-adjacent": RINGS_ADJACENT}
+
+@dataclass(frozen=True)
+class Rule:
+    """What a name fixes, and what it leaves open.
+
+    Attributes:
+        axes: the axes that it has; where there is a choice it is by words.
+        by_hand: axes of one rank unless asked for.
+        all_wide: as many of its axes as possible have more than one rank, even where that costs words.
+        orders: orders of K and V that it may have, the default first.
+        forward, backward: what rides as published; None for the cheaper.
+        note: said where an axis is refused.
+    """
+
+    axes: tuple[str, ...]
+    by_hand: tuple[str, ...] = ()
+    all_wide: bool = False
+    orders: tuple[Order, ...] = ("native",)
+    forward: Rider | None = "kv"
+    backward: Rider | None = "kv"
+    note: str = ""
+
+
+_OURS = Rule(
+    axes=("team", "ring_outer"),
+    by_hand=("head", "kv_team", "ring_inner"),
+    orders=("native", "paper", "permuted"),
+    forward=None,
+    backward=None,
+)
+RULES: Mapping[str, Rule] = {
+    "auto": _OURS,
+    "wallfacer": Rule(
+        axes=("team", "kv_team", "ring_outer"),
+        orders=("paper", "permuted"),
+        backward="q",
+        note="team = kv_team = C, and C^2 divides cp size",
+    ),
+    "team-ring": _OURS,
+    "ring": Rule(axes=("ring_outer",)),
+    "double-ring": Rule(axes=("ring_outer", "ring_inner"), all_wide=True),
+    "ulysses": Rule(axes=("head",)),
+    "usp": Rule(axes=("head", "ring_outer"), all_wide=True),
+    "loongtrain": Rule(axes=("head", "ring_outer", "ring_inner"), all_wide=True),
+    "all-gather": Rule(axes=("kv_team",)),
+    "lss": Rule(axes=("kv_team",)),
+    "mesh": Rule(axes=("team", "kv_team")),
+    # The paper is about inference and has no backward.
+    "tokenring": Rule(axes=("ring_outer",), forward="q", backward=None),
+    "burst": Rule(axes=("ring_outer", "ring_inner"), all_wide=True, backward="q"),
+}
+SCHEMES: tuple[str, ...] = tuple(RULES)
+PLACEMENTS: Mapping[str, tuple[str, ...]] = {
+    "teams-adjacent": TEAMS_ADJACENT,
+    "rings-adjacent": RINGS_ADJACENT,
+    "head-first": ("head", "ring_inner", "ring_outer", "team", "kv_team"),
+    "ring-first": ("ring_inner", "ring_outer", "head", "team", "kv_team"),
+}
+RIDERS: tuple[Rider, ...] = ("kv", "q")
+#: The option that sets an axis. What these leave over is ``ring_outer``, or the one axis that is not given.
+_OPTIONS = {"head": "head_size", "team": "team_size", "kv_team": "kv_team_size", "ring_inner": "ring_window"}
 
 
 def make_plan(
     scheme: str,
     cp_size: int,
     *,
+    head_size: int | None = None,
     team_size: int | None = None,
     kv_team_size: int | None = None,
-    placement: str | tuple[str, ...] | None = None,
+    ring_window: int | None = None,
+    placement: str | Sequence[str] | None = None,
+    kv_order: str | None = None,
+    forward: str = "auto",
     backward: str = "auto",
+    bidirectional: bool = False,
+    head_groups: int | None = None,
+    q_heads: int | None = None,
+    kv_heads: int | None = None,
     kappa: float = 1.0,
 ) -> Plan:
     """The plan for a scheme by name.
 
+    Axes that are not given are chosen by words, forward and backward together. A window is chosen as near to the
+    square root of its ring as it can be. Without ``q_heads`` and ``kv_heads`` any head size is thought to fit.
+
     Args:
         scheme: one of :data:`SCHEMES`.
         cp_size: P.
-        team_size: C, where the scheme leaves it open; chosen by words if not given.
-        kv_team_size: G by hand, with ``team-ring`` or ``auto``.
-        placement: ``teams-adjacent`` (default), ``rings-adjacent``, or an order of the axes, fastest first.
-        backward: ``auto``, ``kv`` or ``q``.
-        kappa: kv heads / q heads, for the choice of C.
+        head_size, team_size, kv_team_size: U, C, G, where the scheme leaves them open.
+        ring_window: ranks of the inner ring, where the scheme leaves it open.
+        placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest first, in which ``ring`` is short for
+            ``ring_inner,ring_outer`` and axes of one rank may be left out. By default what talks most stands nearest.
+        kv_order: ``native``, ``paper`` or ``permuted``; ``paper`` with ``wallfacer``, else ``native``.
+        forward, backward: what rides, ``kv`` or ``q``; ``auto`` is as published, or the cheaper by words where nothing
+            is.
+        bidirectional: blocks go half way round in each direction.
+        head_groups: groups of heads that are pipelined; by default 2 where there is something to gather.
+        q_heads, kv_heads: heads at hand (after tensor parallelism); both or neither.
+        kappa: kv heads / q heads, where heads are not given.
 
     Raises:
         OptionError: naming the option, its value and what is allowed.
     """
     if cp_size < 1:
         raise OptionError("cp_size", cp_size, "a positive number of ranks")
-    if scheme in NOT_BUILT_YET:
-        raise OptionError("scheme", scheme, f"one of {', '.join(SCHEMES)}; {scheme} is not built yet")
-    if scheme not in SCHEMES:
+    if scheme not in RULES:
         raise OptionError("scheme", scheme, f"one of {', '.join(SCHEMES)}")
-    team, kv_team = _axes(scheme, cp_size, team_size, kv_team_size, kappa)
-    grid = Grid(team, kv_team, cp_size // (team * kv_team), _placement(placement))
-    published = scheme == "wallfacer"
-    return Plan(
-        grid=grid,
-        scheme="team-ring" if scheme == "auto" else scheme,
-        kv_order="paper" if published else "native",
-        backward=_backward(backward, default="q" if published else "kv"),
+    if (q_heads is None) != (kv_heads is None):
+        raise OptionError("kv_heads", kv_heads, "given if q_heads is, and only then")
+    rule, heads = RULES[scheme], None if q_heads is None or kv_heads is None else (q_heads, kv_heads)
+    kappa = heads[1] / heads[0] if heads else kappa
+    given = {"head": head_size, "team": team_size, "kv_team": kv_team_size, "ring_inner": ring_window}
+    order = _order(scheme, rule, kv_order)
+    riders = _riders("forward", forward, rule.forward), _riders("backward", backward, rule.backward)
+    grids = _open_grids(scheme, cp_size, {axis: size for axis, size in given.items() if size is not None}, order)
+    if heads and head_size is None:
+        # Where none fits, the check below says so.
+        grids = [grid for grid in grids if _fits(grid, heads)] or grids
+    name = "team-ring" if scheme == "auto" else scheme
+    plans = [_cheapest_riders(Plan(grid, name, order), riders, kappa, heads) for grid in grids]
+    plan = min(plans, key=lambda plan: _preference(rule, plan, kappa, heads))
+    if heads:
+        check_heads(plan, *heads)
+    return replace(
+        plan,
+        grid=_placed(plan.grid, placement),
+        bidirectional=bidirectional,
+        head_groups=_head_groups(plan.grid) if head_groups is None else head_groups,
     )
-
-
-def team_ring_words(cp_size: int, team: int, kappa: float) -> float:
-    """Words received by a rank, forward + backward, in units of n*H (``docs/design.md``).
-
-    Forward: Q and partial O along the team, K and V around the ring. Backward, with K, V riding: Q, dO and
-    dQ along the team; K, V, dK, dV around the ring.
-    """
-    return 5 * (team - 1) + 6 * kappa * (cp_size / team - 1)
-
-
-def published_words(cp_size: int, team: int, kappa: float) -> float:
-    """Words received by a rank under the published scheme, forward + backward, in units of n*H.
-
-    Equations 4 to 7 of the paper with kv heads counted (gathers and combine, permutation and ring), and
-    its backward, which the paper gives in prose: K, V stay; Q, dO, dQ ride and go home.
-    """
-    # A team of one has no copies to spread: no permutation, and with one rank no way home either.
-    entry = team if team > 1 else 0
-    home = team if cp_size > 1 else 0
-    ring = cp_size / team - team
-    forward = (2 + 2 * kappa) * (team - 1) + 2 * kappa * (entry + ring)
-    return forward + (3 + 4 * kappa) * (team - 1) + 2 * (entry + ring) + home + ring
 
 
 def divisors(number: int) -> tuple[int, ...]:
@@ -95,58 +174,115 @@ def divisors(number: int) -> tuple[int, ...]:
     return (*small, *(number // d for d in reversed(small) if d * d != number))
 
 
-def _axes(scheme: str, cp_size: int, team: int | None, kv_team: int | None, kappa: float) -> tuple[int, int]:
-    if scheme in ("ring", "all-gather"):
-        fixed = {"team_size": (team, 1), "kv_team_size": (kv_team, cp_size if scheme == "all-gather" else 1)}
-        for option, (given, must) in fixed.items():
-            if given not in (None, must):
-                raise OptionError(option, given, f"{must} with scheme {scheme}")
-        return 1, fixed["kv_team_size"][1]
-    if scheme == "wallfacer":
-        return _published_axes(cp_size, team, kv_team, kappa)
-    kv_team = _divisor("kv_team_size", 1 if kv_team is None else kv_team, cp_size)
-    if team is None:
-        team = min(divisors(cp_size // kv_team), key=lambda c: (team_ring_words(cp_size, c, kappa), c))
-    _divisor("team_size", team, cp_size)
-    if cp_size % (team * kv_team):
-        raise OptionError(
-            "kv_team_size",
-            kv_team,
-            f"a divisor of {cp_size // team}: team {team} x kv_team x ring must be cp size {cp_size}",
-        )
-    return team, kv_team
+def factorisations(number: int, axes: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Every way to write a number as the product of sizes of these axes."""
+    first, *rest = axes
+    if not rest:
+        yield {first: number}
+        return
+    for size in divisors(number):
+        for others in factorisations(number // size, rest):
+            yield {first: size, **others}
 
 
-def _published_axes(cp_size: int, team: int | None, kv_team: int | None, kappa: float) -> tuple[int, int]:
-    legal = [c for c in divisors(cp_size) if cp_size % (c * c) == 0]
-    if team is None:
-        team = min(legal, key=lambda c: (published_words(cp_size, c, kappa), c))
-    if team not in legal:
-        raise OptionError(
-            "team_size",
-            team,
-            f"one of {', '.join(map(str, legal))}: scheme wallfacer needs C^2 to divide cp size {cp_size}",
-        )
-    if kv_team not in (None, team):
-        raise OptionError("kv_team_size", kv_team, f"{team}: scheme wallfacer has team = kv_team")
-    return team, team
+def total_words(plan: Plan, kappa: float, *, kv_heads: int | None = None) -> float:
+    """Words that a rank receives, forward and backward, in units of n*H."""
+    return forward_words(plan, kappa, kv_heads=kv_heads) + backward_words(plan, kappa, kv_heads=kv_heads)
 
 
-def _divisor(option: str, value: int, cp_size: int) -> int:
-    if value < 1 or cp_size % value:
-        raise OptionError(option, value, f"a divisor of cp size {cp_size}: {', '.join(map(str, divisors(cp_size)))}")
-    return value
+def _open_grids(scheme: str, cp_size: int, given: Mapping[str, int], order: Order) -> list[Grid]:
+    """The grids of a scheme that have the axes that are given.
+
+    Raises:
+        OptionError: there is none; says which sizes the first axis without a fit could have.
+    """
+    rule = RULES[scheme]
+    axes = [*rule.axes, *(axis for axis in rule.by_hand if axis in given)]
+    if order != "native" and "kv_team" not in axes:
+        axes.append("kv_team")
+    grids = [Grid(**sizes) for sizes in factorisations(cp_size, axes)]
+    if order != "native":
+        grids = [grid for grid in grids if grid.team == grid.kv_team]
+    asked = ""
+    for axis, size in given.items():
+        fitting = [grid for grid in grids if grid.size_of(axis) == size]
+        if not fitting:
+            allowed = sorted({grid.size_of(axis) for grid in grids})
+            sizes = f"one of {', '.join(map(str, allowed))}" if len(allowed) > 1 else f"{allowed[0]}"
+            note = f"; {rule.note}" if rule.note else ""
+            raise OptionError(_OPTIONS[axis], size, f"{sizes} with scheme {scheme}, cp size {cp_size}{asked}{note}")
+        grids, asked = fitting, f"{asked}, {axis} {size}"
+    return grids
 
 
-def _placement(placement: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _fits(grid: Grid, heads: tuple[int, int]) -> bool:
+    try:
+        check_heads(Plan(grid), *heads)
+    except OptionError:
+        return False
+    return True
+
+
+def _cheapest_riders(
+    plan: Plan, riders: tuple[Sequence[Rider], Sequence[Rider]], kappa: float, heads: tuple[int, int] | None
+) -> Plan:
+    """The plan with the rider of each pass that moves fewer words; K and V where there is no difference."""
+    kv_heads = heads[1] if heads else None
+    forward = min(
+        riders[0], key=lambda way: _rounded(forward_words(replace(plan, forward=way), kappa, kv_heads=kv_heads))
+    )
+    backward = min(
+        riders[1], key=lambda way: _rounded(backward_words(replace(plan, backward=way), kappa, kv_heads=kv_heads))
+    )
+    return replace(plan, forward=forward, backward=backward)
+
+
+def _preference(rule: Rule, plan: Plan, kappa: float, heads: tuple[int, int] | None) -> tuple[float, ...]:
+    """What is least is taken: fewest words, then the smallest team, then a window near the square root of the ring."""
+    grid = plan.grid
+    wide = sum(grid.size_of(axis) > 1 for axis in rule.axes) if rule.all_wide else 0
+    words = _rounded(total_words(plan, kappa, kv_heads=heads[1] if heads else None))
+    return -wide, words, grid.team, max(grid.ring_outer, grid.ring_inner), grid.ring_inner
+
+
+def _rounded(words: float) -> float:
+    """Equal sums of different order are equal."""
+    return round(words, 9)
+
+
+def _order(scheme: str, rule: Rule, kv_order: str | None) -> Order:
+    if kv_order is None:
+        return rule.orders[0]
+    if kv_order not in rule.orders:
+        raise OptionError("kv_order", kv_order, f"{_either(rule.orders)} with scheme {scheme}")
+    return kv_order  # type: ignore[return-value]
+
+
+def _riders(option: str, asked: str, published: Rider | None) -> Sequence[Rider]:
+    """The riders to choose from."""
+    if asked not in ("auto", *RIDERS):
+        raise OptionError(option, asked, _either(("auto", *RIDERS)))
+    if asked != "auto":
+        return (asked,)  # type: ignore[return-value]
+    return RIDERS if published is None else (published,)
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
     if placement is None:
-        return TEAMS_ADJACENT
-    if isinstance(placement, str):
-        return PLACEMENTS.get(placement) or tuple(placement.split(","))
-    return placement
+        return replace(grid, placement=DEFAULT_PLACEMENT)
+    typed = placement if isinstance(placement, str) else ",".join(placement)
+    order = PLACEMENTS.get(typed) or tuple(typed.replace(" ", "").split(","))
+    spelt_out = [axis for name in order for axis in (("ring_inner", "ring_outer") if name == "ring" else (name,))]
+    try:
+        return replace(grid, placement=tuple(spelt_out))
+    except OptionError as error:
+        raise OptionError(error.option, typed, error.allowed) from None
 
 
-def _backward(backward: str, *, default: Rider) -> Rider:
-    if backward not in ("auto", "kv", "q"):
-        raise OptionError("backward", backward, "auto, kv or q")
-    return default if backward == "auto" else backward  # type: ignore[return-value]
+def _head_groups(grid: Grid) -> int:
+    """Two where something is gathered that the kernels of the other group can hide."""
+    return 2 if grid.head > 1 or grid.team > 1 else 1

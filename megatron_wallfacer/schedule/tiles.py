@@ -9,7 +9,7 @@ causal tile.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -34,22 +34,26 @@ class Tile:
         return square / 2 if self.causal else float(square)
 
 
-def tiles(q_chunks: Sequence[int], k_chunks: Sequence[int], *, causal: bool) -> tuple[Tile, ...]:
+def tiles(
+    q_chunks: Sequence[int], k_chunks: Sequence[int], *, causal: bool, only: Collection[int] | None = None
+) -> tuple[Tile, ...]:
     """Tiles of one query block against one key block.
 
     Args:
         q_chunks: chunk ids of the query rows, ascending.
         k_chunks: chunk ids of the key columns, ascending.
         causal: mask keys after the query's position; otherwise every pair is live.
+        only: query chunks that are wanted; all unless given.
 
     Returns:
-        Tiles that cover each live pair exactly once; none where nothing is live.
+        Tiles that cover each live pair of a wanted chunk exactly once; none where nothing is live.
     """
+    wanted = [only is None or chunk in only for chunk in q_chunks]
     if not causal:
-        return (Tile((0, len(q_chunks)), (0, len(k_chunks))),)
-    diagonals = _diagonal_runs(q_chunks, k_chunks)
+        return tuple(_full_rectangles([len(k_chunks) * want for want in wanted]))
+    diagonals = _diagonal_runs([chunk if want else -1 for chunk, want in zip(q_chunks, wanted, strict=True)], k_chunks)
     # A row in a diagonal run sees in full only the keys before the whole run.
-    prefix = [bisect_left(k_chunks, chunk) for chunk in q_chunks]
+    prefix = [bisect_left(k_chunks, chunk) * want for chunk, want in zip(q_chunks, wanted, strict=True)]
     for tile in diagonals:
         for row in range(*tile.rows):
             prefix[row] = tile.cols[0]

@@ -18,7 +18,6 @@ from megatron_wallfacer.attention.functional import _connected
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schemes import make_plan
 from tests.support.dense import Problem
 from tests.support.pool import Pool
 
@@ -89,7 +88,9 @@ def test_gradients_of_finite_differences() -> None:
 
 def test_plan_may_be_a_grid_or_a_plan() -> None:
     q, k, v = tensors()
-    assert torch.equal(attention(q, k, v, plan=ALONE), attention(q, k, v, plan=make_plan("wallfacer", 1)))
+    assert torch.equal(
+        attention(q, k, v, plan=ALONE), attention(q, k, v, plan=Plan(ALONE, "any", "paper", "q", "q", head_groups=2))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -134,7 +135,7 @@ def test_no_gradient_is_made_where_none_is_wanted() -> None:
 def run_scaled(rank: int, problem: Problem, scale: float, v_head_dim: int) -> tuple[np.ndarray, tuple[int, ...]]:
     """On a worker: output and its shape, with a scale and a head dim of values of one's own."""
     q, k, v, _ = (problem.shard(x, rank) for x in problem.tensors())
-    out = attention(q, k, v[..., :v_head_dim], plan=Grid(team=2, ring=2), scale=scale, kernel="reference")
+    out = attention(q, k, v[..., :v_head_dim], plan=Grid(team=2, ring_outer=2), scale=scale, kernel="reference")
     forget_groups()
     return out.numpy(), tuple(out.shape)
 
@@ -143,7 +144,7 @@ def run_groups_made(rank: int, problem: Problem) -> list[int]:
     """On a worker: how many sets of groups there are after each call."""
     q, k, v, _ = (problem.shard(x, rank) for x in problem.tensors())
     counts = []
-    for grid in (Grid(team=4), Grid(team=4), Grid(team=2, ring=2), Grid(team=4)):
+    for grid in (Grid(team=4), Grid(team=4), Grid(team=2, ring_outer=2), Grid(team=4)):
         attention(q, k, v, plan=grid)
         counts.append(len(_connected))
     forget_groups()
@@ -243,12 +244,12 @@ def test_tensors_that_the_kernel_cannot_reach_are_refused() -> None:
 
 def test_plan_of_another_size_than_the_group_is_refused() -> None:
     with pytest.raises(OptionError, match="must be axes whose product is the group's size 1"):
-        attention(*tensors(), plan=Plan(Grid(ring=2)))
+        attention(*tensors(), plan=Plan(Grid(ring_outer=2)))
 
 
 def test_refusals_are_of_the_projects_own_kind() -> None:
     with pytest.raises(WallfacerError):
-        attention(*tensors(), plan=Grid(ring=2))
+        attention(*tensors(), plan=Grid(ring_outer=2))
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5])
@@ -269,7 +270,7 @@ x = torch.ones(1, 4, 2, 8)
 for world in range(2):
     store = f"file://{sys.argv[1]}/store{world}"
     dist.init_process_group("gloo", init_method=store, rank=int(os.environ["RANK"]), world_size=4)
-    attention(x, x, x, plan=Grid(team=2, ring=2))
+    attention(x, x, x, plan=Grid(team=2, ring_outer=2))
     dist.destroy_process_group()
 forget_groups()
 print("still here")

@@ -98,7 +98,7 @@ def test_other_peoples_processor_time_disturbs():
 
 def test_a_ring_is_bound_by_the_card_of_the_last_rank_of_a_node():
     topology = Topology(nodes=2, ranks_per_node=2, nic="rank", inter_mbit=8, intra_mbit=80)
-    traffic = planned_traffic(Ours("ring", 4, 1.0, {"scheme": "ring"}), topology, VOLUME)
+    traffic = planned_traffic(Ours("ring", 4, (2, 2), {"scheme": "ring"}), topology, VOLUME)
     shard = 8 * 2 * 4 * 4
     # K, V three times forward and three times backward, dK, dV three times.
     assert set(traffic.sent) == {2 * shard * 9}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import numpy as np
@@ -12,92 +13,205 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.attention import forget_groups
-from megatron_wallfacer.engine.merge import PartialOutput
+from megatron_wallfacer.engine import autograd
+from megatron_wallfacer.engine.blocks import Block, Sizes
+from megatron_wallfacer.engine.sums import Sum
 from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.ops import Assemble, Expect, Fold, Message, Op, Schedule, Start
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schemes import make_plan
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.tiles import Tile, tiles
-from tests.engine.test_exactness import errors, run_problem
+from tests.engine.passes import TENSORS, Case, errors, run_cases
 from tests.support.dense import Problem
 from tests.support.pool import Pool
 
 PACKAGE = "megatron_wallfacer"
-TEAM_RING, PUBLISHED = Plan(Grid(team=2, ring=4)), make_plan("wallfacer", 8, team_size=2)
+PLANS = {
+    "team-ring": Plan(Grid(team=2, ring_outer=4)),
+    "loongtrain": Plan(Grid(head=2, ring_outer=4), backward="q", head_groups=2),
+    "wallfacer": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="paper", backward="q"),
+    "mesh": Plan(Grid(team=4, kv_team=2)),
+}
+GRADIENTS = TENSORS[1:]
+
+# --- what is done wrong in the engine, or in the tiles ---
 
 
-def _flipped(q_chunks: list[int], k_chunks: list[int], *, causal: bool) -> tuple[Tile, ...]:
-    return tuple(replace(tile, causal=False) for tile in tiles(q_chunks, k_chunks, causal=causal))
+def _flipped(q_chunks: Sequence[int], k_chunks: Sequence[int], **options: object) -> tuple[Tile, ...]:
+    return tuple(replace(tile, causal=False) for tile in tiles(q_chunks, k_chunks, **options))
 
 
-def _dropped(q_chunks: list[int], k_chunks: list[int], *, causal: bool) -> tuple[Tile, ...]:
-    return tiles(q_chunks, k_chunks, causal=causal)[:-1]
+def _dropped(q_chunks: Sequence[int], k_chunks: Sequence[int], **options: object) -> tuple[Tile, ...]:
+    return tiles(q_chunks, k_chunks, **options)[:-1]
 
 
-def _plain_mean(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    return out.mean(0), torch.logsumexp(lse, dim=0)
+def _plain_mean(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
+    out.add_(part_out).div_(2)
+    lse.copy_(torch.logaddexp(lse, part_lse))
 
 
-def _last_wins(self: PartialOutput, rows: slice, out: Tensor, lse: Tensor) -> None:
-    self.out[rows], self.lse[rows] = out, lse
+def _last_wins(self: Sum, chunks: tuple[int, int], parts: Mapping[str, Tensor]) -> None:
+    for name, part in parts.items():
+        self.block.tensors[name][self._sizes.rows(chunks)] = part
+    self._written[slice(*chunks)] = [True] * (chunks[1] - chunks[0])
 
 
 def _no_delta(dout: Tensor, delta: Tensor) -> Tensor:
     return torch.zeros_like(dout)
 
 
-def _not_added(sums: tuple[Tensor, ...], parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    for total, part in zip(sums, parts, strict=True):
-        total.copy_(part)
-    return sums
+def _shifted(
+    self: Sizes, source: Block, into: Block, chunks: Iterable[int]
+) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """As if every block's rows stood in the order in which they come."""
+    for index, chunk in enumerate(sorted(chunks)):
+        place = source.chunks.index(chunk)
+        yield (place, place + 1), (index, index + 1)
 
 
-def _unsorted(block: Tensor, order: tuple[int, ...]) -> Tensor:
-    return block.contiguous()
+# --- what is done wrong in a schedule ---
 
 
-#: What is replaced by what, and the tensors that it must spoil.
+def _with_ops(schedule: Schedule, ops: Iterable[Op]) -> Schedule:
+    return replace(schedule, ops=tuple(ops))
+
+
+def _without_a_fold(schedule: Schedule) -> Schedule:
+    """What the last fold adds is still waited for."""
+    last = next(op for op in reversed(schedule.ops) if isinstance(op, Fold))
+    unused = {"unused": schedule.values[last.source]}
+    ops = (Assemble("unused", (last.source,)) if op is last else op for op in schedule.ops)
+    return replace(schedule, ops=tuple(ops), values={**schedule.values, **unused})
+
+
+def _with_a_fold_twice(schedule: Schedule) -> Schedule:
+    folds = [index for index, op in enumerate(schedule.ops) if isinstance(op, Fold)]
+    return _with_ops(schedule, (op for index, op in enumerate(schedule.ops) for _ in range(1 + (index in folds[-1:]))))
+
+
+def _with_receives(schedule: Schedule, changed: Mapping[Message, Message]) -> Schedule:
+    """Expect and Start of a move know each other by its identity, so they get the same new move."""
+    moves = {
+        id(move): replace(move, receives=tuple(changed.get(message, message) for message in move.receives))
+        for move in schedule.moves
+    }
+    return _with_ops(
+        schedule,
+        (replace(op, move=moves[id(op.move)]) if isinstance(op, Expect | Start) else op for op in schedule.ops),
+    )
+
+
+def _with_tags_swapped(schedule: Schedule) -> Schedule:
+    """On one rank, the first two messages that another sends alike are taken for one another."""
+    if schedule.rank:
+        return schedule
+    alike: dict[tuple[int, tuple[str, ...], int], list[Message]] = defaultdict(list)
+    for move in schedule.moves:
+        for message in move.receives:
+            alike[message.peer, move.payload, len(message.chunks)].append(message)
+    first, second = next(messages[:2] for messages in alike.values() if len(messages) > 1)
+    return _with_receives(schedule, {first: replace(first, tag=second.tag), second: replace(second, tag=first.tag)})
+
+
+def _with_peers_swapped(schedule: Schedule) -> Schedule:
+    """What two ranks send in one move is taken for one another."""
+    first, second, *_ = next(move.receives for move in schedule.moves if len(move.receives) > 1)
+    return _with_receives(
+        schedule, {first: replace(first, value=second.value), second: replace(second, value=first.value)}
+    )
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """Something wrong.
+
+    Attributes:
+        spoils: the tensors that must suffer.
+        target, replacement: what is replaced by what.
+        forward, backward: how the schedules of every rank are changed.
+        plans: the plans in which there is something to sabotage.
+    """
+
+    spoils: tuple[str, ...]
+    target: str | None = None
+    replacement: Callable | None = None
+    forward: Callable[[Schedule], Schedule] | None = None
+    backward: Callable[[Schedule], Schedule] | None = None
+    plans: tuple[str, ...] = tuple(PLANS)
+
+
+WITH_TEAMS = ("team-ring", "wallfacer", "mesh")
 SABOTAGE = {
-    "causal flag of a tile flipped": (f"{PACKAGE}.schedule.schedule.tiles", _flipped, ("out", "dq", "dk", "dv")),
-    "a tile dropped": (f"{PACKAGE}.schedule.schedule.tiles", _dropped, ("out", "dq", "dk", "dv")),
-    "lse ignored between tiles": (f"{PACKAGE}.engine.merge.PartialOutput.add", _last_wins, ("out",)),
-    "lse ignored between ranks": (f"{PACKAGE}.engine.forward.merge_stacked", _plain_mean, ("out",)),
-    "delta ignored in backward": (f"{PACKAGE}.engine.backward.surrogate_output", _no_delta, ("dq", "dk")),
-    "gradients replaced, not added": (f"{PACKAGE}.engine.backward._add", _not_added, ("dq", "dk", "dv")),
-    "gathered chunks left unsorted": (f"{PACKAGE}.engine.transfers._reorder", _unsorted, ("out", "dq", "dk", "dv")),
+    "causal flag of a tile flipped": Sabotage(TENSORS, f"{PACKAGE}.schedule.lane.tiles", _flipped),
+    "a tile dropped": Sabotage(TENSORS, f"{PACKAGE}.schedule.lane.tiles", _dropped),
+    "lse ignored in a merge": Sabotage(("out",), f"{PACKAGE}.engine.sums.merge_into", _plain_mean),
+    "results replaced, not added": Sabotage(TENSORS, f"{PACKAGE}.engine.sums.Sum.add", _last_wins),
+    "delta ignored in backward": Sabotage(("dq", "dk"), f"{PACKAGE}.engine.run.surrogate_output", _no_delta),
+    "rows left unsorted": Sabotage(
+        ("out",), f"{PACKAGE}.engine.blocks.Sizes.common", _shifted, plans=("loongtrain", "wallfacer", "mesh")
+    ),
+    "a fold dropped in forward": Sabotage(TENSORS, forward=_without_a_fold, plans=WITH_TEAMS),
+    "a fold dropped in backward": Sabotage((), backward=_without_a_fold),
+    "a fold done twice in forward": Sabotage(("out",), forward=_with_a_fold_twice, plans=WITH_TEAMS),
+    "a fold done twice in backward": Sabotage((), backward=_with_a_fold_twice),
+    # Elsewhere swapped tags come to nothing: the ranks wait for each other.
+    "tags swapped in forward": Sabotage(("out",), forward=_with_tags_swapped, plans=("team-ring",)),
+    "peers swapped in forward": Sabotage(TENSORS, forward=_with_peers_swapped, plans=("mesh",)),
+    "peers swapped in backward": Sabotage((), backward=_with_peers_swapped, plans=("mesh",)),
 }
 
 
-def sabotaged(rank: int, problem: Problem, plan: Plan, sabotage: str | None) -> list[np.ndarray]:
+@contextmanager
+def done(sabotage: Sabotage | None) -> Iterator[None]:
+    """On a worker: with the damage done, and schedules made anew."""
+    sabotage = sabotage or Sabotage(())
+
+    def changed(make: Callable[..., Schedule], change: Callable[[Schedule], Schedule] | None) -> Callable:
+        return lambda plan, rank, **options: (change or (lambda same: same))(make(plan, rank, **options))
+
+    with (
+        patch.object(autograd, "_forward_schedule", changed(forward_schedule, sabotage.forward)),
+        patch.object(autograd, "_backward_schedule", changed(backward_schedule, sabotage.backward)),
+    ):
+        if sabotage.target is None:
+            yield
+        else:
+            with patch(sabotage.target, sabotage.replacement):
+                yield
+
+
+def sabotaged(rank: int, case: Case, name: str | None) -> list[np.ndarray]:
     """On a worker: one problem, done wrong."""
-    damage: AbstractContextManager[object] = nullcontext()
-    if sabotage is not None:
-        target, replacement, _ = SABOTAGE[sabotage]
-        damage = patch(target, replacement)
-    with damage:
-        result = run_problem(rank, problem, plan, False, "torch")
-    forget_groups()
-    return result
+    with done(None if name is None else SABOTAGE[name]):
+        return run_cases(rank, [case])[0]
 
 
-@pytest.mark.parametrize("plan", [TEAM_RING, PUBLISHED], ids=["team-ring", "wallfacer"])
-def test_comparison_passes_without_sabotage(pools: Callable[[int], Pool], plan: Plan) -> None:
-    problem = Problem(8)
-    found = errors(problem, pools(8).run(sabotaged, problem, plan, None))
-    assert max(found.values()) <= 1e-12
+def case_of(plan: str) -> Case:
+    return Case(PLANS[plan], Problem(8))
 
 
-@pytest.mark.parametrize("plan", [TEAM_RING, PUBLISHED], ids=["team-ring", "wallfacer"])
-@pytest.mark.parametrize("sabotage", SABOTAGE)
-def test_comparison_notices_sabotage(pools: Callable[[int], Pool], plan: Plan, sabotage: str) -> None:
-    problem = Problem(8)
-    found = errors(problem, pools(8).run(sabotaged, problem, plan, sabotage))
-    assert all(found[tensor] > 1e-3 for tensor in SABOTAGE[sabotage][2]), found
+@pytest.mark.parametrize("plan", PLANS)
+def test_comparison_passes_without_sabotage(pools: Callable[[int], Pool], plan: str) -> None:
+    case = case_of(plan)
+    assert max(errors(case.problem, pools(8).run(sabotaged, case, None)).values()) <= 1e-12
 
 
-def test_comparison_notices_a_tenth_digit_on_one_rank(pools: Callable[[int], Pool]) -> None:
-    problem = Problem(8)
-    ranks = pools(8).run(sabotaged, problem, TEAM_RING, None)
-    ranks[2][3].flat[0] += 1e-10
-    found = errors(problem, ranks)
+@pytest.mark.parametrize(
+    ("name", "plan"), [(name, plan) for name, sabotage in SABOTAGE.items() for plan in sabotage.plans]
+)
+def test_comparison_notices_sabotage(pools: Callable[[int], Pool], name: str, plan: str) -> None:
+    case, spoils = case_of(plan), SABOTAGE[name].spoils
+    found = errors(case.problem, pools(8).run(sabotaged, case, name))
+    assert all(found[tensor] > 1e-3 for tensor in spoils), found
+    # What spoils the backward pass spoils some gradient; which one depends on what rides. Forward stays as it is.
+    if not spoils:
+        assert max(found[tensor] for tensor in GRADIENTS) > 1e-3 > 1e-12 >= found["out"], found
+
+
+@pytest.mark.parametrize("damage", [1e-10, float("nan")])
+def test_comparison_notices_one_wrong_number_on_one_rank(pools: Callable[[int], Pool], damage: float) -> None:
+    case = case_of("team-ring")
+    ranks = pools(8).run(sabotaged, case, None)
+    ranks[2][3].flat[0] += damage
+    found = errors(case.problem, ranks)
     assert found["dv"] > 1e-12 >= max(found[name] for name in ("out", "dq", "dk"))

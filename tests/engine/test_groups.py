@@ -4,41 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from megatron_wallfacer.attention import attention, forget_groups
-from megatron_wallfacer.engine.groups import connect
+from megatron_wallfacer.engine.groups import KINDS, Channel, connect
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES, Grid
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schemes import make_plan
-from tests.engine.test_exactness import errors
+from tests.engine.passes import Case, errors, run_case
 from tests.support.dense import Problem
 from tests.support.pool import Pool
 
 ADJACENT = ((0, 1, 2, 3), (4, 5, 6, 7))
 STRIDED = ((0, 2, 4, 6), (1, 3, 5, 7))
-TEAM_RING, RING, PUBLISHED = Plan(Grid(team=2, ring=2)), Plan(Grid(ring=4)), make_plan("wallfacer", 4, team_size=2)
+TEAM_RING, RING = Plan(Grid(team=2, ring_outer=2)), Plan(Grid(ring_outer=4))
+PUBLISHED = Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="q")
+USP = Plan(Grid(head=2, ring_outer=2), forward="q")
 
 
-def attend(rank: int, problem: Problem, plan: Plan, group: object) -> list[np.ndarray]:
-    """This rank's out, dq, dk, dv."""
-    q, k, v, dout = (problem.shard(x, rank) for x in problem.tensors())
-    q, k, v = (x.requires_grad_() for x in (q, k, v))
-    out = attention(q, k, v, plan=plan, group=group)
-    out.backward(dout)
-    return [x.detach().numpy() for x in (out, q.grad, k.grad, v.grad)]
-
-
-def run_in_groups(rank: int, members: tuple[tuple[int, ...], ...], work: list[tuple[Problem, Plan]]) -> object:
+def run_in_groups(rank: int, members: tuple[tuple[int, ...], ...], work: list[Case]) -> object:
     """On a worker: each group of ranks does its own problem under its own plan, at the same time."""
     groups = [dist.new_group(ranks) for ranks in members]
     mine = next(index for index, ranks in enumerate(members) if rank in ranks)
-    results = attend(members[mine].index(rank), *work[mine], groups[mine])
+    results = run_case(members[mine].index(rank), work[mine], groups[mine])
     forget_groups()
     return results
 
@@ -46,24 +37,25 @@ def run_in_groups(rank: int, members: tuple[tuple[int, ...], ...], work: list[tu
 def run_on_mesh(rank: int, shape: tuple[int, int], names: tuple[str, str], problem: Problem, plan: Plan) -> object:
     """On a worker: the same problem along the ``cp`` dimension of a mesh, once for each of its rows."""
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)["cp"]
-    results = attend(mesh.get_local_rank(), problem, plan, mesh)
+    results = run_case(mesh.get_local_rank(), Case(plan, problem), mesh)
     forget_groups()
     return results
 
 
 def run_one_after_the_other(rank: int, problem: Problem, plans: list[Plan]) -> list[object]:
     """On a worker: several grids over the same group, whose groups are kept until the end."""
-    results = [attend(rank, problem, plan, None) for plan in [*plans, *plans]]
+    results = [run_case(rank, Case(plan, problem)) for plan in [*plans, *plans]]
     forget_groups()
     return results
 
 
-def axis_ranks(rank: int, grid: Grid) -> dict[str, list[int]]:
-    """On a worker: the ranks of each group."""
-    groups = connect(None, grid)
-    found = {axis: dist.get_process_group_ranks(group) for axis, group in groups.groups.items()}
-    groups.close()
-    return found
+def channel_ranks(rank: int, grid: Grid) -> tuple[dict[Channel, list[int]], int]:
+    """On a worker: the ranks of each channel's group, and how many groups there are besides the whole."""
+    found = connect(None, grid)
+    ranks = {channel: dist.get_process_group_ranks(group) for channel, group in found.groups.items()}
+    made = len(set(found.groups.values()) - {dist.group.WORLD})
+    found.close()
+    return ranks, made
 
 
 def refusal_of(rank: int, grid: Grid) -> str:
@@ -76,15 +68,17 @@ def refusal_of(rank: int, grid: Grid) -> str:
 
 @pytest.mark.parametrize("members", [ADJACENT, STRIDED], ids=["adjacent", "strided"])
 @pytest.mark.parametrize(
-    "plans", [(TEAM_RING, TEAM_RING), (TEAM_RING, RING), (PUBLISHED, TEAM_RING)], ids=["same", "other", "published"]
+    "plans",
+    [(TEAM_RING, TEAM_RING), (TEAM_RING, RING), (PUBLISHED, TEAM_RING), (USP, RING)],
+    ids=["same", "other", "published", "heads"],
 )
 def test_two_groups_in_one_job(
     pools: Callable[[int], Pool], members: tuple[tuple[int, ...], ...], plans: tuple[Plan, Plan]
 ) -> None:
-    work = [(Problem(4, kv_heads=2, seed=seed), plan) for seed, plan in enumerate(plans)]
+    work = [Case(plan, Problem(4, kv_heads=2, seed=seed)) for seed, plan in enumerate(plans)]
     ranks = pools(8).run(run_in_groups, members, work)
-    for group, (problem, _) in zip(members, work, strict=True):
-        assert max(errors(problem, [ranks[rank] for rank in group]).values()) <= 1e-12
+    for group, case in zip(members, work, strict=True):
+        assert max(errors(case.problem, [ranks[rank] for rank in group]).values()) <= 1e-12
 
 
 @pytest.mark.parametrize(
@@ -102,7 +96,7 @@ def test_device_mesh_for_a_group(
 
 
 def test_several_grids_over_one_group(pools: Callable[[int], Pool]) -> None:
-    problem, plans = Problem(4, kv_heads=2), [TEAM_RING, RING, PUBLISHED]
+    problem, plans = Problem(4, kv_heads=2), [TEAM_RING, RING, PUBLISHED, USP]
     ranks = pools(4).run(run_one_after_the_other, problem, plans)
     for index in range(2 * len(plans)):
         assert max(errors(problem, [results[index] for results in ranks]).values()) <= 1e-12
@@ -111,28 +105,60 @@ def test_several_grids_over_one_group(pools: Callable[[int], Pool]) -> None:
 def test_one_rank_without_torch_distributed() -> None:
     assert not dist.is_initialized()
     problem = Problem(1, kv_heads=2)
-    assert max(errors(problem, [attend(0, problem, Plan(Grid()), None)]).values()) <= 1e-12
+    assert max(errors(problem, [run_case(0, Case(Plan(Grid()), problem))]).values()) <= 1e-12
 
 
 def test_groups_are_the_neighbours_of_the_grid(pools: Callable[[int], Pool]) -> None:
-    grid = Grid(2, 2, 2, ("ring", "team", "kv_team"))
-    for rank, groups in enumerate(pools(8).run(axis_ranks, grid)):
-        neighbours = {axis: list(grid.neighbours(rank, axis)) for axis in AXES}
-        assert groups == neighbours | {"cp": list(range(8))}
+    grid = Grid(head=2, kv_team=2, ring_inner=2, placement=("ring_inner", "kv_team", "head"))
+    wide = ("head", "kv_team", "ring_inner")
+    for rank, (groups, made) in enumerate(pools(8).run(channel_ranks, grid)):
+        neighbours = {(axis, kind): list(grid.neighbours(rank, axis)) for axis in wide for kind in KINDS}
+        assert groups == neighbours | {("cp", kind): list(range(8)) for kind in KINDS}
+        assert made == 6
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_axis_of_all_ranks_has_the_whole_group_for_its_inputs(pools: Callable[[int], Pool], axis: str) -> None:
+    for groups, made in pools(4).run(channel_ranks, Grid(**{axis: 4})):
+        assert groups == {(name, kind): [0, 1, 2, 3] for name in ("cp", axis) for kind in KINDS}
+        assert made == 1
 
 
 def test_axis_of_one_rank_has_no_group(pools: Callable[[int], Pool]) -> None:
-    assert all(groups.keys() == {"cp", "ring"} for groups in pools(4).run(axis_ranks, Grid(ring=4)))
+    for groups, _ in pools(4).run(channel_ranks, Grid(team=2, ring_outer=2)):
+        assert {axis for axis, _ in groups} == {"cp", "team", "ring_outer"}
+
+
+def test_every_move_of_every_scheme_has_a_group(pools: Callable[[int], Pool]) -> None:
+    for plan in (TEAM_RING, RING, PUBLISHED, USP, Plan(Grid(ring_outer=2, ring_inner=2), backward="q")):
+        ranks = pools(4).run(channel_ranks, plan.grid)
+        for rank, (groups, _) in enumerate(ranks):
+            for schedule in Case(plan, Problem(4)).schedules(rank):
+                for move in schedule.moves:
+                    peers = {message.peer for message in (*move.sends, *move.receives)}
+                    assert peers | {rank} <= set(groups[move.channel])
+
+
+def test_closing_leaves_the_group_that_was_given(pools: Callable[[int], Pool]) -> None:
+    pools(4).run(channel_ranks, Grid(team=4))
+    assert pools(4).run(sum_of_ranks) == [6.0] * 4
+
+
+def sum_of_ranks(rank: int) -> float:
+    """On a worker: a sum over the world."""
+    total = torch.tensor(float(rank))
+    dist.all_reduce(total)
+    return total.item()
 
 
 def test_grid_of_another_size_is_refused(pools: Callable[[int], Pool]) -> None:
-    message = "grid=team 2 x kv_team 1 x ring 4: must be axes whose product is the group's size 4"
-    assert pools(4).run(refusal_of, Grid(team=2, ring=4)) == [message] * 4
+    message = "grid=team 2 x ring_outer 4: must be axes whose product is the group's size 4"
+    assert pools(4).run(refusal_of, Grid(team=2, ring_outer=4)) == [message] * 4
 
 
 def test_grid_of_many_is_refused_without_torch_distributed() -> None:
     with pytest.raises(OptionError, match="group's size 1"):
-        attention(*[torch.zeros(1, 2, 1, 8)] * 3, plan=Grid(ring=2))
+        attention(*[torch.zeros(1, 2, 1, 8)] * 3, plan=Grid(ring_outer=2))
 
 
 def run_recorded(rank: int, grid: Grid) -> list[list[int]]:
@@ -153,6 +179,7 @@ def run_recorded(rank: int, grid: Grid) -> list[list[int]]:
 
 def test_every_group_is_used_by_all_its_members_before_any_hop(pools: Callable[[int], Pool]) -> None:
     """NCCL makes a communicator with the first operation, and the permutation's hops do not concern every rank."""
-    for rank, summed in enumerate(pools(8).run(run_recorded, Grid(2, 2, 2))):
-        mine = [list(Grid(2, 2, 2).neighbours(rank, axis)) for axis in ("team", "kv_team", "ring")]
+    grid = Grid(team=2, kv_team=2, ring_outer=2)
+    for rank, summed in enumerate(pools(8).run(run_recorded, grid)):
+        mine = [list(grid.neighbours(rank, axis)) for axis in ("team", "kv_team", "ring_outer") for _ in KINDS]
         assert sorted(summed) == sorted([list(range(8)), *mine])

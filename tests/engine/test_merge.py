@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.merge import PartialOutput, merge_stacked, surrogate_output
+from megatron_wallfacer.engine.merge import merge_into, surrogate_output
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 
 ROWS, BATCH, HEADS, DIM = 6, 2, 4, 8
@@ -24,92 +24,107 @@ def qkv() -> tuple[Tensor, Tensor, Tensor]:
     return tuple(randn(rows, BATCH, HEADS, DIM, seed=seed) for seed, rows in enumerate((ROWS, 10, 10)))
 
 
-def empty(shards: int = 1, dtype: torch.dtype = torch.float64) -> PartialOutput:
-    return PartialOutput(shards, torch.zeros(ROWS // shards, BATCH, HEADS, DIM), DIM, dtype)
-
-
-def unseen(*leading: int) -> tuple[Tensor, Tensor]:
+def unseen(*leading: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """A partial result that has seen no key."""
-    return torch.zeros(*leading, BATCH, HEADS, DIM), torch.full((*leading, BATCH, HEADS), NOTHING)
+    return torch.zeros(*leading, BATCH, HEADS, DIM, dtype=dtype), torch.full(
+        (*leading, BATCH, HEADS), NOTHING, dtype=dtype
+    )
 
 
-# --- running merge ---
+# --- merge in place ---
 
 
-def test_parts_added_one_after_the_other_are_the_whole(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_parts_merged_one_after_the_other_are_the_whole(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v = qkv
-    partial = empty()
-    for keys in (slice(0, 3), slice(3, 4), slice(4, 10)):
-        partial.add(slice(None), *attention(q, k[keys], v[keys]))
-    out, lse = attention(q, k, v)
-    torch.testing.assert_close(partial.out, out, rtol=0, atol=1e-14)
-    torch.testing.assert_close(partial.lse, lse, rtol=0, atol=1e-14)
+    out, lse = attention(q, k[:3], v[:3])
+    for keys in (slice(3, 4), slice(4, 10)):
+        merge_into(out, lse, *attention(q, k[keys], v[keys]))
+    for got, want in zip((out, lse), attention(q, k, v), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
 
 
-def test_part_of_some_rows_leaves_the_others(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_merging_does_not_depend_on_the_order(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v = qkv
-    partial = empty()
-    partial.add(slice(2, 5), *attention(q[2:5], k, v))
-    seen = torch.tensor([False, False, True, True, True, False])
-    assert torch.equal(partial.lse.isfinite().all(-1).all(-1), seen)
-    assert not partial.out[~seen].any()
-    torch.testing.assert_close(partial.out[seen], attention(q, k, v)[0][seen])
+    parts = [attention(q, k[keys], v[keys]) for keys in (slice(0, 3), slice(3, 4), slice(4, 10))]
+    merged = []
+    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+        out, lse = (x.clone() for x in parts[order[0]])
+        for index in order[1:]:
+            merge_into(out, lse, *parts[index])
+        merged.append((out, lse))
+    for other in merged[1:]:
+        torch.testing.assert_close(other, merged[0], rtol=0, atol=1e-14)
+
+
+def test_merging_changes_the_rows_of_a_view_only(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v = qkv
+    out, lse = attention(q, k[:3], v[:3])
+    before = out.clone(), lse.clone()
+    merge_into(out[2:5], lse[2:5], *attention(q[2:5], k[3:], v[3:]))
+    for got, old, want in zip((out, lse), before, attention(q, k, v), strict=True):
+        torch.testing.assert_close(got[2:5], want[2:5], rtol=0, atol=1e-14)
+        assert torch.equal(got[:2], old[:2])
+        assert torch.equal(got[5:], old[5:])
+
+
+def test_the_part_is_left_as_it_is(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v = qkv
+    part = attention(q, k[3:], v[3:])
+    before = [x.clone() for x in part]
+    merge_into(*attention(q, k[:3], v[:3]), *part)
+    assert all(torch.equal(x, old) for x, old in zip(part, before, strict=True))
 
 
 def test_row_that_sees_nothing_stays_empty() -> None:
-    partial = empty(dtype=torch.float32)
-    partial.add(slice(None), *unseen(ROWS))
-    assert not partial.out.any()
-    assert (partial.lse == NOTHING).all()
+    out, lse = unseen(ROWS, dtype=torch.float32)
+    merge_into(out, lse, *unseen(ROWS, dtype=torch.float32))
+    assert not out.any()
+    assert (lse == NOTHING).all()
 
 
 def test_empty_part_changes_nothing(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
-    partial = empty()
-    partial.add(slice(None), *attention(*qkv))
-    before = partial.out.clone(), partial.lse.clone()
-    partial.add(slice(None), *unseen(ROWS))
-    assert torch.equal(partial.out, before[0])
-    assert torch.equal(partial.lse, before[1])
+    out, lse = attention(*qkv)
+    before = out.clone(), lse.clone()
+    merge_into(out, lse, *unseen(ROWS))
+    assert torch.equal(out, before[0])
+    assert torch.equal(lse, before[1])
 
 
-def test_block_of_shards_has_the_rows_of_all() -> None:
-    partial = PartialOutput(3, torch.zeros(4, BATCH, HEADS, DIM, dtype=torch.bfloat16), 5, torch.float32)
-    assert (partial.out.shape, partial.out.dtype) == ((12, BATCH, HEADS, 5), torch.float32)
-    assert (partial.lse.shape, partial.lse.dtype) == ((12, BATCH, HEADS), torch.float32)
+def test_what_comes_to_empty_rows_is_taken_as_it_is(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    out, lse = unseen(ROWS)
+    part = attention(*qkv)
+    merge_into(out, lse, *part)
+    assert torch.equal(out, part[0])
+    assert torch.equal(lse, part[1])
+
+
+def test_some_rows_empty_on_either_side(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v = qkv
+    left, right = attention(q, k[:3], v[:3]), attention(q, k[3:], v[3:])
+    for (out, lse), rows in ((left, slice(0, 2)), (right, slice(1, 4))):
+        out[rows], lse[rows] = 0, NOTHING
+    wanted = [x.clone() for x in left]
+    for (first, end), of in (((0, 1), attention(q, k[3:], v[3:])), ((4, 6), attention(q, k, v))):
+        for want, rows in zip(wanted, of, strict=True):
+            want[first:end] = rows[first:end]
+    merge_into(*left, *right)
+    for got, want in zip(left, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
+
+
+def test_a_narrow_part_is_merged_in_the_precision_of_the_sum() -> None:
+    out, lse = torch.full((1, 1, 1, 2), 1 / 3), torch.zeros(1, 1, 1)
+    merge_into(out, lse, torch.ones(1, 1, 1, 2, dtype=torch.bfloat16), torch.zeros(1, 1, 1))
+    torch.testing.assert_close(out, torch.full((1, 1, 1, 2), 2 / 3), rtol=1e-6, atol=0)
+    torch.testing.assert_close(lse, torch.full((1, 1, 1), 2.0).log(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("shift", [-3e4, 3e4])
 def test_far_apart_parts_do_not_overflow(shift: float) -> None:
-    partial = empty(dtype=torch.float32)
-    near, far = torch.ones(ROWS, BATCH, HEADS, DIM), torch.full((ROWS, BATCH, HEADS, DIM), 2.0)
-    partial.add(slice(None), near, torch.zeros(ROWS, BATCH, HEADS))
-    partial.add(slice(None), far, torch.full((ROWS, BATCH, HEADS), shift))
-    assert torch.equal(partial.out, far if shift > 0 else near)
-
-
-# --- merge of a team ---
-
-
-def test_stacked_parts_are_the_whole(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, v = qkv
-    parts = [attention(q, k[keys], v[keys]) for keys in (slice(0, 3), slice(3, 4), slice(4, 10))]
-    merged = merge_stacked(*(torch.stack(tensors) for tensors in zip(*parts, strict=True)))
-    for got, want in zip(merged, attention(q, k, v), strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
-
-
-def test_stacked_parts_that_saw_nothing_weigh_nothing(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
-    out, lse = attention(*qkv)
-    nothing = torch.zeros_like(out), torch.full_like(lse, NOTHING)
-    merged = merge_stacked(torch.stack([nothing[0], out]), torch.stack([nothing[1], lse]))
-    assert torch.equal(merged[0], out)
-    assert torch.equal(merged[1], lse)
-
-
-def test_rows_that_no_part_saw_stay_empty() -> None:
-    out, lse = merge_stacked(*unseen(3, ROWS))
-    assert not out.any()
-    assert (lse == NOTHING).all()
+    out, lse = torch.ones(ROWS, BATCH, HEADS, DIM), torch.zeros(ROWS, BATCH, HEADS)
+    far = torch.full((ROWS, BATCH, HEADS, DIM), 2.0)
+    merge_into(out, lse, far, torch.full((ROWS, BATCH, HEADS), shift))
+    assert torch.equal(out, far if shift > 0 else torch.ones_like(far))
 
 
 # --- stand-in for the output in backward ---

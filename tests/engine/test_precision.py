@@ -11,27 +11,31 @@ import torch
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.grid import RINGS_ADJACENT, Grid
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schemes import make_plan
-from tests.engine.test_exactness import errors, reference, run_problems
+from tests.engine.passes import TENSORS, Case, errors, reference, run_cases
 from tests.support.dense import Problem
 from tests.support.pool import Pool
 
 SCHEMES = {
-    "ring": make_plan("ring", 8),
-    "team-ring": make_plan("team-ring", 8, team_size=2),
-    "wallfacer": make_plan("wallfacer", 8, team_size=2),
-    "all-gather": make_plan("all-gather", 8),
+    "ring": Plan(Grid(ring_outer=8)),
+    "tokenring": Plan(Grid(ring_outer=8), forward="q"),
+    "burst": Plan(Grid(ring_outer=4, ring_inner=2), backward="q"),
+    "loongtrain": Plan(Grid(head=2, ring_outer=2, ring_inner=2)),
+    "team-ring": Plan(Grid(team=2, ring_outer=4), backward="q", head_groups=2),
+    "wallfacer": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="paper", backward="q"),
+    "all-gather": Plan(Grid(kv_team=8)),
 }
 GRIDS = SCHEMES | {
-    "team x kv_team x ring": Plan(Grid(2, 2, 2, RINGS_ADJACENT)),
+    "team x kv_team x ring": Plan(Grid(team=2, kv_team=2, ring_outer=2, placement=RINGS_ADJACENT)),
+    "bidirectional": Plan(Grid(ring_outer=8), bidirectional=True),
     "one team": Plan(Grid(team=8)),
+    "heads only": Plan(Grid(head=8)),
 }
 
 
 def rms_errors(problem: Problem, ranks: list[list[np.ndarray]]) -> dict[str, float]:
     """Root mean square of the error over that of the tensor, by tensor: it hangs less on the CPU than the largest."""
     found = {}
-    for index, (name, whole) in enumerate(zip(("out", "dq", "dk", "dv"), reference(problem), strict=True)):
+    for index, (name, whole) in enumerate(zip(TENSORS, reference(problem), strict=True)):
         wanted = np.concatenate([problem.shard(whole, rank).numpy() for rank in range(problem.cp_size)])
         got = np.concatenate([results[index] for results in ranks])
         found[name] = float(np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)))
@@ -48,21 +52,38 @@ def single_process(problem: Problem) -> list[list[np.ndarray]]:
     return [[problem.shard(x.transpose(0, 1), rank).double().numpy() for x in found] for rank in range(problem.cp_size)]
 
 
-@pytest.mark.parametrize("plan", GRIDS.values(), ids=GRIDS)
-@pytest.mark.parametrize("causal", [True, False])
-def test_fp32_is_within_1e_5(pools: Callable[[int], Pool], plan: Plan, causal: bool) -> None:
-    problem = Problem(8, chunk=8, batch=2, kv_heads=2, head_dim=32, causal=causal, dtype=torch.float32)
-    found = errors(problem, [results[0] for results in pools(8).run(run_problems, [problem], [plan])])
+def ran(pools: Callable[[int], Pool], problem: Problem, plans: dict[str, Plan]) -> dict[str, list[list[np.ndarray]]]:
+    """Results by plan and rank, of one job."""
+    ranks = pools(8).run(run_cases, [Case(plan, problem) for plan in plans.values()])
+    return {name: [results[index] for results in ranks] for index, name in enumerate(plans)}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["causal", "full"])
+def single(request: pytest.FixtureRequest, pools: Callable[[int], Pool]) -> tuple[Problem, dict]:
+    problem = Problem(
+        8, chunk=8, batch=2, q_heads=8, kv_heads=4, head_dim=32, causal=request.param, dtype=torch.float32
+    )
+    return problem, ran(pools, problem, GRIDS)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["causal", "full"])
+def half(request: pytest.FixtureRequest, pools: Callable[[int], Pool]) -> tuple[Problem, dict]:
+    problem = Problem(8, chunk=32, kv_heads=2, head_dim=64, causal=request.param, dtype=torch.bfloat16)
+    return problem, ran(pools, problem, SCHEMES)
+
+
+@pytest.mark.parametrize("plan", GRIDS)
+def test_fp32_is_within_1e_5(single: tuple[Problem, dict], plan: str) -> None:
+    problem, results = single
+    found = errors(problem, results[plan])
     assert max(found.values()) <= 1e-5, found
 
 
-@pytest.mark.parametrize("plan", SCHEMES.values(), ids=SCHEMES)
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("plan", SCHEMES)
 @pytest.mark.parametrize("measure", [rms_errors, errors])
 def test_bf16_errs_at_most_twice_as_much_as_one_process(
-    pools: Callable[[int], Pool], plan: Plan, causal: bool, measure: Callable[..., dict[str, float]]
+    half: tuple[Problem, dict], plan: str, measure: Callable[..., dict[str, float]]
 ) -> None:
-    problem = Problem(8, chunk=32, kv_heads=2, head_dim=64, causal=causal, dtype=torch.bfloat16)
-    found = measure(problem, [results[0] for results in pools(8).run(run_problems, [problem], [plan])])
-    alone = measure(problem, single_process(problem))
+    problem, results = half
+    found, alone = measure(problem, results[plan]), measure(problem, single_process(problem))
     assert all(found[name] <= 2 * alone[name] for name in alone), (found, alone)

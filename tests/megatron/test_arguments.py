@@ -13,7 +13,8 @@ from megatron_wallfacer.megatron import arguments
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import megatron_version
-from megatron_wallfacer.schedule.grid import RINGS_ADJACENT
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.schemes import SCHEMES
 
 MODEL = "--num-layers 2 --hidden-size 64 --num-attention-heads 8 --seq-length 1024 --micro-batch-size 1".split()
 
@@ -28,10 +29,10 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parse]:
     hooks = Hooks(Session(megatron_version(), torch.device("cpu")))
     hooks.install()
 
-    def run(*flags: str) -> Session:
+    def run(*flags: str, world: int = 8) -> Session:
         from megatron.training.arguments import add_megatron_arguments
 
-        monkeypatch.setenv("WORLD_SIZE", "8")
+        monkeypatch.setenv("WORLD_SIZE", str(world))
         argv = [*MODEL, "--attention-dropout", "0", *flags]
         monkeypatch.setattr("sys.argv", ["pretrain_gpt.py", *argv])
         parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
@@ -74,9 +75,39 @@ def test_equals_and_both_orders_of_an_agreeing_size_are_fine(parse: Parse) -> No
 def test_each_flag_reaches_the_plan(parse: Parse) -> None:
     flags = "--wallfacer-cp-size 8 --wallfacer-scheme wallfacer --wallfacer-team-size 2 --wallfacer-kernel reference"
     settings = parse(*flags.split(), "--wallfacer-placement", "rings-adjacent", "--wallfacer-keep-gathered-q").settings
-    grid = settings.plan.grid
-    assert (grid.team, grid.kv_team, grid.ring, grid.placement) == (2, 2, 2, RINGS_ADJACENT)
+    placement = ("ring_outer", "team", "kv_team")
+    assert settings.plan.grid == Grid(team=2, kv_team=2, ring_outer=2, placement=placement)
     assert (settings.plan.backward, settings.kernel, settings.keep_gathered_q) == ("q", "reference", True)
+
+
+def test_each_axis_and_choice_reaches_the_plan(parse: Parse) -> None:
+    flags = (
+        "--wallfacer-cp-size 16 --wallfacer-head-size 2 --wallfacer-team-size 2 --wallfacer-kv-team-size 2 "
+        "--wallfacer-ring-window 2 --wallfacer-placement team,ring,kv_team,head --wallfacer-forward q "
+        "--wallfacer-backward q --wallfacer-kv-order permuted --wallfacer-head-groups 4"
+    )
+    plan = parse(*flags.split(), world=16).settings.plan
+    placement = ("team", "ring_inner", "ring_outer", "kv_team", "head")
+    assert plan.grid == Grid(head=2, team=2, kv_team=2, ring_inner=2, placement=placement)
+    assert (plan.forward, plan.backward, plan.kv_order, plan.head_groups) == ("q", "q", "permuted", 4)
+    assert not plan.bidirectional
+
+
+def test_both_directions_reach_the_plan(parse: Parse) -> None:
+    assert parse(*ON, "--wallfacer-scheme", "ring", "--wallfacer-bidirectional").settings.plan.bidirectional
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_is_built(parse: Parse, scheme: str) -> None:
+    plan = parse(*ON, "--wallfacer-scheme", scheme).settings.plan
+    assert plan.grid.cp_size == 8
+    assert plan.scheme == ("team-ring" if scheme == "auto" else scheme)
+
+
+def test_heads_are_those_that_tensor_parallelism_leaves(parse: Parse) -> None:
+    """Eight query heads and two kv heads on four tensor-parallel ranks: two and one are left, and may be divided."""
+    flags = "--wallfacer-cp-size 2 --tensor-model-parallel-size 4 --wallfacer-scheme ulysses --group-query-attention"
+    assert parse(*flags.split(), "--num-query-groups", "2").settings.plan.grid == Grid(head=2)
 
 
 def test_auto_knows_grouped_queries(parse: Parse) -> None:
@@ -98,8 +129,7 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
         ("--wallfacer-cp-size two", r"--wallfacer-cp-size two: must be a whole number"),
         ("--wallfacer-team-size 1.5", r"--wallfacer-team-size 1.5: must be a whole number"),
         ("--wallfacer-scheme nonsense", r"--wallfacer-scheme nonsense: must be one of auto, "),
-        ("--wallfacer-scheme usp", r"--wallfacer-scheme usp: .*not built yet"),
-        ("--wallfacer-team-size 3", r"--wallfacer-team-size 3: must be a divisor of cp size 8"),
+        ("--wallfacer-team-size 3", r"--wallfacer-team-size 3: must be one of 1, 2, 4, 8 with scheme auto"),
         (
             "--wallfacer-cp-size 8 --wallfacer-team-size 4 --wallfacer-kv-team-size 4",
             r"--wallfacer-kv-team-size 4: must",
@@ -112,8 +142,36 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
             "--wallfacer-cp-size 8 --wallfacer-scheme ring --wallfacer-team-size 2",
             r"--wallfacer-team-size 2: must be 1",
         ),
-        ("--wallfacer-head-size 2", r"--wallfacer-head-size 2: must be 1; it is not built yet"),
-        ("--wallfacer-ring-window 2", r"--wallfacer-ring-window 2: must be 1; .*not built yet"),
+        ("--wallfacer-head-size 3", r"--wallfacer-head-size 3: must be one of 1, 2, 4, 8 with scheme auto"),
+        ("--wallfacer-head-size two", r"--wallfacer-head-size two: must be a whole number"),
+        ("--wallfacer-head-groups 0", r"--wallfacer-head-groups 0: must be a positive number"),
+        ("--wallfacer-head-groups x", r"--wallfacer-head-groups x: must be a whole number"),
+        ("--wallfacer-ring-window 3", r"--wallfacer-ring-window 3: must be one of 1, 2, 4, 8 with scheme auto"),
+        ("--wallfacer-scheme ring --wallfacer-ring-window 2", r"--wallfacer-ring-window 2: must be 1 with scheme ring"),
+        ("--wallfacer-scheme ulysses --wallfacer-head-size 2", r"--wallfacer-head-size 2: must be 8 with scheme"),
+        (
+            "--num-attention-heads 12 --wallfacer-head-size 8",
+            r"--wallfacer-head-size 8: must be one of 1, 2, 3, 4, 6, 12 for 12 query and 12 kv heads",
+        ),
+        (
+            "--num-attention-heads 4 --wallfacer-scheme ulysses",
+            r"--wallfacer-head-size 8: must be one of 1, 2, 4 for 4",
+        ),
+        (
+            "--wallfacer-cp-size 4 --tensor-model-parallel-size 4 --wallfacer-head-size 4",
+            r"--wallfacer-head-size 4: must be one of 1, 2 for 2 query and 2 kv heads",
+        ),
+        (
+            "--num-attention-heads 24 --group-query-attention --num-query-groups 3 --wallfacer-head-size 2",
+            r"--wallfacer-head-size 2: must be one of 1, 3, 6, 12, 24 for 24 query and 3 kv heads",
+        ),
+        ("--wallfacer-kv-order odd", r"--wallfacer-kv-order odd: must be native, paper or permuted"),
+        ("--wallfacer-scheme ring --wallfacer-kv-order paper", r"--wallfacer-kv-order paper: must be native"),
+        ("--wallfacer-forward both", r"--wallfacer-forward both: must be auto, kv or q"),
+        (
+            "--wallfacer-scheme double-ring --wallfacer-bidirectional",
+            r"--wallfacer-bidirectional .*: must be a single ring",
+        ),
         (
             "--wallfacer-cp-size 8 --wallfacer-cluster c.yaml",
             r"--wallfacer-cluster c.yaml: must be left out; .*not built",
@@ -122,7 +180,6 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
             "--wallfacer-cp-size 8 --wallfacer-placement sideways",
             r"--wallfacer-placement sideways: must be an order of",
         ),
-        ("--wallfacer-backward q", r"--wallfacer-backward q: .*not built yet"),
         ("--wallfacer-backward both", r"--wallfacer-backward both: must be auto, kv or q"),
         ("--wallfacer-kernel te", r"--wallfacer-kernel te: .*not built yet"),
         ("--wallfacer-kernel magic", r"--wallfacer-kernel magic: must be one of auto, "),

@@ -29,7 +29,8 @@ class LoneSession(Session):
 
 def config(**changes: object) -> SimpleNamespace:
     plain = {"kv_channels": 8, "params_dtype": torch.float64, "attention_dropout": 0.0, "window_size": None}
-    return SimpleNamespace(**(plain | {"softmax_type": "vanilla"} | changes))
+    plain |= {"softmax_type": "vanilla", "num_attention_heads": 2, "num_query_groups": 2}
+    return SimpleNamespace(**(plain | {"tensor_model_parallel_size": 1} | changes))
 
 
 def build(*, attn_mask_type: Any = CAUSAL, attention_type: str = "self", **changes: Any) -> WallfacerCoreAttention:
@@ -45,6 +46,38 @@ def build(*, attn_mask_type: Any = CAUSAL, attention_type: str = "self", **chang
         pg_collection=SimpleNamespace(cp="group"),
         **keywords,
     )
+
+
+class PlannedSession(LoneSession):
+    """As if this rank were one of many: nothing runs."""
+
+    def transfers(self, group: object) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("q_heads", "kv_heads", "tensor_parallel", "fits"),
+    [(8, 4, 1, True), (8, 1, 1, True), (16, 8, 4, True), (6, 3, 1, False), (8, 4, 4, False), (12, 3, 1, False)],
+)
+def test_heads_that_do_not_divide_are_refused_when_built(
+    q_heads: int, kv_heads: int, tensor_parallel: int, fits: bool
+) -> None:
+    """A script may build other layers than the command line says."""
+    session = PlannedSession((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ulysses", 4), "auto", False))
+    heads = {
+        "num_attention_heads": q_heads,
+        "num_query_groups": kv_heads,
+        "tensor_model_parallel_size": tensor_parallel,
+    }
+
+    def layer() -> WallfacerCoreAttention:
+        return core_attention_class(session)(config(**heads), 3, CAUSAL, "self", pg_collection=SimpleNamespace(cp=1))
+
+    if fits:
+        assert "head 4" in repr(layer())
+        return
+    with pytest.raises(WallfacerError, match="layer 3: --wallfacer-head-size 4: must be one of 1"):
+        layer()
 
 
 def q() -> torch.Tensor:

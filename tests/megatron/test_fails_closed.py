@@ -22,12 +22,16 @@ LIMIT_S = 30
 #: Flags beside --wallfacer-cp-size 2, and the line that every rank must print.
 REFUSED = {
     "--context-parallel-size 4": "--context-parallel-size 4: must be 2",
-    "--wallfacer-team-size 3": "--wallfacer-team-size 3: must be a divisor of cp size 2",
-    "--wallfacer-team-size 2 --wallfacer-kv-team-size 2": "--wallfacer-kv-team-size 2: must be a divisor of 1",
-    "--wallfacer-scheme wallfacer --wallfacer-team-size 2": "--wallfacer-team-size 2: must be one of 1",
+    "--wallfacer-team-size 3": "--wallfacer-team-size 3: must be one of 1, 2 with scheme auto",
+    "--wallfacer-team-size 2 --wallfacer-kv-team-size 2": "--wallfacer-kv-team-size 2: must be 1 with",
+    "--wallfacer-scheme wallfacer --wallfacer-team-size 2": "--wallfacer-team-size 2: must be 1 with",
     "--tensor-model-parallel-size 2": "--wallfacer-cp-size 2: times tensor and pipeline parallel size (2) it must",
-    "--wallfacer-scheme usp": "--wallfacer-scheme usp: must be one of",
-    "--wallfacer-head-size 2": "--wallfacer-head-size 2: must be 1",
+    "--wallfacer-scheme nonsense": "--wallfacer-scheme nonsense: must be one of",
+    "--wallfacer-head-size 4": "--wallfacer-head-size 4: must be one of 1, 2 with scheme auto",
+    "--num-attention-heads 3 --num-query-groups 3 --wallfacer-head-size 2": (
+        "--wallfacer-head-size 2: must be one of 1, 3 for 3 query and 3 kv heads"
+    ),
+    "--wallfacer-ring-window 4": "--wallfacer-ring-window 4: must be one of 1, 2 with scheme auto",
     "--wallfacer-kernel te": "--wallfacer-kernel te: must be one of",
     "--seq-length 254": "--seq-length 254: must be a multiple of 2 x --wallfacer-cp-size = 4",
     "--attention-dropout 0.1": "--attention-dropout 0.1: must be 0",

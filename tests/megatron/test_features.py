@@ -8,6 +8,7 @@ from tests.megatron.training import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, argumen
 from tests.support.megatron_runs import train
 
 ITERATIONS = 3
+TEAM, HEADS = "--wallfacer-team-size 2", "--wallfacer-scheme ulysses"
 FEATURES = {
     "selective recompute": (2, "--recompute-activations"),
     "full recompute": (2, "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"),
@@ -20,8 +21,18 @@ FEATURES = {
         8,
         "--num-query-groups 2 --tensor-model-parallel-size 4 --sequence-parallel",
     ),
+    "tensor and sequence parallel, fewer kv heads than divide them": (
+        4,
+        "--tensor-model-parallel-size 2 --sequence-parallel",
+    ),
     "gradient accumulation, two sequences": (2, "--micro-batch-size 2 --global-batch-size 8"),
     "distributed optimizer": (4, "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"),
+}
+#: How the two context-parallel ranks of a feature work together; as a team unless said here.
+SPLIT = {
+    "full recompute": HEADS,
+    "tensor and sequence parallel, fewer kv heads than divide them": HEADS,
+    "evaluation": f"{TEAM} --wallfacer-keep-gathered-q",
 }
 
 
@@ -29,7 +40,7 @@ FEATURES = {
 def test_feature(feature: str) -> None:
     ranks, text = FEATURES[feature]
     flags = text.split()
-    split = ("--wallfacer-cp-size", "2", "--wallfacer-team-size", "2")
+    split = ("--wallfacer-cp-size", "2", *SPLIT.get(feature, TEAM).split())
     run = train(ranks, arguments(*flags, *split, iterations=ITERATIONS)).check()
     alone = train(ranks // 2, arguments(*flags, iterations=ITERATIONS)).check()
     assert len(run.losses) == ITERATIONS

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.megatron.training import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, arguments, baseline, differences
-from tests.support.megatron_runs import train
+from megatron_wallfacer.schedule.schemes import SCHEMES
+from tests.megatron.training import (
+    GRAD_NORM_TOLERANCE,
+    LOSS_TOLERANCE,
+    arguments,
+    baseline,
+    differences,
+    largest_differences,
+)
+from tests.support.megatron_runs import RunResult, train
 
 WRONG_MASK = Path(__file__).resolve().parents[1] / "support" / "wrong_mask.py"
 
@@ -35,6 +43,57 @@ TEAM = {
     ("ring", 4): (),
     ("ring", 8): (),
 }
+
+
+#: A few iterations of everything else, each where it is at its most: several ranks on each of its axes, fewer kv heads
+#: than ranks that divide them.
+FEW = 4
+OTHERS = {
+    "auto": (4, ""),
+    "wallfacer --wallfacer-kv-order permuted": (8, "--wallfacer-team-size 2"),
+    "team-ring --wallfacer-head-size 2": (
+        8,
+        "--wallfacer-team-size 2 --wallfacer-kv-team-size 2 --wallfacer-forward q",
+    ),
+    "ring --wallfacer-bidirectional": (4, ""),
+    "double-ring": (8, ""),
+    "ulysses": (4, "--wallfacer-head-groups 1"),
+    "usp": (8, "--wallfacer-head-size 4 --wallfacer-placement ring-first"),
+    "loongtrain": (8, "--wallfacer-head-size 2"),
+    "mesh": (4, ""),
+    "all-gather": (4, ""),
+    "tokenring": (4, ""),
+    "burst": (8, ""),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_scheme(name: str) -> None:
+    cp_size, flags = OTHERS[name]
+    split = ("--wallfacer-cp-size", str(cp_size), "--wallfacer-scheme", *name.split(), *flags.split())
+    check_few(train(cp_size, arguments(*split, iterations=FEW)))
+
+
+def test_the_lss_transformers_averaging_is_megatrons() -> None:
+    """It averages a rank's gradients over all that have the parameters; Megatron's data-parallel group with the
+    context-parallel ranks in it does, so that losses and gradient norms are those of one rank."""
+    flags = ("--wallfacer-cp-size", "2", "--wallfacer-scheme", "lss")
+    run = train(4, arguments(*flags, iterations=FEW))  # twice data parallel
+    check_few(run)
+    assert "kv_team 2" in run.output
+
+
+def check_few(run: RunResult) -> None:
+    """Equal to a run of as many iterations on one rank."""
+    assert len(run.check().iterations) == FEW
+    loss, grad_norm = largest_differences(run, baseline("--train-iters", str(FEW)))
+    assert loss <= LOSS_TOLERANCE
+    assert grad_norm <= GRAD_NORM_TOLERANCE
+
+
+def test_no_scheme_is_left_out() -> None:
+    tested = {name.split()[0] for name in OTHERS} | {scheme for scheme, _ in TEAM} | {"lss"}
+    assert tested == set(SCHEMES)
 
 
 def test_with_tensor_and_pipeline_parallelism() -> None:
@@ -70,12 +129,16 @@ def test_a_run_prints_what_it_does() -> None:
         "megatron-wallfacer 0.1.0",
         "core attention, local",
         "cp size    4",
-        "scheme     wallfacer, backward payload q",
-        "team 2, kv_team 2, ring 1",
-        "placement  team, ring, kv_team (fastest first)",
+        "scheme     wallfacer, order paper",
+        "grid       team 2 x kv_team 2",
+        "placement  team, kv_team (fastest first)",
+        "heads      4 query, 2 kv; 2 head groups",
         "kernel     torch on cpu",
         "dtype      float32",
+        "forward    20,480 words received a rank",
         "the lower bound",
+        "messages",
+        "buffers up to",
         "2 of 2 attention layers",
     ):
         assert part in text

@@ -1,25 +1,23 @@
 """An abstract machine: runs the programs of all ranks as the engine would, with the names of things for tensors.
 
-A block is the ranks whose shards it is made of. A sum (partial output, gradient) is the set of pairs that have
-gone into it. Moves are posted and waited for at the points where ``engine/forward.py`` and ``engine/backward.py`` do.
-The network is the least helpful one: the moves of a group start strictly in the order in which a rank posted
-them, and a message leaves only when its receiver has come to that very receive. What ends here ends anywhere.
+An input is what it is: tensors, chunks and a part of the heads. A sum (partial output, gradient) is the set of pairs
+that have gone into it. A rank waits where it reads what a move brings that is not done, and nowhere else. The network
+is the least helpful one: the moves of a channel start strictly in the order in which a rank started them, a message
+leaves only when its receiver has come to the very move that receives it, and a move is done when all its messages
+have arrived and left. What ends here ends anywhere.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from megatron_wallfacer.schedule.moves import DKV, KV, Q_BACKWARD, Combine, Gather, Hop, Move, Q, Reduce
-from megatron_wallfacer.schedule.schedule import Schedule, Step
-from tests.schedule.proof import Broken, Programs, channel, chunks_of, computed, live
+from megatron_wallfacer.schedule.ops import Assemble, Attend, Expect, Fold, Load, Message, Move, Op, Start, Store, Value
+from tests.schedule.proof import ENDS, KV, Q_SIDE, Broken, Names, Programs, chunks_of, computed, live, needs
 
-Block = tuple[int, ...]
-Results = dict[str, "Sum"]
-INPUTS = {"q": Q_BACKWARD, "kv": KV}
+Channel = tuple[str, str]
+Results = dict[tuple[Names, int], "Sum"]
+"""What a rank has stored, by (tensors, part of the heads)."""
 
 
 @dataclass
@@ -27,297 +25,318 @@ class Sum:
     """What has gone into an accumulator.
 
     Attributes:
-        parts: by chunk of this side, the chunks of the other side that it has met, as bits.
-        sources: the ranks that computed a part of it.
-        holders: the ranks on which it has been.
-        sent: it is on its way, and must not be added to.
+        payload, part: which result, of which part of the heads.
+        pairs: by chunk of this side, the chunks of the other side that it has met, as bits.
+        fixed: chunks that were sent or stored, and must not be added to.
     """
 
-    parts: dict[int, int]
-    sources: set[int] = field(default_factory=set)
-    holders: set[int] = field(default_factory=set)
-    sent: bool = False
+    payload: Names
+    part: int
+    pairs: dict[int, int]
+    fixed: set[int] = field(default_factory=set)
 
-    def add(self, parts: dict[int, int]) -> None:
-        if self.sent:
-            raise Broken("a sum is added to while it is being sent")
-        if parts.keys() != self.parts.keys():
-            raise Broken(f"sums of different chunks are added: {sorted(self.parts)} and {sorted(parts)}")
-        for chunk, mask in parts.items():
-            if self.parts[chunk] & mask:
-                raise Broken(f"a pair is counted twice for chunk {chunk}")
-            self.parts[chunk] |= mask
+    def add(self, pairs: dict[int, int]) -> None:
+        """Count more pairs, each for the first time."""
+        for chunk, mask in pairs.items():
+            if mask and chunk in self.fixed:
+                raise Broken(f"{self.payload} of chunk {chunk} is added to after it was sent or stored")
+            if self.pairs[chunk] & mask:
+                raise Broken(f"a pair is counted twice for {self.payload} of chunk {chunk}")
+            self.pairs[chunk] |= mask
 
-    def merge(self, other: Sum) -> None:
-        self.add(other.parts)
-        if self.sources & other.sources:
-            raise Broken(f"parts of ranks {self.sources & other.sources} are counted twice")
-        self.sources |= other.sources
-        self.holders |= other.holders
+    def rows(self, chunks: tuple[int, ...]) -> Sum:
+        """Some rows, as another rank gets them."""
+        if missing := set(chunks) - self.pairs.keys():
+            raise Broken(f"{self.payload} has no chunks {missing}")
+        return Sum(self.payload, self.part, {chunk: self.pairs[chunk] for chunk in chunks})
 
-    def shard(self, rank: int, cp_size: int) -> Sum:
-        own = {chunk: self.parts[chunk] for chunk in chunks_of([rank], cp_size)}
-        return Sum(own, set(self.sources), set(self.holders))
+    @property
+    def value(self) -> Value:
+        return Value(self.payload, tuple(self.pairs), self.part)
+
+
+Content = Value | Sum
 
 
 @dataclass(eq=False)
-class Posted:
-    """A move that a rank has started."""
+class Started:
+    """A move that a rank has started, and the messages of it that have not met their counterparts."""
 
+    rank: int
     move: Move
-    content: Any
-    sent: bool = False
-    received: bool = False
-    arrived: Any = None
+    to_send: dict[tuple[int, int], Message]
+    to_receive: dict[tuple[int, int], Message]
 
     @property
     def done(self) -> bool:
-        return self.sent and self.received
+        return not self.to_send and not self.to_receive
 
 
-Post = Callable[[Move, Any], Posted]
-Program = Generator[Posted, None, Results]
+def _by_peer_and_tag(messages: tuple[Message, ...]) -> dict[tuple[int, int], Message]:
+    found = {(message.peer, message.tag): message for message in messages}
+    if len(found) != len(messages):
+        raise Broken(f"messages between the same two ranks have the same tag: {messages}")
+    return found
+
+
+class Network:
+    """Queues of moves, one for each rank and channel; messages of moves at the heads of their queues meet."""
+
+    def __init__(self, ranks: list[Rank]) -> None:
+        self._ranks = ranks
+        self._queues: dict[tuple[int, Channel], deque[Started]] = {}
+
+    def start(self, started: Started) -> None:
+        queue = self._queues.setdefault((started.rank, started.move.channel), deque())
+        queue.append(started)
+        if queue[0] is started:
+            self._meet([started])
+
+    def left(self) -> list[tuple[int, Move]]:
+        return [(started.rank, started.move) for queue in self._queues.values() for started in queue]
+
+    def _head(self, rank: int, channel: Channel) -> Started | None:
+        queue = self._queues.get((rank, channel))
+        return queue[0] if queue else None
+
+    def _meet(self, heads: list[Started]) -> None:
+        """Let moves that have come to the heads of their queues exchange all that they can, and those after them."""
+        while heads:
+            here = heads.pop()
+            channel = here.move.channel
+            for peer, tag in list(here.to_send):
+                self._try(here, self._head(peer, channel), tag)
+            for peer, tag in list(here.to_receive):
+                self._try(self._head(peer, channel), here, tag)
+            heads += self._advance(channel, {here.rank, *(m.peer for m in (*here.move.sends, *here.move.receives))})
+
+    def _advance(self, channel: Channel, ranks: set[int]) -> list[Started]:
+        """Moves whose turn has come because the one before them is done."""
+        come = []
+        for rank in ranks:
+            queue = self._queues.get((rank, channel))
+            if queue and queue[0].done:
+                while queue and queue[0].done:
+                    queue.popleft()
+                come += [queue[0]] if queue else []
+        return come
+
+    def _try(self, sender: Started | None, receiver: Started | None, tag: int) -> None:
+        if sender is None or receiver is None:
+            return
+        there, back = (receiver.rank, tag), (sender.rank, tag)
+        if there in sender.to_send and back in receiver.to_receive and sender.move.payload == receiver.move.payload:
+            sent, received = sender.to_send.pop(there), receiver.to_receive.pop(back)
+            content = self._ranks[sender.rank].sent(sent, sender.move.payload)
+            self._ranks[receiver.rank].arrive(received, content)
+
+
+class Rank:
+    """One rank: where it is in its program, and what its names have."""
+
+    def __init__(self, programs: Programs, rank: int) -> None:
+        self.schedule, self.rank, self._programs = programs[rank], rank, programs
+        self.results: Results = {}
+        # What forward kept is what its name says: forward was played, and there every name was checked.
+        self._held: dict[str, Content] = {name: self.schedule.values[name] for name in self.schedule.given}
+        self._bringing: dict[str, Started] = {}
+        self._at = 0
+
+    @property
+    def ended(self) -> bool:
+        return self._at == len(self.schedule.ops)
+
+    @property
+    def next_op(self) -> Op:
+        return self.schedule.ops[self._at]
+
+    def run(self, network: Network) -> bool:
+        """Go on until the next wait or the end; whether anything was done."""
+        begun = self._at
+        while not self.ended and not any(self._is_waited_for(name) for name in needs(self.next_op)):
+            self._do(self.next_op, network)
+            self._at += 1
+        return self._at > begun
+
+    def _is_waited_for(self, name: str) -> bool:
+        """Whether it is still on its way. What has been waited for has arrived with all that its move brings."""
+        if name not in self._bringing:
+            return False
+        started = self._bringing[name]
+        if started.done:
+            for message in started.move.receives:
+                del self._bringing[message.value]
+        return not started.done
+
+    # --- the two ends of a message ---
+
+    def sent(self, message: Message, payload: Names) -> Content:
+        """What leaves: rows of what a name has at the last moment."""
+        content = self._held[message.value]
+        if isinstance(content, Sum):
+            return content.rows(message.chunks)
+        if payload != content.payload or not set(message.chunks) <= set(content.chunks):
+            raise Broken(f"rank {self.rank} sends {payload} of {message}, and has {content}")
+        return Value(payload, message.chunks, content.part)
+
+    def arrive(self, message: Message, content: Content) -> None:
+        self._name(message.value, content)
+
+    # --- operations ---
+
+    def _do(self, op: Op, network: Network) -> None:
+        match op:
+            case Load():
+                value = self.schedule.values[op.into]
+                own = tuple(chunks_of([self.rank], self._programs.cp_size))
+                self._name(op.into, Value(value.payload, own, value.part))
+            case Assemble():
+                self._name(op.into, self._assembled(op))
+            case Start():
+                self._start(op.move, network)
+            case Attend():
+                self._attend(op)
+            case Fold():
+                self._fold(op)
+            case Store():
+                self._store(op.source)
+            case Expect():
+                pass
+
+    def _get(self, name: str) -> Content:
+        if name not in self._held:
+            raise Broken(f"rank {self.rank}: {self.next_op} reads {name}, which does not exist")
+        return self._held[name]
+
+    def _name(self, name: str, content: Content) -> None:
+        """Give a name its value, which must be what the schedule says that it is."""
+        found = content.value if isinstance(content, Sum) else content
+        if found != self.schedule.values[name]:
+            raise Broken(f"rank {self.rank}: {name} should be {self.schedule.values[name]}, it is {found}")
+        if name in self._held:
+            raise Broken(f"rank {self.rank}: {name} is made twice")
+        self._held[name] = content
+
+    def _sum(self, name: str) -> Sum:
+        """An accumulator; it is nothing before something is added to it for the first time."""
+        if name in self._bringing:
+            raise Broken(f"rank {self.rank}: {name} is added to while it is on its way")
+        if name not in self._held:
+            value = self.schedule.values[name]
+            self._held[name] = Sum(value.payload, value.part, dict.fromkeys(value.chunks, 0))
+        found = self._held[name]
+        if not isinstance(found, Sum):
+            raise Broken(f"rank {self.rank}: {name} is added to, and is an input")
+        return found
+
+    def _assembled(self, op: Assemble) -> Content:
+        """Rows of the sources by position; sums as they are now."""
+        sources = [self._get(name) for name in op.sources]
+        kinds = {(type(source), source.payload, source.part) for source in sources}
+        if len(kinds) != 1:
+            raise Broken(f"rank {self.rank}: {op} is of different things {kinds}")
+        kind, payload, part = kinds.pop()
+        if kind is Sum:
+            pairs = [item for source in sources for item in source.pairs.items()]
+            return Sum(payload, part, dict(sorted(pairs)))
+        return Value(payload, tuple(sorted(chunk for source in sources for chunk in source.chunks)), part)
+
+    def _start(self, move: Move, network: Network) -> None:
+        for message in move.sends:
+            content = self._get(message.value)
+            if isinstance(content, Sum):
+                content.fixed.update(message.chunks)
+        started = Started(self.rank, move, _by_peer_and_tag(move.sends), _by_peer_and_tag(move.receives))
+        self._bringing |= {message.value: started for message in move.receives}
+        network.start(started)
+
+    def _attend(self, op: Attend) -> None:
+        queries = self._side(op, op.q, Q_SIDE[self._programs.backward])
+        keys = self._side(op, op.kv, KV)
+        if queries.part != keys.part:
+            raise Broken(f"rank {self.rank}: queries of part {queries.part} meet keys of part {keys.part}")
+        full, triangles = computed(self.schedule, op)
+        pairs = {chunk: full[chunk] | triangles[chunk] for chunk in full}
+        self._count(op.q_into, pairs, queries)
+        if op.kv_into is not None:
+            self._count(op.kv_into, _transposed(pairs, keys.chunks), keys)
+
+    def _side(self, op: Attend, names: Names, wanted: Names) -> Value:
+        """What the values of one side are together."""
+        values = [self._get(name) for name in names]
+        if any(isinstance(value, Sum) for value in values) or len({(v.chunks, v.part) for v in values}) != 1:
+            raise Broken(f"rank {self.rank}: {op} is of different rows or heads: {values}")
+        found = {tensor for value in values for tensor in value.payload}
+        if not set(wanted) <= found:
+            raise Broken(f"rank {self.rank}: {op} has {sorted(found)} and needs {wanted}")
+        return values[0]
+
+    def _count(self, name: str, pairs: dict[int, int], of: Value) -> None:
+        total = self._sum(name)
+        if (tuple(total.pairs), total.part) != (of.chunks, of.part):
+            raise Broken(f"rank {self.rank}: results of {of} are added to {name}, which is {total.value}")
+        total.add(pairs)
+
+    def _fold(self, op: Fold) -> None:
+        source, into = self._get(op.source), self._sum(op.into)
+        if not isinstance(source, Sum) or (source.payload, source.part) != (into.payload, into.part):
+            raise Broken(f"rank {self.rank}: {op} adds {source} to {into}")
+        into.add({chunk: mask for chunk, mask in source.pairs.items() if chunk in into.pairs})
+
+    def _store(self, name: str) -> None:
+        total = self._get(name)
+        if not isinstance(total, Sum) or (total.payload, total.part) in self.results:
+            raise Broken(f"rank {self.rank} stores {name} again, or an input")
+        own = chunks_of([self.rank], self._programs.cp_size)
+        if not set(own) <= set(total.pairs):
+            raise Broken(f"rank {self.rank} stores chunks {sorted(total.pairs)} of {total.payload}, its own are {own}")
+        total.fixed.update(own)
+        self.results[total.payload, total.part] = total.rows(tuple(own))
 
 
 def play(programs: Programs) -> list[Results]:
-    """Run all ranks to their end: what each has in its accumulators.
+    """Run all ranks to their end: what each has stored.
 
     Raises:
-        Broken: ranks wait for each other for ever, or hold what their program does not name, or count twice.
+        Broken: ranks wait for each other for ever, hold what their program does not name, or count twice.
     """
-    queues: dict[tuple[int, str], deque[Posted]] = {}
-
-    def post_on(rank: int) -> Post:
-        def post(move: Move, content: Any) -> Posted:
-            posted = Posted(move, content)
-            queues.setdefault((rank, channel(programs, move)), deque()).append(posted)
-            return posted
-
-        return post
-
-    running = {rank: _program(programs, rank, post_on(rank)) for rank in programs.ranks}
-    waits: dict[int, Posted | None] = dict.fromkeys(running)
-    results: dict[int, Results] = {}
+    ranks: list[Rank] = []
+    network = Network(ranks)
+    ranks += [Rank(programs, rank) for rank in programs.ranks]
+    running = ranks
     while running:
-        ready = [rank for rank in running if waits[rank] is None or waits[rank].done]
-        for rank in ready:
-            try:
-                waits[rank] = next(running[rank])
-            except StopIteration as end:
-                results[rank] = end.value
-                del running[rank]
-        if not _deliver(queues, programs.cp_size) and not ready:
-            raise Broken(f"stuck: { ({rank: waits[rank].move for rank in running}) }")
-    if left := {key: [posted.move for posted in queue] for key, queue in queues.items() if queue}:
+        if not any([rank.run(network) for rank in running]):
+            raise Broken(f"stuck: { ({rank.rank: rank.next_op for rank in running}) }, left: {network.left()}")
+        running = [rank for rank in running if not rank.ended]
+    if left := network.left():
         raise Broken(f"started and never met: {left}")
-    return [results[rank] for rank in programs.ranks]
+    return [rank.results for rank in ranks]
 
 
 def check_play(programs: Programs) -> None:
-    """Every rank comes to its end, with the output or the gradients of its own shard, complete."""
+    """Every rank comes to its end, with the output or the gradients of its own chunks, complete, of all heads."""
     everything = (1 << 2 * programs.cp_size) - 1
+    wanted = {(payload, part) for payload in ENDS[programs.backward] for part in range(programs.parts)}
     for rank, results in enumerate(play(programs)):
-        if results.keys() != ({"q", "kv"} if programs.backward else {"q"}):
+        if results.keys() != wanted:
             raise Broken(f"rank {rank} ends with {list(results)}")
-        for side, total in results.items():
-            for chunk in chunks_of([rank], programs.cp_size):
-                if total.parts.get(chunk) != _wanted(side, chunk, everything, programs):
-                    raise Broken(f"rank {rank}, {side} chunk {chunk}: the sum is not complete")
-            if len(total.parts) != 2:
-                raise Broken(f"rank {rank} ends with chunks {sorted(total.parts)} of {side}")
+        for (payload, part), total in results.items():
+            for chunk, pairs in total.pairs.items():
+                if pairs != _wanted(payload, chunk, everything, programs):
+                    raise Broken(f"rank {rank}, {payload} of chunk {chunk}, part {part}: the sum is not complete")
 
 
-def _wanted(side: str, chunk: int, everything: int, programs: Programs) -> int:
-    if side == "kv":
+def _wanted(payload: Names, chunk: int, everything: int, programs: Programs) -> int:
+    if payload == ("dk", "dv"):
         return everything if not programs.causal else everything >> chunk << chunk
     full, triangle = live(chunk, everything, programs.causal)
     return full | triangle
 
 
-def _deliver(queues: dict[tuple[int, str], deque[Posted]], cp_size: int) -> bool:
-    """Let everything happen that can happen now; whether anything did."""
-    happened = False
-    for (rank, name), queue in queues.items():
-        while queue and _try(queues, queue[0], rank, name, cp_size):
-            happened = True
-            while queue and queue[0].done:
-                queue.popleft()
-    return happened
-
-
-def _try(queues: dict[tuple[int, str], deque[Posted]], posted: Posted, rank: int, name: str, cp_size: int) -> bool:
-    move = posted.move
-    if posted.done:
-        return True
-    if isinstance(move, Hop):
-        theirs = _head(queues, move.send_to, name)
-        if posted.sent or theirs is None or theirs.received or not isinstance(theirs.move, Hop):
-            return False
-        if (theirs.move.recv_from, theirs.move.payload, theirs.move.shards) != (rank, move.payload, move.shards):
-            return False
-        posted.sent, theirs.received, theirs.arrived = True, True, posted.content
-        return True
-    heads = [_head(queues, member, name) for member in move.ranks]
-    if any(head is None or head.move != move for head in heads):
-        return False
-    for member, head in zip(move.ranks, heads, strict=True):
-        head.sent = head.received = True
-        head.arrived = _collected(move, [theirs.content for theirs in heads], member, cp_size)
-    return True
-
-
-def _head(queues: dict[tuple[int, str], deque[Posted]], rank: int, name: str) -> Posted | None:
-    queue = queues.get((rank, name))
-    while queue and queue[0].done:
-        queue.popleft()
-    return queue[0] if queue else None
-
-
-def _collected(move: Move, contents: Sequence[Any], member: int, cp_size: int) -> Any:
-    if isinstance(move, Gather):
-        if any(content != (rank,) for content, rank in zip(contents, move.ranks, strict=True)):
-            raise Broken(f"a gather of {contents} is not one of own shards: {move}")
-        return move.ranks
-    shards = [content.shard(member, cp_size) for content in contents]
-    for shard in shards[1:]:
-        shards[0].merge(shard)
-    return shards[0]
-
-
-def _program(programs: Programs, rank: int, post: Post) -> Program:
-    schedule, size = programs[rank], programs.cp_size
-    if not programs.backward:
-        return _forward(schedule, size, post)
-    local = {"q": programs.plan.grid.neighbours(rank, "team") if programs.q_kept else (rank,)}
-    return _backward(schedule, size, post, local)
-
-
-class _Arrivals:
-    """As in ``engine/runtime.py``."""
-
-    def __init__(self, local: dict[str, Block], rank: int) -> None:
-        self._at_hand, self._rank, self._on_the_way = local, rank, {}
-
-    def start(self, prologue: Iterable[Move], post: Post) -> Generator[Posted, None, None]:
-        for move in prologue:
-            block = yield from self.take(move.payload)
-            self._on_the_way[move.payload] = post(move, block)
-
-    def take(self, names: Sequence[str]) -> Generator[Posted, None, Block]:
-        for payload in [payload for payload in self._on_the_way if not set(payload).isdisjoint(names)]:
-            posted = self._on_the_way.pop(payload)
-            yield posted
-            self._at_hand.update(dict.fromkeys(payload, posted.arrived))
-        blocks = {self._at_hand.get(name, (self._rank,)) for name in names}
-        if len(blocks) != 1:
-            raise Broken(f"rank {self._rank}: {names} are of different blocks {blocks}")
-        return blocks.pop()
-
-
-def _forward(schedule: Schedule, size: int, post: Post) -> Program:
-    arrivals = _Arrivals({}, schedule.rank)
-    yield from arrivals.start(schedule.prologue, post)
-    keys = yield from arrivals.take(KV)
-    out = _zero(schedule.steps[0].q_ranks, size)
-    for index, step in enumerate(schedule.steps):
-        incoming = post(step.hop, keys) if step.hop else None
-        queries = yield from arrivals.take(Q)
-        _check_named(schedule, index, queries, keys)
-        _compute(step, size, schedule.rank, out, None)
-        if incoming is not None:
-            yield incoming
-            keys = incoming.arrived
-    for move in schedule.epilogue:
-        if not isinstance(move, Combine):
-            raise Broken(f"the forward epilogue has a {move}")
-        combine = post(move, out)
-        yield combine
-        out = combine.arrived
-    return {"q": out}
-
-
-def _backward(schedule: Schedule, size: int, post: Post, local: dict[str, Block]) -> Program:
-    arrivals = _Arrivals(local, schedule.rank)
-    yield from arrivals.start(schedule.prologue, post)
-    riding = schedule.rider
-    staying = "q" if riding == "kv" else "kv"
-    blocks = {riding: (yield from arrivals.take(INPUTS[riding]))}
-    grads: dict[str, Sum] = {}
-    kept = travelling = None
-    for index, step in enumerate(schedule.steps):
-        incoming = post(step.hop, blocks[riding]) if step.hop else None
-        arriving = post(step.grad_hop, _send(travelling)) if step.grad_hop else None
-        if index == 0:
-            blocks[staying] = yield from arrivals.take(INPUTS[staying])
-            grads[staying] = _zero(blocks[staying], size)
-        grads[riding] = _zero(blocks[riding], size)
-        _check_named(schedule, index, blocks["q"], blocks["kv"])
-        _compute(step, size, schedule.rank, grads["q"], grads["kv"])
-        if arriving is not None:
-            yield arriving
-            grads[riding].merge(_arrive(arriving.arrived, [schedule.rank]))
-        if index == 0 and schedule.keeps_first:
-            kept = grads[riding]
-        else:
-            travelling = grads[riding]
-        if incoming is not None:
-            yield incoming
-            blocks[riding] = incoming.arrived
-    grads[riding] = travelling if kept is None else kept
-    return (yield from _bring_home(schedule, post, grads, travelling))
-
-
-def _bring_home(schedule: Schedule, post: Post, grads: dict[str, Sum], travelling: Sum | None) -> Program:
-    for move in schedule.epilogue:
-        side = "kv" if move.payload == DKV else "q"
-        hops = isinstance(move, Hop)
-        if not hops and not isinstance(move, Reduce):
-            raise Broken(f"the backward epilogue has a {move}")
-        posted = post(move, _send(travelling) if hops else grads[side])
-        yield posted
-        if not hops:
-            grads[side] = posted.arrived
-        elif schedule.keeps_first:
-            grads[side].merge(_arrive(posted.arrived, []))
-        else:
-            grads[side] = _arrive(posted.arrived, [])
-    return grads
-
-
-def _send(total: Sum | None) -> Sum:
-    if total is None or total.sent:
-        raise Broken("a gradient is sent that does not exist, or is sent twice")
-    if total.holders != total.sources:
-        raise Broken(f"a gradient of ranks {total.sources} has been on ranks {total.holders}")
-    total.sent = True
-    return total
-
-
-def _arrive(total: Sum, here: Iterable[int]) -> Sum:
-    """The sum as its next holder has it."""
-    return Sum(dict(total.parts), set(total.sources), total.holders | set(here))
-
-
-def _zero(ranks: Block, size: int) -> Sum:
-    return Sum(dict.fromkeys(chunks_of(ranks, size), 0))
-
-
-def _check_named(schedule: Schedule, index: int, queries: Block, keys: Block) -> None:
-    step = schedule.steps[index]
-    if (sorted(queries), sorted(keys)) != (sorted(step.q_ranks), sorted(step.kv_ranks)):
-        raise Broken(f"rank {schedule.rank} has {queries} and {keys} at hand at step {index}, which names {step}")
-
-
-def _compute(step: Step, size: int, rank: int, q_side: Sum, kv_side: Sum | None) -> None:
-    full, triangles = computed(step, size)
-    pairs = {chunk: full[chunk] | triangles[chunk] for chunk in full}
-    sums = [(q_side, pairs)] + ([] if kv_side is None else [(kv_side, _transposed(pairs, kv_side.parts))])
-    for total, parts in sums:
-        total.add(parts)
-        if any(parts.values()):
-            total.sources.add(rank)
-            total.holders.add(rank)
-
-
-def _transposed(pairs: dict[int, int], k_chunks: Iterable[int]) -> dict[int, int]:
-    return {k: sum(1 << q for q, mask in pairs.items() if mask >> k & 1) for k in k_chunks}
+def _transposed(pairs: dict[int, int], k_chunks: tuple[int, ...]) -> dict[int, int]:
+    found = dict.fromkeys(k_chunks, 0)
+    for q_chunk, mask in pairs.items():
+        for k_chunk in k_chunks:
+            if mask >> k_chunk & 1:
+                found[k_chunk] |= 1 << q_chunk
+    return found

@@ -1,24 +1,50 @@
 """Checks that prove schedules right by looking at them. Each raises :class:`Broken` with what it found.
 
-Nothing here calls the code under test, except to build the schedules: chunks, masks and matching are written
-again from their definitions. :mod:`tests.schedule.machine` proves the rest by running the programs.
+Nothing here calls the code under test, except to build the schedules: chunks, masks, what an operation reads and
+how messages match are written again from their definitions. :mod:`tests.schedule.machine` proves the rest by running
+the programs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from operator import or_
 
-from megatron_wallfacer.schedule.moves import Gather, Hop, Move
+from megatron_wallfacer.schedule.ops import (
+    Assemble,
+    Attend,
+    Expect,
+    Fold,
+    Load,
+    Message,
+    Move,
+    Op,
+    Schedule,
+    Start,
+    Store,
+)
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schedule import Schedule, Step, backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.tiles import Tile
 
 LARGEST = 4096
 
 Masks = dict[int, int]
-"""Key chunks as bits, by query chunk."""
+"""Chunks of one side as bits, by chunk of the other."""
+Names = tuple[str, ...]
+Channel = tuple[str, str]
+Ends = dict[tuple[int, str, Channel], list[tuple]]
+"""Messages in order, by (peer, "sends" or "receives", channel)."""
+
+KV = ("k", "v")
+#: What tiles read of the query side, by pass.
+Q_SIDE = {False: ("q",), True: ("q", "dout", "lse", "delta")}
+#: What a rank can name as its own, by pass.
+LOADED = {False: {"q", "k", "v"}, True: {"q", "k", "v", "dout", "lse", "delta"}}
+#: What a pass must end with, for each part of the heads.
+ENDS = {False: (("out", "lse"),), True: (("dq",), ("dk", "dv"))}
 
 
 class Broken(AssertionError):
@@ -28,35 +54,62 @@ class Broken(AssertionError):
 class Programs(dict[int, Schedule]):
     """The schedules of all ranks for one pass, each built when asked for; a test may put another in its place."""
 
-    def __init__(self, plan: Plan, *, backward: bool, causal: bool, q_kept: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, *, backward: bool = False, causal: bool = True, groups: int = 1, q_kept: bool = False
+    ) -> None:
         super().__init__()
-        self.plan, self.backward, self.causal, self.q_kept = plan, backward, causal, q_kept
-        self.cp_size = plan.grid.cp_size
-        self._split: dict[int, dict[str, tuple[list[Hop], list[Move]]]] = {}
+        self.plan, self.backward, self.causal, self.groups, self.q_kept = plan, backward, causal, groups, q_kept
+        self.cp_size, self.parts = plan.grid.cp_size, plan.grid.head * groups
+        self._ends: dict[int, tuple[Schedule, Ends]] = {}
 
     def __missing__(self, rank: int) -> Schedule:
-        options = {"q_kept": self.q_kept} if self.backward else {}
         build = backward_schedule if self.backward else forward_schedule
-        self[rank] = build(self.plan, rank, causal=self.causal, **options)
+        self[rank] = build(self.plan, rank, causal=self.causal, groups=self.groups, q_kept=self.q_kept)
         return self[rank]
 
-    def on(self, rank: int, group: str) -> tuple[list[Hop], list[Move]]:
-        """The hops and the collectives of a rank over a group, in program order."""
-        if rank not in self._split:
-            self._split[rank] = {}
-            for move in self[rank].moves:
-                hops, collectives = self._split[rank].setdefault(channel(self, move), ([], []))
-                (hops if isinstance(move, Hop) else collectives).append(move)
-        return self._split[rank].get(group, ([], []))
+    def __repr__(self) -> str:
+        passing = "backward" if self.backward else "forward"
+        return f"{passing} of {self.plan}, causal={self.causal}, groups={self.groups}, q_kept={self.q_kept}"
+
+    def messages(self, rank: int, peer: int, end: str, channel: Channel) -> list[tuple]:
+        """What a rank sends to (``end`` is "sends") or receives from a peer over a channel, in order."""
+        schedule = self[rank]
+        if rank not in self._ends or self._ends[rank][0] is not schedule:
+            self._ends[rank] = schedule, _by_route(schedule)
+        return self._ends[rank][1].get((peer, end, channel), [])
 
     @property
     def ranks(self) -> range:
         return range(self.cp_size)
 
+    def by_rank(self) -> Iterator[Schedule]:
+        """Every rank's."""
+        return (self[rank] for rank in self.ranks)
+
+
+def _by_route(schedule: Schedule) -> Ends:
+    found: Ends = {}
+    for move in schedule.moves:
+        for end in ("sends", "receives"):
+            # Within a move nothing comes first.
+            for message in sorted(getattr(move, end), key=lambda message: message.tag):
+                part = schedule.values[message.value].part
+                described = (message.tag, move.payload, message.chunks, part)
+                found.setdefault((message.peer, end, move.channel), []).append(described)
+    return found
+
+
+# --- definitions, written again ---
+
 
 def chunks_of(ranks: Iterable[int], cp_size: int) -> list[int]:
     """Chunks of a block, by position: rank r holds r and 2P-1-r."""
     return sorted([*ranks, *(2 * cp_size - 1 - rank for rank in ranks)])
+
+
+def holders(chunks: Iterable[int], cp_size: int) -> set[int]:
+    """The ranks whose own these chunks are."""
+    return {min(chunk, 2 * cp_size - 1 - chunk) for chunk in chunks}
 
 
 def live(q_chunk: int, k_chunks: int, causal: bool) -> tuple[int, int]:
@@ -66,12 +119,226 @@ def live(q_chunk: int, k_chunks: int, causal: bool) -> tuple[int, int]:
     return k_chunks & ((1 << q_chunk) - 1), k_chunks & (1 << q_chunk)
 
 
-def computed(step: Step, cp_size: int) -> tuple[Masks, Masks]:
-    """What the tiles of a step compute: (full squares, lower triangles)."""
-    q_chunks, k_chunks = chunks_of(step.q_ranks, cp_size), chunks_of(step.kv_ranks, cp_size)
+def is_result(payload: Iterable[str]) -> bool:
+    """Whether these tensors are summed or merged on their way; inputs are only passed on."""
+    return not {"out", "dq", "dk", "dv"}.isdisjoint(payload)
+
+
+def needs(op: Op) -> Names:
+    """Names that an operation reads."""
+    match op:
+        case Assemble():
+            return op.sources
+        case Start():
+            return tuple(message.value for message in op.move.sends)
+        case Attend():
+            return (*op.q, *op.kv)
+        case Fold() | Store():
+            return (op.source,)
+    return ()
+
+
+def makes(op: Op) -> Names:
+    """Names to which an operation gives their whole value."""
+    match op:
+        case Load() | Assemble():
+            return (op.into,)
+        case Start():
+            return tuple(message.value for message in op.move.receives)
+    return ()
+
+
+def accumulators(op: Op) -> Names:
+    """Names to which an operation adds."""
+    match op:
+        case Fold():
+            return (op.into,)
+        case Attend():
+            return (op.q_into,) if op.kv_into is None else (op.q_into, op.kv_into)
+    return ()
+
+
+def changes(op: Op, schedule: Schedule) -> dict[str, set[int]]:
+    """Rows of accumulators to which an operation adds."""
+    match op:
+        case Fold():
+            source, into = schedule.values[op.source], schedule.values[op.into]
+            return {op.into: set(source.chunks) & set(into.chunks)}
+        case Attend():
+            q_chunks, k_chunks = (schedule.values[names[0]].chunks for names in (op.q, op.kv))
+            found = {op.q_into: {chunk for tile in op.tiles for chunk in q_chunks[slice(*tile.rows)]}}
+            if op.kv_into is not None:
+                found[op.kv_into] = {chunk for tile in op.tiles for chunk in k_chunks[slice(*tile.cols)]}
+            return found
+    return {}
+
+
+# --- one rank's program ---
+
+
+def check_program(schedule: Schedule, *, causal: bool) -> None:
+    """All that can be seen in the program of one rank alone."""
+    check_values(schedule)
+    check_order(schedule)
+    check_own(schedule)
+    check_expects(schedule)
+    for op in schedule.ops:
+        match op:
+            case Attend():
+                check_attend(schedule, op, causal)
+            case Assemble():
+                check_assemble(schedule, op)
+            case Fold():
+                check_fold(schedule, op)
+
+
+def check_values(schedule: Schedule) -> None:
+    """Each name stands for some tensors, some chunks by position, of one part of the heads."""
+    used = {name for op in schedule.ops for name in (*needs(op), *makes(op), *accumulators(op))}
+    if unknown := {*used, *schedule.given, *schedule.keeps} - schedule.values.keys():
+        raise Broken(f"rank {schedule.rank}: nothing says what {sorted(unknown)} stand for")
+    for name, value in schedule.values.items():
+        ascending = list(value.chunks) == sorted(set(value.chunks))
+        if not ascending or not value.chunks or not 0 <= value.chunks[0] <= value.chunks[-1] < 2 * schedule.cp_size:
+            raise Broken(f"rank {schedule.rank}: {name} has rows {value.chunks}")
+        if value.part not in range(schedule.parts) or not value.payload:
+            raise Broken(f"rank {schedule.rank}: {name} has tensors {value.payload} of part {value.part}")
+
+
+def check_order(schedule: Schedule) -> None:
+    """What is read has a value, is made once, and does not change once it was sent or stored; nothing is made in vain.
+
+    Nothing is added to a value that a move brings before that move was waited for.
+    """
+    written, read = set(schedule.given), set(schedule.keeps)
+    arriving: dict[str, Move] = {}
+    fixed: dict[str, set[int]] = {}
+    for op in schedule.ops:
+        for name in needs(op):
+            if name not in written:
+                raise Broken(f"rank {schedule.rank}: {op} reads {name}, which has no value yet")
+            read.add(name)
+            for message in arriving[name].receives if name in arriving else ():
+                del arriving[message.value]
+        for name in makes(op):
+            if name in written:
+                raise Broken(f"rank {schedule.rank}: {op} makes {name}, which has a value")
+            written.add(name)
+        for name, rows in changes(op, schedule).items():
+            if name in arriving:
+                raise Broken(f"rank {schedule.rank}: {op} changes {name}, which is still on its way here")
+            if late := rows & fixed.get(name, set()):
+                raise Broken(f"rank {schedule.rank}: {op} changes chunks {late} of {name}, which were sent or stored")
+            written.add(name)
+        for name, rows in _fixes(op, schedule):
+            fixed.setdefault(name, set()).update(rows)
+        if isinstance(op, Start):
+            arriving |= {message.value: op.move for message in op.move.receives}
+    if written - read:
+        raise Broken(f"rank {schedule.rank}: nobody reads {sorted(written - read)}")
+    if missing := set(schedule.keeps) - written:
+        raise Broken(f"rank {schedule.rank} keeps {sorted(missing)}, which never have a value")
+
+
+def _fixes(op: Op, schedule: Schedule) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Rows that may not change after an operation."""
+    if isinstance(op, Start):
+        yield from ((message.value, message.chunks) for message in op.move.sends)
+    if isinstance(op, Store):
+        yield op.source, tuple(chunks_of([schedule.rank], schedule.cp_size))
+
+
+def check_own(schedule: Schedule) -> None:
+    """Only the rank's own chunks are loaded and stored, and results of every part of the heads are stored once."""
+    own = tuple(chunks_of([schedule.rank], schedule.cp_size))
+    stored: Counter[tuple[Names, int]] = Counter()
+    for op in schedule.ops:
+        name = op.into if isinstance(op, Load) else op.source if isinstance(op, Store) else None
+        if name is None:
+            continue
+        value = schedule.values[name]
+        # With a head axis a sum has the rows of all who share the tokens; only the rank's own are stored.
+        if value.chunks != own and not (isinstance(op, Store) and set(own) <= set(value.chunks)):
+            raise Broken(f"rank {schedule.rank}: {op} of chunks {value.chunks}, which are not its own")
+        if isinstance(op, Load) and not set(value.payload) <= LOADED[schedule.backward]:
+            raise Broken(f"rank {schedule.rank} loads {value.payload}, which no rank has yet")
+        if isinstance(op, Store):
+            stored[value.payload, value.part] += 1
+    wanted = Counter((payload, part) for payload in ENDS[schedule.backward] for part in range(schedule.parts))
+    if stored != wanted:
+        raise Broken(f"rank {schedule.rank} does not store every result once: {dict(stored)}")
+
+
+def check_expects(schedule: Schedule) -> None:
+    """A move is expected at most once, and starts, as it was expected, later."""
+    expected: list[Move] = []
+    for op in schedule.ops:
+        if isinstance(op, Expect):
+            if op.move in expected:
+                raise Broken(f"rank {schedule.rank} expects twice {op.move}")
+            expected.append(op.move)
+        if isinstance(op, Start) and op.move in expected:
+            expected.remove(op.move)
+    if expected:
+        raise Broken(f"rank {schedule.rank} expects and does not start later {expected}")
+
+
+def check_assemble(schedule: Schedule, op: Assemble) -> None:
+    """The rows of the sources, which do not overlap and are of the same tensors and heads."""
+    into, sources = schedule.values[op.into], [schedule.values[name] for name in op.sources]
+    rows = sorted(chunk for source in sources for chunk in source.chunks)
+    kinds = {(source.payload, source.part) for source in sources}
+    if tuple(rows) != into.chunks or kinds != {(into.payload, into.part)}:
+        raise Broken(f"rank {schedule.rank}: {op} is of {sources} into {into}")
+
+
+def check_fold(schedule: Schedule, op: Fold) -> None:
+    """Two different accumulators of the same tensors and heads that have some rows in common."""
+    source, into = schedule.values[op.source], schedule.values[op.into]
+    same = (source.payload, source.part) == (into.payload, into.part) and is_result(into.payload)
+    if not same or op.source == op.into or set(source.chunks).isdisjoint(into.chunks):
+        raise Broken(f"rank {schedule.rank}: {op} is of {source} into {into}")
+
+
+# --- tiles ---
+
+
+def check_attend(schedule: Schedule, attend: Attend, causal: bool) -> None:
+    """Both sides have what tiles read, of the same heads; so have the accumulators; only live pairs are computed."""
+    _check_side(schedule, attend, attend.q, Q_SIDE[schedule.backward], attend.q_into, ENDS[schedule.backward][0])
+    if (attend.kv_into is not None) != schedule.backward:
+        raise Broken(f"rank {schedule.rank}: {attend} has a wrong set of results")
+    _check_side(schedule, attend, attend.kv, KV, attend.kv_into, ("dk", "dv"))
+    parts = {schedule.values[name].part for name in (*needs(attend), *accumulators(attend))}
+    if len(parts) != 1:
+        raise Broken(f"rank {schedule.rank}: {attend} is of different parts {parts} of the heads")
+    full, triangles = computed(schedule, attend)
+    keys = sum(1 << chunk for chunk in schedule.values[attend.kv[0]].chunks)
+    for q_chunk in full:
+        allowed, diagonal = live(q_chunk, keys, causal)
+        if full[q_chunk] & ~allowed or triangles[q_chunk] & ~diagonal:
+            raise Broken(f"rank {schedule.rank}: query chunk {q_chunk} sees keys that it must not: {attend}")
+
+
+def _check_side(
+    schedule: Schedule, attend: Attend, names: Names, wanted: Names, into: str | None, results: Names
+) -> None:
+    values = [schedule.values[name] for name in names]
+    rows = {value.chunks for value in values}
+    if len(rows) != 1:
+        raise Broken(f"rank {schedule.rank}: {attend} has different rows of one side: {rows}")
+    if missing := set(wanted).difference(*(value.payload for value in values)):
+        raise Broken(f"rank {schedule.rank}: {attend} does not have {sorted(missing)}")
+    if into is not None and (schedule.values[into].payload, {schedule.values[into].chunks}) != (results, rows):
+        raise Broken(f"rank {schedule.rank}: {attend} of {rows} adds to {schedule.values[into]}")
+
+
+def computed(schedule: Schedule, attend: Attend) -> tuple[Masks, Masks]:
+    """What tiles compute, by query chunk: (full squares, lower triangles)."""
+    q_chunks, k_chunks = (schedule.values[names[0]].chunks for names in (attend.q, attend.kv))
     before = list(accumulate((1 << chunk for chunk in k_chunks), or_, initial=0))
     full, triangles = dict.fromkeys(q_chunks, 0), dict.fromkeys(q_chunks, 0)
-    for tile in step.tiles:
+    for tile in attend.tiles:
         _check_inside(tile, len(q_chunks), len(k_chunks))
         first, end = tile.cols
         for row in range(*tile.rows):
@@ -80,7 +347,7 @@ def computed(step: Step, cp_size: int) -> tuple[Masks, Masks]:
             seen = before[on if tile.causal else end] ^ before[first]
             triangle = before[on + 1] ^ before[on] if tile.causal else 0
             if (full[q_chunk] | triangles[q_chunk]) & (seen | triangle):
-                raise Broken(f"query chunk {q_chunk} meets a key chunk twice in one step: {step.tiles}")
+                raise Broken(f"query chunk {q_chunk} meets a key chunk twice in one go: {attend.tiles}")
             full[q_chunk] |= seen
             triangles[q_chunk] |= triangle
     return full, triangles
@@ -94,167 +361,130 @@ def _check_inside(tile: Tile, rows: int, cols: int) -> None:
         raise Broken(f"a tile is empty or outside its block of {rows} x {cols} chunks: {tile}")
 
 
-def check_step(step: Step, cp_size: int, causal: bool) -> None:
-    """A step computes each live pair of its two blocks once, the diagonal as triangles, and nothing else."""
-    keys = sum(1 << chunk for chunk in chunks_of(step.kv_ranks, cp_size))
-    full, triangles = computed(step, cp_size)
-    for q_chunk in full:
-        if (full[q_chunk], triangles[q_chunk]) != live(q_chunk, keys, causal):
-            raise Broken(f"query chunk {q_chunk} does not see the keys that it must: {step}")
+class Seen:
+    """What has been computed so far: key chunks as bits, by (part of the heads, query chunk)."""
+
+    def __init__(self) -> None:
+        self.full: dict[tuple[int, int], int] = {}
+        self.triangles: dict[tuple[int, int], int] = {}
+
+    def add(self, schedule: Schedule, only: range | set[int] | None = None) -> None:
+        """All that a rank computes, for parts of the heads that matter."""
+        for attend in schedule.attends:
+            part = schedule.values[attend.q[0]].part
+            if only is None or part in only:
+                self._add(schedule, attend, part)
+
+    def _add(self, schedule: Schedule, attend: Attend, part: int) -> None:
+        for seen, masks in zip((self.full, self.triangles), computed(schedule, attend), strict=True):
+            for q_chunk, mask in masks.items():
+                if seen.get((part, q_chunk), 0) & mask:
+                    raise Broken(f"query chunk {q_chunk}: rank {schedule.rank} computes again what was computed before")
+                seen[part, q_chunk] = seen.get((part, q_chunk), 0) | mask
+
+    def check(self, q_chunks: Iterable[int], parts: Iterable[int], keys: int, causal: bool) -> None:
+        """Of these keys, these queries have seen exactly those that they must."""
+        for part in parts:
+            for q_chunk in q_chunks:
+                found = tuple(seen.get((part, q_chunk), 0) & keys for seen in (self.full, self.triangles))
+                if found != live(q_chunk, keys, causal):
+                    raise Broken(f"query chunk {q_chunk} has not seen exactly the keys that it must, part {part}")
 
 
 def check_coverage(programs: Programs) -> None:
-    """Over all ranks and steps, each live (query chunk, key chunk) pair is computed exactly once."""
-    size = programs.cp_size
-    full, triangles = dict.fromkeys(range(2 * size), 0), dict.fromkeys(range(2 * size), 0)
+    """Over all ranks, each live (query chunk, key chunk) pair is computed exactly once for every part of the heads."""
+    seen = Seen()
     for rank in programs.ranks:
-        for step in programs[rank].steps:
-            for total, part in zip((full, triangles), computed(step, size), strict=True):
-                for q_chunk, mask in part.items():
-                    if total[q_chunk] & mask:
-                        raise Broken(f"query chunk {q_chunk}: rank {rank} computes again what was computed before")
-                    total[q_chunk] |= mask
-    everything = (1 << 2 * size) - 1
-    for q_chunk in full:
-        if (full[q_chunk], triangles[q_chunk]) != live(q_chunk, everything, programs.causal):
-            raise Broken(f"query chunk {q_chunk} has not seen exactly the keys that it must")
+        seen.add(programs[rank])
+    chunks = 2 * programs.cp_size
+    seen.check(range(chunks), range(programs.parts), (1 << chunks) - 1, programs.causal)
 
 
 def check_turn(programs: Programs, rank: int) -> None:
-    """The ranks that share this rank's resident block see each shard of the rider exactly once between them.
+    """The ranks that share this rank's resident rows meet the whole other side with them, once between them.
 
-    With this for every resident block, and :func:`check_step` for every step, coverage follows.
+    With this for every rank, coverage follows.
     """
-    home = resident(programs[rank], 0)
-    if rank not in home:
-        raise Broken(f"rank {rank} does not hold its own shard: {home}")
-    met: set[int] = set()
-    for member in home:
-        schedule = programs[member]
-        for index in range(len(schedule.steps)):
-            if sorted(resident(schedule, index)) != sorted(home):
-                raise Broken(f"ranks {rank} and {member} should share a block at step {index}")
-            block = rider(schedule, index)
-            if not met.isdisjoint(block) or len(set(block)) != len(block):
-                raise Broken(f"block {home} meets a shard of {block} twice")
-            met.update(block)
-    if met != set(programs.ranks):
-        raise Broken(f"block {home} never meets the shards of {sorted(set(programs.ranks) - met)}")
-
-
-def rider(schedule: Schedule, index: int) -> tuple[int, ...]:
-    """Ranks of the block that moves, at a step."""
-    step = schedule.steps[index]
-    return step.kv_ranks if schedule.rider == "kv" else step.q_ranks
-
-
-def resident(schedule: Schedule, index: int) -> tuple[int, ...]:
-    """Ranks of the block that stays, at a step."""
-    step = schedule.steps[index]
-    return step.q_ranks if schedule.rider == "kv" else step.kv_ranks
+    plan, grid = programs.plan, programs.plan.grid
+    rider = plan.backward if programs.backward else plan.forward
+    # Published blocks are those of the team on both sides.
+    axis = "team" if rider == "kv" or plan.kv_order != "native" else "kv_team"
+    first = grid.coordinates(rank)["head"] * programs.groups
+    parts, chunks = range(first, first + programs.groups), 2 * programs.cp_size
+    seen, own = Seen(), chunks_of([rank], programs.cp_size)
+    for member in grid.neighbours(rank, axis):
+        seen.add(programs[member], parts)
+    if rider == "kv":
+        seen.check(own, parts, (1 << chunks) - 1, programs.causal)
+    else:
+        seen.check(range(chunks), parts, sum(1 << chunk for chunk in own), programs.causal)
 
 
 def check_balance(programs: Programs, ranks: Iterable[int]) -> None:
-    """These ranks do the same work as rank 0, and the same at every step."""
-    areas = {sum(tile.area for tile in step.tiles) for rank in (0, *ranks) for step in programs[rank].steps}
-    turns = {len(programs[rank].steps) for rank in (0, *ranks)}
-    if len(areas) != 1 or len(turns) != 1:
-        raise Broken(f"steps of work {sorted(areas)}, turns of {sorted(turns)} steps")
+    """These ranks do their share of the work: a P-th of the live pairs of every part of the heads."""
+    share = programs.parts * 4 * programs.cp_size / (2 if programs.causal else 1)
+    for rank in ranks:
+        area = sum(tile.area for attend in programs[rank].attends for tile in attend.tiles)
+        if area != share:
+            raise Broken(f"rank {rank} does work {area}, its share is {share}")
 
 
-def channel(programs: Programs, move: Move) -> str:
-    """The group over which a move goes: an axis that spans all ranks has the whole group for its own."""
-    return "cp" if move.axis != "cp" and programs.plan.grid.size_of(move.axis) == programs.cp_size else move.axis
+# --- moves ---
 
 
-def check_moves(programs: Programs, rank: int, most_members: int = LARGEST) -> None:
-    """Each move of this rank meets its counterpart on its peers, of the same payload and size.
+def check_moves(programs: Programs, rank: int) -> None:
+    """Each move stays on its axis, sends what is there, and brings values whole; no two of its messages look alike."""
+    schedule, grid, looks = programs[rank], programs.plan.grid, set()
+    for move in schedule.moves:
+        if not (move.sends or move.receives):
+            raise Broken(f"rank {rank} starts a move of nothing: {move}")
+        along = set(programs.ranks if move.axis == "cp" else grid.neighbours(rank, move.axis)) - {rank}
+        if outside := {message.peer for message in (*move.sends, *move.receives)} - along:
+            raise Broken(f"rank {rank}: a move reaches {outside}, outside its axis: {move}")
+        for message in move.sends:
+            _check_sent(schedule, move, message)
+        for message in move.receives:
+            value = schedule.values[message.value]
+            if (value.payload, value.chunks) != (move.payload, message.chunks):
+                raise Broken(f"rank {rank}: {message} of {move.payload} makes {value}")
+        for end in ("sends", "receives"):
+            for message in getattr(move, end):
+                look = (end, message.peer, move.channel, message.tag)
+                if look in looks:
+                    raise Broken(f"rank {rank}: {message} has a tag that was used before")
+                looks.add(look)
 
-    The n-th message from one rank to another over a group is the n-th that the other expects from it there; the
-    n-th collective of a group is the same on all its members, of which the first ``most_members`` are asked.
+
+def _check_sent(schedule: Schedule, move: Move, message: Message) -> None:
+    value = schedule.values[message.value]
+    inside = move.payload == value.payload and set(message.chunks) <= set(value.chunks)
+    if not inside or not message.chunks or list(message.chunks) != sorted(set(message.chunks)):
+        raise Broken(f"rank {schedule.rank}: {message} of {move.payload} is not in {value}")
+
+
+def check_messages(programs: Programs, rank: int, most_peers: int = LARGEST) -> None:
+    """What a rank sends is what its peers receive from it, in the same order, and the other way round.
+
+    Only the first ``most_peers`` peers of each channel are asked.
     """
-    for name in sorted({channel(programs, move) for move in programs[rank].moves}):
-        group = set(programs.ranks if name == "cp" else programs.plan.grid.neighbours(rank, name))
-        hops, collectives = programs.on(rank, name)
-        for peer in {end for hop in hops for end in (hop.send_to, hop.recv_from)}:
-            theirs, _ = programs.on(peer, name)
-            _check_messages(rank, peer, hops, theirs)
-            _check_messages(peer, rank, theirs, hops)
-        for move in set(collectives):
-            if rank not in move.ranks or len(set(move.ranks)) != len(move.ranks):
-                raise Broken(f"rank {rank}: {move} is not of ranks that are with it")
-            for peer in move.ranks[:most_members]:
-                if programs.on(peer, name)[1] != collectives:
-                    raise Broken(f"rank {rank} does not do the same over {name} as rank {peer}: {collectives}")
-        if outside := _peers(hops, collectives) - group:
-            raise Broken(f"rank {rank}: moves over {name} reach {outside}, outside its group {group}")
+    peers: dict[Channel, dict[int, None]] = {}
+    for move in programs[rank].moves:
+        here = peers.setdefault(move.channel, {})
+        here.update(dict.fromkeys(message.peer for message in (*move.sends, *move.receives)))
+    for channel, asked in peers.items():
+        for peer in list(asked)[:most_peers]:
+            for sender, receiver in ((rank, peer), (peer, rank)):
+                sent = programs.messages(sender, receiver, "sends", channel)
+                expected = programs.messages(receiver, sender, "receives", channel)
+                if sent != expected:
+                    raise Broken(f"rank {sender} sends {sent} over {channel} to rank {receiver}, expected: {expected}")
 
 
-def _peers(hops: Iterable[Hop], collectives: Iterable[Move]) -> set[int]:
-    ends = {end for hop in hops for end in (hop.send_to, hop.recv_from)}
-    return ends | {member for move in collectives for member in move.ranks}
-
-
-def _check_messages(sender: int, receiver: int, senders: Sequence[Hop], receivers: Sequence[Hop]) -> None:
-    sent = [(hop.payload, hop.shards) for hop in senders if hop.send_to == receiver]
-    expected = [(hop.payload, hop.shards) for hop in receivers if hop.recv_from == sender]
-    if sent != expected or sender == receiver:
-        raise Broken(f"rank {sender} sends {sent} to rank {receiver}, which expects {expected}")
-
-
-def check_arrivals(programs: Programs, rank: int) -> None:
-    """Each hop of the rider brings this rank the block that its next step names, from a rank that has it then."""
-    schedule = programs[rank]
-    hops = [move for move in schedule.prologue if isinstance(move, Hop)]
-    arriving = [_home_block(programs[hop.recv_from]) for hop in hops] or [_home_block(schedule)]
-    for index, step in enumerate(schedule.steps[:-1]):
-        arriving.append(rider(programs[step.hop.recv_from], index) if step.hop else rider(schedule, index))
-    for index, block in enumerate(arriving):
-        if sorted(block) != sorted(rider(schedule, index)):
-            raise Broken(f"rank {rank} has {block} at step {index}, which names {rider(schedule, index)}")
-    if schedule.steps[-1].hop is not None:
-        raise Broken(f"rank {rank}: the last step has a hop, which nobody needs")
-
-
-def _home_block(schedule: Schedule) -> tuple[int, ...]:
-    """The rider's block before anything hops: this rank's own shard, or what it gathers."""
-    tensor = "k" if schedule.rider == "kv" else "dout"
-    gathers = [move for move in schedule.prologue if isinstance(move, Gather) and tensor in move.payload]
-    return gathers[0].ranks if gathers else (schedule.rank,)
-
-
-def check_gradient_path(programs: Programs, home: int) -> None:
-    """The gradient of ``home``'s block goes from holder to holder just behind the block, and then home.
-
-    So it passes exactly the ranks that compute a part of it. Where the first holder is the home, the part
-    computed there stays and the gradient starts from the second.
-    """
-    holders = _holders(programs, home)
-    stays = programs[home].keeps_first
-    if stays and holders[0] != home:
-        raise Broken(f"rank {home} keeps the gradient of a block that is not its own")
-    for index, (here, there) in enumerate(pairwise(holders)):
-        sent, received = (programs[rank].steps[index + 1].grad_hop for rank in (here, there))
-        if stays and index == 0:
-            if (sent, received) != (None, None):
-                raise Broken(f"the gradient of rank {home}'s block leaves home before step 2")
-        elif sent is None or received is None or (sent.send_to, received.recv_from) != (there, here):
-            raise Broken(f"the gradient of rank {home}'s block does not go from rank {here} to {there}: {sent}")
-    exits = [move.send_to for move in programs[holders[-1]].epilogue if isinstance(move, Hop)]
-    if (exits or [holders[-1]]) != [home]:
-        raise Broken(f"the gradient of rank {home}'s block ends on {exits}")
-
-
-def _holders(programs: Programs, home: int) -> list[int]:
-    """The ranks that hold the block of ``home``, step by step."""
-    block = sorted(_home_block(programs[home]))
-    entry = [move.send_to for move in programs[home].prologue if isinstance(move, Hop)]
-    holders = entry or [home]
-    for index in range(len(programs[home].steps)):
-        schedule = programs[holders[-1]]
-        if sorted(rider(schedule, index)) != block:
-            raise Broken(f"rank {schedule.rank} has the block of rank {home} at step {index}, which names another")
-        hop = schedule.steps[index].hop
-        if hop is not None:
-            holders.append(hop.send_to)
-    return holders
+def check_kept(forward: Programs, backward: Programs, rank: int) -> None:
+    """What backward finds at hand is what forward has kept, under the same name; only inputs are kept, for backward."""
+    kept, given = forward[rank], backward[rank]
+    if kept.given or given.keeps or sorted(kept.keeps) != sorted(given.given):
+        raise Broken(f"rank {rank}: forward keeps {kept.keeps}, backward is given {given.given}")
+    for name in given.given:
+        if kept.values[name] != given.values[name] or is_result(given.values[name].payload):
+            raise Broken(f"rank {rank}: {name} is {kept.values[name]} in forward, {given.values[name]} in backward")

@@ -1,359 +1,577 @@
-"""The proof can fail: each schedule here is broken on purpose, and the check that should notice does."""
+"""The proof can fail: each schedule here is broken on purpose, and the checks that should notice do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.moves import Gather, Hop
+from megatron_wallfacer.schedule.ops import Assemble, Attend, Expect, Fold, Message, Move, Op, Start, Store
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schedule import Schedule, Step
-from megatron_wallfacer.schedule.tiles import Tile, tiles
+from megatron_wallfacer.schedule.tiles import Tile
 from tests.schedule.cases import published
 from tests.schedule.machine import check_play
 from tests.schedule.proof import (
     Broken,
     Programs,
-    check_arrivals,
     check_balance,
     check_coverage,
-    check_gradient_path,
+    check_kept,
+    check_messages,
     check_moves,
-    check_step,
+    check_own,
+    check_program,
     check_turn,
-    chunks_of,
 )
 
-TEAM_RING = Plan(Grid(team=2, kv_team=1, ring=4))
-PAPER = published(8, 2)
+#: The rank that is broken, unless all are.
+RANK = 2
+TEAM_RING = partial(Programs, Plan(Grid(team=2, ring_outer=4)))
+HEADS = partial(Programs, Plan(Grid(head=2, ring_outer=2)), groups=2)
+PAPER = partial(Programs, published(8, 2))
+
+Change = Callable[[Op], Op | Iterable[Op]]
 
 
-def programs(plan: Plan = TEAM_RING, *, backward: bool = False) -> Programs:
-    return Programs(plan, backward=backward, causal=True)
+def each(check: Callable[[Programs, int], None]) -> Callable[[Programs], None]:
+    """A check of one rank, for all."""
+
+    def check_all(programs: Programs) -> None:
+        for rank in programs.ranks:
+            check(programs, rank)
+
+    return check_all
 
 
-def change_step(broken: Programs, rank: int, index: int, change: Callable[[Step], Step]) -> None:
-    steps = list(broken[rank].steps)
-    steps[index] = change(steps[index])
-    broken[rank] = replace(broken[rank], steps=tuple(steps))
+def balance(programs: Programs) -> None:
+    check_balance(programs, programs.ranks)
 
 
-def change_all(broken: Programs, change: Callable[[Schedule], Schedule]) -> None:
+def kept(programs: Programs) -> None:
+    after = Programs(programs.plan, backward=True, causal=programs.causal, groups=programs.groups)
+    each(lambda forward, rank: check_kept(forward, after, rank))(programs)
+
+
+program = each(lambda programs, rank: check_program(programs[rank], causal=programs.causal))
+own = each(lambda programs, rank: check_own(programs[rank]))
+turn, moves, messages = each(check_turn), each(check_moves), each(check_messages)
+
+
+# --- how to break ---
+
+
+def change(kind: type[Op], index: int, to: Change, rank: int = RANK) -> Callable[[Programs], None]:
+    """Put something else in place of the operation of that kind and index."""
+
+    def apply(broken: Programs) -> None:
+        ops = list(broken[rank].ops)
+        at = [place for place, op in enumerate(ops) if isinstance(op, kind)][index]
+        new = to(ops[at])
+        ops[at : at + 1] = [new] if isinstance(new, Op) else new
+        broken[rank] = replace(broken[rank], ops=tuple(ops))
+
+    return apply
+
+
+def with_(**fields: object) -> Change:
+    return lambda op: replace(op, **fields)
+
+
+def drop(op: Op) -> Iterable[Op]:
+    return ()
+
+
+def twice(op: Op) -> Iterable[Op]:
+    return op, op
+
+
+def with_move(**fields: object) -> Change:
+    return lambda op: replace(op, move=replace(op.move, **fields))
+
+
+def with_sent(**fields: object) -> Change:
+    return lambda op: replace(op, move=replace(op.move, sends=tuple(replace(m, **fields) for m in op.move.sends)))
+
+
+def with_tile(**fields: object) -> Change:
+    return lambda op: replace(op, tiles=(replace(op.tiles[0], **fields), *op.tiles[1:]))
+
+
+def before(kind: type[Op], index: int, other: type[Op], other_index: int, rank: int = RANK) -> Callable:
+    """Move an operation to just before another."""
+
+    def apply(broken: Programs) -> None:
+        ops = list(broken[rank].ops)
+        moved = [op for op in ops if isinstance(op, kind)][index]
+        ops = [op for op in ops if op is not moved]
+        at = [place for place, op in enumerate(ops) if isinstance(op, other)][other_index]
+        ops.insert(at, moved)
+        broken[rank] = replace(broken[rank], ops=tuple(ops))
+
+    return apply
+
+
+def value(name: str, rank: int = RANK, **fields: object) -> Callable[[Programs], None]:
+    """Let a name stand for something else."""
+
+    def apply(broken: Programs) -> None:
+        values = dict(broken[rank].values)
+        values[name] = replace(values[name], **fields)
+        broken[rank] = replace(broken[rank], values=values)
+
+    return apply
+
+
+def without_value(name: str) -> Callable[[Programs], None]:
+    def apply(broken: Programs) -> None:
+        values = {key: value for key, value in broken[RANK].values.items() if key != name}
+        broken[RANK] = replace(broken[RANK], values=values)
+
+    return apply
+
+
+def everywhere(breaking: Callable[..., Callable], *args: object) -> Callable[[Programs], None]:
+    def apply(broken: Programs) -> None:
+        for rank in broken.ranks:
+            breaking(*args, rank=rank)(broken)
+
+    return apply
+
+
+def both(*breakings: Callable[[Programs], None]) -> Callable[[Programs], None]:
+    def apply(broken: Programs) -> None:
+        for breaking in breakings:
+            breaking(broken)
+
+    return apply
+
+
+def receive_then_send(op: Start) -> Iterable[Op]:
+    """Everyone waits for the peer before, before anything leaves for the one after."""
+    yield Start(replace(op.move, sends=()))
+    yield Start(replace(op.move, receives=()))
+
+
+def with_send_more(op: Store) -> Iterable[Op]:
+    """A message that nobody expects."""
+    yield Start(Move("team", ("q",), (Message(3, "own.q.0", (2, 13), 999),), ()))
+    yield op
+
+
+def keep_nothing(broken: Programs) -> None:
+    broken[RANK] = replace(broken[RANK], keeps=())
+
+
+def with_ends(move: Move, **fields: object) -> Move:
+    """Every message otherwise, at both ends."""
+    sends, receives = (tuple(replace(m, **fields) for m in end) for end in (move.sends, move.receives))
+    return replace(move, sends=sends, receives=receives)
+
+
+def same_tag(op: Start) -> Op:
+    """The tag of the move before."""
+    return replace(op, move=with_ends(op.move, tag=88))
+
+
+def with_copy_more(broken: Programs) -> None:
+    """Everyone sends its own keys on twice."""
     for rank in broken.ranks:
-        broken[rank] = change(broken[rank])
+        values = broken[rank].values
+        broken[rank] = replace(broken[rank], values={**values, "copy": values["visit1.kv.0"]})
+        change(Start, 1, _and_again, rank)(broken)
 
 
-def without_permutation(schedule: Schedule) -> Schedule:
-    """No initial hop; every step names the block that then really is at hand."""
-    size = 8
-    grid = PAPER.grid
-    here = grid.coordinates(schedule.rank)
-    own_ring = [grid.rank({**here, "ring": (here["ring"] - step) % grid.ring}) for step in range(grid.ring)]
-    blocks = [grid.neighbours(member, "team") for member in own_ring]
-    return replace(
-        schedule,
-        prologue=tuple(move for move in schedule.prologue if not isinstance(move, Hop)),
-        steps=tuple(
-            replace(
-                step,
-                kv_ranks=block,
-                tiles=tiles(chunks_of(step.q_ranks, size), chunks_of(block, size), causal=True),
-            )
-            for step, block in zip(schedule.steps, blocks, strict=True)
-        ),
-    )
+def _and_again(op: Start) -> Iterable[Op]:
+    again = with_ends(op.move, tag=1)
+    yield op
+    yield Start(replace(again, receives=tuple(replace(message, value="copy") for message in again.receives)))
 
 
-# --- tiles ---
+@dataclass(frozen=True)
+class Case:
+    """What is broken in which program, and what each check says of it."""
+
+    name: str
+    of: Callable[..., Programs]
+    breaking: Callable[[Programs], None]
+    found: dict[Callable[[Programs], None], str]
+    backward: bool = False
 
 
-@pytest.fixture
-def dropped_tile() -> Programs:
-    broken = programs()
-    change_step(broken, 5, 2, lambda step: replace(step, tiles=step.tiles[:-1]))
-    return broken
+INCOMPLETE = "the sum is not complete"
+FORWARD = [
+    # What is computed.
+    Case(
+        "a tile dropped",
+        TEAM_RING,
+        change(Attend, 5, with_(tiles=())),
+        {check_coverage: "has not seen", turn: "has not seen", balance: "its share is", check_play: INCOMPLETE},
+    ),
+    Case(
+        "a causal tile in full",
+        TEAM_RING,
+        change(Attend, 0, with_tile(causal=False)),
+        {program: "sees keys that it must not", check_coverage: "has not seen", check_play: INCOMPLETE},
+    ),
+    Case(
+        "a full tile as a causal one",
+        TEAM_RING,
+        change(Attend, 5, with_(tiles=(Tile((0, 2), (0, 2), causal=True),))),
+        {program: "sees keys that it must not", check_coverage: "has not seen", check_play: INCOMPLETE},
+    ),
+    Case(
+        "a tile twice",
+        TEAM_RING,
+        change(Attend, 5, lambda op: replace(op, tiles=op.tiles * 2)),
+        {program: "meets a key chunk twice in one go", check_coverage: "twice in one go", check_play: "in one go"},
+    ),
+    Case("a tile outside", TEAM_RING, change(Attend, 5, with_tile(rows=(0, 9))), {program: "outside its block"}),
+    Case("an empty tile", TEAM_RING, change(Attend, 5, with_tile(rows=(1, 1))), {program: "a tile is empty"}),
+    Case(
+        "an oblong causal tile",
+        TEAM_RING,
+        change(Attend, 5, with_tile(rows=(1, 2), cols=(0, 2), causal=True)),
+        {program: "not square"},
+    ),
+    Case(
+        "tiles left out",
+        TEAM_RING,
+        change(Attend, 4, drop),
+        {check_coverage: "has not seen", balance: "its share is", check_play: INCOMPLETE},
+    ),
+    Case(
+        "tiles computed twice",
+        TEAM_RING,
+        change(Attend, 4, twice),
+        {check_coverage: "computes again", turn: "computes again", check_play: "counted twice"},
+    ),
+    Case(
+        "keys of another visit",
+        TEAM_RING,
+        change(Attend, 5, with_(kv=("visit3.kv.0",))),
+        {check_coverage: "computes again", check_play: "counted twice"},
+    ),
+    Case(
+        "results into others' accumulator",
+        TEAM_RING,
+        change(Attend, 5, with_(q_into="others.sum.q.0")),
+        {program: "adds to", check_play: "are added to"},
+    ),
+    Case(
+        "keys of another part of the heads",
+        HEADS,
+        change(Attend, 1, with_(kv=("own.kv.0",))),
+        {program: "different parts", check_play: "meet keys of part"},
+    ),
+    # Names.
+    Case("an unknown name", TEAM_RING, without_value("visit1.kv.0"), {program: "nothing says what"}),
+    Case("rows out of order", TEAM_RING, value("own.q.0", chunks=(13, 2)), {program: "has rows"}),
+    Case(
+        "others' rows loaded",
+        TEAM_RING,
+        value("own.q.0", chunks=(3, 12)),
+        {program: "not its own", check_play: "should be"},
+    ),
+    Case("a part that does not exist", TEAM_RING, value("own.q.0", part=1), {program: "of part 1"}),
+    Case(
+        "a gradient loaded",
+        TEAM_RING,
+        value("own.q.0", payload=("dq",)),
+        {program: "which no rank has yet"},
+    ),
+    Case(
+        "an assembly without one source",
+        HEADS,
+        change(Assemble, 0, lambda op: replace(op, sources=op.sources[1:])),
+        {program: "nobody reads", check_play: "should be"},
+    ),
+    Case(
+        "an assembly with one source twice",
+        HEADS,
+        change(Assemble, 0, lambda op: replace(op, sources=(*op.sources, op.sources[0]))),
+        {program: "is of", check_play: "should be"},
+    ),
+    # Order.
+    Case(
+        "a block read before its move starts",
+        TEAM_RING,
+        before(Attend, 3, Start, 0),
+        {program: "has no value yet", check_play: "does not exist"},
+    ),
+    Case(
+        "a partial output sent before it is complete",
+        TEAM_RING,
+        before(Start, 4, Attend, 6),
+        {program: "which were sent or stored", check_play: "after it was sent or stored"},
+    ),
+    Case(
+        "a result stored before it is complete",
+        TEAM_RING,
+        before(Store, 0, Fold, 0),
+        {program: "which were sent or stored", check_play: "after it was sent or stored"},
+    ),
+    Case(
+        "something added to what is on its way here",
+        TEAM_RING,
+        change(Start, 4, lambda op: (op, Fold("own.sum.q.0", "scatter3.q.0"))),
+        {program: "still on its way", check_play: "while it is on its way"},
+    ),
+    # Results.
+    Case(
+        "a fold missing",
+        TEAM_RING,
+        change(Fold, 0, drop),
+        {program: "nobody reads", check_play: INCOMPLETE},
+    ),
+    Case("a fold twice", TEAM_RING, change(Fold, 0, twice), {check_play: "counted twice"}),
+    Case(
+        "a fold into rows of others",
+        TEAM_RING,
+        change(Fold, 0, with_(into="others.sum.q.0")),
+        {program: "Fold", check_play: INCOMPLETE},
+    ),
+    Case(
+        "a result not stored",
+        TEAM_RING,
+        change(Store, 0, drop),
+        {program: "nobody reads", own: "store every result once", check_play: "ends with"},
+    ),
+    Case(
+        "a part of the heads not stored",
+        HEADS,
+        change(Store, 1, drop),
+        {program: "nobody reads", own: "store every result once", check_play: "ends with"},
+    ),
+    Case(
+        "a result stored twice",
+        TEAM_RING,
+        change(Store, 0, twice),
+        {program: "store every result once", check_play: "stores"},
+    ),
+    Case(
+        "others' results stored",
+        TEAM_RING,
+        change(Store, 0, with_(source="others.sum.q.0")),
+        {program: "nobody reads", own: "not its own", check_play: "its own are"},
+    ),
+    Case("what backward needs is not kept", HEADS, keep_nothing, {kept: "is given"}),
+    Case(
+        "something else is kept for backward",
+        HEADS,
+        value("own.q.0", chunks=(0, 1)),
+        {kept: "in backward", check_play: "should be"},
+    ),
+    # Moves.
+    Case(
+        "a message to a wrong peer",
+        TEAM_RING,
+        change(Start, 2, with_sent(peer=6)),
+        {messages: "expected", check_play: "stuck"},
+    ),
+    Case(
+        "a message off its axis",
+        TEAM_RING,
+        change(Start, 2, with_sent(peer=3)),
+        {moves: "outside its axis", messages: "expected", check_play: "stuck"},
+    ),
+    Case(
+        "a message to oneself",
+        TEAM_RING,
+        change(Start, 2, with_sent(peer=RANK)),
+        {moves: "outside its axis", check_play: "stuck"},
+    ),
+    Case(
+        "a message with another tag",
+        TEAM_RING,
+        change(Start, 2, with_sent(tag=7)),
+        {messages: "expected", check_play: "stuck"},
+    ),
+    Case(
+        "two messages with the same tag",
+        TEAM_RING,
+        everywhere(change, Start, 3, same_tag),
+        {moves: "used before"},
+    ),
+    Case(
+        "some rows only",
+        TEAM_RING,
+        change(Start, 2, with_sent(chunks=(0,))),
+        {messages: "expected", check_play: "should be"},
+    ),
+    Case(
+        "rows that are not there",
+        TEAM_RING,
+        change(Start, 2, with_sent(chunks=(2, 13))),
+        {moves: "is not in", messages: "expected", check_play: "sends"},
+    ),
+    Case(
+        "another value sent",
+        TEAM_RING,
+        change(Start, 2, with_sent(value="own.kv.0", chunks=(2, 13))),
+        {messages: "expected", check_play: "should be"},
+    ),
+    Case(
+        "another part of the heads sent",
+        HEADS,
+        value("own.q.0>3", part=1),
+        {messages: "expected", check_play: "should be"},
+    ),
+    Case(
+        "another payload",
+        TEAM_RING,
+        change(Start, 2, with_move(payload=("v", "k"))),
+        {moves: "is not in", messages: "expected", check_play: "stuck"},
+    ),
+    Case(
+        "a message not sent",
+        TEAM_RING,
+        change(Start, 0, with_move(sends=())),
+        {messages: "expected", check_play: "stuck"},
+    ),
+    Case(
+        "a message not received",
+        TEAM_RING,
+        change(Start, 4, with_move(receives=())),
+        {program: "has no value yet", messages: "expected", check_play: "does not exist"},
+    ),
+    Case(
+        "a move of nothing",
+        TEAM_RING,
+        change(Start, 0, lambda op: (op, Start(replace(op.move, sends=(), receives=())))),
+        {moves: "a move of nothing"},
+    ),
+    Case(
+        "a move left out",
+        TEAM_RING,
+        change(Start, 2, drop),
+        {program: "has no value yet", messages: "expected", check_play: "does not exist"},
+    ),
+    Case(
+        "a message that nobody expects",
+        TEAM_RING,
+        change(Store, 0, with_send_more),
+        {messages: "expected", check_play: "started and never met"},
+    ),
+    Case("an arrival that nobody reads", TEAM_RING, with_copy_more, {program: "nobody reads"}),
+    Case(
+        "everyone receives before sending",
+        TEAM_RING,
+        everywhere(change, Start, 1, receive_then_send),
+        {check_play: "stuck"},
+    ),
+    # Expectations.
+    Case(
+        "another move expected",
+        TEAM_RING,
+        change(Expect, 0, with_move(axis="team")),
+        {program: "expects and does not start later"},
+    ),
+    Case("a move expected twice", TEAM_RING, change(Expect, 0, twice), {program: "expects twice"}),
+    Case(
+        "a move expected after it started",
+        TEAM_RING,
+        lambda broken: change(Store, 0, lambda op: (Expect(broken[RANK].moves[0]), op))(broken),
+        {program: "expects and does not start later"},
+    ),
+]
+BACKWARD = [
+    Case(
+        "two moves of a channel in another order than at the peers'",
+        TEAM_RING,
+        before(Start, 1, Start, 0),
+        {messages: "expected", check_play: "stuck"},
+        backward=True,
+    ),
+    Case(
+        "gradients without what comes along",
+        TEAM_RING,
+        change(Attend, 0, with_(q=("own.q.0",))),
+        {program: "does not have", check_play: "and needs"},
+        backward=True,
+    ),
+    Case(
+        "gradients of keys not counted",
+        TEAM_RING,
+        change(Attend, 0, with_(kv_into=None)),
+        {program: "wrong set of results", check_play: INCOMPLETE},
+        backward=True,
+    ),
+    Case(
+        "a gradient passed on without what had come",
+        TEAM_RING,
+        change(Fold, 0, drop),
+        {program: "nobody reads", check_play: INCOMPLETE},
+        backward=True,
+    ),
+    Case(
+        "a gradient passed on before what had come is added",
+        TEAM_RING,
+        before(Fold, 0, Store, 0),
+        {program: "which were sent or stored", check_play: "after it was sent or stored"},
+        backward=True,
+    ),
+    Case(
+        "a gradient passed on before it is computed",
+        TEAM_RING,
+        before(Start, 4, Attend, 2),
+        {program: "which were sent or stored", check_play: "after it was sent or stored"},
+        backward=True,
+    ),
+    Case(
+        "a gradient that leaves the published order for another rank",
+        PAPER,
+        change(Start, -2, with_sent(peer=5)),
+        {messages: "expected", check_play: "stuck"},
+        backward=True,
+    ),
+    Case(
+        "queries that were not kept",
+        HEADS,
+        lambda broken: broken.update({RANK: replace(broken[RANK], given=())}),
+        {program: "has no value yet", check_play: "does not exist"},
+        backward=True,
+    ),
+    Case(
+        "keys' gradients folded into queries'",
+        TEAM_RING,
+        change(Fold, -1, with_(into="own.sum.q.0")),
+        {program: "Fold", check_play: "adds"},
+        backward=True,
+    ),
+]
 
 
-@pytest.fixture
-def flipped_flag() -> Programs:
-    """The square causal tile of rank 0's first step as a full one."""
-    broken = programs()
-    change_step(broken, 0, 0, lambda step: replace(step, tiles=(replace(step.tiles[0], causal=False), *step.tiles[1:])))
-    return broken
+@pytest.mark.parametrize("case", [*FORWARD, *BACKWARD], ids=lambda case: case.name)
+def test_breakage_is_found(case: Case) -> None:
+    broken = case.of(backward=case.backward, causal=True)
+    case.breaking(broken)
+    for check, said in case.found.items():
+        with pytest.raises(Broken, match=said):
+            check(broken)
 
 
-def test_dropped_tile_fails_coverage(dropped_tile: Programs) -> None:
-    with pytest.raises(Broken, match="has not seen exactly the keys"):
-        check_coverage(dropped_tile)
+@pytest.mark.parametrize("of", [TEAM_RING, HEADS, PAPER])
+@pytest.mark.parametrize("backward", [False, True])
+def test_nothing_is_found_where_nothing_is_broken(of: Callable[..., Programs], backward: bool) -> None:
+    for check in (program, check_coverage, turn, balance, moves, messages, check_play):
+        check(of(backward=backward, causal=True))
 
 
-def test_dropped_tile_fails_its_step(dropped_tile: Programs) -> None:
-    with pytest.raises(Broken, match="does not see the keys that it must"):
-        check_step(dropped_tile[5].steps[2], 8, causal=True)
+def test_order_over_different_channels_is_free_where_nobody_waits_between() -> None:
+    programs = TEAM_RING(causal=True)
+    before(Start, 1, Start, 0)(programs)
+    messages(programs)
+    check_play(programs)
 
 
-def test_dropped_tile_fails_balance(dropped_tile: Programs) -> None:
-    with pytest.raises(Broken, match="steps of work"):
-        check_balance(dropped_tile, dropped_tile.ranks)
-
-
-def test_dropped_tile_leaves_a_sum_incomplete(dropped_tile: Programs) -> None:
-    with pytest.raises(Broken, match="the sum is not complete"):
-        check_play(dropped_tile)
-
-
-def test_flipped_causal_flag_fails_coverage(flipped_flag: Programs) -> None:
-    with pytest.raises(Broken, match="has not seen exactly the keys"):
-        check_coverage(flipped_flag)
-
-
-def test_flipped_causal_flag_fails_its_step(flipped_flag: Programs) -> None:
-    with pytest.raises(Broken, match="does not see the keys that it must"):
-        check_step(flipped_flag[0].steps[0], 8, causal=True)
-
-
-def test_full_tile_marked_causal_fails_coverage() -> None:
-    broken = programs(Plan(Grid(ring=8)))
-    change_step(broken, 3, 1, lambda step: replace(step, tiles=(Tile((0, 2), (0, 2), causal=True),)))
-    with pytest.raises(Broken, match="has not seen exactly the keys"):
-        check_coverage(broken)
-
-
-def test_tile_given_twice_fails_its_step() -> None:
-    step = programs()[0].steps[1]
-    with pytest.raises(Broken, match="meets a key chunk twice in one step"):
-        check_step(replace(step, tiles=step.tiles * 2), 8, causal=True)
-
-
-def test_tile_outside_its_block_fails_its_step() -> None:
-    step = programs()[0].steps[1]
-    with pytest.raises(Broken, match="outside its block"):
-        check_step(replace(step, tiles=(Tile((0, 9), (0, 1)),)), 8, causal=True)
-
-
-def test_oblong_causal_tile_fails_its_step() -> None:
-    step = programs()[0].steps[1]
-    with pytest.raises(Broken, match="not square"):
-        check_step(replace(step, tiles=(Tile((0, 2), (0, 1), causal=True),)), 8, causal=True)
-
-
-# --- blocks ---
-
-
-@pytest.fixture
-def swapped_keys() -> Programs:
-    """Rank 2 names the keys of step 2 at step 1 and those of step 1 at step 2, with the tiles that go with them."""
-    broken = programs()
-    first, second = broken[2].steps[1:3]
-    change_step(broken, 2, 1, lambda step: replace(step, kv_ranks=second.kv_ranks, tiles=second.tiles))
-    change_step(broken, 2, 2, lambda step: replace(step, kv_ranks=first.kv_ranks, tiles=first.tiles))
-    return broken
-
-
-def test_swapped_keys_still_cover_everything(swapped_keys: Programs) -> None:
-    check_coverage(swapped_keys)
-
-
-def test_swapped_keys_are_not_those_that_arrive(swapped_keys: Programs) -> None:
-    with pytest.raises(Broken, match="at step 1, which names"):
-        check_arrivals(swapped_keys, 2)
-
-
-def test_swapped_keys_are_not_at_hand(swapped_keys: Programs) -> None:
-    with pytest.raises(Broken, match="at hand at step 1, which names"):
-        check_play(swapped_keys)
-
-
-def test_keys_met_twice_fail_the_turn() -> None:
-    broken = programs()
-    change_step(broken, 2, 1, lambda step: replace(step, kv_ranks=broken[2].steps[0].kv_ranks))
-    with pytest.raises(Broken, match="twice"):
-        check_turn(broken, 2)
-
-
-def test_keys_never_met_fail_the_turn() -> None:
-    broken = programs()
-    change_all(broken, lambda schedule: replace(schedule, steps=schedule.steps[:-1]))
-    with pytest.raises(Broken, match="never meets the shards"):
-        check_turn(broken, 2)
-
-
-def test_queries_of_another_team_fail_the_turn() -> None:
-    broken = programs()
-    change_step(broken, 3, 1, lambda step: replace(step, q_ranks=(4, 5)))
-    with pytest.raises(Broken, match="should share a block"):
-        check_turn(broken, 2)
-
-
-def test_identity_for_a_permutation_fails_coverage() -> None:
-    broken = programs(PAPER)
-    change_all(broken, without_permutation)
-    for rank in broken.ranks:
-        check_arrivals(broken, rank)
-        check_moves(broken, rank)
-    with pytest.raises(Broken, match="computes again"):
-        check_coverage(broken)
-    with pytest.raises(Broken, match="twice"):
-        check_turn(broken, 0)
-    with pytest.raises(Broken, match="counted twice"):
-        check_play(broken)
-
-
-def test_left_out_permutation_is_not_what_the_first_step_names() -> None:
-    broken = programs(PAPER)
-    change_all(broken, lambda schedule: replace(schedule, prologue=without_permutation(schedule).prologue))
-    with pytest.raises(Broken, match="at step 0, which names"):
-        check_arrivals(broken, 1)
-
-
-# --- moves ---
-
-
-@pytest.fixture
-def wrong_peer() -> Programs:
-    """Rank 2 sends its second hop to rank 6 instead of 4."""
-    broken = programs()
-    change_step(broken, 2, 1, lambda step: replace(step, hop=replace(step.hop, send_to=6)))
-    return broken
-
-
-@pytest.mark.parametrize("rank", [2, 4])
-def test_hop_to_a_wrong_peer_has_no_counterpart(wrong_peer: Programs, rank: int) -> None:
-    with pytest.raises(Broken, match="which expects"):
-        check_moves(wrong_peer, rank)
-
-
-def test_hop_to_a_wrong_peer_gets_the_ranks_stuck(wrong_peer: Programs) -> None:
+def test_waits_that_only_the_machine_sees() -> None:
+    """Each message has its counterpart, in the same order, and still everyone waits for everyone."""
+    programs = TEAM_RING(causal=True)
+    everywhere(change, Start, 1, receive_then_send)(programs)
+    for check in (program, moves, messages):
+        check(programs)
     with pytest.raises(Broken, match="stuck"):
-        check_play(wrong_peer)
-
-
-def test_hop_of_another_payload_has_no_counterpart() -> None:
-    broken = programs()
-    change_step(broken, 2, 1, lambda step: replace(step, hop=replace(step.hop, payload=("v", "k"))))
-    with pytest.raises(Broken, match="which expects"):
-        check_moves(broken, 2)
-    with pytest.raises(Broken, match="stuck"):
-        check_play(broken)
-
-
-def test_hop_of_another_size_has_no_counterpart() -> None:
-    broken = programs()
-    change_step(broken, 2, 1, lambda step: replace(step, hop=replace(step.hop, shards=2)))
-    with pytest.raises(Broken, match="which expects"):
-        check_moves(broken, 4)
-
-
-def test_missing_hop_gets_the_ranks_stuck() -> None:
-    broken = programs()
-    change_step(broken, 2, 1, lambda step: replace(step, hop=None))
-    with pytest.raises(Broken, match=r"stuck|names"):
-        check_play(broken)
-
-
-def test_needless_hop_in_the_last_step_is_found() -> None:
-    broken = programs()
-    change_all(broken, lambda s: replace(s, steps=(*s.steps[:-1], replace(s.steps[-1], hop=s.steps[0].hop))))
-    with pytest.raises(Broken, match="which nobody needs"):
-        check_arrivals(broken, 0)
-
-
-def test_gather_of_other_ranks_is_found() -> None:
-    broken = programs()
-    broken[0] = replace(broken[0], prologue=(Gather("team", ("q",), (0, 2)),))
-    with pytest.raises(Broken, match=r"outside its group|does not do the same"):
-        check_moves(broken, 0)
-    with pytest.raises(Broken, match="stuck"):
-        check_play(broken)
-
-
-def test_hop_that_leaves_its_group_is_found() -> None:
-    broken = programs()
-    change_step(broken, 2, 0, lambda step: replace(step, hop=replace(step.hop, send_to=3)))
-    change_step(broken, 3, 0, lambda step: replace(step, hop=replace(step.hop, recv_from=2)))
-    change_step(broken, 1, 0, lambda step: replace(step, hop=replace(step.hop, send_to=4)))
-    change_step(broken, 4, 0, lambda step: replace(step, hop=replace(step.hop, recv_from=1)))
-    with pytest.raises(Broken, match="outside its group"):
-        check_moves(broken, 2)
-
-
-def test_collectives_in_another_order_get_the_ranks_stuck() -> None:
-    broken = programs(Plan(Grid(team=2, kv_team=2)), backward=True)
-    broken[0] = replace(broken[0], prologue=broken[0].prologue[::-1])
-    check_play(broken)  # Over different groups the order is free where nobody waits between.
-    broken = programs(PAPER)
-    broken[0] = replace(broken[0], prologue=(broken[0].prologue[1], broken[0].prologue[0], *broken[0].prologue[2:]))
-    with pytest.raises(Broken, match="stuck"):
-        check_play(broken)
-    with pytest.raises(Broken, match="does not do the same"):
-        check_moves(broken, 0)
-
-
-def test_hops_of_a_ring_in_another_order_get_the_ranks_stuck() -> None:
-    broken = programs(backward=True)
-    change_step(broken, 2, 2, lambda step: replace(step, hop=step.grad_hop, grad_hop=step.hop))
-    with pytest.raises(Broken, match=r"stuck|names"):
-        check_play(broken)
-    with pytest.raises(Broken, match="which expects"):
-        check_moves(broken, 2)
-
-
-# --- gradients ---
-
-
-@pytest.mark.parametrize("plan", [TEAM_RING, PAPER])
-def test_gradient_sent_home_to_another_is_found(plan: Plan) -> None:
-    broken = programs(plan, backward=True)
-    exits = {rank: next(move for move in broken[rank].epilogue if isinstance(move, Hop)) for rank in (2, 5)}
-    for rank, other in ((2, 5), (5, 2)):
-        wrong = replace(exits[rank], send_to=exits[other].send_to)
-        broken[rank] = replace(
-            broken[rank], epilogue=tuple(wrong if move == exits[rank] else move for move in broken[rank].epilogue)
-        )
-    with pytest.raises(Broken, match="ends on"):
-        check_gradient_path(broken, exits[2].send_to)
-    with pytest.raises(Broken, match="stuck"):
-        check_play(broken)
-
-
-@pytest.mark.parametrize("plan", [TEAM_RING, PAPER])
-def test_gradient_that_is_left_behind_is_found(plan: Plan) -> None:
-    broken = programs(plan, backward=True)
-    last = len(broken[0].steps) - 1
-    for rank in broken.ranks:
-        change_step(broken, rank, last, lambda step: replace(step, grad_hop=None))
-    with pytest.raises(Broken, match="does not go from rank"):
-        check_gradient_path(broken, 0)
-    with pytest.raises(Broken, match="the sum is not complete"):
-        check_play(broken)
-
-
-def test_gradient_that_leaves_home_too_early_is_found() -> None:
-    broken = programs(backward=True)
-    for rank in broken.ranks:
-        change_step(broken, rank, 1, lambda step: replace(step, grad_hop=replace(step.hop, payload=("dk", "dv"))))
-    with pytest.raises(Broken, match="leaves home before step 2"):
-        check_gradient_path(broken, 0)
-    with pytest.raises(Broken, match="does not exist"):
-        check_play(broken)
-
-
-def test_gradient_that_never_comes_home_is_found() -> None:
-    broken = programs(backward=True)
-    change_all(broken, lambda s: replace(s, epilogue=tuple(m for m in s.epilogue if not isinstance(m, Hop))))
-    with pytest.raises(Broken, match="ends on"):
-        check_gradient_path(broken, 0)
-    with pytest.raises(Broken, match="the sum is not complete"):
-        check_play(broken)
-
-
-def test_gradient_kept_at_the_wrong_rank_is_found() -> None:
-    broken = programs(PAPER, backward=True)
-    change_all(broken, lambda schedule: replace(schedule, keeps_first=True))
-    with pytest.raises(Broken, match="not its own"):
-        check_gradient_path(broken, 2)
-    with pytest.raises(Broken):
-        check_play(broken)
+        check_play(programs)

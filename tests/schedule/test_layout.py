@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_wallfacer.schedule.layout import block_chunks, inverse_order, shard_chunks, sorting_order
+from megatron_wallfacer.schedule.layout import block_chunks, runs, shard_chunks
 
 
 @st.composite
@@ -33,18 +35,10 @@ def test_block_is_its_shards_in_order_of_position(block: tuple[tuple[int, ...], 
     assert set(chunks) == {*ranks, *(2 * cp_size - 1 - rank for rank in ranks)}
 
 
-@settings(max_examples=200)
-@given(blocks())
-def test_sorting_order_turns_gathered_shards_into_a_block(block: tuple[tuple[int, ...], int]) -> None:
-    ranks, cp_size = block
-    gathered = [chunk for rank in ranks for chunk in (rank, 2 * cp_size - 1 - rank)]
-    assert tuple(gathered[index] for index in sorting_order(ranks, cp_size)) == block_chunks(ranks, cp_size)
-
-
-@settings(max_examples=200)
-@given(blocks())
-def test_inverse_order_turns_a_block_back_into_gathered_shards(block: tuple[tuple[int, ...], int]) -> None:
-    ranks, cp_size = block
-    back = inverse_order(sorting_order(ranks, cp_size))
-    chunks = block_chunks(ranks, cp_size)
-    assert [chunks[index] for index in back] == [c for rank in ranks for c in (rank, 2 * cp_size - 1 - rank)]
+@given(st.sets(st.integers(0, 60), min_size=1), st.data())
+def test_runs_are_where_the_chunks_stand_and_as_few_as_there_are(found: set[int], data: st.DataObject) -> None:
+    block = sorted(found)
+    chunks = sorted(data.draw(st.sets(st.sampled_from(block))))
+    ranges = runs(chunks, block)
+    assert [chunk for first, end in ranges for chunk in block[first:end]] == chunks
+    assert all(before < after for (_, before), (after, _) in pairwise(ranges))

@@ -2,190 +2,388 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from time import process_time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.ops import Assemble, Attend, Expect, Fold, Op, Schedule, Start, reads, writes
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
-from tests.schedule.cases import all_plans, grids, plans
+from tests.schedule.cases import all_plans, both_passes, grids, passes, plans
 from tests.schedule.machine import check_play
 from tests.schedule.proof import (
     Programs,
-    check_arrivals,
+    accumulators,
     check_balance,
     check_coverage,
-    check_gradient_path,
+    check_kept,
+    check_messages,
     check_moves,
-    check_step,
+    check_program,
     check_turn,
-    resident,
+    holders,
+    is_result,
+    makes,
+    needs,
 )
 
-passes = st.fixed_dictionaries({"backward": st.booleans(), "causal": st.booleans()})
+#: The mask decides tiles only, the others almost everything else.
+OPTIONS = (
+    {"causal": True, "groups": 1, "q_kept": False},
+    {"causal": True, "groups": 2, "q_kept": True},
+    {"causal": False, "groups": 1, "q_kept": False},
+)
+SMALL = (*range(1, 9), 12)
+#: Beyond this size only some of the plans, with one of the options.
+ALL_OF_THEM = 6
+builds = pytest.mark.parametrize("backward", [False, True])
 
 
-@pytest.fixture(scope="module", params=range(1, 33))
-def small(request: pytest.FixtureRequest) -> list[Programs]:
-    """Both passes and both masks of every plan of one size."""
-    return [
-        Programs(plan, backward=backward, causal=causal)
-        for plan in all_plans(request.param)
-        for backward in (False, True)
-        for causal in (True, False)
-    ]
+@pytest.fixture(scope="module", params=SMALL)
+def small(request: pytest.FixtureRequest) -> list[tuple[Programs, Programs]]:
+    """Both passes of every plan of one size, with some options."""
+    if request.param > ALL_OF_THEM:
+        return [both_passes(plan, **OPTIONS[1]) for plan in all_plans(request.param)[:: request.param // 3]]
+    return [both_passes(plan, **chosen) for plan in all_plans(request.param) for chosen in OPTIONS]
 
 
 @pytest.fixture
-def small_causal(small: list[Programs]) -> list[Programs]:
-    """Where the mask makes no difference: it decides the tiles of a schedule and nothing else of it."""
-    return [programs for programs in small if programs.causal]
+def each_pass(small: list[tuple[Programs, Programs]]) -> list[Programs]:
+    return [programs for both in small for programs in both]
 
 
 @st.composite
-def programs_and_rank(draw: st.DrawFn) -> tuple[Programs, int]:
+def programs_and_rank(draw: st.DrawFn, **limits: int) -> tuple[Programs, int]:
     """Any pass of any plan of up to 4096 ranks, and one of its ranks."""
-    plan = draw(plans())
+    plan = draw(plans(**limits))
     return Programs(plan, **draw(passes)), draw(st.integers(0, plan.grid.cp_size - 1))
 
 
-# --- all of up to 32 ranks ---
+# --- all of few ranks ---
 
 
-def test_small_each_live_pair_is_computed_once(small: list[Programs]) -> None:
-    for programs in small:
+def test_small_programs_make_sense(each_pass: list[Programs]) -> None:
+    for programs in each_pass:
+        for rank in programs.ranks:
+            check_program(programs[rank], causal=programs.causal)
+
+
+def test_small_each_live_pair_is_computed_once(each_pass: list[Programs]) -> None:
+    for programs in each_pass:
         check_coverage(programs)
 
 
-def test_small_every_rank_and_step_has_the_same_work(small: list[Programs]) -> None:
-    for programs in small:
+def test_small_every_rank_has_the_same_work(each_pass: list[Programs]) -> None:
+    for programs in each_pass:
         check_balance(programs, programs.ranks)
 
 
-def test_small_every_move_has_its_counterpart(small_causal: list[Programs]) -> None:
-    for programs in small_causal:
+def test_small_every_message_has_its_counterpart(each_pass: list[Programs]) -> None:
+    for programs in each_pass:
         for rank in programs.ranks:
             check_moves(programs, rank)
+            check_messages(programs, rank)
 
 
-def test_small_blocks_that_arrive_are_those_the_next_step_names(small_causal: list[Programs]) -> None:
-    for programs in small_causal:
-        for rank in programs.ranks:
-            check_arrivals(programs, rank)
+def test_small_backward_finds_what_forward_kept(small: list[tuple[Programs, Programs]]) -> None:
+    for forward, backward in small:
+        for rank in forward.ranks:
+            check_kept(forward, backward, rank)
 
 
-def test_small_gradients_follow_their_blocks_home(small_causal: list[Programs]) -> None:
-    for programs in small_causal:
-        for rank in programs.ranks if programs.backward else ():
-            check_gradient_path(programs, rank)
-
-
-def test_small_no_rank_gets_stuck_and_every_sum_is_complete(small_causal: list[Programs]) -> None:
-    for programs in small_causal:
-        check_play(programs)
+def test_small_no_rank_gets_stuck_and_every_sum_is_complete(each_pass: list[Programs]) -> None:
+    for programs in each_pass:
+        # The mask decides the tiles of a schedule and nothing else of it.
+        if programs.causal:
+            check_play(programs)
 
 
 # --- random ones of up to 4096 ranks ---
 
 
-@settings(max_examples=400)
-@given(programs_and_rank())
-def test_large_a_resident_block_meets_every_shard_once(case: tuple[Programs, int]) -> None:
+@settings(max_examples=50)
+@given(programs_and_rank(widest=24, longest_ring=128))
+def test_large_programs_make_sense(case: tuple[Programs, int]) -> None:
+    programs, rank = case
+    check_program(programs[rank], causal=programs.causal)
+    check_balance(programs, [rank])
+    check_moves(programs, rank)
+
+
+@settings(max_examples=30)
+@given(programs_and_rank(widest=16, longest_ring=64))
+def test_large_every_message_has_its_counterpart(case: tuple[Programs, int]) -> None:
+    check_messages(*case, most_peers=2)
+
+
+@settings(max_examples=50)
+@given(programs_and_rank(widest=12, longest_ring=16))
+def test_large_resident_rows_meet_everything_once(case: tuple[Programs, int]) -> None:
     check_turn(*case)
 
 
-@settings(max_examples=1000)
-@given(programs_and_rank(), st.data())
-def test_large_a_step_computes_its_live_pairs_once(case: tuple[Programs, int], data: st.DataObject) -> None:
-    programs, rank = case
-    step = data.draw(st.sampled_from(programs[rank].steps))
-    check_step(step, programs.cp_size, programs.causal)
+@settings(max_examples=40)
+@given(plans(widest=24, longest_ring=64), st.integers(1, 3), st.booleans(), st.data())
+def test_large_backward_finds_what_forward_kept(plan: Plan, groups: int, q_kept: bool, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(0, plan.grid.cp_size - 1))
+    check_kept(*both_passes(plan, groups=groups, q_kept=q_kept), rank)
 
 
-@settings(max_examples=600)
-@given(programs_and_rank())
-def test_large_work_is_equal(case: tuple[Programs, int]) -> None:
-    programs, rank = case
-    check_balance(programs, [rank])
-
-
-@settings(max_examples=500)
-@given(programs_and_rank())
-def test_large_every_move_has_its_counterpart(case: tuple[Programs, int]) -> None:
-    check_moves(*case, most_members=3)
-
-
-@settings(max_examples=500)
-@given(programs_and_rank())
-def test_large_blocks_that_arrive_are_those_the_next_step_names(case: tuple[Programs, int]) -> None:
-    check_arrivals(*case)
-
-
-@settings(max_examples=300)
-@given(plans(longest_ring=24), st.booleans(), st.data())
-def test_large_a_gradient_follows_its_block_home(plan: Plan, causal: bool, data: st.DataObject) -> None:
-    home = data.draw(st.integers(0, plan.grid.cp_size - 1))
-    check_gradient_path(Programs(plan, backward=True, causal=causal), home)
-
-
-@settings(max_examples=150)
-@given(plans(largest=96), passes)
-def test_large_no_rank_gets_stuck_and_every_sum_is_complete(plan: Plan, options: dict[str, bool]) -> None:
+@settings(max_examples=40)
+@given(plans(largest=36), passes)
+def test_large_no_rank_gets_stuck_and_every_sum_is_complete(plan: Plan, options: dict) -> None:
     check_play(Programs(plan, **options))
 
 
-@pytest.mark.parametrize("axes", [(4096, 1, 1), (1, 4096, 1), (1, 1, 4096), (1024, 4, 1), (4, 1024, 1)])
-@pytest.mark.parametrize("backward", [False, True])
-def test_longest_axes_share_out_the_work(axes: tuple[int, int, int], backward: bool) -> None:
-    programs = Programs(Plan(Grid(*axes)), backward=backward, causal=True)
-    check_balance(programs, [1, 2047, 4095])
-    check_step(programs[2047].steps[-1], programs.cp_size, causal=True)
-    assert resident(programs[2047], 0) == programs.plan.grid.neighbours(2047, "team")
+@pytest.mark.parametrize("axis", ["ring_outer", "ring_inner"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@builds
+def test_long_ring(axis: str, bidirectional: bool, backward: bool) -> None:
+    programs = Programs(Plan(Grid(**{axis: 1024}), bidirectional=bidirectional), backward=backward)
+    check_program(programs[511], causal=True)
+    check_moves(programs, 511)
+    check_messages(programs, 511, most_peers=1)
+    check_turn(programs, 511)
+
+
+@builds
+def test_schedule_of_a_large_group_is_cheap(backward: bool) -> None:
+    """It is built on every rank before the first step, and knows no other rank's."""
+    begun = process_time()
+    Programs(Plan(Grid(team=256, ring_outer=256)), backward=backward)[12345]
+    assert process_time() - begun < 3
+
+
+# --- what operations read and write ---
+
+
+@settings(max_examples=50)
+@given(programs_and_rank(largest=64))
+def test_reads_and_writes_are_as_defined(case: tuple[Programs, int]) -> None:
+    programs, rank = case
+    for op in programs[rank].ops:
+        assert reads(op) == needs(op)
+        assert writes(op) == (makes(Start(op.move)) if isinstance(op, Expect) else (*makes(op), *accumulators(op)))
+
+
+@settings(max_examples=50)
+@given(programs_and_rank(largest=64))
+def test_moves_and_attends_are_in_program_order(case: tuple[Programs, int]) -> None:
+    schedule = case[0][case[1]]
+    assert [op.move for op in schedule.ops if isinstance(op, Start)] == list(schedule.moves)
+    assert [op for op in schedule.ops if isinstance(op, Attend)] == list(schedule.attends)
 
 
 # --- what a schedule says of itself ---
 
 
-@settings(max_examples=100)
-@given(plans(largest=48), st.booleans())
-def test_queries_that_were_kept_are_not_gathered_again(plan: Plan, causal: bool) -> None:
-    check_play(Programs(plan, backward=True, causal=causal, q_kept=True))
+def starts(schedule: Schedule) -> Iterator[tuple[int, Start]]:
+    """Moves, with their places in the program."""
+    return ((place, op) for place, op in enumerate(schedule.ops) if isinstance(op, Start))
 
 
-@settings(max_examples=100)
-@given(grids())
-def test_native_order_has_no_permutation(grid: Grid) -> None:
-    for schedule in (forward_schedule(Plan(grid), 0), backward_schedule(Plan(grid), 0)):
-        assert all(move.axis != "cp" for move in schedule.moves)
+def places(schedule: Schedule, kind: type[Op]) -> list[int]:
+    return [place for place, op in enumerate(schedule.ops) if isinstance(op, kind)]
 
 
-def test_single_rank_moves_nothing() -> None:
-    assert forward_schedule(Plan(Grid()), 0).moves == backward_schedule(Plan(Grid()), 0).moves == ()
+@builds
+def test_single_rank_moves_nothing(backward: bool) -> None:
+    for groups in (1, 3):
+        schedule = Programs(Plan(Grid()), backward=backward, groups=groups)[0]
+        assert schedule.moves == ()
+        assert len(schedule.attends) == groups
+
+
+@settings(max_examples=30)
+@given(programs_and_rank(largest=128))
+def test_schedules_of_equal_plans_are_equal(case: tuple[Programs, int]) -> None:
+    programs, rank = case
+    again = Programs(
+        replace(programs.plan),
+        backward=programs.backward,
+        causal=programs.causal,
+        groups=programs.groups,
+        q_kept=programs.q_kept,
+    )
+    assert again[rank] == programs[rank]
 
 
 @settings(max_examples=50)
-@given(plans(largest=256), st.data())
-def test_schedules_of_equal_plans_are_equal(plan: Plan, data: st.DataObject) -> None:
+@given(plans(largest=64), passes, st.data())
+def test_mask_decides_the_tiles_and_nothing_else(plan: Plan, options: dict, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, plan.grid.cp_size - 1))
-    again = Plan(plan.grid, plan.scheme, plan.kv_order, plan.backward)
-    assert forward_schedule(plan, rank) == forward_schedule(again, rank)
+    causal, full = (Programs(plan, **{**options, "causal": mask})[rank] for mask in (True, False))
+    assert without_tiles(causal) == without_tiles(full)
+
+
+def without_tiles(schedule: Schedule) -> Schedule:
+    ops = tuple(replace(op, tiles=()) if isinstance(op, Attend) else op for op in schedule.ops)
+    return replace(schedule, ops=ops)
 
 
 @settings(max_examples=100)
-@given(plans(largest=256), st.data())
-def test_moves_are_listed_in_program_order(plan: Plan, data: st.DataObject) -> None:
-    schedule = backward_schedule(plan, data.draw(st.integers(0, plan.grid.cp_size - 1)))
-    turning = [hop for step in schedule.steps for hop in (step.hop, step.grad_hop) if hop]
-    assert schedule.moves == (*schedule.prologue, *turning, *schedule.epilogue)
+@given(grids(largest=256), st.sampled_from(["kv", "q"]), st.booleans())
+def test_native_order_jumps_only_to_bring_partial_outputs_home(grid: Grid, rider: str, backward: bool) -> None:
+    plan = Plan(grid, forward=rider, backward=rider)
+    jumps = [move for move in Programs(plan, backward=backward)[0].moves if move.axis == "cp"]
+    # Queries that ride in forward leave their partial output where it is computed: it goes straight home.
+    assert {move.payload for move in jumps} <= ({("out", "lse")} if rider == "q" and not backward else set())
+
+
+# --- what hides behind what ---
+
+
+@settings(max_examples=80)
+@given(plans(largest=128, widest=16), passes, st.data())
+def test_first_tiles_of_a_native_schedule_wait_for_nobody(plan: Plan, options: dict, data: st.DataObject) -> None:
+    """Own rows against own rows, while everything that can be on its way is: the moves start before."""
+    plan = replace(plan, kv_order="native", grid=replace(plan.grid, head=1))
+    if options["backward"] or plan.forward == "q":
+        # What travels with results on a double ring leaves own rows for the end, where there is nothing else.
+        plan = replace(plan, grid=replace(plan.grid, ring_inner=1))
+    rank = data.draw(st.integers(0, plan.grid.cp_size - 1))
+    schedule = Programs(plan, **options)[rank]
+    first = places(schedule, Attend)[0]
+    arriving = {message.value for _, op in starts(schedule) for message in op.move.receives}
+    assert holders(schedule.values[schedule.attends[0].q[0]].chunks, schedule.cp_size) == {rank}
+    assert holders(schedule.values[schedule.attends[0].kv[0]].chunks, schedule.cp_size) == {rank}
+    assert not any(arriving.intersection(needs(op)) for op in schedule.ops[: first + 1])
+    begun = {op.move.axis for place, op in starts(schedule) if place < first}
+    # A block that has to come together first goes round a ring only after that.
+    together = {axis for axis in ("team", "kv_team") if plan.grid.size_of(axis) > 1}
+    if options["backward"] and options["q_kept"] and plan.backward == "kv":
+        together &= begun | {"kv_team"}
+    assert together <= begun
+    if plan.grid.ring > 1 and not together:
+        assert begun
+
+
+@pytest.mark.parametrize("rider", ["kv", "q"])
+@pytest.mark.parametrize("team", [1, 2])
+@builds
+def test_outer_hop_is_hidden_behind_a_turn_of_the_inner_ring(rider: str, team: int, backward: bool) -> None:
+    """It starts before the turn's tiles and is waited for after them."""
+    grid = Grid(team=team, ring_outer=3, ring_inner=4)
+    for schedule in Programs(Plan(grid, forward=rider, backward=rider), backward=backward).by_rank():
+        hops = [
+            (place, message)
+            for place, op in starts(schedule)
+            if op.move.axis == "ring_outer" and not is_result(op.move.payload)
+            for message in op.move.receives
+        ]
+        assert hops
+        for begun, message in hops:
+            waited = next(place for place, op in enumerate(schedule.ops) if message.value in needs(op))
+            between = {block(op, rider, schedule, grid) for op in schedule.ops[begun:waited] if isinstance(op, Attend)}
+            turn = (outer_of(message, schedule, grid) + 1) % grid.ring_outer
+            visitors = {(turn, inner) for inner in range(grid.ring_inner)}
+            here = grid.coordinates(schedule.rank)
+            assert visitors - {(here["ring_outer"], here["ring_inner"])} <= between
+
+
+def block(attend: Attend, rider: str, schedule: Schedule, grid: Grid) -> tuple[int, int]:
+    """Where the rider's rows are at home: (outer, inner)."""
+    name = (attend.kv if rider == "kv" else attend.q)[0]
+    here = grid.coordinates(min(holders(schedule.values[name].chunks, schedule.cp_size)))
+    return here["ring_outer"], here["ring_inner"]
+
+
+def outer_of(message, schedule: Schedule, grid: Grid) -> int:
+    return grid.coordinates(min(holders(message.chunks, schedule.cp_size)))["ring_outer"]
+
+
+@pytest.mark.parametrize("team", [2, 4])
+@pytest.mark.parametrize("ring", [1, 2, 3])
+def test_partial_outputs_go_home_behind_own_tiles(team: int, ring: int) -> None:
+    for schedule in Programs(Plan(Grid(team=team, ring_outer=ring))).by_rank():
+        last_start = max(place for place, op in starts(schedule) if is_result(op.move.payload))
+        first_fold = places(schedule, Fold)[0]
+        hiding = [op for op in schedule.ops[last_start:first_fold] if isinstance(op, Attend)]
+        assert hiding or ring == 1
+        assert all(holders(schedule.values[op.q[0]].chunks, schedule.cp_size) == {schedule.rank} for op in hiding)
+
+
+@builds
+def test_head_groups_are_pipelined(backward: bool) -> None:
+    """The exchange of the second group is on its way before the tiles of the first begin."""
+    schedule = Programs(Plan(Grid(head=4)), backward=backward, groups=2)[1]
+    splits = [place for place, op in starts(schedule) if not is_result(op.move.payload)]
+    assert {schedule.values[schedule.ops[place].move.sends[0].value].part % 2 for place in splits} == {0, 1}
+    assert max(splits) < places(schedule, Attend)[0]
+    first_join = min(place for place, op in starts(schedule) if is_result(op.move.payload))
+    assert first_join < places(schedule, Attend)[-1]
 
 
 @settings(max_examples=100)
-@given(plans(largest=64), st.booleans(), st.data())
-def test_mask_decides_the_tiles_and_nothing_else(plan: Plan, backward: bool, data: st.DataObject) -> None:
+@given(programs_and_rank(largest=128, widest=16))
+def test_moves_that_start_after_tiles_are_expected_before(case: tuple[Programs, int]) -> None:
+    schedule = case[0][case[1]]
+    first = places(schedule, Attend)[0]
+    expected = [op.move for op in schedule.ops if isinstance(op, Expect)]
+    assert sorted(map(repr, expected)) == sorted(
+        repr(op.move) for place, op in starts(schedule) if place > first and op.move.receives
+    )
+
+
+# --- how much moves ---
+
+
+@settings(max_examples=80)
+@given(plans(largest=256, widest=8), passes, st.data())
+def test_rider_and_its_gradient_hop_to_every_other_place_of_the_ring(
+    plan: Plan, options: dict, data: st.DataObject
+) -> None:
+    """A block needs ring - 1 hops to be everywhere; its gradient, or its partial outputs, as many to be home."""
     rank = data.draw(st.integers(0, plan.grid.cp_size - 1))
-    causal, full = (Programs(plan, backward=backward, causal=mask)[rank] for mask in (True, False))
-    same = replace(full, steps=tuple(replace(b, tiles=a.tiles) for a, b in zip(causal.steps, full.steps, strict=True)))
-    assert same == causal
+    programs = Programs(plan, **options)
+    rider = plan.backward if programs.backward else plan.forward
+    tensors = {"kv": [("k", "v")], "q": [("q",), ("dout", "lse", "delta")][: 1 + programs.backward]}[rider]
+    results = {"kv": [("dk", "dv")], "q": [("dq",)]}[rider] if programs.backward else []
+    for payload in tensors + results:
+        assert hops(programs[rank], payload) == (plan.grid.ring - 1) * programs.groups
+    if rider == "q" and not programs.backward:
+        jumps = [move for move in programs[rank].moves if move.axis == "cp" and move.payload == ("out", "lse")]
+        assert len(jumps) >= (plan.grid.ring - 1) * programs.groups
+
+
+def hops(schedule: Schedule, payload: tuple[str, ...]) -> int:
+    moves = [m for m in schedule.moves if m.axis in ("ring_outer", "ring_inner") and m.payload == payload]
+    assert all(len(move.sends) == len(move.receives) == 1 for move in moves)
+    return len(moves)
+
+
+@settings(max_examples=100)
+@given(plans(largest=128, widest=16), passes, st.data())
+def test_queries_that_were_kept_are_not_gathered_again(plan: Plan, options: dict, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(0, plan.grid.cp_size - 1))
+    schedule = Programs(plan, **{**options, "backward": True, "q_kept": True})[rank]
+    if plan.forward == plan.backward == "kv":
+        assert not [move for move in schedule.moves if move.axis == "team" and move.payload == ("q",)]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_exchanged_heads_are_kept_for_backward(groups: int) -> None:
+    forward, backward = both_passes(Plan(Grid(head=4, ring_outer=2)), groups=groups)
+    exchanged = {
+        mode: {move.payload for move in programs[3].moves if move.axis == "head" and not is_result(move.payload)}
+        for mode, programs in (("forward", forward), ("backward", backward))
+    }
+    assert exchanged == {"forward": {("q",), ("k", "v")}, "backward": {("dout", "lse", "delta")}}
+
+
+def test_blocks_go_both_ways_round() -> None:
+    programs = Programs(Plan(Grid(ring_outer=7), bidirectional=True))
+    for rank in programs.ranks:
+        to = [message.peer for move in programs[rank].moves for message in move.sends]
+        assert sorted(to) == sorted([(rank + 1) % 7, (rank - 1) % 7] * 3)
+
+
+def test_nothing_is_assembled_where_nothing_is_divided() -> None:
+    """A plain ring reads what it was sent as it came."""
+    for build in (forward_schedule, backward_schedule):
+        assert not places(build(Plan(Grid(ring_outer=4)), 1), Assemble)

@@ -1,112 +1,251 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.grid import RINGS_ADJACENT, TEAMS_ADJACENT, Grid
+from megatron_wallfacer.schedule.grid import AXES, DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import (
-    NOT_BUILT_YET,
+    PLACEMENTS,
+    RIDERS,
     SCHEMES,
     divisors,
+    factorisations,
     make_plan,
-    published_words,
-    team_ring_words,
+    total_words,
 )
-from megatron_wallfacer.schedule.volume import Shape, words
 from tests.schedule.cases import published
+from tests.schedule.test_formulas import counted
 
 HEADS = [(8, 8), (8, 4), (8, 2), (8, 1), (64, 1)]
+NAMES = (
+    "auto, wallfacer, team-ring, ring, double-ring, ulysses, usp, loongtrain, all-gather, lss, mesh, tokenring, burst"
+)
 
 
-def counted(plan: Plan, q_heads: int, kv_heads: int) -> float:
+def words(plan: Plan, heads: tuple[int, int]) -> float:
     """Words of the busiest rank, forward and backward, counted from its schedules, in units of n*H."""
-    shape = Shape(1, q_heads, kv_heads, head_dim=1)
-    ranks = range(plan.grid.cp_size) if plan.kv_order == "paper" else [0]
-    return (
-        max(words(forward_schedule(plan, rank), shape) + words(backward_schedule(plan, rank), shape) for rank in ranks)
-        / shape.unit
-    )
+    return sum(counted(plan, heads))
+
+
+def with_all_riders(plan: Plan) -> list[Plan]:
+    return [replace(plan, forward=forward, backward=backward) for forward, backward in product(RIDERS, RIDERS)]
 
 
 # --- names ---
 
 
+def test_every_corner_that_is_named_is_built() -> None:
+    assert ", ".join(SCHEMES) == NAMES
+
+
 @pytest.mark.parametrize(
     ("scheme", "options", "axes"),
     [
-        ("ring", {}, (1, 1, 16)),
-        ("all-gather", {}, (1, 16, 1)),
-        ("team-ring", {"team_size": 2}, (2, 1, 8)),
-        ("team-ring", {"team_size": 2, "kv_team_size": 4}, (2, 4, 2)),
-        ("wallfacer", {"team_size": 2}, (2, 2, 4)),
-        ("wallfacer", {"team_size": 4}, (4, 4, 1)),
-        ("wallfacer", {"team_size": 2, "kv_team_size": 2}, (2, 2, 4)),
-        ("ring", {"team_size": 1, "kv_team_size": 1}, (1, 1, 16)),
-        ("all-gather", {"team_size": 1, "kv_team_size": 16}, (1, 16, 1)),
-        ("auto", {"team_size": 8}, (8, 1, 2)),
+        ("ring", {}, {"ring_outer": 16}),
+        ("ring", {"head_size": 1, "team_size": 1, "kv_team_size": 1, "ring_window": 1}, {"ring_outer": 16}),
+        ("tokenring", {}, {"ring_outer": 16}),
+        ("double-ring", {}, {"ring_outer": 4, "ring_inner": 4}),
+        ("double-ring", {"ring_window": 2}, {"ring_outer": 8, "ring_inner": 2}),
+        ("double-ring", {"ring_window": 16}, {"ring_inner": 16}),
+        ("burst", {"ring_window": 8}, {"ring_outer": 2, "ring_inner": 8}),
+        ("ulysses", {}, {"head": 16}),
+        ("ulysses", {"head_size": 16}, {"head": 16}),
+        ("usp", {"head_size": 4}, {"head": 4, "ring_outer": 4}),
+        ("usp", {"head_size": 16}, {"head": 16}),
+        ("usp", {"q_heads": 8, "kv_heads": 8}, {"head": 8, "ring_outer": 2}),
+        ("usp", {"q_heads": 4, "kv_heads": 4}, {"head": 4, "ring_outer": 4}),
+        ("loongtrain", {"head_size": 2}, {"head": 2, "ring_outer": 4, "ring_inner": 2}),
+        ("loongtrain", {"head_size": 2, "ring_window": 4}, {"head": 2, "ring_outer": 2, "ring_inner": 4}),
+        ("loongtrain", {"q_heads": 8, "kv_heads": 8}, {"head": 4, "ring_outer": 2, "ring_inner": 2}),
+        ("all-gather", {}, {"kv_team": 16}),
+        ("all-gather", {"team_size": 1, "kv_team_size": 16}, {"kv_team": 16}),
+        ("lss", {}, {"kv_team": 16}),
+        ("mesh", {}, {"team": 4, "kv_team": 4}),
+        ("mesh", {"kappa": 1 / 4}, {"team": 2, "kv_team": 8}),
+        ("mesh", {"team_size": 8}, {"team": 8, "kv_team": 2}),
+        ("mesh", {"kv_team_size": 16}, {"kv_team": 16}),
+        ("team-ring", {"team_size": 2}, {"team": 2, "ring_outer": 8}),
+        ("team-ring", {"team_size": 2, "kv_team_size": 4}, {"team": 2, "kv_team": 4, "ring_outer": 2}),
+        ("team-ring", {"team_size": 2, "ring_window": 2}, {"team": 2, "ring_outer": 4, "ring_inner": 2}),
+        ("team-ring", {"head_size": 4, "team_size": 2}, {"head": 4, "team": 2, "ring_outer": 2}),
+        (
+            "team-ring",
+            {"head_size": 2, "team_size": 2, "kv_team_size": 2, "ring_window": 2},
+            {"head": 2, "team": 2, "kv_team": 2, "ring_inner": 2},
+        ),
+        ("wallfacer", {"team_size": 2}, {"team": 2, "kv_team": 2, "ring_outer": 4}),
+        ("wallfacer", {"team_size": 4}, {"team": 4, "kv_team": 4}),
+        ("wallfacer", {"team_size": 2, "kv_team_size": 2}, {"team": 2, "kv_team": 2, "ring_outer": 4}),
+        ("wallfacer", {"kv_team_size": 4}, {"team": 4, "kv_team": 4}),
+        ("auto", {"team_size": 8}, {"team": 8, "ring_outer": 2}),
     ],
 )
-def test_axes_of_a_scheme(scheme: str, options: dict[str, int], axes: tuple[int, int, int]) -> None:
-    assert make_plan(scheme, 16, **options).grid == Grid(*axes)
+def test_axes_of_a_scheme(scheme: str, options: dict[str, int], axes: dict[str, int]) -> None:
+    assert make_plan(scheme, 16, **options).grid == Grid(**axes)
+
+
+@pytest.mark.parametrize("cp_size", range(1, 65))
+def test_a_window_is_the_largest_divisor_up_to_the_square_root(cp_size: int) -> None:
+    inner = max(d for d in divisors(cp_size) if d * d <= cp_size)
+    for scheme in ("double-ring", "burst"):
+        assert make_plan(scheme, cp_size).grid == Grid(ring_outer=cp_size // inner, ring_inner=inner)
 
 
 def test_wallfacer_is_the_published_arrangement() -> None:
-    assert make_plan("wallfacer", 32, team_size=2) == published(32, 2)
+    assert make_plan("wallfacer", 32, team_size=2, head_groups=1) == published(32, 2)
 
 
-@pytest.mark.parametrize("scheme", ["ring", "all-gather", "team-ring", "auto"])
-def test_other_schemes_are_native_with_keys_riding(scheme: str) -> None:
-    plan = make_plan(scheme, 16)
-    assert (plan.kv_order, plan.backward) == ("native", "kv")
+def test_the_cheap_order_is_chosen_by_name() -> None:
+    plan = make_plan("wallfacer", 32, team_size=2, kv_order="permuted", head_groups=1)
+    assert plan == published(32, 2, order="permuted")
+    assert words(plan, (8, 8)) < words(make_plan("wallfacer", 32, team_size=2), (8, 8))
+
+
+def test_a_team_ring_may_have_the_published_order() -> None:
+    plan = make_plan("team-ring", 32, head_size=2, team_size=2, kv_order="paper", backward="q")
+    assert plan.grid == Grid(head=2, team=2, kv_team=2, ring_outer=4)
+    assert plan.kv_order == "paper"
+
+
+@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"wallfacer"}))
+def test_other_schemes_are_native(scheme: str) -> None:
+    assert make_plan(scheme, 16).kv_order == "native"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_works_on_one_rank(scheme: str) -> None:
+    assert make_plan(scheme, 1).grid == Grid()
+
+
+@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"ulysses"}))
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2), (12, 3), (1, 1)])
+@pytest.mark.parametrize("cp_size", [2, 6, 7, 16, 36])
+def test_a_chosen_head_axis_fits_the_heads(scheme: str, heads: tuple[int, int], cp_size: int) -> None:
+    plan = make_plan(scheme, cp_size, q_heads=heads[0], kv_heads=heads[1])
+    assert plan.grid.cp_size == cp_size
+    assert heads[0] % plan.grid.head == 0
+    assert heads[1] % plan.grid.head == 0 or plan.grid.head % heads[1] == 0
+
+
+# --- riders ---
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kappa", "forward", "backward"),
+    [
+        ("ring", 1, "kv", "kv"),
+        ("double-ring", 1, "kv", "kv"),
+        ("usp", 1, "kv", "kv"),
+        ("loongtrain", 1, "kv", "kv"),
+        ("burst", 1, "kv", "q"),
+        ("burst", 1 / 8, "kv", "q"),
+        ("wallfacer", 1, "kv", "q"),
+        ("wallfacer", 1 / 8, "kv", "q"),
+        ("tokenring", 1, "q", "q"),
+        ("tokenring", 1 / 2, "q", "kv"),
+        ("team-ring", 1, "kv", "kv"),
+    ],
+)
+def test_riders_are_as_published_or_the_cheaper(scheme: str, kappa: float, forward: str, backward: str) -> None:
+    plan = make_plan(scheme, 16, kappa=kappa)
+    assert (plan.forward, plan.backward) == (forward, backward)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("forward", RIDERS)
+@pytest.mark.parametrize("backward", RIDERS)
+def test_any_rider_may_be_asked_for(scheme: str, forward: str, backward: str) -> None:
+    plan = make_plan(scheme, 16, forward=forward, backward=backward)
+    assert (plan.forward, plan.backward) == (forward, backward)
+
+
+@pytest.mark.parametrize(("kappa", "backward"), [(1, "q"), (3 / 4, "kv"), (1 / 2, "kv")])
+def test_ours_takes_the_cheaper_rider_of_a_ring(kappa: float, backward: str) -> None:
+    """Q, dO and dQ are three tensors, K, V, dK and dV four; equal words go to K and V."""
+    assert make_plan("team-ring", 8, team_size=1, kappa=kappa).backward == backward
+
+
+# --- the other choices ---
 
 
 @pytest.mark.parametrize(
     ("placement", "order"),
     [
-        (None, TEAMS_ADJACENT),
+        (None, DEFAULT_PLACEMENT),
         ("teams-adjacent", TEAMS_ADJACENT),
         ("rings-adjacent", RINGS_ADJACENT),
-        ("kv_team,ring,team", ("kv_team", "ring", "team")),
-        (("kv_team", "ring", "team"), ("kv_team", "ring", "team")),
+        ("head-first", ("head", "ring_inner", "ring_outer", "team", "kv_team")),
+        ("ring-first", ("ring_inner", "ring_outer", "head", "team", "kv_team")),
+        ("kv_team,ring,team,head", ("kv_team", "ring_inner", "ring_outer", "team", "head")),
+        ("kv_team, ring_outer, team, ring_inner, head", ("kv_team", "ring_outer", "team", "ring_inner", "head")),
+        (("kv_team", "ring", "team", "head"), ("kv_team", "ring_inner", "ring_outer", "team", "head")),
     ],
 )
 def test_placement_by_name_or_by_order(placement: object, order: tuple[str, ...]) -> None:
-    assert make_plan("ring", 4, placement=placement).grid.placement == order
+    sizes = {"head_size": 2, "team_size": 2, "kv_team_size": 2, "ring_window": 2}
+    assert make_plan("team-ring", 32, placement=placement, **sizes).grid.placement == order
 
 
-@pytest.mark.parametrize(("scheme", "backward"), [("ring", "kv"), ("team-ring", "kv"), ("wallfacer", "q")])
-def test_built_payload_may_be_asked_for_by_name(scheme: str, backward: str) -> None:
-    assert make_plan(scheme, 16, backward=backward) == make_plan(scheme, 16)
-
-
+@pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_works_on_one_rank(scheme: str) -> None:
-    assert make_plan(scheme, 1).grid == Grid(1, 1, 1)
+def test_every_placement_serves_every_scheme(scheme: str, placement: str) -> None:
+    plan = make_plan(scheme, 16, placement=placement)
+    assert plan.grid == replace(make_plan(scheme, 16).grid, placement=PLACEMENTS[placement])
 
 
-# --- the choice of C ---
+def test_axes_of_one_rank_may_be_left_out_of_a_placement() -> None:
+    assert make_plan("ring", 4, placement="ring").grid == make_plan("ring", 4).grid
+    assert make_plan("team-ring", 8, team_size=2, placement="ring,team").grid.placement == ("ring_outer", "team")
 
 
-@settings(max_examples=60)
+def test_loongtrain_is_head_first_unless_told_otherwise() -> None:
+    sizes = {"head_size": 2, "ring_window": 2}
+    assert make_plan("loongtrain", 8, **sizes) == make_plan("loongtrain", 8, placement="head-first", **sizes)
+    ring_first = make_plan("loongtrain", 8, placement="ring-first", **sizes).grid
+    assert ring_first.placement == ("ring_inner", "ring_outer", "head")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "groups"), [("ring", 1), ("double-ring", 1), ("all-gather", 1), ("ulysses", 2), ("mesh", 2), ("usp", 2)]
+)
+def test_heads_are_pipelined_where_something_is_gathered(scheme: str, groups: int) -> None:
+    assert make_plan(scheme, 16).head_groups == groups
+    assert make_plan(scheme, 16, head_groups=3).head_groups == 3
+
+
+def test_both_directions_of_a_single_ring() -> None:
+    assert make_plan("ring", 8, bidirectional=True).bidirectional
+    assert make_plan("team-ring", 8, bidirectional=True) == replace(make_plan("team-ring", 8), bidirectional=True)
+
+
+# --- the choice by words ---
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 256), st.sampled_from(HEADS))
 def test_auto_moves_the_fewest_words_of_all_team_rings(cp_size: int, heads: tuple[int, int]) -> None:
     chosen = make_plan("auto", cp_size, kappa=heads[1] / heads[0])
-    all_team_rings = [Plan(Grid(team=team, ring=cp_size // team)) for team in divisors(cp_size)]
-    assert counted(chosen, *heads) == min(counted(plan, *heads) for plan in all_team_rings)
+    rings = [Plan(Grid(team=team, ring_outer=cp_size // team)) for team in divisors(cp_size)]
+    fewest = min(words(plan, heads) for ring in rings for plan in with_all_riders(ring))
+    assert words(chosen, heads) == pytest.approx(fewest)
+    assert chosen.scheme == "team-ring"
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 16), st.sampled_from([2, 3, 4]), st.sampled_from(HEADS))
 def test_auto_chooses_beside_a_given_kv_team(rest: int, kv_team: int, heads: tuple[int, int]) -> None:
     cp_size = rest * kv_team
     chosen = make_plan("auto", cp_size, kv_team_size=kv_team, kappa=heads[1] / heads[0])
-    others = [Plan(Grid(team, kv_team, rest // team)) for team in divisors(rest)]
+    others = [Plan(Grid(team=team, kv_team=kv_team, ring_outer=rest // team)) for team in divisors(rest)]
     assert chosen.grid.kv_team == kv_team
-    assert counted(chosen, *heads) == min(counted(plan, *heads) for plan in others)
+    fewest = min(words(plan, heads) for other in others for plan in with_all_riders(other))
+    assert words(chosen, heads) == pytest.approx(fewest)
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -114,24 +253,21 @@ def test_auto_chooses_beside_a_given_kv_team(rest: int, kv_team: int, heads: tup
 def test_wallfacer_chooses_the_fewest_words_of_all_its_teams(cp_size: int, heads: tuple[int, int]) -> None:
     chosen = make_plan("wallfacer", cp_size, kappa=heads[1] / heads[0])
     others = [published(cp_size, team) for team in divisors(cp_size) if cp_size % team**2 == 0]
-    assert counted(chosen, *heads) == min(counted(plan, *heads) for plan in others)
-
-
-@settings(max_examples=60)
-@given(st.integers(1, 256), st.sampled_from(HEADS), st.data())
-def test_team_ring_words_are_those_counted(cp_size: int, heads: tuple[int, int], data: st.DataObject) -> None:
-    team = data.draw(st.sampled_from(divisors(cp_size)))
-    plan = Plan(Grid(team=team, ring=cp_size // team))
-    assert team_ring_words(cp_size, team, heads[1] / heads[0]) == pytest.approx(counted(plan, *heads))
+    assert words(chosen, heads) == pytest.approx(min(words(plan, heads) for plan in others))
 
 
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize(
-    ("cp_size", "team"), [(1, 1), (2, 1), (8, 1), (4, 2), (8, 2), (12, 2), (16, 4), (36, 3), (64, 8)]
-)
-def test_published_words_are_those_counted(cp_size: int, team: int, heads: tuple[int, int]) -> None:
-    expected = counted(published(cp_size, team), *heads)
-    assert published_words(cp_size, team, heads[1] / heads[0]) == pytest.approx(expected)
+@pytest.mark.parametrize("cp_size", [1, 2, 3, 4, 8, 9, 12, 16, 36, 64, 72])
+def test_mesh_chooses_the_fewest_words_of_all_its_teams(cp_size: int, heads: tuple[int, int]) -> None:
+    chosen = make_plan("mesh", cp_size, kappa=heads[1] / heads[0])
+    others = [Plan(Grid(team=team, kv_team=cp_size // team)) for team in divisors(cp_size)]
+    assert chosen.grid.ring == 1
+    assert words(chosen, heads) == pytest.approx(min(words(plan, heads) for plan in others))
+
+
+def test_total_words_are_both_passes() -> None:
+    plan = make_plan("team-ring", 16)
+    assert total_words(plan, 1.0) == pytest.approx(words(plan, (8, 8))) == 33
 
 
 @given(st.integers(1, 100_000))
@@ -139,64 +275,125 @@ def test_divisors(number: int) -> None:
     assert divisors(number) == tuple(d for d in range(1, number + 1) if number % d == 0)
 
 
+@given(st.integers(1, 64))
+def test_factorisations(number: int) -> None:
+    found = list(factorisations(number, AXES))
+    assert all(Grid(**sizes).cp_size == number for sizes in found)
+    assert len({tuple(sizes.values()) for sizes in found}) == len(found)
+    pairs = [(sizes["a"], sizes["b"]) for sizes in factorisations(number, ("a", "b"))]
+    assert pairs == [(d, number // d) for d in divisors(number)]
+
+
 # --- refusals ---
 
-_DIVISORS_OF_8 = "a divisor of cp size 8: 1, 2, 4, 8"
-_NAMES = "one of auto, wallfacer, team-ring, ring, all-gather"
-_ORDER = "an order of team, kv_team, ring, each once"
+_ANY_OF_8 = "one of 1, 2, 4, 8 with scheme team-ring, cp size 8"
+_SQUARE = "; team = kv_team = C, and C^2 divides cp size"
+_TEAMS_OF_8 = f"one of 1, 2 with scheme wallfacer, cp size 8{_SQUARE}"
 REFUSED = [
     ("team-ring", 0, {}, "cp_size", 0, "a positive number of ranks"),
-    ("concentric", 8, {}, "scheme", "concentric", _NAMES),
-    ("grid", 8, {}, "scheme", "grid", _NAMES),
-    ("ring", 8, {"team_size": 2}, "team_size", 2, "1 with scheme ring"),
-    ("ring", 8, {"kv_team_size": 8}, "kv_team_size", 8, "1 with scheme ring"),
-    ("all-gather", 8, {"team_size": 8}, "team_size", 8, "1 with scheme all-gather"),
-    ("all-gather", 8, {"kv_team_size": 4}, "kv_team_size", 4, "8 with scheme all-gather"),
-    ("team-ring", 8, {"team_size": 3}, "team_size", 3, _DIVISORS_OF_8),
-    ("team-ring", 8, {"team_size": 0}, "team_size", 0, _DIVISORS_OF_8),
-    ("team-ring", 8, {"team_size": -2}, "team_size", -2, _DIVISORS_OF_8),
-    ("team-ring", 8, {"team_size": 16}, "team_size", 16, _DIVISORS_OF_8),
-    ("team-ring", 8, {"kv_team_size": 3}, "kv_team_size", 3, _DIVISORS_OF_8),
-    ("auto", 8, {"kv_team_size": 0}, "kv_team_size", 0, _DIVISORS_OF_8),
+    ("concentric", 8, {}, "scheme", "concentric", f"one of {NAMES}"),
+    ("grid", 8, {}, "scheme", "grid", f"one of {NAMES}"),
+    ("ring", 8, {"team_size": 2}, "team_size", 2, "1 with scheme ring, cp size 8"),
+    ("ring", 8, {"kv_team_size": 8}, "kv_team_size", 8, "1 with scheme ring, cp size 8"),
+    ("ring", 8, {"head_size": 2}, "head_size", 2, "1 with scheme ring, cp size 8"),
+    ("ring", 8, {"ring_window": 2}, "ring_window", 2, "1 with scheme ring, cp size 8"),
+    ("tokenring", 8, {"ring_window": 2}, "ring_window", 2, "1 with scheme tokenring, cp size 8"),
+    ("double-ring", 8, {"ring_window": 3}, "ring_window", 3, "one of 1, 2, 4, 8 with scheme double-ring, cp size 8"),
+    ("double-ring", 8, {"head_size": 2}, "head_size", 2, "1 with scheme double-ring, cp size 8"),
+    ("burst", 8, {"team_size": 2}, "team_size", 2, "1 with scheme burst, cp size 8"),
+    ("all-gather", 8, {"team_size": 8}, "team_size", 8, "1 with scheme all-gather, cp size 8"),
+    ("all-gather", 8, {"kv_team_size": 4}, "kv_team_size", 4, "8 with scheme all-gather, cp size 8"),
+    ("lss", 8, {"kv_team_size": 4}, "kv_team_size", 4, "8 with scheme lss, cp size 8"),
+    ("ulysses", 8, {"head_size": 4}, "head_size", 4, "8 with scheme ulysses, cp size 8"),
+    ("usp", 8, {"ring_window": 2}, "ring_window", 2, "1 with scheme usp, cp size 8"),
+    ("usp", 8, {"head_size": 3}, "head_size", 3, "one of 1, 2, 4, 8 with scheme usp, cp size 8"),
+    (
+        "loongtrain",
+        8,
+        {"head_size": 4, "ring_window": 4},
+        "ring_window",
+        4,
+        "one of 1, 2 with scheme loongtrain, cp size 8, head 4",
+    ),
+    ("mesh", 8, {"team_size": 2, "kv_team_size": 2}, "kv_team_size", 2, "4 with scheme mesh, cp size 8, team 2"),
+    ("team-ring", 8, {"team_size": 3}, "team_size", 3, _ANY_OF_8),
+    ("team-ring", 8, {"team_size": 0}, "team_size", 0, _ANY_OF_8),
+    ("team-ring", 8, {"team_size": -2}, "team_size", -2, _ANY_OF_8),
+    ("team-ring", 8, {"team_size": 16}, "team_size", 16, _ANY_OF_8),
+    ("team-ring", 8, {"kv_team_size": 3}, "kv_team_size", 3, _ANY_OF_8),
+    ("team-ring", 8, {"head_size": 3}, "head_size", 3, _ANY_OF_8),
+    ("team-ring", 8, {"ring_window": 0}, "ring_window", 0, _ANY_OF_8),
+    ("auto", 8, {"kv_team_size": 0}, "kv_team_size", 0, "one of 1, 2, 4, 8 with scheme auto, cp size 8"),
     (
         "team-ring",
         8,
         {"team_size": 4, "kv_team_size": 4},
         "kv_team_size",
         4,
-        "a divisor of 2: team 4 x kv_team x ring must be cp size 8",
+        "one of 1, 2 with scheme team-ring, cp size 8, team 4",
     ),
-    ("wallfacer", 8, {"team_size": 4}, "team_size", 4, "one of 1, 2: scheme wallfacer needs C^2 to divide cp size 8"),
-    ("wallfacer", 8, {"team_size": 3}, "team_size", 3, "one of 1, 2: scheme wallfacer needs C^2 to divide cp size 8"),
-    ("wallfacer", 8, {"team_size": 0}, "team_size", 0, "one of 1, 2: scheme wallfacer needs C^2 to divide cp size 8"),
+    (
+        "team-ring",
+        8,
+        {"head_size": 2, "team_size": 2, "kv_team_size": 2, "ring_window": 2},
+        "ring_window",
+        2,
+        "1 with scheme team-ring, cp size 8, head 2, team 2, kv_team 2",
+    ),
+    (
+        "team-ring",
+        8,
+        {"team_size": 2, "kv_team_size": 1, "kv_order": "paper"},
+        "kv_team_size",
+        1,
+        "2 with scheme team-ring, cp size 8, team 2",
+    ),
+    ("wallfacer", 8, {"team_size": 4}, "team_size", 4, _TEAMS_OF_8),
+    ("wallfacer", 8, {"team_size": 3}, "team_size", 3, _TEAMS_OF_8),
+    ("wallfacer", 8, {"team_size": 0}, "team_size", 0, _TEAMS_OF_8),
+    ("wallfacer", 8, {"head_size": 2}, "head_size", 2, f"1 with scheme wallfacer, cp size 8{_SQUARE}"),
     (
         "wallfacer",
         8,
         {"team_size": 2, "kv_team_size": 1},
         "kv_team_size",
         1,
-        "2: scheme wallfacer has team = kv_team",
+        f"2 with scheme wallfacer, cp size 8, team 2{_SQUARE}",
     ),
-    ("ring", 8, {"placement": "node-first"}, "placement", "node-first", _ORDER),
-    ("ring", 8, {"placement": "team,ring"}, "placement", "team,ring", _ORDER),
-    ("ring", 8, {"placement": ("ring", "ring", "team")}, "placement", "ring,ring,team", _ORDER),
-    ("ring", 8, {"backward": "both"}, "backward", "both", "auto, kv or q"),
+    ("wallfacer", 8, {"kv_order": "native"}, "kv_order", "native", "paper or permuted with scheme wallfacer"),
+    ("ring", 8, {"kv_order": "paper"}, "kv_order", "paper", "native with scheme ring"),
+    ("team-ring", 8, {"kv_order": "odd"}, "kv_order", "odd", "native, paper or permuted with scheme team-ring"),
+    ("ring", 8, {"placement": "node-first"}, "placement", "node-first", "an order of ring_outer, each once"),
+    ("ring", 8, {"placement": "team"}, "placement", "team", "an order of ring_outer, each once"),
+    ("ring", 8, {"placement": "ring,ring_outer"}, "placement", "ring,ring_outer", "an order of ring_outer, each once"),
     (
         "team-ring",
         8,
-        {"backward": "q"},
-        "backward",
-        "q",
-        "kv or auto with scheme team-ring; the other payload is not built yet",
+        {"team_size": 2, "placement": ("ring", "ring", "team")},
+        "placement",
+        "ring,ring,team",
+        "an order of team, ring_outer, each once",
+    ),
+    ("ring", 8, {"forward": "both"}, "forward", "both", "auto, kv or q"),
+    ("ring", 8, {"backward": "both"}, "backward", "both", "auto, kv or q"),
+    ("ring", 8, {"head_groups": 0}, "head_groups", 0, "a positive number"),
+    (
+        "ulysses",
+        16,
+        {"q_heads": 8, "kv_heads": 2},
+        "head_size",
+        16,
+        "one of 1, 2, 4, 8 for 8 query and 2 kv heads",
     ),
     (
-        "wallfacer",
-        8,
-        {"backward": "kv"},
-        "backward",
-        "kv",
-        "q or auto with scheme wallfacer; the other payload is not built yet",
+        "usp",
+        12,
+        {"head_size": 3, "q_heads": 8, "kv_heads": 8},
+        "head_size",
+        3,
+        "one of 1, 2, 4, 8 for 8 query and 8 kv heads",
     ),
+    ("usp", 8, {"q_heads": 8}, "kv_heads", None, "given if q_heads is, and only then"),
 ]
 
 
@@ -210,8 +407,7 @@ def test_refusal_names_option_value_and_what_is_allowed(
     assert str(error.value) == f"{option}={value}: must be {allowed}"
 
 
-@pytest.mark.parametrize("scheme", NOT_BUILT_YET)
-def test_scheme_that_is_not_built_yet_is_refused_as_such(scheme: str) -> None:
-    with pytest.raises(OptionError) as error:
-        make_plan(scheme, 8)
-    assert str(error.value) == f"scheme={scheme}: must be {_NAMES}; {scheme} is not built yet"
+@pytest.mark.parametrize("scheme", ["double-ring", "burst", "loongtrain"])
+def test_both_directions_of_a_double_ring_are_refused(scheme: str) -> None:
+    with pytest.raises(OptionError, match="a single ring"):
+        make_plan(scheme, 16, bidirectional=True)

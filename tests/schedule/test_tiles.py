@@ -132,3 +132,13 @@ def test_no_tile_where_nothing_is_live(q_chunks: list[int], k_chunks: list[int])
 
 def test_rows_before_every_key_are_left_out() -> None:
     assert tiles([0, 5], [3, 4], causal=True) == (Tile((1, 2), (0, 2)),)
+
+
+@settings(max_examples=500)
+@given(sorted_chunks, sorted_chunks, st.sets(st.integers(0, 40)), st.booleans())
+def test_tiles_of_some_queries_only_are_those_of_all_without_the_others(
+    q_chunks: list[int], k_chunks: list[int], only: set[int], causal: bool
+) -> None:
+    everything = painted(tiles(q_chunks, k_chunks, causal=causal), q_chunks, k_chunks)
+    wanted = [pair for pair in everything if pair[0] in only]
+    assert painted(tiles(q_chunks, k_chunks, causal=causal, only=only), q_chunks, k_chunks) == wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from decimal import Decimal
+from math import isqrt
 
 import pytest
 from hypothesis import given, settings
@@ -12,19 +13,12 @@ from hypothesis import strategies as st
 
 from megatron_wallfacer.schedule.bounds import forward_bound, ratio
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.moves import Combine, Gather, Hop, Reduce
+from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import divisors
-from megatron_wallfacer.schedule.volume import (
-    Shape,
-    buffer_bytes,
-    move_bytes,
-    received_bytes,
-    shards_received,
-    words,
-)
-from tests.schedule.cases import grids, published, published_plans
+from megatron_wallfacer.schedule.volume import Shape, messages, received_bytes, rows_bytes, words
+from tests.schedule.cases import published
 
 SHAPE = Shape(tokens=8, q_heads=4, kv_heads=2, head_dim=16)
 #: Bytes of one shard of SHAPE: bf16 inputs, fp32 accumulators.
@@ -32,19 +26,36 @@ Q, K, OUT, DQ, DK, LSE = 1024, 512, 2048, 2048, 1024, 128
 heads = st.sampled_from([(1, 1), (8, 8), (8, 4), (8, 2), (8, 1)])
 
 
+@st.composite
+def grids(draw: st.DrawFn, largest: int = 4096, longest_ring: int = 128) -> Grid:
+    """Without a head axis."""
+    team = draw(st.integers(1, min(largest, 64)))
+    kv_team = draw(st.integers(1, min(largest // team, 64)))
+    outer = draw(st.integers(1, min(largest // (team * kv_team), longest_ring)))
+    inner = draw(st.integers(1, max(1, min(largest // (team * kv_team * outer), longest_ring // outer))))
+    return Grid(team=team, kv_team=kv_team, ring_outer=outer, ring_inner=inner)
+
+
+@st.composite
+def published_plans(draw: st.DrawFn, largest: int = 4096, longest_ring: int = 128) -> Plan:
+    team = draw(st.integers(2, isqrt(largest)))
+    return published(team**2 * draw(st.integers(1, min(largest // team**2, longest_ring))), team)
+
+
 def shape_of(q_heads: int, kv_heads: int) -> Shape:
     return Shape(tokens=1, q_heads=q_heads, kv_heads=kv_heads, head_dim=1)
 
 
-def hops(moves: Iterable[object], axis: str) -> int:
-    return sum(isinstance(move, Hop) and move.axis == axis for move in moves)
+def jumps(schedule: Schedule) -> int:
+    """Moves across the whole group: into the published order, and out of it."""
+    return sum(move.axis == "cp" for move in schedule.moves)
 
 
 # --- the closed formulas, q and kv being the words of one shard of Q and of K ---
 
 
 @settings(max_examples=400)
-@given(grids(longest_ring=128), heads, st.data())
+@given(grids(), heads, st.data())
 def test_native_forward_words(grid: Grid, heads: tuple[int, int], data: st.DataObject) -> None:
     (q, kv), (c, g, r) = heads, (grid.team, grid.kv_team, grid.ring)
     rank = data.draw(st.integers(0, grid.cp_size - 1))
@@ -53,7 +64,7 @@ def test_native_forward_words(grid: Grid, heads: tuple[int, int], data: st.DataO
 
 
 @settings(max_examples=400)
-@given(grids(longest_ring=128), heads, st.booleans(), st.data())
+@given(grids(), heads, st.booleans(), st.data())
 def test_native_backward_words(grid: Grid, heads: tuple[int, int], q_kept: bool, data: st.DataObject) -> None:
     (q, kv), (c, g, r) = heads, (grid.team, grid.kv_team, grid.ring)
     rank = data.draw(st.integers(0, grid.cp_size - 1))
@@ -62,16 +73,16 @@ def test_native_backward_words(grid: Grid, heads: tuple[int, int], q_kept: bool,
 
 
 @settings(max_examples=400)
-@given(published_plans(longest_ring=128), heads, st.data())
+@given(published_plans(), heads, st.data())
 def test_published_forward_words(plan: Plan, heads: tuple[int, int], data: st.DataObject) -> None:
     (q, kv), (c, r) = heads, (plan.grid.team, plan.grid.ring)
     schedule = forward_schedule(plan, data.draw(st.integers(0, plan.grid.cp_size - 1)))
-    permuted = hops(schedule.prologue, "cp")
+    permuted = jumps(schedule)
     assert words(schedule, shape_of(q, kv)) == 2 * (q + kv) * (c - 1) + 2 * kv * c * (r - 1) + 2 * kv * c * permuted
 
 
 @settings(max_examples=400)
-@given(published_plans(longest_ring=128), heads, st.booleans(), st.data())
+@given(published_plans(), heads, st.booleans(), st.data())
 def test_published_backward_words(plan: Plan, heads: tuple[int, int], q_kept: bool, data: st.DataObject) -> None:
     (q, kv), (c, r) = heads, (plan.grid.team, plan.grid.ring)
     rank = data.draw(st.integers(0, plan.grid.cp_size - 1))
@@ -79,7 +90,9 @@ def test_published_backward_words(plan: Plan, heads: tuple[int, int], q_kept: bo
     gathered = (2 - q_kept) * q * (c - 1) + 2 * kv * (c - 1)
     reduced = q * (c - 1) + 2 * kv * (c - 1)
     ring = 3 * q * c * (r - 1)
-    permuted = 2 * q * c * hops(schedule.prologue, "cp") + q * c * hops(schedule.epilogue, "cp")
+    # Q in one jump, dO in another, and dQ home; none of a rank that keeps its block.
+    permuted = 3 * q * c * bool(jumps(schedule))
+    assert jumps(schedule) in (0, 3)
     assert words(schedule, shape_of(q, kv)) == gathered + reduced + ring + permuted
 
 
@@ -96,38 +109,34 @@ def test_head_dim_of_values_counts_for_values_and_outputs(grid: Grid, data: st.D
 # --- bytes ---
 
 
-@pytest.mark.parametrize(
-    ("move", "shards"),
-    [
-        (Gather("team", ("q",), (0, 1, 2)), 2),
-        (Combine("team", (0, 1, 2)), 2),
-        (Reduce("kv_team", ("dk", "dv"), (0, 1, 2, 3)), 3),
-        (Hop("ring", ("k", "v"), 1, 2, shards=4), 4),
-    ],
-)
-def test_shards_received_in_a_move(move: object, shards: int) -> None:
-    assert shards_received(move) == shards
-
-
 def test_bytes_of_one_shard() -> None:
     sizes = {"q": Q, "dout": Q, "k": K, "v": K, "out": OUT, "dq": DQ, "dk": DK, "dv": DK, "lse": LSE, "delta": LSE}
     assert {tensor: SHAPE.bytes(tensor) for tensor in sizes} == sizes
 
 
-def test_move_bytes_by_axis_and_tensor() -> None:
-    assert move_bytes(Hop("ring", ("k", "dv"), 1, 2, shards=3), SHAPE) == {("ring", "k"): 3 * K, ("ring", "dv"): 3 * DK}
-    assert move_bytes(Combine("team", (0, 1, 2)), SHAPE) == {("team", "out"): 2 * OUT, ("team", "lse"): 2 * LSE}
+def test_bytes_of_some_rows_of_a_part() -> None:
+    # U = 2: a rank has half the heads, of four chunks; kv heads that both need are counted for both.
+    schedule = forward_schedule(Plan(Grid(head=2, ring_outer=2)), 0)
+    assert rows_bytes(schedule, SHAPE, ("q",), 4) == Q
+    assert rows_bytes(schedule, SHAPE, ("k", "v"), 4) == 2 * K
+    one_kv_head = Shape(tokens=8, q_heads=4, kv_heads=1, head_dim=16)
+    assert rows_bytes(schedule, one_kv_head, ("k",), 4) == 2 * one_kv_head.bytes("k")
+
+
+def test_messages_of_a_team_ring() -> None:
+    schedule = forward_schedule(Plan(Grid(team=4, ring_outer=4)), 5)
+    assert messages(schedule) == 3 + 3 + 3  # Q, K and V, partial outputs
 
 
 def test_received_bytes_of_a_team_ring() -> None:
-    grid = Grid(team=2, ring=4)
+    grid = Grid(team=2, ring_outer=4)
     assert received_bytes(forward_schedule(Plan(grid), 3), SHAPE) == Counter(
         {
             ("team", "q"): Q,
             ("team", "out"): OUT,
             ("team", "lse"): LSE,
-            ("ring", "k"): 3 * K,
-            ("ring", "v"): 3 * K,
+            ("ring_outer", "k"): 3 * K,
+            ("ring_outer", "v"): 3 * K,
         }
     )
     assert received_bytes(backward_schedule(Plan(grid), 3), SHAPE) == Counter(
@@ -137,10 +146,10 @@ def test_received_bytes_of_a_team_ring() -> None:
             ("team", "lse"): LSE,
             ("team", "delta"): LSE,
             ("team", "dq"): DQ,
-            ("ring", "k"): 3 * K,
-            ("ring", "v"): 3 * K,
-            ("ring", "dk"): 3 * DK,
-            ("ring", "dv"): 3 * DK,
+            ("ring_outer", "k"): 3 * K,
+            ("ring_outer", "v"): 3 * K,
+            ("ring_outer", "dk"): 3 * DK,
+            ("ring_outer", "dv"): 3 * DK,
         }
     )
 
@@ -156,62 +165,6 @@ def test_words_are_the_bytes_without_statistics(grid: Grid, data: st.DataObject)
     )
 
 
-# --- buffers, counted by hand ---
-
-
-def test_buffers_of_a_ring() -> None:
-    # Forward: fp32 out and lse; the K, V shard in use and the one arriving.
-    assert buffer_bytes(forward_schedule(Plan(Grid(ring=4)), 0), SHAPE) == OUT + LSE + 2 * (2 * K)
-    # Backward: dq, the stand-in for out; the same K, V; dk, dv in use, arriving, leaving, and at home.
-    assert buffer_bytes(backward_schedule(Plan(Grid(ring=4)), 0), SHAPE) == DQ + Q + 2 * (2 * K) + 4 * (2 * DK)
-
-
-def test_ring_of_two_holds_no_third_shard() -> None:
-    assert buffer_bytes(forward_schedule(Plan(Grid(ring=2)), 0), SHAPE) == OUT + LSE + 2 * K
-    # What a ring of two sums for the other rank leaves, and what arrives is added to what waited.
-    assert buffer_bytes(backward_schedule(Plan(Grid(ring=2)), 0), SHAPE) == DQ + Q + 2 * K + 3 * (2 * DK)
-
-
-def test_single_rank_holds_its_accumulators_only() -> None:
-    assert buffer_bytes(forward_schedule(Plan(Grid()), 0), SHAPE) == OUT + LSE
-    assert buffer_bytes(backward_schedule(Plan(Grid()), 0), SHAPE) == DQ + Q + 2 * DK
-
-
-def test_buffers_of_a_team_ring() -> None:
-    # The team's two shards of q, out and lse; two single K, V shards.
-    plan = Plan(Grid(team=2, ring=4))
-    assert buffer_bytes(forward_schedule(plan, 0), SHAPE) == 2 * (Q + OUT + LSE) + 2 * (2 * K)
-    q_side = 2 * (2 * Q + 2 * LSE + DQ + Q)
-    assert buffer_bytes(backward_schedule(plan, 0), SHAPE) == q_side + 2 * (2 * K) + 4 * (2 * DK)
-
-
-def test_buffers_of_the_published_scheme() -> None:
-    # The team's q, out and lse; two K, V blocks of two shards each.
-    plan = published(8, 2)
-    assert buffer_bytes(forward_schedule(plan, 0), SHAPE) == 2 * (Q + OUT + LSE) + 2 * 2 * (2 * K)
-    # K, V and their gradients stay; two blocks of q, dout, lse, delta ride, and three of dq
-    # (in use, arriving, leaving); the block in use has a stand-in for out.
-    resident, riding = 2 * (2 * K + 2 * DK), 2 * 2 * (2 * Q + 2 * LSE) + 3 * 2 * DQ + 2 * Q
-    assert buffer_bytes(backward_schedule(plan, 0), SHAPE) == resident + riding
-
-
-def test_buffers_of_all_gather() -> None:
-    assert buffer_bytes(forward_schedule(Plan(Grid(kv_team=4)), 0), SHAPE) == OUT + LSE + 4 * (2 * K)
-    assert buffer_bytes(backward_schedule(Plan(Grid(kv_team=4)), 0), SHAPE) == DQ + Q + 4 * (2 * K + 2 * DK)
-
-
-@settings(max_examples=100)
-@given(st.sampled_from([(4, 16), (16, 4), (64, 1)]), st.sampled_from([4, 2, 1]))
-def test_team_ring_forward_buffers_grow_with_the_team_on_the_query_side_only(
-    sizes: tuple[int, int], kv_heads: int
-) -> None:
-    team, ring = sizes
-    shape = Shape(tokens=8, q_heads=4, kv_heads=kv_heads, head_dim=16)
-    kv_shards = min(2, ring - 1)
-    expected = team * (Q + OUT + LSE) + kv_shards * 2 * shape.bytes("k")
-    assert buffer_bytes(forward_schedule(Plan(Grid(team=team, ring=ring)), 0), shape) == expected
-
-
 # --- known figures ---
 
 
@@ -220,7 +173,7 @@ def busiest(plan: Plan) -> Schedule:
     if plan.kv_order == "native":
         return forward_schedule(plan, 0)
     schedules = (forward_schedule(plan, rank) for rank in range(plan.grid.cp_size))
-    moving = (schedule for schedule in schedules if hops(schedule.prologue, "cp"))
+    moving = (schedule for schedule in schedules if jumps(schedule))
     return next(moving, None) or forward_schedule(plan, 0)
 
 
@@ -235,11 +188,11 @@ def forward_ratio(plan: Plan, group: int = 1) -> float:
 
 
 def ring(cp_size: int) -> Plan:
-    return Plan(Grid(ring=cp_size))
+    return Plan(Grid(ring_outer=cp_size))
 
 
 def team_ring(cp_size: int, team: int) -> Plan:
-    return Plan(Grid(team=team, ring=cp_size // team))
+    return Plan(Grid(team=team, ring_outer=cp_size // team))
 
 
 def best(plans: Iterable[Plan], group: int) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 
 import torch
 from torch import Tensor
@@ -58,5 +59,6 @@ def dense(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    """Largest difference over the largest entry."""
-    return ((got.double() - want).abs().max() / want.abs().max()).item()
+    """Largest difference over the largest entry; infinite where there is a NaN, which compares with nothing."""
+    error = ((got.double() - want).abs().max() / want.abs().max()).item()
+    return float("inf") if isnan(error) else error

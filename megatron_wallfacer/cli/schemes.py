@@ -1,0 +1,95 @@
+"""``wallfacer schemes``: every scheme by name at one size, and what it costs. Counted from the schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from megatron_wallfacer.cli.words import DOES_NOT_FIT, NAMED, named_plan, number
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.schedule.formulas import busiest_rank
+from megatron_wallfacer.schedule.heads import head_groups
+from megatron_wallfacer.schedule.memory import peak_bytes
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.volume import Shape, messages, words
+
+CP_SIZE, Q_HEADS, KV_HEADS, HEAD_DIM = 16, 32, 8, 128
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme; figures of one rank for one layer and one pass.
+
+    Attributes:
+        scheme, grid: its name and axes, or why there are none; then the rest is None.
+        riders: what rides the ring in forward and backward; a dash without a ring.
+        forward_words, backward_words: received, in units of n*H.
+        forward_messages, backward_messages: received, with the head groups that the heads allow.
+        forward_buffers, backward_buffers: most that is held at once beside the rank's own tensors, in units of a query
+            shard in the dtype of the inputs (two bytes; partial results and gradients have four).
+    """
+
+    scheme: str
+    grid: str
+    riders: str = "-"
+    forward_words: float | None = None
+    backward_words: float | None = None
+    forward_messages: int | None = None
+    backward_messages: int | None = None
+    forward_buffers: float | None = None
+    backward_buffers: float | None = None
+
+
+def rows(cp_size: int = CP_SIZE, q_heads: int = Q_HEADS, kv_heads: int = KV_HEADS) -> Iterator[Row]:
+    """Every scheme, with the axes that move the fewest words.
+
+    Args:
+        cp_size: P.
+        q_heads, kv_heads: heads of a rank.
+
+    Raises:
+        OptionError: a size that is no group size, or heads that cannot be grouped.
+    """
+    if q_heads < 1:
+        raise OptionError("q_heads", q_heads, "a positive number")
+    if kv_heads < 1 or q_heads % kv_heads:
+        raise OptionError("kv_heads", kv_heads, f"a divisor of {q_heads} query heads")
+    shape = Shape(tokens=2, q_heads=q_heads, kv_heads=kv_heads, head_dim=HEAD_DIM)
+    for scheme in NAMED:
+        yield _row(scheme, cp_size, shape)
+
+
+def as_table(found: Iterable[Row]) -> str:
+    """Plain columns, one line a row."""
+    lines = [
+        f"{row.scheme:<12} {row.grid:<36} {row.riders:<7}"
+        f"{number(row.forward_words, 7)} {number(row.backward_words, 7)}  "
+        f"{number(row.forward_messages, 5, 0)} {number(row.backward_messages, 5, 0)}  "
+        f"{number(row.forward_buffers, 6, 1)} {number(row.backward_buffers, 6, 1)}"
+        for row in found
+    ]
+    passes = f"{'fwd':>7} {'bwd':>7}  {'fwd':>5} {'bwd':>5}  {'fwd':>6} {'bwd':>6}"
+    groups = f"{'':<57}{'words':>15}  {'messages':>11}  {'buffers':>13}"
+    heading = f"{'scheme':<12} {'grid':<36} {'riders':<7}{passes}"
+    return "\n".join([groups, heading, *lines])
+
+
+def _row(scheme: str, cp_size: int, shape: Shape) -> Row:
+    plan = named_plan(scheme, cp_size, shape)
+    if plan is None:
+        return Row(scheme, DOES_NOT_FIT)
+    rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
+    forward = forward_schedule(plan, rank, groups=groups)
+    backward = backward_schedule(plan, rank, groups=groups)
+    shard = shape.bytes("q")
+    return Row(
+        scheme=scheme,
+        grid=str(plan.grid),
+        riders=f"{plan.forward}, {plan.backward}" if plan.grid.ring > 1 else "-",
+        forward_words=words(forward, shape) / shape.unit,
+        backward_words=words(backward, shape) / shape.unit,
+        forward_messages=messages(forward),
+        backward_messages=messages(backward),
+        forward_buffers=peak_bytes(forward, shape) / shard,
+        backward_buffers=peak_bytes(backward, shape) / shard,
+    )

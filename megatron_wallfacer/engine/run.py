@@ -1,0 +1,224 @@
+"""Runs a schedule: one operation after the other, waiting only for what the next one reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.engine.blocks import Block, Sizes, loaded
+from megatron_wallfacer.engine.merge import surrogate_output
+from megatron_wallfacer.engine.sums import Sum
+from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.transfers import Expected, Pending, Transfers
+from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chunks
+from megatron_wallfacer.schedule.memory import last_mentions
+from megatron_wallfacer.schedule.ops import Schedule
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Transfers of this rank's groups, the kernel, the softmax scale, and who looks on."""
+
+    transfers: Transfers
+    kernel: Kernel
+    scale: float
+    recorder: Recorder = nothing
+
+
+def run(
+    schedule: Schedule, runtime: Runtime, sizes: Sizes, local: Mapping[str, Tensor], given: Mapping[str, Block]
+) -> tuple[dict[str, Tensor], dict[str, Block]]:
+    """One pass on this rank. Collective over the grid's groups.
+
+    Args:
+        schedule: this rank's.
+        runtime: transfers, kernel, scale.
+        sizes: of the tensors.
+        local: the rank's own tensors, sbhd, all heads: ``q k v``, in backward ``dout lse delta`` too.
+        given: what forward kept, by name.
+
+    Returns:
+        The results, ``out lse`` or ``dq dk dv``, all heads, in the accumulation dtype; and what is kept for backward.
+    """
+    return _Pass(schedule, runtime, sizes, local, given).run()
+
+
+class _Pass:
+    """The state of one run: values by name, moves on their way, results."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        runtime: Runtime,
+        sizes: Sizes,
+        local: Mapping[str, Tensor],
+        given: Mapping[str, Block],
+    ) -> None:
+        self._schedule, self._runtime, self._sizes, self._local = schedule, runtime, sizes, local
+        self._blocks: dict[str, Block] = dict(given)
+        self._sums: dict[str, Sum] = {}
+        self._coming: dict[str, tuple[ops.Move, Pending]] = {}
+        self._expected: dict[int, Expected | None] = {}
+        self._stand_ins: dict[tuple[str, ...], Tensor] = {}
+        self._results: dict[str, Tensor] = {}
+        # The copy of a view that is sent is let go of with the last move that sends it.
+        views = {op.into for op in schedule.ops if isinstance(op, ops.Load)}
+        self._copies = {
+            message.value: op
+            for op in schedule.ops
+            if isinstance(op, ops.Start)
+            for message in op.move.sends
+            if message.value in views
+        }
+        self._stored: set[tuple[str, int]] = set()
+
+    def run(self) -> tuple[dict[str, Tensor], dict[str, Block]]:
+        record, dropped = self._runtime.recorder, _dropped(self._schedule)
+        for index, op in enumerate(self._schedule.ops):
+            self._await(record, ops.reads(op))
+            with record(op):
+                self._do[type(op)](self, op)
+            for name in dropped.get(index, ()):
+                self._forget(name)
+        return self._results, {name: self._blocks[name] for name in self._schedule.keeps}
+
+    def _await(self, record: Recorder, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self._coming:
+                move, pending = self._coming[name]
+                with record(move):
+                    arrived = pending.wait()
+                self._blocks |= arrived
+                for arrival in arrived:
+                    del self._coming[arrival]
+
+    def _read(self, name: str) -> Block:
+        return self._sums[name].settle() if name in self._sums else self._blocks[name]
+
+    def _forget(self, name: str) -> None:
+        self._blocks.pop(name, None)
+        self._sums.pop(name, None)
+        for names in [names for names in self._stand_ins if name in names]:
+            del self._stand_ins[names]
+
+    def _load(self, op: ops.Load) -> None:
+        self._blocks[op.into] = loaded(self._schedule, op.into, self._sizes, self._local)
+
+    def _assemble(self, op: ops.Assemble) -> None:
+        value, sources = self._schedule.values[op.into], [self._read(name) for name in op.sources]
+        if len(sources) == 1:
+            self._blocks[op.into] = sources[0]
+            return
+        whole = self._sizes.like(value)
+        for source in sources:
+            self._sizes.copy_rows(source, whole, source.chunks, value.payload)
+        self._blocks[op.into] = whole
+
+    def _expect(self, op: ops.Expect) -> None:
+        self._expected[id(op.move)] = self._runtime.transfers.expect(op.move, self._schedule.values, self._sizes)
+
+    def _start(self, op: ops.Start) -> None:
+        blocks = {message.value: self._read(message.value) for message in op.move.sends}
+        expected = self._expected.pop(id(op.move), None)
+        pending = self._runtime.transfers.start(op.move, blocks, self._schedule.values, self._sizes, expected)
+        self._coming |= {message.value: (op.move, pending) for message in op.move.receives}
+        for name in blocks:
+            if self._copies.get(name) is op:
+                self._blocks[name].packet = None
+
+    def _attend(self, op: ops.Attend) -> None:
+        (self._attend_backward if self._schedule.backward else self._attend_forward)(op)
+
+    def _attend_forward(self, op: ops.Attend) -> None:
+        q, kv, into = self._tensors(op.q), self._tensors(op.kv), self._sum(op.q_into)
+        for tile in op.tiles:
+            rows, cols = self._sizes.rows(tile.rows), self._sizes.rows(tile.cols)
+            out, lse = self._runtime.kernel.forward(
+                q["q"][rows], kv["k"][cols], kv["v"][cols], causal=tile.causal, scale=self._runtime.scale
+            )
+            into.add(tile.rows, {"out": out, "lse": lse})
+            del out, lse
+
+    def _attend_backward(self, op: ops.Attend) -> None:
+        q, kv, stand_in = self._tensors(op.q), self._tensors(op.kv), self._stand_in(op.q)
+        q_into, kv_into = self._sum(op.q_into), self._sum(op.kv_into)
+        for tile in op.tiles:
+            rows, cols = self._sizes.rows(tile.rows), self._sizes.rows(tile.cols)
+            dq, dk, dv = self._runtime.kernel.backward(
+                q["dout"][rows],
+                q["q"][rows],
+                kv["k"][cols],
+                kv["v"][cols],
+                stand_in[rows],
+                q["lse"][rows],
+                causal=tile.causal,
+                scale=self._runtime.scale,
+            )
+            q_into.add(tile.rows, {"dq": dq})
+            kv_into.add(tile.cols, {"dk": dk, "dv": dv})
+            del dq, dk, dv
+
+    def _tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return {tensor: rows for name in names for tensor, rows in self._read(name).tensors.items()}
+
+    def _stand_in(self, names: tuple[str, ...]) -> Tensor:
+        if names not in self._stand_ins:
+            tensors = self._tensors(names)
+            self._stand_ins[names] = surrogate_output(tensors["dout"], tensors["delta"])
+        return self._stand_ins[names]
+
+    def _sum(self, name: str) -> Sum:
+        if name not in self._sums:
+            self._sums[name] = Sum(self._sizes.like(self._schedule.values[name]), self._sizes)
+        return self._sums[name]
+
+    def _fold(self, op: ops.Fold) -> None:
+        source, into = self._read(op.source), self._sum(op.into)
+        both = sorted(set(source.chunks) & set(into.block.chunks))
+        for there, here in self._sizes.common(source, into.block, both):
+            rows = self._sizes.rows(there)
+            into.add(here, {name: tensor[rows] for name, tensor in source.tensors.items()})
+
+    def _store(self, op: ops.Store) -> None:
+        block, part = self._read(op.source), self._schedule.values[op.source].part
+        mine = runs(shard_chunks(self._schedule.rank, self._schedule.cp_size), block.chunks)
+        for tensor, rows in block.tensors.items():
+            heads = self._sizes.heads(tensor, part)
+            # Parts that share kv heads have the same heads.
+            again = (tensor, heads.start) in self._stored
+            self._stored.add((tensor, heads.start))
+            parts = self._result(tensor)[:, :, heads].split([(end - first) * self._sizes.chunk for first, end in mine])
+            for total, chunks in zip(parts, mine, strict=True):
+                part_rows = rows[self._sizes.rows(chunks)]
+                total.add_(part_rows) if again else total.copy_(part_rows)
+
+    def _result(self, tensor: str) -> Tensor:
+        if tensor not in self._results:
+            heads = self._sizes.kv_heads if tensor in ops.DKV else self._sizes.q_heads
+            shape = self._sizes.shape_of(tensor, CHUNKS_PER_RANK, heads)
+            self._results[tensor] = torch.empty(shape, dtype=self._sizes.dtype_of(tensor), device=self._sizes.device)
+        return self._results[tensor]
+
+    _do: ClassVar[dict[type, Callable[[_Pass, ops.Op], None]]] = {
+        ops.Load: _load,
+        ops.Assemble: _assemble,
+        ops.Expect: _expect,
+        ops.Start: _start,
+        ops.Attend: _attend,
+        ops.Fold: _fold,
+        ops.Store: _store,
+    }
+
+
+def _dropped(schedule: Schedule) -> dict[int, list[str]]:
+    """Names by the last operation that mentions them."""
+    found: dict[int, list[str]] = {}
+    for name, index in last_mentions(schedule).items():
+        found.setdefault(index, []).append(name)
+    return found

@@ -1,0 +1,108 @@
+"""The time line of a pass on one rank: what it computed, what it waited for, what was on its way meanwhile."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_wallfacer.schedule.ops import Attend, Move, Op, Start
+
+Recorder = Callable[[Op | Move], AbstractContextManager[None]]
+"""Told of each operation while it runs, and of each move while it is waited for."""
+
+
+def nothing(_: Op | Move) -> AbstractContextManager[None]:
+    """The recorder that records nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that took a while.
+
+    Attributes:
+        row: ``compute``, ``wait``, ``copy``, or the channel of a move.
+        name: what it was.
+        start, end: seconds of the monotonic clock; of a move, from its start until it was no longer waited for, so
+            its end may be later than its arrival.
+    """
+
+    row: str
+    name: str
+    start: float
+    end: float
+
+
+class Timeline:
+    """Records the passes of one rank. It is a :data:`Recorder`.
+
+    Attributes:
+        rank: for the picture.
+        events: so far, by their end.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.events: list[Event] = []
+        self._begun: dict[int, float] = {}
+
+    @contextmanager
+    def __call__(self, what: Op | Move) -> Iterator[None]:
+        start = time.monotonic()
+        if isinstance(what, Start):
+            self._begun[id(what.move)] = start
+        yield
+        end = time.monotonic()
+        if isinstance(what, Move):
+            name = ", ".join(message.value for message in what.receives)
+            self.events.append(Event("wait", name, start, end))
+            self.events.append(Event(" ".join(what.channel), name, self._begun.pop(id(what)), end))
+        elif isinstance(what, Attend):
+            self.events.append(Event("compute", f"{'+'.join(what.q)} x {'+'.join(what.kv)}", start, end))
+        else:
+            self.events.append(Event("copy", type(what).__name__, start, end))
+
+    def seconds(self, row: str) -> float:
+        """Total of a row."""
+        return sum(event.end - event.start for event in self.events if event.row == row)
+
+    @property
+    def span_s(self) -> float:
+        """From the first event to the last."""
+        if not self.events:
+            return 0.0
+        return max(event.end for event in self.events) - min(event.start for event in self.events)
+
+    @property
+    def exposed_share(self) -> float:
+        """Share of the time in which the rank waited for a move and computed nothing."""
+        return self.seconds("wait") / self.span_s if self.events else 0.0
+
+    def trace(self) -> list[dict[str, object]]:
+        """Events of the Chrome trace format, which Perfetto reads: a process for the rank, a thread for each row."""
+        rows = ["compute", "wait", "copy"]
+        rows += sorted({event.row for event in self.events} - set(rows))
+        named = [("process_name", 0, f"rank {self.rank}"), *(("thread_name", i, row) for i, row in enumerate(rows))]
+        found: list[dict[str, object]] = [
+            {"ph": "M", "pid": self.rank, "tid": row, "name": kind, "args": {"name": name}} for kind, row, name in named
+        ]
+        for event in self.events:
+            times = {"ts": event.start * 1e6, "dur": (event.end - event.start) * 1e6}
+            # Moves of one channel may overlap, which complete events of one thread may not: theirs are asynchronous.
+            if event.row in rows[:3]:
+                found.append({"ph": "X", "pid": self.rank, "tid": rows.index(event.row), "name": event.name, **times})
+                continue
+            ends = {"cat": event.row, "id": f"{event.row} {event.name} {event.start}", "name": event.name}
+            place = {"pid": self.rank, "tid": rows.index(event.row)}
+            found.append({"ph": "b", "ts": event.start * 1e6, **place, **ends})
+            found.append({"ph": "e", "ts": event.end * 1e6, **place, **ends})
+        return found
+
+    def write(self, path: Path) -> None:
+        """As a Chrome/Perfetto JSON file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"traceEvents": self.trace(), "displayTimeUnit": "ms"}))

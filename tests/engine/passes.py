@@ -1,0 +1,109 @@
+"""Passes on workers, and how far what they give is from dense attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.attention import attention, forget_groups
+from megatron_wallfacer.engine.autograd import Call
+from megatron_wallfacer.engine.run import Runtime
+from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
+from megatron_wallfacer.schedule.heads import head_groups
+from megatron_wallfacer.schedule.ops import Schedule
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.volume import Shape
+from tests.support.dense import Problem, dense, relative_error
+
+TENSORS = ("out", "dq", "dk", "dv")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem under one plan."""
+
+    plan: Plan
+    problem: Problem
+    keep_gathered_q: bool = False
+
+    @property
+    def groups(self) -> int:
+        """Head groups that are really made."""
+        return head_groups(self.plan, self.problem.q_heads, self.problem.kv_heads)
+
+    def schedules(self, rank: int) -> tuple[Schedule, Schedule]:
+        """Forward and backward of a rank."""
+        options = {"causal": self.problem.causal, "groups": self.groups, "q_kept": self.keep_gathered_q}
+        return forward_schedule(self.plan, rank, **options), backward_schedule(self.plan, rank, **options)
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of a rank's shard."""
+        problem, size = self.problem, self.problem.dtype.itemsize
+        return Shape(
+            2 * problem.chunk,
+            problem.q_heads,
+            problem.kv_heads,
+            problem.head_dim,
+            batch=problem.batch,
+            itemsize=size,
+            accumulate_itemsize=max(4, size),
+        )
+
+
+def leaves(rank: int, problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """On a worker: q, k, v, which want gradients, and dout, in sbhd."""
+    q, k, v, dout = (problem.shard(x, rank).transpose(0, 1).contiguous() for x in problem.tensors())
+    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), dout
+
+
+def call_of(
+    case: Case, transfers: Transfers, kernel: Kernel | None = None, recorder: Recorder = nothing, scale: float = 0.3
+) -> Call:
+    """A call of the engine below the public function."""
+    runtime = Runtime(transfers, kernel or TorchCpuKernel(), scale, recorder)
+    return Call(case.plan, runtime, causal=case.problem.causal, keep_gathered_q=case.keep_gathered_q)
+
+
+def run_case(rank: int, case: Case, group: object = None) -> list[np.ndarray]:
+    """On a worker: this rank's out, dq, dk, dv, by the public function."""
+    q, k, v, dout = (case.problem.shard(x, rank) for x in case.problem.tensors())
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    options = {"causal": case.problem.causal, "keep_gathered_q": case.keep_gathered_q, "kernel": "torch"}
+    out = attention(q, k, v, plan=case.plan, group=group, **options)
+    out.backward(dout)
+    # numpy: torch would send each tensor as a file descriptor of its own.
+    return [x.detach().double().numpy() for x in (out, q.grad, k.grad, v.grad)]
+
+
+def run_cases(rank: int, cases: Sequence[Case]) -> list[list[np.ndarray]]:
+    """On a worker: case after case; groups are dropped where the next case has another grid."""
+    results = []
+    for index, case in enumerate(cases):
+        results.append(run_case(rank, case))
+        if index + 1 == len(cases) or cases[index + 1].plan.grid != case.plan.grid:
+            forget_groups()
+    return results
+
+
+reference = cache(dense)
+
+
+def errors(problem: Problem, ranks: Sequence[Sequence[np.ndarray]]) -> dict[str, float]:
+    """Largest relative error over ranks, by tensor."""
+    return {
+        name: max(
+            relative_error(torch.from_numpy(ranks[rank][index]), problem.shard(whole, rank))
+            for rank in range(problem.cp_size)
+        )
+        for index, (name, whole) in enumerate(zip(TENSORS, reference(problem), strict=True))
+    }

@@ -1,0 +1,212 @@
+"""The time line: what is recorded of a pass, and the picture that is made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_wallfacer.engine.autograd import attend
+from megatron_wallfacer.engine.groups import connect
+from megatron_wallfacer.engine.timeline import Event, Timeline, nothing
+from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.ops import Attend, Expect, Fold, Load, Message, Move, Start, Store
+from megatron_wallfacer.schedule.plan import Plan
+from tests.engine.passes import Case, call_of, leaves
+from tests.support.dense import Problem
+from tests.support.pool import Pool
+
+KV_MOVE = Move("ring_outer", ("k", "v"), (), (Message(1, "block", (0,), 0),))
+OUT_MOVE = Move("team", ("out", "lse"), (), (Message(1, "part", (0,), 0),))
+TILES = Attend(("own.q",), ("own.kv",), "sum", None, ())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, in a list of one."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def record(line: Timeline, clock: list[float], what: object, seconds: float = 0.0) -> None:
+    with line(what):
+        clock[0] += seconds
+
+
+@pytest.fixture
+def line(clock: list[float]) -> Timeline:
+    """Two moves of which one is waited for: 1 s copy, 4 s compute, 2 s wait, 1 s nothing, 2 s compute."""
+    made = Timeline(3)
+    record(made, clock, Load("own.q"), 1)
+    record(made, clock, Start(KV_MOVE))
+    record(made, clock, Start(OUT_MOVE))
+    record(made, clock, TILES, 4)
+    record(made, clock, KV_MOVE, 2)
+    clock[0] += 1
+    record(made, clock, TILES, 2)
+    record(made, clock, OUT_MOVE)
+    return made
+
+
+# --- what is recorded ---
+
+
+def test_events_of_a_pass(line: Timeline) -> None:
+    assert line.events == [
+        Event("copy", "Load", 100, 101),
+        Event("copy", "Start", 101, 101),
+        Event("copy", "Start", 101, 101),
+        Event("compute", "own.q x own.kv", 101, 105),
+        Event("wait", "block", 105, 107),
+        Event("ring_outer inputs", "block", 101, 107),
+        Event("compute", "own.q x own.kv", 108, 110),
+        Event("wait", "part", 110, 110),
+        Event("team results", "part", 101, 110),
+    ]
+
+
+def test_seconds_by_row(line: Timeline) -> None:
+    rows = {row: line.seconds(row) for row in ("compute", "wait", "copy", "ring_outer inputs", "team results", "none")}
+    assert rows == {"compute": 6, "wait": 2, "copy": 1, "ring_outer inputs": 6, "team results": 9, "none": 0}
+
+
+def test_exposed_share_is_the_waiting_of_the_whole_span(line: Timeline) -> None:
+    assert line.span_s == 10
+    assert line.exposed_share == 0.2
+
+
+def test_nothing_exposed_where_nothing_is_recorded() -> None:
+    empty = Timeline(0)
+    assert (empty.span_s, empty.exposed_share, empty.seconds("wait")) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("what", [Load("x"), Store("x"), Fold("x", "y"), Expect(KV_MOVE)])
+def test_what_neither_computes_nor_waits_is_copying(clock: list[float], what: object) -> None:
+    made = Timeline(0)
+    record(made, clock, what, 3)
+    assert made.events == [Event("copy", type(what).__name__, 100, 103)]
+
+
+def test_a_move_that_starts_again_in_a_later_pass_has_its_own_times(clock: list[float]) -> None:
+    """Schedules are kept: a later pass has the very same moves."""
+    made = Timeline(0)
+    for _ in range(2):
+        record(made, clock, Start(KV_MOVE), 1)
+        record(made, clock, KV_MOVE, 2)
+        clock[0] += 7
+    assert [(e.start, e.end) for e in made.events if e.row == "ring_outer inputs"] == [(100, 103), (110, 113)]
+
+
+def test_the_recorder_of_nothing_is_a_context() -> None:
+    assert isinstance(nothing(TILES), nullcontext)
+
+
+# --- the picture ---
+
+
+def test_rows_of_the_picture_are_named(line: Timeline) -> None:
+    named = [event for event in line.trace() if event["ph"] == "M"]
+    threads = {event["tid"]: event["args"]["name"] for event in named if event["name"] == "thread_name"}
+    processes = {event["pid"]: event["args"]["name"] for event in named if event["name"] == "process_name"}
+    assert threads == dict(enumerate(("compute", "wait", "copy", "ring_outer inputs", "team results")))
+    assert processes == {3: "rank 3"}
+
+
+def check_trace(trace: list[dict]) -> None:
+    """What the Chrome trace format asks for: fields, an end for each beginning, no overlap of complete events."""
+    rows = {event["tid"] for event in trace if event["ph"] == "M"}
+    open_events: dict[tuple, dict] = {}
+    complete: dict[int, list[tuple[float, float]]] = {}
+    for event in trace:
+        assert event["ph"] in "MXbe"
+        assert isinstance(event["name"], str)
+        assert event["tid"] in rows
+        if event["ph"] == "X":
+            assert event["dur"] >= 0
+            complete.setdefault(event["tid"], []).append((event["ts"], event["ts"] + event["dur"]))
+        if event["ph"] == "b":
+            key = (event["cat"], event["id"], event["name"])
+            assert key not in open_events
+            open_events[key] = event
+        if event["ph"] == "e":
+            begin = open_events.pop((event["cat"], event["id"], event["name"]))
+            assert event["ts"] >= begin["ts"]
+            assert (event["pid"], event["tid"]) == (begin["pid"], begin["tid"])
+    assert not open_events
+    for spans in complete.values():
+        ordered = sorted(spans)
+        # Microseconds of a clock that has been running for days, as floating-point numbers.
+        assert all(before[1] <= after[0] + 0.01 for before, after in pairwise(ordered))
+
+
+def test_every_event_is_in_the_picture(line: Timeline) -> None:
+    trace = line.trace()
+    check_trace(trace)
+    assert sum(event["ph"] in "Xb" for event in trace) == len(line.events)
+    (block,) = [event for event in trace if event["ph"] == "b" and event["name"] == "block"]
+    assert (block["ts"], block["cat"]) == (101e6, "ring_outer inputs")
+    wait = next(event for event in trace if event["ph"] == "X" and event["name"] == "block")
+    assert (wait["ts"], wait["dur"]) == (105e6, 2e6)
+
+
+def test_the_file_is_json_that_perfetto_reads(line: Timeline, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rank3.json"
+    line.write(path)
+    assert json.loads(path.read_text()) == {"traceEvents": line.trace(), "displayTimeUnit": "ms"}
+
+
+# --- a real pass ---
+
+
+def run_recorded(rank: int, case: Case) -> list[tuple[list[Event], list[dict], float]]:
+    """On a worker: events, trace and exposed share of a forward and of a backward."""
+    transfers, lines = Transfers(connect(None, case.plan.grid)), [Timeline(rank), Timeline(rank)]
+    q, k, v, dout = leaves(rank, case.problem)
+    out = attend(q, k, v, call_of(case, transfers, recorder=lines[0]))
+    out.grad_fn.runtime = call_of(case, transfers, recorder=lines[1]).runtime
+    out.backward(dout)
+    transfers.groups.close()
+    return [(line.events, line.trace(), line.exposed_share) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("grid", "channels"),
+    [
+        (Grid(ring_outer=2), ({"ring_outer inputs"}, {"ring_outer inputs", "ring_outer results"})),
+        (Grid(team=2), ({"team inputs", "team results"}, {"team inputs", "team results"})),
+        (Grid(head=2), ({"head inputs", "head results"}, {"head inputs", "head results"})),
+    ],
+    ids=str,
+)
+def test_a_pass_computes_waits_and_moves(
+    pools: Callable[[int], Pool], grid: Grid, channels: tuple[set[str], set[str]]
+) -> None:
+    case = Case(Plan(grid), Problem(2, chunk=16, dtype=torch.float32))
+    for rank, passes in enumerate(pools(2).run(run_recorded, case)):
+        for (events, trace, exposed), rows, schedule in zip(passes, channels, case.schedules(rank), strict=True):
+            check_trace(trace)
+            assert {event.row for event in events} == {"compute", "wait", "copy"} | rows
+            assert sum(event.row == "compute" for event in events) == len(schedule.attends)
+            moves = [event for event in events if event.row in rows]
+            assert len(moves) == len(schedule.moves) == sum(event.row == "wait" for event in events)
+            assert 0 <= exposed < 1
+            for event in events:
+                assert event.start <= event.end
+
+
+def test_recording_changes_nothing() -> None:
+    case = Case(Plan(Grid()), Problem(1))
+    results = []
+    for recorder in (nothing, Timeline(0)):
+        q, k, v, dout = leaves(0, case.problem)
+        out = attend(q, k, v, call_of(case, Transfers(connect(None, Grid())), recorder=recorder))
+        out.backward(dout)
+        results.append((out, q.grad, k.grad, v.grad))
+    assert all(torch.equal(plain, recorded) for plain, recorded in zip(*results, strict=True))

@@ -1,0 +1,97 @@
+"""--wallfacer-timeline: what the attention of one step did, for each rank, and nothing without the flag."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from megatron_wallfacer.engine.timeline import nothing
+from megatron_wallfacer.megatron.arguments import Settings
+from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.timeline import StepRecorder
+from megatron_wallfacer.schedule.ops import Schedule
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schemes import make_plan
+from tests.megatron.training import arguments
+from tests.support.megatron_runs import train
+
+LAYERS, MICRO_BATCHES = 2, 4
+
+
+def begin_and_end(trace: list[dict]) -> None:
+    """Of each asynchronous event one begins and one ends, not before."""
+    for key in {(event["cat"], event["id"]) for event in trace if event["ph"] in "be"}:
+        pair = [event for event in trace if event["ph"] in "be" and (event["cat"], event["id"]) == key]
+        assert [event["ph"] for event in pair] == ["b", "e"]
+        assert pair[0]["ts"] <= pair[1]["ts"]
+
+
+def test_a_run_leaves_a_trace_for_each_rank(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "here"
+    flags = ("--wallfacer-cp-size", "4", "--wallfacer-scheme", "team-ring", "--wallfacer-team-size", "2")
+    run = train(4, arguments(*flags, "--wallfacer-timeline", str(folder), iterations=3)).check()
+    assert sorted(path.name for path in folder.iterdir()) == [f"rank-{rank}.json" for rank in range(4)]
+    plan = make_plan("team-ring", 4, team_size=2, q_heads=4, kv_heads=2)
+    for rank in range(4):
+        trace = json.loads((folder / f"rank-{rank}.json").read_text())["traceEvents"]
+        assert {event["pid"] for event in trace} == {rank}
+        assert all(event["dur"] >= 0 for event in trace if event["ph"] == "X")
+        begin_and_end(trace)
+        rows = {event["tid"]: event["args"]["name"] for event in trace if event["name"] == "thread_name"}
+        assert {"compute", "wait", "copy", "team inputs", "team results", "ring_outer inputs"} <= set(rows.values())
+        # Every layer and micro-batch of one step, and of no other.
+        attends = sum(
+            len(schedule.attends)
+            for schedule in (forward_schedule(plan, rank, groups=2), backward_schedule(plan, rank, groups=2))
+        )
+        computed = [event for event in trace if event["ph"] == "X" and rows[event["tid"]] == "compute"]
+        assert len(computed) == LAYERS * MICRO_BATCHES * attends
+    (line,) = re.findall("^wallfacer: time line of step 2 .*$", run.output, flags=re.MULTILINE)
+    share = rf"\d+\.\d{{3}} s in {LAYERS * MICRO_BATCHES} calls, \d+% exposed"
+    assert re.search(f"in {re.escape(str(folder))}: attention forward {share}; backward {share}$", line)
+    assert line in run.ranks[0].output
+
+
+def test_nobody_looks_on_without_the_flag() -> None:
+    session = Session((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ring", 1), "auto", False))
+    assert session.recorder() is nothing
+
+
+def play(recorder: StepRecorder, schedule: Schedule) -> None:
+    """What the engine tells of a pass, moves left out."""
+    for op in schedule.ops:
+        with recorder(op):
+            pass
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> StepRecorder:
+    return StepRecorder(tmp_path, 0)
+
+
+@pytest.fixture
+def step() -> object:
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    return torch.optim.SGD([weight], lr=0.1).step
+
+
+def test_only_the_second_step_is_written(recorder: StepRecorder, step, tmp_path: Path, capsys) -> None:
+    plan = make_plan("ulysses", 2)
+    passes = forward_schedule(plan, 0, groups=2), backward_schedule(plan, 0, groups=2)
+    step()  # before any attention: no step of training
+    for number in range(1, 5):
+        for schedule in (*passes, *passes)[: 3 if number == 2 else 4]:
+            play(recorder, schedule)
+        assert (tmp_path / "rank-0.json").exists() == (number > 2)
+        step()
+        step()  # of a second optimizer
+    events = json.loads((tmp_path / "rank-0.json").read_text())["traceEvents"]
+    computed = [event for event in events if event["ph"] == "X" and event["tid"] == 0]
+    assert len(computed) == 2 * len(passes[0].attends) + len(passes[1].attends)
+    assert re.search("forward .* in 2 calls, 0% exposed; backward .* in 1 calls, 0% exposed", capsys.readouterr().out)

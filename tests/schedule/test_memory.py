@@ -1,0 +1,85 @@
+"""Buffers counted by hand for small plans, and what the count must have."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.memory import Life, last_mentions, lives, peak_bytes, waits
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.volume import Shape
+
+SHAPE = Shape(tokens=8, q_heads=4, kv_heads=2, head_dim=16)
+#: Bytes of one shard of SHAPE: bf16 inputs, fp32 accumulators.
+Q, KV, OUT, DQ, DKV, LSE = 1024, 2 * 512, 2048, 2048, 2 * 1024, 128
+
+
+def test_one_rank_holds_its_accumulators_and_the_results_that_they_become() -> None:
+    assert peak_bytes(forward_schedule(Plan(Grid()), 0), SHAPE) == 2 * (OUT + LSE)
+    # When dq is stored, dk and dv still wait. At the kernel it was dq, dk, dv and the stand-in for the output.
+    assert peak_bytes(backward_schedule(Plan(Grid()), 0), SHAPE) == DQ + DKV + max(DQ, Q)
+
+
+def test_a_ring_of_two() -> None:
+    # While own rows are computed: the accumulator, the K, V that arrive, the copy of K, V that leaves. At the end: the
+    # accumulator and the results.
+    most = peak_bytes(forward_schedule(Plan(Grid(ring_outer=2)), 0), SHAPE)
+    assert most == OUT + LSE + max(2 * KV, OUT + LSE)
+
+
+def test_a_team_of_two() -> None:
+    # Own and the other's accumulators; the other's queries; what comes home. (The copy of the queries has left.)
+    # The other's rows are a whole accumulator, so nothing is copied to send them.
+    most = peak_bytes(forward_schedule(Plan(Grid(team=2)), 0), SHAPE)
+    assert most == 2 * (OUT + LSE) + (OUT + LSE) + Q
+
+
+def test_all_gather() -> None:
+    # At the second kernel: three others' K and V put together. Before: as they arrive, and the copy that leaves.
+    plan = Plan(Grid(kv_team=4))
+    assert peak_bytes(forward_schedule(plan, 0), SHAPE) == OUT + LSE + 2 * 3 * KV
+
+
+def test_what_is_kept_for_backward_outlives_the_pass() -> None:
+    schedule = forward_schedule(Plan(Grid(team=2, ring_outer=2)), 0, q_kept=True)
+    (name,) = schedule.keeps
+    assert last_mentions(schedule)[name] == len(schedule.ops)
+
+
+def test_what_forward_kept_is_not_counted_again() -> None:
+    plan = Plan(Grid(team=2, ring_outer=2))
+    kept, again = (backward_schedule(plan, 0, q_kept=q_kept) for q_kept in (True, False))
+    assert "others.q.0" in kept.given
+    assert all(life.name not in kept.given for life in lives(kept) if life.payload != ("dout",))
+    assert peak_bytes(kept, SHAPE) < peak_bytes(again, SHAPE)
+
+
+def test_more_head_groups_hold_less() -> None:
+    plan = Plan(Grid(ring_outer=8))
+    one, two = (peak_bytes(forward_schedule(plan, 0, groups=groups), SHAPE) for groups in (1, 2))
+    assert two < one
+
+
+@pytest.mark.parametrize("build", [forward_schedule, backward_schedule])
+def test_a_move_is_waited_for_where_its_arrival_is_first_read(build: object) -> None:
+    schedule = build(Plan(Grid(team=2, ring_outer=2, ring_inner=2)), 0)
+    for start, end in waits(schedule).items():
+        brought = {message.value for message in schedule.ops[start].move.receives}
+        between = schedule.ops[start + 1 : end]
+        assert brought.isdisjoint(name for op in between for name in ops.reads(op))
+        assert not brought.isdisjoint(ops.reads(schedule.ops[end]))
+
+
+def test_a_buffer_lives_until_what_sends_it_has_left() -> None:
+    schedule = backward_schedule(Plan(Grid(ring_outer=4)), 0)
+    until = waits(schedule)
+    for start, op in enumerate(schedule.ops):
+        if isinstance(op, ops.Start):
+            for message in op.move.sends:
+                assert any(covers(life, message.value, start, until[start] - 1) for life in lives(schedule))
+
+
+def covers(life: Life, name: str, first: int, last: int) -> bool:
+    return life.name == name and life.first <= first and life.last >= last
