@@ -17,7 +17,6 @@ from megatron_wallfacer.engine.transfers import Expected, Pending, Transfers
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chunks
-from megatron_wallfacer.schedule.memory import last_mentions
 from megatron_wallfacer.schedule.ops import Schedule
 
 
@@ -67,24 +66,15 @@ class _Pass:
         self._expected: dict[int, Expected | None] = {}
         self._stand_ins: dict[tuple[str, ...], Tensor] = {}
         self._results: dict[str, Tensor] = {}
-        # The copy of a view that is sent is let go of with the last move that sends it.
-        views = {op.into for op in schedule.ops if isinstance(op, ops.Load)}
-        self._copies = {
-            message.value: op
-            for op in schedule.ops
-            if isinstance(op, ops.Start)
-            for message in op.move.sends
-            if message.value in views
-        }
         self._stored: set[tuple[str, int]] = set()
 
     def run(self) -> tuple[dict[str, Tensor], dict[str, Block]]:
-        record, dropped = self._runtime.recorder, _dropped(self._schedule)
+        record, drops = self._runtime.recorder, self._schedule.drops
         for index, op in enumerate(self._schedule.ops):
             self._await(record, ops.reads(op))
             with record(op):
                 self._do[type(op)](self, op)
-            for name in dropped.get(index, ()):
+            for name in drops.get(index, ()):
                 self._forget(name)
         return self._results, {name: self._blocks[name] for name in self._schedule.keeps}
 
@@ -129,7 +119,7 @@ class _Pass:
         pending = self._runtime.transfers.start(op.move, blocks, self._schedule.values, self._sizes, expected)
         self._coming |= {message.value: (op.move, pending) for message in op.move.receives}
         for name in blocks:
-            if self._copies.get(name) is op:
+            if self._schedule.last_copies.get(name) is op:
                 self._blocks[name].packet = None
 
     def _attend(self, op: ops.Attend) -> None:
@@ -214,11 +204,3 @@ class _Pass:
         ops.Fold: _fold,
         ops.Store: _store,
     }
-
-
-def _dropped(schedule: Schedule) -> dict[int, list[str]]:
-    """Names by the last operation that mentions them."""
-    found: dict[int, list[str]] = {}
-    for name, index in last_mentions(schedule).items():
-        found.setdefault(index, []).append(name)
-    return found

@@ -252,28 +252,18 @@ class Lane(Sides):
 
     def send_home_to(self, side: str, peer: int, source: str | None = None) -> None:
         """As :meth:`send_home`, to one rank; receive from the one that is as far before as it is after."""
-        team = self.team(side)
-        opposite = team[2 * team.index(self.rank) % len(team) - team.index(peer)]
-        rows = {rank: self.shard(rank) for rank in team}
-        source = source or self.sum_name(side, OTHERS)
-        own = self._sum(side, OWN)
-        self._return("scatter", side, self.axis(side), source, own, peer, opposite, rows)
+        opposite = dict(_pairs(self.rank, self.team(side)))[peer]
+        source, own = source or self.sum_name(side, OTHERS), self._sum(side, OWN)
+        self._return("scatter", side, self.axis(side), source, own, (peer, opposite), self.shard(peer))
 
     def _return(
-        self,
-        kind: str,
-        side: str,
-        axis: str,
-        source: str,
-        into: str,
-        to: int,
-        came_from: int,
-        rows: dict[int, tuple[int, ...]],
+        self, kind: str, side: str, axis: str, source: str, into: str, pair: tuple[int, int], rows: Sequence[int]
     ) -> None:
-        """Send a rank its rows of a sum; receive one's own rows of another's."""
-        write = self.writer
-        coming = write.value(write.name(f"{kind}{came_from}", side), self.results(side), rows[self.rank])
-        send = write.message(to, source, kind, side, chunks=rows[to])
+        """Send one of a pair of ranks its rows of a sum; receive one's own, those of ``into``, from the other."""
+        write, (to, came_from) = self.writer, pair
+        mine = write.values[into].chunks
+        coming = write.value(write.name(f"{kind}{came_from}", side), self.results(side), mine)
+        send = write.message(to, source, kind, side, chunks=rows)
         write.start(axis, [send], [write.message(came_from, coming, kind, side)])
         self._coming.setdefault(into, []).append(coming)
 
@@ -347,13 +337,11 @@ class Lane(Sides):
                 self.send_home_to(side, peer, whole)
             return
         group = self.grid.neighbours(self.rank, "kv_team")
-        rows = {peer: self.shard(entering(self.grid, peer)[0]) for peer in group}
         single = write.name("leaving.sum", side)
-        write.fold(first, write.value(single, payload, rows[self.rank]))
-        for distance in range(1, len(group)):
-            position = group.index(self.rank)
-            to, opposite = group[(position + distance) % len(group)], group[position - distance]
-            self._return("unenter", side, "kv_team", first, single, to, opposite, rows)
+        write.fold(first, write.value(single, payload, self.shard(came_from)))
+        for pair in _pairs(self.rank, group):
+            rows = self.shard(entering(self.grid, pair[0])[0])
+            self._return("unenter", side, "kv_team", first, single, pair, rows)
         for source in self._coming.pop(single, ()):
             write.fold(source, single)
         whole = write.name("exited", side)
@@ -374,3 +362,9 @@ def _after(rank: int, ranks: Sequence[int]) -> tuple[int, ...]:
     """The other ranks, those after this one first: so not everyone sends to the same one first."""
     position = ranks.index(rank)
     return (*ranks[position + 1 :], *ranks[:position])
+
+
+def _pairs(rank: int, ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """The other ranks, each with the one that is as far before this one as it is after."""
+    others = _after(rank, ranks)
+    return list(zip(others, reversed(others), strict=True))

@@ -42,12 +42,6 @@ class Life:
     chunks: int
 
 
-def last_mentions(schedule: Schedule) -> dict[str, int]:
-    """The last operation that names each value; one that is kept for backward outlives them all."""
-    last = {name: index for index, op in enumerate(schedule.ops) for name in (*reads(op), *writes(op))}
-    return last | dict.fromkeys(schedule.keeps, len(schedule.ops))
-
-
 def waits(schedule: Schedule) -> dict[int, int]:
     """By the operation that starts a move, the one that first reads what it brings, and so waits for it."""
     brought: dict[str, int] = {}
@@ -63,7 +57,7 @@ def waits(schedule: Schedule) -> dict[int, int]:
 
 def lives(schedule: Schedule) -> Iterator[Life]:
     """Every buffer of a pass."""
-    last, first = last_mentions(schedule), {}
+    last, first = dict(schedule.last_mentions), {}
     for index, op in enumerate(schedule.ops):
         for name in writes(op):
             first.setdefault(name, index)
@@ -71,14 +65,15 @@ def lives(schedule: Schedule) -> Iterator[Life]:
     for name, buffer in buffers.items():
         last[buffer] = max(last[buffer], last.pop(name))
     views = {op.into for op in schedule.ops if isinstance(op, Load)}
-    sends = _whole_sends(schedule, buffers)
+    until = waits(schedule)
+    sends = _whole_sends(schedule, buffers, until)
     for name, index in last.items():
         value = schedule.values[name]
         # A view costs nothing, but for the copy of it that is on its way.
         start, end = sends[name] if name in views and name in sends else (first.get(name, 0), index)
         if name not in schedule.given and (name not in views or name in sends):
             yield Life(name, start, max(end, sends.get(name, (0, 0))[1]), value.payload, len(value.chunks))
-    yield from _copied_rows(schedule)
+    yield from _copied_rows(schedule, until)
     yield from _stand_ins(schedule)
 
 
@@ -91,9 +86,11 @@ def _buffers(schedule: Schedule) -> dict[str, str]:
     return found
 
 
-def _whole_sends(schedule: Schedule, buffers: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+def _whole_sends(
+    schedule: Schedule, buffers: Mapping[str, str], until: Mapping[int, int]
+) -> dict[str, tuple[int, int]]:
     """By buffer, where sends of all its rows first start, and the last operation before they are waited for."""
-    until, found = waits(schedule), {}
+    found: dict[str, tuple[int, int]] = {}
     for index, message in _sends(schedule):
         if len(message.chunks) == len(schedule.values[message.value].chunks):
             name = buffers.get(message.value, message.value)
@@ -102,9 +99,8 @@ def _whole_sends(schedule: Schedule, buffers: Mapping[str, str]) -> dict[str, tu
     return found
 
 
-def _copied_rows(schedule: Schedule) -> Iterator[Life]:
+def _copied_rows(schedule: Schedule, until: Mapping[int, int]) -> Iterator[Life]:
     """Some rows of a value are copied to be sent."""
-    until = waits(schedule)
     for index, message in _sends(schedule):
         value = schedule.values[message.value]
         if len(message.chunks) < len(value.chunks):

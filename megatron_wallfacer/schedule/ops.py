@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from megatron_wallfacer.schedule.tiles import Tile
 
@@ -176,6 +177,27 @@ class Schedule:
     def attends(self) -> tuple[Attend, ...]:
         """Every group of kernel calls, in order."""
         return tuple(op for op in self.ops if isinstance(op, Attend))
+
+    @cached_property
+    def last_mentions(self) -> Mapping[str, int]:
+        """The last operation that names each value; one that is kept for backward outlives them all."""
+        last = {name: index for index, op in enumerate(self.ops) for name in (*reads(op), *writes(op))}
+        return last | dict.fromkeys(self.keeps, len(self.ops))
+
+    @cached_property
+    def drops(self) -> Mapping[int, tuple[str, ...]]:
+        """By operation, the values that no later one names."""
+        found: dict[int, tuple[str, ...]] = {}
+        for name, index in self.last_mentions.items():
+            found[index] = (*found.get(index, ()), name)
+        return found
+
+    @cached_property
+    def last_copies(self) -> Mapping[str, Op]:
+        """The last move that sends each view of the rank's own tensors: with it the copy that is sent is let go of."""
+        views = {op.into for op in self.ops if isinstance(op, Load)}
+        starts = [op for op in self.ops if isinstance(op, Start)]
+        return {message.value: op for op in starts for message in op.move.sends if message.value in views}
 
 
 def reads(op: Op) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.memory import Life, last_mentions, lives, peak_bytes, waits
+from megatron_wallfacer.schedule.memory import Life, lives, peak_bytes, waits
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.volume import Shape
@@ -45,7 +45,7 @@ def test_all_gather() -> None:
 def test_what_is_kept_for_backward_outlives_the_pass() -> None:
     schedule = forward_schedule(Plan(Grid(team=2, ring_outer=2)), 0, q_kept=True)
     (name,) = schedule.keeps
-    assert last_mentions(schedule)[name] == len(schedule.ops)
+    assert schedule.last_mentions[name] == len(schedule.ops)
 
 
 def test_what_forward_kept_is_not_counted_again() -> None:
