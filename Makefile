@@ -6,7 +6,7 @@ WALLFACER := $(dir $(PYTHON))wallfacer
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test lint clean
+.PHONY: help bootstrap demo test composition versions lint clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -20,6 +20,12 @@ demo: bootstrap ## train a small GPT on CPU ranks, with and without the plugin, 
 
 test: bootstrap ## run the tests
 	@$(PYTHON) -m pytest $(ARGS)
+
+composition: bootstrap ## train every pair of features with and without the plugin, and compare (half an hour)
+	@$(PYTHON) -m tests.composition $(ARGS)
+
+versions: bootstrap ## try every Megatron version that is supported, and compare with docs/versions.md
+	@$(PYTHON) -m scripts.versions --check docs/versions.md $(ARGS)
 
 lint: bootstrap ## check style and format
 	@$(PYTHON) -m ruff check

@@ -13,13 +13,13 @@ from types import FrameType
 from typing import NoReturn
 
 #: One thread a rank, as under torchrun; before torch and its libraries read them.
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, 1 for a run that failed, 2 for what cannot be done here, 130 and 143 for an interruption."""
     arguments = _parser().parse_args(argv)
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, _stop)
     from benchmarks.cluster.ranks import RankFailed

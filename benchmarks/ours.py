@@ -57,7 +57,7 @@ class Ours:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
         runtime = Runtime(self._transfers, kernel, q.shape[-1] ** -0.5, self.recorder)
-        call = Call(self._plan, runtime, causal=True, keep_gathered_q=self._keep_gathered_q)
+        call = Call(self._plan, runtime, keep_gathered_q=self._keep_gathered_q)
         return attend(*(x.transpose(0, 1) for x in (q, k, v)), call).transpose(0, 1)
 
     def schedules(self, rank: int, shape: Shape) -> tuple[Schedule, Schedule]:

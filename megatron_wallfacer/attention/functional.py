@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -14,6 +17,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import select_kernel
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
+from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan
 
 Group = dist.ProcessGroup | DeviceMesh | None
@@ -31,6 +35,11 @@ def attention(
     plan: Plan | Grid,
     group: Group = None,
     causal: bool = True,
+    window_size: tuple[int, int] = (-1, -1),
+    cu_seqlens: Sequence[int] | None = None,
+    cut: Literal["sequence", "document"] = "sequence",
+    sinks: Tensor | None = None,
+    softcap: float = 0.0,
     scale: float | None = None,
     kernel: str = "auto",
     keep_gathered_q: bool = False,
@@ -49,6 +58,15 @@ def attention(
         plan: a grid, or a plan from :func:`megatron_wallfacer.schedule.schemes.make_plan`.
         group: the context-parallel process group, or a one-dimensional device mesh; None for the world.
         causal: mask keys after the query's position in the whole sequence; else full attention.
+        window_size: how many keys before and after its own position a query sees; -1 is no limit. With ``causal``
+            none after it.
+        cu_seqlens: where the documents of a packed sequence begin and end, from 0 to all tokens; they do not see each
+            other. Of any length; a batch of one sequence only.
+        cut: what is laid out zig-zag: the whole ``sequence``, or each ``document`` for itself (its length a multiple of
+            2P), as TransformerEngine and Megatron's ``--sft`` have it.
+        sinks: ``[q_heads]``, a logit that each query of a head sees beside its keys, with a value of zero. Its gradient
+            is that of this rank's rows.
+        softcap: c > 0 turns scores s into c tanh(s / c); kernel ``reference`` only.
         scale: of the scores; head_dim ** -0.5 unless given.
         kernel: ``auto``, ``torch`` or ``reference``.
         keep_gathered_q: spend memory (the team's queries) instead of a second gather in backward.
@@ -63,10 +81,27 @@ def attention(
     plan = Plan(plan) if isinstance(plan, Grid) else plan
     if scale is not None and scale <= 0:
         raise OptionError("scale", scale, "positive: with other scales PyTorch's CPU kernel gives NaN in silence")
-    chosen = select_kernel(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1], v_head_dim=v.shape[-1])
-    runtime = Runtime(_transfers(group, plan.grid), chosen, q.shape[-1] ** -0.5 if scale is None else scale)
-    call = Call(plan, runtime, causal=causal, keep_gathered_q=keep_gathered_q)
-    return attend(*(x.transpose(0, 1) for x in (q, k, v)), call).transpose(0, 1)
+    mask = _mask(causal, window_size, cu_seqlens, cut)
+    if mask.documents is not None and q.shape[0] > 1:
+        raise OptionError("cu_seqlens", f"with a batch of {q.shape[0]}", "given with a batch of one packed sequence")
+    if sinks is not None and sinks.shape != q.shape[2:3]:
+        raise OptionError("sinks", tuple(sinks.shape), f"one for each of the {q.shape[2]} query heads")
+    chosen = select_kernel(
+        kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1], v_head_dim=v.shape[-1], softcap=softcap
+    )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    runtime = Runtime(_transfers(group, plan.grid), chosen, scale, softcap=softcap)
+    call = Call(plan, runtime, mask=mask, keep_gathered_q=keep_gathered_q)
+    return attend(*(x.transpose(0, 1) for x in (q, k, v)), call, sinks=sinks).transpose(0, 1)
+
+
+def _mask(
+    causal: bool, window_size: tuple[int, int], cu_seqlens: Sequence[int] | None, cut: Literal["sequence", "document"]
+) -> Mask:
+    if min(window_size) < -1:
+        raise OptionError("window_size", window_size, "numbers of tokens, -1 for no limit")
+    left, right = (None if side == -1 else side for side in window_size)
+    return Mask(left, 0 if causal else right, None if cu_seqlens is None else tuple(cu_seqlens), cut)
 
 
 def forget_groups() -> None:

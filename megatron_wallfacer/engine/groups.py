@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from socket import gethostname
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES, Grid
 
 Channel = tuple[str, str]
+Member = tuple[tuple[int, ...], Grid, str]
 KINDS = ("inputs", "results")
 
 
@@ -23,6 +25,7 @@ class AxisGroups:
         grid: the grid that they realise.
         rank: this rank's index in the context-parallel group.
         global_ranks: the context-parallel group's ranks, as torch.distributed numbers them.
+        hosts: the machine of each of them.
         groups: process group by channel, (axis, ``inputs`` or ``results``); ``cp`` is the whole. An axis of one rank
             has none.
     """
@@ -30,6 +33,7 @@ class AxisGroups:
     grid: Grid
     rank: int
     global_ranks: tuple[int, ...]
+    hosts: tuple[str, ...]
     groups: dict[Channel, dist.ProcessGroup]
 
     def close(self) -> None:
@@ -59,16 +63,18 @@ def connect(group: dist.ProcessGroup | None, grid: Grid, *, timeout: timedelta |
     if grid.cp_size != len(global_ranks):
         raise OptionError("grid", grid, f"axes whose product is the group's size {len(global_ranks)}")
     if not dist.is_initialized():
-        return AxisGroups(grid, 0, global_ranks, {})
+        return AxisGroups(grid, 0, global_ranks, (gethostname(),), {})
     cp = dist.group.WORLD if group is None else group
     groups = {("cp", kind): cp for kind in KINDS}
     groups |= {(axis, "inputs"): cp for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
-    for channel, ranks in _every_subgroup(global_ranks, grid):
+    everyone = _everyone(global_ranks, grid)
+    for channel, ranks in _every_subgroup(everyone):
         made = dist.new_group(ranks, timeout=timeout)
         if dist.get_rank() in ranks:
             groups[channel] = made
     _warm_up(groups)
-    return AxisGroups(grid, dist.get_rank(cp), global_ranks, groups)
+    hosts = tuple(everyone[rank][2] for rank in global_ranks)
+    return AxisGroups(grid, dist.get_rank(cp), global_ranks, hosts, groups)
 
 
 def _warm_up(groups: dict[Channel, dist.ProcessGroup]) -> None:
@@ -83,14 +89,19 @@ def _warm_up(groups: dict[Channel, dist.ProcessGroup]) -> None:
         dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
-def _every_subgroup(global_ranks: tuple[int, ...], grid: Grid) -> list[tuple[Channel, tuple[int, ...]]]:
-    """(channel, global ranks) of each group that has to be made anywhere in the job, the same list on every rank."""
-    mine = (global_ranks, grid)
-    everyone: list[tuple[tuple[int, ...], Grid]] = [mine] * dist.get_world_size()
+def _everyone(global_ranks: tuple[int, ...], grid: Grid) -> list[Member]:
+    """Of every rank of the job: its context-parallel group, its grid, its machine."""
+    mine = (global_ranks, grid, gethostname())
+    everyone: list[Member] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def _every_subgroup(everyone: list[Member]) -> list[tuple[Channel, tuple[int, ...]]]:
+    """(channel, global ranks) of each group that has to be made anywhere in the job, the same list on every rank."""
     return [
         ((axis, kind), tuple(ranks[member] for member in members))
-        for ranks, their_grid in dict.fromkeys(everyone)
+        for ranks, their_grid in dict.fromkeys((ranks, their_grid) for ranks, their_grid, _ in everyone)
         for axis in AXES
         for kind in KINDS
         # An axis of all ranks has the whole group for its inputs.

@@ -37,6 +37,30 @@ def surrogate_output(dout: Tensor, delta: Tensor) -> Tensor:
     return (direction * (delta.unsqueeze(-1) / torch.where(length > 0, length, 1.0))).to(dout.dtype)
 
 
+def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
+    """Merge a logit that every row sees beside its keys, with a value of zero, in place: once, when all keys are in.
+
+    Args:
+        out: ``[rows, batch, heads, v_head_dim]``.
+        lse: ``[rows, batch, heads]``.
+        sinks: ``[heads]``.
+    """
+    total = torch.logaddexp(lse, sinks.to(lse.dtype).expand_as(lse))
+    out.mul_(_weight(lse, total))
+    lse.copy_(total)
+
+
+def sinks_gradient(lse: Tensor, delta: Tensor, sinks: Tensor) -> Tensor:
+    """Gradient of ``sinks``, ``[heads]``: the part of softmax that each row gave its sink, times -delta.
+
+    Args:
+        lse: ``[rows, batch, heads]``, the sinks among the logits.
+        delta: ``[rows, batch, heads]``, rowsum(dout * out).
+        sinks: ``[heads]``.
+    """
+    return -(torch.exp(sinks.to(lse.dtype) - lse) * delta).sum((0, 1)).to(sinks.dtype)
+
+
 def _weight(part: Tensor, total: Tensor) -> Tensor:
     """exp(part - total) with a last dimension to broadcast; 0 where nothing has been seen at all."""
     return torch.exp(part - torch.where(total == float("-inf"), 0.0, total)).unsqueeze(-1)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.engine import masked
 from megatron_wallfacer.engine.blocks import Block, Sizes, loaded
 from megatron_wallfacer.engine.merge import surrogate_output
 from megatron_wallfacer.engine.sums import Sum
@@ -17,21 +18,34 @@ from megatron_wallfacer.engine.transfers import Expected, Pending, Transfers
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chunks
+from megatron_wallfacer.schedule.mask import CAUSAL, KernelCall, Mask
 from megatron_wallfacer.schedule.ops import Schedule
+from megatron_wallfacer.schedule.tiles import Tile
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Transfers of this rank's groups, the kernel, the softmax scale, and who looks on."""
+    """Transfers of this rank's groups, the kernel, the softmax scale, who looks on, and the cap of logits, if any."""
 
     transfers: Transfers
     kernel: Kernel
     scale: float
     recorder: Recorder = nothing
+    softcap: float = 0.0
+
+    @property
+    def options(self) -> dict[str, float]:
+        """What every kernel call is told. A cap only where there is one: not every kernel knows it."""
+        return {"scale": self.scale} | ({"softcap": self.softcap} if self.softcap else {})
 
 
 def run(
-    schedule: Schedule, runtime: Runtime, sizes: Sizes, local: Mapping[str, Tensor], given: Mapping[str, Block]
+    schedule: Schedule,
+    runtime: Runtime,
+    sizes: Sizes,
+    local: Mapping[str, Tensor],
+    given: Mapping[str, Block],
+    mask: Mask = CAUSAL,
 ) -> tuple[dict[str, Tensor], dict[str, Block]]:
     """One pass on this rank. Collective over the grid's groups.
 
@@ -41,11 +55,12 @@ def run(
         sizes: of the tensors.
         local: the rank's own tensors, sbhd, all heads: ``q k v``, in backward ``dout lse delta`` too.
         given: what forward kept, by name.
+        mask: what is live in tiles that the schedule calls masked.
 
     Returns:
         The results, ``out lse`` or ``dq dk dv``, all heads, in the accumulation dtype; and what is kept for backward.
     """
-    return _Pass(schedule, runtime, sizes, local, given).run()
+    return _Pass(schedule, runtime, sizes, local, given, mask).run()
 
 
 class _Pass:
@@ -58,11 +73,14 @@ class _Pass:
         sizes: Sizes,
         local: Mapping[str, Tensor],
         given: Mapping[str, Block],
+        mask: Mask,
     ) -> None:
         self._schedule, self._runtime, self._sizes, self._local = schedule, runtime, sizes, local
+        self._mask = mask
         self._blocks: dict[str, Block] = dict(given)
         self._sums: dict[str, Sum] = {}
         self._coming: dict[str, tuple[ops.Move, Pending]] = {}
+        self._leaving: list[tuple[ops.Move, Pending]] = []
         self._expected: dict[int, Expected | None] = {}
         self._stand_ins: dict[tuple[str, ...], Tensor] = {}
         self._results: dict[str, Tensor] = {}
@@ -76,6 +94,9 @@ class _Pass:
                 self._do[type(op)](self, op)
             for name in drops.get(index, ()):
                 self._forget(name)
+        for move, pending in self._leaving:
+            with record(move):
+                pending.wait()
         return self._results, {name: self._blocks[name] for name in self._schedule.keeps}
 
     def _await(self, record: Recorder, names: Iterable[str]) -> None:
@@ -118,6 +139,9 @@ class _Pass:
         expected = self._expected.pop(id(op.move), None)
         pending = self._runtime.transfers.start(op.move, blocks, self._schedule.values, self._sizes, expected)
         self._coming |= {message.value: (op.move, pending) for message in op.move.receives}
+        if not op.move.receives:
+            # Nobody reads what it brings: it is waited for at the end.
+            self._leaving.append((op.move, pending))
         for name in blocks:
             if self._schedule.last_copies.get(name) is op:
                 self._blocks[name].packet = None
@@ -127,32 +151,38 @@ class _Pass:
 
     def _attend_forward(self, op: ops.Attend) -> None:
         q, kv, into = self._tensors(op.q), self._tensors(op.kv), self._sum(op.q_into)
+        kernel, options = self._runtime.kernel, self._runtime.options
         for tile in op.tiles:
             rows, cols = self._sizes.rows(tile.rows), self._sizes.rows(tile.cols)
-            out, lse = self._runtime.kernel.forward(
-                q["q"][rows], kv["k"][cols], kv["v"][cols], causal=tile.causal, scale=self._runtime.scale
-            )
+            tensors = q["q"][rows], kv["k"][cols], kv["v"][cols]
+            if tile.masked:
+                out, lse = masked.forward(kernel, *tensors, self._calls(op, tile), options)
+            else:
+                out, lse = kernel.forward(*tensors, causal=tile.causal, **options)
             into.add(tile.rows, {"out": out, "lse": lse})
             del out, lse
 
     def _attend_backward(self, op: ops.Attend) -> None:
         q, kv, stand_in = self._tensors(op.q), self._tensors(op.kv), self._stand_in(op.q)
         q_into, kv_into = self._sum(op.q_into), self._sum(op.kv_into)
+        kernel, options = self._runtime.kernel, self._runtime.options
         for tile in op.tiles:
             rows, cols = self._sizes.rows(tile.rows), self._sizes.rows(tile.cols)
-            dq, dk, dv = self._runtime.kernel.backward(
-                q["dout"][rows],
-                q["q"][rows],
-                kv["k"][cols],
-                kv["v"][cols],
-                stand_in[rows],
-                q["lse"][rows],
-                causal=tile.causal,
-                scale=self._runtime.scale,
-            )
+            tensors = {name: q[name][rows] for name in ("dout", "q", "lse")} | {"out": stand_in[rows]}
+            tensors |= {name: kv[name][cols] for name in ("k", "v")}
+            if tile.masked:
+                dq, dk, dv = masked.backward(kernel, tensors, self._calls(op, tile), options)
+            else:
+                ordered = (tensors[name] for name in ("dout", "q", "k", "v", "out", "lse"))
+                dq, dk, dv = kernel.backward(*ordered, causal=tile.causal, **options)
             q_into.add(tile.rows, {"dq": dq})
             kv_into.add(tile.cols, {"dk": dk, "dv": dv})
             del dq, dk, dv
+
+    def _calls(self, op: ops.Attend, tile: Tile) -> tuple[KernelCall, ...]:
+        q_chunks, k_chunks = (self._schedule.values[names[0]].chunks for names in (op.q, op.kv))
+        rows, cols = q_chunks[slice(*tile.rows)], k_chunks[slice(*tile.cols)]
+        return masked.calls_of(self._mask, rows, cols, self._schedule.cp_size, self._sizes.chunk)
 
     def _tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         return {tensor: rows for name in names for tensor, rows in self._read(name).tensors.items()}

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.schedule.mask import Band
+
 
 class Kernel(Protocol):
     """Attention of query rows against key columns on one device.
@@ -14,21 +16,45 @@ class Kernel(Protocol):
     Layout: q, out, dout, dq are sbhd ``[rows, batch, q_heads, head_dim]``; k, v, dk, dv are sbhd ``[cols, batch,
     kv_heads, head_dim]`` with kv_heads dividing q_heads, never expanded by the caller; lse is
     ``[rows, batch, q_heads]``, natural logarithm, scale applied, in the accumulation dtype (fp32, or fp64 for fp64).
-    A causal tile is square: rows and cols are the same positions.
+    A causal tile is square: rows and cols are the same positions. A ``band`` stands in place of ``causal`` and says
+    which diagonals are live; each row and each column has a live pair. ``softcap`` c > 0 makes c tanh(s / c) of scores.
     """
 
     name: str
 
-    def refusal(self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int) -> str | None:
+    def refusal(
+        self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float = 0.0
+    ) -> str | None:
         """Why this kernel cannot serve such inputs, as a phrase; None if it can."""
         ...
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        scale: float,
+        band: Band | None = None,
+        softcap: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
         """Attention of this tile alone: (out, lse)."""
         ...
 
     def backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, scale: float
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        causal: bool,
+        scale: float,
+        band: Band | None = None,
+        softcap: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """This tile's part of (dq, dk, dv), given the *global* lse of the rows.
 

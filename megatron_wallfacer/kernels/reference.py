@@ -6,32 +6,59 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
+from megatron_wallfacer.schedule.mask import Band
+
+_CAUSAL = Band(None, 0)
 
 
 class ReferenceKernel:
-    """Plain softmax attention. Memory grows with rows x cols; any head dims, any dtype."""
+    """Plain softmax attention. Memory grows with rows x cols; any head dims, dtype, band and softcap."""
 
     name = "reference"
 
-    def refusal(self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int) -> str | None:
+    def refusal(
+        self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float = 0.0
+    ) -> str | None:
         return None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-        scores = _scores(q, k, causal, scale)
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        scale: float,
+        band: Band | None = None,
+        softcap: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        scores, _ = _scores(q, k, _CAUSAL if causal else band, scale, softcap)
         lse_bgrq = torch.logsumexp(scores, dim=-1)
         weights = torch.exp(scores - lse_bgrq.unsqueeze(-1))
         out = torch.einsum("bgrqk,kbgd->qbgrd", weights, v.to(weights.dtype)).flatten(2, 3)
         return out.to(q.dtype), lse_bgrq.permute(3, 0, 1, 2).flatten(2, 3)
 
     def backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, scale: float
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        causal: bool,
+        scale: float,
+        band: Band | None = None,
+        softcap: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype, groups = accumulation_dtype(q.dtype), k.shape[2]
-        weights = torch.exp(_scores(q, k, causal, scale) - _grouped(lse, groups).permute(1, 2, 3, 0).unsqueeze(-1))
+        scores, slope = _scores(q, k, _CAUSAL if causal else band, scale, softcap)
+        weights = torch.exp(scores - _grouped(lse, groups).permute(1, 2, 3, 0).unsqueeze(-1))
         dout_g, q_g, out_g = (_grouped(x.to(dtype), groups) for x in (dout, q, out))
         dv = torch.einsum("bgrqk,qbgrd->kbgd", weights, dout_g)
         delta = (dout_g * out_g).sum(-1).permute(1, 2, 3, 0).unsqueeze(-1)
-        dscores = weights * (torch.einsum("qbgrd,kbgd->bgrqk", dout_g, v.to(dtype)) - delta) * scale
+        dscores = weights * (torch.einsum("qbgrd,kbgd->bgrqk", dout_g, v.to(dtype)) - delta) * slope * scale
         dq = torch.einsum("bgrqk,kbgd->qbgrd", dscores, k.to(dtype)).flatten(2, 3)
         dk = torch.einsum("bgrqk,qbgrd->kbgd", dscores, q_g)
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
@@ -42,11 +69,23 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(2, (groups, -1))
 
 
-def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
-    """Scaled and masked scores [b, kv_heads, q_heads / kv_heads, rows, cols] in the accumulation dtype."""
+def _scores(q: Tensor, k: Tensor, band: Band | None, scale: float, softcap: float) -> tuple[Tensor, Tensor | float]:
+    """Scaled, capped and masked scores [b, kv_heads, q_heads / kv_heads, rows, cols] in the accumulation dtype, and the
+    derivative of the cap."""
     dtype = accumulation_dtype(q.dtype)
     scores = torch.einsum("qbgrd,kbgd->bgrqk", _grouped(q.to(dtype), k.shape[2]), k.to(dtype)) * scale
-    if not causal:
-        return scores
-    above = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(above, float("-inf"))
+    slope: Tensor | float = 1.0
+    if softcap:
+        capped = torch.tanh(scores / softcap)
+        scores, slope = capped * softcap, 1.0 - capped.square()
+    if band is None:
+        return scores, slope
+    return scores.masked_fill(~live_pairs(band, *scores.shape[-2:], device=scores.device), float("-inf")), slope
+
+
+def live_pairs(band: Band, rows: int, cols: int, *, device: torch.device, first_row: int = 0) -> Tensor:
+    """A band as booleans ``[rows, cols]``, the rows counted from ``first_row``."""
+    apart = torch.arange(cols, device=device) - torch.arange(first_row, first_row + rows, device=device).unsqueeze(-1)
+    lower = -rows - first_row if band.lower is None else band.lower
+    upper = cols if band.upper is None else band.upper
+    return (apart >= lower) & (apart <= upper)

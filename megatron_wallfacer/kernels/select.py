@@ -17,7 +17,13 @@ _BUILT: dict[str, type[Kernel]] = {"torch": TorchCpuKernel, "reference": Referen
 
 
 def select_kernel(
-    name: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    v_head_dim: int | None = None,
+    softcap: float = 0.0,
 ) -> Kernel:
     """The kernel of that name, or with ``auto`` the best that is built for the device.
 
@@ -29,7 +35,8 @@ def select_kernel(
     if name not in KERNELS:
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}")
     kernel = _BUILT[_AUTO.get(device.type, "torch") if name == "auto" else name]()
-    refusal = kernel.refusal(device=device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim or head_dim)
+    sizes = {"head_dim": head_dim, "v_head_dim": v_head_dim or head_dim}
+    refusal = kernel.refusal(device=device, dtype=dtype, softcap=softcap, **sizes)
     if refusal is not None:
         raise OptionError("kernel", name, f"reference here, because {kernel.name} cannot: {refusal}")
     return kernel

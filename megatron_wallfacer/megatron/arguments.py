@@ -28,12 +28,25 @@ class Settings:
         kernel: name of the local kernel, ``auto`` for the device's own.
         keep_gathered_q: save the team's queries for backward.
         timeline: folder for a time line of one step; None for none.
+        keep_attention_output: do not run attention again where Megatron recomputes it.
+        window_plan: of layers with a sliding window; None for that of the others.
     """
 
     plan: Plan
     kernel: str
     keep_gathered_q: bool
     timeline: Path | None = None
+    keep_attention_output: bool = False
+    window_plan: Plan | None = None
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Every plan that some layer may have."""
+        return (self.plan,) if self.window_plan is None else (self.plan, self.window_plan)
+
+    def plan_of(self, *, window: bool) -> Plan:
+        """The plan of a layer with, or without, a sliding window."""
+        return self.window_plan if window and self.window_plan is not None else self.plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add(f"{PREFIX}cp-size", metavar="P", help="turn it on with P ranks; sets --context-parallel-size")
     add(f"{PREFIX}scheme", default="auto", help=f"one of {', '.join(SCHEMES)} (default: auto)")
+    add(f"{PREFIX}window-scheme", metavar="NAME", help="scheme of layers with a sliding window, its axes not by hand")
     add(f"{PREFIX}head-size", metavar="U", help="ranks that divide heads (default: from the scheme)")
     add(f"{PREFIX}team-size", metavar="C", help="ranks that share queries (default: fewest words)")
     add(f"{PREFIX}kv-team-size", metavar="G", help="ranks that share keys and values (default: from the scheme)")
@@ -54,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(f"{PREFIX}head-groups", metavar="N", help="groups of heads that are pipelined (default: 2 with head or team)")
     add(f"{PREFIX}kernel", default="auto", help=f"local attention kernel: {', '.join(KERNELS)} (default: auto)")
     add(f"{PREFIX}keep-gathered-q", action="store_true", help="keep the team's queries instead of gathering them twice")
+    add(f"{PREFIX}keep-attention-output", action="store_true", help="recompute layers, but not their attention")
     add(f"{PREFIX}timeline", metavar="DIR", help="write there, for each rank, what attention did in the second step")
     add(f"{PREFIX}cluster", metavar="FILE", help="not built yet: a cluster description for auto")
 
@@ -121,11 +136,38 @@ def settings_from(args: argparse.Namespace) -> Settings:
     except OptionError as error:
         raise as_flag_error(error) from error
     timeline = None if args.wallfacer_timeline is None else Path(args.wallfacer_timeline)
-    return Settings(plan, args.wallfacer_kernel, args.wallfacer_keep_gathered_q, timeline)
+    return Settings(
+        plan,
+        args.wallfacer_kernel,
+        args.wallfacer_keep_gathered_q,
+        timeline,
+        args.wallfacer_keep_attention_output,
+        _window_plan(args),
+    )
+
+
+def _window_plan(args: argparse.Namespace) -> Plan | None:
+    """The plan of layers with a sliding window, where it is not that of the others."""
+    name, option = args.wallfacer_window_scheme, "window_scheme"
+    if name is None:
+        return None
+    if getattr(args, "window_size", None) is None:
+        raise WallfacerError(f"{flag(option)} {name}: needs --window-size LEFT,RIGHT beside it")
+    q_heads, k_heads = heads_at_hand(args)
+    try:
+        return make_plan(name, args.wallfacer_cp_size, q_heads=q_heads, kv_heads=k_heads)
+    except OptionError as error:
+        whose = "must be" if error.option == "scheme" else f"{error.option.replace('_', ' ')} {error.value} must be"
+        raise WallfacerError(f"{flag(option)} {name}: {whose} {error.allowed}") from error
 
 
 def kv_heads(args: argparse.Namespace) -> int:
-    """Key/value heads of the model: Megatron's --num-query-groups counts only with --group-query-attention."""
+    """Key/value heads of the model: Megatron's --num-query-groups counts only with --group-query-attention.
+
+    Latent attention (MLA) makes keys and values for every query head.
+    """
+    if _is_latent(args):
+        return args.num_attention_heads
     return args.num_query_groups if args.group_query_attention else args.num_attention_heads
 
 
@@ -137,6 +179,7 @@ def shape_of(args: argparse.Namespace, dtype: torch.dtype) -> Shape:
         q_heads=q_heads,
         kv_heads=k_heads,
         head_dim=head_dim(args),
+        v_head_dim=v_head_dim(args),
         batch=args.micro_batch_size,
         itemsize=dtype.itemsize,
         accumulate_itemsize=accumulation_dtype(dtype).itemsize,
@@ -150,10 +193,21 @@ def heads_at_hand(args: argparse.Namespace) -> tuple[int, int]:
 
 
 def head_dim(args: argparse.Namespace) -> int | None:
-    """Channels of a head, or None where the command line leaves the sizes to a checkpoint."""
+    """Channels of a head's queries and keys, or None where the command line leaves the sizes to a checkpoint."""
+    if _is_latent(args):
+        return args.qk_head_dim + args.qk_pos_emb_head_dim
     if args.kv_channels is not None:
         return args.kv_channels
     return None if args.hidden_size is None else args.hidden_size // args.num_attention_heads
+
+
+def v_head_dim(args: argparse.Namespace) -> int | None:
+    """Channels of a head's values, or None where they are as many as those of its keys."""
+    return args.v_head_dim if _is_latent(args) else None
+
+
+def _is_latent(args: argparse.Namespace) -> bool:
+    return getattr(args, "multi_latent_attention", False)
 
 
 def dtype_of(args: argparse.Namespace) -> torch.dtype:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 
 from megatron_wallfacer import __version__
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.megatron.arguments import dtype_of, shape_of
+from megatron_wallfacer.megatron.masks import window_mask
+from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import version_text
 from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound, ratio
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
+from megatron_wallfacer.schedule.hosts import describe
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
+from megatron_wallfacer.schedule.mask import Mask, pattern_of
 from megatron_wallfacer.schedule.memory import peak_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan, Rider
@@ -31,32 +38,70 @@ def banner(session: Session) -> str:
     settings, args = session.settings, session.args
     assert settings is not None
     assert args is not None
-    plan, grid, dtype = settings.plan, settings.plan.grid, dtype_of(args)
-    shape = shape_of(args, dtype)
-    rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
-    options = {"groups": groups, "q_kept": settings.keep_gathered_q}
-    kernel = session.kernel(dtype, shape.head_dim)
-    accumulated = accumulation_dtype(dtype)
+    dtype = dtype_of(args)
+    shape, kept = shape_of(args, dtype), settings.keep_gathered_q
+    kernel = session.kernel(dtype, shape.head_dim, shape.v_head_dim)
     rows = {
         "versions": f"megatron-core {version_text(session.version)}, megatron-wallfacer {__version__}",
         "hooks": "; ".join(session.hooks),
-        "cp size": f"{grid.cp_size}",
+        "cp size": f"{settings.plan.grid.cp_size}",
+        **_plan_rows(settings.plan, shape),
+        "hosts": describe(settings.plan.grid, session.hosts),
+        "kernel": f"{kernel.name} on {session.device.type}",
+        "dtype": f"{_name(dtype)}; partial results and gradients travel as {_name(accumulation_dtype(dtype))}",
+        **_cost_rows(settings.plan, shape, kept),
+    }
+    window = getattr(args, "window_size", None)
+    if window is not None:
+        mask = window_mask(window, causal=True)
+        # The bound is for masks that leave half of the square.
+        of_window = _cost_rows(settings.plan_of(window=True), shape, kept, mask)
+        if settings.window_plan is not None:
+            of_window = _plan_rows(settings.window_plan, shape) | of_window
+        rows["window"] = (
+            f"{'all' if mask.left is None else mask.left} tokens before a query's own, in layers as follows"
+        )
+        rows |= {f"window {label}": text for label, text in of_window.items()}
+    if packing := _packing(args):
+        rows["documents"] = packing
+    width = max(map(len, rows))
+    return "\n".join(f"wallfacer: {label:<{width}}  {text}" for label, text in rows.items())
+
+
+def _plan_rows(plan: Plan, shape: Shape) -> dict[str, str]:
+    """How ranks and heads are arranged."""
+    grid = plan.grid
+    groups = head_groups(plan, shape.q_heads, shape.kv_heads)
+    return {
         "scheme": f"{plan.scheme}, order {plan.kv_order}" + (", both ways round" if plan.bidirectional else ""),
         "grid": f"{grid}",
         "placement": f"{', '.join(grid.placement)} (fastest first)" if grid.placement else "one rank",
         "heads": f"{shape.q_heads} query, {shape.kv_heads} kv; {_groups(groups, plan)}",
-        "kernel": f"{kernel.name} on {session.device.type}",
-        "dtype": f"{_name(dtype)}; partial results and gradients travel as {_name(accumulated)}",
     }
+
+
+def _cost_rows(plan: Plan, shape: Shape, q_kept: bool, mask: Mask | None = None) -> dict[str, str]:
+    """What attention receives; compared with the lower bound where the mask is the causal triangle."""
+    rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
+    pattern = None if mask is None else pattern_of(mask, plan.grid.cp_size, shape.tokens // CHUNKS_PER_RANK)
+    options = {"groups": groups, "q_kept": q_kept, "pattern": pattern}
+    rows = {}
     for name, schedule, bound, rider in (
         ("forward", forward_schedule(plan, rank, **options), forward_bound, plan.forward),
         ("backward", backward_schedule(plan, rank, **options), backward_bound, plan.backward),
     ):
-        limit = ratio(words(schedule, shape) / shape.unit, bound(grid.cp_size, shape.kappa))
-        whose = " for undivided heads" if grid.head > 1 else ""
-        rows[name] = f"{_riding(name, plan, rider)}{_cost(schedule, shape)}; {limit:.2f}x the lower bound{whose}"
-    width = max(map(len, rows))
-    return "\n".join(f"wallfacer: {label:<{width}}  {text}" for label, text in rows.items())
+        rows[name] = f"{_riding(name, plan, rider)}{_cost(schedule, shape)}"
+        if mask is None:
+            limit = ratio(words(schedule, shape) / shape.unit, bound(plan.grid.cp_size, shape.kappa))
+            rows[name] += f"; {limit:.2f}x the lower bound{' for undivided heads' if plan.grid.head > 1 else ''}"
+    return rows
+
+
+def _packing(args: argparse.Namespace) -> str:
+    """How packed sequences are cut, if there are any."""
+    if cuts_sequence(args):
+        return "packed; the sequence is cut, and rotary positions are counted in each document"
+    return "packed; each document is cut" if getattr(args, "sft", False) else ""
 
 
 def _groups(groups: int, plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +12,19 @@ from megatron_wallfacer.engine.autograd import Call, attend
 from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.arguments import as_flag_error
+from megatron_wallfacer.megatron.extra_state import say_extra_state_is_ignored
+from megatron_wallfacer.megatron.keep import Keeper
+from megatron_wallfacer.megatron.masks import is_window_layer, layer_mask
+from megatron_wallfacer.megatron.packed import Batch
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.sinks import NAME, add_sinks, sharded_sinks
 from megatron_wallfacer.schedule.heads import check_heads
+from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan
 
 
 class WallfacerCoreAttention(nn.Module):
-    """Parameter-free softmax attention over the context-parallel group.
+    """Softmax attention over the context-parallel group, without parameters but those of learnable sinks.
 
     Megatron builds it from a spec and wants a class there, so each session has its own subclass:
     :func:`core_attention_class`.
@@ -29,8 +36,13 @@ class WallfacerCoreAttention(nn.Module):
         attention_type: ``self``.
         softmax_scale: of the scores; 1 / sqrt(head dim) if None.
         pg_collection: Megatron's process groups; ``cp`` is used.
+        model_comm_pgs: what it was called in Megatron 0.13 and 0.14.
         cp_comm_type: Megatron's own kind of context parallelism; refused on the command line, not read here.
-        attention_dropout, k_channels, v_channels, num_splits: must be None or what the configuration says.
+        k_channels, v_channels: channels of a head's keys and values; the configuration's ``kv_channels`` if None.
+        attention_dropout, num_splits: must be None or 0.
+
+    Attributes:
+        softmax_offset: logits of the softmax's sinks, ``[q_heads]`` of this tensor-parallel rank, or None.
 
     Raises:
         WallfacerError: a layer that the plugin does not support.
@@ -51,26 +63,34 @@ class WallfacerCoreAttention(nn.Module):
         k_channels: int | None = None,
         v_channels: int | None = None,
         num_splits: int | None = None,
+        model_comm_pgs: Any = None,
     ) -> None:
         super().__init__()
+        pg_collection = model_comm_pgs if pg_collection is None else pg_collection
         where = f"layer {layer_number}"
         if attention_type != "self":
             raise WallfacerError(f"{where}: --wallfacer-cp-size supports only self attention, not {attention_type}")
         _check_config(config, where)
-        given = {"attention_dropout": attention_dropout, "v_channels": v_channels, "num_splits": num_splits}
-        for name, value in given.items():
+        for name, value in {"attention_dropout": attention_dropout, "num_splits": num_splits}.items():
             if value:
                 raise WallfacerError(f"{where}: {name} {value} is not supported with --wallfacer-cp-size")
         settings = self.session.settings
         assert settings is not None
         self.layer_number = layer_number
         self._causal = _is_causal(attn_mask_type, where)
+        plan = settings.plan_of(window=is_window_layer(config, layer_number))
+        q_heads, kv_heads = _heads(config)
+        _check_heads(plan, q_heads, kv_heads, where)
         head_dim = k_channels or config.kv_channels
-        kernel = self.session.kernel(config.params_dtype, head_dim)
-        _check_heads(settings.plan, config, where)
+        kernel = self.session.kernel(config.params_dtype, head_dim, v_channels)
+        add_sinks(self, config, q_heads, self.session.device, where)
+        self._tp_group = getattr(pg_collection, "tp", None)
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
-        runtime = Runtime(self.session.transfers(_cp_group(pg_collection)), kernel, scale, self.session.recorder())
-        self._call = Call(settings.plan, runtime, causal=self._causal, keep_gathered_q=settings.keep_gathered_q)
+        transfers = self.session.transfers(_cp_group(pg_collection), plan.grid)
+        runtime = Runtime(transfers, kernel, scale, self.session.recorder())
+        mask = layer_mask(config, layer_number, self._causal)
+        self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.keep_gathered_q)
+        self._keeper = Keeper(where) if settings.keep_attention_output else None
 
     def forward(
         self,
@@ -85,15 +105,16 @@ class WallfacerCoreAttention(nn.Module):
         """Attention of this rank's tokens.
 
         Args:
-            query: sbhd ``[tokens / P, batch, q_heads, head_dim]``.
-            key, value: sbhd ``[tokens / P, batch, kv_heads, head_dim]``.
+            query: sbhd ``[tokens / P, batch, q_heads, head_dim]``, packed thd ``[tokens / P, q_heads, head_dim]``.
+            key: the same with ``kv_heads``; ``value``: with ``v_head_dim`` too.
             attention_mask: not read: the mask is what ``attn_mask_type`` says, and flags that make it say less
                 than the tensor (``--reset-attention-mask``) are refused at start.
             attn_mask_type: of this call, else that of the layer.
-            attention_bias, packed_seq_params: must be None.
+            attention_bias: must be None.
+            packed_seq_params: Megatron's PackedSeqParams, where documents are packed into one sequence.
 
         Returns:
-            ``[tokens / P, batch, q_heads * head_dim]``.
+            ``[tokens / P, batch, q_heads * v_head_dim]``, packed ``[tokens / P, q_heads * v_head_dim]``.
 
         Raises:
             WallfacerError: something is asked for that the plugin does not support.
@@ -101,20 +122,44 @@ class WallfacerCoreAttention(nn.Module):
         where = f"layer {self.layer_number}"
         if attention_bias is not None:
             raise WallfacerError(f"{where}: an attention bias is not supported with --wallfacer-cp-size")
-        if packed_seq_params is not None:
-            raise WallfacerError(f"{where}: packed sequences (thd) are not supported with --wallfacer-cp-size")
         if attn_mask_type is not None and _is_causal(attn_mask_type, where) != self._causal:
             raise WallfacerError(f"{where}: mask type {attn_mask_type.name} differs from that of the layer")
-        return attend(query, key, value, self._call).flatten(2)
+        if packed_seq_params is None:
+            return self._attend(query, key, value, self._call).flatten(2)
+        batch = self.session.documents().read(packed_seq_params, query.shape[0], where)
+        call = replace(self._call, mask=self._packed_mask(batch, where))
+        return self._attend(*(x.unsqueeze(1) for x in (query, key, value)), call).flatten(1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        """Attention, sbhd."""
+        run = self._keeper.attend if self._keeper is not None and self.training else attend
+        return run(query, key, value, call, sinks=getattr(self, NAME))
+
+    def _packed_mask(self, batch: Batch, where: str) -> Mask:
+        """The layer's mask within documents.
+
+        Raises:
+            WallfacerError: padding would be seen.
+        """
+        if batch.padded and not self._causal:
+            # Padding ends a document: a causal query of it sees none, any other would.
+            raise WallfacerError(f"{where}: padded documents need a causal mask with --wallfacer-cp-size")
+        if batch.documents is None:
+            return self._call.mask
+        return replace(self._call.mask, documents=batch.documents, cut=self.session.documents().cut)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # TransformerEngine's attention leaves such an entry in a checkpoint; it holds nothing that attention needs.
-        state_dict.pop(f"{prefix}_extra_state", None)
+        if f"{prefix}_extra_state" in state_dict:
+            del state_dict[f"{prefix}_extra_state"]
+            say_extra_state_is_ignored()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Nothing: a checkpoint does not know which attention computed it."""
-        return {}
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Learnable sinks, else nothing: a checkpoint does not know which attention computed it."""
+        return sharded_sinks(self, self._tp_group, prefix, sharded_offsets, metadata)
 
     def extra_repr(self) -> str:
         return f"{self._call.plan.scheme}, {self._call.plan.grid}, kernel={self._call.runtime.kernel.name}"
@@ -129,9 +174,8 @@ def _check_config(config: Any, where: str) -> None:
     """What the command line was checked for, once more where a script may have set it in code."""
     wanted = {
         "attention_dropout": 0,
-        "window_size": None,
-        "softmax_type": "vanilla",
-        "multi_latent_attention": False,
+        "qk_clip": False,
+        "log_max_attention_logit": False,
         "fp8_dot_product_attention": False,
         "fp8_multi_head_attention": False,
     }
@@ -141,10 +185,16 @@ def _check_config(config: Any, where: str) -> None:
             raise WallfacerError(f"{where}: {name} {value} is not supported with --wallfacer-cp-size, only {only}")
 
 
-def _check_heads(plan: Plan, config: Any, where: str) -> None:
+def _heads(config: Any) -> tuple[int, int]:
+    """(q heads, kv heads) of a layer on one tensor-parallel rank. Latent attention has keys for every query head."""
+    latent = getattr(config, "multi_latent_attention", False)
+    both = config.num_attention_heads, config.num_attention_heads if latent else config.num_query_groups
+    q_heads, kv_heads = (max(1, heads // config.tensor_model_parallel_size) for heads in both)
+    return q_heads, kv_heads
+
+
+def _check_heads(plan: Plan, q_heads: int, kv_heads: int, where: str) -> None:
     """Whether the layer's heads divide along the head axis; the command line was asked about its own heads."""
-    parallel = config.tensor_model_parallel_size
-    q_heads, kv_heads = (max(1, heads // parallel) for heads in (config.num_attention_heads, config.num_query_groups))
     try:
         check_heads(plan, q_heads, kv_heads)
     except OptionError as error:

@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.keep import refuse_keeping
+from megatron_wallfacer.megatron.masks import window_refusal
+from megatron_wallfacer.megatron.packed import cuts_sequence
 
 Args = argparse.Namespace
 Rule = Callable[[Args, Sequence[str]], str | None]
@@ -109,8 +112,27 @@ def _dropout(args: Args, argv: Sequence[str]) -> str | None:
     default = "" if given(argv, "--attention-dropout") else " (Megatron's default)"
     return (
         f"--attention-dropout {args.attention_dropout}{default}: must be 0 with --wallfacer-cp-size, "
-        "attention dropout is not built yet"
+        "no kernel here can draw the same dropout again in backward"
     )
+
+
+def _window(args: Args, argv: Sequence[str]) -> str | None:
+    return window_refusal(getattr(args, "window_size", None))
+
+
+def _sequence_cut_across_documents(args: Args, argv: Sequence[str]) -> str | None:
+    """What takes a packed sequence for one in which each document is cut, where it is not."""
+    if not cuts_sequence(args) or args.wallfacer_cp_size == 1:
+        return None
+    flag, where = "--dataloader-inter-document-masking", "with --wallfacer-cp-size above 1"
+    embedding = getattr(args, "position_embedding_type", None)
+    if getattr(args, "apply_rope_fusion", False) and embedding == "rope":
+        return f"{flag}: needs --no-rope-fusion {where}, the fused kernel turns by the angles of another cut"
+    if embedding == "mrope":
+        return f"--position-embedding-type mrope: must be another with {flag} {where}, its angles are of another cut"
+    if getattr(args, "mtp_num_layers", None):
+        return f"--mtp-num-layers {args.mtp_num_layers}: must be left out with {flag} {where}, it shifts another cut"
+    return None
 
 
 def _position_bias(args: Args, argv: Sequence[str]) -> str | None:
@@ -155,12 +177,9 @@ RULES: tuple[Rule, ...] = (
     _sequence,
     _other_context_parallelism,
     _dropout,
-    _only("--window-size", None, "sliding windows are not built yet"),
-    _only("--softmax-type", "vanilla", "softmax sinks are not built yet"),
-    _only("--reset-attention-mask", False, "document masks are not built yet"),
-    _only("--dataloader-inter-document-masking", False, "packed sequences are not built yet"),
-    _only("--sft", False, "packed sequences are not built yet"),
-    _only("--multi-latent-attention", False, "value heads of another width are not built yet"),
+    _window,
+    _sequence_cut_across_documents,
+    _only("--reset-attention-mask", False, "--dataloader-inter-document-masking keeps documents apart"),
     _only("--qk-clip", False, "it needs the largest logits"),
     _only("--log-max-attention-logit", False, "it needs the largest logits"),
     _only("--enable-cuda-graph", False, "CUDA graphs are not built yet"),
@@ -169,5 +188,6 @@ RULES: tuple[Rule, ...] = (
     _attention_backend,
     _position_bias,
     _attention_variant,
+    refuse_keeping,
     *_bypassing_layers(),
 )

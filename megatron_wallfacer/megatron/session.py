@@ -15,8 +15,10 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
+from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
 from megatron_wallfacer.megatron.timeline import StepRecorder
 from megatron_wallfacer.megatron.version import Version
+from megatron_wallfacer.schedule.grid import Grid
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Session:
         hooks: names of the hooks that are installed.
         args: Megatron's arguments, from the arguments hook.
         settings: what our flags ask for; None while the plugin is off.
+        hosts: by rank of the context-parallel group, its machine.
     """
 
     version: Version
@@ -36,23 +39,32 @@ class Session:
     hooks: list[str] = field(default_factory=list)
     args: argparse.Namespace | None = None
     settings: Settings | None = None
-    _connected: dict[tuple[int, ...], Transfers] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ()
+    _connected: dict[tuple[tuple[int, ...], Grid], Transfers] = field(default_factory=dict)
     _recorder: Recorder | None = None
+    _documents: Documents | None = None
 
-    def kernel(self, dtype: torch.dtype, head_dim: int) -> Kernel:
+    def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
         """The local kernel that the flags ask for.
+
+        Args:
+            dtype: of queries, keys and values.
+            head_dim: channels of a head's queries and keys.
+            v_head_dim: channels of its values, the same unless given.
 
         Raises:
             WallfacerError: it cannot serve this device, dtype or head dim.
         """
         assert self.settings is not None
         try:
-            return select_kernel(self.settings.kernel, device=self.device, dtype=dtype, head_dim=head_dim)
+            return select_kernel(
+                self.settings.kernel, device=self.device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim
+            )
         except OptionError as error:
             raise as_flag_error(error) from error
 
     def connect(self, group: dist.ProcessGroup) -> None:
-        """Make the axis groups inside Megatron's context-parallel group; collective over the world.
+        """Make the axis groups of every plan inside Megatron's context-parallel group; collective over the world.
 
         Raises:
             WallfacerError: Megatron's group has another size than the flag asked for.
@@ -63,21 +75,33 @@ class Session:
         if len(ranks) != wanted:
             raise WallfacerError(f"--wallfacer-cp-size {wanted}: Megatron made context-parallel groups of {len(ranks)}")
         timeout = timedelta(minutes=self.args.distributed_timeout_minutes)
-        self._connected[ranks] = Transfers(connect(group, self.settings.plan.grid, timeout=timeout))
+        # Once a grid, also where several plans have it, and in the same order everywhere.
+        for grid in dict.fromkeys(plan.grid for plan in self.settings.plans):
+            groups = connect(group, grid, timeout=timeout)
+            self._connected[ranks, grid], self.hosts = Transfers(groups), groups.hosts
 
-    def transfers(self, group: dist.ProcessGroup) -> Transfers:
-        """The transfers of a context-parallel group.
+    def transfers(self, group: dist.ProcessGroup, grid: Grid) -> Transfers:
+        """The transfers of a context-parallel group along the axes of a plan's grid.
 
         Raises:
             WallfacerError: the group is not one that :meth:`connect` has seen.
         """
         ranks = tuple(dist.get_process_group_ranks(group))
-        if ranks not in self._connected:
+        if (ranks, grid) not in self._connected:
             raise WallfacerError(
                 f"attention was built for the context-parallel group {ranks}, which initialize_model_parallel did not "
                 "make; --hybrid-context-parallel and hand-made groups are not supported"
             )
-        return self._connected[ranks]
+        return self._connected[ranks, grid]
+
+    def documents(self) -> Documents:
+        """Who reads where the documents of packed sequences end."""
+        assert self.settings is not None
+        assert self.args is not None
+        if self._documents is None:
+            cut = "sequence" if cuts_sequence(self.args) else "document"
+            self._documents = Documents(self.settings.plan.grid.cp_size, cut)
+        return self._documents
 
     def recorder(self) -> Recorder:
         """Who looks on while attention runs: nobody, unless a time line was asked for."""

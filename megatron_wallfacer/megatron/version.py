@@ -12,8 +12,8 @@ from megatron_wallfacer.errors import WallfacerError
 Version = tuple[int, int, int]
 
 #: First supported, and first no longer supported (major, minor).
-SUPPORTED: tuple[tuple[int, int], tuple[int, int]] = ((0, 17), (0, 20))
-SUPPORTED_TEXT = "megatron-core 0.17, 0.18 or 0.19"
+SUPPORTED: tuple[tuple[int, int], tuple[int, int]] = ((0, 17), (0, 21))
+SUPPORTED_TEXT = "megatron-core 0.17 to 0.20"
 #: Set to 1 to try the hooks on another version; each still checks its own target.
 ALLOW_UNTESTED = "WALLFACER_ALLOW_UNTESTED"
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.layout import shard_chunks
+from megatron_wallfacer.schedule.mask import Pattern
 from megatron_wallfacer.schedule.ops import Attend
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.published import entering, target
@@ -28,15 +29,26 @@ class Lane(Sides):
         backward: the gradient pass.
         causal: causal mask, else full attention.
         q_kept: forward keeps the gathered queries, or has kept them.
+        pattern: what is live, in place of ``causal``.
 
     Attributes:
         keeps: names that are kept for backward.
         given: names that forward has kept.
     """
 
-    def __init__(self, plan: Plan, rank: int, writer: Writer, *, backward: bool, causal: bool, q_kept: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int,
+        writer: Writer,
+        *,
+        backward: bool,
+        causal: bool,
+        q_kept: bool,
+        pattern: Pattern | None = None,
+    ) -> None:
         super().__init__(plan, rank, backward=backward)
-        self.writer, self.causal = writer, causal
+        self.writer, self.causal, self.pattern = writer, causal, pattern
         # In that order queries that ride are not gathered in the team.
         self.q_kept = q_kept and not (plan.kv_order == "permuted" and "q" in (plan.forward, plan.backward))
         self.keeps: dict[str, None] = {}
@@ -63,7 +75,7 @@ class Lane(Sides):
         write = self.writer
         write.load(f"{name}<{self.rank}", TENSORS[bundle], mine)
         sends, receives = [], []
-        for peer in _after(self.rank, self._heads()):
+        for peer in after(self.rank, self._heads()):
             leaving = write.load(f"{name}>{peer}", TENSORS[bundle], mine, self._part_of(peer))
             coming = write.value(f"{name}<{peer}", TENSORS[bundle], shard_chunks(peer, self.grid.cp_size))
             sends.append(write.message(peer, leaving, "split", bundle))
@@ -83,7 +95,7 @@ class Lane(Sides):
             if not self.backward:
                 self.keeps[name] = None
         if whose == OTHERS:
-            write.assemble(name, [write.name(f"from{peer}", bundle) for peer in _after(self.rank, self.team(side))])
+            write.assemble(name, [write.name(f"from{peer}", bundle) for peer in after(self.rank, self.team(side))])
             if bundle == "q" and self.q_kept and not self.backward:
                 self.keeps[name] = None
         return name
@@ -119,7 +131,7 @@ class Lane(Sides):
         self, kind: str, bundle: str, axis: str, ranks: Sequence[int], own: str, rows: dict[int, tuple[int, ...]]
     ) -> None:
         """Send a value to each of some ranks; receive each one's, of those rows."""
-        write, others = self.writer, _after(self.rank, ranks)
+        write, others = self.writer, after(self.rank, ranks)
         for peer in others:
             write.value(write.name(f"from{peer}", bundle), TENSORS[bundle], rows[peer])
         sends = [write.message(peer, own, kind, bundle) for peer in others]
@@ -165,7 +177,7 @@ class Lane(Sides):
         whose = {self.resident: resident, self.rider: rider}
         names = {side: self.rows(side, whose[side]) for side in ("q", "kv")}
         chunks = {side: self.writer.values[names[side][0]].chunks for side in names}
-        found = tiles(chunks["q"], chunks["kv"], causal=self.causal, only=only)
+        found = tiles(chunks["q"], chunks["kv"], causal=self.causal, only=only, pattern=self.pattern)
         sums = {side: self._sum(side, whose[side]) for side in names if self.results(side)}
         self.writer.program.append(Attend(names["q"], names["kv"], sums["q"], sums.get("kv"), found))
 
@@ -235,7 +247,7 @@ class Lane(Sides):
         """The tiles of others' resident rows. The last ones rank by rank, each rank's rows sent home at once."""
         if not (last and self.resident == "q"):
             self.attend(OTHERS, rider)
-        for peer in _after(self.rank, self.team(self.resident)) if last and self.results(self.resident) else ():
+        for peer in after(self.rank, self.team(self.resident)) if last and self.results(self.resident) else ():
             if self.resident == "q":
                 self.attend(OTHERS, rider, only=self.shard(peer))
             self.send_home_to(self.resident, peer)
@@ -247,12 +259,12 @@ class Lane(Sides):
         if self.published and side == self.rider:
             self._leave()
         else:
-            for peer in _after(self.rank, self.team(side)):
+            for peer in after(self.rank, self.team(side)):
                 self.send_home_to(side, peer)
 
     def send_home_to(self, side: str, peer: int, source: str | None = None) -> None:
         """As :meth:`send_home`, to one rank; receive from the one that is as far before as it is after."""
-        opposite = dict(_pairs(self.rank, self.team(side)))[peer]
+        opposite = dict(pairs(self.rank, self.team(side)))[peer]
         source, own = source or self.sum_name(side, OTHERS), self._sum(side, OWN)
         self._return("scatter", side, self.axis(side), source, own, (peer, opposite), self.shard(peer))
 
@@ -278,7 +290,7 @@ class Lane(Sides):
     def _join(self, side: str) -> None:
         write, own, mine = self.writer, self.sum_name(side, OWN), shard_chunks(self.rank, self.grid.cp_size)
         sends, receives = [], []
-        for peer in _after(self.rank, self._heads()):
+        for peer in after(self.rank, self._heads()):
             coming = write.value(write.name(f"joined{peer}", side), self.results(side), mine, self._part_of(peer))
             rows = shard_chunks(peer, self.grid.cp_size)
             sends.append(write.message(peer, own, "join", side, chunks=rows))
@@ -290,7 +302,7 @@ class Lane(Sides):
         for side in ("q", "kv"):
             if self.results(side):
                 self.writer.store(self.sum_name(side, OWN))
-                for peer in _after(self.rank, self._heads()):
+                for peer in after(self.rank, self._heads()):
                     self.writer.store(self.writer.name(f"joined{peer}", side))
 
     # --- into the published order and out of it ---
@@ -309,7 +321,7 @@ class Lane(Sides):
         group = self.grid.neighbours(self.rank, "kv_team")
         rows = {peer: self.shard(entering(self.grid, peer)[0]) for peer in group}
         self._exchange("regather", bundle, "kv_team", group, single, rows)
-        write.assemble(block, [single, *(write.name(f"from{peer}", bundle) for peer in _after(self.rank, group))])
+        write.assemble(block, [single, *(write.name(f"from{peer}", bundle) for peer in after(self.rank, group))])
 
     def _jump(
         self, kind: str, bundle: str, source: str, into: str, payload: tuple[str, ...], rows: Sequence[int], peer: int
@@ -333,13 +345,13 @@ class Lane(Sides):
             whole = write.name("exited", side)
             self._jump("exit", side, first, whole, payload, self.block(self.team(side)), came_from)
             self._coming.setdefault(self._sum(side, OWN), []).append(whole)
-            for peer in _after(self.rank, self.team(side)):
+            for peer in after(self.rank, self.team(side)):
                 self.send_home_to(side, peer, whole)
             return
         group = self.grid.neighbours(self.rank, "kv_team")
         single = write.name("leaving.sum", side)
         write.fold(first, write.value(single, payload, self.shard(came_from)))
-        for pair in _pairs(self.rank, group):
+        for pair in pairs(self.rank, group):
             rows = self.shard(entering(self.grid, pair[0])[0])
             self._return("unenter", side, "kv_team", first, single, pair, rows)
         for source in self._coming.pop(single, ()):
@@ -358,13 +370,13 @@ class Lane(Sides):
         return self.grid.coordinates(rank)["head"] * self.writer.groups + self.writer.group
 
 
-def _after(rank: int, ranks: Sequence[int]) -> tuple[int, ...]:
+def after(rank: int, ranks: Sequence[int]) -> tuple[int, ...]:
     """The other ranks, those after this one first: so not everyone sends to the same one first."""
     position = ranks.index(rank)
     return (*ranks[position + 1 :], *ranks[:position])
 
 
-def _pairs(rank: int, ranks: Sequence[int]) -> list[tuple[int, int]]:
+def pairs(rank: int, ranks: Sequence[int]) -> list[tuple[int, int]]:
     """The other ranks, each with the one that is as far before this one as it is after."""
-    others = _after(rank, ranks)
+    others = after(rank, ranks)
     return list(zip(others, reversed(others), strict=True))

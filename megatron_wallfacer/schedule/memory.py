@@ -43,9 +43,13 @@ class Life:
 
 
 def waits(schedule: Schedule) -> dict[int, int]:
-    """By the operation that starts a move, the one that first reads what it brings, and so waits for it."""
+    """By the operation that starts a move, the one that first reads what it brings, and so waits for it.
+
+    A move that brings nothing is waited for at the end.
+    """
     brought: dict[str, int] = {}
-    found: dict[int, int] = {}
+    leaving = [index for index, op in enumerate(schedule.ops) if isinstance(op, Start) and not op.move.receives]
+    found = dict.fromkeys(leaving, len(schedule.ops))
     for index, op in enumerate(schedule.ops):
         for name in (*reads(op), *(writes(op) if isinstance(op, Attend | Fold) else ())):
             if name in brought:

@@ -12,16 +12,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_wallfacer.schedule.lane import Lane
+from megatron_wallfacer.schedule.mask import Pattern
 from megatron_wallfacer.schedule.ops import Attend, Expect, Op, Schedule, Start, Value
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.sides import OTHERS, OWN, at, visit_number
+from megatron_wallfacer.schedule.sparse import SparseLane, write_sparse
 from megatron_wallfacer.schedule.writer import Writer
 
 #: By how many groups of tiles the receives of a move are posted before it starts.
 EXPECT_AHEAD = 1
 
 
-def forward_schedule(plan: Plan, rank: int, *, causal: bool = True, groups: int = 1, q_kept: bool = False) -> Schedule:
+def forward_schedule(
+    plan: Plan,
+    rank: int,
+    *,
+    causal: bool = True,
+    groups: int = 1,
+    q_kept: bool = False,
+    pattern: Pattern | None = None,
+) -> Schedule:
     """Schedule of the forward pass for one rank.
 
     Args:
@@ -30,31 +40,48 @@ def forward_schedule(plan: Plan, rank: int, *, causal: bool = True, groups: int 
         causal: causal mask, else full attention.
         groups: head groups, from :func:`megatron_wallfacer.schedule.heads.head_groups`.
         q_kept: keep the gathered queries for backward.
+        pattern: what is live, in place of ``causal``. Where it is sparse nothing hops around the ring
+            (:mod:`megatron_wallfacer.schedule.sparse`), except in the published order, which stays as published.
     """
-    return _schedule(plan, rank, groups, backward=False, causal=causal, q_kept=q_kept)
+    return _schedule(plan, rank, groups, backward=False, causal=causal, q_kept=q_kept, pattern=pattern)
 
 
-def backward_schedule(plan: Plan, rank: int, *, causal: bool = True, groups: int = 1, q_kept: bool = False) -> Schedule:
+def backward_schedule(
+    plan: Plan,
+    rank: int,
+    *,
+    causal: bool = True,
+    groups: int = 1,
+    q_kept: bool = False,
+    pattern: Pattern | None = None,
+) -> Schedule:
     """Schedule of the backward pass for one rank; arguments as in forward."""
-    return _schedule(plan, rank, groups, backward=True, causal=causal, q_kept=q_kept)
+    return _schedule(plan, rank, groups, backward=True, causal=causal, q_kept=q_kept, pattern=pattern)
 
 
-def _schedule(plan: Plan, rank: int, groups: int, *, backward: bool, causal: bool, q_kept: bool) -> Schedule:
+def _schedule(
+    plan: Plan, rank: int, groups: int, *, backward: bool, causal: bool, q_kept: bool, pattern: Pattern | None
+) -> Schedule:
     program: list[Op] = []
     values: dict[str, Value] = {}
     first = plan.grid.coordinates(rank)["head"] * groups
+    sparse = pattern is not None and pattern.is_sparse and plan.kv_order == "native"
     lanes = [
-        Lane(
+        (SparseLane if sparse else Lane)(
             plan,
             rank,
             Writer(first + group, group, groups, program, values),
             backward=backward,
             causal=causal,
             q_kept=q_kept,
+            pattern=pattern,
         )
         for group in range(groups)
     ]
-    (_with_travelling_results if lanes[0].results(lanes[0].rider) else _with_resting_results)(lanes)
+    if sparse:
+        write_sparse(lanes)
+    else:
+        (_with_travelling_results if lanes[0].results(lanes[0].rider) else _with_resting_results)(lanes)
     return Schedule(
         rank=rank,
         cp_size=plan.grid.cp_size,

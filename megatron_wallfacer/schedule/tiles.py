@@ -9,8 +9,10 @@ causal tile.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+
+from megatron_wallfacer.schedule.mask import Pattern
 
 
 @dataclass(frozen=True)
@@ -21,21 +23,28 @@ class Tile:
         rows: half-open range of chunks of the query block.
         cols: half-open range of chunks of the key block.
         causal: the tile is square and only its lower triangle is live; else every pair is.
+        masked: some pairs are live, and which they are is for the mask to say.
     """
 
     rows: tuple[int, int]
     cols: tuple[int, int]
     causal: bool = False
+    masked: bool = False
 
     @property
     def area(self) -> float:
-        """Work in chunk squares; a causal tile counts half."""
+        """Work in chunk squares; a causal tile counts half, a masked one in full."""
         square = (self.rows[1] - self.rows[0]) * (self.cols[1] - self.cols[0])
         return square / 2 if self.causal else float(square)
 
 
 def tiles(
-    q_chunks: Sequence[int], k_chunks: Sequence[int], *, causal: bool, only: Collection[int] | None = None
+    q_chunks: Sequence[int],
+    k_chunks: Sequence[int],
+    *,
+    causal: bool,
+    only: Collection[int] | None = None,
+    pattern: Pattern | None = None,
 ) -> tuple[Tile, ...]:
     """Tiles of one query block against one key block.
 
@@ -44,20 +53,38 @@ def tiles(
         k_chunks: chunk ids of the key columns, ascending.
         causal: mask keys after the query's position; otherwise every pair is live.
         only: query chunks that are wanted; all unless given.
+        pattern: what is live, in place of ``causal``.
 
     Returns:
         Tiles that cover each live pair of a wanted chunk exactly once; none where nothing is live.
     """
     wanted = [only is None or chunk in only for chunk in q_chunks]
+    if pattern is not None:
+        return tuple(_by_pattern(q_chunks, k_chunks, wanted, pattern))
     if not causal:
-        return tuple(_full_rectangles([len(k_chunks) * want for want in wanted]))
+        return tuple(_full_rectangles([(0, len(k_chunks) * want) for want in wanted]))
     diagonals = _diagonal_runs([chunk if want else -1 for chunk, want in zip(q_chunks, wanted, strict=True)], k_chunks)
     # A row in a diagonal run sees in full only the keys before the whole run.
     prefix = [bisect_left(k_chunks, chunk) * want for chunk, want in zip(q_chunks, wanted, strict=True)]
     for tile in diagonals:
         for row in range(*tile.rows):
             prefix[row] = tile.cols[0]
-    return (*diagonals, *_full_rectangles(prefix))
+    return (*diagonals, *_full_rectangles([(0, end) for end in prefix]))
+
+
+def _by_pattern(
+    q_chunks: Sequence[int], k_chunks: Sequence[int], wanted: Sequence[bool], pattern: Pattern
+) -> Iterator[Tile]:
+    """Masked tiles, a row of chunks each; then rectangles of what is live as a whole."""
+    whole = []
+    for row, (chunk, want) in enumerate(zip(q_chunks, wanted, strict=True)):
+        live, all_live = ([bisect_left(k_chunks, end) for end in ends[chunk]] for ends in (pattern.live, pattern.whole))
+        whole.append((all_live[0], all_live[1]) if want and all_live[0] < all_live[1] else (0, 0))
+        first, end = whole[-1] if whole[-1][1] else (live[1], live[1])
+        for cols in ((live[0], first), (end, live[1])):
+            if want and cols[0] < cols[1]:
+                yield Tile((row, row + 1), cols, masked=True)
+    yield from _full_rectangles(whole)
 
 
 def _diagonal_runs(q_chunks: Sequence[int], k_chunks: Sequence[int]) -> list[Tile]:
@@ -76,13 +103,13 @@ def _diagonal_runs(q_chunks: Sequence[int], k_chunks: Sequence[int]) -> list[Til
     return runs
 
 
-def _full_rectangles(prefix: Sequence[int]) -> list[Tile]:
-    """One rectangle for each stretch of rows that see the same, non-empty prefix of keys."""
+def _full_rectangles(cols: Sequence[tuple[int, int]]) -> list[Tile]:
+    """One rectangle for each stretch of rows that see the same keys, at least one."""
     rectangles: list[Tile] = []
     start = 0
-    for row in range(1, len(prefix) + 1):
-        if row == len(prefix) or prefix[row] != prefix[start]:
-            if prefix[start]:
-                rectangles.append(Tile((start, row), (0, prefix[start])))
+    for row in range(1, len(cols) + 1):
+        if row == len(cols) or cols[row] != cols[start]:
+            if cols[start][1]:
+                rectangles.append(Tile((start, row), cols[start]))
             start = row
     return rectangles

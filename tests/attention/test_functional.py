@@ -203,12 +203,6 @@ def test_groups_are_made_once_for_a_grid_and_forgotten_when_asked(pools: Callabl
             "k",
             "k=(2, 6, 2, 4): must be kv heads that divide the q heads, and q's head dim: q is (2, 6, 4, 8)",
         ),
-        (
-            {"v": (2, 6, 2, 4)},
-            "kernel",
-            "kernel=auto: must be reference here, because torch cannot: "
-            "it needs equal head dims, q and k have 8, v has 4",
-        ),
     ],
 )
 def test_shape_that_does_not_fit_is_refused(shapes: dict[str, tuple[int, ...]], option: str, message: str) -> None:
@@ -258,6 +252,20 @@ def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
     x = torch.zeros(1, 4, 2, 8)
     with pytest.raises(OptionError, match=r"scale=.*: must be positive"):
         attention(x, x, x, plan=Grid(), scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cu_seqlens": (0, 6)}, "cu_seqlens=with a batch of 2: must be given with a batch of one packed sequence"),
+        ({"window_size": (-2, 0)}, r"window_size=\(-2, 0\): must be numbers of tokens, -1 for no limit"),
+        ({"sinks": torch.zeros(3)}, r"sinks=\(3,\): must be one for each of the 4 query heads"),
+        ({"softcap": 2.0}, "kernel=auto: must be reference here, because torch cannot: it does not cap logits"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        attention(*tensors(), plan=ALONE, **options)
 
 
 REOPENED = """

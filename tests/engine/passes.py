@@ -18,6 +18,7 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.heads import head_groups
+from megatron_wallfacer.schedule.mask import Mask, pattern_of
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
@@ -43,6 +44,7 @@ class Case:
     def schedules(self, rank: int) -> tuple[Schedule, Schedule]:
         """Forward and backward of a rank."""
         options = {"causal": self.problem.causal, "groups": self.groups, "q_kept": self.keep_gathered_q}
+        options["pattern"] = pattern_of(mask_of(self.problem), self.problem.cp_size, self.problem.chunk)
         return forward_schedule(self.plan, rank, **options), backward_schedule(self.plan, rank, **options)
 
     @property
@@ -60,6 +62,12 @@ class Case:
         )
 
 
+def mask_of(problem: Problem) -> Mask:
+    """The mask of a problem as the engine knows it."""
+    left, right = (None if side == -1 else side for side in problem.window)
+    return Mask(left, 0 if problem.causal else right, problem.documents, problem.cut)
+
+
 def leaves(rank: int, problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """On a worker: q, k, v, which want gradients, and dout, in sbhd."""
     q, k, v, dout = (problem.shard(x, rank).transpose(0, 1).contiguous() for x in problem.tensors())
@@ -71,18 +79,24 @@ def call_of(
 ) -> Call:
     """A call of the engine below the public function."""
     runtime = Runtime(transfers, kernel or TorchCpuKernel(), scale, recorder)
-    return Call(case.plan, runtime, causal=case.problem.causal, keep_gathered_q=case.keep_gathered_q)
+    return Call(case.plan, runtime, mask=mask_of(case.problem), keep_gathered_q=case.keep_gathered_q)
 
 
 def run_case(rank: int, case: Case, group: object = None) -> list[np.ndarray]:
     """On a worker: this rank's out, dq, dk, dv, by the public function."""
     q, k, v, dout = (case.problem.shard(x, rank) for x in case.problem.tensors())
     q, k, v = (x.requires_grad_() for x in (q, k, v))
-    options = {"causal": case.problem.causal, "keep_gathered_q": case.keep_gathered_q, "kernel": "torch"}
+    problem, sinks = case.problem, case.problem.sink_logits()
+    options = {"causal": problem.causal, "keep_gathered_q": case.keep_gathered_q, "window_size": problem.window}
+    options |= {"cu_seqlens": problem.documents, "cut": problem.cut, "softcap": problem.softcap}
+    options |= {"kernel": "reference" if problem.softcap else "torch"}
+    if sinks is not None:
+        options["sinks"] = sinks.requires_grad_()
     out = attention(q, k, v, plan=case.plan, group=group, **options)
     out.backward(dout)
+    grads = (q.grad, k.grad, v.grad, *(() if sinks is None else (sinks.grad,)))
     # numpy: torch would send each tensor as a file descriptor of its own.
-    return [x.detach().double().numpy() for x in (out, q.grad, k.grad, v.grad)]
+    return [x.detach().double().numpy() for x in (out, *grads)]
 
 
 def run_cases(rank: int, cases: Sequence[Case]) -> list[list[np.ndarray]]:
@@ -105,5 +119,5 @@ def errors(problem: Problem, ranks: Sequence[Sequence[np.ndarray]]) -> dict[str,
             relative_error(torch.from_numpy(ranks[rank][index]), problem.shard(whole, rank))
             for rank in range(problem.cp_size)
         )
-        for index, (name, whole) in enumerate(zip(TENSORS, reference(problem), strict=True))
+        for index, (name, whole) in enumerate(zip(TENSORS, reference(problem)[: len(TENSORS)], strict=True))
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -184,6 +185,18 @@ def test_bytes_counted_are_those_of_the_schedule(counts: dict[str, tuple[Case, l
     for rank, passes in enumerate(ranks):
         for found, schedule in zip(passes, case.schedules(rank), strict=True):
             assert found == received_bytes(schedule, case.shape)
+
+
+def test_bytes_fall_with_a_window_as_the_schedule_says(pools: Callable[[int], Pool]) -> None:
+    problem = Problem(8, chunk=8, q_heads=8, kv_heads=4, window=(9, 0), documents=(0, 30, 100, 128))
+    cases = [Case(plan, problem) for plan in PLANS.values()]
+    whole = [Case(plan, replace(problem, window=(-1, -1), documents=None)) for plan in PLANS.values()]
+    for rank, results in enumerate(pools(8).run(run_counted, cases)):
+        for case, everything, passes in zip(cases, whole, results, strict=True):
+            for found, schedule, dense in zip(passes, case.schedules(rank), everything.schedules(rank), strict=True):
+                assert found == received_bytes(schedule, case.shape)
+                if case.plan.kv_order == "native" and case.plan.grid.head == 1:
+                    assert sum(found.values()) < 0.7 * sum(received_bytes(dense, case.shape).values())
 
 
 def test_kv_heads_that_parts_share_are_counted_in_each(pools: Callable[[int], Pool]) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.schedule.mask import Band
+
 SCALE = 0.4
 
 
@@ -23,6 +25,8 @@ class LocalProblem:
     v_head_dim: int = 8
     causal: bool = False
     dtype: torch.dtype = torch.float64
+    band: Band | None = None
+    softcap: float = 0.0
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k, v, dout, drawn in fp64 and rounded to the dtype."""
@@ -41,18 +45,29 @@ class LocalProblem:
         q, k, v = (x.requires_grad_() for x in (q, k, v))
         group = self.q_heads // self.kv_heads
         scores = SCALE * torch.einsum("qbhd,kbhd->qbhk", q, k.repeat_interleave(group, dim=2))
-        if self.causal:
-            seen = torch.arange(self.cols) <= torch.arange(self.rows).unsqueeze(-1)
-            scores = scores.masked_fill(~seen[:, None, None, :], float("-inf"))
+        if self.softcap:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        scores = scores.masked_fill(~self._seen()[:, None, None, :], float("-inf"))
         out = torch.einsum("qbhk,kbhd->qbhd", scores.softmax(-1), v.repeat_interleave(group, dim=2))
         out.backward(dout)
         lse = scores.exp().sum(-1).log()
         return {"out": out.detach(), "lse": lse.detach(), "dq": q.grad, "dk": k.grad, "dv": v.grad}
 
+    def _seen(self) -> torch.Tensor:
+        apart = torch.arange(self.cols) - torch.arange(self.rows).unsqueeze(-1)
+        seen = torch.ones_like(apart, dtype=torch.bool) if not self.causal else apart <= 0
+        if self.band is not None and self.band.lower is not None:
+            seen &= apart >= self.band.lower
+        if self.band is not None and self.band.upper is not None:
+            seen &= apart <= self.band.upper
+        return seen
+
     def solved_by(self, kernel: object) -> dict[str, Tensor]:
         """The same by a kernel."""
         q, k, v, dout = self.tensors()
         options = {"causal": self.causal, "scale": SCALE}
+        options |= {"band": self.band} if self.band else {}
+        options |= {"softcap": self.softcap} if self.softcap else {}
         out, lse = kernel.forward(q, k, v, **options)
         grads = kernel.backward(dout, q, k, v, out, lse, **options)
         return {"out": out, "lse": lse} | dict(zip(("dq", "dk", "dv"), grads, strict=True))

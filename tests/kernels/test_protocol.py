@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from megatron_wallfacer.kernels.protocol import Kernel, accumulation_dtype
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
+from megatron_wallfacer.schedule.mask import Band
 from tests.kernels.problems import SCALE, LocalProblem, worst
 
 KERNELS = {"torch": TorchCpuKernel(), "reference": ReferenceKernel()}
@@ -29,6 +32,43 @@ def test_results_are_those_of_autograd(
     rows, cols, causal = shape
     problem = LocalProblem(rows, cols, q_heads=heads[0], kv_heads=heads[1], causal=causal, dtype=dtype)
     assert worst(problem.solved_by(kernel), problem.solution()) <= TOLERANCE[dtype]
+
+
+#: Bands that begin and end inside, a long way from the diagonal, over more rows than one strip of the CPU kernel.
+BANDS = {
+    "window": (40, 40, Band(-3, 0)),
+    "itself": (9, 9, Band(0, 0)),
+    "one side": (12, 12, Band(None, 4)),
+    "other side": (12, 12, Band(-4, None)),
+    "apart": (300, 700, Band(2, 400)),
+    "strips": (700, 700, Band(-600, 0)),
+}
+
+
+@every_kernel
+@every_dtype
+@pytest.mark.parametrize("name", BANDS)
+def test_bands(kernel: Kernel, dtype: torch.dtype, name: str) -> None:
+    rows, cols, band = BANDS[name]
+    problem = LocalProblem(rows, cols, batch=1, q_heads=2, kv_heads=1, band=band, dtype=dtype)
+    found, want = problem.solved_by(kernel), problem.solution()
+    if name == "itself":  # softmax of one score does not change with it
+        found, want = ({key: one[key] for key in ("out", "lse", "dv")} for one in (found, want))
+    assert worst(found, want) <= TOLERANCE[dtype]
+
+
+@every_kernel
+def test_a_band_that_is_off_by_one_is_seen(kernel: Kernel) -> None:
+    problem = LocalProblem(40, 40, band=Band(-3, 0))
+    for wrong in (Band(-4, 0), Band(-2, 0), Band(-3, 1)):
+        assert worst(replace(problem, band=wrong).solved_by(kernel), problem.solution()) > 1e-3
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_capped_logits(causal: bool) -> None:
+    problem = LocalProblem(q_heads=4, kv_heads=2, causal=causal, softcap=0.8)
+    assert worst(problem.solved_by(KERNELS["reference"]), problem.solution()) <= TOLERANCE[torch.float64]
+    assert worst(replace(problem, softcap=0.0).solved_by(KERNELS["reference"]), problem.solution()) > 1e-3
 
 
 @every_dtype

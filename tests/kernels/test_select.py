@@ -32,8 +32,8 @@ def test_kernel_that_is_not_built_yet_is_refused_as_such(name: str) -> None:
 @pytest.mark.parametrize("name", ["auto", "torch"])
 def test_kernel_that_cannot_serve_the_inputs_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(OptionError) as error:
-        select_kernel(name, **CPU, v_head_dim=128)
-    reason = "it needs equal head dims, q and k have 64, v has 128"
+        select_kernel(name, **CPU, softcap=30.0)
+    reason = "it does not cap logits, softcap is 30.0"
     assert (error.value.option, error.value.value) == ("kernel", name)
     assert str(error.value) == f"kernel={name}: must be reference here, because torch cannot: {reason}"
 
@@ -48,4 +48,4 @@ def test_auto_on_cuda_is_the_only_kernel_that_is_built_for_it() -> None:
 
 
 def test_reference_serves_what_torch_refuses() -> None:
-    assert select_kernel("reference", **CPU, v_head_dim=128).name == "reference"
+    assert select_kernel("reference", **CPU, softcap=30.0).name == "reference"

@@ -26,6 +26,12 @@ def test_tensors_elsewhere_are_refused() -> None:
     assert refusal == "it runs on a CPU, the tensors are on cuda"
 
 
-def test_unequal_head_dims_are_refused() -> None:
-    refusal = TorchCpuKernel().refusal(**{**FITS, "v_head_dim": 128})
-    assert refusal == "it needs equal head dims, q and k have 64, v has 128"
+@pytest.mark.parametrize("v_head_dim", [5, 13])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_narrower_head_dim_is_padded(v_head_dim: int, causal: bool) -> None:
+    problem = LocalProblem(q_heads=4, kv_heads=2, v_head_dim=v_head_dim, causal=causal)
+    assert worst(problem.solved_by(TorchCpuKernel()), problem.solution()) <= 1e-13
+
+
+def test_capped_logits_are_refused() -> None:
+    assert TorchCpuKernel().refusal(**FITS, softcap=30.0) == "it does not cap logits, softcap is 30.0"

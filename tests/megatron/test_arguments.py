@@ -67,6 +67,36 @@ def test_the_flag_sets_megatrons_own_and_installs_every_hook(parse: Parse) -> No
     assert session.settings.plan.grid.cp_size == 8
 
 
+def test_a_sequence_cut_across_documents_needs_one_hook_more(parse: Parse) -> None:
+    packed = ("--dataloader-inter-document-masking", "--no-rope-fusion")
+    assert parse(*ON, *packed).hooks[-1] == "rope of packed sequences"
+    parse(*ON)
+
+
+def test_documents_that_are_cut_need_no_hook(parse: Parse) -> None:
+    assert len(parse(*ON, "--sft").hooks) == 6
+
+
+def test_layers_with_a_window_may_have_a_scheme_of_their_own(parse: Parse) -> None:
+    flags = "--wallfacer-scheme team-ring --wallfacer-team-size 2 --window-size 128,0"
+    settings = parse(*ON, *flags.split()).settings
+    assert settings.plans == (settings.plan,)
+    assert settings.plan_of(window=True) is settings.plan_of(window=False) is settings.plan
+    settings = parse(*ON, *flags.split(), "--wallfacer-window-scheme", "ulysses").settings
+    assert settings.plan_of(window=True).grid == Grid(head=8, placement=("head",))
+    assert settings.plan_of(window=False).grid.team == 2
+    assert settings.plans == (settings.plan, settings.window_plan)
+
+
+def test_latent_attention_has_keys_for_every_head_and_values_of_another_width(parse: Parse) -> None:
+    latent = "--multi-latent-attention --qk-head-dim 24 --qk-pos-emb-head-dim 8 --v-head-dim 16 --num-query-groups 2"
+    args = parse(*ON, *latent.split()).args
+    assert arguments.heads_at_hand(args) == (8, 8)
+    assert (arguments.head_dim(args), arguments.v_head_dim(args)) == (32, 16)
+    shape = arguments.shape_of(args, torch.float32)
+    assert (shape.elements("q"), shape.elements("v")) == (128 * 8 * 32, 128 * 8 * 16)
+
+
 def test_equals_and_both_orders_of_an_agreeing_size_are_fine(parse: Parse) -> None:
     assert parse("--context-parallel-size=4", "--wallfacer-cp-size=4").settings is not None
     assert parse("--wallfacer-cp-size", "4", "--context-parallel-size", "4").settings is not None
@@ -141,6 +171,15 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
         (
             "--wallfacer-cp-size 8 --wallfacer-scheme ring --wallfacer-team-size 2",
             r"--wallfacer-team-size 2: must be 1",
+        ),
+        ("--wallfacer-window-scheme ring", r"--wallfacer-window-scheme ring: needs --window-size LEFT,RIGHT"),
+        (
+            "--window-size 8,0 --wallfacer-window-scheme nonsense",
+            r"--wallfacer-window-scheme nonsense: must be one of auto, ",
+        ),
+        (
+            "--num-attention-heads 4 --window-size 8,0 --wallfacer-window-scheme ulysses",
+            r"--wallfacer-window-scheme ulysses: head size 8 must be one of 1, 2, 4 for 4",
         ),
         ("--wallfacer-head-size 3", r"--wallfacer-head-size 3: must be one of 1, 2, 4, 8 with scheme auto"),
         ("--wallfacer-head-size two", r"--wallfacer-head-size two: must be a whole number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention, core_attention_class
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.schemes import make_plan
 
 CAUSAL, PADDING = SimpleNamespace(name="causal"), SimpleNamespace(name="padding")
@@ -20,24 +23,25 @@ CAUSAL, PADDING = SimpleNamespace(name="causal"), SimpleNamespace(name="padding"
 class LoneSession(Session):
     """A session of one rank, without process groups."""
 
-    def transfers(self, group: object) -> Any:
+    def transfers(self, group: object, grid: Grid) -> Any:
         from megatron_wallfacer.engine.groups import connect
         from megatron_wallfacer.engine.transfers import Transfers
 
-        return Transfers(connect(None, self.settings.plan.grid))
+        return Transfers(connect(None, grid))
 
 
 def config(**changes: object) -> SimpleNamespace:
     plain = {"kv_channels": 8, "params_dtype": torch.float64, "attention_dropout": 0.0, "window_size": None}
     plain |= {"softmax_type": "vanilla", "num_attention_heads": 2, "num_query_groups": 2}
+    plain |= {"perform_initialization": True, "init_method": torch.nn.init.ones_}
     return SimpleNamespace(**(plain | {"tensor_model_parallel_size": 1} | changes))
 
 
 def build(*, attn_mask_type: Any = CAUSAL, attention_type: str = "self", **changes: Any) -> WallfacerCoreAttention:
-    session = LoneSession((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ring", 1), "auto", False))
-    keywords = {
-        name: changes.pop(name) for name in ("attention_dropout", "v_channels", "num_splits") if name in changes
-    }
+    settings = Settings(make_plan("ring", 1), "auto", False)
+    session = LoneSession((0, 19, 2), torch.device("cpu"), args=Namespace(), settings=settings)
+    names = ("attention_dropout", "k_channels", "v_channels", "num_splits", "softmax_scale")
+    keywords = {name: changes.pop(name) for name in names if name in changes}
     return core_attention_class(session)(
         config=changes.pop("config", config()),
         layer_number=3,
@@ -51,7 +55,7 @@ def build(*, attn_mask_type: Any = CAUSAL, attention_type: str = "self", **chang
 class PlannedSession(LoneSession):
     """As if this rank were one of many: nothing runs."""
 
-    def transfers(self, group: object) -> Any:
+    def transfers(self, group: object, grid: Grid) -> Any:
         return None
 
 
@@ -84,13 +88,98 @@ def q() -> torch.Tensor:
     return torch.randn(4, 2, 2, 8, dtype=torch.float64)
 
 
+def dense(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    live: torch.Tensor,
+    sinks: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """The formula, sbhd: softmax over the live keys and a sink that has no value."""
+    scores = torch.einsum("qbhd,kbhd->bhqk", query, key) * (scale or query.shape[-1] ** -0.5)
+    scores = scores.masked_fill(~live, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=-1)
+    weights = scores.softmax(-1)[..., : key.shape[0]]
+    return torch.einsum("bhqk,kbhd->qbhd", weights, value)
+
+
+def positions() -> tuple[torch.Tensor, torch.Tensor]:
+    """Of queries, a column, and of keys, a row."""
+    return torch.arange(4)[:, None], torch.arange(4)[None, :]
+
+
 def test_output_is_megatrons_shape_and_dense_attention() -> None:
     query, key, value = q(), q(), q()
-    out = build()(query, key, value, None)
-    dense = torch.nn.functional.scaled_dot_product_attention(
-        *(x.permute(1, 2, 0, 3) for x in (query, key, value)), is_causal=True
+    rows, cols = positions()
+    torch.testing.assert_close(build()(query, key, value, None), dense(query, key, value, cols <= rows).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("window", "before"), [((2, 0), 2), ((2, 3), 2), ((0, 0), 0), ((-1, 0), 9), ((-1, -1), 9), ((2, -1), 2)]
+)
+def test_a_window_holds_the_keys_from_left_to_the_query_itself(window: tuple[int, int], before: int) -> None:
+    """A causal layer sees nothing after the query, whatever the window's right says."""
+    query, key, value = q(), q(), q()
+    rows, cols = positions()
+    out = build(config=config(window_size=window))(query, key, value, None)
+    torch.testing.assert_close(out, dense(query, key, value, (cols <= rows) & (rows - cols <= before)).flatten(2))
+
+
+def test_a_window_without_causality_has_two_sides() -> None:
+    query, key, value = q(), q(), q()
+    rows, cols = positions()
+    out = build(config=config(window_size=(1, 2)), attn_mask_type=SimpleNamespace(name="no_mask"))
+    live = (rows - cols <= 1) & (cols - rows <= 2)
+    torch.testing.assert_close(out(query, key, value, None), dense(query, key, value, live).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("skip", "has_window"), [(None, True), (3, False), (2, True), ([1, 1, 0], False), ([0, 0, 1], True)]
+)
+def test_layers_that_skip_the_window_see_everything_before_them(skip: object, has_window: bool) -> None:
+    """Megatron's own function decides; this is layer 3."""
+    module = build(config=config(window_size=(2, 0), window_attn_skip_freq=skip))
+    assert module._call.mask == Mask(left=2 if has_window else None)
+
+
+@pytest.mark.parametrize("window", [(2,), (2, -2), 3, (1.5, 0)])
+def test_a_window_that_is_none_is_refused_by_its_flag(window: object) -> None:
+    with pytest.raises(WallfacerError, match=r"layer 3: --window-size .*: must be LEFT,RIGHT"):
+        build(config=config(window_size=window))
+
+
+@pytest.mark.parametrize(("kind", "logit"), [("off-by-one", 0.0), ("learnable", 1.0)])
+def test_a_sink_takes_its_part_of_the_softmax(kind: str, logit: float) -> None:
+    query, key, value = q(), q(), q()
+    rows, cols = positions()
+    module = build(config=config(softmax_type=kind))
+    sinks = torch.full((2,), logit, dtype=torch.float64, requires_grad=True)
+    want = dense(query, key, value, cols <= rows, sinks).flatten(2)
+    got = module(query, key, value, None)
+    torch.testing.assert_close(got, want)
+    assert [name for name, _ in module.named_parameters()] == ["softmax_offset"] * (kind == "learnable")
+    assert list(module.state_dict()) == ["softmax_offset"] * (kind == "learnable")
+    if kind == "learnable":
+        weights = torch.randn_like(want)
+        (want * weights).sum().backward()
+        (got * weights).sum().backward()
+        torch.testing.assert_close(module.softmax_offset.grad, sinks.grad)
+
+
+def test_an_unknown_softmax_is_refused_by_its_flag() -> None:
+    with pytest.raises(WallfacerError, match="layer 3: --softmax-type entmax: must be vanilla, off-by-one, learnable"):
+        build(config=config(softmax_type="entmax"))
+
+
+def test_values_may_have_another_width_and_the_scale_is_the_layers() -> None:
+    query, key, value = q(), q(), q()[..., :6]
+    rows, cols = positions()
+    module = build(config=config(multi_latent_attention=True), k_channels=8, v_channels=6, softmax_scale=0.2)
+    torch.testing.assert_close(
+        module(query, key, value, None), dense(query, key, value, cols <= rows, scale=0.2).flatten(2)
     )
-    torch.testing.assert_close(out, dense.permute(2, 0, 1, 3).flatten(2))
 
 
 @pytest.mark.parametrize(
@@ -99,12 +188,11 @@ def test_output_is_megatrons_shape_and_dense_attention() -> None:
         ({"attention_type": "cross"}, "layer 3: --wallfacer-cp-size supports only self attention, not cross"),
         ({"attn_mask_type": PADDING}, "layer 3: .*not padding"),
         ({"config": config(attention_dropout=0.1)}, "layer 3: attention_dropout 0.1 is not supported"),
-        ({"config": config(window_size=(8, 0))}, r"layer 3: window_size \(8, 0\) is not supported"),
-        ({"config": config(softmax_type="learnable")}, "layer 3: softmax_type learnable is not supported"),
-        ({"config": config(multi_latent_attention=True)}, "layer 3: multi_latent_attention True is not supported"),
+        ({"config": config(qk_clip=True)}, "layer 3: qk_clip True is not supported"),
+        ({"config": config(log_max_attention_logit=True)}, "layer 3: log_max_attention_logit True is not supported"),
+        ({"config": config(fp8_multi_head_attention=True)}, "layer 3: fp8_multi_head_attention True"),
         ({"config": config(fp8_dot_product_attention=True)}, "layer 3: fp8_dot_product_attention True"),
         ({"attention_dropout": 0.1}, "layer 3: attention_dropout 0.1 is not supported"),
-        ({"v_channels": 16}, "layer 3: v_channels 16 is not supported"),
         ({"num_splits": 1}, "layer 3: num_splits 1 is not supported"),
     ],
 )
@@ -117,7 +205,6 @@ def test_a_layer_that_is_not_supported_is_refused_when_built(changes: dict[str, 
     ("keywords", "message"),
     [
         ({"attention_bias": torch.zeros(1)}, "layer 3: an attention bias is not supported"),
-        ({"packed_seq_params": object()}, "layer 3: packed sequences"),
         ({"attn_mask_type": SimpleNamespace(name="no_mask")}, "layer 3: mask type no_mask differs"),
         ({"attn_mask_type": PADDING}, "layer 3: .*not padding"),
     ],

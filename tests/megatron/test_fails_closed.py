@@ -35,8 +35,8 @@ REFUSED = {
     "--wallfacer-kernel te": "--wallfacer-kernel te: must be one of",
     "--seq-length 254": "--seq-length 254: must be a multiple of 2 x --wallfacer-cp-size = 4",
     "--attention-dropout 0.1": "--attention-dropout 0.1: must be 0",
-    "--window-size 64,0": "--window-size 64 0: must be left out",
-    "--softmax-type off-by-one": "--softmax-type off-by-one: must be vanilla",
+    "--window-size 64": "--window-size 64: must be LEFT,RIGHT",
+    "--qk-clip": "--qk-clip: must be left out",
     "--position-embedding-type relative": "--position-embedding-type relative: must be",
     "--reset-attention-mask": "--reset-attention-mask: must be left out",
     "--cp-comm-type a2a": "--cp-comm-type a2a: must be left out",
@@ -142,7 +142,7 @@ def test_an_unsupported_megatron(tmp_path: Path) -> None:
 
 
 def test_under_torchrun_a_bad_flag_is_one_line_a_machine() -> None:
-    code, output, seconds = launch(str(SCRIPT), *arguments("--wallfacer-cp-size", "2", "--window-size", "64,0"))
+    code, output, seconds = launch(str(SCRIPT), *arguments("--wallfacer-cp-size", "2", "--reset-attention-mask"))
     assert code != 0
     assert seconds < LIMIT_S
     assert len(our_errors(output)) == 1

@@ -132,6 +132,7 @@ def test_a_run_prints_what_it_does() -> None:
         "scheme     wallfacer, order paper",
         "grid       team 2 x kv_team 2",
         "placement  team, kv_team (fastest first)",
+        "hosts      4 context-parallel ranks on one",
         "heads      4 query, 2 kv; 2 head groups",
         "kernel     torch on cpu",
         "dtype      float32",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron import refusals
+from megatron_wallfacer.megatron import core_attention, refusals
 from tests.megatron.test_arguments import Parse, parse  # noqa: F401
 
 ON = "--wallfacer-cp-size 8"
+PACKED = "--dataloader-inter-document-masking"
+TABLES = Path(__file__).resolve().parents[2] / "docs" / "refusals.md"
 
 REFUSED = {
     "--yaml-cfg job.yaml": "--yaml-cfg job.yaml: must be left out",
@@ -25,13 +28,13 @@ REFUSED = {
     "--encoder-seq-length 1000": "--encoder-seq-length 1000: must be a multiple of 2 x --wallfacer-cp-size = 16",
     "--attention-backend flash": "--attention-backend flash: must be auto",
     "--attention-dropout 0.1": "--attention-dropout 0.1: must be 0",
-    "--window-size 128,0": "--window-size 128 0: must be left out",
-    "--softmax-type learnable": "--softmax-type learnable: must be vanilla",
-    "--softmax-type off-by-one": "--softmax-type off-by-one: must be vanilla",
+    "--window-size 128": "--window-size 128: must be LEFT,RIGHT",
+    "--window-size 128,-2": "--window-size 128,-2: must be LEFT,RIGHT",
     "--reset-attention-mask": "--reset-attention-mask: must be left out",
-    "--dataloader-inter-document-masking": "--dataloader-inter-document-masking: must be left out",
-    "--sft": "--sft: must be left out",
-    "--multi-latent-attention": "--multi-latent-attention: must be left out",
+    f"{PACKED} --position-embedding-type rope": f"{PACKED}: needs --no-rope-fusion",
+    f"{PACKED} --position-embedding-type mrope": f"--position-embedding-type mrope: must be another with {PACKED}",
+    f"{PACKED} --mtp-num-layers 1": f"--mtp-num-layers 1: must be left out with {PACKED}",
+    "--wallfacer-keep-attention-output": "--wallfacer-keep-attention-output: needs attention to be recomputed",
     "--qk-clip": "--qk-clip: must be left out",
     "--log-max-attention-logit": "--log-max-attention-logit: must be left out",
     "--enable-cuda-graph": "--enable-cuda-graph: must be left out",
@@ -54,7 +57,7 @@ def test_refused_with_flag_value_and_what_is_allowed(parse: Parse, flags: str) -
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("flags", REFUSED)
+@pytest.mark.parametrize("flags", [flags for flags in REFUSED if not flags.startswith("--wallfacer-")])
 def test_none_of_it_is_our_business_when_the_plugin_is_off(parse: Parse, flags: str) -> None:  # noqa: F811
     parse(*flags.split())
 
@@ -66,11 +69,65 @@ def test_megatrons_default_dropout_is_named_as_a_default(parse: Parse, monkeypat
         refusals.refuse_unsupported(session.args, argv=[])
 
 
+def tables() -> list[list[str]]:
+    """First columns of the tables in the docs, as typed."""
+    found: list[list[str]] = []
+    for line in TABLES.read_text().splitlines():
+        if line.startswith("| --- "):
+            found.append([])
+        elif line.startswith("| `") and found:
+            found[-1].append(line.split("`")[1])
+    return found
+
+
+def test_the_docs_list_what_is_refused() -> None:
+    """Each row is typed above; spellings of the same refusal need no row of their own."""
+    spellings = {"--context-parallel-size 1", "--context-parallel-size=2", "--encoder-seq-length 1000"}
+    assert set(tables()[0]) == set(REFUSED) - spellings
+
+
+def test_the_docs_list_what_a_layer_refuses() -> None:
+    class Asked(dict):
+        """A configuration that has what is wanted, and remembers what that was."""
+
+        def __getattr__(self, name: str) -> object:
+            self[name] = True
+            raise AttributeError(name)
+
+    asked = Asked()
+    core_attention._check_config(asked, "layer 1")
+    assert tables()[1] == list(asked)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--window-size 128,0",
+        "--window-size=-1,0",
+        "--window-size 128,0 --wallfacer-window-scheme ulysses",
+        "--softmax-type learnable",
+        "--softmax-type off-by-one",
+        "--sft",
+        PACKED,
+        f"{PACKED} --position-embedding-type rope --no-rope-fusion",
+        f"{PACKED} --sft --position-embedding-type rope",
+        "--multi-latent-attention",
+    ],
+)
+def test_what_is_supported_is_not_refused(parse: Parse, flags: str) -> None:  # noqa: F811
+    refusals.refuse_unsupported(parse(*ON.split(), *flags.split()).args)
+
+
+def test_without_context_parallelism_nothing_is_cut(parse: Parse) -> None:  # noqa: F811
+    parse("--wallfacer-cp-size", "1", PACKED, "--mtp-num-layers", "1", "--position-embedding-type", "rope")
+
+
 def test_every_rule_fires_for_some_real_flag(parse: Parse) -> None:  # noqa: F811
     """A rule with a misspelt attribute would never fire, and nobody would notice."""
     fired = set()
     for flags in map(str.split, REFUSED):
-        args = parse(*flags).args
+        args = parse(*(word for word in flags if not word.startswith("--wallfacer-"))).args
         args.wallfacer_cp_size = 8
+        args.wallfacer_keep_attention_output = "--wallfacer-keep-attention-output" in flags
         fired |= {number for number, rule in enumerate(refusals.RULES) if rule(args, flags) is not None}
     assert fired == set(range(len(refusals.RULES)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from megatron_wallfacer.schedule.mask import Pattern
 from megatron_wallfacer.schedule.ops import Assemble, Attend, Expect, Fold, Load, Message, Move, Op, Start, Store, Value
 from tests.schedule.proof import ENDS, KV, Q_SIDE, Broken, Names, Programs, chunks_of, computed, live, needs
 
@@ -327,6 +328,8 @@ def check_play(programs: Programs) -> None:
 
 
 def _wanted(payload: Names, chunk: int, everything: int, programs: Programs) -> int:
+    if payload == ("dk", "dv") and isinstance(programs.causal, Pattern):
+        return sum(1 << q for q, (first, end) in enumerate(programs.causal.live) if first <= chunk < end)
     if payload == ("dk", "dv"):
         return everything if not programs.causal else everything >> chunk << chunk
     full, triangle = live(chunk, everything, programs.causal)

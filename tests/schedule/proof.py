@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from operator import or_
 
+from megatron_wallfacer.schedule.mask import Pattern
 from megatron_wallfacer.schedule.ops import (
     Assemble,
     Attend,
@@ -55,7 +56,13 @@ class Programs(dict[int, Schedule]):
     """The schedules of all ranks for one pass, each built when asked for; a test may put another in its place."""
 
     def __init__(
-        self, plan: Plan, *, backward: bool = False, causal: bool = True, groups: int = 1, q_kept: bool = False
+        self,
+        plan: Plan,
+        *,
+        backward: bool = False,
+        causal: bool | Pattern = True,
+        groups: int = 1,
+        q_kept: bool = False,
     ) -> None:
         super().__init__()
         self.plan, self.backward, self.causal, self.groups, self.q_kept = plan, backward, causal, groups, q_kept
@@ -64,7 +71,8 @@ class Programs(dict[int, Schedule]):
 
     def __missing__(self, rank: int) -> Schedule:
         build = backward_schedule if self.backward else forward_schedule
-        self[rank] = build(self.plan, rank, causal=self.causal, groups=self.groups, q_kept=self.q_kept)
+        mask = {"pattern": self.causal} if isinstance(self.causal, Pattern) else {"causal": self.causal}
+        self[rank] = build(self.plan, rank, groups=self.groups, q_kept=self.q_kept, **mask)
         return self[rank]
 
     def __repr__(self) -> str:
@@ -112,8 +120,14 @@ def holders(chunks: Iterable[int], cp_size: int) -> set[int]:
     return {min(chunk, 2 * cp_size - 1 - chunk) for chunk in chunks}
 
 
-def live(q_chunk: int, k_chunks: int, causal: bool) -> tuple[int, int]:
-    """Of these key chunks, those that a query chunk sees in full, and those of which it sees the lower triangle."""
+def live(q_chunk: int, k_chunks: int, causal: bool | Pattern) -> tuple[int, int]:
+    """Of these key chunks, those that a query chunk sees in full, and those of which it sees the lower triangle.
+
+    With a pattern in place of ``causal``, the part is for its mask to say.
+    """
+    if isinstance(causal, Pattern):
+        some, every = (sum(1 << chunk for chunk in range(*ends[q_chunk])) for ends in (causal.live, causal.whole))
+        return k_chunks & every, k_chunks & some & ~every
     if not causal:
         return k_chunks, 0
     return k_chunks & ((1 << q_chunk) - 1), k_chunks & (1 << q_chunk)
@@ -176,7 +190,7 @@ def changes(op: Op, schedule: Schedule) -> dict[str, set[int]]:
 # --- one rank's program ---
 
 
-def check_program(schedule: Schedule, *, causal: bool) -> None:
+def check_program(schedule: Schedule, *, causal: bool | Pattern) -> None:
     """All that can be seen in the program of one rank alone."""
     check_values(schedule)
     check_order(schedule)
@@ -303,7 +317,7 @@ def check_fold(schedule: Schedule, op: Fold) -> None:
 # --- tiles ---
 
 
-def check_attend(schedule: Schedule, attend: Attend, causal: bool) -> None:
+def check_attend(schedule: Schedule, attend: Attend, causal: bool | Pattern) -> None:
     """Both sides have what tiles read, of the same heads; so have the accumulators; only live pairs are computed."""
     _check_side(schedule, attend, attend.q, Q_SIDE[schedule.backward], attend.q_into, ENDS[schedule.backward][0])
     if (attend.kv_into is not None) != schedule.backward:
@@ -334,7 +348,7 @@ def _check_side(
 
 
 def computed(schedule: Schedule, attend: Attend) -> tuple[Masks, Masks]:
-    """What tiles compute, by query chunk: (full squares, lower triangles)."""
+    """What tiles compute, by query chunk: (full squares, lower triangles and what else is a part)."""
     q_chunks, k_chunks = (schedule.values[names[0]].chunks for names in (attend.q, attend.kv))
     before = list(accumulate((1 << chunk for chunk in k_chunks), or_, initial=0))
     full, triangles = dict.fromkeys(q_chunks, 0), dict.fromkeys(q_chunks, 0)
@@ -344,8 +358,8 @@ def computed(schedule: Schedule, attend: Attend) -> tuple[Masks, Masks]:
         for row in range(*tile.rows):
             q_chunk = q_chunks[row]
             on = first + row - tile.rows[0]
-            seen = before[on if tile.causal else end] ^ before[first]
-            triangle = before[on + 1] ^ before[on] if tile.causal else 0
+            seen = before[on if tile.causal else first if tile.masked else end] ^ before[first]
+            triangle = before[on + 1] ^ before[on] if tile.causal else before[end] ^ before[first] if tile.masked else 0
             if (full[q_chunk] | triangles[q_chunk]) & (seen | triangle):
                 raise Broken(f"query chunk {q_chunk} meets a key chunk twice in one go: {attend.tiles}")
             full[q_chunk] |= seen
@@ -382,7 +396,7 @@ class Seen:
                     raise Broken(f"query chunk {q_chunk}: rank {schedule.rank} computes again what was computed before")
                 seen[part, q_chunk] = seen.get((part, q_chunk), 0) | mask
 
-    def check(self, q_chunks: Iterable[int], parts: Iterable[int], keys: int, causal: bool) -> None:
+    def check(self, q_chunks: Iterable[int], parts: Iterable[int], keys: int, causal: bool | Pattern) -> None:
         """Of these keys, these queries have seen exactly those that they must."""
         for part in parts:
             for q_chunk in q_chunks:

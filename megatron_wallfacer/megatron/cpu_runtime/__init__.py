@@ -61,10 +61,13 @@ def _replace_all() -> None:
         moe,
         noise,
         norms,
+        optimizer_state,
         rng,
         startup,
         tensors,
+        thd,
         torch_cuda,
+        uneven,
     )
 
     torch_cuda.install()
@@ -74,4 +77,7 @@ def _replace_all() -> None:
     dataset_helpers.install()
     startup.install()
     norms.install()
+    optimizer_state.install()
     moe.install()
+    uneven.install()
+    thd.install()

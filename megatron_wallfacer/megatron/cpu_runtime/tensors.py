@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from megatron_wallfacer.megatron.cpu_runtime.replace import wrap
+
 _HOST = torch.device("cpu")
 
 
@@ -72,3 +74,14 @@ class HostTensors(TorchFunctionMode):
 def install() -> None:
     """Enter the mode for the rest of the process, on this thread: the one that trains."""
     HostTensors().__enter__()
+    # torch.autograd.backward, which Megatron calls to recompute layers, is itself a call that the mode sees, and while
+    # a mode looks at a call it is off: the backward functions that the call runs would not be seen.
+    wrap("torch.autograd._engine_run_backward", _seen)
+
+
+def _seen(original: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with HostTensors():
+            return original(*args, **kwargs)
+
+    return run

@@ -6,7 +6,15 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from megatron_wallfacer.megatron.arguments import add_arguments, dtype_of, head_dim, is_on, read_numbers, settings_from
+from megatron_wallfacer.megatron.arguments import (
+    add_arguments,
+    dtype_of,
+    head_dim,
+    is_on,
+    read_numbers,
+    settings_from,
+    v_head_dim,
+)
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.refusals import refuse_unsupported
 from megatron_wallfacer.megatron.session import Session
@@ -22,7 +30,9 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
         session.args, session.settings = args, settings_from(args)
         refuse_unsupported(args)
         if (channels := head_dim(args)) is not None:
-            session.kernel(dtype_of(args), channels)  # refuses now what it would refuse at model build
+            session.kernel(
+                dtype_of(args), channels, v_head_dim(args)
+            )  # refuses now what it would refuse at model build
         args.context_parallel_size = args.wallfacer_cp_size
         switch_on()
 
@@ -47,8 +57,8 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
     return Hook(
         name="arguments",
         target="megatron.training.arguments:add_megatron_arguments",
-        since=(0, 12),
-        until=(0, 20),
+        since=(0, 13),
+        until=(0, 21),
         parameters=("parser",),
         wrap=wrap,
     )

@@ -30,7 +30,7 @@ def core_attention_hooks(session: Session) -> tuple[Hook, ...]:
             name=f"core attention, {name}",
             target=target,
             since=(0, 13),
-            until=(0, 20),
+            until=(0, 21),
             parameters=("self",),
             wrap=wrap,
         )

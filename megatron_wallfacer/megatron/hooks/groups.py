@@ -40,16 +40,16 @@ def groups_hooks(session: Session) -> tuple[Hook, Hook]:
     make = Hook(
         name="groups",
         target="megatron.core.parallel_state:initialize_model_parallel",
-        since=(0, 12),
-        until=(0, 20),
+        since=(0, 13),
+        until=(0, 21),
         parameters=("context_parallel_size",),
         wrap=wrap_initialize,
     )
     drop = Hook(
         name="groups, dropped",
         target="megatron.core.parallel_state:destroy_model_parallel",
-        since=(0, 12),
-        until=(0, 20),
+        since=(0, 13),
+        until=(0, 21),
         parameters=(),
         wrap=wrap_destroy,
     )

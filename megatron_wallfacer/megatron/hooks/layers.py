@@ -33,8 +33,8 @@ def layers_hook(verify: Callable[[], None]) -> Hook:
     return Hook(
         name="layer count",
         target="megatron.training.training:setup_model_and_optimizer",
-        since=(0, 12),
-        until=(0, 20),
+        since=(0, 13),
+        until=(0, 21),
         parameters=("model_type",),
         wrap=wrap,
     )

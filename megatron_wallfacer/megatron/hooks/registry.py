@@ -7,6 +7,8 @@ from megatron_wallfacer.megatron.hooks.arguments import arguments_hook
 from megatron_wallfacer.megatron.hooks.core_attention import core_attention_hooks
 from megatron_wallfacer.megatron.hooks.groups import groups_hooks
 from megatron_wallfacer.megatron.hooks.layers import layers_hook
+from megatron_wallfacer.megatron.hooks.rope import rope_hook
+from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -17,6 +19,7 @@ class Hooks:
         session: what they share.
         always: installed by :meth:`install`.
         when_on: installed when the flags turn the plugin on.
+        when_packed: too, where they ask for packed sequences that are cut as a whole.
     """
 
     def __init__(self, session: Session) -> None:
@@ -27,6 +30,7 @@ class Hooks:
             *core_attention_hooks(session),
             layers_hook(self.verify),
         )
+        self.when_packed: tuple[Hook, ...] = (rope_hook(),)
 
     def install(self) -> None:
         """Put our flags into Megatron's parser.
@@ -53,6 +57,8 @@ class Hooks:
 
     def _switch_on(self) -> None:
         self._apply(self.when_on)
+        if cuts_sequence(self.session.args):
+            self._apply(self.when_packed)
 
     def _apply(self, hooks: tuple[Hook, ...]) -> None:
         for hook in hooks:
@@ -61,4 +67,6 @@ class Hooks:
                 self.session.hooks.append(hook.name)
 
     def _installed(self) -> tuple[Hook, ...]:
-        return tuple(hook for hook in (*self.always, *self.when_on) if hook.name in self.session.hooks)
+        return tuple(
+            hook for hook in (*self.always, *self.when_on, *self.when_packed) if hook.name in self.session.hooks
+        )

@@ -1,0 +1,84 @@
+"""Gathers and reduce-scatters of unequal parts.
+
+With tensor and expert parallelism together the all-to-all dispatcher gathers as many tokens from each tensor-parallel
+rank as its experts got. NCCL takes parts of any length, gloo parts of one length: here they are padded to the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_wallfacer.megatron.cpu_runtime.replace import wrap
+
+_MODULE = "megatron.core.tensor_parallel.mappings"
+
+
+def install() -> None:
+    """Wrap the two functions beneath Megatron's autograd functions."""
+    wrap(f"{_MODULE}._gather_along_first_dim", _gathering)
+    wrap(f"{_MODULE}._reduce_scatter_along_first_dim", _reduce_scattering)
+
+
+def _gathering(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def gather(
+        input_: Tensor, group: Any, output_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
+    ) -> Tensor:
+        if output_split_sizes is None or len(set(output_split_sizes)) == 1:
+            return original(input_, group, output_split_sizes, use_global_buffer)
+        return gather_uneven(input_, group, output_split_sizes)
+
+    return gather
+
+
+def _reduce_scattering(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def reduce_scatter(
+        input_: Tensor, group: Any, input_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
+    ) -> Tensor:
+        if input_split_sizes is None or len(set(input_split_sizes)) == 1:
+            return original(input_, group, input_split_sizes, use_global_buffer)
+        return reduce_scatter_uneven(input_, group, input_split_sizes)
+
+    return reduce_scatter
+
+
+def gather_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Sequence[int]) -> Tensor:
+    """Concatenate the ranks' tensors.
+
+    Args:
+        tensor: ``[sizes[rank], ...]``.
+        sizes: first dimension on each rank.
+
+    Returns:
+        ``[sum(sizes), ...]``.
+    """
+    longest = max(sizes)
+    parts = [tensor.new_empty(longest, *tensor.shape[1:]) for _ in sizes]
+    dist.all_gather(parts, _padded(tensor, longest), group=group)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def reduce_scatter_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Sequence[int]) -> Tensor:
+    """Sum the ranks' tensors and keep this rank's part.
+
+    Args:
+        tensor: ``[sum(sizes), ...]``.
+        sizes: first dimension of each rank's part.
+
+    Returns:
+        ``[sizes[rank], ...]``.
+    """
+    longest = max(sizes)
+    parts = torch.cat([_padded(part, longest) for part in tensor.split(list(sizes))])
+    own = tensor.new_empty(longest, *tensor.shape[1:])
+    dist.reduce_scatter_tensor(own, parts, group=group)
+    return own[: sizes[group.rank()]]
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """With zeros behind, ``[length, ...]``."""
+    return torch.cat([tensor, tensor.new_zeros(length - tensor.shape[0], *tensor.shape[1:])])

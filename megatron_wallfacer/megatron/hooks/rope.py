@@ -1,0 +1,18 @@
+"""H5: rotary positions of packed tokens, where Megatron's own would be wrong."""
+
+from __future__ import annotations
+
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.rope import rotate_by_document
+
+
+def rope_hook() -> Hook:
+    """Only for a sequence that is cut as a whole (``--dataloader-inter-document-masking``)."""
+    return Hook(
+        name="rope of packed sequences",
+        target="megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_thd",
+        since=(0, 19),
+        until=(0, 21),
+        parameters=("t", "cu_seqlens", "freqs", "cp_group"),
+        wrap=rotate_by_document,
+    )

@@ -1,0 +1,63 @@
+"""Which keys a layer's queries see: Megatron's configuration of a layer turned into a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.schedule.mask import Mask
+
+#: In Megatron's window sizes: as far as there are tokens.
+NO_LIMIT = -1
+
+
+def layer_mask(config: Any, layer_number: int, causal: bool) -> Mask:
+    """The mask of a layer, packed sequences aside.
+
+    Query i sees keys i - left to i + right, both included, as in Megatron and TransformerEngine. In a causal layer
+    right is 0 whatever the window says, as in TransformerEngine; Megatron's local attention would let it see ahead.
+
+    Args:
+        config: Megatron's TransformerConfig.
+        layer_number: 1-based, over all pipeline stages.
+        causal: whether the layer is.
+
+    Raises:
+        WallfacerError: the window is not a pair of sizes.
+    """
+    if not is_window_layer(config, layer_number):
+        return Mask(right=0 if causal else None)
+    refusal = window_refusal(config.window_size)
+    if refusal is not None:
+        raise WallfacerError(f"layer {layer_number}: {refusal}")
+    return window_mask(config.window_size, causal)
+
+
+def window_mask(window: Sequence[int], causal: bool) -> Mask:
+    """The mask of one of Megatron's window sizes, (left, right)."""
+    left, right = (None if side == NO_LIMIT else side for side in window)
+    return Mask(left=left, right=0 if causal else right)
+
+
+def is_window_layer(config: Any, layer_number: int) -> bool:
+    """Whether Megatron gives this layer the window. Without ``window_attn_skip_freq`` every layer has it."""
+    if not getattr(config, "window_size", None):
+        return False
+    if getattr(config, "window_attn_skip_freq", None) is None:
+        return True
+    # Only Megatrons that have the setting have the function, which alone decides what the setting means.
+    from megatron.core.transformer.utils import is_layer_window_attention
+
+    return is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+
+
+def window_refusal(window: Any) -> str | None:
+    """Why this is not a window size, as a line that names the flag; None if it is one, or there is none."""
+    if window is None:
+        return None
+    pair = isinstance(window, (tuple, list)) and len(window) == 2
+    if pair and all(isinstance(side, int) and side >= NO_LIMIT for side in window):
+        return None
+    shown = ",".join(map(str, window)) if isinstance(window, (tuple, list)) else window
+    return f"--window-size {shown}: must be LEFT,RIGHT, numbers of tokens, 0 or more, or {NO_LIMIT} for no limit"

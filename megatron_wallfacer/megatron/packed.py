@@ -1,0 +1,112 @@
+"""Packed sequences: where documents begin and end, read from what Megatron hands to attention with each batch."""
+
+from __future__ import annotations
+
+import argparse
+import weakref
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.schedule.mask import Mask
+
+Cut = Literal["sequence", "document"]
+
+
+def cuts_sequence(args: argparse.Namespace) -> bool:
+    """Whether Megatron packs documents and cuts their sequence as a whole into 2P chunks.
+
+    ``pretrain_gpt.py`` does with --dataloader-inter-document-masking, unless --sft is given too. Everybody else who
+    packs cuts each document, as TransformerEngine's attention expects it.
+    """
+    return getattr(args, "dataloader_inter_document_masking", False) and not getattr(args, "sft", False)
+
+
+class Batch(NamedTuple):
+    """What a packed batch consists of.
+
+    Attributes:
+        documents: where they begin and end in the sequence; None where a single one fills it.
+        padded: whether there may be padding at the end of a document.
+    """
+
+    documents: tuple[int, ...] | None
+    padded: bool
+
+
+class Documents:
+    """The documents of a batch, read once however many layers ask: reading waits for the device.
+
+    Args:
+        cp_size: P.
+        cut: what is cut into 2P chunks.
+    """
+
+    def __init__(self, cp_size: int, cut: Cut) -> None:
+        # Without context parallelism nothing is cut, and Megatron does not pad documents to an even length.
+        self._cp_size, self.cut = cp_size, cut if cp_size > 1 else "sequence"
+        # What was read last. By identity: a tensor's content cannot be compared without waiting for the device.
+        self._boundaries: weakref.ref[Tensor] | None = None
+        self._version = 0
+        self._documents: tuple[int, ...] = ()
+
+    def read(self, packed: Any, tokens: int, where: str) -> Batch:
+        """The documents of a packed batch.
+
+        Args:
+            packed: Megatron's PackedSeqParams.
+            tokens: of this rank.
+            where: the layer, for messages.
+
+        Raises:
+            WallfacerError: what ``packed`` describes is not supported.
+        """
+        ends = _boundaries(packed, where)
+        known = None if self._boundaries is None else self._boundaries()
+        if known is not ends or self._version != ends._version:
+            self._documents = self._read(packed, ends, tokens, where)
+            self._boundaries, self._version = weakref.ref(ends), ends._version
+        return Batch(self._documents if len(self._documents) > 2 else None, _has_padding(packed))
+
+    def _read(self, packed: Any, boundaries: Tensor, tokens: int, where: str) -> tuple[int, ...]:
+        # An empty document, where a boundary is repeated, has no tokens to mask.
+        documents = tuple(dict.fromkeys(boundaries.tolist()))
+        others = getattr(packed, f"cu_seqlens_kv{_suffix(packed)}", None)
+        if others is not None and others is not boundaries and tuple(dict.fromkeys(others.tolist())) != documents:
+            raise WallfacerError(f"{where}: --wallfacer-cp-size needs the same documents in queries and keys")
+        try:
+            Mask(documents=documents, cut=self.cut).check(self._cp_size, tokens * self._cp_size)
+        except OptionError as error:
+            raise WallfacerError(f"{where}: {error.option} {error.value}: must be {error.allowed}") from error
+        return documents
+
+
+def _boundaries(packed: Any, where: str) -> Tensor:
+    """Where documents begin and end in the sequence as it lies in memory, with their padding.
+
+    Raises:
+        WallfacerError: this is no thd batch of the whole context-parallel group.
+    """
+    for name in ("cp_group", "local_cp_size"):
+        if getattr(packed, name, None) is not None:
+            raise WallfacerError(
+                f"{where}: packed sequences with {name} (--hybrid-context-parallel) "
+                "are not supported with --wallfacer-cp-size"
+            )
+    if packed.qkv_format != "thd":
+        raise WallfacerError(
+            f"{where}: packed sequences in the format {packed.qkv_format} are not supported with --wallfacer-cp-size, "
+            "only thd"
+        )
+    return getattr(packed, f"cu_seqlens_q{_suffix(packed)}")
+
+
+def _suffix(packed: Any) -> str:
+    return "" if getattr(packed, "cu_seqlens_q_padded", None) is None else "_padded"
+
+
+def _has_padding(packed: Any) -> bool:
+    """Whether there may be padding: both kinds of boundaries are given, and not as one tensor."""
+    padded = getattr(packed, "cu_seqlens_q_padded", None)
+    return padded is not None and padded is not packed.cu_seqlens_q

@@ -1,0 +1,116 @@
+"""One combination: its ranks and its command lines, with the plugin and at context-parallel size 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+
+from tests.composition.features import FLAGS, MODEL, OURS, SPACE, pipeline_size, plan_options
+from tests.composition.pairs import Row, cover
+
+_SEQUENCES = {"accumulated": 4, "pairs": 8}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is handed to `tests.support.megatron_runs.train`.
+
+    Attributes:
+        ranks: processes.
+        flags: Megatron's, without data and length of the training.
+    """
+
+    ranks: int
+    flags: tuple[str, ...]
+
+    def with_flags(self, *flags: str) -> Run:
+        return replace(self, flags=(*self.flags, *flags))
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A row of the cover.
+
+    Attributes:
+        number: 1-based, as printed.
+        row: factor -> level.
+    """
+
+    number: int
+    row: Row
+
+    @property
+    def cp_size(self) -> int:
+        return int(self.row["cp"])
+
+    @property
+    def scheme(self) -> str:
+        return self.row["scheme"]
+
+    @property
+    def dtype(self) -> str:
+        return self.row["dtype"]
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences of one iteration: as few as one micro-batch a rank takes, or a fixed number."""
+        return _SEQUENCES.get(self.row["batch"], int(self.row["data"]))
+
+    @cached_property
+    def _model_parallel(self) -> int:
+        return int(self.row["tensor"]) * pipeline_size(self.row["pipeline"])
+
+    @cached_property
+    def _flags(self) -> tuple[str, ...]:
+        """Of both runs."""
+        micro_batch = 2 if self.row["batch"] == "pairs" else 1
+        batch = f"--micro-batch-size {micro_batch} --global-batch-size {self.global_batch}".split()
+        chosen = [flag for factor, level in self.row.items() for flag in FLAGS[factor][level].split()]
+        return (*MODEL, *batch, *chosen)
+
+    @property
+    def split(self) -> Run:
+        """With the plugin."""
+        options = [
+            word
+            for name, value in plan_options(self.scheme).items()
+            for word in (f"--wallfacer-{name.replace('_', '-')}", str(value))
+        ]
+        options += [word for factor, flags in OURS.items() for word in flags.get(self.row[factor], "").split()]
+        return Run(self._split_ranks, self._flags).with_flags(
+            "--wallfacer-cp-size", str(self.cp_size), "--wallfacer-scheme", self.scheme, *options
+        )
+
+    @property
+    def _split_ranks(self) -> int:
+        return self._model_parallel * int(self.row["data"]) * self.cp_size
+
+    @property
+    def whole(self) -> Run:
+        """The same at context-parallel size 1, without the plugin.
+
+        As few data-parallel ranks as expert parallelism lets there be: the sequences of an iteration are the same.
+        """
+        experts = 2 if self.row["experts"] == "moe-ep2" else 1
+        # The ranks of a tensor-parallel group do not count: the experts are split among them too.
+        return Run(self._model_parallel * experts, self._flags)
+
+    def __str__(self) -> str:
+        """The levels that are not what every factor begins with."""
+        said = [
+            level if factor in ("experts", "heads", "batch") else f"{factor} {level}"
+            for factor, level in self.row.items()
+            if factor not in ("dtype", "cp", "scheme") and level != next(iter(FLAGS[factor]))
+        ]
+        return ", ".join(said) or "nothing else"
+
+
+#: The seed of the cover: of the first few, one that gives few rows.
+COVER_SEED = 3
+
+
+@cache
+def combinations_of_cover() -> tuple[Combination, ...]:
+    """Every combination of the matrix, the same ones each time."""
+    rows = cover(SPACE, seed=COVER_SEED)
+    return tuple(Combination(number, row) for number, row in enumerate(rows, 1))

@@ -1,0 +1,127 @@
+"""A pairwise cover: rows of levels, one of each factor, so that every pair of levels that may meet meets in some row.
+
+Greedy, as AETG: each row starts from a pair that is not covered yet and takes, factor by factor, the level that covers
+most. Constraints are functions of a few factors; a pair may meet if some whole row that holds it breaks none.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+Row = dict[str, str]
+Pair = frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What may not meet.
+
+    Attributes:
+        factors: those that it looks at.
+        allows: given a level of each of them by name, whether they may meet.
+        why: one line, with the place in Megatron that says so.
+    """
+
+    factors: tuple[str, ...]
+    allows: Callable[..., bool]
+    why: str
+
+
+class Space:
+    """All rows that break no constraint.
+
+    Args:
+        factors: name -> levels.
+        constraints: what may not meet.
+    """
+
+    def __init__(self, factors: Mapping[str, Sequence[str]], constraints: Sequence[Constraint] = ()) -> None:
+        self.factors = {name: tuple(levels) for name, levels in factors.items()}
+        self._by_factor = {
+            name: [constraint for constraint in constraints if name in constraint.factors] for name in factors
+        }
+
+    def broken(self, row: Mapping[str, str], factor: str) -> Constraint | None:
+        """The first constraint on `factor` that `row`, whole or not, breaks."""
+        for constraint in self._by_factor[factor]:
+            if all(name in row for name in constraint.factors) and not constraint.allows(
+                **{name: row[name] for name in constraint.factors}
+            ):
+                return constraint
+        return None
+
+    def complete(self, row: Mapping[str, str]) -> Row | None:
+        """Some whole row that holds `row`; None if there is none."""
+        if any(self.broken(row, factor) for factor in row):
+            return None
+        return self._complete(dict(row), [name for name in self.factors if name not in row])
+
+    def _complete(self, row: Row, open_factors: Sequence[str]) -> Row | None:
+        """Depth first: `row` breaks nothing so far."""
+        if not open_factors:
+            return row
+        factor, *rest = open_factors
+        for level in self.factors[factor]:
+            longer = row | {factor: level}
+            if self.broken(longer, factor) is None:
+                found = self._complete(longer, rest)
+                if found is not None:
+                    return found
+        return None
+
+    def pairs(self) -> Iterator[Pair]:
+        """Every pair of levels of two factors, allowed or not."""
+        for one, other in combinations(self.factors, 2):
+            for levels in product(self.factors[one], self.factors[other]):
+                yield frozenset(zip((one, other), levels, strict=True))
+
+    def allowed_pairs(self) -> set[Pair]:
+        """Those that some whole row holds."""
+        return {pair for pair in self.pairs() if self.complete(dict(pair)) is not None}
+
+
+def pairs_of(row: Mapping[str, str]) -> Iterator[Pair]:
+    """The pairs that meet in `row`."""
+    yield from map(frozenset, combinations(row.items(), 2))
+
+
+def cover(space: Space, *, seed: int = 0, candidates: int = 4) -> list[Row]:
+    """Rows that together hold every allowed pair.
+
+    Args:
+        space: factors and constraints.
+        seed: the same seed gives the same rows.
+        candidates: rows that are tried for each row that is taken.
+    """
+    dice = random.Random(seed)
+    # A list, sorted: the order of a set of strings is another one in each process.
+    missing = dict.fromkeys(sorted(space.allowed_pairs(), key=sorted))
+    rows = []
+    while missing:
+        tried = [_row(space, missing, dice) for _ in range(candidates)]
+        best = max(tried, key=lambda row: sum(pair in missing for pair in pairs_of(row)))
+        for pair in pairs_of(best):
+            missing.pop(pair, None)
+        rows.append(best)
+    return rows
+
+
+def _row(space: Space, missing: Mapping[Pair, None], dice: random.Random) -> Row:
+    """One candidate, begun from a pair of `missing`."""
+    row: Row = dict(sorted(dice.choice(list(missing))))
+    others = [name for name in space.factors if name not in row]
+    dice.shuffle(others)
+    for factor in others:
+        gains = {level: _gain(row, factor, level, missing) for level in space.factors[factor]}
+        # What gains nothing comes in its own order: the first level of a factor is the cheapest to run.
+        levels = sorted(gains, key=lambda level: (-gains[level], dice.random() if gains[level] else 0))
+        row[factor] = next(level for level in levels if space.complete(row | {factor: level}) is not None)
+    return {name: row[name] for name in space.factors}
+
+
+def _gain(row: Row, factor: str, level: str, missing: Mapping[Pair, None]) -> int:
+    """Pairs of `missing` that `level` makes with what `row` has."""
+    return sum(frozenset(((factor, level), item)) in missing for item in row.items())

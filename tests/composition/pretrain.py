@@ -1,0 +1,126 @@
+"""Trains like scripts/pretrain_gpt.py, with --mtp-num-layers too, and notes how near a token was to another expert.
+
+Two things are needed for the extra layers. Their stage gets tokens and labels. And the mean over the tokens of the
+extra loss is over as many on each context-parallel rank: Megatron (core/transformer/multi_token_prediction.py:851,
+NVIDIA/Megatron-LM#7498) divides by the rank's own count, which is one sequence end less on the rank that has it, so
+that its gradients at context-parallel size P are not those at 1, whatever computes attention.
+"""
+
+import os
+import runpy
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel.layers import LinearWithGradAccumulationAndAsyncCommunication
+from megatron.core.transformer import multi_token_prediction
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.moe.router import TopKRouter
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "pretrain_gpt.py"
+GAP = "composition: smallest gap in routing"
+roll_own_part = multi_token_prediction.roll_tensor
+route = TopKRouter.routing
+gaps = [float("inf")]
+
+
+def routing(router, logits, *args, **kwargs):
+    """As Megatron's; notes by how much the last expert that is taken was before the first that is not."""
+    if router.training and router.topk < logits.shape[-1]:
+        best = logits.detach().float().topk(router.topk + 1).values
+        gaps[0] = min(gaps[0], (best[..., -2] - best[..., -1]).min().item())
+    return route(router, logits, *args, **kwargs)
+
+
+def roll(tensor, shifts=-1, dims=-1, cp_group=None, packed_seq_params=None):
+    """As Megatron's, but what is said to be the sum is the mean of the ranks' sums."""
+    rolled, total = roll_own_part(tensor, shifts, dims, cp_group, packed_seq_params)
+    if total is not None and cp_group is not None and cp_group.size() > 1:
+        total = total.double()
+        dist.all_reduce(total, group=cp_group)
+        total = (total / cp_group.size()).float()
+    return rolled, total
+
+
+#: Seed of the order in which terms are added up, for runs without the plugin.
+ORDER = "COMPOSITION_ORDER"
+PIECES = 4
+attend = DotProductAttention.forward
+backward = LinearWithGradAccumulationAndAsyncCommunication.backward
+embed = torch.nn.functional.embedding
+
+
+build = DotProductAttention.__init__
+
+
+def build_for_latents(layer, *args, k_channels=None, v_channels=None, **kwargs):
+    """As Megatron's, which does not know that values may be narrower or wider than keys; all else in it does."""
+    build(layer, *args, **kwargs)
+    if v_channels is not None:
+        layer.hidden_size_per_partition = layer.num_attention_heads_per_partition * v_channels
+
+
+def some_order(length: int) -> torch.Tensor:
+    """A permutation, the same one every time."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(int(os.environ[ORDER])))
+
+
+def embed_in_another_order(input, weight, *args, **kwargs):
+    """As torch's; the gradients of a word that stands at several places are added up in another order."""
+    order = some_order(input.numel())
+    rows = embed(input.flatten()[order], weight, *args, **kwargs)
+    return rows[order.argsort()].view(*input.shape, -1)
+
+
+def attend_in_another_order(layer, query, key, value, attention_mask, *args, **kwargs):
+    """As Megatron's, keys and values permuted and the mask with them; where it makes the mask itself, they stay."""
+    if layer.config.window_size is not None or attention_mask is None:
+        return attend(layer, query, key, value, attention_mask, *args, **kwargs)
+    order = some_order(key.shape[0])
+    return attend(layer, query, key[order], value[order], attention_mask[..., order], *args, **kwargs)
+
+
+def backward_in_another_order(ctx, grad_output):
+    """As Megatron's linear layer; the gradient of a weight is rounded in pieces before they are added up in fp32.
+
+    Where ranks have parts of the tokens, or micro-batches are smaller, that is how it comes about.
+    """
+    grads = list(backward(ctx, grad_output))
+    rows, _ = ctx.saved_tensors[:2]
+    if ctx.sequence_parallel:
+        parts = [torch.empty_like(rows) for _ in range(ctx.tp_group.size())]
+        dist.all_gather(parts, rows.contiguous(), group=ctx.tp_group)
+        rows = torch.cat(parts)
+    if grads[1] is not None:
+        rows, columns = rows.flatten(0, -2), grad_output.flatten(0, -2)
+        pieces = some_order(rows.shape[0]).chunk(PIECES)
+        grads[1] = sum((columns[piece].t() @ rows[piece]).float() for piece in pieces).to(grads[1].dtype)
+    return tuple(grads)
+
+
+def main() -> None:
+    script = runpy.run_path(str(SCRIPT), run_name="pretrain_gpt")
+    names = script["main"].__globals__
+    if "mtp_num_layers" in names["UNSUPPORTED"]:
+        names["UNSUPPORTED"] = tuple(name for name in names["UNSUPPORTED"] if name != "mtp_num_layers")
+        names["get_batch_on_this_tp_rank"] = partial(_batch, names["get_batch_on_this_tp_rank"], names)
+    multi_token_prediction.roll_tensor = roll
+    TopKRouter.routing = routing
+    DotProductAttention.__init__ = build_for_latents
+    if ORDER in os.environ:
+        DotProductAttention.forward = attend_in_another_order
+        torch.nn.functional.embedding = embed_in_another_order
+        LinearWithGradAccumulationAndAsyncCommunication.backward = staticmethod(backward_in_another_order)
+    names["main"]()
+    print(f"{GAP} {gaps[0]:.3e}", flush=True)
+
+
+def _batch(original, names, *args, **kwargs):
+    """With what the extra layers read, where there are any: they are on the last stage."""
+    extra = bool(names["get_args"]().mtp_num_layers) and kwargs["is_pipeline_last_stage"]
+    return original(*args, **(kwargs | {"mtp_on_this_rank": extra}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""A handful of combinations, trained: each level of each factor at least once. All: `python -m tests.composition`."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.composition import matrix
+from tests.composition.combination import Combination, combinations_of_cover
+from tests.composition.features import FACTORS
+
+ITERATIONS = 4
+FEW = 11
+WRONG_MASK = Path(__file__).resolve().parents[1] / "support" / "wrong_mask.py"
+
+
+@cache
+def few() -> tuple[Combination, ...]:
+    """Few combinations that together have every level: the one with most new ones, again and again."""
+    missing = {(factor, level) for factor, levels in FACTORS.items() for level in levels}
+    chosen = []
+    while missing:
+        best = max(combinations_of_cover(), key=lambda one: (len(missing & set(one.row.items())), -one.split.ranks))
+        missing -= set(best.row.items())
+        chosen.append(best)
+    return tuple(chosen)
+
+
+def test_few_are_as_many_as_are_trained() -> None:
+    assert len(few()) == FEW
+
+
+@pytest.mark.parametrize("place", range(FEW))
+def test_combination(place: int) -> None:
+    outcome = matrix.run_combination(few()[place], ITERATIONS)
+    assert outcome.verdict == "ok", outcome
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_wrong_mask_is_caught(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control, of the bf16 rule above all: nothing of the plugin may widen what is allowed."""
+    plain = Combination(0, {factor: levels[0] for factor, levels in FACTORS.items()} | {"dtype": dtype})
+    references = [matrix._train(plain.whole, ITERATIONS, matrix.SEEDS[0], order) for order in (None, "1", "2", "3")]
+    assert len({tuple(run.losses) for run in references}) > 1  # else the orders are none
+    train = matrix._train.__wrapped__
+    monkeypatch.setattr(matrix, "SCRIPT", WRONG_MASK)
+    split = train(plain.split, ITERATIONS, matrix.SEEDS[0])
+    right = dict(zip((None, "1", "2", "3"), references, strict=True))
+    monkeypatch.setattr(
+        matrix,
+        "_train",
+        lambda run, iterations, seed, order=None: split if run == plain.split else right[order],
+    )
+    outcome = matrix.run_combination(plain, ITERATIONS)
+    assert "differs by" in outcome.verdict
+    assert outcome.loss > 4 * outcome.allowed
+
+
+def test_the_reason_is_that_of_the_first_rank_that_failed() -> None:
+    text = "===== rank 1: exit code 1, ended\nValueError: the cause\nframe #1\n===== rank 0: x\nRuntimeError: closed"
+    assert matrix._reason(text) == "ValueError: the cause"
+
+
+def test_the_seed_is_the_first_that_is_far_from_a_tie() -> None:
+    near, far = matrix.GAP / 2, matrix.GAP * 2
+    assert matrix.first_far_enough((1, 2, 3), {1: near, 2: far, 3: far}.__getitem__) == 2
+    assert matrix.first_far_enough((1, 2), {1: near / 2, 2: near}.__getitem__) == 2
+
+
+def test_a_nan_is_not_right() -> None:
+    assert matrix._verdict("fp32", float("nan"), 0.0, 1e-5) != "ok"
+    assert matrix._verdict("fp32", 0.0, float("nan"), 1e-5) != "ok"
+    assert matrix._verdict("fp32", 1e-6, 1e-5, 1e-5) == "ok"
