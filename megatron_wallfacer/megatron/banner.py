@@ -22,7 +22,7 @@ from megatron_wallfacer.schedule.mask import Mask, pattern_of
 from megatron_wallfacer.schedule.memory import peak_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan, Rider
-from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule, is_sparse
 from megatron_wallfacer.schedule.volume import Shape, messages, received_bytes, words
 
 _RIDES = {
@@ -31,6 +31,9 @@ _RIDES = {
     ("backward", "kv"): "K, V, dK, dV ride",
     ("backward", "q"): "Q, dO, dQ ride",
 }
+
+
+DIRECT = "nothing hops, what is used is sent to its user; "
 
 
 def banner(session: Session) -> str:
@@ -90,7 +93,8 @@ def _cost_rows(plan: Plan, shape: Shape, q_kept: bool, mask: Mask | None = None)
         ("forward", forward_schedule(plan, rank, **options), forward_bound, plan.forward),
         ("backward", backward_schedule(plan, rank, **options), backward_bound, plan.backward),
     ):
-        rows[name] = f"{_riding(name, plan, rider)}{_cost(schedule, shape)}"
+        direct = is_sparse(plan, pattern)
+        rows[name] = f"{DIRECT if direct else _riding(name, plan, rider)}{_cost(schedule, shape)}"
         if mask is None:
             limit = ratio(words(schedule, shape) / shape.unit, bound(plan.grid.cp_size, shape.kappa))
             rows[name] += f"; {limit:.2f}x the lower bound{' for undivided heads' if plan.grid.head > 1 else ''}"

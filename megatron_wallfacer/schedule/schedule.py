@@ -59,13 +59,18 @@ def backward_schedule(
     return _schedule(plan, rank, groups, backward=True, causal=causal, q_kept=q_kept, pattern=pattern)
 
 
+def is_sparse(plan: Plan, pattern: Pattern | None) -> bool:
+    """Whether rows are sent straight to those who use them: the pattern leaves much dead, and no order is published."""
+    return pattern is not None and pattern.is_sparse and plan.kv_order == "native"
+
+
 def _schedule(
     plan: Plan, rank: int, groups: int, *, backward: bool, causal: bool, q_kept: bool, pattern: Pattern | None
 ) -> Schedule:
     program: list[Op] = []
     values: dict[str, Value] = {}
     first = plan.grid.coordinates(rank)["head"] * groups
-    sparse = pattern is not None and pattern.is_sparse and plan.kv_order == "native"
+    sparse = is_sparse(plan, pattern)
     lanes = [
         (SparseLane if sparse else Lane)(
             plan,
