@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import select_kernel
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.mask import Mask
+from megatron_wallfacer.schedule.mask import NO_LIMIT, Mask, window_mask
 from megatron_wallfacer.schedule.plan import Plan
 
 Group = dist.ProcessGroup | DeviceMesh | None
@@ -98,10 +99,10 @@ def attention(
 def _mask(
     causal: bool, window_size: tuple[int, int], cu_seqlens: Sequence[int] | None, cut: Literal["sequence", "document"]
 ) -> Mask:
-    if min(window_size) < -1:
+    if min(window_size) < NO_LIMIT:
         raise OptionError("window_size", window_size, "numbers of tokens, -1 for no limit")
-    left, right = (None if side == -1 else side for side in window_size)
-    return Mask(left, 0 if causal else right, None if cu_seqlens is None else tuple(cu_seqlens), cut)
+    documents = None if cu_seqlens is None else tuple(cu_seqlens)
+    return replace(window_mask(window_size, causal), documents=documents, cut=cut)
 
 
 def forget_groups() -> None:

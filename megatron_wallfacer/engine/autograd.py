@@ -90,7 +90,9 @@ def finish(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None = N
     Raises:
         OptionError: as :func:`attend`.
     """
-    return _finish(*_checked(q, k, v, call), call, sinks)
+    q, k, v = _checked(q, k, v, call)
+    sizes, schedule, _ = _prepare(q, k, v, call)
+    return _finish(q, k, v, call, sinks, sizes, schedule)
 
 
 def _checked(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, ...]:
@@ -101,8 +103,9 @@ def _checked(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, ...]:
     return tuple(chunk_order(x, call.mask, cp_size) for x in (q, k, v))
 
 
-def _finish(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None) -> Finished:
-    sizes, schedule, _ = _prepare(q, k, v, call)
+def _finish(
+    q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None, sizes: Sizes, schedule: Schedule
+) -> Finished:
     # The dtypes are the caller's choice: autocast must not make the reference kernel's products bf16.
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         results, kept = run(schedule, call.runtime, sizes, {"q": q, "k": k, "v": v}, {}, call.mask)
@@ -130,8 +133,8 @@ class _Attention(torch.autograd.Function):
         call: Call,
         finished: Finished | None,
     ) -> Tensor:
-        finished = finished or _finish(q, k, v, call, sinks)
-        ctx.sizes, _, ctx.schedule = _prepare(q, k, v, call)
+        ctx.sizes, schedule, ctx.schedule = _prepare(q, k, v, call)
+        finished = finished or _finish(q, k, v, call, sinks, ctx.sizes, schedule)
         ctx.kept, ctx.runtime, ctx.mask = list(finished.kept), call.runtime, call.mask
         # Autograd writes into what is returned: the keeper's own tensor stays as it is.
         out = finished.out.detach()

@@ -39,7 +39,7 @@ def document_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
 
 
 def _same(mask: Mask) -> bool:
-    return mask.cut == "sequence" or mask.documents is None or len(mask.documents) == 2
+    return not mask.cuts_documents or len(mask.documents) == 2
 
 
 def _halves(mask: Mask, cp_size: int) -> list[int]:

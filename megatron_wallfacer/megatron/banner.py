@@ -9,7 +9,6 @@ import torch
 from megatron_wallfacer import __version__
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.megatron.arguments import dtype_of, shape_of
-from megatron_wallfacer.megatron.masks import window_mask
 from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import version_text
@@ -18,7 +17,7 @@ from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.hosts import describe
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.mask import Mask, pattern_of
+from megatron_wallfacer.schedule.mask import Mask, pattern_of, window_mask
 from megatron_wallfacer.schedule.memory import peak_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan, Rider

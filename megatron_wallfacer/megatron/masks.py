@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.schedule.mask import Mask
-
-#: In Megatron's window sizes: as far as there are tokens.
-NO_LIMIT = -1
+from megatron_wallfacer.schedule.mask import NO_LIMIT, Mask, window_mask
 
 
 def layer_mask(config: Any, layer_number: int, causal: bool) -> Mask:
@@ -32,12 +28,6 @@ def layer_mask(config: Any, layer_number: int, causal: bool) -> Mask:
     if refusal is not None:
         raise WallfacerError(f"layer {layer_number}: {refusal}")
     return window_mask(config.window_size, causal)
-
-
-def window_mask(window: Sequence[int], causal: bool) -> Mask:
-    """The mask of one of Megatron's window sizes, (left, right)."""
-    left, right = (None if side == NO_LIMIT else side for side in window)
-    return Mask(left=left, right=0 if causal else right)
 
 
 def is_window_layer(config: Any, layer_number: int) -> bool:

@@ -13,7 +13,7 @@ from megatron_wallfacer.schedule.mask import Pattern
 from megatron_wallfacer.schedule.ops import Attend
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.published import entering, target
-from megatron_wallfacer.schedule.ring import Link
+from megatron_wallfacer.schedule.ring import Link, host_of
 from megatron_wallfacer.schedule.sides import OTHERS, OWN, TENSORS, Sides, at, visit_number
 from megatron_wallfacer.schedule.tiles import tiles
 from megatron_wallfacer.schedule.writer import Writer
@@ -215,13 +215,10 @@ class Lane(Sides):
         self._swap(kind, link.axis, visit, link.peer, link.visit, self.block_of(of.origin), peer)
 
     def _send_partial(self, visit: int) -> None:
-        # Positions differ by the same distance: where this rank's block is at that visit, its home is here.
-        here, origin = (self.grid.coordinates(rank) for rank in (self.rank, self.visits[visit].origin))
+        home = self.visits[visit].origin
         for whose in self.home_parts:
             self.take_in(self.rider, whose)
-        turned = {axis: 2 * here[axis] - origin[axis] for axis in ("ring_outer", "ring_inner")}
-        host = self.grid.rank(here | {axis: x % self.grid.size_of(axis) for axis, x in turned.items()})
-        home = self.visits[visit].origin
+        host = host_of(self.grid, self.rank, home)
         self._swap("home", "cp", visit, home, 0, self.block_of(self.rank), host, number=visit)
 
     def _swap(

@@ -73,6 +73,11 @@ class Mask:
         """One document and no window: the causal triangle, or everything."""
         return self.documents is None and self.left is None and self.right in (0, None)
 
+    @property
+    def cuts_documents(self) -> bool:
+        """Each document is cut into 2P chunks, and not the sequence."""
+        return self.cut == "document" and self.documents is not None
+
     def check(self, cp_size: int, tokens: int) -> None:
         """Whether the documents are of the sequence and can be cut.
 
@@ -103,7 +108,7 @@ class Mask:
             size: tokens of a chunk.
             row: at which the chunk begins in its block.
         """
-        if self.cut == "document" and self.documents is not None:
+        if self.cuts_documents:
             for document, length in enumerate(self._lengths()):
                 piece = length // (2 * cp_size)
                 yield Segment(document, chunk * piece, row, piece)
@@ -161,6 +166,14 @@ class Mask:
 
 
 CAUSAL, FULL = Mask(), Mask(right=None)
+#: In window sizes as they are given: as far as there are tokens.
+NO_LIMIT = -1
+
+
+def window_mask(window: Sequence[int], causal: bool) -> Mask:
+    """The mask of a window size (left, right); right counts as 0 in a causal one."""
+    left, right = (None if side == NO_LIMIT else side for side in window)
+    return Mask(left=left, right=0 if causal else right)
 
 
 @dataclass(frozen=True)
@@ -194,7 +207,7 @@ def _row(mask: Mask, chunk: int, cp_size: int, size: int) -> tuple[tuple[int, in
     ranges = []
     segments = list(mask.segments(chunk, cp_size, size))
     for segment in segments:
-        if mask.cut == "document" and mask.documents is not None:
+        if mask.cuts_documents:
             start, piece, end = 0, segment.length, 2 * cp_size * segment.length
             position = segment.position
         else:

@@ -60,7 +60,19 @@ def visits(grid: Grid, rank: int, *, bidirectional: bool = False) -> tuple[Visit
     return tuple(_visit(grid, rank, turn, step) for turn in range(grid.ring_outer) for step in range(grid.ring_inner))
 
 
-def _peer(grid: Grid, rank: int, outer: int, inner: int) -> int:
+def origin_of(grid: Grid, rank: int, visit: int) -> int:
+    """At whose place the block of a visit is at home, on a ring in one direction."""
+    turn, step = divmod(visit, grid.ring_inner)
+    return peer_along(grid, rank, -turn, -step)
+
+
+def host_of(grid: Grid, home: int, origin: int) -> int:
+    """The rank that has the block of ``home`` when ``home`` has that of ``origin``: as far away, the other way."""
+    here, there = grid.coordinates(home), grid.coordinates(origin)
+    return peer_along(grid, home, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
+
+
+def peer_along(grid: Grid, rank: int, outer: int, inner: int) -> int:
     """The rank so many positions further along each ring."""
     here = grid.coordinates(rank)
     here["ring_outer"] = (here["ring_outer"] + outer) % grid.ring_outer
@@ -74,7 +86,7 @@ def _visit(grid: Grid, rank: int, turn: int, step: int) -> Visit:
 
     def beside(axis: str, way: int, visit: int, closes: bool = False) -> Link:
         at = (way, 0) if axis == "ring_outer" else (0, way)
-        return Link(axis, _peer(grid, rank, *at), visit, closes)
+        return Link(axis, peer_along(grid, rank, *at), visit, closes)
 
     forwards = [beside("ring_outer", 1, index + inner)] if step == 0 and turn < outer - 1 else []
     forwards += [beside("ring_inner", 1, index + 1)] if step < inner - 1 else []
@@ -93,7 +105,7 @@ def _visit(grid: Grid, rank: int, turn: int, step: int) -> Visit:
             returns = beside("ring_outer", 1, index + inner if turn < outer - 1 else 0)
         else:
             sums += [beside("ring_outer", -1, 0)] if outer > 1 else []
-    return Visit(_peer(grid, rank, -turn, -step), arrives, tuple(forwards), tuple(sums), returns, turn)
+    return Visit(origin_of(grid, rank, index), arrives, tuple(forwards), tuple(sums), returns, turn)
 
 
 def _both_ways(grid: Grid, rank: int) -> tuple[Visit, ...]:

@@ -8,24 +8,16 @@ sends what it computed for others' rows straight home. Chunks that nobody sees a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
-from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.lane import Lane, after
 from megatron_wallfacer.schedule.mask import Pattern
 from megatron_wallfacer.schedule.ops import Attend
-from megatron_wallfacer.schedule.ring import visits
-from megatron_wallfacer.schedule.sides import OTHERS, OWN, TENSORS, at
+from megatron_wallfacer.schedule.ring import host_of, origin_of
+from megatron_wallfacer.schedule.sides import OTHERS, OWN, TENSORS, at, visit_number
 
 #: By how many visits a block is sent for before it is used.
 AHEAD = 2
-
-
-@lru_cache(maxsize=16)
-def ring_neighbours(grid: Grid) -> tuple[tuple[int, ...], ...]:
-    """By rank and visit, at whose place the block of that visit is at home."""
-    return tuple(tuple(visit.origin for visit in visits(grid, rank)) for rank in range(grid.cp_size))
 
 
 class SparseLane(Lane):
@@ -38,9 +30,7 @@ class SparseLane(Lane):
         super().__init__(*args, pattern=pattern, q_kept=False, **kwargs)
         # What is gathered of the team's queries depends on what rides.
         self.q_kept = q_kept and self.plan.forward == self.plan.backward
-        self._origins = ring_neighbours(self.grid)
         self._uses: dict[tuple[int, str], frozenset[int]] = {}
-        self._parts: dict[str, dict[int, tuple[int, ...]]] = {}
 
     # --- who uses what ---
 
@@ -61,7 +51,8 @@ class SparseLane(Lane):
         """Chunks of a side that a rank meets, whatever is live."""
         if side == self.resident:
             return self.block(self.team(side, rank))
-        return self.block(member for origin in self._origins[rank] for member in self.team(side, origin))
+        origins = (origin_of(self.grid, rank, visit) for visit in range(self.grid.ring))
+        return self.block(member for origin in origins for member in self.team(side, origin))
 
     def _used_of(self, member: int, rank: int, side: str) -> tuple[int, ...]:
         """What a rank uses of another's rows."""
@@ -70,47 +61,33 @@ class SparseLane(Lane):
 
     def members(self, side: str, whose: str) -> dict[int, tuple[int, ...]]:
         """Whose rows a rank is sent for a part of a side, and which; those of whom it uses nothing are left out."""
-        if whose == OTHERS:
-            ranks: Iterable[int] = after(self.rank, self.team(side))
-        else:
-            origin = self._origins[self.rank][int(whose.removeprefix("visit"))]
-            team = self.team(side, origin)
-            ranks = (*team[self._place :], *team[: self._place])
+        ranks: Iterable[int] = after(self.rank, self.team(side))
+        if whose != OTHERS:
+            ranks = self._in_turn(self.team(side, origin_of(self.grid, self.rank, visit_number(whose))))
         found = {member: self._used_of(member, self.rank, side) for member in ranks}
         return {member: chunks for member, chunks in found.items() if chunks}
 
     def users(self, side: str, whose: str) -> dict[int, tuple[int, ...]]:
         """To whom a rank sends its own rows for a part of a side, and which of them: the other end of `members`."""
-        if whose == OTHERS:
-            ranks: Iterable[int] = after(self.rank, self.team(side))
-        else:
-            visit, team = int(whose.removeprefix("visit")), self.team(side)
-            ranks = (self._visitor(visit, member) for member in (*team[self._place :], *team[: self._place]))
+        ranks: Iterable[int] = after(self.rank, self.team(side))
+        if whose != OTHERS:
+            visit, homes = visit_number(whose), self._in_turn(self.team(side))
+            ranks = (host_of(self.grid, home, origin_of(self.grid, home, visit)) for home in homes)
         found = {user: self._used_of(self.rank, user, side) for user in ranks}
         return {user: chunks for user, chunks in found.items() if chunks}
 
-    @property
-    def _place(self) -> int:
-        """Where the rank stands in its team of the rider: so not everyone sends to the same one first."""
-        return self.team(self.rider).index(self.rank)
-
-    def _visitor(self, visit: int, home: int) -> int:
-        """The rank at which the block of ``home`` is at a visit."""
-        here, there = (self.grid.coordinates(rank) for rank in (home, self._origins[home][visit]))
-        turned = {axis: 2 * here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")}
-        return self.grid.rank(here | {axis: x % self.grid.size_of(axis) for axis, x in turned.items()})
+    def _in_turn(self, team: Sequence[int]) -> tuple[int, ...]:
+        """A team from the rank's own place in its team on: so not everyone sends to the same one first."""
+        place = self.team(self.rider).index(self.rank)
+        return (*team[place:], *team[:place])
 
     # --- inputs ---
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of the rider that this rank uses others' rows of, in the order in which they are used."""
-        names = (*((OTHERS,) if len(self.team(self.rider)) > 1 else ()), *self._visit_names)
-        return tuple(whose for whose in names if self.members(self.rider, whose))
-
-    @property
-    def _visit_names(self) -> tuple[str, ...]:
-        return tuple(at(visit) for visit in range(1, self.grid.ring))
+        """The parts of the rider that are others' rows in the order of their use: the team's, then each visit's."""
+        team = (OTHERS,) if len(self.team(self.rider)) > 1 else ()
+        return (*team, *(at(visit) for visit in range(1, self.grid.ring)))
 
     def send_for_resident(self) -> None:
         """Exchange the resident's rows in its team."""
@@ -120,11 +97,13 @@ class SparseLane(Lane):
 
     def send_for(self, part: int) -> None:
         """Exchange the rows of a part of the rider: its team's first, then visit by visit."""
-        names = ((OTHERS,) if len(self.team(self.rider)) > 1 else ()) + self._visit_names
-        if part < len(names):
-            axis = self.axis(self.rider) if names[part] == OTHERS else "cp"
+        for whose in self.parts[part : part + 1]:
             for bundle in self.bundles(self.rider):
-                self._fetch(bundle, self.rider, names[part], axis)
+                self._fetch(bundle, self.rider, whose, self._axis_of(whose))
+
+    def _axis_of(self, whose: str) -> str:
+        """Along which axis a part of the rider moves: visits are of ranks anywhere."""
+        return self.axis(self.rider) if whose == OTHERS else "cp"
 
     def _fetch(self, bundle: str, side: str, whose: str, axis: str) -> None:
         write, coming, leaving = self.writer, self.members(side, whose), self.users(side, whose)
@@ -135,7 +114,7 @@ class SparseLane(Lane):
                 self.given.append(write.value(write.name(whose, bundle), TENSORS[bundle], rows))
             return
         own = self._rows(bundle, side, OWN)
-        number = 0 if whose == OTHERS else int(whose.removeprefix("visit"))
+        number = 0 if whose == OTHERS else visit_number(whose)
         sends = [write.message(user, own, "gather", bundle, number, chunks) for user, chunks in leaving.items()]
         receives = []
         for member, chunks in coming.items():
@@ -175,7 +154,7 @@ class SparseLane(Lane):
     def return_rider(self, whose: str) -> None:
         """Send home what was computed for others' rows of a part of the rider; receive the same for one's own."""
         if self.results(self.rider):
-            self._send_back(self.rider, whose, self.axis(self.rider) if whose == OTHERS else "cp")
+            self._send_back(self.rider, whose, self._axis_of(whose))
 
     def return_resident(self) -> None:
         """The same for the resident."""
@@ -183,7 +162,7 @@ class SparseLane(Lane):
             self._send_back(self.resident, OTHERS, self.axis(self.resident))
 
     def _send_back(self, side: str, whose: str, axis: str) -> None:
-        write, number = self.writer, 0 if whose == OTHERS else int(whose.removeprefix("visit"))
+        write, number = self.writer, 0 if whose == OTHERS else visit_number(whose)
         into, sends, receives = self._sum(side, OWN), [], []
         for member, chunks in self.members(side, whose).items():
             source = self._sum(side, whose)
@@ -216,12 +195,10 @@ def write_sparse(lanes: Sequence[SparseLane]) -> None:
 
 
 def _visit_all(lane: SparseLane) -> None:
-    steps = [OWN, *((OTHERS,) if len(lane.team(lane.rider)) > 1 else ()), *(at(v) for v in range(1, lane.grid.ring))]
-    for part, rider in enumerate(steps):
-        if part:
-            lane.send_for(part - 1 + AHEAD)
+    lane.meet(OWN, resident=OTHERS)
+    for part, rider in enumerate(lane.parts):
+        lane.send_for(part + AHEAD)
         lane.meet(rider, resident=OTHERS)
-        if rider != OWN:
-            lane.meet(rider, resident=OWN)
-            lane.return_rider(rider)
+        lane.meet(rider, resident=OWN)
+        lane.return_rider(rider)
     lane.return_resident()

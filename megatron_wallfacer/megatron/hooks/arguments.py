@@ -30,9 +30,8 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
         session.args, session.settings = args, settings_from(args)
         refuse_unsupported(args)
         if (channels := head_dim(args)) is not None:
-            session.kernel(
-                dtype_of(args), channels, v_head_dim(args)
-            )  # refuses now what it would refuse at model build
+            # Refuses now what it would refuse at model build.
+            session.kernel(dtype_of(args), channels, v_head_dim(args))
         args.context_parallel_size = args.wallfacer_cp_size
         switch_on()
 
