@@ -2,12 +2,13 @@
 
 The wheel carries Megatron's training loop (`megatron.training`) and no entry script. This is one: Megatron's own
 arguments, model builder, data sets and loop, and between them only what a script has to bring: batch, loss, data sets.
+Packed documents (--dataloader-inter-document-masking), conversations (--sft) and extra layers (--mtp-num-layers) too.
 
     torchrun --nproc-per-node 8 -m megatron_wallfacer scripts/pretrain_gpt.py <Megatron's arguments>
 
 On a machine with GPUs it runs as well without the plugin (`torchrun ... scripts/pretrain_gpt.py`). People who have a
-Megatron-LM checkout use its `pretrain_gpt.py` instead, which also knows packed sequences, fine-tuning and distillation;
-this script trains on plain sequences and stops when asked for anything else.
+Megatron-LM checkout use its `pretrain_gpt.py` instead, which also knows fill-in-the-middle and distillation; this
+script stops when asked for what it does not know.
 """
 
 from __future__ import annotations
@@ -34,47 +35,52 @@ from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.enums import ModelType
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
-from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
+from megatron.core.utils import (
+    flatten_batch_for_packed_sequences,
+    get_attr_wrapped_model,
+    get_batch_on_this_cp_rank,
+    get_batch_on_this_tp_rank,
+)
 from megatron.training import get_args, get_timers, pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
+from megatron.training.datasets.sft_dataset import SFTDataset
+from megatron.training.training import update_seqlen_stats_from_cu_seqlens
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
 Batch = dict[str, torch.Tensor | None]
-FIELDS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
+TOKENS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
+DOCUMENTS = ("cu_seqlens", "cu_seqlens_padded", "max_seqlen")
 # Flags of Megatron's parser that its own pretrain_gpt.py implements and this script does not.
-UNSUPPORTED = (
-    "sft",
-    "fim_data",
-    "dataloader_inter_document_masking",
-    "hybrid_context_parallel",
-    "mtp_num_layers",
-    "logits_load_dir",
-)
+UNSUPPORTED = ("fim_data", "hybrid_context_parallel", "logits_load_dir")
 
 
 def batch_on_this_rank(samples: Iterator[dict[str, torch.Tensor]] | None, vp_stage: int | None) -> Batch:
     """This rank's part of the next micro-batch.
 
     Only the first rank of a tensor-parallel group reads data; it broadcasts to the others, then each context-parallel
-    rank keeps its two chunks of the sequence.
+    rank keeps its two chunks of the sequence, or of each document with --sft. Where documents are packed the sequences
+    of a micro-batch follow each other in one, and every pipeline stage is told where documents end.
 
     Returns:
-        `FIELDS` -> `[micro_batch, seq_length / context_parallel_size]` (attention_mask: `[micro_batch, 1, that,
-        seq_length]`), or None where this pipeline stage does not use the field.
+        `TOKENS` -> `[micro_batch, seq_length / context_parallel_size]` (attention_mask: `[micro_batch, 1, that,
+        seq_length]`), or None where this pipeline stage does not use the field; `DOCUMENTS` -> `[1, documents + 1]`
+        (max_seqlen: `[1]`), or None.
     """
-    if not is_first_or_last_pipeline_stage(vp_stage):
-        return dict.fromkeys(FIELDS)
-    args = get_args()
+    args, reads_tokens = get_args(), is_first_or_last_pipeline_stage(vp_stage)
+    if not (reads_tokens or packs_documents()):
+        return dict.fromkeys((*TOKENS, *DOCUMENTS))
     tp_rank = mpu.get_tensor_model_parallel_rank()
     batch: Batch = {}
     if tp_rank == 0:
         sample = next(samples)
-        batch = {name: sample[name].cuda(non_blocking=True) if name in sample else None for name in FIELDS}
+        given = {name: sample.get(name) for name in (*TOKENS, *DOCUMENTS)}
+        batch = {name: None if field is None else field.cuda(non_blocking=True) for name, field in given.items()}
     batch = get_batch_on_this_tp_rank(
         batch,
-        has_cu_seqlens=False,
+        has_cu_seqlens=packs_documents(),
         is_hybrid_cp=False,
         create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
         broadcast_src_rank=mpu.get_tensor_model_parallel_src_rank(),
@@ -83,12 +89,45 @@ def batch_on_this_rank(samples: Iterator[dict[str, torch.Tensor]] | None, vp_sta
         tp_rank=tp_rank,
         micro_batch_size=args.micro_batch_size,
         seq_length=args.seq_length,
-        mtp_on_this_rank=False,
+        # Extra layers are on the last stage and read its tokens again.
+        mtp_on_this_rank=bool(args.mtp_num_layers) and mpu.is_pipeline_last_stage(),
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
         is_pipeline_first_stage=mpu.is_pipeline_first_stage(),
         is_pipeline_last_stage=mpu.is_pipeline_last_stage(),
     )
-    return get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
+    batch = flatten_batch_for_packed_sequences(batch)
+    if not reads_tokens:
+        return dict.fromkeys(TOKENS) | {name: batch[name] for name in DOCUMENTS}
+    return get_batch_on_this_cp_rank(
+        batch,
+        is_hybrid_cp=False,
+        cp_group=mpu.get_context_parallel_group(),
+        use_per_sequence_balancing=args.dataloader_inter_document_masking and not args.sft,
+    )
+
+
+def packs_documents() -> bool:
+    """Whether a sequence holds documents that do not see each other."""
+    return get_args().sft or get_args().dataloader_inter_document_masking
+
+
+def packing_of(batch: Batch) -> PackedSeqParams | None:
+    """Where the documents of a batch end, as attention is told; None where there are none."""
+    if batch.get("cu_seqlens") is None:
+        return None
+    ends, padded = (None if batch[name] is None else batch[name].squeeze(0) for name in DOCUMENTS[:2])
+    update_seqlen_stats_from_cu_seqlens(ends)  # Megatron counts FLOPs by it
+    ends, longest = ends if padded is None else padded, int(batch["max_seqlen"].item())
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=ends,
+        cu_seqlens_kv=ends,
+        cu_seqlens_q_padded=padded,
+        cu_seqlens_kv_padded=padded,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        tokens_per_sample=get_args().seq_length,
+    )
 
 
 def masked_loss(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict]:
@@ -126,13 +165,15 @@ def forward_step(
         batch["attention_mask"],
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
+        packed_seq_params=packing_of(batch),
     )
     return output, partial(masked_loss, batch["loss_mask"])
 
 
 def reads_data(vp_stage: int | None = None) -> bool:
     """Whether this rank takes samples from the data sets itself."""
-    return mpu.get_tensor_model_parallel_rank() == 0 and is_first_or_last_pipeline_stage(vp_stage)
+    reads = is_first_or_last_pipeline_stage(vp_stage) or packs_documents()
+    return mpu.get_tensor_model_parallel_rank() == 0 and reads
 
 
 def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = None) -> tuple:
@@ -156,8 +197,9 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
         context_parallel_size=args.context_parallel_size,
         data_parallel_size=args.data_parallel_size,
         sequence_parallel_size=args.tensor_model_parallel_size if args.sequence_parallel else 0,
+        inter_document_masking=args.dataloader_inter_document_masking,
     )
-    dataset = MockGPTDataset if args.mock_data else GPTDataset
+    dataset = SFTDataset if args.sft else MockGPTDataset if args.mock_data else GPTDataset
     return BlendedMegatronDatasetBuilder(dataset, num_samples, partial(reads_data, vp_stage=vp_stage), config).build()
 
 

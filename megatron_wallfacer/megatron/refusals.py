@@ -135,6 +135,19 @@ def _sequence_cut_across_documents(args: Args, argv: Sequence[str]) -> str | Non
     return None
 
 
+def _packed_through_a_pipeline(args: Args, argv: Sequence[str]) -> str | None:
+    """Packed sequences of a micro-batch follow each other; what a stage is sent is shaped for them side by side."""
+    flags = ("dataloader_inter_document_masking", "sft")
+    packed = next((f"--{name.replace('_', '-')}" for name in flags if getattr(args, name, False)), None)
+    stages, sequences = args.pipeline_model_parallel_size, getattr(args, "micro_batch_size", None) or 1
+    if packed is None or stages == 1 or sequences == 1:
+        return None
+    return (
+        f"--micro-batch-size {sequences}: must be 1 with {packed} and --pipeline-model-parallel-size {stages}, "
+        "Megatron's stages are not sent packed sequences as one"
+    )
+
+
 def _position_bias(args: Args, argv: Sequence[str]) -> str | None:
     if getattr(args, "position_embedding_type", None) != "relative":
         return None
@@ -173,6 +186,7 @@ def _bypassing_layers() -> Iterator[Rule]:
 RULES: tuple[Rule, ...] = (
     _yaml,
     _size,
+    _packed_through_a_pipeline,
     _world,
     _sequence,
     _other_context_parallelism,

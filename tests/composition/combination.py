@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
-from tests.composition.features import FLAGS, MODEL, OURS, SPACE, pipeline_size, plan_options
+from tests.composition.features import FLAGS, MEGATRONS, MODEL, OURS, SPACE, pipeline_size, plan_options
 from tests.composition.pairs import Row, cover
 
 _SEQUENCES = {"accumulated": 4, "pairs": 8}
@@ -18,10 +18,12 @@ class Run:
     Attributes:
         ranks: processes.
         flags: Megatron's, without data and length of the training.
+        documents: level of that factor: which data.
     """
 
     ranks: int
     flags: tuple[str, ...]
+    documents: str
 
     def with_flags(self, *flags: str) -> Run:
         return replace(self, flags=(*self.flags, *flags))
@@ -76,10 +78,18 @@ class Combination:
             for name, value in plan_options(self.scheme).items()
             for word in (f"--wallfacer-{name.replace('_', '-')}", str(value))
         ]
-        options += [word for factor, flags in OURS.items() for word in flags.get(self.row[factor], "").split()]
-        return Run(self._split_ranks, self._flags).with_flags(
-            "--wallfacer-cp-size", str(self.cp_size), "--wallfacer-scheme", self.scheme, *options
+        return self._run(self._split_ranks).with_flags(
+            *("--wallfacer-cp-size", str(self.cp_size), "--wallfacer-scheme", self.scheme),
+            *options,
+            *self._extra(OURS),
         )
+
+    def _run(self, ranks: int) -> Run:
+        return Run(ranks, self._flags, self.row["documents"])
+
+    def _extra(self, flags: dict[str, dict[str, str]]) -> list[str]:
+        """What some levels add to one of the two runs."""
+        return [word for factor, levels in flags.items() for word in levels.get(self.row[factor], "").split()]
 
     @property
     def _split_ranks(self) -> int:
@@ -87,13 +97,31 @@ class Combination:
 
     @property
     def whole(self) -> Run:
-        """The same at context-parallel size 1, without the plugin.
+        """The same at context-parallel size 1, without the plugin where Megatron's own attention can.
 
         As few data-parallel ranks as expert parallelism lets there be: the sequences of an iteration are the same.
         """
         experts = 2 if self.row["experts"] == "moe-ep2" else 1
         # The ranks of a tensor-parallel group do not count: the experts are split among them too.
-        return Run(self._model_parallel * experts, self._flags)
+        run = self._run(self._model_parallel * experts)
+        if self.megatron_can:
+            return run.with_flags(*self._extra(MEGATRONS))
+        kept = [flag for flag in self._extra(OURS) if flag != "--wallfacer-keep-attention-output"]
+        return run.with_flags("--wallfacer-cp-size", "1", "--wallfacer-kernel", "reference", *kept)
+
+    @property
+    def megatron_can(self) -> bool:
+        """Whether Megatron's own attention has all of it on a CPU: conversations not, documents and a window not."""
+        documents = self.row["documents"]
+        return documents == "one" or (documents == "masked" and self.row["attention"] != "window")
+
+    @property
+    def evaluates_alike(self) -> bool:
+        """Whether the loss of evaluation does not depend on who has which tokens.
+
+        With --sft Megatron takes the mean of the ranks' means (training/training.py, evaluate).
+        """
+        return self.row["documents"] != "conversations"
 
     def __str__(self) -> str:
         """The levels that are not what every factor begins with."""

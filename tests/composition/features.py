@@ -16,7 +16,7 @@ MODEL = (
     "--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 "
     f"--num-attention-heads {Q_HEADS} --normalization RMSNorm --swiglu --disable-bias-linear --hidden-dropout 0 "
     "--attention-dropout 0 --seq-length 128 --max-position-embeddings 128 "
-    "--lr 2e-3 --lr-decay-style constant --clip-grad 1.0 --split 98,2,0 --log-interval 1"
+    "--lr 2e-3 --lr-decay-style constant --clip-grad 1.0 --log-interval 1"
 ).split()
 
 _EXPERTS = (
@@ -65,7 +65,12 @@ FLAGS: dict[str, dict[str, str]] = {
     },
     "qk-norm": {"off": "", "on": "--qk-layernorm"},
     "dtype": {"fp32": "", "bf16": "--bf16 --attention-softmax-in-fp32"},
-    "evaluation": {"off": "--eval-iters 0", "on": "--eval-interval 2 --eval-iters 1"},
+    "evaluation": {"off": "--eval-iters 0 --split 100,0,0", "on": "--eval-interval 2 --eval-iters 1 --split 98,2,0"},
+    "documents": {
+        "one": "",
+        "masked": "",
+        "conversations": "--sft --sft-tokenizer-prompt-format default --no-create-attention-mask-in-dataloader",
+    },
     "positions": {"rope": "--position-embedding-type rope", "learned": "--position-embedding-type learned_absolute"},
     "cp": {"2": "", "4": "", "8": ""},
     "scheme": dict.fromkeys(
@@ -86,8 +91,14 @@ FLAGS: dict[str, dict[str, str]] = {
     ),
 }
 
-#: The plugin's own flags, which the run at context-parallel size 1 does not get.
-OURS: dict[str, dict[str, str]] = {"recompute": {"kept": "--wallfacer-keep-attention-output"}}
+#: Flags of the run that is judged only.
+OURS: dict[str, dict[str, str]] = {
+    "recompute": {"kept": "--wallfacer-keep-attention-output"},
+    "documents": {"masked": "--dataloader-inter-document-masking"},
+}
+#: Flags of the run at size 1 only, where Megatron's own attention trains it: documents are kept apart by
+#: a mask as a tensor, which no other attention reads.
+MEGATRONS: dict[str, dict[str, str]] = {"documents": {"masked": "--reset-attention-mask --reset-position-ids"}}
 
 FACTORS: dict[str, tuple[str, ...]] = {name: tuple(levels) for name, levels in FLAGS.items()}
 KV_HEADS = {"mha": Q_HEADS, "gqa": 2, "mqa": 1}
@@ -145,6 +156,22 @@ CONSTRAINTS = (
         ("attention", "heads"),
         lambda attention, heads: attention != "mla" or heads == "mha",
         "refused by Megatron (training/arguments.py:1893)",
+    ),
+    Constraint(
+        ("documents", "mtp"),
+        lambda documents, mtp: (documents, mtp) != ("masked", "on"),
+        "refused by the plugin: Megatron shifts tokens as if each document were cut (multi_token_prediction.py:238)",
+    ),
+    Constraint(
+        ("documents", "batch", "pipeline"),
+        lambda documents, batch, pipeline: documents == "one" or batch != "pairs" or pipeline == "1",
+        "refused by the plugin: packed sequences follow each other, but Megatron's stages are sent them side by side "
+        "(pipeline_parallel/schedules.py, get_tensor_shapes)",
+    ),
+    Constraint(
+        ("documents", "loss"),
+        lambda documents, loss: (documents, loss) != ("conversations", "mean"),
+        "Megatron's mean is over a rank's own tokens that count, and prompts do not count",
     ),
     Constraint(
         ("mtp", "positions"),

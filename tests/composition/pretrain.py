@@ -1,15 +1,13 @@
-"""Trains like scripts/pretrain_gpt.py, with --mtp-num-layers too, and notes how near a token was to another expert.
+"""Trains like scripts/pretrain_gpt.py, and notes how near a token was to another expert.
 
-Two things are needed for the extra layers. Their stage gets tokens and labels. And the mean over the tokens of the
-extra loss is over as many on each context-parallel rank: Megatron (core/transformer/multi_token_prediction.py:851,
+The mean over the tokens of the loss of extra layers is over as many on each context-parallel rank, and with
+--calculate-per-token-loss over those of all: Megatron (core/transformer/multi_token_prediction.py:851,
 NVIDIA/Megatron-LM#7498) divides by the rank's own count, which is one sequence end less on the rank that has it, so
 that its gradients at context-parallel size P are not those at 1, whatever computes attention.
 """
 
 import os
 import runpy
-from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,8 +15,10 @@ from megatron.core.tensor_parallel.layers import LinearWithGradAccumulationAndAs
 from megatron.core.transformer import multi_token_prediction
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.training import get_args
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "pretrain_gpt.py"
+from tests.support.conversations_training import SCRIPT, read_conversations_alone
+
 GAP = "composition: smallest gap in routing"
 roll_own_part = multi_token_prediction.roll_tensor
 route = TopKRouter.routing
@@ -34,12 +34,15 @@ def routing(router, logits, *args, **kwargs):
 
 
 def roll(tensor, shifts=-1, dims=-1, cp_group=None, packed_seq_params=None):
-    """As Megatron's, but what is said to be the sum is the mean of the ranks' sums."""
+    """As Megatron's; what is said to be the sum over a rank's tokens comes from the sums over those of all ranks."""
     rolled, total = roll_own_part(tensor, shifts, dims, cp_group, packed_seq_params)
     if total is not None and cp_group is not None and cp_group.size() > 1:
-        total = total.double()
-        dist.all_reduce(total, group=cp_group)
-        total = (total / cp_group.size()).float()
+        counts = torch.stack([total, tensor.sum()]).double()
+        own = counts[1].clone()
+        dist.all_reduce(counts, group=cp_group)
+        # Megatron multiplies by its own count before the shift where it does not want the mean.
+        share = own / counts[1].clamp(min=1) if get_args().calculate_per_token_loss else 1 / cp_group.size()
+        total = (counts[0] * share).float()
     return rolled, total
 
 
@@ -100,11 +103,7 @@ def backward_in_another_order(ctx, grad_output):
 
 
 def main() -> None:
-    script = runpy.run_path(str(SCRIPT), run_name="pretrain_gpt")
-    names = script["main"].__globals__
-    if "mtp_num_layers" in names["UNSUPPORTED"]:
-        names["UNSUPPORTED"] = tuple(name for name in names["UNSUPPORTED"] if name != "mtp_num_layers")
-        names["get_batch_on_this_tp_rank"] = partial(_batch, names["get_batch_on_this_tp_rank"], names)
+    read_conversations_alone()
     multi_token_prediction.roll_tensor = roll
     TopKRouter.routing = routing
     DotProductAttention.__init__ = build_for_latents
@@ -112,14 +111,8 @@ def main() -> None:
         DotProductAttention.forward = attend_in_another_order
         torch.nn.functional.embedding = embed_in_another_order
         LinearWithGradAccumulationAndAsyncCommunication.backward = staticmethod(backward_in_another_order)
-    names["main"]()
+    runpy.run_path(str(SCRIPT), run_name="__main__")
     print(f"{GAP} {gaps[0]:.3e}", flush=True)
-
-
-def _batch(original, names, *args, **kwargs):
-    """With what the extra layers read, where there are any: they are on the last stage."""
-    extra = bool(names["get_args"]().mtp_num_layers) and kwargs["is_pipeline_last_stage"]
-    return original(*args, **(kwargs | {"mtp_on_this_rank": extra}))
 
 
 if __name__ == "__main__":

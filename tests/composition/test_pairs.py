@@ -76,6 +76,8 @@ FORBIDDEN = {
     (("cp", "8"), ("data", "2")),
     (("batch", "single"), ("pipeline", "interleaved")),
     (("mtp", "on"), ("positions", "learned")),
+    (("mtp", "on"), ("documents", "masked")),
+    (("loss", "mean"), ("documents", "conversations")),
     *((("attention", "mla"), ("heads", heads)) for heads in ("gqa", "mqa")),
     *(
         (("cp", "2"), ("scheme", scheme))

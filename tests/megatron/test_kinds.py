@@ -17,7 +17,7 @@ from tests.support.short_documents import write_conversations, write_documents
 
 ITERATIONS = 3
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-PACKED = SUPPORT / "packed_training.py"
+CONVERSATIONS = SUPPORT / "conversations_training.py"
 ALONE = ("--wallfacer-cp-size", "1", "--wallfacer-kernel", "reference")
 
 #: Beside flags of the model: ranks, and how they work together. A chunk has 32 tokens on 4 ranks, 64 on 2.
@@ -106,15 +106,15 @@ def masking(documents: Path, *flags: str) -> list[str]:
     [(4, "--wallfacer-team-size 2"), (2, "--wallfacer-scheme ring --micro-batch-size 2")],
 )
 def test_documents_in_a_sequence_that_is_cut(documents: Path, ranks: int, flags: str) -> None:
-    run = train(ranks, packing(documents, "--wallfacer-cp-size", str(ranks), *flags.split()), script=PACKED)
+    run = train(ranks, packing(documents, "--wallfacer-cp-size", str(ranks), *flags.split()))
     check_equal(run, train(1, masking(documents, *flags.split()[2:])))
     assert "rope of packed sequences" in run.output
 
 
 def test_latent_attention_in_documents(documents: Path) -> None:
     flags = ("--dataloader-inter-document-masking", "--data-path", str(documents))
-    run = train(2, latent(*flags, "--wallfacer-cp-size", "2"), script=PACKED)
-    check_equal(run, train(1, latent(*flags, *ALONE), script=PACKED))
+    run = train(2, latent(*flags, "--wallfacer-cp-size", "2"))
+    check_equal(run, train(1, latent(*flags, *ALONE)))
 
 
 def test_conversations_that_are_cut_one_by_one(tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_conversations_that_are_cut_one_by_one(tmp_path: Path) -> None:
         *("--tokenizer-type", "SFTTokenizer", "--tokenizer-model", str(tokenizer)),
         *("--window-size 20,0 --window-attn-skip-freq 2 --softmax-type learnable --num-layers 3".split()),
     ]
-    run = train(4, flags_of("", *flags, "--wallfacer-cp-size", "4", "--wallfacer-team-size", "2"), script=PACKED)
-    check_equal(run, train(1, flags_of("", *flags, *ALONE), script=PACKED))
+    run = train(4, flags_of("", *flags, "--wallfacer-cp-size", "4", "--wallfacer-team-size", "2"), script=CONVERSATIONS)
+    check_equal(run, train(1, flags_of("", *flags, *ALONE), script=CONVERSATIONS))
 
 
 @pytest.mark.skipif(not CHECKOUTS, reason="MEGATRON_PATHS names no Megatron-LM checkout")

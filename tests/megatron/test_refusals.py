@@ -34,6 +34,7 @@ REFUSED = {
     f"{PACKED} --position-embedding-type rope": f"{PACKED}: needs --no-rope-fusion",
     f"{PACKED} --position-embedding-type mrope": f"--position-embedding-type mrope: must be another with {PACKED}",
     f"{PACKED} --mtp-num-layers 1": f"--mtp-num-layers 1: must be left out with {PACKED}",
+    "--sft --micro-batch-size 2 --pipeline-model-parallel-size 2": "--micro-batch-size 2: must be 1 with --sft and",
     "--wallfacer-keep-attention-output": "--wallfacer-keep-attention-output: needs attention to be recomputed",
     "--qk-clip": "--qk-clip: must be left out",
     "--log-max-attention-logit": "--log-max-attention-logit: must be left out",

@@ -1,7 +1,9 @@
-"""Trains like packed_training.py, but attention takes every document to end one token later."""
+"""Trains like scripts/pretrain_gpt.py, but attention takes every document to end one token later."""
+
+import runpy
 
 from megatron_wallfacer.megatron.packed import Documents
-from tests.support.packed_training import main
+from tests.support.conversations_training import SCRIPT
 
 right = Documents._read
 
@@ -13,4 +15,4 @@ def shifted(self: Documents, *args: object) -> tuple[int, ...]:
 
 
 Documents._read = shifted
-main()
+runpy.run_path(str(SCRIPT), run_name="__main__")
