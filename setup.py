@@ -25,6 +25,7 @@ REQUIRED = [
     "numpy>=1.26,<3",  # corpus and losses; 1.26 is the first for Python 3.12
     "rich>=13,<16",  # tables and progress bars of the command line
     "matplotlib>=3.8,<4",  # pictures; 3.8 is the first for Python 3.12
+    "PyYAML>=6,<7",  # presets; read as nodes, which know their lines
 ]
 
 MEGATRON = [
@@ -45,8 +46,8 @@ setup(
     extras_require={
         "megatron": MEGATRON,
         # Kernels are compiled against the torch that is there: pip install --no-build-isolation. Bounds not tested.
-        "te": ["transformer-engine[pytorch]>=2.0"],  # attention kernels of Megatron's own containers
-        "flash": ["flash-attn>=2.6"],  # attention kernels without Transformer Engine
+        "te": ["transformer-engine[pytorch]>=2.1,<3"],  # attention kernels of Megatron's own containers
+        "flash": ["flash-attn>=2.6,<3"],  # attention kernels without Transformer Engine
         "dev": [
             *MEGATRON,  # the tests train with it
             "pytest>=8,<10",  # tests

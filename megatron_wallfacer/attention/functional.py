@@ -67,9 +67,9 @@ def attention(
             2P), as TransformerEngine and Megatron's ``--sft`` have it.
         sinks: ``[q_heads]``, a logit that each query of a head sees beside its keys, with a value of zero. Its gradient
             is that of this rank's rows.
-        softcap: c > 0 turns scores s into c tanh(s / c); kernel ``reference`` only.
+        softcap: c > 0 turns scores s into c tanh(s / c); kernels ``reference`` and ``flash`` only.
         scale: of the scores; head_dim ** -0.5 unless given.
-        kernel: ``auto``, ``torch`` or ``reference``.
+        kernel: one of :data:`megatron_wallfacer.kernels.KERNELS` (``docs/kernels.md``).
         keep_gathered_q: spend memory (the team's queries) instead of a second gather in backward.
 
     Returns:

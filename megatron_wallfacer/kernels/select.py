@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.kernels.flash2 import Flash2Kernel
+from megatron_wallfacer.kernels.flash3 import Flash3Kernel
+from megatron_wallfacer.kernels.flash4 import Flash4Kernel
+from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.kernels.reference import ReferenceKernel
+from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
+from megatron_wallfacer.kernels.torch_cuda import TorchCudnnKernel, TorchFlashKernel
 
-KERNELS: tuple[str, ...] = ("auto", "torch", "reference")
-NOT_BUILT_YET: tuple[str, ...] = ("te", "flash", "cudnn")
-#: What ``auto`` is, by device type. There is no fused kernel for CUDA yet.
-_AUTO = {"cpu": "torch", "cuda": "reference"}
-_BUILT: dict[str, type[Kernel]] = {"torch": TorchCpuKernel, "reference": ReferenceKernel}
+_FLASH = ("flash4", "flash3", "flash2")
+KERNELS: tuple[str, ...] = ("auto", "te", "flash", *reversed(_FLASH), "cudnn", "torch", "reference")
+_BUILT: dict[str, Callable[[], Kernel]] = {
+    "te": TransformerEngineKernel,
+    "flash4": Flash4Kernel,
+    "flash3": Flash3Kernel,
+    "flash2": Flash2Kernel,
+    "cudnn": TorchCudnnKernel,
+    "reference": ReferenceKernel,
+}
 
 
 def select_kernel(
@@ -25,18 +38,61 @@ def select_kernel(
     v_head_dim: int | None = None,
     softcap: float = 0.0,
 ) -> Kernel:
-    """The kernel of that name, or with ``auto`` the best that is built for the device.
+    """The kernel of that name; with ``auto`` or ``flash`` the first of several that is installed and serves the inputs.
 
     Raises:
-        OptionError: the name is unknown, not built yet, or the kernel cannot serve such inputs.
+        OptionError: the name is unknown, or the kernels that it stands for are not installed or cannot serve such
+            inputs; with the reason of each.
     """
-    if name in NOT_BUILT_YET:
-        raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}; {name} is not built yet")
     if name not in KERNELS:
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}")
-    kernel = _BUILT[_AUTO.get(device.type, "torch") if name == "auto" else name]()
-    sizes = {"head_dim": head_dim, "v_head_dim": v_head_dim or head_dim}
-    refusal = kernel.refusal(device=device, dtype=dtype, softcap=softcap, **sizes)
-    if refusal is not None:
-        raise OptionError("kernel", name, f"reference here, because {kernel.name} cannot: {refusal}")
-    return kernel
+    inputs = {"device": device, "dtype": dtype, "head_dim": head_dim, "v_head_dim": v_head_dim or head_dim}
+    reasons, others = [], "auto or reference"
+    for candidate in _candidates(name, device):
+        kernel, reason = _try(candidate, softcap=softcap, **inputs)
+        if kernel is not None and reason is None:
+            return kernel
+        reasons.append(f"{candidate} cannot: {reason}")
+        if kernel is not None:
+            others = "reference"
+    raise OptionError("kernel", name, f"{others} here, because {'; '.join(reasons)}")
+
+
+def candidates(
+    name: str = "auto",
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    v_head_dim: int | None = None,
+    softcap: float = 0.0,
+) -> list[tuple[str, str | None]]:
+    """The kernels that a name stands for, in the order of trying, and why each is not taken; None if it could be.
+
+    The first with None is what :func:`select_kernel` takes.
+    """
+    inputs = {"device": device, "dtype": dtype, "head_dim": head_dim, "v_head_dim": v_head_dim or head_dim}
+    return [(one, _try(one, softcap=softcap, **inputs)[1]) for one in _candidates(name, device)]
+
+
+def _candidates(name: str, device: torch.device) -> tuple[str, ...]:
+    if name == "auto":
+        return ("te", *_FLASH, "torch") if device.type == "cuda" else ("torch",)
+    return _FLASH if name == "flash" else (name,)
+
+
+def _try(
+    name: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float
+) -> tuple[Kernel | None, str | None]:
+    """A kernel, or the reason why there is none; both if it is there and cannot serve the inputs."""
+    try:
+        kernel = _make(name, device)
+    except UnavailableError as error:
+        return None, str(error)
+    return kernel, kernel.refusal(device=device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim, softcap=softcap)
+
+
+def _make(name: str, device: torch.device) -> Kernel:
+    if name == "torch":
+        return TorchFlashKernel() if device.type == "cuda" else TorchCpuKernel()
+    return _BUILT[name]()

@@ -1,13 +1,45 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.select import NOT_BUILT_YET, select_kernel
+from megatron_wallfacer.kernels import fused, select
+from megatron_wallfacer.kernels.optional import UnavailableError
+from megatron_wallfacer.kernels.select import KERNELS, candidates, select_kernel
+from tests.kernels.releases import ADAPTERS
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 64}
-_NAMES = "one of auto, torch, reference"
+CUDA = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_dim": 64}
+_NAMES = "one of auto, te, flash, flash2, flash3, flash4, cudnn, torch, reference"
+_INSTALLED = {
+    "te": "transformer-engine 2.20.2",
+    "flash4": "flash-attn-4 4.0.0b36",
+    "flash3": "flash-attn-3 of main",
+    "flash2": "flash-attn 2.8.3",
+}
+
+Machine = Callable[..., None]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """``machine((9, 0), "te")``: a GPU of that capability, and the libraries that are installed."""
+
+    def absent(name: str) -> Callable[[], None]:
+        def fail() -> None:
+            raise UnavailableError(f"{name} is not installed: get it")
+
+        return fail
+
+    def make(capability: tuple[int, int], *installed: str) -> None:
+        monkeypatch.setattr(fused, "capability", lambda device: capability)
+        for name, title in _INSTALLED.items():
+            monkeypatch.setitem(select._BUILT, name, ADAPTERS[title] if name in installed else absent(name))
+
+    return make
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("auto", "torch"), ("torch", "torch"), ("reference", "reference")])
@@ -20,13 +52,6 @@ def test_unknown_kernel_is_refused() -> None:
         select_kernel("triton", **CPU)
     assert (error.value.option, error.value.value) == ("kernel", "triton")
     assert str(error.value) == f"kernel=triton: must be {_NAMES}"
-
-
-@pytest.mark.parametrize("name", NOT_BUILT_YET)
-def test_kernel_that_is_not_built_yet_is_refused_as_such(name: str) -> None:
-    with pytest.raises(OptionError) as error:
-        select_kernel(name, **CPU)
-    assert str(error.value) == f"kernel={name}: must be {_NAMES}; {name} is not built yet"
 
 
 @pytest.mark.parametrize("name", ["auto", "torch"])
@@ -43,9 +68,74 @@ def test_kernel_is_not_changed_behind_the_users_back_on_another_device() -> None
         select_kernel("auto", **{**CPU, "device": torch.device("meta")})
 
 
-def test_auto_on_cuda_is_the_only_kernel_that_is_built_for_it() -> None:
-    assert select_kernel("auto", **{**CPU, "device": torch.device("cuda")}).name == "reference"
-
-
 def test_reference_serves_what_torch_refuses() -> None:
     assert select_kernel("reference", **CPU, softcap=30.0).name == "reference"
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "chosen"),
+    [
+        ((9, 0), ("te", "flash4", "flash3", "flash2"), "te"),
+        ((9, 0), ("flash4", "flash3", "flash2"), "flash4"),
+        ((9, 0), ("flash3", "flash2"), "flash3"),
+        ((10, 0), ("flash3", "flash2"), "flash2"),
+        ((8, 0), ("flash4", "flash3", "flash2"), "flash2"),
+        ((9, 0), (), "torch"),
+    ],
+)
+def test_auto_on_cuda_takes_the_first_that_is_installed_and_fits(
+    machine: Machine, capability: tuple[int, int], installed: tuple[str, ...], chosen: str
+) -> None:
+    machine(capability, *installed)
+    assert select_kernel("auto", **CUDA).name == chosen
+    assert candidates(**CUDA)[[reason for _, reason in candidates(**CUDA)].index(None)] == (chosen, None)
+
+
+def test_flash_is_the_newest_that_fits(machine: Machine) -> None:
+    machine((8, 6), *_INSTALLED)
+    assert select_kernel("flash", **CUDA).name == "flash2"
+    machine((9, 0), *_INSTALLED)
+    assert select_kernel("flash", **CUDA).name == "flash4"
+
+
+@pytest.mark.parametrize("name", _INSTALLED)
+def test_a_kernel_by_its_name_is_that_one_or_an_error(machine: Machine, name: str) -> None:
+    machine((9, 0), *_INSTALLED)
+    assert select_kernel(name, **CUDA).name == name
+    machine((9, 0))
+    with pytest.raises(OptionError) as error:
+        select_kernel(name, **CUDA)
+    reason = f"{name} cannot: {name} is not installed: get it"
+    assert str(error.value) == f"kernel={name}: must be auto or reference here, because {reason}"
+
+
+def test_every_candidate_says_why_it_is_not_taken(machine: Machine) -> None:
+    machine((8, 0), "te", "flash3", "flash2")
+    assert candidates(**CUDA, softcap=30.0) == [
+        ("te", "it does not cap logits, softcap is 30.0"),
+        ("flash4", "flash4 is not installed: get it"),
+        ("flash3", "it runs on GPUs of compute capability 9.x, this one is 8.0"),
+        ("flash2", None),
+        ("torch", "it does not cap logits, softcap is 30.0"),
+    ]
+
+
+def test_nothing_falls_back_to_the_reference_on_cuda(machine: Machine) -> None:
+    machine((9, 0), "te")
+    with pytest.raises(OptionError) as error:
+        select_kernel("auto", **{**CUDA, "dtype": torch.float32})
+    assert str(error.value).startswith("kernel=auto: must be reference here, because te cannot: it computes in fp16")
+    assert "torch cannot: it computes in fp16 and bf16, the tensors are float32" in str(error.value)
+
+
+def test_torch_and_cudnn_need_no_library(machine: Machine) -> None:
+    machine((9, 0))
+    assert type(select_kernel("torch", **CUDA)).__name__ == "TorchFlashKernel"
+    assert select_kernel("cudnn", **CUDA).name == "cudnn"
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name not in ("auto", "reference", "torch")])
+def test_kernels_for_gpus_are_refused_on_a_cpu(machine: Machine, name: str) -> None:
+    machine((9, 0), *_INSTALLED)
+    with pytest.raises(OptionError, match="it runs on a CUDA device, the tensors are on cpu"):
+        select_kernel(name, **{**CPU, "dtype": torch.bfloat16})

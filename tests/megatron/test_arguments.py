@@ -220,7 +220,10 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
             r"--wallfacer-placement sideways: must be an order of",
         ),
         ("--wallfacer-backward both", r"--wallfacer-backward both: must be auto, kv or q"),
-        ("--wallfacer-kernel te", r"--wallfacer-kernel te: .*not built yet"),
+        (
+            "--wallfacer-kernel te",
+            r"--wallfacer-kernel te: must be auto or reference here, because te cannot: transform",
+        ),
         ("--wallfacer-kernel magic", r"--wallfacer-kernel magic: must be one of auto, "),
     ],
 )

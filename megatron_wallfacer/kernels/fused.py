@@ -1,0 +1,165 @@
+"""What the fused kernels for GPUs have in common: limits, tall bands, and whether they repeat bit by bit."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.kernels.windows import strips
+from megatron_wallfacer.schedule.mask import Band
+
+_HALF = (torch.float16, torch.bfloat16)
+#: Head dims are read in vectors of 16 bytes.
+_MULTIPLE = 8
+
+
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a GPU; None where there is none to ask."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
+
+
+def deterministic_asked_for() -> bool:
+    """Whether PyTorch or TransformerEngine's variable (which Megatron's ``--deterministic-mode`` wants) asks for it."""
+    return (
+        torch.are_deterministic_algorithms_enabled() or os.environ.get("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1") == "0"
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a kernel serves.
+
+    Attributes:
+        generations: major compute capabilities, e.g. 9 for Hopper; None for 8 and all after it.
+        max_head_dim: the widest.
+        softcap: it caps logits.
+        v_head_dim: that of the values may be another one.
+    """
+
+    generations: tuple[int, ...] | None = None
+    max_head_dim: int = 256
+    softcap: bool = False
+    v_head_dim: bool = False
+
+    def refusal(
+        self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float = 0.0
+    ) -> str | None:
+        """See :meth:`Kernel.refusal`."""
+        if device.type != "cuda":
+            return f"it runs on a CUDA device, the tensors are on {device.type}"
+        if dtype not in _HALF:
+            return f"it computes in fp16 and bf16, the tensors are {str(dtype).removeprefix('torch.')}"
+        if softcap and not self.softcap:
+            return f"it does not cap logits, softcap is {softcap}"
+        return self._size_refusal(head_dim, v_head_dim) or self._generation_refusal(device)
+
+    def _size_refusal(self, head_dim: int, v_head_dim: int) -> str | None:
+        if max(head_dim, v_head_dim) > self.max_head_dim:
+            return f"its head dims go up to {self.max_head_dim}, here it is {max(head_dim, v_head_dim)}"
+        odd = next((dim for dim in (head_dim, v_head_dim) if dim % _MULTIPLE), None)
+        if odd is not None:
+            return f"its head dims are multiples of {_MULTIPLE}, here it is {odd}"
+        if head_dim != v_head_dim and not self.v_head_dim:
+            return f"its head dims are equal, here they are {head_dim} and {v_head_dim}"
+        return None
+
+    def _generation_refusal(self, device: torch.device) -> str | None:
+        found = capability(device)
+        if found is None:
+            return "there is no GPU here"
+        if found[0] < 8 or (self.generations is not None and found[0] not in self.generations):
+            wanted = "8.0 and later" if self.generations is None else " or ".join(f"{g}.x" for g in self.generations)
+            return f"it runs on GPUs of compute capability {wanted}, this one is {found[0]}.{found[1]}"
+        return None
+
+
+class FusedKernel(ABC):
+    """A kernel of a library; see :class:`Kernel`. Adapters serve tiles with bands only where they are not tall.
+
+    Args:
+        deterministic: gradients repeat bit by bit; None for what PyTorch or TransformerEngine's variable asks for.
+    """
+
+    name: ClassVar[str]
+    limits: ClassVar[Limits]
+
+    def __init__(self, *, deterministic: bool | None = None) -> None:
+        self.deterministic = deterministic_asked_for() if deterministic is None else deterministic
+
+    def refusal(
+        self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float = 0.0
+    ) -> str | None:
+        return self.limits.refusal(
+            device=device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim, softcap=softcap
+        )
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        scale: float,
+        band: Band | None = None,
+        softcap: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        if band is None or q.shape[0] <= k.shape[0]:
+            return self._forward(q, k, v, causal=causal, scale=scale, band=band, softcap=softcap)
+        parts = [
+            self._forward(q[rows], k[cols], v[cols], causal=False, scale=scale, band=part, softcap=softcap)
+            for rows, cols, part in strips(band, q.shape[0], k.shape[0])
+        ]
+        out, lse = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        return out, lse
+
+    def backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        causal: bool,
+        scale: float,
+        band: Band | None = None,
+        softcap: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if band is None or q.shape[0] <= k.shape[0]:
+            tensors = (dout, q, k, v, out, lse)
+            return self._backward(*tensors, causal=causal, scale=scale, band=band, softcap=softcap)
+        dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=lse.dtype) for x in (k, v))
+        for rows, cols, part in strips(band, q.shape[0], k.shape[0]):
+            tensors = (dout[rows], q[rows], k[cols], v[cols], out[rows], lse[rows])
+            dq[rows], dk_part, dv_part = self._backward(*tensors, causal=False, scale=scale, band=part, softcap=softcap)
+            dk[cols] += dk_part
+            dv[cols] += dv_part
+        return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+    @abstractmethod
+    def _forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, band: Band | None, softcap: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        causal: bool,
+        scale: float,
+        band: Band | None,
+        softcap: float,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...

@@ -1,0 +1,73 @@
+"""Libraries that may be there or not: imported when a kernel is made, by name, and never before."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib import metadata
+from types import ModuleType
+
+from megatron_wallfacer.errors import WallfacerError
+
+
+class UnavailableError(WallfacerError):
+    """A library is not installed, does not import, or is of a version that does not fit."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """One optional library.
+
+    Attributes:
+        package: its name on the package index.
+        modules: where its functions may be, in the order of trying.
+        install: how to get it.
+    """
+
+    package: str
+    modules: tuple[str, ...]
+    install: str
+
+    @property
+    def title(self) -> str:
+        """Name and version, e.g. ``flash-attn 2.8.3``; the name alone where nothing says which version it is."""
+        try:
+            return f"{self.package} {metadata.version(self.package)}"
+        except metadata.PackageNotFoundError:
+            return self.package
+
+    def load(self) -> ModuleType:
+        """The first of its modules that is there.
+
+        Raises:
+            UnavailableError: there is none, or it is there and fails to import.
+        """
+        for name in self.modules:
+            try:
+                return importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                # Of the library itself, or of something that it needs: the second is worth saying.
+                if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                    raise UnavailableError(f"{self.title} does not import: {error}") from error
+            except Exception as error:
+                # Compiled against another torch or CUDA, it fails as it likes: OSError, RuntimeError, AttributeError.
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise UnavailableError(f"{self.title} does not import: {reason}") from error
+        raise UnavailableError(f"{self.package} is not installed: {self.install}")
+
+
+TRANSFORMER_ENGINE = Library(
+    "transformer-engine",
+    ("transformer_engine.pytorch.cpp_extensions.fused_attn",),
+    "pip install --no-build-isolation transformer-engine[pytorch]",
+)
+FLASH_ATTN_2 = Library(
+    "flash-attn", ("flash_attn.flash_attn_interface",), "pip install --no-build-isolation flash-attn"
+)
+FLASH_ATTN_3 = Library(
+    "flash-attn-3",
+    # The second is where TransformerEngine's instructions put it.
+    ("flash_attn_interface", "flash_attn_3.flash_attn_interface"),
+    "python setup.py install in the folder hopper of the flash-attention repository",
+)
+FLASH_ATTN_4 = Library("flash-attn-4", ("flash_attn.cute.interface",), "pip install flash-attn-4")

@@ -1,0 +1,137 @@
+"""Signatures of other people's functions: read once, called by keyword, refused by name where they do not fit.
+
+The libraries rename, add and drop parameters between releases, of functions that begin with an underscore or are
+positional throughout. A parameter that a release does not have may be left out only if its value says the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_wallfacer.kernels.optional import UnavailableError
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """A value whose parameter may be missing: without it the function does the same."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Parameters of a function.
+
+    Attributes:
+        owner: the library and its version, for messages.
+        function: its name.
+        names: of all parameters that can be given by keyword.
+        required: those without a default.
+        needs: which release has all that is asked for, for messages.
+    """
+
+    owner: str
+    function: str
+    names: frozenset[str]
+    required: frozenset[str]
+    needs: str
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *, name: str, owner: str, needs: str) -> Signature:
+        """Of a Python function or of a torch operator.
+
+        Raises:
+            UnavailableError: it takes ``*args`` or ``**kwargs``, which say nothing.
+        """
+        schema = _schema(function)
+        if schema is not None:
+            required = {argument.name for argument in schema.arguments if not argument.has_default_value()}
+            return cls(owner, name, frozenset(a.name for a in schema.arguments), frozenset(required), needs)
+        parameters = inspect.signature(function).parameters.values()
+        if any(parameter.kind in _VARIADIC for parameter in parameters):
+            raise UnavailableError(f"{owner}: {name} takes *args or **kwargs, its parameters cannot be seen")
+        required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
+        return cls(owner, name, frozenset(p.name for p in parameters), frozenset(required), needs)
+
+    @classmethod
+    def of_source(cls, definition: ast.FunctionDef, *, owner: str, needs: str) -> Signature:
+        """Of a function that is only read: its ``def`` statement."""
+        arguments = definition.args
+        positional = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+        required = set(positional[: len(positional) - len(arguments.defaults)])
+        pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        required |= {argument.arg for argument, default in pairs if default is None}
+        names = frozenset(positional) | {argument.arg for argument in arguments.kwonlyargs}
+        return cls(owner, definition.name, names, frozenset(required), needs)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a parameter."""
+        return name in self.names
+
+    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords to call it with.
+
+        Args:
+            values: by parameter; :class:`Neutral` ones are left out where there is no such parameter.
+
+        Raises:
+            UnavailableError: a parameter is missing that matters, or there is one without a default that is not given.
+        """
+        missing = [name for name, value in values.items() if name not in self.names and not isinstance(value, Neutral)]
+        if missing:
+            raise UnavailableError(f"{self.owner}: {self.function} has no {', '.join(missing)}; needs {self.needs}")
+        unknown = sorted(self.required - set(values))
+        if unknown:
+            raise UnavailableError(
+                f"{self.owner}: {self.function} requires {', '.join(unknown)}, which is new; needs {self.needs}"
+            )
+        given = {name: value for name, value in values.items() if name in self.names}
+        return {name: value.value if isinstance(value, Neutral) else value for name, value in given.items()}
+
+
+def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
+    """Of a torch operator, whose Python signature is ``(*args, **kwargs)``."""
+    if isinstance(function, torch.library.CustomOpDef):
+        function = function._opoverload
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        function = function.default
+    return function._schema if isinstance(function, torch._ops.OpOverload) else None
+
+
+class Callee:
+    """A function of a library with its signature, called by keyword with what it knows.
+
+    Args:
+        function: it; None if the library has none of that name.
+        name: of it.
+        owner, needs: see :class:`Signature`.
+
+    Raises:
+        UnavailableError: there is none, or its parameters cannot be seen.
+    """
+
+    def __init__(self, function: Callable[..., Any] | None, *, name: str, owner: str, needs: str) -> None:
+        if function is None:
+            raise UnavailableError(f"{owner}: there is no {name}; needs {needs}")
+        self._function = function
+        self.signature = Signature.of(function, name=name, owner=owner, needs=needs)
+
+    def has(self, name: str) -> bool:
+        """Whether it has such a parameter."""
+        return self.signature.has(name)
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Whether it could be called with these parameters; see :meth:`Signature.arguments`."""
+        self.signature.arguments(values)
+
+    def __call__(self, values: Mapping[str, Any]) -> Any:
+        """Call it; see :meth:`Signature.arguments`."""
+        return self._function(**self.signature.arguments(values))

@@ -1,0 +1,268 @@
+"""Libraries that are not installed: functions with the parameters of a release, computed by the reference kernel.
+
+They keep to what the libraries do and not to what one would like: alignment of windows, -1 and None, clamping, which
+tensors are read without looking at strides, what is returned and in which order.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.kernels.reference import ReferenceKernel
+from megatron_wallfacer.schedule.mask import Band
+
+Compute = Callable[[dict[str, Any]], dict[str, Any]]
+_REFERENCE = ReferenceKernel()
+
+
+def definition(source: str) -> ast.FunctionDef:
+    """Of ``name(parameters) -> (names of what is returned)``."""
+    head, _, returned = source.partition(" -> ")
+    return ast.parse(f"def {head}:\n    return {returned}").body[0]
+
+
+def function(source: ast.FunctionDef, compute: Compute) -> Callable[..., Any]:
+    """A function with the parameters of a definition that returns, of what is computed, what the definition names."""
+    bare = ast.parse("def f():\n    return _answer(locals())").body[0]
+    bare.name, bare.args = source.name, source.args
+    for argument in ast.walk(bare.args):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    names, is_tuple = _names_returned(source)
+
+    def answer(given: dict[str, Any]) -> Any:
+        results = compute(given)
+        found = tuple(results.get(name) for name in names)
+        return found if is_tuple else found[0]
+
+    scope: dict[str, Any] = {"_answer": answer}
+    exec(compile(ast.fix_missing_locations(ast.Module([bare], [])), source.name, "exec"), scope)
+    return scope[source.name]
+
+
+def returned(source: ast.FunctionDef) -> ast.expr:
+    """What the last ``return`` of a function says."""
+    return max((node for node in ast.walk(source) if isinstance(node, ast.Return)), key=lambda node: node.lineno).value
+
+
+def _names_returned(source: ast.FunctionDef) -> tuple[list[str], bool]:
+    """Names of what is returned last, and whether they are a tuple. ``*rest`` is left out."""
+    value = returned(source)
+    if isinstance(value, ast.IfExp):
+        value = value.body
+    if not isinstance(value, ast.Tuple):
+        return [ast.unparse(value)], False
+    return [ast.unparse(element) for element in value.elts if not isinstance(element, ast.Starred)], True
+
+
+def flash2(forward: ast.FunctionDef, backward: ast.FunctionDef) -> SimpleNamespace:
+    return _flash(forward, backward, _flash2_band)
+
+
+def flash3(forward: ast.FunctionDef, backward: ast.FunctionDef) -> SimpleNamespace:
+    return _flash(forward, backward, _flash3_band)
+
+
+def flash4(forward: ast.FunctionDef, backward: ast.FunctionDef) -> SimpleNamespace:
+    return _flash(forward, backward, _flash4_band)
+
+
+def _flash(forward: ast.FunctionDef, backward: ast.FunctionDef, band_of: Callable[..., Band]) -> SimpleNamespace:
+    def attend(given: dict[str, Any]) -> dict[str, Any]:
+        assert given.get("return_lse", True)
+        _check_flash(given, "q", "k", "v")
+        out, lse = _REFERENCE.forward(*(given[n].transpose(0, 1) for n in "qkv"), **_options(given, band_of))
+        lse_bhs = lse.permute(1, 2, 0).contiguous()
+        return {"out": out.transpose(0, 1).contiguous(), "softmax_lse": lse_bhs, "lse": lse_bhs}
+
+    def differentiate(given: dict[str, Any]) -> dict[str, Any]:
+        lse = given["softmax_lse"] if "softmax_lse" in given else given["lse"]
+        _check_flash(given, "dout", "q", "k", "v", "out")
+        assert lse.is_contiguous()
+        assert lse.shape == (*given["q"].shape[:1], *given["q"].shape[2:0:-1])
+        tensors = (given[name].transpose(0, 1) for name in ("dout", "q", "k", "v", "out"))
+        grads = _REFERENCE.backward(*tensors, lse.permute(2, 0, 1), **_options(given, band_of))
+        results = {name: grad.transpose(0, 1) for name, grad in zip(("dq", "dk", "dv"), grads, strict=True)}
+        for name, grad in results.items():
+            if given.get(name) is not None:
+                given[name].copy_(grad)
+        return results
+
+    names = (forward.name, backward.name)
+    made = (function(forward, attend), function(backward, differentiate))
+    return SimpleNamespace(**dict(zip(names, made, strict=True)))
+
+
+def _check_flash(given: dict[str, Any], *names: str) -> None:
+    for name in names:
+        assert given[name].stride(-1) == 1, f"{name} must have a contiguous last dimension"
+    assert given.get("dropout_p", 0.0) == 0.0
+    unused = set(given) - {"dropout_p", "return_softmax", "return_lse", "deterministic", *names}
+    assert all(given[name] is None for name in unused if name.startswith(("cu_", "max_", "seq", "alibi", "page")))
+
+
+def _options(given: dict[str, Any], band_of: Callable[..., Band]) -> dict[str, Any]:
+    rows, cols = given["q"].shape[1], given["k"].shape[1]
+    left, right = given.get("window_size") or (given["window_size_left"], given["window_size_right"])
+    if given.get("is_causal", given.get("causal")):
+        right = 0
+    band, softcap = band_of(left, right, rows, cols), given.get("softcap") or 0.0
+    return {"causal": False, "band": band, "scale": given["softmax_scale"], "softcap": softcap}
+
+
+def _flash2_band(left: int, right: int, rows: int, cols: int) -> Band:
+    left, right = (-1 if side >= cols else side for side in (left, right))
+    if left < 0 and right < 0:
+        return Band()
+    left, right = (cols if side < 0 else side for side in (left, right))
+    return Band(cols - rows - left, cols - rows + right)
+
+
+def _flash3_band(left: int, right: int, rows: int, cols: int) -> Band:
+    left, right = (cols - 1 if left < 0 else left), (rows - 1 if right < 0 else right)
+    return Band(cols - rows - left, cols - rows + right)
+
+
+def _flash4_band(left: int | None, right: int | None, rows: int, cols: int) -> Band:
+    apart = cols - rows
+    return Band(None if left is None else apart - left, None if right is None else apart + right)
+
+
+def transformer_engine(forward: ast.FunctionDef, backward: ast.FunctionDef) -> SimpleNamespace:
+    """``fused_attn_fwd`` and ``fused_attn_bwd``; they return what the extension does, not names of their own."""
+
+    def attend(given: dict[str, Any]) -> dict[str, Any]:
+        assert given["is_training"]
+        options = _te_options(given)
+        out, lse = _REFERENCE.forward(given["q"], given["k"], given["v"], **options)
+        stats = lse.permute(1, 2, 0).unsqueeze(-1).contiguous()
+        return {"output_tensors[0]": out, "output_tensors[1:]": [stats, torch.zeros(2, dtype=torch.int64)]}
+
+    def differentiate(given: dict[str, Any]) -> dict[str, Any]:
+        options = _te_options(given)
+        stats, random = given["aux_ctx_tensors"]
+        (rows, batch, heads), device = given["q"].shape[:3], given["q"].device
+        assert stats.shape == (batch, heads, rows, 1)
+        assert stats.is_contiguous()
+        assert (random.dtype, random.shape, random.device) == (torch.int64, (2,), device)
+        assert given["o"].is_contiguous()
+        assert given["d_o"].is_contiguous()
+        assert given.get("dqkv_dtype", "theirs") == "theirs"
+        tensors = (given[name] for name in ("d_o", "q", "k", "v", "o"))
+        grads = _REFERENCE.backward(*tensors, stats.squeeze(-1).permute(2, 0, 1), **options)
+        return {"output_tensors": [*grads, None, None]}
+
+    library = SimpleNamespace(FusedAttnBackend={"F16_arbitrary_seqlen": "cudnn"})
+    library.TORCH_DType = {"theirs": torch.float64}
+    library.fused_attn_fwd, library.fused_attn_bwd = function(forward, attend), function(backward, differentiate)
+    return library
+
+
+def _te_options(given: dict[str, Any]) -> dict[str, Any]:
+    (rows, batch), cols = given["q"].shape[:2], given["k"].shape[0]
+    for name in "qkv":
+        assert given[name].is_contiguous()
+    assert (given["max_seqlen_q"], given["max_seqlen_kv"]) == (rows, cols)
+    for name, length in (("cu_seqlens_q", rows), ("cu_seqlens_kv", cols)):
+        assert given[name].tolist() == [length * i for i in range(batch + 1)]
+        assert given[name].dtype == torch.int32
+    assert (given["fused_attention_backend"], given["fake_dtype"]) == ("cudnn", given["q"].dtype)
+    assert (given["attn_bias_type"], given["dropout"]) == ("no_bias", 0.0)
+    assert {given.get(name, "sbhd") for name in ("o_format", "do_format")} == {"sbhd"}
+    layouts = {given.get(name, "sbhd_sbhd_sbhd") for name in ("qkv_layout", "dqkv_layout")}
+    assert layouts == {"sbhd_sbhd_sbhd"}
+    assert not given.get("bottom_right_diagonal")
+    return {"causal": False, "band": _te_band(given, rows, cols), "scale": given["attn_scale"]}
+
+
+def _te_band(given: dict[str, Any], rows: int, cols: int) -> Band:
+    left, right = given["window_size"]
+    assert given["attn_mask_type"] in ("no_mask", "causal")
+    assert (given["attn_mask_type"] == "causal") == (right == 0)
+    assert (left, right) == (-1, -1) or rows <= cols
+    return Band(None if left == -1 else -left, None if right == -1 else right)
+
+
+def from_schema(operator: torch._ops.OpOverload) -> ast.FunctionDef:
+    """The definition that says the same as the schema of an operator of the PyTorch that is installed."""
+    plain, keyword = [], []
+    for argument in operator._schema.arguments:
+        default = f"={argument.default_value!r}" if argument.has_default_value() else ""
+        (keyword if argument.kwarg_only else plain).append(argument.name + default)
+    returned = [one.name or f"unnamed_{index}" for index, one in enumerate(operator._schema.returns)]
+    name = operator._schema.name.removeprefix("aten::")
+    return definition(f"{name}({', '.join([*plain, '*', *keyword])}) -> ({', '.join(returned)},)")
+
+
+class Aten:
+    """PyTorch's fused operators for GPUs with the parameters that they have in the PyTorch that is installed.
+
+    Args:
+        lse_has_width: cuDNN's lse is [b, h, s, 1] and not [b, h, s].
+    """
+
+    def __init__(self, *, lse_has_width: bool = False) -> None:
+        self._lse_has_width = lse_has_width
+        computed = {
+            "_flash_attention_forward": self._flash_forward,
+            "_flash_attention_backward": self._flash_backward,
+            "_scaled_dot_product_cudnn_attention": self._cudnn_forward,
+            "_scaled_dot_product_cudnn_attention_backward": self._cudnn_backward,
+        }
+        for name, compute in computed.items():
+            setattr(self, name, function(from_schema(getattr(torch.ops.aten, name).default), compute))
+
+    def _flash_forward(self, given: dict[str, Any]) -> dict[str, Any]:
+        assert (given["max_q"], given["max_k"]) == (given["query"].shape[1], given["key"].shape[1])
+        assert given["cum_seq_q"] is None
+        q, k, v = (given[name].transpose(0, 1) for name in ("query", "key", "value"))
+        out, lse = _REFERENCE.forward(q, k, v, **self._flash_options(given))
+        return {"output": out.transpose(0, 1), "softmax_logsumexp": lse.permute(1, 2, 0)}
+
+    def _flash_backward(self, given: dict[str, Any]) -> dict[str, Any]:
+        assert (given["max_q"], given["max_k"]) == (given["query"].shape[1], given["key"].shape[1])
+        assert given["cum_seq_q"] is None
+        assert given["logsumexp"].is_contiguous()
+        tensors = (given[name].transpose(0, 1) for name in ("grad_out", "query", "key", "value", "out"))
+        grads = _REFERENCE.backward(*tensors, given["logsumexp"].permute(2, 0, 1), **self._flash_options(given))
+        return {f"unnamed_{index}": grad.transpose(0, 1) for index, grad in enumerate(grads)}
+
+    def _flash_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        assert given["dropout_p"] == 0.0
+        left, right = (
+            -1 if given[f"window_size_{s}"] is None else given[f"window_size_{s}"] for s in ("left", "right")
+        )
+        right = 0 if given["is_causal"] else right
+        band = _flash2_band(left, right, given["query"].shape[1], given["key"].shape[1])
+        return {"causal": False, "band": band, "scale": given["scale"]}
+
+    def _cudnn_forward(self, given: dict[str, Any]) -> dict[str, Any]:
+        assert given["compute_log_sumexp"]
+        q, k, v = (given[name].permute(2, 0, 1, 3) for name in ("query", "key", "value"))
+        out, lse = _REFERENCE.forward(q, k, v, **self._cudnn_options(given))
+        lse_bhs = lse.permute(1, 2, 0)
+        return {
+            "output": out.permute(1, 2, 0, 3),
+            "logsumexp": lse_bhs.unsqueeze(-1) if self._lse_has_width else lse_bhs,
+        }
+
+    def _cudnn_backward(self, given: dict[str, Any]) -> dict[str, Any]:
+        stats: Tensor = given["logsumexp"]
+        assert (stats.dim() == 4) == self._lse_has_width
+        assert given["cum_seq_q"] is None
+        assert (given["max_q"], given["max_k"]) == (given["query"].shape[2], given["key"].shape[2])
+        lse = (stats.squeeze(-1) if self._lse_has_width else stats).permute(2, 0, 1)
+        tensors = (given[name].permute(2, 0, 1, 3) for name in ("grad_out", "query", "key", "value", "out"))
+        grads = _REFERENCE.backward(*tensors, lse, **self._cudnn_options(given))
+        return {f"unnamed_{index}": grad.permute(1, 2, 0, 3) for index, grad in enumerate(grads)}
+
+    def _cudnn_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        assert given["attn_bias"] is None
+        assert given["dropout_p"] == 0.0
+        return {"causal": given["is_causal"], "scale": given["scale"]}

@@ -1,0 +1,139 @@
+"""Every adapter upon a fake of its library: layouts, windows, the global lse, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.kernels.fused import FusedKernel
+from megatron_wallfacer.schedule.mask import Band
+from tests.kernels.problems import SCALE, LocalProblem, worst
+from tests.kernels.releases import ADAPTERS
+
+HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
+SHAPES = {"causal": (12, 12, True), "full": (12, 12, False), "wide": (4, 20, False), "tall": (20, 4, False)}
+#: Bands in which each row and each column has a live pair, of squares and of tiles that are not.
+BANDS = {
+    "window": (12, 12, Band(-3, 0)),
+    "itself and next": (9, 9, Band(0, 1)),
+    "one side": (12, 12, Band(None, 4)),
+    "other side": (12, 12, Band(-4, None)),
+    "other half": (12, 12, Band(0, None)),
+    "wide": (6, 14, Band(-2, 9)),
+    "wide, one side": (6, 14, Band(None, 8)),
+    "wide, other side": (6, 14, Band(-1, None)),
+    "one row": (1, 9, Band(None, 8)),
+    "tall": (14, 5, Band(-10, 2)),
+    "tall, one side": (14, 5, Band(None, 1)),
+    "tall, other side": (14, 5, Band(-9, None)),
+    "very tall": (14, 2, Band(-12, 0)),
+    "no limit": (7, 5, Band(-6, 4)),
+}
+#: Kernels that know windows: all but these, which know only what is named.
+_NO_LIMIT = {"one row", "no limit"}
+CAUSAL_WINDOWS = {
+    "transformer-engine 2.2.0": {"window", *_NO_LIMIT},
+    "cudnn": _NO_LIMIT,
+    "cudnn, wide lse": _NO_LIMIT,
+}
+CAPS_LOGITS = [name for name in ADAPTERS if name.startswith("flash")]
+
+every_adapter = pytest.mark.parametrize("kernel", [make() for make in ADAPTERS.values()], ids=list(ADAPTERS))
+
+
+@every_adapter
+@pytest.mark.parametrize("heads", HEADS.values(), ids=list(HEADS))
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_results_are_those_of_autograd(
+    kernel: FusedKernel, heads: tuple[int, int], shape: tuple[int, int, bool]
+) -> None:
+    rows, cols, causal = shape
+    problem = LocalProblem(rows, cols, q_heads=heads[0], kv_heads=heads[1], causal=causal)
+    assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
+
+
+@pytest.mark.parametrize("band", BANDS)
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_bands_are_served_or_refused(name: str, band: str) -> None:
+    rows, cols, limits = BANDS[band]
+    problem = LocalProblem(rows, cols, q_heads=4, kv_heads=2, band=limits)
+    kernel = ADAPTERS[name]()
+    if band not in CAUSAL_WINDOWS.get(name, BANDS):
+        with pytest.raises(OptionError, match=rf"kernel={kernel.name}: must be flash or torch here, because"):
+            problem.solved_by(kernel)
+        return
+    assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in CAUSAL_WINDOWS])
+def test_a_band_that_is_off_by_one_is_seen(name: str) -> None:
+    problem = LocalProblem(12, 12, band=Band(-3, 0))
+    for wrong in (Band(-4, 0), Band(-2, 0), Band(-3, 1)):
+        assert worst(replace(problem, band=wrong).solved_by(ADAPTERS[name]()), problem.solution()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["flash-attn 2.8.3", "transformer-engine 2.20.2"])
+@pytest.mark.parametrize(("rows", "cols", "band"), [(6, 14, Band(None, 5)), (6, 14, Band(1, None))])
+def test_bands_with_dead_rows_or_columns_are_refused(name: str, rows: int, cols: int, band: Band) -> None:
+    with pytest.raises(WallfacerError, match="a row or a column has no live pair"):
+        LocalProblem(rows, cols, band=band).solved_by(ADAPTERS[name]())
+
+
+@pytest.mark.parametrize("name", CAPS_LOGITS)
+@pytest.mark.parametrize("causal", [True, False])
+def test_capped_logits(name: str, causal: bool) -> None:
+    problem = LocalProblem(q_heads=4, kv_heads=2, causal=causal, softcap=0.8)
+    assert worst(problem.solved_by(ADAPTERS[name]()), problem.solution()) <= 1e-13
+    assert worst(replace(problem, softcap=0.0).solved_by(ADAPTERS[name]()), problem.solution()) > 1e-3
+
+
+@every_adapter
+def test_backward_of_tiles_with_the_global_lse_adds_up_to_the_gradients(kernel: FusedKernel) -> None:
+    problem = LocalProblem(12, 12, q_heads=4, kv_heads=2, causal=True)
+    q, k, v, dout = problem.tensors()
+    out, lse = kernel.forward(q, k, v, causal=True, scale=SCALE)
+    # Any tensor with the right row sums of dout * out stands in for the output.
+    other = torch.zeros_like(out)
+    other[..., 0] = (dout * out).sum(-1) / dout[..., 0]
+    sums = {name: torch.zeros_like(x) for name, x in zip("qkv", (q, k, v), strict=True)}
+    for rows, cols in [(0, 0), (4, 0), (8, 0), (4, 4), (8, 4), (8, 8)]:
+        r, c = slice(rows, rows + 4), slice(cols, cols + 4)
+        parts = kernel.backward(dout[r], q[r], k[c], v[c], other[r], lse[r], causal=rows == cols, scale=SCALE)
+        for name, where, part in zip("qkv", (r, c, c), parts, strict=True):
+            sums[name][where] += part
+    want = problem.solution()
+    found = {f"d{name}": total for name, total in sums.items()}
+    assert worst(found, {name: want[name] for name in ("dq", "dk", "dv")}) <= 1e-10
+
+
+@every_adapter
+def test_inputs_may_be_views_of_any_strides_with_a_dense_head_dim(kernel: FusedKernel) -> None:
+    problem = LocalProblem(8, 8, q_heads=4, kv_heads=2, causal=True)
+    tensors = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in problem.tensors()]
+    q, k, v, dout = tensors
+    out, lse = kernel.forward(q, k, v, causal=True, scale=SCALE)
+    strided = lse.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    dq, dk, dv = kernel.backward(dout, q, k, v, out, strided, causal=True, scale=SCALE)
+    found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
+    assert worst(found, problem.solution()) <= 1e-13
+
+
+@every_adapter
+def test_shapes(kernel: FusedKernel) -> None:
+    found = LocalProblem(rows=5, cols=9, batch=3, q_heads=6, kv_heads=2).solved_by(kernel)
+    assert found["out"].shape == found["dq"].shape == (5, 3, 6, 8)
+    assert found["lse"].shape == (5, 3, 6)
+    assert found["dk"].shape == found["dv"].shape == (9, 3, 2, 8)
+
+
+@pytest.mark.parametrize(
+    "name", ["flash-attn-4 4.0.0b36", "flash-attn-3 of main", "transformer-engine 2.20.2", "cudnn"]
+)
+def test_the_head_dim_of_values_may_differ(name: str) -> None:
+    problem = LocalProblem(q_heads=4, kv_heads=2, head_dim=16, v_head_dim=8, causal=True)
+    kernel = ADAPTERS[name]()
+    assert kernel.limits.v_head_dim
+    assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13

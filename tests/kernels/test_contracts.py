@@ -1,0 +1,181 @@
+"""Every adapter against the functions that the libraries have published, read and not imported.
+
+A published ``def`` statement keeps its parameters and what it returns; its body becomes the reference kernel. So an
+adapter that calls it wrongly fails as it would with the library, on a machine without a GPU. Skipped without a network.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+
+from megatron_wallfacer.kernels.flash2 import Flash2Kernel
+from megatron_wallfacer.kernels.flash3 import Flash3Kernel
+from megatron_wallfacer.kernels.flash4 import Flash4Kernel
+from megatron_wallfacer.kernels.fused import FusedKernel
+from megatron_wallfacer.kernels.optional import UnavailableError
+from megatron_wallfacer.kernels.signatures import Signature
+from megatron_wallfacer.kernels.te import TransformerEngineKernel
+from megatron_wallfacer.schedule.mask import Band
+from tests.kernels import fakes
+from tests.kernels.problems import LocalProblem, worst
+from tests.kernels.published import Unreachable, published
+
+
+@dataclass(frozen=True)
+class Contract:
+    """An adapter, and where its two functions are in a release."""
+
+    package: str
+    path: str
+    names: tuple[str, str]
+    kernel: type[FusedKernel]
+    fake: Callable[[ast.FunctionDef, ast.FunctionDef], SimpleNamespace]
+    wheel: bool = False
+
+    def tree(self, version: str) -> ast.Module:
+        try:
+            return ast.parse(published(self.package, version, self.path, wheel=self.wheel))
+        except Unreachable as error:
+            pytest.skip(f"no sources of {self.package} {version}: {error}")
+
+    def functions(self, version: str) -> tuple[ast.FunctionDef, ast.FunctionDef]:
+        found = {node.name: node for node in self.tree(version).body if isinstance(node, ast.FunctionDef)}
+        return found[self.names[0]], found[self.names[1]]
+
+    def make(self, version: str, *functions: ast.FunctionDef) -> FusedKernel:
+        return self.kernel(self.fake(*(functions or self.functions(version))), title=f"{self.package} {version}")
+
+
+_FLASH = ("_flash_attn_forward", "_flash_attn_backward")
+_CUTE = ("flash-attn-4", "flash_attn/cute/interface.py", ("_flash_attn_fwd", "_flash_attn_bwd"))
+FLASH2 = Contract("flash-attn", "flash_attn/flash_attn_interface.py", _FLASH, Flash2Kernel, fakes.flash2)
+FLASH3 = Contract("flash-attn", "hopper/flash_attn_interface.py", _FLASH, Flash3Kernel, fakes.flash3)
+FLASH4 = Contract(*_CUTE, Flash4Kernel, fakes.flash4, wheel=True)
+#: An early one that flash-attn 2.8.3 brings under the same name.
+CUTE_OF_FLASH2 = replace(FLASH4, package="flash-attn", wheel=False)
+TE = Contract(
+    "transformer-engine",
+    "transformer_engine/pytorch/cpp_extensions/fused_attn.py",
+    ("fused_attn_fwd", "fused_attn_bwd"),
+    TransformerEngineKernel,
+    fakes.transformer_engine,
+    wheel=True,
+)
+FIT = {
+    "flash2": (FLASH2, ("2.6.3", "2.7.4.post1", "2.8.3", "2.8.3.post2")),
+    "flash3": (FLASH3, ("2.7.4.post1", "2.8.3", "2.8.3.post2")),
+    "flash4": (FLASH4, ("4.0.0b4", "4.0.0b10", "4.0.0b20", "4.0.0b36")),
+    "te": (TE, ("2.1.0", "2.2.0", "2.8.0", "2.10.0", "2.12.0", "2.15.0", "2.16.1", "2.18.0", "2.20.2")),
+}
+CASES = [(contract, version) for contract, versions in FIT.values() for version in versions]
+every_release = pytest.mark.parametrize(
+    ("contract", "version"), CASES, ids=[f"{name}-{v}" for name, (_, versions) in FIT.items() for v in versions]
+)
+
+TILES = {
+    "causal": {"causal": True},
+    "full": {"rows": 8, "cols": 20},
+    "window": {"band": Band(-3, 0)},
+    "capped": {"causal": True, "softcap": 0.8},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "tile"),
+    [
+        (name, version, tile)
+        for name, (contract, versions) in FIT.items()
+        for version in versions
+        for tile in TILES
+        if tile != "capped" or contract.kernel.limits.softcap
+    ],
+)
+def test_published_functions_are_called_as_they_are(name: str, version: str, tile: str) -> None:
+    kernel = FIT[name][0].make(version)
+    problem = LocalProblem(q_heads=4, kv_heads=2, **TILES[tile])
+    assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
+
+
+#: By kernel: parameters of forward and of backward that a call must not do without.
+VITAL = {
+    "flash2": ({"softmax_scale", "causal", "softcap"}, {"softmax_lse", "softmax_scale", "causal", "dq", "dk", "dv"}),
+    "flash3": ({"softmax_scale", "causal", "softcap"}, {"softmax_lse", "softmax_scale", "deterministic", "dq"}),
+    "flash4": (
+        {"softmax_scale", "causal", "window_size_left", "window_size_right", "return_lse"},
+        {"lse", "softmax_scale", "causal", "window_size_left", "window_size_right", "deterministic"},
+    ),
+    "te": (
+        {"attn_scale", "attn_mask_type", "window_size", "qkv_layout", "fake_dtype"},
+        {"aux_ctx_tensors", "attn_scale", "attn_mask_type", "window_size", "qkv_layout", "deterministic"},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "direction", "parameter"),
+    [(name, i, p) for name, both in VITAL.items() for i in (0, 1) for p in sorted(both[i])],
+)
+def test_a_renamed_parameter_is_caught(name: str, direction: int, parameter: str) -> None:
+    contract, versions = FIT[name]
+    functions = contract.functions(versions[-1])
+    arguments = functions[direction].args
+    (found,) = [a for a in (*arguments.args, *arguments.kwonlyargs) if a.arg == parameter]
+    found.arg = "renamed"
+    with pytest.raises(UnavailableError, match=rf"{contract.names[direction]} has no {parameter}; needs "):
+        contract.make(versions[-1], *functions)
+
+
+@every_release
+@pytest.mark.parametrize("direction", [0, 1])
+def test_a_new_parameter_without_a_default_is_caught(contract: Contract, version: str, direction: int) -> None:
+    functions = contract.functions(version)
+    functions[direction].args.args.insert(0, ast.arg("brand_new"))
+    with pytest.raises(UnavailableError, match="requires brand_new, which is new; needs "):
+        contract.make(version, *functions)
+
+
+@pytest.mark.parametrize(
+    ("contract", "version", "found"),
+    [
+        (FLASH2, "2.5.9.post1", "_flash_attn_forward has no softcap; needs flash-attn >= 2.6, < 3"),
+        (FLASH3, "2.6.3", "_flash_attn_forward has no "),
+        (CUTE_OF_FLASH2, "2.8.3", "_flash_attn_fwd has no return_lse; needs flash-attn-4 >= 4.0.0b4"),
+    ],
+)
+def test_releases_that_do_not_fit_are_refused_with_what_was_found(contract: Contract, version: str, found: str) -> None:
+    with pytest.raises(UnavailableError, match=f"{contract.package} {version}: {found}"):
+        contract.make(version)
+
+
+@every_release
+def test_read_and_probed_signatures_are_the_same(contract: Contract, version: str) -> None:
+    functions = contract.functions(version)
+    library = contract.fake(*functions)
+    for read in functions:
+        made = Signature.of(getattr(library, read.name), name=read.name, owner="x", needs="y")
+        assert made == Signature.of_source(read, owner="x", needs="y")
+
+
+@pytest.mark.parametrize("version", FIT["te"][1])
+def test_names_that_transformer_engine_is_given_are_its_own(version: str) -> None:
+    tree = TE.tree(version)
+    (backends,) = [node for node in tree.body if "FusedAttnBackend" in _names(node)]
+    text = ast.unparse(tree)
+    assert "F16_arbitrary_seqlen" in ast.unparse(backends)
+    assert all(repr(name) in text for name in ("sbhd_sbhd_sbhd", "no_mask", "causal", "no_bias"))
+    assert any("TORCH_DType" in _names(node) for node in tree.body)
+    assert [ast.unparse(fakes.returned(function)) for function in TE.functions(version)] == [
+        "(output_tensors[0], output_tensors[1:])",
+        "output_tensors",
+    ]
+
+
+def _names(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.ClassDef):
+        return [node.name]
+    return [ast.unparse(target) for target in node.targets] if isinstance(node, ast.Assign) else []

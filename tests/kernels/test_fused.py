@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_wallfacer.kernels import fused
+from megatron_wallfacer.kernels.fused import Limits
+from megatron_wallfacer.kernels.torch_cuda import TorchCudnnKernel
+from tests.kernels.releases import ADAPTERS
+
+FITS = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_dim": 128, "v_head_dim": 128}
+
+
+@pytest.fixture(autouse=True)
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "capability", lambda device: (9, 0))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_hopper_is_served(name: str, dtype: torch.dtype) -> None:
+    assert ADAPTERS[name]().refusal(**{**FITS, "dtype": dtype}) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"device": torch.device("cpu")}, "it runs on a CUDA device, the tensors are on cpu"),
+        ({"dtype": torch.float32}, "it computes in fp16 and bf16, the tensors are float32"),
+        ({"head_dim": 264, "v_head_dim": 264}, "its head dims go up to 256, here it is 264"),
+        ({"head_dim": 100, "v_head_dim": 100}, "its head dims are multiples of 8, here it is 100"),
+    ],
+)
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_what_no_kernel_serves(name: str, change: dict, reason: str) -> None:
+    assert ADAPTERS[name]().refusal(**{**FITS, **change}) == reason
+
+
+@pytest.mark.parametrize(("found", "limits", "reason"), [
+    ((7, 5), Limits(), "it runs on GPUs of compute capability 8.0 and later, this one is 7.5"),
+    ((12, 0), Limits(), None),
+    ((8, 0), Limits(generations=(9,)), "it runs on GPUs of compute capability 9.x, this one is 8.0"),
+    ((10, 0), Limits(generations=(9,)), "it runs on GPUs of compute capability 9.x, this one is 10.0"),
+    ((12, 0), Limits(generations=(9, 10)), "it runs on GPUs of compute capability 9.x or 10.x, this one is 12.0"),
+    (None, Limits(), "there is no GPU here"),
+])  # fmt: skip
+def test_generations(monkeypatch: pytest.MonkeyPatch, found: object, limits: Limits, reason: str | None) -> None:
+    monkeypatch.setattr(fused, "capability", lambda device: found)
+    assert limits.refusal(**FITS) == reason
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_capped_logits_are_served_or_refused(name: str) -> None:
+    refusal = ADAPTERS[name]().refusal(**FITS, softcap=30.0)
+    assert refusal == (None if name.startswith("flash") else "it does not cap logits, softcap is 30.0")
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_head_dims_that_differ_are_served_or_refused(name: str) -> None:
+    kernel = ADAPTERS[name]()
+    refusal = kernel.refusal(**{**FITS, "head_dim": 192})
+    equal = "its head dims are equal, here they are 192 and 128"
+    assert refusal == (None if kernel.name in ("te", "flash3", "flash4", "cudnn") else equal)
+
+
+def test_deterministic_gradients_are_asked_for_in_two_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", raising=False)
+    assert not fused.deterministic_asked_for()
+    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
+    assert fused.deterministic_asked_for()
+    assert all(make().deterministic for make in ADAPTERS.values())
+    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1")
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert fused.deterministic_asked_for()
+
+
+def test_cudnn_of_torch_is_refused_where_gradients_must_repeat() -> None:
+    refusal = TorchCudnnKernel(deterministic=True).refusal(**FITS)
+    assert refusal == "its gradients do not repeat bit by bit, and deterministic ones are asked for"
