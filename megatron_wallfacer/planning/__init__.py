@@ -1,0 +1,1 @@
+"""The planning floor: a cluster on paper, schedules played on it, and the grid that is fastest there."""

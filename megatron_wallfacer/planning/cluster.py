@@ -1,0 +1,113 @@
+"""A cluster on paper: nodes, links, network cards, and what a rank's kernels and copies take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Transport = Literal["nccl", "gloo"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One direction of a full-duplex link.
+
+    Attributes:
+        gbyte_s: 1e9 bytes a second that a message reaches; None where nothing limits it.
+        latency_us: from the moment that both ends are ready until the first byte arrives.
+    """
+
+    gbyte_s: float | None
+    latency_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class Level:
+    """A switch above the nodes: groups of nodes that share a link to the rest.
+
+    Attributes:
+        nodes: of a group.
+        oversubscription: by how much the cards of a group outrun its link; 1 is a fat tree and limits nothing.
+    """
+
+    nodes: int
+    oversubscription: float
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a rank computes on.
+
+    Attributes:
+        tflops: peak of the attention kernel's dtype, 1e12 operations a second.
+        memory_gb: of the device, 1e9 bytes.
+        memory_gbyte_s: what merging and copying reach.
+        forward, backward: parts of the peak that a large attention call reaches.
+        call_us: of every kernel call, however small.
+        matmul: part of the peak that the other layers reach.
+    """
+
+    tflops: float
+    memory_gb: float = float("inf")
+    memory_gbyte_s: float | None = None
+    forward: float = 1.0
+    backward: float = 1.0
+    call_us: float = 0.0
+    matmul: float = 0.5
+
+
+@dataclass(frozen=True)
+class Host:
+    """Processors that the ranks of the *whole cluster* share: an emulated cluster is one machine.
+
+    Attributes:
+        cores: of them.
+        copy_gbyte_s: bytes that one of them merges or copies in a second.
+        transport_s_per_gbyte: processor seconds of a rank's end of a transfer.
+        operation_us: of every operation of a schedule.
+    """
+
+    cores: int
+    copy_gbyte_s: float
+    transport_s_per_gbyte: float = 0.0
+    operation_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All of it. Rank r of a job is on node r // gpus_per_node.
+
+    Attributes:
+        name: of its file.
+        nodes, gpus_per_node: how many.
+        intra: a device's port to the others of its node.
+        inter: one network card.
+        device: a device.
+        nics: network cards of a node; its devices share them evenly.
+        node_gbyte_s: what all ports of a node carry together where they share a bus (PCIe); None for a switch.
+        levels: switches, the lowest first.
+        transport: how messages behave: ``nccl`` runs the moves of a group one after the other, ``gloo`` all at once,
+            and posts receives early.
+        host: where processors are what is scarce.
+    """
+
+    name: str
+    nodes: int
+    gpus_per_node: int
+    intra: Link
+    inter: Link
+    device: Device
+    nics: int = 1
+    node_gbyte_s: float | None = None
+    levels: tuple[Level, ...] = field(default=())
+    transport: Transport = "nccl"
+    host: Host | None = None
+
+    @property
+    def ranks(self) -> int:
+        """All devices."""
+        return self.nodes * self.gpus_per_node
+
+    def __str__(self) -> str:
+        cards = "one network card" if self.nics == 1 else f"{self.nics} network cards"
+        return f"{self.name}: {self.nodes} nodes x {self.gpus_per_node} devices, {cards} a node"

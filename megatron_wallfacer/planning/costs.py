@@ -1,0 +1,87 @@
+"""What the operations of a schedule take on a device, communication apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from megatron_wallfacer.planning.cluster import Cluster
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
+from megatron_wallfacer.schedule.ops import Assemble, Attend, Fold, Load, Op, Schedule, Start, Store
+from megatron_wallfacer.schedule.volume import Shape, rows_bytes
+
+#: Products of two operations each for a live (query, key, channel): two forward, five backward.
+FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
+#: Times that a byte of a result crosses memory: merged (part and sum read, sum written), copied (read, written).
+MERGED, COPIED = 3, 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one operation.
+
+    Attributes:
+        kernel_s: seconds of attention kernels.
+        touched: bytes that merging and copying move through memory.
+    """
+
+    kernel_s: float = 0.0
+    touched: float = 0.0
+
+
+class Costs:
+    """Of the operations of a schedule.
+
+    Args:
+        cluster: device and host.
+        shape: of a rank's shard.
+    """
+
+    def __init__(self, cluster: Cluster, shape: Shape) -> None:
+        self._device, self._shape = cluster.device, shape
+
+    def of(self, schedule: Schedule) -> list[Cost]:
+        """One for each operation, in order."""
+        views = {op.into for op in schedule.ops if isinstance(op, Load)}
+        return [self._of(op, schedule, views) for op in schedule.ops]
+
+    def _of(self, op: Op, schedule: Schedule, views: Iterable[str]) -> Cost:
+        match op:
+            case Attend():
+                return self._attend(op, schedule)
+            case Assemble(into=into, sources=sources) if len(sources) > 1:
+                return Cost(touched=COPIED * self._bytes(schedule, into))
+            case Fold(source=source):
+                return Cost(touched=MERGED * self._bytes(schedule, source))
+            case Store(source=source):
+                return Cost(touched=COPIED * self._bytes(schedule, source))
+            case Start(move=move):
+                # A whole value that already is a buffer of its own is sent as it is.
+                copied = [
+                    message
+                    for message in move.sends
+                    if message.value in views or len(message.chunks) < len(schedule.values[message.value].chunks)
+                ]
+                sizes = (rows_bytes(schedule, self._shape, move.payload, len(m.chunks)) for m in copied)
+                return Cost(touched=COPIED * sum(sizes))
+        return Cost()
+
+    def _attend(self, op: Attend, schedule: Schedule) -> Cost:
+        device, shape = self._device, self._shape
+        flops, rate = (BACKWARD_FLOPS, device.backward) if schedule.backward else (FORWARD_FLOPS, device.forward)
+        chunk = shape.tokens / CHUNKS_PER_RANK
+        heads = shape.q_heads / schedule.parts
+        channels = (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
+        pairs = sum((t.rows[1] - t.rows[0]) * (t.cols[1] - t.cols[0]) * (0.5 if t.causal else 1.0) for t in op.tiles)
+        work = flops * pairs * chunk * chunk * heads * channels * shape.batch
+        kernel_s = work / (device.tflops * 1e12 * rate) + len(op.tiles) * device.call_us * 1e-6
+        rows = sum(t.rows[1] - t.rows[0] for t in op.tiles)
+        cols = sum(t.cols[1] - t.cols[0] for t in op.tiles)
+        merged = rows_bytes(schedule, shape, ("dq",) if schedule.backward else ("out", "lse"), rows)
+        if schedule.backward:
+            merged += rows_bytes(schedule, shape, ("dk", "dv"), cols)
+        return Cost(kernel_s, MERGED * merged)
+
+    def _bytes(self, schedule: Schedule, name: str) -> float:
+        value = schedule.values[name]
+        return rows_bytes(schedule, self._shape, value.payload, len(value.chunks))

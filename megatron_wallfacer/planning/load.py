@@ -1,0 +1,114 @@
+"""Cluster files: YAML with the names of :mod:`megatron_wallfacer.planning.cluster`. Every mistake is one line."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Level, Link
+
+#: Of the repository; a file elsewhere is given by its path.
+PRESETS = Path(__file__).resolve().parents[2] / "configs" / "cluster"
+_SECTIONS: dict[str, type] = {"intra": Link, "inter": Link, "device": Device, "host": Host}
+_TRANSPORTS = ("nccl", "gloo")
+
+
+class ClusterError(WallfacerError):
+    """A cluster file that cannot be used."""
+
+
+def preset_names() -> tuple[str, ...]:
+    """Clusters that need no path."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
+def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
+    """Read a cluster.
+
+    Args:
+        name: of a preset, or a path.
+        nodes: in place of those of the file.
+
+    Raises:
+        OptionError: there is no such file or preset.
+        ClusterError: an entry is wrong.
+    """
+    import yaml
+
+    path = Path(name)
+    if not path.suffix and (PRESETS / f"{name}.yaml").is_file():
+        path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise OptionError("cluster", name, f"a file, or one of {', '.join(preset_names())}")
+    try:
+        data = yaml.safe_load(path.read_text())
+        cluster = parse_cluster(data, path.stem)
+    except yaml.YAMLError as error:
+        raise ClusterError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except ClusterError as error:
+        raise ClusterError(f"{path}: {error}") from None
+    if nodes is None:
+        return cluster
+    if nodes < 1:
+        raise OptionError("nodes", nodes, "a positive number")
+    return replace(cluster, nodes=nodes)
+
+
+def parse_cluster(data: Any, name: str) -> Cluster:
+    """A cluster from the mapping that a file holds.
+
+    Raises:
+        ClusterError: naming the entry, its value and what is allowed.
+    """
+    entries = _mapping(data, "the file")
+    for key, kind in _SECTIONS.items():
+        if key in entries:
+            entries[key] = _build(kind, entries[key], key)
+    levels = entries.pop("levels", [])
+    if not isinstance(levels, list):
+        raise ClusterError(f"levels={levels!r}: must be a list of {{nodes, oversubscription}}")
+    built = tuple(_build(Level, level, f"levels[{number}]") for number, level in enumerate(levels))
+    cluster = _build(Cluster, entries | {"name": name, "levels": built}, "")
+    if cluster.transport not in _TRANSPORTS:
+        raise ClusterError(f"transport={cluster.transport}: must be one of {', '.join(_TRANSPORTS)}")
+    if cluster.nics < cluster.gpus_per_node and cluster.gpus_per_node % cluster.nics:
+        raise ClusterError(f"nics={cluster.nics}: must divide gpus_per_node {cluster.gpus_per_node}, or be more")
+    return cluster
+
+
+def _mapping(data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ClusterError(f"{where}: must be a mapping, not {type(data).__name__}")
+    return dict(data)
+
+
+def _build(kind: type, data: Any, where: str) -> Any:
+    """A dataclass from a mapping of its fields."""
+    entries, known = _mapping(data, where), {one.name: one for one in fields(kind)}
+    for key, value in entries.items():
+        entry = f"{where}.{key}" if where else key
+        if key not in known:
+            raise ClusterError(f"{entry}: is not an entry that exists; there are {', '.join(known)}")
+        _check(entry, value, known[key])
+    for key, one in known.items():
+        if key not in entries and one.default is MISSING and one.default_factory is MISSING:
+            raise ClusterError(f"{f'{where}.{key}' if where else key}: is missing")
+    return kind(**entries)
+
+
+def _check(entry: str, value: Any, one: Field) -> None:
+    """Numbers are positive (a latency or an overhead may be zero); what may be None may be."""
+    wanted = str(one.type)
+    if value is None and "None" in wanted:
+        return
+    if wanted.startswith("int"):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ClusterError(f"{entry}={value!r}: must be a positive whole number")
+    elif wanted.startswith("float"):
+        may_be_zero = one.name.endswith(("_us", "_s_per_gbyte"))
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or not (value or may_be_zero):
+            raise ClusterError(f"{entry}={value!r}: must be a positive number")
+        if one.name in ("forward", "backward", "matmul") and value > 1:
+            raise ClusterError(f"{entry}={value!r}: must be a part of the peak, at most 1")

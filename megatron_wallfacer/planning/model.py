@@ -1,0 +1,154 @@
+"""A transformer in Megatron's own numbers: parameters, operations, and what a layer keeps for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.schedule.volume import Shape
+
+#: What backward computes again. ``keep-attention`` is the paper's (section 4.6): its checkpoint sits after attention,
+#: so attention and its communication run once, and projections and the MLP twice. ``full`` repeats attention too.
+Recompute = Literal["none", "keep-attention", "full"]
+RECOMPUTE: tuple[Recompute, ...] = ("none", "keep-attention", "full")
+#: Bytes of bf16 and of fp32.
+_HALF, _SINGLE = 2, 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder.
+
+    Attributes:
+        name: of it.
+        layers: ``--num-layers``.
+        hidden: ``--hidden-size``.
+        ffn_hidden: ``--ffn-hidden-size``; of one expert, if there are experts.
+        q_heads: ``--num-attention-heads``.
+        kv_heads: ``--num-query-groups``.
+        head_dim: ``--kv-channels``.
+        vocabulary: padded size.
+        swiglu: three matrices in the MLP instead of two.
+        tied: the LM head is the embedding.
+        experts, top_k: of a mixture of experts; 1 and 1 is none.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    ffn_hidden: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    swiglu: bool = True
+    tied: bool = False
+    experts: int = 1
+    top_k: int = 1
+
+    @property
+    def attention_parameters(self) -> int:
+        """Of the projections of one layer."""
+        return self.hidden * self.head_dim * 2 * (self.q_heads + self.kv_heads)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Of one MLP, or one expert."""
+        return self.hidden * self.ffn_hidden * (3 if self.swiglu else 2)
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer: matrices and two norms; a router, if there are experts."""
+        router = self.hidden * self.experts if self.experts > 1 else 0
+        return self.attention_parameters + self.experts * self.expert_parameters + router + 2 * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Of all layers, embedding, LM head and the last norm."""
+        return self.layers * self.layer_parameters + self.vocabulary_parameters + self.hidden
+
+    @property
+    def vocabulary_parameters(self) -> int:
+        """Of embedding and LM head."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def matmul_flops(self) -> float:
+        """Operations of the matrices of one layer for one token, forward, attention itself left out."""
+        return 2.0 * (self.attention_parameters + self.top_k * self.expert_parameters)
+
+    def attention_flops(self, tokens: int, *, causal: bool) -> float:
+        """Operations of attention in one layer for a whole sequence, forward: two products of every live pair."""
+        return 4.0 * tokens * tokens * self.q_heads * self.head_dim * (0.5 if causal else 1.0)
+
+    def head_flops(self) -> float:
+        """Operations of the LM head for one token, forward."""
+        return 2.0 * self.hidden * self.vocabulary
+
+    def step_flops(self, tokens: int, *, causal: bool) -> float:
+        """Operations that training needs for one sequence: backward twice forward, nothing recomputed."""
+        layer = tokens * self.matmul_flops() + self.attention_flops(tokens, causal=causal)
+        return 3.0 * (self.layers * layer + tokens * self.head_flops())
+
+    def kept_bytes(self, recompute: Recompute) -> float:
+        """Bytes of one token that one layer keeps from forward to backward, in bf16, no tensor parallelism.
+
+        ``none``: the inputs of both norms and of every matrix, q, k, v, the output of attention and its lse.
+        """
+        queries, values = self.q_heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = _HALF * queries + _SINGLE * self.q_heads
+        if recompute == "full":
+            return _HALF * self.hidden
+        if recompute == "keep-attention":
+            return _HALF * self.hidden + attention
+        inputs = _HALF * 4 * self.hidden
+        mlp = _HALF * self.ffn_hidden * (3 if self.swiglu else 2) * self.top_k
+        return inputs + _HALF * (queries + 2 * values) + attention + mlp
+
+    def touched_bytes(self) -> float:
+        """Bytes of one token that one layer moves through memory outside matrices and attention, forward, in bf16.
+
+        Each norm and residual reads two tensors and writes one; the activation reads its inputs and writes one.
+        """
+        return _HALF * (4 * 3 * self.hidden + self.top_k * self.ffn_hidden * (3 if self.swiglu else 2))
+
+    def shape(self, tokens: int, *, tp: int = 1, accumulate_itemsize: int = _SINGLE) -> Shape:
+        """Of the shard of a rank with so many tokens and a ``tp``-th of the heads.
+
+        Raises:
+            OptionError: the heads do not divide.
+        """
+        if tp < 1 or self.q_heads % tp or self.kv_heads % tp:
+            raise OptionError("tp", tp, f"a divisor of {self.q_heads} query and {self.kv_heads} kv heads")
+        return Shape(
+            tokens,
+            self.q_heads // tp,
+            self.kv_heads // tp,
+            self.head_dim,
+            accumulate_itemsize=accumulate_itemsize,
+        )
+
+
+_ALL = (
+    # The paper's two: its section 5. Vocabulary (GPT-2's, padded) and tied embeddings are not stated there.
+    Model("gpt-3b", 12, 4096, 16384, 16, 16, 256, 50304, swiglu=False, tied=True),
+    Model("gpt-7b", 32, 4096, 16384, 32, 32, 128, 50304, swiglu=False, tied=True),
+    Model("llama3-8b", 32, 4096, 14336, 32, 8, 128, 128256),
+    Model("llama3-70b", 80, 8192, 28672, 64, 8, 128, 128256),
+    Model("qwen3-8b", 36, 4096, 12288, 32, 8, 128, 151936),
+)
+#: By name.
+MODELS: Mapping[str, Model] = MappingProxyType({model.name: model for model in _ALL})
+
+
+def model_named(name: str) -> Model:
+    """One of :data:`MODELS`.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    if name not in MODELS:
+        raise OptionError("model", name, f"one of {', '.join(MODELS)}")
+    return MODELS[name]

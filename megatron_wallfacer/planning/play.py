@@ -1,0 +1,348 @@
+"""Plays schedules on a cluster on paper: a discrete-event simulation in which links are shared as they are.
+
+Each rank runs its operations one after the other, as the engine does, and waits for a move where it first reads what
+that brings. A message flows once both of its ends are there. One rank of each class is played
+(:mod:`megatron_wallfacer.planning.symmetry`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from megatron_wallfacer.planning.cluster import Cluster
+from megatron_wallfacer.planning.costs import Cost, Costs
+from megatron_wallfacer.planning.fluid import Fluid, Uses
+from megatron_wallfacer.planning.network import Network, Resource
+from megatron_wallfacer.planning.symmetry import Symmetry
+from megatron_wallfacer.schedule.ops import Expect, Move, Op, Schedule, Start, reads
+from megatron_wallfacer.schedule.volume import Shape, rows_bytes
+
+CORES = "cores"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that a rank did.
+
+    Attributes:
+        rank: which.
+        what: ``kernel``, ``copy`` (merging and packing), ``wait`` or ``move``.
+        name: of the operation, or of a move its axis and tensors.
+        start_s, end_s: when.
+    """
+
+    rank: int
+    what: str
+    name: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of it.
+
+    Attributes:
+        seconds: until the last rank had done all passes.
+        pass_s: until the last rank had done each pass.
+        kernel_s: of kernels, the rank that had most.
+        ranks: that were played.
+        link_bytes: by link, of one representative of each kind.
+        spans: what every played rank did.
+    """
+
+    seconds: float
+    pass_s: tuple[float, ...]
+    kernel_s: float
+    ranks: int
+    link_bytes: Counter[Resource]
+    spans: tuple[Span, ...]
+
+    @property
+    def exposed_s(self) -> float:
+        """Time that is not kernels."""
+        return self.seconds - self.kernel_s
+
+
+class Stuck(RuntimeError):
+    """Ranks wait for messages that nobody sends: the schedules do not fit each other."""
+
+
+def play(
+    cluster: Cluster,
+    schedules: Callable[[int], Sequence[Schedule]],
+    shape: Shape,
+    symmetry: Symmetry,
+    *,
+    spans: bool = False,
+) -> Played:
+    """Play the passes of an attention layer.
+
+    Args:
+        cluster: has at least as many devices as there are ranks.
+        schedules: of a rank, its passes in order.
+        shape: of a rank's shard.
+        symmetry: which ranks stand for which.
+        spans: note what happens when.
+
+    Raises:
+        Stuck: the ranks of a class are not alike after all, or the schedules are wrong.
+    """
+    return _Play(cluster, schedules, shape, symmetry, spans).run()
+
+
+@dataclass
+class _Pending:
+    """A move of a rank: how many of its messages are still on their way."""
+
+    move: Move
+    left: int
+    start_s: float = 0.0
+
+
+@dataclass
+class _Rank:
+    """One rank's place in its program."""
+
+    number: int
+    program: list[tuple[int, Schedule, Op | None, Cost]]
+    at: int = 0
+    busy: bool = False
+    paid: bool = False
+    waits_since: float | None = None
+    coming: dict[str, _Pending] = field(default_factory=dict)
+    open_moves: list[_Pending] = field(default_factory=list)
+    queues: dict[str, deque[Callable[[], _Pending]]] = field(default_factory=lambda: defaultdict(deque))
+    running: dict[str, _Pending] = field(default_factory=dict)
+    kernel_s: float = 0.0
+
+
+class _Play:
+    def __init__(
+        self,
+        cluster: Cluster,
+        schedules: Callable[[int], Sequence[Schedule]],
+        shape: Shape,
+        symmetry: Symmetry,
+        spans: bool,
+    ) -> None:
+        self._cluster, self._shape, self._symmetry = cluster, shape, symmetry
+        self._network, self._costs = Network(cluster), Costs(cluster, shape)
+        self._ranks = {rank: _Rank(rank, self._program(schedules(rank))) for rank in symmetry.representatives}
+        self._fluid = Fluid({CORES: float(cluster.host.cores)} if cluster.host else {})
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = count()
+        self._now = 0.0
+        self._ends: dict[Hashable, dict[str, _Pending]] = {}
+        self._passes: dict[int, float] = {}
+        self._keep_spans = spans
+        self._spans: list[Span] = []
+        self._link_bytes: Counter[Resource] = Counter()
+        self._routes: dict[tuple[int, int], tuple[Uses, tuple[Resource, ...]]] = {}
+
+    def _program(self, schedules: Sequence[Schedule]) -> list[tuple[int, Schedule, Op | None, Cost]]:
+        """All passes in a row; None ends one."""
+        program: list[tuple[int, Schedule, Op | None, Cost]] = []
+        for number, schedule in enumerate(schedules):
+            program += [(number, schedule, *pair) for pair in zip(schedule.ops, self._costs.of(schedule), strict=True)]
+            program.append((number, schedule, None, Cost()))
+        return program
+
+    def run(self) -> Played:
+        for rank in self._ranks.values():
+            self._advance(rank)
+        while self._step():
+            pass
+        late = [rank for rank in self._ranks.values() if rank.at < len(rank.program)]
+        if late:
+            raise Stuck(f"ranks {[rank.number for rank in late]} wait for messages that nobody sends")
+        return Played(
+            seconds=self._now,
+            pass_s=tuple(self._passes[number] for number in sorted(self._passes)),
+            kernel_s=max(rank.kernel_s for rank in self._ranks.values()),
+            ranks=len(self._ranks),
+            link_bytes=self._link_bytes,
+            spans=tuple(self._spans),
+        )
+
+    # --- time ---
+
+    def _step(self) -> bool:
+        """Go to the next moment at which something happens; False if nothing will."""
+        flow_in = self._fluid.next_end_s()
+        event_in = self._events[0][0] - self._now if self._events else None
+        soonest = min((t for t in (flow_in, event_in) if t is not None), default=None)
+        if soonest is None:
+            return False
+        ended = self._fluid.pass_time(max(0.0, soonest))
+        self._now = self._events[0][0] if soonest == event_in else self._now + soonest
+        for then in ended:
+            then()
+        while self._events and self._events[0][0] <= self._now:
+            heapq.heappop(self._events)[2]()
+        return True
+
+    def _after(self, seconds: float, then: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self._now + seconds, next(self._number), then))
+
+    # --- one rank ---
+
+    def _advance(self, rank: _Rank) -> None:
+        """As far as it comes without time passing."""
+        while rank.at < len(rank.program) and not rank.busy:
+            number, schedule, op, cost = rank.program[rank.at]
+            if self._waits(rank, op):
+                return
+            if not rank.paid:
+                rank.paid = True
+                self._pay(rank, op, cost)
+                continue
+            rank.paid = False
+            rank.at += 1
+            self._take_effect(rank, number, schedule, op)
+
+    def _waits(self, rank: _Rank, op: Op | None) -> bool:
+        """Whether it has to wait for a move; at the end of a pass for all of them."""
+        named = [] if op is None else [rank.coming[name] for name in reads(op) if name in rank.coming]
+        waited_for = rank.open_moves if op is None else named
+        waiting = any(pending.left for pending in waited_for)
+        if waiting and rank.waits_since is None:
+            rank.waits_since = self._now
+        if not waiting and rank.waits_since is not None:
+            self._note(rank, "wait", "" if op is None else type(op).__name__, rank.waits_since)
+            rank.waits_since = None
+        return waiting
+
+    def _pay(self, rank: _Rank, op: Op | None, cost: Cost) -> None:
+        """Let the time of an operation pass."""
+        host, memory = self._cluster.host, self._cluster.device.memory_gbyte_s
+        work_s = 0.0
+        if host is not None and op is not None:
+            work_s = cost.touched / (host.copy_gbyte_s * 1e9) + host.operation_us * 1e-6
+        elif memory is not None:
+            work_s = cost.touched / (memory * 1e9)
+        if not cost.kernel_s and not work_s:
+            return
+        rank.busy, rank.kernel_s = True, rank.kernel_s + cost.kernel_s
+        start, name = self._now, type(op).__name__
+
+        def computed() -> None:
+            self._note(rank, "kernel", name, start)
+            between = self._now
+
+            def copied() -> None:
+                self._note(rank, "copy", name, between)
+                rank.busy = False
+                self._advance(rank)
+
+            if not work_s:
+                copied()
+            elif host is None:
+                self._after(work_s, copied)
+            else:
+                self._fluid.add(work_s, self._on_cores(rank.number, 1.0), copied, limit=1.0)
+
+        self._after(cost.kernel_s, computed) if cost.kernel_s else computed()
+
+    def _take_effect(self, rank: _Rank, number: int, schedule: Schedule, op: Op | None) -> None:
+        match op:
+            case None:
+                rank.coming.clear()
+                rank.open_moves.clear()
+                self._passes[number] = max(self._passes.get(number, 0.0), self._now)
+            case Expect(move=move):
+                if self._cluster.transport == "gloo":
+                    self._begin(rank, number, schedule, move, ends=("receive",))
+            case Start(move=move):
+                self._begin(rank, number, schedule, move, ends=("receive", "send"))
+
+    # --- moves ---
+
+    def _begin(self, rank: _Rank, number: int, schedule: Schedule, move: Move, ends: Iterable[str]) -> None:
+        known = next((one for one in rank.open_moves if one.move is move), None)
+        pending = known or _Pending(move, len(move.sends) + len(move.receives), self._now)
+        if known is None:
+            rank.open_moves.append(pending)
+        rank.coming |= {message.value: pending for message in move.receives}
+        ready = [end for end in ends if not (known is not None and end == "receive")]
+        if self._cluster.transport == "gloo":
+            self._post(rank, number, schedule, pending, ready)
+            return
+        rank.queues[move.axis].append(lambda: self._post(rank, number, schedule, pending, ready))
+        self._next_of(rank, move.axis)
+
+    def _next_of(self, rank: _Rank, axis: str) -> None:
+        """NCCL runs the moves of a group one after the other."""
+        running = rank.running.get(axis)
+        if running is not None and running.left:
+            return
+        while rank.queues[axis]:
+            rank.running[axis] = rank.queues[axis].popleft()()
+            if rank.running[axis].left:
+                return
+
+    def _post(self, rank: _Rank, number: int, schedule: Schedule, pending: _Pending, ends: Iterable[str]) -> _Pending:
+        """The ends of a move's messages are there; a message whose other end is there too begins to flow."""
+        move, alike = pending.move, self._symmetry
+        for end in ends:
+            for message in move.sends if end == "send" else move.receives:
+                source, target = (rank.number, message.peer) if end == "send" else (message.peer, rank.number)
+                key = (number, alike.class_of(source), alike.offset(source, target), message.tag)
+                both = self._ends.setdefault(key, {})
+                both[end] = pending
+                if len(both) == 2:
+                    del self._ends[key]
+                    size = rows_bytes(schedule, self._shape, move.payload, len(message.chunks))
+                    self._after(self._network.latency_s(source, target), self._flowing(source, target, size, both))
+        return pending
+
+    def _flowing(self, source: int, target: int, size: float, both: dict[str, _Pending]) -> Callable[[], None]:
+        def begin() -> None:
+            uses, links = self._route(source, target)
+            for link in links:
+                self._link_bytes[link] += size
+            self._fluid.add(size, uses, lambda: self._arrived(both)) if uses else self._arrived(both)
+
+        return begin
+
+    def _arrived(self, both: dict[str, _Pending]) -> None:
+        for pending in both.values():
+            pending.left -= 1
+        finished = [pending for pending in both.values() if not pending.left]
+        for rank in self._ranks.values():
+            for pending in finished:
+                if any(pending is one for one in rank.open_moves):
+                    move = pending.move
+                    self._note(rank, "move", f"{move.axis}: {' '.join(move.payload)}", pending.start_s)
+                    if self._cluster.transport != "gloo":
+                        self._next_of(rank, move.axis)
+            self._advance(rank)
+
+    def _route(self, source: int, target: int) -> tuple[Uses, tuple[Resource, ...]]:
+        """Resources that a message uses, one for each kind of link, and how many of its kind share them."""
+        if (source, target) not in self._routes:
+            alike, uses, links = self._symmetry, [], []
+            for link in self._network.route(source, target):
+                first = alike.unit(link.first, link.ranks)
+                same = Resource(link.kind, first, link.ranks, link.direction, link.gbyte_s)
+                self._fluid.capacity[same] = link.gbyte_s * 1e9
+                end = target if link.direction == "in" else source
+                uses.append((same, float(alike.count(end, link.first, link.ranks))))
+                links.append(same)
+            host = self._cluster.host
+            if host is not None and host.transport_s_per_gbyte:
+                uses += self._on_cores(source, 2 * host.transport_s_per_gbyte / 1e9)
+            self._routes[source, target] = tuple(uses), tuple(links)
+        return self._routes[source, target]
+
+    def _on_cores(self, rank: int, each: float) -> Uses:
+        """Use of the processors by all ranks of a class."""
+        return ((CORES, each * self._symmetry.count(rank, 0, self._symmetry.grid.cp_size)),)
+
+    def _note(self, rank: _Rank, what: str, name: str, start: float) -> None:
+        if self._keep_spans and self._now > start:
+            self._spans.append(Span(rank.number, what, name, start, self._now))

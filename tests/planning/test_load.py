@@ -1,0 +1,71 @@
+"""Cluster files: each shipped one loads, each mistake is one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.planning.load import load_cluster, preset_names
+
+GOOD = """\
+nodes: 2
+gpus_per_node: 4
+device: {tflops: 100, forward: 0.5}
+intra: {gbyte_s: 100}
+inter: {gbyte_s: null, latency_us: 0}
+nics: 2
+levels: [{nodes: 2, oversubscription: 1.5}]
+"""
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets(name: str) -> None:
+    cluster = load_cluster(name)
+    assert cluster.name == name
+    assert cluster.ranks > 1
+
+
+def test_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD)
+    cluster = load_cluster(path, nodes=3)
+    assert (cluster.name, cluster.nodes, cluster.levels[0].oversubscription) == ("mine", 3, 1.5)
+    assert cluster.inter.gbyte_s is None
+
+
+WRONG = {
+    "nodes: 2|nodes: 0": "nodes=0: must be a positive whole number",
+    "nodes: 2|nodes: two": "nodes='two': must be a positive whole number",
+    "nodes: 2|": "nodes: is missing",
+    "nics: 2|nics: 3": "nics=3: must divide gpus_per_node 4, or be more",
+    "nics: 2|cards: 2": "cards: is not an entry that exists; there are name, nodes",
+    "tflops: 100|tflop: 100": "device.tflop: is not an entry that exists; there are tflops",
+    "forward: 0.5|forward: 1.5": "device.forward=1.5: must be a part of the peak, at most 1",
+    "tflops: 100|tflops: -1": "device.tflops=-1: must be a positive number",
+    "{gbyte_s: 100}|100": "intra: must be a mapping, not int",
+    "levels: [{nodes: 2, oversubscription: 1.5}]|levels: 3": "levels=3: must be a list",
+    "oversubscription: 1.5|ratio: 1.5": "levels[0].ratio: is not an entry that exists",
+    "nics: 2|transport: mpi": "transport=mpi: must be one of nccl, gloo",
+    "nodes: 2|nodes: [": "not YAML",
+}
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_mistakes(tmp_path: Path, change: str) -> None:
+    before, after = change.split("|", 1)
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD.replace(before, after, 1))
+    with pytest.raises(WallfacerError, match=re.escape(WRONG[change])) as error:
+        load_cluster(path)
+    assert "\n" not in str(error.value)
+    assert "mine.yaml" in str(error.value)
+
+
+def test_no_such_file() -> None:
+    with pytest.raises(OptionError, match="cluster=nowhere: must be a file, or one of a100"):
+        load_cluster("nowhere")
+    with pytest.raises(OptionError, match="nodes=0: must be a positive number"):
+        load_cluster("h100-8x8", nodes=0)

@@ -1,0 +1,129 @@
+"""Playing schedules: against what can be worked out by hand, and one rank for all against all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from megatron_wallfacer.planning.bounds import kernel_seconds
+from megatron_wallfacer.planning.cluster import Cluster, Host, Level, Link
+from megatron_wallfacer.planning.network import Network
+from megatron_wallfacer.planning.play import Stuck, play
+from megatron_wallfacer.planning.search import Choice
+from megatron_wallfacer.planning.symmetry import Symmetry
+from megatron_wallfacer.schedule.ops import Schedule, Start
+from megatron_wallfacer.schedule.volume import received_bytes
+from tests.planning.clusters import ALIKE, PLAIN, SHAPE, choice, with_device
+
+
+def played(one: Choice, *, folded: bool):
+    symmetry = Symmetry(one.plan.grid, Network(one.job.cluster).unit_sizes, folded=folded)
+    return play(one.job.cluster, one.schedules, one.job.shape, symmetry)
+
+
+@pytest.mark.parametrize("transport", ["nccl", "gloo"])
+@pytest.mark.parametrize("name", ALIKE)
+def test_one_rank_stands_for_its_class(name: str, transport: str) -> None:
+    """To the last digit: nothing but kernels and links takes time here, and they are the same for all of a class."""
+    one = choice(replace(PLAIN, transport=transport), **ALIKE[name])
+    alone, all_ranks = played(one, folded=True), played(one, folded=False)
+    assert alone.ranks < all_ranks.ranks == 16
+    assert alone.seconds == pytest.approx(all_ranks.seconds, rel=1e-12)
+    assert alone.pass_s == pytest.approx(all_ranks.pass_s, rel=1e-12)
+
+
+SHARED = {
+    "a card a node": replace(PLAIN, nics=1),
+    "two cards a node": replace(PLAIN, nics=2),
+    "a bus": replace(PLAIN, node_gbyte_s=15.0),
+    "switches": replace(PLAIN, levels=(Level(2, 4.0),)),
+}
+
+
+@pytest.mark.parametrize("name", ["ring", "double-ring", "usp", "team of 8 across", "all axes"])
+@pytest.mark.parametrize("shared", SHARED)
+def test_it_does_where_links_are_shared(shared: str, name: str) -> None:
+    one = choice(SHARED[shared], **ALIKE[name])
+    assert played(one, folded=True).seconds == pytest.approx(played(one, folded=False).seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_merging_and_calls_differ_a_little_from_rank_to_rank(name: str) -> None:
+    """Tiles are cut otherwise on each rank; the time of one rank is still within five percent of that of all."""
+    cluster = with_device(PLAIN, call_us=20.0, memory_gbyte_s=50.0)
+    one = choice(cluster, **ALIKE[name])
+    assert played(one, folded=True).seconds == pytest.approx(played(one, folded=False).seconds, rel=0.05)
+
+
+def test_without_communication_it_is_the_kernels() -> None:
+    free = replace(PLAIN, intra=Link(None), inter=Link(None))
+    for options in ALIKE.values():
+        one = choice(free, **options)
+        assert one.played.seconds == pytest.approx(kernel_seconds(16, free, SHAPE), rel=1e-9)
+        assert one.played.exposed_s == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_ring_between_nodes_is_one_card_when_compute_is_free() -> None:
+    """Each hop of K and V in turn through the card of the rank at the node's edge; latency beside it."""
+    cluster = with_device(PLAIN, tflops=1e9)
+    one = choice(cluster, scheme="ring")
+    forward = sum(received_bytes(one.schedules(0)[0], SHAPE).values())
+    # 15 hops, all ranks at once: as slow as the card.
+    assert one.played.pass_s[0] == pytest.approx(forward / 1e9 + 15 * 10e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_nothing_is_faster_than_its_bound(name: str) -> None:
+    one = choice(**ALIKE[name])
+    assert one.played.seconds >= one.bound.seconds * (1 - 1e-9)
+
+
+def test_a_card_for_a_node_is_slower_than_one_for_each_device() -> None:
+    slow, fast = choice(replace(PLAIN, nics=1), **ALIKE["usp"]), choice(**ALIKE["usp"])
+    assert slow.played.seconds > 1.5 * fast.played.seconds
+
+
+def test_processors_that_all_ranks_share_make_copies_slow() -> None:
+    host = Host(cores=2, copy_gbyte_s=1.0)
+    one = choice(replace(PLAIN, transport="gloo", host=host), **ALIKE["ring"])
+    many = choice(replace(PLAIN, transport="gloo", host=replace(host, cores=16)), **ALIKE["ring"])
+    assert one.played.seconds > 1.2 * many.played.seconds
+
+
+def test_what_fills_a_link_is_counted() -> None:
+    one = choice(**ALIKE["ring"])
+    both = sum(sum(received_bytes(schedule, SHAPE).values()) for schedule in one.schedules(0))
+    cards = {link.direction: size for link, size in one.played.link_bytes.items() if link.kind == "nic"}
+    assert cards == pytest.approx({"out": both, "in": both})
+
+
+def test_spans_do_not_overlap_on_a_rank_but_for_moves() -> None:
+    spans = choice(with_device(PLAIN, memory_gbyte_s=50.0), **ALIKE["all axes"]).spans()
+    busy = sorted((span.start_s, span.end_s) for span in spans if span.what != "move" and span.rank == 0)
+    assert busy
+    assert all(end <= start + 1e-12 for (_, end), (start, _) in pairwise(busy))
+    assert {span.what for span in spans} == {"kernel", "copy", "wait", "move"}
+
+
+def test_a_message_that_nobody_sends_is_an_error() -> None:
+    one = choice(scheme="ring")
+
+    def deaf(rank: int) -> tuple[Schedule, ...]:
+        forward = one.schedules(rank)[0]
+        ops = list(forward.ops)
+        first = next(index for index, op in enumerate(ops) if isinstance(op, Start))
+        ops[first] = Start(replace(ops[first].move, sends=()))
+        return (replace(forward, ops=tuple(ops)),)
+
+    with pytest.raises(Stuck, match="wait for messages that nobody sends"):
+        play(PLAIN, deaf, SHAPE, Symmetry(one.plan.grid, Network(PLAIN).unit_sizes, folded=False))
+
+
+def test_the_published_order_is_played_rank_by_rank() -> None:
+    one = choice(scheme="wallfacer", team_size=2)
+    assert one.played.ranks == 16
+    assert one.can_be_played
+    large = Cluster("large", 64, 4, PLAIN.intra, PLAIN.inter, PLAIN.device, nics=4)
+    assert not choice(large, cp_size=256, scheme="wallfacer", team_size=4).can_be_played

@@ -1,0 +1,68 @@
+"""The search: what it finds against playing everything, what it refuses, how long it takes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.search import Job, candidates, named, search
+from megatron_wallfacer.schedule.volume import Shape
+from tests.planning.clusters import PLAIN, SHAPE
+
+JOBS = {
+    "slow cards": Job(PLAIN, SHAPE, 16),
+    "a card a node": Job(replace(PLAIN, nics=1), SHAPE, 16),
+    "grouped": Job(PLAIN, Shape(2048, 8, 2, 64), 16),
+    "compute": Job(load_cluster("h100-8x8", 2), Shape(16384, 32, 8, 128), 16),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_it_finds_what_playing_everything_finds(name: str) -> None:
+    everything = [one for one in candidates(JOBS[name]) if one.can_be_played]
+    best = min(one.played.seconds for one in everything)
+    found = search(JOBS[name])
+    assert found.legal == len(everything)
+    assert found.best[0].played.seconds <= 1.02 * best
+    assert list(found.best) == sorted(found.best, key=lambda one: one.played.seconds)
+
+
+def test_it_beats_or_equals_every_named_scheme() -> None:
+    job = JOBS["slow cards"]
+    best = search(job).best[0].played.seconds
+    others = {one.name: one.played.seconds for one in named(job)}
+    assert {"ring", "double-ring", "ulysses", "usp", "all-gather", "mesh", "wallfacer", "burst"} <= set(others) | {
+        "ulysses"
+    }
+    assert best <= min(others.values()) * 1.001
+
+
+def test_every_candidate_divides_the_heads_and_is_of_the_right_size() -> None:
+    for one in candidates(Job(PLAIN, Shape(512, 6, 6, 64), 12)):
+        assert one.plan.grid.cp_size == 12
+        assert 6 % one.plan.grid.head == 0
+
+
+def test_what_does_not_fit_the_memory_is_left_out_and_then_refused() -> None:
+    job = JOBS["slow cards"]
+    roomy = search(job)
+    tight = sorted(one.buffer_bytes for one in roomy.best)[1]
+    found = search(job, memory_bytes=tight)
+    assert found.too_large
+    assert all(one.buffer_bytes <= tight for one in found.best)
+    with pytest.raises(OptionError, match=r"memory for attention=0.00 GB: must be at least 0\.\d\d GB, for head"):
+        search(job, memory_bytes=1.0)
+
+
+@pytest.mark.parametrize(("nodes", "tokens", "limit_s"), [(128, 2**20, 5.0), (8192, 2**26, 30.0)])
+def test_large_clusters_take_seconds(nodes: int, tokens: int, limit_s: float) -> None:
+    """Processor time: the machine may have other things to do."""
+    cluster = load_cluster("h100-8x8", nodes)
+    begin = time.process_time()
+    found = search(Job(cluster, Shape(tokens // cluster.ranks, 32, 8, 128), cluster.ranks))
+    assert found.best[0].played.seconds < 1.2 * found.best[0].bound.seconds
+    assert time.process_time() - begin < limit_s

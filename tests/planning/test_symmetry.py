@@ -1,0 +1,44 @@
+"""Which ranks are alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_wallfacer.planning.symmetry import Symmetry
+from megatron_wallfacer.schedule.grid import Grid
+
+ORDER = ("head", "team", "ring_inner", "ring_outer")
+
+
+@pytest.mark.parametrize(
+    ("grid", "units", "classes"),
+    [
+        (Grid(ring_outer=16), (4,), 4),  # a rank's place in its node
+        (Grid(ring_outer=16), (1, 4), 4),
+        (Grid(ring_outer=16), (1,), 1),
+        (Grid(ring_outer=4, ring_inner=4, placement=ORDER), (4,), 1),
+        (Grid(head=2, team=4, ring_outer=2, placement=ORDER), (4,), 2),  # a team of two nodes
+        (Grid(head=2, team=4, ring_outer=2, placement=ORDER), (8,), 1),
+        (Grid(team=3, ring_outer=4, placement=ORDER), (4,), 12),  # nodes that cut teams
+        (Grid(team=8, ring_outer=8, placement=ORDER), (4, 16), 8),
+    ],
+)
+def test_classes(grid: Grid, units: tuple[int, ...], classes: int) -> None:
+    alike = Symmetry(grid, units)
+    assert len(alike.representatives) == classes
+    assert {alike.class_of(rank) for rank in range(grid.cp_size)} == set(alike.representatives)
+
+
+def test_without_folding_every_rank_is_a_class() -> None:
+    alike = Symmetry(Grid(ring_outer=8), (1,), folded=False)
+    assert alike.representatives == tuple(range(8))
+
+
+def test_ranks_of_a_class_have_their_peers_equally_far() -> None:
+    grid = Grid(team=2, ring_outer=8, placement=ORDER)
+    alike = Symmetry(grid, (4,))
+    for axis in ("team", "ring_outer"):
+        for rank in range(16):
+            peers = {alike.offset(rank, peer) for peer in grid.neighbours(rank, axis)}
+            first = alike.class_of(rank)
+            assert peers == {alike.offset(first, peer) for peer in grid.neighbours(first, axis)}
