@@ -25,7 +25,7 @@ REQUIRED = [
     "numpy>=1.26,<3",  # corpus and losses; 1.26 is the first for Python 3.12
     "rich>=13,<16",  # tables and progress bars of the command line
     "matplotlib>=3.8,<4",  # pictures; 3.8 is the first for Python 3.12
-    "PyYAML>=6,<7",  # presets; read as nodes, which know their lines
+    "PyYAML>=6,<7",  # presets and clusters; read as nodes, which know their lines
 ]
 
 MEGATRON = [
@@ -41,7 +41,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.12",  # as Megatron-Core 0.17 and later
     packages=find_packages(include=["megatron_wallfacer*"]),
-    package_data={"megatron_wallfacer": ["py.typed"]},
+    package_data={"megatron_wallfacer": ["py.typed", "planning/data/*.csv"]},
     install_requires=REQUIRED,
     extras_require={
         "megatron": MEGATRON,
@@ -53,7 +53,6 @@ setup(
             "pytest>=8,<10",  # tests
             "hypothesis>=6.100,<7",  # property tests of the schedules
             "ruff>=0.9,<1",  # lint and format
-            "PyYAML>=6,<7",  # settings of the benchmarks
         ],
     },
     entry_points={"console_scripts": ["wallfacer = megatron_wallfacer.cli.main:main"]},

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml  # PyYAML>=6,<7: of the dev extra only
+import yaml
 
 from benchmarks.cluster.topology import Topology
 from megatron_wallfacer.errors import WallfacerError

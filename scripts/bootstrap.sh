@@ -138,7 +138,7 @@ def found(name):
     except ModuleNotFoundError:
         return False
 print(*(name for name in sys.argv[1:] if not found(name)))' \
-        torch numpy rich matplotlib megatron.training megatron_wallfacer pytest hypothesis ruff)
+        torch numpy rich matplotlib yaml megatron.training megatron_wallfacer pytest hypothesis ruff)
     [[ -z $missing ]] ||
         die "WALLFACER_PYTHON=$python lacks: $missing. To add what is missing: $python -m pip install -e '${ROOT}[dev]'"
 }

@@ -224,10 +224,10 @@ def test_a_given_environment_is_checked_and_left_alone(machine):
     given = machine.add(machine.folder / "given" / "python", GOOD.replace('" "$@"', '" -S "$@"'))
     lacking = machine.run(WALLFACER_PYTHON=given)
     assert lacking.returncode == 1
-    assert "lacks: torch numpy rich matplotlib megatron.training megatron_wallfacer" in lacking.stderr
+    assert "lacks: torch numpy rich matplotlib yaml megatron.training megatron_wallfacer" in lacking.stderr
     modules = machine.folder / "modules"
     (modules / "megatron" / "training").mkdir(parents=True)
-    for name in ("torch", "numpy", "rich", "matplotlib", "megatron_wallfacer", "pytest", "hypothesis", "ruff"):
+    for name in ("torch", "numpy", "rich", "matplotlib", "yaml", "megatron_wallfacer", "pytest", "hypothesis", "ruff"):
         (modules / f"{name}.py").write_text("raise SystemExit('imported')")
     checked = machine.run(WALLFACER_PYTHON=given, PYTHONPATH=str(modules))
     assert (checked.returncode, checked.stderr) == (0, "")

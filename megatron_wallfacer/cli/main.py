@@ -8,17 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_wallfacer import __version__
+from megatron_wallfacer.cli import config, plan, run, simulate
 from megatron_wallfacer.errors import WallfacerError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 if it did what it was asked."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    # Commands on presets take Megatron's flags too, which no parser here knows.
+    arguments, flags = parser.parse_known_args(argv)
+    if flags and arguments.command not in _PRESET_COMMANDS:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
     if arguments.command is None:
         parser.print_help()
         return 0
     try:
+        if arguments.command in _PRESET_COMMANDS:
+            return _PRESET_COMMANDS[arguments.command](arguments, flags)
         return _COMMANDS[arguments.command](arguments)
     except WallfacerError as error:
         print(f"wallfacer: error: {error}", file=sys.stderr)
@@ -45,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     schemes.add_argument("--q-heads", type=int, default=32, metavar="N", help="query heads of a rank (default: 32)")
     schemes.add_argument("--kv-heads", type=int, default=8, metavar="N", help="kv heads of a rank (default: 8)")
     schemes.add_argument("--json", action="store_true", help="print JSON")
+    plan.add_parser(commands)
+    simulate.add_parser(commands)
+    run.add_parser(commands)
+    config.add_parsers(commands)
     return parser
 
 
@@ -78,4 +88,11 @@ def _schemes(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"demo": _demo, "words": _words, "schemes": _schemes}
+_COMMANDS = {
+    "demo": _demo,
+    "words": _words,
+    "schemes": _schemes,
+    "plan": plan.run_plan,
+    "simulate": simulate.run_simulate,
+}
+_PRESET_COMMANDS = {"run": run.run, "config": config.run_config}

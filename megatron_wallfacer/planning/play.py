@@ -51,7 +51,7 @@ class Played:
         pass_s: until the last rank had done each pass.
         kernel_s: of kernels, the rank that had most.
         ranks: that were played.
-        link_bytes: by link, of one representative of each kind.
+        link_bytes: by link, of one of each kind, what the ranks that were played move over it.
         spans: what every played rank did.
     """
 

@@ -94,8 +94,14 @@ class Choice:
         """What happens when."""
         return self._play(self.schedules, spans=True).spans
 
-    def _play(self, schedules: Callable[[int], Sequence[Schedule]], *, spans: bool = False) -> Played:
-        alike = self.plan.kv_order == "native"
+    def play_every_rank(self) -> Played:
+        """The same without folding."""
+        return self._play(self.schedules, folded=False)
+
+    def _play(
+        self, schedules: Callable[[int], Sequence[Schedule]], *, spans: bool = False, folded: bool = True
+    ) -> Played:
+        alike = folded and self.plan.kv_order == "native"
         symmetry = Symmetry(self.plan.grid, Network(self.job.cluster).unit_sizes, folded=alike)
         return play(self.job.cluster, schedules, self.job.shape, symmetry, spans=spans)
 

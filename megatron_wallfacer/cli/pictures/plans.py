@@ -1,0 +1,75 @@
+"""Times of plans, as bars, each over its bound; and how the time of a layer grows with the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from megatron_wallfacer.cli.pictures import GREY, INK, new_figure, save
+from megatron_wallfacer.cli.pictures.palette import hues
+
+_BAR = 0.62
+
+
+class Timed(Protocol):
+    """A plan with its time in seconds; None where it was not played."""
+
+    name: str
+    grid: str
+    placement: tuple[str, ...]
+    seconds: float | None
+    bound_s: float
+
+
+def draw_plans(path: Path, rows: Sequence[Timed], title: str) -> None:
+    """Draw the times of one attention layer, fastest first, named schemes in another colour.
+
+    Args:
+        path: the PNG to write.
+        rows: plans; those that were not played are left out.
+        title: what for.
+    """
+    played = sorted((row for row in rows if row.seconds is not None), key=lambda row: row.seconds, reverse=True)
+    figure = new_figure(11, 1.3 + 0.34 * len(played))
+    axes = figure.add_axes((0.42, 0.6 / figure.get_figheight(), 0.54, 1 - 1.2 / figure.get_figheight()))
+    ours, others = hues(2)
+    for place, row in enumerate(played):
+        axes.barh(place, 1e3 * row.seconds, _BAR, color=others if row.name else ours)
+        axes.plot([1e3 * row.bound_s] * 2, [place - 0.45, place + 0.45], color=INK, linewidth=1.4)
+    axes.set_yticks(range(len(played)), [_label(row) for row in played], fontsize=8.5, color=INK)
+    axes.set_xlabel("ms for one attention layer, forward and backward; the stroke is the bound", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=12, color=INK, loc="left")
+    save(figure, path)
+
+
+def _label(row: Timed) -> str:
+    order = f" ({', '.join(row.placement)})" if len(row.placement) > 1 else ""
+    return f"{row.name}: {row.grid}" if row.name else f"{row.grid}{order}"
+
+
+def draw_scaling(path: Path, series: Mapping[str, Sequence[tuple[int, float, float, str]]], title: str) -> None:
+    """Draw the time of a layer over the size of the cluster, log-log, with the best grid at each point.
+
+    Args:
+        path: the PNG to write.
+        series: by name, (ranks, seconds, seconds of kernels alone, grid).
+        title: what grows with what.
+    """
+    figure = new_figure(11, 6.4)
+    axes = figure.add_axes((0.08, 0.1, 0.88, 0.8))
+    for (name, points), colour in zip(series.items(), hues(len(series)), strict=True):
+        ranks = [point[0] for point in points]
+        axes.plot(ranks, [point[1] for point in points], "o-", color=colour, label=name)
+        axes.plot(ranks, [point[2] for point in points], ":", color=colour)
+        for size, seconds, _, grid in points:
+            axes.annotate(grid, (size, seconds), (4, -10), textcoords="offset points", fontsize=7, color=colour)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("devices", color=INK)
+    axes.set_ylabel("seconds for one attention layer, forward and backward (dotted: kernels alone)", color=INK)
+    axes.grid(color=GREY, alpha=0.2)
+    axes.legend(frameon=False)
+    axes.set_title(title, fontsize=12, color=INK, loc="left")
+    save(figure, path)

@@ -1,0 +1,231 @@
+"""``wallfacer plan``: which grid for this model on this cluster, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_wallfacer.cli.simulate import token_count
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.schedule.grid import AXES
+
+if TYPE_CHECKING:
+    from megatron_wallfacer.planning.layer import Software, Spread
+    from megatron_wallfacer.planning.model import Model
+    from megatron_wallfacer.planning.search import Choice, Found, Job
+
+#: Rows of the table.
+BEST = 10
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``plan``."""
+    parser = commands.add_parser("plan", help="find the fastest grid for a model on a cluster, and say why")
+    parser.add_argument("--cluster", default="h100-8x8", help="a preset or a YAML file (default: h100-8x8)")
+    parser.add_argument("--nodes", type=int, metavar="N", help="in place of those of the cluster")
+    parser.add_argument("--model", default="llama3-8b", help="a transformer by name (default: llama3-8b)")
+    parser.add_argument("--seq", default="1M", metavar="TOKENS", help="length, such as 128K or 1M (default: 1M)")
+    parser.add_argument("--full-mask", action="store_true", help="all pairs are live, instead of a causal half")
+    parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks (default: 1)")
+    parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
+    parser.add_argument("--cp", type=int, metavar="N", help="context-parallel ranks (default: all that are left)")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the best one's flags as a preset")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="write a layer of the best one as a Perfetto trace")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the best and the named schemes")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. Times of one attention layer, forward and backward.
+
+    Attributes:
+        name: of a scheme, or empty.
+        grid, placement, riders, q_kept: the plan.
+        seconds: played; None where that would take long.
+        bound_s: below which no overlap can bring it.
+        buffers_gb: of attention, beside its inputs and results.
+        tokens_s, mfu, memory_gb: of a whole step.
+        reason: what its time is made of.
+    """
+
+    name: str
+    grid: str
+    placement: tuple[str, ...]
+    riders: tuple[str, str]
+    q_kept: bool
+    seconds: float | None
+    bound_s: float
+    buffers_gb: float | None
+    tokens_s: float | None
+    mfu: float | None
+    memory_gb: float | None
+    reason: str
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """Search, print, and write what was asked for.
+
+    Raises:
+        OptionError: nothing fits; with the nearest that does.
+    """
+    from megatron_wallfacer.planning.layer import Software, attention_job, spread_over
+    from megatron_wallfacer.planning.load import load_cluster
+    from megatron_wallfacer.planning.model import model_named
+    from megatron_wallfacer.planning.search import named, search
+
+    cluster, model = load_cluster(arguments.cluster, arguments.nodes), model_named(arguments.model)
+    software, tokens = Software(), token_count(arguments.seq)
+    spread = spread_over(cluster, tp=arguments.tp, pp=arguments.pp, cp=arguments.cp)
+    job = attention_job(model, cluster, tokens, spread, causal=not arguments.full_mask, software=software)
+    room = _room(model, job, spread, software)
+    found = search(job, memory_bytes=room)
+    others = list(named(job))
+    best = [_row(model, one, spread, software) for one in _in_best_placement(found)[:BEST]]
+    corners = [_row(model, one, spread, software) for one in others]
+    if arguments.json:
+        print(json.dumps({"best": [asdict(row) for row in best], "named": [asdict(row) for row in corners]}, indent=2))
+    else:
+        print(f"{cluster}\n{model.name}, {tokens:,} tokens; {_groups(spread)}; of one attention layer both passes")
+        print(f"\n{as_table(best)}\n\n{as_table(corners)}\n\n{_summary(found, job)}")
+    _write(arguments, found.best[0], best, corners, spread)
+    return 0
+
+
+def as_table(rows: Iterable[Row]) -> str:
+    """Plain columns, one line a row."""
+    lines = [f"{'':<12} {'grid':<46} {'ms':>9} {'bound':>9} {'MFU':>6} {'buffers':>8}  why"]
+    for row in rows:
+        order = f" ({', '.join(row.placement)})" if len(row.placement) > 1 else ""
+        time = "-" if row.seconds is None else f"{1e3 * row.seconds:.2f}"
+        mfu = "-" if row.mfu is None else f"{100 * row.mfu:.1f}%"
+        buffers = "-" if row.buffers_gb is None else f"{row.buffers_gb:.2f} GB"
+        figures = f"{time:>9} {1e3 * row.bound_s:>9.2f} {mfu:>6} {buffers:>8}"
+        lines.append(f"{row.name:<12} {row.grid:<46} {figures}  {row.reason}{order}")
+    return "\n".join(lines)
+
+
+def _in_best_placement(found: Found) -> list[Choice]:
+    """One choice of each grid, in its best placement."""
+    first: dict[tuple[int, ...], Choice] = {}
+    for choice in found.best:
+        first.setdefault(tuple(choice.plan.grid.size_of(axis) for axis in AXES), choice)
+    return list(first.values())
+
+
+def flags_of(choice: Choice) -> dict[str, str | int | bool]:
+    """The plugin's flags for a choice, as Megatron's tests write them in YAML."""
+    plan = choice.plan
+    grid = plan.grid
+    flags: dict[str, str | int | bool] = {"--wallfacer-cp-size": grid.cp_size, "--wallfacer-scheme": "team-ring"}
+    for axis, flag in (("head", "head-size"), ("team", "team-size"), ("ring_inner", "ring-window")):
+        flags[f"--wallfacer-{flag}"] = grid.size_of(axis)
+    if len(grid.placement) > 1:
+        flags["--wallfacer-placement"] = ",".join(grid.placement)
+    flags |= {"--wallfacer-forward": plan.forward, "--wallfacer-backward": plan.backward}
+    flags["--wallfacer-head-groups"] = plan.head_groups
+    if choice.q_kept:
+        flags["--wallfacer-keep-gathered-q"] = True
+    return flags
+
+
+def _room(model: Model, job: Job, spread: Spread, software: Software) -> float:
+    """Bytes that attention's buffers may take: what the rest of a rank leaves, at the least.
+
+    Raises:
+        OptionError: the rest alone does not fit.
+    """
+    from megatron_wallfacer.planning.layer import memory_bytes
+    from megatron_wallfacer.planning.search import candidates
+
+    device = job.cluster.device
+    if device.memory_gb == float("inf"):
+        return float("inf")
+    some = next(candidates(job))
+    rest = memory_bytes(model, replace(some, q_kept=False), spread, software) - some.buffer_bytes
+    if rest >= device.memory_gb * 1e9:
+        raise OptionError(
+            "seq",
+            job.shape.tokens * spread.cp,
+            f"shorter, or on more ranks: without attention's buffers a rank needs {rest / 1e9:.0f} GB "
+            f"of {device.memory_gb:g}",
+        )
+    return device.memory_gb * 1e9 - rest
+
+
+def _row(model: Model, choice: Choice, spread: Spread, software: Software) -> Row:
+    from megatron_wallfacer.planning.layer import step
+
+    plan, bound = choice.plan, choice.bound
+    common = {
+        "name": choice.name or "",
+        "grid": str(plan.grid),
+        "placement": plan.grid.placement,
+        "riders": (plan.forward, plan.backward),
+        "q_kept": choice.q_kept,
+        "bound_s": bound.seconds,
+    }
+    if not choice.can_be_played:
+        nothing = dict.fromkeys(("seconds", "buffers_gb", "tokens_s", "mfu", "memory_gb"))
+        return Row(**common, **nothing, reason=f"not played: too many ranks; bound by {bound.by}")
+    whole = step(model, choice, choice.job.cluster, spread, software)
+    return Row(
+        **common,
+        seconds=choice.played.seconds,
+        buffers_gb=choice.buffer_bytes / 1e9,
+        tokens_s=whole.tokens_s,
+        mfu=whole.mfu,
+        memory_gb=whole.memory_gb,
+        reason=_reason(choice),
+    )
+
+
+def _reason(choice: Choice) -> str:
+    """Bound by what, how far from that, and from compute."""
+    played, bound = choice.played, choice.bound
+    from_compute = f"{played.seconds / bound.kernel_s:.2f}x compute"
+    if bound.by == "compute":
+        return from_compute
+    return f"{bound.by}, {played.seconds / bound.seconds:.2f}x; {from_compute}"
+
+
+def _summary(found: Found, job: Job) -> str:
+    from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound
+    from megatron_wallfacer.schedule.schemes import total_words
+
+    best = found.best[0]
+    least = forward_bound(job.cp_size, job.shape.kappa) + backward_bound(job.cp_size, job.shape.kappa)
+    words = total_words(best.plan, job.shape.kappa, kv_heads=job.shape.kv_heads)
+    ratio = f", {words / least:.2f}x the least for undivided heads" if least else ""
+    large = f", {found.too_large} did not fit the memory" if found.too_large else ""
+    return (
+        f"{len(found.best)} of {found.legal} grids and placements played{large}; "
+        f"the best receives {words:.2f} words a rank in units of n*H{ratio}"
+    )
+
+
+def _groups(spread: Spread) -> str:
+    return ", ".join(f"{name} {size}" for name, size in asdict(spread).items() if size > 1) or "one rank"
+
+
+def _write(arguments: argparse.Namespace, best: Choice, rows: list[Row], corners: list[Row], spread: Spread) -> None:
+    if arguments.save:
+        import yaml
+
+        parallel = {"--tensor-model-parallel-size": spread.tp, "--pipeline-model-parallel-size": spread.pp}
+        chosen = {"MODEL_ARGS": {**parallel, **flags_of(best)}}
+        command = f"# wallfacer plan --cluster {arguments.cluster} --model {arguments.model} --seq {arguments.seq}\n"
+        arguments.save.write_text(command + yaml.safe_dump(chosen, sort_keys=False))
+    if arguments.trace:
+        from megatron_wallfacer.planning.trace import write_trace
+
+        write_trace(best.spans(), arguments.trace)
+    if arguments.plot:
+        from megatron_wallfacer.cli.pictures.plans import draw_plans
+
+        title = f"{arguments.model}, {arguments.seq} tokens on {arguments.cluster}, {spread.cp} context-parallel ranks"
+        draw_plans(arguments.plot, [*rows, *corners], title)

@@ -1,0 +1,1 @@
+"""Presets: YAML files that hold a Megatron command line, and what becomes of them."""

@@ -1,0 +1,111 @@
+"""Would Megatron take this command line? Asked of its own parser and of the plugin's rules, in another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_wallfacer.cli.presets.preset import Preset
+from megatron_wallfacer.errors import WallfacerError
+
+_FLAG = re.compile(r"--[A-Za-z0-9][A-Za-z0-9_-]*")
+#: Values of CUDA_VISIBLE_DEVICES with which the launcher trains on the CPU.
+_NO_GPU = ("", "-1", "NoDevFiles")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and where: file and line, or the preset as a whole where nobody wrote it."""
+
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one preset.
+
+    Attributes:
+        megatron: version of the Megatron that was asked.
+        problems: none where it is good.
+        grid: scheme and axes that the plugin would use; None where it is off or was not asked.
+        rules: whether the plugin's rules were asked too. A part of a preset, without a model, has only its flags.
+        kernel: whether the local kernel was asked too; not where the device is on another machine.
+    """
+
+    megatron: str
+    problems: tuple[Problem, ...]
+    grid: str | None
+    rules: bool
+    kernel: bool
+
+
+def check_presets(presets: Sequence[Preset], megatron_path: Path | None = None) -> list[Verdict]:
+    """Check presets; one process for all, since importing Megatron takes longest.
+
+    Args:
+        presets: what to check, each for the device that it is meant for: the CPU where it hides all GPUs.
+        megatron_path: a checkout; the installed Megatron unless given.
+
+    Raises:
+        WallfacerError: there is no Megatron to ask, or it cannot be imported.
+    """
+    answer = _ask([_question(preset) for preset in presets], megatron_path)
+    return [
+        Verdict(
+            answer["megatron"],
+            tuple(_problem(preset, found) for found in verdict["problems"]),
+            verdict["grid"],
+            verdict["rules"],
+            verdict["kernel"],
+        )
+        for preset, verdict in zip(presets, answer["verdicts"], strict=True)
+    ]
+
+
+def _question(preset: Preset) -> dict[str, Any]:
+    on_cpu = preset.environment.get("CUDA_VISIBLE_DEVICES", "all") in _NO_GPU
+    return {
+        "flags": [setting.typed for setting in preset.model.values()],
+        "ranks": preset.ranks,
+        "device": "cpu" if on_cpu else "cuda",
+    }
+
+
+def _problem(preset: Preset, found: dict[str, str]) -> Problem:
+    """At the first flag that its text names and somebody wrote: a default of Megatron's is nobody's line."""
+    origins = map(preset.origin, _FLAG.findall(found["text"]))
+    place = next((str(origin) for origin in origins if origin), str(preset.path))
+    return Problem(place, found["text"])
+
+
+def _ask(questions: list[dict[str, Any]], megatron_path: Path | None) -> dict[str, Any]:
+    """Run ``parser_process`` with the checkout, if any, in front of what is installed."""
+    paths = [str(megatron_path.resolve())] if megatron_path else []
+    if megatron_path and not (megatron_path / "megatron").is_dir():
+        raise WallfacerError(f"--megatron-path {megatron_path}: must be a Megatron-LM checkout, with megatron/ in it")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "WORLD_SIZE": "1",
+        "RANK": "0",
+    }
+    # -P: a folder `megatron` where the user happens to stand is not the one that is asked.
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "megatron_wallfacer.cli.presets.parser_process"]
+    done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        last = (done.stderr.strip() or "nothing was said").splitlines()[-1]
+        raise WallfacerError(f"Megatron's parser cannot be asked: {last}")
+    answer = json.loads(done.stdout)
+    if "error" in answer:
+        raise WallfacerError(answer["error"])
+    return answer

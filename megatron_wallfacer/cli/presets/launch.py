@@ -1,0 +1,62 @@
+"""From a preset to the process that trains."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import megatron_wallfacer
+from megatron_wallfacer.cli.presets import torchrun
+from megatron_wallfacer.cli.presets.preset import Preset
+from megatron_wallfacer.errors import WallfacerError
+
+OWN_SCRIPT = Path(megatron_wallfacer.__file__).parents[1] / "scripts" / "pretrain_gpt.py"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command and what it shall find in its environment.
+
+    Attributes:
+        command: torchrun, the plugin's launcher, the script, its arguments.
+        environment: variables to set beside those that are there.
+    """
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+
+    @classmethod
+    def of(cls, preset: Preset, script: Path) -> Launch:
+        """Render a preset.
+
+        Raises:
+            WallfacerError: there are several nodes, and nothing says where they meet.
+        """
+        start = (sys.executable, "-m", "torch.distributed.run", *torchrun.words(preset.torchrun))
+        return cls((*start, "-m", "megatron_wallfacer", str(script), *preset.argv), preset.environment)
+
+    def __str__(self) -> str:
+        """One line for a shell."""
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        return shlex.join(["env", *variables, *self.command])
+
+    def replace_this_process(self) -> NoReturn:
+        """Become the command: signals of a batch system then reach torchrun, and its exit code is this one's."""
+        sys.stdout.flush()
+        os.execvpe(self.command[0], self.command, os.environ | self.environment)
+
+
+def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
+    """The Megatron script to run: the named one, that of the checkout, or this repository's own.
+
+    Raises:
+        WallfacerError: there is no such file.
+    """
+    chosen = script or (megatron_path / "pretrain_gpt.py" if megatron_path else OWN_SCRIPT)
+    if not chosen.is_file():
+        raise WallfacerError(f"{chosen} is not a file; give --script, or --megatron-path with a Megatron-LM checkout")
+    return chosen

@@ -1,0 +1,72 @@
+"""From a preset to a command."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_wallfacer.cli.presets.launch import OWN_SCRIPT, Launch, choose_script
+from megatron_wallfacer.cli.presets.preset import Preset, load_preset
+from megatron_wallfacer.errors import WallfacerError
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def preset_of(folder: Path, torchrun: str) -> Preset:
+    (folder / "p.yaml").write_text(f"ENV_VARS: {{A: a b}}\nTORCHRUN_ARGS: {{{torchrun}}}\nMODEL_ARGS: {{--x: it's}}\n")
+    return load_preset(folder / "p.yaml")
+
+
+def test_one_node_stands_alone(tmp_path: Path) -> None:
+    launch = Launch.of(preset_of(tmp_path, "--nproc-per-node: 2"), Path("script.py"))
+    expected = [
+        *TORCHRUN,
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "megatron_wallfacer",
+        "script.py",
+        "--x",
+        "it's",
+    ]
+    assert list(launch.command) == expected
+    assert shlex.split(str(launch)) == ["env", "A=a b", *expected]
+
+
+def test_several_nodes_have_to_meet(tmp_path: Path) -> None:
+    preset = preset_of(tmp_path, "--nnodes: 2")
+    with pytest.raises(WallfacerError) as caught:
+        Launch.of(preset, Path("script.py"))
+    assert str(caught.value).startswith(f"{tmp_path}/p.yaml:2: --nnodes 2: needs --rdzv-endpoint HOST:PORT")
+    preset = load_preset(preset.path, ["--rdzv-endpoint", "n1:29400"])
+    words = list(Launch.of(preset, Path("script.py")).command[3:9])
+    assert words == ["--nnodes", "2", "--rdzv-endpoint", "n1:29400", "--rdzv-backend", "c10d"]
+    preset = load_preset(preset.path, ["--rdzv-endpoint", "n1:29400", "--rdzv-backend", "static"])
+    assert Launch.of(preset, Path("script.py")).command.count("--rdzv-backend") == 1
+
+
+def test_which_script(tmp_path: Path) -> None:
+    assert choose_script(None, None) == OWN_SCRIPT
+    checkout, script = tmp_path / "pretrain_gpt.py", tmp_path / "other.py"
+    with pytest.raises(WallfacerError, match=r"pretrain_gpt\.py is not a file; give --script"):
+        choose_script(None, tmp_path)
+    checkout.touch()
+    script.touch()
+    assert choose_script(None, tmp_path) == checkout
+    assert choose_script(script, tmp_path) == script
+
+
+def test_it_becomes_the_command() -> None:
+    """Its environment and exit code are the command's, and a signal reaches the command itself."""
+    code = (
+        "import os, sys; from megatron_wallfacer.cli.presets.launch import Launch; before = os.getpid(); "
+        'inner = f\'import os, signal; assert os.getpid() == {before} and os.environ["A"] == "1"; '
+        "os.kill({before}, signal.SIGUSR1)'; Launch((sys.executable, '-c', inner), {'A': '1'}).replace_this_process()"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGUSR1

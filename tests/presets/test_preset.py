@@ -1,0 +1,77 @@
+"""Files on top of each other, and what is typed on top of all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_wallfacer.cli.presets.preset import load_preset
+from megatron_wallfacer.errors import WallfacerError
+
+
+@pytest.fixture
+def presets(tmp_path: Path) -> Path:
+    """base <- middle <- top, and other beside middle."""
+    files = {
+        "below/base.yaml": "ENV_VARS:\n  A: 1\n  B: 1\nMODEL_ARGS:\n  --a: 1\n  --b: 1\n  --c: true\n  --d: 1\n",
+        "below/middle.yaml": "extends: [base.yaml]\nMODEL_ARGS:\n  --b: [2, two]\n  --d: 2\n",
+        "other.yaml": "ENV_VARS:\n  B: 3\nMODEL_ARGS:\n  --d: 3\n  --e: 3\n",
+        "top.yaml": "extends:\n  - below/middle.yaml\n  - other.yaml\nMODEL_ARGS:\n  --e: 4\n  --c: false\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_later_files_win_and_each_word_knows_its_place(presets: Path) -> None:
+    preset = load_preset(presets / "top.yaml")
+    assert preset.argv == "--a 1 --b 2 two --d 3 --e 4".split()
+    assert preset.environment == {"A": "1", "B": "3"}
+    places = {"--a": "below/base.yaml:5", "--b": "below/middle.yaml:3", "--d": "other.yaml:4", "--e": "top.yaml:5"}
+    places |= {"A": "below/base.yaml:2", "B": "other.yaml:2"}
+    assert {name: str(preset.origin(name)) for name in places} == {
+        name: f"{presets}/{place}" for name, place in places.items()
+    }
+    assert preset.origin("--c") is None
+
+
+def test_what_is_typed_beats_the_file(presets: Path) -> None:
+    words = "--a=9 --b=false --c --d -1 x --f=false --g false --nproc-per-node 3 --a 8".split()
+    preset = load_preset(presets / "top.yaml", words, ["B=b=c", "C="])
+    assert preset.argv == "--a 8 --c --d -1 x --e 4 --g false".split()
+    assert preset.environment == {"A": "1", "B": "b=c", "C": ""}
+    assert preset.ranks == 3
+    assert str(preset.origin("--d")) == str(preset.origin("B")) == "command line"
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "message"),
+    [
+        (["x", "--a"], [], "x: is no flag"),
+        (["--nnodes"], [], "--nnodes: must have one value"),
+        (["--nnodes=false"], [], "--nnodes: must have one value"),
+        (["--nnodes", "0"], [], "command line: --nnodes 0: must be a positive whole number"),
+        ([], ["A"], "--env A: must be NAME=VALUE"),
+        ([], ["1=2"], "--env 1=2: must be NAME=VALUE"),
+    ],
+)
+def test_a_typed_mistake_is_one_line(presets: Path, words: list[str], variables: list[str], message: str) -> None:
+    with pytest.raises(WallfacerError) as caught:
+        load_preset(presets / "top.yaml", words, variables)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_cycle_is_named_where_it_closes(presets: Path) -> None:
+    (presets / "below/base.yaml").write_text("ENV_VARS: {}\nextends:\n  - ../top.yaml\n")
+    with pytest.raises(WallfacerError) as caught:
+        load_preset(presets / "top.yaml")
+    assert str(caught.value) == (
+        f"{presets}/below/base.yaml:3: extends {presets}/top.yaml, which extends this file in turn"
+    )
+
+
+def test_two_ways_to_one_file_are_no_cycle(presets: Path) -> None:
+    (presets / "other.yaml").write_text("extends: [below/base.yaml]\n")
+    assert load_preset(presets / "top.yaml").argv == "--a 1 --b 1 --d 1 --e 4".split()
