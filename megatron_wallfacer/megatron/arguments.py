@@ -11,6 +11,8 @@ import torch
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.select import KERNELS
+from megatron_wallfacer.megatron.planned import planned
+from megatron_wallfacer.planning.search import Choice
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape
@@ -70,7 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(f"{PREFIX}keep-gathered-q", action="store_true", help="keep the team's queries instead of gathering them twice")
     add(f"{PREFIX}keep-attention-output", action="store_true", help="recompute layers, but not their attention")
     add(f"{PREFIX}timeline", metavar="DIR", help="write there, for each rank, what attention did in the second step")
-    add(f"{PREFIX}cluster", metavar="FILE", help="not built yet: a cluster description for auto")
+    add(
+        f"{PREFIX}cluster",
+        metavar="FILE",
+        help="a cluster by name or YAML file: auto is the grid that is fastest there",
+    )
 
 
 def read_numbers(args: argparse.Namespace) -> None:
@@ -113,11 +119,40 @@ def settings_from(args: argparse.Namespace) -> Settings:
             f"--num-attention-heads: must be on the command line with {PREFIX}cp-size, which plans from it "
             "before --use-checkpoint-args has read a checkpoint"
         )
-    if args.wallfacer_cluster is not None:
-        raise WallfacerError(f"{flag('cluster')} {args.wallfacer_cluster}: must be left out; it is not built yet")
+    keep_gathered_q = args.wallfacer_keep_gathered_q
+    if args.wallfacer_cluster is None:
+        plan = _plan_by_hand(args)
+    else:
+        choice = _planned(args)
+        plan, keep_gathered_q = choice.plan, choice.q_kept
+    timeline = None if args.wallfacer_timeline is None else Path(args.wallfacer_timeline)
+    return Settings(
+        plan,
+        args.wallfacer_kernel,
+        keep_gathered_q,
+        timeline,
+        args.wallfacer_keep_attention_output,
+        _window_plan(args),
+    )
+
+
+def _planned(args: argparse.Namespace) -> Choice:
+    """What the planner chooses for ``--wallfacer-cluster``."""
+    if args.seq_length is None or head_dim(args) is None:
+        raise WallfacerError(
+            f"{flag('cluster')} {args.wallfacer_cluster}: needs --seq-length and --hidden-size on the command line"
+        )
+    if args.seq_length % (2 * args.wallfacer_cp_size):
+        raise WallfacerError(
+            f"--seq-length {args.seq_length}: must be a multiple of 2 x {PREFIX}cp-size = {2 * args.wallfacer_cp_size}"
+        )
+    return planned(args, shape_of(args, dtype_of(args)))
+
+
+def _plan_by_hand(args: argparse.Namespace) -> Plan:
     q_heads, k_heads = heads_at_hand(args)
     try:
-        plan = make_plan(
+        return make_plan(
             args.wallfacer_scheme,
             args.wallfacer_cp_size,
             head_size=args.wallfacer_head_size,
@@ -135,15 +170,6 @@ def settings_from(args: argparse.Namespace) -> Settings:
         )
     except OptionError as error:
         raise as_flag_error(error) from error
-    timeline = None if args.wallfacer_timeline is None else Path(args.wallfacer_timeline)
-    return Settings(
-        plan,
-        args.wallfacer_kernel,
-        args.wallfacer_keep_gathered_q,
-        timeline,
-        args.wallfacer_keep_attention_output,
-        _window_plan(args),
-    )
 
 
 def _window_plan(args: argparse.Namespace) -> Plan | None:
@@ -180,7 +206,7 @@ def shape_of(args: argparse.Namespace, dtype: torch.dtype) -> Shape:
         kv_heads=k_heads,
         head_dim=head_dim(args),
         v_head_dim=v_head_dim(args),
-        batch=args.micro_batch_size,
+        batch=args.micro_batch_size or 1,
         itemsize=dtype.itemsize,
         accumulate_itemsize=accumulation_dtype(dtype).itemsize,
     )

@@ -147,7 +147,7 @@ def attention_job(
     if tokens < 1 or tokens % (2 * spread.cp):
         raise OptionError("seq", tokens, f"a multiple of {2 * spread.cp}: a rank holds two equal chunks")
     shape = model.shape(tokens // spread.cp, tp=spread.tp, accumulate_itemsize=software.accumulate_bytes)
-    return Job(_seen_by_cp(cluster, spread.tp), shape, spread.cp, causal)
+    return Job(seen_by_group(cluster, spread.tp), shape, spread.cp, causal)
 
 
 def step(model: Model, choice: Choice, cluster: Cluster, spread: Spread, software: Software) -> Step:
@@ -266,7 +266,7 @@ def _tensor_seconds(model: Model, cluster: Cluster, tokens: int, tp: int, passes
     return (passes - 1) * _TP_MOVES * _seconds(size, cluster.intra.gbyte_s)
 
 
-def _seen_by_cp(cluster: Cluster, tp: int) -> Cluster:
+def seen_by_group(cluster: Cluster, tp: int) -> Cluster:
     """The cluster that is left to one of ``tp`` context-parallel groups which run side by side."""
     if tp == 1:
         return cluster

@@ -8,7 +8,8 @@ from functools import cache, cached_property
 from tests.composition.features import FLAGS, MEGATRONS, MODEL, OURS, SPACE, pipeline_size, plan_options
 from tests.composition.pairs import Row, cover
 
-_SEQUENCES = {"accumulated": 4, "pairs": 8}
+#: Sequences of an iteration by data-parallel rank; two micro-batches where they are more than one.
+_SEQUENCES = {"single": 1, "accumulated": 2, "pairs": 4}
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,16 @@ class Combination:
 
     @property
     def global_batch(self) -> int:
-        """Sequences of one iteration: as few as one micro-batch a rank takes, or a fixed number."""
-        return _SEQUENCES.get(self.row["batch"], int(self.row["data"]))
+        """Sequences of one iteration: both runs get as many micro-batches, or more of them."""
+        single = self.row["batch"] == "single"
+        replicas = int(self.row["data"]) if single else max(int(self.row["data"]), self._whole_replicas)
+        return _SEQUENCES[self.row["batch"]] * replicas
+
+    @property
+    def _whole_replicas(self) -> int:
+        """Data-parallel ranks at context-parallel size 1: as few as expert parallelism lets there be."""
+        # The ranks of a tensor-parallel group do not count: the experts are split among them too.
+        return 2 if self.row["experts"] == "moe-ep2" else 1
 
     @cached_property
     def _model_parallel(self) -> int:
@@ -99,11 +108,9 @@ class Combination:
     def whole(self) -> Run:
         """The same at context-parallel size 1, without the plugin where Megatron's own attention can.
 
-        As few data-parallel ranks as expert parallelism lets there be: the sequences of an iteration are the same.
+        The sequences of an iteration are the same.
         """
-        experts = 2 if self.row["experts"] == "moe-ep2" else 1
-        # The ranks of a tensor-parallel group do not count: the experts are split among them too.
-        run = self._run(self._model_parallel * experts)
+        run = self._run(self._model_parallel * self._whole_replicas)
         if self.megatron_can:
             return run.with_flags(*self._extra(MEGATRONS))
         kept = [flag for flag in self._extra(OURS) if flag != "--wallfacer-keep-attention-output"]

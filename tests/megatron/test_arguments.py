@@ -211,9 +211,18 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
             "--wallfacer-scheme double-ring --wallfacer-bidirectional",
             r"--wallfacer-bidirectional .*: must be a single ring",
         ),
+        ("--wallfacer-cluster c.yaml", r"--wallfacer-cluster c.yaml: must be a file, or one of a100-"),
         (
-            "--wallfacer-cp-size 8 --wallfacer-cluster c.yaml",
-            r"--wallfacer-cluster c.yaml: must be left out; .*not built",
+            "--wallfacer-cluster h100-8x8 --wallfacer-team-size 2",
+            r"--wallfacer-team-size 2: must be left out with --wallfacer-cluster h100-8x8, which decides it",
+        ),
+        (
+            "--wallfacer-cluster h100-8x8 --wallfacer-bidirectional",
+            r"--wallfacer-bidirectional: must be left out with --wallfacer-cluster",
+        ),
+        (
+            "--wallfacer-cluster h100-8x8 --tensor-model-parallel-size 16",
+            r"--wallfacer-cluster h100-8x8: must have 128 devices for --wallfacer-cp-size 8 and tensor",
         ),
         (
             "--wallfacer-cp-size 8 --wallfacer-placement sideways",
@@ -231,3 +240,14 @@ def test_a_bad_value_is_one_line_with_flag_value_and_what_is_allowed(parse: Pars
     with pytest.raises(WallfacerError, match=message) as error:
         parse(*ON, *flags.split())
     assert "\n" not in str(error.value)
+
+
+def test_the_planner_chooses_for_a_cluster(parse: Parse) -> None:
+    """Two nodes of four ranks and slow cards: what crosses between nodes is least, and the same on every rank."""
+    on = ("--wallfacer-cp-size", "8", "--wallfacer-cluster", "emulated-c-4x4", "--seq-length", "4096")
+    lengths = ("--max-position-embeddings", "4096")
+    one, other = (parse(*on, *lengths).settings for _ in range(2))
+    assert one.plan == other.plan
+    assert one.plan.grid.cp_size == 8
+    assert one.plan.grid.ring_outer < 8
+    assert one.keep_gathered_q == (one.plan.grid.team > 1)

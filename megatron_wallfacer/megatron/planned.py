@@ -1,0 +1,60 @@
+"""``--wallfacer-cluster``: the grid that is fastest on a cluster description, found before the job starts."""
+
+from __future__ import annotations
+
+import argparse
+
+from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.planning.layer import seen_by_group
+from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.search import Choice, Job, search
+from megatron_wallfacer.schedule.volume import Shape
+
+#: What the planner decides, and what each says when it was not asked for.
+DECIDED = {
+    "scheme": "auto",
+    "head_size": None,
+    "team_size": None,
+    "kv_team_size": None,
+    "ring_window": None,
+    "placement": None,
+    "kv_order": None,
+    "forward": "auto",
+    "backward": "auto",
+    "bidirectional": False,
+    "head_groups": None,
+    "keep_gathered_q": False,
+}
+
+
+def planned(args: argparse.Namespace, shape: Shape) -> Choice:
+    """The fastest choice for a job on ``--wallfacer-cluster``. The same on every rank: nothing is measured.
+
+    Args:
+        args: Megatron's, with the flag.
+        shape: of a rank's shard.
+
+    Raises:
+        WallfacerError: the file is wrong, the cluster too small, or something of the plan was given by hand.
+    """
+    name, tensor, size = args.wallfacer_cluster, args.tensor_model_parallel_size, args.wallfacer_cp_size
+    for option, default in DECIDED.items():
+        value = getattr(args, f"wallfacer_{option}")
+        if value != default:
+            shown = f"--wallfacer-{option.replace('_', '-')}" + ("" if value is True else f" {value}")
+            raise WallfacerError(f"{shown}: must be left out with --wallfacer-cluster {name}, which decides it")
+    try:
+        cluster = load_cluster(name)
+    except OptionError as error:
+        raise WallfacerError(f"--wallfacer-cluster {name}: must be {error.allowed}") from error
+    if cluster.ranks < tensor * size:
+        raise WallfacerError(
+            f"--wallfacer-cluster {name}: must have {tensor * size} devices for --wallfacer-cp-size {size} "
+            f"and tensor parallelism {tensor}, it has {cluster.ranks}"
+        )
+    if cluster.gpus_per_node % tensor:
+        raise WallfacerError(
+            f"--wallfacer-cluster {name}: must have nodes that --tensor-model-parallel-size {tensor} divides, "
+            f"they have {cluster.gpus_per_node} devices"
+        )
+    return search(Job(seen_by_group(cluster, tensor), shape, size)).best[0]
