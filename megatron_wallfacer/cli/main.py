@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_wallfacer import __version__
-from megatron_wallfacer.cli import config, plan, run, simulate
+from megatron_wallfacer.cli import config, plan, run, simulate, tune
 from megatron_wallfacer.errors import WallfacerError
 
 
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     schemes.add_argument("--json", action="store_true", help="print JSON")
     plan.add_parser(commands)
     simulate.add_parser(commands)
+    tune.add_parser(commands)
     run.add_parser(commands)
     config.add_parsers(commands)
     return parser
@@ -94,5 +95,10 @@ _COMMANDS = {
     "schemes": _schemes,
     "plan": plan.run_plan,
     "simulate": simulate.run_simulate,
+    "tune": tune.run_tune,
 }
 _PRESET_COMMANDS = {"run": run.run, "config": config.run_config}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -121,7 +121,11 @@ def flags_of(choice: Choice) -> dict[str, str | int | bool]:
     """The plugin's flags for a choice, as Megatron's tests write them in YAML."""
     plan = choice.plan
     grid = plan.grid
-    flags: dict[str, str | int | bool] = {"--wallfacer-cp-size": grid.cp_size, "--wallfacer-scheme": "team-ring"}
+    scheme = choice.name or "team-ring"
+    flags: dict[str, str | int | bool] = {"--wallfacer-cp-size": grid.cp_size, "--wallfacer-scheme": scheme}
+    if choice.name:
+        # What a name fixes need not be said, and may not be; its axes were chosen by it.
+        return flags | ({"--wallfacer-placement": ",".join(grid.placement)} if len(grid.placement) > 1 else {})
     for axis, flag in (("head", "head-size"), ("team", "team-size"), ("ring_inner", "ring-window")):
         flags[f"--wallfacer-{flag}"] = grid.size_of(axis)
     if len(grid.placement) > 1:
@@ -131,6 +135,21 @@ def flags_of(choice: Choice) -> dict[str, str | int | bool]:
     if choice.q_kept:
         flags["--wallfacer-keep-gathered-q"] = True
     return flags
+
+
+def save_flags(path: Path, choice: Choice, origin: str, others: dict[str, int]) -> None:
+    """Write a choice as a preset that ``wallfacer run`` and ``extends:`` take.
+
+    Args:
+        path: of the YAML file.
+        choice: whose flags.
+        origin: the command that found it.
+        others: more of Megatron's flags.
+    """
+    import yaml
+
+    chosen = {"MODEL_ARGS": {**others, **flags_of(choice)}}
+    path.write_text(f"# {origin}\n{yaml.safe_dump(chosen, sort_keys=False)}")
 
 
 def _room(model: Model, job: Job, spread: Spread, software: Software) -> float:
@@ -214,12 +233,9 @@ def _groups(spread: Spread) -> str:
 
 def _write(arguments: argparse.Namespace, best: Choice, rows: list[Row], corners: list[Row], spread: Spread) -> None:
     if arguments.save:
-        import yaml
-
         parallel = {"--tensor-model-parallel-size": spread.tp, "--pipeline-model-parallel-size": spread.pp}
-        chosen = {"MODEL_ARGS": {**parallel, **flags_of(best)}}
-        command = f"# wallfacer plan --cluster {arguments.cluster} --model {arguments.model} --seq {arguments.seq}\n"
-        arguments.save.write_text(command + yaml.safe_dump(chosen, sort_keys=False))
+        asked = f"wallfacer plan --cluster {arguments.cluster} --model {arguments.model} --seq {arguments.seq}"
+        save_flags(arguments.save, best, asked, parallel)
     if arguments.trace:
         from megatron_wallfacer.planning.trace import write_trace
 

@@ -118,9 +118,15 @@ class Combination:
 
     @property
     def megatron_can(self) -> bool:
-        """Whether Megatron's own attention has all of it on a CPU: conversations not, documents and a window not."""
-        documents = self.row["documents"]
-        return documents == "one" or (documents == "masked" and self.row["attention"] != "window")
+        """Whether Megatron's own attention has all of it on a CPU, and in the same numbers.
+
+        Conversations not, documents and a window not. With a mask as a tensor rotary angles are those of the place in
+        the sequence, packed those of the place in the document: the same scores, but in bf16 rounded otherwise.
+        """
+        documents, rotary = self.row["documents"], self.row["positions"] == "rope"
+        if documents == "masked":
+            return self.row["attention"] != "window" and not (self.dtype == "bf16" and rotary)
+        return documents == "one"
 
     @property
     def evaluates_alike(self) -> bool:

@@ -9,9 +9,9 @@ the range of a few draws, and another draw may well lie outside. Orders are:
 * At size 1 without the plugin, where Megatron's attention takes its keys, its embedding the places of a word, and its
   linear layers the tokens of a weight's gradient in other orders, by `ORDERS` seeds (`tests.composition.pretrain`). The
   largest difference between any two.
-* With experts also at the combination's own size, where the ranks add up by two *other* schemes: where a router
-  decides, splitting the tokens of a gradient over ranks moves more than any order of them does. The difference between
-  the two. What is judged is neither of them, so that nothing widens its own limit. The same where Megatron's own
+* With experts also at the combination's own size, where the ranks add up by up to four *other* schemes: where a router
+  decides, splitting the tokens of a gradient over ranks moves more than any order of them does. The largest difference
+  between any two. What is judged is none of them, so that nothing widens its own limit. The same where Megatron's own
   attention cannot train it, and there is no other order of keys.
 
 Mixture of experts: which experts a token gets is a step function. Where the last that is chosen is before the first
@@ -38,8 +38,9 @@ SCRIPT = Path(__file__).with_name("pretrain.py")
 TIMEOUT_S = 900.0
 ORDERS = 3
 SPREADS = 2.0
-#: The first two that fit, and are not what is judged, are run beside it in bf16.
-OTHER_SCHEMES = ("ulysses", "team-ring", "ring", "mesh", "tokenring")
+#: The first `SIBLINGS` that fit, and are not what is judged, are run beside it in bf16.
+OTHER_SCHEMES = ("ulysses", "team-ring", "ring", "mesh", "tokenring", "all-gather")
+SIBLINGS = 4
 SEEDS = range(1234, 1242)
 GAP = 2e-6
 
@@ -150,16 +151,16 @@ def _in_every_order(whole: Run, iterations: int, seed: int) -> list[RunResult]:
 
 
 def _between_schemes(combination: Combination, iterations: int, seed: int) -> float:
-    """By how much two other schemes of the same size differ from each other."""
-    one, other = (_train(sibling.split, iterations, seed) for sibling in siblings(combination))
-    return _differences(combination, one, other)[0]
+    """By how much other schemes of the same size differ from each other at most."""
+    runs = [_train(sibling.split, iterations, seed) for sibling in siblings(combination)]
+    return max(_differences(combination, one, other)[0] for one, other in combinations(runs, 2))
 
 
 def siblings(combination: Combination) -> list[Combination]:
-    """The same by two other schemes that add up in different orders."""
+    """The same by other schemes that add up in different orders."""
     rows = [combination.row | {"scheme": name} for name in OTHER_SCHEMES if name != combination.scheme]
     fitting = [row for row in rows if SPACE.broken(row, "scheme") is None]
-    return [Combination(combination.number, row) for row in fitting[:2]]
+    return [Combination(combination.number, row) for row in fitting[:SIBLINGS]]
 
 
 def _seed(combination: Combination, iterations: int) -> int:

@@ -1,0 +1,205 @@
+"""Predicts what was measured on an emulated cluster: ``python -m benchmarks.predict RUN ... [--calibration FILE]``.
+
+RUN is a folder that ``python -m benchmarks.emulated`` wrote. Each of our schemes in it is played
+(:mod:`megatron_wallfacer.planning.play`) on that cluster on paper, whose numbers are of three kinds: those of the
+setting (links, rate of the modelled kernel); goodput, which the run has tried with one message; and those of this
+machine's processors, from microbenchmarks (``--calibrate FILE``). None comes from a scheme.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.calibrate import Processors, measure_processors
+from benchmarks.config import Config, parse_config
+from benchmarks.schemes import plan_table
+from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Link
+from megatron_wallfacer.planning.search import Choice, Job
+from megatron_wallfacer.schedule.schemes import make_plan
+from megatron_wallfacer.schedule.volume import Shape
+
+_ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One scheme: measured and played seconds of forward + backward."""
+
+    scheme: str
+    measured_s: float
+    played_s: float
+
+    @property
+    def error(self) -> float:
+        """Relative, signed."""
+        return self.played_s / self.measured_s - 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 if every run is predicted as well as is claimed, 1 if not, 2 for what cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="folders of python -m benchmarks.emulated")
+    parser.add_argument("--calibrate", type=Path, metavar="FILE", help="run the microbenchmarks and write them there")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of --calibrate (default: measure now)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it there, too")
+    arguments = parser.parse_args(argv)
+    try:
+        return _run(arguments)
+    except (WallfacerError, OSError, KeyError) as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.calibration:
+        processors = Processors(**json.loads(arguments.calibration.read_text()))
+    else:
+        processors = measure_processors()
+    if arguments.calibrate:
+        arguments.calibrate.write_text(json.dumps(asdict(processors), indent=2) + "\n")
+    print(processors)
+    found, good = {}, True
+    for run in arguments.runs:
+        predictions = predict(run, processors)
+        found[run.name] = [asdict(one) | {"error": one.error} for one in predictions]
+        print(f"\n{run.name}\n{as_table(predictions)}\n{summary(predictions)}")
+        good = good and holds(predictions)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if good else 1
+
+
+def predict(run: Path, processors: Processors) -> list[Prediction]:
+    """Measured beside played, for our schemes of a run, fastest measured first.
+
+    Raises:
+        KeyError, OSError: the folder is not one of ``benchmarks.emulated``.
+    """
+    about = json.loads((run / "run.json").read_text())
+    setting = dict(about["setting"])
+    name = setting.pop("name")
+    config = parse_config(setting, name)
+    cluster = cluster_of(config, about["goodput_mbit"], processors)
+    table = plan_table(config.topology.ranks, config.topology.ranks_per_node) | dict(config.schemes)
+    rows = [row for row in csv.DictReader((run / "summary.csv").open()) if not row["refusal"]]
+    predictions = [
+        Prediction(row["scheme"], float(row["median_s"]), _play(config, cluster, table[row["scheme"]]))
+        for row in rows
+        if row["scheme"] in table
+    ]
+    return sorted(predictions, key=lambda one: one.measured_s)
+
+
+def cluster_of(config: Config, goodput: dict[str, float], processors: Processors) -> Cluster:
+    """The emulated cluster on paper.
+
+    Args:
+        config: the setting.
+        goodput: Mbit/s that a message reached, ``inter`` and ``intra``.
+        processors: of this machine.
+    """
+    topology = config.topology
+
+    def link(name: str, mbit: float | None) -> Link:
+        reached = goodput.get(name, mbit)
+        return Link(None if reached is None else reached / 8e3, processors.message_us)
+
+    return Cluster(
+        name=config.name,
+        nodes=topology.nodes,
+        gpus_per_node=topology.ranks_per_node,
+        intra=link("intra", topology.intra_mbit),
+        inter=link("inter", topology.inter_mbit),
+        device=Device(config.compute.gflops_per_rank / 1e3, call_us=processors.late_us),
+        nics=topology.ranks_per_node if topology.nic == "rank" else 1,
+        transport="gloo",
+        host=Host(processors.cores, processors.copy_gbyte_s, processors.transport_s_per_gbyte, processors.operation_us),
+    )
+
+
+def _play(config: Config, cluster: Cluster, arguments: dict[str, Any]) -> float:
+    options, shape = dict(arguments), config.shape
+    q_kept = bool(options.pop("keep_gathered_q", False))
+    ranks, itemsize = config.topology.ranks, _ITEMSIZE[shape.dtype]
+    plan = make_plan(cp_size=ranks, q_heads=shape.heads, kv_heads=shape.kv_heads, **options)
+    sizes = Shape(
+        shape.tokens // ranks,
+        shape.heads,
+        shape.kv_heads,
+        shape.head_dim,
+        itemsize=itemsize,
+        accumulate_itemsize=max(4, itemsize),
+    )
+    # Ranks share the processors, and so do not stay in step as those of a class would.
+    return Choice(Job(cluster, sizes, ranks), plan, q_kept).play_every_rank().seconds
+
+
+def as_table(predictions: Sequence[Prediction]) -> str:
+    """Markdown."""
+    lines = ["| scheme | measured s | played s | error |", "| --- | --- | --- | --- |"]
+    lines += [f"| {p.scheme} | {p.measured_s:.3f} | {p.played_s:.3f} | {100 * p.error:+.1f} % |" for p in predictions]
+    return "\n".join(lines)
+
+
+def summary(predictions: Sequence[Prediction]) -> str:
+    """One line."""
+    return (
+        f"{len(predictions)} schemes: rank correlation {rank_correlation(predictions):.3f}, "
+        f"median error {100 * _median_error(predictions):.1f} %, "
+        f"the fastest played takes {chosen_over_best(predictions):.3f} of the fastest measured"
+    )
+
+
+def holds(predictions: Sequence[Prediction]) -> bool:
+    """Rank correlation at least 0.9, median error at most 15 %, the choice within 5 % of the best."""
+    return (
+        rank_correlation(predictions) >= 0.9
+        and _median_error(predictions) <= 0.15
+        and chosen_over_best(predictions) <= 1.05
+    )
+
+
+def rank_correlation(predictions: Sequence[Prediction]) -> float:
+    """Spearman's, without ties.
+
+    Raises:
+        OptionError: fewer than two.
+    """
+    count = len(predictions)
+    if count < 2:
+        raise OptionError("schemes", count, "two of ours or more")
+    measured = _places([one.measured_s for one in predictions])
+    played = _places([one.played_s for one in predictions])
+    apart = sum((a - b) ** 2 for a, b in zip(measured, played, strict=True))
+    return 1 - 6 * apart / (count * (count * count - 1))
+
+
+def chosen_over_best(predictions: Sequence[Prediction]) -> float:
+    """Measured time of what is played fastest, over the least measured time."""
+    chosen = min(predictions, key=lambda one: one.played_s)
+    return chosen.measured_s / min(one.measured_s for one in predictions)
+
+
+def _median_error(predictions: Sequence[Prediction]) -> float:
+    return median(abs(one.error) for one in predictions)
+
+
+def _places(values: Sequence[float]) -> list[int]:
+    order = sorted(range(len(values)), key=values.__getitem__)
+    places = [0] * len(values)
+    for place, index in enumerate(order):
+        places[index] = place
+    return places
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""``wallfacer tune``: measure a job's links and kernels, time the planner's best few there, and keep the winner.
+
+torchrun --nproc-per-node 8 --no-python wallfacer tune --model llama3-8b --seq 128K --save best.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_wallfacer.cli.simulate import token_count
+from megatron_wallfacer.errors import WallfacerError
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron_wallfacer.planning.cluster import Cluster
+    from megatron_wallfacer.planning.search import Choice, Job
+
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``tune``."""
+    parser = commands.add_parser("tune", help="under torchrun: time the planner's best grids on the job's own ranks")
+    parser.add_argument("--model", default="llama3-8b", help="a transformer by name (default: llama3-8b)")
+    parser.add_argument("--seq", default="128K", metavar="TOKENS", help="length, such as 128K or 1M (default: 128K)")
+    parser.add_argument("--full-mask", action="store_true", help="all pairs are live, instead of a causal half")
+    parser.add_argument("--heads-of", type=int, default=1, metavar="TP", help="heads of one of so many tensor ranks")
+    parser.add_argument("--dtype", choices=_DTYPES, help="of q, k, v (default: bfloat16 on GPUs, float32 on CPUs)")
+    parser.add_argument("--kernel", default="auto", help="as --wallfacer-kernel (default: auto)")
+    parser.add_argument("--top", type=int, default=4, metavar="N", help="grids that are timed (default: 4)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times of each (default: 5)")
+    parser.add_argument("--cluster-out", type=Path, metavar="FILE", help="write what was measured as a cluster file")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the winner's flags as a preset")
+
+
+def run_tune(arguments: argparse.Namespace) -> int:
+    """Measure, search, time, print. Collective over the job's ranks.
+
+    Raises:
+        WallfacerError: not under torchrun, or what was asked for does not fit.
+    """
+    if "RANK" not in os.environ:
+        raise WallfacerError(
+            "tune: must run under torchrun: torchrun --nproc-per-node N --no-python wallfacer tune ..."
+        )
+    import torch
+    import torch.distributed as dist
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        _tune(arguments, device)
+    finally:
+        dist.destroy_process_group()
+    return 0
+
+
+def _tune(arguments: argparse.Namespace, device: torch.device) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from megatron_wallfacer.cli.tuning.contest import time_choices
+    from megatron_wallfacer.planning.model import model_named
+    from megatron_wallfacer.planning.search import Job, search
+
+    ranks, first = dist.get_world_size(), dist.get_rank() == 0
+    tokens = token_count(arguments.seq)
+    if tokens % (2 * ranks):
+        raise WallfacerError(f"--seq {arguments.seq}: must be a multiple of 2 x {ranks} ranks")
+    dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    shape = replace(model_named(arguments.model).shape(tokens // ranks, tp=arguments.heads_of), itemsize=dtype.itemsize)
+    cluster = _measured(shape, dtype, device, arguments.kernel)
+    job = Job(cluster, shape, ranks, not arguments.full_mask)
+    chosen = _to_be_timed(job, search(job).best, arguments.top)
+    with _progress(len(chosen) * (arguments.repeats + 1), shown=first) as done:
+        options = {"kernel": arguments.kernel, "repeats": arguments.repeats, "done": done}
+        times = time_choices(chosen, dtype, device, **options)
+    if first:
+        _report(arguments, cluster, chosen, times)
+
+
+def _measured(shape: Any, dtype: torch.dtype, device: torch.device, kernel: str) -> Cluster:
+    """The job's own cluster, the same on every rank."""
+    from megatron_wallfacer.cli.tuning.device import measure_device
+    from megatron_wallfacer.cli.tuning.hosts import hosts_of_job, nodes_of
+    from megatron_wallfacer.cli.tuning.links import cards_of_node, link
+    from megatron_wallfacer.kernels import select_kernel
+    from megatron_wallfacer.planning.cluster import Cluster, Link
+
+    nodes, each = nodes_of(hosts_of_job())
+    pairs = [(rank, rank + 1) for rank in range(0, each - 1, 2)]
+    inside = link(pairs, device) if pairs else (float("inf"), 0.0)
+    between = cards_of_node(nodes, each, device)
+    chosen = select_kernel(kernel, device=device, dtype=dtype, head_dim=shape.head_dim)
+    measured = measure_device(chosen, shape, dtype, device)
+
+    def as_link(rate: float, latency_us: float) -> Link:
+        return Link(None if rate == float("inf") else rate, latency_us)
+
+    return Cluster(
+        "this job",
+        nodes,
+        each,
+        as_link(*inside),
+        as_link(*between[:2]),
+        measured,
+        nics=between[2],
+        transport="nccl" if device.type == "cuda" else "gloo",
+    )
+
+
+def _to_be_timed(job: Job, best: tuple[Choice, ...], top: int) -> list[Choice]:
+    """The best few, and the ring and double ring beside them, as what users would have otherwise."""
+    from megatron_wallfacer.planning.search import named
+
+    return [*best[:top], *(one for one in named(job, ("ring", "double-ring")) if one.can_be_played)]
+
+
+def _report(arguments: argparse.Namespace, cluster: Cluster, choices: list[Choice], times: list[float]) -> None:
+    from megatron_wallfacer.cli.plan import save_flags
+
+    print(cluster)
+    print(f"{'':<12} {'grid':<46} {'predicted ms':>12} {'measured ms':>12}")
+    for choice, seconds in sorted(zip(choices, times, strict=True), key=lambda pair: pair[1]):
+        order = f" ({', '.join(choice.plan.grid.placement)})" if len(choice.plan.grid.placement) > 1 else ""
+        figures = f"{1e3 * choice.played.seconds:>12.2f} {1e3 * seconds:>12.2f}"
+        print(f"{choice.name or '':<12} {choice.plan.grid!s:<46} {figures}{order}")
+    if arguments.cluster_out:
+        arguments.cluster_out.write_text(_as_yaml(cluster))
+    if arguments.save:
+        winner = choices[times.index(min(times))]
+        save_flags(arguments.save, winner, "wallfacer tune", {})
+
+
+def _as_yaml(cluster: Cluster) -> str:
+    import yaml
+
+    found = {name: value for name, value in asdict(cluster).items() if name not in ("name", "levels")}
+    found["device"] = {name: value for name, value in found["device"].items() if value != float("inf")}
+    return yaml.safe_dump({name: value for name, value in found.items() if value is not None}, sort_keys=False)
+
+
+class _progress:
+    """A bar on the first rank; used as ``with _progress(...) as done: ... done()``."""
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        from rich.progress import Progress
+
+        self._bar = Progress(transient=True, disable=not shown)
+        self._task = self._bar.add_task("timing", total=total)
+
+    def __enter__(self) -> Any:
+        self._bar.start()
+        return lambda: self._bar.advance(self._task)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

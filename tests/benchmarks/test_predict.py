@@ -1,0 +1,90 @@
+"""Predicting a run: how it is read, and how the prediction is judged."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import predict
+from benchmarks.calibrate import Processors, measure_processors
+from benchmarks.predict import Prediction, chosen_over_best, holds, main, rank_correlation
+
+FAST = Processors(2, 100.0, 0.0, 0.0, 0.0, 0.0)
+SETTING = {
+    "name": "small",
+    "topology": {"nodes": 2, "ranks_per_node": 2, "nic": "rank", "inter_mbit": 80.0, "intra_mbit": 800.0},
+    "shape": {"tokens": 1024, "heads": 4, "kv_heads": 4, "head_dim": 32, "dtype": "float32"},
+    "compute": {"mode": "sleep", "gflops_per_rank": 10.0},
+    "schemes": {"mine": {"scheme": "ring", "bidirectional": True}},
+}
+
+
+def write_run(folder: Path, seconds: dict[str, float], inter: float = 80.0) -> Path:
+    """What python -m benchmarks.emulated leaves, as far as it is read."""
+    about = {"setting": SETTING, "goodput_mbit": {"inter": inter, "intra": 800.0}}
+    (folder / "run.json").write_text(json.dumps(about))
+    with (folder / "summary.csv").open("w") as file:
+        table = csv.writer(file)
+        table.writerow(["scheme", "refusal", "median_s"])
+        table.writerows([name, "", median] for name, median in seconds.items())
+        table.writerow(["usp-8", "does not fit", ""])
+    return folder
+
+
+def test_our_schemes_are_predicted_and_peers_are_not(tmp_path: Path) -> None:
+    run = write_run(tmp_path, {"ring": 0.3, "double-ring-1": 0.2, "mine": 0.25, "rfa-zigzag": 0.4})
+    found = predict.predict(run, FAST)
+    assert [one.scheme for one in found] == ["double-ring-1", "mine", "ring"]
+    assert all(one.played_s > 0 for one in found)
+
+
+def test_slower_links_and_processors_are_predicted_slower(tmp_path: Path) -> None:
+    run = write_run(tmp_path, {"ring": 0.3, "double-ring-1": 0.2})
+    fast = predict.predict(run, FAST)
+    slow_copies = predict.predict(run, Processors(1, 0.05, 0.0, 0.0, 0.0, 0.0))
+    assert all(slow.played_s > 1.1 * quick.played_s for slow, quick in zip(slow_copies, fast, strict=True))
+    slow_cards = predict.predict(write_run(tmp_path, {"ring": 0.3, "double-ring-1": 0.2}, inter=40.0), FAST)
+    assert all(slow.played_s > 1.1 * quick.played_s for slow, quick in zip(slow_cards, fast, strict=True))
+
+
+def made(*pairs: tuple[float, float]) -> list[Prediction]:
+    return [Prediction(f"scheme {number}", *pair) for number, pair in enumerate(pairs)]
+
+
+def test_rank_correlation() -> None:
+    assert rank_correlation(made((1, 5), (2, 6), (3, 7))) == 1.0
+    assert rank_correlation(made((1, 7), (2, 6), (3, 5))) == -1.0
+    assert rank_correlation(made((1, 1), (2, 3), (3, 2), (4, 4))) == pytest.approx(0.8)
+
+
+def test_what_holds() -> None:
+    right = made(*((1 + n / 10, 1 + n / 10) for n in range(10)))
+    assert holds(right)
+    assert not holds([Prediction(p.scheme, p.measured_s, 1.2 * p.measured_s) for p in right])  # median error
+    assert not holds([Prediction(p.scheme, p.measured_s, 3 - p.measured_s) for p in right])  # order
+    wrong_choice = made((1.0, 1.02), (1.06, 1.01), *((2 + n, 2 + n) for n in range(10)))
+    assert rank_correlation(wrong_choice) > 0.9
+    assert chosen_over_best(wrong_choice) == 1.06
+    assert not holds(wrong_choice)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibration = tmp_path / "machine.json"
+    assert main(["--calibrate", str(calibration)]) == 0
+    run = write_run(tmp_path, {"ring": 1e-6, "double-ring-1": 2.0})
+    assert main([str(run), "--calibration", str(calibration)]) == 1
+    assert "2 schemes: rank correlation" in capsys.readouterr().out
+    assert main([str(tmp_path / "nowhere"), "--calibration", str(calibration)]) == 2
+
+
+def test_microbenchmarks_give_sensible_numbers() -> None:
+    found = measure_processors()
+    assert found.cores >= 1
+    assert 0.1 < found.copy_gbyte_s < 1000
+    assert 0 < found.operation_us < 10_000
+    assert 0 < found.message_us < 100_000
+    assert found.late_us >= 0
+    assert 0 < found.transport_s_per_gbyte < 100

@@ -1,0 +1,66 @@
+"""``wallfacer tune`` under torchrun on CPU ranks, and its parts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_wallfacer.cli.main import main
+from megatron_wallfacer.cli.tuning.device import _line
+from megatron_wallfacer.cli.tuning.hosts import nodes_of
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.planning.load import load_cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_on_four_ranks(tmp_path: Path) -> None:
+    best, cluster = tmp_path / "best.yaml", tmp_path / "cluster.yaml"
+    flags = "--model llama3-8b --heads-of 8 --seq 1024 --top 2 --repeats 1".split()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"),
+            *("-m", "megatron_wallfacer.cli.main", "tune", *flags),
+            *("--save", str(best), "--cluster-out", str(cluster)),
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(\S*) +(\w+ .*?) {2,}([\d.]+) +([\d.]+)", done.stdout, re.MULTILINE)
+    assert len(rows) >= 3
+    measured = [float(row[3]) for row in rows]
+    assert measured == sorted(measured)
+    assert "ring" in {row[0] for row in rows}
+    flags = yaml.safe_load(best.read_text())["MODEL_ARGS"]
+    assert flags["--wallfacer-cp-size"] == 4
+    found = load_cluster(cluster)
+    assert (found.nodes, found.gpus_per_node, found.transport) == (1, 4, "gloo")
+    assert found.device.tflops > 0
+    assert found.intra.gbyte_s > 0
+
+
+def test_it_has_to_be_under_torchrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert main(["tune"]) == 2
+    assert "tune: must run under torchrun: torchrun --nproc-per-node" in capsys.readouterr().err
+
+
+def test_nodes() -> None:
+    assert nodes_of(["a", "a", "b", "b"]) == (2, 2)
+    for hosts in (["a", "b", "a", "b"], ["a", "a", "b"]):
+        with pytest.raises(WallfacerError, match="must be as many on each, and follow each other"):
+            nodes_of(hosts)
+
+
+def test_rate_and_call_are_those_of_the_line_through_two_points() -> None:
+    assert _line((10.0, 3.0), (30.0, 5.0)) == (10.0, 2.0)
+    assert _line((10.0, 1.0), (40.0, 8.0)) == (5.0, 0.0)  # small calls are faster: no call costs less than nothing
