@@ -14,6 +14,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES
 
 if TYPE_CHECKING:
+    from megatron_wallfacer.planning.cluster import Cluster
     from megatron_wallfacer.planning.layer import Software, Spread
     from megatron_wallfacer.planning.model import Model
     from megatron_wallfacer.planning.search import Choice, Found, Job
@@ -36,6 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the best one's flags as a preset")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a layer of the best one as a Perfetto trace")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the best and the named schemes")
+    parser.add_argument("--scaling", type=Path, metavar="FILE", help="instead: 64 to 65,536 such devices, drawn there")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -78,7 +80,10 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from megatron_wallfacer.planning.model import model_named
     from megatron_wallfacer.planning.search import named, search
 
-    cluster, model = load_cluster(arguments.cluster, arguments.nodes), model_named(arguments.model)
+    cluster = load_cluster(arguments.cluster, arguments.nodes)
+    if arguments.scaling:
+        return _scaling(arguments, cluster)
+    model = model_named(arguments.model)
     software, tokens = Software(), token_count(arguments.seq)
     spread = spread_over(cluster, tp=arguments.tp, pp=arguments.pp, cp=arguments.cp)
     job = attention_job(model, cluster, tokens, spread, causal=not arguments.full_mask, software=software)
@@ -93,6 +98,20 @@ def run_plan(arguments: argparse.Namespace) -> int:
         print(f"{cluster}\n{model.name}, {tokens:,} tokens; {_groups(spread)}; of one attention layer both passes")
         print(f"\n{as_table(best)}\n\n{as_table(corners)}\n\n{_summary(found, job)}")
     _write(arguments, found.best[0], best, corners, spread)
+    return 0
+
+
+def _scaling(arguments: argparse.Namespace, cluster: Cluster) -> int:
+    from megatron_wallfacer.cli.pictures.plans import draw_scaling
+    from megatron_wallfacer.cli.scaling import TOKENS_EACH, as_table, points
+
+    found = list(points(cluster))
+    print(json.dumps([asdict(point) for point in found], indent=2) if arguments.json else as_table(found))
+    lines: dict[str, list[tuple[int, float, float, str]]] = {}
+    for point in found:
+        lines.setdefault(point.line, []).append((point.devices, point.seconds, point.kernel_s, point.grid))
+    title = f"One attention layer on {cluster.name} and larger, {TOKENS_EACH:,} tokens a device, causal"
+    draw_scaling(arguments.scaling, lines, title)
     return 0
 
 

@@ -22,6 +22,7 @@ from megatron_wallfacer.schedule.ops import Expect, Move, Op, Schedule, Start, r
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
 CORES = "cores"
+Channel = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class _Rank:
     waits_since: float | None = None
     coming: dict[str, _Pending] = field(default_factory=dict)
     open_moves: list[_Pending] = field(default_factory=list)
-    queues: dict[str, deque[Callable[[], _Pending]]] = field(default_factory=lambda: defaultdict(deque))
-    running: dict[str, _Pending] = field(default_factory=dict)
+    queues: dict[Channel, deque[Callable[[], _Pending]]] = field(default_factory=lambda: defaultdict(deque))
+    running: dict[Channel, _Pending] = field(default_factory=dict)
     kernel_s: float = 0.0
 
 
@@ -272,17 +273,17 @@ class _Play:
         if self._cluster.transport == "gloo":
             self._post(rank, number, schedule, pending, ready)
             return
-        rank.queues[move.axis].append(lambda: self._post(rank, number, schedule, pending, ready))
-        self._next_of(rank, move.axis)
+        rank.queues[move.channel].append(lambda: self._post(rank, number, schedule, pending, ready))
+        self._next_of(rank, move.channel)
 
-    def _next_of(self, rank: _Rank, axis: str) -> None:
-        """NCCL runs the moves of a group one after the other."""
-        running = rank.running.get(axis)
+    def _next_of(self, rank: _Rank, channel: Channel) -> None:
+        """NCCL runs the moves of a group one after the other; inputs and results of an axis have a group each."""
+        running = rank.running.get(channel)
         if running is not None and running.left:
             return
-        while rank.queues[axis]:
-            rank.running[axis] = rank.queues[axis].popleft()()
-            if rank.running[axis].left:
+        while rank.queues[channel]:
+            rank.running[channel] = rank.queues[channel].popleft()()
+            if rank.running[channel].left:
                 return
 
     def _post(self, rank: _Rank, number: int, schedule: Schedule, pending: _Pending, ends: Iterable[str]) -> _Pending:
@@ -319,7 +320,7 @@ class _Play:
                     move = pending.move
                     self._note(rank, "move", f"{move.axis}: {' '.join(move.payload)}", pending.start_s)
                     if self._cluster.transport != "gloo":
-                        self._next_of(rank, move.axis)
+                        self._next_of(rank, move.channel)
             self._advance(rank)
 
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[Resource, ...]]:
