@@ -51,6 +51,8 @@ def run_tune(arguments: argparse.Namespace) -> int:
     import torch
     import torch.distributed as dist
 
+    from megatron_wallfacer.attention.functional import forget_groups
+
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
@@ -58,6 +60,9 @@ def run_tune(arguments: argparse.Namespace) -> int:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         _tune(arguments, device)
+        # Nobody takes down its end of a group while another rank is still in it.
+        forget_groups()
+        dist.barrier()
     finally:
         dist.destroy_process_group()
     return 0

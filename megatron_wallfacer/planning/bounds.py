@@ -76,7 +76,7 @@ def bound(plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True, q_
     by_axis = bytes_by_axis(plan, shape, q_kept=q_kept)
     grid, per_node = plan.grid, cluster.gpus_per_node
     sharing, cards = max(1, per_node // cluster.nics), max(1.0, cluster.nics / per_node)
-    busiest = sum(size * _crossing(grid, axis, per_node) for axis, size in by_axis.items())
+    busiest = sum(size * _edge(plan, axis, per_node) for axis, size in by_axis.items())
     shared = sum(size * _leaving(grid, axis, per_node) for axis, size in by_axis.items()) * sharing
     inside = sum(size * _staying(grid, axis, per_node) for axis, size in by_axis.items())
     moved = {axis: _alone_s(size, _crossing(grid, axis, per_node), cluster) for axis, size in by_axis.items()}
@@ -171,6 +171,13 @@ def _crossing(grid: Grid, axis: str, unit: int) -> float:
         return 1.0
     mates = unit // stride
     return (size - mates) / (size - 1)
+
+
+def _edge(plan: Plan, axis: str, unit: int) -> float:
+    """The same, but of a ring that goes both ways only half comes to the rank at the edge from beyond it."""
+    stride, _ = _extent(plan.grid, axis)
+    halved = plan.bidirectional and axis in _RINGS and stride < unit
+    return _crossing(plan.grid, axis, unit) * (0.5 if halved else 1.0)
 
 
 def _staying(grid: Grid, axis: str, unit: int) -> float:
