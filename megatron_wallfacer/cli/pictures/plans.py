@@ -57,19 +57,25 @@ def draw_scaling(path: Path, series: Mapping[str, Sequence[tuple[int, float, flo
         series: by name, (ranks, seconds, seconds of kernels alone, grid).
         title: what grows with what.
     """
-    figure = new_figure(11, 6.4)
-    axes = figure.add_axes((0.08, 0.1, 0.88, 0.8))
-    for (name, points), colour in zip(series.items(), hues(len(series)), strict=True):
+    figure = new_figure(13, 6.4)
+    width = 0.9 / len(series)
+    for place, ((name, points), colour) in enumerate(zip(series.items(), hues(len(series)), strict=True)):
+        axes = figure.add_axes((0.07 + place * width, 0.11, width - 0.05, 0.75))
         ranks = [point[0] for point in points]
-        axes.plot(ranks, [point[1] for point in points], "o-", color=colour, label=name)
-        axes.plot(ranks, [point[2] for point in points], ":", color=colour)
-        for size, seconds, _, grid in points:
-            axes.annotate(grid, (size, seconds), (4, -10), textcoords="offset points", fontsize=7, color=colour)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel("devices", color=INK)
-    axes.set_ylabel("seconds for one attention layer, forward and backward (dotted: kernels alone)", color=INK)
-    axes.grid(color=GREY, alpha=0.2)
-    axes.legend(frameon=False)
-    axes.set_title(title, fontsize=12, color=INK, loc="left")
+        axes.plot(ranks, [point[1] for point in points], "o-", color=colour)
+        axes.plot(ranks, [point[2] for point in points], ":", color=INK)
+        for number, (size, seconds, _, grid) in enumerate(points):
+            # Beside the line, on the side where there is room.
+            side = (
+                {"xytext": (8, -12), "ha": "left"} if number < len(points) / 2 else {"xytext": (-8, 6), "ha": "right"}
+            )
+            axes.annotate(grid, (size, seconds), textcoords="offset points", fontsize=7.5, color=INK, **side)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_title(name, fontsize=11, color=INK)
+        axes.set_xlabel("devices", color=INK)
+        axes.grid(color=GREY, alpha=0.2)
+        if place == 0:
+            axes.set_ylabel("seconds of one layer, forward and backward (dotted: kernels alone)", color=INK)
+    figure.text(0.07, 0.94, title, fontsize=13, color=INK)
     save(figure, path)
