@@ -11,8 +11,11 @@ import yaml
 
 from benchmarks.cluster.topology import Topology
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.schedule.volume import Shape as VolumeShape
 
-DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16", "float64")
+#: Bytes of an element, by the dtypes that a setting may have.
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+DTYPES: tuple[str, ...] = tuple(ITEMSIZES)
 MODES: tuple[str, ...] = ("sleep", "real")
 _MAX_RANKS = 200
 _REQUIRED = object()
@@ -66,6 +69,19 @@ class Config:
     shape: Shape
     compute: Compute
     schemes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def shard(self) -> VolumeShape:
+        """What one rank has."""
+        shape, itemsize = self.shape, ITEMSIZES[self.shape.dtype]
+        return VolumeShape(
+            tokens=shape.tokens // self.topology.ranks,
+            q_heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            itemsize=itemsize,
+            accumulate_itemsize=max(4, itemsize),
+        )
 
 
 def load_config(path: Path) -> Config:

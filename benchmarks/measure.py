@@ -21,7 +21,6 @@ from benchmarks.config import Config
 from benchmarks.contender import Contender
 from benchmarks.dense import make_problem
 from benchmarks.peers.loading import PeerMissing, load
-from megatron_wallfacer.schedule.volume import Shape as VolumeShape
 
 #: Tokens of a chunk in the correctness run: small, for its reference is quadratic.
 CHECK_CHUNK = 16
@@ -194,16 +193,7 @@ class _Session:
     def __init__(self, config: Config, ranks: Ranks, options: Options, say: Say) -> None:
         self._config, self._ranks, self._options, self._say = config, ranks, options, say
         self._own = [os.getpid(), *ranks.pids]
-        shape = config.shape
-        itemsize = getattr(torch, shape.dtype).itemsize
-        self._volume = VolumeShape(
-            tokens=shape.tokens // config.topology.ranks,
-            q_heads=shape.heads,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            itemsize=itemsize,
-            accumulate_itemsize=max(4, itemsize),
-        )
+        self._volume = config.shard
 
     def goodput(self) -> dict[str, float]:
         """What the limits leave to a message, Mbit/s; the best of some tries."""

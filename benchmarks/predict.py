@@ -25,9 +25,6 @@ from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Link
 from megatron_wallfacer.planning.search import Choice, Job
 from megatron_wallfacer.schedule.schemes import make_plan
-from megatron_wallfacer.schedule.volume import Shape
-
-_ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -127,20 +124,12 @@ def cluster_of(config: Config, goodput: dict[str, float], processors: Processors
 
 
 def _play(config: Config, cluster: Cluster, arguments: dict[str, Any]) -> float:
-    options, shape = dict(arguments), config.shape
+    options, shape = dict(arguments), config.shard
     q_kept = bool(options.pop("keep_gathered_q", False))
-    ranks, itemsize = config.topology.ranks, _ITEMSIZE[shape.dtype]
-    plan = make_plan(cp_size=ranks, q_heads=shape.heads, kv_heads=shape.kv_heads, **options)
-    sizes = Shape(
-        shape.tokens // ranks,
-        shape.heads,
-        shape.kv_heads,
-        shape.head_dim,
-        itemsize=itemsize,
-        accumulate_itemsize=max(4, itemsize),
-    )
+    ranks = config.topology.ranks
+    plan = make_plan(cp_size=ranks, q_heads=shape.q_heads, kv_heads=shape.kv_heads, **options)
     # Ranks share the processors, and so do not stay in step as those of a class would.
-    return Choice(Job(cluster, sizes, ranks), plan, q_kept).play_every_rank().seconds
+    return Choice(Job(cluster, shape, ranks), plan, q_kept).play_every_rank().seconds
 
 
 def as_table(predictions: Sequence[Prediction]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_wallfacer.cli.simulate import token_count
+from megatron_wallfacer.cli.simulate import add_job_arguments, token_count
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES
 
@@ -26,14 +26,7 @@ BEST = 10
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``plan``."""
     parser = commands.add_parser("plan", help="find the fastest grid for a model on a cluster, and say why")
-    parser.add_argument("--cluster", default="h100-8x8", help="a preset or a YAML file (default: h100-8x8)")
-    parser.add_argument("--nodes", type=int, metavar="N", help="in place of those of the cluster")
-    parser.add_argument("--model", default="llama3-8b", help="a transformer by name (default: llama3-8b)")
-    parser.add_argument("--seq", default="1M", metavar="TOKENS", help="length, such as 128K or 1M (default: 1M)")
-    parser.add_argument("--full-mask", action="store_true", help="all pairs are live, instead of a causal half")
-    parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks (default: 1)")
-    parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
-    parser.add_argument("--cp", type=int, metavar="N", help="context-parallel ranks (default: all that are left)")
+    add_job_arguments(parser)
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the best one's flags as a preset")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a layer of the best one as a Perfetto trace")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the best and the named schemes")

@@ -20,14 +20,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--figure", type=int, metavar="N", help="the WallFacer paper's figure 7 or 9, beside ours")
     what.add_argument("--field", action="store_true", help="other systems' published attention, beside ours")
-    parser.add_argument("--cluster", default="h100-8x8", help="a preset or a YAML file (default: h100-8x8)")
-    parser.add_argument("--nodes", type=int, metavar="N", help="in place of those of the cluster")
-    parser.add_argument("--model", default="llama3-8b", help="a transformer by name (default: llama3-8b)")
-    parser.add_argument("--seq", default="1M", metavar="TOKENS", help="length, such as 128K or 1M (default: 1M)")
-    parser.add_argument("--full-mask", action="store_true", help="all pairs are live, instead of a causal half")
-    parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks (default: 1)")
-    parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
-    parser.add_argument("--cp", type=int, metavar="N", help="context-parallel ranks (default: all that are left)")
+    add_job_arguments(parser)
     parser.add_argument("--microbatches", type=int, default=1, metavar="N", help="sequences of a replica (default: 1)")
     parser.add_argument("--recompute", default="keep-attention", help="none, keep-attention (default) or full")
     parser.add_argument("--scheme", default="auto", help="as --wallfacer-scheme (default: auto)")
@@ -39,6 +32,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--keep-q", action="store_true", help="keep the gathered queries from forward to backward")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a layer as a Chrome or Perfetto trace")
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every command on a model and a cluster on paper takes."""
+    parser.add_argument("--cluster", default="h100-8x8", help="a preset or a YAML file (default: h100-8x8)")
+    parser.add_argument("--nodes", type=int, metavar="N", help="in place of those of the cluster")
+    parser.add_argument("--model", default="llama3-8b", help="a transformer by name (default: llama3-8b)")
+    parser.add_argument("--seq", default="1M", metavar="TOKENS", help="length, such as 128K or 1M (default: 1M)")
+    parser.add_argument("--full-mask", action="store_true", help="all pairs are live, instead of a causal half")
+    parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks (default: 1)")
+    parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
+    parser.add_argument("--cp", type=int, metavar="N", help="context-parallel ranks (default: all that are left)")
 
 
 def run_simulate(arguments: argparse.Namespace) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_wallfacer.schedule.ops import Attend, Move, Op, Start
 
+#: Rows of a rank in which nothing overlaps; a row for each channel of moves follows.
+ROWS = ("compute", "wait", "copy")
 Recorder = Callable[[Op | Move], AbstractContextManager[None]]
 """Told of each operation while it runs, and of each move while it is waited for."""
 
@@ -83,26 +85,42 @@ class Timeline:
         return self.seconds("wait") / self.span_s if self.events else 0.0
 
     def trace(self) -> list[dict[str, object]]:
-        """Events of the Chrome trace format, which Perfetto reads: a process for the rank, a thread for each row."""
-        rows = ["compute", "wait", "copy"]
-        rows += sorted({event.row for event in self.events} - set(rows))
-        named = [("process_name", 0, f"rank {self.rank}"), *(("thread_name", i, row) for i, row in enumerate(rows))]
-        found: list[dict[str, object]] = [
-            {"ph": "M", "pid": self.rank, "tid": row, "name": kind, "args": {"name": name}} for kind, row, name in named
-        ]
-        for event in self.events:
-            times = {"ts": event.start * 1e6, "dur": (event.end - event.start) * 1e6}
-            # Moves of one channel may overlap, which complete events of one thread may not: theirs are asynchronous.
-            if event.row in rows[:3]:
-                found.append({"ph": "X", "pid": self.rank, "tid": rows.index(event.row), "name": event.name, **times})
-                continue
-            ends = {"cat": event.row, "id": f"{event.row} {event.name} {event.start}", "name": event.name}
-            place = {"pid": self.rank, "tid": rows.index(event.row)}
-            found.append({"ph": "b", "ts": event.start * 1e6, **place, **ends})
-            found.append({"ph": "e", "ts": event.end * 1e6, **place, **ends})
-        return found
+        """Events of the Chrome trace format; see :func:`trace_events`."""
+        return trace_events(self.rank, self.events, ROWS)
 
     def write(self, path: Path) -> None:
         """As a Chrome/Perfetto JSON file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"traceEvents": self.trace(), "displayTimeUnit": "ms"}))
+        write_trace(self.trace(), path)
+
+
+def trace_events(rank: int, events: Iterable[Event], rows: Sequence[str]) -> list[dict[str, object]]:
+    """Events of the Chrome trace format, which Perfetto reads: a process for the rank, a thread for each row.
+
+    Args:
+        rank: whose.
+        events: of any rows.
+        rows: those in which nothing overlaps, in their order; others follow.
+    """
+    events = list(events)
+    every = [*rows, *sorted({event.row for event in events} - set(rows))]
+    named = [("process_name", 0, f"rank {rank}"), *(("thread_name", i, row) for i, row in enumerate(every))]
+    found: list[dict[str, object]] = [
+        {"ph": "M", "pid": rank, "tid": row, "name": kind, "args": {"name": name}} for kind, row, name in named
+    ]
+    for event in events:
+        times = {"ts": event.start * 1e6, "dur": (event.end - event.start) * 1e6}
+        place = {"pid": rank, "tid": every.index(event.row)}
+        # Moves of one channel may overlap, which complete events of one thread may not: theirs are asynchronous.
+        if event.row in rows:
+            found.append({"ph": "X", **place, "name": event.name, **times})
+            continue
+        ends = {"cat": event.row, "id": f"{event.row} {event.name} {event.start}", "name": event.name}
+        found.append({"ph": "b", "ts": event.start * 1e6, **place, **ends})
+        found.append({"ph": "e", "ts": event.end * 1e6, **place, **ends})
+    return found
+
+
+def write_trace(events: Sequence[dict[str, object]], path: Path) -> None:
+    """Write events as a Chrome/Perfetto JSON file; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))

@@ -142,10 +142,6 @@ def _planned(args: argparse.Namespace) -> Choice:
         raise WallfacerError(
             f"{flag('cluster')} {args.wallfacer_cluster}: needs --seq-length and --hidden-size on the command line"
         )
-    if args.seq_length % (2 * args.wallfacer_cp_size):
-        raise WallfacerError(
-            f"--seq-length {args.seq_length}: must be a multiple of 2 x {PREFIX}cp-size = {2 * args.wallfacer_cp_size}"
-        )
     return planned(args, shape_of(args, dtype_of(args)))
 
 

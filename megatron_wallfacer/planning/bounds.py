@@ -82,8 +82,8 @@ def bound(plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True, q_
     moved = {axis: _alone_s(size, _crossing(grid, axis, per_node), cluster) for axis, size in by_axis.items()}
     return Bound(
         kernel_s=kernel_seconds(plan.grid.cp_size, cluster, shape, causal=causal),
-        intra_s=_seconds(inside, cluster.intra.gbyte_s),
-        inter_s=_seconds(max(busiest, shared) / cards, cluster.inter.gbyte_s),
+        intra_s=cluster.intra.seconds(inside),
+        inter_s=cluster.inter.seconds(max(busiest, shared) / cards),
         level_s=max((_level_s(grid, by_axis, cluster, number) for number in range(len(cluster.levels))), default=0.0),
         exchange_s=moved.get("head", 0.0),
         moved_s=sum(moved.values()),
@@ -207,8 +207,4 @@ def _level_s(grid: Grid, by_axis: Counter[str], cluster: Cluster, number: int) -
 
 def _alone_s(size: float, crossing: float, cluster: Cluster) -> float:
     """Bytes of one axis, of which a part comes from other nodes, if nothing else moved."""
-    return _seconds(size * crossing, cluster.inter.gbyte_s) + _seconds(size * (1 - crossing), cluster.intra.gbyte_s)
-
-
-def _seconds(size: float, gbyte_s: float | None) -> float:
-    return 0.0 if gbyte_s is None else size / (gbyte_s * 1e9)
+    return cluster.inter.seconds(size * crossing) + cluster.intra.seconds(size * (1 - crossing))

@@ -20,6 +20,10 @@ class Link:
     gbyte_s: float | None
     latency_us: float = 0.0
 
+    def seconds(self, size: float) -> float:
+        """For so many bytes at the full rate."""
+        return 0.0 if self.gbyte_s is None else size / (self.gbyte_s * 1e9)
+
 
 @dataclass(frozen=True)
 class Level:

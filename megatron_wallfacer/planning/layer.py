@@ -225,10 +225,10 @@ def reduction_seconds(model: Model, cluster: Cluster, spread: Spread, software: 
     if ranks == 1:
         return 0.0
     mine = _parameters_of_rank(model, spread) * (software.gradient_bytes + _WEIGHT) * (ranks - 1) / ranks
-    inside = _seconds(mine, cluster.intra.gbyte_s)
+    inside = cluster.intra.seconds(mine)
     if ranks * spread.tp <= cluster.gpus_per_node:
         return inside
-    between = _seconds(mine * spread.tp / cluster.nics, cluster.inter.gbyte_s)
+    between = cluster.inter.seconds(mine * spread.tp / cluster.nics)
     return max(inside, between)
 
 
@@ -263,7 +263,7 @@ def _parameters_of_rank(model: Model, spread: Spread) -> float:
 def _tensor_seconds(model: Model, cluster: Cluster, tokens: int, tp: int, passes: int) -> float:
     """Of one layer: as many moves in backward as in forward, and again where forward is repeated."""
     size = tokens * model.hidden * 2 * (tp - 1) / tp
-    return (passes - 1) * _TP_MOVES * _seconds(size, cluster.intra.gbyte_s)
+    return (passes - 1) * _TP_MOVES * cluster.intra.seconds(size)
 
 
 def seen_by_group(cluster: Cluster, tp: int) -> Cluster:
@@ -280,7 +280,3 @@ def seen_by_group(cluster: Cluster, tp: int) -> Cluster:
         inter=replace(cluster.inter, gbyte_s=share),
         node_gbyte_s=None if cluster.node_gbyte_s is None else cluster.node_gbyte_s / tp,
     )
-
-
-def _seconds(size: float, gbyte_s: float | None) -> float:
-    return 0.0 if gbyte_s is None else size / (gbyte_s * 1e9)

@@ -212,7 +212,7 @@ def candidates(job: Job) -> Iterator[Choice]:
         plan = _with_riders(plan, shape)
         found = True
         for grid in _placements(plan.grid):
-            yield from _with_groups(job, replace(plan, grid=grid))
+            yield _choice(job, replace(plan, grid=grid))
     if not found:
         raise OptionError("cp_size", job.cp_size, f"a size that {shape.q_heads} query heads allow a grid of")
 
@@ -260,7 +260,7 @@ def _placements(grid: Grid) -> list[Grid]:
     return [replace(grid, placement=order) for order in permutations(grid.placement)]
 
 
-def _with_groups(job: Job, plan: Plan) -> Iterator[Choice]:
+def _choice(job: Job, plan: Plan) -> Choice:
     """Queries are kept where there are any to keep; heads in two groups where something is gathered."""
     gathers = plan.grid.head > 1 or plan.grid.team > 1
-    yield Choice(job, replace(plan, head_groups=2 if gathers else 1), q_kept=plan.grid.team > 1)
+    return Choice(job, replace(plan, head_groups=2 if gathers else 1), q_kept=plan.grid.team > 1)

@@ -1,12 +1,12 @@
-"""A played layer as a trace that Chrome and Perfetto open: a process for each rank, a row for each kind of thing."""
+"""A played layer as a trace that Chrome and Perfetto open, in the form of the engine's time lines."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from megatron_wallfacer.engine import timeline
 from megatron_wallfacer.planning.play import Span
 
 #: Rows of a rank; moves overlap each other and follow, one row for each axis.
@@ -19,27 +19,17 @@ def trace_events(spans: Iterable[Span]) -> list[dict[str, Any]]:
     Args:
         spans: of one layer.
     """
-    events: list[dict[str, Any]] = []
-    rows: dict[tuple[int, str], int] = {}
+    by_rank: dict[int, list[timeline.Event]] = {}
     for span in spans:
-        row = span.what if span.what in ROWS else f"move {span.name.partition(':')[0]}"
-        number = rows.setdefault((span.rank, row), len(rows))
-        if span.what in ROWS:
-            times = {"ts": span.start_s * 1e6, "dur": (span.end_s - span.start_s) * 1e6}
-            name = span.name if span.what == "kernel" else f"{span.what}: {span.name or 'end of pass'}"
-            events.append({"ph": "X", "pid": span.rank, "tid": number, "name": name, **times})
-            continue
-        # Moves of an axis may be on their way at once: begin and end, told apart by an id.
-        place = {"cat": row, "id": len(events), "pid": span.rank, "tid": number, "name": span.name}
-        events.append({"ph": "b", "ts": span.start_s * 1e6, **place})
-        events.append({"ph": "e", "ts": span.end_s * 1e6, **place})
-    named = [
-        {"ph": "M", "pid": rank, "tid": number, "name": "thread_name", "args": {"name": row}}
-        for (rank, row), number in rows.items()
-    ]
-    ranks = sorted({rank for rank, _ in rows})
-    named += [{"ph": "M", "pid": rank, "name": "process_name", "args": {"name": f"rank {rank}"}} for rank in ranks]
-    return named + events
+        by_rank.setdefault(span.rank, []).append(_event(span))
+    return [event for rank, events in sorted(by_rank.items()) for event in timeline.trace_events(rank, events, ROWS)]
+
+
+def _event(span: Span) -> timeline.Event:
+    if span.what not in ROWS:
+        return timeline.Event(f"move {span.name.partition(':')[0]}", span.name, span.start_s, span.end_s)
+    name = span.name if span.what == "kernel" else f"{span.what}: {span.name or 'end of pass'}"
+    return timeline.Event(span.what, name, span.start_s, span.end_s)
 
 
 def write_trace(spans: Iterable[Span], path: Path) -> None:
@@ -49,5 +39,4 @@ def write_trace(spans: Iterable[Span], path: Path) -> None:
         spans: of one layer.
         path: of the JSON file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"traceEvents": trace_events(spans), "displayTimeUnit": "ms"}))
+    timeline.write_trace(trace_events(spans), path)
