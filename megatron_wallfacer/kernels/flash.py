@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.kernels.fused import TileOptions
 from megatron_wallfacer.kernels.layouts import lse_bhs, lse_sbh, swapped
 from megatron_wallfacer.kernels.library import LibraryKernel
 from megatron_wallfacer.kernels.windows import Window, bottom_right
-from megatron_wallfacer.schedule.mask import Band
 
 
 class Options(NamedTuple):
@@ -22,6 +22,10 @@ class Options(NamedTuple):
     scale: float = 1.0
     window: Window = Window()
     softcap: float = 0.0
+
+
+def _options(tile: TileOptions, q: Tensor, k: Tensor) -> Options:
+    return Options(tile.causal, tile.scale, bottom_right(tile.band, q.shape[0], k.shape[0]), tile.softcap)
 
 
 class FlashKernel(LibraryKernel):
@@ -41,29 +45,16 @@ class FlashKernel(LibraryKernel):
         tensors = dict.fromkeys(("dout", "q", "k", "v", "out", self.lse_name, "dq", "dk", "dv"))
         self._differentiate.check(tensors | self._backward_values(Options()))
 
-    def _forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, band: Band | None, softcap: float
-    ) -> tuple[Tensor, Tensor]:
-        options = Options(causal, scale, bottom_right(band, q.shape[0], k.shape[0]), softcap)
+    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
+        options = _options(tile, q, k)
         tensors = {"q": swapped(q), "k": swapped(k), "v": swapped(v)}
         out, lse = self._out_and_lse(self._attend(tensors | self._forward_values(options)))
         return swapped(out), lse_sbh(lse)
 
     def _backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-        band: Band | None,
-        softcap: float,
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: TileOptions
     ) -> tuple[Tensor, Tensor, Tensor]:
-        options = Options(causal, scale, bottom_right(band, q.shape[0], k.shape[0]), softcap)
+        options = _options(tile, q, k)
         named = {"dout": dout, "q": q, "k": k, "v": v, "out": out}
         tensors = {name: swapped(x) for name, x in named.items()} | {self.lse_name: lse_bhs(lse)}
         dq, dk, dv = (torch.empty_like(tensors[name]) for name in "qkv")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,6 +78,15 @@ class Limits:
         return None
 
 
+class TileOptions(NamedTuple):
+    """What a call is told beside tensors; see :class:`megatron_wallfacer.kernels.protocol.Kernel`."""
+
+    causal: bool = False
+    scale: float = 1.0
+    band: Band | None = None
+    softcap: float = 0.0
+
+
 class FusedKernel(ABC):
     """A kernel of a library; see :class:`Kernel`. Adapters serve tiles with bands only where they are not tall.
 
@@ -109,10 +118,11 @@ class FusedKernel(ABC):
         band: Band | None = None,
         softcap: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
+        tile = TileOptions(causal, scale, band, softcap)
         if band is None or q.shape[0] <= k.shape[0]:
-            return self._forward(q, k, v, causal=causal, scale=scale, band=band, softcap=softcap)
+            return self._forward(q, k, v, tile)
         parts = [
-            self._forward(q[rows], k[cols], v[cols], causal=False, scale=scale, band=part, softcap=softcap)
+            self._forward(q[rows], k[cols], v[cols], tile._replace(causal=False, band=part))
             for rows, cols, part in strips(band, q.shape[0], k.shape[0])
         ]
         out, lse = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
@@ -132,34 +142,21 @@ class FusedKernel(ABC):
         band: Band | None = None,
         softcap: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        tile = TileOptions(causal, scale, band, softcap)
         if band is None or q.shape[0] <= k.shape[0]:
-            tensors = (dout, q, k, v, out, lse)
-            return self._backward(*tensors, causal=causal, scale=scale, band=band, softcap=softcap)
+            return self._backward(dout, q, k, v, out, lse, tile)
         dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=lse.dtype) for x in (k, v))
         for rows, cols, part in strips(band, q.shape[0], k.shape[0]):
             tensors = (dout[rows], q[rows], k[cols], v[cols], out[rows], lse[rows])
-            dq[rows], dk_part, dv_part = self._backward(*tensors, causal=False, scale=scale, band=part, softcap=softcap)
+            dq[rows], dk_part, dv_part = self._backward(*tensors, tile._replace(causal=False, band=part))
             dk[cols] += dk_part
             dv[cols] += dv_part
         return dq, dk.to(k.dtype), dv.to(v.dtype)
 
     @abstractmethod
-    def _forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, band: Band | None, softcap: float
-    ) -> tuple[Tensor, Tensor]: ...
+    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]: ...
 
     @abstractmethod
     def _backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-        band: Band | None,
-        softcap: float,
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: TileOptions
     ) -> tuple[Tensor, Tensor, Tensor]: ...

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.fused import Limits
+from megatron_wallfacer.kernels.fused import Limits, TileOptions
 from megatron_wallfacer.kernels.layouts import lse_bhs, lse_sbh
 from megatron_wallfacer.kernels.library import LibraryKernel
 from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableError
@@ -48,34 +48,21 @@ class TransformerEngineKernel(LibraryKernel):
         tensors = dict.fromkeys(("q", "k", "v", "o", "d_o", "aux_ctx_tensors"))
         self._differentiate.check(tensors | self._backward_options(None) | _sizes(None, None))
 
-    def _forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, band: Band | None, softcap: float
-    ) -> tuple[Tensor, Tensor]:
+    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
         tensors = {name: x.contiguous() for name, x in (("q", q), ("k", k), ("v", v))}
-        options = self._forward_options() | self._mask(causal, band, q, k)
-        out, aux, *_ = self._attend(tensors | options | _sizes(q, k) | {"attn_scale": scale})
+        options = self._forward_options() | self._mask(tile, q, k)
+        out, aux, *_ = self._attend(tensors | options | _sizes(q, k) | {"attn_scale": tile.scale})
         return out, lse_sbh(aux[0].squeeze(-1))
 
     def _backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-        band: Band | None,
-        softcap: float,
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: TileOptions
     ) -> tuple[Tensor, Tensor, Tensor]:
         names = (("q", q), ("k", k), ("v", v), ("o", out), ("d_o", dout))
         tensors = {name: x.contiguous() for name, x in names}
         # What forward would have left, with the lse of all keys in the place of this tile's.
         tensors["aux_ctx_tensors"] = [lse_bhs(lse).unsqueeze(-1), _random_state(q.device)]
-        options = self._backward_options(q.dtype) | self._mask(causal, band, q, k)
-        dq, dk, dv, *_ = self._differentiate(tensors | options | _sizes(q, k) | {"attn_scale": scale})
+        options = self._backward_options(q.dtype) | self._mask(tile, q, k)
+        dq, dk, dv, *_ = self._differentiate(tensors | options | _sizes(q, k) | {"attn_scale": tile.scale})
         return dq, dk, dv
 
     def _find_backend(self) -> Any:
@@ -84,8 +71,8 @@ class TransformerEngineKernel(LibraryKernel):
         except (AttributeError, KeyError) as error:
             raise UnavailableError(f"{self._title}: there is no backend {_BACKEND}; needs {self.needs}") from error
 
-    def _mask(self, causal: bool, band: Band | None, q: Tensor, k: Tensor) -> dict[str, Any]:
-        return _mask(causal, band, q.shape[0], k.shape[0], any_window=self._any_window)
+    def _mask(self, tile: TileOptions, q: Tensor, k: Tensor) -> dict[str, Any]:
+        return _mask(tile.causal, tile.band, q.shape[0], k.shape[0], any_window=self._any_window)
 
     def _options(self) -> dict[str, Any]:
         return {

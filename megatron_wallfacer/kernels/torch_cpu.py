@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from megatron_wallfacer.kernels.layouts import bhsd, sbhd
 from megatron_wallfacer.kernels.reference import live_pairs
 from megatron_wallfacer.schedule.mask import Band
 
@@ -46,14 +47,14 @@ class TorchCpuKernel:
         v_head_dim = v.shape[-1]
         q, k, v = _equally_wide(q, k, v)
         if band is None:
-            out_bhsd, lse_bhs = _flash(_bhsd(q), _bhsd(k), _bhsd(v), 0.0, causal, scale=scale)
-            return _sbhd(out_bhsd)[..., :v_head_dim], lse_bhs.permute(2, 0, 1)
+            out_bhsd, lse_bhs = _flash(bhsd(q), bhsd(k), bhsd(v), 0.0, causal, scale=scale)
+            return sbhd(out_bhsd)[..., :v_head_dim], lse_bhs.permute(2, 0, 1)
         parts = [
-            _flash(_bhsd(q[rows]), _bhsd(k[cols]), _bhsd(v[cols]), 0.0, False, attn_mask=bias, scale=scale)
+            _flash(bhsd(q[rows]), bhsd(k[cols]), bhsd(v[cols]), 0.0, False, attn_mask=bias, scale=scale)
             for rows, cols, bias in _strips(band, q, k)
         ]
         out_bhsd, lse_bhs = (torch.cat(pieces, dim=2) for pieces in zip(*parts, strict=True))
-        return _sbhd(out_bhsd)[..., :v_head_dim], lse_bhs.permute(2, 0, 1)
+        return sbhd(out_bhsd)[..., :v_head_dim], lse_bhs.permute(2, 0, 1)
 
     def backward(
         self,
@@ -99,9 +100,9 @@ def _gradients(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = _flash_backward(
-        *(_bhsd(x) for x in (dout, q, k, v, out)), lse.permute(1, 2, 0), 0.0, causal, attn_mask=bias, scale=scale
+        *(bhsd(x) for x in (dout, q, k, v, out)), lse.permute(1, 2, 0), 0.0, causal, attn_mask=bias, scale=scale
     )
-    return _sbhd(dq), _sbhd(dk), _sbhd(dv)
+    return sbhd(dq), sbhd(dk), sbhd(dv)
 
 
 def _strips(band: Band, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -118,11 +119,3 @@ def _strips(band: Band, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, Te
 def _equally_wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     widest = max(x.shape[-1] for x in tensors)
     return tuple(x if x.shape[-1] == widest else pad(x, (0, widest - x.shape[-1])) for x in tensors)
-
-
-def _bhsd(x_sbhd: Tensor) -> Tensor:
-    return x_sbhd.permute(1, 2, 0, 3)
-
-
-def _sbhd(x_bhsd: Tensor) -> Tensor:
-    return x_bhsd.permute(2, 0, 1, 3)

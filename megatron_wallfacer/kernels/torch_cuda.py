@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.fused import FusedKernel, Limits
+from megatron_wallfacer.kernels.fused import FusedKernel, Limits, TileOptions
 from megatron_wallfacer.kernels.layouts import bhsd, lse_bhs, lse_sbh, sbhd, swapped
 from megatron_wallfacer.kernels.windows import Window, bottom_right
 from megatron_wallfacer.schedule.mask import Band
@@ -31,36 +31,39 @@ class TorchFlashKernel(FusedKernel):
         super().__init__(deterministic=deterministic)
         self._aten = aten
 
-    def _forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, band: Band | None, softcap: float
-    ) -> tuple[Tensor, Tensor]:
+    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
         rows, cols = q.shape[0], k.shape[0]
         tensors = (swapped(q), swapped(k), swapped(v))
         out, lse, *_ = self._aten._flash_attention_forward(
-            *tensors, None, None, rows, cols, 0.0, causal, False, scale=scale, **_window(band, rows, cols)
+            *tensors,
+            None,
+            None,
+            rows,
+            cols,
+            0.0,
+            tile.causal,
+            False,
+            scale=tile.scale,
+            **_window(tile.band, rows, cols),
         )
         return swapped(out), lse_sbh(lse)
 
     def _backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-        band: Band | None,
-        softcap: float,
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: TileOptions
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, cols = q.shape[0], k.shape[0]
         tensors = [swapped(x) for x in (dout, q, k, v, out)]
         lengths = (None, None, rows, cols)
         random = (_no_seed(q), _no_seed(q))
         grads = self._aten._flash_attention_backward(
-            *tensors, lse_bhs(lse), *lengths, 0.0, causal, *random, scale=scale, **_window(band, rows, cols)
+            *tensors,
+            lse_bhs(lse),
+            *lengths,
+            0.0,
+            tile.causal,
+            *random,
+            scale=tile.scale,
+            **_window(tile.band, rows, cols),
         )
         dq, dk, dv = (swapped(x) for x in grads)
         return dq, dk, dv
@@ -91,40 +94,27 @@ class TorchCudnnKernel(FusedKernel):
             return "its gradients do not repeat bit by bit, and deterministic ones are asked for"
         return refusal
 
-    def _forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, band: Band | None, softcap: float
-    ) -> tuple[Tensor, Tensor]:
-        _refuse(band, q.shape[0], k.shape[0])
+    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
+        _refuse(tile.band, q.shape[0], k.shape[0])
         tensors = (bhsd(q), bhsd(k), bhsd(v))
         out, lse, *_ = self._aten._scaled_dot_product_cudnn_attention(
-            *tensors, None, True, 0.0, causal, False, scale=scale
+            *tensors, None, True, 0.0, tile.causal, False, scale=tile.scale
         )
         self._lse_has_width = lse.dim() == 4
         return sbhd(out), lse_sbh(lse.squeeze(-1) if self._lse_has_width else lse)
 
     def _backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-        band: Band | None,
-        softcap: float,
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: TileOptions
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, cols = q.shape[0], k.shape[0]
-        _refuse(band, rows, cols)
+        _refuse(tile.band, rows, cols)
         tensors = [bhsd(x) for x in (dout, q, k, v, out)]
         stats = lse_bhs(lse).unsqueeze(-1) if self._lse_has_width else lse_bhs(lse)
         # No bias, and no lengths of packed sequences.
         absent = (None, None, None)
         random = (_no_seed(q), _no_seed(q))
         grads = self._aten._scaled_dot_product_cudnn_attention_backward(
-            *tensors, stats, *random, *absent, rows, cols, 0.0, causal, scale=scale
+            *tensors, stats, *random, *absent, rows, cols, 0.0, tile.causal, scale=tile.scale
         )
         dq, dk, dv = (sbhd(x) for x in grads)
         return dq, dk, dv
