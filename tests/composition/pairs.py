@@ -7,6 +7,7 @@ most. Constraints are functions of a few factors; a pair may meet if some whole 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -107,6 +108,45 @@ def cover(space: Space, *, seed: int = 0, candidates: int = 4) -> list[Row]:
             missing.pop(pair, None)
         rows.append(best)
     return rows
+
+
+def place_lightly(
+    space: Space, rows: Sequence[Row], factor: str, level: str, weight: Callable[[Row], float]
+) -> list[Row]:
+    """The same pairs, with an expensive level where it costs least: elsewhere its factor has the first level.
+
+    Args:
+        space: factors and constraints.
+        rows: of a cover.
+        factor: the one whose levels are placed anew.
+        level: the expensive one.
+        weight: what a row costs with it.
+
+    Returns:
+        Rows that hold all pairs of the old ones; where none are found, the old ones.
+    """
+    first = space.factors[factor][0]
+
+    def fits(row: Row) -> bool:
+        return space.broken(row, factor) is None
+
+    emptied = [row | {factor: first} if row[factor] == level else row for row in rows]
+    placed = [new if fits(new) else old for new, old in zip(emptied, rows, strict=True)]
+    covered = {pair for row in rows for pair in pairs_of(row)}
+    meetings = Counter(pair for row in placed for pair in pairs_of(row))
+    while missing := covered - set(+meetings):
+        gains = {}
+        for place, old in enumerate(placed):
+            new = old | {factor: level}
+            if fits(new) and all(meetings[pair] > 1 for pair in set(pairs_of(old)) - set(pairs_of(new))):
+                gains[place] = len(missing & set(pairs_of(new))) / weight(new)
+        place = max(gains, key=lambda place: gains[place], default=None)
+        if place is None or not gains[place]:
+            return list(rows)
+        meetings.subtract(pairs_of(placed[place]))
+        placed[place] = placed[place] | {factor: level}
+        meetings.update(pairs_of(placed[place]))
+    return placed
 
 
 def _row(space: Space, missing: Mapping[Pair, None], dice: random.Random) -> Row:

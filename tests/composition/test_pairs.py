@@ -6,9 +6,9 @@ from itertools import combinations, product
 
 import pytest
 
-from tests.composition.combination import combinations_of_cover
+from tests.composition.combination import COVER_SEED, _weight, combinations_of_cover
 from tests.composition.features import CONSTRAINTS, FACTORS, FLAGS, OURS, SPACE
-from tests.composition.pairs import Constraint, Space, cover, pairs_of
+from tests.composition.pairs import Constraint, Space, cover, pairs_of, place_lightly
 
 SMALL = Space(
     {"a": ("0", "1", "2"), "b": ("0", "1"), "c": ("0", "1"), "d": ("0", "1")},
@@ -51,6 +51,26 @@ def test_a_small_cover(seed: int) -> None:
 
 def test_the_same_seed_gives_the_same_cover() -> None:
     assert cover(SMALL, seed=3) == cover(SMALL, seed=3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_expensive_level_is_placed_where_it_costs_least(seed: int) -> None:
+    def cost(rows: list[dict[str, str]]) -> int:
+        return sum(10 if row["a"] == "1" else 1 for row in rows if row["c"] == "1")
+
+    rows = cover(SMALL, seed=seed)
+    placed = place_lightly(SMALL, rows, "c", "1", lambda row: 10 if row["a"] == "1" else 1)
+    assert {pair for row in placed for pair in pairs_of(row)} == SMALL.allowed_pairs()
+    assert all(row in list(rows_by_enumeration(SMALL, SMALL_CONSTRAINTS)) for row in placed)
+    assert cost(placed) <= cost(rows)
+
+
+def test_the_matrix_has_bf16_where_it_costs_less_than_the_cover_put_it() -> None:
+    counts = [
+        sum(_weight(row) for row in rows if row["dtype"] == "bf16")
+        for rows in (cover(SPACE, seed=COVER_SEED), [one.row for one in combinations_of_cover()])
+    ]
+    assert counts[1] < counts[0] / 1.5
 
 
 def met_by_the_matrix() -> set[frozenset[tuple[str, str]]]:
