@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.compute import SleepKernel
-from megatron_wallfacer.engine.autograd import Call, attend
+from megatron_wallfacer.engine.autograd import attend
+from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.merge import merge_into
 from megatron_wallfacer.engine.run import Runtime

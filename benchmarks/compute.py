@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.config import Compute, Shape
-from megatron_wallfacer.kernels.protocol import Kernel, accumulation_dtype
+from megatron_wallfacer.kernels.protocol import Inputs, Kernel, accumulation_dtype
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 
 #: Floating-point operations a (query, key, channel): two products of two operations forward, five backward.
@@ -36,7 +36,7 @@ class SleepKernel:
         self._zeros: dict[tuple[object, ...], Tensor] = {}
         self.late_s = 0.0
 
-    def refusal(self, **_: object) -> str | None:
+    def refusal(self, inputs: Inputs) -> str | None:
         return None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

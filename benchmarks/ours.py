@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_wallfacer.engine.autograd import Call, attend
+from megatron_wallfacer.engine.autograd import attend
+from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.timeline import Recorder, nothing

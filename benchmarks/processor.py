@@ -39,7 +39,10 @@ class Account:
 
     @contextmanager
     def record(self, what: Any) -> Iterator[None]:
-        """A recorder of the engine's: an operation, or a move that is waited for."""
+        """A recorder of the engine's: an operation, or a move that is waited for; nothing is noted of a pass."""
+        if type(what).__name__ == "Pass":
+            yield
+            return
         kind = {"Move": "waiting", "Attend": "merges and sums", "Fold": "merges and sums"}
         kernels = self.seconds["kernels"]
         with self._on(kind.get(type(what).__name__, "packing, unpacking")):

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from megatron_wallfacer.engine.autograd import Call, attend
+from megatron_wallfacer.engine.autograd import attend
+from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.run import Runtime
+from megatron_wallfacer.engine.staged import check_transfers, make_transfers
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import select_kernel
@@ -25,7 +28,7 @@ Group = dist.ProcessGroup | DeviceMesh | None
 
 # Making groups is collective and slow, so those of a (world, ranks, grid) are made once. The world is part of the key
 # because groups die with it.
-_connected: dict[tuple[dist.ProcessGroup | None, tuple[int, ...], Grid], Transfers] = {}
+_connected: dict[tuple[dist.ProcessGroup | None, tuple[int, ...], Grid, str], Transfers] = {}
 
 
 def attention(
@@ -44,6 +47,7 @@ def attention(
     scale: float | None = None,
     kernel: str = "auto",
     keep_gathered_q: bool = False,
+    transfers: Literal["direct", "staged"] = "direct",
 ) -> Tensor:
     """Exact attention over a sequence that is split over ranks. Differentiable.
 
@@ -71,6 +75,8 @@ def attention(
         scale: of the scores; head_dim ** -0.5 unless given.
         kernel: one of :data:`megatron_wallfacer.kernels.KERNELS` (``docs/kernels.md``).
         keep_gathered_q: spend memory (the team's queries) instead of a second gather in backward.
+        transfers: ``staged`` for messages through host memory over gloo, so that several ranks may share a GPU: to see
+            that something works, not for speed.
 
     Returns:
         bshd ``[batch, tokens / P, q_heads, v_head_dim]``, dtype of q.
@@ -88,10 +94,16 @@ def attention(
     if sinks is not None and sinks.shape != q.shape[2:3]:
         raise OptionError("sinks", tuple(sinks.shape), f"one for each of the {q.shape[2]} query heads")
     chosen = select_kernel(
-        kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1], v_head_dim=v.shape[-1], softcap=softcap
+        kernel,
+        device=q.device,
+        dtype=q.dtype,
+        head_dim=q.shape[-1],
+        v_head_dim=v.shape[-1],
+        softcap=softcap,
+        banded=mask.banded,
     )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    runtime = Runtime(_transfers(group, plan.grid), chosen, scale, softcap=softcap)
+    runtime = Runtime(_transfers(group, plan.grid, transfers, q.device), chosen, scale, softcap=softcap)
     call = Call(plan, runtime, mask=mask, keep_gathered_q=keep_gathered_q)
     return attend(*(x.transpose(0, 1) for x in (q, k, v)), call, sinks=sinks).transpose(0, 1)
 
@@ -107,7 +119,7 @@ def _mask(
 
 def forget_groups() -> None:
     """Destroy the process groups that :func:`attention` made."""
-    for (world, _, _), transfers in _connected.items():
+    for (world, *_), transfers in _connected.items():
         if world is _world():
             transfers.groups.close()
     _connected.clear()
@@ -117,13 +129,14 @@ def _world() -> dist.ProcessGroup | None:
     return dist.group.WORLD if dist.is_initialized() else None
 
 
-def _transfers(group: Group, grid: Grid) -> Transfers:
+def _transfers(group: Group, grid: Grid, kind: str, device: torch.device) -> Transfers:
     if isinstance(group, DeviceMesh):
         group = group.get_group()
     ranks = tuple(dist.get_process_group_ranks(group)) if dist.is_initialized() else ()
-    key = (_world(), ranks, grid)
+    key = (_world(), ranks, grid, kind)
     if key not in _connected:
-        _connected[key] = Transfers(connect(group, grid))
+        check_transfers(kind, device, dist.get_backend(group) if dist.is_initialized() else None)
+        _connected[key] = make_transfers(kind, connect(group, grid))
     return _connected[key]
 
 

@@ -12,7 +12,7 @@ from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.schedule.heads import part_heads
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs
 from megatron_wallfacer.schedule.ops import Schedule, Value
-from megatron_wallfacer.schedule.volume import ACCUMULATED, KV_TENSORS, STATISTICS
+from megatron_wallfacer.schedule.volume import ACCUMULATED, KV_TENSORS, STATISTICS, Shape
 
 
 @dataclass
@@ -55,10 +55,25 @@ class Sizes:
     device: torch.device
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, parts: int) -> Sizes:
-        """From a rank's own q, k, v, sbhd."""
-        chunk = q.shape[0] // CHUNKS_PER_RANK
-        return cls(chunk, *q.shape[1:3], k.shape[2], q.shape[3], v.shape[3], parts, q.dtype, q.device)
+    def of(cls, like: Tensor, kv_heads: int, head_dim: int, v_head_dim: int, parts: int) -> Sizes:
+        """Sizes, from the rank's own queries or output, sbhd, and what these do not tell."""
+        tokens, batch, q_heads, _ = like.shape
+        heads = q_heads, kv_heads, head_dim, v_head_dim
+        return cls(tokens // CHUNKS_PER_RANK, batch, *heads, parts, like.dtype, like.device)
+
+    @property
+    def shard(self) -> Shape:
+        """The rank's own tensors, as the counters want to know them."""
+        return Shape(
+            tokens=CHUNKS_PER_RANK * self.chunk,
+            q_heads=self.q_heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            v_head_dim=self.v_head_dim,
+            batch=self.batch,
+            itemsize=self.dtype.itemsize,
+            accumulate_itemsize=accumulation_dtype(self.dtype).itemsize,
+        )
 
     def heads(self, tensor: str, part: int) -> slice:
         """Where the heads of a part stand among all of a tensor's."""

@@ -22,7 +22,7 @@ def chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
         mask: documents and how they are cut.
         cp_size: P.
     """
-    if _same(mask):
+    if not mask.reorders:
         return x
     halves = _halves(mask, cp_size)
     return torch.cat([piece for half in (0, 1) for piece in x.split(halves)[half::2]])
@@ -30,16 +30,12 @@ def chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
 
 def document_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
     """The inverse of :func:`chunk_order`."""
-    if _same(mask):
+    if not mask.reorders:
         return x
     halves = _halves(mask, cp_size)
     ends = list(accumulate(halves[::2], initial=0))
     low, high = x.split([ends[-1], ends[-1]])
     return torch.cat([half[start:end] for start, end in pairwise(ends) for half in (low, high)])
-
-
-def _same(mask: Mask) -> bool:
-    return not mask.cuts_documents or len(mask.documents) == 2
 
 
 def _halves(mask: Mask, cp_size: int) -> list[int]:

@@ -13,7 +13,7 @@ from megatron_wallfacer.engine import masked
 from megatron_wallfacer.engine.blocks import Block, Sizes, loaded
 from megatron_wallfacer.engine.merge import surrogate_output
 from megatron_wallfacer.engine.sums import Sum
-from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.timeline import Pass, Recorder, nothing
 from megatron_wallfacer.engine.transfers import Expected, Pending, Transfers
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.schedule import ops
@@ -60,7 +60,8 @@ def run(
     Returns:
         The results, ``out lse`` or ``dq dk dv``, all heads, in the accumulation dtype; and what is kept for backward.
     """
-    return _Pass(schedule, runtime, sizes, local, given, mask).run()
+    with runtime.recorder(Pass(schedule, sizes.shard)):
+        return _Pass(schedule, runtime, sizes, local, given, mask).run()
 
 
 class _Pass:

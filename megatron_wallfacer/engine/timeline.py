@@ -4,22 +4,61 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_wallfacer.schedule.ops import Attend, Move, Op, Start
+from megatron_wallfacer.schedule.ops import Attend, Move, Op, Schedule, Start
+from megatron_wallfacer.schedule.volume import Shape
 
 #: Rows of a rank in which nothing overlaps; a row for each channel of moves follows.
-ROWS = ("compute", "wait", "copy")
-Recorder = Callable[[Op | Move], AbstractContextManager[None]]
-"""Told of each operation while it runs, and of each move while it is waited for."""
+ROWS = ("pass", "compute", "wait", "copy")
 
 
-def nothing(_: Op | Move) -> AbstractContextManager[None]:
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One run of a schedule.
+
+    Attributes:
+        schedule: this rank's.
+        shape: of the rank's shard.
+    """
+
+    schedule: Schedule
+    shape: Shape
+
+    @property
+    def name(self) -> str:
+        """``forward`` or ``backward``."""
+        return "backward" if self.schedule.backward else "forward"
+
+    def __str__(self) -> str:
+        return f"{self.name} pass"
+
+
+Recorder = Callable[[Pass | Op | Move], AbstractContextManager[None]]
+"""Told of each pass and of each operation in it while it runs, and of each move while it is waited for."""
+
+
+def nothing(_: Pass | Op | Move) -> AbstractContextManager[None]:
     """The recorder that records nothing."""
     return nullcontext()
+
+
+def together(recorders: Sequence[Recorder]) -> Recorder:
+    """One recorder that tells several; :func:`nothing` where there are none."""
+    if len(recorders) < 2:
+        return recorders[0] if recorders else nothing
+
+    @contextmanager
+    def record(what: Pass | Op | Move) -> Iterator[None]:
+        with ExitStack() as all_of_them:
+            for recorder in recorders:
+                all_of_them.enter_context(recorder(what))
+            yield
+
+    return record
 
 
 @dataclass(frozen=True)
@@ -27,8 +66,8 @@ class Event:
     """Something that took a while.
 
     Attributes:
-        row: ``compute``, ``wait``, ``copy``, or the channel of a move.
-        name: what it was.
+        row: ``pass``, ``compute``, ``wait``, ``copy``, or the channel of a move.
+        name: what it was; of a pass ``forward`` or ``backward``.
         start, end: seconds of the monotonic clock; of a move, from its start until it was no longer waited for, so
             its end may be later than its arrival.
     """
@@ -53,7 +92,7 @@ class Timeline:
         self._begun: dict[int, float] = {}
 
     @contextmanager
-    def __call__(self, what: Op | Move) -> Iterator[None]:
+    def __call__(self, what: Pass | Op | Move) -> Iterator[None]:
         start = time.monotonic()
         if isinstance(what, Start):
             self._begun[id(what.move)] = start
@@ -63,6 +102,8 @@ class Timeline:
             name = ", ".join(message.value for message in what.receives)
             self.events.append(Event("wait", name, start, end))
             self.events.append(Event(" ".join(what.channel), name, self._begun.pop(id(what)), end))
+        elif isinstance(what, Pass):
+            self.events.append(Event("pass", what.name, start, end))
         elif isinstance(what, Attend):
             self.events.append(Event("compute", f"{'+'.join(what.q)} x {'+'.join(what.kv)}", start, end))
         else:
@@ -88,9 +129,9 @@ class Timeline:
         """Events of the Chrome trace format; see :func:`trace_events`."""
         return trace_events(self.rank, self.events, ROWS)
 
-    def write(self, path: Path) -> None:
-        """As a Chrome/Perfetto JSON file."""
-        write_trace(self.trace(), path)
+    def write(self, path: Path, about: Mapping[str, object] | None = None) -> None:
+        """As a Chrome/Perfetto JSON file; see :func:`write_trace`."""
+        write_trace(self.trace(), path, about)
 
 
 def trace_events(rank: int, events: Iterable[Event], rows: Sequence[str]) -> list[dict[str, object]]:
@@ -114,13 +155,20 @@ def trace_events(rank: int, events: Iterable[Event], rows: Sequence[str]) -> lis
         if event.row in rows:
             found.append({"ph": "X", **place, "name": event.name, **times})
             continue
-        ends = {"cat": event.row, "id": f"{event.row} {event.name} {event.start}", "name": event.name}
+        ends = {"cat": event.row, "id": f"{rank} {event.row} {event.name} {event.start}", "name": event.name}
         found.append({"ph": "b", "ts": event.start * 1e6, **place, **ends})
         found.append({"ph": "e", "ts": event.end * 1e6, **place, **ends})
     return found
 
 
-def write_trace(events: Sequence[dict[str, object]], path: Path) -> None:
-    """Write events as a Chrome/Perfetto JSON file; makes the folder."""
+def write_trace(events: Sequence[dict[str, object]], path: Path, about: Mapping[str, object] | None = None) -> None:
+    """Write events as a Chrome/Perfetto JSON file; makes the folder.
+
+    Args:
+        events: of the Chrome trace format.
+        path: of the file.
+        about: what else is to be known of them; viewers show it as the trace's metadata.
+    """
+    trace = {"traceEvents": events, "displayTimeUnit": "ms"} | ({"otherData": dict(about)} if about else {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+    path.write_text(json.dumps(trace))

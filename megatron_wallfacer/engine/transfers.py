@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import Tensor
@@ -16,22 +17,47 @@ from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.schedule.ops import Message, Move, Value
 
 Works = Sequence[dist.Work]
-Expected = tuple[dict[str, Block], Works]
-"""What will arrive, and the receives that have been posted for it."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What will arrive.
+
+    Attributes:
+        block: the value's rows.
+        landing: where its bytes are received: the block's own packet, or one in host memory.
+    """
+
+    block: Block
+    landing: Tensor
+
+    def settle(self) -> Block:
+        """The block, once the bytes are there."""
+        if self.landing is not self.block.packet:
+            self.block.packet.copy_(self.landing)
+        return self.block
 
 
 class Pending:
     """A move on its way. Keeps what is being sent alive until it has left, and not longer."""
 
-    def __init__(self, works: Works, arriving: dict[str, Block], sent: Sequence[Tensor]) -> None:
+    def __init__(self, works: Works, arriving: dict[str, Arrival], sent: Sequence[Tensor]) -> None:
         self._works, self._sent, self._arriving = works, sent, arriving
 
     def wait(self) -> dict[str, Block]:
-        """Block until everything has arrived and left. To be called once."""
+        """Block until everything has arrived and left. To be called once.
+
+        On NCCL it is the device's current stream that waits, not the host.
+        """
         for work in self._works:
             work.wait()
-        arrived, self._arriving, self._works, self._sent = self._arriving, {}, (), ()
+        arrived = {name: arrival.settle() for name, arrival in self._arriving.items()}
+        self._arriving, self._works, self._sent = {}, (), ()
         return arrived
+
+
+Expected = tuple[dict[str, Arrival], Works]
+"""What will arrive, and the receives that have been posted for it."""
 
 
 class Transfers:
@@ -55,9 +81,9 @@ class Transfers:
         group = self._group(move)
         if dist.get_backend(group) != "gloo":
             return None
-        arriving = {message.value: sizes.like(values[message.value]) for message in move.receives}
+        arriving = self._arriving(move, values, sizes)
         works = [
-            dist.irecv(arriving[message.value].packet, self._global(message), group=group, tag=message.tag)
+            dist.irecv(arriving[message.value].landing, self._global(message), group=group, tag=message.tag)
             for message in move.receives
         ]
         return arriving, works
@@ -80,12 +106,14 @@ class Transfers:
             expected: what :meth:`expect` gave for this move.
         """
         group = self._group(move)
-        packets = [self._packet(sent[message.value], message, move, values, sizes) for message in move.sends]
+        packets = [
+            self._departing(self._packet(sent[message.value], message, move, values, sizes)) for message in move.sends
+        ]
         expected = expected or self.expect(move, values, sizes)
         if expected is None:
-            arriving = {message.value: sizes.like(values[message.value]) for message in move.receives}
+            arriving = self._arriving(move, values, sizes)
             operations = [
-                dist.P2POp(dist.irecv, arriving[message.value].packet, self._global(message), group)
+                dist.P2POp(dist.irecv, arriving[message.value].landing, self._global(message), group)
                 for message in move.receives
             ] + [
                 dist.P2POp(dist.isend, packet, self._global(message), group)
@@ -101,10 +129,22 @@ class Transfers:
                     for message, packet in zip(move.sends, packets, strict=True)
                 ),
             ]
-        for block in arriving.values():
-            for tensor, rows in block.tensors.items():
+        for arrival in arriving.values():
+            for tensor, rows in arrival.block.tensors.items():
                 self.received[move.axis, tensor] += rows.nbytes
         return Pending(works, arriving, packets)
+
+    def _arriving(self, move: Move, values: Mapping[str, Value], sizes: Sizes) -> dict[str, Arrival]:
+        blocks = {message.value: sizes.like(values[message.value]) for message in move.receives}
+        return {name: Arrival(block, self._landing(block.packet)) for name, block in blocks.items()}
+
+    def _landing(self, packet: Tensor) -> Tensor:
+        """Where the bytes of a packet are received."""
+        return packet
+
+    def _departing(self, packet: Tensor) -> Tensor:
+        """From where the bytes of a packet are sent."""
+        return packet
 
     def _packet(self, block: Block, message: Message, move: Move, values: Mapping[str, Value], sizes: Sizes) -> Tensor:
         """The bytes of some rows; a copy, unless it is a whole block that lies in one buffer."""

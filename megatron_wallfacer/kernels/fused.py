@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.kernels.protocol import Inputs
 from megatron_wallfacer.kernels.windows import strips
 from megatron_wallfacer.schedule.mask import Band
 
@@ -38,6 +39,7 @@ class Limits:
         generations: major compute capabilities, e.g. 9 for Hopper; None for 8 and all after it.
         max_head_dim: the widest.
         softcap: it caps logits.
+        bands: it masks any band of diagonals.
         v_head_dim: that of the values may be another one.
     """
 
@@ -45,18 +47,19 @@ class Limits:
     max_head_dim: int = 256
     softcap: bool = False
     v_head_dim: bool = False
+    bands: bool = True
 
-    def refusal(
-        self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float = 0.0
-    ) -> str | None:
+    def refusal(self, inputs: Inputs) -> str | None:
         """See :meth:`Kernel.refusal`."""
-        if device.type != "cuda":
-            return f"it runs on a CUDA device, the tensors are on {device.type}"
-        if dtype not in _HALF:
-            return f"it computes in fp16 and bf16, the tensors are {str(dtype).removeprefix('torch.')}"
-        if softcap and not self.softcap:
-            return f"it does not cap logits, softcap is {softcap}"
-        return self._size_refusal(head_dim, v_head_dim) or self._generation_refusal(device)
+        if inputs.device.type != "cuda":
+            return f"it runs on a CUDA device, the tensors are on {inputs.device.type}"
+        if inputs.dtype not in _HALF:
+            return f"it computes in fp16 and bf16, the tensors are {str(inputs.dtype).removeprefix('torch.')}"
+        if inputs.softcap and not self.softcap:
+            return f"it does not cap logits, softcap is {inputs.softcap}"
+        if inputs.banded and not self.bands:
+            return "it does not mask every band of diagonals, and a sliding window makes such of its tiles"
+        return self._size_refusal(inputs.head_dim, inputs.v_head_dim) or self._generation_refusal(inputs.device)
 
     def _size_refusal(self, head_dim: int, v_head_dim: int) -> str | None:
         if max(head_dim, v_head_dim) > self.max_head_dim:
@@ -100,12 +103,8 @@ class FusedKernel(ABC):
     def __init__(self, *, deterministic: bool | None = None) -> None:
         self.deterministic = deterministic_asked_for() if deterministic is None else deterministic
 
-    def refusal(
-        self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float = 0.0
-    ) -> str | None:
-        return self.limits.refusal(
-            device=device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim, softcap=softcap
-        )
+    def refusal(self, inputs: Inputs) -> str | None:
+        return self.limits.refusal(inputs)
 
     def forward(
         self,

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from megatron_wallfacer.schedule.mask import Band
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a kernel will be given, as far as it is known before the first call.
+
+    Attributes:
+        device: of the tensors.
+        dtype: of q, k and v.
+        head_dim: channels of a head's queries and keys.
+        v_head_dim: channels of its values.
+        softcap: cap of the logits; 0 for none.
+        banded: some tiles come with a band, as those of a sliding window do.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    v_head_dim: int
+    softcap: float = 0.0
+    banded: bool = False
 
 
 class Kernel(Protocol):
@@ -22,9 +44,7 @@ class Kernel(Protocol):
 
     name: str
 
-    def refusal(
-        self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float = 0.0
-    ) -> str | None:
+    def refusal(self, inputs: Inputs) -> str | None:
         """Why this kernel cannot serve such inputs, as a phrase; None if it can."""
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.kernels.protocol import accumulation_dtype
+from megatron_wallfacer.kernels.protocol import Inputs, accumulation_dtype
 from megatron_wallfacer.schedule.mask import Band
 
 _CAUSAL = Band(None, 0)
@@ -16,9 +16,7 @@ class ReferenceKernel:
 
     name = "reference"
 
-    def refusal(
-        self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float = 0.0
-    ) -> str | None:
+    def refusal(self, inputs: Inputs) -> str | None:
         return None
 
     def forward(

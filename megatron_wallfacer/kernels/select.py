@@ -11,7 +11,7 @@ from megatron_wallfacer.kernels.flash2 import Flash2Kernel
 from megatron_wallfacer.kernels.flash3 import Flash3Kernel
 from megatron_wallfacer.kernels.flash4 import Flash4Kernel
 from megatron_wallfacer.kernels.optional import UnavailableError
-from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.kernels.protocol import Inputs, Kernel
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
@@ -37,6 +37,7 @@ def select_kernel(
     head_dim: int,
     v_head_dim: int | None = None,
     softcap: float = 0.0,
+    banded: bool = False,
 ) -> Kernel:
     """The kernel of that name; with ``auto`` or ``flash`` the first of several that is installed and serves the inputs.
 
@@ -46,10 +47,10 @@ def select_kernel(
     """
     if name not in KERNELS:
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}")
-    inputs = {"device": device, "dtype": dtype, "head_dim": head_dim, "v_head_dim": v_head_dim or head_dim}
+    inputs = Inputs(device, dtype, head_dim, v_head_dim or head_dim, softcap, banded)
     reasons, others = [], "auto or reference"
     for candidate in _candidates(name, device):
-        kernel, reason = _try(candidate, softcap=softcap, **inputs)
+        kernel, reason = _try(candidate, inputs)
         if kernel is not None and reason is None:
             return kernel
         reasons.append(f"{candidate} cannot: {reason}")
@@ -66,13 +67,14 @@ def candidates(
     head_dim: int,
     v_head_dim: int | None = None,
     softcap: float = 0.0,
+    banded: bool = False,
 ) -> list[tuple[str, str | None]]:
     """The kernels that a name stands for, in the order of trying, and why each is not taken; None if it could be.
 
     The first with None is what :func:`select_kernel` takes.
     """
-    inputs = {"device": device, "dtype": dtype, "head_dim": head_dim, "v_head_dim": v_head_dim or head_dim}
-    return [(one, _try(one, softcap=softcap, **inputs)[1]) for one in _candidates(name, device)]
+    inputs = Inputs(device, dtype, head_dim, v_head_dim or head_dim, softcap, banded)
+    return [(one, _try(one, inputs)[1]) for one in _candidates(name, device)]
 
 
 def _candidates(name: str, device: torch.device) -> tuple[str, ...]:
@@ -81,15 +83,13 @@ def _candidates(name: str, device: torch.device) -> tuple[str, ...]:
     return _FLASH if name == "flash" else (name,)
 
 
-def _try(
-    name: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float
-) -> tuple[Kernel | None, str | None]:
+def _try(name: str, inputs: Inputs) -> tuple[Kernel | None, str | None]:
     """A kernel, or the reason why there is none; both if it is there and cannot serve the inputs."""
     try:
-        kernel = _make(name, device)
+        kernel = _make(name, inputs.device)
     except UnavailableError as error:
         return None, str(error)
-    return kernel, kernel.refusal(device=device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim, softcap=softcap)
+    return kernel, kernel.refusal(inputs)
 
 
 def _make(name: str, device: torch.device) -> Kernel:

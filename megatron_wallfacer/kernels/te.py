@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -43,6 +44,7 @@ class TransformerEngineKernel(LibraryKernel):
     ) -> None:
         super().__init__(module, title=title, deterministic=deterministic)
         self._any_window = _release(self._title) >= _WINDOWS_SINCE
+        self.limits = replace(self.limits, bands=self._any_window)
         self._backend = self._find_backend()
         self._attend.check(dict.fromkeys("qkv") | self._forward_options() | _sizes(None, None))
         tensors = dict.fromkeys(("q", "k", "v", "o", "d_o", "aux_ctx_tensors"))

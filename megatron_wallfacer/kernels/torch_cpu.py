@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from megatron_wallfacer.kernels.layouts import bhsd, sbhd
+from megatron_wallfacer.kernels.protocol import Inputs
 from megatron_wallfacer.kernels.reference import live_pairs
 from megatron_wallfacer.schedule.mask import Band
 
@@ -26,12 +27,10 @@ class TorchCpuKernel:
 
     name = "torch"
 
-    def refusal(
-        self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float = 0.0
-    ) -> str | None:
-        if device.type != "cpu":
-            return f"it runs on a CPU, the tensors are on {device.type}"
-        return f"it does not cap logits, softcap is {softcap}" if softcap else None
+    def refusal(self, inputs: Inputs) -> str | None:
+        if inputs.device.type != "cpu":
+            return f"it runs on a CPU, the tensors are on {inputs.device.type}"
+        return f"it does not cap logits, softcap is {inputs.softcap}" if inputs.softcap else None
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.fused import FusedKernel, Limits, TileOptions
 from megatron_wallfacer.kernels.layouts import bhsd, lse_bhs, lse_sbh, sbhd, swapped
+from megatron_wallfacer.kernels.protocol import Inputs
 from megatron_wallfacer.kernels.windows import Window, bottom_right
 from megatron_wallfacer.schedule.mask import Band
 
@@ -78,7 +79,7 @@ class TorchCudnnKernel(FusedKernel):
     """
 
     name = "cudnn"
-    limits = Limits(v_head_dim=True)
+    limits = Limits(v_head_dim=True, bands=False)
 
     def __init__(self, aten: Any = torch.ops.aten, *, deterministic: bool | None = None) -> None:
         super().__init__(deterministic=deterministic)
@@ -86,10 +87,8 @@ class TorchCudnnKernel(FusedKernel):
         #: Whether the lse of this release is [b, h, s, 1] and not [b, h, s]: backward wants what forward gave.
         self._lse_has_width = False
 
-    def refusal(
-        self, *, device: torch.device, dtype: torch.dtype, head_dim: int, v_head_dim: int, softcap: float = 0.0
-    ) -> str | None:
-        refusal = super().refusal(device=device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim, softcap=softcap)
+    def refusal(self, inputs: Inputs) -> str | None:
+        refusal = super().refusal(inputs)
         if refusal is None and self.deterministic:
             return "its gradients do not repeat bit by bit, and deterministic ones are asked for"
         return refusal

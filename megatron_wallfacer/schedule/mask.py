@@ -71,12 +71,22 @@ class Mask:
     @property
     def is_plain(self) -> bool:
         """One document and no window: the causal triangle, or everything."""
-        return self.documents is None and self.left is None and self.right in (0, None)
+        return self.documents is None and not self.banded
+
+    @property
+    def banded(self) -> bool:
+        """A sliding window, whose edges run through tiles as diagonals other than that of the causal triangle."""
+        return self.left is not None or self.right not in (0, None)
 
     @property
     def cuts_documents(self) -> bool:
         """Each document is cut into 2P chunks, and not the sequence."""
         return self.cut == "document" and self.documents is not None
+
+    @property
+    def reorders(self) -> bool:
+        """A rank's rows, as they are given, are in another order than that of its two chunks."""
+        return self.documents is not None and self.cut == "document" and len(self.documents) > 2
 
     def check(self, cp_size: int, tokens: int) -> None:
         """Whether the documents are of the sequence and can be cut.

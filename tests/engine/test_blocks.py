@@ -48,8 +48,8 @@ def chunk_of_rows(block: Block, tensor: str, of: Sizes) -> list[float]:
 
 
 def test_sizes_of_a_call() -> None:
-    q, k, v = (torch.zeros(6, 2, heads, dim, dtype=torch.bfloat16) for heads, dim in ((4, 8), (2, 8), (2, 5)))
-    assert Sizes.of(q, k, v, 2) == Sizes(3, 2, 4, 2, 8, 5, 2, torch.bfloat16, torch.device("cpu"))
+    q = torch.zeros(6, 2, 4, 8, dtype=torch.bfloat16)
+    assert Sizes.of(q, 2, 8, 5, 2) == Sizes(3, 2, 4, 2, 8, 5, 2, torch.bfloat16, torch.device("cpu"))
 
 
 def test_shapes_by_tensor() -> None:
@@ -147,7 +147,7 @@ def test_own_rows_are_views_of_the_heads_of_a_part() -> None:
     plan = Plan(Grid(ring_outer=2))
     schedule = forward_schedule(plan, 1, groups=2)
     q, k, v = (torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, heads, 8).clone() for heads in (4, 2, 2))
-    local, of = {"q": q, "k": k, "v": v}, Sizes.of(q, k, v, 2)
+    local, of = {"q": q, "k": k, "v": v}, Sizes.of(q, 2, 8, 8, 2)
     block = loaded(schedule, "own.kv.1", of, local)
     assert block.chunks == (1, 2)
     assert block.packet is None

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine import autograd
+from megatron_wallfacer.engine import call
 from megatron_wallfacer.engine.blocks import Block, Sizes
 from megatron_wallfacer.engine.sums import Sum
 from megatron_wallfacer.schedule.grid import Grid
@@ -170,8 +170,8 @@ def done(sabotage: Sabotage | None) -> Iterator[None]:
         return lambda plan, rank, **options: (change or (lambda same: same))(make(plan, rank, **options))
 
     with (
-        patch.object(autograd, "_forward_schedule", changed(forward_schedule, sabotage.forward)),
-        patch.object(autograd, "_backward_schedule", changed(backward_schedule, sabotage.backward)),
+        patch.object(call, "_forward_schedule", changed(forward_schedule, sabotage.forward)),
+        patch.object(call, "_backward_schedule", changed(backward_schedule, sabotage.backward)),
     ):
         if sabotage.target is None:
             yield

@@ -116,7 +116,7 @@ def _spied(rank: int, case: Case) -> tuple[Held, Held]:
     forward = Spy((q, k, v), counted[0])
     out = attend(q, k, v, call_of(case, Transfers(groups), forward, forward.record))
     backward = Spy((q, k, v, dout, out, *out.grad_fn.saved_tensors), counted[1])
-    out.grad_fn.runtime = call_of(case, Transfers(groups), backward, backward.record).runtime
+    out.grad_fn.call = call_of(case, Transfers(groups), backward, backward.record)
     gc.freeze()
     out.backward(dout)
     gc.unfreeze()

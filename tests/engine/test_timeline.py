@@ -13,7 +13,7 @@ import torch
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.timeline import Event, Timeline, nothing
+from megatron_wallfacer.engine.timeline import Event, Timeline, nothing, together
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import Attend, Expect, Fold, Load, Message, Move, Start, Store
@@ -104,6 +104,13 @@ def test_a_move_that_starts_again_in_a_later_pass_has_its_own_times(clock: list[
     assert [(e.start, e.end) for e in made.events if e.row == "ring_outer inputs"] == [(100, 103), (110, 113)]
 
 
+def test_several_recorders_are_told_the_same(clock: list[float]) -> None:
+    lines = [Timeline(0), Timeline(1)]
+    record(together(lines), clock, TILES, 2)
+    assert lines[0].events == lines[1].events == [Event("compute", "own.q x own.kv", 100, 102)]
+    assert (together(lines[:1]), together([])) == (lines[0], nothing)
+
+
 def test_the_recorder_of_nothing_is_a_context() -> None:
     assert isinstance(nothing(TILES), nullcontext)
 
@@ -115,7 +122,7 @@ def test_rows_of_the_picture_are_named(line: Timeline) -> None:
     named = [event for event in line.trace() if event["ph"] == "M"]
     threads = {event["tid"]: event["args"]["name"] for event in named if event["name"] == "thread_name"}
     processes = {event["pid"]: event["args"]["name"] for event in named if event["name"] == "process_name"}
-    assert threads == dict(enumerate(("compute", "wait", "copy", "ring_outer inputs", "team results")))
+    assert threads == dict(enumerate(("pass", "compute", "wait", "copy", "ring_outer inputs", "team results")))
     assert processes == {3: "rank 3"}
 
 
@@ -160,6 +167,8 @@ def test_the_file_is_json_that_perfetto_reads(line: Timeline, tmp_path: Path) ->
     path = tmp_path / "new" / "rank3.json"
     line.write(path)
     assert json.loads(path.read_text()) == {"traceEvents": line.trace(), "displayTimeUnit": "ms"}
+    line.write(path, {"rank": 3})
+    assert json.loads(path.read_text())["otherData"] == {"rank": 3}
 
 
 # --- a real pass ---
@@ -170,7 +179,7 @@ def run_recorded(rank: int, case: Case) -> list[tuple[list[Event], list[dict], f
     transfers, lines = Transfers(connect(None, case.plan.grid)), [Timeline(rank), Timeline(rank)]
     q, k, v, dout = leaves(rank, case.problem)
     out = attend(q, k, v, call_of(case, transfers, recorder=lines[0]))
-    out.grad_fn.runtime = call_of(case, transfers, recorder=lines[1]).runtime
+    out.grad_fn.call = call_of(case, transfers, recorder=lines[1])
     out.backward(dout)
     transfers.groups.close()
     return [(line.events, line.trace(), line.exposed_share) for line in lines]
@@ -192,7 +201,10 @@ def test_a_pass_computes_waits_and_moves(
     for rank, passes in enumerate(pools(2).run(run_recorded, case)):
         for (events, trace, exposed), rows, schedule in zip(passes, channels, case.schedules(rank), strict=True):
             check_trace(trace)
-            assert {event.row for event in events} == {"compute", "wait", "copy"} | rows
+            assert {event.row for event in events} == {"pass", "compute", "wait", "copy"} | rows
+            (whole,) = [event for event in events if event.row == "pass"]
+            assert whole.name == ("backward" if schedule.backward else "forward")
+            assert all(whole.start <= event.start <= event.end <= whole.end for event in events)
             assert sum(event.row == "compute" for event in events) == len(schedule.attends)
             moves = [event for event in events if event.row in rows]
             assert len(moves) == len(schedule.moves) == sum(event.row == "wait" for event in events)

@@ -10,8 +10,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.autograd import Call, attend
+from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.blocks import Block, Sizes
+from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.transfers import Pending, Transfers

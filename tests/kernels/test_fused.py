@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from megatron_wallfacer.kernels import fused
 from megatron_wallfacer.kernels.fused import Limits
+from megatron_wallfacer.kernels.protocol import Inputs
 from megatron_wallfacer.kernels.torch_cuda import TorchCudnnKernel
 from tests.kernels.releases import ADAPTERS
 
-FITS = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_dim": 128, "v_head_dim": 128}
+FITS = Inputs(torch.device("cuda"), torch.bfloat16, 128, 128)
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +22,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ADAPTERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_on_hopper_is_served(name: str, dtype: torch.dtype) -> None:
-    assert ADAPTERS[name]().refusal(**{**FITS, "dtype": dtype}) is None
+    assert ADAPTERS[name]().refusal(replace(FITS, dtype=dtype)) is None
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,7 @@ def test_half_precision_on_hopper_is_served(name: str, dtype: torch.dtype) -> No
 )
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_what_no_kernel_serves(name: str, change: dict, reason: str) -> None:
-    assert ADAPTERS[name]().refusal(**{**FITS, **change}) == reason
+    assert ADAPTERS[name]().refusal(replace(FITS, **change)) == reason
 
 
 @pytest.mark.parametrize(("found", "limits", "reason"), [
@@ -46,21 +49,30 @@ def test_what_no_kernel_serves(name: str, change: dict, reason: str) -> None:
 ])  # fmt: skip
 def test_generations(monkeypatch: pytest.MonkeyPatch, found: object, limits: Limits, reason: str | None) -> None:
     monkeypatch.setattr(fused, "capability", lambda device: found)
-    assert limits.refusal(**FITS) == reason
+    assert limits.refusal(FITS) == reason
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_capped_logits_are_served_or_refused(name: str) -> None:
-    refusal = ADAPTERS[name]().refusal(**FITS, softcap=30.0)
+    refusal = ADAPTERS[name]().refusal(replace(FITS, softcap=30.0))
     assert refusal == (None if name.startswith("flash") else "it does not cap logits, softcap is 30.0")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_head_dims_that_differ_are_served_or_refused(name: str) -> None:
     kernel = ADAPTERS[name]()
-    refusal = kernel.refusal(**{**FITS, "head_dim": 192})
+    refusal = kernel.refusal(replace(FITS, head_dim=192))
     equal = "its head dims are equal, here they are 192 and 128"
     assert refusal == (None if kernel.name in ("te", "flash3", "flash4", "cudnn") else equal)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_bands_are_served_or_refused(name: str) -> None:
+    kernel = ADAPTERS[name]()
+    refusal = kernel.refusal(replace(FITS, banded=True))
+    cannot = "it does not mask every band of diagonals, and a sliding window makes such of its tiles"
+    old = kernel.name == "te" and not kernel._any_window
+    assert refusal == (cannot if old or kernel.name == "cudnn" else None)
 
 
 def test_deterministic_gradients_are_asked_for_in_two_ways(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,5 +87,5 @@ def test_deterministic_gradients_are_asked_for_in_two_ways(monkeypatch: pytest.M
 
 
 def test_cudnn_of_torch_is_refused_where_gradients_must_repeat() -> None:
-    refusal = TorchCudnnKernel(deterministic=True).refusal(**FITS)
+    refusal = TorchCudnnKernel(deterministic=True).refusal(FITS)
     assert refusal == "its gradients do not repeat bit by bit, and deterministic ones are asked for"

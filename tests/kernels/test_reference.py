@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 
+from megatron_wallfacer.kernels.protocol import Inputs
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from tests.kernels.problems import LocalProblem, worst
 
@@ -12,8 +13,8 @@ def test_head_dim_of_values_may_differ() -> None:
 
 
 def test_nothing_is_refused() -> None:
-    odd = {"device": torch.device("meta"), "dtype": torch.float16, "head_dim": 7, "v_head_dim": 3}
-    assert ReferenceKernel().refusal(**odd) is None
+    odd = Inputs(torch.device("meta"), torch.float16, head_dim=7, v_head_dim=3, softcap=2.0, banded=True)
+    assert ReferenceKernel().refusal(odd) is None
 
 
 def test_half_precision_inputs_are_summed_in_single_precision() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from megatron_wallfacer.kernels.protocol import Inputs
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from tests.kernels.problems import LocalProblem, worst
 
-FITS = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 64, "v_head_dim": 64}
+FITS = Inputs(torch.device("cpu"), torch.float32, 64, 64)
 
 
 def test_realistic_tile_in_half_precision() -> None:
@@ -18,11 +21,11 @@ def test_realistic_tile_in_half_precision() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_cpu_tensors_of_equal_head_dims_are_served(dtype: torch.dtype) -> None:
-    assert TorchCpuKernel().refusal(**{**FITS, "dtype": dtype}) is None
+    assert TorchCpuKernel().refusal(replace(FITS, dtype=dtype)) is None
 
 
 def test_tensors_elsewhere_are_refused() -> None:
-    refusal = TorchCpuKernel().refusal(**{**FITS, "device": torch.device("cuda", 1)})
+    refusal = TorchCpuKernel().refusal(replace(FITS, device=torch.device("cuda", 1)))
     assert refusal == "it runs on a CPU, the tensors are on cuda"
 
 
@@ -34,4 +37,4 @@ def test_the_narrower_head_dim_is_padded(v_head_dim: int, causal: bool) -> None:
 
 
 def test_capped_logits_are_refused() -> None:
-    assert TorchCpuKernel().refusal(**FITS, softcap=30.0) == "it does not cap logits, softcap is 30.0"
+    assert TorchCpuKernel().refusal(replace(FITS, softcap=30.0)) == "it does not cap logits, softcap is 30.0"

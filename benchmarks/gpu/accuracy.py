@@ -1,0 +1,182 @@
+"""Every kernel that can be had here against fp64, tile by tile, beside the same library's plain call.
+
+    python -m benchmarks.gpu.accuracy            bf16 and fp16, every kind of tile
+    python -m benchmarks.gpu.accuracy --smoke    small
+
+A tile's backward gets what it gets in a ring: the log-sum-exp of rows over *more* keys than the tile's, and a stand-in
+for the output. Plain is the kernel's own forward and backward of a whole causal square, as a model without context
+parallelism calls it. A tile may be wrong by at most twice of that, relative to the largest entry of what is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.report import add_options, device_of, markdown, save
+from megatron_wallfacer.engine.merge import surrogate_output
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.kernels import KERNELS, select_kernel
+from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.kernels.reference import ReferenceKernel
+from megatron_wallfacer.schedule.mask import Band
+
+ALLOWED = 2.0
+HEADS = ((8, 8), (8, 2), (8, 1))
+NAMES = ("out", "lse", "dq", "dk", "dv")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of tile: rows and columns in chunks, and what is live."""
+
+    name: str
+    rows: int
+    cols: int
+    causal: bool = False
+    band: tuple[float | None, float | None] | None = None
+
+    def options(self, chunk: int) -> dict[str, object]:
+        """Of a kernel call; a band's diagonals are in chunks."""
+        if self.band is None:
+            return {"causal": self.causal}
+        lower, upper = (None if side is None else int(side * chunk) for side in self.band)
+        return {"causal": False, "band": Band(lower, upper)}
+
+
+PLAIN = Kind("plain causal", 2, 2, causal=True)
+KINDS = (
+    PLAIN,
+    Kind("causal", 1, 1, causal=True),
+    Kind("full", 1, 1),
+    Kind("wide", 1, 4),
+    Kind("tall", 4, 1),
+    Kind("band", 2, 2, band=(-0.5, 0)),
+    Kind("wide band", 1, 2, band=(0, 1)),
+    Kind("tall band", 2, 1, band=(-1.5, 0)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Relative errors of one kernel on one kind of tile, by tensor, and those allowed."""
+
+    kernel: str
+    dtype: str
+    heads: str
+    kind: str
+    errors: dict[str, float]
+    allowed: dict[str, float]
+    refusal: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.refusal:
+            return f"refused: {self.refusal}"
+        # Written so that a nan is wrong.
+        return "ok" if all(self.errors[name] <= self.allowed[name] for name in NAMES) else "wrong"
+
+
+def errors(
+    kernel: Kernel, kind: Kind, heads: tuple[int, int], chunk: int, options: argparse.Namespace
+) -> dict[str, float]:
+    """Of one tile, relative to the largest entry.
+
+    Raises:
+        OptionError: the kernel does not serve it.
+    """
+    device, dtype, scale = device_of(options), getattr(torch, options.dtype), options.head_dim**-0.5
+    generator = torch.Generator().manual_seed(0)
+    rows, cols = kind.rows * chunk, kind.cols * chunk
+    shapes = [
+        (n, 1, h, options.head_dim) for n, h in zip((rows, cols, cols, rows), (*heads, heads[1], heads[0]), strict=True)
+    ]
+    q, k, v, dout = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+    wanted = _passes(ReferenceKernel(), kind, chunk, scale, *(x.double() for x in (q, k, v, dout)))
+    found = _passes(kernel, kind, chunk, scale, q, k, v, dout)
+    pairs = zip(NAMES, found, wanted, strict=True)
+    return {name: ((got.double() - want).abs().max() / want.abs().max()).item() for name, got, want in pairs}
+
+
+def _passes(
+    kernel: Kernel, kind: Kind, chunk: int, scale: float, q: Tensor, k: Tensor, v: Tensor, dout: Tensor
+) -> tuple[Tensor, ...]:
+    """out, lse, dq, dk, dv."""
+    options = kind.options(chunk)
+    out, lse = kernel.forward(q, k, v, scale=scale, **options)
+    rows_lse, stand_in = lse, out
+    if kind is not PLAIN:
+        # As if each row had seen as much again elsewhere.
+        rows_lse = lse + 0.7
+        delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
+        stand_in = surrogate_output(dout, delta)
+    return out, lse, *kernel.backward(dout, q, k, v, stand_in, rows_lse, scale=scale, **options)
+
+
+def rows(options: argparse.Namespace) -> list[Row]:
+    """Of every kernel that is installed and serves this device and dtype."""
+    found = []
+    for name in options.kernels:
+        for heads in HEADS:
+            found += _rows_of(name, heads, options)
+    return found
+
+
+def _rows_of(name: str, heads: tuple[int, int], options: argparse.Namespace) -> list[Row]:
+    about = {"dtype": options.dtype, "heads": f"{heads[0]},{heads[1]}"}
+    dtype = getattr(torch, options.dtype)
+    try:
+        kernel = select_kernel(name, device=device_of(options), dtype=dtype, head_dim=options.head_dim)
+    except OptionError as error:
+        return [Row(name, kind="all", errors={}, allowed={}, refusal=str(error), **about)]
+    found: list[Row] = []
+    for kind in KINDS:
+        try:
+            wrong = errors(kernel, kind, heads, options.chunk, options)
+        except OptionError as error:
+            found.append(Row(name, kind=kind.name, errors={}, allowed={}, refusal=str(error), **about))
+            continue
+        plain = found[0].errors if found else wrong
+        found.append(Row(name, kind=kind.name, errors=wrong, allowed={n: ALLOWED * plain[n] for n in NAMES}, **about))
+    return found
+
+
+def table(found: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = [
+        (
+            row.kernel,
+            row.dtype,
+            row.heads,
+            row.kind,
+            *(f"{row.errors[n]:.1e}" if row.errors else "-" for n in NAMES),
+            row.verdict,
+        )
+        for row in found
+    ]
+    return markdown(("kernel", "dtype", "heads", "tile", *NAMES, "verdict"), lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, save; 1 if a tile is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add_options(parser)
+    parser.add_argument(
+        "--kernels", nargs="+", choices=KERNELS, default=[name for name in KERNELS if name not in ("auto", "flash")]
+    )
+    parser.add_argument("--chunk", type=int, default=1024, help="tokens of a chunk")
+    options = parser.parse_args(argv)
+    if options.smoke:
+        options.chunk, options.head_dim = 64, 32
+    found = rows(options)
+    save(options.out, f"accuracy-{options.dtype}", table(found))
+    return int(any(row.verdict == "wrong" for row in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

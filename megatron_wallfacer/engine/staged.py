@@ -1,0 +1,54 @@
+"""Moves through host memory: several ranks on one GPU, for a developer's machine or a card of CI.
+
+NCCL wants a GPU for each rank, and gloo sends nothing from a GPU. So every message is copied to the host, sent by gloo,
+and copied back. The host waits for each copy: this is for seeing that something works, never for speed, and nobody gets
+it without asking.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.errors import OptionError
+
+#: ``direct``: from and to the tensors' own device, by the group's backend. ``staged``: through host memory, by gloo.
+TRANSFERS = ("direct", "staged")
+
+
+class StagedTransfers(Transfers):
+    """Transfers through host memory; the groups' backend is gloo."""
+
+    def _landing(self, packet: Tensor) -> Tensor:
+        return torch.empty_like(packet, device="cpu")
+
+    def _departing(self, packet: Tensor) -> Tensor:
+        return packet.to("cpu", copy=True)
+
+
+def check_transfers(kind: str, device: torch.device, backend: str | None) -> None:
+    """Whether tensors on such a device can be moved so, before any group is made.
+
+    Args:
+        kind: one of :data:`TRANSFERS`.
+        device: of the tensors.
+        backend: of the groups; None where there is one process only.
+
+    Raises:
+        OptionError: they cannot.
+    """
+    if kind not in TRANSFERS:
+        raise OptionError("transfers", kind, f"one of {', '.join(TRANSFERS)}")
+    if kind == "staged" and backend not in (None, "gloo"):
+        raise OptionError("transfers", kind, f"direct where the backend is {backend}: staged is for gloo")
+    if kind == "direct" and device.type == "cuda" and backend == "gloo":
+        raise OptionError(
+            "transfers", kind, "staged where the backend is gloo and tensors lie on a GPU; NCCL moves them direct"
+        )
+
+
+def make_transfers(kind: str, groups: AxisGroups) -> Transfers:
+    """Transfers of a kind that :func:`check_transfers` has let pass."""
+    return StagedTransfers(groups) if kind == "staged" else Transfers(groups)

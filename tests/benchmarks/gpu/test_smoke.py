@@ -1,0 +1,140 @@
+"""What is measured on a GPU runs on a CPU, small; and its verdicts are verdicts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import accuracy, efficiency, exact, gaps, memory
+from tests.support.pool import Pool
+
+ROOT = Path(__file__).resolve().parents[3]
+SMOKE = ["--smoke", "--device", "cpu", "--dtype", "float32"]
+
+
+def test_tiles_of_a_rank_are_timed(tmp_path: Path) -> None:
+    assert efficiency.main([*SMOKE, "--out", str(tmp_path)]) == 0
+    lines = (tmp_path / "efficiency.md").read_text().splitlines()[2:]
+    assert [line.split(" | ")[3] for line in lines] == list(efficiency.SCHEMES) * 2
+    assert all(float(line.split(" | ")[6]) > 0 for line in lines)
+
+
+def test_a_rank_does_its_share_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of tokens that kernels are given: N^2 / (2 P), whichever scheme."""
+    pairs = []
+
+    class Counting(efficiency.NoKernel):
+        def forward(self, q, k, v, *, causal, **options):
+            pairs.append(q.shape[0] * k.shape[0] / (2 if causal else 1) * q.shape[2])
+            return super().forward(q, k, v, **options)
+
+    for scheme in efficiency.SCHEMES:
+        pairs.clear()
+        plan = efficiency.make_plan(scheme, 8, q_heads=4, kv_heads=2)
+        one = efficiency.OneRank(plan, 2048, (4, 2), 32, Counting(), torch.device("cpu"), torch.float32)
+        one.forward(*one.inputs()[:3])
+        assert sum(pairs) == pytest.approx(4 * 2048**2 / 16, rel=0.01)
+
+
+def test_verdicts_of_efficiency() -> None:
+    row = efficiency.Row(8, 1 << 17, "8,8", "team-ring", "", 16384, 1.0, 1.0, 0.94, 0.96, 0.0, 0.0)
+    assert row.verdict == "ok"
+    assert replace(row, dense_backward=0.94).verdict == "below"
+    assert replace(row, rank_tokens=2048, dense_forward=0.81, dense_backward=0.81).verdict == "ok"
+    assert replace(row, rank_tokens=2048, dense_forward=0.79).verdict == "below"
+    assert replace(row, rank_tokens=1024, dense_forward=0.1).verdict == ""
+    assert replace(row, scheme="ring", dense_forward=0.1).verdict == ""
+
+
+def test_memory_is_counted_where_it_cannot_be_measured(tmp_path: Path) -> None:
+    assert memory.main([*SMOKE, "--out", str(tmp_path)]) == 0
+    lines = (tmp_path / "memory.md").read_text().splitlines()[2:]
+    assert len(lines) == 2 * len(efficiency.SCHEMES)
+    assert all(line.endswith("| not measured |") for line in lines)
+
+
+def test_verdicts_of_memory() -> None:
+    row = memory.Row("8,8", "ring", "", (100.0, 100.0), (109, 109), 0)
+    assert row.verdict == "ok"
+    assert replace(row, measured=(109, 111)).verdict == "over"
+    assert replace(row, growth=1).verdict == "over"
+
+
+def test_kernels_of_a_cpu_are_right(tmp_path: Path) -> None:
+    assert accuracy.main([*SMOKE, "--kernels", "torch", "reference", "cudnn", "--out", str(tmp_path)]) == 0
+    lines = (tmp_path / "accuracy-float32.md").read_text().splitlines()[2:]
+    verdicts = [line.strip("| ").split(" | ") for line in lines]
+    assert all(line[-1].startswith("refused: ") for line in verdicts if line[0] == "cudnn")
+    assert sum(line[-1] == "ok" for line in verdicts) == 2 * len(accuracy.HEADS) * len(accuracy.KINDS)
+
+
+def test_a_wrong_tile_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kinds = (*accuracy.KINDS[:1], replace(accuracy.KINDS[1], name="causal that is not", rows=2, cols=2))
+    monkeypatch.setattr(accuracy, "KINDS", kinds)
+    passes = accuracy._passes
+
+    def wrong_kind(kernel, kind, *rest):
+        shifted = kind is kinds[1] and kernel.name == "torch"
+        return passes(kernel, replace(kind, causal=False) if shifted else kind, *rest)
+
+    monkeypatch.setattr(accuracy, "_passes", wrong_kind)
+    assert accuracy.main([*SMOKE, "--kernels", "torch", "--out", str(tmp_path)]) == 1
+    assert "| wrong |" in (tmp_path / "accuracy-float32.md").read_text()
+
+
+def test_a_profile_has_steps_tiles_and_gaps(tmp_path: Path) -> None:
+    assert gaps.main([*SMOKE, "--out", str(tmp_path)]) == 0
+    trace = (tmp_path / "profile.json").read_text()
+    assert "wallfacer: forward pass" in trace
+    assert "wallfacer: backward pass" in trace
+    assert "wallfacer: step 2: " in trace
+    assert "full 0:1 x 0:1" in trace or "full 0:2 x 0:1" in trace
+    assert (tmp_path / "profile.svg").stat().st_size > 1000
+
+
+def test_gaps_are_where_nothing_runs() -> None:
+    found = [gaps.Busy("a", 0, 10), gaps.Busy("b", 2, 4), gaps.Busy("c", 12, 13), gaps.Busy("d", 20, 21)]
+    assert gaps.gaps(found) == [(7, "c", "d"), (2, "a", "c")]
+
+
+def run_exact(rank: int, folder: str) -> int:
+    """On a worker."""
+    options = exact.argparse.Namespace(
+        tokens=256, head_dim=32, dtype="float32", device="cpu", kernel="auto", repeats=1, smoke=True, out=None
+    )
+    rows = exact.measure(options)
+    exact.forget_groups()
+    return [row[-1] for row in rows]
+
+
+def test_ranks_on_one_card_are_exact(pools) -> None:
+    pool: Pool = pools(4)
+    for verdicts in pool.run(run_exact, ""):
+        assert verdicts.count("ok") >= 10
+        assert "wrong" not in verdicts
+
+
+def test_the_script_runs_through(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    command = ["bash", str(ROOT / "scripts" / "gpu_acceptance.sh"), "--smoke"]
+    environment = os.environ | {"PAGE": str(page), "WALLFACER_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    text = page.read_text()
+    assert done.returncode == 0, done.stderr + text
+    assert text.count("\n## ") == 7
+
+
+def test_the_script_wants_a_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    environment = os.environ | {"PAGE": str(tmp_path / "page.md"), "WALLFACER_PYTHON": sys.executable}
+    command = ["bash", str(ROOT / "scripts" / "gpu_acceptance.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "PyTorch finds no GPU here" in done.stderr
