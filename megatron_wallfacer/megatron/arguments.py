@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
+from megatron_wallfacer.engine.staged import TRANSFERS
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.select import KERNELS
+from megatron_wallfacer.megatron.chosen import Chosen, chosen_layers
 from megatron_wallfacer.megatron.planned import planned
 from megatron_wallfacer.planning.search import Choice
 from megatron_wallfacer.schedule.plan import Plan
@@ -32,6 +34,9 @@ class Settings:
         timeline: folder for a time line of one step; None for none.
         keep_attention_output: do not run attention again where Megatron recomputes it.
         window_plan: of layers with a sliding window; None for that of the others.
+        log_metrics: write attention's times and bytes where Megatron writes its own.
+        transfers: ``direct``, or ``staged`` through host memory.
+        layers: those that are the plugin's; None for all.
     """
 
     plan: Plan
@@ -40,6 +45,9 @@ class Settings:
     timeline: Path | None = None
     keep_attention_output: bool = False
     window_plan: Plan | None = None
+    log_metrics: bool = False
+    transfers: str = "direct"
+    layers: Chosen | None = None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -58,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(f"{PREFIX}cp-size", metavar="P", help="turn it on with P ranks; sets --context-parallel-size")
     add(f"{PREFIX}scheme", default="auto", help=f"one of {', '.join(SCHEMES)} (default: auto)")
     add(f"{PREFIX}window-scheme", metavar="NAME", help="scheme of layers with a sliding window, its axes not by hand")
+    add(f"{PREFIX}layers", metavar="LAYERS", help="full, window, or 1,3-8; others keep Megatron's (default: all)")
     add(f"{PREFIX}head-size", metavar="U", help="ranks that divide heads (default: from the scheme)")
     add(f"{PREFIX}team-size", metavar="C", help="ranks that share queries (default: fewest words)")
     add(f"{PREFIX}kv-team-size", metavar="G", help="ranks that share keys and values (default: from the scheme)")
@@ -71,7 +80,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(f"{PREFIX}kernel", default="auto", help=f"local attention kernel: {', '.join(KERNELS)} (default: auto)")
     add(f"{PREFIX}keep-gathered-q", action="store_true", help="keep the team's queries instead of gathering them twice")
     add(f"{PREFIX}keep-attention-output", action="store_true", help="recompute layers, but not their attention")
+    add(
+        f"{PREFIX}transfers",
+        choices=TRANSFERS,
+        default="direct",
+        help="staged: through host memory over gloo, so that several ranks may share a GPU (default: direct)",
+    )
     add(f"{PREFIX}timeline", metavar="DIR", help="write there, for each rank, what attention did in the second step")
+    add(
+        f"{PREFIX}log-metrics",
+        action="store_true",
+        help="log attention's times and bytes to TensorBoard or W&B (default: off, it times each pass and each wait)",
+    )
     add(
         f"{PREFIX}cluster",
         metavar="FILE",
@@ -125,15 +145,34 @@ def settings_from(args: argparse.Namespace) -> Settings:
     else:
         choice = _planned(args)
         plan, keep_gathered_q = choice.plan, choice.q_kept
-    timeline = None if args.wallfacer_timeline is None else Path(args.wallfacer_timeline)
     return Settings(
         plan,
         args.wallfacer_kernel,
         keep_gathered_q,
-        timeline,
+        _timeline(args),
         args.wallfacer_keep_attention_output,
         _window_plan(args),
+        _log_metrics(args),
+        args.wallfacer_transfers,
+        chosen_layers(args),
     )
+
+
+def _timeline(args: argparse.Namespace) -> Path | None:
+    """Where a time line is to be written, if one is."""
+    if args.wallfacer_timeline is None:
+        return None
+    if getattr(args, "train_iters", None) == 1:
+        raise WallfacerError(f"{flag('timeline')} {args.wallfacer_timeline}: needs --train-iters 2 or more, not 1")
+    return Path(args.wallfacer_timeline)
+
+
+def _log_metrics(args: argparse.Namespace) -> bool:
+    """Whether metrics are asked for; Megatron must write its own somewhere then."""
+    writers = ("tensorboard_dir", "wandb_project")
+    if args.wallfacer_log_metrics and not any(getattr(args, name, None) for name in writers):
+        raise WallfacerError(f"{flag('log_metrics')}: needs --tensorboard-dir DIR or --wandb-project NAME beside it")
+    return args.wallfacer_log_metrics
 
 
 def _planned(args: argparse.Namespace) -> Choice:

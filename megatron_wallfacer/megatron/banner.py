@@ -32,6 +32,8 @@ _RIDES = {
 }
 
 
+#: Said only where it is not what anyone expects.
+_TRANSFERS = {"staged": {"transfers": "STAGED through host memory over gloo: to see that it works, not for speed"}}
 DIRECT = "nothing hops, what is used is sent to its user; "
 
 
@@ -50,6 +52,7 @@ def banner(session: Session) -> str:
         **_plan_rows(settings.plan, shape),
         "hosts": describe(settings.plan.grid, session.hosts),
         "kernel": f"{kernel.name} on {session.device.type}",
+        **_TRANSFERS.get(settings.transfers, {}),
         "dtype": f"{_name(dtype)}; partial results and gradients travel as {_name(accumulation_dtype(dtype))}",
         **_cost_rows(settings.plan, shape, kept),
     }

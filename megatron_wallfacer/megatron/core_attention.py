@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from megatron_wallfacer.engine.autograd import Call, attend
+from megatron_wallfacer.engine.autograd import attend
+from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.engine.run import Runtime
+from megatron_wallfacer.engine.timeline import nothing
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.arguments import as_flag_error
+from megatron_wallfacer.megatron.chosen import left_to_megatron
 from megatron_wallfacer.megatron.extra_state import say_extra_state_is_ignored
 from megatron_wallfacer.megatron.keep import Keeper
 from megatron_wallfacer.megatron.masks import is_window_layer, layer_mask
@@ -49,6 +53,15 @@ class WallfacerCoreAttention(nn.Module):
     """
 
     session: ClassVar[Session]
+    theirs: ClassVar[Callable[..., nn.Module] | None] = None
+
+    def __new__(cls, config: Any, layer_number: int, *args: Any, **kwargs: Any) -> Any:
+        """This module, or Megatron's own for a layer that ``--wallfacer-layers`` leaves out."""
+        chosen = cls.session.settings.layers
+        if chosen is None or chosen.has(config, layer_number):
+            return super().__new__(cls)
+        assert cls.theirs is not None
+        return left_to_megatron(cls.theirs(config, layer_number, *args, **kwargs))
 
     def __init__(
         self,
@@ -90,6 +103,8 @@ class WallfacerCoreAttention(nn.Module):
         runtime = Runtime(transfers, kernel, scale, self.session.recorder())
         mask = layer_mask(config, layer_number, self._causal)
         self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.keep_gathered_q)
+        # Evaluation is no part of a training step: nobody looks on.
+        self._unseen = replace(self._call, runtime=replace(runtime, recorder=nothing))
         self._keeper = Keeper(where) if settings.keep_attention_output else None
 
     def forward(
@@ -124,10 +139,11 @@ class WallfacerCoreAttention(nn.Module):
             raise WallfacerError(f"{where}: an attention bias is not supported with --wallfacer-cp-size")
         if attn_mask_type is not None and _is_causal(attn_mask_type, where) != self._causal:
             raise WallfacerError(f"{where}: mask type {attn_mask_type.name} differs from that of the layer")
+        call = self._call if self.training else self._unseen
         if packed_seq_params is None:
-            return self._attend(query, key, value, self._call).flatten(2)
+            return self._attend(query, key, value, call).flatten(2)
         batch = self.session.documents().read(packed_seq_params, query.shape[0], where)
-        call = replace(self._call, mask=self._packed_mask(batch, where))
+        call = replace(call, mask=self._packed_mask(batch, where))
         return self._attend(*(x.unsqueeze(1) for x in (query, key, value)), call).flatten(1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
@@ -165,9 +181,16 @@ class WallfacerCoreAttention(nn.Module):
         return f"{self._call.plan.scheme}, {self._call.plan.grid}, kernel={self._call.runtime.kernel.name}"
 
 
-def core_attention_class(session: Session) -> type[WallfacerCoreAttention]:
-    """The class to hand to Megatron for this session."""
-    return type("WallfacerCoreAttention", (WallfacerCoreAttention,), {"session": session})
+def core_attention_class(
+    session: Session, theirs: Callable[..., nn.Module] | None = None
+) -> type[WallfacerCoreAttention]:
+    """The class to hand to Megatron for this session.
+
+    Args:
+        session: this one.
+        theirs: Megatron's own, for layers that are left to it.
+    """
+    return type("WallfacerCoreAttention", (WallfacerCoreAttention,), {"session": session, "theirs": theirs})
 
 
 def _check_config(config: Any, where: str) -> None:

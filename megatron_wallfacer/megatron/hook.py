@@ -38,6 +38,21 @@ class Hook:
         """Whether it is written for this version."""
         return self.since <= version[:2] < self.until
 
+    def find(self, version: Version) -> tuple[Any, str]:
+        """The module or class that holds the target, and its name in there, once it is seen to be what is expected.
+
+        Raises:
+            WallfacerError: it is not written for this version, or the target is missing or has changed.
+        """
+        if not self.fits(version) and not untested_allowed():
+            raise self._unfit(version, f"is known from {_text(self.since)} to before {_text(self.until)} only")
+        owner, attribute = self._owner(version)
+        parameters = inspect.signature(getattr(owner, attribute)).parameters
+        missing = [name for name in self.parameters if name not in parameters]
+        if missing:
+            raise self._unfit(version, f"has no parameter {', '.join(missing)}")
+        return owner, attribute
+
     def apply(self, version: Version) -> None:
         """Install it; nothing happens where it is installed already.
 
@@ -46,13 +61,8 @@ class Hook:
         """
         if self._replacement is not None:
             return
-        if not self.fits(version) and not untested_allowed():
-            raise self._unfit(version, f"is known from {_text(self.since)} to before {_text(self.until)} only")
-        owner, attribute = self._owner(version)
+        owner, attribute = self.find(version)
         original = getattr(owner, attribute)
-        missing = [name for name in self.parameters if name not in inspect.signature(original).parameters]
-        if missing:
-            raise self._unfit(version, f"has no parameter {', '.join(missing)}")
         # Looks like the original to whoever inspects it, ourselves included.
         self._original, self._replacement = original, functools.update_wrapper(self.wrap(original), original)
         setattr(owner, attribute, self._replacement)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from megatron_wallfacer.engine.autograd import Call, Finished, attend, finish
+from megatron_wallfacer.engine.autograd import Finished, attend, finish
+from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.errors import WallfacerError
 
 FLAG = "--wallfacer-keep-attention-output"

@@ -79,7 +79,7 @@ def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
     if torch.cuda.is_available() and not cpu_runtime.is_installed():
         _say(f"CUDA, {torch.cuda.device_count()} devices here")
         return "cuda", arguments
-    _refuse_a_gpu_that_torch_does_not_see()
+    refuse_a_gpu_that_torch_does_not_see()
     adapted, added = cpu_runtime.adapt_argv(arguments)
     ranks = os.environ.get("WORLD_SIZE", "1")
     _say(f"no CUDA here: {ranks} ranks on the CPU over gloo; added {' '.join(added) or 'nothing'}")
@@ -87,7 +87,7 @@ def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
     return "cpu", adapted
 
 
-def _refuse_a_gpu_that_torch_does_not_see() -> None:
+def refuse_a_gpu_that_torch_does_not_see() -> None:
     """A broken node must not join a job of GPUs as CPU ranks.
 
     Raises:

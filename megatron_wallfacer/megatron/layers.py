@@ -9,16 +9,18 @@ import torch.distributed as dist
 from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.chosen import FLAG, is_left
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
 
 
 @dataclass(frozen=True)
 class LayerCount:
-    """Attention layers on one rank: ``ours`` of ``total``, and what the others are."""
+    """Attention layers on one rank: ``ours`` of ``total``, what the others are, and what is left to Megatron."""
 
     ours: int
     total: int
     others: tuple[str, ...]
+    left: tuple[str, ...] = ()
 
 
 def count_layers(model: Iterable[nn.Module]) -> LayerCount:
@@ -27,15 +29,18 @@ def count_layers(model: Iterable[nn.Module]) -> LayerCount:
     An attention layer is a module with a ``core_attention``, or what a transformer layer has as
     ``self_attention`` or ``cross_attention`` without one.
     """
-    kinds: dict[int, str] = {}
+    found: dict[int, nn.Module] = {}
     for chunk in model:
         for module in chunk.modules():
             for name in ("core_attention", "self_attention", "cross_attention"):
                 layer = getattr(module, name, None)
                 if isinstance(layer, nn.Module) and not _is_nothing(layer) and not hasattr(layer, "core_attention"):
-                    kinds[id(layer)] = "" if isinstance(layer, WallfacerCoreAttention) else type(layer).__name__
-    others = tuple(sorted(kind for kind in kinds.values() if kind))
-    return LayerCount(len(kinds) - len(others), len(kinds), others)
+                    found[id(layer)] = layer
+    foreign = [layer for layer in found.values() if not isinstance(layer, WallfacerCoreAttention)]
+    left, others = (
+        tuple(sorted(type(layer).__name__ for layer in foreign if is_left(layer) == wanted)) for wanted in (True, False)
+    )
+    return LayerCount(len(found) - len(foreign), len(found), others, left)
 
 
 def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
@@ -52,8 +57,10 @@ def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
     others = sorted({kind for count in counts for kind in count.others})
     # Counted per copy only for the message: a single foreign layer on a single rank is enough to stop.
     ours, total = (sum(getattr(count, name) for count in counts) // pipelines for name in ("ours", "total"))
-    if total > 0 and not others:
-        return f"wallfacer: {ours} of {total} attention layers"
+    if ours > 0 and not others:
+        left = sorted({kind for count in counts for kind in count.left})
+        rest = f"; the others are Megatron's {', '.join(left)}, as {FLAG} says" if left else ""
+        return f"wallfacer: {ours} of {total} attention layers{rest}"
     raise WallfacerError(
         f"--wallfacer-cp-size reaches {ours} of {total} attention layers, not {', '.join(others) or 'a single one'}: "
         "every attention layer must be built from Megatron's GPT layer specs"

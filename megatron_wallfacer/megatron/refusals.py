@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.chosen import refuse_left_layers
 from megatron_wallfacer.megatron.keep import refuse_keeping
 from megatron_wallfacer.megatron.masks import window_refusal
 from megatron_wallfacer.megatron.packed import cuts_sequence
@@ -78,8 +79,10 @@ def _world(args: Args, argv: Sequence[str]) -> str | None:
 
 def _other_context_parallelism(args: Args, argv: Sequence[str]) -> str | None:
     flags = ("--cp-comm-type", "--hierarchical-context-parallel-sizes", "--hybrid-context-parallel")
+    # Layers that are left to Megatron may be told how to split.
+    left = ("--cp-comm-type",) if getattr(args, "wallfacer_layers", None) is not None else ()
     for name in flags:
-        if given(argv, name):
+        if given(argv, name) and name not in left:
             value = getattr(args, name.removeprefix("--").replace("-", "_"), None)
             return f"{_shown(name, value)}: must be left out, --wallfacer-cp-size decides how attention is split"
     return None
@@ -203,5 +206,6 @@ RULES: tuple[Rule, ...] = (
     _position_bias,
     _attention_variant,
     refuse_keeping,
+    refuse_left_layers,
     *_bypassing_layers(),
 )

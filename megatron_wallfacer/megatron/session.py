@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -10,11 +11,15 @@ import torch
 import torch.distributed as dist
 
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.origin import Origin
+from megatron_wallfacer.engine.ranges import Ranges
+from megatron_wallfacer.engine.staged import check_transfers, make_transfers
+from megatron_wallfacer.engine.timeline import Recorder, together
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
+from megatron_wallfacer.megatron.metrics import StepSums, step_sums
 from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
 from megatron_wallfacer.megatron.timeline import StepRecorder
 from megatron_wallfacer.megatron.version import Version
@@ -32,6 +37,7 @@ class Session:
         args: Megatron's arguments, from the arguments hook.
         settings: what our flags ask for; None while the plugin is off.
         hosts: by rank of the context-parallel group, its machine.
+        sums: what is logged of each step; None where nothing is.
     """
 
     version: Version
@@ -40,8 +46,10 @@ class Session:
     args: argparse.Namespace | None = None
     settings: Settings | None = None
     hosts: tuple[str, ...] = ()
+    sums: StepSums | None = None
     _connected: dict[tuple[tuple[int, ...], Grid], Transfers] = field(default_factory=dict)
     _recorder: Recorder | None = None
+    _run: str = ""
     _documents: Documents | None = None
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
@@ -58,7 +66,12 @@ class Session:
         assert self.settings is not None
         try:
             return select_kernel(
-                self.settings.kernel, device=self.device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim
+                self.settings.kernel,
+                device=self.device,
+                dtype=dtype,
+                head_dim=head_dim,
+                v_head_dim=v_head_dim,
+                banded=getattr(self.args, "window_size", None) is not None,
             )
         except OptionError as error:
             raise as_flag_error(error) from error
@@ -74,11 +87,17 @@ class Session:
         wanted, ranks = self.settings.plan.grid.cp_size, tuple(dist.get_process_group_ranks(group))
         if len(ranks) != wanted:
             raise WallfacerError(f"--wallfacer-cp-size {wanted}: Megatron made context-parallel groups of {len(ranks)}")
+        try:
+            check_transfers(self.settings.transfers, self.device, dist.get_backend(group))
+        except OptionError as error:
+            raise as_flag_error(error) from error
         timeout = timedelta(minutes=self.args.distributed_timeout_minutes)
         # Once a grid, also where several plans have it, and in the same order everywhere.
         for grid in dict.fromkeys(plan.grid for plan in self.settings.plans):
             groups = connect(group, grid, timeout=timeout)
-            self._connected[ranks, grid], self.hosts = Transfers(groups), groups.hosts
+            self._connected[ranks, grid], self.hosts = make_transfers(self.settings.transfers, groups), groups.hosts
+        if self.settings.timeline is not None:
+            self._run = _name_of_run()
 
     def transfers(self, group: dist.ProcessGroup, grid: Grid) -> Transfers:
         """The transfers of a context-parallel group along the axes of a plan's grid.
@@ -104,15 +123,33 @@ class Session:
         return self._documents
 
     def recorder(self) -> Recorder:
-        """Who looks on while attention runs: nobody, unless a time line was asked for."""
-        assert self.settings is not None
-        if self.settings.timeline is None:
-            return nothing
-        self._recorder = self._recorder or StepRecorder(self.settings.timeline, dist.get_rank())
+        """Who looks on while attention runs: nobody, unless a time line, metrics or a profile were asked for."""
+        if self._recorder is None:
+            self._recorder = together(self._recorders())
         return self._recorder
+
+    def _recorders(self) -> list[Recorder]:
+        assert self.settings is not None
+        found: list[Recorder] = []
+        if self.settings.timeline is not None:
+            origin = Origin.here(dist.get_rank(), dist.get_world_size(), self._run, self.device.type)
+            found.append(StepRecorder(self.settings.timeline, origin))
+        if self.settings.log_metrics:
+            self.sums = step_sums(self.device)
+            found += [] if self.sums is None else [self.sums]
+        if getattr(self.args, "profile", False):
+            found.append(Ranges())
+        return found
 
     def disconnect(self) -> None:
         """Destroy the axis groups."""
         for transfers in self._connected.values():
             transfers.groups.close()
         self._connected.clear()
+
+
+def _name_of_run() -> str:
+    """A text that all ranks of this run agree on and no other run has; collective over the world."""
+    name: list[str] = [uuid.uuid4().hex]
+    dist.broadcast_object_list(name, src=0)
+    return name[0]

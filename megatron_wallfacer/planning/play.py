@@ -31,8 +31,8 @@ class Span:
 
     Attributes:
         rank: which.
-        what: ``kernel``, ``copy`` (merging and packing), ``wait`` or ``move``.
-        name: of the operation, or of a move its axis and tensors.
+        what: ``pass``, ``kernel``, ``copy`` (merging and packing), ``wait`` or ``move``.
+        name: of the operation; of a move its axis and tensors; of a pass ``forward`` or ``backward``.
         start_s, end_s: when.
     """
 
@@ -112,6 +112,7 @@ class _Rank:
     number: int
     program: list[tuple[int, Schedule, Op | None, Cost]]
     at: int = 0
+    pass_since: float = 0.0
     busy: bool = False
     paid: bool = False
     waits_since: float | None = None
@@ -254,6 +255,8 @@ class _Play:
             case None:
                 rank.coming.clear()
                 rank.open_moves.clear()
+                self._note(rank, "pass", "backward" if schedule.backward else "forward", rank.pass_since)
+                rank.pass_since = self._now
                 self._passes[number] = max(self._passes.get(number, 0.0), self._now)
             case Expect(move=move):
                 if self._cluster.transport == "gloo":

@@ -9,8 +9,8 @@ from typing import Any
 from megatron_wallfacer.engine import timeline
 from megatron_wallfacer.planning.play import Span
 
-#: Rows of a rank; moves overlap each other and follow, one row for each axis.
-ROWS = ("kernel", "copy", "wait")
+#: Rows of a rank by what it did; moves overlap each other and follow, one row for each axis.
+ROWS = {"pass": "pass", "kernel": "compute", "wait": "wait", "copy": "copy"}
 
 
 def trace_events(spans: Iterable[Span]) -> list[dict[str, Any]]:
@@ -22,14 +22,18 @@ def trace_events(spans: Iterable[Span]) -> list[dict[str, Any]]:
     by_rank: dict[int, list[timeline.Event]] = {}
     for span in spans:
         by_rank.setdefault(span.rank, []).append(_event(span))
-    return [event for rank, events in sorted(by_rank.items()) for event in timeline.trace_events(rank, events, ROWS)]
+    return [
+        event
+        for rank, events in sorted(by_rank.items())
+        for event in timeline.trace_events(rank, events, timeline.ROWS)
+    ]
 
 
 def _event(span: Span) -> timeline.Event:
     if span.what not in ROWS:
         return timeline.Event(f"move {span.name.partition(':')[0]}", span.name, span.start_s, span.end_s)
-    name = span.name if span.what == "kernel" else f"{span.what}: {span.name or 'end of pass'}"
-    return timeline.Event(span.what, name, span.start_s, span.end_s)
+    name = f"{span.what}: {span.name or 'end of pass'}" if span.what in ("wait", "copy") else span.name
+    return timeline.Event(ROWS[span.what], name, span.start_s, span.end_s)
 
 
 def write_trace(spans: Iterable[Span], path: Path) -> None:

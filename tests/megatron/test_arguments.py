@@ -110,6 +110,17 @@ def test_each_flag_reaches_the_plan(parse: Parse) -> None:
     assert (settings.plan.backward, settings.kernel, settings.keep_gathered_q) == ("q", "reference", True)
 
 
+def test_transfers_are_direct_unless_asked_for(parse: Parse) -> None:
+    assert parse(*ON).settings.transfers == "direct"
+    assert parse(*ON, "--wallfacer-transfers", "staged").settings.transfers == "staged"
+
+
+def test_layers_may_be_left_to_megatron_and_told_how_to_split(parse: Parse) -> None:
+    flags = "--transformer-impl transformer_engine --wallfacer-layers 1 --cp-comm-type a2a"
+    assert parse(*ON, *flags.split()).settings.layers.numbers == {1}
+    assert parse(*ON).settings.layers is None
+
+
 def test_each_axis_and_choice_reaches_the_plan(parse: Parse) -> None:
     flags = (
         "--wallfacer-cp-size 16 --wallfacer-head-size 2 --wallfacer-team-size 2 --wallfacer-kv-team-size 2 "
@@ -181,6 +192,14 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
             "--num-attention-heads 4 --window-size 8,0 --wallfacer-window-scheme ulysses",
             r"--wallfacer-window-scheme ulysses: head size 8 must be one of 1, 2, 4 for 4",
         ),
+        ("--wallfacer-layers odd", r"--wallfacer-layers odd: must be full, window, or layers like 1,3-8"),
+        ("--wallfacer-layers 1,3", r"--wallfacer-layers 1,3: must be layers from 1 to 2, not 3"),
+        ("--wallfacer-layers window", r"--wallfacer-layers window: needs --window-size"),
+        (
+            "--wallfacer-layers 1 --transformer-impl local",
+            r"--wallfacer-layers 1: must be left out with --transformer-impl local",
+        ),
+        ("--cp-comm-type a2a", r"--cp-comm-type a2a: must be left out"),
         ("--wallfacer-head-size 3", r"--wallfacer-head-size 3: must be one of 1, 2, 4, 8 with scheme auto"),
         ("--wallfacer-head-size two", r"--wallfacer-head-size two: must be a whole number"),
         ("--wallfacer-head-groups 0", r"--wallfacer-head-groups 0: must be a positive number"),

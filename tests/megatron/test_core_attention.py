@@ -11,6 +11,7 @@ import torch
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.arguments import Settings
+from megatron_wallfacer.megatron.chosen import Chosen, is_left
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention, core_attention_class
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.schedule.grid import Grid
@@ -50,6 +51,36 @@ def build(*, attn_mask_type: Any = CAUSAL, attention_type: str = "self", **chang
         pg_collection=SimpleNamespace(cp="group"),
         **keywords,
     )
+
+
+class Theirs(torch.nn.Module):
+    """Megatron's own attention."""
+
+    def __init__(self, config: Any, layer_number: int, **keywords: Any) -> None:
+        super().__init__()
+        self.layer_number, self.keywords = layer_number, keywords
+
+
+@pytest.mark.parametrize(
+    ("chosen", "window", "ours"),
+    [
+        (None, None, [1, 2, 3, 4]),
+        (Chosen("1,3-4", frozenset({1, 3, 4})), None, [1, 3, 4]),
+        # Every second layer has no window.
+        (Chosen("full", None), (4, 0), [2, 4]),
+        (Chosen("window", None), (4, 0), [1, 3]),
+    ],
+)
+def test_layers_that_are_left_are_megatrons_own(chosen: Chosen | None, window: object, ours: list[int]) -> None:
+    settings = Settings(make_plan("ring", 1), "auto", False, layers=chosen)
+    session = LoneSession((0, 19, 2), torch.device("cpu"), args=Namespace(), settings=settings)
+    kind, of = core_attention_class(session, theirs=Theirs), config(window_size=window, window_attn_skip_freq=2)
+    keywords = {"attention_type": "self", "pg_collection": SimpleNamespace(cp="group"), "cp_comm_type": "a2a"}
+    layers = [kind(config=of, layer_number=n, attn_mask_type=CAUSAL, **keywords) for n in (1, 2, 3, 4)]
+    assert [layer.layer_number for layer in layers if isinstance(layer, WallfacerCoreAttention)] == ours
+    others = [layer for layer in layers if isinstance(layer, Theirs)]
+    assert len(others) == 4 - len(ours)
+    assert all(layer.keywords == {"attn_mask_type": CAUSAL} | keywords and is_left(layer) for layer in others)
 
 
 class PlannedSession(LoneSession):

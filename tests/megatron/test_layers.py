@@ -4,6 +4,7 @@ import pytest
 from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.chosen import left_to_megatron
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
 from megatron_wallfacer.megatron.layers import LayerCount, check_layers, count_layers
 
@@ -25,7 +26,7 @@ class IdentityOp(nn.Module):
 @pytest.fixture
 def our_core() -> nn.Module:
     # Its own constructor needs Megatron's groups; only its class matters here.
-    core = WallfacerCoreAttention.__new__(WallfacerCoreAttention)
+    core = nn.Module.__new__(WallfacerCoreAttention)
     nn.Module.__init__(core)
     return core
 
@@ -37,6 +38,19 @@ def test_a_layer_with_our_core_attention_counts(our_core: nn.Module) -> None:
 def test_a_layer_with_another_core_attention_is_named(our_core: nn.Module) -> None:
     model = nn.ModuleList([Layer(our_core), Layer(nn.Dropout())])
     assert count_layers([model]) == LayerCount(1, 2, ("Dropout",))
+
+
+def test_a_layer_that_is_left_to_megatron_is_said_and_no_error(our_core: nn.Module) -> None:
+    model = nn.ModuleList([Layer(our_core), Layer(left_to_megatron(nn.Dropout()))])
+    count = count_layers([model])
+    assert count == LayerCount(1, 2, (), ("Dropout",))
+    line = "wallfacer: 1 of 2 attention layers; the others are Megatron's Dropout, as --wallfacer-layers says"
+    assert check_layers([count], pipelines=1) == line
+
+
+def test_nothing_but_layers_that_are_left_is_an_error() -> None:
+    with pytest.raises(WallfacerError, match="0 of 2"):
+        check_layers([LayerCount(0, 2, (), ("Dropout",))], pipelines=1)
 
 
 def test_an_attention_without_core_attention_is_named() -> None:

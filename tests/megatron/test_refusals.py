@@ -43,6 +43,7 @@ REFUSED = {
     "--cuda-graph-impl local": "--cuda-graph-impl local: must be none",
     "--position-embedding-type relative": "--position-embedding-type relative: must be rope",
     "--transformer-impl inference_optimized": "--transformer-impl inference_optimized: must be local or",
+    "--wallfacer-layers 1 --transformer-impl local": "--wallfacer-layers 1: must be left out with --transformer-impl",
     "--heterogeneous-layers-config-path x.json": "--heterogeneous-layers-config-path x.json: must be left out",
     "--heterogeneous-layers-config-encoded-json {}": "--heterogeneous-layers-config-encoded-json {}: must be left out",
     "--experimental-attention-variant gated_delta_net": "--experimental-attention-variant gated_delta_net: must be",

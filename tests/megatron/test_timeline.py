@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from megatron_wallfacer.engine.timeline import nothing
+from megatron_wallfacer.engine.origin import Origin
+from megatron_wallfacer.engine.timeline import Pass, nothing
+from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.timeline import StepRecorder
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
+from megatron_wallfacer.schedule.volume import Shape
+from tests.megatron.test_arguments import Parse, parse  # noqa: F401
 from tests.megatron.training import arguments
 from tests.support.megatron_runs import train
 
@@ -37,8 +45,13 @@ def test_a_run_leaves_a_trace_for_each_rank(tmp_path: Path) -> None:
     run = train(4, arguments(*flags, "--wallfacer-timeline", str(folder), iterations=3)).check()
     assert sorted(path.name for path in folder.iterdir()) == [f"rank-{rank}.json" for rank in range(4)]
     plan = make_plan("team-ring", 4, team_size=2, q_heads=4, kv_heads=2)
-    for rank in range(4):
-        trace = json.loads((folder / f"rank-{rank}.json").read_text())["traceEvents"]
+    files = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(4)]
+    origins = [Origin.read(file["otherData"]) for file in files]
+    assert [(one.rank, one.ranks, one.device) for one in origins] == [(rank, 4, "cpu") for rank in range(4)]
+    assert len({one.run for one in origins}) == len({one.host for one in origins}) == 1
+    # The clocks of a host are one.
+    assert max(one.wall_s for one in origins) - min(one.wall_s for one in origins) < 1
+    for rank, trace in enumerate(file["traceEvents"] for file in files):
         assert {event["pid"] for event in trace} == {rank}
         assert all(event["dur"] >= 0 for event in trace if event["ph"] == "X")
         begin_and_end(trace)
@@ -64,14 +77,17 @@ def test_nobody_looks_on_without_the_flag() -> None:
 
 def play(recorder: StepRecorder, schedule: Schedule) -> None:
     """What the engine tells of a pass, moves left out."""
-    for op in schedule.ops:
-        with recorder(op):
-            pass
+    with recorder(Pass(schedule, Shape(2, 2, 2, 1))):
+        for op in schedule.ops:
+            with recorder(op):
+                pass
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> StepRecorder:
-    return StepRecorder(tmp_path, 0)
+def recorder(tmp_path: Path) -> Iterator[StepRecorder]:
+    made = StepRecorder(tmp_path, Origin.here(0, 2, "a run", "cpu"))
+    yield made
+    atexit.unregister(made.say_if_cut_short)
 
 
 @pytest.fixture
@@ -92,6 +108,35 @@ def test_only_the_second_step_is_written(recorder: StepRecorder, step, tmp_path:
         step()
         step()  # of a second optimizer
     events = json.loads((tmp_path / "rank-0.json").read_text())["traceEvents"]
-    computed = [event for event in events if event["ph"] == "X" and event["tid"] == 0]
+    (row,) = [event["tid"] for event in events if event["ph"] == "M" and event["args"]["name"] == "compute"]
+    computed = [event for event in events if event["ph"] == "X" and event["tid"] == row]
     assert len(computed) == 2 * len(passes[0].attends) + len(passes[1].attends)
     assert re.search("forward .* in 2 calls, 0% exposed; backward .* in 1 calls, 0% exposed", capsys.readouterr().out)
+    recorder.say_if_cut_short()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_ends_too_early_says_so(recorder: StepRecorder, step, tmp_path: Path, capsys) -> None:
+    play(recorder, forward_schedule(make_plan("ulysses", 2), 0))
+    step()
+    recorder.say_if_cut_short()
+    assert capsys.readouterr().out == (
+        f"wallfacer: --wallfacer-timeline {tmp_path}: nothing was written, the run ended before its step 2 did\n"
+    )
+    StepRecorder(tmp_path, Origin.here(1, 2, "a run", "cpu")).say_if_cut_short()
+    assert capsys.readouterr().out == ""
+
+
+def test_it_says_so_when_the_process_ends(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from megatron_wallfacer.engine.origin import Origin;"
+        "from megatron_wallfacer.megatron.timeline import StepRecorder;"
+        f"StepRecorder(Path({str(tmp_path)!r}), Origin.here(0, 1, 'a run', 'cpu'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "nothing was written" in done.stdout
+
+
+def test_one_step_is_refused(parse: Parse) -> None:  # noqa: F811
+    with pytest.raises(WallfacerError, match="--wallfacer-timeline here: needs --train-iters 2 or more, not 1"):
+        parse("--wallfacer-cp-size", "8", "--wallfacer-timeline", "here", "--train-iters", "1")

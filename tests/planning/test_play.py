@@ -101,10 +101,17 @@ def test_what_fills_a_link_is_counted() -> None:
 
 def test_spans_do_not_overlap_on_a_rank_but_for_moves() -> None:
     spans = choice(with_device(PLAIN, memory_gbyte_s=50.0), **ALIKE["all axes"]).spans()
-    busy = sorted((span.start_s, span.end_s) for span in spans if span.what != "move" and span.rank == 0)
+    busy = sorted(
+        (span.start_s, span.end_s) for span in spans if span.what in ("kernel", "copy", "wait") and span.rank == 0
+    )
     assert busy
     assert all(end <= start + 1e-12 for (_, end), (start, _) in pairwise(busy))
-    assert {span.what for span in spans} == {"kernel", "copy", "wait", "move"}
+    assert {span.what for span in spans} == {"pass", "kernel", "copy", "wait", "move"}
+    passes = [span for span in spans if span.what == "pass" and span.rank == 0]
+    assert [span.name for span in passes] == ["forward", "backward"]
+    assert passes[0].start_s == 0
+    assert passes[0].end_s == passes[1].start_s
+    assert busy[-1][1] <= passes[1].end_s
 
 
 def test_a_message_that_nobody_sends_is_an_error() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import inspect
 import json
 import os
@@ -208,6 +209,7 @@ def _record_training(path: Path) -> None:
     original: Callable[..., Any] = training.training_log
     signature = inspect.signature(original)
 
+    @functools.wraps(original)  # the plugin looks at the signature
     def training_log(*args: Any, **kwargs: Any) -> Any:
         values = signature.bind(*args, **kwargs).arguments
         norm = values["grad_norm"]

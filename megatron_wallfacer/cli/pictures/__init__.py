@@ -36,6 +36,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; makes the folder."""
+    """Write a figure as PNG, or as SVG where the file is called so; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    figure.savefig(path, format="svg" if path.suffix == ".svg" else "png")

@@ -9,6 +9,7 @@ groups, dropped    ``megatron.core.parallel_state.destroy_model_parallel``     d
 core attention     ``core_attention`` of the local and the TE spec provider    our module in every layer
 layer count        ``megatron.training.training.setup_model_and_optimizer``    N of N, before the first step
 rope               ``..rope_utils._apply_rotary_pos_emb_thd``                  packed, sequence cut as a whole
+training log       ``megatron.training.training.training_log``                 metrics, with ``-log-metrics`` only
 =================  ==========================================================  ==============================
 
 The arguments hook is always in; it installs the others when ``--wallfacer-cp-size`` is given, so that without

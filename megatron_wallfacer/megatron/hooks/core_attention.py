@@ -21,7 +21,9 @@ def core_attention_hooks(session: Session) -> tuple[Hook, ...]:
 
     def wrap(original: Callable[..., type]) -> Callable[..., type]:
         def core_attention(provider: Any) -> type:
-            return ours
+            if session.settings is None or session.settings.layers is None:
+                return ours
+            return core_attention_class(session, theirs=original(provider))
 
         return core_attention
 

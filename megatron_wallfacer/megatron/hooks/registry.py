@@ -7,6 +7,7 @@ from megatron_wallfacer.megatron.hooks.arguments import arguments_hook
 from megatron_wallfacer.megatron.hooks.core_attention import core_attention_hooks
 from megatron_wallfacer.megatron.hooks.groups import groups_hooks
 from megatron_wallfacer.megatron.hooks.layers import layers_hook
+from megatron_wallfacer.megatron.hooks.metrics import metrics_hook
 from megatron_wallfacer.megatron.hooks.rope import rope_hook
 from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.session import Session
@@ -20,6 +21,7 @@ class Hooks:
         always: installed by :meth:`install`.
         when_on: installed when the flags turn the plugin on.
         when_packed: too, where they ask for packed sequences that are cut as a whole.
+        when_logged: too, where they ask for metrics.
     """
 
     def __init__(self, session: Session) -> None:
@@ -31,6 +33,12 @@ class Hooks:
             layers_hook(self.verify),
         )
         self.when_packed: tuple[Hook, ...] = (rope_hook(),)
+        self.when_logged: tuple[Hook, ...] = (metrics_hook(session),)
+
+    @property
+    def every(self) -> tuple[Hook, ...]:
+        """All of them, installed or not."""
+        return (*self.always, *self.when_on, *self.when_packed, *self.when_logged)
 
     def install(self) -> None:
         """Put our flags into Megatron's parser.
@@ -59,6 +67,8 @@ class Hooks:
         self._apply(self.when_on)
         if cuts_sequence(self.session.args):
             self._apply(self.when_packed)
+        if self.session.settings is not None and self.session.settings.log_metrics:
+            self._apply(self.when_logged)
 
     def _apply(self, hooks: tuple[Hook, ...]) -> None:
         for hook in hooks:
@@ -67,6 +77,4 @@ class Hooks:
                 self.session.hooks.append(hook.name)
 
     def _installed(self) -> tuple[Hook, ...]:
-        return tuple(
-            hook for hook in (*self.always, *self.when_on, *self.when_packed) if hook.name in self.session.hooks
-        )
+        return tuple(hook for hook in self.every if hook.name in self.session.hooks)

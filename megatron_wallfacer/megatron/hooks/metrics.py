@@ -1,0 +1,38 @@
+"""H6: after Megatron has logged a training step, attention's own figures follow; only with --wallfacer-log-metrics."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.metrics import log_step
+from megatron_wallfacer.megatron.session import Session
+
+
+def metrics_hook(session: Session) -> Hook:
+    """``training_log`` runs once a training step, on every rank."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        # Where the iteration stands among the arguments differs between versions.
+        signature = inspect.signature(original)
+
+        def training_log(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            if session.sums is not None:
+                assert session.args is not None
+                iteration = signature.bind(*args, **kwargs).arguments["iteration"]
+                log_step(session.sums, iteration, session.args.tensorboard_log_interval)
+            return result
+
+        return training_log
+
+    return Hook(
+        name="training log",
+        target="megatron.training.training:training_log",
+        since=(0, 13),
+        until=(0, 21),
+        parameters=("iteration",),
+        wrap=wrap,
+    )

@@ -1,0 +1,182 @@
+"""Attention in Megatron's TensorBoard and Weights & Biases: what ``--wallfacer-log-metrics`` writes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from megatron_wallfacer.engine.timeline import Pass, nothing
+from megatron_wallfacer.engine.totals import PASSES
+from megatron_wallfacer.schedule.ops import Move, Op, Schedule
+from megatron_wallfacer.schedule.volume import Shape, received_bytes
+
+PREFIX = "wallfacer/"
+#: Schedules whose bytes are remembered; with packed documents every step has new ones.
+REMEMBERED = 64
+
+
+class Clock(Protocol):
+    """Marks moments, and tells later what lies between them."""
+
+    def mark(self) -> Any:
+        """Now."""
+
+    def has_passed(self, mark: Any) -> bool:
+        """Whether what was asked for before the mark is done."""
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two marks that have passed."""
+
+
+class HostClock:
+    """Of the process, which on a CPU does the work itself."""
+
+    def mark(self) -> float:
+        return time.monotonic()
+
+    def has_passed(self, mark: float) -> bool:
+        return True
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+class CudaClock:
+    """Of the device: events in the current stream. The host never waits for one."""
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def has_passed(self, mark: torch.cuda.Event) -> bool:
+        return mark.query()
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        return start.elapsed_time(end) * 1e-3
+
+
+@dataclass
+class _Step:
+    """What was seen in one step: marks by ``forward``, ``backward`` or ``wait``; passes and their bytes by name."""
+
+    marks: list[tuple[str, Any, Any]] = field(default_factory=list)
+    passes: Counter[str] = field(default_factory=Counter)
+    received: Counter[str] = field(default_factory=Counter)
+
+
+class StepSums:
+    """A recorder of the engine that keeps sums: seconds and bytes of attention in the steps since they were last read.
+
+    Marks are kept until their step is over, on CUDA until the device is through with it too.
+
+    Args:
+        clock: that of the device which computes.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._step, self._over = _Step(), deque[_Step]()
+        self._steps, self._seconds = 0, Counter[str]()
+        self._passes, self._received = Counter[str](), Counter[str]()
+        self._known: dict[tuple[int, Shape], tuple[Schedule, float]] = {}
+
+    def __call__(self, what: Pass | Op | Move) -> AbstractContextManager[None]:
+        if isinstance(what, Pass):
+            self._step.passes[what.name] += 1
+            self._step.received[what.name] += self._bytes(what)
+            return self._timed(what.name)
+        return self._timed("wait") if isinstance(what, Move) else nothing(what)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = self._clock.mark()
+        yield
+        self._step.marks.append((name, start, self._clock.mark()))
+
+    def _bytes(self, one: Pass) -> float:
+        """What the pass receives; layers share their schedules, so it is counted once."""
+        key = id(one.schedule), one.shape
+        if key not in self._known:
+            if len(self._known) == REMEMBERED:
+                self._known.clear()
+            # With the schedule itself, so that no other can get its id.
+            self._known[key] = one.schedule, sum(received_bytes(one.schedule, one.shape).values())
+        return self._known[key][1]
+
+    def end_step(self) -> None:
+        """A training step is over. Sums up the steps that the device is through with."""
+        self._over.append(self._step)
+        self._step = _Step()
+        while self._over and self._is_done(self._over[0]):
+            step = self._over.popleft()
+            self._steps += 1
+            self._passes += step.passes
+            self._received += step.received
+            for name, start, end in step.marks:
+                self._seconds[name] += self._clock.seconds(start, end)
+
+    def _is_done(self, step: _Step) -> bool:
+        return not step.marks or self._clock.has_passed(step.marks[-1][2])
+
+    def take(self) -> dict[str, float]:
+        """Figures by tag, of the steps that were summed up since the last call; none where no attention ran."""
+        attention = sum(self._seconds[name] for name in PASSES)
+        if not self._steps or not attention:
+            return {}
+        found = {f"attention-{name}-s": self._seconds[name] / self._steps for name in PASSES}
+        found |= {"exposed-s": self._seconds["wait"] / self._steps, "exposed-share": self._seconds["wait"] / attention}
+        for name in PASSES:
+            if self._passes[name]:
+                found[f"{name}-bytes-per-layer"] = self._received[name] / self._passes[name]
+        self._steps = 0
+        for sums in (self._seconds, self._passes, self._received):
+            sums.clear()
+        return {f"{PREFIX}{name}": value for name, value in found.items()}
+
+
+def step_sums(device: torch.device) -> StepSums | None:
+    """The recorder of a rank that Megatron writes metrics on; None on the others, where nothing need be timed."""
+    if not _writers():
+        return None
+    return StepSums(CudaClock() if device.type == "cuda" else HostClock())
+
+
+def log_step(sums: StepSums, iteration: int, interval: int) -> None:
+    """A training step is over; write where Megatron writes.
+
+    Args:
+        sums: what was recorded.
+        iteration: number of the step.
+        interval: Megatron's ``--tensorboard-log-interval``.
+    """
+    sums.end_step()
+    if iteration % interval:
+        return
+    figures = sums.take()
+    for write in _writers():
+        write(figures, iteration)
+
+
+def _writers() -> list[Callable[[dict[str, float], int], None]]:
+    """Those that Megatron has made; only its last rank has any."""
+    from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
+
+    tensorboard, wandb = get_tensorboard_writer(), get_wandb_writer()
+
+    def add_scalars(figures: dict[str, float], iteration: int) -> None:
+        for tag, value in figures.items():
+            tensorboard.add_scalar(tag, value, iteration)
+
+    found: list[Callable[[dict[str, float], int], None]] = []
+    if tensorboard is not None:
+        found.append(add_scalars)
+    if wandb is not None:
+        found.append(lambda figures, iteration: wandb.log(figures, iteration))
+    return found
