@@ -25,6 +25,8 @@ REQUIRED = [
     "numpy>=1.26,<3",  # corpus and losses; 1.26 is the first for Python 3.12
     "rich>=13,<16",  # tables and progress bars of the command line
     "matplotlib>=3.8,<4",  # pictures; 3.8 is the first for Python 3.12
+    "psutil>=5.9,<8",  # network interfaces and their addresses in `wallfacer doctor`
+    "shtab>=1.7,<2",  # shell completion, written from the parsers
     "PyYAML>=6,<7",  # presets and clusters; read as nodes, which know their lines
 ]
 
@@ -34,6 +36,12 @@ MEGATRON = [
     "megatron-core[training]>=0.17,<0.20",
 ]
 
+DOCS = [
+    "sphinx>=8,<10",  # builds docs/ as a site
+    "myst-parser>=4,<6",  # lets it read Markdown, which the pages are
+    "furo>=2024.8,<2027",  # theme that fetches nothing; versions are dates
+]
+
 setup(
     name="megatron-wallfacer",
     version=version(),
@@ -41,18 +49,22 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.12",  # as Megatron-Core 0.17 and later
     packages=find_packages(include=["megatron_wallfacer*"]),
-    package_data={"megatron_wallfacer": ["py.typed", "planning/data/*.csv"]},
+    package_data={"megatron_wallfacer": ["py.typed", "planning/data/*.csv", "cli/grid_page/page.*"]},
     install_requires=REQUIRED,
     extras_require={
         "megatron": MEGATRON,
         # Kernels are compiled against the torch that is there: pip install --no-build-isolation. Bounds not tested.
         "te": ["transformer-engine[pytorch]>=2.1,<3"],  # attention kernels of Megatron's own containers
         "flash": ["flash-attn>=2.6,<3"],  # attention kernels without Transformer Engine
+        "docs": DOCS,
         "dev": [
             *MEGATRON,  # the tests train with it
+            *DOCS,  # a test builds the site
             "pytest>=8,<10",  # tests
             "hypothesis>=6.100,<7",  # property tests of the schedules
+            "selenium>=4.20,<5",  # drives Chromium through the page of a grid
             "ruff>=0.9,<1",  # lint and format
+            "tensorboard>=2.16,<3",  # a test reads back what --wallfacer-log-metrics writes
         ],
     },
     entry_points={"console_scripts": ["wallfacer = megatron_wallfacer.cli.main:main"]},

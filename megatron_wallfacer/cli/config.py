@@ -6,17 +6,20 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_wallfacer.cli.presets.check import Verdict, check_presets
 from megatron_wallfacer.cli.presets.launch import choose_script
-from megatron_wallfacer.cli.presets.preset import Preset, load_preset
-from megatron_wallfacer.cli.presets.setting import Setting
+
+if TYPE_CHECKING:
+    from megatron_wallfacer.cli.presets.preset import Preset
+    from megatron_wallfacer.cli.presets.setting import Setting
 
 
-def add_parsers(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``config``, with ``show`` and ``check``."""
     config = commands.add_parser("config", help="show or check a preset")
     actions = config.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -26,6 +29,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
         add_preset_arguments(parser)
         parser.add_argument("--json", action="store_true", help="print JSON")
     add_script_arguments(check)
+    config.set_defaults(run=run_config, takes_flags=True)
 
 
 def add_preset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +52,11 @@ def add_script_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_config(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+def run_config(arguments: argparse.Namespace) -> int:
     """Show or check; the exit code is 1 where a check finds something."""
-    preset = load_preset(arguments.config, words, arguments.env)
+    from megatron_wallfacer.cli.presets.preset import load_preset
+
+    preset = load_preset(arguments.config, arguments.flags, arguments.env)
     if arguments.action == "show":
         print(_shown_as_json(preset) if arguments.json else _shown(preset))
         return 0

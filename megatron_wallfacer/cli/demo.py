@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-import megatron_wallfacer
-from megatron_wallfacer.cli.pictures.grid import draw_grid
-from megatron_wallfacer.cli.pictures.loss import TOLERANCE, differences, draw_losses
+from megatron_wallfacer.cli.presets.launch import OWN_SCRIPT
 from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import OptionError, WallfacerError
-from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
 from megatron_wallfacer.megatron.version import megatron_version
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import make_plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SEQUENCE = 1024
 HEADS, KV_HEADS = 8, 4
@@ -41,6 +41,44 @@ TRAINING = (
 ).split()
 
 
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``demo``."""
+    parser = commands.add_parser("demo", help="train a small GPT with and without context parallelism, and compare")
+    parser.add_argument("--directory", type=Path, default=Path("runs/demo"), help="where to leave data, logs, pictures")
+    parser.add_argument("--cp-size", type=int, default=8, metavar="P", help="context-parallel ranks (default: 8)")
+    parser.add_argument("--scheme", default="auto", help="as --wallfacer-scheme (default: auto)")
+    parser.add_argument("--iterations", type=int, default=20, metavar="N", help="training iterations (default: 20)")
+    parser.add_argument("--script", type=Path, help="Megatron script to run (default: this repository's own)")
+    parser.add_argument("--json", action="store_true", help="print JSON at the end; the rest goes to stderr")
+    parser.set_defaults(run=run_demo)
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """Train, compare; the exit code is 1 where the losses differ."""
+    names = ("directory", "cp_size", "scheme", "iterations", "script", "json")
+    return Demo(**{name: getattr(arguments, name) for name in names}).run()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``--json`` prints.
+
+    Attributes:
+        losses: of each iteration, by the run.
+        differences: relative, of each iteration.
+        largest, allowed: of the differences.
+        agree: the largest is allowed.
+        pictures: where they lie.
+    """
+
+    losses: dict[str, list[float]]
+    differences: list[float]
+    largest: float
+    allowed: float
+    agree: bool
+    pictures: list[str]
+
+
 @dataclass(frozen=True)
 class Demo:
     """What ``wallfacer demo`` was asked for."""
@@ -50,47 +88,69 @@ class Demo:
     scheme: str = "auto"
     iterations: int = 20
     script: Path | None = None
+    json: bool = False
 
     def run(self) -> int:
         """Train twice, compare, draw.
 
         Returns:
-            0 if every loss agrees to :data:`TOLERANCE`, else 1.
+            0 if every loss agrees to the tolerance, else 1.
 
         Raises:
             WallfacerError: a run failed, or the options do not fit.
         """
-        console = Console()
-        script = self._script()
-        plan = self._plan()
+        from rich.console import Console
+
+        # With --json, stdout is for whoever reads that.
+        console = Console(stderr=self.json)
+        script, plan = self._script(), self._plan()
+        whole, parted = self._train(console, script)
+        result = self._compare(plan, whole, parted)
+        _print_comparison(console, whole, parted, result)
+        verdict = "[green]they agree[/]" if result.agree else "[red]they differ[/]"
+        console.print(
+            f"Largest relative difference of the loss {result.largest:.1e}, allowed {result.allowed:.0e}: {verdict}."
+        )
+        console.print(f"Pictures: {', '.join(result.pictures)}", soft_wrap=True)
+        if self.json:
+            print(json.dumps(asdict(result), indent=2))
+        return 0 if result.agree else 1
+
+    def _train(self, console: Console, script: Path) -> tuple[list[Iteration], list[Iteration]]:
+        """Iterations of one rank, and those of all."""
+        from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
+
         self.directory.mkdir(parents=True, exist_ok=True)
         prefix = build_corpus(self.directory / "corpus")
         data = ["--data-path", str(prefix), *tokenizer_arguments(megatron_version()[:2])]
         arguments = [*MODEL, *TRAINING, *data, "--train-iters", str(self.iterations)]
         split = ["--wallfacer-cp-size", str(self.cp_size), "--wallfacer-scheme", self.scheme]
 
-        console.print(f"\n[bold]1 of 2[/] Megatron as it is, 1 rank; log: {self.directory / 'cp1.log'}")
-        whole = train(script, 1, arguments, self.directory / "cp1.log", lambda i: _print_iteration(console, i))
-        console.print(
-            f"\n[bold]2 of 2[/] {' '.join(split)}, {self.cp_size} ranks; log: {self.directory / 'wallfacer.log'}"
-        )
+        def seen(iteration: Iteration) -> None:
+            _print_iteration(console, iteration)
+
+        log = self.directory / "cp1.log"
+        console.print(f"\n[bold]1 of 2[/] Megatron as it is, 1 rank; log: {log}", soft_wrap=True)
+        whole = train(script, 1, arguments, log, seen)
         log = self.directory / "wallfacer.log"
-        parted = train(script, self.cp_size, [*arguments, *split], log, lambda i: _print_iteration(console, i))
+        console.print(f"\n[bold]2 of 2[/] {' '.join(split)}, {self.cp_size} ranks; log: {log}", soft_wrap=True)
+        return whole, train(script, self.cp_size, [*arguments, *split], log, seen)
+
+    def _compare(self, plan: Plan, whole: Sequence[Iteration], parted: Sequence[Iteration]) -> Result:
+        """Draws, too."""
+        from megatron_wallfacer.cli.pictures.grid import draw_grid
+        from megatron_wallfacer.cli.pictures.loss import TOLERANCE, differences, draw_losses
 
         losses = {
             "1 rank": [i.loss for i in whole],
             f"{self.cp_size} ranks, {plan.scheme}": [i.loss for i in parted],
         }
         apart = differences(*losses.values())
-        console.print(_comparison(whole, parted, apart, self.cp_size))
-        worst = max(apart)
-        agree = worst <= TOLERANCE
-        verdict = "[green]they agree[/]" if agree else "[red]they differ[/]"
-        console.print(f"Largest relative difference of the loss {worst:.1e}, allowed {TOLERANCE:.0e}: {verdict}.")
-        draw_losses(losses, self.directory / "loss.png", "Byte-level GPT on Python's standard library")
-        draw_grid(plan, self.directory / "grid.png")
-        console.print(f"Pictures: {self.directory / 'loss.png'}, {self.directory / 'grid.png'}")
-        return 0 if agree else 1
+        pictures = self.directory / "loss.png", self.directory / "grid.png"
+        draw_losses(losses, pictures[0], "Byte-level GPT on Python's standard library")
+        draw_grid(plan, pictures[1])
+        agree = max(apart) <= TOLERANCE
+        return Result(losses, list(apart), max(apart), TOLERANCE, agree, [str(path) for path in pictures])
 
     def _plan(self) -> Plan:
         try:
@@ -101,7 +161,7 @@ class Demo:
             ) from error
 
     def _script(self) -> Path:
-        script = self.script or Path(megatron_wallfacer.__file__).parents[1] / "scripts" / "pretrain_gpt.py"
+        script = self.script or OWN_SCRIPT
         if not script.is_file():
             raise WallfacerError(
                 f"{script} is not a file; give --script, the pretrain_gpt.py of a Megatron-LM checkout"
@@ -163,10 +223,13 @@ def _print_iteration(console: Console, iteration: Iteration) -> None:
     console.print(f"  iteration {iteration.number:3}   loss {iteration.loss:.6f}", highlight=False)
 
 
-def _comparison(whole: Sequence[Iteration], parted: Sequence[Iteration], apart: Sequence[float], cp_size: int) -> Table:
-    table = Table(title="\nloss, iteration by iteration")
-    for heading in ("iteration", "1 rank", f"{cp_size} ranks", "relative difference"):
-        table.add_column(heading, justify="right")
-    for a, b, difference in zip(whole, parted, apart, strict=True):
+def _print_comparison(
+    console: Console, whole: Sequence[Iteration], parted: Sequence[Iteration], result: Result
+) -> None:
+    from megatron_wallfacer.cli.table import new_table, print_table
+
+    headings = ("iteration", *result.losses, "relative difference")
+    table = new_table(console, *headings, title="\nloss, iteration by iteration", justify="right")
+    for a, b, difference in zip(whole, parted, result.differences, strict=True):
         table.add_row(str(a.number), f"{a.loss:.6f}", f"{b.loss:.6f}", f"{difference:.1e}")
-    return table
+    print_table(console, table)

@@ -32,6 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the best and the named schemes")
     parser.add_argument("--scaling", type=Path, metavar="FILE", help="instead: 64 to 65,536 such devices, drawn there")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run_plan)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from megatron_wallfacer.cli.words import DOES_NOT_FIT, NAMED, named_plan, number
+from megatron_wallfacer.cli.words import DOES_NOT_FIT, NAMED, as_json, named_plan, number
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
@@ -14,6 +15,27 @@ from megatron_wallfacer.schedule.schedule import backward_schedule, forward_sche
 from megatron_wallfacer.schedule.volume import Shape, messages, words
 
 CP_SIZE, Q_HEADS, KV_HEADS, HEAD_DIM = 16, 32, 8, 128
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``schemes``."""
+    parser = commands.add_parser("schemes", help="list the schemes: grid, words, messages and buffers at one size")
+    counts = {
+        "--cp-size": (CP_SIZE, "P", "context-parallel ranks"),
+        "--q-heads": (Q_HEADS, "N", "query heads of a rank"),
+        "--kv-heads": (KV_HEADS, "N", "kv heads of a rank"),
+    }
+    for flag, (default, metavar, what) in counts.items():
+        parser.add_argument(flag, type=int, default=default, metavar=metavar, help=f"{what} (default: {default})")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run_schemes)
+
+
+def run_schemes(arguments: argparse.Namespace) -> int:
+    """Print the table."""
+    found = rows(arguments.cp_size, arguments.q_heads, arguments.kv_heads)
+    print(as_json(found) if arguments.json else as_table(found))
+    return 0
 
 
 @dataclass(frozen=True)

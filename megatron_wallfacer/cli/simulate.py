@@ -32,6 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--keep-q", action="store_true", help="keep the gathered queries from forward to backward")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a layer as a Chrome or Perfetto trace")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run_simulate)
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 --no-python wallfacer tune --model llama3-8b --seq 1
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="times of each (default: 5)")
     parser.add_argument("--cluster-out", type=Path, metavar="FILE", help="write what was measured as a cluster file")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the winner's flags as a preset")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run_tune)
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
@@ -48,23 +51,10 @@ def run_tune(arguments: argparse.Namespace) -> int:
         raise WallfacerError(
             "tune: must run under torchrun: torchrun --nproc-per-node N --no-python wallfacer tune ..."
         )
-    import torch
-    import torch.distributed as dist
+    from megatron_wallfacer.cli.tuning.job import job_device
 
-    from megatron_wallfacer.attention.functional import forget_groups
-
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo")
-    try:
+    with job_device() as device:
         _tune(arguments, device)
-        # Nobody takes down its end of a group while another rank is still in it.
-        forget_groups()
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
     return 0
 
 
@@ -73,6 +63,7 @@ def _tune(arguments: argparse.Namespace, device: torch.device) -> None:
     import torch.distributed as dist
 
     from megatron_wallfacer.cli.tuning.contest import time_choices
+    from megatron_wallfacer.cli.tuning.job import progress
     from megatron_wallfacer.planning.model import model_named
     from megatron_wallfacer.planning.search import Job, search
 
@@ -85,7 +76,7 @@ def _tune(arguments: argparse.Namespace, device: torch.device) -> None:
     cluster = _measured(shape, dtype, device, arguments.kernel)
     job = Job(cluster, shape, ranks, not arguments.full_mask)
     chosen = _to_be_timed(job, search(job).best, arguments.top)
-    with _progress(len(chosen) * (arguments.repeats + 1), shown=first) as done:
+    with progress(len(chosen) * (arguments.repeats + 1), shown=first) as done:
         options = {"kernel": arguments.kernel, "repeats": arguments.repeats, "done": done}
         times = time_choices(chosen, dtype, device, **options)
     if first:
@@ -132,39 +123,45 @@ def _to_be_timed(job: Job, best: tuple[Choice, ...], top: int) -> list[Choice]:
 def _report(arguments: argparse.Namespace, cluster: Cluster, choices: list[Choice], times: list[float]) -> None:
     from megatron_wallfacer.cli.plan import save_flags
 
-    print(cluster)
-    print(f"{'':<12} {'grid':<46} {'predicted ms':>12} {'measured ms':>12}")
-    for choice, seconds in sorted(zip(choices, times, strict=True), key=lambda pair: pair[1]):
-        order = f" ({', '.join(choice.plan.grid.placement)})" if len(choice.plan.grid.placement) > 1 else ""
-        figures = f"{1e3 * choice.played.seconds:>12.2f} {1e3 * seconds:>12.2f}"
-        print(f"{choice.name or '':<12} {choice.plan.grid!s:<46} {figures}{order}")
+    timed = sorted(zip(choices, times, strict=True), key=lambda pair: pair[1])
+    print(_shown_as_json(cluster, timed) if arguments.json else _shown(cluster, timed))
     if arguments.cluster_out:
         arguments.cluster_out.write_text(_as_yaml(cluster))
     if arguments.save:
-        winner = choices[times.index(min(times))]
-        save_flags(arguments.save, winner, "wallfacer tune", {})
+        save_flags(arguments.save, timed[0][0], "wallfacer tune", {})
+
+
+def _shown(cluster: Cluster, timed: list[tuple[Choice, float]]) -> str:
+    lines = [str(cluster), f"{'':<12} {'grid':<46} {'predicted ms':>12} {'measured ms':>12}"]
+    for choice, seconds in timed:
+        order = f" ({', '.join(choice.plan.grid.placement)})" if len(choice.plan.grid.placement) > 1 else ""
+        figures = f"{1e3 * choice.played.seconds:>12.2f} {1e3 * seconds:>12.2f}"
+        lines.append(f"{choice.name or '':<12} {choice.plan.grid!s:<46} {figures}{order}")
+    return "\n".join(lines)
+
+
+def _shown_as_json(cluster: Cluster, timed: list[tuple[Choice, float]]) -> str:
+    grids = [
+        {
+            "name": choice.name or "",
+            "grid": str(choice.plan.grid),
+            "placement": choice.plan.grid.placement,
+            "predicted_s": choice.played.seconds,
+            "measured_s": seconds,
+        }
+        for choice, seconds in timed
+    ]
+    return json.dumps({"cluster": _as_mapping(cluster), "grids": grids}, indent=2)
 
 
 def _as_yaml(cluster: Cluster) -> str:
     import yaml
 
+    return yaml.safe_dump(_as_mapping(cluster), sort_keys=False)
+
+
+def _as_mapping(cluster: Cluster) -> dict[str, Any]:
+    """What a cluster file says."""
     found = {name: value for name, value in asdict(cluster).items() if name not in ("name", "levels")}
     found["device"] = {name: value for name, value in found["device"].items() if value != float("inf")}
-    return yaml.safe_dump({name: value for name, value in found.items() if value is not None}, sort_keys=False)
-
-
-class _progress:
-    """A bar on the first rank; used as ``with _progress(...) as done: ... done()``."""
-
-    def __init__(self, total: int, *, shown: bool) -> None:
-        from rich.progress import Progress
-
-        self._bar = Progress(transient=True, disable=not shown)
-        self._task = self._bar.add_task("timing", total=total)
-
-    def __enter__(self) -> Any:
-        self._bar.start()
-        return lambda: self._bar.advance(self._task)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    return {name: value for name, value in found.items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +37,26 @@ BEST = {
     "best-backward-head": (backward_words, forward_words, _WITH_HEAD),
 }
 DOES_NOT_FIT = "heads do not divide"
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``words``."""
+    parser = commands.add_parser("words", help="count what each scheme makes a rank receive, against the lower bound")
+    sizes, groups = (" ".join(map(str, default)) for default in (SIZES, GROUPS))
+    parser.add_argument("--cp-size", type=int, nargs="+", default=SIZES, metavar="P", help=f"sizes (default: {sizes})")
+    parser.add_argument(
+        "--group", type=int, nargs="+", default=GROUPS, metavar="N", help=f"q heads to a kv head (default: {groups})"
+    )
+    parser.add_argument("--q-heads", type=int, default=Q_HEADS, metavar="N", help="query heads of a rank (default: 64)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run_words)
+
+
+def run_words(arguments: argparse.Namespace) -> int:
+    """Print the table."""
+    found = rows(arguments.cp_size, arguments.group, arguments.q_heads)
+    print(as_json(found) if arguments.json else as_table(found))
+    return 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -66,10 +67,19 @@ def test_a_dry_run_prints_the_command_that_a_shell_takes(capsys: pytest.CaptureF
     )
 
 
+def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", TINY, "--script", __file__, "--env", "A=b c", "--dry-run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["environment"]["A"] == "b c"
+    assert shown["command"][0] == sys.executable
+    assert __file__ in shown["command"]
+
+
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["none.yaml"], "none.yaml: No such file or directory"),
         ([TINY, "--megatron-path", "/nowhere"], "/nowhere/pretrain_gpt.py is not a file"),
+        ([TINY, "--json"], "--json: must be with --dry-run"),
         ([TINY, "--nnodes", "2"], "command line: --nnodes 2: needs --rdzv-endpoint"),
     ):
         assert main(["run", *words]) == 2

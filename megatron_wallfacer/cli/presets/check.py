@@ -10,10 +10,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megatron_wallfacer.cli.presets.preset import Preset
 from megatron_wallfacer.errors import WallfacerError
+
+if TYPE_CHECKING:
+    from megatron_wallfacer.cli.presets.preset import Preset
 
 _FLAG = re.compile(r"--[A-Za-z0-9][A-Za-z0-9_-]*")
 #: Values of CUDA_VISIBLE_DEVICES with which the launcher trains on the CPU.
@@ -73,6 +75,18 @@ def check_presets(presets: Sequence[Preset], megatron_path: Path | None = None) 
     ]
 
 
+def environment_for(megatron_path: Path | None) -> dict[str, str]:
+    """Of a process that finds this checkout, if any, in front of what is installed.
+
+    Raises:
+        WallfacerError: it is no checkout.
+    """
+    if megatron_path and not (megatron_path / "megatron").is_dir():
+        raise WallfacerError(f"--megatron-path {megatron_path}: must be a Megatron-LM checkout, with megatron/ in it")
+    paths = [str(megatron_path.resolve())] if megatron_path else []
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def _question(preset: Preset) -> dict[str, Any]:
     on_cpu = preset.environment.get("CUDA_VISIBLE_DEVICES", "all") in _NO_GPU
     return {
@@ -91,14 +105,7 @@ def _problem(preset: Preset, found: dict[str, str]) -> Problem:
 
 def _ask(questions: list[dict[str, Any]], megatron_path: Path | None) -> dict[str, Any]:
     """Run ``parser_process`` with the checkout, if any, in front of what is installed."""
-    paths = [str(megatron_path.resolve())] if megatron_path else []
-    if megatron_path and not (megatron_path / "megatron").is_dir():
-        raise WallfacerError(f"--megatron-path {megatron_path}: must be a Megatron-LM checkout, with megatron/ in it")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "WORLD_SIZE": "1",
-        "RANK": "0",
-    }
+    environment = environment_for(megatron_path) | {"WORLD_SIZE": "1", "RANK": "0"}
     # -P: a folder `megatron` where the user happens to stand is not the one that is asked.
     command = [sys.executable, "-P", "-W", "ignore", "-m", "megatron_wallfacer.cli.presets.parser_process"]
     done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True, env=environment)

@@ -7,12 +7,14 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import megatron_wallfacer
 from megatron_wallfacer.cli.presets import torchrun
-from megatron_wallfacer.cli.presets.preset import Preset
 from megatron_wallfacer.errors import WallfacerError
+
+if TYPE_CHECKING:
+    from megatron_wallfacer.cli.presets.preset import Preset
 
 OWN_SCRIPT = Path(megatron_wallfacer.__file__).parents[1] / "scripts" / "pretrain_gpt.py"
 

@@ -1,15 +1,13 @@
-"""Plans run in turns on the job's ranks, with real tensors, kernels and messages."""
+"""Choices of the planner, timed in turns on the job's ranks."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
-import torch.distributed as dist
 
-from megatron_wallfacer.attention import attention
+from megatron_wallfacer.cli.tuning.timing import Setting, time_plans
 from megatron_wallfacer.planning.search import Choice
 
 
@@ -31,30 +29,9 @@ def time_choices(
         repeats: of each, in turns; one more before them is not counted.
         done: called after each run.
     """
-    times: list[list[float]] = [[] for _ in choices]
-    for turn in range(repeats + 1):
-        for choice, samples in zip(choices, times, strict=True):
-            seconds = _run(choice, dtype, device, kernel)
-            if turn:
-                samples.append(seconds)
-            done()
-    return [median(samples) for samples in times]
-
-
-def _run(choice: Choice, dtype: torch.dtype, device: torch.device, kernel: str) -> float:
-    shape = choice.job.shape
-    heads = (shape.q_heads, shape.kv_heads, shape.kv_heads)
-    q, k, v = (
-        torch.randn(1, shape.tokens, count, shape.head_dim, dtype=dtype, device=device, requires_grad=True)
-        for count in heads
-    )
-    dout = torch.randn_like(q)
-    options = {"causal": choice.job.causal, "kernel": kernel, "keep_gathered_q": choice.q_kept}
-    dist.barrier()
-    begin = time.perf_counter()
-    attention(q, k, v, plan=choice.plan, **options).backward(dout)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = torch.tensor(time.perf_counter() - begin, device=device)
-    dist.all_reduce(seconds, dist.ReduceOp.MAX)
-    return seconds.item()
+    settings = [
+        Setting(one.job.shape, dtype, device, causal=one.job.causal, kernel=kernel, keep_gathered_q=one.q_kept)
+        for one in choices
+    ]
+    times = time_plans([one.plan for one in choices], settings, repeats=repeats, done=done)
+    return [median(one.seconds for one in samples) for samples in times]

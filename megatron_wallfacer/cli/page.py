@@ -1,0 +1,58 @@
+"""``wallfacer page``: a grid as one HTML file, to step through."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
+from megatron_wallfacer.schedule.volume import Shape
+
+Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``page``."""
+    parser = commands.add_parser("page", help="a grid as one HTML file: step through what moves and what is computed")
+    parser.add_argument("--cp-size", type=int, default=16, metavar="P", help="ranks, at most 64 (default: 16)")
+    parser.add_argument("--scheme", choices=SCHEMES, default="auto", help="as --wallfacer-scheme (default: auto)")
+    parser.add_argument("--ranks-per-node", type=int, default=4, metavar="N", help="ranks on a node (default: 4)")
+    parser.add_argument("--q-heads", type=int, default=Q_HEADS, metavar="N", help=f"query heads (default: {Q_HEADS})")
+    parser.add_argument("--kv-heads", type=int, default=KV_HEADS, metavar="N", help=f"kv heads (default: {KV_HEADS})")
+    mask = parser.add_mutually_exclusive_group()
+    mask.add_argument("--causal", dest="causal", action="store_true", default=True, help="the mask (default)")
+    mask.add_argument("--full", dest="causal", action="store_false", help="every pair is live")
+    parser.add_argument(
+        "--out", type=Path, default=Path("grid.html"), metavar="FILE", help="to write (default: grid.html)"
+    )
+    parser.set_defaults(run=run_page)
+
+
+def run_page(arguments: argparse.Namespace) -> int:
+    """Write the file.
+
+    Raises:
+        OptionError: a size for which there is no page or no plan.
+        WallfacerError: the file cannot be written.
+    """
+    from megatron_wallfacer.cli.grid_page.data import MOST_RANKS, page_data
+    from megatron_wallfacer.cli.grid_page.file import page_html
+
+    if arguments.cp_size > MOST_RANKS:
+        raise OptionError(
+            "cp_size", arguments.cp_size, f"at most {MOST_RANKS}: more ranks are not told apart on a page"
+        )
+    q_heads, kv_heads = arguments.q_heads, arguments.kv_heads
+    if min(q_heads, kv_heads) < 1 or q_heads % kv_heads:
+        raise OptionError("kv_heads", kv_heads, f"a divisor of {q_heads} query heads, both positive")
+    plan = make_plan(arguments.scheme, arguments.cp_size, q_heads=q_heads, kv_heads=kv_heads)
+    shape = Shape(tokens=2, q_heads=q_heads, kv_heads=kv_heads, head_dim=HEAD_DIM)
+    data = page_data(plan, shape, causal=arguments.causal, ranks_per_node=arguments.ranks_per_node)
+    try:
+        arguments.out.write_text(page_html(data), encoding="utf-8")
+    except OSError as error:
+        raise WallfacerError(f"--out {arguments.out}: {error.strerror}") from error
+    steps = ", ".join(f"{len(one['steps'])} steps {one['name']}" for one in data["passes"])
+    print(f"{arguments.out}: {plan.scheme}, {plan.grid}; {steps}")
+    return 0

@@ -1,0 +1,49 @@
+"""A headless Chromium for tests, without a network."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PACKAGES = ("chromium", "chromium-driver", "fonts-dejavu-core")
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Install what is missing; the reason why there can be no browser here, if there is one."""
+    if all(map(shutil.which, ("chromium", "chromedriver"))):
+        return None
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return "needs chromium and chromedriver, or root and apt-get to install them"
+    for words in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
+        done = subprocess.run(
+            ["apt-get", "--quiet", *words],
+            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+    return None if done.returncode == 0 else f"apt-get could not install Chromium: {done.stderr[-300:]}"
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A driver; every host name leads nowhere."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"):
+        options.add_argument(flag)
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()
