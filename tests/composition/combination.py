@@ -120,12 +120,15 @@ class Combination:
     def megatron_can(self) -> bool:
         """Whether Megatron's own attention has all of it on a CPU, and in the same numbers.
 
-        Conversations not, documents and a window not. With a mask as a tensor rotary angles are those of the place in
-        the sequence, packed those of the place in the document: the same scores, but in bf16 rounded otherwise.
+        Conversations not, documents and a window not. A mask as a tensor reaches the first and the last stage only: in
+        those between, which interleaving makes of two ranks, documents would see each other. With such a mask rotary
+        angles are those of the place in the sequence, packed those of the place in the document: the same scores, but
+        in bf16 rounded otherwise.
         """
         documents, rotary = self.row["documents"], self.row["positions"] == "rope"
         if documents == "masked":
-            return self.row["attention"] != "window" and not (self.dtype == "bf16" and rotary)
+            between = self.row["pipeline"] == "interleaved"
+            return self.row["attention"] != "window" and not between and not (self.dtype == "bf16" and rotary)
         return documents == "one"
 
     @property
@@ -159,6 +162,7 @@ def combinations_of_cover() -> tuple[Combination, ...]:
 
 
 def _weight(row: Row) -> float:
-    """How long a combination takes in bf16, roughly: runs, times micro-batches and stages of a run."""
+    """How long a combination takes in bf16, roughly: runs, times micro-batches, stages and documents of a run."""
     runs = 9 if row["experts"] != "dense" or not Combination(0, row | {"dtype": "bf16"}).megatron_can else 5
-    return runs * (1 if row["batch"] == "single" else 2) * (2 if row["pipeline"] == "interleaved" else 1)
+    slow = (row["batch"] != "single", row["pipeline"] == "interleaved", row["documents"] == "conversations")
+    return runs * 2 ** sum(slow)

@@ -14,7 +14,7 @@ from tests.megatron.training import corpus
 from tests.support.short_documents import write_conversations, write_documents
 
 #: Conversations of so many tokens, or twice as many...: on any number of ranks here Megatron pads none of them.
-MULTIPLE = 16
+MULTIPLE = 32
 
 
 @cache
