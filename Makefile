@@ -6,7 +6,7 @@ WALLFACER := $(dir $(PYTHON))wallfacer
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test composition versions lint clean
+.PHONY: help bootstrap demo test composition versions docs lint clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -27,10 +27,13 @@ composition: bootstrap ## train every pair of features with and without the plug
 versions: bootstrap ## try every Megatron version that is supported, and compare with docs/versions.md
 	@$(PYTHON) -m scripts.versions --check docs/versions.md $(ARGS)
 
+docs: bootstrap ## build the documentation as a site in docs/_build/html
+	@$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+
 lint: bootstrap ## check style and format
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check
 
 clean: ## remove caches and build leftovers; .venv, a big download, stays
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 8 -m benchmarks.gpu.exact            8 ranks, one card, messages through host memory
     torchrun --nproc-per-node 4 -m benchmarks.gpu.exact --smoke    anywhere, small
 
-An error may be twice that of one dense call of the same kernel; both relative to the largest entry of what is right.
+An error may be twice that of one dense call of the same kernel. Errors are root mean squares over those of what is
+right, of the worst rank: the largest entry is a draw of the rounding, and another one with every order of sums.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.gpu.report import add_options, device_of, markdown, save
+from benchmarks.gpu.report import add_options, device_of, markdown, relative_error, save
 from megatron_wallfacer.attention import attention, forget_groups
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import Grid
@@ -46,7 +47,7 @@ def passes(tensors: Sequence[Tensor], plan: Plan, group: dist.ProcessGroup, kern
 
 def worst(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> dict[str, float]:
     """Over all ranks, by tensor."""
-    errors = [(got.double() - want).abs().max() / want.abs().max() for got, want in zip(found, wanted, strict=True)]
+    errors = [relative_error(got, want) for got, want in zip(found, wanted, strict=True)]
     worst = torch.stack(errors).cpu()
     dist.all_reduce(worst, dist.ReduceOp.MAX)
     return dict(zip(NAMES, worst.tolist(), strict=True))

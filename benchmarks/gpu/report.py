@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from megatron_wallfacer.kernels import KERNELS, select_kernel
 from megatron_wallfacer.kernels.protocol import Kernel
@@ -35,6 +36,11 @@ def kernel_of(options: argparse.Namespace, device: torch.device, dtype: torch.dt
         OptionError: it cannot serve these tensors.
     """
     return select_kernel(options.kernel, device=device, dtype=dtype, head_dim=options.head_dim)
+
+
+def relative_error(got: Tensor, want: Tensor) -> Tensor:
+    """Root mean square of the difference over that of what is right."""
+    return torch.linalg.vector_norm(got.double() - want) / torch.linalg.vector_norm(want)
 
 
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

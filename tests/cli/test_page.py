@@ -110,7 +110,8 @@ for (const e of document.querySelectorAll("body *:not(script):not(style)")) {
   if (e.closest(".scroll") || e.closest("details:not([open])")) continue;
   const box = e.getBoundingClientRect();
   if (box.right > wide + 1 || box.left < -1) bad.push(e.tagName + "#" + e.id);
-  if (!(e instanceof SVGElement) && e.clientWidth && e.scrollWidth > e.clientWidth + 1) bad.push(e.tagName + "." + e.id);
+  const scrolls = e.clientWidth && e.scrollWidth > e.clientWidth + 1;
+  if (!(e instanceof SVGElement) && scrolls) bad.push(e.tagName + "." + e.id);
 }
 return bad"""
 OVERLAPPING = """
@@ -119,11 +120,15 @@ const texts = [...document.querySelectorAll("h1, h2, p, dt, dd, button, label, l
 const bad = [];
 texts.forEach(([a, r], i) => texts.slice(i + 1).forEach(([b, s]) => {
   if (a.contains(b) || b.contains(a)) return;
-  if (Math.min(r.right, s.right) - Math.max(r.left, s.left) > 1 && Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top) > 1)
+  const across = Math.min(r.right, s.right) - Math.max(r.left, s.left);
+  const down = Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top);
+  if (across > 1 && down > 1)
     bad.push(a.textContent + " / " + b.textContent);
 }));
 return bad"""
-DRAWN = """return [...document.querySelectorAll("#square rect[data-rank]")].map((e) => [+e.dataset.q, +e.dataset.k, +e.dataset.rank])"""
+DRAWN = """
+const cells = [...document.querySelectorAll("#square rect[data-rank]")];
+return cells.map((e) => [+e.dataset.q, +e.dataset.k, +e.dataset.rank])"""
 
 
 def test_in_a_browser(driver: Any, tmp_path: Path) -> None:
