@@ -1,0 +1,58 @@
+"""scripts/slurm/preflight.sh on this machine, which has no GPU or is told so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.fakes import REPOSITORY
+
+SCRIPT = REPOSITORY / "scripts" / "slurm" / "preflight.sh"
+
+
+def preflight(folder: Path, *, python: str = sys.executable, gpus: int = 0, megatron: str = "", there: int = 0) -> str:
+    """Its last line; with an nvidia-smi that shows as many GPUs as are ``there``."""
+    (folder / "nvidia-smi").write_text(f"#!/bin/bash\nfor n in $(seq {there}); do echo GPU $n: made up; done\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    done = subprocess.run(
+        [SCRIPT, python, str(gpus), megatron, folder / "snapshot", "echo", "the command"],
+        cwd=REPOSITORY,
+        env=os.environ
+        | {"PATH": f"{folder}:{os.environ['PATH']}", "SLURMD_NODENAME": "n1", "CUDA_VISIBLE_DEVICES": ""}
+        | {"SLURM_PROCID": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    line = done.stdout.splitlines()[-1]
+    assert (done.returncode == 0) == line.startswith("preflight: n1: ok: ")
+    return line
+
+
+def test_a_good_node_says_its_versions_and_writes_down_what_is_installed(tmp_path: Path) -> None:
+    line = preflight(tmp_path)
+    assert f"Python {sys.version.split()[0]}, torch " in line
+    snapshot = (tmp_path / "snapshot").read_text()
+    assert "\ntorch==" in snapshot
+    assert snapshot.endswith("the command --dry-run\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"python": "/no/python"}, "PYTHON=/no/python: is not here"),
+        ({"python": "false"}, ""),
+        ({"megatron": "/no/megatron"}, "MEGATRON_PATH=/no/megatron: has no pretrain_gpt.py here"),
+        ({"gpus": 8, "there": 7}, "nvidia-smi shows 7 of 8 GPUs"),
+        ({"gpus": 8, "there": 8}, "torch "),
+    ],
+)
+def test_a_bad_node_says_why(tmp_path: Path, options: dict, message: str) -> None:
+    line = preflight(tmp_path, **options)
+    assert line.startswith(f"preflight: n1: error: {message}")
+    if options.get("there") == 8:
+        assert line.endswith(" sees 0 of 8 GPUs")
