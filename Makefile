@@ -21,7 +21,7 @@ demo: bootstrap ## train a small GPT on CPU ranks, with and without the plugin, 
 test: bootstrap ## run the tests
 	@$(PYTHON) -m pytest $(ARGS)
 
-composition: bootstrap ## train every pair of features with and without the plugin, and compare (half an hour)
+composition: bootstrap ## train every pair of features with and without the plugin, and compare (45 minutes)
 	@$(PYTHON) -m tests.composition $(ARGS)
 
 versions: bootstrap ## try every Megatron version that is supported, and compare with docs/versions.md

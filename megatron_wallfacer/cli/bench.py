@@ -14,6 +14,8 @@ from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
 if TYPE_CHECKING:
+    import torch
+
     from megatron_wallfacer.cli.tuning.figures import Row
     from megatron_wallfacer.schedule.plan import Plan
 
@@ -99,7 +101,7 @@ def _plans(arguments: argparse.Namespace, ranks: int) -> list[Plan]:
     return plans
 
 
-def _timed(arguments: argparse.Namespace, plans: list[Plan], shape: Shape, device: object) -> list[Row]:
+def _timed(arguments: argparse.Namespace, plans: list[Plan], shape: Shape, device: torch.device) -> list[Row]:
     import torch
     import torch.distributed as dist
 
@@ -119,7 +121,7 @@ def _timed(arguments: argparse.Namespace, plans: list[Plan], shape: Shape, devic
 
 
 def _print(arguments: argparse.Namespace, found: list[Row], shape: Shape, ranks: int) -> None:
-    from megatron_wallfacer.cli.tuning.figures import as_csv, as_table
+    from megatron_wallfacer.cli.tuning.figures import as_csv, print_rows
 
     if arguments.json:
         from megatron_wallfacer.cli.words import as_json
@@ -128,4 +130,4 @@ def _print(arguments: argparse.Namespace, found: list[Row], shape: Shape, ranks:
     elif arguments.csv:
         print(as_csv(found), end="")
     else:
-        as_table(found, f"{arguments.seq} tokens, {ranks} ranks, {shape.q_heads} x {shape.head_dim} query heads")
+        print_rows(found, f"{arguments.seq} tokens, {ranks} ranks, {shape.q_heads} x {shape.head_dim} query heads")

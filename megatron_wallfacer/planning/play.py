@@ -96,7 +96,7 @@ def play(
     return _Play(cluster, schedules, shape, symmetry, spans).run()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Pending:
     """A move of a rank: how many of its messages are still on their way."""
 
@@ -209,9 +209,11 @@ class _Play:
 
     def _waits(self, rank: _Rank, op: Op | None) -> bool:
         """Whether it has to wait for a move; at the end of a pass for all of them."""
-        named = [] if op is None else [rank.coming[name] for name in reads(op) if name in rank.coming]
-        waited_for = rank.open_moves if op is None else named
-        waiting = any(pending.left for pending in waited_for)
+        coming = rank.coming
+        if op is None:
+            waiting = any(pending.left for pending in rank.open_moves)
+        else:
+            waiting = bool(coming) and any(coming[name].left for name in reads(op) if name in coming)
         if waiting and rank.waits_since is None:
             rank.waits_since = self._now
         if not waiting and rank.waits_since is not None:
@@ -319,7 +321,7 @@ class _Play:
         finished = [pending for pending in both.values() if not pending.left]
         for rank in self._ranks.values():
             for pending in finished:
-                if any(pending is one for one in rank.open_moves):
+                if pending in rank.open_moves:
                     move = pending.move
                     self._note(rank, "move", f"{move.axis}: {' '.join(move.payload)}", pending.start_s)
                     if self._cluster.transport != "gloo":

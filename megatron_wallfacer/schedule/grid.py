@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from megatron_wallfacer.errors import OptionError
@@ -80,21 +81,28 @@ class Grid:
     def coordinates(self, rank: int) -> dict[str, int]:
         """Coordinate of ``rank`` (its index in the context-parallel group) on every axis."""
         coordinates = dict.fromkeys(AXES, 0)
-        for axis in self.placement:
-            rank, coordinates[axis] = divmod(rank, self.size_of(axis))
+        for axis, (stride, size) in self._strides.items():
+            coordinates[axis] = rank // stride % size
         return coordinates
 
     def rank(self, coordinates: Mapping[str, int]) -> int:
         """Inverse of :meth:`coordinates`."""
-        rank = 0
-        for axis in reversed(self.placement):
-            rank = rank * self.size_of(axis) + coordinates[axis]
-        return rank
+        return sum(stride * coordinates[axis] for axis, (stride, _) in self._strides.items())
 
     def neighbours(self, rank: int, axis: str) -> tuple[int, ...]:
         """The ranks that differ from ``rank`` along ``axis`` only, itself among them, in axis order."""
-        here = self.coordinates(rank)
-        return tuple(self.rank({**here, axis: x}) for x in range(self.size_of(axis)))
+        stride, size = self._strides.get(axis, (1, 1))
+        first = rank - stride * (rank // stride % size)
+        return tuple(range(first, first + stride * size, stride))
+
+    @cached_property
+    def _strides(self) -> dict[str, tuple[int, int]]:
+        """(ranks between neighbours, ranks) along each axis of the placement."""
+        found, stride = {}, 1
+        for axis in self.placement:
+            found[axis] = stride, self.size_of(axis)
+            stride *= self.size_of(axis)
+        return found
 
     def __str__(self) -> str:
         return " x ".join(f"{axis} {self.size_of(axis)}" for axis in AXES if self.size_of(axis) > 1) or "one rank"

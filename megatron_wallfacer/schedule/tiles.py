@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from megatron_wallfacer.schedule.mask import Pattern
 
@@ -58,9 +59,18 @@ def tiles(
     Returns:
         Tiles that cover each live pair of a wanted chunk exactly once; none where nothing is live.
     """
-    wanted = [only is None or chunk in only for chunk in q_chunks]
     if pattern is not None:
+        wanted = [only is None or chunk in only for chunk in q_chunks]
         return tuple(_by_pattern(q_chunks, k_chunks, wanted, pattern))
+    return _without_pattern(tuple(q_chunks), tuple(k_chunks), causal, None if only is None else frozenset(only))
+
+
+# A search asks for the same blocks in many plans.
+@lru_cache(maxsize=1024)
+def _without_pattern(
+    q_chunks: tuple[int, ...], k_chunks: tuple[int, ...], causal: bool, only: frozenset[int] | None
+) -> tuple[Tile, ...]:
+    wanted = [only is None or chunk in only for chunk in q_chunks]
     if not causal:
         return tuple(_full_rectangles([(0, len(k_chunks) * want) for want in wanted]))
     diagonals = _diagonal_runs([chunk if want else -1 for chunk, want in zip(q_chunks, wanted, strict=True)], k_chunks)

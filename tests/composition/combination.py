@@ -132,6 +132,14 @@ class Combination:
         return documents == "one"
 
     @property
+    def weight(self) -> float:
+        """How long it takes in bf16, roughly: runs, times micro-batches, stages and documents of a run."""
+        in_bf16 = Combination(self.number, self.row | {"dtype": "bf16"})
+        runs = 9 if self.row["experts"] != "dense" or not in_bf16.megatron_can else 5
+        single, flat = self.row["batch"] == "single", self.row["pipeline"] != "interleaved"
+        return runs * 2 ** sum((not single, not flat, self.row["documents"] == "conversations"))
+
+    @property
     def evaluates_alike(self) -> bool:
         """Whether the loss of evaluation does not depend on who has which tokens.
 
@@ -157,12 +165,6 @@ COVER_SEED = 3
 def combinations_of_cover() -> tuple[Combination, ...]:
     """Every combination of the matrix, the same ones each time."""
     # A combination in bf16 is trained five to nine times, one in fp32 two or three times.
-    rows = place_lightly(SPACE, cover(SPACE, seed=COVER_SEED), "dtype", "bf16", _weight)
+    rows = cover(SPACE, seed=COVER_SEED)
+    rows = place_lightly(SPACE, rows, "dtype", "bf16", lambda row: Combination(0, row).weight)
     return tuple(Combination(number, row) for number, row in enumerate(rows, 1))
-
-
-def _weight(row: Row) -> float:
-    """How long a combination takes in bf16, roughly: runs, times micro-batches, stages and documents of a run."""
-    runs = 9 if row["experts"] != "dense" or not Combination(0, row | {"dtype": "bf16"}).megatron_can else 5
-    slow = (row["batch"] != "single", row["pipeline"] == "interleaved", row["documents"] == "conversations")
-    return runs * 2 ** sum(slow)

@@ -65,7 +65,7 @@ FLAGS: dict[str, dict[str, str]] = {
     },
     "qk-norm": {"off": "", "on": "--qk-layernorm"},
     "dtype": {"fp32": "", "bf16": "--bf16 --attention-softmax-in-fp32"},
-    "evaluation": {"off": "--eval-iters 0 --split 100,0,0", "on": "--eval-interval 5 --eval-iters 1 --split 98,2,0"},
+    "evaluation": {"off": "--eval-iters 0 --split 100,0,0", "on": "--eval-interval 4 --eval-iters 1 --split 98,2,0"},
     "documents": {
         "one": "",
         "masked": "",

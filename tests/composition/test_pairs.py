@@ -6,7 +6,7 @@ from itertools import combinations, product
 
 import pytest
 
-from tests.composition.combination import COVER_SEED, _weight, combinations_of_cover
+from tests.composition.combination import COVER_SEED, Combination, combinations_of_cover
 from tests.composition.features import CONSTRAINTS, FACTORS, FLAGS, OURS, SPACE
 from tests.composition.pairs import Constraint, Space, cover, pairs_of, place_lightly
 
@@ -67,7 +67,7 @@ def test_an_expensive_level_is_placed_where_it_costs_least(seed: int) -> None:
 
 def test_the_matrix_has_bf16_where_it_costs_less_than_the_cover_put_it() -> None:
     counts = [
-        sum(_weight(row) for row in rows if row["dtype"] == "bf16")
+        sum(Combination(0, row).weight for row in rows if row["dtype"] == "bf16")
         for rows in (cover(SPACE, seed=COVER_SEED), [one.row for one in combinations_of_cover()])
     ]
     assert counts[1] < counts[0] / 1.5

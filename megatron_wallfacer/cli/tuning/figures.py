@@ -95,7 +95,7 @@ def as_csv(found: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def as_table(found: Sequence[Row], title: str) -> None:
+def print_rows(found: Sequence[Row], title: str) -> None:
     """Print it."""
     from rich.console import Console
 
