@@ -43,10 +43,7 @@ def attend(
     Raises:
         OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
     """
-    # What tokens are computed with is in the operators, checks too: torch.compile reads everything that is here.
-    if not call.mask.reorders:
-        return _Attention.apply(q, k, v, sinks, call, finished)
-    out = _Attention.apply(*_chunk_order(q, k, v, call), sinks, call, finished)
+    out = _Attention.apply(*_checked(q, k, v, call), sinks, call, finished)
     return document_order(out, call.mask, call.plan.grid.cp_size)
 
 
@@ -57,10 +54,11 @@ def finish(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None = N
         OptionError: as :func:`attend`.
     """
     with torch.no_grad():
-        return _finish(*(_chunk_order(q, k, v, call) if call.mask.reorders else (q, k, v)), call, sinks)
+        return _finish(*_checked(q, k, v, call), call, sinks)
 
 
-def _chunk_order(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, ...]:
+def _checked(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, ...]:
+    """q, k, v in the order of chunks, if heads and mask fit them."""
     call.check(q, k)
     return tuple(chunk_order(x, call.mask, call.plan.grid.cp_size) for x in (q, k, v))
 

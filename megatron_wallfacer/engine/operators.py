@@ -7,16 +7,15 @@ derivative of its own: :mod:`megatron_wallfacer.engine.autograd` joins them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.blocks import Block, Sizes
+from megatron_wallfacer.engine.blocks import Sizes
 from megatron_wallfacer.engine.call import Call, call_of_number
 from megatron_wallfacer.engine.merge import add_sinks, sinks_gradient
 from megatron_wallfacer.engine.run import run
-from megatron_wallfacer.schedule.ops import Schedule
 
 _LIBRARY = torch.library.Library("wallfacer", "FRAGMENT")
 _LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, int call) -> (Tensor, Tensor, Tensor[])")
@@ -36,10 +35,10 @@ attention_backward = torch.ops.wallfacer.attention_backward.default
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: int) -> Forward:
     known = call_of_number(call)
-    known.check(q, k)
     sizes = _sizes_of_inputs(known, q, k, v)
     with _as_given(q):
-        results, kept = _run(known, known.forward_schedule(sizes), sizes, {"q": q, "k": k, "v": v}, {})
+        local = {"q": q, "k": k, "v": v}
+        results, kept = run(known.forward_schedule(sizes), known.runtime, sizes, local, {}, known.mask)
         if sinks is not None:
             add_sinks(results["out"], results["lse"], sinks)
     return results["out"].to(q.dtype), results["lse"], [block.packet for block in kept.values()]
@@ -64,16 +63,10 @@ def _attention_backward(
     with _as_given(dout):
         local = dict(zip("qkv", inputs, strict=False)) | {"dout": dout, "lse": lse}
         local["delta"] = (dout.to(lse.dtype) * out).sum(-1)
-        results, _ = _run(known, schedule, sizes, local, given)
+        results, _ = run(schedule, known.runtime, sizes, local, given, known.mask)
         dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, local["delta"], sinks)
     dq, dk, dv = (results[name].to(out.dtype) for name in ("dq", "dk", "dv"))
     return dq, dk, dv, dsinks
-
-
-def _run(
-    call: Call, schedule: Schedule, sizes: Sizes, local: Mapping[str, Tensor], given: Mapping[str, Block]
-) -> tuple[dict[str, Tensor], dict[str, Block]]:
-    return run(schedule, call.runtime, sizes, local, given, call.mask)
 
 
 def _as_given(x: Tensor) -> torch.autocast:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.lists import numbers_listed
 from megatron_wallfacer.megatron.masks import is_window_layer
 
 FLAG = "--wallfacer-layers"
@@ -53,7 +54,9 @@ def chosen_layers(args: argparse.Namespace) -> Chosen | None:
         if getattr(args, "window_size", None) is None:
             raise WallfacerError(f"{FLAG} {text}: needs --window-size LEFT,RIGHT beside it, else all layers are alike")
         return Chosen(text, None)
-    numbers = frozenset(number for part in text.split(",") for number in _range(part, text))
+    numbers = numbers_listed(text)
+    if numbers is None:
+        raise WallfacerError(f"{FLAG} {text}: must be {', '.join(KINDS)}, or layers like 1,3-8")
     layers = getattr(args, "num_layers", None)
     beyond = sorted(number for number in numbers if number < 1 or (layers is not None and number > layers))
     if beyond:
@@ -81,13 +84,3 @@ def left_to_megatron(layer: nn.Module) -> nn.Module:
 def is_left(layer: nn.Module) -> bool:
     """Whether :func:`left_to_megatron` marked it."""
     return getattr(layer, "wallfacer_left", False)
-
-
-def _range(part: str, text: str) -> range:
-    first, dash, last = part.partition("-")
-    try:
-        start, end = int(first), int(last) if dash else int(first)
-    except ValueError:
-        wanted = f"{', '.join(KINDS)}, or layers like 1,3-8"
-        raise WallfacerError(f"{FLAG} {text}: must be {wanted}") from None
-    return range(start, end + 1)

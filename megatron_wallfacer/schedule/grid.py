@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 
 from megatron_wallfacer.errors import OptionError
 
@@ -67,7 +66,7 @@ class Grid:
     @property
     def cp_size(self) -> int:
         """P, the number of context-parallel ranks."""
-        return prod(self.size_of(axis) for axis in AXES)
+        return self.head * self.team * self.kv_team * self.ring_outer * self.ring_inner
 
     @property
     def ring(self) -> int:

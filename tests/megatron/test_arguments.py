@@ -193,6 +193,7 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
             r"--wallfacer-window-scheme ulysses: head size 8 must be one of 1, 2, 4 for 4",
         ),
         ("--wallfacer-layers odd", r"--wallfacer-layers odd: must be full, window, or layers like 1,3-8"),
+        ("--wallfacer-layers 2-1", r"--wallfacer-layers 2-1: must be full, window, or layers like 1,3-8"),
         ("--wallfacer-layers 1,3", r"--wallfacer-layers 1,3: must be layers from 1 to 2, not 3"),
         ("--wallfacer-layers window", r"--wallfacer-layers window: needs --window-size"),
         (

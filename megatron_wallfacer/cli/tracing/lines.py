@@ -12,6 +12,7 @@ from typing import Any
 from megatron_wallfacer.engine.origin import Origin
 from megatron_wallfacer.engine.timeline import Event
 from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.lists import numbers_listed
 
 _NAME = re.compile(r"rank-(\d+)\.json")
 _SHOWN = 8  # ranks that a message names
@@ -38,13 +39,10 @@ def ranks_named(text: str) -> frozenset[int]:
     Raises:
         OptionError: it is not written so.
     """
-    found: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise OptionError("ranks", text, "ranks such as 0-7 or 0,2,4-6")
-        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return frozenset(found)
+    found = numbers_listed(text)
+    if found is None:
+        raise OptionError("ranks", text, "ranks such as 0-7 or 0,2,4-6")
+    return found
 
 
 def read_lines(path: Path, ranks: Collection[int] | None = None) -> list[RankLine]:
