@@ -100,17 +100,38 @@ def play(
 class _Pending:
     """A move of a rank: how many of its messages are still on their way."""
 
+    rank: _Rank
     move: Move
     left: int
     start_s: float = 0.0
 
 
-@dataclass
-class _Rank:
-    """One rank's place in its program."""
+@dataclass(frozen=True)
+class _Line:
+    """An operation of a rank's program.
+
+    Attributes:
+        number: of the pass.
+        schedule: of the pass.
+        op: None ends the pass.
+        reads: the names it waits for.
+        cost: what it takes.
+    """
 
     number: int
-    program: list[tuple[int, Schedule, Op | None, Cost]]
+    schedule: Schedule
+    op: Op | None
+    reads: tuple[str, ...]
+    cost: Cost
+
+
+@dataclass(eq=False)
+class _Rank:
+    """One rank's place in its program, which is written as of its twin."""
+
+    number: int
+    twin: int
+    program: list[_Line]
     at: int = 0
     pass_since: float = 0.0
     busy: bool = False
@@ -134,7 +155,9 @@ class _Play:
     ) -> None:
         self._cluster, self._shape, self._symmetry = cluster, shape, symmetry
         self._network, self._costs = Network(cluster), Costs(cluster, shape)
-        self._ranks = {rank: _Rank(rank, self._program(schedules(rank))) for rank in symmetry.representatives}
+        twins = {rank: symmetry.twin(rank) for rank in symmetry.representatives}
+        programs = {twin: self._program(schedules(twin)) for twin in sorted(set(twins.values()))}
+        self._ranks = {rank: _Rank(rank, twin, programs[twin]) for rank, twin in twins.items()}
         self._fluid = Fluid({CORES: float(cluster.host.cores)} if cluster.host else {})
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
@@ -143,15 +166,18 @@ class _Play:
         self._passes: dict[int, float] = {}
         self._keep_spans = spans
         self._spans: list[Span] = []
-        self._link_bytes: Counter[Resource] = Counter()
-        self._routes: dict[tuple[int, int], tuple[Uses, tuple[Resource, ...]]] = {}
+        # Links go by number: their hash is wanted at every moment.
+        self._links: dict[Resource, int] = {}
+        self._link_bytes: Counter[int] = Counter()
+        self._routes: dict[tuple[int, int], tuple[Uses, tuple[int, ...]]] = {}
 
-    def _program(self, schedules: Sequence[Schedule]) -> list[tuple[int, Schedule, Op | None, Cost]]:
-        """All passes in a row; None ends one."""
-        program: list[tuple[int, Schedule, Op | None, Cost]] = []
+    def _program(self, schedules: Sequence[Schedule]) -> list[_Line]:
+        """All passes in a row."""
+        program: list[_Line] = []
         for number, schedule in enumerate(schedules):
-            program += [(number, schedule, *pair) for pair in zip(schedule.ops, self._costs.of(schedule), strict=True)]
-            program.append((number, schedule, None, Cost()))
+            costs = self._costs.of(schedule)
+            program += [_Line(number, schedule, op, reads(op), costs[at]) for at, op in enumerate(schedule.ops)]
+            program.append(_Line(number, schedule, None, (), Cost()))
         return program
 
     def run(self) -> Played:
@@ -167,7 +193,7 @@ class _Play:
             pass_s=tuple(self._passes[number] for number in sorted(self._passes)),
             kernel_s=max(rank.kernel_s for rank in self._ranks.values()),
             ranks=len(self._ranks),
-            link_bytes=self._link_bytes,
+            link_bytes=Counter({link: self._link_bytes[number] for link, number in self._links.items()}),
             spans=tuple(self._spans),
         )
 
@@ -196,28 +222,28 @@ class _Play:
     def _advance(self, rank: _Rank) -> None:
         """As far as it comes without time passing."""
         while rank.at < len(rank.program) and not rank.busy:
-            number, schedule, op, cost = rank.program[rank.at]
-            if self._waits(rank, op):
+            line = rank.program[rank.at]
+            if self._waits(rank, line):
                 return
             if not rank.paid:
                 rank.paid = True
-                self._pay(rank, op, cost)
+                self._pay(rank, line.op, line.cost)
                 continue
             rank.paid = False
             rank.at += 1
-            self._take_effect(rank, number, schedule, op)
+            self._take_effect(rank, line.number, line.schedule, line.op)
 
-    def _waits(self, rank: _Rank, op: Op | None) -> bool:
+    def _waits(self, rank: _Rank, line: _Line) -> bool:
         """Whether it has to wait for a move; at the end of a pass for all of them."""
         coming = rank.coming
-        if op is None:
+        if line.op is None:
             waiting = any(pending.left for pending in rank.open_moves)
         else:
-            waiting = bool(coming) and any(coming[name].left for name in reads(op) if name in coming)
+            waiting = any(name in coming and coming[name].left for name in line.reads)
         if waiting and rank.waits_since is None:
             rank.waits_since = self._now
         if not waiting and rank.waits_since is not None:
-            self._note(rank, "wait", "" if op is None else type(op).__name__, rank.waits_since)
+            self._note(rank, "wait", "" if line.op is None else type(line.op).__name__, rank.waits_since)
             rank.waits_since = None
         return waiting
 
@@ -270,7 +296,7 @@ class _Play:
 
     def _begin(self, rank: _Rank, number: int, schedule: Schedule, move: Move, ends: Iterable[str]) -> None:
         known = next((one for one in rank.open_moves if one.move is move), None)
-        pending = known or _Pending(move, len(move.sends) + len(move.receives), self._now)
+        pending = known or _Pending(rank, move, len(move.sends) + len(move.receives), self._now)
         if known is None:
             rank.open_moves.append(pending)
         rank.coming |= {message.value: pending for message in move.receives}
@@ -296,7 +322,8 @@ class _Play:
         move, alike = pending.move, self._symmetry
         for end in ends:
             for message in move.sends if end == "send" else move.receives:
-                source, target = (rank.number, message.peer) if end == "send" else (message.peer, rank.number)
+                peer = alike.moved(message.peer, rank.twin, rank.number)
+                source, target = (rank.number, peer) if end == "send" else (peer, rank.number)
                 key = (number, alike.class_of(source), alike.offset(source, target), message.tag)
                 both = self._ends.setdefault(key, {})
                 both[end] = pending
@@ -318,27 +345,27 @@ class _Play:
     def _arrived(self, both: dict[str, _Pending]) -> None:
         for pending in both.values():
             pending.left -= 1
-        finished = [pending for pending in both.values() if not pending.left]
-        for rank in self._ranks.values():
-            for pending in finished:
-                if pending in rank.open_moves:
-                    move = pending.move
-                    self._note(rank, "move", f"{move.axis}: {' '.join(move.payload)}", pending.start_s)
-                    if self._cluster.transport != "gloo":
-                        self._next_of(rank, move.channel)
-            self._advance(rank)
+        # Both ends may be of one move, of a rank that stands for its own peer.
+        for pending in {id(pending): pending for pending in both.values()}.values():
+            if not pending.left:
+                rank, move = pending.rank, pending.move
+                self._note(rank, "move", f"{move.axis}: {' '.join(move.payload)}", pending.start_s)
+                if self._cluster.transport != "gloo":
+                    self._next_of(rank, move.channel)
+                self._advance(rank)
 
-    def _route(self, source: int, target: int) -> tuple[Uses, tuple[Resource, ...]]:
-        """Resources that a message uses, one for each kind of link, and how many of its kind share them."""
+    def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
+        """Links that a message uses, one of each kind, and how many of its kind share them."""
         if (source, target) not in self._routes:
             alike, uses, links = self._symmetry, [], []
             for link in self._network.route(source, target):
                 first = alike.unit(link.first, link.ranks)
                 same = Resource(link.kind, first, link.ranks, link.direction, link.gbyte_s)
-                self._fluid.capacity[same] = link.gbyte_s * 1e9
+                number = self._links.setdefault(same, len(self._links))
+                self._fluid.capacity[number] = link.gbyte_s * 1e9
                 end = target if link.direction == "in" else source
-                uses.append((same, float(alike.count(end, link.first, link.ranks))))
-                links.append(same)
+                uses.append((number, float(alike.count(end, link.first, link.ranks))))
+                links.append(number)
             host = self._cluster.host
             if host is not None and host.transport_s_per_gbyte:
                 uses += self._on_cores(source, 2 * host.transport_s_per_gbyte / 1e9)

@@ -26,11 +26,13 @@ class Symmetry:
     """
 
     def __init__(self, grid: Grid, unit_sizes: Sequence[int], *, folded: bool = True) -> None:
-        self.grid = grid
+        self.grid, self._folded = grid, folded
         self._steps = {axis: grid.size_of(axis) for axis in AXES}
         if folded:
             self._steps |= _steps(grid, unit_sizes)
         self._class_of = lru_cache(maxsize=None)(self._find_class)
+        self._offset = lru_cache(maxsize=None)(self._find_offset)
+        self.moved = lru_cache(maxsize=None)(self._move)
 
     @property
     def representatives(self) -> tuple[int, ...]:
@@ -44,8 +46,11 @@ class Symmetry:
 
     def offset(self, rank: int, peer: int) -> tuple[int, ...]:
         """How far a peer is along each axis: the same for all ranks of a class and their peers."""
-        here, there = self.grid.coordinates(rank), self.grid.coordinates(peer)
-        return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
+        return self._offset(rank, peer)
+
+    def twin(self, rank: int) -> int:
+        """The rank with the first heads: its program is that of ``rank`` but for who its peers are."""
+        return self.grid.rank(self.grid.coordinates(rank) | {"head": 0}) if self._folded else rank
 
     def count(self, rank: int, first: int, ranks: int) -> int:
         """Ranks of the class of ``rank`` among some consecutive ones."""
@@ -55,6 +60,18 @@ class Symmetry:
     def unit(self, first: int, ranks: int) -> int:
         """The least class among some consecutive ranks: the same for units that are turned into each other."""
         return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
+
+    def _find_offset(self, rank: int, peer: int) -> tuple[int, ...]:
+        here, there = self.grid.coordinates(rank), self.grid.coordinates(peer)
+        return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
+
+    def _move(self, rank: int, start: int, end: int) -> int:
+        """Where ``rank`` comes to when all ranks are moved so that ``start`` comes to ``end``."""
+        if start == end:
+            return rank
+        offset, here = self.offset(start, end), self.grid.coordinates(rank)
+        moved = ((here[axis] + by) % self.grid.size_of(axis) for axis, by in zip(AXES, offset, strict=True))
+        return self.grid.rank(dict(zip(AXES, moved, strict=True)))
 
     def _find_class(self, rank: int) -> int:
         here = self.grid.coordinates(rank)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.ops import Schedule
@@ -53,16 +54,15 @@ class Shape:
 
     def elements(self, tensor: str) -> int:
         """Elements of one shard of a tensor named as in a payload."""
+        return self.batch * self.tokens * self._widths[tensor]
+
+    @cached_property
+    def _widths(self) -> dict[str, int]:
+        """Elements of a token, by tensor."""
         value_dim = self.v_head_dim or self.head_dim
-        width = {
-            "q": self.q_heads * self.head_dim,
-            "k": self.kv_heads * self.head_dim,
-            "v": self.kv_heads * value_dim,
-            "out": self.q_heads * value_dim,
-            "lse": self.q_heads,
-        }
-        alias = {"dq": "q", "dk": "k", "dv": "v", "dout": "out", "delta": "lse"}
-        return self.batch * self.tokens * width[alias.get(tensor, tensor)]
+        q, k, v = self.q_heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * value_dim
+        out, lse = self.q_heads * value_dim, self.q_heads
+        return {"q": q, "dq": q, "k": k, "dk": k, "v": v, "dv": v, "out": out, "dout": out, "lse": lse, "delta": lse}
 
     def bytes(self, tensor: str) -> int:
         """Bytes of one shard of a tensor, in the dtype in which it is sent and accumulated."""
