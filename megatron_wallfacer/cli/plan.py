@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,19 +166,16 @@ def save_flags(path: Path, choice: Choice, origin: str, others: dict[str, int]) 
 
 
 def _room(model: Model, job: Job, spread: Spread, software: Software) -> float:
-    """Bytes that attention's buffers may take: what the rest of a rank leaves, at the least.
+    """Bytes that attention's buffers may take: what the rest of a rank leaves.
 
     Raises:
         OptionError: the rest alone does not fit.
     """
-    from megatron_wallfacer.planning.layer import memory_bytes
-    from megatron_wallfacer.planning.search import candidates
+    from megatron_wallfacer.planning.layer import memory_around
 
     device = job.cluster.device
-    if device.memory_gb == float("inf"):
-        return float("inf")
-    some = next(candidates(job))
-    rest = memory_bytes(model, replace(some, q_kept=False), spread, software) - some.buffer_bytes
+    around = memory_around(model, job, spread, software)
+    rest = around.always + max(around.layer, around.logits)
     if rest >= device.memory_gb * 1e9:
         raise OptionError(
             "seq",
@@ -186,7 +183,7 @@ def _room(model: Model, job: Job, spread: Spread, software: Software) -> float:
             f"shorter, or on more ranks: without attention's buffers a rank needs {rest / 1e9:.0f} GB "
             f"of {device.memory_gb:g}",
         )
-    return device.memory_gb * 1e9 - rest
+    return device.memory_gb * 1e9 - around.always - around.layer
 
 
 def _row(model: Model, choice: Choice, spread: Spread, software: Software) -> Row:

@@ -16,7 +16,7 @@ FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
 MERGED, COPIED = 3, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cost:
     """Of one operation.
 

@@ -232,26 +232,46 @@ def reduction_seconds(model: Model, cluster: Cluster, spread: Spread, software: 
     return max(inside, between)
 
 
-def memory_bytes(model: Model, choice: Choice, spread: Spread, software: Software) -> float:
-    """Of a rank at the worst moment of backward: states, what layers keep, one layer at work, logits of the last stage.
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a rank at the worst moment of backward, attention's buffers left out. Fragmentation is not counted.
 
-    A stage keeps what as many microbatches need as there are stages. Fragmentation is not counted.
+    Attributes:
+        always: states, and what layers keep for as many microbatches as a stage has at once.
+        layer: one layer at work.
+        logits: of the last stage, where no layer is at work.
     """
+
+    always: float
+    layer: float
+    logits: float
+
+
+def memory_around(model: Model, job: Job, spread: Spread, software: Software) -> Memory:
+    """What the rest of a rank needs, whichever way attention is cut."""
     parameters, ranks = _parameters_of_rank(model, spread), spread.dp * spread.cp
     if software.states == "zero-2":
         states = parameters * (_WEIGHT + (_WEIGHT + _ADAM) / ranks)
     else:
         states = parameters * (_WEIGHT + software.gradient_bytes + _ADAM / ranks)
-    tokens = choice.job.shape.tokens / spread.tp
-    alive = min(spread.pp, spread.microbatches)
-    of_layer = tokens * model.kept_bytes(software.recompute)
-    if choice.q_kept:
-        of_layer += (choice.plan.grid.team - 1) * choice.job.shape.bytes("q")
-    kept = model.layers / spread.pp * alive * of_layer
-    at_work = tokens * model.kept_bytes("none") + choice.buffer_bytes
+    tokens = job.shape.tokens / spread.tp
+    kept = _kept_layers(model, spread) * tokens * model.kept_bytes(software.recompute)
     # In bf16 and, for the loss, in fp32.
     logits = tokens * model.vocabulary * (2 + 4)
-    return states + kept + max(at_work, logits)
+    return Memory(states + kept, tokens * model.kept_bytes("none"), logits)
+
+
+def memory_bytes(model: Model, choice: Choice, spread: Spread, software: Software) -> float:
+    """Of a rank at the worst moment of backward, with attention's buffers and the queries that are kept for it."""
+    around = memory_around(model, choice.job, spread, software)
+    queries = (choice.plan.grid.team - 1) * choice.job.shape.bytes("q") if choice.q_kept else 0.0
+    kept = _kept_layers(model, spread) * queries
+    return around.always + kept + max(around.layer + choice.buffer_bytes, around.logits)
+
+
+def _kept_layers(model: Model, spread: Spread) -> float:
+    """Of a stage, for each microbatch that it has at once: as many as there are stages."""
+    return model.layers / spread.pp * min(spread.pp, spread.microbatches)
 
 
 def _parameters_of_rank(model: Model, spread: Spread) -> float:

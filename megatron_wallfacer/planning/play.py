@@ -96,7 +96,7 @@ def play(
     return _Play(cluster, schedules, shape, symmetry, spans).run()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Pending:
     """A move of a rank: how many of its messages are still on their way."""
 
@@ -106,7 +106,7 @@ class _Pending:
     start_s: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Line:
     """An operation of a rank's program.
 
@@ -125,7 +125,7 @@ class _Line:
     cost: Cost
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Rank:
     """One rank's place in its program, which is written as of its twin."""
 

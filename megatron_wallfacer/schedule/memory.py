@@ -25,7 +25,7 @@ from megatron_wallfacer.schedule.ops import (
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Life:
     """One buffer.
 

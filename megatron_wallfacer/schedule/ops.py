@@ -26,7 +26,7 @@ DQ, DKV = ("dq",), ("dk", "dv")
 RESULTS = frozenset({"out", "dq", "dk", "dv"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Value:
     """What a name stands for.
 
@@ -41,7 +41,7 @@ class Value:
     part: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One end of a message.
 
@@ -58,7 +58,7 @@ class Message:
     tag: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Move:
     """Messages that are begun together.
 
@@ -79,14 +79,14 @@ class Move:
         return self.axis, "results" if RESULTS.intersection(self.payload) else "inputs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Load:
     """Name some heads of the rank's own tensors."""
 
     into: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Assemble:
     """One value out of several of the same tensors and heads, rows sorted by position."""
 
@@ -94,21 +94,21 @@ class Assemble:
     sources: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Expect:
     """Give a move's receives their buffers before it starts: a message then finds where to go. May be ignored."""
 
     move: Move
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Start:
     """Begin a move. What it sends may no longer change."""
 
     move: Move
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Attend:
     """Kernel calls: query rows against key rows.
 
@@ -126,7 +126,7 @@ class Attend:
     tiles: tuple[Tile, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fold:
     """Merge a partial output, or add a gradient, into another: the rows that both have."""
 
@@ -134,7 +134,7 @@ class Fold:
     into: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Store:
     """Put the rank's own chunks of a finished value into its results; kv heads that several parts share are summed."""
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from megatron_wallfacer.schedule.mask import Pattern
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tile:
     """One kernel call: rows of a query block against columns of a key block, in units of chunks.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.ops import Schedule
@@ -78,14 +78,25 @@ def rows_elements(schedule: Schedule, shape: Shape, tensor: str, chunks: int) ->
 
     A whole number wherever the schedule can run.
     """
-    parts = min(schedule.parts, shape.kv_heads) if tensor in KV_TENSORS else schedule.parts
-    whole, rest = divmod(shape.elements(tensor) * chunks, CHUNKS_PER_RANK * parts)
-    return whole + rest / (CHUNKS_PER_RANK * parts) if rest else whole
+    return _elements(shape, schedule.parts, tensor, chunks)
 
 
 def rows_bytes(schedule: Schedule, shape: Shape, payload: Sequence[str], chunks: int) -> float:
     """Bytes of some chunks of some tensors, for one part of the heads."""
-    return sum(rows_elements(schedule, shape, tensor, chunks) * shape.itemsize_of(tensor) for tensor in payload)
+    return _bytes(shape, schedule.parts, tuple(payload), chunks)
+
+
+def _elements(shape: Shape, parts: int, tensor: str, chunks: int) -> float:
+    if tensor in KV_TENSORS:
+        parts = min(parts, shape.kv_heads)
+    whole, rest = divmod(shape.elements(tensor) * chunks, CHUNKS_PER_RANK * parts)
+    return whole + rest / (CHUNKS_PER_RANK * parts) if rest else whole
+
+
+# A schedule has thousands of messages, of a few sizes.
+@lru_cache(maxsize=1024)
+def _bytes(shape: Shape, parts: int, payload: tuple[str, ...], chunks: int) -> float:
+    return sum(_elements(shape, parts, tensor, chunks) * shape.itemsize_of(tensor) for tensor in payload)
 
 
 def words(schedule: Schedule, shape: Shape) -> float:

@@ -105,7 +105,7 @@ def test_a_run_end_to_end_is_limited_counted_and_exact(tmp_path):
     assert run.returncode == 0, said
     about = json.loads((tmp_path / "run.json").read_text())
     assert about["goodput_mbit"]["inter"] == pytest.approx(200, rel=0.1)
-    assert about["goodput_mbit"]["intra"] == pytest.approx(1000, rel=0.1)
+    assert about["goodput_mbit"]["intra"] == pytest.approx(500, rel=0.1)
     with (tmp_path / "summary.csv").open() as file:
         rows = {row["scheme"]: row for row in csv.DictReader(file)}
     assert set(rows) == set(schemes)

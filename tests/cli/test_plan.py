@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +45,20 @@ def test_the_best_comes_first_and_each_grid_once(capsys: pytest.CaptureFixture[s
     grids = [row["grid"] for row in found["best"]]
     assert len(set(grids)) == len(grids)
     assert all(row["seconds"] >= row["bound_s"] for row in found["best"] + found["named"])
+
+
+@pytest.mark.parametrize(("nodes", "seq", "limit_s"), [(128, "1M", 5.0), (8192, "64M", 30.0)])
+def test_large_clusters_take_seconds_and_little_memory(tmp_path: Path, nodes: int, seq: str, limit_s: float) -> None:
+    """The whole command, start included. Processor time: the machine may have other things to do."""
+    argv = [sys.executable, "-m", "megatron_wallfacer.cli.main", "plan", "--nodes", str(nodes), "--seq", seq, "--json"]
+    with (tmp_path / "out").open("w+") as out:
+        _, status, used = os.wait4(subprocess.Popen(argv, stdout=out).pid, 0)
+        assert status == 0
+        out.seek(0)
+        best = json.load(out)["best"][0]
+    assert best["seconds"] < 1.2 * best["bound_s"]
+    assert used.ru_utime + used.ru_stime < limit_s
+    assert used.ru_maxrss * 1024 < 2e9
 
 
 def test_what_it_saves_is_what_megatron_parses(
