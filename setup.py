@@ -1,9 +1,11 @@
 """Metadata of the package. How to build it, ruff and pytest are in pyproject.toml."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 
@@ -42,6 +44,19 @@ DOCS = [
     "furo>=2024.8,<2027",  # theme that fetches nothing; versions are dates
 ]
 
+
+class BuildWithConfigs(build_py):
+    """Put what `megatron_wallfacer/shipped.py` looks for into the wheel; an editable install sees the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            inside = Path(self.build_lib) / "megatron_wallfacer"
+            shutil.copytree(HERE / "configs", inside / "configs", dirs_exist_ok=True)
+            (inside / "scripts").mkdir(exist_ok=True)
+            shutil.copy(HERE / "scripts" / "pretrain_gpt.py", inside / "scripts")
+
+
 setup(
     name="megatron-wallfacer",
     version=version(),
@@ -50,6 +65,7 @@ setup(
     python_requires=">=3.12",  # as Megatron-Core 0.17 and later
     packages=find_packages(include=["megatron_wallfacer*"]),
     package_data={"megatron_wallfacer": ["py.typed", "planning/data/*.csv", "cli/grid_page/page.*"]},
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=REQUIRED,
     extras_require={
         "megatron": MEGATRON,

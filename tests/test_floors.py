@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "megatron_wallfacer"
 #: From the ground up.
-FLOORS = ("errors", "lists", "schedule", "kernels", "engine", "attention", "planning", "megatron", "cli")
+FLOORS = ("errors", "lists", "shipped", "schedule", "kernels", "engine", "attention", "planning", "megatron", "cli")
 MODULES = sorted(path.relative_to(PACKAGE.parent) for floor in FLOORS[1:] for path in (PACKAGE / floor).rglob("*.py"))
 
 

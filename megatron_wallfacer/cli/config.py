@@ -36,7 +36,12 @@ def add_preset_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every command on presets takes; flags that are none of its own go to the preset."""
     parser.allow_abbrev = False
     parser.usage = f"{parser.prog} CONFIG [options] [--megatron-flag value ...]"
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="preset, a YAML file; what is typed after it wins")
+    parser.add_argument(
+        "config",
+        type=Path,
+        metavar="CONFIG",
+        help="a YAML file, or a preset by name",
+    )
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable; may be repeated"
     )

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_wallfacer.cli.presets.launch import OWN_SCRIPT
 from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.version import megatron_version
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import make_plan
+from megatron_wallfacer.shipped import SCRIPT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,7 +161,7 @@ class Demo:
             ) from error
 
     def _script(self) -> Path:
-        script = self.script or OWN_SCRIPT
+        script = self.script or SCRIPT
         if not script.is_file():
             raise WallfacerError(
                 f"{script} is not a file; give --script, the pretrain_gpt.py of a Megatron-LM checkout"

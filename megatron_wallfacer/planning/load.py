@@ -8,9 +8,10 @@ from typing import Any
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Level, Link
+from megatron_wallfacer.shipped import CONFIGS
 
-#: Of the repository; a file elsewhere is given by its path.
-PRESETS = Path(__file__).resolve().parents[2] / "configs" / "cluster"
+#: Those that come with the plugin; another file is given by its path.
+PRESETS = CONFIGS / "cluster"
 _SECTIONS: dict[str, type] = {"intra": Link, "inter": Link, "device": Device, "host": Host}
 _TRANSPORTS = ("nccl", "gloo")
 

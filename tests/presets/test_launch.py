@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.cli.presets.launch import OWN_SCRIPT, Launch, choose_script
+from megatron_wallfacer.cli.presets.launch import Launch, choose_script
 from megatron_wallfacer.cli.presets.preset import Preset, load_preset
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.shipped import SCRIPT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
@@ -52,7 +53,7 @@ def test_several_nodes_have_to_meet(tmp_path: Path) -> None:
 
 
 def test_which_script(tmp_path: Path) -> None:
-    assert choose_script(None, None) == OWN_SCRIPT
+    assert choose_script(None, None) == SCRIPT
     checkout, script = tmp_path / "pretrain_gpt.py", tmp_path / "other.py"
     with pytest.raises(WallfacerError, match=r"pretrain_gpt\.py is not a file; give --script"):
         choose_script(None, tmp_path)

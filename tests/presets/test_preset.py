@@ -8,6 +8,7 @@ import pytest
 
 from megatron_wallfacer.cli.presets.preset import load_preset
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.shipped import CONFIGS
 
 
 @pytest.fixture
@@ -75,3 +76,13 @@ def test_a_cycle_is_named_where_it_closes(presets: Path) -> None:
 def test_two_ways_to_one_file_are_no_cycle(presets: Path) -> None:
     (presets / "other.yaml").write_text("extends: [below/base.yaml]\n")
     assert load_preset(presets / "top.yaml").argv == "--a 1 --b 1 --d 1 --e 4".split()
+
+
+def test_a_name_is_a_file_that_comes_with_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_preset(Path("tiny-cpu")).path == CONFIGS / "tiny-cpu.yaml"
+    assert load_preset(Path("model/tiny")).path == CONFIGS / "model" / "tiny.yaml"
+    Path("tiny-cpu").write_text("MODEL_ARGS: {--seed: 3}\n")
+    assert load_preset(Path("tiny-cpu")).argv == ["--seed", "3"]
+    with pytest.raises(WallfacerError, match=r"^tiny: is neither a file nor a preset; presets are llama3-8b-128k, ll"):
+        load_preset(Path("tiny"))

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import megatron_wallfacer
 from megatron_wallfacer.cli.presets import torchrun
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.shipped import SCRIPT
 
 if TYPE_CHECKING:
     from megatron_wallfacer.cli.presets.preset import Preset
-
-OWN_SCRIPT = Path(megatron_wallfacer.__file__).parents[1] / "scripts" / "pretrain_gpt.py"
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,12 @@ class Launch:
 
 
 def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
-    """The Megatron script to run: the named one, that of the checkout, or this repository's own.
+    """The Megatron script to run: the named one, that of the checkout, or the plugin's own.
 
     Raises:
         WallfacerError: there is no such file.
     """
-    chosen = script or (megatron_path / "pretrain_gpt.py" if megatron_path else OWN_SCRIPT)
+    chosen = script or (megatron_path / "pretrain_gpt.py" if megatron_path else SCRIPT)
     if not chosen.is_file():
         raise WallfacerError(f"{chosen} is not a file; give --script, or --megatron-path with a Megatron-LM checkout")
     return chosen

@@ -11,6 +11,7 @@ from megatron_wallfacer.cli.presets.setting import COMMAND_LINE, Origin, Setting
 from megatron_wallfacer.cli.presets.source import ENVIRONMENT, MODEL, SECTIONS, TORCHRUN, Source, read_source
 from megatron_wallfacer.cli.presets.typed import typed_settings, typed_variables
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.shipped import CONFIGS
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def load_preset(path: Path, words: Sequence[str] = (), variables: Iterable[str] 
     """Read a preset; what was typed beats the file, and a file beats those that it extends.
 
     Args:
-        path: of the file.
+        path: of the file; of one that comes with the plugin its name is enough.
         words: typed flags, Megatron's, the plugin's and torchrun's.
         variables: typed as ``NAME=VALUE``.
 
@@ -60,6 +61,7 @@ def load_preset(path: Path, words: Sequence[str] = (), variables: Iterable[str] 
         WallfacerError: one line; with file and line number where it is a file's fault.
     """
     merged: dict[str, dict[str, Setting]] = {name: {} for name in SECTIONS}
+    path = preset_path(path)
     for source in _stack(path, COMMAND_LINE, ()):
         for name, settings in source.sections.items():
             merged[name].update(settings)
@@ -69,6 +71,21 @@ def load_preset(path: Path, words: Sequence[str] = (), variables: Iterable[str] 
         merged[ENVIRONMENT][setting.name] = setting
     kept = {name: setting for name, setting in merged[MODEL].items() if setting.words is not None}
     return Preset(path, merged[ENVIRONMENT], merged[TORCHRUN], kept)
+
+
+def preset_path(path: Path) -> Path:
+    """The file that is meant: ``tiny-cpu`` is the plugin's ``configs/tiny-cpu.yaml``, wherever it is installed.
+
+    Raises:
+        WallfacerError: it is neither a file nor a name.
+    """
+    own = CONFIGS / f"{path}.yaml"
+    if path.suffix or path.is_file():
+        return path
+    if not own.is_file():
+        names = ", ".join(sorted(one.stem for one in CONFIGS.glob("*.yaml")))
+        raise WallfacerError(f"{path}: is neither a file nor a preset; presets are {names}")
+    return own
 
 
 def _stack(path: Path, named: Origin, above: tuple[Path, ...]) -> list[Source]:
