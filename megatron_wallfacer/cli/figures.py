@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from megatron_wallfacer.cli.table import figure, show_table
 from megatron_wallfacer.planning.field import Measured, pairs_in_order, replay_field
 from megatron_wallfacer.planning.figures import READINGS, Better, Case, better, replay, summary
 
@@ -13,61 +14,61 @@ from megatron_wallfacer.planning.figures import READINGS, Better, Case, better, 
 MAIN = "each"
 
 
-def figure_text(figure: int, *, as_json: bool = False) -> str:
-    """A figure of the paper.
+def show_figure(number: int, *, as_json: bool = False) -> None:
+    """Print a figure of the paper.
 
     Args:
-        figure: 7 or 9.
+        number: 7 or 9.
         as_json: instead of a table.
 
     Raises:
         OptionError: another figure.
     """
-    found = {reading: replay(figure, reading) for reading in READINGS}
-    chosen = [better(case) for case in found[MAIN]] if figure == 7 else []
+    found = {reading: replay(number, reading) for reading in READINGS}
+    chosen = [better(case) for case in found[MAIN]] if number == 7 else []
     if as_json:
-        return json.dumps(
-            {
-                "cases": [_case_fields(case) for case in found[MAIN]],
-                "summaries": {reading: asdict(summary(cases)) for reading, cases in found.items()},
-                "planner": [_better_fields(one) for one in chosen],
-            },
-            indent=2,
+        whole = {
+            "cases": [_case_fields(case) for case in found[MAIN]],
+            "summaries": {reading: asdict(summary(cases)) for reading, cases in found.items()},
+            "planner": [_better_fields(one) for one in chosen],
+        }
+        print(json.dumps(whole, indent=2))
+        return
+    print(
+        f"Figure {number} of the WallFacer paper: 1000 tokens/s of all devices, and the gain over the ring in percent."
+    )
+    headings = ("case", "scheme", ">paper", ">ours", ">gain paper", ">gain ours", "best C")
+    show_table(headings, (row for case in found[MAIN] for row in _case_rows(case)))
+    print("\nWhich placement a bar has is not said. Summaries by reading (docs/paper.md):")
+    for reading, cases in found.items():
+        print(f"  {reading:<15} {summary(cases)}")
+    if chosen:
+        print(
+            "\nThe planner's grid instead of the paper's best, how many times as fast: attention alone, as the paper's"
         )
-    lines = [
-        f"Figure {figure} of the WallFacer paper: 1000 tokens/s of all devices, and the gain over the ring.",
-        f"{'case':<26} {'scheme':<15} {'paper':>6} {'ours':>6} {'gain paper':>11} {'ours':>7}  best C",
-        *(line for case in found[MAIN] for line in _case_lines(case)),
-        "",
-        "Which placement a bar has is not said. Summaries by reading (docs/paper.md):",
-        *(f"  {reading:<15} {summary(cases)}" for reading, cases in found.items()),
-    ]
-    return "\n".join(lines + (["", *_better_lines(chosen)] if chosen else []))
+        print("software overlaps and as streams allow; and the whole step, 1000 tokens/s.")
+        show_table(("case", "grid, nearest axis first", ">paper", ">full", "step", "why"), map(_better_row, chosen))
 
 
-def field_text(*, as_json: bool = False) -> str:
-    """Other systems' attention, a table or JSON."""
+def show_field(*, as_json: bool = False) -> None:
+    """Print other systems' attention, a table or JSON."""
     found = sorted(replay_field(), key=lambda one: (one.tokens, -one.published))
     right, pairs = pairs_in_order(found)
     if as_json:
-        return json.dumps({"points": [asdict(one) for one in found], "right": right, "pairs": pairs}, indent=2)
-    lines = [
-        "Attention of other systems on 4 x 8 A800, causal, 40 heads x 128: TFLOP/s of a device. Nothing is fitted.",
-        f"{'tokens':>7}  {'scheme':<16} {'published':>9} {'ours':>6}  order",
-        *_field_lines(found),
-        f"order right for {right} of {pairs} pairs at the same length",
-    ]
-    return "\n".join(lines)
+        print(json.dumps({"points": [asdict(one) for one in found], "right": right, "pairs": pairs}, indent=2))
+        return
+    print("Attention of other systems on 4 x 8 A800, causal, 40 heads x 128: TFLOP/s of a device. Nothing is fitted.")
+    show_table((">tokens", "scheme", ">published", ">ours", "order"), _field_rows(found))
+    print(f"order right for {right} of {pairs} pairs at the same length")
 
 
-def _case_lines(case: Case) -> Iterable[str]:
+def _case_rows(case: Case) -> Iterable[tuple[str, ...]]:
     for scheme, rate in case.paper.items():
-        line = f"{case.name:<26} {scheme:<15} {rate:>6.2f} {case.ours[scheme]:>6.2f}"
+        gains, mark = ("", ""), ""
         if scheme != "ring":
-            line += f" {case.gain(scheme, paper=True):>+9.1f} % {case.gain(scheme, paper=False):>+5.1f} %"
+            gains = tuple(f"{case.gain(scheme, paper=paper):+.1f}" for paper in (True, False))
             mark = _mark(case) if case.ours[scheme] == _best(case) else ""
-            line += f"  {mark}"
-        yield line.rstrip()
+        yield case.name, scheme, figure(rate), figure(case.ours[scheme]), *gains, mark
 
 
 def _mark(case: Case) -> str:
@@ -81,15 +82,10 @@ def _best(case: Case) -> float:
     return max(rate for scheme, rate in case.ours.items() if scheme != "ring")
 
 
-def _better_lines(chosen: Iterable[Better]) -> Iterable[str]:
-    yield "The planner's grid instead of the paper's best: attention alone, as the paper's software overlaps and as"
-    yield "streams allow; and the whole step, 1000 tokens/s."
-    yield f"{'case':<26} {'grid, nearest axis first':<44} {'paper':>6} {'full':>6}  step"
-    for one in chosen:
-        ratios = f"{one.paper_s / one.ours_s:>5.2f}x {one.paper_overlapped_s / one.ours_overlapped_s:>5.2f}x"
-        step = f"{one.paper_k_tokens_s:.2f} -> {one.ours_k_tokens_s:.2f}"
-        yield f"{one.case.name:<26} {_grid(one):<44} {ratios}  {step}"
-        yield f"{'':<26} {one.reason}"
+def _better_row(one: Better) -> tuple[str, ...]:
+    ratios = figure(one.paper_s / one.ours_s), figure(one.paper_overlapped_s / one.ours_overlapped_s)
+    step = f"{one.paper_k_tokens_s:.2f} -> {one.ours_k_tokens_s:.2f}"
+    return one.case.name, _grid(one), *ratios, step, one.reason
 
 
 def _grid(one: Better) -> str:
@@ -97,15 +93,14 @@ def _grid(one: Better) -> str:
     return " x ".join(f"{axis} {grid.size_of(axis)}" for axis in grid.placement)
 
 
-def _field_lines(found: list[Measured]) -> Iterable[str]:
+def _field_rows(found: list[Measured]) -> Iterable[tuple[str, ...]]:
     for tokens in dict.fromkeys(one.tokens for one in found):
         same = [one for one in found if one.tokens == tokens]
         places = sorted(same, key=lambda one: -one.predicted)
         for place, one in enumerate(same):
             ours = places.index(one)
             mark = "" if ours == place else f"published {place + 1}, ours {ours + 1}"
-            line = f"{tokens // 1024:>6}K  {one.scheme:<16} {one.published:>9.1f} {one.predicted:>6.1f}  {mark}"
-            yield line.rstrip()
+            yield f"{tokens // 1024}K", one.scheme, figure(one.published, 1), figure(one.predicted, 1), mark
 
 
 def _case_fields(case: Case) -> dict:

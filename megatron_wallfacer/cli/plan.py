@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_wallfacer.cli.simulate import add_job_arguments, token_count
+from megatron_wallfacer.cli.table import figure, show_table
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES
 
@@ -89,18 +90,22 @@ def run_plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"best": [asdict(row) for row in best], "named": [asdict(row) for row in corners]}, indent=2))
     else:
-        print(f"{cluster}\n{model.name}, {tokens:,} tokens; {_groups(spread)}; of one attention layer both passes")
-        print(f"\n{as_table(best)}\n\n{as_table(corners)}\n\n{_summary(found, job)}")
+        print(f"{cluster}\n{model.name}, {tokens:,} tokens; {_groups(spread)}; of one attention layer both passes\n")
+        _show([*best, *corners])
+        print(f"\n{_summary(found, job)}")
     _write(arguments, found.best[0], best, corners, spread)
     return 0
 
 
 def _scaling(arguments: argparse.Namespace, cluster: Cluster) -> int:
     from megatron_wallfacer.cli.pictures.plans import draw_scaling
-    from megatron_wallfacer.cli.scaling import TOKENS_EACH, as_table, points
+    from megatron_wallfacer.cli.scaling import TOKENS_EACH, points, show
 
     found = list(points(cluster))
-    print(json.dumps([asdict(point) for point in found], indent=2) if arguments.json else as_table(found))
+    if arguments.json:
+        print(json.dumps([asdict(point) for point in found], indent=2))
+    else:
+        show(found)
     lines: dict[str, list[tuple[int, float, float, str]]] = {}
     for point in found:
         lines.setdefault(point.line, []).append((point.devices, point.seconds, point.kernel_s, point.grid))
@@ -109,17 +114,23 @@ def _scaling(arguments: argparse.Namespace, cluster: Cluster) -> int:
     return 0
 
 
-def as_table(rows: Iterable[Row]) -> str:
-    """Plain columns, one line a row."""
-    lines = [f"{'':<12} {'grid':<46} {'ms':>9} {'bound':>9} {'MFU':>6} {'buffers':>8}  why"]
-    for row in rows:
-        order = f" ({', '.join(row.placement)})" if len(row.placement) > 1 else ""
-        time = "-" if row.seconds is None else f"{1e3 * row.seconds:.2f}"
-        mfu = "-" if row.mfu is None else f"{100 * row.mfu:.1f}%"
-        buffers = "-" if row.buffers_gb is None else f"{row.buffers_gb:.2f} GB"
-        figures = f"{time:>9} {1e3 * row.bound_s:>9.2f} {mfu:>6} {buffers:>8}"
-        lines.append(f"{row.name:<12} {row.grid:<46} {figures}  {row.reason}{order}")
-    return "\n".join(lines)
+def _show(rows: Iterable[Row]) -> None:
+    """One line a row; grids that were found have no name."""
+    headings = ("scheme", "grid", ">ms", ">bound", ">MFU %", ">buffers GB", "why", "nearest first")
+    lines = (
+        (
+            row.name or "-",
+            row.grid,
+            figure(None if row.seconds is None else 1000.0 * row.seconds),
+            figure(1000.0 * row.bound_s),
+            figure(None if row.mfu is None else 100 * row.mfu, 1),
+            figure(row.buffers_gb),
+            row.reason,
+            ", ".join(row.placement),
+        )
+        for row in rows
+    )
+    show_table(headings, lines)
 
 
 def _in_best_placement(found: Found) -> list[Choice]:

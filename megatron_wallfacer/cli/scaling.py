@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from megatron_wallfacer.cli.table import figure, show_table
+
 if TYPE_CHECKING:
     from megatron_wallfacer.planning.cluster import Cluster
 
@@ -57,12 +59,20 @@ def points(cluster: Cluster, devices: Iterable[int] = DEVICES) -> Iterator[Point
             )
 
 
-def as_table(found: Iterable[Point]) -> str:
-    """Plain columns, one line a point."""
-    lines = [f"{'':<6} {'devices':>8} {'tokens':>14} {'s':>9} {'of kernels':>10}  grid"]
-    for point in found:
-        figures = (
-            f"{point.devices:>8} {point.tokens:>14,} {point.seconds:>9.3f} {point.seconds / point.kernel_s:>10.3f}"
+def show(found: Iterable[Point]) -> None:
+    """One line a point."""
+    headings = ("", ">devices", ">tokens", ">s", ">of kernels", "grid", "nearest first", "bound by")
+    rows = (
+        (
+            point.line,
+            str(point.devices),
+            str(point.tokens),
+            figure(point.seconds, 3),
+            figure(point.seconds / point.kernel_s, 3),
+            point.grid,
+            ", ".join(point.placement),
+            point.bound_by,
         )
-        lines.append(f"{point.line:<6} {figures}  {point.grid} ({', '.join(point.placement)}); {point.bound_by}")
-    return "\n".join(lines)
+        for point in found
+    )
+    show_table(headings, rows)

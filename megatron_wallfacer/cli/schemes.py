@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from megatron_wallfacer.cli.words import DOES_NOT_FIT, NAMED, as_json, named_plan, number
+from megatron_wallfacer.cli.table import figure, show_table
+from megatron_wallfacer.cli.words import DOES_NOT_FIT, NAMED, as_json, named_plan
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
@@ -34,7 +35,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run_schemes(arguments: argparse.Namespace) -> int:
     """Print the table."""
     found = rows(arguments.cp_size, arguments.q_heads, arguments.kv_heads)
-    print(as_json(found) if arguments.json else as_table(found))
+    if arguments.json:
+        print(as_json(found))
+    else:
+        show(found)
     return 0
 
 
@@ -81,19 +85,24 @@ def rows(cp_size: int = CP_SIZE, q_heads: int = Q_HEADS, kv_heads: int = KV_HEAD
         yield _row(scheme, cp_size, shape)
 
 
-def as_table(found: Iterable[Row]) -> str:
-    """Plain columns, one line a row."""
-    lines = [
-        f"{row.scheme:<12} {row.grid:<36} {row.riders:<7}"
-        f"{number(row.forward_words, 7)} {number(row.backward_words, 7)}  "
-        f"{number(row.forward_messages, 5, 0)} {number(row.backward_messages, 5, 0)}  "
-        f"{number(row.forward_buffers, 6, 1)} {number(row.backward_buffers, 6, 1)}"
+def show(found: Iterable[Row]) -> None:
+    """One line a row; forward and backward side by side."""
+    figures = (">words fwd", ">bwd", ">messages fwd", ">bwd", ">buffers fwd", ">bwd")
+    rows = (
+        (
+            row.scheme,
+            row.grid,
+            row.riders,
+            figure(row.forward_words),
+            figure(row.backward_words),
+            figure(row.forward_messages, 0),
+            figure(row.backward_messages, 0),
+            figure(row.forward_buffers, 1),
+            figure(row.backward_buffers, 1),
+        )
         for row in found
-    ]
-    passes = f"{'fwd':>7} {'bwd':>7}  {'fwd':>5} {'bwd':>5}  {'fwd':>6} {'bwd':>6}"
-    groups = f"{'':<57}{'words':>15}  {'messages':>11}  {'buffers':>13}"
-    heading = f"{'scheme':<12} {'grid':<36} {'riders':<7}{passes}"
-    return "\n".join([groups, heading, *lines])
+    )
+    show_table(("scheme", "grid", "riders", *figures), rows)
 
 
 def _row(scheme: str, cp_size: int, shape: Shape) -> Row:

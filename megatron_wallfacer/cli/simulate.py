@@ -50,13 +50,13 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
 def run_simulate(arguments: argparse.Namespace) -> int:
     """Print what was asked for."""
     if arguments.figure is not None:
-        from megatron_wallfacer.cli.figures import figure_text
+        from megatron_wallfacer.cli.figures import show_figure
 
-        print(figure_text(arguments.figure, as_json=arguments.json))
+        show_figure(arguments.figure, as_json=arguments.json)
     elif arguments.field:
-        from megatron_wallfacer.cli.figures import field_text
+        from megatron_wallfacer.cli.figures import show_field
 
-        print(field_text(as_json=arguments.json))
+        show_field(as_json=arguments.json)
     else:
         _one(arguments)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -9,17 +10,42 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+    """Print a table of plain words.
+
+    Args:
+        headings: of the columns; ``>`` before one sets its column flush right.
+        rows: as many words each.
+        title: printed above.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    table = new_table(console, *headings, title=title)
+    for row in rows:
+        # Not markup: a placement may stand in brackets.
+        table.add_row(*map(Text, row))
+    print_table(console, table)
+
+
+def figure(value: float | None, digits: int = 2) -> str:
+    """A number as it stands in a table; a dash for none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def new_table(
     console: Console, *headings: str, title: str | None = None, justify: Literal["left", "right"] = "left"
 ) -> Table:
-    """A table without rows, in the manner that fits where it will be printed."""
+    """A table without rows, in the manner that fits where it will be printed; ``>`` before a heading: flush right."""
     from rich import box
     from rich.table import Table
 
     drawn = console.is_terminal
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if drawn else None, pad_edge=drawn)
     for heading in headings:
-        table.add_column(heading, justify=justify, no_wrap=not drawn, overflow="fold")
+        side = "right" if heading.startswith(">") else justify
+        table.add_column(heading.removeprefix(">"), justify=side, no_wrap=not drawn, overflow="fold")
     return table
 
 

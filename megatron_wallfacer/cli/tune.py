@@ -124,20 +124,25 @@ def _report(arguments: argparse.Namespace, cluster: Cluster, choices: list[Choic
     from megatron_wallfacer.cli.plan import save_flags
 
     timed = sorted(zip(choices, times, strict=True), key=lambda pair: pair[1])
-    print(_shown_as_json(cluster, timed) if arguments.json else _shown(cluster, timed))
+    if arguments.json:
+        print(_shown_as_json(cluster, timed))
+    else:
+        _show(cluster, timed)
     if arguments.cluster_out:
         arguments.cluster_out.write_text(_as_yaml(cluster))
     if arguments.save:
         save_flags(arguments.save, timed[0][0], "wallfacer tune", {})
 
 
-def _shown(cluster: Cluster, timed: list[tuple[Choice, float]]) -> str:
-    lines = [str(cluster), f"{'':<12} {'grid':<46} {'predicted ms':>12} {'measured ms':>12}"]
+def _show(cluster: Cluster, timed: list[tuple[Choice, float]]) -> None:
+    from megatron_wallfacer.cli.table import figure, show_table
+
+    print(cluster)
+    rows = []
     for choice, seconds in timed:
-        order = f" ({', '.join(choice.plan.grid.placement)})" if len(choice.plan.grid.placement) > 1 else ""
-        figures = f"{1e3 * choice.played.seconds:>12.2f} {1e3 * seconds:>12.2f}"
-        lines.append(f"{choice.name or '':<12} {choice.plan.grid!s:<46} {figures}{order}")
-    return "\n".join(lines)
+        grid, played = choice.plan.grid, figure(1e3 * choice.played.seconds)
+        rows.append((choice.name or "-", str(grid), played, figure(1e3 * seconds), ", ".join(grid.placement)))
+    show_table(("scheme", "grid", ">predicted ms", ">measured ms", "nearest first"), rows)
 
 
 def _shown_as_json(cluster: Cluster, timed: list[tuple[Choice, float]]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
 
+from megatron_wallfacer.cli.table import figure, show_table
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.bounds import (
     backward_bound,
@@ -55,7 +56,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run_words(arguments: argparse.Namespace) -> int:
     """Print the table."""
     found = rows(arguments.cp_size, arguments.group, arguments.q_heads)
-    print(as_json(found) if arguments.json else as_table(found))
+    if arguments.json:
+        print(as_json(found))
+    else:
+        show(found)
     return 0
 
 
@@ -126,31 +130,27 @@ def as_json(found: Iterable[object]) -> str:
     return json.dumps([asdict(row) for row in found], indent=2)  # type: ignore[call-overload]
 
 
-def as_table(found: Iterable[Row]) -> str:
-    """Plain columns, one line a row."""
-    heading = (
-        f"{'P':>5} {'q/kv':>4}  {'scheme':<18} {'grid':<38}"
-        f"{'forward':>9} {'/bound':>7} {'/whole':>7} {'backward':>9} {'/bound':>7} {'/whole':>7}"
-    )
-    lines = [
-        f"{row.cp_size:>5} {row.group:>4}  {row.scheme:<18} {row.grid:<38}"
-        f"{number(row.forward, 9, 3)} {number(row.forward_ratio, 7)} {number(row.forward_whole, 7)} "
-        f"{number(row.backward, 9, 3)} {number(row.backward_ratio, 7)} {number(row.backward_whole, 7)}"
+def show(found: Iterable[Row]) -> None:
+    """One line a row."""
+    print("Words received by a rank for one layer, in units of n*H. /bound: over the bound for undivided heads;")
+    print("/whole: over that for whole shards. Below 1, heads are divided.")
+    passes = (">fwd", ">/bound", ">/whole", ">bwd", ">/bound", ">/whole")
+    rows = (
+        (
+            str(row.cp_size),
+            str(row.group),
+            row.scheme,
+            row.grid,
+            figure(row.forward, 3),
+            figure(row.forward_ratio),
+            figure(row.forward_whole),
+            figure(row.backward, 3),
+            figure(row.backward_ratio),
+            figure(row.backward_whole),
+        )
         for row in found
-    ]
-    return "\n".join(
-        [
-            "Words received by a rank for one layer, in units of n*H. /bound: over the bound for undivided heads;",
-            "/whole: over that for whole shards. Below 1, heads are divided.",
-            heading,
-            *lines,
-        ]
     )
-
-
-def number(value: float | None, width: int, digits: int = 2) -> str:
-    """A figure in its column; a dash for none."""
-    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
+    show_table((">P", ">q/kv", "scheme", "grid", *passes), rows)
 
 
 Formula = Callable[..., float]

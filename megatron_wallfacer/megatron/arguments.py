@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         f"{PREFIX}cluster",
         metavar="FILE",
-        help="a cluster by name or YAML file: auto is the grid that is fastest there",
+        help="a cluster by name or YAML file, or hosts, the job's own: auto is the grid that is fastest there",
     )
 
 

@@ -50,6 +50,7 @@ def banner(session: Session) -> str:
         "hooks": "; ".join(session.hooks),
         "cp size": f"{settings.plan.grid.cp_size}",
         **_plan_rows(settings.plan, shape),
+        **({"planned": f"for {args.wallfacer_cluster}"} if args.wallfacer_cluster else {}),
         "hosts": describe(settings.plan.grid, session.hosts),
         "kernel": f"{kernel.name} on {session.device.type}",
         **_TRANSFERS.get(settings.transfers, {}),

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+
+import torch
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.layer import seen_by_group
-from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.load import cluster_of_gpus, load_cluster
 from megatron_wallfacer.planning.search import Choice, Job, search
 from megatron_wallfacer.schedule.volume import Shape
 
+#: In place of a cluster's name: the hosts that the job runs on.
+HOSTS = "hosts"
 #: What the planner decides, and what each says when it was not asked for.
 DECIDED = {
     "scheme": "auto",
@@ -44,7 +50,7 @@ def planned(args: argparse.Namespace, shape: Shape) -> Choice:
             shown = f"--wallfacer-{option.replace('_', '-')}" + ("" if value is True else f" {value}")
             raise WallfacerError(f"{shown}: must be left out with --wallfacer-cluster {name}, which decides it")
     try:
-        cluster = load_cluster(name)
+        cluster = _hosts_of_job() if name == HOSTS else load_cluster(name)
     except OptionError as error:
         raise WallfacerError(f"--wallfacer-cluster {name}: must be {error.allowed}") from error
     if cluster.ranks < tensor * size:
@@ -58,3 +64,20 @@ def planned(args: argparse.Namespace, shape: Shape) -> Choice:
             f"they have {cluster.gpus_per_node} devices"
         )
     return search(Job(seen_by_group(cluster, tensor), shape, size)).best[0]
+
+
+def _hosts_of_job() -> Cluster:
+    """As torchrun says and the GPUs are called.
+
+    Raises:
+        OptionError: torchrun does not say, hosts have unlike numbers of ranks, or no preset is of such GPUs.
+    """
+    ranks, on_each = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not on_each or ranks % on_each:
+        said = f"{ranks} ranks, {on_each} on this host"
+        raise OptionError("hosts", said, f"a name or a file: torchrun says {said}")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    try:
+        return cluster_of_gpus(gpu, ranks // on_each, on_each)
+    except OptionError as error:
+        raise OptionError("hosts", gpu, f"a name or a file: the GPU here is {gpu}, not {error.allowed}") from error

@@ -12,6 +12,9 @@ from megatron_wallfacer.shipped import CONFIGS
 
 #: Those that come with the plugin; another file is given by its path.
 PRESETS = CONFIGS / "cluster"
+#: Part of a GPU's name, and the preset whose devices and links are taken for a job on such GPUs. Where NVLink reaches
+#: beyond a host, its ranks do not tell how far, and there is none.
+GPUS = {"H200": "h200-8x8", "H100": "h100-8x8", "A100": "a100-8x8-ethernet"}
 _SECTIONS: dict[str, type] = {"intra": Link, "inter": Link, "device": Device, "host": Host}
 _TRANSPORTS = ("nccl", "gloo")
 
@@ -55,6 +58,26 @@ def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
     if nodes < 1:
         raise OptionError("nodes", nodes, "a positive number")
     return replace(cluster, nodes=nodes)
+
+
+def cluster_of_gpus(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
+    """The cluster that a job on such GPUs runs on, with usual figures for what it does not tell.
+
+    Args:
+        gpu: name of its devices.
+        nodes: hosts of the job.
+        gpus_per_node: ranks on each.
+
+    Raises:
+        OptionError: no preset is of such devices.
+    """
+    known = next((preset for part, preset in GPUS.items() if part in gpu), None)
+    if known is None:
+        raise OptionError("GPU", gpu, f"one of {', '.join(GPUS)}")
+    usual = load_cluster(known)
+    # A card each, or one for all: as in the preset.
+    nics = max(1, usual.nics * gpus_per_node // usual.gpus_per_node)
+    return replace(usual, name=f"{known}, hosts of the job", nodes=nodes, gpus_per_node=gpus_per_node, nics=nics)
 
 
 def parse_cluster(data: Any, name: str) -> Cluster:

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron import arguments
+from megatron_wallfacer.megatron import arguments, planned
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import megatron_version
+from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.search import search
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.schemes import SCHEMES
 
@@ -231,6 +233,10 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
             "--wallfacer-scheme double-ring --wallfacer-bidirectional",
             r"--wallfacer-bidirectional .*: must be a single ring",
         ),
+        (
+            "--wallfacer-cluster hosts",
+            r"cluster hosts: must be a name or a file: torchrun says 8 ranks, 0 on",
+        ),
         ("--wallfacer-cluster c.yaml", r"--wallfacer-cluster c.yaml: must be a file, or one of a100-"),
         (
             "--wallfacer-cluster h100-8x8 --wallfacer-team-size 2",
@@ -271,3 +277,22 @@ def test_the_planner_chooses_for_a_cluster(parse: Parse) -> None:
     assert one.plan.grid.cp_size == 8
     assert one.plan.grid.ring_outer < 8
     assert one.keep_gathered_q == (one.plan.grid.team > 1)
+
+
+def test_the_planner_chooses_for_the_jobs_own_hosts(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = ("--wallfacer-cp-size", "8", "--wallfacer-cluster", "hosts", "--seq-length", "4096")
+    lengths = ("--max-position-embeddings", "4096")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(WallfacerError, match="hosts: must be a name or a file: the GPU here is none, not one of H2"):
+        parse(*on, *lengths)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    asked = []
+    monkeypatch.setattr(planned, "search", lambda job: asked.append(job) or search(job))
+    parse(*on, *lengths)
+    (cluster,) = [job.cluster for job in asked]
+    assert (cluster.nodes, cluster.gpus_per_node, cluster.nics) == (2, 4, 4)
+    assert cluster.inter == load_cluster("h100-8x8").inter
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(WallfacerError, match="hosts: must be a name or a file: torchrun says 8 ranks, 3 on this host"):
+        parse(*on, *lengths)
