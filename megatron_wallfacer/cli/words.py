@@ -141,10 +141,10 @@ def show(found: Iterable[Row]) -> None:
             str(row.group),
             row.scheme,
             row.grid,
-            figure(row.forward, 3),
+            figure(row.forward),
             figure(row.forward_ratio),
             figure(row.forward_whole),
-            figure(row.backward, 3),
+            figure(row.backward),
             figure(row.backward_ratio),
             figure(row.backward_whole),
         )
