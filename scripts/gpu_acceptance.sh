@@ -71,6 +71,7 @@ for one in "${dtypes[@]}"; do
 done
 ranks 4
 ranks 8
+part "Training on one card, split and whole" "$python" -m benchmarks.gpu.parity --dtype "$dtype" "${smoke[@]}"
 part "Tile efficiency" "$python" -m benchmarks.gpu.efficiency --dtype "$dtype" "${smoke[@]}"
 part "Peak memory" "$python" -m benchmarks.gpu.memory --dtype "$dtype" "${smoke[@]}"
 part "Profile" "$python" -m benchmarks.gpu.gaps --dtype "$dtype" --out "${page%.md}" "${smoke[@]}"

@@ -1,21 +1,26 @@
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 
 import pytest
 
 from tests.support.pool import Pool
 
+_POOLS: dict[int, Pool] = {}
+
 
 @pytest.fixture(scope="session")
-def pools() -> Iterator[Callable[[int], Pool]]:
+def pools() -> Callable[[int], Pool]:
     """``pools(n)``: n gloo ranks, started when first asked for."""
-    made = cache(Pool)
-    asked = []
 
     def pool(size: int) -> Pool:
-        asked.append(made(size))
-        return asked[-1]
+        if size not in _POOLS:
+            _POOLS[size] = Pool(size)
+        return _POOLS[size]
 
-    yield pool
-    for workers in asked:
-        workers.close()
+    return pool
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ranks that wait for a job are not idle: gloo polls, for each group. They do not outlive their folder's tests."""
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        while _POOLS:
+            _POOLS.popitem()[1].close()

@@ -158,6 +158,12 @@ def settings_from(args: argparse.Namespace) -> Settings:
     )
 
 
+def share_gpus(args: argparse.Namespace, device: torch.device) -> None:
+    """Where a host has more ranks than GPUs: Megatron would take the GPU of a rank's number on its host."""
+    if device.type == "cuda":
+        args.local_rank %= torch.cuda.device_count()
+
+
 def _timeline(args: argparse.Namespace) -> Path | None:
     """Where a time line is to be written, if one is."""
     if args.wallfacer_timeline is None:

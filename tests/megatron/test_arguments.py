@@ -11,6 +11,7 @@ import torch
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import arguments, planned
 from megatron_wallfacer.megatron.hooks import Hooks
+from megatron_wallfacer.megatron.hooks import arguments as hooks_arguments
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import megatron_version
 from megatron_wallfacer.planning.load import load_cluster
@@ -296,3 +297,21 @@ def test_the_planner_chooses_for_the_jobs_own_hosts(parse: Parse, monkeypatch: p
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(WallfacerError, match="hosts: must be a name or a file: torchrun says 8 ranks, 3 on this host"):
         parse(*on, *lengths)
+
+
+def test_ranks_that_share_a_gpu_take_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = argparse.Namespace(local_rank=5)
+    arguments.share_gpus(args, torch.device("cpu"))
+    assert args.local_rank == 5
+    arguments.share_gpus(args, torch.device("cuda"))
+    assert args.local_rank == 1
+
+
+def test_gpus_are_shared_only_where_messages_go_through_the_host(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = []
+    monkeypatch.setattr(hooks_arguments, "share_gpus", lambda args, device: shared.append(args))
+    parse(*ON)
+    assert not shared
+    parse(*ON, "--wallfacer-transfers", "staged")
+    assert len(shared) == 1

@@ -13,6 +13,7 @@ from megatron_wallfacer.megatron.arguments import (
     is_on,
     read_numbers,
     settings_from,
+    share_gpus,
     v_head_dim,
 )
 from megatron_wallfacer.megatron.hook import Hook
@@ -33,6 +34,8 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
             # Refuses now what it would refuse at model build.
             session.kernel(dtype_of(args), channels, v_head_dim(args))
         args.context_parallel_size = args.wallfacer_cp_size
+        if session.settings.transfers == "staged":
+            share_gpus(args, session.device)
         switch_on()
 
     def wrap(original: Callable[..., argparse.ArgumentParser]) -> Callable[..., argparse.ArgumentParser]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import accuracy, efficiency, exact, gaps, memory
+from benchmarks.gpu import accuracy, efficiency, exact, gaps, memory, parity
+from megatron_wallfacer.errors import WallfacerError
 from tests.support.pool import Pool
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -119,6 +120,18 @@ def test_ranks_on_one_card_are_exact(pools) -> None:
         assert "wrong" not in verdicts
 
 
+def test_training_may_be_twice_as_far_from_fp32_as_one_rank_is() -> None:
+    near = {"1 rank, fp32": [4.0, 3.0], "1 rank": [4.0004, 3.0], "ring": [4.0, 3.0005], "usp": [3.9993, 3.0]}
+    rows, right = parity.judge(near)
+    assert right
+    assert [row[-1] for row in rows] == ["", "", "ok", "ok"]
+    rows, right = parity.judge(near | {"ring": [4.001, 3.0]})
+    assert not right
+    assert [row[-1] for row in rows] == ["", "", "wrong", "ok"]
+    with pytest.raises(WallfacerError, match="must be as many numbers of each run"):
+        parity.judge(near | {"ring": [4.0, float("nan")]})
+
+
 def run_script(tmp_path: Path, *argv: str, python: str = sys.executable) -> tuple[int, str, str]:
     """Exit code, page, what was said."""
     page = tmp_path / "page.md"
@@ -146,6 +159,7 @@ def test_the_script_writes_every_part_with_its_command(tmp_path: Path, stub: str
         "Kernels against fp64, bfloat16",
         "4 ranks on one card",
         "8 ranks on one card",
+        "Training on one card, split and whole",
         "Tile efficiency",
         "Peak memory",
         "Profile",
@@ -153,11 +167,11 @@ def test_the_script_writes_every_part_with_its_command(tmp_path: Path, stub: str
     assert page.count("ran: -m ") == len(parts)
     assert page.count("Not as wanted: exit code 1.") == 1
     assert "    too much" in page.partition("## Peak memory")[2].partition("## Profile")[0]
-    for module in ("doctor", "accuracy", "exact", "efficiency", "memory", "gaps"):
+    for module in ("doctor", "accuracy", "exact", "parity", "efficiency", "memory", "gaps"):
         assert f"{module} --dtype bfloat16" in page or f"{module}\n" in page
 
 
-@pytest.mark.parametrize("module", [accuracy, efficiency, exact, gaps, memory])
+@pytest.mark.parametrize("module", [accuracy, efficiency, exact, gaps, memory, parity])
 def test_what_the_script_asks_for_is_understood(module, monkeypatch: pytest.MonkeyPatch) -> None:
     """The options that the script passes; nothing runs."""
     parsed = []
