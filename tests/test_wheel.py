@@ -77,8 +77,10 @@ def test_a_run_finds_its_script(installed: Path) -> None:
 
 
 def test_every_file_is_there(installed: Path) -> None:
+    def files(folder: Path, root: Path) -> set[Path]:
+        return {path.relative_to(root) for path in folder.rglob("*.*") if path.is_file() and path.suffix != ".pyc"}
+
     inside = installed / "megatron_wallfacer"
     for folder in ("configs", "cli", "planning"):
         root = REPOSITORY if folder == "configs" else REPOSITORY / "megatron_wallfacer"
-        wanted = {p.relative_to(root) for p in (root / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"}
-        assert wanted == {p.relative_to(inside) for p in (inside / folder).rglob("*") if p.suffix and p.is_file()}
+        assert files(root / folder, root) == files(inside / folder, inside)

@@ -17,7 +17,7 @@ GRAD_NORM_TOLERANCE = 1e-4
 MODEL = (
     "--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 "
     "--group-query-attention --num-query-groups 2 --position-embedding-type rope --normalization RMSNorm --swiglu "
-    "--disable-bias-linear --seq-length 256 --max-position-embeddings 256 --micro-batch-size 1 --global-batch-size 4 "
+    "--disable-bias-linear --seq-length 256 --max-position-embeddings 256 --micro-batch-size 1 --global-batch-size 2 "
     "--lr 2e-3 --lr-decay-style constant --clip-grad 1.0 --seed 1234 --hidden-dropout 0 "
     "--split 98,2,0 --eval-iters 0 --log-interval 1"
 ).split()

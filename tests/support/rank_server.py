@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import importlib
 import inspect
 import json
 import os
@@ -33,6 +34,8 @@ TRACEBACK_S = 1.0
 """How long a rank that ran out of time gets to write down where it stands."""
 
 PR_SET_PDEATHSIG = 1
+#: What Megatron imports while it trains: seconds, if eight ranks do it on two cores.
+ON_THE_WAY = ("megatron.core.models.mimo", "megatron.training.datasets.sft_dataset")
 
 
 def main(answer: int, checkout: str | None) -> None:
@@ -59,6 +62,11 @@ def _warm_up() -> None:
 
     import megatron_wallfacer.megatron.hooks
     import megatron_wallfacer.megatron.launcher  # noqa: F401
+
+    for name in ON_THE_WAY:
+        # Not every version has them.
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
 
 
 def _answer(descriptor: int, message: dict[str, Any]) -> None:
