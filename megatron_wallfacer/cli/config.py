@@ -36,12 +36,7 @@ def add_preset_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every command on presets takes; flags that are none of its own go to the preset."""
     parser.allow_abbrev = False
     parser.usage = f"{parser.prog} CONFIG [options] [--megatron-flag value ...]"
-    parser.add_argument(
-        "config",
-        type=Path,
-        metavar="CONFIG",
-        help="a YAML file, or a preset by name",
-    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, or a preset by name")
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable; may be repeated"
     )

@@ -34,19 +34,15 @@ def show_figure(number: int, *, as_json: bool = False) -> None:
         }
         print(json.dumps(whole, indent=2))
         return
-    print(
-        f"Figure {number} of the WallFacer paper: 1000 tokens/s of all devices, and the gain over the ring in percent."
-    )
+    print(f"Figure {number} of the WallFacer paper: 1000 tokens/s of all devices; gains over the ring, percent.")
     headings = ("case", "scheme", ">paper", ">ours", ">gain paper", ">gain ours", "best C")
     show_table(headings, (row for case in found[MAIN] for row in _case_rows(case)))
     print("\nWhich placement a bar has is not said. Summaries by reading (docs/paper.md):")
     for reading, cases in found.items():
         print(f"  {reading:<15} {summary(cases)}")
     if chosen:
-        print(
-            "\nThe planner's grid instead of the paper's best, how many times as fast: attention alone, as the paper's"
-        )
-        print("software overlaps and as streams allow; and the whole step, 1000 tokens/s.")
+        print("\nThe planner's grid instead of the paper's best, how many times as fast: attention alone, with the")
+        print("overlap of the paper's software and with all that streams allow; and the whole step, 1000 tokens/s.")
         show_table(("case", "grid, nearest axis first", ">paper", ">full", "step", "why"), map(_better_row, chosen))
 
 

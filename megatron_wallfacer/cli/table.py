@@ -10,21 +10,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table of plain words.
 
     Args:
         headings: of the columns; ``>`` before one sets its column flush right.
         rows: as many words each.
-        title: printed above.
     """
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
-    table = new_table(console, *headings, title=title)
+    table = new_table(console, *headings)
     for row in rows:
-        # Not markup: a placement may stand in brackets.
+        # Text, or rich would take what stands in brackets for markup.
         table.add_row(*map(Text, row))
     print_table(console, table)
 
