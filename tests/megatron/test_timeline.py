@@ -28,7 +28,7 @@ from tests.megatron.test_arguments import Parse, parse  # noqa: F401
 from tests.megatron.training import arguments
 from tests.support.megatron_runs import train
 
-LAYERS, MICRO_BATCHES = 2, 4
+LAYERS, MICRO_BATCHES = 2, 2
 
 
 def begin_and_end(trace: list[dict]) -> None:
