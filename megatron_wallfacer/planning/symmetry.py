@@ -32,7 +32,7 @@ class Symmetry:
             self._steps |= _steps(grid, unit_sizes)
         self._class_of = lru_cache(maxsize=None)(self._find_class)
         self._offset = lru_cache(maxsize=None)(self._find_offset)
-        self.moved = lru_cache(maxsize=None)(self._move)
+        self._moved = lru_cache(maxsize=None)(self._move)
 
     @property
     def representatives(self) -> tuple[int, ...]:
@@ -52,6 +52,10 @@ class Symmetry:
         """The rank with the first heads: its program is that of ``rank`` but for who its peers are."""
         return self.grid.rank(self.grid.coordinates(rank) | {"head": 0}) if self._folded else rank
 
+    def moved(self, rank: int, start: int, end: int) -> int:
+        """Where ``rank`` comes to when all ranks are moved so that ``start`` comes to ``end``."""
+        return self._moved(rank, start, end)
+
     def count(self, rank: int, first: int, ranks: int) -> int:
         """Ranks of the class of ``rank`` among some consecutive ones."""
         wanted = self.class_of(rank)
@@ -66,7 +70,6 @@ class Symmetry:
         return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
 
     def _move(self, rank: int, start: int, end: int) -> int:
-        """Where ``rank`` comes to when all ranks are moved so that ``start`` comes to ``end``."""
         if start == end:
             return rank
         offset, here = self.offset(start, end), self.grid.coordinates(rank)

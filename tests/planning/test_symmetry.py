@@ -6,6 +6,8 @@ import pytest
 
 from megatron_wallfacer.planning.symmetry import Symmetry
 from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 
 ORDER = ("head", "team", "ring_inner", "ring_outer")
 
@@ -42,3 +44,25 @@ def test_ranks_of_a_class_have_their_peers_equally_far() -> None:
             peers = {alike.offset(rank, peer) for peer in grid.neighbours(rank, axis)}
             first = alike.class_of(rank)
             assert peers == {alike.offset(first, peer) for peer in grid.neighbours(first, axis)}
+
+
+@pytest.mark.parametrize(
+    "grid", [Grid(head=4, ring_outer=2), Grid(2, 2, 1, 2, 2), Grid(2, 1, 2, 3, 1, ("ring_outer", "head", "kv_team"))]
+)
+def test_a_program_is_that_of_the_twin_but_for_its_peers(grid: Grid) -> None:
+    symmetry, plan = Symmetry(grid, (1,)), Plan(grid)
+
+    def messages(rank: int, start: int, end: int) -> list[list[tuple]]:
+        schedules = forward_schedule(plan, rank, groups=1), backward_schedule(plan, rank, groups=1)
+        return [
+            # Which chunks they are differs, how many does not.
+            sorted((symmetry.moved(one.peer, start, end), one.tag, len(one.chunks)) for one in ends)
+            for schedule in schedules
+            for move in schedule.moves
+            for ends in (move.sends, move.receives)
+        ]
+
+    for rank in range(grid.cp_size):
+        twin = symmetry.twin(rank)
+        assert messages(twin, twin, rank) == messages(rank, rank, rank)
+        assert grid.coordinates(twin)["head"] == 0
