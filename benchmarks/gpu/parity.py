@@ -17,18 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.gpu.report import add_options, device_of, markdown, save
-from megatron_wallfacer.cli.demo import MODEL, TRAINING, train
+from megatron_wallfacer.cli.demo import train, training_arguments
+from megatron_wallfacer.cli.pictures.loss import TOLERANCE, differences
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
-from megatron_wallfacer.megatron.version import megatron_version
 from megatron_wallfacer.shipped import SCRIPT
 
 SCHEMES = ("team-ring", "ring", "ulysses")
 ITERATIONS, RANKS = 20, 4
 EXACT, WHOLE = "1 rank, fp32", "1 rank"
 ALLOWED = 2.0
-#: What any two orders of sums in fp32 may differ by.
-LEAST = 1e-5
 FLAGS = {"bfloat16": ("--bf16",), "float16": ("--fp16",), "float32": ()}
 
 
@@ -58,8 +55,7 @@ def measure(
     Raises:
         WallfacerError: one failed; with the last lines of its log.
     """
-    data = ["--data-path", str(build_corpus(folder / "corpus")), *tokenizer_arguments(megatron_version()[:2])]
-    exact = [*MODEL, *TRAINING, *data, "--train-iters", str(iterations)]
+    exact = training_arguments(folder, iterations)
     common = [*exact, *FLAGS[options.dtype]]
     shared = ["--distributed-backend", "gloo", "--wallfacer-transfers", "staged"] if on_gpu else []
     found = {EXACT: _losses(folder, 1, exact), WHOLE: _losses(folder, 1, common)}
@@ -84,10 +80,9 @@ def judge(losses: Mapping[str, Sequence[float]]) -> tuple[list[tuple[str, ...]],
     """
     if len({len(run) for run in losses.values()}) != 1 or any(one != one for run in losses.values() for one in run):
         raise WallfacerError(f"losses={dict(losses)}: must be as many numbers of each run")
-    apart = {
-        name: max(abs(a - b) / abs(b) for a, b in zip(run, losses[EXACT], strict=True)) for name, run in losses.items()
-    }
-    allowed = max(ALLOWED * apart[WHOLE], LEAST)
+    apart = {name: max(differences(losses[EXACT], run)) for name, run in losses.items()}
+    # Any two orders of sums in fp32 may differ by the demonstration's own tolerance.
+    allowed = max(ALLOWED * apart[WHOLE], TOLERANCE)
     rows, right = [], True
     for name, run in losses.items():
         judged = name not in (EXACT, WHOLE)

@@ -124,7 +124,7 @@ def _print(arguments: argparse.Namespace, found: list[Row], shape: Shape, ranks:
     from megatron_wallfacer.cli.tuning.figures import as_csv, print_rows
 
     if arguments.json:
-        from megatron_wallfacer.cli.words import as_json
+        from megatron_wallfacer.cli.table import as_json
 
         print(as_json(found))
     elif arguments.csv:

@@ -118,12 +118,8 @@ class Demo:
 
     def _train(self, console: Console, script: Path) -> tuple[list[Iteration], list[Iteration]]:
         """Iterations of one rank, and those of all."""
-        from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
-
         self.directory.mkdir(parents=True, exist_ok=True)
-        prefix = build_corpus(self.directory / "corpus")
-        data = ["--data-path", str(prefix), *tokenizer_arguments(megatron_version()[:2])]
-        arguments = [*MODEL, *TRAINING, *data, "--train-iters", str(self.iterations)]
+        arguments = training_arguments(self.directory, self.iterations)
         split = ["--wallfacer-cp-size", str(self.cp_size), "--wallfacer-scheme", self.scheme]
 
         def seen(iteration: Iteration) -> None:
@@ -167,6 +163,14 @@ class Demo:
                 f"{script} is not a file; give --script, the pretrain_gpt.py of a Megatron-LM checkout"
             )
         return script
+
+
+def training_arguments(directory: Path, iterations: int) -> list[str]:
+    """Megatron's for the demonstration's model; its data are put into the folder."""
+    from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
+
+    data = ["--data-path", str(build_corpus(directory / "corpus")), *tokenizer_arguments(megatron_version()[:2])]
+    return [*MODEL, *TRAINING, *data, "--train-iters", str(iterations)]
 
 
 def train(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_wallfacer.cli.simulate import add_job_arguments, token_count
-from megatron_wallfacer.cli.table import figure, show_table
+from megatron_wallfacer.cli.table import as_json, figure, show_table
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES
 
@@ -103,7 +103,7 @@ def _scaling(arguments: argparse.Namespace, cluster: Cluster) -> int:
 
     found = list(points(cluster))
     if arguments.json:
-        print(json.dumps([asdict(point) for point in found], indent=2))
+        print(as_json(found))
     else:
         show(found)
     lines: dict[str, list[tuple[int, float, float, str]]] = {}

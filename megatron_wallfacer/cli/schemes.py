@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from megatron_wallfacer.cli.table import figure, show_table
-from megatron_wallfacer.cli.words import DOES_NOT_FIT, NAMED, as_json, named_plan
+from megatron_wallfacer.cli.table import as_json, figure, show_table
+from megatron_wallfacer.cli.words import DOES_NOT_FIT, NAMED, named_plan
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups

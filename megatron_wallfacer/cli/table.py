@@ -1,8 +1,10 @@
-"""Tables: drawn at a terminal; in a pipe plain columns, one line a row, for grep and awk."""
+"""Tables: drawn at a terminal; in a pipe plain columns, one line a row, for grep and awk; or as JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -26,6 +28,11 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         # Text, or rich would take what stands in brackets for markup.
         table.add_row(*map(Text, row))
     print_table(console, table)
+
+
+def as_json(rows: Iterable[object]) -> str:
+    """A list of objects with the fields of the rows, which are dataclasses."""
+    return json.dumps([asdict(row) for row in rows], indent=2)  # type: ignore[call-overload]
 
 
 def figure(value: float | None, digits: int = 2) -> str:

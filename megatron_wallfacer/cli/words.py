@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 
-from megatron_wallfacer.cli.table import figure, show_table
+from megatron_wallfacer.cli.table import as_json, figure, show_table
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.bounds import (
     backward_bound,
@@ -123,11 +122,6 @@ def named_plan(scheme: str, cp_size: int, shape: Shape) -> Plan | None:
         if error.option != "head_size":
             raise
         return None
-
-
-def as_json(found: Iterable[object]) -> str:
-    """A list of objects with the fields of the rows."""
-    return json.dumps([asdict(row) for row in found], indent=2)  # type: ignore[call-overload]
 
 
 def show(found: Iterable[Row]) -> None:

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from megatron_wallfacer.cli.doctor.finding import Finding
 from megatron_wallfacer.cli.presets.check import environment_for
+from megatron_wallfacer.cli.table import as_json
 
 #: For all checks; a first import of Megatron from a slow disk takes a minute.
 TIMEOUT_S = 600
@@ -40,7 +40,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     """
     found = examine(environment_for(arguments.megatron_path))
     if arguments.json:
-        print(json.dumps([asdict(finding) for finding in found], indent=2))
+        print(as_json(found))
     else:
         _show(found)
     return 1 if any(finding.status == "problem" for finding in found) else 0
