@@ -9,12 +9,16 @@ from torch import Tensor
 def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
     """Merge a partial result of the same rows over other keys, in place.
 
+    The weights of the two add up to one, so this is an interpolation: one pass over the outputs, which are
+    read once and written once.
+
     Args:
-        out, part_out: ``[rows, batch, heads, v_head_dim]``, normalised over the keys that each has seen.
+        out, part_out: ``[rows, batch, heads, v_head_dim]``, normalised over the keys that each has seen, zero where
+            that is none.
         lse, part_lse: ``[rows, batch, heads]``, -inf where no key has been seen.
     """
     total = torch.logaddexp(lse, part_lse)
-    out.mul_(_weight(lse, total)).add_(part_out * _weight(part_lse, total))
+    out.lerp_(part_out.to(out.dtype), _weight(part_lse, total))
     lse.copy_(total)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_wallfacer.engine.merge import merge_into, surrogate_output
 from megatron_wallfacer.kernels.reference import ReferenceKernel
@@ -117,6 +118,31 @@ def test_a_narrow_part_is_merged_in_the_precision_of_the_sum() -> None:
     merge_into(out, lse, torch.ones(1, 1, 1, 2, dtype=torch.bfloat16), torch.zeros(1, 1, 1))
     torch.testing.assert_close(out, torch.full((1, 1, 1, 2), 2 / 3), rtol=1e-6, atol=0)
     torch.testing.assert_close(lse, torch.full((1, 1, 1), 2.0).log(), rtol=1e-6, atol=0)
+
+
+class Passes(TorchDispatchMode):
+    """Counts the operations that write as many elements as the output has."""
+
+    def __init__(self, out: Tensor) -> None:
+        super().__init__()
+        self.size, self.seen = out.numel(), []
+
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.numel() == self.size:
+            self.seen.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("dtype", "passes"), [(torch.float32, ["aten.lerp_"]), (torch.bfloat16, ["aten._to_copy", "aten.lerp_"])]
+)
+def test_the_outputs_are_gone_over_once(dtype: torch.dtype, passes: list[str]) -> None:
+    (out, lse), (part, part_lse) = unseen(ROWS, dtype=torch.float32), unseen(ROWS, dtype=torch.float32)
+    part = part.to(dtype)
+    with Passes(out) as counted:
+        merge_into(out, lse, part, part_lse)
+    assert [name.rsplit(".", 1)[0] for name in counted.seen] == passes
 
 
 @pytest.mark.parametrize("shift", [-3e4, 3e4])
