@@ -38,7 +38,7 @@ def surrogate_output(dout: Tensor, delta: Tensor) -> Tensor:
     largest = wide.abs().amax(-1, keepdim=True)
     direction = wide / torch.where(largest > 0, largest, 1.0)
     length = direction.square().sum(-1, keepdim=True) * largest
-    return (direction * (delta.unsqueeze(-1) / torch.where(length > 0, length, 1.0))).to(dout.dtype)
+    return direction.mul_(delta.unsqueeze(-1) / torch.where(length > 0, length, 1.0)).to(dout.dtype)
 
 
 def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
