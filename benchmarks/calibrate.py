@@ -1,24 +1,29 @@
-"""Microbenchmarks of this machine's processors: what merging, a transfer and a sleep cost. No scheme is run."""
+"""Microbenchmarks on the ranks of an emulated cluster: what merging, messages, operations and sleeps cost there.
+
+No scheme is run. What needs no messages runs on all ranks at once, for that is how schemes run: a processor that
+turns from one rank to the next finds nothing in its caches. Each number is a median, of rounds and of ranks.
+"""
 
 from __future__ import annotations
 
 import os
-import socket
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from tempfile import TemporaryDirectory
+from socket import gethostname
+from statistics import median
 
 import torch
 import torch.distributed as dist
 
-from benchmarks.compute import SleepKernel
+from benchmarks.cluster.quiet import cpu_time
+from benchmarks.cluster.ranks import Ranks
+from benchmarks.cluster.topology import Topology
+from benchmarks.compute import BACKWARD, FORWARD, SleepKernel
+from benchmarks.jobs import RankState
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call
-from megatron_wallfacer.engine.groups import connect
+from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.merge import merge_into
 from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.transfers import Transfers
@@ -31,8 +36,14 @@ from megatron_wallfacer.schedule.schedule import backward_schedule, forward_sche
 _ROWS, _HEADS, _CHANNELS = 512, 8, 64
 #: Buffers that are merged in turn: together larger than a core's cache, as those of all ranks are.
 _BUFFERS = 16
-_REPEATS = 5
-_PIECE, _PIECES = 1 << 20, 128
+#: Bytes of a short and a long message: what both cost is of the message, what the long one costs more is of its bytes.
+_SHORT, _LONG = 1 << 18, 1 << 22
+#: Seconds that they are exchanged for, by the rate of the slowest link.
+_EXCHANGE_S, _FAST_MBIT = 0.4, 8000.0
+_ROUNDS = 5
+_IDLE_S = 1.0
+_PINGS = 50
+_NAP_S = 1e-3
 
 
 @dataclass(frozen=True)
@@ -40,44 +51,111 @@ class Processors:
     """What Cluster.host and a few latencies need.
 
     Attributes:
-        cores: of the machine.
+        cores: of the machine, less what idle ranks use of them.
         copy_gbyte_s: bytes that one core moves through memory while it merges.
-        transport_s_per_gbyte: processor seconds of one end of a transfer over TCP.
         operation_us: of an operation of a schedule: that of a single rank, run by the engine on a few tokens.
-        message_us: until a short message of gloo has been there and back, half of it.
         late_us: by which a sleep ends too late.
+        latency_us: until a short message of gloo has been there and back, half of it.
+        transport_us: processor time of one end of a message, interrupts included, whatever its size.
+        transport_s_per_gbyte: and of its bytes.
     """
 
-    cores: int
+    cores: float
     copy_gbyte_s: float
-    transport_s_per_gbyte: float
     operation_us: float
-    message_us: float
     late_us: float
+    latency_us: float
+    transport_us: float
+    transport_s_per_gbyte: float
 
 
-def measure_processors() -> Processors:
-    """Run all microbenchmarks; a few seconds. The best of several, for others use the machine too."""
-    torch.set_num_threads(1)
+def measure_processors(ranks: Ranks, topology: Topology) -> Processors:
+    """Run all microbenchmarks; some seconds. The groups of all schemes should be there: their threads never rest."""
+    merging, operation, late = (median(found) for found in zip(*ranks.run(on_every_rank), strict=True))
+    polling = sum(ranks.run(nap, _IDLE_S)) / _IDLE_S
+    short, long = (_end_s(ranks, topology, size, polling) for size in (_SHORT, _LONG))
+    per_byte = max(long - short, 0.0) / (_LONG - _SHORT)
     return Processors(
-        cores=os.cpu_count() or 1,
-        copy_gbyte_s=_merging(),
-        transport_s_per_gbyte=_transport(),
-        operation_us=1e6 * _operation(),
-        message_us=1e6 * _message(),
-        late_us=1e6 * _lateness(),
+        cores=(os.cpu_count() or 1) - polling,
+        copy_gbyte_s=merging,
+        operation_us=1e6 * operation,
+        late_us=1e6 * late,
+        latency_us=1e6 * ranks.run(ping_pong, topology.ranks - 1)[0],
+        transport_us=1e6 * max(short - per_byte * _SHORT, 0.0),
+        transport_s_per_gbyte=1e9 * per_byte,
     )
 
 
-def _best(work: Callable[[], object], repeats: int) -> float:
-    """Processor seconds of one call, the least of a few rounds."""
+def _end_s(ranks: Ranks, topology: Topology, size: int, polling: float) -> float:
+    """Processor seconds of one end of a message, when all ranks send to the next."""
+    slowest_mbit = min((mbit for mbit in (topology.intra_mbit, topology.inter_mbit) if mbit), default=_FAST_MBIT)
+    rounds = max(1, round(_EXCHANGE_S * slowest_mbit * 1e6 / 8 / size))
+    found = []
+    for _ in range(_ROUNDS):
+        before, begin = cpu_time(), time.monotonic()
+        threads = sum(ranks.run(exchange, size, rounds))
+        # Packets are handled in interrupts, which are charged to no process.
+        busy = threads + (cpu_time() - before).interrupts - polling * (time.monotonic() - begin)
+        found.append(busy / (2 * topology.ranks * rounds))
+    return median(found)
+
+
+# --- jobs of ranks ---
+
+
+def on_every_rank(state: RankState) -> tuple[float, float, float]:
+    """(1e9 bytes merged a second, seconds of an operation, seconds that a sleep is late)."""
+    dist.barrier()
+    return _merging(), _operation(), _lateness()
+
+
+def nap(state: RankState, seconds: float) -> float:
+    """Processor seconds of this rank while it does nothing."""
+    begin = time.process_time()
+    time.sleep(seconds)
+    return time.process_time() - begin
+
+
+def exchange(state: RankState, size: int, rounds: int) -> float:
+    """Send to the next rank and receive from the one before, into new buffers, as the engine does.
+
+    Returns:
+        Processor seconds of this rank.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    payload = torch.zeros(size, dtype=torch.uint8)
+    dist.barrier()
+    begin = time.process_time()
+    for _ in range(rounds):
+        coming = dist.irecv(torch.empty_like(payload), (rank - 1) % ranks)
+        dist.isend(payload, (rank + 1) % ranks).wait()
+        coming.wait()
+    return time.process_time() - begin
+
+
+def ping_pong(state: RankState, target: int) -> float:
+    """Seconds of a short message of gloo, one way, between rank 0 and another."""
+    rank, message, rounds = dist.get_rank(), torch.zeros(1), []
+    dist.barrier()
+    if rank not in (0, target):
+        return 0.0
+    for _ in range(_PINGS):
+        begin = time.monotonic()
+        for sender, receiver in ((0, target), (target, 0)):
+            dist.send(message, receiver) if rank == sender else dist.recv(message, sender)
+        rounds.append((time.monotonic() - begin) / 2)
+    return median(rounds)
+
+
+def _rounds(work: Callable[[], object], repeats: int) -> float:
+    """Processor seconds of one call, in the thread that works: gloo's threads are counted apart."""
     rounds = []
-    for _ in range(_REPEATS):
-        begin = time.process_time()
+    for _ in range(_ROUNDS):
+        begin = time.thread_time()
         for _ in range(repeats):
             work()
-        rounds.append((time.process_time() - begin) / repeats)
-    return min(rounds)
+        rounds.append((time.thread_time() - begin) / repeats)
+    return median(rounds)
 
 
 def _merging() -> float:
@@ -88,70 +166,23 @@ def _merging() -> float:
             merge_into(*into, *part)
 
     touched = MERGED * _BUFFERS * sum(x.nbytes for x in blocks[0])
-    return touched / _best(merge, 4) / 1e9
+    return touched / _rounds(merge, 2) / 1e9
 
 
 def _operation() -> float:
-    """Seconds of an operation where nothing is moved and kernels take no time."""
-    plan, kernel = Plan(Grid()), SleepKernel(1e12)
-    call = Call(plan, Runtime(Transfers(connect(None, plan.grid)), kernel, 1.0))
+    """Seconds of an operation where nothing is moved. Kernels sleep, so that other ranks come in between."""
     q, k, v = (torch.zeros(4, 1, 1, 8, requires_grad=True) for _ in range(3))
+    plan, kernel = Plan(Grid()), SleepKernel((FORWARD + BACKWARD) * q.numel() * k.shape[0] / 4 / _NAP_S / 1e9)
+    alone = AxisGroups(plan.grid, 0, (dist.get_rank(),), (gethostname(),), {})
+    call = Call(plan, Runtime(Transfers(alone), kernel, 1.0))
     operations = len(forward_schedule(plan, 0).ops) + len(backward_schedule(plan, 0).ops)
-    return _best(lambda: attend(q, k, v, call).sum().backward(), 100) / operations
+    return _rounds(lambda: attend(q, k, v, call).sum().backward(), 10) / operations
 
 
 def _lateness() -> float:
     late = []
     for _ in range(50):
-        end = time.monotonic() + 2e-3
-        time.sleep(2e-3)
+        end = time.monotonic() + 2 * _NAP_S
+        time.sleep(2 * _NAP_S)
         late.append(time.monotonic() - end)
-    return sorted(late)[len(late) // 2]
-
-
-def _transport() -> float:
-    """Processor seconds of an end for 1e9 bytes over TCP on this machine."""
-    server = socket.create_server(("127.0.0.1", 0))
-    client = socket.create_connection(server.getsockname())
-    other, _ = server.accept()
-    with server, client, other:
-        begin = time.process_time()
-        reader = threading.Thread(target=_drain, args=(other, _PIECE * _PIECES))
-        reader.start()
-        for _ in range(_PIECES):
-            client.sendall(bytes(_PIECE))
-        reader.join()
-        return (time.process_time() - begin) / 2 / (_PIECE * _PIECES / 1e9)
-
-
-def _message() -> float:
-    """Seconds of a short message of gloo, one way, between two processes."""
-    context = get_context("spawn")
-    with TemporaryDirectory() as folder:
-        ours, theirs = context.Pipe()
-        ranks = [context.Process(target=_ping_pong, args=(rank, f"{folder}/store", theirs)) for rank in (0, 1)]
-        for rank in ranks:
-            rank.start()
-        seconds = ours.recv()
-        for rank in ranks:
-            rank.join()
-    return seconds
-
-
-def _ping_pong(rank: int, store: str, said: Connection) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    message, rounds = torch.zeros(1), []
-    for _ in range(200):
-        begin = time.monotonic()
-        for sender in (0, 1):
-            dist.send(message, 1 - rank) if rank == sender else dist.recv(message, 1 - rank)
-        rounds.append((time.monotonic() - begin) / 2)
-    if rank == 0:
-        said.send(sorted(rounds)[len(rounds) // 2])
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def _drain(connection: socket.socket, size: int) -> None:
-    while size:
-        size -= len(connection.recv(min(size, _PIECE)))
+    return median(late)

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import jobs
 from benchmarks.bound import Traffic, counted_traffic, planned_traffic
+from benchmarks.calibrate import Processors, measure_processors
 from benchmarks.cluster.cluster import Cluster
 from benchmarks.cluster.quiet import MachineBusy, cpu_time, process_s, wait_until_idle
 from benchmarks.cluster.ranks import Ranks
@@ -106,17 +107,19 @@ class Result:
         return max(self.errors.values())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measurement:
     """A run.
 
     Attributes:
         results: of each scheme.
         goodput: Mbit/s that a message reached between two nodes (``inter``) and within one (``intra``), if limited.
+        processors: what the ranks cost this machine, for predictions; measured last, None before.
     """
 
     results: list[Result]
     goodput: dict[str, float]
+    processors: Processors | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,9 @@ def measure(
         good = [contender for contender in able if session.admit(contender, results[contender.label])]
         measurement = Measurement(list(results.values()), goodput)
         session.turns([results[contender.label] for contender in good], lambda: keep(measurement))
+        measurement.processors = measure_processors(running, config.topology)
+        say(str(measurement.processors))
+        keep(measurement)
         if options.timelines is not None:
             session.record([results[contender.label] for contender in good], options.timelines)
             keep(measurement)

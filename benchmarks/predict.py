@@ -1,9 +1,9 @@
-"""Predicts what was measured on an emulated cluster: ``python -m benchmarks.predict RUN ... [--calibration FILE]``.
+"""Predicts what was measured on an emulated cluster: ``python -m benchmarks.predict RUN ...``.
 
 RUN is a folder that ``python -m benchmarks.emulated`` wrote. Each of our schemes in it is played
 (:mod:`megatron_wallfacer.planning.play`) on that cluster on paper, whose numbers are of three kinds: those of the
-setting (links, rate of the modelled kernel); goodput, which the run has tried with one message; and those of this
-machine's processors, from microbenchmarks (``--calibrate FILE``). None comes from a scheme.
+setting (links, rate of the modelled kernel); goodput, which the run has tried with one message; and what its ranks cost
+the machine's processors, from its microbenchmarks (:mod:`benchmarks.calibrate`). None comes from a scheme.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.calibrate import Processors, measure_processors
+from benchmarks.calibrate import Processors
 from benchmarks.config import Config, parse_config
 from benchmarks.schemes import plan_table
 from megatron_wallfacer.errors import OptionError, WallfacerError
@@ -44,9 +44,7 @@ class Prediction:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 if every run is predicted as well as is claimed, 1 if not, 2 for what cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="folders of python -m benchmarks.emulated")
-    parser.add_argument("--calibrate", type=Path, metavar="FILE", help="run the microbenchmarks and write them there")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of --calibrate (default: measure now)")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of python -m benchmarks.emulated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it there, too")
     arguments = parser.parse_args(argv)
     try:
@@ -57,16 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.calibration:
-        processors = Processors(**json.loads(arguments.calibration.read_text()))
-    else:
-        processors = measure_processors()
-    if arguments.calibrate:
-        arguments.calibrate.write_text(json.dumps(asdict(processors), indent=2) + "\n")
-    print(processors)
     found, good = {}, True
     for run in arguments.runs:
-        predictions = predict(run, processors)
+        predictions = predict(run)
         found[run.name] = [asdict(one) | {"error": one.error} for one in predictions]
         print(f"\n{run.name}\n{as_table(predictions)}\n{summary(predictions)}")
         good = good and holds(predictions)
@@ -75,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def predict(run: Path, processors: Processors) -> list[Prediction]:
+def predict(run: Path) -> list[Prediction]:
     """Measured beside played, for our schemes of a run, fastest measured first.
 
     Raises:
@@ -85,7 +76,7 @@ def predict(run: Path, processors: Processors) -> list[Prediction]:
     setting = dict(about["setting"])
     name = setting.pop("name")
     config = parse_config(setting, name)
-    cluster = cluster_of(config, about["goodput_mbit"], processors)
+    cluster = cluster_of(config, about["goodput_mbit"], Processors(**about["processors"]))
     table = plan_table(config.topology.ranks, config.topology.ranks_per_node) | dict(config.schemes)
     rows = [row for row in csv.DictReader((run / "summary.csv").open()) if not row["refusal"]]
     predictions = [
@@ -102,13 +93,13 @@ def cluster_of(config: Config, goodput: dict[str, float], processors: Processors
     Args:
         config: the setting.
         goodput: Mbit/s that a message reached, ``inter`` and ``intra``.
-        processors: of this machine.
+        processors: of the machine that ran it.
     """
     topology = config.topology
 
     def link(name: str, mbit: float | None) -> Link:
         reached = goodput.get(name, mbit)
-        return Link(None if reached is None else reached / 8e3, processors.message_us)
+        return Link(None if reached is None else reached / 8e3, processors.latency_us)
 
     return Cluster(
         name=config.name,
@@ -119,7 +110,13 @@ def cluster_of(config: Config, goodput: dict[str, float], processors: Processors
         device=Device(config.compute.gflops_per_rank / 1e3, call_us=processors.late_us),
         nics=topology.ranks_per_node if topology.nic == "rank" else 1,
         transport="gloo",
-        host=Host(processors.cores, processors.copy_gbyte_s, processors.transport_s_per_gbyte, processors.operation_us),
+        host=Host(
+            processors.cores,
+            processors.copy_gbyte_s,
+            processors.transport_s_per_gbyte,
+            processors.transport_us,
+            processors.operation_us,
+        ),
     )
 
 

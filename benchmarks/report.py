@@ -114,6 +114,8 @@ def write(directory: Path, config: Config, about: dict[str, Any], measurement: M
     """``run.json``, ``samples.csv``, ``summary.csv``, ``table.md`` and ``times.png``."""
     directory.mkdir(parents=True, exist_ok=True)
     results, about = measurement.results, about | {"goodput_mbit": measurement.goodput}
+    if measurement.processors is not None:
+        about |= {"processors": asdict(measurement.processors)}
     (directory / "run.json").write_text(json.dumps(about, indent=2) + "\n")
     (directory / "table.md").write_text(table(results) + "\n")
     _write_csv(directory / "samples.csv", _sample_rows(results))

@@ -11,6 +11,8 @@ from benchmarks.cluster.wiring import NIC
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 30
 
 _TCP = {
     # bbr, the default of some kernels, paces and probes: two flows on one link never settle. cubic is refused inside a
@@ -43,3 +45,11 @@ def die_with_parent() -> None:
 def sharpen_timers() -> None:
     """Let sleeps end within microseconds; the default slack of 50 us would be added to every kernel."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
+
+
+def keep_memory() -> None:
+    """Have the allocator keep what is freed, as that of a device does: a buffer that is made anew in every step is not
+    fetched page by page each time, which would be processor time that the network lacks."""
+    libc = ctypes.CDLL(None)
+    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        libc.mallopt(option, _KEPT_BYTES)

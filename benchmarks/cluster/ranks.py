@@ -124,6 +124,7 @@ def _serve(
     _redirect(log)
     inside.enter(wiring.namespace(rank))
     inside.sharpen_timers()
+    inside.keep_memory()
     state: Any = None
     while True:
         try:

@@ -67,14 +67,20 @@ class Host:
     Attributes:
         cores: of them.
         copy_gbyte_s: bytes that one of them merges or copies in a second.
-        transport_s_per_gbyte: processor seconds of a rank's end of a transfer.
+        transport_s_per_gbyte: processor seconds of each end of a transfer, for its bytes.
+        transport_us: and for each message, however short.
         operation_us: of every operation of a schedule.
     """
 
-    cores: int
+    cores: float
     copy_gbyte_s: float
     transport_s_per_gbyte: float = 0.0
+    transport_us: float = 0.0
     operation_us: float = 0.0
+
+    def transport_s(self, messages: int, size: float) -> float:
+        """Processor seconds of one end of messages of ``size`` bytes together."""
+        return messages * self.transport_us * 1e-6 + size / 1e9 * self.transport_s_per_gbyte
 
 
 @dataclass(frozen=True)

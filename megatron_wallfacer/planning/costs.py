@@ -23,10 +23,13 @@ class Cost:
     Attributes:
         kernel_s: seconds of attention kernels.
         touched: bytes that merging and copying move through memory.
+        messages, sent: that it starts, and their bytes.
     """
 
     kernel_s: float = 0.0
     touched: float = 0.0
+    messages: int = 0
+    sent: float = 0.0
 
 
 class Costs:
@@ -56,14 +59,14 @@ class Costs:
             case Store(source=source):
                 return Cost(touched=COPIED * self._bytes(schedule, source))
             case Start(move=move):
+                sizes = [rows_bytes(schedule, self._shape, move.payload, len(m.chunks)) for m in move.sends]
                 # A whole value that already is a buffer of its own is sent as it is.
-                copied = [
-                    message
-                    for message in move.sends
+                copied = (
+                    size
+                    for size, message in zip(sizes, move.sends, strict=True)
                     if message.value in views or len(message.chunks) < len(schedule.values[message.value].chunks)
-                ]
-                sizes = (rows_bytes(schedule, self._shape, move.payload, len(m.chunks)) for m in copied)
-                return Cost(touched=COPIED * sum(sizes))
+                )
+                return Cost(touched=COPIED * sum(copied), messages=len(sizes), sent=sum(sizes))
         return Cost()
 
     def _attend(self, op: Attend, schedule: Schedule) -> Cost:

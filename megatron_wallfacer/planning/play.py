@@ -159,6 +159,7 @@ class _Play:
         programs = {twin: self._program(schedules(twin)) for twin in sorted(set(twins.values()))}
         self._ranks = {rank: _Rank(rank, twin, programs[twin]) for rank, twin in twins.items()}
         self._fluid = Fluid({CORES: float(cluster.host.cores)} if cluster.host else {})
+        self._byte_s = cluster.host.transport_s(0, 1.0) if cluster.host and cluster.host.transport_s_per_gbyte else 1.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
         self._now = 0.0
@@ -232,6 +233,7 @@ class _Play:
             rank.paid = False
             rank.at += 1
             self._take_effect(rank, line.number, line.schedule, line.op)
+            self._write_out(rank, line.cost)
 
     def _waits(self, rank: _Rank, line: _Line) -> bool:
         """Whether it has to wait for a move; at the end of a pass for all of them."""
@@ -274,9 +276,30 @@ class _Play:
             elif host is None:
                 self._after(work_s, copied)
             else:
-                self._fluid.add(work_s, self._on_cores(rank.number, 1.0), copied, limit=1.0)
+                self._work(rank, work_s, copied)
 
         self._after(cost.kernel_s, computed) if cost.kernel_s else computed()
+
+    def _write_out(self, rank: _Rank, cost: Cost) -> None:
+        """Gloo writes to its sockets in the thread that sends: while messages leave, their rank does nothing else."""
+        host, start = self._cluster.host, self._now
+        work_s = host.transport_s(cost.messages, cost.sent) if host is not None else 0.0
+        if not work_s:
+            return
+        rank.busy = True
+
+        def written() -> None:
+            self._note(rank, "copy", "Start", start)
+            rank.busy = False
+            self._advance(rank)
+
+        self._work(rank, work_s, written)
+
+    def _work(self, rank: _Rank, work_s: float, then: Callable[[], None]) -> None:
+        """Let a rank's thread have a processor for so long. Flows rise together, and a processor is shared evenly
+        among those that work and those that receive: work is counted in bytes that would take as long."""
+        byte_s = self._byte_s
+        self._fluid.add(work_s / byte_s, self._on_cores(rank.number, byte_s), then, limit=1 / byte_s)
 
     def _take_effect(self, rank: _Rank, number: int, schedule: Schedule, op: Op | None) -> None:
         match op:
@@ -334,10 +357,14 @@ class _Play:
         return pending
 
     def _flowing(self, source: int, target: int, size: float, both: dict[str, _Pending]) -> Callable[[], None]:
+        host = self._cluster.host
+
         def begin() -> None:
             uses, links = self._route(source, target)
             for link in links:
                 self._link_bytes[link] += size
+            if host is not None and size:
+                uses += self._on_cores(target, host.transport_s(1, size) / size)
             self._fluid.add(size, uses, lambda: self._arrived(both)) if uses else self._arrived(both)
 
         return begin
@@ -366,9 +393,6 @@ class _Play:
                 end = target if link.direction == "in" else source
                 uses.append((number, float(alike.count(end, link.first, link.ranks))))
                 links.append(number)
-            host = self._cluster.host
-            if host is not None and host.transport_s_per_gbyte:
-                uses += self._on_cores(source, 2 * host.transport_s_per_gbyte / 1e9)
             self._routes[source, target] = tuple(uses), tuple(links)
         return self._routes[source, target]
 

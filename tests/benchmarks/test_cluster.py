@@ -106,6 +106,11 @@ def test_a_run_end_to_end_is_limited_counted_and_exact(tmp_path):
     about = json.loads((tmp_path / "run.json").read_text())
     assert about["goodput_mbit"]["inter"] == pytest.approx(200, rel=0.1)
     assert about["goodput_mbit"]["intra"] == pytest.approx(500, rel=0.1)
+    found = about["processors"]
+    assert 0 < found["cores"] < os.cpu_count()
+    assert 0.1 < found["copy_gbyte_s"] < 1000
+    assert all(0 < found[name] < 10_000 for name in ("operation_us", "late_us", "latency_us", "transport_us"))
+    assert 0.01 < found["transport_s_per_gbyte"] < 100
     with (tmp_path / "summary.csv").open() as file:
         rows = {row["scheme"]: row for row in csv.DictReader(file)}
     assert set(rows) == set(schemes)
