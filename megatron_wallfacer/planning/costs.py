@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
@@ -14,6 +14,9 @@ from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
 #: Times that a byte of a result crosses memory: merged (part and sum read, sum written), copied (read, written).
 MERGED, COPIED = 3, 2
+#: And a byte of a stand-in for the output (engine.merge.surrogate_output): five operations that read and write, or
+#: write a number a row.
+STAND_IN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +41,21 @@ class Costs:
     Args:
         cluster: device and host.
         shape: of a rank's shard.
+        stand_ins: made in backward where an output is wanted, as our engine does.
     """
 
-    def __init__(self, cluster: Cluster, shape: Shape) -> None:
-        self._device, self._shape = cluster.device, shape
+    def __init__(self, cluster: Cluster, shape: Shape, *, stand_ins: bool = True) -> None:
+        self.cluster, self.shape, self._stand_ins = cluster, shape, stand_ins
 
     def of(self, schedule: Schedule) -> list[Cost]:
         """One for each operation, in order."""
         views = {op.into for op in schedule.ops if isinstance(op, Load)}
-        return [self._of(op, schedule, views) for op in schedule.ops]
+        costs = [self._of(op, schedule, views) for op in schedule.ops]
+        if self._stand_ins:
+            for index, rows in _stand_ins(schedule).items():
+                made = STAND_IN * rows_bytes(schedule, self.shape, ("dq",), rows)
+                costs[index] = replace(costs[index], touched=costs[index].touched + made)
+        return costs
 
     def _of(self, op: Op, schedule: Schedule, views: Iterable[str]) -> Cost:
         match op:
@@ -59,7 +68,7 @@ class Costs:
             case Store(source=source):
                 return Cost(touched=COPIED * self._bytes(schedule, source))
             case Start(move=move):
-                sizes = [rows_bytes(schedule, self._shape, move.payload, len(m.chunks)) for m in move.sends]
+                sizes = [rows_bytes(schedule, self.shape, move.payload, len(m.chunks)) for m in move.sends]
                 # A whole value that already is a buffer of its own is sent as it is.
                 copied = (
                     size
@@ -70,7 +79,7 @@ class Costs:
         return Cost()
 
     def _attend(self, op: Attend, schedule: Schedule) -> Cost:
-        device, shape = self._device, self._shape
+        device, shape = self.cluster.device, self.shape
         flops, rate = (BACKWARD_FLOPS, device.backward) if schedule.backward else (FORWARD_FLOPS, device.forward)
         chunk = shape.tokens / CHUNKS_PER_RANK
         heads = shape.q_heads / schedule.parts
@@ -87,4 +96,17 @@ class Costs:
 
     def _bytes(self, schedule: Schedule, name: str) -> float:
         value = schedule.values[name]
-        return rows_bytes(schedule, self._shape, value.payload, len(value.chunks))
+        return rows_bytes(schedule, self.shape, value.payload, len(value.chunks))
+
+
+def _stand_ins(schedule: Schedule) -> dict[int, int]:
+    """Chunks of queries for which an operation makes the stand-in: the first in backward that attends with them."""
+    first: dict[tuple[str, ...], int] = {}
+    for index, op in enumerate(schedule.ops):
+        if schedule.backward and isinstance(op, Attend):
+            first.setdefault(op.q, index)
+    values = schedule.values
+    return {
+        index: sum(len(values[name].chunks) for name in names if "dout" in values[name].payload)
+        for names, index in first.items()
+    }

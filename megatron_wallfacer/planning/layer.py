@@ -35,6 +35,7 @@ class Software:
         accumulate_bytes: of an element of dQ, dK, dV and partial outputs as they travel.
         recompute: what backward computes again.
         states: how a parameter's states are divided.
+        stand_ins: attention makes stand-ins for outputs in backward, as our engine does.
     """
 
     attention_hidden: float = 1.0
@@ -43,6 +44,7 @@ class Software:
     accumulate_bytes: int = 4
     recompute: Recompute = "keep-attention"
     states: States = "distributed"
+    stand_ins: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def attention_job(
     if tokens < 1 or tokens % (2 * spread.cp):
         raise OptionError("seq", tokens, f"a multiple of {2 * spread.cp}: a rank holds two equal chunks")
     shape = model.shape(tokens // spread.cp, tp=spread.tp, accumulate_itemsize=software.accumulate_bytes)
-    return Job(seen_by_group(cluster, spread.tp), shape, spread.cp, causal)
+    return Job(seen_by_group(cluster, spread.tp), shape, spread.cp, causal, software.stand_ins)
 
 
 def step(model: Model, choice: Choice, cluster: Cluster, spread: Spread, software: Software) -> Step:

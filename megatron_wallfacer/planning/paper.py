@@ -27,6 +27,7 @@ SOFTWARE = Software(
     accumulate_bytes=2,
     recompute="keep-attention",
     states="zero-2",
+    stand_ins=False,
 )
 #: Whether half of the pairs are masked is not said. All live is the reading in which attention kernels reach 18 % of an
 #: H100's peak; in the other it would be 9 %.

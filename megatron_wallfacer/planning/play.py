@@ -13,13 +13,12 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.costs import Cost, Costs
 from megatron_wallfacer.planning.fluid import Fluid, Uses
 from megatron_wallfacer.planning.network import Network, Resource
 from megatron_wallfacer.planning.symmetry import Symmetry
 from megatron_wallfacer.schedule.ops import Expect, Move, Op, Schedule, Start, reads
-from megatron_wallfacer.schedule.volume import Shape, rows_bytes
+from megatron_wallfacer.schedule.volume import rows_bytes
 
 CORES = "cores"
 Channel = tuple[str, str]
@@ -74,9 +73,8 @@ class Stuck(RuntimeError):
 
 
 def play(
-    cluster: Cluster,
+    costs: Costs,
     schedules: Callable[[int], Sequence[Schedule]],
-    shape: Shape,
     symmetry: Symmetry,
     *,
     spans: bool = False,
@@ -84,16 +82,15 @@ def play(
     """Play the passes of an attention layer.
 
     Args:
-        cluster: has at least as many devices as there are ranks.
+        costs: of operations; their cluster has at least as many devices as there are ranks.
         schedules: of a rank, its passes in order.
-        shape: of a rank's shard.
         symmetry: which ranks stand for which.
         spans: note what happens when.
 
     Raises:
         Stuck: the ranks of a class are not alike after all, or the schedules are wrong.
     """
-    return _Play(cluster, schedules, shape, symmetry, spans).run()
+    return _Play(costs, schedules, symmetry, spans).run()
 
 
 @dataclass(eq=False, slots=True)
@@ -147,14 +144,13 @@ class _Rank:
 class _Play:
     def __init__(
         self,
-        cluster: Cluster,
+        costs: Costs,
         schedules: Callable[[int], Sequence[Schedule]],
-        shape: Shape,
         symmetry: Symmetry,
         spans: bool,
     ) -> None:
-        self._cluster, self._shape, self._symmetry = cluster, shape, symmetry
-        self._network, self._costs = Network(cluster), Costs(cluster, shape)
+        self._cluster, self._shape, self._symmetry = costs.cluster, costs.shape, symmetry
+        self._network, self._costs, cluster = Network(costs.cluster), costs, costs.cluster
         twins = {rank: symmetry.twin(rank) for rank in symmetry.representatives}
         programs = {twin: self._program(schedules(twin)) for twin in sorted(set(twins.values()))}
         self._ranks = {rank: _Rank(rank, twin, programs[twin]) for rank, twin in twins.items()}

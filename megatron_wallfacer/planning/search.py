@@ -10,6 +10,7 @@ from itertools import islice, permutations, product
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.bounds import Bound, bound
 from megatron_wallfacer.planning.cluster import Cluster
+from megatron_wallfacer.planning.costs import Costs
 from megatron_wallfacer.planning.network import Network
 from megatron_wallfacer.planning.play import Played, Span, play
 from megatron_wallfacer.planning.symmetry import Symmetry
@@ -44,12 +45,14 @@ class Job:
         shape: of a rank's shard, heads after tensor parallelism.
         cp_size: P.
         causal: causal mask, else full attention.
+        stand_ins: count the stand-ins that our engine makes for outputs in backward; others send what they stand for.
     """
 
     cluster: Cluster
     shape: Shape
     cp_size: int
     causal: bool = True
+    stand_ins: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ class Choice:
     ) -> Played:
         alike = folded and self.plan.kv_order == "native"
         symmetry = Symmetry(self.plan.grid, Network(self.job.cluster).unit_sizes, folded=alike)
-        return play(self.job.cluster, schedules, self.job.shape, symmetry, spans=spans)
+        costs = Costs(self.job.cluster, self.job.shape, stand_ins=self.job.stand_ins)
+        return play(costs, schedules, symmetry, spans=spans)
 
     def schedules(self, rank: int) -> tuple[Schedule, Schedule]:
         """Forward and backward of a rank."""

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_wallfacer.planning.bounds import kernel_seconds
 from megatron_wallfacer.planning.cluster import Cluster, Host, Level, Link
+from megatron_wallfacer.planning.costs import Costs
 from megatron_wallfacer.planning.network import Network
 from megatron_wallfacer.planning.play import Stuck, play
 from megatron_wallfacer.planning.search import Choice
@@ -20,7 +21,7 @@ from tests.planning.clusters import ALIKE, PLAIN, SHAPE, choice, with_device
 
 def played(one: Choice, *, folded: bool):
     symmetry = Symmetry(one.plan.grid, Network(one.job.cluster).unit_sizes, folded=folded)
-    return play(one.job.cluster, one.schedules, one.job.shape, symmetry)
+    return play(Costs(one.job.cluster, one.job.shape), one.schedules, symmetry)
 
 
 @pytest.mark.parametrize("transport", ["nccl", "gloo"])
@@ -92,6 +93,32 @@ def test_processors_that_all_ranks_share_make_copies_slow() -> None:
     assert one.played.seconds > 1.2 * many.played.seconds
 
 
+FREE = Host(cores=16, copy_gbyte_s=1e6)
+
+
+def with_host(host: Host, **changes: object) -> float:
+    """Seconds of a ring."""
+    return choice(replace(PLAIN, transport="gloo", host=host, **changes), **ALIKE["ring"]).played.seconds
+
+
+def test_a_rank_that_writes_to_its_sockets_does_nothing_else() -> None:
+    """Where links and processors are plenty: both ends of a message take their time, the sender's before it goes on."""
+    one = choice(**ALIKE["ring"])
+    sends = [op.move.sends for schedule in one.schedules(0) for op in schedule.ops if isinstance(op, Start)]
+    messages, each = sum(map(len, sends)), 100e-6
+    links = {"intra": Link(1e4, 0.0), "inter": Link(1e4, 0.0)}
+    writing = replace(FREE, transport_us=1e6 * each, transport_s_per_gbyte=1e-9)
+    held_up = with_host(writing, **links) - with_host(FREE, **links)
+    assert held_up == pytest.approx(2 * messages * each, rel=0.01)
+
+
+def test_messages_flow_on_while_all_processors_work() -> None:
+    """What receives wants a hundredth of a processor, and gets it beside sixteen ranks that copy on two."""
+    host = replace(FREE, cores=2, copy_gbyte_s=35.0, transport_s_per_gbyte=0.01)
+    copying, moving = with_host(host, intra=Link(None), inter=Link(None)), with_host(FREE)
+    assert max(copying, moving) <= with_host(host) < 0.7 * (copying + moving)
+
+
 def test_what_fills_a_link_is_counted() -> None:
     one = choice(**ALIKE["ring"])
     both = sum(sum(received_bytes(schedule, SHAPE).values()) for schedule in one.schedules(0))
@@ -125,7 +152,7 @@ def test_a_message_that_nobody_sends_is_an_error() -> None:
         return (replace(forward, ops=tuple(ops)),)
 
     with pytest.raises(Stuck, match="wait for messages that nobody sends"):
-        play(PLAIN, deaf, SHAPE, Symmetry(one.plan.grid, Network(PLAIN).unit_sizes, folded=False))
+        play(Costs(PLAIN, SHAPE), deaf, Symmetry(one.plan.grid, Network(PLAIN).unit_sizes, folded=False))
 
 
 def test_the_published_order_is_played_rank_by_rank() -> None:

@@ -1,0 +1,53 @@
+"""What operations cost, counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megatron_wallfacer.planning.costs import STAND_IN, Costs
+from megatron_wallfacer.schedule.ops import Attend, Start
+from megatron_wallfacer.schedule.volume import received_bytes
+from tests.planning.clusters import ALIKE, PLAIN, SHAPE, Choice, choice
+
+#: Of a rank's queries, in the dtype of sums.
+QUERIES = SHAPE.tokens * SHAPE.q_heads * SHAPE.head_dim * SHAPE.accumulate_itemsize
+
+
+def stand_ins(one: Choice) -> list[float]:
+    """Bytes that stand-ins touch, of each operation of rank 0's backward that makes one."""
+    backward = one.schedules(0)[1]
+    with_them, without = (Costs(PLAIN, SHAPE, stand_ins=made).of(backward) for made in (True, False))
+    assert all(replace(a, touched=b.touched) == b for a, b in zip(with_them, without, strict=True))
+    return [a.touched - b.touched for a, b in zip(with_them, without, strict=True) if a.touched != b.touched]
+
+
+@pytest.mark.parametrize(
+    ("options", "made", "shards"),
+    [
+        ({"scheme": "ring"}, 1, 1),  # of its own queries, once for all visits
+        ({"scheme": "ring", "backward": "q"}, 16, 16),  # of each that visits
+        ({"scheme": "team-ring", "team_size": 4, "backward": "kv", "head_groups": 1}, 2, 4),  # its own, the others'
+    ],
+)
+def test_a_stand_in_is_made_once_of_each_query_that_comes(options: dict, made: int, shards: int) -> None:
+    found = stand_ins(choice(**options))
+    assert len(found) == made
+    assert sum(found) == pytest.approx(STAND_IN * shards * QUERIES)
+
+
+def test_forward_makes_none() -> None:
+    forward = choice(scheme="ring").schedules(0)[0]
+    assert Costs(PLAIN, SHAPE).of(forward) == Costs(PLAIN, SHAPE, stand_ins=False).of(forward)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_what_is_sent_is_what_is_received(name: str) -> None:
+    """Ranks are alike, so each sends as much as it gets."""
+    for schedule in choice(**ALIKE[name]).schedules(0):
+        costs = Costs(PLAIN, SHAPE).of(schedule)
+        assert sum(cost.sent for cost in costs) == pytest.approx(sum(received_bytes(schedule, SHAPE).values()))
+        starts = [op for op in schedule.ops if isinstance(op, Start)]
+        assert sum(cost.messages for cost in costs) == sum(len(op.move.sends) for op in starts)
+        assert not any(cost.sent for op, cost in zip(schedule.ops, costs, strict=True) if isinstance(op, Attend))
