@@ -40,6 +40,7 @@ _BUFFERS = 16
 _SHORT, _LONG = 1 << 18, 1 << 22
 #: Seconds that they are exchanged for, by the rate of the slowest link.
 _EXCHANGE_S, _FAST_MBIT = 0.4, 8000.0
+_LEAST_MESSAGES = 4
 _ROUNDS = 5
 _IDLE_S = 1.0
 _PINGS = 50
@@ -89,14 +90,13 @@ def measure_processors(ranks: Ranks, topology: Topology) -> Processors:
 def _end_s(ranks: Ranks, topology: Topology, size: int, polling: float) -> float:
     """Processor seconds of one end of a message, when all ranks send to the next."""
     slowest_mbit = min((mbit for mbit in (topology.intra_mbit, topology.inter_mbit) if mbit), default=_FAST_MBIT)
-    rounds = max(1, round(_EXCHANGE_S * slowest_mbit * 1e6 / 8 / size))
+    rounds = max(_LEAST_MESSAGES, round(_EXCHANGE_S * slowest_mbit * 1e6 / 8 / size))
     found = []
     for _ in range(_ROUNDS):
-        before, begin = cpu_time(), time.monotonic()
-        threads = sum(ranks.run(exchange, size, rounds))
+        before = cpu_time()
+        threads = sum(ranks.run(exchange, size, rounds, polling / topology.ranks))
         # Packets are handled in interrupts, which are charged to no process.
-        busy = threads + (cpu_time() - before).interrupts - polling * (time.monotonic() - begin)
-        found.append(busy / (2 * topology.ranks * rounds))
+        found.append((threads + (cpu_time() - before).interrupts) / (2 * topology.ranks * rounds))
     return median(found)
 
 
@@ -116,21 +116,21 @@ def nap(state: RankState, seconds: float) -> float:
     return time.process_time() - begin
 
 
-def exchange(state: RankState, size: int, rounds: int) -> float:
+def exchange(state: RankState, size: int, rounds: int, idle: float) -> float:
     """Send to the next rank and receive from the one before, into new buffers, as the engine does.
 
     Returns:
-        Processor seconds of this rank.
+        Processor seconds of this rank, less the share that it takes when it is idle.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     payload = torch.zeros(size, dtype=torch.uint8)
     dist.barrier()
-    begin = time.process_time()
+    begin, started = time.process_time(), time.monotonic()
     for _ in range(rounds):
         coming = dist.irecv(torch.empty_like(payload), (rank - 1) % ranks)
         dist.isend(payload, (rank + 1) % ranks).wait()
         coming.wait()
-    return time.process_time() - begin
+    return time.process_time() - begin - idle * (time.monotonic() - started)
 
 
 def ping_pong(state: RankState, target: int) -> float:

@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 if every run is predicted as well as is claimed, 1 if not, 2 for what cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of python -m benchmarks.emulated")
+    parser.add_argument(
+        "--calibrated-by", type=Path, metavar="RUN", help="whose microbenchmarks to take (default: each run's own)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it there, too")
     arguments = parser.parse_args(argv)
     try:
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     found, good = {}, True
     for run in arguments.runs:
-        predictions = predict(run)
+        predictions = predict(run, arguments.calibrated_by)
         found[run.name] = [asdict(one) | {"error": one.error} for one in predictions]
         print(f"\n{run.name}\n{as_table(predictions)}\n{summary(predictions)}")
         good = good and holds(predictions)
@@ -66,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def predict(run: Path) -> list[Prediction]:
+def predict(run: Path, calibrated_by: Path | None = None) -> list[Prediction]:
     """Measured beside played, for our schemes of a run, fastest measured first.
 
     Raises:
@@ -76,7 +79,7 @@ def predict(run: Path) -> list[Prediction]:
     setting = dict(about["setting"])
     name = setting.pop("name")
     config = parse_config(setting, name)
-    cluster = cluster_of(config, about["goodput_mbit"], Processors(**about["processors"]))
+    cluster = cluster_of(config, about["goodput_mbit"], processors_of(calibrated_by or run))
     table = plan_table(config.topology.ranks, config.topology.ranks_per_node) | dict(config.schemes)
     rows = [row for row in csv.DictReader((run / "summary.csv").open()) if not row["refusal"]]
     predictions = [
@@ -85,6 +88,20 @@ def predict(run: Path) -> list[Prediction]:
         if row["scheme"] in table
     ]
     return sorted(predictions, key=lambda one: one.measured_s)
+
+
+def processors_of(run: Path) -> Processors:
+    """What a run's microbenchmarks found.
+
+    Raises:
+        OptionError: it ended before them.
+    """
+    about = json.loads((run / "run.json").read_text())
+    if "processors" not in about:
+        raise OptionError(
+            "--calibrated-by", "unset", f"a whole run on that machine: {run} ended before its microbenchmarks"
+        )
+    return Processors(**about["processors"])
 
 
 def cluster_of(config: Config, goodput: dict[str, float], processors: Processors) -> Cluster:

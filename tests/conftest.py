@@ -5,6 +5,8 @@ import pytest
 from tests.support.pool import Pool
 
 _POOLS: dict[int, Pool] = {}
+#: Ranks that may wait beside those of the test that runs.
+_WAITING = 20
 
 
 @pytest.fixture(scope="session")
@@ -12,8 +14,11 @@ def pools() -> Callable[[int], Pool]:
     """``pools(n)``: n gloo ranks, started when first asked for."""
 
     def pool(size: int) -> Pool:
-        if size not in _POOLS:
-            _POOLS[size] = Pool(size)
+        # The one that was used last stands last; the first ones go.
+        chosen = _POOLS.pop(size, None)
+        while sum(_POOLS) > _WAITING:
+            _POOLS.pop(next(iter(_POOLS))).close()
+        _POOLS[size] = chosen or Pool(size)
         return _POOLS[size]
 
     return pool

@@ -69,6 +69,22 @@ def test_slower_links_and_processors_are_predicted_slower(tmp_path: Path, slower
     assert all(b.played_s > 1.1 * a.played_s for a, b in zip(fast, slow, strict=True))
 
 
+def test_another_runs_microbenchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a run that was ended before its own, on the same machine."""
+    for name in ("whole", "ended"):
+        (tmp_path / name).mkdir()
+    whole = write_run(tmp_path / "whole", {"ring": 0.3}, operation_us=2000.0)
+    ended = write_run(tmp_path / "ended", {"ring": 0.3, "double-ring-1": 0.2})
+    fast = predict.predict(ended)
+    about = json.loads((ended / "run.json").read_text())
+    del about["processors"]
+    (ended / "run.json").write_text(json.dumps(about))
+    slow = predict.predict(ended, whole)
+    assert all(b.played_s > 1.1 * a.played_s for a, b in zip(fast, slow, strict=True))
+    assert main([str(ended)]) == 2
+    assert f"{ended} ended before its microbenchmarks" in capsys.readouterr().err
+
+
 def made(*pairs: tuple[float, float]) -> list[Prediction]:
     return [Prediction(f"scheme {number}", *pair) for number, pair in enumerate(pairs)]
 

@@ -10,6 +10,7 @@ is killed, ends the server and whatever it started.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import faulthandler
@@ -67,6 +68,15 @@ def _warm_up() -> None:
         # Not every version has them.
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
+    _read_sources_once()
+
+
+def _read_sources_once() -> None:
+    """Megatron takes the help of its flags from the sources of its classes, and each rank would parse those anew."""
+    from megatron.training.arguments import add_megatron_arguments
+
+    inspect.getsource = functools.cache(inspect.getsource)
+    add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
 
 
 def _answer(descriptor: int, message: dict[str, Any]) -> None:
