@@ -84,7 +84,7 @@ ELSEWHERE = {
     "wallfacer plan --cluster h100-8x8 --nodes 4 --model llama3-70b --tp 8 --seq 256K --save best.yaml "
     "--plot best.png": _PLAN,
     "wallfacer simulate --figure 7": f"{_LONG}; tests/planning/test_figures.py",
-    "python -m benchmarks.predict runs/benchmarks/grid/c-4x4 runs/benchmarks/grid/b-4x4 ...": "needs those runs; "
+    "python -m benchmarks.predict runs/benchmarks/c-4x4 runs/benchmarks/b-4x4 ...": "needs those runs; "
     "tests/benchmarks/test_predict.py",
     # docs/presets.md
     "wallfacer config check configs/llama3-8b-128k.yaml": "tests/presets",
