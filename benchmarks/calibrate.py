@@ -41,7 +41,7 @@ _SHORT, _LONG = 1 << 18, 1 << 22
 #: Seconds that they are exchanged for, by the rate of the slowest link.
 _EXCHANGE_S, _FAST_MBIT = 0.4, 8000.0
 _LEAST_MESSAGES = 4
-_ROUNDS = 5
+_ROUNDS = 3
 _IDLE_S = 1.0
 _PINGS = 50
 _NAP_S = 1e-3
