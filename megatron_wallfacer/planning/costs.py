@@ -51,9 +51,9 @@ class Costs:
         """One for each operation, in order."""
         views = {op.into for op in schedule.ops if isinstance(op, Load)}
         costs = [self._of(op, schedule, views) for op in schedule.ops]
-        if self._stand_ins:
+        if self._stand_ins and schedule.backward:
             for index, rows in _stand_ins(schedule).items():
-                made = STAND_IN * rows_bytes(schedule, self.shape, ("dq",), rows)
+                made = STAND_IN * rows_bytes(schedule, self.shape, ("out",), rows)
                 costs[index] = replace(costs[index], touched=costs[index].touched + made)
         return costs
 
@@ -100,10 +100,10 @@ class Costs:
 
 
 def _stand_ins(schedule: Schedule) -> dict[int, int]:
-    """Chunks of queries for which an operation makes the stand-in: the first in backward that attends with them."""
+    """Chunks of queries for which an operation of backward makes the stand-in: the first that attends with them."""
     first: dict[tuple[str, ...], int] = {}
     for index, op in enumerate(schedule.ops):
-        if schedule.backward and isinstance(op, Attend):
+        if isinstance(op, Attend):
             first.setdefault(op.q, index)
     values = schedule.values
     return {

@@ -9,7 +9,6 @@ from types import MappingProxyType
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.costs import Costs
 from megatron_wallfacer.planning.layer import (
     Software,
     Step,
@@ -211,7 +210,7 @@ def better(case: Case) -> Better:
 def _card_gb(choice: Choice) -> float:
     """Counted with every rank played, since links of a folded play stand for several."""
     symmetry = Symmetry(choice.plan.grid, (1,), folded=False)
-    played = play(Costs(choice.job.cluster, choice.job.shape), choice.schedules, symmetry)
+    played = play(choice.job.costs, choice.schedules, symmetry)
     return max(size for link, size in played.link_bytes.items() if link.kind == "nic") / 1e9
 
 

@@ -260,42 +260,36 @@ class _Play:
 
         def computed() -> None:
             self._note(rank, "kernel", name, start)
-            between = self._now
-
-            def copied() -> None:
-                self._note(rank, "copy", name, between)
-                rank.busy = False
-                self._advance(rank)
-
-            if not work_s:
-                copied()
-            elif host is None:
-                self._after(work_s, copied)
-            else:
-                self._work(rank, work_s, copied)
+            self._work(rank, name, work_s)
 
         self._after(cost.kernel_s, computed) if cost.kernel_s else computed()
 
     def _write_out(self, rank: _Rank, cost: Cost) -> None:
         """Gloo writes to its sockets in the thread that sends: while messages leave, their rank does nothing else."""
-        host, start = self._cluster.host, self._now
-        work_s = host.transport_s(cost.messages, cost.sent) if host is not None else 0.0
-        if not work_s:
-            return
-        rank.busy = True
+        host = self._cluster.host
+        if host is not None and (work_s := host.transport_s(cost.messages, cost.sent)):
+            self._work(rank, Start.__name__, work_s)
 
-        def written() -> None:
-            self._note(rank, "copy", "Start", start)
+    def _work(self, rank: _Rank, name: str, work_s: float) -> None:
+        """Keep a rank busy for so long, of a processor where those are shared.
+
+        Flows rise together, and a processor is shared evenly among those that work and those that receive: work is
+        counted in bytes that would take as long.
+        """
+        rank.busy, start = True, self._now
+
+        def done() -> None:
+            self._note(rank, "copy", name, start)
             rank.busy = False
             self._advance(rank)
 
-        self._work(rank, work_s, written)
-
-    def _work(self, rank: _Rank, work_s: float, then: Callable[[], None]) -> None:
-        """Let a rank's thread have a processor for so long. Flows rise together, and a processor is shared evenly
-        among those that work and those that receive: work is counted in bytes that would take as long."""
-        byte_s = self._byte_s
-        self._fluid.add(work_s / byte_s, self._on_cores(rank.number, byte_s), then, limit=1 / byte_s)
+        if not work_s:
+            done()
+        elif self._cluster.host is None:
+            self._after(work_s, done)
+        else:
+            byte_s = self._byte_s
+            self._fluid.add(work_s / byte_s, self._on_cores(rank.number, byte_s), done, limit=1 / byte_s)
 
     def _take_effect(self, rank: _Rank, number: int, schedule: Schedule, op: Op | None) -> None:
         match op:

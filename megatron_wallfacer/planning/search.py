@@ -54,6 +54,11 @@ class Job:
     causal: bool = True
     stand_ins: bool = True
 
+    @property
+    def costs(self) -> Costs:
+        """Of its operations."""
+        return Costs(self.cluster, self.shape, stand_ins=self.stand_ins)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -106,8 +111,7 @@ class Choice:
     ) -> Played:
         alike = folded and self.plan.kv_order == "native"
         symmetry = Symmetry(self.plan.grid, Network(self.job.cluster).unit_sizes, folded=alike)
-        costs = Costs(self.job.cluster, self.job.shape, stand_ins=self.job.stand_ins)
-        return play(costs, schedules, symmetry, spans=spans)
+        return play(self.job.costs, schedules, symmetry, spans=spans)
 
     def schedules(self, rank: int) -> tuple[Schedule, Schedule]:
         """Forward and backward of a rank."""

@@ -9,7 +9,6 @@ import pytest
 
 from megatron_wallfacer.planning.bounds import kernel_seconds
 from megatron_wallfacer.planning.cluster import Cluster, Host, Level, Link
-from megatron_wallfacer.planning.costs import Costs
 from megatron_wallfacer.planning.network import Network
 from megatron_wallfacer.planning.play import Stuck, play
 from megatron_wallfacer.planning.search import Choice
@@ -21,7 +20,7 @@ from tests.planning.clusters import ALIKE, PLAIN, SHAPE, choice, with_device
 
 def played(one: Choice, *, folded: bool):
     symmetry = Symmetry(one.plan.grid, Network(one.job.cluster).unit_sizes, folded=folded)
-    return play(Costs(one.job.cluster, one.job.shape), one.schedules, symmetry)
+    return play(one.job.costs, one.schedules, symmetry)
 
 
 @pytest.mark.parametrize("transport", ["nccl", "gloo"])
@@ -152,7 +151,7 @@ def test_a_message_that_nobody_sends_is_an_error() -> None:
         return (replace(forward, ops=tuple(ops)),)
 
     with pytest.raises(Stuck, match="wait for messages that nobody sends"):
-        play(Costs(PLAIN, SHAPE), deaf, Symmetry(one.plan.grid, Network(PLAIN).unit_sizes, folded=False))
+        play(one.job.costs, deaf, Symmetry(one.plan.grid, Network(PLAIN).unit_sizes, folded=False))
 
 
 def test_the_published_order_is_played_rank_by_rank() -> None:
