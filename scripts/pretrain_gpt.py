@@ -13,6 +13,11 @@ script stops when asked for what it does not know.
 
 from __future__ import annotations
 
+import time
+
+# ruff: noqa: E402 - the imports take seconds that belong to the run
+PROGRAM_START = time.time()
+
 import os
 import sys
 import warnings
@@ -47,7 +52,7 @@ from megatron.training import get_args, get_timers, pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 from megatron.training.datasets.sft_dataset import SFTDataset
-from megatron.training.training import update_seqlen_stats_from_cu_seqlens
+from megatron.training.training import set_startup_timestamps, update_seqlen_stats_from_cu_seqlens
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
 Batch = dict[str, torch.Tensor | None]
@@ -209,6 +214,8 @@ train_valid_test_datasets.is_distributed = True
 
 def main() -> None:
     """Parse Megatron's arguments from sys.argv and train."""
+    # Ranks that start one after the other then count --exit-duration-in-mins from the first one's start.
+    set_startup_timestamps(program_start=PROGRAM_START, main_entry=time.time())
     args = parse_and_validate_args()
     if asked := [name for name in UNSUPPORTED if getattr(args, name, None)]:
         flag = asked[0].replace("_", "-")
