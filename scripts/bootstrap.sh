@@ -114,7 +114,8 @@ make_environment() {
     say "installing into .venv: needs about $DISK_GB GB of disk and several minutes the first time"
     rm -f "$FINISHED"
     : >"$UNFINISHED"
-    (cd "$ROOT" && "$VENV/bin/python" -m pip install --disable-pip-version-check -e '.[dev]') ||
+    # Compiling all of torch takes a minute on one core; what is imported is compiled then, once.
+    (cd "$ROOT" && "$VENV/bin/python" -m pip install --disable-pip-version-check --no-compile -e '.[dev]') ||
         die "pip failed, see above; run the same command again when its cause is gone"
     fingerprint >"$FINISHED.new"
     mv "$FINISHED.new" "$FINISHED"
