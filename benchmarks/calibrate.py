@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from socket import gethostname
-from statistics import median
+from statistics import mean, median
 
 import torch
 import torch.distributed as dist
@@ -26,87 +28,124 @@ from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.merge import merge_into
 from megatron_wallfacer.engine.run import Runtime
+from megatron_wallfacer.engine.timeline import Pass
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.planning.costs import MERGED
 from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.ops import Attend, Load, Store
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 
 #: A block of 512 rows, 8 heads and 64 channels in fp32: what the settings of the repository merge at once.
 _ROWS, _HEADS, _CHANNELS = 512, 8, 64
 #: Buffers that are merged in turn: together larger than a core's cache, as those of all ranks are.
 _BUFFERS = 16
-#: Bytes of a short and a long message: what both cost is of the message, what the long one costs more is of its bytes.
-_SHORT, _LONG = 1 << 18, 1 << 22
+#: Bytes of a short and a long message, as those of the settings are: what both cost is of the message, what the long
+#: one costs more is of its bytes.
+_SHORT, _LONG = 1 << 17, 1 << 21
 #: Seconds that they are exchanged for, by the rate of the slowest link.
 _EXCHANGE_S, _FAST_MBIT = 0.4, 8000.0
 _LEAST_MESSAGES = 4
 _ROUNDS = 3
 _IDLE_S = 1.0
 _PINGS = 50
-_NAP_S = 1e-3
+#: As long as short kernels of the settings: what wakes often is served sooner.
+_NAP_S, _SHORT_NAP_S = 0.01, 1e-3
 
 
 @dataclass(frozen=True)
 class Processors:
-    """What Cluster.host and a few latencies need.
+    """What Cluster.host and a few latencies need. Numbers of a message are of both its ends together.
 
     Attributes:
         cores: of the machine, less what idle ranks use of them.
         copy_gbyte_s: bytes that one core moves through memory while it merges.
-        operation_us: of an operation of a schedule: that of a single rank, run by the engine on a few tokens.
-        late_us: by which a sleep ends too late.
-        latency_us: until a short message of gloo has been there and back, half of it.
-        transport_us: processor time of one end of a message, interrupts included, whatever its size.
+        thread_us: processor time of a message in the threads that post it and its receive, whatever its size.
+        thread_s_per_gbyte: and of its bytes.
+        transport_us: processor time of the rest, interrupts included: gloo's threads and the kernel's.
         transport_s_per_gbyte: and of its bytes.
+        pass_us: of a forward or a backward, its operations apart. These three are of a single rank and a few tokens.
+        attend_us: of an operation that calls the kernel.
+        operation_us: of one that does something else with tensors.
+        late_us: by which a sleep ends too late where processors are fully used; the mean, for some are far later.
+        idle_late_us: the same where nothing else happens; the median.
+        latency_us: until a short message of gloo has been there and back, half of it.
     """
 
     cores: float
     copy_gbyte_s: float
-    operation_us: float
-    late_us: float
-    latency_us: float
+    thread_us: float
+    thread_s_per_gbyte: float
     transport_us: float
     transport_s_per_gbyte: float
+    pass_us: float
+    attend_us: float
+    operation_us: float
+    late_us: float
+    idle_late_us: float
+    latency_us: float
 
 
 def measure_processors(ranks: Ranks, topology: Topology) -> Processors:
     """Run all microbenchmarks; some seconds. The groups of all schemes should be there: their threads never rest."""
-    merging, operation, late = (median(found) for found in zip(*ranks.run(on_every_rank), strict=True))
+    merging, late, *own = (median(found) for found in zip(*ranks.run(on_every_rank), strict=True))
     polling = sum(ranks.run(nap, _IDLE_S)) / _IDLE_S
-    short, long = (_end_s(ranks, topology, size, polling) for size in (_SHORT, _LONG))
-    per_byte = max(long - short, 0.0) / (_LONG - _SHORT)
+    short, long = (_message_s(ranks, topology, size, polling) for size in (_SHORT, _LONG))
+    (thread_us, thread_s), (transport_us, transport_s) = map(_of_each_and_of_bytes, short, long)
+    pass_us, attend_us, operation_us = (1e6 * one for one in own)
     return Processors(
         cores=(os.cpu_count() or 1) - polling,
         copy_gbyte_s=merging,
-        operation_us=1e6 * operation,
-        late_us=1e6 * late,
+        thread_us=thread_us,
+        thread_s_per_gbyte=thread_s,
+        transport_us=transport_us,
+        transport_s_per_gbyte=transport_s,
+        pass_us=pass_us,
+        attend_us=attend_us,
+        operation_us=operation_us,
+        late_us=1e6 * max(_busy_late_s(ranks, topology) - late, 0.0),
+        idle_late_us=1e6 * late,
         latency_us=1e6 * ranks.run(ping_pong, topology.ranks - 1)[0],
-        transport_us=1e6 * max(short - per_byte * _SHORT, 0.0),
-        transport_s_per_gbyte=1e9 * per_byte,
     )
 
 
-def _end_s(ranks: Ranks, topology: Topology, size: int, polling: float) -> float:
-    """Processor seconds of one end of a message, when all ranks send to the next."""
+def _of_each_and_of_bytes(short_s: float, long_s: float) -> tuple[float, float]:
+    """(Microseconds of every message, seconds of 1e9 bytes)."""
+    per_byte = max(long_s - short_s, 0.0) / (_LONG - _SHORT)
+    return 1e6 * max(short_s - per_byte * _SHORT, 0.0), 1e9 * per_byte
+
+
+def _message_s(ranks: Ranks, topology: Topology, size: int, polling: float) -> tuple[float, float]:
+    """Processor seconds of a message, when all ranks send to the next: in threads that post it, and beside them."""
     slowest_mbit = min((mbit for mbit in (topology.intra_mbit, topology.inter_mbit) if mbit), default=_FAST_MBIT)
     rounds = max(_LEAST_MESSAGES, round(_EXCHANGE_S * slowest_mbit * 1e6 / 8 / size))
-    found = []
+    threads, rest = [], []
     for _ in range(_ROUNDS):
         before = cpu_time()
-        threads = sum(ranks.run(exchange, size, rounds, polling / topology.ranks))
+        all_s, posting_s = map(sum, zip(*ranks.run(exchange, size, rounds, polling / topology.ranks), strict=True))
         # Packets are handled in interrupts, which are charged to no process.
-        found.append((threads + (cpu_time() - before).interrupts) / (2 * topology.ranks * rounds))
-    return median(found)
+        all_s += (cpu_time() - before).interrupts
+        threads.append(posting_s / (topology.ranks * rounds))
+        rest.append((all_s - posting_s) / (topology.ranks * rounds))
+    return median(threads), median(rest)
+
+
+def _busy_late_s(ranks: Ranks, topology: Topology) -> float:
+    """Mean lateness while all ranks send, over the part of the machine's processors that is used meanwhile."""
+    mbit = (topology.intra_mbit if topology.ranks_per_node > 1 else topology.inter_mbit) or _FAST_MBIT
+    messages = 1 + round(_EXCHANGE_S * mbit * 1e6 / 8 / _LONG)
+    late, used = zip(*(one for _ in range(_ROUNDS) for one in ranks.run(late_while_sending, messages)), strict=True)
+    return mean(late) / mean(used)
 
 
 # --- jobs of ranks ---
 
 
-def on_every_rank(state: RankState) -> tuple[float, float, float]:
-    """(1e9 bytes merged a second, seconds of an operation, seconds that a sleep is late)."""
+def on_every_rank(state: RankState) -> tuple[float, ...]:
+    """(1e9 bytes merged a second; seconds by which a sleep is late, of a pass, of a kernel's operation, of another)."""
     dist.barrier()
-    return _merging(), _operation(), _lateness()
+    merging, operations = _merging(), _operations()
+    dist.barrier()
+    return merging, median(_lateness(_EXCHANGE_S / 2)), *operations
 
 
 def nap(state: RankState, seconds: float) -> float:
@@ -116,21 +155,40 @@ def nap(state: RankState, seconds: float) -> float:
     return time.process_time() - begin
 
 
-def exchange(state: RankState, size: int, rounds: int, idle: float) -> float:
+def exchange(state: RankState, size: int, rounds: int, idle: float) -> tuple[float, float]:
     """Send to the next rank and receive from the one before, into new buffers, as the engine does.
 
     Returns:
-        Processor seconds of this rank, less the share that it takes when it is idle.
+        Processor seconds of this rank, less the share that it takes when it is idle; those of posting.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    payload = torch.zeros(size, dtype=torch.uint8)
+    payload, posting = torch.zeros(size, dtype=torch.uint8), 0.0
     dist.barrier()
     begin, started = time.process_time(), time.monotonic()
     for _ in range(rounds):
+        posting -= time.thread_time()
         coming = dist.irecv(torch.empty_like(payload), (rank - 1) % ranks)
-        dist.isend(payload, (rank + 1) % ranks).wait()
+        leaving = dist.isend(payload, (rank + 1) % ranks)
+        posting += time.thread_time()
+        leaving.wait()
         coming.wait()
-    return time.process_time() - begin - idle * (time.monotonic() - started)
+    return time.process_time() - begin - idle * (time.monotonic() - started), posting
+
+
+def late_while_sending(state: RankState, messages: int) -> tuple[float, float]:
+    """Seconds by which sleeps end too late while neighbours exchange messages, and the part of the machine in use."""
+    neighbour, works = dist.get_rank() ^ 1, []
+    dist.barrier()
+    if neighbour < dist.get_world_size():
+        leaving, *coming = (torch.zeros(_LONG, dtype=torch.uint8) for _ in range(1 + messages))
+        works += [dist.irecv(one, neighbour) for one in coming]
+        works += [dist.isend(leaving, neighbour) for _ in coming]
+    before, began = cpu_time(), time.monotonic()
+    late = mean(_lateness(_EXCHANGE_S / 2))
+    used, seconds = cpu_time() - before, time.monotonic() - began
+    for work in works:
+        work.wait()
+    return late, (used.processes + used.interrupts) / seconds / (os.cpu_count() or 1)
 
 
 def ping_pong(state: RankState, target: int) -> float:
@@ -169,20 +227,33 @@ def _merging() -> float:
     return touched / _rounds(merge, 2) / 1e9
 
 
-def _operation() -> float:
-    """Seconds of an operation where nothing is moved. Kernels sleep, so that other ranks come in between."""
+def _operations() -> tuple[float, float, float]:
+    """Processor seconds of a pass, of an operation that calls the kernel, and of one that copies a few bytes.
+
+    Kernels sleep, so that other ranks come in between.
+    """
     q, k, v = (torch.zeros(4, 1, 1, 8, requires_grad=True) for _ in range(3))
-    plan, kernel = Plan(Grid()), SleepKernel((FORWARD + BACKWARD) * q.numel() * k.shape[0] / 4 / _NAP_S / 1e9)
+    plan, kernel = Plan(Grid()), SleepKernel((FORWARD + BACKWARD) * q.numel() * k.shape[0] / 4 / _SHORT_NAP_S / 1e9)
     alone = AxisGroups(plan.grid, 0, (dist.get_rank(),), (gethostname(),), {})
-    call = Call(plan, Runtime(Transfers(alone), kernel, 1.0))
-    operations = len(forward_schedule(plan, 0).ops) + len(backward_schedule(plan, 0).ops)
-    return _rounds(lambda: attend(q, k, v, call).sum().backward(), 10) / operations
+    found: dict[type, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def timed(what: object) -> Iterator[None]:
+        begin = time.thread_time()
+        yield
+        found[type(what)].append(time.thread_time() - begin)
+
+    call = Call(plan, Runtime(Transfers(alone), kernel, 1.0, timed))
+    both = _rounds(lambda: attend(q, k, v, call).sum().backward(), 10)
+    operations = sum(map(sum, (found[kind] for kind in (Load, Attend, Store)))) / (len(found[Pass]) / 2)
+    return (both - operations) / 2, median(found[Attend]), median(found[Store])
 
 
-def _lateness() -> float:
-    late = []
-    for _ in range(50):
-        end = time.monotonic() + 2 * _NAP_S
-        time.sleep(2 * _NAP_S)
+def _lateness(seconds: float) -> list[float]:
+    """By which naps ended too late, for so long."""
+    late, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        end = time.monotonic() + _NAP_S
+        time.sleep(_NAP_S)
         late.append(time.monotonic() - end)
-    return median(late)
+    return late

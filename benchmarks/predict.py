@@ -13,7 +13,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -96,12 +96,14 @@ def processors_of(run: Path) -> Processors:
     Raises:
         OptionError: it ended before them.
     """
-    about = json.loads((run / "run.json").read_text())
-    if "processors" not in about:
+    found = json.loads((run / "run.json").read_text()).get("processors", {})
+    if missing := [one.name for one in fields(Processors) if one.name not in found]:
         raise OptionError(
-            "--calibrated-by", "unset", f"a whole run on that machine: {run} ended before its microbenchmarks"
+            "--calibrated-by",
+            "unset",
+            f"a whole run on that machine: {run} has no {', '.join(missing)}",
         )
-    return Processors(**about["processors"])
+    return Processors(**{one.name: found[one.name] for one in fields(Processors)})
 
 
 def cluster_of(config: Config, goodput: dict[str, float], processors: Processors) -> Cluster:
@@ -124,16 +126,10 @@ def cluster_of(config: Config, goodput: dict[str, float], processors: Processors
         gpus_per_node=topology.ranks_per_node,
         intra=link("intra", topology.intra_mbit),
         inter=link("inter", topology.inter_mbit),
-        device=Device(config.compute.gflops_per_rank / 1e3, call_us=processors.late_us),
+        device=Device(config.compute.gflops_per_rank / 1e3, call_us=processors.idle_late_us),
         nics=topology.ranks_per_node if topology.nic == "rank" else 1,
         transport="gloo",
-        host=Host(
-            processors.cores,
-            processors.copy_gbyte_s,
-            processors.transport_s_per_gbyte,
-            processors.transport_us,
-            processors.operation_us,
-        ),
+        host=Host(**{one.name: getattr(processors, one.name) for one in fields(Host)}),
     )
 
 

@@ -67,20 +67,33 @@ class Host:
     Attributes:
         cores: of them.
         copy_gbyte_s: bytes that one of them merges or copies in a second.
-        transport_s_per_gbyte: processor seconds of each end of a transfer, for its bytes.
-        transport_us: and for each message, however short.
-        operation_us: of every operation of a schedule.
+        thread_us, thread_s_per_gbyte: processor time of a message in the thread of the rank that sends it, which does
+            nothing else meanwhile: of each message, and of its bytes.
+        transport_us, transport_s_per_gbyte: and of everything else that moves it, at both ends, while it flows.
+        pass_us: of every forward and backward.
+        attend_us: of every operation of a schedule that calls kernels.
+        operation_us: of the others; those that only name a tensor are free.
+        late_us: by which a modelled kernel, a sleep, ends too late where the processors are fully used; the mean.
     """
 
     cores: float
     copy_gbyte_s: float
-    transport_s_per_gbyte: float = 0.0
+    thread_us: float = 0.0
+    thread_s_per_gbyte: float = 0.0
     transport_us: float = 0.0
+    transport_s_per_gbyte: float = 0.0
+    pass_us: float = 0.0
+    attend_us: float = 0.0
     operation_us: float = 0.0
+    late_us: float = 0.0
 
-    def transport_s(self, messages: int, size: float) -> float:
-        """Processor seconds of one end of messages of ``size`` bytes together."""
-        return messages * self.transport_us * 1e-6 + size / 1e9 * self.transport_s_per_gbyte
+    def sending_s(self, messages: int, size: float) -> float:
+        """Of the thread that sends messages of ``size`` bytes together."""
+        return messages * self.thread_us * 1e-6 + size / 1e9 * self.thread_s_per_gbyte
+
+    def transport_s(self, size: float) -> float:
+        """Of a message beside the thread that sends it."""
+        return self.transport_us * 1e-6 + size / 1e9 * self.transport_s_per_gbyte
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,23 @@ class Fluid:
         heapq.heappush(group.ends, (group.served + amount, self._number, then))
         self._stale = True
 
-    def next_end_s(self) -> float | None:
-        """Seconds until the first flow is through, if none is added before."""
+    def used(self, key: Hashable) -> float:
+        """Part of a resource's capacity that flows take now."""
+        self._share()
+        taken = sum(group.rate * weight * len(group.ends) for group, weight in self._users(key))
+        return min(1.0, taken / self.capacity[key])
+
+    def _users(self, key: Hashable) -> Iterable[tuple[Group, float]]:
+        return ((group, weight) for group in self._groups.values() for name, weight in group.uses if name == key)
+
+    def _share(self) -> None:
         if self._stale:
             share(self._groups.values(), self.capacity)
             self._stale = False
+
+    def next_end_s(self) -> float | None:
+        """Seconds until the first flow is through, if none is added before."""
+        self._share()
         ends = ((group.ends[0][0] - group.served) / group.rate for group in self._groups.values())
         return min(ends, default=None)
 

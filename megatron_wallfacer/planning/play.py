@@ -12,12 +12,14 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from random import Random
 
+from megatron_wallfacer.planning.cluster import Host
 from megatron_wallfacer.planning.costs import Cost, Costs
 from megatron_wallfacer.planning.fluid import Fluid, Uses
 from megatron_wallfacer.planning.network import Network, Resource
 from megatron_wallfacer.planning.symmetry import Symmetry
-from megatron_wallfacer.schedule.ops import Expect, Move, Op, Schedule, Start, reads
+from megatron_wallfacer.schedule.ops import Attend, Expect, Load, Move, Op, Schedule, Start, reads
 from megatron_wallfacer.schedule.volume import rows_bytes
 
 CORES = "cores"
@@ -155,7 +157,9 @@ class _Play:
         programs = {twin: self._program(schedules(twin)) for twin in sorted(set(twins.values()))}
         self._ranks = {rank: _Rank(rank, twin, programs[twin]) for rank, twin in twins.items()}
         self._fluid = Fluid({CORES: float(cluster.host.cores)} if cluster.host else {})
-        self._byte_s = cluster.host.transport_s(0, 1.0) if cluster.host and cluster.host.transport_s_per_gbyte else 1.0
+        per_gbyte = cluster.host.transport_s_per_gbyte if cluster.host else 0.0
+        self._byte_s = per_gbyte / 1e9 or 1.0
+        self._chance = Random(0)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
         self._now = 0.0
@@ -249,8 +253,8 @@ class _Play:
         """Let the time of an operation pass."""
         host, memory = self._cluster.host, self._cluster.device.memory_gbyte_s
         work_s = 0.0
-        if host is not None and op is not None:
-            work_s = cost.touched / (host.copy_gbyte_s * 1e9) + host.operation_us * 1e-6
+        if host is not None:
+            work_s = cost.touched / (host.copy_gbyte_s * 1e9) + _overhead_us(host, op) * 1e-6
         elif memory is not None:
             work_s = cost.touched / (memory * 1e9)
         if not cost.kernel_s and not work_s:
@@ -262,12 +266,27 @@ class _Play:
             self._note(rank, "kernel", name, start)
             self._work(rank, name, work_s)
 
-        self._after(cost.kernel_s, computed) if cost.kernel_s else computed()
+        def slept() -> None:
+            self._after(self._late_s(len(op.tiles)), computed)
+
+        if not cost.kernel_s:
+            computed()
+        else:
+            self._after(cost.kernel_s, slept if host is not None and host.late_us else computed)
+
+    def _late_s(self, sleeps: int) -> float:
+        """Time that a rank whose modelled kernels are over waits for a processor.
+
+        Measured waits have a median of a quarter of their mean and a tenth above 2.5 times it: a Weibull distribution
+        of shape 1/2. Their mean grows as the part of the processors that is used.
+        """
+        mean_s = self._cluster.host.late_us * 1e-6 * self._fluid.used(CORES)
+        return sum(mean_s * self._chance.expovariate(1.0) ** 2 / 2 for _ in range(sleeps))
 
     def _write_out(self, rank: _Rank, cost: Cost) -> None:
-        """Gloo writes to its sockets in the thread that sends: while messages leave, their rank does nothing else."""
+        """Gloo begins to write in the thread that sends; what the sockets do not take its own thread writes later."""
         host = self._cluster.host
-        if host is not None and (work_s := host.transport_s(cost.messages, cost.sent)):
+        if host is not None and (work_s := host.sending_s(cost.messages, cost.sent)):
             self._work(rank, Start.__name__, work_s)
 
     def _work(self, rank: _Rank, name: str, work_s: float) -> None:
@@ -354,7 +373,7 @@ class _Play:
             for link in links:
                 self._link_bytes[link] += size
             if host is not None and size:
-                uses += self._on_cores(target, host.transport_s(1, size) / size)
+                uses += self._on_cores(target, host.transport_s(size) / size)
             self._fluid.add(size, uses, lambda: self._arrived(both)) if uses else self._arrived(both)
 
         return begin
@@ -393,3 +412,15 @@ class _Play:
     def _note(self, rank: _Rank, what: str, name: str, start: float) -> None:
         if self._keep_spans and self._now > start:
             self._spans.append(Span(rank.number, what, name, start, self._now))
+
+
+def _overhead_us(host: Host, op: Op | None) -> float:
+    """Of an operation, whatever its size; None is the end of a pass."""
+    match op:
+        case None:
+            return host.pass_us
+        case Load():
+            return 0.0
+        case Attend():
+            return host.attend_us
+    return host.operation_us

@@ -14,11 +14,16 @@ from benchmarks.predict import Prediction, chosen_over_best, holds, main, rank_c
 FAST = {
     "cores": 2,
     "copy_gbyte_s": 100.0,
-    "operation_us": 0.0,
-    "late_us": 0.0,
-    "latency_us": 0.0,
+    "thread_us": 0.0,
+    "thread_s_per_gbyte": 0.0,
     "transport_us": 0.0,
     "transport_s_per_gbyte": 0.0,
+    "pass_us": 0.0,
+    "attend_us": 0.0,
+    "operation_us": 0.0,
+    "late_us": 0.0,
+    "idle_late_us": 0.0,
+    "latency_us": 0.0,
 }
 SETTING = {
     "name": "small",
@@ -54,10 +59,15 @@ def test_our_schemes_are_predicted_and_peers_are_not(tmp_path: Path) -> None:
     [
         {"inter": 40.0},
         {"cores": 1, "copy_gbyte_s": 0.05},
+        {"pass_us": 20_000.0},
+        {"attend_us": 5000.0},
         {"operation_us": 2000.0},
-        {"late_us": 50_000.0},
+        {"late_us": 1e6, "copy_gbyte_s": 1.0},
+        {"idle_late_us": 50_000.0},
         {"latency_us": 10_000.0},
-        {"transport_us": 5000.0},
+        {"thread_us": 5000.0},
+        {"thread_s_per_gbyte": 100.0},
+        {"transport_us": 50_000.0},
         {"transport_s_per_gbyte": 100.0},
     ],
     ids=lambda slower: ",".join(slower),
@@ -82,7 +92,7 @@ def test_another_runs_microbenchmarks(tmp_path: Path, capsys: pytest.CaptureFixt
     slow = predict.predict(ended, whole)
     assert all(b.played_s > 1.1 * a.played_s for a, b in zip(fast, slow, strict=True))
     assert main([str(ended)]) == 2
-    assert f"{ended} ended before its microbenchmarks" in capsys.readouterr().err
+    assert f"a whole run on that machine: {ended} has no cores, copy_gbyte_s" in capsys.readouterr().err
 
 
 def made(*pairs: tuple[float, float]) -> list[Prediction]:

@@ -64,3 +64,14 @@ def test_what_nothing_limits_ends_at_once() -> None:
     fluid.add(5.0, (("nobody's", 1.0),), list)
     assert fluid.next_end_s() == 0.0
     assert len(fluid.pass_time(0.0)) == 1
+
+
+def test_the_part_in_use_is_that_of_all_who_use_it() -> None:
+    fluid = Fluid({"cores": 4.0, "link": 2.0})
+    assert fluid.used("cores") == 0
+    fluid.add(10.0, (("cores", 1.0),), lambda: None, limit=1.0)
+    assert fluid.used("cores") == pytest.approx(0.25)
+    fluid.add(10.0, (("link", 1.0), ("cores", 0.5)), lambda: None)
+    assert fluid.used("cores") == pytest.approx(0.5)
+    fluid.add(10.0, (("cores", 1.0),), lambda: None)
+    assert fluid.used("cores") == pytest.approx(1.0)

@@ -13,7 +13,7 @@ from megatron_wallfacer.planning.network import Network
 from megatron_wallfacer.planning.play import Stuck, play
 from megatron_wallfacer.planning.search import Choice
 from megatron_wallfacer.planning.symmetry import Symmetry
-from megatron_wallfacer.schedule.ops import Schedule, Start
+from megatron_wallfacer.schedule.ops import Assemble, Attend, Expect, Fold, Op, Schedule, Start, Store
 from megatron_wallfacer.schedule.volume import received_bytes
 from tests.planning.clusters import ALIKE, PLAIN, SHAPE, choice, with_device
 
@@ -100,15 +100,50 @@ def with_host(host: Host, **changes: object) -> float:
     return choice(replace(PLAIN, transport="gloo", host=host, **changes), **ALIKE["ring"]).played.seconds
 
 
-def test_a_rank_that_writes_to_its_sockets_does_nothing_else() -> None:
-    """Where links and processors are plenty: both ends of a message take their time, the sender's before it goes on."""
-    one = choice(**ALIKE["ring"])
-    sends = [op.move.sends for schedule in one.schedules(0) for op in schedule.ops if isinstance(op, Start)]
-    messages, each = sum(map(len, sends)), 100e-6
-    links = {"intra": Link(1e4, 0.0), "inter": Link(1e4, 0.0)}
-    writing = replace(FREE, transport_us=1e6 * each, transport_s_per_gbyte=1e-9)
-    held_up = with_host(writing, **links) - with_host(FREE, **links)
-    assert held_up == pytest.approx(2 * messages * each, rel=0.01)
+def operations() -> list[Op]:
+    """Of a rank of the ring, both passes."""
+    return [op for schedule in choice(**ALIKE["ring"]).schedules(0) for op in schedule.ops]
+
+
+#: Nothing limits them: what is left is kernels and processors.
+FAST_LINKS = {"intra": Link(1e4, 0.0), "inter": Link(1e4, 0.0)}
+
+
+def held_up(each_s: float, **of_a_message: float) -> float:
+    """Part of the messages' own time, ``each_s``, by which it takes longer."""
+    messages = sum(len(op.move.sends) for op in operations() if isinstance(op, Start))
+    costly = replace(FREE, transport_s_per_gbyte=1e-9, **of_a_message)
+    return (with_host(costly, **FAST_LINKS) - with_host(FREE, **FAST_LINKS)) / (messages * each_s)
+
+
+def test_a_rank_that_posts_a_message_does_nothing_else() -> None:
+    assert held_up(100e-6, thread_us=100.0) == pytest.approx(1.0, rel=0.01)
+
+
+def test_what_moves_it_then_is_hidden_behind_kernels_if_they_are_longer() -> None:
+    assert held_up(100e-6, transport_us=100.0) < 0.1
+    assert held_up(0.1, transport_us=1e5) == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("attend_us", (Attend,)), ("operation_us", (Assemble, Expect, Fold, Start, Store)), ("pass_us", ())],
+)
+def test_operations_take_processors_whatever_their_size(name: str, kinds: tuple[type, ...]) -> None:
+    count = sum(isinstance(op, kinds) for op in operations()) if kinds else 2
+    more = with_host(replace(FREE, **{name: 100.0}), **FAST_LINKS) - with_host(FREE, **FAST_LINKS)
+    assert more == pytest.approx(count * 100e-6, rel=0.01)
+
+
+def test_kernels_that_sleep_are_late_where_processors_are_busy() -> None:
+    sleeps = sum(len(op.tiles) for op in operations() if isinstance(op, Attend))
+
+    def late_ms(host: Host) -> float:
+        """Of each sleep."""
+        return 1e3 * (with_host(replace(host, late_us=1000.0)) - with_host(host)) / sleeps
+
+    assert late_ms(replace(FREE, transport_s_per_gbyte=0.01)) == pytest.approx(0, abs=1e-3)
+    assert 0.1 < late_ms(replace(FREE, cores=2, transport_s_per_gbyte=0.1)) < 3
 
 
 def test_messages_flow_on_while_all_processors_work() -> None:
