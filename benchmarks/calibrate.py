@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from socket import gethostname
 from statistics import mean, median
 
@@ -57,7 +57,7 @@ class Processors:
     """What Cluster.host and a few latencies need. Numbers of a message are of both its ends together.
 
     Attributes:
-        cores: of the machine, less what idle ranks use of them.
+        cores: of the machine, less what idle ranks use of them, and what the host of a virtual machine takes away.
         copy_gbyte_s: bytes that one core moves through memory while it merges.
         thread_us: processor time of a message in the threads that post it and its receive, whatever its size.
         thread_s_per_gbyte: and of its bytes.
@@ -85,6 +85,11 @@ class Processors:
     latency_us: float
 
 
+def middle(found: Sequence[Processors]) -> Processors:
+    """The median of each number."""
+    return Processors(*(median(values) for values in zip(*map(astuple, found), strict=True)))
+
+
 def measure_processors(ranks: Ranks, topology: Topology) -> Processors:
     """Run all microbenchmarks; some seconds. The groups of all schemes should be there: their threads never rest."""
     merging, late, *own = (median(found) for found in zip(*ranks.run(on_every_rank), strict=True))
@@ -92,8 +97,9 @@ def measure_processors(ranks: Ranks, topology: Topology) -> Processors:
     short, long = (_message_s(ranks, topology, size, polling) for size in (_SHORT, _LONG))
     (thread_us, thread_s), (transport_us, transport_s) = map(_of_each_and_of_bytes, short, long)
     pass_us, attend_us, operation_us = (1e6 * one for one in own)
+    busy_late, left = _busy(ranks, topology)
     return Processors(
-        cores=(os.cpu_count() or 1) - polling,
+        cores=((os.cpu_count() or 1) - polling) * left,
         copy_gbyte_s=merging,
         thread_us=thread_us,
         thread_s_per_gbyte=thread_s,
@@ -102,7 +108,7 @@ def measure_processors(ranks: Ranks, topology: Topology) -> Processors:
         pass_us=pass_us,
         attend_us=attend_us,
         operation_us=operation_us,
-        late_us=1e6 * max(_busy_late_s(ranks, topology) - late, 0.0),
+        late_us=1e6 * max(busy_late - late, 0.0),
         idle_late_us=1e6 * late,
         latency_us=1e6 * ranks.run(ping_pong, topology.ranks - 1)[0],
     )
@@ -129,12 +135,14 @@ def _message_s(ranks: Ranks, topology: Topology, size: int, polling: float) -> t
     return median(threads), median(rest)
 
 
-def _busy_late_s(ranks: Ranks, topology: Topology) -> float:
-    """Mean lateness while all ranks send, over the part of the machine's processors that is used meanwhile."""
+def _busy(ranks: Ranks, topology: Topology) -> tuple[float, float]:
+    """While all ranks send: mean lateness over the part of the processors in use, and the part not stolen of that."""
     mbit = (topology.intra_mbit if topology.ranks_per_node > 1 else topology.inter_mbit) or _FAST_MBIT
     messages = 1 + round(_EXCHANGE_S * mbit * 1e6 / 8 / _LONG)
-    late, used = zip(*(one for _ in range(_ROUNDS) for one in ranks.run(late_while_sending, messages)), strict=True)
-    return mean(late) / mean(used)
+    late, used, left = zip(
+        *(one for _ in range(_ROUNDS) for one in ranks.run(late_while_sending, messages)), strict=True
+    )
+    return mean(late) / mean(used), mean(left)
 
 
 # --- jobs of ranks ---
@@ -175,8 +183,13 @@ def exchange(state: RankState, size: int, rounds: int, idle: float) -> tuple[flo
     return time.process_time() - begin - idle * (time.monotonic() - started), posting
 
 
-def late_while_sending(state: RankState, messages: int) -> tuple[float, float]:
-    """Seconds by which sleeps end too late while neighbours exchange messages, and the part of the machine in use."""
+def late_while_sending(state: RankState, messages: int) -> tuple[float, float, float]:
+    """While neighbours exchange messages.
+
+    Returns:
+        Seconds by which sleeps end too late; the part of the machine's processors that is in use; the part of what is
+        wanted of them that no other virtual machine takes.
+    """
     neighbour, works = dist.get_rank() ^ 1, []
     dist.barrier()
     if neighbour < dist.get_world_size():
@@ -185,10 +198,11 @@ def late_while_sending(state: RankState, messages: int) -> tuple[float, float]:
         works += [dist.isend(leaving, neighbour) for _ in coming]
     before, began = cpu_time(), time.monotonic()
     late = mean(_lateness(_EXCHANGE_S / 2))
-    used, seconds = cpu_time() - before, time.monotonic() - began
+    passed, seconds = cpu_time() - before, time.monotonic() - began
     for work in works:
         work.wait()
-    return late, (used.processes + used.interrupts) / seconds / (os.cpu_count() or 1)
+    used = max(passed.processes + passed.interrupts, 1e-6)
+    return late, used / seconds / (os.cpu_count() or 1), used / (used + passed.stolen)
 
 
 def ping_pong(state: RankState, target: int) -> float:

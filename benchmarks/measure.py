@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import jobs
 from benchmarks.bound import Traffic, counted_traffic, planned_traffic
-from benchmarks.calibrate import Processors, measure_processors
+from benchmarks.calibrate import Processors, measure_processors, middle
 from benchmarks.cluster.cluster import Cluster
 from benchmarks.cluster.quiet import MachineBusy, cpu_time, process_s, wait_until_idle
 from benchmarks.cluster.ranks import Ranks
@@ -114,7 +114,7 @@ class Measurement:
     Attributes:
         results: of each scheme.
         goodput: Mbit/s that a message reached between two nodes (``inter``) and within one (``intra``), if limited.
-        processors: what the ranks cost this machine, for predictions; measured last, None before.
+        processors: what the ranks cost this machine, for predictions; measured after each turn, the medians.
     """
 
     results: list[Result]
@@ -167,10 +167,14 @@ def measure(
         goodput = session.goodput()
         good = [contender for contender in able if session.admit(contender, results[contender.label])]
         measurement = Measurement(list(results.values()), goodput)
-        session.turns([results[contender.label] for contender in good], lambda: keep(measurement))
-        measurement.processors = measure_processors(running, config.topology)
-        say(str(measurement.processors))
-        keep(measurement)
+        found: list[Processors] = []
+
+        def after_each_turn() -> None:
+            found.append(measure_processors(running, config.topology))
+            measurement.processors = middle(found)
+            keep(measurement)
+
+        session.turns([results[contender.label] for contender in good], after_each_turn)
         if options.timelines is not None:
             session.record([results[contender.label] for contender in good], options.timelines)
             keep(measurement)

@@ -12,14 +12,13 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from random import Random
 
-from megatron_wallfacer.planning.cluster import Host
 from megatron_wallfacer.planning.costs import Cost, Costs
 from megatron_wallfacer.planning.fluid import Fluid, Uses
 from megatron_wallfacer.planning.network import Network, Resource
+from megatron_wallfacer.planning.processors import Lateness, overhead_s
 from megatron_wallfacer.planning.symmetry import Symmetry
-from megatron_wallfacer.schedule.ops import Attend, Expect, Load, Move, Op, Schedule, Start, reads
+from megatron_wallfacer.schedule.ops import Expect, Move, Op, Schedule, Start, reads
 from megatron_wallfacer.schedule.volume import rows_bytes
 
 CORES = "cores"
@@ -159,7 +158,7 @@ class _Play:
         self._fluid = Fluid({CORES: float(cluster.host.cores)} if cluster.host else {})
         per_gbyte = cluster.host.transport_s_per_gbyte if cluster.host else 0.0
         self._byte_s = per_gbyte / 1e9 or 1.0
-        self._chance = Random(0)
+        self._lateness = Lateness(cluster.host) if cluster.host and cluster.host.late_us else None
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
         self._now = 0.0
@@ -254,7 +253,7 @@ class _Play:
         host, memory = self._cluster.host, self._cluster.device.memory_gbyte_s
         work_s = 0.0
         if host is not None:
-            work_s = cost.touched / (host.copy_gbyte_s * 1e9) + _overhead_us(host, op) * 1e-6
+            work_s = cost.touched / (host.copy_gbyte_s * 1e9) + overhead_s(host, op)
         elif memory is not None:
             work_s = cost.touched / (memory * 1e9)
         if not cost.kernel_s and not work_s:
@@ -267,21 +266,12 @@ class _Play:
             self._work(rank, name, work_s)
 
         def slept() -> None:
-            self._after(self._late_s(len(op.tiles)), computed)
+            self._after(self._lateness.seconds(self._fluid.used(CORES), len(op.tiles)), computed)
 
         if not cost.kernel_s:
             computed()
         else:
-            self._after(cost.kernel_s, slept if host is not None and host.late_us else computed)
-
-    def _late_s(self, sleeps: int) -> float:
-        """Time that a rank whose modelled kernels are over waits for a processor.
-
-        Measured waits have a median of a quarter of their mean and a tenth above 2.5 times it: a Weibull distribution
-        of shape 1/2. Their mean grows as the part of the processors that is used.
-        """
-        mean_s = self._cluster.host.late_us * 1e-6 * self._fluid.used(CORES)
-        return sum(mean_s * self._chance.expovariate(1.0) ** 2 / 2 for _ in range(sleeps))
+            self._after(cost.kernel_s, slept if self._lateness else computed)
 
     def _write_out(self, rank: _Rank, cost: Cost) -> None:
         """Gloo begins to write in the thread that sends; what the sockets do not take its own thread writes later."""
@@ -412,15 +402,3 @@ class _Play:
     def _note(self, rank: _Rank, what: str, name: str, start: float) -> None:
         if self._keep_spans and self._now > start:
             self._spans.append(Span(rank.number, what, name, start, self._now))
-
-
-def _overhead_us(host: Host, op: Op | None) -> float:
-    """Of an operation, whatever its size; None is the end of a pass."""
-    match op:
-        case None:
-            return host.pass_us
-        case Load():
-            return 0.0
-        case Attend():
-            return host.attend_us
-    return host.operation_us
