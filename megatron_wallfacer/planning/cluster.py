@@ -73,7 +73,8 @@ class Host:
         pass_us: of every forward and backward.
         attend_us: of every operation of a schedule that calls kernels.
         operation_us: of the others; those that only name a tensor are free.
-        late_us: by which a modelled kernel, a sleep, ends too late where the processors are fully used; the mean.
+        late_us: that a thread waits for a processor when it wakes, where all are used; the mean. Modelled kernels are
+            sleeps, and so are waits for messages.
     """
 
     cores: float

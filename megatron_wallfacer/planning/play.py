@@ -11,14 +11,16 @@ import heapq
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 from megatron_wallfacer.planning.costs import Cost, Costs
 from megatron_wallfacer.planning.fluid import Fluid, Uses
 from megatron_wallfacer.planning.network import Network, Resource
 from megatron_wallfacer.planning.processors import Lateness, overhead_s
+from megatron_wallfacer.planning.program import Line, write_program
 from megatron_wallfacer.planning.symmetry import Symmetry
-from megatron_wallfacer.schedule.ops import Expect, Move, Op, Schedule, Start, reads
+from megatron_wallfacer.schedule.ops import Expect, Move, Op, Schedule, Start
 from megatron_wallfacer.schedule.volume import rows_bytes
 
 CORES = "cores"
@@ -79,6 +81,7 @@ def play(
     symmetry: Symmetry,
     *,
     spans: bool = False,
+    draw: int = 0,
 ) -> Played:
     """Play the passes of an attention layer.
 
@@ -87,11 +90,12 @@ def play(
         schedules: of a rank, its passes in order.
         symmetry: which ranks stand for which.
         spans: note what happens when.
+        draw: which of many possible runs, where it is left to chance who has to wait for a processor.
 
     Raises:
         Stuck: the ranks of a class are not alike after all, or the schedules are wrong.
     """
-    return _Play(costs, schedules, symmetry, spans).run()
+    return _Play(costs, schedules, symmetry, spans, draw).run()
 
 
 @dataclass(eq=False, slots=True)
@@ -104,32 +108,13 @@ class _Pending:
     start_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """An operation of a rank's program.
-
-    Attributes:
-        number: of the pass.
-        schedule: of the pass.
-        op: None ends the pass.
-        reads: the names it waits for.
-        cost: what it takes.
-    """
-
-    number: int
-    schedule: Schedule
-    op: Op | None
-    reads: tuple[str, ...]
-    cost: Cost
-
-
 @dataclass(eq=False, slots=True)
 class _Rank:
     """One rank's place in its program, which is written as of its twin."""
 
     number: int
     twin: int
-    program: list[_Line]
+    program: list[Line]
     at: int = 0
     pass_since: float = 0.0
     busy: bool = False
@@ -149,16 +134,17 @@ class _Play:
         schedules: Callable[[int], Sequence[Schedule]],
         symmetry: Symmetry,
         spans: bool,
+        draw: int,
     ) -> None:
         self._cluster, self._shape, self._symmetry = costs.cluster, costs.shape, symmetry
-        self._network, self._costs, cluster = Network(costs.cluster), costs, costs.cluster
+        self._network, cluster = Network(costs.cluster), costs.cluster
         twins = {rank: symmetry.twin(rank) for rank in symmetry.representatives}
-        programs = {twin: self._program(schedules(twin)) for twin in sorted(set(twins.values()))}
+        programs = {twin: write_program(schedules(twin), costs) for twin in sorted(set(twins.values()))}
         self._ranks = {rank: _Rank(rank, twin, programs[twin]) for rank, twin in twins.items()}
         self._fluid = Fluid({CORES: float(cluster.host.cores)} if cluster.host else {})
         per_gbyte = cluster.host.transport_s_per_gbyte if cluster.host else 0.0
         self._byte_s = per_gbyte / 1e9 or 1.0
-        self._lateness = Lateness(cluster.host) if cluster.host and cluster.host.late_us else None
+        self._lateness = Lateness(cluster.host, draw) if cluster.host and cluster.host.late_us else None
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
         self._now = 0.0
@@ -170,15 +156,6 @@ class _Play:
         self._links: dict[Resource, int] = {}
         self._link_bytes: Counter[int] = Counter()
         self._routes: dict[tuple[int, int], tuple[Uses, tuple[int, ...]]] = {}
-
-    def _program(self, schedules: Sequence[Schedule]) -> list[_Line]:
-        """All passes in a row."""
-        program: list[_Line] = []
-        for number, schedule in enumerate(schedules):
-            costs = self._costs.of(schedule)
-            program += [_Line(number, schedule, op, reads(op), costs[at]) for at, op in enumerate(schedule.ops)]
-            program.append(_Line(number, schedule, None, (), Cost()))
-        return program
 
     def run(self) -> Played:
         for rank in self._ranks.values():
@@ -234,7 +211,7 @@ class _Play:
             self._take_effect(rank, line.number, line.schedule, line.op)
             self._write_out(rank, line.cost)
 
-    def _waits(self, rank: _Rank, line: _Line) -> bool:
+    def _waits(self, rank: _Rank, line: Line) -> bool:
         """Whether it has to wait for a move; at the end of a pass for all of them."""
         coming = rank.coming
         if line.op is None:
@@ -265,13 +242,17 @@ class _Play:
             self._note(rank, "kernel", name, start)
             self._work(rank, name, work_s)
 
-        def slept() -> None:
-            self._after(self._lateness.seconds(self._fluid.used(CORES), len(op.tiles)), computed)
-
-        if not cost.kernel_s:
-            computed()
+        if cost.kernel_s:
+            self._after(cost.kernel_s, lambda: self._when_served(computed, len(op.tiles)))
         else:
-            self._after(cost.kernel_s, slept if self._lateness else computed)
+            computed()
+
+    def _when_served(self, then: Callable[[], None], sleeps: int = 1) -> None:
+        """When somebody who has slept, so often in a row, has a processor: a rank, or a thread that receives for it."""
+        if self._lateness is None:
+            then()
+        else:
+            self._after(self._lateness.seconds(self._fluid.used(CORES), sleeps), then)
 
     def _write_out(self, rank: _Rank, cost: Cost) -> None:
         """Gloo begins to write in the thread that sends; what the sockets do not take its own thread writes later."""
@@ -364,7 +345,11 @@ class _Play:
                 self._link_bytes[link] += size
             if host is not None and size:
                 uses += self._on_cores(target, host.transport_s(size) / size)
-            self._fluid.add(size, uses, lambda: self._arrived(both)) if uses else self._arrived(both)
+
+            def through() -> None:
+                self._when_served(lambda: self._arrived(both))
+
+            self._fluid.add(size, uses, through) if uses else through()
 
         return begin
 
@@ -378,7 +363,8 @@ class _Play:
                 self._note(rank, "move", f"{move.axis}: {' '.join(move.payload)}", pending.start_s)
                 if self._cluster.transport != "gloo":
                     self._next_of(rank, move.channel)
-                self._advance(rank)
+                if rank.waits_since is not None:
+                    self._when_served(partial(self._advance, rank))
 
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
         """Links that a message uses, one of each kind, and how many of its kind share them."""

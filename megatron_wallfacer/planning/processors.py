@@ -21,17 +21,18 @@ def overhead_s(host: Host, op: Op | None) -> float:
 
 
 class Lateness:
-    """By how much ranks whose modelled kernels, sleeps, are over wait for a processor.
+    """How long those who wake up wait for a processor.
 
     Of measured waits half are below a quarter of their mean, and a tenth above 2.5 times it: a Weibull distribution of
-    shape 1/2. Their mean grows as the part of the processors that is used. The same numbers are drawn in every play.
+    shape 1/2. Their mean grows as the part of the processors that is used.
 
     Args:
         host: whose ``late_us`` is the mean where all of its processors are used.
+        draw: the same numbers come of the same one.
     """
 
-    def __init__(self, host: Host) -> None:
-        self._mean_s, self._draws = host.late_us * 1e-6, Random(0)
+    def __init__(self, host: Host, draw: int = 0) -> None:
+        self._mean_s, self._draws = host.late_us * 1e-6, Random(draw)
 
     def seconds(self, used: float, sleeps: int) -> float:
         """Of so many sleeps in a row, when such a part of the processors is used."""

@@ -102,16 +102,16 @@ class Choice:
         """What happens when."""
         return self._play(self.schedules, spans=True).spans
 
-    def play_every_rank(self) -> Played:
-        """The same without folding."""
-        return self._play(self.schedules, folded=False)
+    def play_every_rank(self, draw: int = 0) -> Played:
+        """The same without folding; one of many possible runs, see :func:`~megatron_wallfacer.planning.play.play`."""
+        return self._play(self.schedules, folded=False, draw=draw)
 
     def _play(
-        self, schedules: Callable[[int], Sequence[Schedule]], *, spans: bool = False, folded: bool = True
+        self, schedules: Callable[[int], Sequence[Schedule]], *, spans: bool = False, folded: bool = True, draw: int = 0
     ) -> Played:
         alike = folded and self.plan.kv_order == "native"
         symmetry = Symmetry(self.plan.grid, Network(self.job.cluster).unit_sizes, folded=alike)
-        return play(self.job.costs, schedules, symmetry, spans=spans)
+        return play(self.job.costs, schedules, symmetry, spans=spans, draw=draw)
 
     def schedules(self, rank: int) -> tuple[Schedule, Schedule]:
         """Forward and backward of a rank."""

@@ -146,6 +146,28 @@ def test_kernels_that_sleep_are_late_where_processors_are_busy() -> None:
     assert 0.1 < late_ms(replace(FREE, cores=2, transport_s_per_gbyte=0.1)) < 3
 
 
+def test_all_who_wake_up_may_be_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of all tiles, threads that receive, and ranks that have waited, here for every hop: links are slow."""
+    woken: list[int] = []
+
+    class Counting:
+        def __init__(self, host: Host, draw: int) -> None:
+            pass
+
+        def seconds(self, used: float, sleeps: int) -> float:
+            woken.append(sleeps)
+            return 0.0
+
+    monkeypatch.setattr("megatron_wallfacer.planning.play.Lateness", Counting)
+    slow = {"intra": Link(0.1, 0.0), "inter": Link(0.1, 0.0)}
+    one = choice(replace(PLAIN, transport="gloo", host=replace(FREE, late_us=1.0), **slow), **ALIKE["ring"])
+    ops = [op for rank in range(16) for schedule in one.schedules(rank) for op in schedule.ops]
+    tiles = sum(len(op.tiles) for op in ops if isinstance(op, Attend))
+    messages = [len(op.move.sends) for op in ops if isinstance(op, Start)]
+    played(one, folded=False)
+    assert sum(woken) == tiles + sum(messages) + len(messages)
+
+
 def test_messages_flow_on_while_all_processors_work() -> None:
     """What receives wants a hundredth of a processor, and gets it beside sixteen ranks that copy on two."""
     host = replace(FREE, cores=2, copy_gbyte_s=35.0, transport_s_per_gbyte=0.01)

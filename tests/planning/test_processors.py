@@ -26,3 +26,12 @@ def test_waits_grow_with_what_is_used_and_with_sleeps() -> None:
     one, more = Lateness(HOST), Lateness(HOST)
     assert more.seconds(1.0, 3) == pytest.approx(sum(one.seconds(1.0, 1) for _ in range(3)))
     assert Lateness(HOST).seconds(used=0.0, sleeps=3) == 0
+
+
+def test_a_draw_gives_the_same_waits_again() -> None:
+    def waits(draw: int) -> list[float]:
+        lateness = Lateness(HOST, draw)
+        return [lateness.seconds(1.0, 1) for _ in range(5)]
+
+    assert waits(0) == waits(0)
+    assert waits(0) != waits(1)
