@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from socket import gethostname
 from statistics import mean, median
 
@@ -30,6 +30,7 @@ from megatron_wallfacer.engine.merge import merge_into
 from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.timeline import Pass
 from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.planning.cluster import MessageCost
 from megatron_wallfacer.planning.costs import MERGED
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import Attend, Load, Store
@@ -39,9 +40,8 @@ from megatron_wallfacer.schedule.plan import Plan
 _ROWS, _HEADS, _CHANNELS = 512, 8, 64
 #: Buffers that are merged in turn: together larger than a core's cache, as those of all ranks are.
 _BUFFERS = 16
-#: Bytes of a short and a long message, as those of the settings are: what both cost is of the message, what the long
-#: one costs more is of its bytes.
-_SHORT, _LONG = 1 << 17, 1 << 21
+#: Bytes of the messages that are tried, from a share of a head's queries to a hop of keys and values.
+_SIZES = (1 << 17, 1 << 19, 1 << 21)
 #: Seconds that they are exchanged for, by the rate of the slowest link.
 _EXCHANGE_S, _FAST_MBIT = 0.4, 8000.0
 _LEAST_MESSAGES = 4
@@ -54,15 +54,13 @@ _NAP_S, _SHORT_NAP_S = 0.01, 1e-3
 
 @dataclass(frozen=True)
 class Processors:
-    """What Cluster.host and a few latencies need. Numbers of a message are of both its ends together.
+    """What Cluster.host and a few latencies need.
 
     Attributes:
         cores: of the machine, less what idle ranks use of them, and what the host of a virtual machine takes away.
         copy_gbyte_s: bytes that one core moves through memory while it merges.
-        thread_us: processor time of a message in the threads that post it and its receive, whatever its size.
-        thread_s_per_gbyte: and of its bytes.
-        transport_us: processor time of the rest, interrupts included: gloo's threads and the kernel's.
-        transport_s_per_gbyte: and of its bytes.
+        messages: processor time of messages of some sizes: in the threads that post them and their receives, and of
+            gloo's threads and the kernel's, interrupts included.
         pass_us: of a forward or a backward, its operations apart. These three are of a single rank and a few tokens.
         attend_us: of an operation that calls the kernel.
         operation_us: of one that does something else with tensors.
@@ -73,10 +71,7 @@ class Processors:
 
     cores: float
     copy_gbyte_s: float
-    thread_us: float
-    thread_s_per_gbyte: float
-    transport_us: float
-    transport_s_per_gbyte: float
+    messages: tuple[MessageCost, ...]
     pass_us: float
     attend_us: float
     operation_us: float
@@ -87,24 +82,24 @@ class Processors:
 
 def middle(found: Sequence[Processors]) -> Processors:
     """The median of each number."""
-    return Processors(*(median(values) for values in zip(*map(astuple, found), strict=True)))
+    numbers = {one.name for one in fields(Processors)} - {"messages"}
+    messages = zip(*(one.messages for one in found), strict=True)
+    return Processors(
+        messages=tuple(MessageCost(*map(median, zip(*map(astuple, same), strict=True))) for same in messages),
+        **{name: median(getattr(one, name) for one in found) for name in numbers},
+    )
 
 
 def measure_processors(ranks: Ranks, topology: Topology) -> Processors:
     """Run all microbenchmarks; some seconds. The groups of all schemes should be there: their threads never rest."""
     merging, late, *own = (median(found) for found in zip(*ranks.run(on_every_rank), strict=True))
     polling = sum(ranks.run(nap, _IDLE_S)) / _IDLE_S
-    short, long = (_message_s(ranks, topology, size, polling) for size in (_SHORT, _LONG))
-    (thread_us, thread_s), (transport_us, transport_s) = map(_of_each_and_of_bytes, short, long)
     pass_us, attend_us, operation_us = (1e6 * one for one in own)
     busy_late, left = _busy(ranks, topology)
     return Processors(
         cores=((os.cpu_count() or 1) - polling) * left,
         copy_gbyte_s=merging,
-        thread_us=thread_us,
-        thread_s_per_gbyte=thread_s,
-        transport_us=transport_us,
-        transport_s_per_gbyte=transport_s,
+        messages=tuple(_message(ranks, topology, size, polling) for size in _SIZES),
         pass_us=pass_us,
         attend_us=attend_us,
         operation_us=operation_us,
@@ -114,14 +109,8 @@ def measure_processors(ranks: Ranks, topology: Topology) -> Processors:
     )
 
 
-def _of_each_and_of_bytes(short_s: float, long_s: float) -> tuple[float, float]:
-    """(Microseconds of every message, seconds of 1e9 bytes)."""
-    per_byte = max(long_s - short_s, 0.0) / (_LONG - _SHORT)
-    return 1e6 * max(short_s - per_byte * _SHORT, 0.0), 1e9 * per_byte
-
-
-def _message_s(ranks: Ranks, topology: Topology, size: int, polling: float) -> tuple[float, float]:
-    """Processor seconds of a message, when all ranks send to the next: in threads that post it, and beside them."""
+def _message(ranks: Ranks, topology: Topology, size: int, polling: float) -> MessageCost:
+    """When all ranks send to the next."""
     slowest_mbit = min((mbit for mbit in (topology.intra_mbit, topology.inter_mbit) if mbit), default=_FAST_MBIT)
     rounds = max(_LEAST_MESSAGES, round(_EXCHANGE_S * slowest_mbit * 1e6 / 8 / size))
     threads, rest = [], []
@@ -132,13 +121,13 @@ def _message_s(ranks: Ranks, topology: Topology, size: int, polling: float) -> t
         all_s += (cpu_time() - before).interrupts
         threads.append(posting_s / (topology.ranks * rounds))
         rest.append((all_s - posting_s) / (topology.ranks * rounds))
-    return median(threads), median(rest)
+    return MessageCost(size, 1e6 * median(threads), 1e6 * max(median(rest), 0.0))
 
 
 def _busy(ranks: Ranks, topology: Topology) -> tuple[float, float]:
     """While all ranks send: mean lateness over the part of the processors in use, and the part not stolen of that."""
     mbit = (topology.intra_mbit if topology.ranks_per_node > 1 else topology.inter_mbit) or _FAST_MBIT
-    messages = 1 + round(_EXCHANGE_S * mbit * 1e6 / 8 / _LONG)
+    messages = 1 + round(_EXCHANGE_S * mbit * 1e6 / 8 / _SIZES[-1])
     late, used, left = zip(
         *(one for _ in range(_ROUNDS) for one in ranks.run(late_while_sending, messages)), strict=True
     )
@@ -193,7 +182,7 @@ def late_while_sending(state: RankState, messages: int) -> tuple[float, float, f
     neighbour, works = dist.get_rank() ^ 1, []
     dist.barrier()
     if neighbour < dist.get_world_size():
-        leaving, *coming = (torch.zeros(_LONG, dtype=torch.uint8) for _ in range(1 + messages))
+        leaving, *coming = (torch.zeros(_SIZES[-1], dtype=torch.uint8) for _ in range(1 + messages))
         works += [dist.irecv(one, neighbour) for one in coming]
         works += [dist.isend(leaving, neighbour) for _ in coming]
     before, began = cpu_time(), time.monotonic()

@@ -22,8 +22,8 @@ from benchmarks.calibrate import Processors
 from benchmarks.config import Config, parse_config
 from benchmarks.schemes import plan_table
 from megatron_wallfacer.errors import OptionError, WallfacerError
-from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Link
-from megatron_wallfacer.planning.search import Choice, Job
+from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Link, MessageCost
+from megatron_wallfacer.planning.search import Choice, Job, taken
 from megatron_wallfacer.schedule.schemes import make_plan
 
 #: Plays of each scheme: it is left to chance who waits for a processor.
@@ -32,11 +32,12 @@ _DRAWS = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """One scheme: measured and played seconds of forward + backward."""
+    """One scheme: measured and played seconds of forward + backward, and words that a rank receives."""
 
     scheme: str
     measured_s: float
     played_s: float
+    words: float
 
     @property
     def error(self) -> float:
@@ -86,7 +87,7 @@ def predict(run: Path, calibrated_by: Path | None = None) -> list[Prediction]:
     table = plan_table(config.topology.ranks, config.topology.ranks_per_node) | dict(config.schemes)
     rows = [row for row in csv.DictReader((run / "summary.csv").open()) if not row["refusal"]]
     predictions = [
-        Prediction(row["scheme"], float(row["median_s"]), _play(config, cluster, table[row["scheme"]]))
+        Prediction(row["scheme"], float(row["median_s"]), *_play(config, cluster, table[row["scheme"]]))
         for row in rows
         if row["scheme"] in table
     ]
@@ -106,7 +107,8 @@ def processors_of(run: Path) -> Processors:
             "unset",
             f"a whole run on that machine: {run} has no {', '.join(missing)}",
         )
-    return Processors(**{one.name: found[one.name] for one in fields(Processors)})
+    messages = tuple(MessageCost(**one) for one in found["messages"])
+    return Processors(**{one.name: found[one.name] for one in fields(Processors)} | {"messages": messages})
 
 
 def cluster_of(config: Config, goodput: dict[str, float], processors: Processors) -> Cluster:
@@ -136,14 +138,15 @@ def cluster_of(config: Config, goodput: dict[str, float], processors: Processors
     )
 
 
-def _play(config: Config, cluster: Cluster, arguments: dict[str, Any]) -> float:
+def _play(config: Config, cluster: Cluster, arguments: dict[str, Any]) -> tuple[float, float]:
+    """(Seconds, words)."""
     options, shape = dict(arguments), config.shard
     q_kept = bool(options.pop("keep_gathered_q", False))
     ranks = config.topology.ranks
     plan = make_plan(cp_size=ranks, q_heads=shape.q_heads, kv_heads=shape.kv_heads, **options)
     # Ranks share the processors, and so do not stay in step as those of a class would.
     choice = Choice(Job(cluster, shape, ranks), plan, q_kept)
-    return mean(choice.play_every_rank(draw).seconds for draw in range(_DRAWS))
+    return mean(choice.play_every_rank(draw).seconds for draw in range(_DRAWS)), choice.words
 
 
 def as_table(predictions: Sequence[Prediction]) -> str:
@@ -158,7 +161,7 @@ def summary(predictions: Sequence[Prediction]) -> str:
     return (
         f"{len(predictions)} schemes: rank correlation {rank_correlation(predictions):.3f}, "
         f"median error {100 * _median_error(predictions):.1f} %, "
-        f"the fastest played takes {chosen_over_best(predictions):.3f} of the fastest measured"
+        f"what is chosen takes {chosen_over_best(predictions):.3f} of the fastest measured"
     )
 
 
@@ -187,8 +190,8 @@ def rank_correlation(predictions: Sequence[Prediction]) -> float:
 
 
 def chosen_over_best(predictions: Sequence[Prediction]) -> float:
-    """Measured time of what is played fastest, over the least measured time."""
-    chosen = min(predictions, key=lambda one: one.played_s)
+    """Measured time of what a plan would take of these, over the least measured time."""
+    chosen = predictions[taken([(one.played_s, one.words) for one in predictions])]
     return chosen.measured_s / min(one.measured_s for one in predictions)
 
 

@@ -234,17 +234,17 @@ def _reason(choice: Choice) -> str:
 
 
 def _summary(found: Found, job: Job) -> str:
+    from megatron_wallfacer.planning.search import TIE
     from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound
-    from megatron_wallfacer.schedule.schemes import total_words
 
     best = found.best[0]
     least = forward_bound(job.cp_size, job.shape.kappa) + backward_bound(job.cp_size, job.shape.kappa)
-    words = total_words(best.plan, job.shape.kappa, kv_heads=job.shape.kv_heads)
-    ratio = f", {words / least:.2f}x the least for undivided heads" if least else ""
+    ratio = f", {best.words / least:.2f}x the least for undivided heads" if least else ""
     large = f", {found.too_large} did not fit the memory" if found.too_large else ""
     return (
         f"{len(found.best)} of {found.legal} grids and placements played{large}; "
-        f"the best receives {words:.2f} words a rank in units of n*H{ratio}"
+        f"the first moves the fewest words of those within {TIE - 1:.0%} of the fastest: "
+        f"{best.words:.2f} to a rank in units of n*H{ratio}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 Transport = Literal["nccl", "gloo"]
@@ -61,15 +62,29 @@ class Device:
 
 
 @dataclass(frozen=True)
+class MessageCost:
+    """Processor time of a message of some size.
+
+    Attributes:
+        size: bytes.
+        thread_us: in the thread of the rank that sends it, which does nothing else meanwhile.
+        transport_us: of everything else that moves it, at both ends, while it flows.
+    """
+
+    size: float
+    thread_us: float
+    transport_us: float
+
+
+@dataclass(frozen=True)
 class Host:
     """Processors that the ranks of the *whole cluster* share: an emulated cluster is one machine.
 
     Attributes:
         cores: of them.
         copy_gbyte_s: bytes that one of them merges or copies in a second.
-        thread_us, thread_s_per_gbyte: processor time of a message in the thread of the rank that sends it, which does
-            nothing else meanwhile: of each message, and of its bytes.
-        transport_us, transport_s_per_gbyte: and of everything else that moves it, at both ends, while it flows.
+        messages: what messages of some sizes cost, the smallest first; none: nothing. Others lie on the lines between
+            them, larger ones on the last line, and smaller ones cost what the smallest costs.
         pass_us: of every forward and backward.
         attend_us: of every operation of a schedule that calls kernels.
         operation_us: of the others; those that only name a tensor are free.
@@ -79,22 +94,21 @@ class Host:
 
     cores: float
     copy_gbyte_s: float
-    thread_us: float = 0.0
-    thread_s_per_gbyte: float = 0.0
-    transport_us: float = 0.0
-    transport_s_per_gbyte: float = 0.0
+    messages: tuple[MessageCost, ...] = ()
     pass_us: float = 0.0
     attend_us: float = 0.0
     operation_us: float = 0.0
     late_us: float = 0.0
 
-    def sending_s(self, messages: int, size: float) -> float:
-        """Of the thread that sends messages of ``size`` bytes together."""
-        return messages * self.thread_us * 1e-6 + size / 1e9 * self.thread_s_per_gbyte
-
-    def transport_s(self, size: float) -> float:
-        """Of a message beside the thread that sends it."""
-        return self.transport_us * 1e-6 + size / 1e9 * self.transport_s_per_gbyte
+    def message(self, size: float) -> MessageCost:
+        """Of one of ``size`` bytes."""
+        if not self.messages:
+            return MessageCost(size, 0.0, 0.0)
+        pairs = [*pairwise(self.messages)] or [(self.messages[0], self.messages[0])]
+        below, above = next((pair for pair in pairs if size <= pair[1].size), pairs[-1])
+        part = max(0.0, (size - below.size) / (above.size - below.size)) if above.size > below.size else 0.0
+        thread_us = below.thread_us + part * (above.thread_us - below.thread_us)
+        return MessageCost(size, thread_us, below.transport_us + part * (above.transport_us - below.transport_us))
 
 
 @dataclass(frozen=True)

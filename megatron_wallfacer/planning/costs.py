@@ -26,13 +26,12 @@ class Cost:
     Attributes:
         kernel_s: seconds of attention kernels.
         touched: bytes that merging and copying move through memory.
-        messages, sent: that it starts, and their bytes.
+        sends: bytes of each message that it starts.
     """
 
     kernel_s: float = 0.0
     touched: float = 0.0
-    messages: int = 0
-    sent: float = 0.0
+    sends: tuple[float, ...] = ()
 
 
 class Costs:
@@ -75,7 +74,7 @@ class Costs:
                     for size, message in zip(sizes, move.sends, strict=True)
                     if message.value in views or len(message.chunks) < len(schedule.values[message.value].chunks)
                 )
-                return Cost(touched=COPIED * sum(copied), messages=len(sizes), sent=sum(sizes))
+                return Cost(touched=COPIED * sum(copied), sends=tuple(sizes))
         return Cost()
 
     def _attend(self, op: Attend, schedule: Schedule) -> Cost:

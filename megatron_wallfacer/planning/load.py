@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
-from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Level, Link
+from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Level, Link, MessageCost
 from megatron_wallfacer.shipped import CONFIGS
 
 #: Those that come with the plugin; another file is given by its path.
@@ -87,19 +87,26 @@ def parse_cluster(data: Any, name: str) -> Cluster:
         ClusterError: naming the entry, its value and what is allowed.
     """
     entries = _mapping(data, "the file")
+    if "host" in entries:
+        host = _mapping(entries["host"], "host")
+        entries["host"] = host | {"messages": _list(MessageCost, host.get("messages", []), "host.messages")}
     for key, kind in _SECTIONS.items():
         if key in entries:
             entries[key] = _build(kind, entries[key], key)
-    levels = entries.pop("levels", [])
-    if not isinstance(levels, list):
-        raise ClusterError(f"levels={levels!r}: must be a list of {{nodes, oversubscription}}")
-    built = tuple(_build(Level, level, f"levels[{number}]") for number, level in enumerate(levels))
-    cluster = _build(Cluster, entries | {"name": name, "levels": built}, "")
+    levels = _list(Level, entries.pop("levels", []), "levels")
+    cluster = _build(Cluster, entries | {"name": name, "levels": levels}, "")
     if cluster.transport not in _TRANSPORTS:
         raise ClusterError(f"transport={cluster.transport}: must be one of {', '.join(_TRANSPORTS)}")
     if cluster.nics < cluster.gpus_per_node and cluster.gpus_per_node % cluster.nics:
         raise ClusterError(f"nics={cluster.nics}: must divide gpus_per_node {cluster.gpus_per_node}, or be more")
     return cluster
+
+
+def _list(kind: type, data: Any, where: str) -> tuple[Any, ...]:
+    """Dataclasses from a list of mappings."""
+    if not isinstance(data, list):
+        raise ClusterError(f"{where}={data!r}: must be a list of {{{', '.join(one.name for one in fields(kind))}}}")
+    return tuple(_build(kind, one, f"{where}[{number}]") for number, one in enumerate(data))
 
 
 def _mapping(data: Any, where: str) -> dict[str, Any]:

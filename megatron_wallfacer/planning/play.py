@@ -142,8 +142,8 @@ class _Play:
         programs = {twin: write_program(schedules(twin), costs) for twin in sorted(set(twins.values()))}
         self._ranks = {rank: _Rank(rank, twin, programs[twin]) for rank, twin in twins.items()}
         self._fluid = Fluid({CORES: float(cluster.host.cores)} if cluster.host else {})
-        per_gbyte = cluster.host.transport_s_per_gbyte if cluster.host else 0.0
-        self._byte_s = per_gbyte / 1e9 or 1.0
+        large = cluster.host.messages[-1:] if cluster.host else ()
+        self._byte_s = sum(one.transport_us * 1e-6 / one.size for one in large) or 1.0
         self._lateness = Lateness(cluster.host, draw) if cluster.host and cluster.host.late_us else None
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
@@ -257,7 +257,7 @@ class _Play:
     def _write_out(self, rank: _Rank, cost: Cost) -> None:
         """Gloo begins to write in the thread that sends; what the sockets do not take its own thread writes later."""
         host = self._cluster.host
-        if host is not None and (work_s := host.sending_s(cost.messages, cost.sent)):
+        if host is not None and (work_s := 1e-6 * sum(host.message(size).thread_us for size in cost.sends)):
             self._work(rank, Start.__name__, work_s)
 
     def _work(self, rank: _Rank, name: str, work_s: float) -> None:
@@ -344,7 +344,7 @@ class _Play:
             for link in links:
                 self._link_bytes[link] += size
             if host is not None and size:
-                uses += self._on_cores(target, host.transport_s(size) / size)
+                uses += self._on_cores(target, host.message(size).transport_us * 1e-6 / size)
 
             def through() -> None:
                 self._when_served(lambda: self._arrived(both))

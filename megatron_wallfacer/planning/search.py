@@ -21,7 +21,7 @@ from megatron_wallfacer.schedule.memory import peak_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.schemes import RIDERS, SCHEMES, factorisations, make_plan
+from megatron_wallfacer.schedule.schemes import RIDERS, SCHEMES, factorisations, make_plan, total_words
 from megatron_wallfacer.schedule.volume import Shape
 
 #: What is searched. K and V teams are never better than teams of queries and a ring, and stay for the named schemes.
@@ -32,6 +32,9 @@ MOST_RANKS_UNFOLDED = 64
 LONGEST_AXIS = 256
 #: Plans that are played first; how often the search then looks beside the best one, and at how many plans each time.
 FIRST, ROUNDS, EACH_ROUND = 16, 4, 8
+#: Played times this close are as good as equal: neither does the search come nearer to the fastest, nor the player to
+#: what is measured. Of equals that which moves the fewest words is taken, for on a real network it is words that vary.
+TIE = 1.02
 #: Above so many ranks schedules are long, and half as many are played.
 MANY_RANKS = 4096
 
@@ -80,6 +83,11 @@ class Choice:
     def bound(self) -> Bound:
         """What no overlap can bring it below."""
         return bound(self.plan, self.job.cluster, self.job.shape, causal=self.job.causal, q_kept=self.q_kept)
+
+    @property
+    def words(self) -> float:
+        """That a rank receives in both passes, in units of n * H."""
+        return total_words(self.plan, self.job.shape.kappa, kv_heads=self.job.shape.kv_heads)
 
     @property
     def played(self) -> Played:
@@ -136,7 +144,7 @@ class Found:
     """What a search came to.
 
     Attributes:
-        best: the choices that were played, fastest first.
+        best: the choices that were played: the one to take, see :func:`taken`, then the others, fastest first.
         legal: choices that there are.
         too_large: of those tried, how many do not fit the memory.
     """
@@ -174,7 +182,19 @@ def search(job: Job, *, memory_bytes: float = float("inf")) -> Found:
         if best is found.best:
             break
     ranked = sorted(found.played, key=lambda one: one.played.seconds)
-    return Found(tuple(ranked), len(waiting), len(found.too_large))
+    first = ranked.pop(taken([(one.played.seconds, one.words) for one in ranked]))
+    return Found((first, *ranked), len(waiting), len(found.too_large))
+
+
+def taken(played: Sequence[tuple[float, float]]) -> int:
+    """Which of some choices to take: the fastest, or of those within :data:`TIE` of it that with the fewest words.
+
+    Args:
+        played: (seconds, words) of each.
+    """
+    fastest = min(seconds for seconds, _ in played)
+    equal = [index for index, (seconds, _) in enumerate(played) if seconds <= TIE * fastest]
+    return min(equal, key=lambda index: (played[index][1], played[index][0]))
 
 
 class _Tried:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +16,7 @@ from benchmarks.predict import Prediction, chosen_over_best, holds, main, rank_c
 FAST = {
     "cores": 2,
     "copy_gbyte_s": 100.0,
-    "thread_us": 0.0,
-    "thread_s_per_gbyte": 0.0,
-    "transport_us": 0.0,
-    "transport_s_per_gbyte": 0.0,
+    "messages": [{"size": size, "thread_us": 0.0, "transport_us": 0.0} for size in (1e5, 1e6)],
     "pass_us": 0.0,
     "attend_us": 0.0,
     "operation_us": 0.0,
@@ -34,7 +33,7 @@ SETTING = {
 }
 
 
-def write_run(folder: Path, seconds: dict[str, float], inter: float = 80.0, **processors: float) -> Path:
+def write_run(folder: Path, seconds: dict[str, float], inter: float = 80.0, **processors: Any) -> Path:
     """What python -m benchmarks.emulated leaves, as far as it is read."""
     goodput = {"inter": inter, "intra": 800.0}
     about = {"setting": SETTING, "goodput_mbit": goodput, "processors": FAST | processors}
@@ -65,14 +64,12 @@ def test_our_schemes_are_predicted_and_peers_are_not(tmp_path: Path) -> None:
         {"late_us": 1e6, "copy_gbyte_s": 1.0},
         {"idle_late_us": 50_000.0},
         {"latency_us": 10_000.0},
-        {"thread_us": 5000.0},
-        {"thread_s_per_gbyte": 100.0},
-        {"transport_us": 50_000.0},
-        {"transport_s_per_gbyte": 100.0},
+        {"messages": [{"size": 1e5, "thread_us": 5000.0, "transport_us": 0.0}]},
+        {"messages": [{"size": 1e5, "thread_us": 0.0, "transport_us": 50_000.0}]},
     ],
-    ids=lambda slower: ",".join(slower),
+    ids=str,
 )
-def test_slower_links_and_processors_are_predicted_slower(tmp_path: Path, slower: dict[str, float]) -> None:
+def test_slower_links_and_processors_are_predicted_slower(tmp_path: Path, slower: dict[str, Any]) -> None:
     seconds = {"ring": 0.3, "double-ring-1": 0.2}
     fast = predict.predict(write_run(tmp_path, seconds))
     slow = predict.predict(write_run(tmp_path, seconds, **slower))
@@ -96,7 +93,7 @@ def test_another_runs_microbenchmarks(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def made(*pairs: tuple[float, float]) -> list[Prediction]:
-    return [Prediction(f"scheme {number}", *pair) for number, pair in enumerate(pairs)]
+    return [Prediction(f"scheme {number}", *pair, words=1.0) for number, pair in enumerate(pairs)]
 
 
 def test_rank_correlation() -> None:
@@ -108,8 +105,8 @@ def test_rank_correlation() -> None:
 def test_what_holds() -> None:
     right = made(*((1 + n / 10, 1 + n / 10) for n in range(10)))
     assert holds(right)
-    assert not holds([Prediction(p.scheme, p.measured_s, 1.2 * p.measured_s) for p in right])  # median error
-    assert not holds([Prediction(p.scheme, p.measured_s, 3 - p.measured_s) for p in right])  # order
+    assert not holds([replace(p, played_s=1.2 * p.measured_s) for p in right])  # median error
+    assert not holds([replace(p, played_s=3 - p.measured_s) for p in right])  # order
     wrong_choice = made((1.0, 1.02), (1.06, 1.01), *((2 + n, 2 + n) for n in range(10)))
     assert rank_correlation(wrong_choice) > 0.9
     assert chosen_over_best(wrong_choice) == 1.06

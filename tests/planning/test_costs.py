@@ -47,7 +47,7 @@ def test_what_is_sent_is_what_is_received(name: str) -> None:
     """Ranks are alike, so each sends as much as it gets."""
     for schedule in choice(**ALIKE[name]).schedules(0):
         costs = Costs(PLAIN, SHAPE).of(schedule)
-        assert sum(cost.sent for cost in costs) == pytest.approx(sum(received_bytes(schedule, SHAPE).values()))
+        assert sum(sum(cost.sends) for cost in costs) == pytest.approx(sum(received_bytes(schedule, SHAPE).values()))
         starts = [op for op in schedule.ops if isinstance(op, Start)]
-        assert sum(cost.messages for cost in costs) == sum(len(op.move.sends) for op in starts)
-        assert not any(cost.sent for op, cost in zip(schedule.ops, costs, strict=True) if isinstance(op, Attend))
+        assert sum(len(cost.sends) for cost in costs) == sum(len(op.move.sends) for op in starts)
+        assert not any(cost.sends for op, cost in zip(schedule.ops, costs, strict=True) if isinstance(op, Attend))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,40 @@ def test_a_file(tmp_path: Path) -> None:
     assert cluster.inter.gbyte_s is None
 
 
+def test_messages_of_a_host(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD + HOST)
+    host = load_cluster(path).host
+    between = {0: 10, 1000: 10, 2000: 15, 3000: 20, 5000: 40, 9000: 80}
+    assert {size: host.message(size).thread_us for size in between} == between
+    assert host.message(2000).transport_us == 150
+    assert replace(host, messages=host.messages[:1]).message(5000).thread_us == 10
+    assert replace(host, messages=()).message(5000).thread_us == 0
+
+
+def test_mistakes_in_messages(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for wrong, said in {
+        "thread_us: 20": "host.messages[1].thread_us: is missing",
+        "size: 3000": "host.messages[1].size: is missing",
+    }.items():
+        path.write_text(GOOD + HOST.replace(f"{wrong}, ", ""))
+        with pytest.raises(WallfacerError, match=re.escape(said)):
+            load_cluster(path)
+    path.write_text(GOOD + "host: {cores: 2, copy_gbyte_s: 1, messages: 3}\n")
+    with pytest.raises(WallfacerError, match=re.escape("host.messages=3: must be a list of {size, thread_us, trans")):
+        load_cluster(path)
+
+
+HOST = """
+host:
+  cores: 2
+  copy_gbyte_s: 1
+  messages:
+    - {size: 1000, thread_us: 10, transport_us: 100}
+    - {size: 3000, thread_us: 20, transport_us: 200}
+    - {size: 5000, thread_us: 40, transport_us: 400}
+"""
 WRONG = {
     "nodes: 2|nodes: 0": "nodes=0: must be a positive whole number",
     "nodes: 2|nodes: two": "nodes='two': must be a positive whole number",

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from megatron_wallfacer.planning.bounds import kernel_seconds
-from megatron_wallfacer.planning.cluster import Cluster, Host, Level, Link
+from megatron_wallfacer.planning.cluster import Cluster, Host, Level, Link, MessageCost
 from megatron_wallfacer.planning.network import Network
 from megatron_wallfacer.planning.play import Stuck, play
 from megatron_wallfacer.planning.search import Choice
@@ -95,6 +95,12 @@ def test_processors_that_all_ranks_share_make_copies_slow() -> None:
 FREE = Host(cores=16, copy_gbyte_s=1e6)
 
 
+def messages(thread_us: float = 0.0, transport_us: float = 0.0, transport_s_per_gbyte: float = 0.0) -> dict:
+    """Entry of a host whose messages all cost the same, but for their bytes."""
+    larger = transport_us + 1e6 * transport_s_per_gbyte
+    return {"messages": (MessageCost(0, thread_us, transport_us), MessageCost(1e9, thread_us, larger))}
+
+
 def with_host(host: Host, **changes: object) -> float:
     """Seconds of a ring."""
     return choice(replace(PLAIN, transport="gloo", host=host, **changes), **ALIKE["ring"]).played.seconds
@@ -111,9 +117,9 @@ FAST_LINKS = {"intra": Link(1e4, 0.0), "inter": Link(1e4, 0.0)}
 
 def held_up(each_s: float, **of_a_message: float) -> float:
     """Part of the messages' own time, ``each_s``, by which it takes longer."""
-    messages = sum(len(op.move.sends) for op in operations() if isinstance(op, Start))
-    costly = replace(FREE, transport_s_per_gbyte=1e-9, **of_a_message)
-    return (with_host(costly, **FAST_LINKS) - with_host(FREE, **FAST_LINKS)) / (messages * each_s)
+    count = sum(len(op.move.sends) for op in operations() if isinstance(op, Start))
+    costly = replace(FREE, **messages(transport_s_per_gbyte=1e-9, **of_a_message))
+    return (with_host(costly, **FAST_LINKS) - with_host(FREE, **FAST_LINKS)) / (count * each_s)
 
 
 def test_a_rank_that_posts_a_message_does_nothing_else() -> None:
@@ -142,8 +148,8 @@ def test_kernels_that_sleep_are_late_where_processors_are_busy() -> None:
         """Of each sleep."""
         return 1e3 * (with_host(replace(host, late_us=1000.0)) - with_host(host)) / sleeps
 
-    assert late_ms(replace(FREE, transport_s_per_gbyte=0.01)) == pytest.approx(0, abs=1e-3)
-    assert 0.1 < late_ms(replace(FREE, cores=2, transport_s_per_gbyte=0.1)) < 3
+    assert late_ms(replace(FREE, **messages(transport_s_per_gbyte=0.01))) == pytest.approx(0, abs=1e-3)
+    assert 0.1 < late_ms(replace(FREE, cores=2, **messages(transport_s_per_gbyte=0.1))) < 3
 
 
 def test_all_who_wake_up_may_be_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,14 +169,14 @@ def test_all_who_wake_up_may_be_late(monkeypatch: pytest.MonkeyPatch) -> None:
     one = choice(replace(PLAIN, transport="gloo", host=replace(FREE, late_us=1.0), **slow), **ALIKE["ring"])
     ops = [op for rank in range(16) for schedule in one.schedules(rank) for op in schedule.ops]
     tiles = sum(len(op.tiles) for op in ops if isinstance(op, Attend))
-    messages = [len(op.move.sends) for op in ops if isinstance(op, Start)]
+    hops = [len(op.move.sends) for op in ops if isinstance(op, Start)]
     played(one, folded=False)
-    assert sum(woken) == tiles + sum(messages) + len(messages)
+    assert sum(woken) == tiles + sum(hops) + len(hops)
 
 
 def test_messages_flow_on_while_all_processors_work() -> None:
     """What receives wants a hundredth of a processor, and gets it beside sixteen ranks that copy on two."""
-    host = replace(FREE, cores=2, copy_gbyte_s=35.0, transport_s_per_gbyte=0.01)
+    host = replace(FREE, cores=2, copy_gbyte_s=35.0, **messages(transport_s_per_gbyte=0.01))
     copying, moving = with_host(host, intra=Link(None), inter=Link(None)), with_host(FREE)
     assert max(copying, moving) <= with_host(host) < 0.7 * (copying + moving)
 
