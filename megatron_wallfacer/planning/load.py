@@ -89,12 +89,17 @@ def parse_cluster(data: Any, name: str) -> Cluster:
     entries = _mapping(data, "the file")
     if "host" in entries:
         host = _mapping(entries["host"], "host")
-        entries["host"] = host | {"messages": _list(MessageCost, host.get("messages", []), "host.messages")}
+        messages = host.get("messages", [])
+        if not isinstance(messages, list):
+            raise ClusterError(f"host.messages={messages!r}: must be a list of {{size, thread_us, transport_us}}")
+        entries["host"] = host | {"messages": _build_all(MessageCost, messages, "host.messages")}
     for key, kind in _SECTIONS.items():
         if key in entries:
             entries[key] = _build(kind, entries[key], key)
-    levels = _list(Level, entries.pop("levels", []), "levels")
-    cluster = _build(Cluster, entries | {"name": name, "levels": levels}, "")
+    levels = entries.pop("levels", [])
+    if not isinstance(levels, list):
+        raise ClusterError(f"levels={levels!r}: must be a list of {{nodes, oversubscription}}")
+    cluster = _build(Cluster, entries | {"name": name, "levels": _build_all(Level, levels, "levels")}, "")
     if cluster.transport not in _TRANSPORTS:
         raise ClusterError(f"transport={cluster.transport}: must be one of {', '.join(_TRANSPORTS)}")
     if cluster.nics < cluster.gpus_per_node and cluster.gpus_per_node % cluster.nics:
@@ -102,10 +107,8 @@ def parse_cluster(data: Any, name: str) -> Cluster:
     return cluster
 
 
-def _list(kind: type, data: Any, where: str) -> tuple[Any, ...]:
-    """Dataclasses from a list of mappings."""
-    if not isinstance(data, list):
-        raise ClusterError(f"{where}={data!r}: must be a list of {{{', '.join(one.name for one in fields(kind))}}}")
+def _build_all(kind: type, data: list, where: str) -> tuple[Any, ...]:
+    """A dataclass from each mapping."""
     return tuple(_build(kind, one, f"{where}[{number}]") for number, one in enumerate(data))
 
 
