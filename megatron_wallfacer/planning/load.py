@@ -92,7 +92,8 @@ def parse_cluster(data: Any, name: str) -> Cluster:
         messages = host.get("messages", [])
         if not isinstance(messages, list):
             raise ClusterError(f"host.messages={messages!r}: must be a list of {{size, thread_us, transport_us}}")
-        entries["host"] = host | {"messages": _build_all(MessageCost, messages, "host.messages")}
+        built = _build_all(MessageCost, messages, "host.messages")
+        entries["host"] = host | {"messages": tuple(sorted(built, key=lambda one: one.size))}
     for key, kind in _SECTIONS.items():
         if key in entries:
             entries[key] = _build(kind, entries[key], key)

@@ -51,8 +51,8 @@ def test_messages_of_a_host(tmp_path: Path) -> None:
 def test_mistakes_in_messages(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     for wrong, said in {
-        "thread_us: 20": "host.messages[1].thread_us: is missing",
-        "size: 3000": "host.messages[1].size: is missing",
+        "thread_us: 20": "host.messages[2].thread_us: is missing",
+        "size: 5000": "host.messages[1].size: is missing",
     }.items():
         path.write_text(GOOD + HOST.replace(f"{wrong}, ", ""))
         with pytest.raises(WallfacerError, match=re.escape(said)):
@@ -68,8 +68,8 @@ host:
   copy_gbyte_s: 1
   messages:
     - {size: 1000, thread_us: 10, transport_us: 100}
-    - {size: 3000, thread_us: 20, transport_us: 200}
     - {size: 5000, thread_us: 40, transport_us: 400}
+    - {size: 3000, thread_us: 20, transport_us: 200}
 """
 WRONG = {
     "nodes: 2|nodes: 0": "nodes=0: must be a positive whole number",
