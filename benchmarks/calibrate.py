@@ -1,7 +1,8 @@
 """Microbenchmarks on the ranks of an emulated cluster: what merging, messages, operations and sleeps cost there.
 
 No scheme is run. What needs no messages runs on all ranks at once, for that is how schemes run: a processor that
-turns from one rank to the next finds nothing in its caches. Each number is a median, of rounds and of ranks.
+turns from one rank to the next finds nothing in its caches. Each number is a median, of rounds and of ranks, but for
+lateness on busy processors.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ class Processors:
         pass_us: of a forward or a backward, its operations apart. These three are of a single rank and a few tokens.
         attend_us: of an operation that calls the kernel.
         operation_us: of one that does something else with tensors.
-        late_us: by which a sleep ends too late where processors are fully used; the mean, for some are far later.
-        idle_late_us: the same where nothing else happens; the median.
+        late_us: by which a sleep ends later, where processors are fully used, than where nothing else happens; from the
+            mean, for some are far later.
+        idle_late_us: by which it ends too late where nothing else happens.
         latency_us: until a short message of gloo has been there and back, half of it.
     """
 

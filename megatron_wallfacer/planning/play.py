@@ -345,10 +345,7 @@ class _Play:
                 self._link_bytes[link] += size
             if host is not None and size:
                 uses += self._on_cores(target, host.message(size).transport_us * 1e-6 / size)
-
-            def through() -> None:
-                self._when_served(lambda: self._arrived(both))
-
+            through = partial(self._when_served, partial(self._arrived, both))
             self._fluid.add(size, uses, through) if uses else through()
 
         return begin

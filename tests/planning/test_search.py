@@ -27,8 +27,8 @@ def test_it_finds_what_playing_everything_finds(name: str) -> None:
     found = search(JOBS[name])
     assert found.legal == len(everything)
     fastest = min(one.played.seconds for one in found.best)
-    assert fastest <= 1.02 * best
     first, *others = found.best
+    assert first.played.seconds <= 1.02 * best
     assert others == sorted(others, key=lambda one: one.played.seconds)
     equal = [one for one in found.best if one.played.seconds <= TIE * fastest]
     assert first in equal
@@ -43,7 +43,7 @@ def test_of_equals_the_fewest_words_are_taken() -> None:
 
 def test_it_beats_or_equals_every_named_scheme() -> None:
     job = JOBS["slow cards"]
-    best = min(one.played.seconds for one in search(job).best)
+    best = search(job).best[0].played.seconds
     others = {one.name: one.played.seconds for one in named(job)}
     assert {"ring", "double-ring", "ulysses", "usp", "all-gather", "mesh", "wallfacer", "burst"} <= set(others) | {
         "ulysses"
