@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.engine.groups import connect
+from megatron_wallfacer.engine.merge import check_rows
 from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.staged import check_transfers, make_transfers
 from megatron_wallfacer.engine.transfers import Transfers
@@ -135,6 +136,7 @@ def _transfers(group: Group, grid: Grid, kind: str, device: torch.device) -> Tra
     ranks = tuple(dist.get_process_group_ranks(group)) if dist.is_initialized() else ()
     key = (_world(), ranks, grid, kind)
     if key not in _connected:
+        check_rows(device)
         check_transfers(kind, device, dist.get_backend(group) if dist.is_initialized() else None)
         _connected[key] = make_transfers(kind, connect(group, grid))
     return _connected[key]

@@ -1,9 +1,32 @@
-"""Merging partial attention results by their log-sum-exp, safe where a row has seen no key yet (lse = -inf)."""
+"""What is done to rows beside attention: merging partial results, safe where a row has seen no key yet (lse = -inf).
+
+On a GPU each is one kernel of :mod:`megatron_wallfacer.engine.fused`, elsewhere operators of PyTorch.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
+from types import ModuleType
+
 import torch
 from torch import Tensor
+
+from megatron_wallfacer.kernels.optional import TRITON
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> ModuleType:
+    return TRITON.load()
+
+
+def check_rows(device: torch.device) -> None:
+    """Whether this module can serve a device.
+
+    Raises:
+        UnavailableError: it is a GPU, and there is no Triton.
+    """
+    if device.type == "cuda":
+        _kernels()
 
 
 def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
@@ -17,9 +40,22 @@ def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> 
             that is none.
         lse, part_lse: ``[rows, batch, heads]``, -inf where no key has been seen.
     """
+    if out.is_cuda:
+        _kernels().merge_into(out, lse, part_out, part_lse)
+        return
     total = torch.logaddexp(lse, part_lse)
     out.lerp_(part_out.to(out.dtype), _weight(part_lse, total))
     lse.copy_(total)
+
+
+def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Delta of the rows, rowsum(dout * out), in ``dtype``.
+
+    Args:
+        dout, out: ``[rows, batch, heads, v_head_dim]``.
+        dtype: of the sums, ``[rows, batch, heads]``.
+    """
+    return _kernels().row_sums(dout, out, dtype) if dout.is_cuda else (dout.to(dtype) * out).sum(-1)
 
 
 def surrogate_output(dout: Tensor, delta: Tensor) -> Tensor:
@@ -33,6 +69,8 @@ def surrogate_output(dout: Tensor, delta: Tensor) -> Tensor:
         dout: ``[rows, batch, heads, v_head_dim]``.
         delta: ``[rows, batch, heads]``, rowsum(dout * out) in the accumulation dtype.
     """
+    if dout.is_cuda:
+        return _kernels().surrogate_output(dout, delta)
     wide = dout.to(delta.dtype)
     # Scaled by the largest entry first: gradients are small, and their squares would underflow.
     largest = wide.abs().amax(-1, keepdim=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.blocks import Sizes
 from megatron_wallfacer.engine.call import Call, call_of_number
-from megatron_wallfacer.engine.merge import add_sinks, sinks_gradient
+from megatron_wallfacer.engine.merge import add_sinks, row_sums, sinks_gradient
 from megatron_wallfacer.engine.run import run
 
 _LIBRARY = torch.library.Library("wallfacer", "FRAGMENT")
@@ -33,18 +33,21 @@ attention = torch.ops.wallfacer.attention.default
 attention_backward = torch.ops.wallfacer.attention_backward.default
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: int) -> Forward:
+def run_attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: int) -> Forward:
+    """What the operator :data:`attention` does, out of the dispatcher's sight."""
     known = call_of_number(call)
     sizes = _sizes_of_inputs(known, q, k, v)
     with _as_given(q):
         local = {"q": q, "k": k, "v": v}
-        results, kept = run(known.forward_schedule(sizes), known.runtime, sizes, local, {}, known.mask)
+        schedule = known.forward_schedule(sizes)
+        # Sinks have a last say in the output: until then it keeps its precision.
+        results, kept = run(schedule, known.runtime, sizes, local, {}, known.mask, rounded=sinks is None)
         if sinks is not None:
             add_sinks(results["out"], results["lse"], sinks)
     return results["out"].to(q.dtype), results["lse"], [block.packet for block in kept.values()]
 
 
-def _attention_backward(
+def run_attention_backward(
     dout: Tensor,
     out: Tensor,
     lse: Tensor,
@@ -55,15 +58,19 @@ def _attention_backward(
     head_dim: int,
     call: int,
 ) -> Backward:
+    """What the operator :data:`attention_backward` does, out of the dispatcher's sight."""
     known = call_of_number(call)
     sizes = known.sizes(out, kv_heads, head_dim, out.shape[-1])
     schedule, names = known.backward_schedule(sizes), known.forward_schedule(sizes).keeps
     packets = dict(zip(names, kept, strict=True))
     given = {name: sizes.unpack(schedule.values[name], packets[name]) for name in schedule.given}
+    if dout.stride(-1) != 1:
+        # Kernels want channels side by side; the gradient of a sum has them all in one place.
+        dout = dout.contiguous()
     with _as_given(dout):
         local = dict(zip("qkv", inputs, strict=False)) | {"dout": dout, "lse": lse}
-        local["delta"] = (dout.to(lse.dtype) * out).sum(-1)
-        results, _ = run(schedule, known.runtime, sizes, local, given, known.mask)
+        local["delta"] = row_sums(dout, out, lse.dtype)
+        results, _ = run(schedule, known.runtime, sizes, local, given, known.mask, rounded=True)
         dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, local["delta"], sinks)
     dq, dk, dv = (results[name].to(out.dtype) for name in ("dq", "dk", "dv"))
     return dq, dk, dv, dsinks
@@ -79,7 +86,7 @@ def _sizes_of_inputs(call: Call, q: Tensor, k: Tensor, v: Tensor) -> Sizes:
 
 
 def _attention_shapes(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: int) -> Forward:
-    """What :func:`_attention` gives, empty: for who traces a program without running it."""
+    """What :func:`run_attention` gives, empty: for who traces a program without running it."""
     known = call_of_number(call)
     sizes = _sizes_of_inputs(known, q, k, v)
     schedule = known.forward_schedule(sizes)
@@ -109,8 +116,8 @@ def _attention_backward_shapes(
 
 
 for _name, _function, _shapes in (
-    ("attention", _attention, _attention_shapes),
-    ("attention_backward", _attention_backward, _attention_backward_shapes),
+    ("attention", run_attention, _attention_shapes),
+    ("attention_backward", run_attention_backward, _attention_backward_shapes),
 ):
     # On any device: what differs between devices is in kernels and transfers.
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")

@@ -21,6 +21,7 @@ from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chun
 from megatron_wallfacer.schedule.mask import CAUSAL, KernelCall, Mask
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.tiles import Tile
+from megatron_wallfacer.schedule.volume import KV_TENSORS, STATISTICS
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def run(
     local: Mapping[str, Tensor],
     given: Mapping[str, Block],
     mask: Mask = CAUSAL,
+    *,
+    rounded: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Block]]:
     """One pass on this rank. Collective over the grid's groups.
 
@@ -56,12 +59,14 @@ def run(
         local: the rank's own tensors, sbhd, all heads: ``q k v``, in backward ``dout lse delta`` too.
         given: what forward kept, by name.
         mask: what is live in tiles that the schedule calls masked.
+        rounded: results that are complete when they are stored may be so in the dtype of the inputs.
 
     Returns:
-        The results, ``out lse`` or ``dq dk dv``, all heads, in the accumulation dtype; and what is kept for backward.
+        The results, ``out lse`` or ``dq dk dv``, all heads, in the accumulation dtype but for what is rounded; and what
+        is kept for backward.
     """
     with runtime.recorder(Pass(schedule, sizes.shard)):
-        return _Pass(schedule, runtime, sizes, local, given, mask).run()
+        return _Pass(schedule, runtime, sizes, local, given, mask, rounded).run()
 
 
 class _Pass:
@@ -75,9 +80,10 @@ class _Pass:
         local: Mapping[str, Tensor],
         given: Mapping[str, Block],
         mask: Mask,
+        rounded: bool,
     ) -> None:
         self._schedule, self._runtime, self._sizes, self._local = schedule, runtime, sizes, local
-        self._mask = mask
+        self._mask, self._rounded = mask, rounded
         self._blocks: dict[str, Block] = dict(given)
         self._sums: dict[str, Sum] = {}
         self._coming: dict[str, tuple[ops.Move, Pending]] = {}
@@ -223,7 +229,11 @@ class _Pass:
         if tensor not in self._results:
             heads = self._sizes.kv_heads if tensor in ops.DKV else self._sizes.q_heads
             shape = self._sizes.shape_of(tensor, CHUNKS_PER_RANK, heads)
-            self._results[tensor] = torch.empty(shape, dtype=self._sizes.dtype_of(tensor), device=self._sizes.device)
+            # Parts that share kv heads are added up here.
+            complete = tensor not in KV_TENSORS or self._sizes.parts <= heads
+            rounded = self._rounded and complete and tensor not in STATISTICS
+            dtype = self._sizes.dtype if rounded else self._sizes.dtype_of(tensor)
+            self._results[tensor] = torch.empty(shape, dtype=dtype, device=self._sizes.device)
         return self._results[tensor]
 
     _do: ClassVar[dict[type, Callable[[_Pass, ops.Op], None]]] = {

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_wallfacer.engine.groups import connect
+from megatron_wallfacer.engine.merge import check_rows
 from megatron_wallfacer.engine.origin import Origin
 from megatron_wallfacer.engine.ranges import Ranges
 from megatron_wallfacer.engine.staged import check_transfers, make_transfers
@@ -87,6 +88,7 @@ class Session:
         wanted, ranks = self.settings.plan.grid.cp_size, tuple(dist.get_process_group_ranks(group))
         if len(ranks) != wanted:
             raise WallfacerError(f"--wallfacer-cp-size {wanted}: Megatron made context-parallel groups of {len(ranks)}")
+        check_rows(self.device)
         try:
             check_transfers(self.settings.transfers, self.device, dist.get_backend(group))
         except OptionError as error:

@@ -14,8 +14,8 @@ from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
 #: Times that a byte of a result crosses memory: merged (part and sum read, sum written), copied (read, written).
 MERGED, COPIED = 3, 2
-#: And a byte of a stand-in for the output (engine.merge.surrogate_output): five operations that read and write, or
-#: write a number a row.
+#: And a byte of a stand-in for the output (engine.merge.surrogate_output) where PyTorch's operators make it, as on a
+#: CPU: five that read and write, or write a number a row. A GPU's kernel reads dO and writes the stand-in.
 STAND_IN = 10
 
 
@@ -52,7 +52,7 @@ class Costs:
         costs = [self._of(op, schedule, views) for op in schedule.ops]
         if self._stand_ins and schedule.backward:
             for index, rows in _stand_ins(schedule).items():
-                made = STAND_IN * rows_bytes(schedule, self.shape, ("out",), rows)
+                made = self._stand_in(rows_bytes(schedule, self.shape, ("dout",), rows))
                 costs[index] = replace(costs[index], touched=costs[index].touched + made)
         return costs
 
@@ -92,6 +92,12 @@ class Costs:
         if schedule.backward:
             merged += rows_bytes(schedule, shape, ("dk", "dv"), cols)
         return Cost(kernel_s, MERGED * merged)
+
+    def _stand_in(self, dout: float) -> float:
+        """Bytes that making the stand-in for rows moves, given those of their dO."""
+        if self.cluster.host is None:
+            return COPIED * dout
+        return STAND_IN * dout * self.shape.accumulate_itemsize / self.shape.itemsize
 
     def _bytes(self, schedule: Schedule, name: str) -> float:
         value = schedule.values[name]

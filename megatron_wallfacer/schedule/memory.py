@@ -22,7 +22,7 @@ from megatron_wallfacer.schedule.ops import (
     reads,
     writes,
 )
-from megatron_wallfacer.schedule.volume import Shape, rows_bytes
+from megatron_wallfacer.schedule.volume import KV_TENSORS, STATISTICS, Shape, rows_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,13 @@ def _stand_ins(schedule: Schedule) -> Iterator[Life]:
         yield Life(names[-1], indices[0], indices[-1], ("dout",), len(schedule.values[names[0]].chunks))
 
 
+def _result_itemsize(schedule: Schedule, shape: Shape, tensor: str) -> int:
+    """Bytes of an element of what the caller is given: as the inputs, but for statistics, and for kv heads that several
+    parts share, which are summed there. Sinks, of which a schedule knows nothing, keep the output wide, too."""
+    shared = tensor in KV_TENSORS and schedule.parts > shape.kv_heads
+    return shape.itemsize_of(tensor) if shared or tensor in STATISTICS else shape.itemsize
+
+
 def peak_bytes(schedule: Schedule, shape: Shape) -> float:
     """Most bytes that the buffers of a pass hold at once; a kernel's own workspace is not among them."""
     change: Counter[int] = Counter()
@@ -143,7 +150,7 @@ def peak_bytes(schedule: Schedule, shape: Shape) -> float:
             for tensor in schedule.values[op.source].payload:
                 stored.setdefault(tensor, index)
     for tensor, index in stored.items():
-        change[index] += shape.bytes(tensor)
+        change[index] += shape.elements(tensor) * _result_itemsize(schedule, shape, tensor)
     held = most = 0
     for index in sorted(change):
         held += change[index]

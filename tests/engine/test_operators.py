@@ -173,8 +173,8 @@ def waits() -> Iterator[list[str]]:
 
 def test_no_pass_reads_a_number_from_the_device(call: Call, qkv: list[Tensor], waits: list[str]) -> None:
     q, k, v = (x.detach() for x in qkv)
-    out, lse, kept = operators._attention(q, k, v, None, call.number)
-    operators._attention_backward(out, out, lse, None, kept, [q, k, v], 2, 4, call.number)
+    out, lse, kept = operators.run_attention(q, k, v, None, call.number)
+    operators.run_attention_backward(out, out, lse, None, kept, [q, k, v], 2, 4, call.number)
     assert waits == []
 
 

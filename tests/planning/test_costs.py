@@ -6,23 +6,30 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_wallfacer.planning.costs import STAND_IN, Costs
+from megatron_wallfacer.planning.cluster import Cluster, Host
+from megatron_wallfacer.planning.costs import COPIED, STAND_IN, Costs
 from megatron_wallfacer.schedule.ops import Attend, Start
 from megatron_wallfacer.schedule.volume import received_bytes
 from tests.planning.clusters import ALIKE, PLAIN, SHAPE, Choice, choice
 
-#: Of a rank's queries, in the dtype of sums.
-QUERIES = SHAPE.tokens * SHAPE.q_heads * SHAPE.head_dim * SHAPE.accumulate_itemsize
+#: Elements of a rank's queries.
+QUERIES = SHAPE.tokens * SHAPE.q_heads * SHAPE.head_dim
+#: Bytes that a stand-in for one of them moves: on a GPU in the dtype of the inputs, else in that of sums.
+CLUSTERS = {
+    "gpu": (PLAIN, COPIED * SHAPE.itemsize),
+    "cpu": (replace(PLAIN, host=Host(2, 1.0)), STAND_IN * SHAPE.accumulate_itemsize),
+}
 
 
-def stand_ins(one: Choice) -> list[float]:
+def stand_ins(one: Choice, cluster: Cluster) -> list[float]:
     """Bytes that stand-ins touch, of each operation of rank 0's backward that makes one."""
     backward = one.schedules(0)[1]
-    with_them, without = (Costs(PLAIN, SHAPE, stand_ins=made).of(backward) for made in (True, False))
+    with_them, without = (Costs(cluster, SHAPE, stand_ins=made).of(backward) for made in (True, False))
     assert all(replace(a, touched=b.touched) == b for a, b in zip(with_them, without, strict=True))
     return [a.touched - b.touched for a, b in zip(with_them, without, strict=True) if a.touched != b.touched]
 
 
+@pytest.mark.parametrize("cluster", CLUSTERS)
 @pytest.mark.parametrize(
     ("options", "made", "shards"),
     [
@@ -31,10 +38,11 @@ def stand_ins(one: Choice) -> list[float]:
         ({"scheme": "team-ring", "team_size": 4, "backward": "kv", "head_groups": 1}, 2, 4),  # its own, the others'
     ],
 )
-def test_a_stand_in_is_made_once_of_each_query_that_comes(options: dict, made: int, shards: int) -> None:
-    found = stand_ins(choice(**options))
+def test_a_stand_in_is_made_once_of_each_query_that_comes(options: dict, made: int, shards: int, cluster: str) -> None:
+    on, each = CLUSTERS[cluster]
+    found = stand_ins(choice(**options), on)
     assert len(found) == made
-    assert sum(found) == pytest.approx(STAND_IN * shards * QUERIES)
+    assert sum(found) == pytest.approx(each * shards * QUERIES)
 
 
 def test_forward_makes_none() -> None:

@@ -1,0 +1,193 @@
+"""What a rank moves through memory beside its attention kernels, counted on any machine: nothing is run or timed.
+
+    python -m benchmarks.gpu.traffic                                   as the engine is on a GPU
+    python -m benchmarks.gpu.traffic --operators                       as PyTorch's operators would do the same
+    python -m benchmarks.gpu.traffic --memory-gbyte-s 4300             at another rate
+
+Both passes run on tensors without memory. Each operator is taken to read its inputs and write its outputs once, and so
+is each kernel of ``megatron_wallfacer.engine.fused``. ``forward`` and ``backward`` are kernels over kernels and the
+rest, at the rates that are given: what :mod:`benchmarks.gpu.efficiency` can measure at best. Launches, and kernels that
+are slower on small tiles, come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.gpu.efficiency import HEADS, SIZES, TOKENS, NoKernel
+from benchmarks.gpu.one_rank import OneRank
+from benchmarks.gpu.report import markdown
+from megatron_wallfacer.engine import merge, operators
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.planning.costs import BACKWARD_FLOPS, FORWARD_FLOPS
+from megatron_wallfacer.schedule.schemes import make_plan
+
+#: Attention kernels forward and backward, and memory: what FlashAttention 3 and large copies reach on an H100, as
+#: published; the second memory is an H200's.
+TFLOPS, MEMORY_GBYTE_S = (600.0, 480.0), (3000.0, 4300.0)
+#: Written, and not read.
+_WRITTEN_ONLY = ("copy_", "fill_", "zero_", "normal_")
+
+
+class Traffic(TorchDispatchMode):
+    """Counts bytes that operators read and write.
+
+    Attributes:
+        bytes: by operator.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given, made = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in ((args, kwargs), result))
+        space, _, name = func._schema.name.partition("::")
+        views = not func._schema.is_mutable and {x.untyped_storage()._cdata for x in given}.intersection(
+            x.untyped_storage()._cdata for x in made
+        )
+        if space == "aten" and not views and "empty" not in name:
+            self.add(name, given[name in _WRITTEN_ONLY :], made)
+        return result
+
+    def add(self, name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """Count tensors that are read and written once."""
+        self.bytes[name] += sum(x.nbytes for x in (*read, *written))
+
+    def kernels(self) -> SimpleNamespace:
+        """In place of :mod:`megatron_wallfacer.engine.fused`: counted as kernels that touch everything once."""
+
+        def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
+            self.add("merge", (out, lse, part_out, part_lse), (out, lse))
+
+        def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
+            delta = torch.empty(dout.shape[:3], dtype=dtype, device=dout.device)
+            self.add("row sums", (dout, out), (delta,))
+            return delta
+
+        def surrogate_output(dout: Tensor, delta: Tensor) -> Tensor:
+            stand_in = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device)
+            self.add("stand-in", (dout, delta), (stand_in,))
+            return stand_in
+
+        return SimpleNamespace(merge_into=merge_into, row_sums=row_sums, surrogate_output=surrogate_output)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Of one rank of one scheme.
+
+    Attributes:
+        grid: of the scheme.
+        bytes: beside kernels, by operator: (forward, backward).
+        flops: of the kernels: (forward, backward).
+    """
+
+    grid: str
+    bytes: tuple[Counter[str], Counter[str]]
+    flops: tuple[float, float]
+
+    def efficiency(self, tflops: Sequence[float], memory_gbyte_s: float) -> tuple[float, float]:
+        """(forward, backward): time of the kernels over that of kernels and the rest, at such rates."""
+        found = []
+        for moved, flops, rate in zip(self.bytes, self.flops, tflops, strict=True):
+            kernels, rest = flops / (rate * 1e12), moved.total() / (memory_gbyte_s * 1e9)
+            found.append(kernels / (kernels + rest))
+        return found[0], found[1]
+
+
+def count(
+    cp_size: int, tokens: int, heads: tuple[int, int], scheme: str, *, head_dim: int = 128, operators_only: bool = False
+) -> Passes:
+    """Both passes of the busiest rank, bf16, causal.
+
+    Raises:
+        OptionError: the scheme cannot be had for these heads.
+    """
+    grid, *both = _at_one_token_a_chunk(cp_size, heads, scheme, head_dim, operators_only)
+    moved = [Counter({name: size * tokens // (2 * cp_size) for name, size in one.items()}) for one in both]
+    pairs = tokens * tokens / 2 / cp_size * heads[0] * head_dim
+    return Passes(grid, (moved[0], moved[1]), (FORWARD_FLOPS * pairs, BACKWARD_FLOPS * pairs))
+
+
+@lru_cache(maxsize=64)
+def _at_one_token_a_chunk(
+    cp_size: int, heads: tuple[int, int], scheme: str, head_dim: int, operators_only: bool
+) -> tuple[str, Counter[str], Counter[str]]:
+    """The grid, and bytes forward and backward, all of which grow with the tokens."""
+    plan = make_plan(scheme, cp_size, q_heads=heads[0], kv_heads=heads[1])
+    # Where a kernel of ours would be called is decided by the device; no memory is touched on either.
+    device = torch.device("cpu" if operators_only else "cuda")
+    with FakeTensorMode():
+        one = OneRank(plan, 2 * cp_size, heads, head_dim, NoKernel(), device)
+        q, k, v, dout = one.inputs()
+        inputs = [] if plan.grid.head > 1 else [q, k, v]
+        # The first run fills what the second uses again.
+        for _ in range(2):
+            with _counted() as forward:
+                out, lse, kept = operators.run_attention(q, k, v, None, one.call.number)
+            with _counted() as backward:
+                operators.run_attention_backward(
+                    dout, out, lse, None, kept, inputs, heads[1], head_dim, one.call.number
+                )
+    return str(plan.grid), forward.bytes, backward.bytes
+
+
+@contextmanager
+def _counted() -> Iterator[Traffic]:
+    with Traffic() as traffic, mock.patch.object(merge, "_kernels", traffic.kernels):
+        yield traffic
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count and print a table of `team-ring`."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cp-size", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--scheme", default="team-ring")
+    parser.add_argument("--operators", action="store_true", help="without kernels of our own")
+    parser.add_argument("--tflops", type=float, nargs=2, default=TFLOPS, metavar=("FORWARD", "BACKWARD"))
+    parser.add_argument("--memory-gbyte-s", type=float, nargs="+", default=MEMORY_GBYTE_S)
+    parser.add_argument("--most", action="store_true", help="name the operators that move most")
+    options = parser.parse_args(argv)
+    rates = [f"{name} at {rate:g} GB/s" for rate in options.memory_gbyte_s for name in ("forward", "backward")]
+    lines = []
+    for cp_size, tokens, heads in product(options.cp_size, options.tokens, HEADS):
+        try:
+            found = count(cp_size, tokens, heads, options.scheme, operators_only=options.operators)
+        except OptionError as error:
+            print(f"P {cp_size}, heads {heads}: left out: {error}", file=sys.stderr)
+            continue
+        shares = [share for rate in options.memory_gbyte_s for share in found.efficiency(options.tflops, rate)]
+        moved = [f"{one.total() / 2**20:.0f}" for one in found.bytes]
+        line = (f"{cp_size}", f"{tokens >> 10}K", f"{heads[0]},{heads[1]}", found.grid, f"{tokens // cp_size}", *moved)
+        lines.append((*line, *(f"{share:.3f}" for share in shares)))
+        if options.most:
+            for one in found.bytes:
+                print(line[:3], {name: f"{size / 2**20:.0f} MiB" for name, size in one.most_common(5)}, file=sys.stderr)
+    heading = ("P", "tokens", "heads", "grid", "a rank", "forward MiB", "backward MiB", *rates)
+    print(markdown(heading, lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
