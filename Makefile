@@ -18,8 +18,9 @@ bootstrap: ## make .venv with all that is needed; at once when it is there
 demo: bootstrap ## train a small GPT on CPU ranks, with and without the plugin, and compare
 	@$(WALLFACER) demo $(ARGS)
 
+# Two files at a time, on two cores; who measures is alone (tests/support/machine.py). ARGS="-n 0" for one after the other.
 test: bootstrap ## run the tests
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 composition: bootstrap ## train every pair of features with and without the plugin, and compare (45 minutes)
 	@$(PYTHON) -m tests.composition $(ARGS)

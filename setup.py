@@ -77,6 +77,7 @@ setup(
             *MEGATRON,  # the tests train with it
             *DOCS,  # a test builds the site
             "pytest>=8,<10",  # tests
+            "pytest-xdist>=3.6,<4",  # two test files at a time: most wait for ranks that start
             "hypothesis>=6.100,<7",  # property tests of the schedules
             "selenium>=4.20,<5",  # drives Chromium through the page of a grid
             "ruff>=0.9,<1",  # lint and format

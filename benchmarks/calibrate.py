@@ -46,7 +46,8 @@ _SIZES = (1 << 17, 1 << 19, 1 << 21)
 #: Seconds that they are exchanged for, by the rate of the slowest link.
 _EXCHANGE_S, _FAST_MBIT = 0.4, 8000.0
 _LEAST_MESSAGES = 4
-_ROUNDS = 3
+#: Of each microbenchmark.
+ROUNDS = 3
 _IDLE_S = 1.0
 _PINGS = 50
 #: As long as short kernels of the settings: what wakes often is served sooner.
@@ -92,16 +93,22 @@ def middle(found: Sequence[Processors]) -> Processors:
     )
 
 
-def measure_processors(ranks: Ranks, topology: Topology) -> Processors:
-    """Run all microbenchmarks; some seconds. The groups of all schemes should be there: their threads never rest."""
+def measure_processors(ranks: Ranks, topology: Topology, rounds: int = ROUNDS) -> Processors:
+    """Run all microbenchmarks; some seconds. The groups of all schemes should be there: their threads never rest.
+
+    Args:
+        ranks: of the cluster.
+        topology: of the cluster.
+        rounds: of those with messages.
+    """
     merging, late, *own = (median(found) for found in zip(*ranks.run(on_every_rank), strict=True))
     polling = sum(ranks.run(nap, _IDLE_S)) / _IDLE_S
     pass_us, attend_us, operation_us = (1e6 * one for one in own)
-    busy_late, left = _busy(ranks, topology)
+    busy_late, left = _busy(ranks, topology, rounds)
     return Processors(
         cores=((os.cpu_count() or 1) - polling) * left,
         copy_gbyte_s=merging,
-        messages=tuple(_message(ranks, topology, size, polling) for size in _SIZES),
+        messages=tuple(_message(ranks, topology, size, polling, rounds) for size in _SIZES),
         pass_us=pass_us,
         attend_us=attend_us,
         operation_us=operation_us,
@@ -111,27 +118,27 @@ def measure_processors(ranks: Ranks, topology: Topology) -> Processors:
     )
 
 
-def _message(ranks: Ranks, topology: Topology, size: int, polling: float) -> MessageCost:
+def _message(ranks: Ranks, topology: Topology, size: int, polling: float, rounds: int) -> MessageCost:
     """When all ranks send to the next."""
     slowest_mbit = min((mbit for mbit in (topology.intra_mbit, topology.inter_mbit) if mbit), default=_FAST_MBIT)
-    rounds = max(_LEAST_MESSAGES, round(_EXCHANGE_S * slowest_mbit * 1e6 / 8 / size))
+    messages = max(_LEAST_MESSAGES, round(_EXCHANGE_S * slowest_mbit * 1e6 / 8 / size))
     threads, rest = [], []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         before = cpu_time()
-        all_s, posting_s = map(sum, zip(*ranks.run(exchange, size, rounds, polling / topology.ranks), strict=True))
+        all_s, posting_s = map(sum, zip(*ranks.run(exchange, size, messages, polling / topology.ranks), strict=True))
         # Packets are handled in interrupts, which are charged to no process.
         all_s += (cpu_time() - before).interrupts
-        threads.append(posting_s / (topology.ranks * rounds))
-        rest.append((all_s - posting_s) / (topology.ranks * rounds))
+        threads.append(posting_s / (topology.ranks * messages))
+        rest.append((all_s - posting_s) / (topology.ranks * messages))
     return MessageCost(size, 1e6 * median(threads), 1e6 * max(median(rest), 0.0))
 
 
-def _busy(ranks: Ranks, topology: Topology) -> tuple[float, float]:
+def _busy(ranks: Ranks, topology: Topology, rounds: int) -> tuple[float, float]:
     """While all ranks send: mean lateness over the part of the processors in use, and the part not stolen of that."""
     mbit = (topology.intra_mbit if topology.ranks_per_node > 1 else topology.inter_mbit) or _FAST_MBIT
     messages = 1 + round(_EXCHANGE_S * mbit * 1e6 / 8 / _SIZES[-1])
     late, used, left = zip(
-        *(one for _ in range(_ROUNDS) for one in ranks.run(late_while_sending, messages)), strict=True
+        *(one for _ in range(rounds) for one in ranks.run(late_while_sending, messages)), strict=True
     )
     return mean(late) / mean(used), mean(left)
 
@@ -213,7 +220,7 @@ def ping_pong(state: RankState, target: int) -> float:
 def _rounds(work: Callable[[], object], repeats: int) -> float:
     """Processor seconds of one call, in the thread that works: gloo's threads are counted apart."""
     rounds = []
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         begin = time.thread_time()
         for _ in range(repeats):
             work()

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import jobs
 from benchmarks.bound import Traffic, counted_traffic, planned_traffic
-from benchmarks.calibrate import Processors, measure_processors, middle
+from benchmarks.calibrate import ROUNDS, Processors, measure_processors, middle
 from benchmarks.cluster.cluster import Cluster
 from benchmarks.cluster.quiet import MachineBusy, cpu_time, process_s, wait_until_idle
 from benchmarks.cluster.ranks import Ranks
@@ -170,7 +170,7 @@ def measure(
         found: list[Processors] = []
 
         def after_each_turn() -> None:
-            found.append(measure_processors(running, config.topology))
+            found.append(measure_processors(running, config.topology, min(ROUNDS, options.repeats)))
             measurement.processors = middle(found)
             keep(measurement)
 

@@ -1,7 +1,8 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support.machine import shared
 from tests.support.pool import Pool
 
 _POOLS: dict[int, Pool] = {}
@@ -22,6 +23,20 @@ def pools() -> Callable[[int], Pool]:
         return _POOLS[size]
 
     return pool
+
+
+#: Files that take longest, and so come first: none of them is to begin when all others are done.
+_LONG = ("engine/test_exactness.py", "slurm/test_cluster.py", "megatron/test_parity.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((i for i, name in enumerate(_LONG) if str(item.path).endswith(name)), len(_LONG)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with shared(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

@@ -97,6 +97,7 @@ def test_the_cluster_of_a_living_process_is_not_a_leftover():
 
 
 @needs_cluster
+@pytest.mark.alone
 def test_a_run_end_to_end_is_limited_counted_and_exact(tmp_path):
     begin = time.monotonic()
     schemes = ("ring", "team-ring-2-in", "wallfacer-2-x", "all-gather")

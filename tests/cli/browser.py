@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from tests.support.machine import install
 
 PACKAGES = ("chromium", "chromium-driver", "fonts-dejavu-core")
 
@@ -20,15 +21,7 @@ def why_not() -> str | None:
         return None
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return "needs chromium and chromedriver, or root and apt-get to install them"
-    for words in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(
-            ["apt-get", "--quiet", *words],
-            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-    return None if done.returncode == 0 else f"apt-get could not install Chromium: {done.stderr[-300:]}"
+    return install(PACKAGES)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def test_the_best_comes_first_and_each_grid_once(capsys: pytest.CaptureFixture[s
     assert all(row["seconds"] >= row["bound_s"] for row in found["best"] + found["named"])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("nodes", "seq", "limit_s"), [(128, "1M", 5.0), (8192, "64M", 30.0)])
 def test_large_clusters_take_seconds_and_little_memory(tmp_path: Path, nodes: int, seq: str, limit_s: float) -> None:
     """The whole command, start included. Processor time: the machine may have other things to do."""

@@ -117,6 +117,7 @@ def our_errors(output: str) -> list[str]:
     return re.findall(r"^wallfacer: error: .*$", output, flags=re.MULTILINE)
 
 
+@pytest.mark.alone
 def test_a_script_that_does_not_exist() -> None:
     code, output, seconds = launch("/no/such/pretrain_gpt.py", "--wallfacer-cp-size", "2")
     assert code != 0
@@ -127,6 +128,7 @@ def test_a_script_that_does_not_exist() -> None:
     ]
 
 
+@pytest.mark.alone
 def test_an_unsupported_megatron(tmp_path: Path) -> None:
     """A checkout beside the script wins over the installed package, so its version is the one that counts."""
     core = tmp_path / "megatron" / "core"
@@ -141,6 +143,7 @@ def test_an_unsupported_megatron(tmp_path: Path) -> None:
     assert "megatron-core 0.12.3 is not supported: use megatron-core 0.17 to 0.20" in error
 
 
+@pytest.mark.alone
 def test_under_torchrun_a_bad_flag_is_one_line_a_machine() -> None:
     code, output, seconds = launch(str(SCRIPT), *arguments("--wallfacer-cp-size", "2", "--reset-attention-mask"))
     assert code != 0
@@ -148,6 +151,7 @@ def test_under_torchrun_a_bad_flag_is_one_line_a_machine() -> None:
     assert len(our_errors(output)) == 1
 
 
+@pytest.mark.alone
 def test_under_torchrun_an_error_after_start_up_ends_every_rank() -> None:
     flags = ("--wallfacer-cp-size", "2", "--spec", "tests.support.bypassing_spec", "spec")
     code, output, seconds = launch(str(SCRIPT), *arguments(*flags))

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from tests.support.machine import install
+
 NODES = [f"127.0.0.{number}" for number in range(1, 5)]
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PACKAGES = ("slurm-wlm", "munge", "procps")
@@ -66,33 +68,7 @@ def why_not() -> str | None:
         return None
     if not shutil.which("apt-get"):
         return f"needs {', '.join(DAEMONS)}, and there is no apt-get to install them"
-    return _install()
-
-
-def _install() -> str | None:
-    """The reason why it did not work, if it did not."""
-    # Debian starts a service when it installs it, unless this says no: these daemons are not configured yet.
-    policy = Path("/usr/sbin/policy-rc.d")
-    ours = not policy.exists()
-    if ours:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    try:
-        for words in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-            subprocess.run(
-                ["apt-get", "--quiet", *words],
-                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=600,
-            )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        return f"apt-get could not install {' '.join(PACKAGES)}: {error}"
-    finally:
-        if ours:
-            policy.unlink()
-    return None
+    return install(PACKAGES)
 
 
 def wait_for(what: str, found: Callable[[], object], seconds: float = 120) -> object:
