@@ -4,12 +4,14 @@
     python -m benchmarks.gpu.parity --smoke    anywhere, on two CPU ranks, a few iterations
 
 Losses are compared with those of one rank in fp32. A split run may be twice as far from them as Megatron as it is, on
-one rank and in the same dtype: its rounding is no better.
+one rank and in the same dtype: its rounding is no better. So it is with Megatron's own layers; where TransformerEngine
+is installed with its layers, too, and with those in fp8 around an attention in bf16.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 import tempfile
@@ -25,6 +27,15 @@ from megatron_wallfacer.shipped import SCRIPT
 SCHEMES = ("team-ring", "ring", "ulysses")
 ITERATIONS, RANKS = 20, 4
 EXACT, WHOLE = "1 rank, fp32", "1 rank"
+#: Megatron's flags for each kind of layers. Its own have no fused kernels but those of Apex.
+OWN = "Megatron's layers"
+_UNFUSED = "--no-gradient-accumulation-fusion --no-masked-softmax-fusion --no-rope-fusion --no-persist-layer-norm"
+_THEIRS = ("--transformer-impl", "transformer_engine", "--no-gradient-accumulation-fusion")
+LAYERS = {
+    OWN: ("--transformer-impl", "local", *_UNFUSED.split()),
+    "TransformerEngine's layers": _THEIRS,
+    "TransformerEngine's layers in fp8": (*_THEIRS, "--fp8-format", "hybrid"),
+}
 ALLOWED = 2.0
 FLAGS = {"bfloat16": ("--bf16",), "float16": ("--fp16",), "float32": ()}
 
@@ -39,34 +50,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Said on purpose, where there is a GPU: the launcher takes it otherwise.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     ranks, iterations = (2, 2) if options.smoke else (RANKS, ITERATIONS)
+    tables, right = [], True
     with tempfile.TemporaryDirectory() as folder:
-        losses = measure(Path(folder), ranks, iterations, options, on_gpu=on_gpu)
-    rows, right = judge(losses)
-    title = f"{options.dtype}, {iterations} iterations, {ranks} ranks against {WHOLE}"
-    save(options.out, "parity", f"{title}\n\n{markdown(('run', 'last loss', 'apart', 'allowed', 'verdict'), rows)}")
+        run = Runs(Path(folder), ranks, iterations, options, on_gpu=on_gpu)
+        for name in kinds(on_gpu, options.dtype):
+            rows, good = judge(run.losses(name))
+            right &= good
+            title = f"{name}, {options.dtype}, {iterations} iterations, {ranks} ranks against {WHOLE}"
+            tables.append(f"{title}\n\n{markdown(('run', 'last loss', 'apart', 'allowed', 'verdict'), rows)}")
+    if len(tables) < len(LAYERS):
+        tables.append("TransformerEngine's layers: left out, they need a GPU, bf16 or fp16, and the library.")
+    save(options.out, "parity", "\n\n".join(tables))
     return int(not right)
 
 
-def measure(
-    folder: Path, ranks: int, iterations: int, options: argparse.Namespace, *, on_gpu: bool
-) -> dict[str, list[float]]:
-    """Losses of each run, by its name.
+def kinds(on_gpu: bool, dtype: str) -> tuple[str, ...]:
+    """The kinds of layers that there can be here."""
+    theirs = on_gpu and dtype != "float32" and importlib.util.find_spec("transformer_engine") is not None
+    return tuple(LAYERS) if theirs else (OWN,)
 
-    Raises:
-        WallfacerError: one failed; with the last lines of its log.
+
+class Runs:
+    """Trains, on one rank and split.
+
+    Args:
+        folder: for data and logs.
+        ranks: of a split run.
+        iterations: of every run.
+        options: dtype and kernel.
+        on_gpu: the ranks share a card.
     """
-    exact = training_arguments(folder, iterations)
-    common = [*exact, *FLAGS[options.dtype]]
-    shared = ["--distributed-backend", "gloo", "--wallfacer-transfers", "staged"] if on_gpu else []
-    found = {EXACT: _losses(folder, 1, exact), WHOLE: _losses(folder, 1, common)}
-    for scheme in SCHEMES:
-        split = ["--wallfacer-cp-size", str(ranks), "--wallfacer-scheme", scheme, "--wallfacer-kernel", options.kernel]
-        found[scheme] = _losses(folder, ranks, [*common, *split, *shared])
-    return found
 
+    def __init__(self, folder: Path, ranks: int, iterations: int, options: argparse.Namespace, *, on_gpu: bool) -> None:
+        self._log, self._ranks, self._options = folder / "log", ranks, options
+        self._common = training_arguments(folder, iterations)
+        self._shared = ["--distributed-backend", "gloo", "--wallfacer-transfers", "staged"] if on_gpu else []
+        self._exact = self._train(1, LAYERS[OWN])
 
-def _losses(folder: Path, ranks: int, arguments: Sequence[str]) -> list[float]:
-    return [one.loss for one in train(SCRIPT, ranks, arguments, folder / "log", lambda iteration: None)]
+    def losses(self, layers: str) -> dict[str, list[float]]:
+        """Losses of each run with such layers, by its name.
+
+        Raises:
+            WallfacerError: one failed; with the last lines of its log.
+        """
+        flags = (*FLAGS[self._options.dtype], *LAYERS[layers])
+        found = {EXACT: self._exact, WHOLE: self._train(1, flags)}
+        for scheme in SCHEMES if layers == OWN else SCHEMES[:1]:
+            split = f"--wallfacer-cp-size {self._ranks} --wallfacer-scheme {scheme}".split()
+            split += ["--wallfacer-kernel", self._options.kernel, *self._shared]
+            found[scheme] = self._train(self._ranks, (*flags, *split))
+        return found
+
+    def _train(self, ranks: int, flags: Sequence[str]) -> list[float]:
+        arguments = [*self._common, *flags]
+        return [one.loss for one in train(SCRIPT, ranks, arguments, self._log, lambda iteration: None)]
 
 
 def judge(losses: Mapping[str, Sequence[float]]) -> tuple[list[tuple[str, ...]], bool]:

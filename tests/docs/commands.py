@@ -76,6 +76,8 @@ ELSEWHERE = {
     "--tensorboard-dir runs/tensorboard --wallfacer-log-metrics": "the same; tests/megatron/test_metrics.py",
     "wallfacer page --cp-size 16 --out grid.html": "tests/cli/test_page.py",
     "scripts/gpu_acceptance.sh": _GPU,
+    "python -m benchmarks.gpu.traffic": f"{_LONG}; tests/benchmarks/gpu/test_smoke.py counts some",
+    "python -m benchmarks.gpu.traffic --operators": f"{_LONG}; tests/benchmarks/gpu/test_smoke.py counts some",
     "scripts/gpu_acceptance.sh --smoke": "tests/benchmarks/gpu/test_smoke.py",
     "torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py ... --distributed-backend gloo "
     "--wallfacer-cp-size 4 --wallfacer-transfers staged": _GPU,

@@ -52,6 +52,7 @@ def kernels() -> Iterator[Finding]:
         if name not in ("auto", "flash"):  # these stand for several of the others
             yield from examined(f"kernel {name}", partial(_kernel, name, inputs), "install it again, or leave it out")
     yield from examined("kernel auto", partial(_chosen_kernel, inputs), "install one of those that it names")
+    yield from examined("merging", partial(_merging, inputs["device"]), "install it; PyTorch's wheels for GPUs bring it")
 
 
 def schemes() -> Iterator[Finding]:
@@ -99,6 +100,14 @@ def _kernel(name: str, inputs: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(f"kernel {name}", "ok", select_kernel(name, **inputs).name)
     else:
         yield Finding(f"kernel {name}", "note", reason)
+
+
+def _merging(device: torch.device) -> Iterator[Finding]:
+    from megatron_wallfacer.engine.merge import check_rows
+    from megatron_wallfacer.kernels.optional import TRITON
+
+    check_rows(device)
+    yield Finding("merging", "ok", TRITON.title if device.type == "cuda" else "PyTorch's operators")
 
 
 def _chosen_kernel(inputs: dict[str, Any]) -> Iterator[Finding]:

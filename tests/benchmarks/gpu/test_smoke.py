@@ -173,6 +173,14 @@ def stub(tmp_path: Path) -> str:
     return str(path)
 
 
+def test_layers_of_transformer_engine_are_trained_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity.importlib.util, "find_spec", lambda name: object())
+    assert parity.kinds(True, "bfloat16") == tuple(parity.LAYERS)
+    assert parity.kinds(False, "bfloat16") == parity.kinds(True, "float32") == (parity.OWN,)
+    monkeypatch.setattr(parity.importlib.util, "find_spec", lambda name: None)
+    assert parity.kinds(True, "bfloat16") == (parity.OWN,)
+
+
 def test_the_script_writes_every_part_with_its_command(tmp_path: Path, stub: str) -> None:
     code, page, said = run_script(tmp_path, "--smoke", python=stub)
     assert code == 1, said
