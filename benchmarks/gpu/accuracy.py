@@ -23,9 +23,9 @@ from benchmarks.gpu.report import add_options, device_of, markdown, relative_err
 from megatron_wallfacer.engine.merge import surrogate_output
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import KERNELS, select_kernel
-from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.kernels.protocol import Kernel, packs
 from megatron_wallfacer.kernels.reference import ReferenceKernel
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.schedule.mask import Band, Lengths
 
 ALLOWED = 2.0
 HEADS = ((8, 8), (8, 2), (8, 1))
@@ -34,22 +34,31 @@ NAMES = ("out", "lse", "dq", "dk", "dv")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of tile: rows and columns in chunks, and what is live."""
+    """A kind of tile: rows and columns in chunks, and what is live.
+
+    ``documents``: their rows and their columns in chunks, where it is several of them in one call.
+    """
 
     name: str
     rows: int
     cols: int
     causal: bool = False
     band: tuple[float | None, float | None] | None = None
+    documents: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def options(self, chunk: int) -> dict[str, object]:
         """Of a kernel call; a band's diagonals are in chunks."""
+        if self.documents is not None:
+            lengths = (tuple(int(length * chunk) for length in side) for side in self.documents)
+            return {"causal": self.causal, "lengths": Lengths(*lengths)}
         if self.band is None:
             return {"causal": self.causal}
         lower, upper = (None if side is None else int(side * chunk) for side in self.band)
         return {"causal": False, "band": Band(lower, upper)}
 
 
+#: Documents of a chunk.
+_PIECES = (0.125, 0.5, 0.25, 0.125)
 KINDS = (
     Kind("causal", 1, 1, causal=True),
     Kind("full", 1, 1),
@@ -58,6 +67,8 @@ KINDS = (
     Kind("band", 2, 2, band=(-0.5, 0)),
     Kind("wide band", 1, 2, band=(0, 1)),
     Kind("tall band", 2, 1, band=(-1.5, 0)),
+    Kind("packed causal", 1, 1, causal=True, documents=(_PIECES, _PIECES)),
+    Kind("packed full", 1, 1, documents=(_PIECES, _PIECES[::-1])),
 )
 
 
@@ -107,14 +118,17 @@ def _passes(
     kernel: Kernel, call: dict[str, object], in_ring: bool, q: Tensor, k: Tensor, v: Tensor, dout: Tensor
 ) -> tuple[Tensor, ...]:
     """out, lse, dq, dk, dv."""
-    out, lse = kernel.forward(q, k, v, **call)
+    packed = "lengths" in call
+    forward = kernel.forward_packed if packed else kernel.forward
+    backward = kernel.backward_packed if packed else kernel.backward
+    out, lse = forward(q, k, v, **call)
     rows_lse, stand_in = lse, out
     if in_ring:
         # As if each row had seen as much again elsewhere.
         rows_lse = lse + 0.7
         delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
         stand_in = surrogate_output(dout, delta)
-    return out, lse, *kernel.backward(dout, q, k, v, stand_in, rows_lse, **call)
+    return out, lse, *backward(dout, q, k, v, stand_in, rows_lse, **call)
 
 
 def rows(options: argparse.Namespace) -> list[Row]:
@@ -135,6 +149,10 @@ def _rows_of(name: str, heads: tuple[int, int], options: argparse.Namespace) -> 
         return [Row(name, kind="all", errors={}, allowed={}, refusal=str(error), **about)]
     found: list[Row] = []
     for kind in KINDS:
+        if kind.documents is not None and not packs(kernel):
+            refusal = "it takes one document at a time, and so it is called"
+            found.append(Row(name, kind=kind.name, errors={}, allowed={}, refusal=refusal, **about))
+            continue
         try:
             plain, wrong = (errors(kernel, kind, heads, options, in_ring=in_ring) for in_ring in (False, True))
         except OptionError as error:

@@ -11,10 +11,23 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.merge import merge_into
 from megatron_wallfacer.kernels.protocol import Kernel, accumulation_dtype
+from megatron_wallfacer.schedule.batches import batches
 from megatron_wallfacer.schedule.mask import KernelCall, Mask
 
-#: A training run asks for the same tiles in every layer.
-calls_of = lru_cache(maxsize=8192)(Mask.calls)
+
+# A training run asks for the same tiles in every layer.
+@lru_cache(maxsize=8192)
+def calls_of(
+    mask: Mask, q_chunks: tuple[int, ...], k_chunks: tuple[int, ...], cp_size: int, size: int, packs: bool
+) -> tuple[KernelCall, ...]:
+    """See :meth:`Mask.calls`.
+
+    Args:
+        mask, q_chunks, k_chunks, cp_size, size: of it.
+        packs: the kernel takes several documents in one call.
+    """
+    calls = mask.calls(q_chunks, k_chunks, cp_size, size)
+    return batches(calls) if packs else calls
 
 
 def forward(
@@ -29,14 +42,13 @@ def forward(
         options: of the kernel.
     """
     if len(calls) == 1 and _covers(calls[0], q, k):
-        return kernel.forward(q, k, v, causal=calls[0].causal, **_band(calls[0]), **options)
+        return _attend(kernel, calls[0], (q, k, v), options)
     dtype = accumulation_dtype(q.dtype)
     out = q.new_zeros((*q.shape[:3], v.shape[3]), dtype=dtype)
     lse = q.new_full(q.shape[:3], float("-inf"), dtype=dtype)
     for call in calls:
         rows, cols = slice(*call.rows), slice(*call.cols)
-        part = kernel.forward(q[rows], k[cols], v[cols], causal=call.causal, **_band(call), **options)
-        merge_into(out[rows], lse[rows], *part)
+        merge_into(out[rows], lse[rows], *_attend(kernel, call, (q[rows], k[cols], v[cols]), options))
     return out, lse
 
 
@@ -57,15 +69,31 @@ def backward(
         rows, cols = slice(*call.rows), slice(*call.cols)
         dout, q, out, lse = (tensors[name][rows] for name in row_names)
         k, v = tensors["k"][cols], tensors["v"][cols]
-        parts = kernel.backward(dout, q, k, v, out, lse, causal=call.causal, **_band(call), **options)
+        parts = _differentiate(kernel, call, (dout, q, k, v, out, lse), options)
         for total, where, part in zip((dq, dk, dv), (rows, cols, cols), parts, strict=True):
             total[where] += part
     return dq, dk, dv
 
 
+def _attend(
+    kernel: Kernel, call: KernelCall, tensors: tuple[Tensor, ...], options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    attend = kernel.forward if call.lengths is None else kernel.forward_packed
+    return attend(*tensors, causal=call.causal, **_live(call), **options)
+
+
+def _differentiate(
+    kernel: Kernel, call: KernelCall, tensors: tuple[Tensor, ...], options: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    differentiate = kernel.backward if call.lengths is None else kernel.backward_packed
+    return differentiate(*tensors, causal=call.causal, **_live(call), **options)
+
+
+def _live(call: KernelCall) -> dict[str, Any]:
+    """What a kernel is told beside causal: neither, for most calls."""
+    given = {"band": call.band, "lengths": call.lengths}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _covers(call: KernelCall, q: Tensor, k: Tensor) -> bool:
     return call.rows == (0, q.shape[0]) and call.cols == (0, k.shape[0])
-
-
-def _band(call: KernelCall) -> dict[str, Any]:
-    return {} if call.band is None else {"band": call.band}

@@ -15,7 +15,7 @@ from megatron_wallfacer.engine.merge import surrogate_output
 from megatron_wallfacer.engine.sums import Sum
 from megatron_wallfacer.engine.timeline import Pass, Recorder, nothing
 from megatron_wallfacer.engine.transfers import Expected, Pending, Transfers
-from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.kernels.protocol import Kernel, packs
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chunks
 from megatron_wallfacer.schedule.mask import CAUSAL, KernelCall, Mask
@@ -189,7 +189,8 @@ class _Pass:
     def _calls(self, op: ops.Attend, tile: Tile) -> tuple[KernelCall, ...]:
         q_chunks, k_chunks = (self._schedule.values[names[0]].chunks for names in (op.q, op.kv))
         rows, cols = q_chunks[slice(*tile.rows)], k_chunks[slice(*tile.cols)]
-        return masked.calls_of(self._mask, rows, cols, self._schedule.cp_size, self._sizes.chunk)
+        packed = packs(self._runtime.kernel) and self._sizes.batch == 1
+        return masked.calls_of(self._mask, rows, cols, self._schedule.cp_size, self._sizes.chunk, packed)
 
     def _tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         return {tensor: rows for name in names for tensor, rows in self._read(name).tensors.items()}

@@ -13,23 +13,24 @@ from megatron_wallfacer.kernels.signatures import Callee
 
 
 class Flash2Kernel(FlashKernel):
-    """``_flash_attn_forward`` and ``_flash_attn_backward`` of flash-attn; see :class:`LibraryKernel`."""
+    """``_flash_attn_forward`` and ``_backward`` of flash-attn, and ``varlen`` ones; see :class:`LibraryKernel`."""
 
     name = "flash2"
     limits = Limits(softcap=True)
     library = FLASH_ATTN_2
     functions = ("_flash_attn_forward", "_flash_attn_backward")
+    packed_functions = ("_flash_attn_varlen_forward", "_flash_attn_varlen_backward")
     needs = "flash-attn >= 2.6, < 3"
 
     def _out_and_lse(self, found: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         # Up to 2.6 the inputs are given back, too: (out, q, k, v, out_padded, lse, ...), later (out, lse, ...).
         return found[0], found[5] if len(found) == 8 else found[1]
 
-    def _forward_values(self, options: Options) -> dict[str, Any]:
-        return {"return_softmax": False} | _values(self._attend, options)
+    def _forward_values(self, callee: Callee, options: Options) -> dict[str, Any]:
+        return {"return_softmax": False} | _values(callee, options)
 
-    def _backward_values(self, options: Options) -> dict[str, Any]:
-        return {"deterministic": self.deterministic} | _values(self._differentiate, options)
+    def _backward_values(self, callee: Callee, options: Options) -> dict[str, Any]:
+        return {"deterministic": self.deterministic} | _values(callee, options)
 
 
 def _values(callee: Callee, options: Options) -> dict[str, Any]:

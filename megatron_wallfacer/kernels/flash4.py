@@ -10,6 +10,7 @@ from typing import Any
 from megatron_wallfacer.kernels.flash import FlashKernel, Options
 from megatron_wallfacer.kernels.fused import Limits
 from megatron_wallfacer.kernels.optional import FLASH_ATTN_4
+from megatron_wallfacer.kernels.signatures import Callee
 
 
 class Flash4Kernel(FlashKernel):
@@ -22,11 +23,11 @@ class Flash4Kernel(FlashKernel):
     needs = "flash-attn-4 >= 4.0.0b4"
     lse_name = "lse"
 
-    def _forward_values(self, options: Options) -> dict[str, Any]:
+    def _forward_values(self, callee: Callee, options: Options) -> dict[str, Any]:
         # No cap is None in this direction, 0.0 in the other.
         return {"softcap": options.softcap or None, "return_lse": True} | _values(options)
 
-    def _backward_values(self, options: Options) -> dict[str, Any]:
+    def _backward_values(self, callee: Callee, options: Options) -> dict[str, Any]:
         return {"softcap": options.softcap, "deterministic": self.deterministic} | _values(options)
 
 

@@ -99,6 +99,8 @@ class FusedKernel(ABC):
 
     name: ClassVar[str]
     limits: ClassVar[Limits]
+    #: See :class:`PackingKernel`.
+    packs: bool = False
 
     def __init__(self, *, deterministic: bool | None = None) -> None:
         self.deterministic = deterministic_asked_for() if deterministic is None else deterministic

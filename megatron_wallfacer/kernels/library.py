@@ -1,4 +1,4 @@
-"""A kernel that is two functions of a library that may be installed or not."""
+"""A kernel that is functions of a library that may be installed or not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ class LibraryKernel(FusedKernel):
     ) -> None:
         super().__init__(deterministic=deterministic)
         self._module, self._title = module or self.library.load(), title or self.library.title
-        self._attend, self._differentiate = (
+        self._attend, self._differentiate = self._find(self.functions)
+
+    def _find(self, functions: tuple[str, str]) -> tuple[Callee, Callee]:
+        forward, backward = (
             Callee(getattr(self._module, name, None), name=name, owner=self._title, needs=self.needs)
-            for name in self.functions
+            for name in functions
         )
+        return forward, backward

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.schedule.mask import Band, Lengths
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,45 @@ class Kernel(Protocol):
         ``out`` enters only through rowsum(dout * out), so any tensor with the right row sums will do.
         """
         ...
+
+
+class PackingKernel(Kernel, Protocol):
+    """A kernel that can take several documents in one call, where ``packs`` says so.
+
+    Their rows follow one another in q, their columns in k and v, without a gap; the batch is 1. Rows of a document see
+    the columns of that document: all of them, or where ``causal`` as many, down to the diagonal. All else is as in
+    :class:`Kernel`: one lse, global in backward, and any output with the right row sums.
+    """
+
+    packs: bool
+
+    def forward_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths, causal: bool, scale: float, softcap: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of these documents: (out, lse)."""
+        ...
+
+    def backward_packed(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        lengths: Lengths,
+        causal: bool,
+        scale: float,
+        softcap: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """These documents' part of (dq, dk, dv)."""
+        ...
+
+
+def packs(kernel: Kernel) -> TypeGuard[PackingKernel]:
+    """Whether a kernel takes several documents in one call; one that does not say so does not."""
+    return getattr(kernel, "packs", False)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

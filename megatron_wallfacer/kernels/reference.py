@@ -6,15 +6,19 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.kernels.protocol import Inputs, accumulation_dtype
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.schedule.mask import Band, Lengths
 
 _CAUSAL = Band(None, 0)
 
 
 class ReferenceKernel:
-    """Plain softmax attention. Memory grows with rows x cols; any head dims, dtype, band and softcap."""
+    """Plain softmax attention. Memory grows with rows x cols; any head dims, dtype, band and softcap.
+
+    Packed documents are computed one after the other: what a packed call of a library is held against.
+    """
 
     name = "reference"
+    packs = True
 
     def refusal(self, inputs: Inputs) -> str | None:
         return None
@@ -60,6 +64,35 @@ class ReferenceKernel:
         dq = torch.einsum("bgrqk,kbgd->qbgrd", dscores, k.to(dtype)).flatten(2, 3)
         dk = torch.einsum("bgrqk,qbgrd->kbgd", dscores, q_g)
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
+
+    def forward_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths, causal: bool, scale: float, softcap: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        documents = zip(q.split(lengths.rows), *(x.split(lengths.cols) for x in (k, v)), strict=True)
+        parts = [self.forward(*tensors, causal=causal, scale=scale, softcap=softcap) for tensors in documents]
+        out, lse = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        return out, lse
+
+    def backward_packed(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        lengths: Lengths,
+        causal: bool,
+        scale: float,
+        softcap: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sides = (lengths.rows, lengths.rows, lengths.cols, lengths.cols, lengths.rows, lengths.rows)
+        whole = (dout, q, k, v, out, lse)
+        documents = zip(*(x.split(side) for x, side in zip(whole, sides, strict=True)), strict=True)
+        parts = [self.backward(*tensors, causal=causal, scale=scale, softcap=softcap) for tensors in documents]
+        dq, dk, dv = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        return dq, dk, dv
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

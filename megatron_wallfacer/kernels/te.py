@@ -1,4 +1,7 @@
-"""TransformerEngine's fused attention, which is cuDNN's: sbhd as it is, windows counted from the top left corner."""
+"""TransformerEngine's fused attention, which is cuDNN's: sbhd as it is, windows counted from the top left corner.
+
+Packed documents are thd, the statistics ``[rows, heads, 1]``.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,22 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.fused import Limits, TileOptions
+from megatron_wallfacer.kernels.fused import Limits, TileOptions, capability
 from megatron_wallfacer.kernels.layouts import lse_bhs, lse_sbh
 from megatron_wallfacer.kernels.library import LibraryKernel
 from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableError
+from megatron_wallfacer.kernels.packing import ends, thd, unpacked
 from megatron_wallfacer.kernels.signatures import Neutral
 from megatron_wallfacer.kernels.windows import Window, top_left
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.schedule.mask import Band, Lengths
 
 _BACKEND = "F16_arbitrary_seqlen"
-_LAYOUT = "sbhd_sbhd_sbhd"
 #: From there on it passes windows to cuDNN that do not end at the diagonal.
 _WINDOWS_SINCE = (2, 16)
+#: cuDNN from which on its statistics of packed documents are packed, too; before, each is padded to the longest.
+_PACKED_SINCE = 90600
+_SIZES = ("max_seqlen_q", "max_seqlen_kv", "cu_seqlens_q", "cu_seqlens_kv", "fake_dtype")
+_PACKED_SIZES = ("cu_seqlens_q_padded", "cu_seqlens_kv_padded")
 
 
 class TransformerEngineKernel(LibraryKernel):
@@ -46,13 +53,48 @@ class TransformerEngineKernel(LibraryKernel):
         self._any_window = _release(self._title) >= _WINDOWS_SINCE
         self.limits = replace(self.limits, bands=self._any_window)
         self._backend = self._find_backend()
-        self._attend.check(dict.fromkeys("qkv") | self._forward_options() | _sizes(None, None))
+        self.packs = self._packs()
+        sizes = dict.fromkeys((*_SIZES, *_PACKED_SIZES))
+        self._attend.check(dict.fromkeys("qkv") | self._forward_options("sbhd") | sizes)
         tensors = dict.fromkeys(("q", "k", "v", "o", "d_o", "aux_ctx_tensors"))
-        self._differentiate.check(tensors | self._backward_options(None) | _sizes(None, None))
+        self._differentiate.check(tensors | self._backward_options("sbhd", None) | sizes)
+
+    def forward_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths, causal: bool, scale: float, softcap: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        tensors = {name: thd(x).contiguous() for name, x in (("q", q), ("k", k), ("v", v))}
+        options = self._forward_options("thd") | _packed(lengths, causal, q) | {"attn_scale": scale}
+        out, (stats, *_), *_ = self._attend(tensors | options)
+        if stats.dim() != 3:
+            raise UnavailableError(
+                f"{self._title}: statistics of packed documents are {tuple(stats.shape)}, not packed"
+            )
+        return unpacked(out), unpacked(stats.squeeze(-1))
+
+    def backward_packed(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        lengths: Lengths,
+        causal: bool,
+        scale: float,
+        softcap: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        names = (("q", q), ("k", k), ("v", v), ("o", out), ("d_o", dout))
+        tensors = {name: thd(x).contiguous() for name, x in names}
+        tensors["aux_ctx_tensors"] = [thd(lse).contiguous().unsqueeze(-1), _random_state(q.device)]
+        options = self._backward_options("thd", q.dtype) | _packed(lengths, causal, q) | {"attn_scale": scale}
+        dq, dk, dv, *_ = self._differentiate(tensors | options)
+        return unpacked(dq), unpacked(dk), unpacked(dv)
 
     def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
         tensors = {name: x.contiguous() for name, x in (("q", q), ("k", k), ("v", v))}
-        options = self._forward_options() | self._mask(tile, q, k)
+        options = self._forward_options("sbhd") | self._mask(tile, q, k)
         out, aux, *_ = self._attend(tensors | options | _sizes(q, k) | {"attn_scale": tile.scale})
         return out, lse_sbh(aux[0].squeeze(-1))
 
@@ -63,7 +105,7 @@ class TransformerEngineKernel(LibraryKernel):
         tensors = {name: x.contiguous() for name, x in names}
         # What forward would have left, with the lse of all keys in the place of this tile's.
         tensors["aux_ctx_tensors"] = [lse_bhs(lse).unsqueeze(-1), _random_state(q.device)]
-        options = self._backward_options(q.dtype) | self._mask(tile, q, k)
+        options = self._backward_options("sbhd", q.dtype) | self._mask(tile, q, k)
         dq, dk, dv, *_ = self._differentiate(tensors | options | _sizes(q, k) | {"attn_scale": tile.scale})
         return dq, dk, dv
 
@@ -73,41 +115,57 @@ class TransformerEngineKernel(LibraryKernel):
         except (AttributeError, KeyError) as error:
             raise UnavailableError(f"{self._title}: there is no backend {_BACKEND}; needs {self.needs}") from error
 
+    def _packs(self) -> bool:
+        """Where cuDNN takes packed documents and gives packed statistics; elsewhere they are called one by one."""
+        gpu, cudnn = capability(torch.device("cuda")), getattr(self._module, "tex", None)
+        version = getattr(cudnn, "get_cudnn_version", lambda: 0)()
+        return gpu is not None and gpu >= (9, 0) and gpu != (12, 0) and version >= _PACKED_SINCE
+
     def _mask(self, tile: TileOptions, q: Tensor, k: Tensor) -> dict[str, Any]:
         return _mask(tile.causal, tile.band, q.shape[0], k.shape[0], any_window=self._any_window)
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, layout: str) -> dict[str, Any]:
         return {
             "fused_attention_backend": self._backend,
             "dropout": 0.0,
             "attn_scale": 1.0,
             "attn_bias_type": "no_bias",
-            "qkv_layout": _LAYOUT,
+            "qkv_layout": _three(layout),
             # Before 2.15 the layouts of all else follow from that of q, k and v.
-            "o_format": Neutral("sbhd"),
+            "o_format": Neutral(layout),
         } | _mask(False, None, 1, 1, any_window=False)
 
-    def _forward_options(self) -> dict[str, Any]:
-        return self._options() | {"is_training": True}
+    def _forward_options(self, layout: str) -> dict[str, Any]:
+        return self._options(layout) | {"is_training": True}
 
-    def _backward_options(self, dtype: torch.dtype | None) -> dict[str, Any]:
-        layouts = {"do_format": Neutral("sbhd"), "dqkv_layout": Neutral(_LAYOUT)}
+    def _backward_options(self, layout: str, dtype: torch.dtype | None) -> dict[str, Any]:
+        layouts = {"do_format": Neutral(layout), "dqkv_layout": Neutral(_three(layout))}
         if self._differentiate.has("dqkv_dtype"):  # until 2.14; later the gradients are as q
             layouts["dqkv_dtype"] = None if dtype is None else self._dtype_of_theirs(dtype)
-        return self._options() | layouts | {"deterministic": self.deterministic}
+        return self._options(layout) | layouts | {"deterministic": self.deterministic}
 
     def _dtype_of_theirs(self, dtype: torch.dtype) -> Any:
         return next(theirs for theirs, ours in self._module.TORCH_DType.items() if ours == dtype)
 
 
-def _sizes(q: Tensor | None, k: Tensor | None) -> dict[str, Any]:
+def _three(layout: str) -> str:
+    """The layout of q, k and v, each on its own."""
+    return "_".join([layout] * 3)
+
+
+def _sizes(q: Tensor, k: Tensor) -> dict[str, Any]:
     """Lengths of queries and keys, the same in each sequence of the batch. ``fake_dtype`` is that of q."""
-    names = ("max_seqlen_q", "max_seqlen_kv", "cu_seqlens_q", "cu_seqlens_kv", "fake_dtype")
-    if q is None or k is None:
-        return dict.fromkeys(names)
     (rows, batch), cols = q.shape[:2], k.shape[0]
-    ends = (_ends(batch, length, q.device) for length in (rows, cols))
-    return dict(zip(names, (rows, cols, *ends, q.dtype), strict=True))
+    starts = (ends((length,) * batch, q.device) for length in (rows, cols))
+    return dict(zip(_SIZES, (rows, cols, *starts, q.dtype), strict=True))
+
+
+def _packed(lengths: Lengths, causal: bool, q: Tensor) -> dict[str, Any]:
+    """Lengths of documents and their mask. Padded are ends where there is padding between: here they are the same."""
+    starts = [ends(side, q.device) for side in lengths]
+    sizes = dict(zip(_SIZES, (*map(max, lengths), *starts, q.dtype), strict=True))
+    mask = {"attn_mask_type": "padding_causal" if causal else "padding", "window_size": (-1, 0 if causal else -1)}
+    return sizes | dict(zip(_PACKED_SIZES, starts, strict=True)) | mask
 
 
 def _mask(causal: bool, band: Band | None, rows: int, cols: int, *, any_window: bool) -> dict[str, Any]:
@@ -128,12 +186,6 @@ def _release(title: str) -> tuple[int, ...]:
     """(2, 16) of ``transformer-engine 2.16.1``; empty where the title has no version."""
     found = re.search(r" (\d+)\.(\d+)", title)
     return tuple(int(number) for number in found.groups()) if found else ()
-
-
-@lru_cache(maxsize=256)
-def _ends(batch: int, length: int, device: torch.device) -> Tensor:
-    """Where sequences of a batch begin and end, int32 ``[batch + 1]``: made once, as it is a copy to the device."""
-    return torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=device)
 
 
 @lru_cache(maxsize=64)

@@ -33,13 +33,24 @@ class Segment(NamedTuple):
     length: int
 
 
+class Lengths(NamedTuple):
+    """Tokens of each of several documents which follow one another: of their rows, and of their columns."""
+
+    rows: tuple[int, ...]
+    cols: tuple[int, ...]
+
+
 class KernelCall(NamedTuple):
-    """Rows against columns, in tokens; ``causal``: a square's lower triangle; else a band, or all pairs without one."""
+    """Rows against columns, in tokens; ``causal``: a square's lower triangle; else a band, or all pairs without one.
+
+    With ``lengths`` it is several such calls in one: each document's rows see that document's columns alone.
+    """
 
     rows: tuple[int, int]
     cols: tuple[int, int]
     causal: bool = False
     band: Band | None = None
+    lengths: Lengths | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Case:
     plan: Plan
     problem: Problem
     keep_gathered_q: bool = False
+    kernel: str = "torch"
 
     @property
     def groups(self) -> int:
@@ -89,7 +90,7 @@ def run_case(rank: int, case: Case, group: object = None) -> list[np.ndarray]:
     problem, sinks = case.problem, case.problem.sink_logits()
     options = {"causal": problem.causal, "keep_gathered_q": case.keep_gathered_q, "window_size": problem.window}
     options |= {"cu_seqlens": problem.documents, "cut": problem.cut, "softcap": problem.softcap}
-    options |= {"kernel": "reference" if problem.softcap else "torch"}
+    options |= {"kernel": "reference" if problem.softcap else case.kernel}
     if sinks is not None:
         options["sinks"] = sinks.requires_grad_()
     out = attention(q, k, v, plan=case.plan, group=group, **options)

@@ -60,7 +60,13 @@ def cases(cp_size: int) -> list[Case]:
     many = max(len(kinds), min(len(found), 60))
     drawn = [(found[index % len(found)], kinds[index % len(kinds)]) for index in range(many)]
     made = [
-        Case(replace(plan, head_groups=1 + index % 2), Problem(cp_size, CHUNK, **mask), index % 3 == 0)
+        # The reference kernel takes documents together, PyTorch's one by one.
+        Case(
+            replace(plan, head_groups=1 + index % 2),
+            Problem(cp_size, CHUNK, **mask),
+            keep_gathered_q=index % 3 == 0,
+            kernel="reference" if index // 3 % 2 else "torch",
+        )
         for index, (plan, mask) in enumerate(drawn)
     ]
     return sorted(made, key=lambda case: str(case.plan.grid))

@@ -61,54 +61,103 @@ def _names_returned(source: ast.FunctionDef) -> tuple[list[str], bool]:
     return [ast.unparse(element) for element in value.elts if not isinstance(element, ast.Starred)], True
 
 
-def flash2(forward: ast.FunctionDef, backward: ast.FunctionDef) -> SimpleNamespace:
-    return _flash(forward, backward, _flash2_band)
+def flash2(*functions: ast.FunctionDef) -> SimpleNamespace:
+    return _flash(functions, _flash2_band)
 
 
-def flash3(forward: ast.FunctionDef, backward: ast.FunctionDef) -> SimpleNamespace:
-    return _flash(forward, backward, _flash3_band)
+def flash3(*functions: ast.FunctionDef) -> SimpleNamespace:
+    return _flash(functions, _flash3_band)
 
 
-def flash4(forward: ast.FunctionDef, backward: ast.FunctionDef) -> SimpleNamespace:
-    return _flash(forward, backward, _flash4_band)
+def flash4(*functions: ast.FunctionDef) -> SimpleNamespace:
+    return _flash(functions, _flash4_band)
 
 
-def _flash(forward: ast.FunctionDef, backward: ast.FunctionDef, band_of: Callable[..., Band]) -> SimpleNamespace:
+def _flash(functions: tuple[ast.FunctionDef, ...], band_of: Callable[..., Band]) -> SimpleNamespace:
+    """Functions of forward and backward in turn: two that may be packed, or two that may not and two that are."""
+
     def attend(given: dict[str, Any]) -> dict[str, Any]:
         assert given.get("return_lse", True)
         _check_flash(given, "q", "k", "v")
-        out, lse = _REFERENCE.forward(*(given[n].transpose(0, 1) for n in "qkv"), **_options(given, band_of))
-        lse_bhs = lse.permute(1, 2, 0).contiguous()
-        return {"out": out.transpose(0, 1).contiguous(), "softmax_lse": lse_bhs, "lse": lse_bhs}
+        parts = [
+            _REFERENCE.forward(*tensors, **_options(given, tensors, band_of))
+            for tensors in _documents(given, ("q", "k", "v"))
+        ]
+        out, lse = (_together(given, pieces) for pieces in zip(*parts, strict=True))
+        lse = lse.transpose(-1, -2).contiguous()
+        return {"out": out.contiguous(), "softmax_lse": lse, "lse": lse}
 
     def differentiate(given: dict[str, Any]) -> dict[str, Any]:
-        lse = given["softmax_lse"] if "softmax_lse" in given else given["lse"]
+        name = "softmax_lse" if "softmax_lse" in given else "lse"
+        lse, q = given[name], given["q"]
         _check_flash(given, "dout", "q", "k", "v", "out")
         assert lse.is_contiguous()
-        assert lse.shape == (*given["q"].shape[:1], *given["q"].shape[2:0:-1])
-        tensors = (given[name].transpose(0, 1) for name in ("dout", "q", "k", "v", "out"))
-        grads = _REFERENCE.backward(*tensors, lse.permute(2, 0, 1), **_options(given, band_of))
-        results = {name: grad.transpose(0, 1) for name, grad in zip(("dq", "dk", "dv"), grads, strict=True)}
+        assert lse.shape == (*q.shape[:-3], q.shape[-2], q.shape[-3])
+        straight = given | {name: lse.transpose(-1, -2)}
+        parts = [
+            _REFERENCE.backward(*tensors, **_options(given, tensors[1:3], band_of))
+            for tensors in _documents(straight, ("dout", "q", "k", "v", "out", name))
+        ]
+        grads = [_together(given, pieces) for pieces in zip(*parts, strict=True)]
+        results = dict(zip(("dq", "dk", "dv"), grads, strict=True))
         for name, grad in results.items():
             if given.get(name) is not None:
                 given[name].copy_(grad)
         return results
 
-    names = (forward.name, backward.name)
-    made = (function(forward, attend), function(backward, differentiate))
-    return SimpleNamespace(**dict(zip(names, made, strict=True)))
+    computed = (attend, differentiate) * (len(functions) // 2)
+    return SimpleNamespace(**{f.name: function(f, compute) for f, compute in zip(functions, computed, strict=True)})
 
 
 def _check_flash(given: dict[str, Any], *names: str) -> None:
     for name in names:
         assert given[name].stride(-1) == 1, f"{name} must have a contiguous last dimension"
     assert given.get("dropout_p", 0.0) == 0.0
-    unused = set(given) - {"dropout_p", "return_softmax", "return_lse", "deterministic", *names}
+    packing = {f"{word}_{side}" for word in ("cu_seqlens", "max_seqlen") for side in "qk"}
+    if _is_packed(given):
+        for side in "qk":
+            _check_ends(given[f"cu_seqlens_{side}"], given[f"max_seqlen_{side}"], given[side])
+    else:
+        assert all(given.get(name) is None for name in packing)
+        assert given["q"].dim() == 4
+    unused = set(given) - {"dropout_p", "return_softmax", "return_lse", "deterministic", *names} - packing
     assert all(given[name] is None for name in unused if name.startswith(("cu_", "max_", "seq", "alibi", "page")))
 
 
-def _options(given: dict[str, Any], band_of: Callable[..., Band]) -> dict[str, Any]:
-    rows, cols = given["q"].shape[1], given["k"].shape[1]
+def _is_packed(given: dict[str, Any]) -> bool:
+    return given.get("cu_seqlens_q") is not None
+
+
+def _check_ends(ends: Tensor, longest: int, x_thd: Tensor) -> None:
+    """Where documents begin and end, as the libraries read it without a look: they cover the tensor."""
+    assert (ends.dtype, ends.device, ends.dim()) == (torch.int32, x_thd.device, 1)
+    assert x_thd.dim() == 3
+    assert (ends[0], ends[-1]) == (0, len(x_thd))
+    assert longest == ends.diff().max()
+
+
+def _documents(given: dict[str, Any], names: tuple[str, ...]) -> list[tuple[Tensor, ...]]:
+    """These tensors sbhd (the lse sbh): of each document, or of the one tile."""
+    if not _is_packed(given):
+        return [tuple(given[name].transpose(0, 1) for name in names)]
+    return _split(given, names, given["cu_seqlens_q"], given["cu_seqlens_k"])
+
+
+def _split(given: dict[str, Any], names: tuple[str, ...], rows: Tensor, cols: Tensor) -> list[tuple[Tensor, ...]]:
+    ends = (cols if name in ("k", "v") else rows for name in names)
+    pieces = (given[name].unsqueeze(1).split(e.diff().tolist()) for name, e in zip(names, ends, strict=True))
+    return list(zip(*pieces, strict=True))
+
+
+def _together(given: dict[str, Any], pieces: tuple[Tensor, ...]) -> Tensor:
+    """What was computed of each document, in the layout of the library's tensors: thd or bshd."""
+    whole = torch.cat(pieces)
+    return whole.squeeze(1) if _is_packed(given) else whole.transpose(0, 1)
+
+
+def _options(given: dict[str, Any], tensors: tuple[Tensor, ...], band_of: Callable[..., Band]) -> dict[str, Any]:
+    """Of the reference kernel, for q and k of a document."""
+    rows, cols = len(tensors[0]), len(tensors[1])
     left, right = given.get("window_size") or (given["window_size_left"], given["window_size_right"])
     if given.get("is_causal", given.get("causal")):
         right = 0
@@ -139,52 +188,84 @@ def transformer_engine(forward: ast.FunctionDef, backward: ast.FunctionDef) -> S
 
     def attend(given: dict[str, Any]) -> dict[str, Any]:
         assert given["is_training"]
-        options = _te_options(given)
-        out, lse = _REFERENCE.forward(given["q"], given["k"], given["v"], **options)
-        stats = lse.permute(1, 2, 0).unsqueeze(-1).contiguous()
-        return {"output_tensors[0]": out, "output_tensors[1:]": [stats, torch.zeros(2, dtype=torch.int64)]}
+        _check_te(given, "q", "k", "v")
+        parts = [
+            _REFERENCE.forward(*tensors, **_te_options(given, tensors))
+            for tensors in _te_documents(given, ("q", "k", "v"))
+        ]
+        out, lse = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        if given["q"].dim() == 3:
+            out, stats = out.squeeze(1), lse.squeeze(1)
+        else:
+            stats = lse.permute(1, 2, 0)
+        aux = [stats.unsqueeze(-1).contiguous(), torch.zeros(2, dtype=torch.int64)]
+        return {"output_tensors[0]": out, "output_tensors[1:]": aux}
 
     def differentiate(given: dict[str, Any]) -> dict[str, Any]:
-        options = _te_options(given)
+        _check_te(given, "q", "k", "v", "o", "d_o")
         stats, random = given["aux_ctx_tensors"]
-        (rows, batch, heads), device = given["q"].shape[:3], given["q"].device
-        assert stats.shape == (batch, heads, rows, 1)
+        q, device = given["q"], given["q"].device
+        packed = q.dim() == 3
+        assert stats.shape == (*(q.shape[:2] if packed else (q.shape[1], q.shape[2], q.shape[0])), 1)
         assert stats.is_contiguous()
         assert (random.dtype, random.shape, random.device) == (torch.int64, (2,), device)
-        assert given["o"].is_contiguous()
-        assert given["d_o"].is_contiguous()
         assert given.get("dqkv_dtype", "theirs") == "theirs"
-        tensors = (given[name] for name in ("d_o", "q", "k", "v", "o"))
-        grads = _REFERENCE.backward(*tensors, stats.squeeze(-1).permute(2, 0, 1), **options)
-        return {"output_tensors": [*grads, None, None]}
+        lse = stats.squeeze(-1) if packed else stats.squeeze(-1).permute(2, 0, 1)
+        parts = [
+            _REFERENCE.backward(*tensors, **_te_options(given, tensors[1:3]))
+            for tensors in _te_documents(given | {"lse": lse}, ("d_o", "q", "k", "v", "o", "lse"))
+        ]
+        grads = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        return {"output_tensors": [*(g.squeeze(1) if packed else g for g in grads), None, None]}
 
     library = SimpleNamespace(FusedAttnBackend={"F16_arbitrary_seqlen": "cudnn"})
     library.TORCH_DType = {"theirs": torch.float64}
+    library.tex = SimpleNamespace(get_cudnn_version=lambda: 90600)
     library.fused_attn_fwd, library.fused_attn_bwd = function(forward, attend), function(backward, differentiate)
     return library
 
 
-def _te_options(given: dict[str, Any]) -> dict[str, Any]:
-    (rows, batch), cols = given["q"].shape[:2], given["k"].shape[0]
-    for name in "qkv":
+def _check_te(given: dict[str, Any], *names: str) -> None:
+    q, k, layout = given["q"], given["k"], "thd" if given["q"].dim() == 3 else "sbhd"
+    for name in names:
         assert given[name].is_contiguous()
-    assert (given["max_seqlen_q"], given["max_seqlen_kv"]) == (rows, cols)
-    for name, length in (("cu_seqlens_q", rows), ("cu_seqlens_kv", cols)):
-        assert given[name].tolist() == [length * i for i in range(batch + 1)]
-        assert given[name].dtype == torch.int32
-    assert (given["fused_attention_backend"], given["fake_dtype"]) == ("cudnn", given["q"].dtype)
+    assert {given.get(name, layout) for name in ("o_format", "do_format")} == {layout}
+    layouts = {given.get(name, f"{layout}_{layout}_{layout}") for name in ("qkv_layout", "dqkv_layout")}
+    assert layouts == {f"{layout}_{layout}_{layout}"}
+    for side, x in (("q", q), ("kv", k)):
+        ends, padded, longest = (given[f"{name}_{side}{end}"] for name, end in _TE_ENDS)
+        if layout == "thd":
+            _check_ends(ends, longest, x)
+            assert padded.tolist() == ends.tolist()
+        else:
+            assert longest == len(x)
+            assert ends.tolist() == [longest * i for i in range(x.shape[1] + 1)]
+            assert (ends.dtype, padded) == (torch.int32, None)
+    assert (given["fused_attention_backend"], given["fake_dtype"]) == ("cudnn", q.dtype)
     assert (given["attn_bias_type"], given["dropout"]) == ("no_bias", 0.0)
-    assert {given.get(name, "sbhd") for name in ("o_format", "do_format")} == {"sbhd"}
-    layouts = {given.get(name, "sbhd_sbhd_sbhd") for name in ("qkv_layout", "dqkv_layout")}
-    assert layouts == {"sbhd_sbhd_sbhd"}
     assert not given.get("bottom_right_diagonal")
-    return {"causal": False, "band": _te_band(given, rows, cols), "scale": given["attn_scale"]}
+
+
+_TE_ENDS = (("cu_seqlens", ""), ("cu_seqlens", "_padded"), ("max_seqlen", ""))
+
+
+def _te_documents(given: dict[str, Any], names: tuple[str, ...]) -> list[tuple[Tensor, ...]]:
+    """These tensors sbhd (the lse sbh): of each document, or of the one tile."""
+    if given["q"].dim() == 4:
+        return [tuple(given[name] for name in names)]
+    return _split(given, names, given["cu_seqlens_q"], given["cu_seqlens_kv"])
+
+
+def _te_options(given: dict[str, Any], tensors: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Of the reference kernel, for q and k of a document."""
+    band = _te_band(given, len(tensors[0]), len(tensors[1]))
+    return {"causal": False, "band": band, "scale": given["attn_scale"]}
 
 
 def _te_band(given: dict[str, Any], rows: int, cols: int) -> Band:
     left, right = given["window_size"]
-    assert given["attn_mask_type"] in ("no_mask", "causal")
-    assert (given["attn_mask_type"] == "causal") == (right == 0)
+    kinds = ("no_mask", "causal") if given["q"].dim() == 4 else ("padding", "padding_causal")
+    assert given["attn_mask_type"] == kinds[right == 0]
     assert (left, right) == (-1, -1) or rows <= cols
     return Band(None if left == -1 else -left, None if right == -1 else right)
 

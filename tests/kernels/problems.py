@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.schedule.mask import Band, Lengths
 
 SCALE = 0.4
 
@@ -27,6 +27,8 @@ class LocalProblem:
     dtype: torch.dtype = torch.float64
     band: Band | None = None
     softcap: float = 0.0
+    #: Of several documents which follow one another; each sees itself alone.
+    lengths: Lengths | None = None
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k, v, dout, drawn in fp64 and rounded to the dtype."""
@@ -54,6 +56,9 @@ class LocalProblem:
         return {"out": out.detach(), "lse": lse.detach(), "dq": q.grad, "dk": k.grad, "dv": v.grad}
 
     def _seen(self) -> torch.Tensor:
+        if self.lengths is not None:
+            blocks = [torch.ones(shape, dtype=torch.bool) for shape in zip(*self.lengths, strict=True)]
+            return torch.block_diag(*(block.tril() if self.causal else block for block in blocks)).bool()
         apart = torch.arange(self.cols) - torch.arange(self.rows).unsqueeze(-1)
         seen = torch.ones_like(apart, dtype=torch.bool) if not self.causal else apart <= 0
         if self.band is not None and self.band.lower is not None:
@@ -68,9 +73,20 @@ class LocalProblem:
         options = {"causal": self.causal, "scale": SCALE}
         options |= {"band": self.band} if self.band else {}
         options |= {"softcap": self.softcap} if self.softcap else {}
-        out, lse = kernel.forward(q, k, v, **options)
-        grads = kernel.backward(dout, q, k, v, out, lse, **options)
+        options |= {"lengths": self.lengths} if self.lengths else {}
+        forward, backward = (
+            (kernel.forward_packed, kernel.backward_packed) if self.lengths else (kernel.forward, kernel.backward)
+        )
+        out, lse = forward(q, k, v, **options)
+        grads = backward(dout, q, k, v, out, lse, **options)
         return {"out": out, "lse": lse} | dict(zip(("dq", "dk", "dv"), grads, strict=True))
+
+
+def packed(rows: tuple[int, ...], cols: tuple[int, ...] | None = None, **fields: object) -> LocalProblem:
+    """Documents of these lengths; without ``cols`` as many columns as rows, seen to the diagonal."""
+    lengths = Lengths(rows, rows if cols is None else cols)
+    sizes = (sum(side) for side in lengths)
+    return LocalProblem(*sizes, batch=1, causal=cols is None, lengths=lengths, **fields)
 
 
 def worst(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:

@@ -15,24 +15,39 @@ from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from megatron_wallfacer.kernels.torch_cuda import TorchCudnnKernel, TorchFlashKernel
 from tests.kernels import fakes
 
+_VARLEN = "cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k"
 FLASH2 = {
     "flash-attn 2.5.9": (
         "_flash_attn_forward(q, k, v, dropout_p, softmax_scale, causal, window_size, alibi_slopes, return_softmax)"
         " -> (out, q, k, v, out_padded, softmax_lse, S_dmask, rng_state)",
         "_flash_attn_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,"
         " window_size, alibi_slopes, deterministic, rng_state=None) -> (dq, dk, dv, softmax_d)",
+        f"_flash_attn_varlen_forward(q, k, v, {_VARLEN}, dropout_p, softmax_scale, causal) -> (out, q, softmax_lse)",
+        f"_flash_attn_varlen_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, {_VARLEN}) -> (dq, dk, dv)",
     ),
     "flash-attn 2.6.3": (
         "_flash_attn_forward(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,"
         " return_softmax) -> (out, q, k, v, out_padded, softmax_lse, S_dmask, rng_state)",
         "_flash_attn_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,"
         " window_size, softcap, alibi_slopes, deterministic, rng_state=None) -> (dq, dk, dv, softmax_d)",
+        f"_flash_attn_varlen_forward(q, k, v, {_VARLEN}, dropout_p, softmax_scale, causal, window_size=(-1, -1),"
+        " softcap=0.0, alibi_slopes=None, return_softmax=False, block_table=None, leftpad_k=None, seqused_k=None)"
+        " -> (out, q, k, v, out_padded, softmax_lse, S_dmask, rng_state)",
+        f"_flash_attn_varlen_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, {_VARLEN}, dropout_p,"
+        " softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, rng_state=None)"
+        " -> (dq, dk, dv, softmax_d)",
     ),
     "flash-attn 2.8.3": (
         "_flash_attn_forward(q, k, v, dropout_p, softmax_scale, causal, window_size_left, window_size_right, softcap,"
         " alibi_slopes, return_softmax) -> (out, softmax_lse, S_dmask, rng_state)",
         "_flash_attn_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,"
         " window_size_left, window_size_right, softcap, alibi_slopes, deterministic, rng_state=None) -> softmax_d",
+        f"_flash_attn_varlen_forward(q, k, v, {_VARLEN}, dropout_p, softmax_scale, causal, window_size_left=-1,"
+        " window_size_right=-1, softcap=0.0, alibi_slopes=None, return_softmax=False, block_table=None,"
+        " leftpad_k=None, seqused_k=None, zero_tensors=False) -> (out, softmax_lse, S_dmask, rng_state)",
+        f"_flash_attn_varlen_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, {_VARLEN}, dropout_p,"
+        " softmax_scale, causal, window_size_left, window_size_right, softcap, alibi_slopes, deterministic,"
+        " rng_state=None, zero_tensors=False) -> softmax_d",
     ),
 }
 _CACHES = (
@@ -59,28 +74,30 @@ FLASH3 = {
         " softcap=0.0, deterministic=False, sm_margin=0) -> softmax_d",
     ),
 }
+_PACKED4 = f"{_VARLEN}=None".replace(",", "=None,")
 FLASH4 = {
     "flash-attn-4 4.0.0b4": (
-        "_flash_attn_fwd(q, k, v, cu_seqlens_q=None, softmax_scale=None, causal=False, softcap=None,"
+        f"_flash_attn_fwd(q, k, v, {_PACKED4}, softmax_scale=None, causal=False, softcap=None,"
         " window_size_left=None, window_size_right=None, score_mod=None, return_lse=False, out=None, lse=None)"
         " -> (out, lse)",
         "_flash_attn_bwd(q, k, v, out, dout, lse, softmax_scale=None, causal=False, softcap=0.0,"
-        " window_size_left=None, window_size_right=None, deterministic=False, dq=None, dk=None, dv=None)"
+        f" window_size_left=None, window_size_right=None, {_PACKED4}, deterministic=False, dq=None, dk=None, dv=None)"
         " -> (dq, dk, dv)",
     ),
     "flash-attn-4 4.0.0b36": (
-        "_flash_attn_fwd(q, k, v, qv=None, cu_seqlens_q=None, softmax_scale=None, causal=False, softcap=None,"
+        f"_flash_attn_fwd(q, k, v, qv=None, {_PACKED4}, softmax_scale=None, causal=False, softcap=None,"
         " window_size_left=None, window_size_right=None, score_mod=None, return_lse=False, out=None, lse=None)"
         " -> (out, lse, p, row_max, o_lo)",
         "_flash_attn_bwd(q, k, v, out, dout, lse, softmax_scale=None, causal=False, softcap=0.0,"
-        " window_size_left=None, window_size_right=None, deterministic=False, dq=None, dk=None, dv=None, dlse=None,"
-        " learnable_sink=None) -> (dq, dk, dv)",
+        f" window_size_left=None, window_size_right=None, {_PACKED4}, deterministic=False, dq=None, dk=None, dv=None,"
+        " dlse=None, learnable_sink=None) -> (dq, dk, dv)",
     ),
 }
 _TE_SIZES = "max_seqlen_q, max_seqlen_kv, cu_seqlens_q, cu_seqlens_kv"
-_TE_OLD = 'qkv_layout="sbh3d", attn_bias_type="no_bias", attn_mask_type="padding", window_size=(-1, -1)'
+_TE_PADDED = "cu_seqlens_q_padded=None, cu_seqlens_kv_padded=None"
+_TE_OLD = f'{_TE_PADDED}, qkv_layout="sbh3d", attn_bias_type="no_bias", attn_mask_type="padding", window_size=(-1, -1)'
 _TE_NEW = (
-    'qkv_layout="sbh3d", o_format="sbhd", attn_bias_type="no_bias", attn_mask_type="padding",'
+    f'{_TE_PADDED}, qkv_layout="sbh3d", o_format="sbhd", attn_bias_type="no_bias", attn_mask_type="padding",'
     ' softmax_type="vanilla", window_size=(-1, -1), bottom_right_diagonal=None'
 )
 TE = {

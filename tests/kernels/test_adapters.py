@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.kernels import te
 from megatron_wallfacer.kernels.fused import FusedKernel
+from megatron_wallfacer.kernels.optional import UnavailableError
+from megatron_wallfacer.kernels.protocol import packs
 from megatron_wallfacer.schedule.mask import Band
-from tests.kernels.problems import SCALE, LocalProblem, worst
+from tests.kernels.problems import SCALE, LocalProblem, packed, worst
 from tests.kernels.releases import ADAPTERS
 
 HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
@@ -137,3 +140,95 @@ def test_the_head_dim_of_values_may_differ(name: str) -> None:
     kernel = ADAPTERS[name]()
     assert kernel.limits.v_head_dim
     assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
+
+
+# --- several documents in one call ---
+
+PACKED = {
+    "causal": packed((5, 1, 6), q_heads=4, kv_heads=2),
+    "causal, mqa": packed((3, 9), q_heads=4, kv_heads=1),
+    "full": packed((5, 1, 6), (2, 8, 1), q_heads=4, kv_heads=2),
+    "full, equal": packed((4, 4), (4, 4)),
+}
+#: PyTorch's own are told of one tile at a time.
+PACKING = [name for name in ADAPTERS if name not in ("torch", "cudnn", "cudnn, wide lse")]
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(te, "capability", lambda device: (9, 0))
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("problem", PACKED.values(), ids=list(PACKED))
+@pytest.mark.parametrize("name", PACKING)
+def test_packed_documents(name: str, problem: LocalProblem) -> None:
+    kernel = ADAPTERS[name]()
+    assert packs(kernel)
+    assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("name", PACKING)
+def test_packed_documents_with_the_global_lse_and_a_stand_in(name: str) -> None:
+    kernel, problem = ADAPTERS[name](), packed((5, 1, 6))
+    q, k, v, dout = problem.tensors()
+    options = {"lengths": problem.lengths, "causal": True, "scale": SCALE}
+    out, lse = kernel.forward_packed(q, k, v, **options)
+    other = torch.zeros_like(out)
+    other[..., 0] = (dout * out).sum(-1) / dout[..., 0]
+    # As if each row had seen as much again elsewhere: all weights are half of what they were.
+    wider = lse + torch.log(torch.tensor(2.0, dtype=lse.dtype))
+    dq, dk, dv = kernel.backward_packed(
+        dout, q, k, v, other, wider.transpose(0, 2).contiguous().transpose(0, 2), **options
+    )
+    want = problem.solution()
+    assert worst({"dq": 2 * dq, "dk": 2 * dk, "dv": 2 * dv}, {name: want[name] for name in ("dq", "dk", "dv")}) <= 1e-10
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("name", [name for name in CAPS_LOGITS if name in PACKING])
+def test_packed_documents_with_capped_logits(name: str) -> None:
+    problem = packed((5, 7), softcap=0.8)
+    assert worst(problem.solved_by(ADAPTERS[name]()), problem.solution()) <= 1e-13
+    assert worst(replace(problem, softcap=0.0).solved_by(ADAPTERS[name]()), problem.solution()) > 1e-3
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("name", PACKING)
+def test_a_document_that_ends_a_row_later_is_seen(name: str) -> None:
+    right, wrong = packed((5, 7)), packed((6, 6))
+    assert worst(wrong.solved_by(ADAPTERS[name]()), right.solution()) > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in PACKING])
+def test_kernels_that_take_one_document_at_a_time(name: str) -> None:
+    assert not packs(ADAPTERS[name]())
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cudnn", "together"),
+    [
+        ((9, 0), 90600, True),
+        ((10, 0), 92400, True),
+        ((9, 0), 90501, False),  # statistics padded
+        ((12, 0), 92400, False),  # statistics padded
+        ((8, 0), 92400, False),  # no packed documents
+        (None, 92400, False),
+    ],
+)
+def test_where_transformer_engine_packs(
+    monkeypatch: pytest.MonkeyPatch, gpu: tuple[int, int] | None, cudnn: int, together: bool
+) -> None:
+    monkeypatch.setattr(te, "capability", lambda device: gpu)
+    library = ADAPTERS["transformer-engine 2.20.2"]()._module
+    library.tex.get_cudnn_version = lambda: cudnn
+    assert packs(te.TransformerEngineKernel(library, title="transformer-engine 2.20.2")) == together
+
+
+def test_statistics_of_transformer_engine_that_are_not_packed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, problem = ADAPTERS["transformer-engine 2.20.2"](), PACKED["causal"]
+    attend = kernel._attend
+    monkeypatch.setattr(kernel, "_attend", lambda values: (attend(values)[0], [torch.zeros(3, 4, 6, 1), None]))
+    with pytest.raises(UnavailableError, match=r"statistics of packed documents are \(3, 4, 6, 1\), not packed"):
+        problem.solved_by(kernel)

@@ -13,28 +13,30 @@ from types import SimpleNamespace
 
 import pytest
 
+from megatron_wallfacer.kernels import te
 from megatron_wallfacer.kernels.flash2 import Flash2Kernel
 from megatron_wallfacer.kernels.flash3 import Flash3Kernel
 from megatron_wallfacer.kernels.flash4 import Flash4Kernel
 from megatron_wallfacer.kernels.fused import FusedKernel
 from megatron_wallfacer.kernels.optional import UnavailableError
+from megatron_wallfacer.kernels.protocol import packs
 from megatron_wallfacer.kernels.signatures import Signature
 from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from megatron_wallfacer.schedule.mask import Band
 from tests.kernels import fakes
-from tests.kernels.problems import LocalProblem, worst
+from tests.kernels.problems import LocalProblem, packed, worst
 from tests.kernels.published import Unreachable, published
 
 
 @dataclass(frozen=True)
 class Contract:
-    """An adapter, and where its two functions are in a release."""
+    """An adapter, and where its functions are in a release: forward and backward, and those for packed documents."""
 
     package: str
     path: str
-    names: tuple[str, str]
+    names: tuple[str, ...]
     kernel: type[FusedKernel]
-    fake: Callable[[ast.FunctionDef, ast.FunctionDef], SimpleNamespace]
+    fake: Callable[..., SimpleNamespace]
     wheel: bool = False
 
     def tree(self, version: str) -> ast.Module:
@@ -43,17 +45,18 @@ class Contract:
         except Unreachable as error:
             pytest.skip(f"no sources of {self.package} {version}: {error}")
 
-    def functions(self, version: str) -> tuple[ast.FunctionDef, ast.FunctionDef]:
+    def functions(self, version: str) -> tuple[ast.FunctionDef, ...]:
         found = {node.name: node for node in self.tree(version).body if isinstance(node, ast.FunctionDef)}
-        return found[self.names[0]], found[self.names[1]]
+        return tuple(found[name] for name in self.names)
 
     def make(self, version: str, *functions: ast.FunctionDef) -> FusedKernel:
         return self.kernel(self.fake(*(functions or self.functions(version))), title=f"{self.package} {version}")
 
 
 _FLASH = ("_flash_attn_forward", "_flash_attn_backward")
+_VARLEN = ("_flash_attn_varlen_forward", "_flash_attn_varlen_backward")
 _CUTE = ("flash-attn-4", "flash_attn/cute/interface.py", ("_flash_attn_fwd", "_flash_attn_bwd"))
-FLASH2 = Contract("flash-attn", "flash_attn/flash_attn_interface.py", _FLASH, Flash2Kernel, fakes.flash2)
+FLASH2 = Contract("flash-attn", "flash_attn/flash_attn_interface.py", _FLASH + _VARLEN, Flash2Kernel, fakes.flash2)
 FLASH3 = Contract("flash-attn", "hopper/flash_attn_interface.py", _FLASH, Flash3Kernel, fakes.flash3)
 FLASH4 = Contract(*_CUTE, Flash4Kernel, fakes.flash4, wheel=True)
 #: An early one that flash-attn 2.8.3 brings under the same name.
@@ -101,24 +104,45 @@ def test_published_functions_are_called_as_they_are(name: str, version: str, til
     assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
 
 
-#: By kernel: parameters of forward and of backward that a call must not do without.
+@pytest.mark.parametrize("problem", [packed((5, 1, 6), q_heads=4, kv_heads=2), packed((5, 1), (2, 8))])
+@every_release
+def test_published_functions_take_packed_documents(
+    monkeypatch: pytest.MonkeyPatch, contract: Contract, version: str, problem: LocalProblem
+) -> None:
+    monkeypatch.setattr(te, "capability", lambda device: (9, 0))
+    kernel = contract.make(version)
+    assert packs(kernel)
+    assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
+
+
+_LENGTHS = {"cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"}
+_TE_LENGTHS = {"cu_seqlens_q_padded", "cu_seqlens_kv_padded", "max_seqlen_q", "max_seqlen_kv"}
+#: By kernel: parameters of its functions that a call must not do without.
 VITAL = {
-    "flash2": ({"softmax_scale", "causal", "softcap"}, {"softmax_lse", "softmax_scale", "causal", "dq", "dk", "dv"}),
-    "flash3": ({"softmax_scale", "causal", "softcap"}, {"softmax_lse", "softmax_scale", "deterministic", "dq"}),
+    "flash2": (
+        {"softmax_scale", "causal", "softcap"},
+        {"softmax_lse", "softmax_scale", "causal", "dq", "dk", "dv"},
+        {"softmax_scale", "causal", "softcap", *_LENGTHS},
+        {"softmax_lse", "softmax_scale", "causal", "dq", "dk", "dv", *_LENGTHS},
+    ),
+    "flash3": (
+        {"softmax_scale", "causal", "softcap", *_LENGTHS},
+        {"softmax_lse", "softmax_scale", "deterministic", "dq", *_LENGTHS},
+    ),
     "flash4": (
-        {"softmax_scale", "causal", "window_size_left", "window_size_right", "return_lse"},
-        {"lse", "softmax_scale", "causal", "window_size_left", "window_size_right", "deterministic"},
+        {"softmax_scale", "causal", "window_size_left", "window_size_right", "return_lse", *_LENGTHS},
+        {"lse", "softmax_scale", "causal", "window_size_left", "window_size_right", "deterministic", *_LENGTHS},
     ),
     "te": (
-        {"attn_scale", "attn_mask_type", "window_size", "qkv_layout", "fake_dtype"},
-        {"aux_ctx_tensors", "attn_scale", "attn_mask_type", "window_size", "qkv_layout", "deterministic"},
+        {"attn_scale", "attn_mask_type", "window_size", "qkv_layout", "fake_dtype", *_TE_LENGTHS},
+        {"aux_ctx_tensors", "attn_scale", "attn_mask_type", "window_size", "qkv_layout", "deterministic", *_TE_LENGTHS},
     ),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "direction", "parameter"),
-    [(name, i, p) for name, both in VITAL.items() for i in (0, 1) for p in sorted(both[i])],
+    [(name, i, p) for name, all_of in VITAL.items() for i, names in enumerate(all_of) for p in sorted(names)],
 )
 def test_a_renamed_parameter_is_caught(name: str, direction: int, parameter: str) -> None:
     contract, versions = FIT[name]
@@ -131,12 +155,12 @@ def test_a_renamed_parameter_is_caught(name: str, direction: int, parameter: str
 
 
 @every_release
-@pytest.mark.parametrize("direction", [0, 1])
-def test_a_new_parameter_without_a_default_is_caught(contract: Contract, version: str, direction: int) -> None:
-    functions = contract.functions(version)
-    functions[direction].args.args.insert(0, ast.arg("brand_new"))
-    with pytest.raises(UnavailableError, match="requires brand_new, which is new; needs "):
-        contract.make(version, *functions)
+def test_a_new_parameter_without_a_default_is_caught(contract: Contract, version: str) -> None:
+    for index in range(len(contract.names)):
+        functions = contract.functions(version)
+        functions[index].args.args.insert(0, ast.arg("brand_new"))
+        with pytest.raises(UnavailableError, match="requires brand_new, which is new; needs "):
+            contract.make(version, *functions)
 
 
 @pytest.mark.parametrize(

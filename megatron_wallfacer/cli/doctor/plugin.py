@@ -52,7 +52,7 @@ def kernels() -> Iterator[Finding]:
         if name not in ("auto", "flash"):  # these stand for several of the others
             yield from examined(f"kernel {name}", partial(_kernel, name, inputs), "install it again, or leave it out")
     yield from examined("kernel auto", partial(_chosen_kernel, inputs), "install one of those that it names")
-    yield from examined("merging", partial(_merging, inputs["device"]), "install it; PyTorch's wheels for GPUs bring it")
+    yield from examined("merging", partial(_merging, inputs["device"]), "install it; PyTorch's wheels bring it")
 
 
 def schemes() -> Iterator[Finding]:

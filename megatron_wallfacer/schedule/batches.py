@@ -1,0 +1,65 @@
+"""Documents whose kernel calls are one: a kernel that knows packed sequences takes them together.
+
+A packed call wants the rows of its documents one after the other, and their columns too. In a tile of several chunks
+the calls come document by document, each with one chunk after the other; what can be one call is then a diagonal of
+them, and several such diagonals are open at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from megatron_wallfacer.schedule.mask import KernelCall, Lengths
+
+
+def batches(calls: Sequence[KernelCall]) -> tuple[KernelCall, ...]:
+    """The same live pairs in fewer calls.
+
+    Joined are causal squares, or rectangles of which all is live, where each begins at the row and the column at which
+    the one before it ends. Bands, and calls that follow no other, stay what they are.
+
+    Args:
+        calls: of a tile; no pair is live in two of them.
+    """
+    groups: list[_Group] = []
+    # By the row and the column at which it ends: one group only, as the pair before that is live in no other.
+    ending: dict[tuple[int, int], _Group] = {}
+    for call in calls:
+        group = ending.pop((call.rows[0], call.cols[0]), None) if call.band is None else None
+        if group is None or not group.takes(call):
+            group = _Group()
+            groups.append(group)
+        group.add(call)
+        if call.band is None:
+            ending[call.rows[1], call.cols[1]] = group
+    return tuple(group.call() for group in groups)
+
+
+@dataclass
+class _Group:
+    """Calls that will be one; ``causal`` is None while they are single pairs, which are both."""
+
+    calls: list[KernelCall] = field(default_factory=list)
+    causal: bool | None = None
+
+    def takes(self, call: KernelCall) -> bool:
+        return _is_pair(call) or self.causal in (None, call.causal)
+
+    def add(self, call: KernelCall) -> None:
+        self.calls.append(call)
+        if not _is_pair(call):
+            self.causal = call.causal
+
+    def call(self) -> KernelCall:
+        first, last = self.calls[0], self.calls[-1]
+        if first is last:
+            return first
+        rows, cols = (first.rows[0], last.rows[1]), (first.cols[0], last.cols[1])
+        lengths = (tuple(end - start for start, end in side) for side in zip(*(c[:2] for c in self.calls), strict=True))
+        return KernelCall(rows, cols, causal=bool(self.causal), lengths=Lengths(*lengths))
+
+
+def _is_pair(call: KernelCall) -> bool:
+    """One row and one column: causal or not is the same."""
+    return call.rows[1] - call.rows[0] == 1 == call.cols[1] - call.cols[0]
