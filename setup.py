@@ -22,7 +22,7 @@ def version() -> str:
 REQUIRED = [
     # The lower bound of Megatron-Core 0.17 to 0.19 itself. What we use is older: all_gather_into_tensor,
     # all_to_all_single, batch_isend_irecv, and reduce_scatter_tensor with async_op on gloo (2.3).
-    # Run with 2.13 and 2.15: 2.6 to 2.12 are believed, not tested.
+    # Run with 2.13 to 2.15: 2.6 to 2.12 are believed, not tested.
     "torch>=2.6,<3",
     "numpy>=1.26,<3",  # corpus and losses; 1.26 is the first for Python 3.12
     "rich>=13,<16",  # tables and progress bars of the command line
