@@ -118,17 +118,14 @@ def _passes(
     kernel: Kernel, call: dict[str, object], in_ring: bool, q: Tensor, k: Tensor, v: Tensor, dout: Tensor
 ) -> tuple[Tensor, ...]:
     """out, lse, dq, dk, dv."""
-    packed = "lengths" in call
-    forward = kernel.forward_packed if packed else kernel.forward
-    backward = kernel.backward_packed if packed else kernel.backward
-    out, lse = forward(q, k, v, **call)
+    out, lse = kernel.forward(q, k, v, **call)
     rows_lse, stand_in = lse, out
     if in_ring:
         # As if each row had seen as much again elsewhere.
         rows_lse = lse + 0.7
         delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
         stand_in = surrogate_output(dout, delta)
-    return out, lse, *backward(dout, q, k, v, stand_in, rows_lse, **call)
+    return out, lse, *kernel.backward(dout, q, k, v, stand_in, rows_lse, **call)
 
 
 def rows(options: argparse.Namespace) -> list[Row]:

@@ -42,13 +42,13 @@ def forward(
         options: of the kernel.
     """
     if len(calls) == 1 and _covers(calls[0], q, k):
-        return _attend(kernel, calls[0], (q, k, v), options)
+        return kernel.forward(q, k, v, **_live(calls[0]), **options)
     dtype = accumulation_dtype(q.dtype)
     out = q.new_zeros((*q.shape[:3], v.shape[3]), dtype=dtype)
     lse = q.new_full(q.shape[:3], float("-inf"), dtype=dtype)
     for call in calls:
         rows, cols = slice(*call.rows), slice(*call.cols)
-        merge_into(out[rows], lse[rows], *_attend(kernel, call, (q[rows], k[cols], v[cols]), options))
+        merge_into(out[rows], lse[rows], *kernel.forward(q[rows], k[cols], v[cols], **_live(call), **options))
     return out, lse
 
 
@@ -69,30 +69,16 @@ def backward(
         rows, cols = slice(*call.rows), slice(*call.cols)
         dout, q, out, lse = (tensors[name][rows] for name in row_names)
         k, v = tensors["k"][cols], tensors["v"][cols]
-        parts = _differentiate(kernel, call, (dout, q, k, v, out, lse), options)
+        parts = kernel.backward(dout, q, k, v, out, lse, **_live(call), **options)
         for total, where, part in zip((dq, dk, dv), (rows, cols, cols), parts, strict=True):
             total[where] += part
     return dq, dk, dv
 
 
-def _attend(
-    kernel: Kernel, call: KernelCall, tensors: tuple[Tensor, ...], options: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    attend = kernel.forward if call.lengths is None else kernel.forward_packed
-    return attend(*tensors, causal=call.causal, **_live(call), **options)
-
-
-def _differentiate(
-    kernel: Kernel, call: KernelCall, tensors: tuple[Tensor, ...], options: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    differentiate = kernel.backward if call.lengths is None else kernel.backward_packed
-    return differentiate(*tensors, causal=call.causal, **_live(call), **options)
-
-
 def _live(call: KernelCall) -> dict[str, Any]:
-    """What a kernel is told beside causal: neither, for most calls."""
-    given = {"band": call.band, "lengths": call.lengths}
-    return {name: value for name, value in given.items() if value is not None}
+    """What of it is live, as a kernel is told: for most calls neither a band nor lengths, which not all know."""
+    more = {"band": call.band, "lengths": call.lengths}
+    return {"causal": call.causal} | {name: value for name, value in more.items() if value is not None}
 
 
 def _covers(call: KernelCall, q: Tensor, k: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_wallfacer.kernels.protocol import Inputs
 from megatron_wallfacer.kernels.windows import strips
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.schedule.mask import Band, Lengths
 
 _HALF = (torch.float16, torch.bfloat16)
 #: Head dims are read in vectors of 16 bytes.
@@ -88,6 +88,7 @@ class TileOptions(NamedTuple):
     scale: float = 1.0
     band: Band | None = None
     softcap: float = 0.0
+    lengths: Lengths | None = None
 
 
 class FusedKernel(ABC):
@@ -99,7 +100,7 @@ class FusedKernel(ABC):
 
     name: ClassVar[str]
     limits: ClassVar[Limits]
-    #: See :class:`PackingKernel`.
+    #: See :func:`megatron_wallfacer.kernels.protocol.packs`.
     packs: bool = False
 
     def __init__(self, *, deterministic: bool | None = None) -> None:
@@ -118,8 +119,9 @@ class FusedKernel(ABC):
         scale: float,
         band: Band | None = None,
         softcap: float = 0.0,
+        lengths: Lengths | None = None,
     ) -> tuple[Tensor, Tensor]:
-        tile = TileOptions(causal, scale, band, softcap)
+        tile = TileOptions(causal, scale, band, softcap, lengths)
         if band is None or q.shape[0] <= k.shape[0]:
             return self._forward(q, k, v, tile)
         parts = [
@@ -142,8 +144,9 @@ class FusedKernel(ABC):
         scale: float,
         band: Band | None = None,
         softcap: float = 0.0,
+        lengths: Lengths | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        tile = TileOptions(causal, scale, band, softcap)
+        tile = TileOptions(causal, scale, band, softcap, lengths)
         if band is None or q.shape[0] <= k.shape[0]:
             return self._backward(dout, q, k, v, out, lse, tile)
         dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=lse.dtype) for x in (k, v))

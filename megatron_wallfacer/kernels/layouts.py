@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from torch import Tensor
 
 
@@ -28,3 +31,12 @@ def lse_sbh(lse_bhs: Tensor) -> Tensor:
 def lse_bhs(lse_sbh: Tensor) -> Tensor:
     """Our lse ``[s, b, h]`` as the libraries' ``[b, h, s]``: a copy, they read it without looking at strides."""
     return lse_sbh.permute(1, 2, 0).contiguous()
+
+
+class Layout(NamedTuple):
+    """How a library takes tensors and the lse, and gives them back; ``ours`` is sbhd, of the lse sbh."""
+
+    theirs: Callable[[Tensor], Tensor]
+    ours: Callable[[Tensor], Tensor]
+    lse_theirs: Callable[[Tensor], Tensor]
+    lse_ours: Callable[[Tensor], Tensor]

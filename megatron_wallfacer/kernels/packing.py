@@ -19,6 +19,16 @@ def unpacked(x_thd: Tensor) -> Tensor:
     return x_thd.unsqueeze(1)
 
 
+def lse_ht(lse_s1h: Tensor) -> Tensor:
+    """Our lse of a batch of 1 as FlashAttention's ``[heads, rows]``: a copy, it is read without looking at strides."""
+    return thd(lse_s1h).t().contiguous()
+
+
+def lse_s1h(lse_ht: Tensor) -> Tensor:
+    """FlashAttention's lse ``[heads, rows]`` as ours of a batch of 1, a view."""
+    return unpacked(lse_ht.t())
+
+
 @lru_cache(maxsize=1024)
 def ends(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Where sequences begin and end, int32 ``[sequences + 1]``.

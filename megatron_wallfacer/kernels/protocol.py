@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ class Kernel(Protocol):
     ``[rows, batch, q_heads]``, natural logarithm, scale applied, in the accumulation dtype (fp32, or fp64 for fp64).
     A causal tile is square: rows and cols are the same positions. A ``band`` stands in place of ``causal`` and says
     which diagonals are live; each row and each column has a live pair. ``softcap`` c > 0 makes c tanh(s / c) of scores.
+
+    With ``lengths`` the tile is several documents, whose rows follow one another in q and whose columns in k and v
+    without a gap; the batch is 1 and there is no band. A document's rows see its columns: all of them, or where
+    ``causal`` as many, down to the diagonal. Only a kernel of which :func:`packs` is true is given any.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Kernel(Protocol):
         scale: float,
         band: Band | None = None,
         softcap: float = 0.0,
+        lengths: Lengths | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attention of this tile alone: (out, lse)."""
         ...
@@ -75,6 +80,7 @@ class Kernel(Protocol):
         scale: float,
         band: Band | None = None,
         softcap: float = 0.0,
+        lengths: Lengths | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """This tile's part of (dq, dk, dv), given the *global* lse of the rows.
 
@@ -83,42 +89,8 @@ class Kernel(Protocol):
         ...
 
 
-class PackingKernel(Kernel, Protocol):
-    """A kernel that can take several documents in one call, where ``packs`` says so.
-
-    Their rows follow one another in q, their columns in k and v, without a gap; the batch is 1. Rows of a document see
-    the columns of that document: all of them, or where ``causal`` as many, down to the diagonal. All else is as in
-    :class:`Kernel`: one lse, global in backward, and any output with the right row sums.
-    """
-
-    packs: bool
-
-    def forward_packed(
-        self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths, causal: bool, scale: float, softcap: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        """Attention of these documents: (out, lse)."""
-        ...
-
-    def backward_packed(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        lengths: Lengths,
-        causal: bool,
-        scale: float,
-        softcap: float = 0.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """These documents' part of (dq, dk, dv)."""
-        ...
-
-
-def packs(kernel: Kernel) -> TypeGuard[PackingKernel]:
-    """Whether a kernel takes several documents in one call; one that does not say so does not."""
+def packs(kernel: Kernel) -> bool:
+    """Whether a kernel takes several documents in one call: its ``packs``; one that does not say so does not."""
     return getattr(kernel, "packs", False)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,13 @@ class ReferenceKernel:
         scale: float,
         band: Band | None = None,
         softcap: float = 0.0,
+        lengths: Lengths | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if lengths is not None:
+            documents = _documents(lengths, q=q, k=k, v=v)
+            parts = [self.forward(**tensors, causal=causal, scale=scale, softcap=softcap) for tensors in documents]
+            out, lse = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+            return out, lse
         scores, _ = _scores(q, k, _CAUSAL if causal else band, scale, softcap)
         lse_bgrq = torch.logsumexp(scores, dim=-1)
         weights = torch.exp(scores - lse_bgrq.unsqueeze(-1))
@@ -53,7 +61,13 @@ class ReferenceKernel:
         scale: float,
         band: Band | None = None,
         softcap: float = 0.0,
+        lengths: Lengths | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if lengths is not None:
+            documents = _documents(lengths, dout=dout, q=q, k=k, v=v, out=out, lse=lse)
+            parts = [self.backward(**tensors, causal=causal, scale=scale, softcap=softcap) for tensors in documents]
+            dq, dk, dv = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+            return dq, dk, dv
         dtype, groups = accumulation_dtype(q.dtype), k.shape[2]
         scores, slope = _scores(q, k, _CAUSAL if causal else band, scale, softcap)
         weights = torch.exp(scores - _grouped(lse, groups).permute(1, 2, 3, 0).unsqueeze(-1))
@@ -65,34 +79,12 @@ class ReferenceKernel:
         dk = torch.einsum("bgrqk,qbgrd->kbgd", dscores, q_g)
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
 
-    def forward_packed(
-        self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths, causal: bool, scale: float, softcap: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        documents = zip(q.split(lengths.rows), *(x.split(lengths.cols) for x in (k, v)), strict=True)
-        parts = [self.forward(*tensors, causal=causal, scale=scale, softcap=softcap) for tensors in documents]
-        out, lse = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        return out, lse
 
-    def backward_packed(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        lengths: Lengths,
-        causal: bool,
-        scale: float,
-        softcap: float = 0.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        sides = (lengths.rows, lengths.rows, lengths.cols, lengths.cols, lengths.rows, lengths.rows)
-        whole = (dout, q, k, v, out, lse)
-        documents = zip(*(x.split(side) for x, side in zip(whole, sides, strict=True)), strict=True)
-        parts = [self.backward(*tensors, causal=causal, scale=scale, softcap=softcap) for tensors in documents]
-        dq, dk, dv = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        return dq, dk, dv
+def _documents(lengths: Lengths, **tensors: Tensor) -> Iterator[dict[str, Tensor]]:
+    """These tensors of one document after the other."""
+    sides = (lengths.cols if name in ("k", "v") else lengths.rows for name in tensors)
+    pieces = (x.split(side) for x, side in zip(tensors.values(), sides, strict=True))
+    return (dict(zip(tensors, document, strict=True)) for document in zip(*pieces, strict=True))
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.fused import Limits, TileOptions, capability
-from megatron_wallfacer.kernels.layouts import lse_bhs, lse_sbh
+from megatron_wallfacer.kernels.layouts import Layout, lse_bhs, lse_sbh
 from megatron_wallfacer.kernels.library import LibraryKernel
 from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableError
 from megatron_wallfacer.kernels.packing import ends, thd, unpacked
@@ -30,6 +30,8 @@ _WINDOWS_SINCE = (2, 16)
 #: cuDNN from which on its statistics of packed documents are packed, too; before, each is padded to the longest.
 _PACKED_SINCE = 90600
 _SIZES = ("max_seqlen_q", "max_seqlen_kv", "cu_seqlens_q", "cu_seqlens_kv", "fake_dtype")
+_SBHD = Layout(Tensor.contiguous, lambda x: x, lse_bhs, lse_sbh)
+_THD = Layout(lambda x: thd(x).contiguous(), unpacked, lambda lse: thd(lse).contiguous(), unpacked)
 _PACKED_SIZES = ("cu_seqlens_q_padded", "cu_seqlens_kv_padded")
 
 
@@ -59,55 +61,27 @@ class TransformerEngineKernel(LibraryKernel):
         tensors = dict.fromkeys(("q", "k", "v", "o", "d_o", "aux_ctx_tensors"))
         self._differentiate.check(tensors | self._backward_options("sbhd", None) | sizes)
 
-    def forward_packed(
-        self, q: Tensor, k: Tensor, v: Tensor, *, lengths: Lengths, causal: bool, scale: float, softcap: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        tensors = {name: thd(x).contiguous() for name, x in (("q", q), ("k", k), ("v", v))}
-        options = self._forward_options("thd") | _packed(lengths, causal, q) | {"attn_scale": scale}
-        out, (stats, *_), *_ = self._attend(tensors | options)
-        if stats.dim() != 3:
+    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
+        name, layout = _layout(tile)
+        tensors = {key: layout.theirs(x) for key, x in (("q", q), ("k", k), ("v", v))}
+        out, (stats, *_), *_ = self._attend(tensors | self._forward_options(name) | self._tile(tile, q, k))
+        if tile.lengths is not None and stats.dim() != 3:
             raise UnavailableError(
                 f"{self._title}: statistics of packed documents are {tuple(stats.shape)}, not packed"
             )
-        return unpacked(out), unpacked(stats.squeeze(-1))
-
-    def backward_packed(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        lengths: Lengths,
-        causal: bool,
-        scale: float,
-        softcap: float = 0.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        names = (("q", q), ("k", k), ("v", v), ("o", out), ("d_o", dout))
-        tensors = {name: thd(x).contiguous() for name, x in names}
-        tensors["aux_ctx_tensors"] = [thd(lse).contiguous().unsqueeze(-1), _random_state(q.device)]
-        options = self._backward_options("thd", q.dtype) | _packed(lengths, causal, q) | {"attn_scale": scale}
-        dq, dk, dv, *_ = self._differentiate(tensors | options)
-        return unpacked(dq), unpacked(dk), unpacked(dv)
-
-    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
-        tensors = {name: x.contiguous() for name, x in (("q", q), ("k", k), ("v", v))}
-        options = self._forward_options("sbhd") | self._mask(tile, q, k)
-        out, aux, *_ = self._attend(tensors | options | _sizes(q, k) | {"attn_scale": tile.scale})
-        return out, lse_sbh(aux[0].squeeze(-1))
+        return layout.ours(out), layout.lse_ours(stats.squeeze(-1))
 
     def _backward(
         self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: TileOptions
     ) -> tuple[Tensor, Tensor, Tensor]:
-        names = (("q", q), ("k", k), ("v", v), ("o", out), ("d_o", dout))
-        tensors = {name: x.contiguous() for name, x in names}
+        name, layout = _layout(tile)
+        named = (("q", q), ("k", k), ("v", v), ("o", out), ("d_o", dout))
+        tensors = {key: layout.theirs(x) for key, x in named}
         # What forward would have left, with the lse of all keys in the place of this tile's.
-        tensors["aux_ctx_tensors"] = [lse_bhs(lse).unsqueeze(-1), _random_state(q.device)]
-        options = self._backward_options("sbhd", q.dtype) | self._mask(tile, q, k)
-        dq, dk, dv, *_ = self._differentiate(tensors | options | _sizes(q, k) | {"attn_scale": tile.scale})
-        return dq, dk, dv
+        tensors["aux_ctx_tensors"] = [layout.lse_theirs(lse).unsqueeze(-1), _random_state(q.device)]
+        options = self._backward_options(name, q.dtype) | self._tile(tile, q, k)
+        dq, dk, dv, *_ = self._differentiate(tensors | options)
+        return layout.ours(dq), layout.ours(dk), layout.ours(dv)
 
     def _find_backend(self) -> Any:
         try:
@@ -121,8 +95,13 @@ class TransformerEngineKernel(LibraryKernel):
         version = getattr(cudnn, "get_cudnn_version", lambda: 0)()
         return gpu is not None and gpu >= (9, 0) and gpu != (12, 0) and version >= _PACKED_SINCE
 
-    def _mask(self, tile: TileOptions, q: Tensor, k: Tensor) -> dict[str, Any]:
-        return _mask(tile.causal, tile.band, q.shape[0], k.shape[0], any_window=self._any_window)
+    def _tile(self, tile: TileOptions, q: Tensor, k: Tensor) -> dict[str, Any]:
+        """Scale, sizes and mask."""
+        scale = {"attn_scale": tile.scale}
+        if tile.lengths is not None:
+            return scale | _packed(tile.lengths, tile.causal, q)
+        mask = _mask(tile.causal, tile.band, q.shape[0], k.shape[0], any_window=self._any_window)
+        return scale | _sizes(q, k) | mask
 
     def _options(self, layout: str) -> dict[str, Any]:
         return {
@@ -146,6 +125,11 @@ class TransformerEngineKernel(LibraryKernel):
 
     def _dtype_of_theirs(self, dtype: torch.dtype) -> Any:
         return next(theirs for theirs, ours in self._module.TORCH_DType.items() if ours == dtype)
+
+
+def _layout(tile: TileOptions) -> tuple[str, Layout]:
+    """Its name and what it is; all is contiguous."""
+    return ("sbhd", _SBHD) if tile.lengths is None else ("thd", _THD)
 
 
 def _three(layout: str) -> str:

@@ -74,11 +74,8 @@ class LocalProblem:
         options |= {"band": self.band} if self.band else {}
         options |= {"softcap": self.softcap} if self.softcap else {}
         options |= {"lengths": self.lengths} if self.lengths else {}
-        forward, backward = (
-            (kernel.forward_packed, kernel.backward_packed) if self.lengths else (kernel.forward, kernel.backward)
-        )
-        out, lse = forward(q, k, v, **options)
-        grads = backward(dout, q, k, v, out, lse, **options)
+        out, lse = kernel.forward(q, k, v, **options)
+        grads = kernel.backward(dout, q, k, v, out, lse, **options)
         return {"out": out, "lse": lse} | dict(zip(("dq", "dk", "dv"), grads, strict=True))
 
 

@@ -174,14 +174,12 @@ def test_packed_documents_with_the_global_lse_and_a_stand_in(name: str) -> None:
     kernel, problem = ADAPTERS[name](), packed((5, 1, 6))
     q, k, v, dout = problem.tensors()
     options = {"lengths": problem.lengths, "causal": True, "scale": SCALE}
-    out, lse = kernel.forward_packed(q, k, v, **options)
+    out, lse = kernel.forward(q, k, v, **options)
     other = torch.zeros_like(out)
     other[..., 0] = (dout * out).sum(-1) / dout[..., 0]
     # As if each row had seen as much again elsewhere: all weights are half of what they were.
     wider = lse + torch.log(torch.tensor(2.0, dtype=lse.dtype))
-    dq, dk, dv = kernel.backward_packed(
-        dout, q, k, v, other, wider.transpose(0, 2).contiguous().transpose(0, 2), **options
-    )
+    dq, dk, dv = kernel.backward(dout, q, k, v, other, wider.transpose(0, 2).contiguous().transpose(0, 2), **options)
     want = problem.solution()
     assert worst({"dq": 2 * dq, "dk": 2 * dk, "dv": 2 * dv}, {name: want[name] for name in ("dq", "dk", "dv")}) <= 1e-10
 
