@@ -25,10 +25,9 @@ from benchmarks.cluster.topology import Topology
 from benchmarks.compute import BACKWARD, FORWARD, SleepKernel
 from benchmarks.jobs import RankState
 from megatron_wallfacer.engine.autograd import attend
-from megatron_wallfacer.engine.call import Call
+from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.merge import merge_into
-from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.timeline import Pass
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.planning.cluster import MessageCost

@@ -13,9 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_wallfacer.engine.autograd import attend
-from megatron_wallfacer.engine.call import Call
+from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.timeline import Recorder, nothing
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.protocol import Kernel

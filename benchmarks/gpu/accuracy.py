@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.report import add_options, device_of, markdown, relative_error, save
-from megatron_wallfacer.engine.merge import surrogate_output
+from megatron_wallfacer.engine.merge import out_proxy
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import KERNELS, select_kernel
 from megatron_wallfacer.kernels.protocol import Kernel, packs
@@ -124,7 +124,7 @@ def _passes(
         # As if each row had seen as much again elsewhere.
         rows_lse = lse + 0.7
         delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
-        stand_in = surrogate_output(dout, delta)
+        stand_in = out_proxy(dout, delta)
     return out, lse, *kernel.backward(dout, q, k, v, stand_in, rows_lse, **call)
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from megatron_wallfacer.engine import operators
 from megatron_wallfacer.engine.blocks import Block, Sizes
-from megatron_wallfacer.engine.call import Call
+from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import AxisGroups
-from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.timeline import Recorder, nothing
 from megatron_wallfacer.engine.transfers import Arrival, Expected, Pending, Transfers
 from megatron_wallfacer.kernels.protocol import Kernel

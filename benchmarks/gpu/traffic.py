@@ -84,12 +84,12 @@ class Traffic(TorchDispatchMode):
             self.add("row sums", (dout, out), (delta,))
             return delta
 
-        def surrogate_output(dout: Tensor, delta: Tensor) -> Tensor:
+        def out_proxy(dout: Tensor, delta: Tensor) -> Tensor:
             stand_in = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device)
             self.add("stand-in", (dout, delta), (stand_in,))
             return stand_in
 
-        return SimpleNamespace(merge_into=merge_into, row_sums=row_sums, surrogate_output=surrogate_output)
+        return SimpleNamespace(merge_into=merge_into, row_sums=row_sums, out_proxy=out_proxy)
 
 
 @dataclass(frozen=True)

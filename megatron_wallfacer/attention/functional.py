@@ -15,7 +15,7 @@ from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.merge import check_rows
-from megatron_wallfacer.engine.run import Runtime
+from megatron_wallfacer.engine.call import Runtime
 from megatron_wallfacer.engine.staged import check_transfers, make_transfers
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError
@@ -101,7 +101,7 @@ def attention(
         head_dim=q.shape[-1],
         v_head_dim=v.shape[-1],
         softcap=softcap,
-        banded=mask.banded,
+        window=mask.has_window,
     )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     runtime = Runtime(_transfers(group, plan.grid, transfers, q.device), chosen, scale, softcap=softcap)

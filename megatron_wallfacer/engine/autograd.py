@@ -43,8 +43,8 @@ def attend(
     Raises:
         OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
     """
-    out = _Attention.apply(*_checked(q, k, v, call), sinks, call, finished)
-    return document_order(out, call.mask, call.plan.grid.cp_size)
+    out = _Attention.apply(*_in_chunk_order(q, k, v, call), sinks, call, finished)
+    return document_order(out, call.mask, call.plan.grid.cp_size) if call.mask.reorders else out
 
 
 def finish(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None = None) -> Finished:
@@ -54,11 +54,13 @@ def finish(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None = N
         OptionError: as :func:`attend`.
     """
     with torch.no_grad():
-        return _finish(*_checked(q, k, v, call), call, sinks)
+        return _finish(*_in_chunk_order(q, k, v, call), call, sinks)
 
 
-def _checked(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, ...]:
-    """q, k, v in the order of chunks, if heads and mask fit them."""
+def _in_chunk_order(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, ...]:
+    """q, k, v with rows in the order that the schedule numbers them."""
+    if not call.mask.reorders:
+        return q, k, v
     call.check(q, k)
     return tuple(chunk_order(x, call.mask, call.plan.grid.cp_size) for x in (q, k, v))
 

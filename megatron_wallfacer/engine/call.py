@@ -1,27 +1,47 @@
-"""A call of attention: everything about it but its tensors."""
+"""A call of attention: everything about it but its tensors, and the compiled passes for tensors of given sizes."""
 
 from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.blocks import Sizes
-from megatron_wallfacer.engine.run import Runtime
+from megatron_wallfacer.engine.compiled import CompiledPass, compile_pass
+from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
 from megatron_wallfacer.schedule.heads import check_heads, head_groups
+from megatron_wallfacer.schedule.lower import lower
 from megatron_wallfacer.schedule.mask import CAUSAL, Mask, pattern_of
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.volume import Shape
 
-# A training run asks for the same few schedules at every layer and step.
-_forward_schedule = lru_cache(maxsize=64)(forward_schedule)
-_backward_schedule = lru_cache(maxsize=64)(backward_schedule)
-_pattern = lru_cache(maxsize=64)(pattern_of)
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs a schedule.
+
+    Attributes:
+        transfers: of this rank's groups.
+        kernel: the local kernel.
+        scale: of the scores.
+        recorder: observes passes, operations and waits.
+        softcap: cap of the scores; 0 for none.
+    """
+
+    transfers: Transfers
+    kernel: Kernel
+    scale: float
+    recorder: Recorder = nothing
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -31,9 +51,9 @@ class Call:
     Attributes:
         plan: grid and choices.
         runtime: transfers, kernel, scale.
-        mask: which pairs are live.
+        mask: which pairs are unmasked.
         keep_gathered_q: save the team's queries for backward instead of gathering them again.
-        number: by which :func:`call_of_number` knows it, for as long as it lives.
+        number: what operators know the call by (:func:`call_of_number`), for as long as it lives.
     """
 
     plan: Plan
@@ -41,12 +61,52 @@ class Call:
     mask: Mask = CAUSAL
     keep_gathered_q: bool = False
     number: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
+    #: Passes of calls that are alike but for the recorder are compiled once.
+    _alike: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _calls[self.number] = self
+        runtime = self.runtime
+        alike = self.plan, runtime.kernel, runtime.scale, runtime.softcap, self.mask, self.keep_gathered_q
+        object.__setattr__(self, "_alike", runtime.transfers.passes.number_of(alike))
+        _calls[self.number] = weakref.ref(self, lambda _, number=self.number: _calls.pop(number, None))
+
+    def forward_pass(self, q: Tensor, k: Tensor, v: Tensor, *, sinks: bool) -> CompiledPass:
+        """The compiled forward pass for tensors like these, sbhd.
+
+        Raises:
+            OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
+        """
+        passes = self.runtime.transfers.passes
+        key = self._alike, sinks, q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, q.device
+        found = passes.get(key)
+        if found is None:
+            self.check(q, k)
+            shape = _shape(q, k.shape[2], q.shape[3], v.shape[3])
+            strides = {"q": q.stride(), "k": k.stride(), "v": v.stride()}
+            found = passes.add(key, self._compile(forward_schedule, shape, strides, q, sinks=sinks))
+        return found
+
+    def backward_pass(self, own: Mapping[str, Tensor], kv_heads: int, head_dim: int) -> CompiledPass:
+        """The compiled backward pass.
+
+        Args:
+            own: the rank's own tensors by name: dout, out, lse, delta, and q, k, v unless forward kept what it had
+                exchanged along the head axis.
+            kv_heads: of the rank's own keys and values.
+            head_dim: channels of a query or key head.
+        """
+        passes, out = self.runtime.transfers.passes, own["out"]
+        strides = tuple(x.stride() for x in own.values())
+        key = self._alike, out.shape, kv_heads, head_dim, strides, out.dtype, out.device
+        found = passes.get(key)
+        if found is None:
+            shape = _shape(out, kv_heads, head_dim, out.shape[3])
+            named = dict(zip(own, strides, strict=True))
+            found = passes.add(key, self._compile(backward_schedule, shape, named, out))
+        return found
 
     def check(self, q: Tensor, k: Tensor) -> None:
-        """Whether heads and mask fit the rank's own tensors, sbhd.
+        """Check that heads and mask fit the rank's own tensors, sbhd.
 
         Raises:
             OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
@@ -55,47 +115,55 @@ class Call:
         check_heads(self.plan, q.shape[2], k.shape[2])
         self.mask.check(cp_size, cp_size * q.shape[0])
 
-    def sizes(self, like: Tensor, kv_heads: int, head_dim: int, v_head_dim: int) -> Sizes:
-        """Sizes of this call's tensors.
+    def _compile(
+        self, build: Any, shape: Shape, strides: Mapping[str, tuple[int, ...]], like: Tensor, *, sinks: bool = False
+    ) -> CompiledPass:
+        runtime = self.runtime
+        schedule = self.schedule(build, shape)
+        varlen = runtime.kernel.capabilities.varlen
+        program = lower(schedule, shape, self.mask, strides, varlen=varlen, sinks=sinks)
+        spec = AttnSpec(runtime.scale, runtime.softcap)
+        keeps = self.schedule(forward_schedule, shape).keeps if schedule.given else ()
+        return compile_pass(program, runtime.kernel, spec, runtime.transfers, like.device, like.dtype, keeps)
 
-        Args:
-            like: sbhd, the rank's own queries or output.
-            kv_heads: of the rank's own keys and values.
-            head_dim: channels of a head's queries and keys.
-            v_head_dim: channels of its values.
-        """
-        parts = self.plan.grid.head * head_groups(self.plan, like.shape[2], kv_heads)
-        return Sizes.of(like, kv_heads, head_dim, v_head_dim, parts)
-
-    def forward_schedule(self, sizes: Sizes) -> Schedule:
-        """This rank's, for tensors of these sizes."""
-        return _forward_schedule(self.plan, self.runtime.transfers.groups.rank, **self._options(sizes))
-
-    def backward_schedule(self, sizes: Sizes) -> Schedule:
-        """This rank's, for tensors of these sizes."""
-        return _backward_schedule(self.plan, self.runtime.transfers.groups.rank, **self._options(sizes))
-
-    def _options(self, sizes: Sizes) -> dict[str, object]:
-        grid = self.plan.grid
-        return {
-            "groups": sizes.parts // grid.head,
-            "q_kept": self.keep_gathered_q,
-            "causal": self.mask.right == 0,
-            "pattern": _pattern(self.mask, grid.cp_size, sizes.chunk),
-        }
+    def schedule(self, build: Any, shape: Shape) -> Schedule:
+        """This rank's schedule of one pass, by :func:`forward_schedule` or :func:`backward_schedule`."""
+        return build(
+            self.plan,
+            self.runtime.transfers.groups.rank,
+            causal=self.mask.right == 0,
+            groups=head_groups(self.plan, shape.q_heads, shape.kv_heads),
+            q_kept=self.keep_gathered_q,
+            pattern=pattern_of(self.mask, self.plan.grid.cp_size, shape.tokens // 2),
+        )
 
 
-# An operator takes numbers, not objects; whoever may call it again holds the call.
-_calls: weakref.WeakValueDictionary[int, Call] = weakref.WeakValueDictionary()
+def _shape(like: Tensor, kv_heads: int, head_dim: int, v_head_dim: int) -> Shape:
+    tokens, batch, q_heads, _ = like.shape
+    return Shape(
+        tokens=tokens,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        v_head_dim=v_head_dim,
+        batch=batch,
+        itemsize=like.dtype.itemsize,
+        accumulate_itemsize=accumulation_dtype(like.dtype).itemsize,
+    )
+
+
+# Operators take numbers, not objects; the caller holds the call.
+_calls: dict[int, weakref.ref[Call]] = {}
 
 
 def call_of_number(number: int) -> Call:
-    """The call that has this number.
+    """Return the call that has this number.
 
     Raises:
-        WallfacerError: nobody holds it any longer.
+        WallfacerError: the call no longer exists.
     """
-    call = _calls.get(number)
+    reference = _calls.get(number)
+    call = reference() if reference is not None else None
     if call is None:
         raise WallfacerError(f"attention call {number} is gone: keep the Call for as long as its number is used")
     return call

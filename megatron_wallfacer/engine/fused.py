@@ -29,11 +29,9 @@ def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
     return delta
 
 
-def surrogate_output(dout: Tensor, delta: Tensor) -> Tensor:
-    """See :func:`megatron_wallfacer.engine.merge.surrogate_output`."""
-    stand_in = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device)
-    _launch(_stand_in, dout, (dout, delta, stand_in))
-    return stand_in
+def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
+    """See :func:`megatron_wallfacer.engine.merge.out_proxy`."""
+    _launch(_stand_in, dout, (dout, delta, proxy))
 
 
 def _launch(kernel: triton.JITFunction, like: Tensor, tensors: tuple[Tensor, ...]) -> None:

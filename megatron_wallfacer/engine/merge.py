@@ -1,32 +1,51 @@
-"""What is done to rows beside attention: merging partial results, safe where a row has seen no key yet (lse = -inf).
+"""Row operations of a pass: copy, add and merge partial results, safe where a row has seen no key yet (lse = -inf).
 
-On a GPU each is one kernel of :mod:`megatron_wallfacer.engine.fused`, elsewhere operators of PyTorch.
+On a GPU merges, row sums and proxies are one Triton kernel each (:mod:`megatron_wallfacer.engine.fused`), elsewhere
+operators of PyTorch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.kernels.optional import TRITON
+from megatron_wallfacer.kernels.optional import UnavailableError
 
 
 @lru_cache(maxsize=1)
 def _kernels() -> ModuleType:
-    return TRITON.load()
+    try:
+        # Only where there is a GPU: PyTorch's wheels for CPUs bring no Triton.
+        from megatron_wallfacer.engine import fused
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise UnavailableError("triton is not installed, and merging on a GPU needs it: pip install triton") from error
+    return fused
 
 
 def check_rows(device: torch.device) -> None:
-    """Whether this module can serve a device.
+    """Check that this module can serve a device.
 
     Raises:
-        UnavailableError: it is a GPU, and there is no Triton.
+        UnavailableError: the device is a GPU, and Triton is not installed.
     """
     if device.type == "cuda":
         _kernels()
+
+
+def copy_rows(into: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into the tensor of the same shape at its place, in that tensor's dtype."""
+    torch._foreach_copy_(into, sources)
+
+
+def add_rows(into: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Add each source to the tensor of the same shape at its place, in that tensor's dtype."""
+    torch._foreach_add_(into, sources)
 
 
 def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
@@ -58,25 +77,27 @@ def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
     return _kernels().row_sums(dout, out, dtype) if dout.is_cuda else (dout.to(dtype) * out).sum(-1)
 
 
-def surrogate_output(dout: Tensor, delta: Tensor) -> Tensor:
-    """A stand-in for the output with rowsum(dout * stand-in) = delta.
+def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
+    """Fill a proxy for the forward output: a tensor with rowsum(dout * proxy) = delta.
 
     Flash kernels take the forward output in backward, but use nothing of it beyond that row sum. So a rank
     that has dO and delta of a query block needs no copy of its O: one tensor less on the wire. Of all such
-    stand-ins this is the shortest, never longer than the true output, so it cannot overflow where that did not.
+    proxies this is the shortest, never longer than the true output, so it cannot overflow where that did not.
 
     Args:
         dout: ``[rows, batch, heads, v_head_dim]``.
         delta: ``[rows, batch, heads]``, rowsum(dout * out) in the accumulation dtype.
+        proxy: shape and dtype of dout; written.
     """
     if dout.is_cuda:
-        return _kernels().surrogate_output(dout, delta)
+        _kernels().out_proxy(dout, delta, proxy)
+        return
     wide = dout.to(delta.dtype)
     # Scaled by the largest entry first: gradients are small, and their squares would underflow.
     largest = wide.abs().amax(-1, keepdim=True)
     direction = wide / torch.where(largest > 0, largest, 1.0)
     length = direction.square().sum(-1, keepdim=True) * largest
-    return direction.mul_(delta.unsqueeze(-1) / torch.where(length > 0, length, 1.0)).to(dout.dtype)
+    proxy.copy_(direction.mul_(delta.unsqueeze(-1) / torch.where(length > 0, length, 1.0)))
 
 
 def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:

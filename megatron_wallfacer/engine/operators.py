@@ -1,6 +1,6 @@
 """Attention as two operators of PyTorch's dispatcher, forward and backward.
 
-Selective activation checkpointing, torch.compile and profilers know operators, by name: ``wallfacer::attention`` and
+Selective activation checkpointing, torch.compile and profilers find operators by name: ``wallfacer::attention`` and
 ``wallfacer::attention_backward``. They take tensors and numbers, so a call goes by its number. Neither has a
 derivative of its own: :mod:`megatron_wallfacer.engine.autograd` joins them.
 """
@@ -8,14 +8,14 @@ derivative of its own: :mod:`megatron_wallfacer.engine.autograd` joins them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.blocks import Sizes
-from megatron_wallfacer.engine.call import Call, call_of_number
+from megatron_wallfacer.engine.call import call_of_number
+from megatron_wallfacer.engine.execute import execute
 from megatron_wallfacer.engine.merge import add_sinks, row_sums, sinks_gradient
-from megatron_wallfacer.engine.run import run
 
 _LIBRARY = torch.library.Library("wallfacer", "FRAGMENT")
 _LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, int call) -> (Tensor, Tensor, Tensor[])")
@@ -23,28 +23,28 @@ _LIBRARY.define(
     "attention_backward(Tensor dout, Tensor out, Tensor lse, Tensor? sinks, Tensor[] kept, Tensor[] inputs, "
     "int kv_heads, int head_dim, int call) -> (Tensor, Tensor, Tensor, Tensor)"
 )
+_UNCHANGED = nullcontext()
 Forward = tuple[Tensor, Tensor, list[Tensor]]
 Backward = tuple[Tensor, Tensor, Tensor, Tensor]
 
-#: (q, k, v, sinks, number of the call) -> (out, lse, packets of what the schedule keeps, in its order).
+#: (q, k, v, sinks, number of the call) -> (out, lse, bytes of each value that the schedule keeps, in its order).
 attention = torch.ops.wallfacer.attention.default
 #: (dout, out, lse, sinks, kept, (q, k, v) or (), kv_heads, head_dim, number of the call) -> (dq, dk, dv, dsinks).
-#: The inputs are left out where backward reads what came of them along the head axis. Without sinks dsinks is empty.
+#: The inputs are left out where backward reads what was kept after the exchange along the head axis. Without sinks
+#: dsinks is empty.
 attention_backward = torch.ops.wallfacer.attention_backward.default
 
 
 def run_attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: int) -> Forward:
-    """What the operator :data:`attention` does, out of the dispatcher's sight."""
+    """Run the operator :data:`attention` without the dispatcher."""
     known = call_of_number(call)
-    sizes = _sizes_of_inputs(known, q, k, v)
-    with _as_given(q):
-        local = {"q": q, "k": k, "v": v}
-        schedule = known.forward_schedule(sizes)
-        # Sinks have a last say in the output: until then it keeps its precision.
-        results, kept = run(schedule, known.runtime, sizes, local, {}, known.mask, rounded=sinks is None)
+    compiled, runtime = known.forward_pass(q, k, v, sinks=sinks is not None), known.runtime
+    with _dtypes_as_given(q):
+        (out, lse), kept = execute(compiled, (q, k, v), (), runtime.transfers, runtime.recorder)
         if sinks is not None:
-            add_sinks(results["out"], results["lse"], sinks)
-    return results["out"].to(q.dtype), results["lse"], [block.packet for block in kept.values()]
+            add_sinks(out, lse, sinks)
+            out = out.to(q.dtype)
+    return out, lse, kept
 
 
 def run_attention_backward(
@@ -58,44 +58,34 @@ def run_attention_backward(
     head_dim: int,
     call: int,
 ) -> Backward:
-    """What the operator :data:`attention_backward` does, out of the dispatcher's sight."""
+    """Run the operator :data:`attention_backward` without the dispatcher."""
     known = call_of_number(call)
-    sizes = known.sizes(out, kv_heads, head_dim, out.shape[-1])
-    schedule, names = known.backward_schedule(sizes), known.forward_schedule(sizes).keeps
-    packets = dict(zip(names, kept, strict=True))
-    given = {name: sizes.unpack(schedule.values[name], packets[name]) for name in schedule.given}
     if dout.stride(-1) != 1:
-        # Kernels want channels side by side; the gradient of a sum has them all in one place.
+        # Kernels read channels side by side; the gradient of a sum has them all in one place.
         dout = dout.contiguous()
-    with _as_given(dout):
-        local = dict(zip("qkv", inputs, strict=False)) | {"dout": dout, "lse": lse}
-        local["delta"] = row_sums(dout, out, lse.dtype)
-        results, _ = run(schedule, known.runtime, sizes, local, given, known.mask, rounded=True)
-        dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, local["delta"], sinks)
-    dq, dk, dv = (results[name].to(out.dtype) for name in ("dq", "dk", "dv"))
-    return dq, dk, dv, dsinks
+    with _dtypes_as_given(dout):
+        own = dict(zip("qkv", inputs, strict=False))
+        own |= {"dout": dout, "out": out, "lse": lse, "delta": row_sums(dout, out, lse.dtype)}
+        compiled, runtime = known.backward_pass(own, kv_heads, head_dim), known.runtime
+        given = [kept[number] for number in compiled.given]
+        (dq, dk, dv), _ = execute(compiled, tuple(own.values()), given, runtime.transfers, runtime.recorder)
+        dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, own["delta"], sinks)
+    dtype = out.dtype
+    return dq.to(dtype), dk.to(dtype), dv.to(dtype), dsinks
 
 
-def _as_given(x: Tensor) -> torch.autocast:
+def _dtypes_as_given(x: Tensor) -> AbstractContextManager[object]:
     # The dtypes are the caller's choice: autocast must not make the reference kernel's products bf16.
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def _sizes_of_inputs(call: Call, q: Tensor, k: Tensor, v: Tensor) -> Sizes:
-    return call.sizes(q, k.shape[2], q.shape[3], v.shape[3])
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _UNCHANGED
 
 
 def _attention_shapes(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: int) -> Forward:
-    """What :func:`run_attention` gives, empty: for who traces a program without running it."""
-    known = call_of_number(call)
-    sizes = _sizes_of_inputs(known, q, k, v)
-    schedule = known.forward_schedule(sizes)
-    lse = q.new_empty(q.shape[:3], dtype=sizes.dtype_of("lse"))
-    return (
-        q.new_empty((*q.shape[:3], v.shape[3])),
-        lse,
-        [sizes.like(schedule.values[name]).packet for name in schedule.keeps],
-    )
+    """Results of :func:`run_attention` without values, for tracing."""
+    compiled = call_of_number(call).forward_pass(q, k, v, sinks=sinks is not None)
+    (out_shape, _), (lse_shape, lse_dtype) = compiled.results
+    kept = [q.new_empty(nbytes, dtype=torch.uint8) for nbytes in compiled.kept]
+    return q.new_empty(out_shape), q.new_empty(lse_shape, dtype=lse_dtype), kept
 
 
 def _attention_backward_shapes(

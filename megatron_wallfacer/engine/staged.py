@@ -1,18 +1,22 @@
-"""Moves through host memory: several ranks on one GPU, for a developer's machine or a card of CI.
+"""Transfers through host memory: several ranks on one GPU, for a developer's machine or a card of CI.
 
-NCCL wants a GPU for each rank, and gloo sends nothing from a GPU. So every message is copied to the host, sent by gloo,
-and copied back. The host waits for each copy: this is for seeing that something works, never for speed, and nobody gets
-it without asking.
+NCCL before 2.30 needs a GPU for each rank, and gloo sends nothing from a GPU. So every message is copied to the host,
+sent by gloo, and copied back. The host waits for each copy: this shows that something works, and is never fast. It has
+to be requested.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.groups import AxisGroups
-from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers
 from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.schedule.program import Transfer
 
 #: ``direct``: from and to the tensors' own device, by the group's backend. ``staged``: through host memory, by gloo.
 TRANSFERS = ("direct", "staged")
@@ -21,10 +25,43 @@ TRANSFERS = ("direct", "staged")
 class StagedTransfers(Transfers):
     """Transfers through host memory; the groups' backend is gloo."""
 
+    def bind(self, number: int, transfer: Transfer, device: torch.device) -> BoundTransfer:
+        group = self.groups.groups[transfer.channel]
+        sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
+
+        def post(operands: Sequence[Tensor], works: list[Any]) -> None:
+            landings = [self._landing(operands[packet.operand]) for packet in receives]
+            works[number] = (
+                [group.recv([x], packet.peer, packet.tag) for x, packet in zip(landings, receives, strict=True)],
+                landings,
+                [],
+            )
+
+        def start(operands: Sequence[Tensor], works: list[Any]) -> None:
+            if works[number] is None:
+                post(operands, works)
+            posted, _, sent = works[number]
+            for peer, operand, tag in sends:
+                # The copy has to live until it has left.
+                sent.append(self._departing(operands[operand]))
+                posted.append(group.send([sent[-1]], peer, tag))
+
+        def wait(operands: Sequence[Tensor], works: list[Any]) -> None:
+            posted, landings, _ = works[number]
+            for work in posted:
+                work.wait()
+            for landing, packet in zip(landings, receives, strict=True):
+                operands[packet.operand].copy_(landing)
+            works[number] = None
+
+        return BoundTransfer(post, start, wait)
+
     def _landing(self, packet: Tensor) -> Tensor:
+        """Where the bytes of a message are received."""
         return torch.empty_like(packet, device="cpu")
 
     def _departing(self, packet: Tensor) -> Tensor:
+        """The bytes of a message as they are sent."""
         return packet.to("cpu", copy=True)
 
 

@@ -1,168 +1,119 @@
-"""Moves of a schedule as torch.distributed calls, with every received byte counted.
+"""Transfers of a program as calls of process groups.
 
-A message is one buffer, whatever tensors are in it. Nothing here blocks before :meth:`Pending.wait`.
+A message is one buffer of bytes, whatever tensors are in it. Starting a transfer does not block; waiting blocks until
+all that it receives has arrived and all that it sends has left. On NCCL it is the device's current stream that waits,
+not the host.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_wallfacer.engine.blocks import Block, Sizes, select
 from megatron_wallfacer.engine.groups import AxisGroups
-from megatron_wallfacer.schedule.ops import Message, Move, Value
+from megatron_wallfacer.engine.pass_cache import PassCache
+from megatron_wallfacer.schedule.program import Packet, Transfer
 
-Works = Sequence[dist.Work]
+#: Operands of a pass by number, and the works in flight by number of the transfer.
+Action = Callable[[Sequence[Tensor], list[Any]], None]
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """What will arrive.
+class BoundTransfer(NamedTuple):
+    """What a program does with one transfer.
 
     Attributes:
-        block: the value's rows.
-        landing: where its bytes are received: the block's own packet, or one in host memory.
+        post: give its receives their buffers before it starts; None where a backend starts both halves at once.
+        start: start it; does not block.
+        wait: wait for it. To be called once.
     """
 
-    block: Block
-    landing: Tensor
-
-    def settle(self) -> Block:
-        """The block, once the bytes are there."""
-        if self.landing is not self.block.packet:
-            self.block.packet.copy_(self.landing)
-        return self.block
-
-
-class Pending:
-    """A move on its way. Keeps what is being sent alive until it has left, and not longer."""
-
-    def __init__(self, works: Works, arriving: dict[str, Arrival], sent: Sequence[Tensor]) -> None:
-        self._works, self._sent, self._arriving = works, sent, arriving
-
-    def wait(self) -> dict[str, Block]:
-        """Block until everything has arrived and left. To be called once.
-
-        On NCCL it is the device's current stream that waits, not the host.
-        """
-        for work in self._works:
-            work.wait()
-        arrived = {name: arrival.settle() for name, arrival in self._arriving.items()}
-        self._arriving, self._works, self._sent = {}, (), ()
-        return arrived
-
-
-Expected = tuple[dict[str, Arrival], Works]
-"""What will arrive, and the receives that have been posted for it."""
+    post: Action | None
+    start: Action
+    wait: Action
 
 
 class Transfers:
-    """Runs moves on the groups of a grid.
+    """Binds transfers to the process groups of a grid.
 
     Attributes:
         groups: the process groups.
-        received: bytes received so far by (axis, tensor name), as handed over by torch.distributed.
+        passes: passes that were compiled for these groups.
+        received: bytes received so far by (axis, tensor name).
     """
 
     def __init__(self, groups: AxisGroups) -> None:
-        self.groups = groups
+        self.groups, self.passes = groups, PassCache()
         self.received: Counter[tuple[str, str]] = Counter()
 
-    def expect(self, move: Move, values: Mapping[str, Value], sizes: Sizes) -> Expected | None:
-        """Post the receives of a move before it starts; None where a backend wants both halves at once.
-
-        With gloo a message waits at the sender until its receive has been posted. NCCL runs the operations of a group
-        one after the other, and a receive that stands before a send would keep it from leaving.
-        """
-        group = self._group(move)
-        if dist.get_backend(group) != "gloo":
-            return None
-        arriving = self._arriving(move, values, sizes)
-        works = [
-            dist.irecv(arriving[message.value].landing, self._global(message), group=group, tag=message.tag)
-            for message in move.receives
-        ]
-        return arriving, works
-
-    def start(
-        self,
-        move: Move,
-        sent: Mapping[str, Block],
-        values: Mapping[str, Value],
-        sizes: Sizes,
-        expected: Expected | None = None,
-    ) -> Pending:
-        """Begin a move.
+    def bind(self, number: int, transfer: Transfer, device: torch.device) -> BoundTransfer:
+        """Return the calls of one transfer.
 
         Args:
-            move: what goes where.
-            sent: the blocks that its sends name.
-            values: of the schedule.
-            sizes: of the call.
-            expected: what :meth:`expect` gave for this move.
+            number: where its works are kept while it is in flight.
+            transfer: what goes where.
+            device: of the operands.
         """
-        group = self._group(move)
-        packets = [
-            self._departing(self._packet(sent[message.value], message, move, values, sizes)) for message in move.sends
-        ]
-        expected = expected or self.expect(move, values, sizes)
-        if expected is None:
-            arriving = self._arriving(move, values, sizes)
-            operations = [
-                dist.P2POp(dist.irecv, arriving[message.value].landing, self._global(message), group)
-                for message in move.receives
-            ] + [
-                dist.P2POp(dist.isend, packet, self._global(message), group)
-                for message, packet in zip(move.sends, packets, strict=True)
-            ]
-            works: Works = dist.batch_isend_irecv(operations)
-        else:
-            arriving, receives = expected
-            works = [
-                *receives,
-                *(
-                    dist.isend(packet, self._global(message), group=group, tag=message.tag)
-                    for message, packet in zip(move.sends, packets, strict=True)
-                ),
-            ]
-        for arrival in arriving.values():
-            for tensor, rows in arrival.block.tensors.items():
-                self.received[move.axis, tensor] += rows.nbytes
-        return Pending(works, arriving, packets)
+        group = self.groups.groups[transfer.channel]
+        sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
+        if dist.get_backend(group) == "gloo":
+            return _in_halves(number, group, sends, receives)
+        return _at_once(number, group, sends, receives, device)
 
-    def _arriving(self, move: Move, values: Mapping[str, Value], sizes: Sizes) -> dict[str, Arrival]:
-        blocks = {message.value: sizes.like(values[message.value]) for message in move.receives}
-        return {name: Arrival(block, self._landing(block.packet)) for name, block in blocks.items()}
+    def _in_group(self, group: dist.ProcessGroup, packets: Sequence[Packet]) -> tuple[Packet, ...]:
+        """The same messages with peers as the group numbers them."""
+        ranks = self.groups.global_ranks
+        return tuple(packet._replace(peer=dist.get_group_rank(group, ranks[packet.peer])) for packet in packets)
 
-    def _landing(self, packet: Tensor) -> Tensor:
-        """Where the bytes of a packet are received."""
-        return packet
 
-    def _departing(self, packet: Tensor) -> Tensor:
-        """From where the bytes of a packet are sent."""
-        return packet
+def _in_halves(
+    number: int, group: dist.ProcessGroup, sends: Sequence[Packet], receives: Sequence[Packet]
+) -> BoundTransfer:
+    """Receives are posted before the transfer starts: with gloo a message waits at the sender until then."""
 
-    def _packet(self, block: Block, message: Message, move: Move, values: Mapping[str, Value], sizes: Sizes) -> Tensor:
-        """The bytes of some rows; a copy, unless it is a whole block that lies in one buffer."""
-        whole = select(block, move.payload)
-        if message.chunks != block.chunks:
-            rows = sizes.empty(move.payload, message.chunks, values[message.value].part)
-            sizes.copy_rows(block, rows, message.chunks, move.payload)
-            return rows.packet
-        if whole.packet is None:
-            copy = sizes.empty(move.payload, block.chunks, values[message.value].part)
-            for tensor in move.payload:
-                copy.tensors[tensor].copy_(block.tensors[tensor])
-            # Another message of the same rows needs no second copy.
-            whole.packet = copy.packet
-        return whole.packet
+    def post(operands: Sequence[Tensor], works: list[Any]) -> None:
+        works[number] = [group.recv([operands[operand]], peer, tag) for peer, operand, tag in receives]
 
-    def _group(self, move: Move) -> dist.ProcessGroup:
-        return self.groups.groups[move.channel]
+    def start(operands: Sequence[Tensor], works: list[Any]) -> None:
+        if works[number] is None:
+            post(operands, works)
+        works[number] += [group.send([operands[operand]], peer, tag) for peer, operand, tag in sends]
 
-    def _global(self, message: Message) -> int:
-        return self.groups.global_ranks[message.peer]
+    return BoundTransfer(post, start, _wait_for_all(number))
+
+
+def _at_once(
+    number: int,
+    group: dist.ProcessGroup,
+    sends: Sequence[Packet],
+    receives: Sequence[Packet],
+    device: torch.device,
+) -> BoundTransfer:
+    """One group operation, as ``torch.distributed.batch_isend_irecv`` makes it, without its checks of every call.
+
+    NCCL runs the operations of a communicator one after the other: a receive that stands before a send would keep it
+    from leaving.
+    """
+
+    def start(operands: Sequence[Tensor], works: list[Any]) -> None:
+        group._start_coalescing(device)
+        for peer, operand, tag in receives:
+            group.recv([operands[operand]], peer, tag)
+        for peer, operand, tag in sends:
+            group.send([operands[operand]], peer, tag)
+        works[number] = (group._end_coalescing(device),)
+
+    return BoundTransfer(None, start, _wait_for_all(number))
+
+
+def _wait_for_all(number: int) -> Action:
+    def wait(operands: Sequence[Tensor], works: list[Any]) -> None:
+        for work in works[number]:
+            work.wait()
+        works[number] = None
+
+    return wait

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_wallfacer.engine.autograd import attend
-from megatron_wallfacer.engine.call import Call
-from megatron_wallfacer.engine.run import Runtime
+from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.timeline import nothing
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.arguments import as_flag_error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
+from megatron_wallfacer.schedule.memory import own_views
 from megatron_wallfacer.schedule.ops import Assemble, Attend, Fold, Load, Op, Schedule, Start, Store
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
@@ -14,7 +15,7 @@ from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
 #: Times that a byte of a result crosses memory: merged (part and sum read, sum written), copied (read, written).
 MERGED, COPIED = 3, 2
-#: And a byte of a stand-in for the output (engine.merge.surrogate_output) where PyTorch's operators make it, as on a
+#: And a byte of a stand-in for the output (engine.merge.out_proxy) where PyTorch's operators make it, as on a
 #: CPU: five that read and write, or write a number a row. A GPU's kernel reads dO and writes the stand-in.
 STAND_IN = 10
 
@@ -107,8 +108,10 @@ class Costs:
 def _stand_ins(schedule: Schedule) -> dict[int, int]:
     """Chunks of queries for which an operation of backward makes the stand-in: the first that attends with them."""
     first: dict[tuple[str, ...], int] = {}
+    views = own_views(schedule)
     for index, op in enumerate(schedule.ops):
-        if isinstance(op, Attend):
+        # Own rows have their output.
+        if isinstance(op, Attend) and not views.issuperset(op.q):
             first.setdefault(op.q, index)
     values = schedule.values
     return {

@@ -1,13 +1,12 @@
-"""Memory: from when to when each buffer of a schedule lives, and how many bytes that is at once.
+"""Memory: the lifetime of each buffer of a schedule, and the bytes that a pass allocates.
 
-Counted is what the pass adds to the tensors that its caller holds. A view of the rank's own tensors costs nothing; a
-copy of it that is sent does, and so do rows of an accumulator that are copied to be sent.
+A pass allocates one workspace for its buffers, its results, and what it keeps for backward. A view of the rank's own
+tensors costs nothing; a copy of it that is sent does, and so do rows of an accumulator that are copied to be sent.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 from megatron_wallfacer.schedule.ops import (
@@ -18,11 +17,11 @@ from megatron_wallfacer.schedule.ops import (
     Message,
     Schedule,
     Start,
-    Store,
     reads,
     writes,
 )
 from megatron_wallfacer.schedule.volume import KV_TENSORS, STATISTICS, Shape, rows_bytes
+from megatron_wallfacer.schedule.workspace import Buffer, Placement, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +29,38 @@ class Life:
     """One buffer.
 
     Attributes:
-        name: of the value that it holds, or that it is a copy of.
-        first, last: operations between which it lives, both included.
-        payload, chunks: its tensors and the number of its rows in chunks.
+        key: identifies the buffer: :func:`value_key`, :func:`rows_key` or :func:`proxy_key`.
+        name: the value that it holds, or whose copy it is.
+        first, last: operations between which it is alive, both included.
+        payload, chunks: its tensors, and the number of its rows in chunks.
     """
 
+    key: Hashable
     name: str
     first: int
     last: int
     payload: tuple[str, ...]
     chunks: int
+
+
+def value_key(name: str) -> Hashable:
+    """Key of the buffer of a value; of a view of the rank's own tensors, of the copy that is sent."""
+    return "value", name
+
+
+def rows_key(start: int, position: int) -> Hashable:
+    """Key of the copied rows of one send.
+
+    Args:
+        start: operation that starts the transfer.
+        position: index among the sends of the transfer.
+    """
+    return "rows", start, position
+
+
+def proxy_key(names: tuple[str, ...]) -> Hashable:
+    """Key of the proxy for the output of a query block, by the values that the tiles read of it."""
+    return "proxy", names
 
 
 def waits(schedule: Schedule) -> dict[int, int]:
@@ -60,15 +81,15 @@ def waits(schedule: Schedule) -> dict[int, int]:
 
 
 def lives(schedule: Schedule) -> Iterator[Life]:
-    """Every buffer of a pass."""
+    """Every buffer of a pass. What is kept for backward lives one operation longer than the pass."""
     last, first = dict(schedule.last_mentions), {}
     for index, op in enumerate(schedule.ops):
         for name in writes(op):
             first.setdefault(name, index)
-    buffers = _buffers(schedule)
+    buffers = aliases(schedule)
     for name, buffer in buffers.items():
         last[buffer] = max(last[buffer], last.pop(name))
-    views = {op.into for op in schedule.ops if isinstance(op, Load)}
+    views = own_views(schedule)
     until = waits(schedule)
     sends = _whole_sends(schedule, buffers, until)
     for name, index in last.items():
@@ -76,13 +97,14 @@ def lives(schedule: Schedule) -> Iterator[Life]:
         # A view costs nothing, but for the copy of it that is on its way.
         start, end = sends[name] if name in views and name in sends else (first.get(name, 0), index)
         if name not in schedule.given and (name not in views or name in sends):
-            yield Life(name, start, max(end, sends.get(name, (0, 0))[1]), value.payload, len(value.chunks))
+            end = max(end, sends.get(name, (0, 0))[1])
+            yield Life(value_key(name), name, start, end, value.payload, len(value.chunks))
     yield from _copied_rows(schedule, until)
-    yield from _stand_ins(schedule)
+    yield from _proxies(schedule, views)
 
 
-def _buffers(schedule: Schedule) -> dict[str, str]:
-    """Whose buffer a value has that was put together out of one other: it is another name for the same."""
+def aliases(schedule: Schedule) -> dict[str, str]:
+    """By value that is put together out of one other, the value whose buffer it shares."""
     found: dict[str, str] = {}
     for op in schedule.ops:
         if isinstance(op, Assemble) and len(op.sources) == 1:
@@ -90,12 +112,17 @@ def _buffers(schedule: Schedule) -> dict[str, str]:
     return found
 
 
+def own_views(schedule: Schedule) -> frozenset[str]:
+    """Values that are views of the rank's own tensors."""
+    return frozenset(op.into for op in schedule.ops if isinstance(op, Load))
+
+
 def _whole_sends(
     schedule: Schedule, buffers: Mapping[str, str], until: Mapping[int, int]
 ) -> dict[str, tuple[int, int]]:
     """By buffer, where sends of all its rows first start, and the last operation before they are waited for."""
     found: dict[str, tuple[int, int]] = {}
-    for index, message in _sends(schedule):
+    for index, _, message in _sends(schedule):
         if len(message.chunks) == len(schedule.values[message.value].chunks):
             name = buffers.get(message.value, message.value)
             start, end = found.get(name, (index, index))
@@ -105,54 +132,90 @@ def _whole_sends(
 
 def _copied_rows(schedule: Schedule, until: Mapping[int, int]) -> Iterator[Life]:
     """Some rows of a value are copied to be sent."""
-    for index, message in _sends(schedule):
+    for index, position, message in _sends(schedule):
         value = schedule.values[message.value]
         if len(message.chunks) < len(value.chunks):
-            yield Life(message.value, index, until[index] - 1, value.payload, len(message.chunks))
+            key = rows_key(index, position)
+            yield Life(key, message.value, index, until[index] - 1, value.payload, len(message.chunks))
 
 
-def _sends(schedule: Schedule) -> Iterator[tuple[int, Message]]:
-    """(where its move starts, message)."""
+def _sends(schedule: Schedule) -> Iterator[tuple[int, int, Message]]:
+    """(operation that starts its move, index among the move's sends, message)."""
     for index, op in enumerate(schedule.ops):
         if isinstance(op, Start):
-            for message in op.move.sends:
-                yield index, message
+            for position, message in enumerate(op.move.sends):
+                yield index, position, message
 
 
-def _stand_ins(schedule: Schedule) -> Iterator[Life]:
-    """In backward, the stand-in for the output of each query block that tiles read."""
+def _proxies(schedule: Schedule, views: frozenset[str]) -> Iterator[Life]:
+    """In backward, the proxy for the output of each query block that tiles read; own rows have their output."""
     used: dict[tuple[str, ...], list[int]] = {}
     for index, op in enumerate(schedule.ops):
-        if isinstance(op, Attend) and schedule.backward:
+        if isinstance(op, Attend) and schedule.backward and not views.issuperset(op.q):
             used.setdefault(op.q, []).append(index)
     for names, indices in used.items():
-        yield Life(names[-1], indices[0], indices[-1], ("dout",), len(schedule.values[names[0]].chunks))
+        chunks = len(schedule.values[names[0]].chunks)
+        yield Life(proxy_key(names), names[-1], indices[0], indices[-1], ("dout",), chunks)
 
 
-def _result_itemsize(schedule: Schedule, shape: Shape, tensor: str) -> int:
-    """Bytes of an element of what the caller is given: as the inputs, but for statistics, and for kv heads that several
-    parts share, which are summed there. Sinks, of which a schedule knows nothing, keep the output wide, too."""
+def workspace(schedule: Schedule, shape: Shape) -> Placement:
+    """Return the offset of each buffer in the workspace of a pass.
+
+    Args:
+        schedule: the pass of one rank.
+        shape: sizes of the rank's shard.
+    """
+    kept = kept_buffers(schedule)
+    return place(
+        Buffer(life.key, life.first, life.last, int(rows_bytes(schedule, shape, life.payload, life.chunks)))
+        for life in lives(schedule)
+        if life.key not in kept
+    )
+
+
+def kept_buffers(schedule: Schedule) -> dict[Hashable, str]:
+    """By key of a buffer that is kept for backward, the name under which it is kept."""
+    buffers = aliases(schedule)
+    return {value_key(buffers.get(name, name)): name for name in schedule.keeps}
+
+
+def result_tensors(schedule: Schedule) -> tuple[str, ...]:
+    """Tensors that the pass gives to its caller."""
+    return ("dq", "dk", "dv") if schedule.backward else ("out", "lse")
+
+
+def result_is_wide(schedule: Schedule, shape: Shape, tensor: str, *, sinks: bool = False) -> bool:
+    """Whether a result is in the accumulation dtype: statistics, sums that are not complete when they are stored.
+
+    Args:
+        schedule: the pass of one rank.
+        shape: sizes of the rank's shard.
+        tensor: name of the result.
+        sinks: sinks are merged into the output after the pass.
+    """
+    # Parts that share kv heads are added up in the result.
     shared = tensor in KV_TENSORS and schedule.parts > shape.kv_heads
-    return shape.itemsize_of(tensor) if shared or tensor in STATISTICS else shape.itemsize
+    return shared or tensor in STATISTICS or (sinks and tensor == "out")
 
 
-def peak_bytes(schedule: Schedule, shape: Shape) -> float:
-    """Most bytes that the buffers of a pass hold at once; a kernel's own workspace is not among them."""
-    change: Counter[int] = Counter()
-    for life in lives(schedule):
-        size = rows_bytes(schedule, shape, life.payload, life.chunks)
-        change[life.first] += size
-        change[life.last + 1] -= size
-    # The results come to life when the first part of them is stored, and are the caller's after.
-    stored: dict[str, int] = {}
-    for index, op in enumerate(schedule.ops):
-        if isinstance(op, Store):
-            for tensor in schedule.values[op.source].payload:
-                stored.setdefault(tensor, index)
-    for tensor, index in stored.items():
-        change[index] += shape.elements(tensor) * _result_itemsize(schedule, shape, tensor)
-    held = most = 0
-    for index in sorted(change):
-        held += change[index]
-        most = max(most, held)
-    return most
+def result_bytes(schedule: Schedule, shape: Shape) -> int:
+    """Bytes of the results of a pass."""
+    return sum(
+        shape.elements(tensor)
+        * (shape.itemsize_of(tensor) if result_is_wide(schedule, shape, tensor) else shape.itemsize)
+        for tensor in result_tensors(schedule)
+    )
+
+
+def peak_bytes(schedule: Schedule, shape: Shape) -> int:
+    """Return the bytes that a pass allocates: workspace, results, and what it keeps for backward.
+
+    A kernel's own workspace is not among them.
+    """
+    kept = sum(int(rows_bytes(schedule, shape, *_size(schedule, name))) for name in schedule.keeps)
+    return workspace(schedule, shape).nbytes + result_bytes(schedule, shape) + kept
+
+
+def _size(schedule: Schedule, name: str) -> tuple[tuple[str, ...], int]:
+    value = schedule.values[name]
+    return value.payload, len(value.chunks)

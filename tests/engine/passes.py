@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.attention import attention, forget_groups
-from megatron_wallfacer.engine.call import Call
-from megatron_wallfacer.engine.run import Runtime
+from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.timeline import Recorder, nothing
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.protocol import Kernel

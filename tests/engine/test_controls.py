@@ -146,7 +146,7 @@ SABOTAGE = {
     "a tile dropped": Sabotage(TENSORS, f"{PACKAGE}.schedule.lane.tiles", _dropped),
     "lse ignored in a merge": Sabotage(("out",), f"{PACKAGE}.engine.sums.merge_into", _plain_mean),
     "results replaced, not added": Sabotage(TENSORS, f"{PACKAGE}.engine.sums.Sum.add", _last_wins),
-    "delta ignored in backward": Sabotage(("dq", "dk"), f"{PACKAGE}.engine.run.surrogate_output", _no_delta),
+    "delta ignored in backward": Sabotage(("dq", "dk"), f"{PACKAGE}.engine.run.out_proxy", _no_delta),
     "rows left unsorted": Sabotage(
         ("out",), f"{PACKAGE}.engine.blocks.Sizes.common", _shifted, plans=("loongtrain", "wallfacer", "mesh")
     ),

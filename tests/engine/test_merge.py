@@ -210,18 +210,18 @@ def test_rows_may_lie_as_libraries_and_packets_have_them(by: ModuleType, channel
     part_lse = randn(2, 4, 5, seed=3, dtype=wide).permute(2, 0, 1)
     want = [x.contiguous() for x in (out, lse)]
     merge.merge_into(*want, part.contiguous(), part_lse.contiguous())
-    stand_in, sums = by.surrogate_output(part, part_lse), by.row_sums(part, part, wide)
+    stand_in, sums = by.out_proxy(part, part_lse), by.row_sums(part, part, wide)
     by.merge_into(out, lse, part, part_lse)
     for got, wanted in zip((out, lse), want, strict=True):
         torch.testing.assert_close(got, wanted)
-    torch.testing.assert_close(stand_in, merge.surrogate_output(part, part_lse))
+    torch.testing.assert_close(stand_in, merge.out_proxy(part, part_lse))
     torch.testing.assert_close(sums, merge.row_sums(part, part, wide))
 
 
 def test_no_rows(by: ModuleType) -> None:
     out, lse = torch.zeros(0, 1, 2, 8), torch.zeros(0, 1, 2)
     by.merge_into(out, lse, out.clone(), lse.clone())
-    assert by.surrogate_output(out, lse).shape == out.shape
+    assert by.out_proxy(out, lse).shape == out.shape
 
 
 # --- on a GPU ---
@@ -249,14 +249,14 @@ def test_kernels_compile_for_gpus_that_are_not_here(generation: int) -> None:
 
 def test_tensors_on_a_gpu_are_given_to_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    names = ("merge_into", "row_sums", "surrogate_output")
+    names = ("merge_into", "row_sums", "out_proxy")
     gpu = SimpleNamespace(**{name: partial(lambda name, *_: called.append(name), name) for name in names})
     monkeypatch.setattr(merge, "_kernels", lambda: gpu)
     with FakeTensorMode():
         out, lse = torch.empty(4, 1, 2, 8, device="cuda"), torch.empty(4, 1, 2, device="cuda")
         merge.merge_into(out, lse, out, lse)
         merge.row_sums(out, out, torch.float32)
-        merge.surrogate_output(out, lse)
+        merge.out_proxy(out, lse)
     assert called == list(names)
 
 
@@ -283,7 +283,7 @@ def test_stand_in_has_the_row_sums(by: ModuleType, dtype: torch.dtype, tolerance
     dout = (randn(ROWS, BATCH, HEADS, DIM) * size).to(dtype)
     out = randn(ROWS, BATCH, HEADS, DIM, seed=1, dtype=dtype)
     delta = row_sums(dout, out).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    stand_in = by.surrogate_output(dout, delta)
+    stand_in = by.out_proxy(dout, delta)
     # Rounding of the stand-in, times the lengths that it is multiplied with.
     lengths = dout.double().norm(dim=-1) * stand_in.double().norm(dim=-1)
     assert stand_in.dtype == dtype
@@ -299,19 +299,19 @@ def test_stand_in_is_never_longer_than_the_output(by: ModuleType, dtype: torch.d
     out = randn(ROWS, BATCH, HEADS, DIM, seed=1, dtype=dtype)
     delta = row_sums(dout, out).to(torch.float64 if dtype == torch.float64 else torch.float32)
     longest = out.double().norm(dim=-1) * (1 + 4 * torch.finfo(dtype).eps)
-    assert (by.surrogate_output(dout, delta).double().norm(dim=-1) <= longest).all()
+    assert (by.out_proxy(dout, delta).double().norm(dim=-1) <= longest).all()
 
 
 def test_stand_in_of_a_gradient_along_the_output_is_the_output(by: ModuleType) -> None:
     out = randn(ROWS, BATCH, HEADS, DIM)
     dout = 3 * out
-    torch.testing.assert_close(by.surrogate_output(dout, (dout * out).sum(-1)), out)
+    torch.testing.assert_close(by.out_proxy(dout, (dout * out).sum(-1)), out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_stand_in_of_a_zero_gradient_is_zero(by: ModuleType, dtype: torch.dtype) -> None:
     delta = torch.zeros(ROWS, BATCH, HEADS, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    assert not by.surrogate_output(torch.zeros(ROWS, BATCH, HEADS, DIM, dtype=dtype), delta).any()
+    assert not by.out_proxy(torch.zeros(ROWS, BATCH, HEADS, DIM, dtype=dtype), delta).any()
 
 
 def test_rows_without_gradient_get_none(by: ModuleType, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -319,7 +319,7 @@ def test_rows_without_gradient_get_none(by: ModuleType, qkv: tuple[Tensor, Tenso
     _, lse = attention(q, k, v)
     dout = randn(ROWS, BATCH, HEADS, DIM, seed=9)
     dout[2:4] = 0
-    stand_in = by.surrogate_output(dout, (dout * attention(q, k, v)[0]).sum(-1))
+    stand_in = by.out_proxy(dout, (dout * attention(q, k, v)[0]).sum(-1))
     dq, dk, dv = ReferenceKernel().backward(dout, q, k, v, stand_in, lse, causal=False, scale=0.5)
     assert not dq[2:4].any()
     assert all(grad.isfinite().all() for grad in (dq, dk, dv))
@@ -334,6 +334,6 @@ def test_stand_in_gives_the_gradients_of_the_output(by: ModuleType, dtype: torch
     out, lse = kernel.forward(q.double(), k.double(), v.double(), **options)
     delta = row_sums(dout, out).float()
     want = kernel.backward(*(x.double() for x in (dout, q, k, v)), out, lse, **options)
-    got = kernel.backward(dout, q, k, v, by.surrogate_output(dout, delta), lse.float(), **options)
+    got = kernel.backward(dout, q, k, v, by.out_proxy(dout, delta), lse.float(), **options)
     for mine, exact in zip(got, want, strict=True):
         assert (mine.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()

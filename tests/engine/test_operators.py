@@ -17,9 +17,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from megatron_wallfacer.engine import operators
 from megatron_wallfacer.engine.autograd import attend
-from megatron_wallfacer.engine.call import Call, call_of_number
+from megatron_wallfacer.engine.call import Call, Runtime, call_of_number
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.blocks import Block, Sizes
-from megatron_wallfacer.engine.call import Call
+from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.run import Runtime
 from megatron_wallfacer.engine.transfers import Pending, Transfers
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.grid import Grid

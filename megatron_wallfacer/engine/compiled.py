@@ -1,0 +1,114 @@
+"""A compiled pass: a program bound to its process groups and its kernel, with all that a run needs resolved.
+
+It holds no memory of a pass. :mod:`megatron_wallfacer.engine.execute` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron_wallfacer.engine.steps import Binding, bind
+from megatron_wallfacer.engine.timeline import Pass
+from megatron_wallfacer.engine.transfers import Action, Transfers
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
+from megatron_wallfacer.schedule.ops import Move, Op
+from megatron_wallfacer.schedule.program import WORKSPACE, Program
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledPass:
+    """One pass of one rank, ready to run.
+
+    Attributes:
+        program: what was bound.
+        device: of all tensors.
+        given: positions of the values that backward reads among those that forward kept.
+        results: shape and dtype of each result.
+        kept: bytes of each value that is kept for backward.
+        bases: what operands are views of: number of the buffer, and the dtype in which it is read, None for its own.
+            Buffers are numbered: own tensors, given values, results, kept values, the workspace.
+        operands: number of the base, shape, strides and offset of each operand, in elements.
+        steps: every step, in order.
+        labelled: the same steps by operation or wait, for observers.
+        transfers: number of transfers.
+        received: bytes received by (axis, tensor).
+        label: the pass itself, for observers.
+    """
+
+    program: Program
+    device: torch.device
+    given: tuple[int, ...]
+    results: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    kept: tuple[int, ...]
+    bases: tuple[tuple[int, torch.dtype | None], ...]
+    operands: tuple[tuple[int, tuple[int, ...], tuple[int, ...], int], ...]
+    steps: tuple[Action, ...]
+    labelled: tuple[tuple[Op | Move, tuple[Action, ...]], ...]
+    transfers: int
+    received: tuple[tuple[tuple[str, str], int], ...]
+    label: Pass
+
+
+def compile_pass(
+    program: Program,
+    kernel: Kernel,
+    spec: AttnSpec,
+    transfers: Transfers,
+    device: torch.device,
+    dtype: torch.dtype,
+    keeps: Sequence[str] = (),
+) -> CompiledPass:
+    """Bind a program.
+
+    Args:
+        program: of this rank.
+        kernel: the local one.
+        spec: its constant arguments.
+        transfers: of this rank's groups.
+        device: of the tensors.
+        dtype: of the inputs.
+        keeps: names of what forward kept, where the program reads any of it.
+    """
+    wide = accumulation_dtype(dtype)
+    dtypes = {"input": dtype, "wide": wide, "bytes": None, "own": None}
+    numbers = _buffer_numbers(program)
+    bases: dict[tuple[int, torch.dtype | None], int] = {}
+    operands = []
+    for operand in program.operands:
+        base = numbers[operand.buffer], dtypes[operand.view]
+        number = bases.setdefault(base, len(bases))
+        operands.append((number, operand.shape, operand.strides, operand.offset))
+    to = Binding(kernel, spec, [transfers.bind(i, one, device) for i, one in enumerate(program.transfers)])
+    labelled = tuple(
+        (label, tuple(call for step in steps if (call := bind(step, to)) is not None))
+        for label, steps in program.steps
+    )
+    return CompiledPass(
+        program=program,
+        device=device,
+        given=tuple(keeps.index(name) for name in program.given),
+        results=tuple((result.shape, wide if result.wide else dtype) for result in program.results),
+        kept=tuple(nbytes for _, nbytes in program.kept),
+        bases=tuple(bases),
+        operands=tuple(operands),
+        steps=tuple(call for _, calls in labelled for call in calls),
+        labelled=labelled,
+        transfers=len(program.transfers),
+        received=tuple(program.received.items()),
+        label=Pass(program.schedule, program.shape),
+    )
+
+
+def _buffer_numbers(program: Program) -> Mapping[str, int]:
+    """A result or a kept value has the name of a tensor or of a value, no two of them the same."""
+    names = (
+        *program.inputs,
+        *program.given,
+        *(result.name for result in program.results),
+        *(name for name, _ in program.kept),
+        WORKSPACE,
+    )
+    return {name: number for number, name in enumerate(names)}

@@ -1,0 +1,463 @@
+"""Lower a schedule: give every value its place in memory, and every operation its steps.
+
+Where rows of an accumulator have been written is known here, so the program writes them the first time and merges or
+adds after that; rows that nothing reaches are filled before they are read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule.batches import batches
+from megatron_wallfacer.schedule.heads import part_heads
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chunks
+from megatron_wallfacer.schedule.attn_tile import AttnTile
+from megatron_wallfacer.schedule.mask import Mask
+from megatron_wallfacer.schedule.memory import (
+    aliases,
+    kept_buffers,
+    own_views,
+    proxy_key,
+    result_is_wide,
+    result_tensors,
+    rows_key,
+    value_key,
+    workspace,
+)
+from megatron_wallfacer.schedule.ops import Move, Op, Schedule
+from megatron_wallfacer.schedule.program import (
+    WORKSPACE,
+    Add,
+    AttendBackward,
+    AttendForward,
+    Copy,
+    Fill,
+    Merge,
+    Operand,
+    OutProxy,
+    Packet,
+    Piece,
+    PostReceives,
+    Program,
+    Result,
+    SendReceive,
+    Step,
+    Transfer,
+    View,
+    Wait,
+)
+from megatron_wallfacer.schedule.rows import Accumulator, Range, Rows, common_rows, contiguous, cut, cut_heads
+from megatron_wallfacer.schedule.tiles import Tile
+from megatron_wallfacer.schedule.volume import ACCUMULATED, KV_TENSORS, STATISTICS, Shape, rows_bytes
+
+_EMPTY = {"lse": float("-inf")}
+_PARTIAL_OUT = frozenset(ops.PARTIAL_OUT)
+FORWARD_INPUTS = ("q", "k", "v")
+BACKWARD_INPUTS = (*FORWARD_INPUTS, "dout", "out", "lse", "delta")
+
+
+def lower(
+    schedule: Schedule,
+    shape: Shape,
+    mask: Mask,
+    strides: Mapping[str, tuple[int, ...]],
+    *,
+    varlen: bool,
+    sinks: bool = False,
+) -> Program:
+    """Return the program of one pass.
+
+    Args:
+        schedule: the pass of one rank.
+        shape: sizes of the rank's shard.
+        mask: which pairs of partial tiles are unmasked.
+        strides: of the rank's own tensors ``[tokens / P, batch, heads, channels]``, statistics without channels: in
+            forward q, k, v; in backward dout, out, lse, delta too, and q, k, v unless they were exchanged along the
+            head axis.
+        varlen: the kernel takes several documents in one call.
+        sinks: sinks are merged into the output after the pass, so it stays in the accumulation dtype.
+    """
+    return _Lowering(schedule, shape, mask, strides, varlen=varlen, sinks=sinks).run()
+
+
+class _Lowering:
+    """The program so far, and where the rows of each value are."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        shape: Shape,
+        mask: Mask,
+        strides: Mapping[str, tuple[int, ...]],
+        *,
+        varlen: bool,
+        sinks: bool,
+    ) -> None:
+        self.schedule, self.shape, self.mask, self.strides = schedule, shape, mask, strides
+        self.varlen, self.sinks = varlen, sinks
+        self.chunk = shape.tokens // CHUNKS_PER_RANK
+        self.placement = workspace(schedule, shape)
+        self.kept, self.views, self.aliases = kept_buffers(schedule), own_views(schedule), aliases(schedule)
+        self.results = {tensor: self._result(tensor) for tensor in result_tensors(schedule)}
+        self.numbers: dict[Operand, int] = {}
+        self.values: dict[str, Rows] = {}
+        self.sums: dict[str, Accumulator] = {}
+        self.proxies: dict[tuple[str, ...], Operand] = {}
+        self.packets: dict[str, Operand] = {}
+        self.transfers: list[Transfer] = []
+        self.started: dict[int, int] = {}
+        self.coming: dict[str, tuple[int, Move]] = {}
+        self.stored: set[tuple[str, int]] = set()
+        self.steps: list[tuple[Op | Move, tuple[Step, ...]]] = []
+
+    def run(self) -> Program:
+        schedule = self.schedule
+        for name in schedule.given:
+            self.values[name] = self._packed(name, name, 0)
+        for index, op in enumerate(schedule.ops):
+            self._wait(ops.reads(op))
+            self.steps.append((op, tuple(self._steps(index, op))))
+        for op in schedule.ops:
+            # Nothing reads what such a move brings, so nothing has waited for it.
+            if isinstance(op, ops.Start) and not op.move.receives:
+                self.steps.append((op.move, (Wait(self.started[id(op.move)]),)))
+        return Program(
+            schedule=schedule,
+            shape=self.shape,
+            inputs=tuple(self.strides),
+            given=schedule.given,
+            results=tuple(self.results.values()),
+            kept=tuple((name, self._nbytes(schedule.values[name])) for name in schedule.keeps),
+            workspace_bytes=self.placement.nbytes,
+            operands=tuple(self.numbers),
+            transfers=tuple(self.transfers),
+            steps=tuple(self.steps),
+            received=self._received(),
+        )
+
+    def _wait(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self.coming:
+                number, move = self.coming[name]
+                self.steps.append((move, (Wait(number),)))
+                for message in move.receives:
+                    del self.coming[message.value]
+
+    def _steps(self, index: int, op: Op) -> Iterator[Step]:
+        match op:
+            case ops.Load(into=name):
+                self.values[name] = self._own(name)
+            case ops.Assemble(into=name, sources=sources):
+                yield from self._assemble(name, sources)
+            case ops.Expect(move=move):
+                yield PostReceives(self._number_of(move))
+            case ops.Start(move=move):
+                yield from self._start(index, move)
+            case ops.Attend():
+                yield from (self._attend_backward if self.schedule.backward else self._attend_forward)(op)
+            case ops.Fold(source=source, into=into):
+                yield from self._fold(source, into)
+            case ops.Store(source=source):
+                yield from self._store(source)
+
+    # --- rows in memory ---
+
+    def _own(self, name: str) -> Rows:
+        """Some heads of the rank's own tensors, as views."""
+        value = self.schedule.values[name]
+        tensors = {}
+        for tensor in value.payload:
+            shape = self._shape(tensor, CHUNKS_PER_RANK, None)
+            whole = Operand(tensor, "own", shape, self.strides[tensor], 0)
+            tensors[tensor] = cut_heads(whole, self._heads(tensor, value.part))
+        return Rows(tensors, value.chunks)
+
+    def _buffer(self, name: str) -> Rows:
+        """A value of its own buffer: in the workspace, or kept for backward."""
+        key = value_key(name)
+        if key in self.kept:
+            return self._packed(name, self.kept[key], 0)
+        return self._packed(name, WORKSPACE, self.placement.offsets[key])
+
+    def _packed(self, name: str, buffer: str, offset: int, chunks: tuple[int, ...] | None = None) -> Rows:
+        """A value's tensors side by side in a buffer from ``offset`` bytes on, the wider dtype first.
+
+        So every tensor is aligned to its own elements, whatever the sizes.
+        """
+        value = self.schedule.values[name]
+        chunks = value.chunks if chunks is None else chunks
+        tensors, at = {}, offset
+        for tensor in sorted(value.payload, key=lambda one: -self.shape.itemsize_of(one)):
+            shape = self._shape(tensor, len(chunks), value.part)
+            size, view = self.shape.itemsize_of(tensor), "wide" if tensor in ACCUMULATED else "input"
+            tensors[tensor] = Operand(buffer, view, shape, contiguous(shape), at // size)
+            at += size * _elements(shape)
+        return Rows(tensors, chunks, Operand(buffer, "bytes", (at - offset,), (1,), offset))
+
+    def _read(self, name: str) -> tuple[Rows, tuple[Step, ...]]:
+        """A value that is complete now, and the steps that make it so: rows that nothing has reached are filled."""
+        name = self.aliases.get(name, name)
+        if name not in self.sums:
+            return self.values[name], ()
+        total = self.sums[name]
+        empty = [
+            (self._number(cut(operand, rows)), _EMPTY.get(tensor, 0.0))
+            for rows in total.unwritten()
+            for tensor, operand in total.rows.tensors.items()
+        ]
+        return total.rows, (Fill(tuple(empty)),) if empty else ()
+
+    def _sum(self, name: str) -> Accumulator:
+        if name not in self.sums:
+            rows = self._buffer(name)
+            self.sums[name] = Accumulator(rows, len(rows.chunks) * self.chunk)
+        return self.sums[name]
+
+    def _tensors(self, names: Iterable[str]) -> dict[str, Operand]:
+        """Tensors of values that have the same rows. Tiles read inputs only, so nothing need be filled."""
+        return {
+            tensor: operand
+            for name in names
+            for tensor, operand in self.values[self.aliases.get(name, name)].tensors.items()
+        }
+
+    def _result(self, tensor: str) -> Result:
+        wide = result_is_wide(self.schedule, self.shape, tensor, sinks=self.sinks)
+        return Result(tensor, self._shape(tensor, CHUNKS_PER_RANK, None), wide)
+
+    def _shape(self, tensor: str, chunks: int, part: int | None) -> tuple[int, ...]:
+        """Of some chunks of a tensor: of one part of the heads, or of all heads."""
+        shape = self.shape
+        if part is None:
+            heads = shape.kv_heads if tensor in KV_TENSORS else shape.q_heads
+        else:
+            heads = len(self._heads(tensor, part))
+        rows = (chunks * self.chunk, shape.batch, heads)
+        if tensor in STATISTICS:
+            return rows
+        v_head_dim = shape.v_head_dim or shape.head_dim
+        return (*rows, v_head_dim if tensor in ("v", "dv", "out", "dout") else shape.head_dim)
+
+    def _heads(self, tensor: str, part: int) -> range:
+        q_heads, kv_heads = part_heads(part, self.schedule.parts, self.shape.q_heads, self.shape.kv_heads)
+        return kv_heads if tensor in KV_TENSORS else q_heads
+
+    def _rows(self, chunks: Range) -> Range:
+        return chunks[0] * self.chunk, chunks[1] * self.chunk
+
+    def _number(self, operand: Operand) -> int:
+        return self.numbers.setdefault(operand, len(self.numbers))
+
+    def _nbytes(self, value: ops.Value) -> int:
+        return int(rows_bytes(self.schedule, self.shape, value.payload, len(value.chunks)))
+
+    # --- copies and messages ---
+
+    def _assemble(self, name: str, sources: Sequence[str]) -> Iterator[Step]:
+        if name in self.aliases:
+            return
+        whole = self.values[name] = self._buffer(name)
+        pairs: list[tuple[int, int]] = []
+        for source in sources:
+            rows, fill = self._read(source)
+            yield from fill
+            pairs += self._row_pairs(rows, whole, rows.chunks)
+        yield Copy(tuple(pairs))
+
+    def _row_pairs(self, source: Rows, into: Rows, chunks: Iterable[int]) -> list[tuple[int, int]]:
+        """(into, source) of some chunks that both have."""
+        return [
+            (self._number(cut(into.tensors[tensor], self._rows(here))), self._number(cut(operand, self._rows(there))))
+            for there, here in common_rows(source.chunks, into.chunks, chunks)
+            for tensor, operand in source.tensors.items()
+        ]
+
+    def _number_of(self, move: Move) -> int:
+        """The number of a move's transfer; its receives get their buffers when it is first named."""
+        if id(move) not in self.started:
+            self.started[id(move)] = len(self.transfers)
+            receives = []
+            for message in move.receives:
+                rows = self.values[message.value] = self._buffer(message.value)
+                assert rows.packet is not None
+                receives.append(Packet(message.peer, self._number(rows.packet), message.tag))
+            self.transfers.append(Transfer(move.channel, (), tuple(receives)))
+        return self.started[id(move)]
+
+    def _start(self, index: int, move: Move) -> Iterator[Step]:
+        packets, pairs = [], []
+        for position, message in enumerate(move.sends):
+            rows, fill = self._read(message.value)
+            yield from fill
+            packet, copied = self._packet(rows, message, rows_key(index, position))
+            packets.append(Packet(message.peer, self._number(packet), message.tag))
+            pairs += copied
+        if pairs:
+            yield Copy(tuple(pairs))
+        number = self._number_of(move)
+        transfer = self.transfers[number]
+        self.transfers[number] = Transfer(transfer.channel, tuple(packets), transfer.receives)
+        self.coming |= {message.value: (number, move) for message in move.receives}
+        yield SendReceive(number)
+
+    def _packet(
+        self, rows: Rows, message: ops.Message, key: object
+    ) -> tuple[Operand, list[tuple[int, int]]]:
+        """The bytes of a message, and what is copied for it: nothing, if it is a whole buffer or was copied before."""
+        name = self.aliases.get(message.value, message.value)
+        if message.chunks == rows.chunks:
+            if rows.packet is not None:
+                return rows.packet, []
+            if name in self.packets:
+                return self.packets[name], []
+            copy = self._packed(name, WORKSPACE, self.placement.offsets[value_key(name)])
+            assert copy.packet is not None
+            self.packets[name] = copy.packet
+        else:
+            copy = self._packed(name, WORKSPACE, self.placement.offsets[key], message.chunks)
+        assert copy.packet is not None
+        return copy.packet, self._row_pairs(rows, copy, message.chunks)
+
+    def _received(self) -> Counter[tuple[str, str]]:
+        found: Counter[tuple[str, str]] = Counter()
+        for move in self.schedule.moves:
+            for message in move.receives:
+                for tensor, operand in self.values[message.value].tensors.items():
+                    found[move.axis, tensor] += self.shape.itemsize_of(tensor) * _elements(operand.shape)
+        return found
+
+    # --- tiles and sums ---
+
+    def _attend_forward(self, op: ops.Attend) -> Iterator[Step]:
+        q, kv, total = self._tensors(op.q), self._tensors(op.kv), self._sum(op.q_into)
+        for tile in self._tiles(op):
+            yield AttendForward(
+                self._number(cut(q["q"], tile.rows)),
+                self._number(cut(kv["k"], tile.cols)),
+                self._number(cut(kv["v"], tile.cols)),
+                tile,
+                self._pieces(total, tile.rows),
+            )
+
+    def _attend_backward(self, op: ops.Attend) -> Iterator[Step]:
+        q, kv = self._tensors(op.q), self._tensors(op.kv)
+        assert op.kv_into is not None
+        q_total, kv_total = self._sum(op.q_into), self._sum(op.kv_into)
+        out, made = self._out(op.q, q)
+        yield from made
+        q = q | {"out": out}
+        for tile in self._tiles(op):
+            rows = {name: self._number(cut(q[name], tile.rows)) for name in ("dout", "q", "out", "lse")}
+            cols = {name: self._number(cut(kv[name], tile.cols)) for name in ("k", "v")}
+            pieces = self._pieces(q_total, tile.rows), self._pieces(kv_total, tile.cols)
+            yield AttendBackward(**rows, **cols, tile=tile, q_pieces=pieces[0], kv_pieces=pieces[1])
+
+    def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[Step, ...]]:
+        """The output of a query block: of own rows it is there, for received rows a proxy is made once."""
+        if self.views.issuperset(names):
+            shape = self._shape("out", CHUNKS_PER_RANK, None)
+            whole = Operand("out", "own", shape, self.strides["out"], 0)
+            return cut_heads(whole, self._heads("out", self.schedule.values[names[0]].part)), ()
+        if names in self.proxies:
+            return self.proxies[names], ()
+        shape = q["dout"].shape
+        offset = self.placement.offsets[proxy_key(names)] // self.shape.itemsize
+        proxy = self.proxies[names] = Operand(WORKSPACE, "input", shape, contiguous(shape), offset)
+        return proxy, (OutProxy(*map(self._number, (q["dout"], q["delta"], proxy))),)
+
+    def _tiles(self, op: ops.Attend) -> Iterator[AttnTile]:
+        """Kernel calls of an operation, rows and columns counted in its two blocks."""
+        for tile in op.tiles:
+            if not tile.masked:
+                yield AttnTile(self._rows(tile.rows), self._rows(tile.cols), causal=tile.causal)
+                continue
+            for call in self._calls(op, tile):
+                yield call._replace(
+                    rows=_moved(call.rows, tile.rows[0] * self.chunk), cols=_moved(call.cols, tile.cols[0] * self.chunk)
+                )
+
+    def _calls(self, op: ops.Attend, tile: Tile) -> tuple[AttnTile, ...]:
+        q_chunks, k_chunks = (self.schedule.values[names[0]].chunks for names in (op.q, op.kv))
+        blocks = q_chunks[slice(*tile.rows)], k_chunks[slice(*tile.cols)]
+        calls = self.mask.calls(*blocks, self.schedule.cp_size, self.chunk)
+        return batches(calls) if self.varlen and self.shape.batch == 1 else calls
+
+    def _pieces(self, total: Accumulator, rows: Range) -> tuple[Piece, ...]:
+        """Where a kernel's result for some rows of an accumulator goes."""
+        parts = total.write(rows)
+        tensors = total.rows.tensors
+        # In the order of the kernel's results.
+        names = ops.PARTIAL_OUT if _PARTIAL_OUT.issuperset(tensors) else tuple(sorted(tensors))
+        return tuple(
+            Piece(
+                None if len(parts) == 1 else _moved(part, -rows[0]),
+                tuple(self._number(cut(tensors[name], part)) for name in names),
+                held,
+            )
+            for part, held in parts
+        )
+
+    def _fold(self, source: str, into: str) -> Iterator[Step]:
+        """Merge or add the rows that both have."""
+        part, fill = self._read(source)
+        yield from fill
+        total = self._sum(into)
+        copies: list[tuple[int, int]] = []
+        merges: list[tuple[int, int, int, int]] = []
+        adds: list[tuple[int, int]] = []
+        both = sorted(set(part.chunks) & set(total.rows.chunks))
+        for there, here in common_rows(part.chunks, total.rows.chunks, both):
+            start, ahead = self._rows(here)[0], self._rows(there)[0]
+            for rows, held in total.write(self._rows(here)):
+                from_rows = _moved(rows, ahead - start)
+                pair = {
+                    name: (self._number(cut(operand, rows)), self._number(cut(part.tensors[name], from_rows)))
+                    for name, operand in total.rows.tensors.items()
+                }
+                if not held:
+                    copies += pair.values()
+                elif "lse" in pair:
+                    (out, part_out), (lse, part_lse) = pair["out"], pair["lse"]
+                    merges.append((out, lse, part_out, part_lse))
+                else:
+                    adds += pair.values()
+        yield from _unless_empty(Copy(tuple(copies)), Merge(tuple(merges)), Add(tuple(adds)))
+
+    def _store(self, source: str) -> Iterator[Step]:
+        """Put the rank's own chunks of a finished value into its results."""
+        rows, fill = self._read(source)
+        yield from fill
+        part = self.schedule.values[source].part
+        mine = runs(shard_chunks(self.schedule.rank, self.schedule.cp_size), rows.chunks)
+        copies: list[tuple[int, int]] = []
+        adds: list[tuple[int, int]] = []
+        for tensor, operand in rows.tensors.items():
+            heads = self._heads(tensor, part)
+            # Parts that share kv heads have the same heads: the first is stored, the others are added.
+            pairs = adds if (tensor, heads.start) in self.stored else copies
+            self.stored.add((tensor, heads.start))
+            shape = self.results[tensor].shape
+            result, at = cut_heads(Operand(tensor, "own", shape, contiguous(shape), 0), heads), 0
+            for chunks in mine:
+                first, end = self._rows(chunks)
+                into = cut(result, (at, at + end - first))
+                pairs.append((self._number(into), self._number(cut(operand, (first, end)))))
+                at += end - first
+        yield from _unless_empty(Copy(tuple(copies)), Add(tuple(adds)))
+
+
+def _unless_empty(*steps: Copy | Merge | Add) -> Iterator[Step]:
+    return (step for step in steps if (step.parts if isinstance(step, Merge) else step.pairs))
+
+
+def _moved(rows: Range, by: int) -> Range:
+    return rows[0] + by, rows[1] + by
+
+
+def _elements(shape: Sequence[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

@@ -1,0 +1,112 @@
+"""Rows of a value in memory, and which rows of an accumulator have been written."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from megatron_wallfacer.schedule.layout import runs
+from megatron_wallfacer.schedule.program import Operand
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A value in memory.
+
+    Attributes:
+        tensors: by name, ``[rows, batch, heads, channels]``, statistics ``[rows, batch, heads]``.
+        chunks: chunk ids of the rows, ascending.
+        packet: all tensors as one range of bytes, if they lie in one buffer.
+    """
+
+    tensors: Mapping[str, Operand]
+    chunks: tuple[int, ...]
+    packet: Operand | None = None
+
+
+def cut(operand: Operand, rows: Range) -> Operand:
+    """Return some rows of an operand."""
+    first, end = rows
+    shape = (end - first, *operand.shape[1:])
+    return operand._replace(shape=shape, offset=operand.offset + first * operand.strides[0])
+
+
+def cut_heads(operand: Operand, heads: range) -> Operand:
+    """Return some heads of an operand ``[rows, batch, heads, ...]``."""
+    rows, batch, _, *rest = operand.shape
+    offset = operand.offset + heads.start * operand.strides[2]
+    return operand._replace(shape=(rows, batch, len(heads), *rest), offset=offset)
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
+    """Ranges of chunks, in each of two blocks, that hold the same rows, as long as they come.
+
+    Args:
+        source, into: chunk ids of the blocks, ascending.
+        chunks: those wanted, which both blocks have.
+    """
+    here = {chunk: index for index, chunk in enumerate(into)}
+    for first, end in runs(tuple(chunks), source):
+        places = [here[chunk] for chunk in source[first:end]]
+        start = 0
+        for index in range(1, len(places) + 1):
+            if index == len(places) or places[index] != places[index - 1] + 1:
+                yield (first + start, first + index), (places[start], places[index - 1] + 1)
+                start = index
+
+
+@dataclass(slots=True)
+class Accumulator:
+    """Rows that are summed.
+
+    Attributes:
+        rows: where they are.
+        tokens: number of rows.
+        written: boundaries of the row ranges that hold something, ascending: from, to, from, to ...
+    """
+
+    rows: Rows
+    tokens: int
+    written: list[int] = field(default_factory=list)
+
+    def write(self, rows: Range) -> list[tuple[Range, bool]]:
+        """Mark rows as written; return them in ranges that all held something before, or all did not."""
+        if self.written == [0, self.tokens]:
+            return [(rows, True)]
+        found = self._split(rows)
+        self._mark(rows)
+        return found
+
+    def unwritten(self) -> list[Range]:
+        """Mark all rows as written; return the ranges that were not."""
+        found = [part for part, held in self._split((0, self.tokens)) if not held]
+        self.written = [0, self.tokens]
+        return found
+
+    def _split(self, rows: Range) -> list[tuple[Range, bool]]:
+        first, end = rows
+        ends = [first, *(end_of for end_of in self.written if first < end_of < end), end]
+        return [((a, b), bool(bisect_right(self.written, a) % 2)) for a, b in pairwise(ends)]
+
+    def _mark(self, rows: Range) -> None:
+        ranges = sorted([*zip(self.written[::2], self.written[1::2], strict=True), rows])
+        merged: list[int] = []
+        for first, end in ranges:
+            if merged and first <= merged[-1]:
+                merged[-1] = max(merged[-1], end)
+            else:
+                merged += [first, end]
+        self.written = merged
