@@ -1,0 +1,104 @@
+"""Rows of values in memory: ranges that two blocks share, cuts of operands, and what of an accumulator is written."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_wallfacer.schedule.program import WORKSPACE, Operand
+from megatron_wallfacer.schedule.rows import Accumulator, Rows, common_rows, contiguous, cut, cut_heads
+
+
+@pytest.mark.parametrize(
+    ("source", "into", "chunks", "ranges"),
+    [
+        ((0, 7), (0, 7), (0, 7), [((0, 2), (0, 2))]),
+        ((0, 7), (0, 3, 4, 7), (0, 7), [((0, 1), (0, 1)), ((1, 2), (3, 4))]),
+        ((3, 4), (0, 3, 4, 7), (3, 4), [((0, 2), (1, 3))]),
+        ((0, 3, 4, 7), (3, 4), (3, 4), [((1, 3), (0, 2))]),
+        ((0, 1, 2, 3), (0, 2), (0, 2), [((0, 1), (0, 1)), ((2, 3), (1, 2))]),
+        ((0, 1, 2, 3, 4), (1, 2, 4), (1, 2, 4), [((1, 3), (0, 2)), ((4, 5), (2, 3))]),
+        ((0, 1, 5), (0, 1, 3, 4, 5), (0, 1, 5), [((0, 2), (0, 2)), ((2, 3), (4, 5))]),
+        ((2, 5), (2, 5), (5,), [((1, 2), (1, 2))]),
+        ((2, 5), (2, 5), (), []),
+    ],
+)
+def test_ranges_of_common_rows(
+    source: tuple[int, ...],
+    into: tuple[int, ...],
+    chunks: tuple[int, ...],
+    ranges: list[tuple[tuple[int, int], tuple[int, int]]],
+) -> None:
+    assert list(common_rows(source, into, chunks)) == ranges
+
+
+def test_common_ranges_of_any_two_blocks_hold_the_same_chunks_each_once() -> None:
+    blocks = [one for size in range(1, 6) for one in itertools.combinations(range(5), size)]
+    for source, into in itertools.product(blocks, repeat=2):
+        both = sorted(set(source) & set(into))
+        found = list(common_rows(source, into, both))
+        assert [chunk for (first, end), _ in found for chunk in source[first:end]] == both
+        assert [chunk for _, (first, end) in found for chunk in into[first:end]] == both
+        for (_, end), (start, _) in itertools.pairwise(there for there, _ in found):
+            assert end < start or into.index(source[start]) > into.index(source[end - 1]) + 1
+
+
+# --- operands ---
+
+
+def test_strides_of_a_contiguous_tensor() -> None:
+    assert contiguous((6, 2, 4, 8)) == (64, 32, 8, 1)
+    assert contiguous((5,)) == (1,)
+
+
+def test_cuts_are_rows_and_heads_of_the_same_memory() -> None:
+    whole = Operand(WORKSPACE, "input", (6, 2, 4, 8), (64, 32, 8, 1), 128)
+    assert cut(whole, (2, 5)) == whole._replace(shape=(3, 2, 4, 8), offset=128 + 2 * 64)
+    assert cut_heads(whole, range(1, 3)) == whole._replace(shape=(6, 2, 2, 8), offset=128 + 8)
+    statistics = Operand(WORKSPACE, "wide", (6, 2, 4), (8, 4, 1), 0)
+    assert cut_heads(statistics, range(3, 4)) == statistics._replace(shape=(6, 2, 1), offset=3)
+
+
+# --- accumulators ---
+
+
+def accumulator(tokens: int) -> Accumulator:
+    return Accumulator(Rows({}, (0,)), tokens)
+
+
+def test_rows_are_split_where_some_have_been_written() -> None:
+    total = accumulator(10)
+    assert total.write((2, 4)) == [((2, 4), False)]
+    assert total.write((6, 8)) == [((6, 8), False)]
+    assert total.write((0, 10)) == [
+        ((0, 2), False),
+        ((2, 4), True),
+        ((4, 6), False),
+        ((6, 8), True),
+        ((8, 10), False),
+    ]
+    assert total.write((1, 9)) == [((1, 9), True)]
+
+
+def test_what_was_not_written_is_named_once() -> None:
+    total = accumulator(10)
+    total.write((2, 4))
+    assert total.unwritten() == [(0, 2), (4, 10)]
+    assert total.unwritten() == []
+    assert total.write((0, 10)) == [((0, 10), True)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(1, 12)).filter(lambda rows: rows[0] < rows[1]), max_size=8))
+def test_any_writes_are_split_by_what_was_written_before(writes: list[tuple[int, int]]) -> None:
+    total, held = accumulator(12), [False] * 12
+    for rows in writes:
+        found = total.write(rows)
+        assert [token for part, _ in found for token in range(*part)] == list(range(*rows))
+        assert all(held[token] == known for part, known in found for token in range(*part))
+        assert all(before != after for (_, before), (_, after) in itertools.pairwise(found))
+        held[slice(*rows)] = [True] * (rows[1] - rows[0])
+    left = [token for part in total.unwritten() for token in range(*part)]
+    assert left == [token for token in range(12) if not held[token]]
