@@ -101,7 +101,7 @@ def attention(
         head_dim=q.shape[-1],
         v_head_dim=v.shape[-1],
         softcap=softcap,
-        banded=mask.banded,
+        window=mask.has_window,
     )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     runtime = Runtime(_transfers(group, plan.grid, transfers, q.device), chosen, scale, softcap=softcap)

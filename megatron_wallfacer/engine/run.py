@@ -15,10 +15,11 @@ from megatron_wallfacer.engine.merge import surrogate_output
 from megatron_wallfacer.engine.sums import Sum
 from megatron_wallfacer.engine.timeline import Pass, Recorder, nothing
 from megatron_wallfacer.engine.transfers import Expected, Pending, Transfers
-from megatron_wallfacer.kernels.protocol import Kernel, packs
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
 from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chunks
-from megatron_wallfacer.schedule.mask import CAUSAL, KernelCall, Mask
+from megatron_wallfacer.schedule.mask import CAUSAL, Mask
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.tiles import Tile
 from megatron_wallfacer.schedule.volume import KV_TENSORS, STATISTICS
@@ -35,9 +36,9 @@ class Runtime:
     softcap: float = 0.0
 
     @property
-    def options(self) -> dict[str, float]:
-        """What every kernel call is told. A cap only where there is one: not every kernel knows it."""
-        return {"scale": self.scale} | ({"softcap": self.softcap} if self.softcap else {})
+    def spec(self) -> AttnSpec:
+        """Scale and softcap of each kernel call."""
+        return AttnSpec(self.scale, self.softcap)
 
 
 def run(
@@ -158,38 +159,38 @@ class _Pass:
 
     def _attend_forward(self, op: ops.Attend) -> None:
         q, kv, into = self._tensors(op.q), self._tensors(op.kv), self._sum(op.q_into)
-        kernel, options = self._runtime.kernel, self._runtime.options
+        kernel, spec = self._runtime.kernel, self._runtime.spec
         for tile in op.tiles:
             rows, cols = self._sizes.rows(tile.rows), self._sizes.rows(tile.cols)
             tensors = q["q"][rows], kv["k"][cols], kv["v"][cols]
             if tile.masked:
-                out, lse = masked.forward(kernel, *tensors, self._calls(op, tile), options)
+                out, lse = masked.forward(kernel, *tensors, self._calls(op, tile), spec)
             else:
-                out, lse = kernel.forward(*tensors, causal=tile.causal, **options)
+                out, lse = kernel.forward(*tensors, _whole(rows, cols, tile), spec)
             into.add(tile.rows, {"out": out, "lse": lse})
             del out, lse
 
     def _attend_backward(self, op: ops.Attend) -> None:
         q, kv, stand_in = self._tensors(op.q), self._tensors(op.kv), self._stand_in(op.q)
         q_into, kv_into = self._sum(op.q_into), self._sum(op.kv_into)
-        kernel, options = self._runtime.kernel, self._runtime.options
+        kernel, spec = self._runtime.kernel, self._runtime.spec
         for tile in op.tiles:
             rows, cols = self._sizes.rows(tile.rows), self._sizes.rows(tile.cols)
             tensors = {name: q[name][rows] for name in ("dout", "q", "lse")} | {"out": stand_in[rows]}
             tensors |= {name: kv[name][cols] for name in ("k", "v")}
             if tile.masked:
-                dq, dk, dv = masked.backward(kernel, tensors, self._calls(op, tile), options)
+                dq, dk, dv = masked.backward(kernel, tensors, self._calls(op, tile), spec)
             else:
                 ordered = (tensors[name] for name in ("dout", "q", "k", "v", "out", "lse"))
-                dq, dk, dv = kernel.backward(*ordered, causal=tile.causal, **options)
+                dq, dk, dv = kernel.backward(*ordered, _whole(rows, cols, tile), spec)
             q_into.add(tile.rows, {"dq": dq})
             kv_into.add(tile.cols, {"dk": dk, "dv": dv})
             del dq, dk, dv
 
-    def _calls(self, op: ops.Attend, tile: Tile) -> tuple[KernelCall, ...]:
+    def _calls(self, op: ops.Attend, tile: Tile) -> tuple[AttnTile, ...]:
         q_chunks, k_chunks = (self._schedule.values[names[0]].chunks for names in (op.q, op.kv))
         rows, cols = q_chunks[slice(*tile.rows)], k_chunks[slice(*tile.cols)]
-        packed = packs(self._runtime.kernel) and self._sizes.batch == 1
+        packed = self._runtime.kernel.capabilities.varlen and self._sizes.batch == 1
         return masked.calls_of(self._mask, rows, cols, self._schedule.cp_size, self._sizes.chunk, packed)
 
     def _tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -246,3 +247,8 @@ class _Pass:
         ops.Fold: _fold,
         ops.Store: _store,
     }
+
+
+def _whole(rows: slice, cols: slice, tile: Tile) -> AttnTile:
+    """Return a tile in tokens that is full or causal."""
+    return AttnTile((rows.start, rows.stop), (cols.start, cols.stop), tile.causal)

@@ -1,111 +1,213 @@
-"""What FlashAttention 2, 3 and 4 have in common: bshd, any strides, windows from the bottom right corner.
+"""FlashAttention 2, 3 and 4: what differs is a table, the rest is one kernel.
 
-Packed documents are thd, the lse ``[heads, rows]``.
+bshd with any strides, windows from the bottom-right corner. Documents are thd, their lse ``[heads, rows]``.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.kernels.fused import TileOptions
-from megatron_wallfacer.kernels.layouts import Layout, lse_bhs, lse_sbh, swapped
+from megatron_wallfacer.kernels.capabilities import FUSED, Capabilities
 from megatron_wallfacer.kernels.library import LibraryKernel
-from megatron_wallfacer.kernels.packing import ends, lse_ht, lse_s1h, thd, unpacked
-from megatron_wallfacer.kernels.signatures import Callee
-from megatron_wallfacer.kernels.windows import Window, bottom_right
-from megatron_wallfacer.schedule.mask import Lengths
+from megatron_wallfacer.kernels.optional import FLASH_ATTN_2, FLASH_ATTN_3, FLASH_ATTN_4, Library
+from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, TensorKind
+from megatron_wallfacer.kernels.protocol import AttnSpec
+from megatron_wallfacer.kernels.signatures import LibraryFunction, OptionalArgument
+from megatron_wallfacer.kernels.varlen import cu_seqlens_tensor, longest
+from megatron_wallfacer.kernels.windows import WindowSize, bottom_right
+from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
-#: Parameters for packed documents.
-PACKING = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
-
-
-class Options(NamedTuple):
-    """What a call is told beside tensors."""
-
-    causal: bool = False
-    scale: float = 1.0
-    window: Window = Window()
-    softcap: float = 0.0
+#: Parameters for documents.
+_VARLEN = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+_CAPABILITIES = replace(FUSED, softcap=True, varlen=True)
 
 
-def _options(tile: TileOptions, q: Tensor, k: Tensor) -> Options:
-    return Options(tile.causal, tile.scale, bottom_right(tile.band, q.shape[0], k.shape[0]), tile.softcap)
+@dataclass(frozen=True)
+class FlashVersion:
+    """What one version does differently.
+
+    Attributes:
+        name: name of the kernel.
+        library: package and modules.
+        needs: the releases that fit, for messages.
+        capabilities: what it supports.
+        functions: names of the functions of forward and backward.
+        varlen_functions: those for documents; None if they are the same.
+        lse: the parameter of backward for the log-sum-exp.
+        forward, backward: arguments that are the same in each call.
+        no_limit: a side of a window without limit.
+        no_softcap: the cap of logits of forward without a cap; that of backward is 0.0 in all versions.
+        lse_places: where the lse is in the result of forward, by its length, where it is not second.
+    """
+
+    name: str
+    library: Library
+    needs: str
+    capabilities: Capabilities
+    functions: tuple[str, str] = ("_flash_attn_forward", "_flash_attn_backward")
+    varlen_functions: tuple[str, str] | None = None
+    lse: str = "softmax_lse"
+    forward: Mapping[str, Any] = field(default_factory=dict)
+    backward: Mapping[str, Any] = field(default_factory=dict)
+    no_limit: int | None = -1
+    no_softcap: float | None = 0.0
+    lse_places: Mapping[int, int] = field(default_factory=dict)
 
 
-def _packing(lengths: Lengths | None, device: torch.device) -> dict[str, Any]:
-    """Where documents begin and end, and how long the longest is."""
-    if lengths is None:
-        return {}
-    return dict(zip(PACKING, (*(ends(side, device) for side in lengths), *map(max, lengths)), strict=True))
-
-
-class _Way(NamedTuple):
-    """How one tile, or several documents, are called."""
-
-    layout: Layout
-    attend: Callee
-    differentiate: Callee
-
-
-_BSHD = Layout(swapped, swapped, lse_bhs, lse_sbh)
-_THD = Layout(thd, unpacked, lse_ht, lse_s1h)
+FLASH2 = FlashVersion(
+    name="flash2",
+    library=FLASH_ATTN_2,
+    # The cap of logits exists from 2.6 on, and the lse has the layout that is read here.
+    needs="flash-attn >= 2.6, < 3",
+    capabilities=_CAPABILITIES,
+    varlen_functions=("_flash_attn_varlen_forward", "_flash_attn_varlen_backward"),
+    forward={"return_softmax": False, "dropout_p": 0.0, "alibi_slopes": None},
+    backward={"dropout_p": 0.0, "alibi_slopes": None},
+    # Up to 2.6 the inputs are returned, too: (out, q, k, v, out_padded, lse, ...), later (out, lse, ...).
+    lse_places={8: 5},
+)
+#: Of caches and fp8. In releases up to 2.8.3 they have no defaults.
+_UNUSED_FORWARD = (
+    *("k_new", "v_new", "qv", "out", "cu_seqlens_k_new", "seqused_q", "seqused_k", "page_table", "kv_batch_idx"),
+    *("leftpad_k", "rotary_cos", "rotary_sin", "seqlens_rotary", "q_descale", "k_descale", "v_descale"),
+)
+#: The library's spelling.
+_UNUSED_BACKWARD = ("sequed_q", "sequed_k")
+FLASH3 = FlashVersion(
+    name="flash3",
+    library=FLASH_ATTN_3,
+    needs="flash-attn-3 as of flash-attention 2.7.4 to 2.8.3 or its main branch",
+    capabilities=replace(_CAPABILITIES, compute_capabilities=(9,), v_head_dim=True),
+    forward=dict.fromkeys(_UNUSED_FORWARD, OptionalArgument(None)) | dict.fromkeys(_VARLEN),
+    backward=dict.fromkeys(_UNUSED_BACKWARD, OptionalArgument(None)) | dict.fromkeys(_VARLEN),
+)
+FLASH4 = FlashVersion(
+    name="flash4",
+    library=FLASH_ATTN_4,
+    needs="flash-attn-4 >= 4.0.0b4",
+    capabilities=replace(_CAPABILITIES, compute_capabilities=(9, 10), v_head_dim=True),
+    functions=("_flash_attn_fwd", "_flash_attn_bwd"),
+    lse="lse",
+    forward={"return_lse": True},
+    # -1 is a window that ends before it begins: zeros without an error.
+    no_limit=None,
+    no_softcap=None,
+)
 
 
 class FlashKernel(LibraryKernel):
-    """Calls the functions with tensors; what else they are given, and how it is called, a subclass says.
+    """A version of FlashAttention; see :class:`LibraryKernel`.
 
-    All releases write gradients where they are told to. Some return them too, some do not.
+    All releases write gradients into tensors that they are given. Some return them too, some do not.
     """
 
-    #: The parameter of backward for the log-sum-exp.
-    lse_name: ClassVar[str] = "softmax_lse"
-    #: The functions for packed documents, where they are others.
-    packed_functions: ClassVar[tuple[str, str] | None] = None
-    packs = True
-
     def __init__(
-        self, module: ModuleType | None = None, *, title: str | None = None, deterministic: bool | None = None
+        self,
+        version: FlashVersion,
+        module: ModuleType | None = None,
+        *,
+        title: str | None = None,
+        deterministic: bool | None = None,
     ) -> None:
-        super().__init__(module, title=title, deterministic=deterministic)
-        self._single = _Way(_BSHD, self._attend, self._differentiate)
-        self._packed = _Way(_THD, *self._find(self.packed_functions or self.functions))
-        tensors = dict.fromkeys(("dout", "q", "k", "v", "out", self.lse_name, "dq", "dk", "dv"))
-        for way, packing in ((self._single, {}), (self._packed, dict.fromkeys(PACKING))):
-            way.attend.check(dict.fromkeys("qkv") | self._forward_values(way.attend, Options()) | packing)
-            way.differentiate.check(tensors | self._backward_values(way.differentiate, Options()) | packing)
+        super().__init__(version.library, version.needs, module, title, deterministic)
+        self._version, self.name, self.capabilities = version, version.name, version.capabilities
+        self._functions = self._find(version.functions)
+        self._varlen_functions = self._find(version.varlen_functions or version.functions)
+        tile, spec = AttnTile((0, 1), (0, 1)), AttnSpec(1.0)
+        for functions, varlen in ((self._functions, {}), (self._varlen_functions, dict.fromkeys(_VARLEN))):
+            for function, arguments in zip(functions, (self._forward_arguments, self._backward_arguments), strict=True):
+                function.bind(arguments(function, tile, spec) | varlen)
 
-    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
-        layout, attend, _ = self._way(tile)
-        tensors = {name: layout.theirs(x) for name, x in (("q", q), ("k", k), ("v", v))}
-        values = self._forward_values(attend, _options(tile, q, k)) | _packing(tile.lengths, q.device)
-        out, lse = self._out_and_lse(attend(tensors | values))
-        return layout.ours(out), layout.lse_ours(lse)
+    def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
+        """See :meth:`PreparedKernel.prepare_forward`."""
+        documents = tile.cu_seqlens
+        function, _ = self._functions if documents is None else self._varlen_functions
+        arguments = self._forward_arguments(function, tile, spec) | _varlen_arguments(documents, tensors.device)
+        call, places = function.bind(arguments), self._version.lse_places
+        return _forward_bshd(call, places) if documents is None else _forward_thd(call, places)
 
-    def _backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: TileOptions
+    def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
+        """See :meth:`PreparedKernel.prepare_backward`."""
+        documents = tile.cu_seqlens
+        _, function = self._functions if documents is None else self._varlen_functions
+        arguments = self._backward_arguments(function, tile, spec) | _varlen_arguments(documents, tensors.device)
+        call, lse = function.bind(arguments), self._version.lse
+        return _backward_bshd(call, lse) if documents is None else _backward_thd(call, lse)
+
+    def _find(self, names: tuple[str, str]) -> tuple[LibraryFunction, LibraryFunction]:
+        gradients = ("dout", "q", "k", "v", "out", self._version.lse, "dq", "dk", "dv")
+        return self._function(names[0], "qkv"), self._function(names[1], gradients)
+
+    def _forward_arguments(self, function: LibraryFunction, tile: AttnTile, spec: AttnSpec) -> dict[str, Any]:
+        softcap = spec.softcap or self._version.no_softcap
+        return {**self._version.forward, "softcap": softcap} | self._mask_arguments(function, tile, spec)
+
+    def _backward_arguments(self, function: LibraryFunction, tile: AttnTile, spec: AttnSpec) -> dict[str, Any]:
+        more = {"softcap": spec.softcap, "deterministic": self.deterministic}
+        return {**self._version.backward} | more | self._mask_arguments(function, tile, spec)
+
+    def _mask_arguments(self, function: LibraryFunction, tile: AttnTile, spec: AttnSpec) -> dict[str, Any]:
+        """Scale, mask and window. Some releases spell them differently in the two directions."""
+        causal = {"is_causal" if function.has("is_causal") else "causal": tile.causal}
+        size = bottom_right(tile)
+        sides = WindowSize(*(self._version.no_limit if side is None else side for side in size))
+        window = {"window_size_left": sides.left, "window_size_right": sides.right}
+        if function.has("window_size"):
+            window = {"window_size": tuple(sides)}
+        return {"softmax_scale": spec.scale} | causal | window
+
+
+def _varlen_arguments(documents: CuSeqlens | None, device: torch.device) -> dict[str, Any]:
+    if documents is None:
+        return {}
+    sides = (documents.q, documents.k)
+    return dict(zip(_VARLEN, (*(cu_seqlens_tensor(side, device) for side in sides), *map(longest, sides)), strict=True))
+
+
+def _forward_bshd(call: Callable[..., Any], lse_places: Mapping[int, int]) -> ForwardCall:
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        result = call(q=q.transpose(0, 1), k=k.transpose(0, 1), v=v.transpose(0, 1))
+        return result[0].transpose(0, 1), result[lse_places.get(len(result), 1)].permute(2, 0, 1)
+
+    return forward
+
+
+def _forward_thd(call: Callable[..., Any], lse_places: Mapping[int, int]) -> ForwardCall:
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        result = call(q=q.squeeze(1), k=k.squeeze(1), v=v.squeeze(1))
+        return result[0].unsqueeze(1), result[lse_places.get(len(result), 1)].t().unsqueeze(1)
+
+    return forward
+
+
+def _backward_bshd(call: Callable[..., Any], lse_name: str) -> BackwardCall:
+    def backward(
+        dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        layout, _, differentiate = self._way(tile)
-        named = {"dout": dout, "q": q, "k": k, "v": v, "out": out}
-        tensors = {name: layout.theirs(x) for name, x in named.items()} | {self.lse_name: layout.lse_theirs(lse)}
-        grads = {f"d{name}": torch.empty_like(tensors[name]) for name in "qkv"}
-        values = self._backward_values(differentiate, _options(tile, q, k)) | _packing(tile.lengths, q.device)
-        differentiate(tensors | grads | values)
-        dq, dk, dv = (layout.ours(grad) for grad in grads.values())
-        return dq, dk, dv
+        q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        # The lse is read without looking at strides.
+        stats = {lse_name: lse.permute(1, 2, 0).contiguous()}
+        call(dout=dout.transpose(0, 1), q=q, k=k, v=v, out=out.transpose(0, 1), dq=dq, dk=dk, dv=dv, **stats)
+        return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
 
-    def _way(self, tile: TileOptions) -> _Way:
-        return self._single if tile.lengths is None else self._packed
+    return backward
 
-    def _out_and_lse(self, found: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        return found[0], found[1]
 
-    @abstractmethod
-    def _forward_values(self, callee: Callee, options: Options) -> dict[str, Any]: ...
+def _backward_thd(call: Callable[..., Any], lse_name: str) -> BackwardCall:
+    def backward(
+        dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = q.squeeze(1), k.squeeze(1), v.squeeze(1)
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        stats = {lse_name: lse.squeeze(1).t().contiguous()}
+        call(dout=dout.squeeze(1), q=q, k=k, v=v, out=out.squeeze(1), dq=dq, dk=dk, dv=dv, **stats)
+        return dq.unsqueeze(1), dk.unsqueeze(1), dv.unsqueeze(1)
 
-    @abstractmethod
-    def _backward_values(self, callee: Callee, options: Options) -> dict[str, Any]: ...
+    return backward

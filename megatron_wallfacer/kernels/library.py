@@ -1,42 +1,36 @@
-"""A kernel that is functions of a library that may be installed or not."""
+"""A kernel that calls the functions of a library, which may be installed or not."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
-from typing import ClassVar
 
-from megatron_wallfacer.kernels.fused import FusedKernel
 from megatron_wallfacer.kernels.optional import Library
-from megatron_wallfacer.kernels.signatures import Callee
+from megatron_wallfacer.kernels.prepared import PreparedKernel
+from megatron_wallfacer.kernels.signatures import LibraryFunction
 
 
-class LibraryKernel(FusedKernel):
-    """Finds the functions of forward and backward, which a subclass names.
+class LibraryKernel(PreparedKernel):
+    """Loads the library; a subclass looks its functions up once, when it is constructed.
 
     Args:
-        module: where they are; None for the library that is installed.
+        library: where the functions are looked up without ``module``.
+        needs: the releases that fit, for messages.
+        module: module with the functions; None for the installed library.
         title: name and version of the library, for messages.
-        deterministic: see :class:`FusedKernel`.
+        deterministic: see :class:`PreparedKernel`.
 
     Raises:
         UnavailableError: the library is not installed, or of a version that does not fit.
     """
 
-    library: ClassVar[Library]
-    functions: ClassVar[tuple[str, str]]
-    #: The releases that fit, for messages.
-    needs: ClassVar[str]
-
     def __init__(
-        self, module: ModuleType | None = None, *, title: str | None = None, deterministic: bool | None = None
+        self, library: Library, needs: str, module: ModuleType | None, title: str | None, deterministic: bool | None
     ) -> None:
         super().__init__(deterministic=deterministic)
-        self._module, self._title = module or self.library.load(), title or self.library.title
-        self._attend, self._differentiate = self._find(self.functions)
+        self._needs = needs
+        self._module, self._title = module or library.load(), title or library.title
 
-    def _find(self, functions: tuple[str, str]) -> tuple[Callee, Callee]:
-        forward, backward = (
-            Callee(getattr(self._module, name, None), name=name, owner=self._title, needs=self.needs)
-            for name in functions
-        )
-        return forward, backward
+    def _function(self, name: str, tensors: Iterable[str]) -> LibraryFunction:
+        function = getattr(self._module, name, None)
+        return LibraryFunction(function, name=name, tensors=tensors, owner=self._title, needs=self._needs)

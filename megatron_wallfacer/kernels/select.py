@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.flash2 import Flash2Kernel
-from megatron_wallfacer.kernels.flash3 import Flash3Kernel
-from megatron_wallfacer.kernels.flash4 import Flash4Kernel
+from megatron_wallfacer.kernels.capabilities import Inputs
+from megatron_wallfacer.kernels.flash import FLASH2, FLASH3, FLASH4, FlashKernel
 from megatron_wallfacer.kernels.optional import UnavailableError
-from megatron_wallfacer.kernels.protocol import Inputs, Kernel
+from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
@@ -21,9 +21,9 @@ _FLASH = ("flash4", "flash3", "flash2")
 KERNELS: tuple[str, ...] = ("auto", "te", "flash", *reversed(_FLASH), "cudnn", "torch", "reference")
 _BUILT: dict[str, Callable[[], Kernel]] = {
     "te": TransformerEngineKernel,
-    "flash4": Flash4Kernel,
-    "flash3": Flash3Kernel,
-    "flash2": Flash2Kernel,
+    "flash4": partial(FlashKernel, FLASH4),
+    "flash3": partial(FlashKernel, FLASH3),
+    "flash2": partial(FlashKernel, FLASH2),
     "cudnn": TorchCudnnKernel,
     "reference": ReferenceKernel,
 }
@@ -37,7 +37,7 @@ def select_kernel(
     head_dim: int,
     v_head_dim: int | None = None,
     softcap: float = 0.0,
-    banded: bool = False,
+    window: bool = False,
 ) -> Kernel:
     """The kernel of that name; with ``auto`` or ``flash`` the first of several that is installed and serves the inputs.
 
@@ -47,7 +47,7 @@ def select_kernel(
     """
     if name not in KERNELS:
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}")
-    inputs = Inputs(device, dtype, head_dim, v_head_dim or head_dim, softcap, banded)
+    inputs = Inputs(device, dtype, head_dim, v_head_dim or head_dim, softcap, window)
     reasons, others = [], "auto or reference"
     for candidate in _candidates(name, device):
         kernel, reason = _try(candidate, inputs)
@@ -67,13 +67,13 @@ def candidates(
     head_dim: int,
     v_head_dim: int | None = None,
     softcap: float = 0.0,
-    banded: bool = False,
+    window: bool = False,
 ) -> list[tuple[str, str | None]]:
     """The kernels that a name stands for, in the order of trying, and why each is not taken; None if it could be.
 
     The first with None is what :func:`select_kernel` takes.
     """
-    inputs = Inputs(device, dtype, head_dim, v_head_dim or head_dim, softcap, banded)
+    inputs = Inputs(device, dtype, head_dim, v_head_dim or head_dim, softcap, window)
     return [(one, _try(one, inputs)[1]) for one in _candidates(name, device)]
 
 
@@ -89,7 +89,7 @@ def _try(name: str, inputs: Inputs) -> tuple[Kernel | None, str | None]:
         kernel = _make(name, inputs.device)
     except UnavailableError as error:
         return None, str(error)
-    return kernel, kernel.refusal(inputs)
+    return kernel, kernel.unsupported_reason(inputs)
 
 
 def _make(name: str, device: torch.device) -> Kernel:

@@ -1,4 +1,4 @@
-"""Signatures of other people's functions: read once, called by keyword, refused by name where they do not fit.
+"""Functions of libraries: signatures read once, arguments bound by keyword, an error by name where they do not fit.
 
 The libraries rename, add and drop parameters between releases, of functions that begin with an underscore or are
 positional throughout. A parameter that a release does not have may be left out only if its value says the same.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
-class Neutral:
-    """A value whose parameter may be missing: without it the function does the same."""
+class OptionalArgument:
+    """A value whose parameter a release may not have: without it the function does the same."""
 
     value: Any
 
@@ -80,12 +81,14 @@ class Signature:
         """The keywords to call it with.
 
         Args:
-            values: by parameter; :class:`Neutral` ones are left out where there is no such parameter.
+            values: by parameter; :class:`OptionalArgument` ones are left out where there is no such parameter.
 
         Raises:
             UnavailableError: a parameter is missing that matters, or there is one without a default that is not given.
         """
-        missing = [name for name, value in values.items() if name not in self.names and not isinstance(value, Neutral)]
+        missing = [
+            name for name, value in values.items() if name not in self.names and not isinstance(value, OptionalArgument)
+        ]
         if missing:
             raise UnavailableError(f"{self.owner}: {self.function} has no {', '.join(missing)}; needs {self.needs}")
         unknown = sorted(self.required - set(values))
@@ -94,7 +97,7 @@ class Signature:
                 f"{self.owner}: {self.function} requires {', '.join(unknown)}, which is new; needs {self.needs}"
             )
         given = {name: value for name, value in values.items() if name in self.names}
-        return {name: value.value if isinstance(value, Neutral) else value for name, value in given.items()}
+        return {name: value.value if isinstance(value, OptionalArgument) else value for name, value in given.items()}
 
 
 def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
@@ -106,32 +109,36 @@ def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
     return function._schema if isinstance(function, torch._ops.OpOverload) else None
 
 
-class Callee:
-    """A function of a library with its signature, called by keyword with what it knows.
+class LibraryFunction:
+    """A function of a library: its signature is read once, and calls are prepared by binding all but the tensors.
 
     Args:
-        function: it; None if the library has none of that name.
-        name: of it.
+        function: the function; None if the library has none of that name.
+        name: its name.
+        tensors: parameters that each call passes, by keyword.
         owner, needs: see :class:`Signature`.
 
     Raises:
-        UnavailableError: there is none, or its parameters cannot be seen.
+        UnavailableError: the function does not exist, or its parameters cannot be seen.
     """
 
-    def __init__(self, function: Callable[..., Any] | None, *, name: str, owner: str, needs: str) -> None:
+    def __init__(
+        self, function: Callable[..., Any] | None, *, name: str, tensors: Iterable[str], owner: str, needs: str
+    ) -> None:
         if function is None:
             raise UnavailableError(f"{owner}: there is no {name}; needs {needs}")
-        self._function = function
+        self._function, self._tensors = function, dict.fromkeys(tensors)
         self.signature = Signature.of(function, name=name, owner=owner, needs=needs)
 
     def has(self, name: str) -> bool:
-        """Whether it has such a parameter."""
+        """Return whether it has such a parameter."""
         return self.signature.has(name)
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """Whether it could be called with these parameters; see :meth:`Signature.arguments`."""
-        self.signature.arguments(values)
+    def bind(self, values: Mapping[str, Any]) -> Callable[..., Any]:
+        """Return the function with all arguments but the tensors; see :meth:`Signature.arguments`.
 
-    def __call__(self, values: Mapping[str, Any]) -> Any:
-        """Call it; see :meth:`Signature.arguments`."""
-        return self._function(**self.signature.arguments(values))
+        Raises:
+            UnavailableError: as :meth:`Signature.arguments`.
+        """
+        arguments = self.signature.arguments(self._tensors | dict(values))
+        return partial(self._function, **{name: arguments[name] for name in arguments if name not in self._tensors})

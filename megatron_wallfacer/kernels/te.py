@@ -1,11 +1,12 @@
-"""TransformerEngine's fused attention, which is cuDNN's: sbhd as it is, windows counted from the top left corner.
+"""TransformerEngine's fused attention, which is cuDNN's: sbhd without conversion, windows from the top-left corner.
 
-Packed documents are thd, the statistics ``[rows, heads, 1]``.
+Documents are thd, their statistics ``[rows, heads, 1]``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
@@ -15,155 +16,197 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.fused import Limits, TileOptions, capability
-from megatron_wallfacer.kernels.layouts import Layout, lse_bhs, lse_sbh
+from megatron_wallfacer.kernels.capabilities import FUSED, capability
 from megatron_wallfacer.kernels.library import LibraryKernel
 from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableError
-from megatron_wallfacer.kernels.packing import ends, thd, unpacked
-from megatron_wallfacer.kernels.signatures import Neutral
-from megatron_wallfacer.kernels.windows import Window, top_left
-from megatron_wallfacer.schedule.mask import Band, Lengths
+from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, TensorKind
+from megatron_wallfacer.kernels.protocol import AttnSpec
+from megatron_wallfacer.kernels.signatures import OptionalArgument
+from megatron_wallfacer.kernels.varlen import cu_seqlens_tensor, longest
+from megatron_wallfacer.kernels.windows import WindowSize, top_left
+from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
+_NEEDS = "transformer-engine >= 2.1"
 _BACKEND = "F16_arbitrary_seqlen"
-#: From there on it passes windows to cuDNN that do not end at the diagonal.
+#: From this release on it passes windows to cuDNN that do not end at the diagonal.
 _WINDOWS_SINCE = (2, 16)
-#: cuDNN from which on its statistics of packed documents are packed, too; before, each is padded to the longest.
-_PACKED_SINCE = 90600
-_SIZES = ("max_seqlen_q", "max_seqlen_kv", "cu_seqlens_q", "cu_seqlens_kv", "fake_dtype")
-_SBHD = Layout(Tensor.contiguous, lambda x: x, lse_bhs, lse_sbh)
-_THD = Layout(lambda x: thd(x).contiguous(), unpacked, lambda lse: thd(lse).contiguous(), unpacked)
-_PACKED_SIZES = ("cu_seqlens_q_padded", "cu_seqlens_kv_padded")
+#: cuDNN from which on its statistics of documents are packed, too; before, each is padded to the longest.
+_VARLEN_SINCE = 90600
 
 
 class TransformerEngineKernel(LibraryKernel):
     """``fused_attn_fwd`` and ``fused_attn_bwd`` of TransformerEngine; see :class:`LibraryKernel`.
 
-    Which head dims, GPUs and versions of cuDNN go together the library decides at the call; what it does not serve it
-    refuses itself. It reads memory without looking at strides, so all that it gets is contiguous.
+    The library checks at the call which head dims, GPUs and versions of cuDNN go together. It reads memory without
+    looking at strides: all tensors are made contiguous.
     """
 
     name = "te"
-    limits = Limits(v_head_dim=True)
-    library = TRANSFORMER_ENGINE
-    functions = ("fused_attn_fwd", "fused_attn_bwd")
-    needs = "transformer-engine >= 2.1"
 
     def __init__(
         self, module: ModuleType | None = None, *, title: str | None = None, deterministic: bool | None = None
     ) -> None:
-        super().__init__(module, title=title, deterministic=deterministic)
-        self._any_window = _release(self._title) >= _WINDOWS_SINCE
-        self.limits = replace(self.limits, bands=self._any_window)
+        super().__init__(TRANSFORMER_ENGINE, _NEEDS, module, title, deterministic)
+        window = _release(self._title) >= _WINDOWS_SINCE
+        self.capabilities = replace(FUSED, v_head_dim=True, window=window, varlen=self._has_varlen())
         self._backend = self._find_backend()
-        self.packs = self._packs()
-        sizes = dict.fromkeys((*_SIZES, *_PACKED_SIZES))
-        self._attend.check(dict.fromkeys("qkv") | self._forward_options("sbhd") | sizes)
-        tensors = dict.fromkeys(("q", "k", "v", "o", "d_o", "aux_ctx_tensors"))
-        self._differentiate.check(tensors | self._backward_options("sbhd", None) | sizes)
-
-    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
-        name, layout = _layout(tile)
-        tensors = {key: layout.theirs(x) for key, x in (("q", q), ("k", k), ("v", v))}
-        out, (stats, *_), *_ = self._attend(tensors | self._forward_options(name) | self._tile(tile, q, k))
-        if tile.lengths is not None and stats.dim() != 3:
-            raise UnavailableError(
-                f"{self._title}: statistics of packed documents are {tuple(stats.shape)}, not packed"
+        self._attend = self._function("fused_attn_fwd", "qkv")
+        self._differentiate = self._function("fused_attn_bwd", ("q", "k", "v", "o", "d_o", "aux_ctx_tensors"))
+        for documents in (None, CuSeqlens((0, 1), (0, 1))):
+            call = (
+                AttnTile((0, 1), (0, 1), cu_seqlens=documents),
+                AttnSpec(1.0),
+                TensorKind(1, None, torch.device("cpu")),
             )
-        return layout.ours(out), layout.lse_ours(stats.squeeze(-1))
+            self._attend.bind(self._forward_arguments(*call))
+            self._differentiate.bind(self._backward_arguments(*call))
 
-    def _backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: TileOptions
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        name, layout = _layout(tile)
-        named = (("q", q), ("k", k), ("v", v), ("o", out), ("d_o", dout))
-        tensors = {key: layout.theirs(x) for key, x in named}
-        # What forward would have left, with the lse of all keys in the place of this tile's.
-        tensors["aux_ctx_tensors"] = [layout.lse_theirs(lse).unsqueeze(-1), _random_state(q.device)]
-        options = self._backward_options(name, q.dtype) | self._tile(tile, q, k)
-        dq, dk, dv, *_ = self._differentiate(tensors | options)
-        return layout.ours(dq), layout.ours(dk), layout.ours(dv)
+    def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
+        """See :meth:`PreparedKernel.prepare_forward`."""
+        call = self._attend.bind(self._forward_arguments(tile, spec, tensors))
+        return _forward_sbhd(call) if tile.cu_seqlens is None else _forward_thd(call, self._title)
+
+    def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
+        """See :meth:`PreparedKernel.prepare_backward`."""
+        call = self._differentiate.bind(self._backward_arguments(tile, spec, tensors))
+        random_state = _random_state(tensors.device)
+        return (_backward_sbhd if tile.cu_seqlens is None else _backward_thd)(call, random_state)
 
     def _find_backend(self) -> Any:
         try:
             return self._module.FusedAttnBackend[_BACKEND]
         except (AttributeError, KeyError) as error:
-            raise UnavailableError(f"{self._title}: there is no backend {_BACKEND}; needs {self.needs}") from error
+            raise UnavailableError(f"{self._title}: there is no backend {_BACKEND}; needs {_NEEDS}") from error
 
-    def _packs(self) -> bool:
-        """Where cuDNN takes packed documents and gives packed statistics; elsewhere they are called one by one."""
+    def _has_varlen(self) -> bool:
+        """Return whether cuDNN takes documents here and returns packed statistics."""
         gpu, cudnn = capability(torch.device("cuda")), getattr(self._module, "tex", None)
         version = getattr(cudnn, "get_cudnn_version", lambda: 0)()
-        return gpu is not None and gpu >= (9, 0) and gpu != (12, 0) and version >= _PACKED_SINCE
+        return gpu is not None and gpu >= (9, 0) and gpu != (12, 0) and version >= _VARLEN_SINCE
 
-    def _tile(self, tile: TileOptions, q: Tensor, k: Tensor) -> dict[str, Any]:
-        """Scale, sizes and mask."""
-        scale = {"attn_scale": tile.scale}
-        if tile.lengths is not None:
-            return scale | _packed(tile.lengths, tile.causal, q)
-        mask = _mask(tile.causal, tile.band, q.shape[0], k.shape[0], any_window=self._any_window)
-        return scale | _sizes(q, k) | mask
-
-    def _options(self, layout: str) -> dict[str, Any]:
+    def _arguments(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> dict[str, Any]:
+        """Arguments of both directions."""
+        layout = _layout(tile)
         return {
             "fused_attention_backend": self._backend,
             "dropout": 0.0,
-            "attn_scale": 1.0,
+            "attn_scale": spec.scale,
             "attn_bias_type": "no_bias",
             "qkv_layout": _three(layout),
             # Before 2.15 the layouts of all else follow from that of q, k and v.
-            "o_format": Neutral(layout),
-        } | _mask(False, None, 1, 1, any_window=False)
+            "o_format": OptionalArgument(layout),
+            "bottom_right_diagonal": OptionalArgument(False),
+            "fake_dtype": tensors.dtype,
+        } | (self._plain_arguments(tile, tensors) if tile.cu_seqlens is None else _varlen_arguments(tile, tensors))
 
-    def _forward_options(self, layout: str) -> dict[str, Any]:
-        return self._options(layout) | {"is_training": True}
+    def _forward_arguments(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> dict[str, Any]:
+        return self._arguments(tile, spec, tensors) | {"is_training": True}
 
-    def _backward_options(self, layout: str, dtype: torch.dtype | None) -> dict[str, Any]:
-        layouts = {"do_format": Neutral(layout), "dqkv_layout": Neutral(_three(layout))}
+    def _backward_arguments(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> dict[str, Any]:
+        layout = _layout(tile)
+        layouts = {"do_format": OptionalArgument(layout), "dqkv_layout": OptionalArgument(_three(layout))}
         if self._differentiate.has("dqkv_dtype"):  # until 2.14; later the gradients are as q
-            layouts["dqkv_dtype"] = None if dtype is None else self._dtype_of_theirs(dtype)
-        return self._options(layout) | layouts | {"deterministic": self.deterministic}
+            layouts["dqkv_dtype"] = self._library_dtype(tensors.dtype)
+        return self._arguments(tile, spec, tensors) | layouts | {"deterministic": self.deterministic}
 
-    def _dtype_of_theirs(self, dtype: torch.dtype) -> Any:
-        return next(theirs for theirs, ours in self._module.TORCH_DType.items() if ours == dtype)
+    def _library_dtype(self, dtype: torch.dtype | None) -> Any:
+        """Return TransformerEngine's dtype; None for None, where only names are checked."""
+        if dtype is None:
+            return None
+        return next(library for library, ours in self._module.TORCH_DType.items() if ours == dtype)
+
+    def _plain_arguments(self, tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
+        """Sizes, the same in each sequence of the batch, and the mask.
+
+        Raises:
+            OptionError: a window that the release does not support: its own message would not say what to do.
+        """
+        window = WindowSize(None, 0) if tile.causal else top_left(tile)
+        # A window that ends at the diagonal is a causal mask, which may begin later: known to all releases.
+        kind = "causal" if window.right == 0 else "no_mask"
+        if kind == "no_mask" and window != WindowSize() and not self.capabilities.window:
+            reason = f"flash or torch here, because te before 2.16 has no window for {tile.window}"
+            raise OptionError("kernel", "te", reason)
+        starts = (range(0, size * tensors.batch + 1, size) for size in (tile.height, tile.width))
+        return {
+            "max_seqlen_q": tile.height,
+            "max_seqlen_kv": tile.width,
+            **_boundaries(*map(tuple, starts), tensors.device),
+            "attn_mask_type": kind,
+            "window_size": window.numbers,
+        }
 
 
-def _layout(tile: TileOptions) -> tuple[str, Layout]:
-    """Its name and what it is; all is contiguous."""
-    return ("sbhd", _SBHD) if tile.lengths is None else ("thd", _THD)
+def _varlen_arguments(tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
+    """Sizes of documents and their mask. Padded boundaries differ where there is padding between: here is none."""
+    documents = tile.cu_seqlens
+    starts = _boundaries(documents.q, documents.k, tensors.device)
+    return {
+        "max_seqlen_q": longest(documents.q),
+        "max_seqlen_kv": longest(documents.k),
+        **starts,
+        **{f"{name}_padded": boundaries for name, boundaries in starts.items()},
+        "attn_mask_type": "padding_causal" if tile.causal else "padding",
+        "window_size": (-1, 0 if tile.causal else -1),
+    }
+
+
+def _boundaries(q: tuple[int, ...], k: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
+    return {"cu_seqlens_q": cu_seqlens_tensor(q, device), "cu_seqlens_kv": cu_seqlens_tensor(k, device)}
+
+
+def _layout(tile: AttnTile) -> str:
+    return "sbhd" if tile.cu_seqlens is None else "thd"
 
 
 def _three(layout: str) -> str:
-    """The layout of q, k and v, each on its own."""
+    """Return the layout of q, k and v, each in a tensor of its own."""
     return "_".join([layout] * 3)
 
 
-def _sizes(q: Tensor, k: Tensor) -> dict[str, Any]:
-    """Lengths of queries and keys, the same in each sequence of the batch. ``fake_dtype`` is that of q."""
-    (rows, batch), cols = q.shape[:2], k.shape[0]
-    starts = (ends((length,) * batch, q.device) for length in (rows, cols))
-    return dict(zip(_SIZES, (rows, cols, *starts, q.dtype), strict=True))
+def _forward_sbhd(call: Callable[..., Any]) -> ForwardCall:
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out, (stats, *_), *_ = call(q=q.contiguous(), k=k.contiguous(), v=v.contiguous())
+        return out, stats.squeeze(-1).permute(2, 0, 1)
+
+    return forward
 
 
-def _packed(lengths: Lengths, causal: bool, q: Tensor) -> dict[str, Any]:
-    """Lengths of documents and their mask. Padded are ends where there is padding between: here they are the same."""
-    starts = [ends(side, q.device) for side in lengths]
-    sizes = dict(zip(_SIZES, (*map(max, lengths), *starts, q.dtype), strict=True))
-    mask = {"attn_mask_type": "padding_causal" if causal else "padding", "window_size": (-1, 0 if causal else -1)}
-    return sizes | dict(zip(_PACKED_SIZES, starts, strict=True)) | mask
+def _forward_thd(call: Callable[..., Any], title: str) -> ForwardCall:
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = q.squeeze(1).contiguous(), k.squeeze(1).contiguous(), v.squeeze(1).contiguous()
+        out, (stats, *_), *_ = call(q=q, k=k, v=v)
+        if stats.dim() != 3:
+            raise UnavailableError(f"{title}: statistics of packed documents are {tuple(stats.shape)}, not packed")
+        return out.unsqueeze(1), stats.squeeze(-1).unsqueeze(1)
+
+    return forward
 
 
-def _mask(causal: bool, band: Band | None, rows: int, cols: int, *, any_window: bool) -> dict[str, Any]:
-    """Mask type and window.
+def _backward_sbhd(call: Callable[..., Any], random_state: Tensor) -> BackwardCall:
+    def backward(
+        dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # What forward would have left, with the lse of all keys in the place of this tile's.
+        aux = [lse.permute(1, 2, 0).unsqueeze(-1).contiguous(), random_state]
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        dq, dk, dv, *_ = call(q=q, k=k, v=v, o=out.contiguous(), d_o=dout.contiguous(), aux_ctx_tensors=aux)
+        return dq, dk, dv
 
-    Raises:
-        OptionError: a band that the release does not know: its own message would not say what to do.
-    """
-    window = Window(None, 0) if causal else top_left(band, rows, cols)
-    # A window that ends at the diagonal is a causal mask, which may begin later: known to all releases.
-    kind = "causal" if window.right == 0 else "no_mask"
-    if kind == "no_mask" and window != Window() and not any_window:
-        raise OptionError("kernel", "te", f"flash or torch here, because te before 2.16 has no window for {band}")
-    return {"attn_mask_type": kind, "window_size": window.numbers, "bottom_right_diagonal": Neutral(False)}
+    return backward
+
+
+def _backward_thd(call: Callable[..., Any], random_state: Tensor) -> BackwardCall:
+    def backward(
+        dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        aux = [lse.squeeze(1).unsqueeze(-1).contiguous(), random_state]
+        q, k, v = q.squeeze(1).contiguous(), k.squeeze(1).contiguous(), v.squeeze(1).contiguous()
+        o, d_o = out.squeeze(1).contiguous(), dout.squeeze(1).contiguous()
+        dq, dk, dv, *_ = call(q=q, k=k, v=v, o=o, d_o=d_o, aux_ctx_tensors=aux)
+        return dq.unsqueeze(1), dk.unsqueeze(1), dv.unsqueeze(1)
+
+    return backward
 
 
 def _release(title: str) -> tuple[int, ...]:
@@ -174,5 +217,5 @@ def _release(title: str) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def _random_state(device: torch.device) -> Tensor:
-    """Seed and offset of the dropout that there is not: backward only takes their address."""
+    """Return the seed and offset of the dropout that is not applied: backward takes only their address."""
     return torch.zeros(2, dtype=torch.int64, device=device)

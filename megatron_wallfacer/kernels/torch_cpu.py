@@ -2,117 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from megatron_wallfacer.kernels.layouts import bhsd, sbhd
-from megatron_wallfacer.kernels.protocol import Inputs
-from megatron_wallfacer.kernels.reference import live_pairs
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.kernels.capabilities import Capabilities
+from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
+from megatron_wallfacer.kernels.protocol import AttnSpec
+from megatron_wallfacer.kernels.reference import unmasked_pairs
+from megatron_wallfacer.kernels.windows import strips
+from megatron_wallfacer.schedule.attn_tile import AttnTile, documents_of
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-#: Rows of a band that are one call: what stands outside the band in their columns is computed in vain.
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+#: Rows of a tile with a window that are one call: masked pairs in their columns are computed in vain.
 _STRIP = 128
 
 
-class TorchCpuKernel:
+class TorchCpuKernel(PreparedKernel):
     """The CPU flash op of PyTorch. Its non-square causal mask is aligned top-left, so causal tiles must be square.
 
-    It wants head dims to be equal: the narrower of q, k and v is padded with zeros, which changes no result.
+    It requires equal head dims: the narrower of q, k and v is padded with zeros, which changes no result.
     """
 
     name = "torch"
+    capabilities = Capabilities(("cpu",), v_head_dim=True, window=True)
 
-    def refusal(self, inputs: Inputs) -> str | None:
-        if inputs.device.type != "cpu":
-            return f"it runs on a CPU, the tensors are on {inputs.device.type}"
-        return f"it does not cap logits, softcap is {inputs.softcap}" if inputs.softcap else None
+    def pieces(self, tile: AttnTile) -> list[AttnTile]:
+        """See :meth:`PreparedKernel.pieces`."""
+        if tile.cu_seqlens is not None:
+            return documents_of(tile)
+        return strips(tile, _STRIP) if tile.window is not None and tile.height > _STRIP else []
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-        band: Band | None = None,
-        softcap: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        v_head_dim = v.shape[-1]
+    def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
+        """See :meth:`PreparedKernel.prepare_forward`."""
+        return partial(_forward, tile, spec.scale)
+
+    def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
+        """See :meth:`PreparedKernel.prepare_backward`."""
+        return partial(_backward, tile, spec.scale)
+
+
+def _forward(tile: AttnTile, scale: float, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v_head_dim = v.shape[-1]
+    if q.shape[-1] != v_head_dim:
         q, k, v = _equally_wide(q, k, v)
-        if band is None:
-            out_bhsd, lse_bhs = _flash(bhsd(q), bhsd(k), bhsd(v), 0.0, causal, scale=scale)
-            return sbhd(out_bhsd)[..., :v_head_dim], lse_bhs.permute(2, 0, 1)
-        parts = [
-            _flash(bhsd(q[rows]), bhsd(k[cols]), bhsd(v[cols]), 0.0, False, attn_mask=bias, scale=scale)
-            for rows, cols, bias in _strips(band, q, k)
-        ]
-        out_bhsd, lse_bhs = (torch.cat(pieces, dim=2) for pieces in zip(*parts, strict=True))
-        return sbhd(out_bhsd)[..., :v_head_dim], lse_bhs.permute(2, 0, 1)
-
-    def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        *,
-        causal: bool,
-        scale: float,
-        band: Band | None = None,
-        softcap: float = 0.0,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        head_dim, v_head_dim = q.shape[-1], v.shape[-1]
-        dout, q, k, v, out = _equally_wide(dout, q, k, v, out)
-        if band is None:
-            dq, dk, dv = _gradients(dout, q, k, v, out, lse, causal=causal, scale=scale)
-        else:
-            # Strips share keys: their parts are added up in the accumulation dtype.
-            dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=lse.dtype) for x in (k, v))
-            for rows, cols, bias in _strips(band, q, k):
-                dq[rows], dk_part, dv_part = _gradients(
-                    dout[rows], q[rows], k[cols], v[cols], out[rows], lse[rows], bias=bias, scale=scale
-                )
-                dk[cols] += dk_part
-                dv[cols] += dv_part
-            dk, dv = dk.to(k.dtype), dv.to(v.dtype)
-        return dq[..., :head_dim], dk[..., :head_dim], dv[..., :v_head_dim]
+    q, k, v = q.permute(1, 2, 0, 3), k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
+    bias = None if tile.window is None else _bias(tile, q)
+    out_bhsd, lse_bhs = _flash(q, k, v, 0.0, tile.causal, attn_mask=bias, scale=scale)
+    return out_bhsd.permute(2, 0, 1, 3)[..., :v_head_dim], lse_bhs.permute(2, 0, 1)
 
 
-def _gradients(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    scale: float,
-    causal: bool = False,
-    bias: Tensor | None = None,
+def _backward(
+    tile: AttnTile, scale: float, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = _flash_backward(
-        *(bhsd(x) for x in (dout, q, k, v, out)), lse.permute(1, 2, 0), 0.0, causal, attn_mask=bias, scale=scale
-    )
-    return sbhd(dq), sbhd(dk), sbhd(dv)
+    head_dim, v_head_dim = q.shape[-1], v.shape[-1]
+    if head_dim != v_head_dim:
+        dout, q, k, v, out = _equally_wide(dout, q, k, v, out)
+    tensors = [x.permute(1, 2, 0, 3) for x in (dout, q, k, v, out)]
+    bias = None if tile.window is None else _bias(tile, q)
+    grads = _flash_backward(*tensors, lse.permute(1, 2, 0), 0.0, tile.causal, attn_mask=bias, scale=scale)
+    dq, dk, dv = (x.permute(2, 0, 1, 3) for x in grads)
+    return dq[..., :head_dim], dk[..., :head_dim], dv[..., :v_head_dim]
 
 
-def _strips(band: Band, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows of a band in strips: (rows, the columns that they see, what is added to the scores)."""
-    for first in range(0, q.shape[0], _STRIP):
-        end = min(first + _STRIP, q.shape[0])
-        start = 0 if band.lower is None else max(0, first + band.lower)
-        stop = k.shape[0] if band.upper is None else min(k.shape[0], end + band.upper)
-        live = live_pairs(band, end - first, stop, device=q.device, first_row=first)[:, start:]
-        bias = torch.zeros(live.shape, dtype=q.dtype, device=q.device).masked_fill_(~live, float("-inf"))
-        yield slice(first, end), slice(start, stop), bias
+def _bias(tile: AttnTile, q: Tensor) -> Tensor:
+    """Return what is added to the scores ``[rows, cols]``: 0, or -inf for masked pairs. Too large to be kept."""
+    masked = ~unmasked_pairs(tile.window, tile.height, tile.width, device=q.device)
+    bias = torch.zeros(masked.shape, dtype=q.dtype, device=q.device)
+    return bias.masked_fill_(masked, float("-inf"))
 
 
 def _equally_wide(*tensors: Tensor) -> tuple[Tensor, ...]:

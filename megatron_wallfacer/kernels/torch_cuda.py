@@ -1,134 +1,137 @@
-"""PyTorch's own fused attention on a GPU: its copy of FlashAttention 2, and cuDNN. Nothing else need be installed."""
+"""PyTorch's own fused attention on a GPU: its copy of FlashAttention 2, and cuDNN. No other library is needed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.fused import FusedKernel, Limits, TileOptions
-from megatron_wallfacer.kernels.layouts import bhsd, lse_bhs, lse_sbh, sbhd, swapped
-from megatron_wallfacer.kernels.protocol import Inputs
-from megatron_wallfacer.kernels.windows import Window, bottom_right
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.kernels.capabilities import FUSED, Inputs
+from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
+from megatron_wallfacer.kernels.protocol import AttnSpec
+from megatron_wallfacer.kernels.windows import WindowSize, bottom_right
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 
 
-class TorchFlashKernel(FusedKernel):
+class TorchFlashKernel(PreparedKernel):
     """``aten::_flash_attention_forward`` and ``_backward``: bshd, with windows as in FlashAttention 2.
 
-    Their arguments are given in order: names and meanings of the random state, which is not used, differ by release.
+    Arguments are passed in order: names and meanings of the random state, which is not used, differ by release.
 
     Args:
-        aten: where the operators are; PyTorch's unless given.
-        deterministic: not asked here: the operators look at ``torch.use_deterministic_algorithms``.
+        aten: namespace of the operators; PyTorch's by default.
+        deterministic: not used: the operators look at ``torch.use_deterministic_algorithms``.
     """
 
     name = "torch"
-    limits = Limits()
+    capabilities = FUSED
 
     def __init__(self, aten: Any = torch.ops.aten, *, deterministic: bool | None = None) -> None:
         super().__init__(deterministic=deterministic)
         self._aten = aten
 
-    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
-        rows, cols = q.shape[0], k.shape[0]
-        tensors = (swapped(q), swapped(k), swapped(v))
-        out, lse, *_ = self._aten._flash_attention_forward(
-            *tensors,
-            None,
-            None,
-            rows,
-            cols,
-            0.0,
-            tile.causal,
-            False,
-            scale=tile.scale,
-            **_window(tile.band, rows, cols),
-        )
-        return swapped(out), lse_sbh(lse)
+    def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
+        """See :meth:`PreparedKernel.prepare_forward`."""
+        call, options = self._aten._flash_attention_forward, _options(tile, spec)
+        rest = (None, None, tile.height, tile.width, 0.0, tile.causal, False)
 
-    def _backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: TileOptions
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, cols = q.shape[0], k.shape[0]
-        tensors = [swapped(x) for x in (dout, q, k, v, out)]
-        lengths = (None, None, rows, cols)
-        random = (_no_seed(q), _no_seed(q))
-        grads = self._aten._flash_attention_backward(
-            *tensors,
-            lse_bhs(lse),
-            *lengths,
-            0.0,
-            tile.causal,
-            *random,
-            scale=tile.scale,
-            **_window(tile.band, rows, cols),
-        )
-        dq, dk, dv = (swapped(x) for x in grads)
-        return dq, dk, dv
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            out, lse, *_ = call(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), *rest, **options)
+            return out.transpose(0, 1), lse.permute(2, 0, 1)
+
+        return forward
+
+    def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
+        """See :meth:`PreparedKernel.prepare_backward`."""
+        call, options, no_seed = self._aten._flash_attention_backward, _options(tile, spec), _no_seed(tensors.device)
+        rest = (None, None, tile.height, tile.width, 0.0, tile.causal, no_seed, no_seed)
+
+        def backward(
+            dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            bshd = [x.transpose(0, 1) for x in (dout, q, k, v, out)]
+            # The lse is read without looking at strides.
+            dq, dk, dv = call(*bshd, lse.permute(1, 2, 0).contiguous(), *rest, **options)
+            return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
+
+        return backward
 
 
-class TorchCudnnKernel(FusedKernel):
+class TorchCudnnKernel(PreparedKernel):
     """``aten::_scaled_dot_product_cudnn_attention`` and its backward: bhsd, without windows.
 
     Args:
-        aten: where the operators are; PyTorch's unless given.
-        deterministic: see :class:`FusedKernel`; refused, its backward is not.
+        aten: namespace of the operators; PyTorch's by default.
+        deterministic: see :class:`PreparedKernel`; not supported: its backward is not deterministic.
     """
 
     name = "cudnn"
-    limits = Limits(v_head_dim=True, bands=False)
+    capabilities = replace(FUSED, v_head_dim=True, window=False)
 
     def __init__(self, aten: Any = torch.ops.aten, *, deterministic: bool | None = None) -> None:
         super().__init__(deterministic=deterministic)
         self._aten = aten
-        #: Whether the lse of this release is [b, h, s, 1] and not [b, h, s]: backward wants what forward gave.
+        #: Whether the lse of this release is [b, h, s, 1] and not [b, h, s]: backward takes what forward returned.
         self._lse_has_width = False
 
-    def refusal(self, inputs: Inputs) -> str | None:
-        refusal = super().refusal(inputs)
-        if refusal is None and self.deterministic:
-            return "its gradients do not repeat bit by bit, and deterministic ones are asked for"
-        return refusal
+    def unsupported_reason(self, inputs: Inputs) -> str | None:
+        """See :meth:`Kernel.unsupported_reason`."""
+        reason = super().unsupported_reason(inputs)
+        if reason is None and self.deterministic:
+            return "its gradients do not repeat bit by bit, and deterministic ones are requested"
+        return reason
 
-    def _forward(self, q: Tensor, k: Tensor, v: Tensor, tile: TileOptions) -> tuple[Tensor, Tensor]:
-        _refuse(tile.band, q.shape[0], k.shape[0])
-        tensors = (bhsd(q), bhsd(k), bhsd(v))
-        out, lse, *_ = self._aten._scaled_dot_product_cudnn_attention(
-            *tensors, None, True, 0.0, tile.causal, False, scale=tile.scale
+    def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
+        """See :meth:`PreparedKernel.prepare_forward`."""
+        _require_no_window(tile)
+        call, scale = self._aten._scaled_dot_product_cudnn_attention, spec.scale
+        rest = (None, True, 0.0, tile.causal, False)
+
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            q, k, v = q.permute(1, 2, 0, 3), k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
+            out, lse, *_ = call(q, k, v, *rest, scale=scale)
+            self._lse_has_width = lse.dim() == 4
+            return out.permute(2, 0, 1, 3), (lse.squeeze(-1) if lse.dim() == 4 else lse).permute(2, 0, 1)
+
+        return forward
+
+    def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
+        """See :meth:`PreparedKernel.prepare_backward`."""
+        _require_no_window(tile)
+        call, scale, no_seed = (
+            self._aten._scaled_dot_product_cudnn_attention_backward,
+            spec.scale,
+            _no_seed(tensors.device),
         )
-        self._lse_has_width = lse.dim() == 4
-        return sbhd(out), lse_sbh(lse.squeeze(-1) if self._lse_has_width else lse)
+        # No bias, and no boundaries of documents.
+        rest = (no_seed, no_seed, None, None, None, tile.height, tile.width, 0.0, tile.causal)
 
-    def _backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: TileOptions
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, cols = q.shape[0], k.shape[0]
-        _refuse(tile.band, rows, cols)
-        tensors = [bhsd(x) for x in (dout, q, k, v, out)]
-        stats = lse_bhs(lse).unsqueeze(-1) if self._lse_has_width else lse_bhs(lse)
-        # No bias, and no lengths of packed sequences.
-        absent = (None, None, None)
-        random = (_no_seed(q), _no_seed(q))
-        grads = self._aten._scaled_dot_product_cudnn_attention_backward(
-            *tensors, stats, *random, *absent, rows, cols, 0.0, tile.causal, scale=tile.scale
-        )
-        dq, dk, dv = (sbhd(x) for x in grads)
-        return dq, dk, dv
+        def backward(
+            dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            bhsd = [x.permute(1, 2, 0, 3) for x in (dout, q, k, v, out)]
+            stats = lse.permute(1, 2, 0).contiguous()
+            dq, dk, dv = call(*bhsd, stats.unsqueeze(-1) if self._lse_has_width else stats, *rest, scale=scale)
+            return dq.permute(2, 0, 1, 3), dk.permute(2, 0, 1, 3), dv.permute(2, 0, 1, 3)
+
+        return backward
 
 
-def _window(band: Band | None, rows: int, cols: int) -> dict[str, int | None]:
-    window = bottom_right(band, rows, cols)
-    return {"window_size_left": window.left, "window_size_right": window.right}
+def _options(tile: AttnTile, spec: AttnSpec) -> dict[str, Any]:
+    size = bottom_right(tile)
+    return {"scale": spec.scale, "window_size_left": size.left, "window_size_right": size.right}
 
 
-def _refuse(band: Band | None, rows: int, cols: int) -> None:
-    if bottom_right(band, rows, cols) != Window():
-        raise OptionError("kernel", "cudnn", f"flash or torch here, because cudnn has no window for {band}")
+def _require_no_window(tile: AttnTile) -> None:
+    if bottom_right(tile) != WindowSize():
+        raise OptionError("kernel", "cudnn", f"flash or torch here, because cudnn has no window for {tile.window}")
 
 
-def _no_seed(like: Tensor) -> Tensor:
-    """State of the dropout that there is not: an argument that has to be a tensor."""
-    return torch.empty((), dtype=torch.int64, device=like.device)
+@lru_cache(maxsize=64)
+def _no_seed(device: torch.device) -> Tensor:
+    """Return the state of the dropout that is not applied: an argument that has to be a tensor."""
+    return torch.zeros((), dtype=torch.int64, device=device)

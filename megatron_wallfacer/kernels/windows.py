@@ -1,20 +1,20 @@
-"""Bands as the window sizes of flash kernels.
+"""Windows of tiles as the window sizes of flash kernels.
 
-A band counts diagonals (column - row) from the top left corner. FlashAttention counts from the bottom right one: row i
-of ``rows`` stands at column i + cols - rows, and sees ``left`` columns before that and ``right`` after it.
+A :class:`TileWindow` counts diagonals from the top-left corner. FlashAttention counts from the bottom-right one: row i
+of ``rows`` is at column i + cols - rows, and sees ``left`` columns before that and ``right`` after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.schedule.mask import NO_LIMIT, Band
+from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
+from megatron_wallfacer.schedule.mask import NO_LIMIT
 
 
-class Window(NamedTuple):
-    """Columns that a row sees before and after its own; None is no limit."""
+class WindowSize(NamedTuple):
+    """Columns that a row sees before and after its own; None is no limit, and no side is negative."""
 
     left: int | None = None
     right: int | None = None
@@ -24,60 +24,66 @@ class Window(NamedTuple):
         """The same with -1 for no limit."""
         return tuple(NO_LIMIT if side is None else side for side in self)
 
-    def arguments(self, *, as_pair: bool) -> dict[str, Any]:
-        """As FlashAttention 2 and 3 take it: ``window_size``, or a parameter for each side."""
-        if as_pair:
-            return {"window_size": self.numbers}
-        return dict(zip(("window_size_left", "window_size_right"), self.numbers, strict=True))
 
-
-def bottom_right(band: Band | None, rows: int, cols: int) -> Window:
-    """The window that FlashAttention takes for a band of a tile.
+def bottom_right(tile: AttnTile) -> WindowSize:
+    """Return the window size that FlashAttention takes for the window of a tile.
 
     Sides that limit nothing are None, so that the faster kernel without a window is taken.
 
     Raises:
-        WallfacerError: a row or a column has no live pair; the window would be negative, which means no limit.
+        WallfacerError: a row or a column has no unmasked pair; the size would be negative, which means no limit.
     """
-    if band is None:
-        return Window()
-    _check(band, rows, cols)
-    apart = cols - rows
-    left = None if band.lower is None or band.lower <= 1 - rows else apart - band.lower
-    right = None if band.upper is None or band.upper >= cols - 1 else band.upper - apart
-    return Window(left, right)
+    left, right = top_left(tile)
+    if tile.window is None:
+        return WindowSize()
+    apart = tile.width - tile.height
+    return WindowSize(
+        None if left is None else tile.window.left + apart, None if right is None else tile.window.right - apart
+    )
 
 
-def top_left(band: Band | None, rows: int, cols: int) -> Window:
-    """The same for kernels that count from the top left corner, as cuDNN does.
+def top_left(tile: AttnTile) -> WindowSize:
+    """Return the window size for kernels that count from the top-left corner; cuDNN does.
 
     Raises:
         WallfacerError: as :func:`bottom_right`.
     """
-    if band is None:
-        return Window()
-    _check(band, rows, cols)
-    left = None if band.lower is None or band.lower <= 1 - rows else -band.lower
-    return Window(left, None if band.upper is None or band.upper >= cols - 1 else band.upper)
+    if tile.window is None:
+        return WindowSize()
+    (left, right), height, width = tile.window, tile.height, tile.width
+    _check(tile)
+    return WindowSize(
+        None if left is None or left >= height - 1 else left, None if right is None or right >= width - 1 else right
+    )
 
 
-def strips(band: Band, rows: int, cols: int) -> Iterator[tuple[slice, slice, Band]]:
-    """A band of a tile in strips that are not taller than wide: (rows, columns, the band of the strip).
+def strips(tile: AttnTile, height: int) -> list[AttnTile]:
+    """Cut a tile with a window into strips of rows; their rows and columns are counted from the tile's corner.
 
-    In taller ones FlashAttention 2 takes ``right >= cols`` for no limit and, where left is limited, no limit for
-    ``right = cols``; both are wrong there. cuDNN takes none. As for any band, each row and column has a live pair.
+    In tiles that are taller than wide FlashAttention 2 takes ``right >= cols`` for no limit and, where left is limited,
+    no limit for ``right = cols``; both are wrong there. cuDNN takes none. Strips as tall as the tile is wide are not
+    taller than wide themselves. Columns that no row of a strip sees are left out.
+
+    Args:
+        tile: tile with a window; each row and each column has an unmasked pair.
+        height: rows of a strip; the last may have fewer.
     """
-    for first in range(0, rows, cols):
-        end = min(first + cols, rows)
-        lower, upper = (None if side is None else side + first for side in (band.lower, band.upper))
-        start = 0 if lower is None else max(0, lower)
-        limits = (None if side is None else side - start for side in (lower, upper))
-        yield slice(first, end), slice(start, cols), Band(*limits)
+    assert tile.window is not None
+    left, right = tile.window
+    cut = []
+    for first in range(0, tile.height, height):
+        end = min(first + height, tile.height)
+        start = 0 if left is None else max(0, first - left)
+        stop = tile.width if right is None else min(tile.width, end + right)
+        shift = first - start
+        window = TileWindow(None if left is None else left - shift, None if right is None else right + shift)
+        cut.append(AttnTile((first, end), (start, stop), window=window))
+    return cut
 
 
-def _check(band: Band, rows: int, cols: int) -> None:
-    apart = cols - rows
-    too_low = band.lower is not None and band.lower > min(0, apart)
-    too_high = band.upper is not None and band.upper < max(0, apart)
-    if too_low or too_high:
-        raise WallfacerError(f"{band} of a tile of {rows} x {cols}: a row or a column has no live pair")
+def _check(tile: AttnTile) -> None:
+    (left, right), apart = tile.window, tile.width - tile.height
+    if (left is not None and left < -min(0, apart)) or (right is not None and right < max(0, apart)):
+        raise WallfacerError(
+            f"{tile.window} of a tile of {tile.height} x {tile.width}: a row or a column has no unmasked pair"
+        )

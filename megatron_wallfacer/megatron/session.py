@@ -72,7 +72,7 @@ class Session:
                 dtype=dtype,
                 head_dim=head_dim,
                 v_head_dim=v_head_dim,
-                banded=getattr(self.args, "window_size", None) is not None,
+                window=getattr(self.args, "window_size", None) is not None,
             )
         except OptionError as error:
             raise as_flag_error(error) from error

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from megatron_wallfacer.schedule.mask import KernelCall, Lengths
+from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
 
-def batches(calls: Sequence[KernelCall]) -> tuple[KernelCall, ...]:
+def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:
     """The same live pairs in fewer calls.
 
     Joined are causal squares, or rectangles of which all is live, where each begins at the row and the column at which
@@ -26,12 +26,12 @@ def batches(calls: Sequence[KernelCall]) -> tuple[KernelCall, ...]:
     # By the row and the column at which it ends: one group only, as the pair before that is live in no other.
     ending: dict[tuple[int, int], _Group] = {}
     for call in calls:
-        group = ending.pop((call.rows[0], call.cols[0]), None) if call.band is None else None
+        group = ending.pop((call.rows[0], call.cols[0]), None) if call.window is None else None
         if group is None or not group.takes(call):
             group = _Group()
             groups.append(group)
         group.add(call)
-        if call.band is None:
+        if call.window is None:
             ending[call.rows[1], call.cols[1]] = group
     return tuple(group.call() for group in groups)
 
@@ -40,26 +40,28 @@ def batches(calls: Sequence[KernelCall]) -> tuple[KernelCall, ...]:
 class _Group:
     """Calls that will be one; ``causal`` is None while they are single pairs, which are both."""
 
-    calls: list[KernelCall] = field(default_factory=list)
+    calls: list[AttnTile] = field(default_factory=list)
     causal: bool | None = None
 
-    def takes(self, call: KernelCall) -> bool:
+    def takes(self, call: AttnTile) -> bool:
         return _is_pair(call) or self.causal in (None, call.causal)
 
-    def add(self, call: KernelCall) -> None:
+    def add(self, call: AttnTile) -> None:
         self.calls.append(call)
         if not _is_pair(call):
             self.causal = call.causal
 
-    def call(self) -> KernelCall:
+    def call(self) -> AttnTile:
         first, last = self.calls[0], self.calls[-1]
         if first is last:
             return first
         rows, cols = (first.rows[0], last.rows[1]), (first.cols[0], last.cols[1])
-        lengths = (tuple(end - start for start, end in side) for side in zip(*(c[:2] for c in self.calls), strict=True))
-        return KernelCall(rows, cols, causal=bool(self.causal), lengths=Lengths(*lengths))
+        # Each call begins where the one before it ends.
+        cu_q = (0, *(call.rows[1] - rows[0] for call in self.calls))
+        cu_k = (0, *(call.cols[1] - cols[0] for call in self.calls))
+        return AttnTile(rows, cols, causal=bool(self.causal), cu_seqlens=CuSeqlens(cu_q, cu_k))
 
 
-def _is_pair(call: KernelCall) -> bool:
+def _is_pair(call: AttnTile) -> bool:
     """One row and one column: causal or not is the same."""
     return call.rows[1] - call.rows[0] == 1 == call.cols[1] - call.cols[0]

@@ -14,14 +14,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from megatron_wallfacer.errors import OptionError
-
-
-@dataclass(frozen=True)
-class Band:
-    """Live diagonals of a rectangle: column j is live for row i where ``lower <= j - i <= upper``; None is no limit."""
-
-    lower: int | None = None
-    upper: int | None = None
+from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
 
 
 class Segment(NamedTuple):
@@ -31,26 +24,6 @@ class Segment(NamedTuple):
     position: int
     row: int
     length: int
-
-
-class Lengths(NamedTuple):
-    """Tokens of each of several documents which follow one another: of their rows, and of their columns."""
-
-    rows: tuple[int, ...]
-    cols: tuple[int, ...]
-
-
-class KernelCall(NamedTuple):
-    """Rows against columns, in tokens; ``causal``: a square's lower triangle; else a band, or all pairs without one.
-
-    With ``lengths`` it is several such calls in one: each document's rows see that document's columns alone.
-    """
-
-    rows: tuple[int, int]
-    cols: tuple[int, int]
-    causal: bool = False
-    band: Band | None = None
-    lengths: Lengths | None = None
 
 
 @dataclass(frozen=True)
@@ -82,10 +55,10 @@ class Mask:
     @property
     def is_plain(self) -> bool:
         """One document and no window: the causal triangle, or everything."""
-        return self.documents is None and not self.banded
+        return self.documents is None and not self.has_window
 
     @property
-    def banded(self) -> bool:
+    def has_window(self) -> bool:
         """A sliding window, whose edges run through tiles as diagonals other than that of the causal triangle."""
         return self.left is not None or self.right not in (0, None)
 
@@ -142,12 +115,10 @@ class Mask:
             if low < high:
                 yield Segment(document, low - start, row + low - first, high - low)
 
-    def calls(
-        self, q_chunks: Sequence[int], k_chunks: Sequence[int], cp_size: int, size: int
-    ) -> tuple[KernelCall, ...]:
-        """Kernel calls that cover each live pair of some query chunks and some key chunks exactly once.
+    def calls(self, q_chunks: Sequence[int], k_chunks: Sequence[int], cp_size: int, size: int) -> tuple[AttnTile, ...]:
+        """Return tiles that cover each unmasked pair of some query chunks and some key chunks exactly once.
 
-        No row and no column of a call is without a live pair.
+        Each row and each column of a tile has an unmasked pair.
 
         Args:
             q_chunks, k_chunks: ids, of the rows and the columns in their order.
@@ -163,7 +134,7 @@ class Mask:
         blocks = (self.segments(chunk, cp_size, size, index * size) for index, chunk in enumerate(chunks))
         return [segment for block in blocks for segment in block]
 
-    def _call(self, q: Segment, k: Segment) -> KernelCall | None:
+    def _call(self, q: Segment, k: Segment) -> AttnTile | None:
         """What of a segment of queries sees what of a segment of keys of the same document."""
         apart = k.position - q.position
         lower = -q.length if self.left is None else -self.left - apart
@@ -174,13 +145,14 @@ class Mask:
         if first_row >= end_row or first_col >= end_col:
             return None
         height, width, shift = end_row - first_row, end_col - first_col, first_row - first_col
-        band = Band(
-            lower + shift if lower + shift > 1 - height else None, upper + shift if upper + shift < width - 1 else None
+        window = TileWindow(
+            -(lower + shift) if lower + shift > 1 - height else None,
+            upper + shift if upper + shift < width - 1 else None,
         )
         rows, cols = (q.row + first_row, q.row + end_row), (k.row + first_col, k.row + end_col)
-        if band == Band(None, 0) and height == width:
-            return KernelCall(rows, cols, causal=True)
-        return KernelCall(rows, cols, band=None if band == Band() else band)
+        if window == TileWindow(None, 0) and height == width:
+            return AttnTile(rows, cols, causal=True)
+        return AttnTile(rows, cols, window=None if window == TileWindow() else window)
 
     def _lengths(self) -> list[int]:
         return [end - start for start, end in pairwise(self.documents or (0, 0))]

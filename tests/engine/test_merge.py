@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_wallfacer.engine import merge
 from megatron_wallfacer.kernels.optional import UnavailableError
+from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 
 ROWS, BATCH, HEADS, DIM = 6, 2, 4, 8
 NOTHING = float("-inf")
@@ -28,7 +30,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return ReferenceKernel().forward(q, k, v, causal=False, scale=0.5)
+    return ReferenceKernel().forward(q, k, v, AttnTile((0, len(q)), (0, len(k))), AttnSpec(0.5))
 
 
 @contextmanager
@@ -320,7 +322,9 @@ def test_rows_without_gradient_get_none(by: ModuleType, qkv: tuple[Tensor, Tenso
     dout = randn(ROWS, BATCH, HEADS, DIM, seed=9)
     dout[2:4] = 0
     stand_in = by.surrogate_output(dout, (dout * attention(q, k, v)[0]).sum(-1))
-    dq, dk, dv = ReferenceKernel().backward(dout, q, k, v, stand_in, lse, causal=False, scale=0.5)
+    dq, dk, dv = ReferenceKernel().backward(
+        dout, q, k, v, stand_in, lse, AttnTile((0, len(q)), (0, len(k))), AttnSpec(0.5)
+    )
     assert not dq[2:4].any()
     assert all(grad.isfinite().all() for grad in (dq, dk, dv))
 
@@ -330,10 +334,10 @@ def test_rows_without_gradient_get_none(by: ModuleType, qkv: tuple[Tensor, Tenso
 def test_stand_in_gives_the_gradients_of_the_output(by: ModuleType, dtype: torch.dtype, size: float) -> None:
     q, k, v = (randn(8, 1, 2, DIM, seed=seed, dtype=dtype) for seed in range(3))
     dout = (randn(8, 1, 2, DIM, seed=3) * size).to(dtype)
-    kernel, options = ReferenceKernel(), {"causal": True, "scale": 0.35}
-    out, lse = kernel.forward(q.double(), k.double(), v.double(), **options)
+    kernel, call = ReferenceKernel(), (AttnTile((0, len(q)), (0, len(k)), causal=True), AttnSpec(0.35))
+    out, lse = kernel.forward(q.double(), k.double(), v.double(), *call)
     delta = row_sums(dout, out).float()
-    want = kernel.backward(*(x.double() for x in (dout, q, k, v)), out, lse, **options)
-    got = kernel.backward(dout, q, k, v, by.surrogate_output(dout, delta), lse.float(), **options)
+    want = kernel.backward(*(x.double() for x in (dout, q, k, v)), out, lse, *call)
+    got = kernel.backward(dout, q, k, v, by.surrogate_output(dout, delta), lse.float(), *call)
     for mine, exact in zip(got, want, strict=True):
         assert (mine.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()

@@ -1,0 +1,124 @@
+"""A kernel whose calls are prepared: all arguments of a library but the tensors are built once per tile and kept."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.kernels.capabilities import Capabilities, Inputs
+from megatron_wallfacer.kernels.pieces import backward_in_pieces, forward_in_pieces
+from megatron_wallfacer.kernels.protocol import AttnSpec
+from megatron_wallfacer.kernels.windows import strips
+from megatron_wallfacer.schedule.attn_tile import AttnTile, documents_of
+
+#: (q, k, v) -> (out, lse) of one tile.
+ForwardCall = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+#: (dout, q, k, v, out, lse) -> (dq, dk, dv) of one tile.
+BackwardCall = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+#: Prepared calls that are kept, by direction. A ring of 512 ranks has 512 tiles per direction and mask.
+_TILES = 4096
+#: The same of tiles with documents, which keep their boundaries on the device: 256 KiB for 65,536 documents.
+_VARLEN_TILES = 1024
+
+
+class TensorKind(NamedTuple):
+    """What a prepared call depends on besides tile and spec: batch size, dtype and device of q, k and v."""
+
+    batch: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class PreparedKernel(ABC):
+    """A kernel; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
+
+    A warm call looks up its prepared call with one hash and calls it: two Python calls, and one library call.
+    A tile that the library does not take as a whole is prepared as several: a tall window as strips, ``cu_seqlens``
+    without the capability ``varlen`` as one tile per document.
+
+    Args:
+        deterministic: gradients repeat bit by bit; None: as :func:`deterministic_requested` says.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    def __init__(self, *, deterministic: bool | None = None) -> None:
+        self.deterministic = deterministic_requested() if deterministic is None else deterministic
+        self._forward_call, self._backward_call = (
+            lru_cache(_TILES)(prepare) for prepare in (self._prepare_forward, self._prepare_backward)
+        )
+        self._varlen_forward_call, self._varlen_backward_call = (
+            lru_cache(_VARLEN_TILES)(prepare) for prepare in (self._prepare_forward, self._prepare_backward)
+        )
+
+    def unsupported_reason(self, inputs: Inputs) -> str | None:
+        """See :meth:`Kernel.unsupported_reason`."""
+        return self.capabilities.unsupported_reason(inputs)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: AttnTile, spec: AttnSpec) -> tuple[Tensor, Tensor]:
+        """See :meth:`Kernel.forward`."""
+        prepared = self._forward_call if tile.cu_seqlens is None else self._varlen_forward_call
+        return prepared(tile, spec, q.shape[1], q.dtype, q.device)(q, k, v)
+
+    def backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        tile: AttnTile,
+        spec: AttnSpec,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`Kernel.backward`."""
+        prepared = self._backward_call if tile.cu_seqlens is None else self._varlen_backward_call
+        return prepared(tile, spec, q.shape[1], q.dtype, q.device)(dout, q, k, v, out, lse)
+
+    @abstractmethod
+    def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
+        """Return the forward call of a tile that the library takes as a whole."""
+
+    @abstractmethod
+    def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
+        """Return the backward call of a tile that the library takes as a whole."""
+
+    def pieces(self, tile: AttnTile) -> list[AttnTile]:
+        """Return the tiles computed in place of this one, counted from its corner; empty where it is computed whole."""
+        if tile.cu_seqlens is not None:
+            return [] if self.capabilities.varlen else documents_of(tile)
+        return strips(tile, tile.width) if tile.window is not None and tile.height > tile.width else []
+
+    def _prepare_forward(self, tile: AttnTile, spec: AttnSpec, *kind: object) -> ForwardCall:
+        self._check(spec)
+        pieces = self.pieces(tile)
+        if pieces:
+            return partial(forward_in_pieces, self, pieces, spec)
+        return self.prepare_forward(tile, spec, TensorKind(*kind))
+
+    def _prepare_backward(self, tile: AttnTile, spec: AttnSpec, *kind: object) -> BackwardCall:
+        self._check(spec)
+        pieces = self.pieces(tile)
+        if pieces:
+            return partial(backward_in_pieces, self, pieces, spec)
+        return self.prepare_backward(tile, spec, TensorKind(*kind))
+
+    def _check(self, spec: AttnSpec) -> None:
+        if spec.softcap and not self.capabilities.softcap:
+            raise OptionError("softcap", spec.softcap, f"0 with kernel {self.name}, which does not cap logits")
+
+
+def deterministic_requested() -> bool:
+    """Return whether PyTorch, or TransformerEngine's variable for ``--deterministic-mode``, requests it."""
+    return (
+        torch.are_deterministic_algorithms_enabled() or os.environ.get("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1") == "0"
+    )
