@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.config import Compute, Shape
-from megatron_wallfacer.kernels.protocol import Inputs, Kernel, accumulation_dtype
+from megatron_wallfacer.kernels.capabilities import Capabilities, Inputs
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 
 #: Floating-point operations a (query, key, channel): two products of two operations forward, five backward.
 FORWARD, BACKWARD = 4, 10
@@ -29,6 +31,7 @@ class SleepKernel:
     """
 
     name = "sleep"
+    capabilities = Capabilities(v_head_dim=True)
 
     def __init__(self, gflops: float) -> None:
         """For a rate in 1e9 operations a second."""
@@ -36,22 +39,30 @@ class SleepKernel:
         self._zeros: dict[tuple[object, ...], Tensor] = {}
         self.late_s = 0.0
 
-    def refusal(self, inputs: Inputs) -> str | None:
-        return None
+    def unsupported_reason(self, inputs: Inputs) -> str | None:
+        return self.capabilities.unsupported_reason(inputs)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: AttnTile, spec: AttnSpec) -> tuple[Tensor, Tensor]:
         begin = time.monotonic()
         out = self._result("out", (*q.shape[:3], v.shape[-1]), q.dtype)
         lse = self._result("lse", q.shape[:3], accumulation_dtype(q.dtype))
-        self._sleep(begin, FORWARD, q, k, causal)
+        self._sleep(begin, FORWARD, q, k, tile.causal)
         return out, lse
 
     def backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, scale: float
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        tile: AttnTile,
+        spec: AttnSpec,
     ) -> tuple[Tensor, Tensor, Tensor]:
         begin = time.monotonic()
         grads = tuple(self._result(name, x.shape, x.dtype) for name, x in (("dq", q), ("dk", k), ("dv", v)))
-        self._sleep(begin, BACKWARD, q, k, causal)
+        self._sleep(begin, BACKWARD, q, k, tile.causal)
         return grads
 
     def _result(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -103,10 +114,11 @@ def alone(compute: Compute, shape: Shape, ranks: int) -> Alone:
 
 
 def _single_process_s(shape: Shape) -> float:
-    kernel, dtype, scale = TorchCpuKernel(), getattr(torch, shape.dtype), shape.head_dim**-0.5
+    kernel, dtype = TorchCpuKernel(), getattr(torch, shape.dtype)
+    call = AttnTile((0, shape.tokens), (0, shape.tokens), causal=True), AttnSpec(shape.head_dim**-0.5)
     heads = (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)
     q, k, v, dout = (torch.randn(shape.tokens, 1, h, shape.head_dim).to(dtype) for h in heads)
     begin = time.process_time()
-    out, lse = kernel.forward(q, k, v, causal=True, scale=scale)
-    kernel.backward(dout, q, k, v, out, lse, causal=True, scale=scale)
+    out, lse = kernel.forward(q, k, v, *call)
+    kernel.backward(dout, q, k, v, out, lse, *call)
     return time.process_time() - begin

@@ -26,16 +26,16 @@ class Account:
     """A kernel and a recorder that note processor seconds of the thread that calls them."""
 
     def __init__(self, kernel: Any) -> None:
-        self._kernel, self.name = kernel, kernel.name
+        self._kernel, self.name, self.capabilities = kernel, kernel.name, kernel.capabilities
         self.seconds: Counter[str] = Counter()
 
-    def forward(self, *args: Any, **options: Any) -> Any:
+    def forward(self, *args: Any) -> Any:
         with self._on("kernels"):
-            return self._kernel.forward(*args, **options)
+            return self._kernel.forward(*args)
 
-    def backward(self, *args: Any, **options: Any) -> Any:
+    def backward(self, *args: Any) -> Any:
         with self._on("kernels"):
-            return self._kernel.backward(*args, **options)
+            return self._kernel.backward(*args)
 
     @contextmanager
     def record(self, what: Any) -> Iterator[None]:

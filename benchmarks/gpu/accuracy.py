@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,9 +24,9 @@ from benchmarks.gpu.report import add_options, device_of, markdown, relative_err
 from megatron_wallfacer.engine.merge import out_proxy
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import KERNELS, select_kernel
-from megatron_wallfacer.kernels.protocol import Kernel, packs
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
 from megatron_wallfacer.kernels.reference import ReferenceKernel
-from megatron_wallfacer.schedule.mask import Band, Lengths
+from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens, TileWindow
 
 ALLOWED = 2.0
 HEADS = ((8, 8), (8, 2), (8, 1))
@@ -34,7 +35,7 @@ NAMES = ("out", "lse", "dq", "dk", "dv")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of tile: rows and columns in chunks, and what is live.
+    """A kind of tile: rows and columns in chunks, its window from the top-left corner in chunks.
 
     ``documents``: their rows and their columns in chunks, where it is several of them in one call.
     """
@@ -43,18 +44,18 @@ class Kind:
     rows: int
     cols: int
     causal: bool = False
-    band: tuple[float | None, float | None] | None = None
+    window: tuple[float | None, float | None] | None = None
     documents: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
-    def options(self, chunk: int) -> dict[str, object]:
-        """Of a kernel call; a band's diagonals are in chunks."""
+    def tile(self, chunk: int) -> AttnTile:
+        """Return the tile for so many tokens per chunk."""
+        tile = AttnTile((0, self.rows * chunk), (0, self.cols * chunk), self.causal)
         if self.documents is not None:
-            lengths = (tuple(int(length * chunk) for length in side) for side in self.documents)
-            return {"causal": self.causal, "lengths": Lengths(*lengths)}
-        if self.band is None:
-            return {"causal": self.causal}
-        lower, upper = (None if side is None else int(side * chunk) for side in self.band)
-        return {"causal": False, "band": Band(lower, upper)}
+            sides = (tuple(int(end * chunk) for end in accumulate(side, initial=0)) for side in self.documents)
+            return tile._replace(cu_seqlens=CuSeqlens(*sides))
+        if self.window is None:
+            return tile
+        return tile._replace(window=TileWindow(*(None if side is None else int(side * chunk) for side in self.window)))
 
 
 #: Documents of a chunk.
@@ -64,9 +65,9 @@ KINDS = (
     Kind("full", 1, 1),
     Kind("wide", 1, 4),
     Kind("tall", 4, 1),
-    Kind("band", 2, 2, band=(-0.5, 0)),
-    Kind("wide band", 1, 2, band=(0, 1)),
-    Kind("tall band", 2, 1, band=(-1.5, 0)),
+    Kind("window", 2, 2, window=(0.5, 0)),
+    Kind("wide window", 1, 2, window=(0, 1)),
+    Kind("tall window", 2, 1, window=(1.5, 0)),
     Kind("packed causal", 1, 1, causal=True, documents=(_PIECES, _PIECES)),
     Kind("packed full", 1, 1, documents=(_PIECES, _PIECES[::-1])),
 )
@@ -100,14 +101,14 @@ def errors(
     Raises:
         OptionError: the kernel does not serve it.
     """
-    device, dtype, scale = device_of(options), getattr(torch, options.dtype), options.head_dim**-0.5
+    device, dtype = device_of(options), getattr(torch, options.dtype)
     generator = torch.Generator().manual_seed(0)
     rows, cols = kind.rows * options.chunk, kind.cols * options.chunk
     shapes = [
         (n, 1, h, options.head_dim) for n, h in zip((rows, cols, cols, rows), (*heads, heads[1], heads[0]), strict=True)
     ]
     q, k, v, dout = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
-    call = {"scale": scale} | kind.options(options.chunk)
+    call = kind.tile(options.chunk), AttnSpec(options.head_dim**-0.5)
     wanted = _passes(ReferenceKernel(), call, in_ring, *(x.double() for x in (q, k, v, dout)))
     found = _passes(kernel, call, in_ring, q, k, v, dout)
     pairs = zip(NAMES, found, wanted, strict=True)
@@ -115,17 +116,18 @@ def errors(
 
 
 def _passes(
-    kernel: Kernel, call: dict[str, object], in_ring: bool, q: Tensor, k: Tensor, v: Tensor, dout: Tensor
+    kernel: Kernel, call: tuple[AttnTile, AttnSpec], in_ring: bool, q: Tensor, k: Tensor, v: Tensor, dout: Tensor
 ) -> tuple[Tensor, ...]:
     """out, lse, dq, dk, dv."""
-    out, lse = kernel.forward(q, k, v, **call)
-    rows_lse, stand_in = lse, out
+    out, lse = kernel.forward(q, k, v, *call)
+    rows_lse, proxy = lse, out
     if in_ring:
         # As if each row had seen as much again elsewhere.
         rows_lse = lse + 0.7
         delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
-        stand_in = out_proxy(dout, delta)
-    return out, lse, *kernel.backward(dout, q, k, v, stand_in, rows_lse, **call)
+        proxy = torch.empty_like(dout)
+        out_proxy(dout, delta, proxy)
+    return out, lse, *kernel.backward(dout, q, k, v, proxy, rows_lse, *call)
 
 
 def rows(options: argparse.Namespace) -> list[Row]:
@@ -146,7 +148,7 @@ def _rows_of(name: str, heads: tuple[int, int], options: argparse.Namespace) -> 
         return [Row(name, kind="all", errors={}, allowed={}, refusal=str(error), **about)]
     found: list[Row] = []
     for kind in KINDS:
-        if kind.documents is not None and not packs(kernel):
+        if kind.documents is not None and not kernel.capabilities.varlen:
             refusal = "it takes one document at a time, and so it is called"
             found.append(Row(name, kind=kind.name, errors={}, allowed={}, refusal=refusal, **about))
             continue

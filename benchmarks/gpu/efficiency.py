@@ -26,7 +26,9 @@ from benchmarks.gpu.clock import medians
 from benchmarks.gpu.one_rank import OneRank
 from benchmarks.gpu.report import add_options, device_of, kernel_of, markdown, save
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.protocol import Kernel, accumulation_dtype
+from megatron_wallfacer.kernels.capabilities import Capabilities
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.schemes import make_plan
 
 SCHEMES = ("team-ring", "wallfacer", "ring")
@@ -41,15 +43,16 @@ class NoKernel:
     """Results of the right shape at once: what is left is the time of everything else."""
 
     name = "none"
+    capabilities = Capabilities()
 
     def __init__(self) -> None:
         self._results: dict[tuple[object, ...], Tensor] = {}
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         lse_dtype = accumulation_dtype(q.dtype)
         return self._like("out", (*q.shape[:3], v.shape[-1]), q), self._like("lse", q.shape[:3], q, lse_dtype)
 
-    def backward(self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor, **__: Any) -> tuple[Tensor, ...]:
+    def backward(self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
         return tuple(self._like(name, x.shape, x) for name, x in (("dq", q), ("dk", k), ("dv", v)))
 
     def _like(self, name: str, shape: Sequence[int], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -135,13 +138,13 @@ def _works(ours: OneRank, bare: OneRank, kernel: Kernel, length: int) -> dict[st
     done, bare_done = ours.forward(q, k, v), bare.forward(q, k, v)
     long = OneRank(make_plan("ring", 1), length, ours.heads, ours.head_dim, kernel, ours.device, ours.dtype)
     big_q, big_k, big_v, big_dout = long.inputs()
-    options = {"causal": True, "scale": ours.head_dim**-0.5}
-    big_out, big_lse = kernel.forward(big_q, big_k, big_v, **options)
+    dense = AttnTile((0, length), (0, length), causal=True), AttnSpec(ours.head_dim**-0.5)
+    big_out, big_lse = kernel.forward(big_q, big_k, big_v, *dense)
     return {
-        "dense forward": partial(kernel.forward, big_q, big_k, big_v, **options),
+        "dense forward": partial(kernel.forward, big_q, big_k, big_v, *dense),
         "forward": partial(ours.forward, q, k, v),
         "forward others": partial(bare.forward, q, k, v),
-        "dense backward": partial(kernel.backward, big_dout, big_q, big_k, big_v, big_out, big_lse, **options),
+        "dense backward": partial(kernel.backward, big_dout, big_q, big_k, big_v, big_out, big_lse, *dense),
         "backward": partial(ours.backward, dout, q, k, v, done),
         "backward others": partial(bare.backward, dout, q, k, v, bare_done),
     }

@@ -1,7 +1,7 @@
 """What is done to rows beside attention, on a GPU: one Triton kernel each, which reads and writes every row once.
 
 PyTorch's operators go over rows as wide as the output several times: merging a bf16 part takes 18 bytes an element
-instead of 10, a stand-in about 60 instead of 4. Where a rank holds few tokens that is a third of the time of its tiles
+instead of 10, a proxy about 60 instead of 4. Where a rank holds few tokens that is a third of the time of its tiles
 (``python -m benchmarks.gpu.traffic``). :mod:`megatron_wallfacer.engine.merge` says what each computes, and is what runs
 on a CPU; the kernels are held against it there by Triton's interpreter.
 """
@@ -31,7 +31,7 @@ def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
 
 def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
     """See :func:`megatron_wallfacer.engine.merge.out_proxy`."""
-    _launch(_stand_in, dout, (dout, delta, proxy))
+    _launch(_out_proxy, dout, (dout, delta, proxy))
 
 
 def _launch(kernel: triton.JITFunction, like: Tensor, tensors: tuple[Tensor, ...]) -> None:
@@ -121,8 +121,8 @@ def _row_sums(
 
 
 @triton.jit
-def _stand_in(
-    dout, delta, stand_in,
+def _out_proxy(
+    dout, delta, proxy,
     dout_r, dout_b, dout_h, delta_r, delta_b, delta_h, to_r, to_b, to_h,
     total, batch, heads, channels, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -137,5 +137,5 @@ def _stand_in(
     direction = wide / tl.where(largest > 0, largest, 1.0)[:, None]
     length = tl.reduce(direction * direction, 1, _add) * largest
     scaled = direction * (wanted / tl.where(length > 0, length, 1.0))[:, None]
-    to = stand_in + _at(row, sequence, head, to_r, to_b, to_h)[:, None] + channel
+    to = proxy + _at(row, sequence, head, to_r, to_b, to_h)[:, None] + channel
     tl.store(to, scaled.to(given.dtype), inside)

@@ -13,18 +13,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.kernels.optional import UnavailableError
+from megatron_wallfacer.kernels.optional import TRITON
 
 
 @lru_cache(maxsize=1)
 def _kernels() -> ModuleType:
-    try:
-        # Only where there is a GPU: PyTorch's wheels for CPUs bring no Triton.
-        from megatron_wallfacer.engine import fused
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
-        raise UnavailableError("triton is not installed, and merging on a GPU needs it: pip install triton") from error
+    TRITON.load()
+    # Only where there is a GPU: PyTorch's wheels for CPUs bring no Triton.
+    from megatron_wallfacer.engine import fused
+
     return fused
 
 

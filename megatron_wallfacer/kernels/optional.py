@@ -70,6 +70,6 @@ FLASH_ATTN_3 = Library(
     ("flash_attn_interface", "flash_attn_3.flash_attn_interface"),
     "python setup.py install in the folder hopper of the flash-attention repository",
 )
-#: With it, kernels of ours are found that are written in it; PyTorch's wheels for GPUs bring it.
-TRITON = Library("triton", ("megatron_wallfacer.engine.fused",), "pip install triton")
+#: The row operations of a GPU are written in it; PyTorch's wheels for GPUs bring it.
+TRITON = Library("triton", ("triton",), "pip install triton")
 FLASH_ATTN_4 = Library("flash-attn-4", ("flash_attn.cute.interface",), "pip install flash-attn-4")

@@ -93,7 +93,7 @@ class PreparedKernel(ABC):
         """Return the backward call of a tile that the library takes as a whole."""
 
     def pieces(self, tile: AttnTile) -> list[AttnTile]:
-        """Return the tiles that the library takes in place of this one, counted from its corner; none if it takes it."""
+        """Return the tiles computed in place of this one, counted from its corner; empty where it is computed whole."""
         if tile.cu_seqlens is not None:
             return [] if self.capabilities.varlen else documents_of(tile)
         return strips(tile, tile.width) if tile.window is not None and tile.height > tile.width else []

@@ -86,7 +86,9 @@ class Signature:
         Raises:
             UnavailableError: a parameter is missing that matters, or there is one without a default that is not given.
         """
-        missing = [name for name, value in values.items() if name not in self.names and not isinstance(value, OptionalArgument)]
+        missing = [
+            name for name, value in values.items() if name not in self.names and not isinstance(value, OptionalArgument)
+        ]
         if missing:
             raise UnavailableError(f"{self.owner}: {self.function} has no {', '.join(missing)}; needs {self.needs}")
         unknown = sorted(self.required - set(values))

@@ -53,7 +53,11 @@ class TransformerEngineKernel(LibraryKernel):
         self._attend = self._function("fused_attn_fwd", "qkv")
         self._differentiate = self._function("fused_attn_bwd", ("q", "k", "v", "o", "d_o", "aux_ctx_tensors"))
         for documents in (None, CuSeqlens((0, 1), (0, 1))):
-            call = AttnTile((0, 1), (0, 1), cu_seqlens=documents), AttnSpec(1.0), TensorKind(1, None, torch.device("cpu"))
+            call = (
+                AttnTile((0, 1), (0, 1), cu_seqlens=documents),
+                AttnSpec(1.0),
+                TensorKind(1, None, torch.device("cpu")),
+            )
             self._attend.bind(self._forward_arguments(*call))
             self._differentiate.bind(self._backward_arguments(*call))
 

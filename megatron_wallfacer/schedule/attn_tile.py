@@ -70,7 +70,7 @@ class AttnTile(NamedTuple):
 
 
 def documents_of(tile: AttnTile) -> list[AttnTile]:
-    """Return a tile for each document of a tile with ``cu_seqlens``, rows and columns counted from the tile's corner."""
+    """Return a tile per document of a tile with ``cu_seqlens``, rows and columns counted from its corner."""
     assert tile.cu_seqlens is not None
     sides = (pairwise(tile.cu_seqlens.q), pairwise(tile.cu_seqlens.k))
     return [AttnTile(rows, cols, tile.causal) for rows, cols in zip(*sides, strict=True)]

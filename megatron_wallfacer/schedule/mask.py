@@ -115,9 +115,7 @@ class Mask:
             if low < high:
                 yield Segment(document, low - start, row + low - first, high - low)
 
-    def calls(
-        self, q_chunks: Sequence[int], k_chunks: Sequence[int], cp_size: int, size: int
-    ) -> tuple[AttnTile, ...]:
+    def calls(self, q_chunks: Sequence[int], k_chunks: Sequence[int], cp_size: int, size: int) -> tuple[AttnTile, ...]:
         """Return tiles that cover each unmasked pair of some query chunks and some key chunks exactly once.
 
         Each row and each column of a tile has an unmasked pair.

@@ -17,8 +17,10 @@ from benchmarks.compute import SleepKernel, alone
 from benchmarks.config import Compute, Shape
 from benchmarks.dense import make_problem, relative_error
 from benchmarks.ours import Ours
+from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.schedule import volume
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 
 VOLUME = volume.Shape(tokens=8, q_heads=2, kv_heads=2, head_dim=4, itemsize=4)
 
@@ -27,12 +29,16 @@ def sleep_inputs(rows=64, cols=64):
     return torch.zeros(rows, 1, 2, 16), torch.zeros(cols, 1, 2, 16), torch.zeros(cols, 1, 2, 16)
 
 
+def tile(q, k, scale=1.0, *, causal=False):
+    return AttnTile((0, len(q)), (0, len(k)), causal), AttnSpec(scale)
+
+
 @pytest.mark.parametrize(("causal", "share"), [(False, 1.0), (True, 0.5)])
 def test_a_modelled_kernel_takes_its_time_and_no_processor(causal, share):
     q, k, v = sleep_inputs()
     kernel = SleepKernel(gflops=4 * 2 * 16 * 64 * 64 / 0.1 / 1e9)
     begin, cpu = time.monotonic(), time.process_time()
-    out, lse = kernel.forward(q, k, v, causal=causal, scale=1.0)
+    out, lse = kernel.forward(q, k, v, *tile(q, k, causal=causal))
     # Never early. How late is up to the machine's other load.
     assert time.monotonic() - begin >= 0.1 * share
     assert time.process_time() - cpu < 0.05
@@ -42,9 +48,9 @@ def test_a_modelled_kernel_takes_its_time_and_no_processor(causal, share):
 def test_a_modelled_backward_is_two_and_a_half_forwards():
     q, k, v = sleep_inputs(rows=64, cols=32)
     kernel = SleepKernel(gflops=4 * 2 * 16 * 64 * 32 / 0.02 / 1e9)
-    out, lse = kernel.forward(q, k, v, causal=False, scale=1.0)
+    out, lse = kernel.forward(q, k, v, *tile(q, k))
     begin = time.monotonic()
-    grads = kernel.backward(out, q, k, v, out, lse, causal=False, scale=1.0)
+    grads = kernel.backward(out, q, k, v, out, lse, *tile(q, k))
     assert time.monotonic() - begin >= 0.05
     assert [grad.shape for grad in grads] == [q.shape, k.shape, v.shape]
 
@@ -53,7 +59,7 @@ def test_a_modelled_backward_is_two_and_a_half_forwards():
 def test_a_modelled_kernel_lets_other_threads_run():
     q, k, v = sleep_inputs()
     kernel = SleepKernel(gflops=4 * 2 * 16 * 64 * 64 / 0.2 / 1e9)
-    other = threading.Thread(target=kernel.forward, args=(q, k, v), kwargs={"causal": False, "scale": 1.0})
+    other = threading.Thread(target=kernel.forward, args=(q, k, v, *tile(q, k)))
     other.start()
     begin = time.monotonic()
     sum(range(1000))
@@ -71,8 +77,8 @@ def test_dense_attention_agrees_with_the_reference_kernel():
     problem = make_problem(tokens=32, heads=4, kv_heads=2, head_dim=8)
     q, k, v, dout = (problem.inputs[name].transpose(0, 1) for name in ("q", "k", "v", "dout"))
     kernel = ReferenceKernel()
-    out, lse = kernel.forward(q, k, v, causal=True, scale=8**-0.5)
-    found = out, *kernel.backward(dout, q, k, v, out, lse, causal=True, scale=8**-0.5)
+    out, lse = kernel.forward(q, k, v, *tile(q, k, 8**-0.5, causal=True))
+    found = out, *kernel.backward(dout, q, k, v, out, lse, *tile(q, k, 8**-0.5, causal=True))
     for name, tensor in zip(("out", "dq", "dk", "dv"), found, strict=True):
         assert relative_error(tensor.transpose(0, 1), problem.answers[name]) < 1e-12
 

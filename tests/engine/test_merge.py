@@ -1,4 +1,4 @@
-"""Merging, row sums and stand-ins: PyTorch's operators, and the kernels for GPUs in Triton's interpreter."""
+"""Merging, row sums and proxys: PyTorch's operators, and the kernels for GPUs in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_wallfacer.engine import merge
 from megatron_wallfacer.kernels.optional import UnavailableError
+from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 
 ROWS, BATCH, HEADS, DIM = 6, 2, 4, 8
 NOTHING = float("-inf")
@@ -28,7 +30,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return ReferenceKernel().forward(q, k, v, causal=False, scale=0.5)
+    return ReferenceKernel().forward(q, k, v, AttnTile((0, len(q)), (0, len(k))), AttnSpec(0.5))
 
 
 @contextmanager
@@ -210,18 +212,18 @@ def test_rows_may_lie_as_libraries_and_packets_have_them(by: ModuleType, channel
     part_lse = randn(2, 4, 5, seed=3, dtype=wide).permute(2, 0, 1)
     want = [x.contiguous() for x in (out, lse)]
     merge.merge_into(*want, part.contiguous(), part_lse.contiguous())
-    stand_in, sums = by.out_proxy(part, part_lse), by.row_sums(part, part, wide)
+    proxy, sums = proxy_of(by, part, part_lse), by.row_sums(part, part, wide)
     by.merge_into(out, lse, part, part_lse)
     for got, wanted in zip((out, lse), want, strict=True):
         torch.testing.assert_close(got, wanted)
-    torch.testing.assert_close(stand_in, merge.out_proxy(part, part_lse))
+    torch.testing.assert_close(proxy, proxy_of(merge, part, part_lse))
     torch.testing.assert_close(sums, merge.row_sums(part, part, wide))
 
 
 def test_no_rows(by: ModuleType) -> None:
     out, lse = torch.zeros(0, 1, 2, 8), torch.zeros(0, 1, 2)
     by.merge_into(out, lse, out.clone(), lse.clone())
-    assert by.out_proxy(out, lse).shape == out.shape
+    assert proxy_of(by, out, lse).shape == out.shape
 
 
 # --- on a GPU ---
@@ -237,7 +239,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(generation: int) -> None:
         pointers = {
             kernels._merge: ("*fp32", "*fp32", "*bf16", "*fp32"),
             kernels._row_sums: ("*bf16", "*bf16", "*fp32"),
-            kernels._stand_in: ("*bf16", "*fp32", "*bf16"),
+            kernels._out_proxy: ("*bf16", "*fp32", "*bf16"),
         }
         for kernel, types in pointers.items():
             sizes = {"ROWS": 8, "WIDTH": 128}
@@ -256,7 +258,7 @@ def test_tensors_on_a_gpu_are_given_to_its_kernels(monkeypatch: pytest.MonkeyPat
         out, lse = torch.empty(4, 1, 2, 8, device="cuda"), torch.empty(4, 1, 2, device="cuda")
         merge.merge_into(out, lse, out, lse)
         merge.row_sums(out, out, torch.float32)
-        merge.out_proxy(out, lse)
+        merge.out_proxy(out, lse, out)
     assert called == list(names)
 
 
@@ -268,50 +270,57 @@ def test_a_gpu_without_triton_is_refused_before_anything_runs(monkeypatch: pytes
         merge.check_rows(torch.device("cuda"))
 
 
-# --- stand-in for the output in backward ---
+# --- proxy for the output in backward ---
 
 
-def row_sums(dout: Tensor, stand_in: Tensor) -> Tensor:
-    return (dout.double() * stand_in.double()).sum(-1)
+def proxy_of(by: ModuleType, dout: Tensor, delta: Tensor) -> Tensor:
+    """Made by one of the implementations."""
+    proxy = torch.empty_like(dout)
+    by.out_proxy(dout, delta, proxy)
+    return proxy
+
+
+def row_sums(dout: Tensor, proxy: Tensor) -> Tensor:
+    return (dout.double() * proxy.double()).sum(-1)
 
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2**-8)]
 )
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e12, 1e30])
-def test_stand_in_has_the_row_sums(by: ModuleType, dtype: torch.dtype, tolerance: float, size: float) -> None:
+def test_proxy_has_the_row_sums(by: ModuleType, dtype: torch.dtype, tolerance: float, size: float) -> None:
     dout = (randn(ROWS, BATCH, HEADS, DIM) * size).to(dtype)
     out = randn(ROWS, BATCH, HEADS, DIM, seed=1, dtype=dtype)
     delta = row_sums(dout, out).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    stand_in = by.out_proxy(dout, delta)
-    # Rounding of the stand-in, times the lengths that it is multiplied with.
-    lengths = dout.double().norm(dim=-1) * stand_in.double().norm(dim=-1)
-    assert stand_in.dtype == dtype
+    proxy = proxy_of(by, dout, delta)
+    # Rounding of the proxy, times the lengths that it is multiplied with.
+    lengths = dout.double().norm(dim=-1) * proxy.double().norm(dim=-1)
+    assert proxy.dtype == dtype
     if by is not merge and dtype == torch.bfloat16:
         tolerance *= 2  # the interpreter cuts off where a GPU rounds
-    assert ((row_sums(dout, stand_in) - delta).abs() <= tolerance * lengths).all()
+    assert ((row_sums(dout, proxy) - delta).abs() <= tolerance * lengths).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
-def test_stand_in_is_never_longer_than_the_output(by: ModuleType, dtype: torch.dtype, size: float) -> None:
+def test_proxy_is_never_longer_than_the_output(by: ModuleType, dtype: torch.dtype, size: float) -> None:
     dout = (randn(ROWS, BATCH, HEADS, DIM) * size).to(dtype)
     out = randn(ROWS, BATCH, HEADS, DIM, seed=1, dtype=dtype)
     delta = row_sums(dout, out).to(torch.float64 if dtype == torch.float64 else torch.float32)
     longest = out.double().norm(dim=-1) * (1 + 4 * torch.finfo(dtype).eps)
-    assert (by.out_proxy(dout, delta).double().norm(dim=-1) <= longest).all()
+    assert (proxy_of(by, dout, delta).double().norm(dim=-1) <= longest).all()
 
 
-def test_stand_in_of_a_gradient_along_the_output_is_the_output(by: ModuleType) -> None:
+def test_proxy_of_a_gradient_along_the_output_is_the_output(by: ModuleType) -> None:
     out = randn(ROWS, BATCH, HEADS, DIM)
     dout = 3 * out
-    torch.testing.assert_close(by.out_proxy(dout, (dout * out).sum(-1)), out)
+    torch.testing.assert_close(proxy_of(by, dout, (dout * out).sum(-1)), out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_stand_in_of_a_zero_gradient_is_zero(by: ModuleType, dtype: torch.dtype) -> None:
+def test_proxy_of_a_zero_gradient_is_zero(by: ModuleType, dtype: torch.dtype) -> None:
     delta = torch.zeros(ROWS, BATCH, HEADS, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    assert not by.out_proxy(torch.zeros(ROWS, BATCH, HEADS, DIM, dtype=dtype), delta).any()
+    assert not proxy_of(by, torch.zeros(ROWS, BATCH, HEADS, DIM, dtype=dtype), delta).any()
 
 
 def test_rows_without_gradient_get_none(by: ModuleType, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -319,21 +328,23 @@ def test_rows_without_gradient_get_none(by: ModuleType, qkv: tuple[Tensor, Tenso
     _, lse = attention(q, k, v)
     dout = randn(ROWS, BATCH, HEADS, DIM, seed=9)
     dout[2:4] = 0
-    stand_in = by.out_proxy(dout, (dout * attention(q, k, v)[0]).sum(-1))
-    dq, dk, dv = ReferenceKernel().backward(dout, q, k, v, stand_in, lse, causal=False, scale=0.5)
+    proxy = proxy_of(by, dout, (dout * attention(q, k, v)[0]).sum(-1))
+    dq, dk, dv = ReferenceKernel().backward(
+        dout, q, k, v, proxy, lse, AttnTile((0, len(q)), (0, len(k))), AttnSpec(0.5)
+    )
     assert not dq[2:4].any()
     assert all(grad.isfinite().all() for grad in (dq, dk, dv))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1e-30, 1.0])
-def test_stand_in_gives_the_gradients_of_the_output(by: ModuleType, dtype: torch.dtype, size: float) -> None:
+def test_proxy_gives_the_gradients_of_the_output(by: ModuleType, dtype: torch.dtype, size: float) -> None:
     q, k, v = (randn(8, 1, 2, DIM, seed=seed, dtype=dtype) for seed in range(3))
     dout = (randn(8, 1, 2, DIM, seed=3) * size).to(dtype)
-    kernel, options = ReferenceKernel(), {"causal": True, "scale": 0.35}
-    out, lse = kernel.forward(q.double(), k.double(), v.double(), **options)
+    kernel, call = ReferenceKernel(), (AttnTile((0, len(q)), (0, len(k)), causal=True), AttnSpec(0.35))
+    out, lse = kernel.forward(q.double(), k.double(), v.double(), *call)
     delta = row_sums(dout, out).float()
-    want = kernel.backward(*(x.double() for x in (dout, q, k, v)), out, lse, **options)
-    got = kernel.backward(dout, q, k, v, by.out_proxy(dout, delta), lse.float(), **options)
+    want = kernel.backward(*(x.double() for x in (dout, q, k, v)), out, lse, *call)
+    got = kernel.backward(dout, q, k, v, proxy_of(by, dout, delta), lse.float(), *call)
     for mine, exact in zip(got, want, strict=True):
         assert (mine.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.grid import RINGS_ADJACENT, Grid
 from megatron_wallfacer.schedule.plan import Plan
 from tests.engine.passes import TENSORS, Case, errors, reference, run_cases
@@ -45,10 +47,11 @@ def rms_errors(problem: Problem, ranks: list[list[np.ndarray]]) -> dict[str, flo
 def single_process(problem: Problem) -> list[list[np.ndarray]]:
     """What the kernel makes of the whole sequence in one process, cut into the shards of the ranks."""
     q, k, v, dout = (x.transpose(0, 1).contiguous() for x in problem.tensors())
-    options = {"causal": problem.causal, "scale": problem.head_dim**-0.5}
+    rows = (0, len(q))
+    call = AttnTile(rows, rows, problem.causal), AttnSpec(problem.head_dim**-0.5)
     kernel = TorchCpuKernel()
-    out, lse = kernel.forward(q, k, v, **options)
-    found = (out, *kernel.backward(dout, q, k, v, out, lse, **options))
+    out, lse = kernel.forward(q, k, v, *call)
+    found = (out, *kernel.backward(dout, q, k, v, out, lse, *call))
     return [[problem.shard(x.transpose(0, 1), rank).double().numpy() for x in found] for rank in range(problem.cp_size)]
 
 

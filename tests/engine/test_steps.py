@@ -8,7 +8,9 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.blocks import Block, Sizes
 from megatron_wallfacer.engine.sums import Sum
+from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.ops import DKV, DQ, PARTIAL_OUT
 
 CHUNKS, CHUNK = (0, 3, 4, 7), 2
@@ -31,7 +33,8 @@ def randn(chunks: int, heads: int = 4, seed: int = 0) -> Tensor:
 def attention(rows: slice, cols: slice) -> dict[str, Tensor]:
     """Attention of some of eight query rows to some of ten key rows."""
     q, k, v = randn(4)[rows], randn(5, seed=1)[cols], randn(5, seed=2)[cols]
-    return dict(zip(PARTIAL_OUT, ReferenceKernel().forward(q, k, v, causal=False, scale=0.5), strict=True))
+    tile = AttnTile((0, len(q)), (0, len(k)))
+    return dict(zip(PARTIAL_OUT, ReferenceKernel().forward(q, k, v, tile, AttnSpec(0.5)), strict=True))
 
 
 ALL = slice(None)

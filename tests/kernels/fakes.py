@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
 
 Compute = Callable[[dict[str, Any]], dict[str, Any]]
 _REFERENCE = ReferenceKernel()
@@ -62,25 +63,25 @@ def _names_returned(source: ast.FunctionDef) -> tuple[list[str], bool]:
 
 
 def flash2(*functions: ast.FunctionDef) -> SimpleNamespace:
-    return _flash(functions, _flash2_band)
+    return _flash(functions, _flash2_window)
 
 
 def flash3(*functions: ast.FunctionDef) -> SimpleNamespace:
-    return _flash(functions, _flash3_band)
+    return _flash(functions, _flash3_window)
 
 
 def flash4(*functions: ast.FunctionDef) -> SimpleNamespace:
-    return _flash(functions, _flash4_band)
+    return _flash(functions, _flash4_window)
 
 
-def _flash(functions: tuple[ast.FunctionDef, ...], band_of: Callable[..., Band]) -> SimpleNamespace:
+def _flash(functions: tuple[ast.FunctionDef, ...], window_of: Callable[..., TileWindow]) -> SimpleNamespace:
     """Functions of forward and backward in turn: two that may be packed, or two that may not and two that are."""
 
     def attend(given: dict[str, Any]) -> dict[str, Any]:
         assert given.get("return_lse", True)
         _check_flash(given, "q", "k", "v")
         parts = [
-            _REFERENCE.forward(*tensors, **_options(given, tensors, band_of))
+            _REFERENCE.forward(*tensors, *_call(given, tensors, window_of))
             for tensors in _documents(given, ("q", "k", "v"))
         ]
         out, lse = (_together(given, pieces) for pieces in zip(*parts, strict=True))
@@ -95,7 +96,7 @@ def _flash(functions: tuple[ast.FunctionDef, ...], band_of: Callable[..., Band])
         assert lse.shape == (*q.shape[:-3], q.shape[-2], q.shape[-3])
         straight = given | {name: lse.transpose(-1, -2)}
         parts = [
-            _REFERENCE.backward(*tensors, **_options(given, tensors[1:3], band_of))
+            _REFERENCE.backward(*tensors, *_call(given, tensors[1:3], window_of))
             for tensors in _documents(straight, ("dout", "q", "k", "v", "out", name))
         ]
         grads = [_together(given, pieces) for pieces in zip(*parts, strict=True)]
@@ -155,32 +156,34 @@ def _together(given: dict[str, Any], pieces: tuple[Tensor, ...]) -> Tensor:
     return whole.squeeze(1) if _is_packed(given) else whole.transpose(0, 1)
 
 
-def _options(given: dict[str, Any], tensors: tuple[Tensor, ...], band_of: Callable[..., Band]) -> dict[str, Any]:
-    """Of the reference kernel, for q and k of a document."""
+def _call(
+    given: dict[str, Any], tensors: tuple[Tensor, ...], window_of: Callable[..., TileWindow]
+) -> tuple[AttnTile, AttnSpec]:
+    """Tile and spec of the reference kernel, for q and k of a document."""
     rows, cols = len(tensors[0]), len(tensors[1])
     left, right = given.get("window_size") or (given["window_size_left"], given["window_size_right"])
     if given.get("is_causal", given.get("causal")):
         right = 0
-    band, softcap = band_of(left, right, rows, cols), given.get("softcap") or 0.0
-    return {"causal": False, "band": band, "scale": given["softmax_scale"], "softcap": softcap}
+    tile = AttnTile((0, rows), (0, cols), window=window_of(left, right, rows, cols))
+    return tile, AttnSpec(given["softmax_scale"], given.get("softcap") or 0.0)
 
 
-def _flash2_band(left: int, right: int, rows: int, cols: int) -> Band:
+def _flash2_window(left: int, right: int, rows: int, cols: int) -> TileWindow:
     left, right = (-1 if side >= cols else side for side in (left, right))
     if left < 0 and right < 0:
-        return Band()
+        return TileWindow()
     left, right = (cols if side < 0 else side for side in (left, right))
-    return Band(cols - rows - left, cols - rows + right)
+    return TileWindow(left + rows - cols, cols - rows + right)
 
 
-def _flash3_band(left: int, right: int, rows: int, cols: int) -> Band:
+def _flash3_window(left: int, right: int, rows: int, cols: int) -> TileWindow:
     left, right = (cols - 1 if left < 0 else left), (rows - 1 if right < 0 else right)
-    return Band(cols - rows - left, cols - rows + right)
+    return TileWindow(left + rows - cols, cols - rows + right)
 
 
-def _flash4_band(left: int | None, right: int | None, rows: int, cols: int) -> Band:
+def _flash4_window(left: int | None, right: int | None, rows: int, cols: int) -> TileWindow:
     apart = cols - rows
-    return Band(None if left is None else apart - left, None if right is None else apart + right)
+    return TileWindow(None if left is None else left - apart, None if right is None else apart + right)
 
 
 def transformer_engine(forward: ast.FunctionDef, backward: ast.FunctionDef) -> SimpleNamespace:
@@ -190,8 +193,7 @@ def transformer_engine(forward: ast.FunctionDef, backward: ast.FunctionDef) -> S
         assert given["is_training"]
         _check_te(given, "q", "k", "v")
         parts = [
-            _REFERENCE.forward(*tensors, **_te_options(given, tensors))
-            for tensors in _te_documents(given, ("q", "k", "v"))
+            _REFERENCE.forward(*tensors, *_te_call(given, tensors)) for tensors in _te_documents(given, ("q", "k", "v"))
         ]
         out, lse = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         if given["q"].dim() == 3:
@@ -212,7 +214,7 @@ def transformer_engine(forward: ast.FunctionDef, backward: ast.FunctionDef) -> S
         assert given.get("dqkv_dtype", "theirs") == "theirs"
         lse = stats.squeeze(-1) if packed else stats.squeeze(-1).permute(2, 0, 1)
         parts = [
-            _REFERENCE.backward(*tensors, **_te_options(given, tensors[1:3]))
+            _REFERENCE.backward(*tensors, *_te_call(given, tensors[1:3]))
             for tensors in _te_documents(given | {"lse": lse}, ("d_o", "q", "k", "v", "o", "lse"))
         ]
         grads = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
@@ -256,18 +258,19 @@ def _te_documents(given: dict[str, Any], names: tuple[str, ...]) -> list[tuple[T
     return _split(given, names, given["cu_seqlens_q"], given["cu_seqlens_kv"])
 
 
-def _te_options(given: dict[str, Any], tensors: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Of the reference kernel, for q and k of a document."""
-    band = _te_band(given, len(tensors[0]), len(tensors[1]))
-    return {"causal": False, "band": band, "scale": given["attn_scale"]}
+def _te_call(given: dict[str, Any], tensors: tuple[Tensor, ...]) -> tuple[AttnTile, AttnSpec]:
+    """Tile and spec of the reference kernel, for q and k of a document."""
+    rows, cols = len(tensors[0]), len(tensors[1])
+    tile = AttnTile((0, rows), (0, cols), window=_te_window(given, rows, cols))
+    return tile, AttnSpec(given["attn_scale"])
 
 
-def _te_band(given: dict[str, Any], rows: int, cols: int) -> Band:
+def _te_window(given: dict[str, Any], rows: int, cols: int) -> TileWindow:
     left, right = given["window_size"]
     kinds = ("no_mask", "causal") if given["q"].dim() == 4 else ("padding", "padding_causal")
     assert given["attn_mask_type"] == kinds[right == 0]
     assert (left, right) == (-1, -1) or rows <= cols
-    return Band(None if left == -1 else -left, None if right == -1 else right)
+    return TileWindow(None if left == -1 else left, None if right == -1 else right)
 
 
 def from_schema(operator: torch._ops.OpOverload) -> ast.FunctionDef:
@@ -303,7 +306,7 @@ class Aten:
         assert (given["max_q"], given["max_k"]) == (given["query"].shape[1], given["key"].shape[1])
         assert given["cum_seq_q"] is None
         q, k, v = (given[name].transpose(0, 1) for name in ("query", "key", "value"))
-        out, lse = _REFERENCE.forward(q, k, v, **self._flash_options(given))
+        out, lse = _REFERENCE.forward(q, k, v, *self._flash_call(given))
         return {"output": out.transpose(0, 1), "softmax_logsumexp": lse.permute(1, 2, 0)}
 
     def _flash_backward(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -311,22 +314,23 @@ class Aten:
         assert given["cum_seq_q"] is None
         assert given["logsumexp"].is_contiguous()
         tensors = (given[name].transpose(0, 1) for name in ("grad_out", "query", "key", "value", "out"))
-        grads = _REFERENCE.backward(*tensors, given["logsumexp"].permute(2, 0, 1), **self._flash_options(given))
+        grads = _REFERENCE.backward(*tensors, given["logsumexp"].permute(2, 0, 1), *self._flash_call(given))
         return {f"unnamed_{index}": grad.transpose(0, 1) for index, grad in enumerate(grads)}
 
-    def _flash_options(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _flash_call(self, given: dict[str, Any]) -> tuple[AttnTile, AttnSpec]:
         assert given["dropout_p"] == 0.0
         left, right = (
             -1 if given[f"window_size_{s}"] is None else given[f"window_size_{s}"] for s in ("left", "right")
         )
         right = 0 if given["is_causal"] else right
-        band = _flash2_band(left, right, given["query"].shape[1], given["key"].shape[1])
-        return {"causal": False, "band": band, "scale": given["scale"]}
+        rows, cols = given["query"].shape[1], given["key"].shape[1]
+        tile = AttnTile((0, rows), (0, cols), window=_flash2_window(left, right, rows, cols))
+        return tile, AttnSpec(given["scale"])
 
     def _cudnn_forward(self, given: dict[str, Any]) -> dict[str, Any]:
         assert given["compute_log_sumexp"]
         q, k, v = (given[name].permute(2, 0, 1, 3) for name in ("query", "key", "value"))
-        out, lse = _REFERENCE.forward(q, k, v, **self._cudnn_options(given))
+        out, lse = _REFERENCE.forward(q, k, v, *self._cudnn_call(given))
         lse_bhs = lse.permute(1, 2, 0)
         return {
             "output": out.permute(1, 2, 0, 3),
@@ -340,10 +344,11 @@ class Aten:
         assert (given["max_q"], given["max_k"]) == (given["query"].shape[2], given["key"].shape[2])
         lse = (stats.squeeze(-1) if self._lse_has_width else stats).permute(2, 0, 1)
         tensors = (given[name].permute(2, 0, 1, 3) for name in ("grad_out", "query", "key", "value", "out"))
-        grads = _REFERENCE.backward(*tensors, lse, **self._cudnn_options(given))
+        grads = _REFERENCE.backward(*tensors, lse, *self._cudnn_call(given))
         return {f"unnamed_{index}": grad.permute(1, 2, 0, 3) for index, grad in enumerate(grads)}
 
-    def _cudnn_options(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _cudnn_call(self, given: dict[str, Any]) -> tuple[AttnTile, AttnSpec]:
         assert given["attn_bias"] is None
         assert given["dropout_p"] == 0.0
-        return {"causal": given["is_causal"], "scale": given["scale"]}
+        rows, cols = given["query"].shape[2], given["key"].shape[2]
+        return AttnTile((0, rows), (0, cols), given["is_causal"]), AttnSpec(given["scale"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.schedule.mask import Band, Lengths
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
+from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens, TileWindow
 
 SCALE = 0.4
 
@@ -25,10 +27,16 @@ class LocalProblem:
     v_head_dim: int = 8
     causal: bool = False
     dtype: torch.dtype = torch.float64
-    band: Band | None = None
+    window: TileWindow | None = None
     softcap: float = 0.0
-    #: Of several documents which follow one another; each sees itself alone.
-    lengths: Lengths | None = None
+    #: Boundaries of several documents; each sees itself alone.
+    cu_seqlens: CuSeqlens | None = None
+
+    @property
+    def call(self) -> tuple[AttnTile, AttnSpec]:
+        """Tile and spec of the kernel call."""
+        tile = AttnTile((0, self.rows), (0, self.cols), self.causal, self.window, self.cu_seqlens)
+        return tile, AttnSpec(SCALE, self.softcap)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k, v, dout, drawn in fp64 and rounded to the dtype."""
@@ -56,34 +64,30 @@ class LocalProblem:
         return {"out": out.detach(), "lse": lse.detach(), "dq": q.grad, "dk": k.grad, "dv": v.grad}
 
     def _seen(self) -> torch.Tensor:
-        if self.lengths is not None:
-            blocks = [torch.ones(shape, dtype=torch.bool) for shape in zip(*self.lengths, strict=True)]
+        if self.cu_seqlens is not None:
+            lengths = (torch.tensor(side).diff().tolist() for side in (self.cu_seqlens.q, self.cu_seqlens.k))
+            blocks = [torch.ones(shape, dtype=torch.bool) for shape in zip(*lengths, strict=True)]
             return torch.block_diag(*(block.tril() if self.causal else block for block in blocks)).bool()
         apart = torch.arange(self.cols) - torch.arange(self.rows).unsqueeze(-1)
         seen = torch.ones_like(apart, dtype=torch.bool) if not self.causal else apart <= 0
-        if self.band is not None and self.band.lower is not None:
-            seen &= apart >= self.band.lower
-        if self.band is not None and self.band.upper is not None:
-            seen &= apart <= self.band.upper
+        if self.window is not None and self.window.left is not None:
+            seen &= apart >= -self.window.left
+        if self.window is not None and self.window.right is not None:
+            seen &= apart <= self.window.right
         return seen
 
-    def solved_by(self, kernel: object) -> dict[str, Tensor]:
+    def solved_by(self, kernel: Kernel) -> dict[str, Tensor]:
         """The same by a kernel."""
         q, k, v, dout = self.tensors()
-        options = {"causal": self.causal, "scale": SCALE}
-        options |= {"band": self.band} if self.band else {}
-        options |= {"softcap": self.softcap} if self.softcap else {}
-        options |= {"lengths": self.lengths} if self.lengths else {}
-        out, lse = kernel.forward(q, k, v, **options)
-        grads = kernel.backward(dout, q, k, v, out, lse, **options)
+        out, lse = kernel.forward(q, k, v, *self.call)
+        grads = kernel.backward(dout, q, k, v, out, lse, *self.call)
         return {"out": out, "lse": lse} | dict(zip(("dq", "dk", "dv"), grads, strict=True))
 
 
 def packed(rows: tuple[int, ...], cols: tuple[int, ...] | None = None, **fields: object) -> LocalProblem:
     """Documents of these lengths; without ``cols`` as many columns as rows, seen to the diagonal."""
-    lengths = Lengths(rows, rows if cols is None else cols)
-    sizes = (sum(side) for side in lengths)
-    return LocalProblem(*sizes, batch=1, causal=cols is None, lengths=lengths, **fields)
+    q, k = (tuple(accumulate(side, initial=0)) for side in (rows, rows if cols is None else cols))
+    return LocalProblem(q[-1], k[-1], batch=1, causal=cols is None, cu_seqlens=CuSeqlens(q, k), **fields)
 
 
 def worst(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:

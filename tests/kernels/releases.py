@@ -6,11 +6,10 @@ Their published sources, of more releases, are read by ``test_contracts.py``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from megatron_wallfacer.kernels.flash2 import Flash2Kernel
-from megatron_wallfacer.kernels.flash3 import Flash3Kernel
-from megatron_wallfacer.kernels.flash4 import Flash4Kernel
-from megatron_wallfacer.kernels.fused import FusedKernel
+from megatron_wallfacer.kernels import flash
+from megatron_wallfacer.kernels.prepared import PreparedKernel
 from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from megatron_wallfacer.kernels.torch_cuda import TorchCudnnKernel, TorchFlashKernel
 from tests.kernels import fakes
@@ -117,14 +116,14 @@ TE = {
     ),
 }
 LIBRARIES = (
-    (FLASH2, Flash2Kernel, fakes.flash2),
-    (FLASH3, Flash3Kernel, fakes.flash3),
-    (FLASH4, Flash4Kernel, fakes.flash4),
+    (FLASH2, partial(flash.FlashKernel, flash.FLASH2), fakes.flash2),
+    (FLASH3, partial(flash.FlashKernel, flash.FLASH3), fakes.flash3),
+    (FLASH4, partial(flash.FlashKernel, flash.FLASH4), fakes.flash4),
     (TE, TransformerEngineKernel, fakes.transformer_engine),
 )
 
 
-def make(title: str) -> FusedKernel:
+def make(title: str) -> PreparedKernel:
     """The adapter of a release, upon its fake.
 
     Raises:
@@ -137,7 +136,7 @@ def make(title: str) -> FusedKernel:
 
 
 #: By name: all that fit.
-ADAPTERS: dict[str, Callable[[], FusedKernel]] = {
+ADAPTERS: dict[str, Callable[[], PreparedKernel]] = {
     title: lambda title=title: make(title)
     for releases, _, _ in LIBRARIES
     for title in releases

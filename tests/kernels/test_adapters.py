@@ -9,31 +9,31 @@ import torch
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import te
-from megatron_wallfacer.kernels.fused import FusedKernel
 from megatron_wallfacer.kernels.optional import UnavailableError
-from megatron_wallfacer.kernels.protocol import packs
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.kernels.prepared import PreparedKernel
+from megatron_wallfacer.kernels.protocol import AttnSpec
+from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
 from tests.kernels.problems import SCALE, LocalProblem, packed, worst
 from tests.kernels.releases import ADAPTERS
 
 HEADS = {"mha": (4, 4), "gqa": (4, 2), "mqa": (4, 1)}
 SHAPES = {"causal": (12, 12, True), "full": (12, 12, False), "wide": (4, 20, False), "tall": (20, 4, False)}
-#: Bands in which each row and each column has a live pair, of squares and of tiles that are not.
-BANDS = {
-    "window": (12, 12, Band(-3, 0)),
-    "itself and next": (9, 9, Band(0, 1)),
-    "one side": (12, 12, Band(None, 4)),
-    "other side": (12, 12, Band(-4, None)),
-    "other half": (12, 12, Band(0, None)),
-    "wide": (6, 14, Band(-2, 9)),
-    "wide, one side": (6, 14, Band(None, 8)),
-    "wide, other side": (6, 14, Band(-1, None)),
-    "one row": (1, 9, Band(None, 8)),
-    "tall": (14, 5, Band(-10, 2)),
-    "tall, one side": (14, 5, Band(None, 1)),
-    "tall, other side": (14, 5, Band(-9, None)),
-    "very tall": (14, 2, Band(-12, 0)),
-    "no limit": (7, 5, Band(-6, 4)),
+#: Windows in which each row and each column has an unmasked pair, of squares and of tiles that are not.
+WINDOWS = {
+    "window": (12, 12, TileWindow(3, 0)),
+    "itself and next": (9, 9, TileWindow(0, 1)),
+    "one side": (12, 12, TileWindow(None, 4)),
+    "other side": (12, 12, TileWindow(4, None)),
+    "other half": (12, 12, TileWindow(0, None)),
+    "wide": (6, 14, TileWindow(2, 9)),
+    "wide, one side": (6, 14, TileWindow(None, 8)),
+    "wide, other side": (6, 14, TileWindow(1, None)),
+    "one row": (1, 9, TileWindow(None, 8)),
+    "tall": (14, 5, TileWindow(10, 2)),
+    "tall, one side": (14, 5, TileWindow(None, 1)),
+    "tall, other side": (14, 5, TileWindow(9, None)),
+    "very tall": (14, 2, TileWindow(12, 0)),
+    "no limit": (7, 5, TileWindow(6, 4)),
 }
 #: Kernels that know windows: all but these, which know only what is named.
 _NO_LIMIT = {"one row", "no limit"}
@@ -51,20 +51,20 @@ every_adapter = pytest.mark.parametrize("kernel", [make() for make in ADAPTERS.v
 @pytest.mark.parametrize("heads", HEADS.values(), ids=list(HEADS))
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 def test_results_are_those_of_autograd(
-    kernel: FusedKernel, heads: tuple[int, int], shape: tuple[int, int, bool]
+    kernel: PreparedKernel, heads: tuple[int, int], shape: tuple[int, int, bool]
 ) -> None:
     rows, cols, causal = shape
     problem = LocalProblem(rows, cols, q_heads=heads[0], kv_heads=heads[1], causal=causal)
     assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
 
 
-@pytest.mark.parametrize("band", BANDS)
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_bands_are_served_or_refused(name: str, band: str) -> None:
-    rows, cols, limits = BANDS[band]
-    problem = LocalProblem(rows, cols, q_heads=4, kv_heads=2, band=limits)
+def test_windows_are_supported_or_an_error(name: str, window: str) -> None:
+    rows, cols, limits = WINDOWS[window]
+    problem = LocalProblem(rows, cols, q_heads=4, kv_heads=2, window=limits)
     kernel = ADAPTERS[name]()
-    if band not in CAUSAL_WINDOWS.get(name, BANDS):
+    if window not in CAUSAL_WINDOWS.get(name, WINDOWS):
         with pytest.raises(OptionError, match=rf"kernel={kernel.name}: must be flash or torch here, because"):
             problem.solved_by(kernel)
         return
@@ -72,17 +72,19 @@ def test_bands_are_served_or_refused(name: str, band: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in CAUSAL_WINDOWS])
-def test_a_band_that_is_off_by_one_is_seen(name: str) -> None:
-    problem = LocalProblem(12, 12, band=Band(-3, 0))
-    for wrong in (Band(-4, 0), Band(-2, 0), Band(-3, 1)):
-        assert worst(replace(problem, band=wrong).solved_by(ADAPTERS[name]()), problem.solution()) > 1e-3
+def test_a_window_that_is_off_by_one_is_seen(name: str) -> None:
+    problem = LocalProblem(12, 12, window=TileWindow(3, 0))
+    for wrong in (TileWindow(4, 0), TileWindow(2, 0), TileWindow(3, 1)):
+        assert worst(replace(problem, window=wrong).solved_by(ADAPTERS[name]()), problem.solution()) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["flash-attn 2.8.3", "transformer-engine 2.20.2"])
-@pytest.mark.parametrize(("rows", "cols", "band"), [(6, 14, Band(None, 5)), (6, 14, Band(1, None))])
-def test_bands_with_dead_rows_or_columns_are_refused(name: str, rows: int, cols: int, band: Band) -> None:
-    with pytest.raises(WallfacerError, match="a row or a column has no live pair"):
-        LocalProblem(rows, cols, band=band).solved_by(ADAPTERS[name]())
+@pytest.mark.parametrize(("rows", "cols", "window"), [(6, 14, TileWindow(None, 5)), (6, 14, TileWindow(-1, None))])
+def test_windows_that_mask_a_whole_row_or_column_are_an_error(
+    name: str, rows: int, cols: int, window: TileWindow
+) -> None:
+    with pytest.raises(WallfacerError, match="a row or a column has no unmasked pair"):
+        LocalProblem(rows, cols, window=window).solved_by(ADAPTERS[name]())
 
 
 @pytest.mark.parametrize("name", CAPS_LOGITS)
@@ -94,17 +96,18 @@ def test_capped_logits(name: str, causal: bool) -> None:
 
 
 @every_adapter
-def test_backward_of_tiles_with_the_global_lse_adds_up_to_the_gradients(kernel: FusedKernel) -> None:
+def test_backward_of_tiles_with_the_global_lse_adds_up_to_the_gradients(kernel: PreparedKernel) -> None:
     problem = LocalProblem(12, 12, q_heads=4, kv_heads=2, causal=True)
     q, k, v, dout = problem.tensors()
-    out, lse = kernel.forward(q, k, v, causal=True, scale=SCALE)
+    out, lse = kernel.forward(q, k, v, *problem.call)
     # Any tensor with the right row sums of dout * out stands in for the output.
     other = torch.zeros_like(out)
     other[..., 0] = (dout * out).sum(-1) / dout[..., 0]
     sums = {name: torch.zeros_like(x) for name, x in zip("qkv", (q, k, v), strict=True)}
     for rows, cols in [(0, 0), (4, 0), (8, 0), (4, 4), (8, 4), (8, 8)]:
         r, c = slice(rows, rows + 4), slice(cols, cols + 4)
-        parts = kernel.backward(dout[r], q[r], k[c], v[c], other[r], lse[r], causal=rows == cols, scale=SCALE)
+        tile = AttnTile((rows, rows + 4), (cols, cols + 4), causal=rows == cols)
+        parts = kernel.backward(dout[r], q[r], k[c], v[c], other[r], lse[r], tile, AttnSpec(SCALE))
         for name, where, part in zip("qkv", (r, c, c), parts, strict=True):
             sums[name][where] += part
     want = problem.solution()
@@ -113,19 +116,19 @@ def test_backward_of_tiles_with_the_global_lse_adds_up_to_the_gradients(kernel: 
 
 
 @every_adapter
-def test_inputs_may_be_views_of_any_strides_with_a_dense_head_dim(kernel: FusedKernel) -> None:
+def test_inputs_may_be_views_of_any_strides_with_a_dense_head_dim(kernel: PreparedKernel) -> None:
     problem = LocalProblem(8, 8, q_heads=4, kv_heads=2, causal=True)
     tensors = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in problem.tensors()]
     q, k, v, dout = tensors
-    out, lse = kernel.forward(q, k, v, causal=True, scale=SCALE)
+    out, lse = kernel.forward(q, k, v, *problem.call)
     strided = lse.permute(2, 1, 0).contiguous().permute(2, 1, 0)
-    dq, dk, dv = kernel.backward(dout, q, k, v, out, strided, causal=True, scale=SCALE)
+    dq, dk, dv = kernel.backward(dout, q, k, v, out, strided, *problem.call)
     found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
     assert worst(found, problem.solution()) <= 1e-13
 
 
 @every_adapter
-def test_shapes(kernel: FusedKernel) -> None:
+def test_shapes(kernel: PreparedKernel) -> None:
     found = LocalProblem(rows=5, cols=9, batch=3, q_heads=6, kv_heads=2).solved_by(kernel)
     assert found["out"].shape == found["dq"].shape == (5, 3, 6, 8)
     assert found["lse"].shape == (5, 3, 6)
@@ -138,7 +141,7 @@ def test_shapes(kernel: FusedKernel) -> None:
 def test_the_head_dim_of_values_may_differ(name: str) -> None:
     problem = LocalProblem(q_heads=4, kv_heads=2, head_dim=16, v_head_dim=8, causal=True)
     kernel = ADAPTERS[name]()
-    assert kernel.limits.v_head_dim
+    assert kernel.capabilities.v_head_dim
     assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
 
 
@@ -150,8 +153,8 @@ PACKED = {
     "full": packed((5, 1, 6), (2, 8, 1), q_heads=4, kv_heads=2),
     "full, equal": packed((4, 4), (4, 4)),
 }
-#: PyTorch's own are told of one tile at a time.
-PACKING = [name for name in ADAPTERS if name not in ("torch", "cudnn", "cudnn, wide lse")]
+#: PyTorch's own take one document per call.
+VARLEN = [name for name in ADAPTERS if name not in ("torch", "cudnn", "cudnn, wide lse")]
 
 
 @pytest.fixture
@@ -161,31 +164,31 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("problem", PACKED.values(), ids=list(PACKED))
-@pytest.mark.parametrize("name", PACKING)
+@pytest.mark.parametrize("name", VARLEN)
 def test_packed_documents(name: str, problem: LocalProblem) -> None:
     kernel = ADAPTERS[name]()
-    assert packs(kernel)
+    assert kernel.capabilities.varlen
     assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
 
 
 @pytest.mark.usefixtures("hopper")
-@pytest.mark.parametrize("name", PACKING)
+@pytest.mark.parametrize("name", VARLEN)
 def test_packed_documents_with_the_global_lse_and_a_stand_in(name: str) -> None:
     kernel, problem = ADAPTERS[name](), packed((5, 1, 6))
     q, k, v, dout = problem.tensors()
-    options = {"lengths": problem.lengths, "causal": True, "scale": SCALE}
-    out, lse = kernel.forward(q, k, v, **options)
+    out, lse = kernel.forward(q, k, v, *problem.call)
     other = torch.zeros_like(out)
     other[..., 0] = (dout * out).sum(-1) / dout[..., 0]
     # As if each row had seen as much again elsewhere: all weights are half of what they were.
     wider = lse + torch.log(torch.tensor(2.0, dtype=lse.dtype))
-    dq, dk, dv = kernel.backward(dout, q, k, v, other, wider.transpose(0, 2).contiguous().transpose(0, 2), **options)
+    strided = wider.transpose(0, 2).contiguous().transpose(0, 2)
+    dq, dk, dv = kernel.backward(dout, q, k, v, other, strided, *problem.call)
     want = problem.solution()
     assert worst({"dq": 2 * dq, "dk": 2 * dk, "dv": 2 * dv}, {name: want[name] for name in ("dq", "dk", "dv")}) <= 1e-10
 
 
 @pytest.mark.usefixtures("hopper")
-@pytest.mark.parametrize("name", [name for name in CAPS_LOGITS if name in PACKING])
+@pytest.mark.parametrize("name", [name for name in CAPS_LOGITS if name in VARLEN])
 def test_packed_documents_with_capped_logits(name: str) -> None:
     problem = packed((5, 7), softcap=0.8)
     assert worst(problem.solved_by(ADAPTERS[name]()), problem.solution()) <= 1e-13
@@ -193,15 +196,18 @@ def test_packed_documents_with_capped_logits(name: str) -> None:
 
 
 @pytest.mark.usefixtures("hopper")
-@pytest.mark.parametrize("name", PACKING)
+@pytest.mark.parametrize("name", VARLEN)
 def test_a_document_that_ends_a_row_later_is_seen(name: str) -> None:
     right, wrong = packed((5, 7)), packed((6, 6))
     assert worst(wrong.solved_by(ADAPTERS[name]()), right.solution()) > 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in PACKING])
-def test_kernels_that_take_one_document_at_a_time(name: str) -> None:
-    assert not packs(ADAPTERS[name]())
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in VARLEN])
+@pytest.mark.parametrize("problem", PACKED.values(), ids=list(PACKED))
+def test_kernels_without_varlen_compute_one_document_at_a_time(name: str, problem: LocalProblem) -> None:
+    kernel = ADAPTERS[name]()
+    assert not kernel.capabilities.varlen
+    assert worst(problem.solved_by(kernel), problem.solution()) <= 1e-13
 
 
 @pytest.mark.parametrize(
@@ -215,18 +221,21 @@ def test_kernels_that_take_one_document_at_a_time(name: str) -> None:
         (None, 92400, False),
     ],
 )
-def test_where_transformer_engine_packs(
+def test_where_transformer_engine_has_varlen(
     monkeypatch: pytest.MonkeyPatch, gpu: tuple[int, int] | None, cudnn: int, together: bool
 ) -> None:
     monkeypatch.setattr(te, "capability", lambda device: gpu)
     library = ADAPTERS["transformer-engine 2.20.2"]()._module
     library.tex.get_cudnn_version = lambda: cudnn
-    assert packs(te.TransformerEngineKernel(library, title="transformer-engine 2.20.2")) == together
+    kernel = te.TransformerEngineKernel(library, title="transformer-engine 2.20.2")
+    assert kernel.capabilities.varlen == together
 
 
 def test_statistics_of_transformer_engine_that_are_not_packed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(te, "capability", lambda device: (9, 0))
     kernel, problem = ADAPTERS["transformer-engine 2.20.2"](), PACKED["causal"]
-    attend = kernel._attend
-    monkeypatch.setattr(kernel, "_attend", lambda values: (attend(values)[0], [torch.zeros(3, 4, 6, 1), None]))
+    attend = kernel._attend._function
+    padded = [torch.zeros(3, 4, 6, 1), None]
+    monkeypatch.setattr(kernel._attend, "_function", lambda **given: (attend(**given)[0], padded))
     with pytest.raises(UnavailableError, match=r"statistics of packed documents are \(3, 4, 6, 1\), not packed"):
         problem.solved_by(kernel)

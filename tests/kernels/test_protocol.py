@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_wallfacer.kernels.protocol import Kernel, accumulation_dtype
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
-from megatron_wallfacer.schedule.mask import Band
+from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
 from tests.kernels.problems import SCALE, LocalProblem, worst
 
 KERNELS = {"torch": TorchCpuKernel(), "reference": ReferenceKernel()}
@@ -34,23 +34,23 @@ def test_results_are_those_of_autograd(
     assert worst(problem.solved_by(kernel), problem.solution()) <= TOLERANCE[dtype]
 
 
-#: Bands that begin and end inside, a long way from the diagonal, over more rows than one strip of the CPU kernel.
-BANDS = {
-    "window": (40, 40, Band(-3, 0)),
-    "itself": (9, 9, Band(0, 0)),
-    "one side": (12, 12, Band(None, 4)),
-    "other side": (12, 12, Band(-4, None)),
-    "apart": (300, 700, Band(2, 400)),
-    "strips": (700, 700, Band(-600, 0)),
+#: Windows that begin and end inside, a long way from the diagonal, over more rows than one strip of the CPU kernel.
+WINDOWS = {
+    "window": (40, 40, TileWindow(3, 0)),
+    "itself": (9, 9, TileWindow(0, 0)),
+    "one side": (12, 12, TileWindow(None, 4)),
+    "other side": (12, 12, TileWindow(4, None)),
+    "apart": (300, 700, TileWindow(-2, 400)),
+    "strips": (700, 700, TileWindow(600, 0)),
 }
 
 
 @every_kernel
 @every_dtype
-@pytest.mark.parametrize("name", BANDS)
-def test_bands(kernel: Kernel, dtype: torch.dtype, name: str) -> None:
-    rows, cols, band = BANDS[name]
-    problem = LocalProblem(rows, cols, batch=1, q_heads=2, kv_heads=1, band=band, dtype=dtype)
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows(kernel: Kernel, dtype: torch.dtype, name: str) -> None:
+    rows, cols, window = WINDOWS[name]
+    problem = LocalProblem(rows, cols, batch=1, q_heads=2, kv_heads=1, window=window, dtype=dtype)
     found, want = problem.solved_by(kernel), problem.solution()
     if name == "itself":  # softmax of one score does not change with it
         found, want = ({key: one[key] for key in ("out", "lse", "dv")} for one in (found, want))
@@ -58,10 +58,10 @@ def test_bands(kernel: Kernel, dtype: torch.dtype, name: str) -> None:
 
 
 @every_kernel
-def test_a_band_that_is_off_by_one_is_seen(kernel: Kernel) -> None:
-    problem = LocalProblem(40, 40, band=Band(-3, 0))
-    for wrong in (Band(-4, 0), Band(-2, 0), Band(-3, 1)):
-        assert worst(replace(problem, band=wrong).solved_by(kernel), problem.solution()) > 1e-3
+def test_a_window_that_is_off_by_one_is_seen(kernel: Kernel) -> None:
+    problem = LocalProblem(40, 40, window=TileWindow(3, 0))
+    for wrong in (TileWindow(4, 0), TileWindow(2, 0), TileWindow(3, 1)):
+        assert worst(replace(problem, window=wrong).solved_by(kernel), problem.solution()) > 1e-3
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -84,14 +84,15 @@ def test_kernels_agree(dtype: torch.dtype, heads: tuple[int, int]) -> None:
 def test_lse_is_the_natural_logarithm_with_the_scale_applied(kernel: Kernel, causal: bool) -> None:
     problem = LocalProblem(causal=causal)
     q, k, v, _ = problem.tensors()
-    _, lse = kernel.forward(q, k, v, causal=causal, scale=SCALE)
+    _, lse = kernel.forward(q, k, v, *problem.call)
     torch.testing.assert_close(lse, problem.solution()["lse"])
 
 
 @every_kernel
 def test_lse_of_equal_scores_counts_the_keys(kernel: Kernel) -> None:
-    q, k, v, _ = LocalProblem(rows=3, cols=7).tensors()
-    _, lse = kernel.forward(torch.zeros_like(q), k, v, causal=False, scale=SCALE)
+    problem = LocalProblem(rows=3, cols=7)
+    q, k, v, _ = problem.tensors()
+    _, lse = kernel.forward(torch.zeros_like(q), k, v, *problem.call)
     torch.testing.assert_close(lse.exp(), torch.full_like(lse, 7.0))
 
 
@@ -116,13 +117,13 @@ def test_kv_heads_are_not_expanded(kernel: Kernel) -> None:
 def test_inputs_may_be_slices_of_larger_blocks(kernel: Kernel) -> None:
     problem = LocalProblem(16, 16)
     q, k, v, dout = problem.tensors()
-    rows, cols, options = slice(4, 12), slice(2, 6), {"causal": False, "scale": SCALE}
+    rows, cols, call = slice(4, 12), slice(2, 6), (AttnTile((4, 12), (2, 6)), AttnSpec(SCALE))
     sliced = (dout[rows], q[rows], k[cols], v[cols])
     copied = tuple(x.clone() for x in sliced)
-    out, lse = kernel.forward(*sliced[1:], **options)
+    out, lse = kernel.forward(*sliced[1:], *call)
     for got, want in zip(
-        (out, lse, *kernel.backward(*sliced, out, lse, **options)),
-        (*kernel.forward(*copied[1:], **options), *kernel.backward(*copied, out, lse, **options)),
+        (out, lse, *kernel.backward(*sliced, out, lse, *call)),
+        (*kernel.forward(*copied[1:], *call), *kernel.backward(*copied, out, lse, *call)),
         strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
@@ -136,13 +137,14 @@ def test_backward_of_tiles_with_the_global_lse_adds_up_to_the_gradients(
 ) -> None:
     problem = LocalProblem(12, 12, q_heads=heads[0], kv_heads=heads[1], causal=True, dtype=dtype)
     q, k, v, dout = problem.tensors()
-    out, lse = kernel.forward(q, k, v, causal=True, scale=SCALE)
+    out, lse = kernel.forward(q, k, v, *problem.call)
     sums = {
         name: torch.zeros_like(x, dtype=accumulation_dtype(dtype)) for name, x in zip("qkv", (q, k, v), strict=True)
     }
     for rows, cols in [(0, 0), (4, 0), (8, 0), (4, 4), (8, 4), (8, 8)]:
         r, c = slice(rows, rows + 4), slice(cols, cols + 4)
-        parts = kernel.backward(dout[r], q[r], k[c], v[c], out[r], lse[r], causal=rows == cols, scale=SCALE)
+        tile = AttnTile((rows, rows + 4), (cols, cols + 4), causal=rows == cols)
+        parts = kernel.backward(dout[r], q[r], k[c], v[c], out[r], lse[r], tile, AttnSpec(SCALE))
         for name, where, part in zip("qkv", (r, c, c), parts, strict=True):
             sums[name][where] += part
     want = problem.solution()
@@ -156,14 +158,13 @@ def test_backward_of_tiles_with_the_global_lse_adds_up_to_the_gradients(
 def test_backward_uses_nothing_of_the_output_but_its_row_sums(kernel: Kernel) -> None:
     problem = LocalProblem(causal=True)
     q, k, v, dout = problem.tensors()
-    options = {"causal": True, "scale": SCALE}
-    out, lse = kernel.forward(q, k, v, **options)
+    out, lse = kernel.forward(q, k, v, *problem.call)
     # Another tensor with the same rowsum(dout * out): all of it in one channel.
     other = torch.zeros_like(out)
     other[..., 0] = (dout * out).sum(-1) / dout[..., 0]
     for got, want in zip(
-        kernel.backward(dout, q, k, v, other, lse, **options),
-        kernel.backward(dout, q, k, v, out, lse, **options),
+        kernel.backward(dout, q, k, v, other, lse, *problem.call),
+        kernel.backward(dout, q, k, v, out, lse, *problem.call),
         strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels import fused, select
+from megatron_wallfacer.kernels import capabilities, select
 from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.select import KERNELS, candidates, select_kernel
 from tests.kernels.releases import ADAPTERS
@@ -35,7 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         return fail
 
     def make(capability: tuple[int, int], *installed: str) -> None:
-        monkeypatch.setattr(fused, "capability", lambda device: capability)
+        monkeypatch.setattr(capabilities, "capability", lambda device: capability)
         for name, title in _INSTALLED.items():
             monkeypatch.setitem(select._BUILT, name, ADAPTERS[title] if name in installed else absent(name))
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from megatron_wallfacer.kernels.optional import UnavailableError
-from megatron_wallfacer.kernels.signatures import Callee, Neutral, Signature
+from megatron_wallfacer.kernels.signatures import LibraryFunction, OptionalArgument, Signature
 from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from tests.kernels import fakes
 from tests.kernels.releases import TE, make
@@ -20,38 +21,48 @@ def attend(q: int, k: int, scale: float, *, causal: bool, cap: float = 0.0) -> t
     return q, k, scale, causal, cap
 
 
-def test_what_a_function_does_not_have_is_left_out_if_its_value_is_neutral() -> None:
-    callee = Callee(attend, **ABOUT)
-    values = {"q": 1, "k": 2, "scale": 0.5, "causal": True, "cap": 3.0}
-    assert callee(values | {"window": Neutral(None)}) == (1, 2, 0.5, True, 3.0)
+def library_function(function: Callable[..., object] | None) -> LibraryFunction:
+    return LibraryFunction(function, tensors=("q", "k"), **ABOUT)
 
 
-def test_a_neutral_value_is_given_where_there_is_such_a_parameter() -> None:
-    callee = Callee(attend, **ABOUT)
-    assert callee({"q": 1, "k": 2, "scale": 0.5, "causal": True, "cap": Neutral(7.0)})[-1] == 7.0
+def test_an_optional_argument_is_left_out_where_the_function_has_no_such_parameter() -> None:
+    values = {"scale": 0.5, "causal": True, "cap": 3.0, "window": OptionalArgument(None)}
+    assert library_function(attend).bind(values)(q=1, k=2) == (1, 2, 0.5, True, 3.0)
+
+
+def test_an_optional_argument_is_passed_where_there_is_such_a_parameter() -> None:
+    values = {"scale": 0.5, "causal": True, "cap": OptionalArgument(7.0)}
+    assert library_function(attend).bind(values)(q=1, k=2)[-1] == 7.0
+
+
+def test_a_signature_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    function = library_function(attend)
+    monkeypatch.setattr(Signature, "of", None)
+    call = function.bind({"scale": 0.5, "causal": True})
+    monkeypatch.setattr(Signature, "arguments", None)
+    assert call(q=1, k=2) == call(q=1, k=2)
 
 
 def test_a_missing_parameter_is_refused_by_name() -> None:
-    callee = Callee(attend, **ABOUT)
     with pytest.raises(UnavailableError) as error:
-        callee.check({"q": 1, "k": 2, "scale": 0.5, "causal": True, "window": 4, "sink": 5})
+        library_function(attend).bind({"scale": 0.5, "causal": True, "window": 4, "sink": 5})
     assert str(error.value) == "library 1.2: attend has no window, sink; needs library >= 2"
 
 
 def test_a_parameter_that_is_required_and_not_given_is_refused_by_name() -> None:
     with pytest.raises(UnavailableError) as error:
-        Callee(attend, **ABOUT).check({"q": 1, "k": 2, "causal": True})
+        library_function(attend).bind({"causal": True})
     assert str(error.value) == "library 1.2: attend requires scale, which is new; needs library >= 2"
 
 
 def test_a_function_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(UnavailableError, match=r"library 1\.2: there is no attend; needs library >= 2"):
-        Callee(None, **ABOUT)
+        library_function(None)
 
 
 def test_a_function_whose_parameters_cannot_be_seen_is_refused() -> None:
     with pytest.raises(UnavailableError, match=r"library 1\.2: attend takes .*, its parameters cannot be seen"):
-        Callee(lambda *args, **kwargs: None, **ABOUT)
+        library_function(lambda *args, **kwargs: None)
 
 
 def test_wrapped_functions_are_seen_through() -> None:
@@ -85,7 +96,8 @@ def test_operators_have_the_signature_of_their_schema(operator: object) -> None:
 def test_operators_are_called_by_keyword(operator: object) -> None:
     q = torch.ones(2)
     dq = torch.zeros(2)
-    found = Callee(operator, **ABOUT)({"q": q, "scale": 2.0, "dq": dq, "window": Neutral(-1)})
+    function = LibraryFunction(operator, tensors=("q", "dq"), **ABOUT)
+    found = function.bind({"scale": 2.0, "window": OptionalArgument(-1)})(q=q, dq=dq)
     assert (found.tolist(), dq.tolist()) == ([2.0, 2.0], [1.0, 1.0])
 
 

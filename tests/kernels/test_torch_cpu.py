@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_wallfacer.kernels.protocol import Inputs
+from megatron_wallfacer.kernels.capabilities import Inputs
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from tests.kernels.problems import LocalProblem, worst
 
@@ -21,12 +21,12 @@ def test_realistic_tile_in_half_precision() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_cpu_tensors_of_equal_head_dims_are_served(dtype: torch.dtype) -> None:
-    assert TorchCpuKernel().refusal(replace(FITS, dtype=dtype)) is None
+    assert TorchCpuKernel().unsupported_reason(replace(FITS, dtype=dtype)) is None
 
 
 def test_tensors_elsewhere_are_refused() -> None:
-    refusal = TorchCpuKernel().refusal(replace(FITS, device=torch.device("cuda", 1)))
-    assert refusal == "it runs on a CPU, the tensors are on cuda"
+    reason = TorchCpuKernel().unsupported_reason(replace(FITS, device=torch.device("cuda", 1)))
+    assert reason == "it runs on a CPU, the tensors are on cuda"
 
 
 @pytest.mark.parametrize("v_head_dim", [5, 13])
@@ -37,4 +37,4 @@ def test_the_narrower_head_dim_is_padded(v_head_dim: int, causal: bool) -> None:
 
 
 def test_capped_logits_are_refused() -> None:
-    assert TorchCpuKernel().refusal(replace(FITS, softcap=30.0)) == "it does not cap logits, softcap is 30.0"
+    assert TorchCpuKernel().unsupported_reason(replace(FITS, softcap=30.0)) == "it does not cap logits, softcap is 30.0"

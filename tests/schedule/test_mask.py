@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Band, KernelCall, Mask, pattern_of
+from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
+from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask, pattern_of
 from megatron_wallfacer.schedule.tiles import tiles
 
 Token = tuple[int, int]
@@ -58,11 +59,12 @@ def sees(query: Token, key: Token, mask: Mask) -> bool:
     return query[0] == key[0] and near and query != PADDING
 
 
-def cells(call: KernelCall) -> list[tuple[int, int]]:
+def cells(call: AttnTile) -> list[tuple[int, int]]:
     """Live pairs of a call."""
     (top, bottom), (first, end) = call.rows, call.cols
-    lower = -(bottom - top) if call.band is None or call.band.lower is None else call.band.lower
-    upper = end - first if call.band is None or call.band.upper is None else call.band.upper
+    left, right = call.window or TileWindow()
+    lower = -(bottom - top) if left is None else -left
+    upper = end - first if right is None else right
     upper = 0 if call.causal else upper
     return [(top + i, first + j) for i in range(bottom - top) for j in range(end - first) if lower <= j - i <= upper]
 
@@ -100,7 +102,7 @@ def test_tiles_and_calls_cover_each_live_pair_once(layout: tuple[Mask, int, int]
     found: list[tuple[int, int]] = []
     for tile in tiles(q_chunks, k_chunks, causal=False, only=only, pattern=pattern):
         height, width = (tile.rows[1] - tile.rows[0]) * size, (tile.cols[1] - tile.cols[0]) * size
-        calls: Sequence[KernelCall] = [KernelCall((0, height), (0, width))]
+        calls: Sequence[AttnTile] = [AttnTile((0, height), (0, width))]
         if tile.masked:
             calls = mask.calls(q_chunks[slice(*tile.rows)], k_chunks[slice(*tile.cols)], cp_size, size)
             assert calls, "a masked tile of which nothing is live"
@@ -126,10 +128,10 @@ def test_plain_masks_need_no_tokens() -> None:
     assert pattern_of(Mask(documents=(0, 64)), 4, 8) is not None
 
 
-def test_a_window_is_a_band_along_the_diagonal() -> None:
-    assert Mask(left=2).calls([0], [0], 1, 4) == (KernelCall((0, 4), (0, 4), band=Band(-2, 0)),)
+def test_a_window_is_diagonals_of_its_tiles() -> None:
+    assert Mask(left=2).calls([0], [0], 1, 4) == (AttnTile((0, 4), (0, 4), window=TileWindow(2, 0)),)
     # The next chunk sees the end of this one: rows and columns that are far apart are left out.
-    assert Mask(left=2).calls([1], [0], 1, 4) == (KernelCall((0, 2), (2, 4), band=Band(0, None)),)
+    assert Mask(left=2).calls([1], [0], 1, 4) == (AttnTile((0, 2), (2, 4), window=TileWindow(0, None)),)
 
 
 @pytest.mark.parametrize(

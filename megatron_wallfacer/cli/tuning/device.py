@@ -11,9 +11,10 @@ import torch.distributed as dist
 
 from megatron_wallfacer.engine.merge import merge_into
 from megatron_wallfacer.kernels import Kernel
-from megatron_wallfacer.kernels.protocol import accumulation_dtype
+from megatron_wallfacer.kernels.protocol import AttnSpec, accumulation_dtype
 from megatron_wallfacer.planning.cluster import Device
 from megatron_wallfacer.planning.costs import BACKWARD_FLOPS, FORWARD_FLOPS, MERGED
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.volume import Shape
 
 #: Tiles are a quarter and the whole of a rank's rows.
@@ -42,10 +43,10 @@ def measure_device(kernel: Kernel, shape: Shape, dtype: torch.dtype, device: tor
 def _times(kernel: Kernel, tensors: list[torch.Tensor]) -> tuple[float, float]:
     """Seconds of a full tile: (forward, backward)."""
     q, k, v, dout = tensors
-    options = {"causal": False, "scale": q.shape[-1] ** -0.5}
-    out, lse = kernel.forward(q, k, v, **options)
-    forward = _seconds(lambda: kernel.forward(q, k, v, **options), q.device)
-    return forward, _seconds(lambda: kernel.backward(dout, q, k, v, out, lse, **options), q.device)
+    full = AttnTile((0, len(q)), (0, len(k))), AttnSpec(q.shape[-1] ** -0.5)
+    out, lse = kernel.forward(q, k, v, *full)
+    forward = _seconds(lambda: kernel.forward(q, k, v, *full), q.device)
+    return forward, _seconds(lambda: kernel.backward(dout, q, k, v, out, lse, *full), q.device)
 
 
 def _merging(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:

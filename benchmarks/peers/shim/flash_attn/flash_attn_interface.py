@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 
 _kernel: Kernel | None = None
 
@@ -32,7 +33,7 @@ def _flash_attn_forward(
 ) -> tuple[Tensor, Tensor, None, None]:
     """(out bshd, lse ``[batch, heads, rows]``, nothing, nothing)."""
     _require_plain(dropout_p, (window_size_left, window_size_right), softcap, alibi_slopes)
-    out, lse = _chosen().forward(*(_flip(x) for x in (q, k, v)), causal=causal, scale=softmax_scale)
+    out, lse = _chosen().forward(*(_flip(x) for x in (q, k, v)), _tile(q, k, causal), AttnSpec(softmax_scale))
     return _flip(out), lse.permute(1, 2, 0), None, None
 
 
@@ -60,7 +61,7 @@ def _flash_attn_backward(
     _require_plain(dropout_p, (window_size_left, window_size_right), softcap, alibi_slopes)
     kernel = _chosen()
     rows = (_flip(x) for x in (dout, q, k, v, out))
-    grads = kernel.backward(*rows, softmax_lse.permute(2, 0, 1), causal=causal, scale=softmax_scale)
+    grads = kernel.backward(*rows, softmax_lse.permute(2, 0, 1), _tile(q, k, causal), AttnSpec(softmax_scale))
     if kernel.name == "sleep":
         return  # nothing was computed, and copying it would be processor time that a GPU kernel does not take
     for target, grad in zip((dq, dk, dv), grads, strict=True):
@@ -84,6 +85,10 @@ def _chosen() -> Kernel:
 def _require_plain(dropout: float, window: tuple[int, int], softcap: float | None, alibi: Tensor | None) -> None:
     if dropout or window != (-1, -1) or softcap or alibi is not None:
         raise NotImplementedError(f"plain attention only: {dropout=}, {window=}, {softcap=}, {alibi=}")
+
+
+def _tile(q: Tensor, k: Tensor, causal: bool) -> AttnTile:
+    return AttnTile((0, q.shape[1]), (0, k.shape[1]), causal)
 
 
 def _flip(x: Tensor) -> Tensor:
