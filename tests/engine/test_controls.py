@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.attention import forget_groups
 from megatron_wallfacer.engine import call
-from megatron_wallfacer.engine.blocks import Block, Sizes
-from megatron_wallfacer.engine.sums import Sum
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import Assemble, Expect, Fold, Message, Op, Schedule, Start
 from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.rows import Accumulator, Range
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.tiles import Tile, tiles
 from tests.engine.passes import TENSORS, Case, errors, run_cases
@@ -50,22 +50,19 @@ def _plain_mean(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) ->
     lse.copy_(torch.logaddexp(lse, part_lse))
 
 
-def _last_wins(self: Sum, chunks: tuple[int, int], parts: Mapping[str, Tensor]) -> None:
-    for name, part in parts.items():
-        self.block.tensors[name][self._sizes.rows(chunks)] = part
-    self._written[slice(*chunks)] = [True] * (chunks[1] - chunks[0])
+def _last_wins(self: Accumulator, rows: Range) -> list[tuple[Range, bool]]:
+    self._mark(rows)
+    return [(rows, False)]
 
 
-def _no_delta(dout: Tensor, delta: Tensor) -> Tensor:
-    return torch.zeros_like(dout)
+def _no_delta(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
+    proxy.zero_()
 
 
-def _shifted(
-    self: Sizes, source: Block, into: Block, chunks: Iterable[int]
-) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def _shifted(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
     """As if every block's rows stood in the order in which they come."""
     for index, chunk in enumerate(sorted(chunks)):
-        place = source.chunks.index(chunk)
+        place = source.index(chunk)
         yield (place, place + 1), (index, index + 1)
 
 
@@ -144,11 +141,11 @@ WITH_TEAMS = ("team-ring", "wallfacer", "mesh")
 SABOTAGE = {
     "causal flag of a tile flipped": Sabotage(TENSORS, f"{PACKAGE}.schedule.lane.tiles", _flipped),
     "a tile dropped": Sabotage(TENSORS, f"{PACKAGE}.schedule.lane.tiles", _dropped),
-    "lse ignored in a merge": Sabotage(("out",), f"{PACKAGE}.engine.sums.merge_into", _plain_mean),
-    "results replaced, not added": Sabotage(TENSORS, f"{PACKAGE}.engine.sums.Sum.add", _last_wins),
-    "delta ignored in backward": Sabotage(("dq", "dk"), f"{PACKAGE}.engine.run.out_proxy", _no_delta),
+    "lse ignored in a merge": Sabotage(("out",), f"{PACKAGE}.engine.steps.merge_into", _plain_mean),
+    "results replaced, not added": Sabotage(TENSORS, f"{PACKAGE}.schedule.rows.Accumulator.write", _last_wins),
+    "delta ignored in backward": Sabotage(("dq", "dk"), f"{PACKAGE}.engine.steps.out_proxy", _no_delta),
     "rows left unsorted": Sabotage(
-        ("out",), f"{PACKAGE}.engine.blocks.Sizes.common", _shifted, plans=("loongtrain", "wallfacer", "mesh")
+        ("out",), f"{PACKAGE}.schedule.lower.common_rows", _shifted, plans=("loongtrain", "wallfacer", "mesh")
     ),
     "a fold dropped in forward": Sabotage(TENSORS, forward=_without_a_fold, plans=WITH_TEAMS),
     "a fold dropped in backward": Sabotage((), backward=_without_a_fold),
@@ -163,15 +160,16 @@ SABOTAGE = {
 
 @contextmanager
 def done(sabotage: Sabotage | None) -> Iterator[None]:
-    """On a worker: with the damage done, and schedules made anew."""
+    """On a worker: with the damage done, and passes compiled anew."""
     sabotage = sabotage or Sabotage(())
+    forget_groups()
 
     def changed(make: Callable[..., Schedule], change: Callable[[Schedule], Schedule] | None) -> Callable:
         return lambda plan, rank, **options: (change or (lambda same: same))(make(plan, rank, **options))
 
     with (
-        patch.object(call, "_forward_schedule", changed(forward_schedule, sabotage.forward)),
-        patch.object(call, "_backward_schedule", changed(backward_schedule, sabotage.backward)),
+        patch.object(call, "forward_schedule", changed(forward_schedule, sabotage.forward)),
+        patch.object(call, "backward_schedule", changed(backward_schedule, sabotage.backward)),
     ):
         if sabotage.target is None:
             yield

@@ -8,11 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine import masked
+from megatron_wallfacer.engine.compiled import compile_pass
+from megatron_wallfacer.engine.execute import execute
+from megatron_wallfacer.engine.groups import connect
+from megatron_wallfacer.engine.timeline import nothing
+from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.lower import lower
 from megatron_wallfacer.schedule.mask import Mask
+from megatron_wallfacer.schedule.ops import Attend, Fold, Schedule, Value
+from megatron_wallfacer.schedule.tiles import Tile
+from megatron_wallfacer.schedule.volume import Shape
 
 SCALE = 0.4
 CP_SIZE, CHUNK = 2, 12
@@ -39,11 +48,48 @@ def passes(kernel: object, mask: Mask, tile: str, *, varlen: bool) -> dict[str, 
     rows, cols = len(q_chunks) * CHUNK, len(k_chunks) * CHUNK
     shapes = [(rows, 1, 4, 8), (cols, 1, 2, 8), (cols, 1, 2, 8), (rows, 1, 4, 8)]
     q, k, v, dout = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
-    calls = masked.calls_of(mask, q_chunks, k_chunks, CP_SIZE, CHUNK, varlen)
-    out, lse = masked.forward(kernel, q, k, v, calls, AttnSpec(SCALE))
-    tensors = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": lse}
-    grads = masked.backward(kernel, tensors, calls, AttnSpec(SCALE))
-    return {"out": out, "lse": lse} | dict(zip(("dq", "dk", "dv"), grads, strict=True))
+    tensors = {"q": q, "k": k, "v": v}
+    found = one_pass(kernel, mask, (q_chunks, k_chunks), tensors, varlen=varlen)
+    delta = (dout * found["out"]).sum(-1)
+    tensors |= {"dout": dout, "lse": found["lse"], "delta": delta}
+    return found | one_pass(kernel, mask, (q_chunks, k_chunks), tensors, varlen=varlen)
+
+
+def one_pass(
+    kernel: object,
+    mask: Mask,
+    chunks: tuple[tuple[int, ...], tuple[int, ...]],
+    tensors: dict[str, Tensor],
+    *,
+    varlen: bool,
+) -> dict[str, Tensor]:
+    """A schedule of one tile of which some pairs are unmasked, lowered and run; its sums are what it keeps."""
+    backward = "dout" in tensors
+    rows = {"q": ("q", "dout", "lse", "delta") if backward else ("q",), "kv": ("k", "v")}
+    sums = {"dq": ("dq",), "dkv": ("dk", "dv")} if backward else {"partial": ("out", "lse")}
+    sides = {"q": chunks[0], "kv": chunks[1], "dq": chunks[0], "dkv": chunks[1], "partial": chunks[0]}
+    values = {name: Value(payload, sides[name], 0) for name, payload in (rows | sums).items()}
+    whole = Tile((0, len(chunks[0])), (0, len(chunks[1])), masked=True)
+    into, *others = sums
+    attend = Attend(("q",), ("kv",), into, *(others or [None]), (whole,))
+    fold = [Fold(name, f"{name} kept") for name in sums]
+    values |= {f"{name} kept": Value(payload, sides[name], 0) for name, payload in sums.items()}
+    keeps = tuple(f"{name} kept" for name in sums)
+    schedule = Schedule(0, CP_SIZE, 1, backward, values, (attend, *fold), given=tuple(rows), keeps=keeps)
+    shape = Shape(2 * CHUNK, 4, 2, 8, itemsize=8, accumulate_itemsize=8)
+    program = lower(schedule, shape, mask, {}, varlen=varlen)
+    transfers = Transfers(connect(None, Grid()))
+    device, dtype = torch.device("cpu"), torch.float64
+    compiled = compile_pass(program, kernel, AttnSpec(SCALE), transfers, device, dtype, tuple(rows))
+    given = [torch.cat([tensors[name].flatten() for name in rows[side]]).view(torch.uint8) for side in rows]
+    _, kept = execute(compiled, (), given, transfers, nothing)
+    found = {}
+    for name, packet in zip(sums, kept, strict=True):
+        likes = {"out": "q", "lse": "lse", "dq": "q", "dk": "k", "dv": "v"}
+        shapes = [tensors["q"].shape[:3] if one == "lse" else tensors[likes[one]].shape for one in sums[name]]
+        pieces = packet.view(torch.float64).split([shape.numel() for shape in shapes])
+        found |= {one: piece.view(shape) for one, piece, shape in zip(sums[name], pieces, shapes, strict=True)}
+    return found
 
 
 @pytest.mark.parametrize("tile", TILES)

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from megatron_wallfacer.engine.autograd import attend
-from megatron_wallfacer.engine.blocks import Block, Sizes
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.schedule.grid import RINGS_ADJACENT, Grid
 from megatron_wallfacer.schedule.layout import shard_chunks
-from megatron_wallfacer.schedule.ops import DOUT, PARTIAL_OUT, Message
+from megatron_wallfacer.schedule.lower import lower
+from megatron_wallfacer.schedule.mask import CAUSAL
 from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.program import Copy
+from megatron_wallfacer.schedule.rows import contiguous
 from megatron_wallfacer.schedule.volume import received_bytes
 from tests.engine import traffic, wire
 from tests.engine.passes import Case, call_of, leaves
@@ -33,34 +35,24 @@ PLANS = traffic.PLANS | {
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
-# --- single moves between four ranks, a chunk is one row ---
-
-ROW = Sizes(1, 1, 1, 1, 1, 1, 1, torch.float32, torch.device("cpu"))
-
-
-def rows(blocks: dict[str, Block]) -> dict[str, dict[str, list[float]]]:
-    """Rows by value and tensor."""
-    return {
-        name: {tensor: block.tensors[tensor].flatten().tolist() for tensor in block.tensors}
-        for name, block in blocks.items()
-    }
+# --- single transfers between four ranks, a chunk is one row ---
 
 
 def run_moves(rank: int, early: bool) -> dict[str, dict]:
-    """On a worker: what arrives in each kind of move."""
+    """On a worker: what arrives in each kind of transfer."""
     transfers = Transfers(connect(None, Grid(ring_outer=4)))
     made = {
-        "hop": traffic.hop(rank, 4, ROW),
-        "hop back": traffic.hop(rank, 4, ROW, way=-1, payload=DOUT),
-        "gather": traffic.gather(rank, 4, ROW),
-        "scatter": traffic.scatter(rank, 4, ROW, PARTIAL_OUT),
+        "hop": traffic.hop(rank, 4, 1),
+        "hop back": traffic.hop(rank, 4, 1, way=-1),
+        "gather": traffic.gather(rank, 4, 1),
+        "scatter": traffic.scatter(rank, 4, 1),
     }
-    moved = {kind: rows(traffic.start(transfers, one, ROW, early=early).wait()) for kind, one in made.items()}
+    moved = {kind: traffic.Flight(transfers, one, early=early).start().wait() for kind, one in made.items()}
     transfers.groups.close()
     return moved
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["at once", "expected early"])
+@pytest.fixture(scope="module", params=[False, True], ids=["at once", "posted early"])
 def moved(request: pytest.FixtureRequest, pools: Callable[[int], Pool]) -> list[dict[str, dict]]:
     return pools(4).run(run_moves, request.param)
 
@@ -70,38 +62,34 @@ def from_rank(rank: int, of: int | None = None) -> list[float]:
     return [100 * rank + chunk for chunk in shard_chunks(rank if of is None else of, 4)]
 
 
-def test_hop_brings_all_tensors_of_the_rank_before(moved: list[dict[str, dict]]) -> None:
+def test_hop_brings_the_rows_of_the_rank_before(moved: list[dict[str, dict]]) -> None:
     for rank, arrived in enumerate(moved):
         before, after = (rank - 1) % 4, (rank + 1) % 4
-        assert arrived["hop"] == {f"from{before}": dict.fromkeys(("k", "v"), from_rank(before))}
-        assert arrived["hop back"] == {f"from{after}": dict.fromkeys(DOUT, from_rank(after))}
+        assert arrived["hop"] == {f"from{before}": from_rank(before)}
+        assert arrived["hop back"] == {f"from{after}": from_rank(after)}
 
 
 def test_gather_brings_everyones_rows(moved: list[dict[str, dict]]) -> None:
     for rank, arrived in enumerate(moved):
-        assert arrived["gather"] == {f"from{r}": {"q": from_rank(r)} for r in range(4) if r != rank}
+        assert arrived["gather"] == {f"from{r}": from_rank(r) for r in range(4) if r != rank}
 
 
 def test_scatter_brings_everyones_sum_of_ones_own_rows(moved: list[dict[str, dict]]) -> None:
     for rank, arrived in enumerate(moved):
-        want = {f"from{r}": dict.fromkeys(PARTIAL_OUT, from_rank(r, rank)) for r in range(4) if r != rank}
-        assert arrived["scatter"] == want
+        assert arrived["scatter"] == {f"from{r}": from_rank(r, rank) for r in range(4) if r != rank}
 
 
 def run_out_of_order(rank: int) -> list[dict]:
-    """On a worker: three moves between the same ranks at once; half of the ranks expect them in another order."""
+    """On a worker: three transfers between the same ranks at once; half of the ranks post them in another order."""
     transfers = Transfers(connect(None, Grid(ring_outer=4)))
-    made = [traffic.hop(rank, 4, ROW, tag=tag) for tag in range(3)]
+    made = [traffic.hop(rank, 4, 1, tag=tag) for tag in range(3)]
     for tag, one in enumerate(made):
-        for tensor in one.blocks["mine"].tensors.values():
-            tensor.add_(1000 * tag)
+        one.operands[0].add_(1000 * tag)
     order = (2, 0, 1) if rank % 2 else (0, 1, 2)
-    expected = {index: transfers.expect(made[index].move, made[index].values, ROW) for index in order}
-    pending = {
-        index: transfers.start(made[index].move, made[index].blocks, made[index].values, ROW, expected[index])
-        for index in (order if rank % 2 == 0 else order[::-1])
-    }
-    found = [rows(pending[index].wait()) for index in range(3)]
+    flights = {index: traffic.Flight(transfers, made[index], early=True) for index in order}
+    for index in order if rank % 2 == 0 else order[::-1]:
+        flights[index].start()
+    found = [flights[index].wait() for index in range(3)]
     transfers.groups.close()
     return found
 
@@ -110,47 +98,36 @@ def test_a_message_finds_its_receive_by_its_tag(pools: Callable[[int], Pool]) ->
     for rank, found in enumerate(pools(4).run(run_out_of_order)):
         before = (rank - 1) % 4
         for tag, arrived in enumerate(found):
-            want = [1000 * tag + row for row in from_rank(before)]
-            assert arrived == {f"from{before}": {"k": want, "v": want}}
-
-
-def run_packets(rank: int) -> dict[str, bool]:
-    """On a worker: which bytes are copied to be sent. No message leaves."""
-    transfers = Transfers(connect(None, Grid()))
-    made = traffic.scatter(0, 4, ROW, PARTIAL_OUT)
-    block, values = made.blocks["sum"], made.values
-
-    def packet(of: Block, chunks: tuple[int, ...]) -> torch.Tensor:
-        return transfers._packet(of, Message(1, "sum", chunks, 0), made.move, values, ROW)
-
-    view = Block({name: tensor[:] for name, tensor in block.tensors.items()}, block.chunks)
-    first, second = packet(view, view.chunks), packet(view, view.chunks)
-    part = packet(block, (1, 6))
-    return {
-        "whole block": packet(block, block.chunks) is block.packet,
-        "first of a view": torch.equal(first, block.packet) and first.data_ptr() != block.packet.data_ptr(),
-        "second of a view": second is first,
-        "some rows": part.numel() * 4 == block.packet.numel() and part.data_ptr() != block.packet.data_ptr(),
-    }
+            assert arrived == {f"from{before}": [1000 * tag + row for row in from_rank(before)]}
 
 
 def test_only_views_and_some_rows_are_copied_to_be_sent_and_views_once() -> None:
-    assert run_packets(0) == dict.fromkeys(("whole block", "first of a view", "second of a view", "some rows"), True)
+    """In a team-ring K and V are views, sent to the next rank once; a team's sums are sent in rows, one copy each."""
+    case = Case(Plan(Grid(team=4, ring_outer=2), head_groups=1), Problem(8))
+    forward = case.schedules(0)[0]
+    strides = {name: contiguous((8, 2, 4, 4)) for name in "qkv"}
+    program = lower(forward, case.shape, CAUSAL, strides, varlen=False)
+    copied = {into for _, found in program.steps for step in found if isinstance(step, Copy) for into, _ in step.pairs}
+    buffers = {program.operands[number].offset * program.shape.itemsize for number in copied}
+    sent = [packet for transfer in program.transfers for packet in transfer.sends]
+    views = [m.value for move in forward.moves for m in move.sends if m.value.startswith("own.q")]
+    assert len(views) == 3  # to each of the team
+    queries = {packet.operand for packet in sent if packet.peer in (1, 2, 3)}
+    assert len({program.operands[one].offset for one in queries} & buffers) >= 1
+    assert len({packet.operand for packet in sent[:3]}) == 1  # the three copies are one
 
 
-def run_waited(rank: int) -> tuple[bool, dict, dict]:
-    """On a worker: a move that has been waited for holds nothing any more."""
+def run_waited(rank: int) -> tuple[bool, dict]:
+    """On a worker: a transfer that has been waited for holds nothing any more."""
     transfers = Transfers(connect(None, Grid(ring_outer=2)))
-    pending = traffic.start(transfers, traffic.hop(rank, 2, ROW), ROW)
-    pending.wait()
+    flight = traffic.Flight(transfers, traffic.hop(rank, 2, 1)).start()
+    flight.wait()
     transfers.groups.close()
-    return vars(pending) == {"_works": (), "_sent": (), "_arriving": {}}, pending.wait(), dict(transfers.received)
+    return flight.works == [None]
 
 
-def test_a_move_that_is_over_holds_no_buffer(pools: Callable[[int], Pool]) -> None:
-    size = 2 * 4
-    counts = {("ring_outer", "k"): size, ("ring_outer", "v"): size}
-    assert pools(2).run(run_waited) == [(True, {}, counts)] * 2
+def test_a_transfer_that_is_over_holds_no_work(pools: Callable[[int], Pool]) -> None:
+    assert pools(2).run(run_waited) == [True] * 2
 
 
 # --- what is counted ---

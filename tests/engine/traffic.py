@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,20 +11,19 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.autograd import attend
-from megatron_wallfacer.engine.blocks import Block, Sizes
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.transfers import Pending, Transfers
+from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.layout import shard_chunks
-from megatron_wallfacer.schedule.ops import KV, Message, Move, Q, Value
 from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.program import Packet, Transfer
 
 RANKS = 8
 TOKENS = 256  # of a rank in a pass
-SIZES = Sizes(2048, 1, 1, 1, 64, 64, 1, torch.float32, torch.device("cpu"))
-SHARD_BYTES = 2**20  # of q, of a rank in a single move
+SHARD_BYTES = 2**20  # of a rank in a single transfer
+SHARD_ROWS = SHARD_BYTES // 4 // 2  # of a chunk, in fp32
 
 Count = Counter[str]
 """Bytes received by one rank, by axis and tensor."""
@@ -46,67 +45,86 @@ PLANS = {
 }
 
 
-# --- single moves ---
+# --- single transfers ---
 
 
 @dataclass(frozen=True)
 class HandMade:
-    """A move, what its names stand for, and what it sends."""
+    """A transfer, the rows of each of its operands, and which operand each received block is."""
 
-    move: Move
-    values: dict[str, Value]
-    blocks: dict[str, Block]
+    transfer: Transfer
+    operands: list[Tensor]
+    received: dict[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it receives."""
+        return sum(self.operands[packet.operand].nbytes for packet in self.transfer.receives)
 
 
-def numbered(value: Value, sizes: Sizes, rank: int) -> Block:
+CHANNEL = ("ring_outer", "inputs")
+
+
+def numbered(chunks: Sequence[int], rank: int, rows: int) -> Tensor:
     """A block in which each row holds 100 x rank + the number of its chunk."""
-    block = sizes.like(value)
-    for tensor in block.tensors.values():
-        for index, chunk in enumerate(value.chunks):
-            tensor[sizes.rows((index, index + 1))] = 100 * rank + chunk
-    return block
+    return torch.tensor([100.0 * rank + chunk for chunk in chunks]).repeat_interleave(rows)
 
 
-def hop(rank: int, ranks: int, sizes: Sizes, payload: tuple[str, ...] = KV, way: int = 1, tag: int = 0) -> HandMade:
+def hop(rank: int, ranks: int, rows: int, way: int = 1, tag: int = 0) -> HandMade:
     """Every rank sends its shard so many ranks further."""
     to, came_from = (rank + way) % ranks, (rank - way) % ranks
-    values = {
-        "mine": Value(payload, shard_chunks(rank, ranks), 0),
-        f"from{came_from}": Value(payload, shard_chunks(came_from, ranks), 0),
-    }
-    sends = (Message(to, "mine", values["mine"].chunks, tag),)
-    receives = (Message(came_from, f"from{came_from}", values[f"from{came_from}"].chunks, tag),)
-    move = Move("ring_outer", payload, sends, receives)
-    return HandMade(move, values, {"mine": numbered(values["mine"], sizes, rank)})
+    mine = numbered(shard_chunks(rank, ranks), rank, rows)
+    transfer = Transfer(CHANNEL, (Packet(to, 0, tag),), (Packet(came_from, 1, tag),))
+    return HandMade(transfer, [mine, torch.empty_like(mine)], {f"from{came_from}": 1})
 
 
-def gather(rank: int, ranks: int, sizes: Sizes, payload: tuple[str, ...] = Q) -> HandMade:
+def gather(rank: int, ranks: int, rows: int) -> HandMade:
     """Every rank sends its shard to every other."""
     others = [peer for peer in range(ranks) if peer != rank]
-    values = {f"from{peer}": Value(payload, shard_chunks(peer, ranks), 0) for peer in range(ranks)}
-    mine = f"from{rank}"
-    sends = tuple(Message(peer, mine, values[mine].chunks, 0) for peer in others)
-    receives = tuple(Message(peer, f"from{peer}", values[f"from{peer}"].chunks, 0) for peer in others)
-    return HandMade(Move("ring_outer", payload, sends, receives), values, {mine: numbered(values[mine], sizes, rank)})
+    mine = numbered(shard_chunks(rank, ranks), rank, rows)
+    received = {f"from{peer}": index for index, peer in enumerate(others, 1)}
+    transfer = Transfer(
+        CHANNEL,
+        tuple(Packet(peer, 0, 0) for peer in others),
+        tuple(Packet(peer, received[f"from{peer}"], 0) for peer in others),
+    )
+    return HandMade(transfer, [mine, *(torch.empty_like(mine) for _ in others)], received)
 
 
-def scatter(rank: int, ranks: int, sizes: Sizes, payload: tuple[str, ...] = ("dq",)) -> HandMade:
+def scatter(rank: int, ranks: int, rows: int) -> HandMade:
     """Every rank has a sum of all rows, and sends each rank the rows of its shard."""
     others = [peer for peer in range(ranks) if peer != rank]
-    values = {f"from{peer}": Value(payload, shard_chunks(rank, ranks), 0) for peer in others}
-    values["sum"] = Value(payload, tuple(range(2 * ranks)), 0)
-    sends = tuple(Message(peer, "sum", shard_chunks(peer, ranks), 0) for peer in others)
-    receives = tuple(Message(peer, f"from{peer}", shard_chunks(rank, ranks), 0) for peer in others)
-    return HandMade(Move("ring_outer", payload, sends, receives), values, {"sum": numbered(values["sum"], sizes, rank)})
+    leaving = [numbered(shard_chunks(peer, ranks), rank, rows) for peer in others]
+    received = {f"from{peer}": len(others) + index for index, peer in enumerate(others)}
+    transfer = Transfer(
+        CHANNEL,
+        tuple(Packet(peer, index, 0) for index, peer in enumerate(others)),
+        tuple(Packet(peer, received[f"from{peer}"], 0) for peer in others),
+    )
+    return HandMade(transfer, [*leaving, *map(torch.empty_like, leaving)], received)
 
 
 MOVES = {"hop": hop, "gather": gather, "scatter": scatter}
 
 
-def start(transfers: Transfers, made: HandMade, sizes: Sizes, *, early: bool = False) -> Pending:
-    """Begin a move, with its receives posted before if asked for."""
-    expected = transfers.expect(made.move, made.values, sizes) if early else None
-    return transfers.start(made.move, made.blocks, made.values, sizes, expected)
+class Flight:
+    """A transfer that has been started."""
+
+    def __init__(self, transfers: Transfers, made: HandMade, *, early: bool = False) -> None:
+        """With its receives posted before, if so wanted."""
+        self.works: list[object] = [None]
+        self._made, self._bound = made, transfers.bind(0, made.transfer, torch.device("cpu"))
+        if early:
+            self._bound.post(made.operands, self.works)
+
+    def start(self) -> Flight:
+        self._bound.start(self._made.operands, self.works)
+        return self
+
+    def wait(self) -> dict[str, list[float]]:
+        """Rows of what has arrived."""
+        self._bound.wait(self._made.operands, self.works)
+        return {name: self._made.operands[index].tolist() for name, index in self._made.received.items()}
 
 
 # --- jobs ---
@@ -135,10 +153,10 @@ def counted(transfers: Transfers, run: Callable[[], object]) -> Count:
 
 
 def run_move(rank: int, kind: str) -> Count:
-    """One move over all ranks."""
-    transfers = call_of(PLANS["ring"]).runtime.transfers
-    made = MOVES[kind](rank, RANKS, SIZES)
-    return counted(transfers, lambda: start(transfers, made, SIZES).wait())
+    """One transfer over all ranks."""
+    made = MOVES[kind](rank, RANKS, SHARD_ROWS)
+    Flight(call_of(PLANS["ring"]).runtime.transfers, made).start().wait()
+    return Counter({" ".join(CHANNEL): made.nbytes})
 
 
 _outputs: dict[Plan, Tensor] = {}
