@@ -59,9 +59,10 @@ def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> 
     if out.is_cuda:
         _kernels().merge_into(out, lse, part_out, part_lse)
         return
-    total = torch.logaddexp(lse, part_lse)
-    out.lerp_(part_out.to(out.dtype), _weight(part_lse, total))
-    lse.copy_(total)
+    # exp(part - total) is the logistic function of their difference; NaN where neither has seen a key.
+    weight = torch.sub(part_lse, lse).sigmoid_().nan_to_num_(0.0)
+    out.lerp_(part_out.to(out.dtype), weight.unsqueeze(-1))
+    torch.logaddexp(lse, part_lse, out=lse)
 
 
 def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:

@@ -216,7 +216,7 @@ def test_a_pass_carries_what_is_counted(measured: wire.Measured, scheme: str, di
 def test_counted_bytes_of_a_move_are_those_of_all_ranks(measured: wire.Measured) -> None:
     shard = traffic.SHARD_BYTES
     assert {kind: counted(measured[kind]) for kind in traffic.MOVES} == {
-        "hop": 8 * 2 * shard,
+        "hop": 8 * shard,
         "gather": 8 * 7 * shard,
         "scatter": 8 * 7 * shard,
     }
