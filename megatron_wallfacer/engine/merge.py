@@ -59,8 +59,9 @@ def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> 
     if out.is_cuda:
         _kernels().merge_into(out, lse, part_out, part_lse)
         return
-    # exp(part - total) is the logistic function of their difference; NaN where neither has seen a key.
-    weight = torch.sub(part_lse, lse).sigmoid_().nan_to_num_(0.0)
+    # exp(part - total) is the logistic function of part - lse. With -inf replaced in lse, the weight is 0 where neither
+    # has seen a key, and a NaN stays one.
+    weight = torch.sub(part_lse, lse.clamp_min(torch.finfo(lse.dtype).min)).sigmoid_()
     out.lerp_(part_out.to(out.dtype), weight.unsqueeze(-1))
     torch.logaddexp(lse, part_lse, out=lse)
 

@@ -76,7 +76,7 @@ class TransformerEngineKernel(LibraryKernel):
         try:
             return self._module.FusedAttnBackend[_BACKEND]
         except (AttributeError, KeyError) as error:
-            raise UnavailableError(f"{self._title}: there is no backend {_BACKEND}; needs {_NEEDS}") from error
+            raise UnavailableError(f"{self._title}: there is no backend {_BACKEND}; needs {self._needs}") from error
 
     def _has_varlen(self) -> bool:
         """Return whether cuDNN takes documents here and returns packed statistics."""
@@ -125,8 +125,9 @@ class TransformerEngineKernel(LibraryKernel):
         # A window that ends at the diagonal is a causal mask, which may begin later: known to all releases.
         kind = "causal" if window.right == 0 else "no_mask"
         if kind == "no_mask" and window != WindowSize() and not self.capabilities.window:
-            reason = f"flash or torch here, because te before 2.16 has no window for {tile.window}"
-            raise OptionError("kernel", "te", reason)
+            raise OptionError(
+                "kernel", "te", f"flash or torch here, because te before 2.16 has no window for {tile.window}"
+            )
         starts = (range(0, size * tensors.batch + 1, size) for size in (tile.height, tile.width))
         return {
             "max_seqlen_q": tile.height,

@@ -63,8 +63,8 @@ def _backward(
         dout, q, k, v, out = _equally_wide(dout, q, k, v, out)
     tensors = [x.permute(1, 2, 0, 3) for x in (dout, q, k, v, out)]
     bias = None if tile.window is None else _bias(tile, q)
-    grads = _flash_backward(*tensors, lse.permute(1, 2, 0), 0.0, tile.causal, attn_mask=bias, scale=scale)
-    dq, dk, dv = (x.permute(2, 0, 1, 3) for x in grads)
+    dq, dk, dv = _flash_backward(*tensors, lse.permute(1, 2, 0), 0.0, tile.causal, attn_mask=bias, scale=scale)
+    dq, dk, dv = dq.permute(2, 0, 1, 3), dk.permute(2, 0, 1, 3), dv.permute(2, 0, 1, 3)
     return dq[..., :head_dim], dk[..., :head_dim], dv[..., :v_head_dim]
 
 

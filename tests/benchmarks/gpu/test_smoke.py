@@ -31,9 +31,10 @@ def test_a_rank_does_its_share_of_the_work(monkeypatch: pytest.MonkeyPatch) -> N
     pairs = []
 
     class Counting(efficiency.NoKernel):
-        def forward(self, q, k, v, *, causal, **options):
-            pairs.append(q.shape[0] * k.shape[0] / (2 if causal else 1) * q.shape[2])
-            return super().forward(q, k, v, **options)
+        def forward(self, q, k, v, tile, spec):
+            assert (tile.height, tile.width) == (len(q), len(k))
+            pairs.append(q.shape[0] * k.shape[0] / (2 if tile.causal else 1) * q.shape[2])
+            return super().forward(q, k, v, tile, spec)
 
     for scheme in efficiency.SCHEMES:
         pairs.clear()
