@@ -55,4 +55,4 @@ KERNELS = {"te": Raises, "flash2": Crashes, "flash3": Hangs, "flash4": Wrong, "c
 
 if __name__ == "__main__":
     select._BUILT.update(KERNELS)
-    trial.main(sys.argv[1:], deadline_s=2)
+    trial.main(sys.argv[1:], deadline_s=5)

@@ -37,7 +37,7 @@ def broken() -> dict[str, Finding]:
     [
         ("te", "problem", MIXED),
         ("flash2", "problem", "backward: the process ended by SIGSEGV: corrupted double-linked list"),
-        ("flash3", "problem", "forward: it did not return within 2 s"),
+        ("flash3", "problem", "forward: it did not return within 5 s"),
         ("flash4", "problem", "wrong numbers: called forward and backward: relative errors out "),
         ("cudnn", "problem", "wrong numbers: called forward and backward: relative errors out nan, lse "),
         ("torch", "ok", "called forward and backward: relative errors out "),
