@@ -30,9 +30,6 @@ def both() -> tuple[CallPath, CallPath]:
     return count()
 
 
-@pytest.mark.xfail(
-    reason="before passes are lowered to bound steps: 94 functions in 21 files", raises=AssertionError, strict=True
-)
 @pytest.mark.parametrize("index", [0, 1], ids=["forward", "backward"])
 def test_a_warm_pass_is_within_the_limits(index: int) -> None:
     path = both()[index]
