@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from megatron_wallfacer.engine.blocks import Block, Sizes
 from torch import Tensor
 
 from megatron_wallfacer.engine import operators
-from megatron_wallfacer.engine.blocks import Block, Sizes
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.timeline import Recorder, nothing

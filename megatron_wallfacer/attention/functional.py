@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from megatron_wallfacer.engine.autograd import attend
-from megatron_wallfacer.engine.call import Call
+from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.merge import check_rows
-from megatron_wallfacer.engine.call import Runtime
 from megatron_wallfacer.engine.staged import check_transfers, make_transfers
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError

@@ -83,8 +83,7 @@ def compile_pass(
         operands.append((number, operand.shape, operand.strides, operand.offset))
     to = Binding(kernel, spec, [transfers.bind(i, one, device) for i, one in enumerate(program.transfers)])
     labelled = tuple(
-        (label, tuple(call for step in steps if (call := bind(step, to)) is not None))
-        for label, steps in program.steps
+        (label, tuple(call for step in steps if (call := bind(step, to)) is not None)) for label, steps in program.steps
     )
     return CompiledPass(
         program=program,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.merge import add_rows, copy_rows, merge_into, out_proxy
@@ -81,7 +80,7 @@ def _attend_backward(step: program.AttendBackward, to: Binding) -> Action:
 def _take_partial_output(pieces: Sequence[Piece]) -> Callable[[Operands, Tensor, Tensor], None]:
     """Write a kernel's output and lse, or merge them, piece by piece."""
     if len(pieces) == 1:
-        (_, (out, lse), add), = pieces
+        ((_, (out, lse), add),) = pieces
 
         def merge(operands: Operands, part_out: Tensor, part_lse: Tensor) -> None:
             merge_into(operands[out], operands[lse], part_out, part_lse)

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.batches import batches
 from megatron_wallfacer.schedule.heads import part_heads
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chunks
-from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.memory import (
     aliases,
@@ -45,7 +45,6 @@ from megatron_wallfacer.schedule.program import (
     SendReceive,
     Step,
     Transfer,
-    View,
     Wait,
 )
 from megatron_wallfacer.schedule.rows import Accumulator, Range, Rows, common_rows, contiguous, cut, cut_heads
@@ -302,9 +301,7 @@ class _Lowering:
         self.coming |= {message.value: (number, move) for message in move.receives}
         yield SendReceive(number)
 
-    def _packet(
-        self, rows: Rows, message: ops.Message, key: object
-    ) -> tuple[Operand, list[tuple[int, int]]]:
+    def _packet(self, rows: Rows, message: ops.Message, key: object) -> tuple[Operand, list[tuple[int, int]]]:
         """The bytes of a message, and what is copied for it: nothing, if it is a whole buffer or was copied before."""
         name = self.aliases.get(message.value, message.value)
         if message.chunks == rows.chunks:

@@ -1,4 +1,4 @@
-"""Steps: rows of an accumulator that hold nothing are written, never read; rows that hold something are merged or added."""
+"""Steps: rows of an accumulator that hold nothing are written, not read; others are merged or added to."""
 
 from __future__ import annotations
 

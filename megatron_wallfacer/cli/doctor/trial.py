@@ -117,14 +117,17 @@ def errors_of(kernel: Kernel, device: torch.device, begin: Callable[[str], None]
 
 def _passes(kernel: Kernel, tile: Sequence[Tensor], begin: Callable[[str], None]) -> list[Tensor]:
     """out, lse, dq, dk and dv on the CPU: copying waits for the GPU, and shows its errors."""
+    from megatron_wallfacer.kernels.protocol import AttnSpec
+    from megatron_wallfacer.schedule.attn_tile import AttnTile
+
     q, k, v, dout = tile
-    options = {"causal": True, "scale": HEAD_DIM**-0.5}
+    call = AttnTile((0, TOKENS), (0, TOKENS), causal=True), AttnSpec(HEAD_DIM**-0.5)
     begin("forward")
-    out, lse = kernel.forward(q, k, v, **options)
+    out, lse = kernel.forward(q, k, v, *call)
     found = [out.cpu(), lse.cpu()]
     begin("backward")
     # As in a ring: the log-sum-exp is of more keys than the tile's.
-    return found + [x.cpu() for x in kernel.backward(dout, q, k, v, out, lse + math.log(2), **options)]
+    return found + [x.cpu() for x in kernel.backward(dout, q, k, v, out, lse + math.log(2), *call)]
 
 
 def _cudnn() -> tuple[str, ...]:
