@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 
@@ -11,6 +11,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.capabilities import Inputs
 from megatron_wallfacer.kernels.flash import FLASH2, FLASH3, FLASH4, FlashKernel
 from megatron_wallfacer.kernels.optional import UnavailableError
+from megatron_wallfacer.kernels.prepared import deterministic_requested
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.kernels.switches import switched_off
@@ -96,6 +97,16 @@ def _try(name: str, inputs: Inputs, *, by_auto: bool) -> tuple[Kernel | None, st
 
 
 def _make(name: str, device: torch.device) -> Kernel:
-    if name == "torch":
-        return TorchFlashKernel() if device.type == "cuda" else TorchCpuKernel()
-    return _BUILT[name]()
+    torch_kernel = TorchFlashKernel if device.type == "cuda" else TorchCpuKernel
+    return _shared(torch_kernel if name == "torch" else _BUILT[name], deterministic_requested())
+
+
+@lru_cache(maxsize=32)
+def _shared(build: Callable[[], Kernel], deterministic: bool) -> Kernel:
+    """Return one kernel for all layers and calls, which share its prepared calls.
+
+    Args:
+        build: constructor of the kernel.
+        deterministic: what the constructor finds requested.
+    """
+    return build()

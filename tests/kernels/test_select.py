@@ -198,3 +198,13 @@ def test_kernels_for_gpus_are_refused_on_a_cpu(machine: Machine, name: str) -> N
     machine((9, 0), *_INSTALLED)
     with pytest.raises(OptionError, match="it runs on a CUDA device, the tensors are on cpu"):
         select_kernel(name, **{**CPU, "dtype": torch.bfloat16})
+
+
+def test_all_layers_share_a_kernel_and_its_prepared_calls(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1")
+    machine((9, 0), "te")
+    kernel = select_kernel("auto", **CUDA)
+    assert select_kernel("te", **{**CUDA, "head_dim": 128}) is kernel
+    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
+    other = select_kernel("auto", **CUDA)
+    assert (other is not kernel, other.deterministic, kernel.deterministic) == (True, True, False)
