@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_wallfacer.cli.sharing import sharing_here
 from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.version import megatron_version
@@ -189,7 +190,10 @@ def train(
         WallfacerError: it failed; with the last lines of the log.
     """
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "megatron_wallfacer"]
-    command = [sys.executable, *launch, str(script), *arguments]
+    sharing = sharing_here(ranks, arguments, os.environ)
+    if sharing.line:
+        print(f"wallfacer: {sharing.line}", file=sys.stderr, flush=True)
+    command = [sys.executable, *launch, str(script), *arguments, *sharing.flags]
     iterations, last = [], deque[str](maxlen=15)
     with log.open("w") as file:
         # A session of its own, so that an interrupt here ends every rank.
@@ -202,7 +206,7 @@ def train(
             start_new_session=True,
             # One thread a rank, also where torchrun leaves a lone rank all cores: threads that wait for each other
             # on a busy machine are ten times slower.
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | sharing.environment | {"OMP_NUM_THREADS": "1"},
         )
         try:
             assert process.stdout is not None
