@@ -29,7 +29,7 @@ def is_alive(group: dist.ProcessGroup | None) -> bool:
     if group is None:
         return not dist.is_initialized()
     try:
-        dist.get_process_group_ranks(group)
-    except KeyError:
+        dist.get_rank(group)
+    except ValueError:
         return False
     return True
