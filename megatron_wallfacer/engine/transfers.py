@@ -60,7 +60,7 @@ class Transfers:
         """
         group = self.groups.groups[transfer.channel]
         sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
-        if dist.get_backend(group) == "gloo":
+        if self.groups.backend == "gloo":
             return _in_halves(number, group, sends, receives)
         return _at_once(number, group, sends, receives, device)
 
