@@ -56,28 +56,20 @@ def _replace_all() -> None:
     from megatron_wallfacer.megatron.cpu_runtime import environment
 
     environment.install()
+    from megatron_wallfacer.megatron import any_device
     from megatron_wallfacer.megatron.cpu_runtime import (
-        dataset_helpers,
         moe,
         noise,
-        norms,
-        optimizer_state,
         rng,
         startup,
         tensors,
-        thd,
         torch_cuda,
-        uneven,
     )
 
     torch_cuda.install()
     rng.install()
     tensors.install()
     noise.install()
-    dataset_helpers.install()
     startup.install()
-    norms.install()
-    optimizer_state.install()
     moe.install()
-    uneven.install()
-    thd.install()
+    any_device.install()

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_wallfacer.megatron.cpu_runtime.replace import replace
+from megatron_wallfacer.megatron.replace import replace
 
 MODULE = "megatron.core.datasets.helpers_cpp"
 
