@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from megatron.core.fusions.fused_layer_norm import FusedLayerNorm
 from megatron.core.optimizer import distrib_optimizer
 
-from megatron_wallfacer.megatron.any_device import norms, optimizer_state, uneven
+from megatron_wallfacer.megatron.any_device import dataset_helpers, norms, optimizer_state, uneven
 from megatron_wallfacer.megatron.any_device.thd import _complete, partitioned_indices
 
 
@@ -45,6 +47,17 @@ def test_only_gloo_gets_padded_parts(monkeypatch: pytest.MonkeyPatch, backend: s
         wrapper(remember("Megatron's"))(torch.ones(3), object(), [1, 2])
         wrapper(remember("Megatron's"))(torch.ones(3), object(), [2, 2])
     assert calls == ["ours" if ours else "Megatron's", "Megatron's"] * 2
+
+
+@pytest.mark.parametrize(("makefile", "source", "current"), [(False, 2, True), (True, 1, True), (True, 3, False)])
+def test_a_checkout_whose_source_has_changed_is_compiled(
+    tmp_path: Path, makefile: bool, source: int, current: bool
+) -> None:
+    """`make` does it, as without the plugin; a wheel has no Makefile."""
+    for name, seconds in {"helpers_cpp.so": 2, "helpers.cpp": source, **({"Makefile": 0} if makefile else {})}.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (seconds, seconds))
+    assert dataset_helpers._is_current(tmp_path / "helpers_cpp.so") is current
 
 
 def test_an_adam_of_a_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
