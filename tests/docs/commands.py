@@ -78,7 +78,9 @@ ELSEWHERE = {
     "scripts/gpu_acceptance.sh": _GPU,
     "python -m benchmarks.gpu.traffic": f"{_LONG}; tests/benchmarks/gpu/test_smoke.py counts some",
     "python -m benchmarks.gpu.traffic --operators": f"{_LONG}; tests/benchmarks/gpu/test_smoke.py counts some",
-    "scripts/gpu_acceptance.sh --smoke": "tests/benchmarks/gpu/test_smoke.py",
+    "scripts/gpu_acceptance.sh --smoke": "tests/benchmarks/gpu/test_acceptance.py",
+    "scripts/gpu_acceptance.sh --list": "tests/benchmarks/gpu/test_acceptance.py",
+    "scripts/gpu_acceptance.sh --only peers": _GPU,
     "torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py ... --distributed-backend gloo "
     "--wallfacer-cp-size 4 --wallfacer-transfers staged": _GPU,
     # docs/planning.md
