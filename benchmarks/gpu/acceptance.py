@@ -11,6 +11,7 @@ import argparse
 import datetime
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,8 @@ class Acceptance:
 
     def _run(self, one: Outcome, limit_s: float) -> None:
         words, one.limit_s = self._words(one.command), limit_s
+        # Tables of an earlier run in the same folder are not results of this one.
+        shutil.rmtree(one.folder, ignore_errors=True)
         if one.command.takes_budget:
             words += ["--out", str(one.folder), "--budget", f"{max(limit_s / 2, limit_s - START_S):.0f}"]
         environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -11,6 +11,7 @@ the run that went on. Logs and checkpoints stay in ``OUT/jobs``.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ USUAL = (
     "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 ).split()
 KEEP = "--wallfacer-keep-attention-output"
-FP8 = "TransformerEngine's layers in fp8"
 
 
 class Job:
@@ -42,14 +42,16 @@ class Job:
 
     def __init__(self, runs: parity.Runs, rows: Rows, layers: str, iterations: int) -> None:
         self._runs, self._rows, self._layers, self._half = runs, rows, layers, iterations // 2
-        self._checkpoint = runs.trainer.folder / "checkpoint"
+        self._checkpoint = runs.trainer.folder / f"checkpoint-{'fp8' if layers == parity.FP8 else 'bf16'}"
+        # A checkpoint of an earlier run would stop this one.
+        shutil.rmtree(self._checkpoint, ignore_errors=True)
         self._losses: list[float] = []
 
     def measure(self) -> None:
         """Rows: one rank, the job, the job resumed, the job with attention's output kept."""
         save = ("--save", str(self._checkpoint), "--save-interval", str(self._half), "--ckpt-format", "torch_dist")
         self._runs.compare(self._layers, {"usual job": self._split(*save)}, keep=self._losses)
-        if self._layers == FP8:
+        if self._layers == parity.FP8:
             return
         self._add("usual job, resumed", self._resumed)
         self._add("usual job, attention output kept", self._kept)
@@ -97,12 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer = Trainer((options.out or Path("runs/gpu")) / "jobs", iterations, options)
     runs = parity.Runs(trainer, rows, options)
     possible = parity.kinds(trainer.on_gpu, options.dtype)
-    first = next((name for name in possible if name not in (parity.OWN, FP8)), parity.OWN)
-    Job(runs, rows, first, iterations).measure()
-    if FP8 in possible:
-        Job(runs, rows, FP8, iterations).measure()
+    Job(runs, rows, possible[0], iterations).measure()
+    if parity.FP8 in possible:
+        Job(runs, rows, parity.FP8, iterations).measure()
     else:
-        rows.add((FP8, "usual job"), f"left out: {parity.NEEDS}")
+        rows.add((parity.FP8, "usual job"), f"left out: {parity.NEEDS}")
     return rows.close()
 
 

@@ -26,13 +26,13 @@ from megatron_wallfacer.errors import WallfacerError
 ITERATIONS, RANKS = 20, 4
 EXACT, WHOLE = "1 rank, fp32", "1 rank"
 #: Megatron's flags for each kind of layers. Its own have no fused kernels but those of Apex.
-OWN = "Megatron's layers"
+OWN, THEIRS, FP8 = "Megatron's layers", "TransformerEngine's layers", "TransformerEngine's layers in fp8"
 _UNFUSED = "--no-gradient-accumulation-fusion --no-masked-softmax-fusion --no-rope-fusion --no-persist-layer-norm"
 _THEIRS = ("--transformer-impl", "transformer_engine", "--no-gradient-accumulation-fusion")
 LAYERS = {
     OWN: ("--transformer-impl", "local", *_UNFUSED.split()),
-    "TransformerEngine's layers": _THEIRS,
-    "TransformerEngine's layers in fp8": (*_THEIRS, "--fp8-format", "hybrid"),
+    THEIRS: _THEIRS,
+    FP8: (*_THEIRS, "--fp8-format", "hybrid"),
 }
 NEEDS = "it needs a GPU, bf16 or fp16, and TransformerEngine"
 ALLOWED = 2.0
@@ -56,14 +56,12 @@ class Split:
     flags: tuple[str, ...] = ()
 
 
-def splits(ranks: int, layers: str) -> dict[str, Split]:
-    """Split runs with such layers by name, most important first."""
-    made = {
+def splits(ranks: int) -> dict[str, Split]:
+    """Split runs that every kind of layers has, by name."""
+    return {
         f"cp {ranks}, team-ring": Split(ranks, "team-ring", ranks),
         "tp 2 x cp 2": Split(2, "team-ring", 4, ("--tensor-model-parallel-size", "2")),
     }
-    more = ("ring", "ulysses") if layers == OWN else ()
-    return made | {f"cp {ranks}, {scheme}": Split(ranks, scheme, ranks) for scheme in more}
 
 
 def split_arguments(ranks: int, scheme: str, kernel: str, *, on_gpu: bool, backend: str = "nccl") -> list[str]:
@@ -82,18 +80,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     ranks, iterations = (2, 2) if options.smoke else (RANKS, ITERATIONS)
     rows = Rows("parity", ("layers", "run"), ("last loss", "apart", "allowed"), options)
     runs = Runs(Trainer((options.out or Path("runs/gpu")) / "parity", iterations, options), rows, options)
-    for layers in kinds(runs.trainer.on_gpu, options.dtype):
-        every = splits(ranks, layers)
-        runs.compare(layers, dict(list(every.items())[:2]) if options.smoke else every)
-    for layers in (name for name in LAYERS if name not in kinds(runs.trainer.on_gpu, options.dtype)):
+    possible = kinds(runs.trainer.on_gpu, options.dtype)
+    for layers in possible:
+        runs.compare(layers, splits(ranks))
+    for layers in (name for name in LAYERS if name not in possible):
         rows.add((layers, "all"), f"left out: {NEEDS}")
+    if not options.smoke:
+        runs.compare(OWN, {f"cp {ranks}, {scheme}": Split(ranks, scheme, ranks) for scheme in ("ring", "ulysses")})
     return rows.close()
 
 
 def kinds(on_gpu: bool, dtype: str) -> tuple[str, ...]:
-    """The kinds of layers that there can be here."""
+    """The kinds of layers that there can be here, most important first."""
     theirs = on_gpu and dtype != "float32" and importlib.util.find_spec("transformer_engine") is not None
-    return tuple(LAYERS) if theirs else (OWN,)
+    return (THEIRS, OWN, FP8) if theirs else (OWN,)
 
 
 class Runs:
@@ -107,7 +107,8 @@ class Runs:
 
     def __init__(self, trainer: Trainer, rows: Rows, options: argparse.Namespace) -> None:
         self.trainer, self._rows, self._options = trainer, rows, options
-        self._exact: dict[str, list[float]] = {}
+        #: Losses of one rank by layers; those in fp32 under :data:`EXACT`. None if the run failed.
+        self._single: dict[str, list[float] | None] = {}
         self._last: list[float] = []
 
     def flags(self, layers: str, split: Split | None = None) -> list[str]:
@@ -127,31 +128,38 @@ class Runs:
             splits: split runs by name.
             keep: takes the losses of the last split run; none if it failed.
         """
-        if EXACT not in self._exact:
-            self._run(self._exact, OWN, EXACT, 1, LAYERS[OWN])
-        whole = dict(self._exact)
-        self._run(whole, layers, WHOLE, 1, self.flags(layers))
+        self._run_single(EXACT, OWN, LAYERS[OWN])
+        self._run_single(layers, layers, self.flags(layers))
         for name, split in splits.items():
-            self._run(whole, layers, name, split.ranks, self.flags(layers, split))
+            self._run_split(layers, name, split)
             if keep is not None:
                 keep[:] = self._last
 
-    def _run(self, whole: dict[str, list[float]], layers: str, name: str, ranks: int, flags: Sequence[str]) -> None:
-        """One row. A run without a split is added to those that others are compared with."""
+    def _run_single(self, key: str, layers: str, flags: Sequence[str]) -> None:
+        """One rank, unless it has run."""
+        if key in self._single:
+            return
+        self._single[key] = None
+        name = EXACT if key == EXACT else WHOLE
 
         def work() -> Iterator[tuple[str, ...]]:
-            self._last = []
-            if name not in (EXACT, WHOLE) and {EXACT, WHOLE} - whole.keys():
-                raise LeftOut("there is no run of 1 rank to compare it with")
-            losses = self._last = self.trainer.losses(f"{layers} {name}", ranks, flags)
-            if name in (EXACT, WHOLE):
-                whole[name] = losses
-            if {EXACT, WHOLE} - whole.keys():
-                yield f"{losses[-1]:.6f}", "-", "", ""
-                return
-            yield next(row[1:] for row in judge({**whole, name: losses})[0] if row[0] == name)
+            losses = self._single[key] = self.trainer.losses(f"{layers} {name}", 1, flags)
+            exact = self._single[EXACT]
+            yield f"{losses[-1]:.6f}", f"{max(differences(exact, losses)):.1e}" if exact else "-", "", ""
 
-        self._rows.measure((layers, name), work, ranks)
+        self._rows.measure((layers, name), work)
+
+    def _run_split(self, layers: str, name: str, split: Split) -> None:
+        def work() -> Iterator[tuple[str, ...]]:
+            self._last = []
+            exact, whole = self._single[EXACT], self._single[layers]
+            if exact is None or whole is None:
+                raise LeftOut("there is no run of 1 rank to compare it with")
+            losses = self._last = self.trainer.losses(f"{layers} {name}", split.ranks, self.flags(layers, split))
+            judged, _ = judge({EXACT: exact, WHOLE: whole, name: losses})
+            yield next(row[1:] for row in judged if row[0] == name)
+
+        self._rows.measure((layers, name), work, split.ranks)
 
 
 def judge(losses: Mapping[str, Sequence[float]]) -> tuple[list[tuple[str, ...]], bool]:

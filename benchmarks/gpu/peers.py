@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,16 +114,21 @@ class Peers:
         with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             step()
             self._settle()
-        seconds = [0.0, 0.0]
-        for event in profiled.events():
-            on_device = event.device_type == torch.autograd.DeviceType.CUDA
-            if on_device and not getattr(event, "is_user_annotation", False):
-                seconds["nccl" in event.name.lower()] += event.time_range.elapsed_us() / 1e6
-        return seconds[0], seconds[1]
+        return device_seconds(profiled.events())
 
     def _settle(self) -> None:
         if not self.on_cpu:
             torch.cuda.synchronize()
+
+
+def device_seconds(events: Iterable[Any]) -> tuple[float, float]:
+    """Seconds that a profile's events took on the device: (kernels that compute and copy, NCCL's kernels)."""
+    seconds = [0.0, 0.0]
+    for event in events:
+        on_device = event.device_type == torch.autograd.DeviceType.CUDA
+        if on_device and not getattr(event, "is_user_annotation", False):
+            seconds["nccl" in event.name.lower()] += event.time_range.elapsed_us() / 1e6
+    return seconds[0], seconds[1]
 
 
 def _step(attend: Attend, q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
