@@ -15,6 +15,8 @@ from benchmarks.gpu.report import device_of
 from megatron_wallfacer.attention import forget_groups
 
 Answer = TypeVar("Answer")
+#: Thread blocks that NCCL uses at most per operation of a rank with a GPU of its own.
+_CTAS = 32
 #: A rank that waits longer for the others at a row's end has lost them.
 PATIENCE = timedelta(seconds=120)
 
@@ -66,12 +68,22 @@ def join_ranks(options: argparse.Namespace) -> Ranks:
         torch.cuda.set_device(rank % count)
         if backend == "nccl":
             arguments["device_id"] = torch.device("cuda", rank % count)
-            if count < size:
-                os.environ.setdefault("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+            share_gpus(size, count)
     dist.init_process_group(backend, timeout=PATIENCE, **arguments)
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     staged = backend == "gloo" and device.type == "cuda"
     return Ranks(rank, size, control, "staged" if staged else "direct")
+
+
+def share_gpus(ranks: int, gpus: int) -> None:
+    """Set the variables with which ranks share GPUs over NCCL, before it makes a communicator.
+
+    NCCL gives each rank thread blocks of its own. All ranks of one GPU together get as many as one rank gets elsewhere,
+    because a GPU can run out of them.
+    """
+    if gpus < ranks:
+        os.environ.setdefault("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+        os.environ.setdefault("NCCL_MAX_CTAS", str(max(1, _CTAS // -(-ranks // gpus))))
 
 
 def leave(ranks: Ranks) -> None:

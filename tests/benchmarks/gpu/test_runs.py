@@ -15,6 +15,15 @@ from benchmarks.gpu import exact, jobs, parity, peers, ranks, training
 from benchmarks.gpu.rows import Rows
 from megatron_wallfacer.errors import WallfacerError
 
+VARIABLES = ("NCCL_MULTI_RANK_GPU_ENABLE", "NCCL_MAX_CTAS")
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset the variables, and put them back after the test whoever sets them."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
 
 @pytest.mark.parametrize(("gpus", "shares"), [(1, True), (4, False)])
 def test_ranks_share_a_card_over_nccl(gpus: int, shares: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,13 +34,12 @@ def test_ranks_share_a_card_over_nccl(gpus: int, shares: bool, monkeypatch: pyte
     monkeypatch.setattr(ranks.dist, "new_group", lambda backend, timeout: backend)
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4")):
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "")
-    monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE")
+    forget(monkeypatch)
     joined = ranks.join_ranks(argparse.Namespace(device="cuda", backend=None))
     assert (joined.rank, joined.size, joined.transfers, joined.control) == (3, 4, "direct", "gloo")
     assert (made["of"], made["device"]) == ("nccl", 3 % gpus)
     assert made["device_id"] == torch.device("cuda", 3 % gpus)
-    assert os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == ("1" if shares else None)
+    assert [os.environ.get(name) for name in VARIABLES] == (["1", "8"] if shares else [None, None])
 
 
 def test_a_teardown_that_hangs_is_a_row_and_ends_the_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +156,7 @@ def test_logs_have_names_of_their_runs_and_stay(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(training.demo, "train", train)
     monkeypatch.setattr(training.demo, "training_arguments", lambda folder, iterations: [])
-    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+    forget(monkeypatch)
     trainer = training.Trainer(tmp_path, 2, argparse.Namespace(device="cuda", smoke=False))
     assert trainer.losses("Megatron's layers tp 2 x cp 2", 4, ["--bf16"]) == [2.0]
     assert logs == [tmp_path / "megatron-s-layers-tp-2-x-cp-2.log"]
