@@ -5,7 +5,8 @@ All that the benchmarks know of the engine's objects is in this file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,10 +57,13 @@ class Ours:
         chunks = whole.chunk(2 * size, dim=1)
         return torch.cat([chunks[chunk] for chunk in shard_chunks(dist.get_rank(), size)], dim=1)
 
+    def bind(self, kernel: Kernel, head_dim: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Attention of q, k and v, sbhd, with all else bound once, as Megatron's module binds it."""
+        runtime = Runtime(self._transfers, kernel, head_dim**-0.5, self.recorder)
+        return partial(attend, call=Call(self._plan, runtime, keep_gathered_q=self._keep_gathered_q))
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
-        runtime = Runtime(self._transfers, kernel, q.shape[-1] ** -0.5, self.recorder)
-        call = Call(self._plan, runtime, keep_gathered_q=self._keep_gathered_q)
-        return attend(*(x.transpose(0, 1) for x in (q, k, v)), call).transpose(0, 1)
+        return self.bind(kernel, q.shape[-1])(*(x.transpose(0, 1) for x in (q, k, v))).transpose(0, 1)
 
     def schedules(self, rank: int, shape: Shape) -> tuple[Schedule, Schedule]:
         options = {

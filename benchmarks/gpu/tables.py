@@ -19,6 +19,11 @@ def markdown_line(cells: Sequence[object]) -> str:
     return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
 
 
+def markdown(heading: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """Return a markdown table."""
+    return "\n".join(map(markdown_line, (heading, ("---",) * len(heading), *rows)))
+
+
 def table_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file that :class:`Rows` wrote, by column."""
     with path.open(encoding="utf-8", newline="") as file:
@@ -29,7 +34,4 @@ def markdown_table(path: Path) -> str:
     """Return the table of a CSV file that :class:`Rows` wrote, also of one whose last line is cut off."""
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))
-    if not lines:
-        return ""
-    rule = markdown_line(("---",) * len(lines[0]))
-    return "\n".join([markdown_line(lines[0]), rule, *map(markdown_line, lines[1:])])
+    return markdown(lines[0], lines[1:]) if lines else ""

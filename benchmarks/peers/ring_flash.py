@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,9 +34,13 @@ class RingFlashAttention:
         chunks = whole.chunk(2 * size, dim=1)
         return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]], dim=1)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
+    def bind(self, kernel: Kernel) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Attention of q, k and v, bshd, with all else bound once."""
         use_kernel(kernel)
-        return self._attend(q, k, v, causal=True, group=dist.group.WORLD)
+        return partial(self._attend, causal=True, group=dist.group.WORLD)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
+        return self.bind(kernel)(q, k, v)
 
     def schedules(self, rank: int, shape: Shape) -> None:
         return None

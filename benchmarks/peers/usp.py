@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -39,9 +42,13 @@ class Usp:
         pair = torch.cat([chunks[position], chunks[2 * ring - 1 - position]], dim=1)
         return pair.chunk(heads, dim=1)[part].contiguous()
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
+    def bind(self, kernel: Kernel) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Attention of q, k and v, bshd, with all else bound once."""
         use_kernel(kernel)
-        return self._attend(q, k, v, causal=True)
+        return partial(self._attend, causal=True)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
+        return self.bind(kernel)(q, k, v)
 
     def schedules(self, rank: int, shape: Shape) -> None:
         return None

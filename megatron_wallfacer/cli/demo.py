@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_wallfacer.cli.failing_rank import failure_text
 from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.version import megatron_version
@@ -182,15 +183,18 @@ def train(
         script: Megatron script.
         ranks: processes to start.
         arguments: Megatron's and the plugin's.
-        log: everything it prints goes there.
+        log: everything it prints goes there; what each rank prints also into a folder beside it, ``LOG-ranks``.
         seen: called with each iteration as it is reported.
 
     Raises:
-        WallfacerError: it failed; with the last lines of the log.
+        WallfacerError: it failed; with the last error lines of the rank that failed first.
     """
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "megatron_wallfacer"]
-    command = [sys.executable, *launch, str(script), *arguments]
-    iterations, last = [], deque[str](maxlen=15)
+    folder = log.with_name(f"{log.name}-ranks")
+    shutil.rmtree(folder, ignore_errors=True)
+    # Not buffered, so that iterations are seen at once; --tee marks each line with its rank.
+    launch = ["-u", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    launch += ["--tee", "3", "--log-dir", str(folder), "-m", "megatron_wallfacer"]
+    command, iterations = [sys.executable, *launch, str(script), *arguments], []
     with log.open("w") as file:
         # A session of its own, so that an interrupt here ends every rank.
         process = subprocess.Popen(
@@ -208,7 +212,6 @@ def train(
             assert process.stdout is not None
             for line in process.stdout:
                 file.write(line)
-                last.append(line)
                 iteration = parse_iteration(line)
                 if iteration is not None:
                     iterations.append(iteration)
@@ -219,7 +222,8 @@ def train(
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
     if code != 0 or not iterations:
-        raise WallfacerError(f"training on {ranks} ranks ended with exit code {code}; see {log}:\n{''.join(last)}")
+        told = failure_text(log.read_text(errors="replace"))
+        raise WallfacerError(f"training on {ranks} ranks ended with exit code {code}; see {log}: {told}")
     return iterations
 
 

@@ -13,6 +13,7 @@ from megatron_wallfacer.kernels.flash4 import Flash4Kernel
 from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.protocol import Inputs, Kernel
 from megatron_wallfacer.kernels.reference import ReferenceKernel
+from megatron_wallfacer.kernels.switches import switched_off
 from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.kernels.torch_cuda import TorchCudnnKernel, TorchFlashKernel
@@ -48,9 +49,9 @@ def select_kernel(
     if name not in KERNELS:
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}")
     inputs = Inputs(device, dtype, head_dim, v_head_dim or head_dim, softcap, banded)
-    reasons, others = [], "auto or reference"
+    reasons, others = [], "a kernel by its name" if name == "auto" else "auto or reference"
     for candidate in _candidates(name, device):
-        kernel, reason = _try(candidate, inputs)
+        kernel, reason = _try(candidate, inputs, by_auto=name == "auto")
         if kernel is not None and reason is None:
             return kernel
         reasons.append(f"{candidate} cannot: {reason}")
@@ -74,7 +75,7 @@ def candidates(
     The first with None is what :func:`select_kernel` takes.
     """
     inputs = Inputs(device, dtype, head_dim, v_head_dim or head_dim, softcap, banded)
-    return [(one, _try(one, inputs)[1]) for one in _candidates(name, device)]
+    return [(one, _try(one, inputs, by_auto=name == "auto")[1]) for one in _candidates(name, device)]
 
 
 def _candidates(name: str, device: torch.device) -> tuple[str, ...]:
@@ -83,8 +84,10 @@ def _candidates(name: str, device: torch.device) -> tuple[str, ...]:
     return _FLASH if name == "flash" else (name,)
 
 
-def _try(name: str, inputs: Inputs) -> tuple[Kernel | None, str | None]:
+def _try(name: str, inputs: Inputs, *, by_auto: bool) -> tuple[Kernel | None, str | None]:
     """A kernel, or the reason why there is none; both if it is there and cannot serve the inputs."""
+    if by_auto and (reason := switched_off(name, inputs.device)):
+        return None, reason
     try:
         kernel = _make(name, inputs.device)
     except UnavailableError as error:

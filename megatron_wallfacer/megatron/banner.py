@@ -8,6 +8,7 @@ import torch
 
 from megatron_wallfacer import __version__
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
+from megatron_wallfacer.kernels.switches import switches_in_effect
 from megatron_wallfacer.megatron.arguments import dtype_of, shape_of
 from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.session import Session
@@ -52,7 +53,7 @@ def banner(session: Session) -> str:
         **_plan_rows(settings.plan, shape),
         **({"planned": f"for {args.wallfacer_cluster}"} if args.wallfacer_cluster else {}),
         "hosts": describe(settings.plan.grid, session.hosts),
-        "kernel": f"{kernel.name} on {session.device.type}",
+        "kernel": f"{kernel.name} on {session.device.type}{_switches(settings.kernel, session.device)}",
         **_TRANSFERS.get(settings.transfers, {}),
         "dtype": f"{_name(dtype)}; partial results and gradients travel as {_name(accumulation_dtype(dtype))}",
         **_cost_rows(settings.plan, shape, kept),
@@ -102,6 +103,12 @@ def _cost_rows(plan: Plan, shape: Shape, q_kept: bool, mask: Mask | None = None)
             limit = ratio(words(schedule, shape) / shape.unit, bound(plan.grid.cp_size, shape.kappa))
             rows[name] += f"; {limit:.2f}x the lower bound{' for undivided heads' if plan.grid.head > 1 else ''}"
     return rows
+
+
+def _switches(kernel: str, device: torch.device) -> str:
+    """The variables that restricted ``auto``, if it chose and there are any."""
+    variables = switches_in_effect(device) if kernel == "auto" else ""
+    return f"; auto obeys {variables}" if variables else ""
 
 
 def _packing(args: argparse.Namespace) -> str:

@@ -88,6 +88,7 @@ def _loop(script: Path, folder: Path, version: tuple[int, ...]) -> str:
             for ranks, flags in ((1, []), (2, SPLIT))
         )
     except WallfacerError as error:
+        print(f"versions: {error}", file=sys.stderr)
         return str(error).splitlines()[0]
     if not len(whole) == len(split) == ITERATIONS:
         return f"{len(split)} iterations of {len(whole)}"

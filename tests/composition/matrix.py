@@ -35,6 +35,7 @@ from tests.megatron.training import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, largest
 from tests.support.megatron_runs import RunResult, train
 
 SCRIPT = Path(__file__).with_name("pretrain.py")
+LOGS = Path(__file__).resolve().parents[2] / "runs" / "composition"
 TIMEOUT_S = 900.0
 ORDERS = 3
 SPREADS = 2.0
@@ -100,7 +101,7 @@ def run_combination(combination: Combination, iterations: int) -> Outcome:
         loss, grad_norm = min(_differences(combination, split, one) for one in whole)
         verdict = _verdict(combination.dtype, loss, grad_norm, allowed)
     except AssertionError as error:
-        verdict = f"failed: {_reason(str(error))}"
+        verdict = f"failed: {_reason(str(error))}; log: {_kept(combination.number, str(error))}"
     return Outcome(
         number=combination.number,
         ranks=combination.split.ranks,
@@ -202,6 +203,14 @@ def _train(run: Run, iterations: int, seed: int, order: str | None = None) -> Ru
     result.check()
     assert len(result.iterations) == iterations, f"{len(result.iterations)} of {iterations} iterations"
     return result
+
+
+def _kept(number: int, text: str) -> Path:
+    """The file that keeps the last lines of each rank that failed, the first to fail first."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / f"{number}.log"
+    log.write_text(text)
+    return log
 
 
 def _reason(text: str) -> str:

@@ -75,6 +75,21 @@ def test_the_reason_is_that_of_the_first_rank_that_failed() -> None:
     assert matrix._reason(text) == "ValueError: the cause"
 
 
+def test_a_failed_run_leaves_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = "===== rank 1: exit code 1, ended\nframe #0\nValueError: the cause\n===== rank 0: x\nRuntimeError: closed"
+
+    def fails(*_: object) -> RunResult:
+        raise AssertionError(text)
+
+    monkeypatch.setattr(matrix, "_train", fails)
+    monkeypatch.setattr(matrix, "LOGS", tmp_path / "composition")
+    plain = Combination(7, {factor: levels[0] for factor, levels in FACTORS.items()})
+    outcome = matrix.run_combination(plain, ITERATIONS)
+    log = tmp_path / "composition" / "7.log"
+    assert outcome.verdict == f"failed: ValueError: the cause; log: {log}"
+    assert log.read_text() == text
+
+
 def test_the_seed_is_the_first_that_is_far_from_a_tie() -> None:
     near, far = matrix.GAP / 2, matrix.GAP * 2
     assert matrix.first_far_enough((1, 2, 3), {1: near, 2: far, 3: far}.__getitem__) == 2

@@ -12,6 +12,7 @@ HERE = (
     "wallfacer run configs/llama3-8b-128k.yaml --rdzv-endpoint node1:29400 --dry-run",
     "wallfacer simulate --cluster a100-8x8-ethernet --model gpt-7b --seq 64K --scheme wallfacer --team-size 4",
     "python -m benchmarks.emulated benchmarks/configs/c-4x4.yaml --list",
+    "python -m benchmarks.calls --list",
 )
 
 _CLUSTER = "needs a cluster"
@@ -54,6 +55,8 @@ ELSEWHERE = {
     "python -m pip install --no-deps --target benchmarks/.peers -r benchmarks/peers/requirements.txt": "a network",
     "benchmarks/suite.sh runs/benchmarks/grid": _ROOT,
     "python -m benchmarks.claims runs/benchmarks/grid": "tests/benchmarks/test_claims.py",
+    "python -m benchmarks.host": f"{_LONG}; tests/benchmarks/test_host.py measures some of it",
+    "python -m benchmarks.host --peers": "needs the peers, which are not installed with the project",
     "python -m benchmarks.emulated benchmarks/configs/overhead-1x8.yaml --allow-busy --repeats 2 --schemes ring "
     "double-ring burst all-gather tokenring usp mesh wallfacer-2-in u2-i1-c2-o2 team-ring-4-in": _ROOT,
     "python -m benchmarks.processor benchmarks/configs/overhead-1x16.yaml --schemes ring double-ring burst all-gather "

@@ -9,6 +9,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import fused, select
 from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.select import KERNELS, candidates, select_kernel
+from megatron_wallfacer.megatron.banner import _switches
 from tests.kernels.releases import ADAPTERS
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 64}
@@ -126,6 +127,64 @@ def test_nothing_falls_back_to_the_reference_on_cuda(machine: Machine) -> None:
         select_kernel("auto", **{**CUDA, "dtype": torch.float32})
     assert str(error.value).startswith("kernel=auto: must be reference here, because te cannot: it computes in fp16")
     assert "torch cannot: it computes in fp16 and bf16, the tensors are float32" in str(error.value)
+
+
+@pytest.fixture(autouse=True)
+def no_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NVTE_FUSED_ATTN", "NVTE_FLASH_ATTN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("fused", "flash", "installed", "chosen"),
+    [
+        ("0", "1", tuple(_INSTALLED), "flash4"),
+        ("0", None, (), "torch"),
+        ("1", "0", tuple(_INSTALLED), "te"),
+        ("1", "1", tuple(_INSTALLED), "te"),
+    ],
+)
+def test_auto_obeys_the_variables_of_transformer_engine(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    fused: str,
+    flash: str | None,
+    installed: tuple[str, ...],
+    chosen: str,
+) -> None:
+    machine((9, 0), *installed)
+    monkeypatch.setenv("NVTE_FUSED_ATTN", fused)
+    if flash is not None:
+        monkeypatch.setenv("NVTE_FLASH_ATTN", flash)
+    assert select_kernel("auto", **CUDA).name == chosen
+
+
+def test_with_both_kinds_off_auto_takes_nothing_and_names_work(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine((9, 0), *_INSTALLED)
+    monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
+    monkeypatch.setenv("NVTE_FLASH_ATTN", "0")
+    with pytest.raises(OptionError) as error:
+        select_kernel("auto", **CUDA)
+    flash = "; ".join(
+        f"{name} cannot: NVTE_FLASH_ATTN=0 turns it off for auto" for name in ("flash4", "flash3", "flash2", "torch")
+    )
+    assert str(error.value) == (
+        "kernel=auto: must be a kernel by its name here, because "
+        f"te cannot: NVTE_FUSED_ATTN=0 turns it off for auto; {flash}"
+    )
+    assert all(reason is not None for _, reason in candidates(**CUDA))
+    for name in (*_INSTALLED, "torch", "cudnn", "reference"):
+        assert select_kernel(name, **CUDA).name == name
+    assert select_kernel("flash", **CUDA).name == "flash4"
+    assert select_kernel("auto", **CPU).name == "torch"
+
+
+def test_the_start_up_block_names_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVTE_FLASH_ATTN", "0")
+    assert _switches("auto", CUDA["device"]) == "; auto obeys NVTE_FLASH_ATTN=0"
+    assert (_switches("te", CUDA["device"]), _switches("auto", CPU["device"])) == ("", "")
 
 
 def test_torch_and_cudnn_need_no_library(machine: Machine) -> None:

@@ -15,8 +15,8 @@ from megatron_wallfacer.cli.doctor.finding import Finding
 from megatron_wallfacer.cli.presets.check import environment_for
 from megatron_wallfacer.cli.table import as_json
 
-#: For all checks; a first import of Megatron from a slow disk takes a minute.
-TIMEOUT_S = 600
+#: For all checks; a first import of Megatron from a slow disk takes a minute, a kernel that hangs two.
+TIMEOUT_S = 1200
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 
-from megatron_wallfacer.cli.doctor import machine, network, plugin, variables
+from megatron_wallfacer.cli.doctor import kernels, machine, network, plugin, variables
 from megatron_wallfacer.cli.doctor.finding import Check, examined
 
 _TORCH, _MEGATRON = "install torch again", "give --megatron-path, or pip install 'megatron-core[training]>=0.17,<0.20'"
@@ -19,7 +19,7 @@ CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("gpus", machine.gpus, "see nvidia-smi; install a torch that is built for this GPU"),
     ("communication", machine.communication, _TORCH),
     ("megatron", plugin.megatron, _MEGATRON),
-    ("kernels", plugin.kernels, _TORCH),
+    ("kernels", kernels.kernels, _TORCH),
     ("schemes", plugin.schemes, ""),
     ("network", network.network, _NETWORK),
     ("gloo interface", network.gloo_interface, _NETWORK),

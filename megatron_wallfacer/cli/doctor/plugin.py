@@ -1,11 +1,11 @@
-"""Megatron, the places where the plugin hooks in, and what ``auto`` would choose."""
+"""Megatron, the places where the plugin hooks in, and the grid that ``auto`` would choose."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron_wallfacer.cli.doctor.finding import Finding, examined
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from megatron_wallfacer.megatron.hook import Hook
     from megatron_wallfacer.megatron.version import Version
 
-#: Of what `auto` is asked about: a head of today's models, and heads of an 8B model.
-HEAD_DIM, Q_HEADS, KV_HEADS, SIZES = 128, 32, 8, (8, 16, 64)
+#: Of what `auto` is asked about: heads of an 8B model.
+Q_HEADS, KV_HEADS, SIZES = 32, 8, (8, 16, 64)
 _OTHER_MEGATRON = "use a Megatron that the plugin knows (docs/versions.md), or a newer megatron-wallfacer"
 
 
@@ -39,20 +39,6 @@ def megatron() -> Iterator[Finding]:
     yield from examined(
         "hooks", partial(_hooks, version), "pip install 'megatron-core[training]', which brings what it needs"
     )
-
-
-def kernels() -> Iterator[Finding]:
-    """Every kernel by name, on this machine's device, and the one that ``--wallfacer-kernel auto`` stands for."""
-    import torch
-
-    from megatron_wallfacer.kernels.select import KERNELS
-
-    inputs = {"device": _device(), "dtype": torch.bfloat16, "head_dim": HEAD_DIM}
-    for name in KERNELS:
-        if name not in ("auto", "flash"):  # these stand for several of the others
-            yield from examined(f"kernel {name}", partial(_kernel, name, inputs), "install it again, or leave it out")
-    yield from examined("kernel auto", partial(_chosen_kernel, inputs), "install one of those that it names")
-    yield from examined("merging", partial(_merging, inputs["device"]), "install it; PyTorch's wheels bring it")
 
 
 def schemes() -> Iterator[Finding]:
@@ -90,27 +76,3 @@ def _hook(hook: Hook, version: Version) -> Iterator[Finding]:
     hook.find(version)
     asked = ", ".join(name for name in hook.parameters if name != "self")
     yield Finding(f"hook {hook.name}", "ok", hook.target + (f" with {asked}" if asked else ""))
-
-
-def _kernel(name: str, inputs: dict[str, Any]) -> Iterator[Finding]:
-    from megatron_wallfacer.kernels import candidates, select_kernel
-
-    ((_, reason),) = candidates(name, **inputs)
-    if reason is None:
-        yield Finding(f"kernel {name}", "ok", select_kernel(name, **inputs).name)
-    else:
-        yield Finding(f"kernel {name}", "note", reason)
-
-
-def _merging(device: torch.device) -> Iterator[Finding]:
-    from megatron_wallfacer.engine.merge import check_rows
-    from megatron_wallfacer.kernels.optional import TRITON
-
-    check_rows(device)
-    yield Finding("merging", "ok", TRITON.title if device.type == "cuda" else "PyTorch's operators")
-
-
-def _chosen_kernel(inputs: dict[str, Any]) -> Iterator[Finding]:
-    from megatron_wallfacer.kernels import select_kernel
-
-    yield Finding("kernel auto", "ok", f"{select_kernel('auto', **inputs).name}, for bf16, head dim {HEAD_DIM}")
