@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -10,6 +9,8 @@ import subprocess
 import sys
 
 import torch
+
+from megatron_wallfacer.cli.loaded_nccl import loaded_nccl
 
 PACKAGES = (
     "megatron-core transformer-engine flash-attn flash-attn-3 flash-attn-4 ring-flash-attn triton nvidia-cudnn-cu13"
@@ -19,13 +20,7 @@ VARIABLES = ("CUDA_DEVICE_MAX_CONNECTIONS", "CUDNN_HOME", "LD_PRELOAD", "NVTE_FU
 
 def nccl() -> str:
     """Return the version of the NCCL that is loaded, which may be another one than PyTorch was built with."""
-    try:
-        library = ctypes.CDLL("libnccl.so.2")
-    except OSError:
-        return "none"
-    number = ctypes.c_int()
-    library.ncclGetVersion(ctypes.byref(number))
-    return f"{number.value // 10000}.{number.value // 100 % 100}.{number.value % 100}"
+    return ".".join(map(str, loaded_nccl() or ("none",)))
 
 
 def driver() -> str:

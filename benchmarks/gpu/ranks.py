@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,10 +14,10 @@ import torch.distributed as dist
 
 from benchmarks.gpu.report import device_of
 from megatron_wallfacer.attention import forget_groups
+from megatron_wallfacer.cli.loaded_nccl import loaded_nccl
+from megatron_wallfacer.cli.sharing import Gpus, share_gpus
 
 Answer = TypeVar("Answer")
-#: Thread blocks that NCCL uses at most per operation of a rank with a GPU of its own.
-_CTAS = 32
 #: A rank that waits longer for the others at a row's end has lost them.
 PATIENCE = timedelta(seconds=120)
 
@@ -66,24 +67,16 @@ def join_ranks(options: argparse.Namespace) -> Ranks:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         torch.cuda.set_device(rank % count)
+        sharing = share_gpus(Gpus(count, loaded_nccl()), size, ("--distributed-backend", backend))
+        if rank == 0 and sharing.line:
+            print(sharing.line, file=sys.stderr)
+        os.environ.update({name: os.environ.get(name, value) for name, value in sharing.environment.items()})
         if backend == "nccl":
             arguments["device_id"] = torch.device("cuda", rank % count)
-            share_gpus(size, count)
     dist.init_process_group(backend, timeout=PATIENCE, **arguments)
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     staged = backend == "gloo" and device.type == "cuda"
     return Ranks(rank, size, control, "staged" if staged else "direct")
-
-
-def share_gpus(ranks: int, gpus: int) -> None:
-    """Set the variables with which ranks share GPUs over NCCL, before it makes a communicator.
-
-    NCCL gives each rank thread blocks of its own. All ranks of one GPU together get as many as one rank gets elsewhere,
-    because a GPU can run out of them.
-    """
-    if gpus < ranks:
-        os.environ.setdefault("NCCL_MULTI_RANK_GPU_ENABLE", "1")
-        os.environ.setdefault("NCCL_MAX_CTAS", str(max(1, _CTAS // -(-ranks // gpus))))
 
 
 def leave(ranks: Ranks) -> None:

@@ -8,16 +8,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from benchmarks.gpu import warm
-from benchmarks.gpu.ranks import share_gpus
 from benchmarks.gpu.report import device_of
 from megatron_wallfacer.cli import demo
 from megatron_wallfacer.shipped import SCRIPT
 
-#: Ranks of the largest split run.
-_MOST_RANKS = 4
 #: The same weights whatever the tensor-parallel size: drawn on the CPU and then split, with one padded vocabulary.
 _SAME_WEIGHTS = ("--use-cpu-initialization", "--make-vocab-size-divisible-by", "256")
 #: Appended in a smoke run: the last of two values holds.
@@ -37,10 +32,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.on_gpu = device_of(options).type == "cuda"
-        if self.on_gpu:
-            # NCCL takes several ranks of one card from 2.30 on.
-            share_gpus(_MOST_RANKS, max(1, torch.cuda.device_count()))
-        else:
+        if not self.on_gpu:
             # Where there is a GPU the launcher takes it otherwise.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._start = warm.train if options.smoke else demo.train

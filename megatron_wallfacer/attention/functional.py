@@ -13,10 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call
-from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.merge import check_rows
+from megatron_wallfacer.engine.connections import close_groups, connected
 from megatron_wallfacer.engine.run import Runtime
-from megatron_wallfacer.engine.staged import check_transfers, make_transfers
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import select_kernel
@@ -26,10 +24,6 @@ from megatron_wallfacer.schedule.mask import NO_LIMIT, Mask, window_mask
 from megatron_wallfacer.schedule.plan import Plan
 
 Group = dist.ProcessGroup | DeviceMesh | None
-
-# Making groups is collective and slow, so those of a (world, ranks, grid) are made once. The world is part of the key
-# because groups die with it.
-_connected: dict[tuple[dist.ProcessGroup | None, tuple[int, ...], Grid, str], Transfers] = {}
 
 
 def attention(
@@ -119,27 +113,18 @@ def _mask(
 
 
 def forget_groups() -> None:
-    """Destroy the process groups that :func:`attention` made."""
-    for (world, *_), transfers in _connected.items():
-        if world is _world():
-            transfers.groups.close()
-    _connected.clear()
+    """Destroy the process groups that this process made for :func:`attention` and for Megatron.
 
-
-def _world() -> dist.ProcessGroup | None:
-    return dist.group.WORLD if dist.is_initialized() else None
+    On NCCL collective over the members of each group. Not needed at the end of a program: groups are destroyed when the
+    interpreter exits, or with the world by ``torch.distributed.destroy_process_group()``.
+    """
+    close_groups()
 
 
 def _transfers(group: Group, grid: Grid, kind: str, device: torch.device) -> Transfers:
     if isinstance(group, DeviceMesh):
         group = group.get_group()
-    ranks = tuple(dist.get_process_group_ranks(group)) if dist.is_initialized() else ()
-    key = (_world(), ranks, grid, kind)
-    if key not in _connected:
-        check_rows(device)
-        check_transfers(kind, device, dist.get_backend(group) if dist.is_initialized() else None)
-        _connected[key] = make_transfers(kind, connect(group, grid))
-    return _connected[key]
+    return connected(group, grid, kind, device)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_wallfacer.cli.failing_rank import failure_text
+from megatron_wallfacer.cli.sharing import sharing_here
 from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.version import megatron_version
@@ -191,10 +192,13 @@ def train(
     """
     folder = log.with_name(f"{log.name}-ranks")
     shutil.rmtree(folder, ignore_errors=True)
+    sharing = sharing_here(ranks, arguments, os.environ)
+    if sharing.line:
+        print(f"wallfacer: {sharing.line}", file=sys.stderr, flush=True)
     # Not buffered, so that iterations are seen at once; --tee marks each line with its rank.
     launch = ["-u", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     launch += ["--tee", "3", "--log-dir", str(folder), "-m", "megatron_wallfacer"]
-    command, iterations = [sys.executable, *launch, str(script), *arguments], []
+    command, iterations = [sys.executable, *launch, str(script), *arguments, *sharing.flags], []
     with log.open("w") as file:
         # A session of its own, so that an interrupt here ends every rank.
         process = subprocess.Popen(
@@ -206,7 +210,7 @@ def train(
             start_new_session=True,
             # One thread a rank, also where torchrun leaves a lone rank all cores: threads that wait for each other
             # on a busy machine are ten times slower.
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | sharing.environment | {"OMP_NUM_THREADS": "1"},
         )
         try:
             assert process.stdout is not None

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from socket import gethostname
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from megatron_wallfacer.engine.backends import backend_of, is_alive
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES, Grid
 
 Channel = tuple[str, str]
 Member = tuple[tuple[int, ...], Grid, str]
 KINDS = ("inputs", "results")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,10 @@ class AxisGroups:
         global_ranks: the context-parallel group's ranks, as torch.distributed numbers them.
         hosts: the machine of each of them.
         groups: process group by channel, (axis, ``inputs`` or ``results``); ``cp`` is the whole. An axis of one rank
-            has none.
+            has none. In the order in which they were made, which is the same on every rank.
+        backend: backend of the messages, ``nccl`` or ``gloo``; None for one process without torch.distributed.
+        seconds: time that making and warming up the groups took on this rank.
+        device_bytes: GPU memory that became used meanwhile, by all processes of the GPU; 0 on a CPU.
     """
 
     grid: Grid
@@ -35,14 +43,30 @@ class AxisGroups:
     global_ranks: tuple[int, ...]
     hosts: tuple[str, ...]
     groups: dict[Channel, dist.ProcessGroup]
+    backend: str | None = None
+    seconds: float = 0.0
+    device_bytes: int = 0
 
     def close(self) -> None:
-        """Destroy the groups that were made for the grid. Not collective."""
-        for group in set(self.groups.values()) - {self.groups.get(("cp", "inputs"))}:
+        """Destroy the groups that were made for the grid; those that are destroyed already are skipped.
+
+        Every member of a group has to call it: NCCL's teardown of a communicator waits for all of its ranks. A rank's
+        axes overlap with other axes of its peers, so all ranks must follow one order. It is that of creation.
+        """
+        made = dict.fromkeys(self.groups.values())
+        made.pop(self.groups.get(("cp", "inputs")), None)
+        for group in filter(is_alive, made):
             dist.destroy_process_group(group)
 
 
-def connect(group: dist.ProcessGroup | None, grid: Grid, *, timeout: timedelta | None = None) -> AxisGroups:
+def connect(
+    group: dist.ProcessGroup | None,
+    grid: Grid,
+    *,
+    device: torch.device = CPU,
+    timeout: timedelta | None = None,
+    options: Callable[[], Any] | None = None,
+) -> AxisGroups:
     """Make the groups of a grid inside a context-parallel group.
 
     Collective over the *world*, like ``torch.distributed.new_group``: every rank of the job enters, each with
@@ -54,7 +78,9 @@ def connect(group: dist.ProcessGroup | None, grid: Grid, *, timeout: timedelta |
         group: the context-parallel group; None for the whole world, or for one process without
             torch.distributed.
         grid: its ``cp_size`` must be the group's size.
+        device: device of the messages.
         timeout: of the groups that are made; torch.distributed's default unless given.
+        options: makes the ``pg_options`` of one group, ``ProcessGroupNCCL.Options``; for NCCL only.
 
     Raises:
         OptionError: the grid does not fit the group.
@@ -67,26 +93,44 @@ def connect(group: dist.ProcessGroup | None, grid: Grid, *, timeout: timedelta |
     cp = dist.group.WORLD if group is None else group
     groups = {("cp", kind): cp for kind in KINDS}
     groups |= {(axis, "inputs"): cp for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
-    everyone = _everyone(global_ranks, grid)
+    everyone, backend = _everyone(global_ranks, grid), backend_of(cp, device)
+    free, start = _free_bytes(device), time.perf_counter()
     for channel, ranks in _every_subgroup(everyone):
-        made = dist.new_group(ranks, timeout=timeout)
+        made = dist.new_group(
+            ranks,
+            timeout=timeout,
+            # That of the context-parallel group, which need not be the world's.
+            backend=dist.get_backend(cp),
+            pg_options=options() if options is not None and backend == "nccl" else None,
+            group_desc="_".join(("WALLFACER", *channel)).upper(),
+        )
         if dist.get_rank() in ranks:
             groups[channel] = made
-    _warm_up(groups)
+    _warm_up(groups, device)
+    seconds, used = time.perf_counter() - start, max(0, free - _free_bytes(device))
     hosts = tuple(everyone[rank][2] for rank in global_ranks)
-    return AxisGroups(grid, dist.get_rank(cp), global_ranks, hosts, groups)
+    return AxisGroups(grid, dist.get_rank(cp), global_ranks, hosts, groups, backend, seconds, used)
 
 
-def _warm_up(groups: dict[Channel, dist.ProcessGroup]) -> None:
-    """One small sum over each group.
+def _warm_up(groups: dict[Channel, dist.ProcessGroup], device: torch.device) -> None:
+    """Sum one small tensor over each group, on the device of the messages.
 
     NCCL makes a communicator with a group's first operation, and then all members must take part. The published
     permutation leaves some ranks where they are, so that first operation must not be one of its hops. It also
     shows a broken network here and not in the middle of a step.
     """
     for group in dict.fromkeys(groups.values()):
-        device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
         dist.all_reduce(torch.zeros(1, device=device), group=group)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return a GPU's free memory; 0 for a CPU, whose groups hold no device memory."""
+    if device.type != "cuda":
+        return 0
+    torch.zeros(1, device=device)  # CUDA's own context is not counted
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _everyone(global_ranks: tuple[int, ...], grid: Grid) -> list[Member]:

@@ -28,13 +28,19 @@ class StagedTransfers(Transfers):
         return packet.to("cpu", copy=True)
 
 
+def message_device(kind: str, device: torch.device) -> torch.device:
+    """Return the device on which torch.distributed finds the messages of tensors on ``device``."""
+    return torch.device("cpu") if kind == "staged" else device
+
+
 def check_transfers(kind: str, device: torch.device, backend: str | None) -> None:
     """Whether tensors on such a device can be moved so, before any group is made.
 
     Args:
         kind: one of :data:`TRANSFERS`.
         device: of the tensors.
-        backend: of the groups; None where there is one process only.
+        backend: of the groups, for the device of the messages; None where there is one process only, and the group's
+            whole configuration (``cuda:nccl``) where it has none for that device.
 
     Raises:
         OptionError: they cannot.
@@ -43,6 +49,8 @@ def check_transfers(kind: str, device: torch.device, backend: str | None) -> Non
         raise OptionError("transfers", kind, f"one of {', '.join(TRANSFERS)}")
     if kind == "staged" and backend not in (None, "gloo"):
         raise OptionError("transfers", kind, f"direct where the backend is {backend}: staged is for gloo")
+    if kind == "direct" and ":" in (backend or ""):
+        raise OptionError("transfers", kind, f"of tensors on another device than {device.type} over {backend}")
     if kind == "direct" and device.type == "cuda" and backend == "gloo":
         raise OptionError(
             "transfers", kind, "staged where the backend is gloo and tensors lie on a GPU; NCCL moves them direct"

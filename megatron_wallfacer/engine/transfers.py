@@ -78,9 +78,9 @@ class Transfers:
         With gloo a message waits at the sender until its receive has been posted. NCCL runs the operations of a group
         one after the other, and a receive that stands before a send would keep it from leaving.
         """
-        group = self._group(move)
-        if dist.get_backend(group) != "gloo":
+        if self.groups.backend != "gloo":
             return None
+        group = self._group(move)
         arriving = self._arriving(move, values, sizes)
         works = [
             dist.irecv(arriving[message.value].landing, self._global(message), group=group, tag=message.tag)

@@ -10,6 +10,7 @@ from megatron_wallfacer import __version__
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.switches import switches_in_effect
 from megatron_wallfacer.megatron.arguments import dtype_of, shape_of
+from megatron_wallfacer.megatron.communicators import groups_text
 from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import version_text
@@ -52,7 +53,8 @@ def banner(session: Session) -> str:
         "cp size": f"{settings.plan.grid.cp_size}",
         **_plan_rows(settings.plan, shape),
         **({"planned": f"for {args.wallfacer_cluster}"} if args.wallfacer_cluster else {}),
-        "hosts": describe(settings.plan.grid, session.hosts),
+        "hosts": describe(settings.plan.grid, session.axis_groups[0].hosts),
+        "groups": groups_text(session.axis_groups),
         "kernel": f"{kernel.name} on {session.device.type}{_switches(settings.kernel, session.device)}",
         **_TRANSFERS.get(settings.transfers, {}),
         "dtype": f"{_name(dtype)}; partial results and gradients travel as {_name(accumulation_dtype(dtype))}",

@@ -10,16 +10,18 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.merge import check_rows
+from megatron_wallfacer.engine.backends import is_alive
+from megatron_wallfacer.engine.connections import close_groups, connected, find
+from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.engine.leaving import at_exit
 from megatron_wallfacer.engine.origin import Origin
 from megatron_wallfacer.engine.ranges import Ranges
-from megatron_wallfacer.engine.staged import check_transfers, make_transfers
 from megatron_wallfacer.engine.timeline import Recorder, together
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
+from megatron_wallfacer.megatron.communicators import destroy_world, nccl_options
 from megatron_wallfacer.megatron.metrics import StepSums, step_sums
 from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
 from megatron_wallfacer.megatron.timeline import StepRecorder
@@ -37,7 +39,7 @@ class Session:
         hooks: names of the hooks that are installed.
         args: Megatron's arguments, from the arguments hook.
         settings: what our flags ask for; None while the plugin is off.
-        hosts: by rank of the context-parallel group, its machine.
+        axis_groups: this rank's groups of each grid that a plan has.
         sums: what is logged of each step; None where nothing is.
     """
 
@@ -46,9 +48,9 @@ class Session:
     hooks: list[str] = field(default_factory=list)
     args: argparse.Namespace | None = None
     settings: Settings | None = None
-    hosts: tuple[str, ...] = ()
+    axis_groups: list[AxisGroups] = field(default_factory=list)
     sums: StepSums | None = None
-    _connected: dict[tuple[tuple[int, ...], Grid], Transfers] = field(default_factory=dict)
+    _cp_groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
     _recorder: Recorder | None = None
     _run: str = ""
     _documents: Documents | None = None
@@ -88,16 +90,19 @@ class Session:
         wanted, ranks = self.settings.plan.grid.cp_size, tuple(dist.get_process_group_ranks(group))
         if len(ranks) != wanted:
             raise WallfacerError(f"--wallfacer-cp-size {wanted}: Megatron made context-parallel groups of {len(ranks)}")
-        check_rows(self.device)
+        options = {
+            "timeout": timedelta(minutes=self.args.distributed_timeout_minutes),
+            "options": nccl_options(self.args),
+        }
+        kind = self.settings.transfers
         try:
-            check_transfers(self.settings.transfers, self.device, dist.get_backend(group))
+            # Once a grid, also where several plans have it, and in the same order everywhere.
+            grids = dict.fromkeys(plan.grid for plan in self.settings.plans)
+            self.axis_groups = [connected(group, grid, kind, self.device, **options).groups for grid in grids]
         except OptionError as error:
             raise as_flag_error(error) from error
-        timeout = timedelta(minutes=self.args.distributed_timeout_minutes)
-        # Once a grid, also where several plans have it, and in the same order everywhere.
-        for grid in dict.fromkeys(plan.grid for plan in self.settings.plans):
-            groups = connect(group, grid, timeout=timeout)
-            self._connected[ranks, grid], self.hosts = make_transfers(self.settings.transfers, groups), groups.hosts
+        self._cp_groups[ranks] = group
+        at_exit(destroy_world)
         if self.settings.timeline is not None:
             self._run = _name_of_run()
 
@@ -107,13 +112,17 @@ class Session:
         Raises:
             WallfacerError: the group is not one that :meth:`connect` has seen.
         """
+        assert self.settings is not None
         ranks = tuple(dist.get_process_group_ranks(group))
-        if (ranks, grid) not in self._connected:
+        # Megatron's own group of these ranks, also for another object of the same ranks.
+        own = self._cp_groups.get(ranks)
+        transfers = find(own, grid, self.settings.transfers, self.device) if own is not None and is_alive(own) else None
+        if transfers is None:
             raise WallfacerError(
                 f"attention was built for the context-parallel group {ranks}, which initialize_model_parallel did not "
                 "make; --hybrid-context-parallel and hand-made groups are not supported"
             )
-        return self._connected[ranks, grid]
+        return transfers
 
     def documents(self) -> Documents:
         """Who reads where the documents of packed sequences end."""
@@ -144,10 +153,10 @@ class Session:
         return found
 
     def disconnect(self) -> None:
-        """Destroy the axis groups."""
-        for transfers in self._connected.values():
-            transfers.groups.close()
-        self._connected.clear()
+        """Destroy the axis groups, in the same order on all ranks; on NCCL collective."""
+        close_groups()
+        self.axis_groups.clear()
+        self._cp_groups.clear()
 
 
 def _name_of_run() -> str:

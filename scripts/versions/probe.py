@@ -101,7 +101,7 @@ def _split(rank: int, scratch: Path) -> dict[str, str | float]:
         ((gradients[name] - want).abs().max() / want.abs().max()).item() for name, want in wanted_gradients.items()
     )
     return {
-        "groups": "ok" if len(session._connected) == 1 else "none",
+        "groups": "ok" if len(session.axis_groups) == 1 else "none",
         "layers": "ok" if count.ours == count.total == model.LAYERS else f"{count.ours} of {count.total}",
         "loss": abs(loss - wanted) / abs(wanted),
         "gradients": largest,

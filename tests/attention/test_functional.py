@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.attention import attention, forget_groups
-from megatron_wallfacer.attention.functional import _connected
+from megatron_wallfacer.engine.connections import _made
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.plan import Plan
@@ -146,9 +146,9 @@ def run_groups_made(rank: int, problem: Problem) -> list[int]:
     counts = []
     for grid in (Grid(team=4), Grid(team=4), Grid(team=2, ring_outer=2), Grid(team=4)):
         attention(q, k, v, plan=grid)
-        counts.append(len(_connected))
+        counts.append(len(_made))
     forget_groups()
-    return [*counts, len(_connected)]
+    return [*counts, len(_made)]
 
 
 def test_scale_and_head_dim_of_values_hold_on_every_rank(pools: Callable[[int], Pool]) -> None:
@@ -272,23 +272,48 @@ def test_masks_that_do_not_fit_are_refused(options: dict[str, object], message: 
 
 
 REOPENED = """
-import os, sys
+import atexit, os, sys
+
+def say(*words):
+    os.write(1, (" ".join(words) + chr(10)).encode())  # one piece: ranks share the pipe
+
+# Registered first, so it runs last.
+atexit.register(lambda: say("left", str(len(dist.distributed_c10d._world.pg_map))))
+
 import torch, torch.distributed as dist
 from megatron_wallfacer.attention import attention, forget_groups
+from megatron_wallfacer.engine.leaving import at_exit
+from megatron_wallfacer.megatron.communicators import destroy_world
 from megatron_wallfacer.schedule.grid import Grid
 
 x = torch.ones(1, 4, 2, 8)
-for world in range(2):
-    store = f"file://{sys.argv[1]}/store{world}"
+
+def open_world(number):
+    store = f"file://{sys.argv[1]}/store{number}"
     dist.init_process_group("gloo", init_method=store, rank=int(os.environ["RANK"]), world_size=4)
     attention(x, x, x, plan=Grid(team=2, ring_outer=2))
+
+for world in range(2):
+    open_world(world)
     dist.destroy_process_group()
 forget_groups()
-print("still here")
+say("still here")
+
+open_world(2)
+at_exit(destroy_world)  # as the Megatron plugin does
+destroy, order = dist.destroy_process_group, []
+
+def recorded(group=None):
+    order.append("world" if group is None else group.group_desc)
+    destroy(group)
+    if group is None:
+        say("order", *order)
+
+dist.destroy_process_group = recorded
 """
 
 
-def test_groups_of_a_world_that_is_gone_are_not_used_again(tmp_path: Path) -> None:
+def test_groups_end_with_their_world_and_with_the_process(tmp_path: Path) -> None:
     script = tmp_path / "reopened.py"
     script.write_text(REOPENED)
     command = [
@@ -304,3 +329,11 @@ def test_groups_of_a_world_that_is_gone_are_not_used_again(tmp_path: Path) -> No
     root = str(Path(__file__).parents[2])
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=60)
     assert done.stdout.count("still here") == 4, done.stderr
+    names = [f"WALLFACER_{axis}_{kind}" for axis in ("TEAM", "RING_OUTER") for kind in ("INPUTS", "RESULTS")]
+    orders = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("order")]
+    assert [sorted(order[:-1]) for order in orders] == [sorted(names)] * 4, done.stdout + done.stderr
+    assert [order[-1] for order in orders] == ["world"] * 4
+    assert orders == [orders[0]] * 4
+    assert done.stdout.count("left 0") == 4
+    assert done.returncode == 0
+    assert "destroy_process_group() was not called" not in done.stderr

@@ -84,6 +84,9 @@ ELSEWHERE = {
     "scripts/gpu_acceptance.sh --smoke": "tests/benchmarks/gpu/test_acceptance.py",
     "scripts/gpu_acceptance.sh --list": "tests/benchmarks/gpu/test_acceptance.py",
     "scripts/gpu_acceptance.sh --only peers": _GPU,
+    "NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_MAX_CTAS=8 torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py "
+    "... --wallfacer-cp-size 4": _GPU,
+    "python -m pytest -m gpu": _GPU,
     "torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py ... --distributed-backend gloo "
     "--wallfacer-cp-size 4 --wallfacer-transfers staged": _GPU,
     # docs/planning.md

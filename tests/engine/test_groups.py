@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from megatron_wallfacer.attention import attention, forget_groups
-from megatron_wallfacer.engine.groups import KINDS, Channel, connect
+from megatron_wallfacer.engine import connections
+from megatron_wallfacer.engine.backends import backend_of, is_alive
+from megatron_wallfacer.engine.groups import KINDS, Channel, _free_bytes, connect
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES, Grid
 from megatron_wallfacer.schedule.plan import Plan
@@ -183,3 +187,166 @@ def test_every_group_is_used_by_all_its_members_before_any_hop(pools: Callable[[
     for rank, summed in enumerate(pools(8).run(run_recorded, grid)):
         mine = [list(grid.neighbours(rank, axis)) for axis in ("team", "kv_team", "ring_outer") for _ in KINDS]
         assert sorted(summed) == sorted([list(range(8)), *mine])
+
+
+# --- destruction ---
+
+
+def destroyed_in_order(rank: int, grid: Grid) -> list[str]:
+    """On a worker: descriptions of the groups that closing destroys, in order."""
+    order, destroy = [], dist.destroy_process_group
+
+    def recorded(group: dist.ProcessGroup) -> None:
+        order.append((int(group.group_name), group.group_desc))
+        destroy(group)
+
+    made = connect(None, grid)
+    dist.destroy_process_group = recorded
+    try:
+        made.close()
+        made.close()  # a second time there is nothing left
+    finally:
+        dist.destroy_process_group = destroy
+    # Names are numbers that torch.distributed counts up on all ranks alike.
+    assert order == sorted(order)
+    return [name for _, name in order]
+
+
+def test_groups_are_destroyed_in_the_order_of_creation_on_all_ranks(pools: Callable[[int], Pool]) -> None:
+    """NCCL's teardown waits for all members; axes overlap, so two orders can wait for each other for ever."""
+    wanted = [
+        f"WALLFACER_{axis}_{kind}" for axis in ("TEAM", "KV_TEAM", "RING_OUTER") for kind in ("INPUTS", "RESULTS")
+    ]
+    ranks = pools(8).run(destroyed_in_order, Grid(team=2, kv_team=2, ring_outer=2))
+    assert [sorted(order) for order in ranks] == [sorted(wanted)] * 8
+    assert ranks == [ranks[0]] * 8
+
+
+def run_after_the_first_group_died(rank: int, problem: Problem) -> tuple[object, list[int], str]:
+    """On a worker: attention over the second of two groups of the same ranks; entries in the cache; a refusal."""
+    # An axis of all ranks uses the context-parallel group itself.
+    case, counts = Case(Plan(Grid(team=4)), problem), []
+    first, second = dist.new_group(range(4)), dist.new_group(range(4))
+    for group in (first, second):
+        run_case(rank, case, group)
+        counts.append(len(connections._made))
+    made = [group for transfers in connections._made.values() for group in transfers.groups.groups.values()]
+    dist.destroy_process_group(first)
+    results = run_case(rank, case, second)
+    third = dist.new_group(range(4))
+    run_case(rank, case, third)
+    counts.append(len(connections._made))
+    counts.append(sum(map(is_alive, dict.fromkeys(made))))
+    try:
+        run_case(rank, case, first)
+        refusal = "accepted"
+    except OptionError as error:
+        refusal = str(error)
+    forget_groups()
+    return results, counts, refusal
+
+
+def test_a_destroyed_group_is_never_used_again(pools: Callable[[int], Pool]) -> None:
+    problem = Problem(4, kv_heads=2)
+    ranks = pools(4).run(run_after_the_first_group_died, problem)
+    assert max(errors(problem, [results for results, _, _ in ranks]).values()) <= 1e-12
+    for _, counts, refusal in ranks:
+        # Two entries; still two when the third group has taken the first one's place; of the four groups that the
+        # first two entries had, those of the second are left.
+        assert counts == [1, 2, 2, 2]
+        assert refusal == "group=a destroyed one: must be a process group that torch.distributed still has"
+
+
+# --- backend and device ---
+
+
+@pytest.mark.parametrize(
+    ("config", "cpu", "cuda"),
+    [
+        ("cpu:gloo,cuda:gloo", "gloo", "gloo"),
+        ("cuda:nccl", None, "nccl"),
+        ("cpu:gloo,cuda:nccl", "gloo", "nccl"),
+        ("cpu:gloo", "gloo", None),
+    ],
+)
+def test_backend_of_a_device(monkeypatch: pytest.MonkeyPatch, config: str, cpu: str | None, cuda: str | None) -> None:
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: config)
+    assert backend_of(None, torch.device("cpu")) == cpu
+    assert backend_of(None, torch.device("cuda", 1)) == cuda
+
+
+def backends_of_the_world(rank: int) -> list[str | None]:
+    """On a worker."""
+    return [backend_of(None, torch.device(name)) for name in ("cpu", "cuda")]
+
+
+def test_backend_of_a_real_group(pools: Callable[[int], Pool]) -> None:
+    assert pools(4).run(backends_of_the_world) == [["gloo", "gloo"]] * 4
+
+
+def made_with(rank: int, config: str, grid: Grid) -> tuple[set[str], list[tuple], str | None, int]:
+    """On a worker: devices of the warm-up, arguments of new groups and the backend, where torch says ``config``."""
+    devices, arguments = set(), []
+    patched = {
+        "all_reduce": lambda tensor, *, group: devices.add(tensor.device.type),
+        "get_backend_config": lambda group: config,
+        "get_backend": lambda group: "gloo",
+        "new_group": lambda ranks, **options: arguments.append(options),
+    }
+    originals = {name: getattr(dist, name) for name in patched}
+    for name, value in patched.items():
+        setattr(dist, name, value)
+    try:
+        made = connect(
+            None, grid, device=torch.device("meta"), timeout=timedelta(seconds=7), options=lambda: {"max_ctas": 4}
+        )
+    finally:
+        for name, value in originals.items():
+            setattr(dist, name, value)
+    apart = len({id(options["pg_options"]) for options in arguments})
+    return devices, [tuple(options.values()) for options in arguments], made.backend, apart
+
+
+# "meta" is the stand-in for a GPU.
+@pytest.mark.parametrize("config", ["meta:nccl", "cpu:gloo,meta:nccl"])
+def test_groups_of_nccl_are_warmed_up_on_the_messages_device_and_get_options(
+    pools: Callable[[int], Pool], config: str
+) -> None:
+    """Whatever get_backend returns: "undefined" after a plain init_process_group()."""
+    for devices, arguments, backend, apart in pools(2).run(made_with, config, Grid(team=2)):
+        assert devices == {"meta"}
+        assert backend == "nccl"
+        assert arguments == [(timedelta(seconds=7), "gloo", {"max_ctas": 4}, "WALLFACER_TEAM_RESULTS")]
+        assert apart == 1
+
+
+def test_options_of_nccl_are_not_for_gloo(pools: Callable[[int], Pool]) -> None:
+    for _, arguments, backend, _ in pools(2).run(made_with, "cpu:gloo,meta:gloo", Grid(team=2)):
+        assert backend == "gloo"
+        assert [options for _, _, options, _ in arguments] == [None]
+
+
+@pytest.mark.parametrize(("kind", "device"), [("direct", "cuda"), ("staged", "cpu")])
+def test_groups_are_made_for_the_device_of_the_messages(
+    monkeypatch: pytest.MonkeyPatch, kind: str, device: str
+) -> None:
+    asked = []
+
+    def recorded(group: object, grid: Grid, **options: object) -> SimpleNamespace:
+        asked.append(options["device"].type)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(connections, "connect", recorded)
+    monkeypatch.setattr(connections, "check_rows", lambda device: None)
+    monkeypatch.setattr(connections, "_made", {})
+    for _ in range(2):
+        connections.connected(None, Grid(), kind, torch.device("cuda"))
+    assert asked == [device]
+
+
+def test_memory_that_groups_hold_is_what_became_used_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter([900, 700])
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 1000))
+    assert _free_bytes(torch.device("cuda")) - _free_bytes(torch.device("cuda")) == 200
+    assert _free_bytes(torch.device("cpu")) == 0

@@ -308,10 +308,16 @@ def test_ranks_that_share_a_gpu_take_one_that_is_there(monkeypatch: pytest.Monke
     assert args.local_rank == 1
 
 
-def test_gpus_are_shared_only_where_messages_go_through_the_host(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_shared_where_messages_go_through_the_host_or_nccl_may(
+    parse: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared = []
+    monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE", raising=False)
     monkeypatch.setattr(hooks_arguments, "share_gpus", lambda args, device: shared.append(args))
     parse(*ON)
     assert not shared
     parse(*ON, "--wallfacer-transfers", "staged")
     assert len(shared) == 1
+    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+    parse(*ON)
+    assert len(shared) == 2

@@ -133,6 +133,7 @@ def test_a_run_prints_what_it_does() -> None:
         "grid       team 2 x kv_team 2",
         "placement  team, kv_team (fastest first)",
         "hosts      4 context-parallel ranks on one",
+        "groups     5: cp (4 ranks), team inputs (2 ranks), team results (2 ranks), kv_team inputs (2 ranks), kv_team",
         "heads      4 query, 2 kv; 2 head groups",
         "kernel     torch on cpu",
         "dtype      float32",

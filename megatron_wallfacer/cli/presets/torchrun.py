@@ -28,7 +28,12 @@ def check_torchrun(setting: Setting) -> None:
 
 def ranks(settings: Mapping[str, Setting]) -> int:
     """Ranks of the job; torchrun starts one where nothing is said."""
-    return _count(settings, NODES) * _count(settings, RANKS_PER_NODE)
+    return _count(settings, NODES) * ranks_per_node(settings)
+
+
+def ranks_per_node(settings: Mapping[str, Setting]) -> int:
+    """Return the ranks that torchrun starts on each node."""
+    return _count(settings, RANKS_PER_NODE)
 
 
 def words(settings: Mapping[str, Setting]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
             # Refuses now what it would refuse at model build.
             session.kernel(dtype_of(args), channels, v_head_dim(args))
         args.context_parallel_size = args.wallfacer_cp_size
-        if session.settings.transfers == "staged":
+        if session.settings.transfers == "staged" or os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
             share_gpus(args, session.device)
         switch_on()
 

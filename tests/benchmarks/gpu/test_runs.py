@@ -28,6 +28,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("gpus", "shares"), [(1, True), (4, False)])
 def test_ranks_share_a_card_over_nccl(gpus: int, shares: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {}
+    monkeypatch.setattr(ranks, "loaded_nccl", lambda: (2, 30, 7))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: made.setdefault("device", device))
     monkeypatch.setattr(ranks.dist, "init_process_group", lambda backend, **options: made.update(options, of=backend))

@@ -1,0 +1,52 @@
+"""The NCCL that a process loads with torch. ``python -m megatron_wallfacer.cli.loaded_nccl`` prints it as JSON.
+
+``torch.cuda.nccl.version()`` is the release that torch was built with. Another one may be loaded, by ``LD_PRELOAD`` or
+``LD_LIBRARY_PATH``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+
+
+def loaded_nccl() -> tuple[int, ...] | None:
+    """Return the version of the NCCL in this process, (major, minor, patch); None where torch has none."""
+    import torch
+    import torch.distributed as dist
+
+    # A preloaded library is found first, as torch's calls find it.
+    for path in (None, *_mapped()):
+        library = ctypes.CDLL(path)
+        if hasattr(library, "ncclGetVersion"):
+            code = ctypes.c_int()
+            library.ncclGetVersion(ctypes.byref(code))
+            return version_of(code.value)
+    # No library of its own: it is linked into torch.
+    return tuple(torch.cuda.nccl.version()[:3]) if dist.is_nccl_available() else None
+
+
+def version_of(code: int) -> tuple[int, int, int]:
+    """Return the version that ``ncclGetVersion`` means: 23007 is 2.30.7, and before 2.9 2804 is 2.8.4."""
+    unit = 10_000 if code >= 10_000 else 1_000
+    return code // unit, code % unit // 100, code % 100
+
+
+def _mapped() -> list[str]:
+    """Return the paths of NCCL's libraries in this process's memory."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    paths = (line.split(maxsplit=5)[5] for line in lines if "libnccl.so" in line)
+    return list(dict.fromkeys(paths))
+
+
+def main() -> None:
+    """Print the number of GPUs and the version."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    print(json.dumps({"gpus": gpus, "nccl": loaded_nccl()}))
+
+
+if __name__ == "__main__":
+    main()
