@@ -18,6 +18,9 @@ from typing import Any
 
 import torch
 
+from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.schedule.grid import Grid
 from tests.megatron.shipped_lists import List, shipped_lists
 from tests.support.rank_server import _read_sources_once
 
@@ -47,9 +50,8 @@ def answer(one: List) -> dict[str, Any]:
     kernels = []
     choose = Session.kernel
     Session.kernel = lambda *args: kernels.append(choose(*args)) or kernels[-1]
-    # Groups that send nothing have no axes.
-    Session.connect = lambda self, group: setattr(self, "hosts", ("node",) * group.size())
-    Session.transfers = lambda *_: None
+    Session.connect = lambda self, group: self.axis_groups.append(_unconnected(self.settings.plan.grid))
+    Session.transfers = lambda self, group, grid: Transfers(_unconnected(grid))
     device, argv = launcher._choose_device(list(one.argv))
     assert (device, argv) == ("cuda", list(one.argv)), "the launcher must leave a GPU's command line as it is typed"
     launcher._install_hooks(megatron_version(), device)
@@ -73,6 +75,11 @@ def answer(one: List) -> dict[str, Any]:
         "marked": sum(getattr(parameter, "sequence_parallel", False) for parameter in model.parameters()),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+
+
+def _unconnected(grid: Grid) -> AxisGroups:
+    """Groups that send nothing have no axes."""
+    return AxisGroups(grid, 0, tuple(range(grid.cp_size)), ("node",) * grid.cp_size, {})
 
 
 def _validated() -> tuple[Any, list[int]]:

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from benchmarks.gpu import parity
+from benchmarks.gpu import jobs, parity
+from benchmarks.gpu.rows import Rows
+from benchmarks.gpu.training import Trainer
 from megatron_wallfacer.cli import demo
 from megatron_wallfacer.cli.presets.launch import Launch
 from megatron_wallfacer.cli.presets.preset import load_preset
@@ -47,6 +49,7 @@ def shipped_lists() -> Iterator[List]:
     """All of them; and a preset as it is typed, which no library of this environment may be able to build."""
     yield from _started("demo", _demo)
     yield from _started("parity", _parity)
+    yield from _started("job", _job)
     for name in PRESETS:
         preset = load_preset(Path(name), ["--rdzv-endpoint", "node1:29400"])
         launch = Launch.of(preset, SCRIPT)
@@ -75,11 +78,23 @@ def _demo(folder: Path) -> None:
         asked._train(SimpleNamespace(print=lambda *_, **__: None), SCRIPT, asked._plan())
 
 
+def _runs(folder: Path) -> tuple[parity.Runs, Rows, argparse.Namespace]:
+    """What the measurements train with on a card."""
+    options = argparse.Namespace(
+        dtype="bfloat16", kernel="auto", backend="nccl", device="cuda", smoke=False, out=None, budget=None
+    )
+    rows = Rows("table", ("layers", "run"), ("last loss", "apart", "allowed"), options)
+    return parity.Runs(Trainer(folder, 2, options), rows, options), rows, options
+
+
 def _parity(folder: Path) -> None:
-    options = argparse.Namespace(dtype="bfloat16", kernel="auto")
-    runs = parity.Runs(folder, parity.RANKS, 1, options, on_gpu=True)
-    for kind in parity.kinds(True, options.dtype):
-        runs.losses(kind)
+    runs, _, options = _runs(folder)
+    parity.train(runs, parity.RANKS, options)
+
+
+def _job(folder: Path) -> None:
+    runs, rows, options = _runs(folder)
+    jobs.train(runs, rows, 2, options)
 
 
 def _started(name: str, start: Callable[[Path], None]) -> list[List]:

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 STAND_INS = REPOSITORY / "tests" / "support" / "stand_ins"
 BARE, TE = Libraries(False, False), Libraries(True, False)
 #: Runs of the demonstration; those of parity by the kinds of layers: Megatron's own, and with the library all three.
-DEMO, PARITY = 3, {BARE: 5, TE: 9}
+DEMO, PARITY, JOB = 3, {BARE: 6, TE: 12}, {BARE: 5, TE: 7}
 
 
 @functools.cache
@@ -44,7 +44,8 @@ def found(libraries: Libraries) -> dict[str, dict[str, Any]]:
 def names(libraries: Libraries) -> list[str]:
     demo = [f"demo {number}" for number in range(1, DEMO + 1)]
     parity = [f"parity {number}" for number in range(1, PARITY[libraries] + 1)]
-    return [*demo, *parity, *PRESETS, *(f"model {name}" for name in MODELS if libraries is BARE)]
+    job = [f"job {number}" for number in range(1, JOB[libraries] + 1)]
+    return [*demo, *parity, *job, *PRESETS, *(f"model {name}" for name in MODELS if libraries is BARE)]
 
 
 @pytest.mark.parametrize("libraries", [BARE, TE], ids=["wheel only", "TransformerEngine"])
