@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import megatron_wallfacer
-from benchmarks.gpu.report import markdown
+from benchmarks.gpu.tables import markdown
 from benchmarks.host.passes import HEAD_DIM, HEADS, PASSES, Passes
 from benchmarks.host.world import fake_world
 from benchmarks.ours import Ours

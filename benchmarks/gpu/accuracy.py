@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.accuracy            bf16 and fp16, every kind of tile
     python -m benchmarks.gpu.accuracy --smoke    small
 
-A tile's backward gets what it gets in a ring: the log-sum-exp of rows over *more* keys than the tile's, and a stand-in
+A tile's backward gets what it gets in a ring: the log-sum-exp of rows over *more* keys than the tile's, and a proxy
 for the output. Plain is the same kernel's forward and backward of the same rows and columns, as a model without context
 parallelism calls it: with its own log-sum-exp and output. A tile may be wrong by at most twice of that; errors are root
 mean squares over those of what is right.
@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, product
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.report import add_options, device_of, markdown, relative_error, save
+from benchmarks.gpu.report import add_options, device_of, relative_error, serving
+from benchmarks.gpu.rows import Rows
 from megatron_wallfacer.engine.merge import out_proxy
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import KERNELS, select_kernel
@@ -29,7 +31,7 @@ from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens, TileWindow
 
 ALLOWED = 2.0
-HEADS = ((8, 8), (8, 2), (8, 1))
+HEADS = ((8, 2), (8, 8), (8, 1))
 NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
@@ -73,26 +75,6 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """Relative errors of one kernel on one kind of tile, by tensor, and those allowed."""
-
-    kernel: str
-    dtype: str
-    heads: str
-    kind: str
-    errors: dict[str, float]
-    allowed: dict[str, float]
-    refusal: str = ""
-
-    @property
-    def verdict(self) -> str:
-        if self.refusal:
-            return f"refused: {self.refusal}"
-        # Written so that a nan is wrong.
-        return "ok" if all(self.errors[name] <= self.allowed[name] for name in NAMES) else "wrong"
-
-
 def errors(
     kernel: Kernel, kind: Kind, heads: tuple[int, int], options: argparse.Namespace, *, in_ring: bool
 ) -> dict[str, float]:
@@ -130,51 +112,20 @@ def _passes(
     return out, lse, *kernel.backward(dout, q, k, v, proxy, rows_lse, *call)
 
 
-def rows(options: argparse.Namespace) -> list[Row]:
-    """Of every kernel that is installed and serves this device and dtype."""
-    found = []
-    for name in options.kernels:
-        for heads in HEADS:
-            found += _rows_of(name, heads, options)
-    return found
+def measure(name: str, kind: Kind, heads: tuple[int, int], options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    """Errors of one kernel on one kind of tile, and a verdict.
 
-
-def _rows_of(name: str, heads: tuple[int, int], options: argparse.Namespace) -> list[Row]:
-    about = {"dtype": options.dtype, "heads": f"{heads[0]},{heads[1]}"}
+    Raises:
+        OptionError: the kernel is not installed, or does not serve such a tile.
+    """
     dtype = getattr(torch, options.dtype)
-    try:
-        kernel = select_kernel(name, device=device_of(options), dtype=dtype, head_dim=options.head_dim)
-    except OptionError as error:
-        return [Row(name, kind="all", errors={}, allowed={}, refusal=str(error), **about)]
-    found: list[Row] = []
-    for kind in KINDS:
-        if kind.documents is not None and not kernel.capabilities.varlen:
-            refusal = "it takes one document at a time, and so it is called"
-            found.append(Row(name, kind=kind.name, errors={}, allowed={}, refusal=refusal, **about))
-            continue
-        try:
-            plain, wrong = (errors(kernel, kind, heads, options, in_ring=in_ring) for in_ring in (False, True))
-        except OptionError as error:
-            found.append(Row(name, kind=kind.name, errors={}, allowed={}, refusal=str(error), **about))
-            continue
-        found.append(Row(name, kind=kind.name, errors=wrong, allowed={n: ALLOWED * plain[n] for n in NAMES}, **about))
-    return found
-
-
-def table(found: Sequence[Row]) -> str:
-    """Markdown."""
-    lines = [
-        (
-            row.kernel,
-            row.dtype,
-            row.heads,
-            row.kind,
-            *(f"{row.errors[n]:.1e}" if row.errors else "-" for n in NAMES),
-            row.verdict,
-        )
-        for row in found
-    ]
-    return markdown(("kernel", "dtype", "heads", "tile", *NAMES, "verdict"), lines)
+    kernel = select_kernel(name, device=device_of(options), dtype=dtype, head_dim=options.head_dim)
+    if kind.documents is not None and not kernel.capabilities.varlen:
+        raise OptionError("kernel", name, "one that takes several documents in one call")
+    plain, ring = (errors(kernel, kind, heads, options, in_ring=in_ring) for in_ring in (False, True))
+    # Written so that a nan is wrong.
+    right = all(ring[tensor] <= ALLOWED * plain[tensor] for tensor in NAMES)
+    yield *(f"{ring[tensor]:.1e}" for tensor in NAMES), "ok" if right else "wrong"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,15 +133,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_options(parser)
     parser.add_argument(
-        "--kernels", nargs="+", choices=KERNELS, default=[name for name in KERNELS if name not in ("auto", "flash")]
+        "--kernels",
+        nargs="+",
+        choices=KERNELS,
+        default=[name for name in KERNELS if name not in ("auto", "flash", "reference")],
     )
     parser.add_argument("--chunk", type=int, default=1024, help="tokens of a chunk")
     options = parser.parse_args(argv)
     if options.smoke:
         options.chunk, options.head_dim = 64, 32
-    found = rows(options)
-    save(options.out, f"accuracy-{options.dtype}", table(found))
-    return int(any(row.verdict == "wrong" for row in found))
+    rows = Rows(f"accuracy-{options.dtype}", ("kernel", "dtype", "heads", "tile"), NAMES, options)
+    kernels = serving(options.kernels, options, lambda name, why: rows.add((name, options.dtype, "-", "all"), why))
+    for heads, name in product(HEADS, kernels):
+        for kind in KINDS:
+            setting = name, options.dtype, f"{heads[0]},{heads[1]}", kind.name
+            rows.measure(setting, partial(measure, name, kind, heads, options))
+    return rows.close()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,21 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
+def host_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Return the median seconds of the host for one call: its launches, without the work on the device.
+
+    On a CPU the host does the work itself, so it is the time of the call.
+    """
+    times = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return median(times)
+
+
 def medians(works: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
     """Median seconds of each, in rounds in which each runs once; one more round before them is not counted."""
     found: dict[str, list[float]] = {name: [] for name in works}

@@ -1,206 +1,144 @@
 """Tile efficiency: a rank's tiles, with merges and copies, against one dense causal call of as many operations.
 
-    python -m benchmarks.gpu.efficiency                     on a GPU: P 8, 64, 512; 64K, 256K, 1M tokens
+    python -m benchmarks.gpu.efficiency                     on a GPU: P 8, 4, 2 at 8K to 2K tokens per rank, then larger
     python -m benchmarks.gpu.efficiency --smoke             anywhere, in seconds; its figures mean nothing
 
 A rank's work is N^2 / (2 P) pairs of tokens; the dense call is over sqrt(N^2 / P) tokens, rounded, and its time is
-scaled by the operations that rounding added or took. ``others`` is what takes the rank's time beside kernels: merges,
-sums, copies, and launches; measured by the same schedule with a kernel that gives the same results back at once.
+scaled by the operations that rounding added or took. ``others`` is the rank's time without kernels: merges, sums,
+copies, and launches, by the same schedule with a kernel that returns at once. ``host`` is the host's time for its
+launches: where it is longer than the kernels, the device waits.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from math import isqrt
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.gpu.clock import medians
+from benchmarks.gpu.clock import host_seconds, medians
+from benchmarks.gpu.no_kernel import NoKernel
 from benchmarks.gpu.one_rank import OneRank
-from benchmarks.gpu.report import add_options, device_of, kernel_of, markdown, save
-from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.capabilities import Capabilities
-from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
+from benchmarks.gpu.report import add_options, device_of, head_counts, kernel_of
+from benchmarks.gpu.rows import Rows
+from benchmarks.gpu.settings import COLUMNS, HEADS, Setting, settings
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.schemes import make_plan
 
 SCHEMES = ("team-ring", "wallfacer", "ring")
-SIZES, TOKENS = (8, 64, 512), (1 << 16, 1 << 18, 1 << 20)
-HEADS = ((32, 32), (32, 8), (8, 1))
+PASSES = ("forward", "backward")
+VALUES = ("grid", *PASSES, *(f"{name} {what} ms" for name in PASSES for what in ("rank", "dense", "others", "host")))
 _ROUND = 128
-#: What is wanted of `team-ring`: tokens of a rank -> (forward, backward), from as many on.
+#: What `team-ring` must reach: tokens per rank -> (forward, backward), from as many on.
 WANTED = ((16384, 0.93, 0.95), (2048, 0.80, 0.80))
-
-
-class NoKernel:
-    """Results of the right shape at once: what is left is the time of everything else."""
-
-    name = "none"
-    capabilities = Capabilities()
-
-    def __init__(self) -> None:
-        self._results: dict[tuple[object, ...], Tensor] = {}
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        lse_dtype = accumulation_dtype(q.dtype)
-        return self._like("out", (*q.shape[:3], v.shape[-1]), q), self._like("lse", q.shape[:3], q, lse_dtype)
-
-    def backward(self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-        return tuple(self._like(name, x.shape, x) for name, x in (("dq", q), ("dk", k), ("dv", v)))
-
-    def _like(self, name: str, shape: Sequence[int], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        key = (name, *shape)
-        if key not in self._results:
-            self._results[key] = torch.zeros(tuple(shape), dtype=dtype or x.dtype, device=x.device)
-        return self._results[key]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One rank; times in seconds.
+    """One rank of one scheme; times in seconds, (forward, backward).
 
     Attributes:
-        cp_size, tokens, heads, scheme, grid: what was run.
-        rank_tokens: of one rank.
-        forward, backward: of the rank.
-        dense_forward, dense_backward: of as many operations in one dense causal call.
-        forward_others, backward_others: of the rank without its kernels.
+        scheme, grid: what ran.
+        rank_tokens: tokens per rank.
+        rank: the rank's passes.
+        dense: as many operations in one dense causal call.
+        others: the rank's passes without kernels.
+        host: the host's time for the rank's launches.
     """
 
-    cp_size: int
-    tokens: int
-    heads: str
     scheme: str
     grid: str
     rank_tokens: int
-    forward: float
-    backward: float
-    dense_forward: float
-    dense_backward: float
-    forward_others: float
-    backward_others: float
+    rank: tuple[float, float]
+    dense: tuple[float, float]
+    others: tuple[float, float] = (0.0, 0.0)
+    host: tuple[float, float] = (0.0, 0.0)
 
     @property
     def efficiency(self) -> tuple[float, float]:
         """(forward, backward)."""
-        return self.dense_forward / self.forward, self.dense_backward / self.backward
+        return self.dense[0] / self.rank[0], self.dense[1] / self.rank[1]
 
     @property
     def verdict(self) -> str:
-        """Whether `team-ring` does what is wanted; empty for others and for fewer tokens than anything is wanted of."""
+        """Whether `team-ring` reaches what it must; empty for other schemes, and below the fewest tokens."""
         wanted = next((both for tokens, *both in WANTED if self.rank_tokens >= tokens), None)
         if self.scheme != "team-ring" or wanted is None:
             return ""
         return "ok" if all(got >= want for got, want in zip(self.efficiency, wanted, strict=True)) else "below"
 
+    def cells(self, *, judged: bool) -> tuple[str, ...]:
+        """Cells of :data:`VALUES` and the verdict."""
+        times = zip(self.rank, self.dense, self.others, self.host, strict=True)
+        shares = (f"{share:.3f}" for share in self.efficiency)
+        return self.grid, *shares, *(f"{1e3 * t:.3f}" for one in times for t in one), self.verdict if judged else ""
 
-def measure(cp_size: int, tokens: int, heads: tuple[int, int], scheme: str, options: argparse.Namespace) -> Row:
-    """One rank of one scheme.
+
+def measure(setting: Setting, scheme: str, options: argparse.Namespace) -> Row:
+    """Time one rank of one scheme.
 
     Raises:
         OptionError: the scheme cannot be had for these heads, or no kernel serves them.
     """
-    device, dtype = device_of(options), getattr(torch, options.dtype)
-    plan = make_plan(scheme, cp_size, q_heads=heads[0], kv_heads=heads[1])
+    device, dtype, heads = device_of(options), getattr(torch, options.dtype), setting.heads
+    plan = make_plan(scheme, setting.cp_size, q_heads=heads[0], kv_heads=heads[1])
     kernel = kernel_of(options, device, dtype)
     shape = {"heads": heads, "head_dim": options.head_dim, "device": device, "dtype": dtype}
-    ours, bare = (OneRank(plan, tokens, kernel=one, **shape) for one in (kernel, NoKernel()))
-    length = max(_ROUND, round(isqrt(tokens * tokens // cp_size) / _ROUND) * _ROUND)
+    ours, bare = (OneRank(plan, setting.tokens, kernel=one, **shape) for one in (kernel, NoKernel()))
+    pairs = setting.tokens**2 // setting.cp_size
+    length = max(_ROUND, round(isqrt(pairs) / _ROUND) * _ROUND)
     works = _works(ours, bare, kernel, length)
     times = medians(works, device, options.repeats)
-    scale = tokens * tokens / cp_size / (length * length)
-    return Row(
-        cp_size,
-        tokens,
-        f"{heads[0]},{heads[1]}",
-        scheme,
-        str(plan.grid),
-        ours.shard,
-        times["forward"],
-        times["backward"],
-        times["dense forward"] * scale,
-        times["dense backward"] * scale,
-        times["forward others"],
-        times["backward others"],
-    )
+    host = tuple(host_seconds(works[name], device, options.repeats) for name in PASSES)
+    scale = pairs / (length * length)
+    rank, others = (tuple(times[f"{name}{suffix}"] for name in PASSES) for suffix in ("", " others"))
+    dense = tuple(times[f"dense {name}"] * scale for name in PASSES)
+    return Row(scheme, str(plan.grid), ours.shard, rank, dense, others, host)
 
 
-def _works(ours: OneRank, bare: OneRank, kernel: Kernel, length: int) -> dict[str, Any]:
-    """By name, what is timed."""
+def _works(ours: OneRank, bare: OneRank, kernel: Kernel, length: int) -> dict[str, Callable[[], object]]:
+    """Timed calls by name."""
     q, k, v, dout = ours.inputs()
     done, bare_done = ours.forward(q, k, v), bare.forward(q, k, v)
     long = OneRank(make_plan("ring", 1), length, ours.heads, ours.head_dim, kernel, ours.device, ours.dtype)
     big_q, big_k, big_v, big_dout = long.inputs()
-    dense = AttnTile((0, length), (0, length), causal=True), AttnSpec(ours.head_dim**-0.5)
-    big_out, big_lse = kernel.forward(big_q, big_k, big_v, *dense)
+    call = AttnTile((0, length), (0, length), causal=True), AttnSpec(ours.head_dim**-0.5)
+    big_out, big_lse = kernel.forward(big_q, big_k, big_v, *call)
     return {
-        "dense forward": partial(kernel.forward, big_q, big_k, big_v, *dense),
+        "dense forward": partial(kernel.forward, big_q, big_k, big_v, *call),
         "forward": partial(ours.forward, q, k, v),
         "forward others": partial(bare.forward, q, k, v),
-        "dense backward": partial(kernel.backward, big_dout, big_q, big_k, big_v, big_out, big_lse, *dense),
+        "dense backward": partial(kernel.backward, big_dout, big_q, big_k, big_v, big_out, big_lse, *call),
         "backward": partial(ours.backward, dout, q, k, v, done),
         "backward others": partial(bare.backward, dout, q, k, v, bare_done),
     }
 
 
-def rows(options: argparse.Namespace) -> Iterator[Row]:
-    """Every setting; those that cannot be had are said and left out."""
-    for cp_size, tokens, heads, scheme in product(options.cp_size, options.tokens, options.heads, SCHEMES):
-        try:
-            yield measure(cp_size, tokens, heads, scheme, options)
-        except (OptionError, torch.OutOfMemoryError) as error:
-            print(f"P {cp_size}, {tokens} tokens, heads {heads}, {scheme}: left out: {error}", file=sys.stderr)
-
-
-def table(found: Sequence[Row]) -> str:
-    """Markdown."""
-    heading = (
-        "P tokens heads scheme grid a-rank forward backward forward-ms dense others backward-ms dense others verdict"
-    )
-    lines = [
-        (
-            f"{row.cp_size}",
-            f"{row.tokens >> 10}K",
-            row.heads,
-            row.scheme,
-            row.grid,
-            f"{row.rank_tokens}",
-            *(f"{value:.3f}" for value in row.efficiency),
-            *(f"{1e3 * value:.3f}" for value in (row.forward, row.dense_forward, row.forward_others)),
-            *(f"{1e3 * value:.3f}" for value in (row.backward, row.dense_backward, row.backward_others)),
-            row.verdict,
-        )
-        for row in found
-    ]
-    return markdown(heading.split(), lines)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, save; 1 if `team-ring` is below what is wanted anywhere."""
+    """Measure, print and save; 1 if `team-ring` is below what it must reach anywhere."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_options(parser)
-    parser.add_argument("--cp-size", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
-    parser.add_argument("--heads", type=_pair, nargs="+", default=HEADS, metavar="Q,KV")
+    parser.add_argument("--cp-size", type=int, nargs="+", help="(default: 8, 4, 2, 64, 512)")
+    parser.add_argument("--tokens", type=int, nargs="+", help="tokens of the whole sequence")
+    parser.add_argument("--heads", type=head_counts, nargs="+", default=HEADS, metavar="Q,KV")
     options = parser.parse_args(argv)
     if options.smoke:
         options.cp_size, options.tokens, options.heads, options.head_dim = (4, 8), (2048,), ((4, 2),), 32
         options.repeats = 1
-    found = list(rows(options))
-    save(options.out, "efficiency", table(found))
-    return int(not options.smoke and any(row.verdict == "below" for row in found))
+    rows = Rows("efficiency", (*COLUMNS, "scheme"), VALUES, options)
 
+    def row(setting: Setting, scheme: str) -> Iterator[tuple[str, ...]]:
+        yield measure(setting, scheme, options).cells(judged=not options.smoke)
 
-def _pair(text: str) -> tuple[int, int]:
-    q_heads, kv_heads = text.split(",")
-    return int(q_heads), int(kv_heads)
+    for setting in settings(options.cp_size, options.tokens, options.heads):
+        for scheme in SCHEMES:
+            rows.measure((*setting.names, scheme), partial(row, setting, scheme), setting.cost)
+    return rows.close()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A profile of one forward and backward of a rank: a trace, a picture, and the longest time in which no kernel runs.
 
-    python -m benchmarks.gpu.gaps --out runs/gpu            on a GPU: P 64, 1M tokens
+    python -m benchmarks.gpu.gaps --out runs/gpu            on a GPU: P 8 with 8K tokens per rank, then P 64 with 16K
     python -m benchmarks.gpu.gaps --smoke --out runs/gpu    anywhere; on a CPU operators stand for kernels
 
 The trace opens in Perfetto and Chrome. Ranges name the steps of the schedule and their tiles.
@@ -11,15 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.one_rank import OneRank
-from benchmarks.gpu.report import add_options, device_of, kernel_of, markdown, save
+from benchmarks.gpu.report import add_options, device_of, head_counts, kernel_of
+from benchmarks.gpu.rows import Rows
+from benchmarks.gpu.settings import COLUMNS, Setting
 from megatron_wallfacer.engine.ranges import Ranges
 from megatron_wallfacer.schedule.schemes import make_plan
 
@@ -76,12 +79,12 @@ def picture(found: Sequence[Busy], path: Path) -> None:
     pyplot.close(figure)
 
 
-def record(options: argparse.Namespace, trace: Path) -> None:
+def record(setting: Setting, options: argparse.Namespace, trace: Path) -> None:
     """Profile one forward and backward, after two that are not."""
-    device, dtype = device_of(options), getattr(torch, options.dtype)
-    plan = make_plan(options.scheme, options.cp_size, q_heads=options.heads, kv_heads=options.heads)
-    heads, kernel = (options.heads, options.heads), kernel_of(options, device, dtype)
-    one = OneRank(plan, options.tokens, heads, options.head_dim, kernel, device, dtype, recorder=Ranges())
+    device, dtype, heads = device_of(options), getattr(torch, options.dtype), setting.heads
+    plan = make_plan(options.scheme, setting.cp_size, q_heads=heads[0], kv_heads=heads[1])
+    kernel = kernel_of(options, device, dtype)
+    one = OneRank(plan, setting.tokens, heads, options.head_dim, kernel, device, dtype, recorder=Ranges())
     q, k, v, dout = one.inputs()
     for _ in range(2):
         one.backward(dout, q, k, v, one.forward(q, k, v))
@@ -94,25 +97,35 @@ def record(options: argparse.Namespace, trace: Path) -> None:
     profiled.export_chrome_trace(str(trace))
 
 
+def measure(setting: Setting, options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    """The longest gaps of one rank; its trace and its picture are saved."""
+    folder, device = options.out or Path("runs/gpu"), device_of(options).type
+    name = f"profile-p{setting.cp_size}-{setting.tokens // 1024}k"
+    record(setting, options, folder / f"{name}.json")
+    ran = busy(folder / f"{name}.json", device=device)
+    picture(ran, folder / f"{name}.svg")
+    for empty, after, before in gaps(ran)[:10]:
+        yield f"{empty:.1f}", after[:60], before[:60], "over" if device == "cuda" and empty > ALLOWED_US else ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Profile, draw, print the longest gaps, save; 1 if one on a GPU is too long."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_options(parser)
     parser.add_argument("--scheme", default="team-ring")
-    parser.add_argument("--cp-size", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=1 << 20)
-    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--cp-size", type=int, nargs="+", default=(8, 64))
+    parser.add_argument("--tokens", type=int, nargs="+", default=(1 << 16, 1 << 20), help="one for each --cp-size")
+    parser.add_argument("--heads", type=head_counts, default=(32, 8), metavar="Q,KV")
     options = parser.parse_args(argv)
     if options.smoke:
-        options.cp_size, options.tokens, options.head_dim, options.heads = 8, 2048, 32, 4
-    folder, device = options.out or Path("runs/gpu"), device_of(options).type
-    record(options, folder / "profile.json")
-    found = busy(folder / "profile.json", device=device)
-    picture(found, folder / "profile.svg")
-    longest = gaps(found)[:10]
-    rows = [(f"{empty:.1f}", after[:60], before[:60]) for empty, after, before in longest]
-    save(options.out, "gaps", markdown(("gap us", "after", "before"), rows))
-    return int(device == "cuda" and bool(longest) and longest[0][0] > ALLOWED_US)
+        options.cp_size, options.tokens, options.head_dim, options.heads = (8,), (2048,), 32, (4, 4)
+    if len(options.cp_size) != len(options.tokens):
+        parser.error(f"--tokens: {len(options.tokens)} values for {len(options.cp_size)} of --cp-size")
+    rows = Rows("gaps", (*COLUMNS, "scheme"), ("gap us", "after", "before"), options)
+    for cp_size, tokens in zip(options.cp_size, options.tokens, strict=True):
+        setting = Setting(cp_size, tokens, options.heads)
+        rows.measure((*setting.names, options.scheme), partial(measure, setting, options), setting.cost)
+    return rows.close()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Peak memory of a rank against the count, and whether allocations grow.
 
-    python -m benchmarks.gpu.memory            on a GPU: P 64, 1M tokens, and 200 steps
+    python -m benchmarks.gpu.memory            on a GPU: P 8, 4, 2 at 8K to 2K tokens per rank, then larger; 200 steps
     python -m benchmarks.gpu.memory --smoke    anywhere; on a CPU nothing is measured, only counted
 
 Measured is what a pass adds to what its caller holds, by the allocator's own count, workspaces of the kernel included.
@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from benchmarks.gpu.efficiency import HEADS, SCHEMES
+from benchmarks.gpu.efficiency import SCHEMES
 from benchmarks.gpu.one_rank import OneRank
-from benchmarks.gpu.report import add_options, device_of, kernel_of, markdown, save
-from megatron_wallfacer.errors import OptionError
+from benchmarks.gpu.report import add_options, device_of, head_counts, kernel_of
+from benchmarks.gpu.rows import Rows
+from benchmarks.gpu.settings import COLUMNS, HEADS, Setting, settings
 from megatron_wallfacer.schedule.memory import peak_bytes
 from megatron_wallfacer.schedule.schemes import make_plan
 
@@ -30,8 +32,6 @@ _MIB = 1 << 20
 class Row:
     """One rank of one scheme; bytes, (forward, backward). Nothing is measured where there is no GPU."""
 
-    heads: str
-    scheme: str
     grid: str
     counted: tuple[float, float]
     measured: tuple[float, float] | None
@@ -45,21 +45,18 @@ class Row:
         return "ok" if within and not self.growth else "over"
 
 
-def measure(heads: tuple[int, int], scheme: str, options: argparse.Namespace) -> Row:
-    """One scheme.
+def measure(setting: Setting, scheme: str, options: argparse.Namespace) -> Row:
+    """Counted and measured bytes of one scheme.
 
     Raises:
         OptionError: it cannot be had for these heads.
     """
-    device, dtype = device_of(options), getattr(torch, options.dtype)
-    plan = make_plan(scheme, options.cp_size, q_heads=heads[0], kv_heads=heads[1])
-    one = OneRank(
-        plan, options.tokens, heads, options.head_dim, kernel_of(options, device, dtype), device, dtype, reuse=False
-    )
+    device, dtype, heads = device_of(options), getattr(torch, options.dtype), setting.heads
+    plan = make_plan(scheme, setting.cp_size, q_heads=heads[0], kv_heads=heads[1])
+    kernel = kernel_of(options, device, dtype)
+    one = OneRank(plan, setting.tokens, heads, options.head_dim, kernel, device, dtype)
     q, k, v, dout = one.inputs()
-    sizes = one.call.sizes(q, heads[1], options.head_dim, options.head_dim)
-    schedules = one.call.forward_schedule(sizes), one.call.backward_schedule(sizes)
-    counted = tuple(peak_bytes(schedule, sizes.shard) for schedule in schedules)
+    counted = tuple(peak_bytes(schedule, one.shape) for schedule in one.schedules())
     one.backward(dout, q, k, v, one.forward(q, k, v))
     measured = growth = None
     if device.type == "cuda":
@@ -70,7 +67,7 @@ def measure(heads: tuple[int, int], scheme: str, options: argparse.Namespace) ->
         )
         done.clear()
         growth = _growth(lambda: one.backward(dout, q, k, v, one.forward(q, k, v)), options.steps)
-    return Row(f"{heads[0]},{heads[1]}", scheme, str(plan.grid), counted, measured, growth)
+    return Row(str(plan.grid), counted, measured, growth)
 
 
 def _added(work: Callable[[], object]) -> int:
@@ -94,41 +91,35 @@ def _growth(step: Callable[[], object], steps: int) -> int:
     return after[-1] - after[0]
 
 
-def table(found: Sequence[Row]) -> str:
-    """Markdown."""
-    heading = "heads", "scheme", "grid", "pass", "counted MiB", "measured MiB", "ratio", "growth MiB", "verdict"
-    lines = []
-    for row in found:
-        for index, name in enumerate(("forward", "backward")):
-            measured = ("-", "-", "-")
-            if row.measured is not None:
-                got = row.measured[index]
-                measured = f"{got / _MIB:.1f}", f"{got / row.counted[index]:.3f}", f"{row.growth / _MIB:.1f}"
-            counted = f"{row.counted[index] / _MIB:.1f}"
-            lines.append((row.heads, row.scheme, row.grid, name, counted, *measured, row.verdict))
-    return markdown(heading, lines)
+def cells(row: Row) -> Iterator[tuple[str, ...]]:
+    """Rows of the table, one for each pass."""
+    for index, name in enumerate(("forward", "backward")):
+        measured = ("-", "-", "-")
+        if row.measured is not None:
+            got = row.measured[index]
+            measured = f"{got / _MIB:.1f}", f"{got / row.counted[index]:.3f}", f"{row.growth / _MIB:.1f}"
+        yield row.grid, name, f"{row.counted[index] / _MIB:.1f}", *measured, row.verdict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, save; 1 if a rank holds more than is counted."""
+    """Measure, print and save; 1 if a rank holds more than is counted."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_options(parser)
-    parser.add_argument("--cp-size", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=1 << 20)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--cp-size", type=int, nargs="+", help="(default: 8, 4, 2, 64, 512)")
+    parser.add_argument("--tokens", type=int, nargs="+", help="tokens of the whole sequence")
+    parser.add_argument("--heads", type=head_counts, nargs="+", default=HEADS, metavar="Q,KV")
+    parser.add_argument("--steps", type=int, default=200, help="steps in which nothing may grow (default: 200)")
     options = parser.parse_args(argv)
-    heads = HEADS
     if options.smoke:
-        options.cp_size, options.tokens, options.head_dim, options.steps, heads = 8, 2048, 32, 3, ((4, 2),)
-    found = []
-    for pair in heads:
+        options.cp_size, options.tokens, options.head_dim, options.steps = (8,), (2048,), 32, 3
+        options.heads = ((4, 2),)
+    values = "grid", "pass", "counted MiB", "measured MiB", "ratio", "growth MiB"
+    rows = Rows("memory", (*COLUMNS, "scheme"), values, options)
+    for setting in settings(options.cp_size, options.tokens, options.heads):
         for scheme in SCHEMES:
-            try:
-                found.append(measure(pair, scheme, options))
-            except (OptionError, torch.OutOfMemoryError) as error:
-                print(f"heads {pair}, {scheme}: left out: {error}", file=sys.stderr)
-    save(options.out, "memory", table(found))
-    return int(any(row.verdict == "over" for row in found))
+            work = partial(measure, setting, scheme, options)
+            rows.measure((*setting.names, scheme), lambda work=work: cells(work()), setting.cost)
+    return rows.close()
 
 
 if __name__ == "__main__":

@@ -5,64 +5,37 @@ What it would receive is there at once. So a single process stands for any rank 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from megatron_wallfacer.engine.blocks import Block, Sizes
 from torch import Tensor
 
 from megatron_wallfacer.engine import operators
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.timeline import Recorder, nothing
-from megatron_wallfacer.engine.transfers import Arrival, Expected, Pending, Transfers
-from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers
+from megatron_wallfacer.kernels.protocol import Kernel, accumulation_dtype
 from megatron_wallfacer.schedule.formulas import busiest_rank
-from megatron_wallfacer.schedule.ops import Move, Value
+from megatron_wallfacer.schedule.memory import workspace
+from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.program import Transfer
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.volume import Shape
 
 
 class NoTransfers(Transfers):
-    """Whatever is expected has arrived, with the numbers that its memory held.
+    """Whatever is received has arrived, with the numbers that its memory held."""
 
-    Args:
-        groups: without process groups.
-        reuse: give the same few buffers again and again, filled once with what attention computes with; else allocate
-            each, as transfers do.
-    """
+    def bind(self, number: int, transfer: Transfer, device: torch.device) -> BoundTransfer:
+        return BoundTransfer(None, _nothing, _nothing)
 
-    def __init__(self, groups: AxisGroups, *, reuse: bool) -> None:
-        super().__init__(groups)
-        self._reuse = reuse
-        self._packets: dict[tuple[object, ...], Tensor] = {}
 
-    def expect(self, move: Move, values: Mapping[str, Value], sizes: Sizes) -> Expected | None:
-        return None
-
-    def start(
-        self,
-        move: Move,
-        sent: Mapping[str, Block],
-        values: Mapping[str, Value],
-        sizes: Sizes,
-        expected: Expected | None = None,
-    ) -> Pending:
-        # What leaves is packed, as it would be.
-        packets = [self._packet(sent[message.value], message, move, values, sizes) for message in move.sends]
-        blocks = {message.value: self._block(values[message.value], sizes) for message in move.receives}
-        return Pending((), {name: Arrival(block, block.packet) for name, block in blocks.items()}, packets)
-
-    def _block(self, value: Value, sizes: Sizes) -> Block:
-        if not self._reuse:
-            return sizes.like(value)
-        key = value.payload, len(value.chunks), value.part
-        if key not in self._packets:
-            block = sizes.like(value)
-            for tensor in block.tensors.values():
-                tensor.normal_()
-            self._packets[key] = block.packet
-        return sizes.unpack(value, self._packets[key])
+def _nothing(operands: Sequence[Tensor], works: list[Any]) -> None:
+    """A message that is there at once."""
 
 
 @dataclass
@@ -77,7 +50,6 @@ class OneRank:
         kernel: the local one.
         device: where.
         dtype: of q, k, v.
-        reuse: see :class:`NoTransfers`.
         recorder: who looks on.
     """
 
@@ -88,15 +60,13 @@ class OneRank:
     kernel: Kernel
     device: torch.device
     dtype: torch.dtype = torch.bfloat16
-    reuse: bool = True
     recorder: Recorder = nothing
     call: Call = field(init=False)
 
     def __post_init__(self) -> None:
         cp_size = self.plan.grid.cp_size
         groups = AxisGroups(self.plan.grid, busiest_rank(self.plan), tuple(range(cp_size)), ("one",) * cp_size, {})
-        transfers = NoTransfers(groups, reuse=self.reuse)
-        runtime = Runtime(transfers, self.kernel, self.head_dim**-0.5, self.recorder)
+        runtime = Runtime(NoTransfers(groups), self.kernel, self.head_dim**-0.5, self.recorder)
         self.call = Call(self.plan, runtime)
 
     @property
@@ -110,7 +80,28 @@ class OneRank:
         options = {"device": self.device, "dtype": self.dtype}
         shapes = [(self.shard, 1, heads, self.head_dim) for heads in (q_heads, kv_heads, kv_heads, q_heads)]
         q, k, v, dout = (torch.randn(shape, **options) for shape in shapes)
+        self._fill_workspaces()
         return q, k, v, dout
+
+    def schedules(self) -> tuple[Schedule, Schedule]:
+        """Forward and backward."""
+        return self.call.schedule(forward_schedule, self.shape), self.call.schedule(backward_schedule, self.shape)
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of the rank's shard."""
+        wide = accumulation_dtype(self.dtype).itemsize
+        sizes = {"itemsize": self.dtype.itemsize, "accumulate_itemsize": wide}
+        return Shape(self.shard, *self.heads, self.head_dim, **sizes)
+
+    def _fill_workspaces(self) -> None:
+        """Leave numbers in the memory that the passes are given: PyTorch's allocator gives out the same blocks again.
+
+        Received rows are then numbers of the right size, so kernels draw the power that they draw in a run.
+        """
+        for schedule in self.schedules():
+            nbytes = workspace(schedule, self.shape).nbytes
+            torch.randn(nbytes // self.dtype.itemsize, device=self.device, dtype=self.dtype)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """(out, lse, kept)."""

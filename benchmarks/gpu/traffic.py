@@ -18,8 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import product
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -30,11 +29,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.gpu.efficiency import HEADS, SIZES, TOKENS, NoKernel
+from benchmarks.gpu.no_kernel import NoKernel
 from benchmarks.gpu.one_rank import OneRank
-from benchmarks.gpu.report import markdown
+from benchmarks.gpu.report import add_table_options, head_counts
+from benchmarks.gpu.rows import Rows
+from benchmarks.gpu.settings import COLUMNS, HEADS, Setting, settings
 from megatron_wallfacer.engine import merge, operators
-from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.costs import BACKWARD_FLOPS, FORWARD_FLOPS
 from megatron_wallfacer.schedule.schemes import make_plan
 
@@ -65,7 +65,10 @@ class Traffic(TorchDispatchMode):
         views = not func._schema.is_mutable and {x.untyped_storage()._cdata for x in given}.intersection(
             x.untyped_storage()._cdata for x in made
         )
-        if space == "aten" and not views and "empty" not in name:
+        if name.startswith("_foreach"):
+            into, sources = args[:2]
+            self.add(name, sources if name == "_foreach_copy_" else (*into, *sources), into)
+        elif space == "aten" and not views and "empty" not in name:
             self.add(name, given[name in _WRITTEN_ONLY :], made)
         return result
 
@@ -84,10 +87,8 @@ class Traffic(TorchDispatchMode):
             self.add("row sums", (dout, out), (delta,))
             return delta
 
-        def out_proxy(dout: Tensor, delta: Tensor) -> Tensor:
-            stand_in = torch.empty(dout.shape, dtype=dout.dtype, device=dout.device)
-            self.add("stand-in", (dout, delta), (stand_in,))
-            return stand_in
+        def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
+            self.add("out proxy", (dout, delta), (proxy,))
 
         return SimpleNamespace(merge_into=merge_into, row_sums=row_sums, out_proxy=out_proxy)
 
@@ -158,35 +159,41 @@ def _counted() -> Iterator[Traffic]:
         yield traffic
 
 
+def measure(setting: Setting, options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    """Bytes and the best efficiency of one rank at the given rates.
+
+    Raises:
+        OptionError: the scheme cannot be had for these heads.
+    """
+    passes = count(setting.cp_size, setting.tokens, setting.heads, options.scheme, operators_only=options.operators)
+    shares = [share for rate in options.memory_gbyte_s for share in passes.efficiency(options.tflops, rate)]
+    moved = [f"{one.total() / 2**20:.0f}" for one in passes.bytes]
+    if options.most:
+        for one in passes.bytes:
+            print({name: f"{size / 2**20:.0f} MiB" for name, size in one.most_common(5)}, file=sys.stderr)
+    yield passes.grid, *moved, *(f"{share:.3f}" for share in shares), ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Count and print a table of `team-ring`."""
+    """Count, print and save one row per setting."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cp-size", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    add_table_options(parser)
+    parser.add_argument("--cp-size", type=int, nargs="+", help="(default: 8, 4, 2, 64, 512)")
+    parser.add_argument("--tokens", type=int, nargs="+", help="tokens of the whole sequence")
+    parser.add_argument("--heads", type=head_counts, nargs="+", default=HEADS, metavar="Q,KV")
     parser.add_argument("--scheme", default="team-ring")
     parser.add_argument("--operators", action="store_true", help="without kernels of our own")
     parser.add_argument("--tflops", type=float, nargs=2, default=TFLOPS, metavar=("FORWARD", "BACKWARD"))
     parser.add_argument("--memory-gbyte-s", type=float, nargs="+", default=MEMORY_GBYTE_S)
     parser.add_argument("--most", action="store_true", help="name the operators that move most")
     options = parser.parse_args(argv)
+    if options.smoke:
+        options.cp_size, options.tokens, options.heads = (8,), (2048,), ((4, 2),)
     rates = [f"{name} at {rate:g} GB/s" for rate in options.memory_gbyte_s for name in ("forward", "backward")]
-    lines = []
-    for cp_size, tokens, heads in product(options.cp_size, options.tokens, HEADS):
-        try:
-            found = count(cp_size, tokens, heads, options.scheme, operators_only=options.operators)
-        except OptionError as error:
-            print(f"P {cp_size}, heads {heads}: left out: {error}", file=sys.stderr)
-            continue
-        shares = [share for rate in options.memory_gbyte_s for share in found.efficiency(options.tflops, rate)]
-        moved = [f"{one.total() / 2**20:.0f}" for one in found.bytes]
-        line = (f"{cp_size}", f"{tokens >> 10}K", f"{heads[0]},{heads[1]}", found.grid, f"{tokens // cp_size}", *moved)
-        lines.append((*line, *(f"{share:.3f}" for share in shares)))
-        if options.most:
-            for one in found.bytes:
-                print(line[:3], {name: f"{size / 2**20:.0f} MiB" for name, size in one.most_common(5)}, file=sys.stderr)
-    heading = ("P", "tokens", "heads", "grid", "a rank", "forward MiB", "backward MiB", *rates)
-    print(markdown(heading, lines))
-    return 0
+    rows = Rows("traffic", COLUMNS, ("grid", "forward MiB", "backward MiB", *rates), options)
+    for setting in settings(options.cp_size, options.tokens, options.heads):
+        rows.measure(setting.names, partial(measure, setting, options))
+    return rows.close()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from benchmarks.gpu.report import markdown
+from benchmarks.gpu.tables import markdown
 from benchmarks.host import beside
 from benchmarks.host.passes import HEADS, PASSES, Row, measure
 from megatron_wallfacer.errors import OptionError, WallfacerError

@@ -42,8 +42,10 @@ def load(name: str) -> ModuleType:
 
 
 def use_kernel(kernel: Any) -> None:
-    """Have the peers compute with a kernel."""
-    importlib.import_module("flash_attn.flash_attn_interface").use_kernel(kernel)
+    """Have the peers compute with a kernel; where FlashAttention itself is installed they compute with that."""
+    interface = importlib.import_module("flash_attn.flash_attn_interface")
+    if hasattr(interface, "use_kernel"):
+        interface.use_kernel(kernel)
 
 
 def versions() -> dict[str, str]:

@@ -14,10 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_wallfacer.cli.comparison import EXACT, WHOLE, compare
+from megatron_wallfacer.cli.demo_runs import complete, gpus_here, runs_of
 from megatron_wallfacer.cli.failing_rank import failure_text
 from megatron_wallfacer.cli.sharing import sharing_here
 from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.megatron.needed_arguments import GPU_VARIABLES
 from megatron_wallfacer.megatron.version import megatron_version
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -67,7 +70,7 @@ class Result:
 
     Attributes:
         losses: of each iteration, by the run.
-        differences: relative, of each iteration.
+        differences: of the split run, relative to the first run, of each iteration.
         largest, allowed: of the differences.
         agree: the largest is allowed.
         pictures: where they lie.
@@ -106,9 +109,8 @@ class Demo:
         # With --json, stdout is for whoever reads that.
         console = Console(stderr=self.json)
         script, plan = self._script(), self._plan()
-        whole, parted = self._train(console, script)
-        result = self._compare(plan, whole, parted)
-        _print_comparison(console, whole, parted, result)
+        result = self._compare(plan, self._train(console, script, plan))
+        _print_comparison(console, result)
         verdict = "[green]they agree[/]" if result.agree else "[red]they differ[/]"
         console.print(
             f"Largest relative difference of the loss {result.largest:.1e}, allowed {result.allowed:.0e}: {verdict}."
@@ -118,37 +120,38 @@ class Demo:
             print(json.dumps(asdict(result), indent=2))
         return 0 if result.agree else 1
 
-    def _train(self, console: Console, script: Path) -> tuple[list[Iteration], list[Iteration]]:
-        """Iterations of one rank, and those of all."""
+    def _train(self, console: Console, script: Path, plan: Plan) -> dict[str, list[float]]:
+        """Losses of each run, by its name."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        gpus = gpus_here()
         arguments = training_arguments(self.directory, self.iterations)
-        split = ["--wallfacer-cp-size", str(self.cp_size), "--wallfacer-scheme", self.scheme]
+        runs = runs_of(self.cp_size, self.scheme, plan.scheme, gpus)
 
         def seen(iteration: Iteration) -> None:
             _print_iteration(console, iteration)
 
-        log = self.directory / "cp1.log"
-        console.print(f"\n[bold]1 of 2[/] Megatron as it is, 1 rank; log: {log}", soft_wrap=True)
-        whole = train(script, 1, arguments, log, seen)
-        log = self.directory / "wallfacer.log"
-        console.print(f"\n[bold]2 of 2[/] {' '.join(split)}, {self.cp_size} ranks; log: {log}", soft_wrap=True)
-        return whole, train(script, self.cp_size, [*arguments, *split], log, seen)
+        losses = {}
+        for number, run in enumerate(runs, 1):
+            log = self.directory / run.log
+            console.print(f"\n[bold]{number} of {len(runs)}[/] {run.title}; log: {log}", soft_wrap=True)
+            words = complete([*arguments, *run.flags], gpus)
+            losses[run.name] = [iteration.loss for iteration in train(script, run.ranks, words, log, seen)]
+        return losses
 
-    def _compare(self, plan: Plan, whole: Sequence[Iteration], parted: Sequence[Iteration]) -> Result:
+    def _compare(self, plan: Plan, losses: dict[str, list[float]]) -> Result:
         """Draws, too."""
         from megatron_wallfacer.cli.pictures.grid import draw_grid
-        from megatron_wallfacer.cli.pictures.loss import TOLERANCE, differences, draw_losses
+        from megatron_wallfacer.cli.pictures.loss import draw_losses
 
-        losses = {
-            "1 rank": [i.loss for i in whole],
-            f"{self.cp_size} ranks, {plan.scheme}": [i.loss for i in parted],
-        }
-        apart = differences(*losses.values())
+        split = list(losses)[-1]
+        comparison = compare(losses.get(EXACT, losses[WHOLE]), losses[WHOLE], {split: losses[split]})
         pictures = self.directory / "loss.png", self.directory / "grid.png"
-        draw_losses(losses, pictures[0], "Byte-level GPT on Python's standard library")
+        title = "Byte-level GPT on Python's standard library"
+        draw_losses(losses, pictures[0], title, tolerance=comparison.allowed)
         draw_grid(plan, pictures[1])
-        agree = max(apart) <= TOLERANCE
-        return Result(losses, list(apart), max(apart), TOLERANCE, agree, [str(path) for path in pictures])
+        largest, agree = comparison.largest(split), comparison.agrees(split)
+        paths = [str(path) for path in pictures]
+        return Result(losses, comparison.differences[split], largest, comparison.allowed, agree, paths)
 
     def _plan(self) -> Plan:
         try:
@@ -210,7 +213,7 @@ def train(
             start_new_session=True,
             # One thread a rank, also where torchrun leaves a lone rank all cores: threads that wait for each other
             # on a busy machine are ten times slower.
-            env=os.environ | sharing.environment | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | sharing.environment | {"OMP_NUM_THREADS": "1"} | GPU_VARIABLES,
         )
         try:
             assert process.stdout is not None
@@ -235,13 +238,11 @@ def _print_iteration(console: Console, iteration: Iteration) -> None:
     console.print(f"  iteration {iteration.number:3}   loss {iteration.loss:.6f}", highlight=False)
 
 
-def _print_comparison(
-    console: Console, whole: Sequence[Iteration], parted: Sequence[Iteration], result: Result
-) -> None:
+def _print_comparison(console: Console, result: Result) -> None:
     from megatron_wallfacer.cli.table import new_table, print_table
 
     headings = ("iteration", *result.losses, "relative difference")
     table = new_table(console, *headings, title="\nloss, iteration by iteration", justify="right")
-    for a, b, difference in zip(whole, parted, result.differences, strict=True):
-        table.add_row(str(a.number), f"{a.loss:.6f}", f"{b.loss:.6f}", f"{difference:.1e}")
+    for number, (*losses, difference) in enumerate(zip(*result.losses.values(), result.differences, strict=True), 1):
+        table.add_row(str(number), *(f"{loss:.6f}" for loss in losses), f"{difference:.1e}")
     print_table(console, table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
@@ -43,6 +44,9 @@ class Library:
             UnavailableError: there is none, or it is there and fails to import.
         """
         for name in self.modules:
+            root = name.partition(".")[0]
+            if root in sys.modules and sys.modules[root] is None:
+                raise UnavailableError(f"{self.title} does not run on the CPU, so CPU ranks do not import it")
             try:
                 return importlib.import_module(name)
             except ModuleNotFoundError as error:

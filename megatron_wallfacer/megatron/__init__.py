@@ -1,1 +1,1 @@
-"""Everything that knows Megatron-LM: hooks, arguments, the core attention module, the launcher, the CPU runtime."""
+"""Everything that knows Megatron-LM: hooks, arguments, the core attention module, the launcher, the runtimes."""

@@ -110,9 +110,11 @@ def _install_hooks(version: Version, device: str) -> None:
     """Install the plugin. The device is decided, Megatron's modules may be imported, the script has not run yet."""
     import torch
 
+    from megatron_wallfacer.megatron import any_device
     from megatron_wallfacer.megatron.hooks import Hooks
     from megatron_wallfacer.megatron.session import Session
 
+    any_device.install()
     Hooks(Session(version, torch.device(device))).install()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.report import markdown
+from benchmarks.gpu.tables import markdown
 from benchmarks.host import __main__ as command
 from benchmarks.host import beside
 from benchmarks.host.clock import in_slices

@@ -81,7 +81,9 @@ ELSEWHERE = {
     "scripts/gpu_acceptance.sh": _GPU,
     "python -m benchmarks.gpu.traffic": f"{_LONG}; tests/benchmarks/gpu/test_smoke.py counts some",
     "python -m benchmarks.gpu.traffic --operators": f"{_LONG}; tests/benchmarks/gpu/test_smoke.py counts some",
-    "scripts/gpu_acceptance.sh --smoke": "tests/benchmarks/gpu/test_smoke.py",
+    "scripts/gpu_acceptance.sh --smoke": "tests/benchmarks/gpu/test_acceptance.py",
+    "scripts/gpu_acceptance.sh --list": "tests/benchmarks/gpu/test_acceptance.py",
+    "scripts/gpu_acceptance.sh --only peers": _GPU,
     "NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_MAX_CTAS=8 torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py "
     "... --wallfacer-cp-size 4": _GPU,
     "python -m pytest -m gpu": _GPU,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.cpu_runtime.thd import partitioned_indices
+from megatron_wallfacer.megatron.any_device.thd import partitioned_indices
 from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
 from megatron_wallfacer.megatron.rope import positions_in_documents, rotate_by_document
 from megatron_wallfacer.schedule.mask import Mask

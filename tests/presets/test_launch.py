@@ -13,7 +13,8 @@ import pytest
 from megatron_wallfacer.cli.presets.launch import Launch, choose_script
 from megatron_wallfacer.cli.presets.preset import Preset, load_preset
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.shipped import SCRIPT
+from megatron_wallfacer.megatron.needed_arguments import Libraries
+from megatron_wallfacer.shipped import CONFIGS, SCRIPT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
@@ -71,3 +72,21 @@ def test_it_becomes_the_command() -> None:
         "os.kill({before}, signal.SIGUSR1)'; Launch((sys.executable, '-c', inner), {'A': '1'}).replace_this_process()"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGUSR1
+
+
+def test_a_shipped_preset_for_gpus_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the libraries that are here; what the user wrote or typed stays, and so does a preset for the CPU."""
+    monkeypatch.setattr(Libraries, "here", lambda: Libraries(False, False))
+
+    def added(path: Path, *words: str) -> list[str]:
+        preset = load_preset(path, [*words, "--rdzv-endpoint", "n1:29400"])
+        command = Launch.of(preset, SCRIPT).command
+        return list(command[command.index(str(SCRIPT)) + 1 + len(preset.argv) :])
+
+    shipped = Path("llama3-8b-128k")
+    assert added(shipped)[:2] == ["--transformer-impl", "local"]
+    assert "--no-rope-fusion" in added(shipped)
+    assert added(shipped, "--transformer-impl", "transformer_engine") == ["--no-gradient-accumulation-fusion"]
+    own = tmp_path / "own.yaml"
+    own.write_text(f"extends: [{CONFIGS / 'llama3-8b-128k.yaml'}]\n")
+    assert added(own) == added(Path("tiny-cpu")) == []

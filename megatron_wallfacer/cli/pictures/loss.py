@@ -9,11 +9,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from megatron_wallfacer.cli.comparison import TOLERANCE, differences
 from megatron_wallfacer.cli.pictures import GREY, INK, PALE, new_figure, save
 from megatron_wallfacer.cli.pictures.palette import hues
-
-#: Relative difference up to which two runs are said to agree.
-TOLERANCE = 1e-5
 
 REFERENCE = "#b4bac4"
 MARKERS, DASHES = "os^Dv", ((0, (4, 2)), (2, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (3, (2, 2)))
@@ -21,13 +19,14 @@ MARKS = 16  # on a curve, whatever its length
 LEFT, WIDTH = 0.085, 0.885  # of the panels, in parts of the figure's width
 
 
-def draw_losses(runs: Mapping[str, Sequence[float]], path: Path, title: str) -> None:
+def draw_losses(runs: Mapping[str, Sequence[float]], path: Path, title: str, *, tolerance: float = TOLERANCE) -> None:
     """Draw loss over iterations, and below it the relative difference to the first run.
 
     Args:
         runs: losses by iteration, by the name of the run; the others are compared with the first, as far as both go.
         path: the PNG to write; its folder is made.
         title: what was run.
+        tolerance: relative difference to mark.
 
     Raises:
         ValueError: there is no run, or one without losses.
@@ -43,22 +42,11 @@ def draw_losses(runs: Mapping[str, Sequence[float]], path: Path, title: str) -> 
     if others:
         below = figure.add_axes((LEFT, 0.1, WIDTH, 0.24), sharex=above)
         apart = {name: differences(runs[reference], runs[name]) for name in others}
-        _differences(below, apart)
+        _differences(below, apart, tolerance)
         _head(below, f"relative difference to {reference}")
         above.tick_params(labelbottom=False)
     figure.axes[-1].set_xlabel("iteration", fontsize=10.5, color=INK, labelpad=7)
     save(figure, path)
-
-
-def differences(reference: Sequence[float], losses: Sequence[float]) -> list[float]:
-    """Absolute differences relative to the reference, by iteration, as far as both go."""
-    return [_relative(wanted, loss) for wanted, loss in zip(reference, losses, strict=False)]
-
-
-def _relative(wanted: float, loss: float) -> float:
-    if loss == wanted:
-        return 0.0
-    return abs(loss - wanted) / abs(wanted) if wanted else inf
 
 
 def _curves(axes: Axes, runs: Mapping[str, Sequence[float]]) -> None:
@@ -75,19 +63,19 @@ def _curves(axes: Axes, runs: Mapping[str, Sequence[float]]) -> None:
     _plain(axes)
 
 
-def _differences(axes: Axes, apart: Mapping[str, Sequence[float]]) -> None:
+def _differences(axes: Axes, apart: Mapping[str, Sequence[float]], tolerance: float) -> None:
     """Differences on a log scale; those that are exactly 0 lie on the floor, which is marked so."""
     seen = [value for values in apart.values() for value in values if 0 < value < inf]
-    low, high = floor(log10(min([*seen, TOLERANCE]))) - 1, floor(log10(max([*seen, TOLERANCE]))) + 1
+    low, high = floor(log10(min([*seen, tolerance]))) - 1, floor(log10(max([*seen, tolerance]))) + 1
     lowest = 10.0**low
     for index, values in enumerate(apart.values()):
         raised = [lowest if value == 0 else value for value in values]
         # Dots without a line, which would fall to the floor and rise again wherever two runs agree to the last bit.
         marks = _style(index, len(apart), len(values)) | {"ls": "none", "ms": 4.5, "markevery": 1, "clip_on": False}
         axes.plot(_iterations(values), raised, **marks)
-    axes.axhline(TOLERANCE, color=INK, lw=1.1, ls=(0, (5, 3)), zorder=1)
+    axes.axhline(tolerance, color=INK, lw=1.1, ls=(0, (5, 3)), zorder=1)
     where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "va": "bottom"}
-    axes.annotate(f"tolerance {_power(TOLERANCE)}", (1.0, TOLERANCE), (0, 3), fontsize=9, color=INK, **where)
+    axes.annotate(f"tolerance {_power(tolerance)}", (1.0, tolerance), (0, 3), fontsize=9, color=INK, **where)
     axes.set_yscale("log")
     axes.set_ylim(lowest / 1.8, 10.0**high)
     every = max(1, (high - low) // 5)

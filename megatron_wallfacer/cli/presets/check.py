@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from megatron_wallfacer.cli.presets.preset import Preset
 
 _FLAG = re.compile(r"--[A-Za-z0-9][A-Za-z0-9_-]*")
-#: Values of CUDA_VISIBLE_DEVICES with which the launcher trains on the CPU.
-_NO_GPU = ("", "-1", "NoDevFiles")
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,10 @@ def environment_for(megatron_path: Path | None) -> dict[str, str]:
 
 
 def _question(preset: Preset) -> dict[str, Any]:
-    on_cpu = preset.environment.get("CUDA_VISIBLE_DEVICES", "all") in _NO_GPU
     return {
         "flags": [setting.typed for setting in preset.model.values()],
         "ranks": preset.ranks,
-        "device": "cpu" if on_cpu else "cuda",
+        "device": "cuda" if preset.on_gpus else "cpu",
     }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from megatron_wallfacer.cli.presets import torchrun
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.needed_arguments import Libraries, complete_for_gpu
 from megatron_wallfacer.shipped import SCRIPT
 
 if TYPE_CHECKING:
@@ -31,13 +32,16 @@ class Launch:
 
     @classmethod
     def of(cls, preset: Preset, script: Path) -> Launch:
-        """Render a preset.
+        """Render a preset; one for GPUs that comes with the plugin is completed for the libraries of this machine.
 
         Raises:
             WallfacerError: there are several nodes, and nothing says where they meet.
         """
+        argv = preset.argv
+        if preset.is_shipped and preset.on_gpus:
+            argv = complete_for_gpu(argv, Libraries.here())
         start = (sys.executable, "-m", "torch.distributed.run", *torchrun.words(preset.torchrun))
-        return cls((*start, "-m", "megatron_wallfacer", str(script), *preset.argv), preset.environment)
+        return cls((*start, "-m", "megatron_wallfacer", str(script), *argv), preset.environment)
 
     def __str__(self) -> str:
         """One line for a shell."""

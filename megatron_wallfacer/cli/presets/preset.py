@@ -13,6 +13,9 @@ from megatron_wallfacer.cli.presets.typed import typed_settings, typed_variables
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.shipped import CONFIGS
 
+#: Values of CUDA_VISIBLE_DEVICES with which the launcher trains on the CPU.
+_NO_GPU = ("", "-1", "NoDevFiles")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -42,6 +45,16 @@ class Preset:
     def ranks(self) -> int:
         """Ranks of the job."""
         return torchrun.ranks(self.torchrun)
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether it leaves the launcher any GPU; else it trains on the CPU."""
+        return self.environment.get("CUDA_VISIBLE_DEVICES", "all") not in _NO_GPU
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether the file comes with the plugin; what is typed besides does not matter."""
+        return self.path.resolve().is_relative_to(CONFIGS.resolve())
 
     def origin(self, name: str) -> Origin | None:
         """Where a flag or variable was written; None where it was not."""

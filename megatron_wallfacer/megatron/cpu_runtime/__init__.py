@@ -51,33 +51,27 @@ def is_installed() -> bool:
 def _replace_all() -> None:
     """Import torch's and Megatron's modules and replace what has to be replaced.
 
-    The order matters: variables are read when torch's parts are imported, and Megatron binds names of torch.cuda.
+    The order matters: variables are read when torch's parts are imported, and Megatron binds names of torch.cuda and
+    of libraries that it finds.
     """
-    from megatron_wallfacer.megatron.cpu_runtime import environment
+    from megatron_wallfacer.megatron.cpu_runtime import environment, libraries
 
+    libraries.install()
     environment.install()
+    from megatron_wallfacer.megatron import any_device
     from megatron_wallfacer.megatron.cpu_runtime import (
-        dataset_helpers,
         moe,
         noise,
-        norms,
-        optimizer_state,
         rng,
         startup,
         tensors,
-        thd,
         torch_cuda,
-        uneven,
     )
 
     torch_cuda.install()
     rng.install()
     tensors.install()
     noise.install()
-    dataset_helpers.install()
     startup.install()
-    norms.install()
-    optimizer_state.install()
     moe.install()
-    uneven.install()
-    thd.install()
+    any_device.install()

@@ -6,24 +6,26 @@ Every flag in `NEEDED` exists in Megatron-LM 0.17, 0.18, 0.19 and main of 2026-0
 from __future__ import annotations
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.needed_arguments import (
+    EVALUATION,
+    LOCAL_LAYERS,
+    NO_GRADIENT_FUSION,
+    missing,
+    read_flags,
+)
 
 # Appended when the user did not give them: flag -> value, None for a switch.
 NEEDED: dict[str, str | None] = {
-    # Transformer Engine, the default, has no CPU kernels.
+    # TransformerEngine, the default, has no CPU kernels.
     "--transformer-impl": "local",
     "--distributed-backend": "gloo",
-    # Kernels of Apex, or of Megatron itself, written in CUDA.
-    "--no-gradient-accumulation-fusion": None,
-    "--no-masked-softmax-fusion": None,
-    "--no-rope-fusion": None,
-    # torch's norms, the only ones here, refuse it (WrappedTorchNorm).
-    "--no-persist-layer-norm": None,
+    **NO_GRADIENT_FUSION,
+    **LOCAL_LAYERS,
     # Written for torch.compile, which is off here: eager, they are the plain functions with more temporaries.
     "--no-bias-gelu-fusion": None,
     "--no-bias-dropout-fusion": None,
     "--no-bias-swiglu-fusion": None,
-    # The default, None, stops build_train_valid_test_data_iterators at `train_iters // eval_interval`.
-    "--eval-interval": "1000",
+    **EVALUATION,
     # The default is two loader processes a rank, next to ranks that already share the cores.
     "--num-workers": "0",
 }
@@ -87,30 +89,10 @@ def adapt_argv(argv: list[str]) -> tuple[list[str], list[str]]:
     Raises:
         WallfacerError: The user asked for something that needs CUDA. One line: flag, value, what is possible.
     """
-    given = _flags(argv)
-    for flag, value in given:
+    for flag, value in read_flags(argv):
         _check(flag, value)
-    names = {flag for flag, _ in given}
-    added: list[str] = []
-    for flag, value in NEEDED.items():
-        if flag not in names:
-            added += [flag] if value is None else [flag, value]
+    added = missing(argv, NEEDED)
     return [*argv, *added], added
-
-
-def _flags(argv: list[str]) -> list[tuple[str, str | None]]:
-    """Each `--flag` with the word that follows it, if that is not a flag: `--flag value` and `--flag=value`."""
-    flags: list[tuple[str, str | None]] = []
-    for position, word in enumerate(argv):
-        if not word.startswith("--"):
-            continue
-        flag, equals, value = word.partition("=")
-        if equals:
-            flags.append((flag, value))
-            continue
-        following = argv[position + 1] if position + 1 < len(argv) else "--"
-        flags.append((flag, None if following.startswith("--") else following))
-    return flags
 
 
 def _check(flag: str, value: str | None) -> None:

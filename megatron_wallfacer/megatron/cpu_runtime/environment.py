@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from megatron_wallfacer.megatron.cpu_runtime.replace import replace
+from megatron_wallfacer.megatron.replace import replace
 
 
 def install() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from megatron_wallfacer.megatron.cpu_runtime.replace import replace
+from megatron_wallfacer.megatron.replace import replace
 
 
 def install() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_wallfacer.megatron.cpu_runtime.replace import replace
+from megatron_wallfacer.megatron.replace import replace
 
 
 def install() -> None:

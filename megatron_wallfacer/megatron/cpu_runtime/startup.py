@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from megatron_wallfacer.megatron.cpu_runtime.replace import replace, wrap
+from megatron_wallfacer.megatron.replace import replace, wrap
 
 
 def install() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from megatron_wallfacer.megatron.cpu_runtime.replace import wrap
+from megatron_wallfacer.megatron.replace import wrap
 
 _HOST = torch.device("cpu")
 

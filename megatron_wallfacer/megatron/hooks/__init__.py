@@ -1,4 +1,4 @@
-"""The hooks: the only places where the plugin touches Megatron.
+"""The hooks: the places where the plugin's own features touch Megatron.
 
 =================  ==========================================================  ==============================
 hook               target                                                      why
@@ -13,7 +13,7 @@ training log       ``megatron.training.training.training_log``                 m
 =================  ==========================================================  ==============================
 
 The arguments hook is always in; it installs the others when ``--wallfacer-cp-size`` is given, so that without
-the flag Megatron runs as it is.
+the flag Megatron runs as it is. What Megatron lacks where libraries are missing is in `any_device` and `cpu_runtime`.
 """
 
 from megatron_wallfacer.megatron.hooks.registry import Hooks

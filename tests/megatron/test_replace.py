@@ -6,7 +6,7 @@ import types
 import pytest
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.cpu_runtime.replace import replace
+from megatron_wallfacer.megatron.replace import replace
 
 
 @pytest.fixture

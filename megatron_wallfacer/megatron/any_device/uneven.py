@@ -1,7 +1,8 @@
-"""Gathers and reduce-scatters of unequal parts.
+"""Gathers and reduce-scatters of unequal parts over gloo, on the CPU or where ranks share a GPU.
 
 With tensor and expert parallelism together the all-to-all dispatcher gathers as many tokens from each tensor-parallel
 rank as its experts got. NCCL takes parts of any length, gloo parts of one length: here they are padded to the longest.
+Groups of another backend keep Megatron's functions.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_wallfacer.megatron.cpu_runtime.replace import wrap
+from megatron_wallfacer.megatron.replace import wrap
 
 _MODULE = "megatron.core.tensor_parallel.mappings"
 
@@ -28,7 +29,7 @@ def _gathering(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def gather(
         input_: Tensor, group: Any, output_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
     ) -> Tensor:
-        if output_split_sizes is None or len(set(output_split_sizes)) == 1:
+        if output_split_sizes is None or len(set(output_split_sizes)) == 1 or not _is_gloo(group):
             return original(input_, group, output_split_sizes, use_global_buffer)
         return gather_uneven(input_, group, output_split_sizes)
 
@@ -39,11 +40,15 @@ def _reduce_scattering(original: Callable[..., Tensor]) -> Callable[..., Tensor]
     def reduce_scatter(
         input_: Tensor, group: Any, input_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
     ) -> Tensor:
-        if input_split_sizes is None or len(set(input_split_sizes)) == 1:
+        if input_split_sizes is None or len(set(input_split_sizes)) == 1 or not _is_gloo(group):
             return original(input_, group, input_split_sizes, use_global_buffer)
         return reduce_scatter_uneven(input_, group, input_split_sizes)
 
     return reduce_scatter
+
+
+def _is_gloo(group: dist.ProcessGroup) -> bool:
+    return dist.get_backend(group) == dist.Backend.GLOO
 
 
 def gather_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Sequence[int]) -> Tensor:

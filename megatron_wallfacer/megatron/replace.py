@@ -57,4 +57,4 @@ def _missing(dotted: str) -> WallfacerError:
     package = dotted.split(".")[0]
     module = importlib.import_module("megatron.core" if package == "megatron" else package)
     who = "Megatron" if package == "megatron" else package
-    return WallfacerError(f"{who} {module.__version__} has no {dotted}, which must be replaced to run without CUDA")
+    return WallfacerError(f"{who} {module.__version__} has no {dotted}, which the plugin must replace")

@@ -1,7 +1,8 @@
 """Resuming with the distributed optimizer in fp32 and with torch's Adam.
 
-A GPU has the Adam of Apex or TransformerEngine. With torch's, and the weights in fp32, three things of
-`DistributedOptimizer` (megatron/core/optimizer/distrib_optimizer.py) do not work:
+Megatron takes the Adam of TransformerEngine or Apex where one of them is installed; then nothing is replaced. With
+torch's, and the weights in fp32, three things of `DistributedOptimizer` (megatron/core/optimizer/distrib_optimizer.py)
+do not work:
 
 * Before a checkpoint is loaded Megatron asks for the state, to know what to read. `state_dict` takes Adam's step from
   the parameters' state, and before the first step there is none: an assertion fails. Here the state is made first.
@@ -19,11 +20,15 @@ from typing import Any
 
 import torch
 
-from megatron_wallfacer.megatron.cpu_runtime.replace import wrap
+from megatron_wallfacer.megatron.replace import wrap
 
 
 def install() -> None:
-    """Wrap both methods."""
+    """Wrap both methods, where Megatron has torch's Adam."""
+    from megatron.core.optimizer import distrib_optimizer
+
+    if distrib_optimizer.HAVE_APEX_OR_TE:
+        return
     wrap("megatron.core.optimizer.distrib_optimizer.DistributedOptimizer.state_dict", _with_state)
     wrap("megatron.core.optimizer.distrib_optimizer.DistributedOptimizer.load_state_dict", _each_its_step)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_wallfacer.megatron.cpu_runtime.replace import wrap
+from megatron_wallfacer.megatron.replace import wrap
 
 
 def install() -> None:
@@ -34,7 +34,7 @@ def partitioned_indices(cu_seqlens: torch.Tensor, total_tokens: int, world_size:
         rank: r.
 
     Returns:
-        Indices in ascending order, ``[total_tokens / P]``, int32 as Transformer Engine's.
+        Indices in ascending order, ``[total_tokens / P]``, int32 as TransformerEngine's, on the device of `cu_seqlens`.
 
     Raises:
         ValueError: a document cannot be cut, or they do not fill the batch.
@@ -49,4 +49,4 @@ def partitioned_indices(cu_seqlens: torch.Tensor, total_tokens: int, world_size:
             raise ValueError(f"a document of {end - start} tokens cannot be cut into {2 * world_size} chunks")
         for chunk in (rank, 2 * world_size - 1 - rank):
             pieces.append(torch.arange(start + chunk * size, start + (chunk + 1) * size, dtype=torch.int32))
-    return torch.cat(pieces)
+    return torch.cat(pieces).to(cu_seqlens.device)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_wallfacer.megatron.cpu_runtime.replace import replace
+from megatron_wallfacer.megatron.replace import replace
 
 MODULE = "megatron.core.datasets.helpers_cpp"
 
@@ -35,10 +35,13 @@ def provide() -> bool:
     """Make `megatron.core.datasets.helpers_cpp` importable in this process.
 
     Returns:
-        Whether it is: False means that it has to be compiled first.
+        Whether it is, and no older than its source: False means that it has to be compiled first.
     """
-    if MODULE in sys.modules or importlib.util.find_spec(MODULE) is not None:
+    if MODULE in sys.modules:
         return True
+    spec = importlib.util.find_spec(MODULE)
+    if spec is not None:
+        return _is_current(Path(spec.origin))
     package = importlib.util.find_spec("megatron.core.datasets")
     if package is None or not package.submodule_search_locations:
         return False
@@ -52,6 +55,14 @@ def provide() -> bool:
     loader.exec_module(module)
     sys.modules[MODULE] = module
     return True
+
+
+def _is_current(binary: Path) -> bool:
+    """Whether a compiled module serves as it is: a checkout's source may have changed since, and `make` sees that."""
+    source = binary.with_name("helpers.cpp")
+    if not binary.with_name("Makefile").is_file() or not source.is_file():
+        return True
+    return binary.stat().st_mtime >= source.stat().st_mtime
 
 
 def _compiled_from(source: Path) -> Path | None:
