@@ -86,7 +86,9 @@ def measure(setting: Setting, scheme: str, options: argparse.Namespace) -> Row:
         OptionError: the scheme cannot be had for these heads, or no kernel serves them.
     """
     device, dtype, heads = device_of(options), getattr(torch, options.dtype), setting.heads
-    plan = make_plan(scheme, setting.cp_size, q_heads=heads[0], kv_heads=heads[1])
+    plan = make_plan(
+        scheme, setting.cp_size, q_heads=heads[0], kv_heads=heads[1], tokens=setting.tokens // setting.cp_size
+    )
     kernel = kernel_of(options, device, dtype)
     shape = {"heads": heads, "head_dim": options.head_dim, "device": device, "dtype": dtype}
     ours, bare = (OneRank(plan, setting.tokens, kernel=one, **shape) for one in (kernel, NoKernel()))

@@ -82,7 +82,9 @@ def picture(found: Sequence[Busy], path: Path) -> None:
 def record(setting: Setting, options: argparse.Namespace, trace: Path) -> None:
     """Profile one forward and backward, after two that are not."""
     device, dtype, heads = device_of(options), getattr(torch, options.dtype), setting.heads
-    plan = make_plan(options.scheme, setting.cp_size, q_heads=heads[0], kv_heads=heads[1])
+    plan = make_plan(
+        options.scheme, setting.cp_size, q_heads=heads[0], kv_heads=heads[1], tokens=setting.tokens // setting.cp_size
+    )
     kernel = kernel_of(options, device, dtype)
     one = OneRank(plan, setting.tokens, heads, options.head_dim, kernel, device, dtype, recorder=Ranges())
     q, k, v, dout = one.inputs()

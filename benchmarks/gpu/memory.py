@@ -52,7 +52,9 @@ def measure(setting: Setting, scheme: str, options: argparse.Namespace) -> Row:
         OptionError: it cannot be had for these heads.
     """
     device, dtype, heads = device_of(options), getattr(torch, options.dtype), setting.heads
-    plan = make_plan(scheme, setting.cp_size, q_heads=heads[0], kv_heads=heads[1])
+    plan = make_plan(
+        scheme, setting.cp_size, q_heads=heads[0], kv_heads=heads[1], tokens=setting.tokens // setting.cp_size
+    )
     kernel = kernel_of(options, device, dtype)
     one = OneRank(plan, setting.tokens, heads, options.head_dim, kernel, device, dtype)
     q, k, v, dout = one.inputs()

@@ -124,7 +124,7 @@ def count(
     Raises:
         OptionError: the scheme cannot be had for these heads.
     """
-    grid, *both = _at_one_token_a_chunk(cp_size, heads, scheme, head_dim, operators_only)
+    grid, *both = _at_one_token_a_chunk(cp_size, heads, scheme, head_dim, operators_only, tokens // cp_size)
     moved = [Counter({name: size * tokens // (2 * cp_size) for name, size in one.items()}) for one in both]
     pairs = tokens * tokens / 2 / cp_size * heads[0] * head_dim
     return Passes(grid, (moved[0], moved[1]), (FORWARD_FLOPS * pairs, BACKWARD_FLOPS * pairs))
@@ -132,10 +132,10 @@ def count(
 
 @lru_cache(maxsize=64)
 def _at_one_token_a_chunk(
-    cp_size: int, heads: tuple[int, int], scheme: str, head_dim: int, operators_only: bool
+    cp_size: int, heads: tuple[int, int], scheme: str, head_dim: int, operators_only: bool, rank_tokens: int
 ) -> tuple[str, Counter[str], Counter[str]]:
-    """The grid, and bytes forward and backward, all of which grow with the tokens."""
-    plan = make_plan(scheme, cp_size, q_heads=heads[0], kv_heads=heads[1])
+    """The grid that so many tokens per rank have, and bytes forward and backward, which grow with the tokens."""
+    plan = make_plan(scheme, cp_size, q_heads=heads[0], kv_heads=heads[1], tokens=rank_tokens)
     # Where a kernel of ours would be called is decided by the device; no memory is touched on either.
     device = torch.device("cpu" if operators_only else "cuda")
     with FakeTensorMode():

@@ -16,7 +16,7 @@ from unittest import mock
 
 from benchmarks.host.clock import in_slices
 from benchmarks.host.empty import EmptyKernel, Replay
-from benchmarks.host.passes import HEAD_DIM, HEADS, Passes
+from benchmarks.host.passes import HEAD_DIM, HEADS, TOKENS, Passes
 from benchmarks.host.world import fake_world
 from benchmarks.ours import Ours
 from benchmarks.peers.loading import load
@@ -62,7 +62,7 @@ def beside(ranks: int, rounds: int) -> Times:
 
 
 def _ours(scheme: str, ranks: int) -> Passes:
-    ours, kernel = Ours(scheme, ranks, HEADS, {"scheme": scheme}), EmptyKernel()
+    ours, kernel = Ours(scheme, ranks, HEADS, {"scheme": scheme, "tokens": TOKENS}), EmptyKernel()
     ours.prepare()
     attend = ours.bind(kernel, HEAD_DIM)
     passes = Passes(lambda q, k, v: attend(*(x.transpose(0, 1) for x in (q, k, v))).transpose(0, 1), (1, 2))

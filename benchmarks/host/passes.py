@@ -17,6 +17,8 @@ from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.schemes import make_plan
 
 HEADS, HEAD_DIM = (32, 8), 8
+#: Tokens per rank.
+TOKENS = 2
 PASSES = ("forward", "backward")
 
 
@@ -75,9 +77,9 @@ def measure(cp_size: int, scheme: str, rounds: int) -> Row:
     Raises:
         OptionError: the scheme has no plan for this size and these heads.
     """
-    plan, kernel = make_plan(scheme, cp_size, q_heads=HEADS[0], kv_heads=HEADS[1]), EmptyKernel()
+    plan, kernel = make_plan(scheme, cp_size, q_heads=HEADS[0], kv_heads=HEADS[1], tokens=TOKENS), EmptyKernel()
     with fake_world(busiest_rank(plan), cp_size), empty_rows() as rows:
-        ours = Ours(scheme, cp_size, HEADS, {"scheme": scheme})
+        ours = Ours(scheme, cp_size, HEADS, {"scheme": scheme, "tokens": TOKENS})
         ours.prepare()
         passes = Passes(ours.bind(kernel, HEAD_DIM), (2, 1))
         replays = (kernel.forward, kernel.backward, *rows)

@@ -208,6 +208,7 @@ def _plan_by_hand(args: argparse.Namespace) -> Plan:
             head_groups=args.wallfacer_head_groups,
             q_heads=q_heads,
             kv_heads=k_heads,
+            tokens=args.seq_length // args.wallfacer_cp_size,
         )
     except OptionError as error:
         raise as_flag_error(error) from error
@@ -222,7 +223,8 @@ def _window_plan(args: argparse.Namespace) -> Plan | None:
         raise WallfacerError(f"{flag(option)} {name}: needs --window-size LEFT,RIGHT beside it")
     q_heads, k_heads = heads_at_hand(args)
     try:
-        return make_plan(name, args.wallfacer_cp_size, q_heads=q_heads, kv_heads=k_heads)
+        tokens = args.seq_length // args.wallfacer_cp_size
+        return make_plan(name, args.wallfacer_cp_size, q_heads=q_heads, kv_heads=k_heads, tokens=tokens)
     except OptionError as error:
         whose = "must be" if error.option == "scheme" else f"{error.option.replace('_', ' ')} {error.value} must be"
         raise WallfacerError(f"{flag(option)} {name}: {whose} {error.allowed}") from error

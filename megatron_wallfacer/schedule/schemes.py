@@ -98,6 +98,11 @@ RIDERS: tuple[Rider, ...] = ("kv", "q")
 #: The option that sets an axis. What these leave over is ``ring_outer``, or the one axis that is not given.
 _OPTIONS = {"head": "head_size", "team": "team_size", "kv_team": "kv_team_size", "ring_inner": "ring_window"}
 
+#: Least tokens per rank squared x query heads with which heads are split in two groups: 16,384 tokens with 32 heads. A
+#: ring step is then a call of 16,384 x 8,192 rows and columns, and half of its heads run at 95 % of its rate on an H200
+#: (docs/gpu/h200-2026-11-27/tiles.csv). At 4,096 tokens it is 84 %, and the host launches twice as many calls.
+SPLIT_WORK = 2**33
+
 
 def make_plan(
     scheme: str,
@@ -116,6 +121,7 @@ def make_plan(
     q_heads: int | None = None,
     kv_heads: int | None = None,
     kappa: float = 1.0,
+    tokens: int | None = None,
 ) -> Plan:
     """The plan for a scheme by name.
 
@@ -133,9 +139,11 @@ def make_plan(
         forward, backward: what rides, ``kv`` or ``q``; ``auto`` is as published, or the cheaper by words where nothing
             is.
         bidirectional: blocks go half way round in each direction.
-        head_groups: groups of heads that are pipelined; by default 2 where there is something to gather.
+        head_groups: groups of heads that are pipelined; by default 2 where there is something to gather and, if
+            ``tokens`` and heads are given, kernel calls of half the heads are large enough (:data:`SPLIT_WORK`).
         q_heads, kv_heads: heads at hand (after tensor parallelism); both or neither.
         kappa: kv heads / q heads, where heads are not given.
+        tokens: tokens per rank.
 
     Raises:
         OptionError: naming the option, its value and what is allowed.
@@ -164,7 +172,7 @@ def make_plan(
         plan,
         grid=_placed(plan.grid, placement),
         bidirectional=bidirectional,
-        head_groups=_head_groups(plan.grid) if head_groups is None else head_groups,
+        head_groups=_head_groups(plan.grid, tokens, q_heads) if head_groups is None else head_groups,
     )
 
 
@@ -283,6 +291,8 @@ def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
         raise OptionError(error.option, typed, error.allowed) from None
 
 
-def _head_groups(grid: Grid) -> int:
-    """Two where something is gathered that the kernels of the other group can hide."""
-    return 2 if grid.head > 1 or grid.team > 1 else 1
+def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
+    """Two where something is gathered that the kernels of the other group can hide, and both groups have enough work."""
+    if grid.head == 1 and grid.team == 1:
+        return 1
+    return 1 if tokens and q_heads and tokens**2 * q_heads < SPLIT_WORK else 2

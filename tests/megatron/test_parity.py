@@ -50,17 +50,17 @@ TEAM = {
 FEW = 4
 OTHERS = {
     "auto": (4, ""),
-    "wallfacer --wallfacer-kv-order permuted": (8, "--wallfacer-team-size 2"),
+    "wallfacer --wallfacer-kv-order permuted": (8, "--wallfacer-team-size 2 --wallfacer-head-groups 2"),
     "team-ring --wallfacer-head-size 2": (
         8,
-        "--wallfacer-team-size 2 --wallfacer-kv-team-size 2 --wallfacer-forward q",
+        "--wallfacer-team-size 2 --wallfacer-kv-team-size 2 --wallfacer-forward q --wallfacer-head-groups 2",
     ),
     "ring --wallfacer-bidirectional": (4, ""),
     "double-ring": (8, ""),
     "ulysses": (4, "--wallfacer-head-groups 1"),
-    "usp": (8, "--wallfacer-head-size 4 --wallfacer-placement ring-first"),
-    "loongtrain": (8, "--wallfacer-head-size 2"),
-    "mesh": (4, ""),
+    "usp": (8, "--wallfacer-head-size 4 --wallfacer-placement ring-first --wallfacer-head-groups 2"),
+    "loongtrain": (8, "--wallfacer-head-size 2 --wallfacer-head-groups 2"),
+    "mesh": (4, "--wallfacer-head-groups 2"),
     "all-gather": (4, ""),
     "tokenring": (4, ""),
     "burst": (8, ""),
@@ -121,6 +121,7 @@ def test_a_wrong_mask_fails_the_same_comparison() -> None:
 
 def test_a_run_prints_what_it_does() -> None:
     flags = ("--wallfacer-cp-size", "4", "--wallfacer-scheme", "wallfacer", "--wallfacer-team-size", "2")
+    flags = (*flags, "--wallfacer-head-groups", "2")
     output = train(4, arguments(*flags, iterations=1)).check().ranks[0].output
     block = [line.removeprefix("wallfacer: ") for line in output.splitlines() if line.startswith("wallfacer: ")]
     text = "\n".join(block)

@@ -223,6 +223,15 @@ def test_heads_are_pipelined_where_something_is_gathered(scheme: str, groups: in
     assert make_plan(scheme, 16, head_groups=3).head_groups == 3
 
 
+@pytest.mark.parametrize(
+    ("tokens", "q_heads", "groups"), [(2048, 32, 1), (16384, 32, 2), (16383, 32, 1), (16384, 4, 1), (65536, 4, 2)]
+)
+def test_heads_are_split_only_where_both_groups_have_enough_work(tokens: int, q_heads: int, groups: int) -> None:
+    heads = {"q_heads": q_heads, "kv_heads": q_heads}
+    assert make_plan("mesh", 16, tokens=tokens, **heads).head_groups == groups
+    assert make_plan("mesh", 16, tokens=tokens, head_groups=2, **heads).head_groups == 2
+
+
 def test_both_directions_of_a_single_ring() -> None:
     assert make_plan("ring", 8, bidirectional=True).bidirectional
     assert make_plan("team-ring", 8, bidirectional=True) == replace(make_plan("team-ring", 8), bidirectional=True)
