@@ -20,6 +20,7 @@ from megatron_wallfacer.schedule.lower import lower
 from megatron_wallfacer.schedule.mask import CAUSAL, Mask, pattern_of
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.rows import contiguous
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.volume import Shape
 
@@ -86,11 +87,11 @@ class Call:
         return found
 
     def backward_pass(self, own: Mapping[str, Tensor], kv_heads: int, head_dim: int) -> CompiledPass:
-        """The compiled backward pass.
+        """The compiled backward pass. It takes delta as its last own tensor, contiguous ``[tokens / P, batch, q_heads]``.
 
         Args:
-            own: the rank's own tensors by name: dout, out, lse, delta, and q, k, v unless forward kept what it had
-                exchanged along the head axis.
+            own: the rank's own tensors by name: dout, out, lse, and q, k, v unless forward kept what it had exchanged
+                along the head axis.
             kv_heads: of the rank's own keys and values.
             head_dim: channels of a query or key head.
         """
@@ -100,7 +101,7 @@ class Call:
         found = passes.get(key)
         if found is None:
             shape = _shape(out, kv_heads, head_dim, out.shape[3])
-            named = dict(zip(own, strides, strict=True))
+            named = dict(zip(own, strides, strict=True)) | {"delta": contiguous(out.shape[:3])}
             found = passes.add(key, self._compile(backward_schedule, shape, named, out))
         return found
 

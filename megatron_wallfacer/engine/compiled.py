@@ -26,6 +26,7 @@ class CompiledPass:
         program: what was bound.
         device: of all tensors.
         given: positions of the values that backward reads among those that forward kept.
+        reads_delta: some step reads delta of the rank's own rows.
         results: shape and dtype of each result.
         kept: bytes of each value that is kept for backward.
         bases: what operands are views of: number of the buffer, and the dtype in which it is read, None for its own.
@@ -41,6 +42,7 @@ class CompiledPass:
     program: Program
     device: torch.device
     given: tuple[int, ...]
+    reads_delta: bool
     results: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     kept: tuple[int, ...]
     bases: tuple[tuple[int, torch.dtype | None], ...]
@@ -89,6 +91,7 @@ def compile_pass(
         program=program,
         device=device,
         given=tuple(keeps.index(name) for name in program.given),
+        reads_delta=any(operand.buffer == "delta" for operand in program.operands),
         results=tuple((result.shape, wide if result.wide else dtype) for result in program.results),
         kept=tuple(nbytes for _, nbytes in program.kept),
         bases=tuple(bases),

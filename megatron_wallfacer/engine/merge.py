@@ -67,13 +67,13 @@ def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> 
 
 
 def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
-    """Delta of the rows, rowsum(dout * out), in ``dtype``.
+    """Return delta of the rows, rowsum(dout * out), contiguous and in ``dtype``.
 
     Args:
         dout, out: ``[rows, batch, heads, v_head_dim]``.
         dtype: of the sums, ``[rows, batch, heads]``.
     """
-    return _kernels().row_sums(dout, out, dtype) if dout.is_cuda else (dout.to(dtype) * out).sum(-1)
+    return _kernels().row_sums(dout, out, dtype) if dout.is_cuda else (dout.to(dtype) * out).sum(-1).contiguous()
 
 
 def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:

@@ -51,6 +51,8 @@ from megatron_wallfacer.schedule.rows import Accumulator, Range, Rows, common_ro
 from megatron_wallfacer.schedule.tiles import Tile
 from megatron_wallfacer.schedule.volume import ACCUMULATED, KV_TENSORS, STATISTICS, Shape, rows_bytes
 
+#: Steps of an operation, or of the wait for a move.
+Labelled = tuple[Op | Move, tuple[Step, ...]]
 _EMPTY = {"lse": float("-inf")}
 _PARTIAL_OUT = frozenset(ops.PARTIAL_OUT)
 FORWARD_INPUTS = ("q", "k", "v")
@@ -109,7 +111,7 @@ class _Lowering:
         self.started: dict[int, int] = {}
         self.coming: dict[str, tuple[int, Move]] = {}
         self.stored: set[tuple[str, int]] = set()
-        self.steps: list[tuple[Op | Move, tuple[Step, ...]]] = []
+        self.steps: list[Labelled] = []
 
     def run(self) -> Program:
         schedule = self.schedule
@@ -132,7 +134,7 @@ class _Lowering:
             workspace_bytes=self.placement.nbytes,
             operands=tuple(self.numbers),
             transfers=tuple(self.transfers),
-            steps=tuple(self.steps),
+            steps=_with_stores_joined(self.steps),
             received=self._received(),
         )
 
@@ -443,6 +445,20 @@ class _Lowering:
                 pairs.append((self._number(into), self._number(cut(operand, (first, end)))))
                 at += end - first
         yield from _unless_empty(Copy(tuple(copies)), Add(tuple(adds)))
+
+
+def _with_stores_joined(steps: Iterable[Labelled]) -> tuple[Labelled, ...]:
+    """Copies of results that are stored one right after the other, as one step of the first."""
+    joined: list[Labelled] = []
+    for label, found in steps:
+        if joined and isinstance(label, ops.Store) and isinstance(joined[-1][0], ops.Store):
+            before = joined[-1][1]
+            match (before, found):
+                case ((Copy(pairs=first),), (Copy(pairs=second),)):
+                    joined[-1] = joined[-1][0], (Copy((*first, *second)),)
+                    continue
+        joined.append((label, found))
+    return tuple(joined)
 
 
 def _unless_empty(*steps: Copy | Merge | Add) -> Iterator[Step]:

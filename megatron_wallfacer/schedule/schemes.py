@@ -292,7 +292,7 @@ def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
 
 
 def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
-    """Two where something is gathered that the kernels of the other group can hide, and both groups have enough work."""
+    """Two where something is gathered that the other group's kernels can hide, and both groups have enough work."""
     if grid.head == 1 and grid.team == 1:
         return 1
     return 1 if tokens and q_heads and tokens**2 * q_heads < SPLIT_WORK else 2
