@@ -87,7 +87,7 @@ class Call:
         return found
 
     def backward_pass(self, own: Mapping[str, Tensor], kv_heads: int, head_dim: int) -> CompiledPass:
-        """The compiled backward pass. It takes delta as its last own tensor, contiguous ``[tokens / P, batch, q_heads]``.
+        """The compiled backward pass. Its last own tensor is delta, contiguous ``[tokens / P, batch, q_heads]``.
 
         Args:
             own: the rank's own tensors by name: dout, out, lse, and q, k, v unless forward kept what it had exchanged

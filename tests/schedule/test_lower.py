@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import product
+from itertools import product, takewhile
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +15,7 @@ from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.lower import lower
 from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask, pattern_of
 from megatron_wallfacer.schedule.memory import aliases, kept_buffers, lives, proxy_key, rows_key, value_key, workspace
-from megatron_wallfacer.schedule.ops import Assemble, Attend, Move, Op, Schedule, Start, reads, writes
+from megatron_wallfacer.schedule.ops import Assemble, Attend, Move, Op, Schedule, Start, Store, reads, writes
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Program, Step
 from megatron_wallfacer.schedule.rows import contiguous
@@ -104,6 +104,10 @@ def overlap(a: Bytes, b: Bytes) -> bool:
 def regions_of(schedule: Schedule, index: int, op: Op) -> set[object]:
     """Keys of the buffers that an operation may touch."""
     other_names = aliases(schedule)
+    if isinstance(op, Store):
+        # Stores that follow each other may be one step.
+        following = takewhile(lambda one: isinstance(one, Store), schedule.ops[index:])
+        return {value_key(other_names.get(one.source, one.source)) for one in following}
     found = {value_key(other_names.get(name, name)) for name in (*reads(op), *writes(op))}
     if isinstance(op, Assemble) and len(op.sources) == 1:
         return set()
