@@ -37,8 +37,11 @@ def train(
     prepare()
     log.write_text("", encoding="utf-8")
     port = _free_port()
-    pids = [_fork(rank, ranks, port, [str(script), *arguments], log) for rank in range(ranks)]
-    codes = _wait(pids, time.monotonic() + TIMEOUT_S)
+    # A folder of its own, because a rank that is killed leaves its files; a short name, because Megatron's checkpoint
+    # writer puts a socket there, whose path has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="wf-") as folder:
+        pids = [_fork(rank, ranks, port, [str(script), *arguments], log, folder) for rank in range(ranks)]
+        codes = _wait(pids, time.monotonic() + TIMEOUT_S)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     iterations = [one for one in map(parse_iteration, lines) if one is not None]
     for one in iterations:
@@ -71,17 +74,17 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _fork(rank: int, ranks: int, port: int, argv: list[str], log: Path) -> int:
+def _fork(rank: int, ranks: int, port: int, argv: list[str], log: Path, folder: str) -> int:
     """Start one rank; its process id."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _be_rank(rank, ranks, port, argv, log)
+        _be_rank(rank, ranks, port, argv, log, folder)
     return pid
 
 
-def _be_rank(rank: int, ranks: int, port: int, argv: list[str], log: Path) -> NoReturn:
+def _be_rank(rank: int, ranks: int, port: int, argv: list[str], log: Path, folder: str) -> NoReturn:
     """In the fork: train, and never return."""
     code = 1
     try:
@@ -91,7 +94,7 @@ def _be_rank(rank: int, ranks: int, port: int, argv: list[str], log: Path) -> No
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
         sys.stdout.reconfigure(line_buffering=True)
-        tempfile.tempdir = str(log.parent)
+        tempfile.tempdir = folder
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         values = (rank, rank, ranks, ranks, "127.0.0.1", port)
         os.environ.update(zip(names, map(str, values), strict=True))
