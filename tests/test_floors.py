@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "megatron_wallfacer"
 #: From the ground up.
 FLOORS = ("errors", "lists", "shipped", "schedule", "kernels", "engine", "attention", "planning", "megatron", "cli")
+#: A module of ours as a string: what importlib is given.
+BY_STRING = re.compile(r"megatron_wallfacer(\.\w+)+")
 MODULES = sorted(path.relative_to(PACKAGE.parent) for floor in FLOORS[1:] for path in (PACKAGE / floor).rglob("*.py"))
 
 
@@ -21,6 +24,8 @@ def imported(module: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: a relative import"
             yield node.module or ""
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and BY_STRING.fullmatch(node.value):
+            yield node.value
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -34,3 +39,9 @@ def test_imports_go_down(module: Path) -> None:
             assert module.parts[1] == "megatron", f"{module} imports {name}"
         if module.parts[1] in ("schedule", "planning"):
             assert package not in ("torch", "numpy"), f"{module} imports {name}"
+
+
+def test_an_import_by_string_is_seen(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text('import importlib\n\nimportlib.import_module("megatron_wallfacer.cli.main")\n')
+    assert [*imported(module)] == ["importlib", "megatron_wallfacer.cli.main"]

@@ -348,3 +348,17 @@ def test_proxy_gives_the_gradients_of_the_output(by: ModuleType, dtype: torch.dt
     got = kernel.backward(dout, q, k, v, proxy_of(by, dout, delta), lse.float(), *call)
     for mine, exact in zip(got, want, strict=True):
         assert (mine.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+# --- a NaN is not hidden ---
+
+
+def test_a_nan_in_either_part_stays_one(by: ModuleType) -> None:
+    for place in range(2):
+        out, lse = torch.ones(2, 1, 1, 8), torch.zeros(2, 1, 1)
+        part_out, part_lse = torch.ones(2, 1, 1, 8), torch.zeros(2, 1, 1)
+        (lse, part_lse)[place][0] = float("nan")
+        by.merge_into(out, lse, part_out, part_lse)
+        assert out[0].isnan().all()
+        assert lse[0].isnan().all()
+        assert torch.equal(out[1], torch.ones(1, 1, 8))
