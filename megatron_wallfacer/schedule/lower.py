@@ -108,7 +108,7 @@ class _Lowering:
         self.transfers: list[Transfer] = []
         self.started: dict[int, int] = {}
         self.coming: dict[str, tuple[int, Move]] = {}
-        self.stored: set[tuple[str, int]] = set()
+        self.stored: Counter[tuple[str, int]] = Counter()
         self.steps: list[tuple[Op | Move, tuple[Step, ...]]] = []
 
     def run(self) -> Program:
@@ -158,8 +158,8 @@ class _Lowering:
                 yield from (self._attend_backward if self.schedule.backward else self._attend_forward)(op)
             case ops.Fold(source=source, into=into):
                 yield from self._fold(source, into)
-            case ops.Store(source=source):
-                yield from self._store(source)
+            case ops.Store(sources=sources):
+                yield from self._store(sources)
 
     # --- rows in memory ---
 
@@ -248,6 +248,9 @@ class _Lowering:
 
     def _number(self, operand: Operand) -> int:
         return self.numbers.setdefault(operand, len(self.numbers))
+
+    def _numbers(self, pairs: Iterable[tuple[Operand, Operand]]) -> tuple[tuple[int, int], ...]:
+        return tuple((self._number(into), self._number(source)) for into, source in pairs)
 
     def _nbytes(self, value: ops.Value) -> int:
         return int(rows_bytes(self.schedule, self.shape, value.payload, len(value.chunks)))
@@ -422,27 +425,35 @@ class _Lowering:
                     adds += pair.values()
         yield from _unless_empty(Copy(tuple(copies)), Merge(tuple(merges)), Add(tuple(adds)))
 
-    def _store(self, source: str) -> Iterator[Step]:
-        """Put the rank's own chunks of a finished value into its results."""
-        rows, fill = self._read(source)
-        yield from fill
-        part = self.schedule.values[source].part
-        mine = runs(shard_chunks(self.schedule.rank, self.schedule.cp_size), rows.chunks)
-        copies: list[tuple[int, int]] = []
-        adds: list[tuple[int, int]] = []
-        for tensor, operand in rows.tensors.items():
-            heads = self._heads(tensor, part)
-            # Parts that share kv heads have the same heads: the first is stored, the others are added.
-            pairs = adds if (tensor, heads.start) in self.stored else copies
-            self.stored.add((tensor, heads.start))
-            shape = self.results[tensor].shape
-            result, at = cut_heads(Operand(tensor, "own", shape, contiguous(shape), 0), heads), 0
-            for chunks in mine:
-                first, end = self._rows(chunks)
-                into = cut(result, (at, at + end - first))
-                pairs.append((self._number(into), self._number(cut(operand, (first, end)))))
-                at += end - first
-        yield from _unless_empty(Copy(tuple(copies)), Add(tuple(adds)))
+    def _store(self, sources: Sequence[str]) -> Iterator[Step]:
+        """Put the rank's own chunks of finished values into its results."""
+        # Parts that share kv heads have the same heads: the first is stored, the others are added, one in each list.
+        lists: list[list[tuple[Operand, Operand]]] = []
+        for source in sources:
+            rows, fill = self._read(source)
+            yield from fill
+            part = self.schedule.values[source].part
+            for tensor, operand in rows.tensors.items():
+                heads = self._heads(tensor, part)
+                number = self.stored[tensor, heads.start]
+                self.stored[tensor, heads.start] += 1
+                lists += [[] for _ in range(number + 1 - len(lists))]
+                lists[number] += self._own_pairs(rows.chunks, operand, tensor, heads)
+        for number, pairs in enumerate(lists):
+            if pairs:
+                numbers = self._numbers(pairs)
+                yield Add(numbers) if number else Copy(numbers)
+
+    def _own_pairs(
+        self, chunks: Sequence[int], operand: Operand, tensor: str, heads: range
+    ) -> Iterator[tuple[Operand, Operand]]:
+        """(into, source) of the rank's own chunks of a finished tensor."""
+        shape, at = self.results[tensor].shape, 0
+        result = cut_heads(Operand(tensor, "own", shape, contiguous(shape), 0), heads)
+        for mine in runs(shard_chunks(self.schedule.rank, self.schedule.cp_size), chunks):
+            first, end = self._rows(mine)
+            yield cut(result, (at, at + end - first)), cut(operand, (first, end))
+            at += end - first
 
 
 def _unless_empty(*steps: Copy | Merge | Add) -> Iterator[Step]:
