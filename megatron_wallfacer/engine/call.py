@@ -121,7 +121,8 @@ class Call:
         runtime = self.runtime
         schedule = self.schedule(build, shape)
         varlen = runtime.kernel.capabilities.varlen
-        program = lower(schedule, shape, self.mask, strides, varlen=varlen, sinks=sinks)
+        all_to_all = runtime.transfers.all_to_all
+        program = lower(schedule, shape, self.mask, strides, varlen=varlen, sinks=sinks, all_to_all=all_to_all)
         spec = AttnSpec(runtime.scale, runtime.softcap)
         keeps = self.schedule(forward_schedule, shape).keeps if schedule.given else ()
         return compile_pass(program, runtime.kernel, spec, runtime.transfers, like.device, like.dtype, keeps)

@@ -83,7 +83,7 @@ def compile_pass(
         base = numbers[operand.buffer], dtypes[operand.view]
         number = bases.setdefault(base, len(bases))
         operands.append((number, operand.shape, operand.strides, operand.offset))
-    to = Binding(kernel, spec, [transfers.bind(i, one, device) for i, one in enumerate(program.transfers)])
+    to = Binding(kernel, spec, [transfers.bind(i, one, device) for i, one in enumerate(program.transfers)], device)
     labelled = tuple(
         (label, tuple(call for step in steps if (call := bind(step, to)) is not None)) for label, steps in program.steps
     )

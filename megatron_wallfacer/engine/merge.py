@@ -1,4 +1,4 @@
-"""Row operations of a pass: copy, add and merge partial results, safe where a row has seen no key yet (lse = -inf).
+"""Row operations of a pass: copy, permute, add and merge, safe where a row has seen no key yet (lse = -inf).
 
 On a GPU merges, row sums and proxies are one Triton kernel each (:mod:`megatron_wallfacer.engine.fused`), elsewhere
 operators of PyTorch.
@@ -38,6 +38,11 @@ def check_rows(device: torch.device) -> None:
 def copy_rows(into: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into the tensor of the same shape at its place, in that tensor's dtype."""
     torch._foreach_copy_(into, sources)
+
+
+def permute_rows(into: Tensor, source: Tensor, index: Tensor) -> None:
+    """Copy row ``index[i]`` of ``source`` into row i of ``into``; both ``[rows, elements]``, of one dtype."""
+    torch.index_select(source, 0, index, out=into)
 
 
 def add_rows(into: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.merge import add_rows, copy_rows, merge_into, out_proxy
+from megatron_wallfacer.engine.groups import CPU
+from megatron_wallfacer.engine.merge import add_rows, copy_rows, merge_into, out_proxy, permute_rows
 from megatron_wallfacer.engine.transfers import Action, BoundTransfer
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
 from megatron_wallfacer.schedule import program
@@ -23,11 +26,12 @@ Works = list[Any]
 
 @dataclass(frozen=True)
 class Binding:
-    """What steps are bound to: the local kernel, its constant arguments, and the transfers by number."""
+    """What steps are bound to: the local kernel, its constant arguments, the transfers by number, the device."""
 
     kernel: Kernel
     spec: AttnSpec
     transfers: Sequence[BoundTransfer]
+    device: torch.device = CPU
 
 
 def bind(step: Step, to: Binding) -> Action | None:
@@ -39,6 +43,8 @@ def bind(step: Step, to: Binding) -> Action | None:
             return _attend_backward(step, to)
         case program.Copy(pairs=pairs):
             return _copy(pairs)
+        case program.Permute():
+            return _permute(step, to.device)
         case program.Add(pairs=pairs):
             return _add(pairs)
         case program.Merge(parts=parts):
@@ -134,6 +140,21 @@ def _copy(pairs: Sequence[tuple[int, int]]) -> Action:
         copy_rows([operands[one] for one in into], [operands[one] for one in sources])
 
     return copy
+
+
+# Programs for other masks have the same permutations, and a copy to a GPU would wait for it.
+@lru_cache(maxsize=256)
+def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(rows, device=device)
+
+
+def _permute(step: program.Permute, device: torch.device) -> Action:
+    into, source, index = step.into, step.source, _index(step.index, device)
+
+    def permute(operands: Operands, works: Works) -> None:
+        permute_rows(operands[into], operands[source], index)
+
+    return permute
 
 
 def _add(pairs: Sequence[tuple[int, int]]) -> Action:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.pass_cache import PassCache
-from megatron_wallfacer.schedule.program import Packet, Transfer
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.schedule.program import Exchange, Packet, Transfer
 
 #: Operands of a pass by number, and the works in flight by number of the transfer.
 Action = Callable[[Sequence[Tensor], list[Any]], None]
@@ -50,7 +51,12 @@ class Transfers:
         self.groups, self.passes = groups, PassCache()
         self.received: Counter[tuple[str, str]] = Counter()
 
-    def bind(self, number: int, transfer: Transfer, device: torch.device) -> BoundTransfer:
+    @property
+    def all_to_all(self) -> bool:
+        """Whether a head exchange is one collective: where receives are not posted before a transfer starts."""
+        return self.groups.backend != "gloo"
+
+    def bind(self, number: int, transfer: Transfer | Exchange, device: torch.device) -> BoundTransfer:
         """Return the calls of one transfer.
 
         Args:
@@ -59,6 +65,8 @@ class Transfers:
             device: of the operands.
         """
         group = self.groups.groups[transfer.channel]
+        if isinstance(transfer, Exchange):
+            return _all_to_all(number, group, transfer, [self._rank_in(group, rank) for rank in transfer.ranks])
         sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
         if self.groups.backend == "gloo":
             return _in_halves(number, group, sends, receives)
@@ -66,8 +74,10 @@ class Transfers:
 
     def _in_group(self, group: dist.ProcessGroup, packets: Sequence[Packet]) -> tuple[Packet, ...]:
         """The same messages with peers as the group numbers them."""
-        ranks = self.groups.global_ranks
-        return tuple(packet._replace(peer=dist.get_group_rank(group, ranks[packet.peer])) for packet in packets)
+        return tuple(packet._replace(peer=self._rank_in(group, packet.peer)) for packet in packets)
+
+    def _rank_in(self, group: dist.ProcessGroup, rank: int) -> int:
+        return dist.get_group_rank(group, self.groups.global_ranks[rank])
 
 
 def _in_halves(
@@ -106,6 +116,27 @@ def _at_once(
         for peer, operand, tag in sends:
             group.send([operands[operand]], peer, tag)
         works[number] = (group._end_coalescing(device),)
+
+    return BoundTransfer(None, start, _wait_for_all(number))
+
+
+def _all_to_all(number: int, group: dist.ProcessGroup, exchange: Exchange, ranks: Sequence[int]) -> BoundTransfer:
+    """One collective on bytes.
+
+    Args:
+        number: where its work is kept.
+        group: the head group.
+        exchange: what is sent and received.
+        ranks: of the parts, in the group.
+    """
+    if list(ranks) != list(range(group.size())):
+        raise WallfacerError(f"parts of a head exchange are for ranks {ranks} of a group of {group.size()}")
+    send, receive, options = exchange.send, exchange.receive, dist.AllToAllOptions()
+    # Else the collective would run on the stream of the tiles.
+    options.asyncOp = True
+
+    def start(operands: Sequence[Tensor], works: list[Any]) -> None:
+        works[number] = (group.alltoall_base(operands[receive], operands[send], [], [], options),)
 
     return BoundTransfer(None, start, _wait_for_all(number))
 

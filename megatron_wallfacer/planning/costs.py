@@ -65,8 +65,8 @@ class Costs:
                 return Cost(touched=COPIED * self._bytes(schedule, into))
             case Fold(source=source):
                 return Cost(touched=MERGED * self._bytes(schedule, source))
-            case Store(source=source):
-                return Cost(touched=COPIED * self._bytes(schedule, source))
+            case Store(sources=sources):
+                return Cost(touched=COPIED * sum(self._bytes(schedule, source) for source in sources))
             case Start(move=move):
                 sizes = [rows_bytes(schedule, self.shape, move.payload, len(m.chunks)) for m in move.sends]
                 # A whole value that already is a buffer of its own is sent as it is.

@@ -298,9 +298,8 @@ class Lane(Sides):
         """Put the rank's own results where they belong."""
         for side in ("q", "kv"):
             if self.results(side):
-                self.writer.store(self.sum_name(side, OWN))
-                for peer in after(self.rank, self._heads()):
-                    self.writer.store(self.writer.name(f"joined{peer}", side))
+                joined = [self.writer.name(f"joined{peer}", side) for peer in after(self.rank, self._heads())]
+                self.writer.store(self.sum_name(side, OWN), *joined)
 
     # --- into the published order and out of it ---
 

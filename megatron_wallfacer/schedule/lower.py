@@ -12,12 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.batches import batches
+from megatron_wallfacer.schedule.copies import STRIDED, Pair, permutation, strided
 from megatron_wallfacer.schedule.heads import part_heads
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chunks
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.memory import (
+    OwnPart,
     aliases,
     kept_buffers,
+    own_key,
+    own_parts,
     own_views,
     proxy_key,
     result_is_wide,
@@ -33,11 +37,13 @@ from megatron_wallfacer.schedule.program import (
     AttendBackward,
     AttendForward,
     Copy,
+    Exchange,
     Fill,
     Merge,
     Operand,
     OutProxy,
     Packet,
+    Permute,
     Piece,
     PostReceives,
     Program,
@@ -50,6 +56,7 @@ from megatron_wallfacer.schedule.program import (
 from megatron_wallfacer.schedule.rows import Accumulator, Range, Rows, common_rows, contiguous, cut, cut_heads
 from megatron_wallfacer.schedule.tiles import Tile
 from megatron_wallfacer.schedule.volume import ACCUMULATED, KV_TENSORS, STATISTICS, Shape, rows_bytes
+from megatron_wallfacer.schedule.workspace import aligned
 
 #: Steps of an operation, or of the wait for a move.
 Labelled = tuple[Op | Move, tuple[Step, ...]]
@@ -67,6 +74,7 @@ def lower(
     *,
     varlen: bool,
     sinks: bool = False,
+    all_to_all: bool = False,
 ) -> Program:
     """Return the program of one pass.
 
@@ -79,8 +87,9 @@ def lower(
             head axis.
         varlen: the kernel takes several documents in one call.
         sinks: sinks are merged into the output after the pass, so it stays in the accumulation dtype.
+        all_to_all: the backend of the messages has this collective; it then makes each head exchange.
     """
-    return _Lowering(schedule, shape, mask, strides, varlen=varlen, sinks=sinks).run()
+    return _Lowering(schedule, shape, mask, strides, varlen=varlen, sinks=sinks, all_to_all=all_to_all).run()
 
 
 class _Lowering:
@@ -95,9 +104,10 @@ class _Lowering:
         *,
         varlen: bool,
         sinks: bool,
+        all_to_all: bool,
     ) -> None:
         self.schedule, self.shape, self.mask, self.strides = schedule, shape, mask, strides
-        self.varlen, self.sinks = varlen, sinks
+        self.varlen, self.sinks, self.all_to_all = varlen, sinks, all_to_all
         self.chunk = shape.tokens // CHUNKS_PER_RANK
         self.placement = workspace(schedule, shape)
         self.kept, self.views, self.aliases = kept_buffers(schedule), own_views(schedule), aliases(schedule)
@@ -107,10 +117,12 @@ class _Lowering:
         self.sums: dict[str, Accumulator] = {}
         self.proxies: dict[tuple[str, ...], Operand] = {}
         self.packets: dict[str, Operand] = {}
-        self.transfers: list[Transfer] = []
+        self.own_parts = {part.start: part for part in own_parts(schedule)}
+        self.exchanged = {(part.reader, part.source): part for part in self.own_parts.values()}
+        self.transfers: list[Transfer | Exchange] = []
         self.started: dict[int, int] = {}
         self.coming: dict[str, tuple[int, Move]] = {}
-        self.stored: set[tuple[str, int]] = set()
+        self.stored: Counter[tuple[str, int]] = Counter()
         self.steps: list[Labelled] = []
 
     def run(self) -> Program:
@@ -134,7 +146,7 @@ class _Lowering:
             workspace_bytes=self.placement.nbytes,
             operands=tuple(self.numbers),
             transfers=tuple(self.transfers),
-            steps=_with_stores_joined(self.steps),
+            steps=tuple(self.steps),
             received=self._received(),
         )
 
@@ -151,7 +163,7 @@ class _Lowering:
             case ops.Load(into=name):
                 self.values[name] = self._own(name)
             case ops.Assemble(into=name, sources=sources):
-                yield from self._assemble(name, sources)
+                yield from self._assemble(index, name, sources)
             case ops.Expect(move=move):
                 yield PostReceives(self._number_of(move))
             case ops.Start(move=move):
@@ -160,8 +172,8 @@ class _Lowering:
                 yield from (self._attend_backward if self.schedule.backward else self._attend_forward)(op)
             case ops.Fold(source=source, into=into):
                 yield from self._fold(source, into)
-            case ops.Store(source=source):
-                yield from self._store(source)
+            case ops.Store(sources=sources):
+                yield from self._store(index, sources)
 
     # --- rows in memory ---
 
@@ -251,40 +263,61 @@ class _Lowering:
     def _number(self, operand: Operand) -> int:
         return self.numbers.setdefault(operand, len(self.numbers))
 
+    def _numbers(self, pairs: Iterable[Pair]) -> tuple[tuple[int, int], ...]:
+        return tuple((self._number(into), self._number(source)) for into, source in pairs)
+
     def _nbytes(self, value: ops.Value) -> int:
         return int(rows_bytes(self.schedule, self.shape, value.payload, len(value.chunks)))
 
     # --- copies and messages ---
 
-    def _assemble(self, name: str, sources: Sequence[str]) -> Iterator[Step]:
+    def _assemble(self, index: int, name: str, sources: Sequence[str]) -> Iterator[Step]:
         if name in self.aliases:
             return
         whole = self.values[name] = self._buffer(name)
-        pairs: list[tuple[int, int]] = []
+        pairs: list[Pair] = []
         for source in sources:
-            rows, fill = self._read(source)
+            rows, fill = self._part(index, source)
             yield from fill
             pairs += self._row_pairs(rows, whole, rows.chunks)
-        yield Copy(tuple(pairs))
+        yield from self._copy(pairs)
 
-    def _row_pairs(self, source: Rows, into: Rows, chunks: Iterable[int]) -> list[tuple[int, int]]:
+    def _part(self, reader: int, name: str) -> tuple[Rows, tuple[Step, ...]]:
+        """What an operation reads of a value: of the source of a head exchange, the part that stays on the rank."""
+        part = self.exchanged.get((reader, name))
+        return self._read(name) if part is None else (self._own_part(part, "received"), ())
+
+    def _own_part(self, part: OwnPart, end: str) -> Rows:
+        offset = self.placement.offsets[own_key(part.start, end)]
+        return self._packed(part.source, WORKSPACE, offset, shard_chunks(self.schedule.rank, self.schedule.cp_size))
+
+    def _row_pairs(self, source: Rows, into: Rows, chunks: Iterable[int]) -> list[Pair]:
         """(into, source) of some chunks that both have."""
         return [
-            (self._number(cut(into.tensors[tensor], self._rows(here))), self._number(cut(operand, self._rows(there))))
+            (cut(into.tensors[tensor], self._rows(here)), cut(operand, self._rows(there)))
             for there, here in common_rows(source.chunks, into.chunks, chunks)
             for tensor, operand in source.tensors.items()
         ]
+
+    def _copy(self, pairs: Sequence[Pair]) -> Iterator[Step]:
+        """One step for some copies: strided pairs where they are few, else a permutation where they are one."""
+        few = strided(pairs)
+        if len(few) > STRIDED and (found := permutation(pairs, self._itemsize, self.shape.accumulate_itemsize)):
+            yield Permute(self._number(found.into), self._number(found.source), found.index)
+        elif few:
+            yield Copy(self._numbers(few))
+
+    def _itemsize(self, operand: Operand) -> int:
+        sizes = {"input": self.shape.itemsize, "wide": self.shape.accumulate_itemsize, "bytes": 1}
+        return sizes[operand.view]
 
     def _number_of(self, move: Move) -> int:
         """The number of a move's transfer; its receives get their buffers when it is first named."""
         if id(move) not in self.started:
             self.started[id(move)] = len(self.transfers)
-            receives = []
+            self.transfers.append(Transfer(move.channel, (), ()))
             for message in move.receives:
-                rows = self.values[message.value] = self._buffer(message.value)
-                assert rows.packet is not None
-                receives.append(Packet(message.peer, self._number(rows.packet), message.tag))
-            self.transfers.append(Transfer(move.channel, (), tuple(receives)))
+                self.values[message.value] = self._buffer(message.value)
         return self.started[id(move)]
 
     def _start(self, index: int, move: Move) -> Iterator[Step]:
@@ -293,17 +326,54 @@ class _Lowering:
             rows, fill = self._read(message.value)
             yield from fill
             packet, copied = self._packet(rows, message, rows_key(index, position))
-            packets.append(Packet(message.peer, self._number(packet), message.tag))
+            packets.append(packet)
             pairs += copied
-        if pairs:
-            yield Copy(tuple(pairs))
+        part = self.own_parts.get(index)
+        if part is not None:
+            into = self._own_part(part, "sent")
+            pairs += self._row_pairs(self._read(part.source)[0], into, into.chunks)
+        yield from self._copy(pairs)
         number = self._number_of(move)
-        transfer = self.transfers[number]
-        self.transfers[number] = Transfer(transfer.channel, tuple(packets), transfer.receives)
+        if part is not None and self.all_to_all:
+            self.transfers[number] = self._exchange(move, part, packets)
+        else:
+            if part is not None:
+                yield Copy(self._numbers([(self._own_packet(part, "received"), self._own_packet(part, "sent"))]))
+            self.transfers[number] = Transfer(
+                move.channel, self._ends(move.sends, packets), self._ends(move.receives, self._arriving(move))
+            )
         self.coming |= {message.value: (number, move) for message in move.receives}
         yield SendReceive(number)
 
-    def _packet(self, rows: Rows, message: ops.Message, key: object) -> tuple[Operand, list[tuple[int, int]]]:
+    def _exchange(self, move: Move, part: OwnPart, packets: Sequence[Operand]) -> Exchange:
+        """An all-to-all in place of messages: all that is sent lies side by side, and all that is received."""
+        ranks = sorted([self.schedule.rank, *(message.peer for message in move.sends)])
+        regions = []
+        for end, others in (("sent", packets), ("received", self._arriving(move))):
+            peers = (message.peer for message in (move.sends if end == "sent" else move.receives))
+            parts = {self.schedule.rank: self._own_packet(part, end), **dict(zip(peers, others, strict=True))}
+            (length,), first = parts[ranks[0]].shape, parts[ranks[0]].offset
+            length = aligned(length)
+            assert [parts[rank].offset for rank in ranks] == [first + length * place for place in range(len(ranks))]
+            regions.append(self._number(Operand(WORKSPACE, "bytes", (length * len(ranks),), (1,), first)))
+        return Exchange(move.channel, tuple(ranks), *regions)
+
+    def _own_packet(self, part: OwnPart, end: str) -> Operand:
+        packet = self._own_part(part, end).packet
+        assert packet is not None
+        return packet
+
+    def _arriving(self, move: Move) -> list[Operand]:
+        """The bytes of what a move brings."""
+        return [packet for message in move.receives if (packet := self.values[message.value].packet) is not None]
+
+    def _ends(self, messages: Sequence[ops.Message], packets: Sequence[Operand]) -> tuple[Packet, ...]:
+        return tuple(
+            Packet(message.peer, self._number(packet), message.tag)
+            for message, packet in zip(messages, packets, strict=True)
+        )
+
+    def _packet(self, rows: Rows, message: ops.Message, key: object) -> tuple[Operand, list[Pair]]:
         """The bytes of a message, and what is copied for it: nothing, if it is a whole buffer or was copied before."""
         name = self.aliases.get(message.value, message.value)
         if message.chunks == rows.chunks:
@@ -424,41 +494,33 @@ class _Lowering:
                     adds += pair.values()
         yield from _unless_empty(Copy(tuple(copies)), Merge(tuple(merges)), Add(tuple(adds)))
 
-    def _store(self, source: str) -> Iterator[Step]:
-        """Put the rank's own chunks of a finished value into its results."""
-        rows, fill = self._read(source)
-        yield from fill
-        part = self.schedule.values[source].part
-        mine = runs(shard_chunks(self.schedule.rank, self.schedule.cp_size), rows.chunks)
-        copies: list[tuple[int, int]] = []
-        adds: list[tuple[int, int]] = []
-        for tensor, operand in rows.tensors.items():
-            heads = self._heads(tensor, part)
-            # Parts that share kv heads have the same heads: the first is stored, the others are added.
-            pairs = adds if (tensor, heads.start) in self.stored else copies
-            self.stored.add((tensor, heads.start))
-            shape = self.results[tensor].shape
-            result, at = cut_heads(Operand(tensor, "own", shape, contiguous(shape), 0), heads), 0
-            for chunks in mine:
-                first, end = self._rows(chunks)
-                into = cut(result, (at, at + end - first))
-                pairs.append((self._number(into), self._number(cut(operand, (first, end)))))
-                at += end - first
-        yield from _unless_empty(Copy(tuple(copies)), Add(tuple(adds)))
+    def _store(self, index: int, sources: Sequence[str]) -> Iterator[Step]:
+        """Put the rank's own chunks of finished values into its results."""
+        # Parts that share kv heads have the same heads: the first is stored, the others are added, one in each list.
+        lists: list[list[Pair]] = []
+        for source in sources:
+            rows, fill = self._part(index, source)
+            yield from fill
+            part = self.schedule.values[source].part
+            for tensor, operand in rows.tensors.items():
+                heads = self._heads(tensor, part)
+                number = self.stored[tensor, heads.start]
+                self.stored[tensor, heads.start] += 1
+                lists += [[] for _ in range(number + 1 - len(lists))]
+                lists[number] += self._own_pairs(rows.chunks, operand, tensor, heads)
+        for number, pairs in enumerate(lists):
+            if pairs:
+                numbers = self._numbers(strided(pairs))
+                yield Add(numbers) if number else Copy(numbers)
 
-
-def _with_stores_joined(steps: Iterable[Labelled]) -> tuple[Labelled, ...]:
-    """Copies of results that are stored one right after the other, as one step of the first."""
-    joined: list[Labelled] = []
-    for label, found in steps:
-        if joined and isinstance(label, ops.Store) and isinstance(joined[-1][0], ops.Store):
-            before = joined[-1][1]
-            match (before, found):
-                case ((Copy(pairs=first),), (Copy(pairs=second),)):
-                    joined[-1] = joined[-1][0], (Copy((*first, *second)),)
-                    continue
-        joined.append((label, found))
-    return tuple(joined)
+    def _own_pairs(self, chunks: Sequence[int], operand: Operand, tensor: str, heads: range) -> Iterator[Pair]:
+        """(into, source) of the rank's own chunks of a finished tensor."""
+        shape, at = self.results[tensor].shape, 0
+        result = cut_heads(Operand(tensor, "own", shape, contiguous(shape), 0), heads)
+        for mine in runs(shard_chunks(self.schedule.rank, self.schedule.cp_size), chunks):
+            first, end = self._rows(mine)
+            yield cut(result, (at, at + end - first)), cut(operand, (first, end))
+            at += end - first
 
 
 def _unless_empty(*steps: Copy | Merge | Add) -> Iterator[Step]:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.ops import (
     Assemble,
     Attend,
     Fold,
     Load,
     Message,
+    Move,
     Schedule,
     Start,
+    Store,
     reads,
     writes,
 )
@@ -25,11 +28,26 @@ from megatron_wallfacer.schedule.workspace import Buffer, Placement, place
 
 
 @dataclass(frozen=True, slots=True)
+class OwnPart:
+    """The part of a head exchange that stays on its rank. It has its place among those sent, and those received.
+
+    Attributes:
+        source: the value that has its rows.
+        start: operation that starts the move of the other parts.
+        reader: operation that reads all parts.
+    """
+
+    source: str
+    start: int
+    reader: int
+
+
+@dataclass(frozen=True, slots=True)
 class Life:
     """One buffer.
 
     Attributes:
-        key: identifies the buffer: :func:`value_key`, :func:`rows_key` or :func:`proxy_key`.
+        key: identifies the buffer: :func:`value_key`, :func:`rows_key`, :func:`own_key` or :func:`proxy_key`.
         name: the value that it holds, or whose copy it is.
         first, last: operations between which it is alive, both included.
         payload, chunks: its tensors, and the number of its rows in chunks.
@@ -56,6 +74,16 @@ def rows_key(start: int, position: int) -> Hashable:
         position: index among the sends of the transfer.
     """
     return "rows", start, position
+
+
+def own_key(start: int, end: str) -> Hashable:
+    """Key of the rank's own part of a head exchange.
+
+    Args:
+        start: operation that starts the move.
+        end: ``sent`` or ``received``: among which parts it is.
+    """
+    return "own", start, end
 
 
 def proxy_key(names: tuple[str, ...]) -> Hashable:
@@ -100,7 +128,47 @@ def lives(schedule: Schedule) -> Iterator[Life]:
             end = max(end, sends.get(name, (0, 0))[1])
             yield Life(value_key(name), name, start, end, value.payload, len(value.chunks))
     yield from _copied_rows(schedule, until)
+    for part in own_parts(schedule):
+        move, payload = _move(schedule, part), schedule.values[part.source].payload
+        born = min(first[message.value] for message in move.receives)
+        spans = {"sent": (part.start, until[part.start] - 1), "received": (born, part.reader)}
+        for end, span in spans.items():
+            yield Life(own_key(part.start, end), part.source, *span, payload, CHUNKS_PER_RANK)
     yield from _proxies(schedule, views)
+
+
+def own_parts(schedule: Schedule) -> Iterator[OwnPart]:
+    """The rank's own part of each head exchange: one operation reads it with all that the move brings."""
+    starts = {
+        tuple(sorted(message.value for message in op.move.receives)): index
+        for index, op in enumerate(schedule.ops)
+        if isinstance(op, Start) and op.move.axis == "head" and op.move.receives
+    }
+    for names, start in starts.items():
+        for reader, op in enumerate(schedule.ops):
+            if isinstance(op, Assemble | Store) and set(names) < set(op.sources):
+                source, *others = set(op.sources) - set(names)
+                if not others:
+                    yield OwnPart(source, start, reader)
+
+
+def places(schedule: Schedule) -> dict[Hashable, int]:
+    """By key of a part of a head exchange, the rank that sends it, or to which it is sent: parts lie in this order."""
+    found: dict[Hashable, int] = {}
+    for part in own_parts(schedule):
+        move = _move(schedule, part)
+        for position, message in enumerate(move.sends):
+            whole = len(message.chunks) == len(schedule.values[message.value].chunks)
+            found[value_key(message.value) if whole else rows_key(part.start, position)] = message.peer
+        found |= {value_key(message.value): message.peer for message in move.receives}
+        found |= {own_key(part.start, end): schedule.rank for end in ("sent", "received")}
+    return found
+
+
+def _move(schedule: Schedule, part: OwnPart) -> Move:
+    op = schedule.ops[part.start]
+    assert isinstance(op, Start)
+    return op.move
 
 
 def aliases(schedule: Schedule) -> dict[str, str]:
@@ -165,10 +233,10 @@ def workspace(schedule: Schedule, shape: Shape) -> Placement:
         schedule: the pass of one rank.
         shape: sizes of the rank's shard.
     """
-    kept = kept_buffers(schedule)
+    kept, order = kept_buffers(schedule), places(schedule)
     return place(
         Buffer(life.key, life.first, life.last, int(rows_bytes(schedule, shape, life.payload, life.chunks)))
-        for life in lives(schedule)
+        for life in sorted(lives(schedule), key=lambda life: order.get(life.key, -1))
         if life.key not in kept
     )
 

@@ -136,9 +136,9 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Put the rank's own chunks of a finished value into its results; kv heads that several parts share are summed."""
+    """Put the rank's own chunks of finished values into its results; kv heads that several parts share are summed."""
 
-    source: str
+    sources: tuple[str, ...]
 
 
 Op = Load | Assemble | Expect | Start | Attend | Fold | Store
@@ -203,14 +203,14 @@ class Schedule:
 def reads(op: Op) -> tuple[str, ...]:
     """Names whose values an operation needs."""
     match op:
-        case Assemble(sources=sources):
+        case Assemble(sources=sources) | Store(sources=sources):
             return sources
         case Start(move=move):
             return tuple(message.value for message in move.sends)
         case Attend():
             return (*op.q, *op.kv)
-        case Fold() | Store():
-            return (op.source,)
+        case Fold(source=source):
+            return (source,)
     return ()
 
 

@@ -59,6 +59,15 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Permute:
+    """Copy blocks of equal size in another order: ``into[i] = source[index[i]]``, both ``[blocks, elements]``."""
+
+    into: int
+    source: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Fill:
     """Write rows that nothing is added to. Pairs of (operand, value)."""
 
@@ -135,7 +144,9 @@ class Wait:
     transfer: int
 
 
-Step = Copy | Fill | Merge | Add | OutProxy | AttendForward | AttendBackward | PostReceives | SendReceive | Wait
+Step = (
+    Copy | Permute | Fill | Merge | Add | OutProxy | AttendForward | AttendBackward | PostReceives | SendReceive | Wait
+)
 
 
 class Packet(NamedTuple):
@@ -158,6 +169,22 @@ class Transfer:
     channel: tuple[str, str]
     sends: tuple[Packet, ...]
     receives: tuple[Packet, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A transfer as one all-to-all: every rank of a group sends each, itself too, a part of equal size.
+
+    Attributes:
+        channel: names the process group, as that of a transfer.
+        ranks: the group's ranks in its order, by their indices in the context-parallel group.
+        send, receive: operands of the bytes of all parts, side by side in the order of ranks.
+    """
+
+    channel: tuple[str, str]
+    ranks: tuple[int, ...]
+    send: int
+    receive: int
 
 
 class Result(NamedTuple):
@@ -194,6 +221,6 @@ class Program:
     kept: tuple[tuple[str, int], ...]
     workspace_bytes: int
     operands: tuple[Operand, ...]
-    transfers: tuple[Transfer, ...]
+    transfers: tuple[Transfer | Exchange, ...]
     steps: tuple[tuple[Op | Move, tuple[Step, ...]], ...]
     received: Mapping[tuple[str, str], int]

@@ -51,9 +51,9 @@ class Writer:
         """Merge or add."""
         self.program.append(Fold(source, into))
 
-    def store(self, source: str) -> None:
+    def store(self, *sources: str) -> None:
         """Put into the rank's results."""
-        self.program.append(Store(source))
+        self.program.append(Store(sources))
 
     def message(
         self, peer: int, value: str, kind: str, bundle: str, visit: int = 0, chunks: Sequence[int] | None = None

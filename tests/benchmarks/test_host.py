@@ -53,6 +53,15 @@ def test_calls_launches_and_messages_of_a_ring_of_two() -> None:
     assert 0 < backward.launches <= 15
 
 
+def test_a_head_exchange_is_one_collective_and_two_launches() -> None:
+    """Rows are packed and put in order in one launch each; results too, and they are stored in one."""
+    forward, backward = measure(8, "ulysses", 1).counts
+    # q, kv, out; the output's gradient, dq, dkv.
+    assert (forward.messages, backward.messages) == (3, 3)
+    assert forward.launches <= 8
+    assert backward.launches <= 10
+
+
 def test_a_scheme_that_the_heads_do_not_fit_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(OptionError, match="head_size=64"):
         measure(64, "ulysses", 1)

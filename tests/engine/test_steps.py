@@ -197,6 +197,12 @@ def test_lists_of_rows_are_copied_and_added_each_to_its_own() -> None:
     assert [one[0, 0].item() for one in into] == [0, 10, 4]
 
 
+def test_blocks_are_permuted() -> None:
+    source, into = torch.arange(12.0).view(4, 3), torch.zeros(3, 3)
+    bind(program.Permute(0, 1, (2, 0, 2)), Binding(None, SPEC, ()))([into, source], [])
+    assert torch.equal(into, source[[2, 0, 2]])
+
+
 def test_partial_outputs_of_a_list_are_merged() -> None:
     parts = [attention(slice(0, 4), slice(0, 3)), attention(slice(0, 4), slice(3, 10))]
     operands = [one[name] for one in parts for name in PARTIAL_OUT]

@@ -87,7 +87,7 @@ def test_nothing_exposed_where_nothing_is_recorded() -> None:
     assert (empty.span_s, empty.exposed_share, empty.seconds("wait")) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("what", [Load("x"), Store("x"), Fold("x", "y"), Expect(KV_MOVE)])
+@pytest.mark.parametrize("what", [Load("x"), Store(("x",)), Fold("x", "y"), Expect(KV_MOVE)])
 def test_what_neither_computes_nor_waits_is_copying(clock: list[float], what: object) -> None:
     made = Timeline(0)
     record(made, clock, what, 3)

@@ -200,7 +200,8 @@ class Rank:
             case Fold():
                 self._fold(op)
             case Store():
-                self._store(op.source)
+                for source in op.sources:
+                    self._store(source)
             case Expect():
                 pass
 

@@ -141,13 +141,13 @@ def is_result(payload: Iterable[str]) -> bool:
 def needs(op: Op) -> Names:
     """Names that an operation reads."""
     match op:
-        case Assemble():
+        case Assemble() | Store():
             return op.sources
         case Start():
             return tuple(message.value for message in op.move.sends)
         case Attend():
             return (*op.q, *op.kv)
-        case Fold() | Store():
+        case Fold():
             return (op.source,)
     return ()
 
@@ -259,7 +259,7 @@ def _fixes(op: Op, schedule: Schedule) -> Iterator[tuple[str, tuple[int, ...]]]:
     if isinstance(op, Start):
         yield from ((message.value, message.chunks) for message in op.move.sends)
     if isinstance(op, Store):
-        yield op.source, tuple(chunks_of([schedule.rank], schedule.cp_size))
+        yield from ((source, tuple(chunks_of([schedule.rank], schedule.cp_size))) for source in op.sources)
 
 
 def check_own(schedule: Schedule) -> None:
@@ -267,17 +267,15 @@ def check_own(schedule: Schedule) -> None:
     own = tuple(chunks_of([schedule.rank], schedule.cp_size))
     stored: Counter[tuple[Names, int]] = Counter()
     for op in schedule.ops:
-        name = op.into if isinstance(op, Load) else op.source if isinstance(op, Store) else None
-        if name is None:
-            continue
-        value = schedule.values[name]
-        # With a head axis a sum has the rows of all who share the tokens; only the rank's own are stored.
-        if value.chunks != own and not (isinstance(op, Store) and set(own) <= set(value.chunks)):
-            raise Broken(f"rank {schedule.rank}: {op} of chunks {value.chunks}, which are not its own")
-        if isinstance(op, Load) and not set(value.payload) <= LOADED[schedule.backward]:
-            raise Broken(f"rank {schedule.rank} loads {value.payload}, which no rank has yet")
-        if isinstance(op, Store):
-            stored[value.payload, value.part] += 1
+        names = (op.into,) if isinstance(op, Load) else op.sources if isinstance(op, Store) else ()
+        for value in (schedule.values[name] for name in names):
+            # With a head axis a sum has the rows of all who share the tokens; only the rank's own are stored.
+            if value.chunks != own and not (isinstance(op, Store) and set(own) <= set(value.chunks)):
+                raise Broken(f"rank {schedule.rank}: {op} of chunks {value.chunks}, which are not its own")
+            if isinstance(op, Load) and not set(value.payload) <= LOADED[schedule.backward]:
+                raise Broken(f"rank {schedule.rank} loads {value.payload}, which no rank has yet")
+            if isinstance(op, Store):
+                stored[value.payload, value.part] += 1
     wanted = Counter((payload, part) for payload in ENDS[schedule.backward] for part in range(schedule.parts))
     if stored != wanted:
         raise Broken(f"rank {schedule.rank} does not store every result once: {dict(stored)}")

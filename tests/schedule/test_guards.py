@@ -342,7 +342,7 @@ FORWARD = [
     Case(
         "a part of the heads not stored",
         HEADS,
-        change(Store, 1, drop),
+        change(Store, 0, lambda op: replace(op, sources=op.sources[:-1])),
         {program: "nobody reads", own: "store every result once", check_play: "ends with"},
     ),
     Case(
@@ -354,7 +354,7 @@ FORWARD = [
     Case(
         "others' results stored",
         TEAM_RING,
-        change(Store, 0, with_(source="others.sum.q.0")),
+        change(Store, 0, with_(sources=("others.sum.q.0",))),
         {program: "nobody reads", own: "not its own", check_play: "its own are"},
     ),
     Case("what backward needs is not kept", HEADS, keep_nothing, {kept: "is given"}),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import product, takewhile
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -14,13 +14,24 @@ from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.lower import lower
 from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask, pattern_of
-from megatron_wallfacer.schedule.memory import aliases, kept_buffers, lives, proxy_key, rows_key, value_key, workspace
-from megatron_wallfacer.schedule.ops import Assemble, Attend, Move, Op, Schedule, Start, Store, reads, writes
+from megatron_wallfacer.schedule.memory import (
+    aliases,
+    kept_buffers,
+    lives,
+    own_key,
+    own_parts,
+    proxy_key,
+    rows_key,
+    value_key,
+    workspace,
+)
+from megatron_wallfacer.schedule.ops import Assemble, Attend, Move, Op, Schedule, Start, reads, writes
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Program, Step
 from megatron_wallfacer.schedule.rows import contiguous
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.volume import Shape, received_bytes, rows_bytes
+from megatron_wallfacer.schedule.workspace import aligned
 from tests.schedule.cases import all_plans, plans
 
 Bytes = tuple[int, int]
@@ -42,14 +53,17 @@ def strides_of(shape: Shape, schedule: Schedule, head: int) -> dict[str, tuple[i
     return found
 
 
-def lowered(plan: Plan, rank: int, *, backward: bool, mask: Mask = CAUSAL, q_kept: bool = False) -> Program:
+def lowered(
+    plan: Plan, rank: int, *, backward: bool, mask: Mask = CAUSAL, q_kept: bool = False, all_to_all: bool = False
+) -> Program:
     heads = 2 * plan.grid.head, 2 * plan.grid.head
     shape = shape_of(heads)
     build = backward_schedule if backward else forward_schedule
     pattern = pattern_of(mask, plan.grid.cp_size, CHUNK)
     groups = head_groups(plan, *heads)
     schedule = build(plan, rank, causal=mask.right == 0, groups=groups, q_kept=q_kept, pattern=pattern)
-    return lower(schedule, shape, mask, strides_of(shape, schedule, plan.grid.head), varlen=False)
+    strides = strides_of(shape, schedule, plan.grid.head)
+    return lower(schedule, shape, mask, strides, varlen=False, all_to_all=all_to_all)
 
 
 # --- bytes ---
@@ -59,11 +73,16 @@ def itemsize(program: Program, operand: Operand) -> int:
     return {"input": program.shape.itemsize, "wide": program.shape.accumulate_itemsize, "bytes": 1}[operand.view]
 
 
-def span(program: Program, operand: Operand) -> Bytes:
-    """First byte and the one after the last."""
-    size = itemsize(program, operand)
-    last = sum((length - 1) * stride for length, stride in zip(operand.shape, operand.strides, strict=True))
-    return operand.offset * size, (operand.offset + last + 1) * size
+def spans(program: Program, operand: Operand) -> list[Bytes]:
+    """First byte, and the one after the last, of each range of bytes."""
+    size, ranges = itemsize(program, operand), [(operand.offset, operand.offset + 1)]
+    for length, stride in reversed(list(zip(operand.shape, operand.strides, strict=True))):
+        if len(ranges) == 1 and (ranges[0][1] - ranges[0][0] == stride or length == 1):
+            ((start, end),) = ranges
+            ranges = [(start, start + (end - start) * length)]
+        else:
+            ranges = [(start + step * stride, end + step * stride) for step in range(length) for start, end in ranges]
+    return [(start * size, end * size) for start, end in ranges]
 
 
 def touched(step: Step) -> tuple[set[int], set[int]]:
@@ -91,7 +110,36 @@ def in_workspace(program: Program, numbers: set[int]) -> Iterator[Bytes]:
     for number in numbers:
         operand = program.operands[number]
         if operand.buffer == WORKSPACE:
-            yield span(program, operand)
+            yield from spans(program, operand)
+
+
+def bytes_of(program: Program, step: Step) -> tuple[list[Bytes], list[Bytes]]:
+    """Ranges of the workspace that a step reads, and those that it writes."""
+    if isinstance(step, steps.Permute):
+        into, source = program.operands[step.into], program.operands[step.source]
+        blocks = [list(_blocks(program, into, range(len(step.index)))), list(_blocks(program, source, step.index))]
+        return blocks[1], blocks[0]
+    read, written = (list(in_workspace(program, numbers)) for numbers in touched(step))
+    return read, written
+
+
+def _blocks(program: Program, operand: Operand, numbers: Iterable[int]) -> Iterator[Bytes]:
+    (_, elements), step = operand.shape, operand.strides[0]
+    if operand.buffer == WORKSPACE:
+        for number in numbers:
+            block = Operand(WORKSPACE, operand.view, (elements,), (1,), operand.offset + number * step)
+            yield from spans(program, block)
+
+
+def ends_of(program: Program, number: int) -> tuple[list[Bytes], list[Bytes]]:
+    """Ranges of the workspace that a transfer sends, and those that it receives."""
+    transfer = program.transfers[number]
+    if isinstance(transfer, steps.Exchange):
+        ends = {transfer.send}, {transfer.receive}
+    else:
+        ends = tuple({packet.operand for packet in end} for end in (transfer.sends, transfer.receives))
+    sent, received = (list(in_workspace(program, end)) for end in ends)
+    return sent, received
 
 
 def overlap(a: Bytes, b: Bytes) -> bool:
@@ -104,15 +152,13 @@ def overlap(a: Bytes, b: Bytes) -> bool:
 def regions_of(schedule: Schedule, index: int, op: Op) -> set[object]:
     """Keys of the buffers that an operation may touch."""
     other_names = aliases(schedule)
-    if isinstance(op, Store):
-        # Stores that follow each other may be one step.
-        following = takewhile(lambda one: isinstance(one, Store), schedule.ops[index:])
-        return {value_key(other_names.get(one.source, one.source)) for one in following}
     found = {value_key(other_names.get(name, name)) for name in (*reads(op), *writes(op))}
     if isinstance(op, Assemble) and len(op.sources) == 1:
         return set()
     if isinstance(op, Start):
         found |= {rows_key(index, position) for position in range(len(op.move.sends))}
+        found |= {own_key(index, "sent"), own_key(index, "received")}
+    found |= {own_key(part.start, "received") for part in own_parts(schedule) if part.reader == index}
     if isinstance(op, Attend):
         found |= {proxy_key(op.q)}
     return found
@@ -126,19 +172,30 @@ def check_regions(program: Program) -> None:
     for life in lives(schedule):
         if life.key not in kept:
             start = placement.offsets[life.key]
-            end = start + int(rows_bytes(schedule, shape, life.payload, life.chunks))
+            # A permutation fills the padding too.
+            end = start + aligned(int(rows_bytes(schedule, shape, life.payload, life.chunks)))
             regions[life.key] = life.first, life.last, (start, end)
     indices = {id(op): index for index, op in enumerate(schedule.ops)}
     for label, found in program.steps:
         if isinstance(label, Move):
             continue
         index = indices[id(label)]
-        allowed = [regions[key] for key in regions_of(schedule, index, label) if key in regions]
+        mine = (regions[key] for key in regions_of(schedule, index, label) if key in regions)
+        allowed = side_by_side(region for first, last, region in mine if first <= index <= last)
         for step in found:
-            for start, end in in_workspace(program, set.union(*touched(step))):
-                assert any(
-                    first <= index <= last and low <= start and end <= high for first, last, (low, high) in allowed
-                ), (label, step)
+            for start, end in (span for found in bytes_of(program, step) for span in found):
+                assert any(low <= start and end <= high for low, high in allowed), (label, step)
+
+
+def side_by_side(regions: Iterable[Bytes]) -> list[Bytes]:
+    """Regions that follow one another without a gap as one."""
+    found: list[Bytes] = []
+    for start, end in sorted(regions):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((start, end))
+    return found
 
 
 def check_flights(program: Program) -> None:
@@ -150,15 +207,14 @@ def check_flights(program: Program) -> None:
         for step in found:
             match step:
                 case steps.PostReceives(transfer=number) | steps.SendReceive(transfer=number):
-                    transfer = program.transfers[number]
-                    coming[number] = list(in_workspace(program, {packet.operand for packet in transfer.receives}))
+                    leaving, coming[number] = ends_of(program, number)
                     if isinstance(step, steps.SendReceive):
-                        sent[number] = list(in_workspace(program, {packet.operand for packet in transfer.sends}))
+                        sent[number] = leaving
                 case steps.Wait(transfer=number):
                     del sent[number]
                     coming.pop(number, None)
                     waited.add(number)
-            read, written = (list(in_workspace(program, numbers)) for numbers in touched(step))
+            read, written = bytes_of(program, step)
             for mine in (one for flight in sent.values() for one in flight):
                 assert not any(overlap(mine, other) for other in written), step
             for mine in (one for flight in coming.values() for one in flight):
@@ -182,8 +238,19 @@ def check(program: Program) -> None:
     assert program.received == received_bytes(program.schedule, program.shape)
     for operand in program.operands:
         if operand.buffer == WORKSPACE:
-            start, end = span(program, operand)
-            assert 0 <= start < end <= program.workspace_bytes
+            assert all(0 <= start < end <= program.workspace_bytes for start, end in spans(program, operand))
+
+
+def check_exchanges(plan: Plan, rank: int, program: Program) -> None:
+    """Every transfer along the head axis is one all-to-all of that group, with a part for each rank."""
+    check(program)
+    for move, transfer in zip(program.schedule.moves, program.transfers, strict=True):
+        assert isinstance(transfer, steps.Exchange) == (move.axis == "head")
+        if isinstance(transfer, steps.Exchange):
+            assert transfer.ranks == plan.grid.neighbours(rank, "head")
+            sizes = [program.operands[number].shape[0] for number in (transfer.send, transfer.receive)]
+            part = rows_bytes(program.schedule, program.shape, move.payload, 2)
+            assert sizes == [len(transfer.ranks) * aligned(int(part))] * 2
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
@@ -192,6 +259,8 @@ def test_every_small_plan(cp_size: int, backward: bool) -> None:
     for plan in all_plans(cp_size):
         for rank, q_kept in product({0, busiest_rank(plan)}, (False, True)):
             check(lowered(plan, rank, backward=backward, q_kept=q_kept))
+            if plan.grid.head > 1:
+                check_exchanges(plan, rank, lowered(plan, rank, backward=backward, q_kept=q_kept, all_to_all=True))
 
 
 @settings(max_examples=60)

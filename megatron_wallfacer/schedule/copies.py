@@ -1,0 +1,144 @@
+"""Few copies in place of many: operands at equal distances become one pair, and blocks in any order one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from math import gcd, prod
+from typing import NamedTuple
+
+from megatron_wallfacer.schedule.program import WORKSPACE, Operand
+from megatron_wallfacer.schedule.rows import contiguous
+from megatron_wallfacer.schedule.workspace import ALIGNMENT
+
+#: (into, source) of one copy.
+Pair = tuple[Operand, Operand]
+#: Pairs that stay a strided copy each; more of them are blocks of one permutation where they can be.
+STRIDED = 2
+#: Smallest block of a permutation in bytes, and the most blocks.
+SMALLEST, MOST = 16, 1 << 14
+
+
+class Permutation(NamedTuple):
+    """Blocks of equal size: ``into[i] = source[index[i]]``; both ``[blocks, elements]``."""
+
+    into: Operand
+    source: Operand
+    index: tuple[int, ...]
+
+
+class _Block(NamedTuple):
+    """A pair as ranges of bytes."""
+
+    into: int
+    source: int
+    nbytes: int
+
+
+def strided(pairs: Iterable[Pair]) -> list[Pair]:
+    """Return the same copies in fewer pairs: those at equal distances become one pair with one more dimension.
+
+    The pairs must be independent of one another: none writes what another reads or writes.
+    """
+    found = list(pairs)
+    while len(shorter := _joined(found)) < len(found):
+        found = shorter
+    return found
+
+
+def permutation(pairs: Sequence[Pair], itemsize: Callable[[Operand], int], wide: int) -> Permutation | None:
+    """Return the same copies as one permutation of blocks; None where they are none.
+
+    They are one if they move contiguous rows of the workspace, and fill what they write but for the padding between
+    buffers. Padding gets the first block's bytes.
+
+    Args:
+        pairs: independent of one another.
+        itemsize: bytes of an element of an operand.
+        wide: bytes of an element in the accumulation dtype, in which blocks are read and written.
+    """
+    (into, source), *_ = pairs
+    if source.buffer != WORKSPACE or not all(_is_block(pair, into.buffer) for pair in pairs):
+        return None
+    sizes = [itemsize(into) for into, _ in pairs]
+    blocks = sorted(
+        _Block(into.offset * size, source.offset * size, prod(into.shape) * size)
+        for size, (into, source) in zip(sizes, pairs, strict=True)
+    )
+    first, start = blocks[0].into, min(block.source for block in blocks)
+    unit = gcd(*(size for one in blocks for size in (one.into - first, one.source - start, one.nbytes)))
+    if into.buffer != WORKSPACE and first:
+        return None
+    if unit % wide or unit < SMALLEST or first % wide or start % wide or not _fills(blocks):
+        return None
+    length = (blocks[-1].into + blocks[-1].nbytes - first) // unit
+    end = max(block.source + block.nbytes for block in blocks)
+    if length > MOST or (into.buffer == WORKSPACE and first < end and start < first + length * unit):
+        return None
+    index = [0] * length
+    for block in blocks:
+        at, number = (block.into - first) // unit, (block.source - start) // unit
+        index[at : at + block.nbytes // unit] = range(number, number + block.nbytes // unit)
+    return Permutation(
+        _blocks(into.buffer, first // wide, length, unit // wide),
+        _blocks(source.buffer, start // wide, (end - start) // unit, unit // wide),
+        tuple(index),
+    )
+
+
+def _is_block(pair: Pair, buffer: str) -> bool:
+    """Whether a pair moves contiguous rows from the workspace to a buffer, in one dtype."""
+    into, source = pair
+    same = into.buffer == buffer and source.buffer == WORKSPACE and into.view == source.view
+    return same and all(one.view != "own" and one.strides == contiguous(one.shape) for one in pair)
+
+
+def _fills(blocks: Sequence[_Block]) -> bool:
+    """Whether blocks, in order, leave no gap but what aligns the next buffer."""
+    ends = ((one.into + one.nbytes, after.into) for one, after in pairwise(blocks))
+    return all(end == start or (end < start == -(-end // ALIGNMENT) * ALIGNMENT) for end, start in ends)
+
+
+def _blocks(buffer: str, offset: int, number: int, elements: int) -> Operand:
+    shape = number, elements
+    return Operand(buffer, "wide", shape, contiguous(shape), offset)
+
+
+def _joined(pairs: Iterable[Pair]) -> list[Pair]:
+    alike: dict[tuple[object, ...], list[Pair]] = {}
+    for into, source in pairs:
+        key = into.shape, into.buffer, into.view, into.strides, source.buffer, source.view, source.strides
+        alike.setdefault(key, []).append((into, source))
+    return [pair for group in alike.values() for pair in _series(sorted(group, key=lambda pair: pair[0].offset))]
+
+
+def _series(pairs: Sequence[Pair]) -> Iterable[Pair]:
+    """Pairs of equal shapes, each series of equal steps as one."""
+    steps = [
+        (after[0].offset - before[0].offset, after[1].offset - before[1].offset) for before, after in pairwise(pairs)
+    ]
+    first = 0
+    while first < len(pairs):
+        end = _end_of_series(steps, first)
+        # A longer series keeps its first pair.
+        if end == first + 2 and _end_of_series(steps, first + 1) > first + 3:
+            end = first + 1
+        into, source = pairs[first]
+        if end > first + 1:
+            number, (into_step, source_step) = end - first, steps[first]
+            into, source = (
+                one._replace(shape=(number, *one.shape), strides=(step, *one.strides))
+                for one, step in ((into, into_step), (source, source_step))
+            )
+        yield into, source
+        first = end
+
+
+def _end_of_series(steps: Sequence[tuple[int, int]], first: int) -> int:
+    """Index after the last pair of the series that starts with a pair."""
+    if first >= len(steps) or min(steps[first]) <= 0:
+        return first + 1
+    end = first
+    while end < len(steps) and steps[end] == steps[first]:
+        end += 1
+    return end + 1
