@@ -8,29 +8,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.batches import batches
 from megatron_wallfacer.schedule.copies import STRIDED, Pair, permutation, strided
-from megatron_wallfacer.schedule.heads import part_heads
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chunks
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.memory import (
     OwnPart,
     aliases,
-    kept_buffers,
     own_key,
     own_parts,
     own_views,
     proxy_key,
-    result_is_wide,
     result_tensors,
     rows_key,
     value_key,
-    workspace,
 )
 from megatron_wallfacer.schedule.ops import Move, Op, Schedule
+from megatron_wallfacer.schedule.places import Places
 from megatron_wallfacer.schedule.program import (
     WORKSPACE,
     Add,
@@ -47,7 +45,6 @@ from megatron_wallfacer.schedule.program import (
     Piece,
     PostReceives,
     Program,
-    Result,
     SendReceive,
     Step,
     Transfer,
@@ -55,7 +52,7 @@ from megatron_wallfacer.schedule.program import (
 )
 from megatron_wallfacer.schedule.rows import Accumulator, Range, Rows, common_rows, contiguous, cut, cut_heads
 from megatron_wallfacer.schedule.tiles import Tile
-from megatron_wallfacer.schedule.volume import ACCUMULATED, KV_TENSORS, STATISTICS, Shape, rows_bytes
+from megatron_wallfacer.schedule.volume import Shape
 from megatron_wallfacer.schedule.workspace import aligned
 
 #: Steps of an operation, or of the wait for a move.
@@ -107,12 +104,10 @@ class _Lowering:
         all_to_all: bool,
     ) -> None:
         self.schedule, self.shape, self.mask, self.strides = schedule, shape, mask, strides
-        self.varlen, self.sinks, self.all_to_all = varlen, sinks, all_to_all
-        self.chunk = shape.tokens // CHUNKS_PER_RANK
-        self.placement = workspace(schedule, shape)
-        self.kept, self.views, self.aliases = kept_buffers(schedule), own_views(schedule), aliases(schedule)
-        self.results = {tensor: self._result(tensor) for tensor in result_tensors(schedule)}
-        self.numbers: dict[Operand, int] = {}
+        self.varlen, self.all_to_all = varlen, all_to_all
+        self.places = Places(schedule, shape, strides, sinks=sinks)
+        self.views, self.aliases = own_views(schedule), aliases(schedule)
+        self.results = {tensor: self.places.result(tensor) for tensor in result_tensors(schedule)}
         self.values: dict[str, Rows] = {}
         self.sums: dict[str, Accumulator] = {}
         self.proxies: dict[tuple[str, ...], Operand] = {}
@@ -128,7 +123,7 @@ class _Lowering:
     def run(self) -> Program:
         schedule = self.schedule
         for name in schedule.given:
-            self.values[name] = self._packed(name, name, 0)
+            self.values[name] = self.places.packed(name, name, 0)
         for index, op in enumerate(schedule.ops):
             self._wait(ops.reads(op))
             self.steps.append((op, tuple(self._steps(index, op))))
@@ -142,9 +137,9 @@ class _Lowering:
             inputs=tuple(self.strides),
             given=schedule.given,
             results=tuple(self.results.values()),
-            kept=tuple((name, self._nbytes(schedule.values[name])) for name in schedule.keeps),
-            workspace_bytes=self.placement.nbytes,
-            operands=tuple(self.numbers),
+            kept=tuple((name, self.places.nbytes(schedule.values[name])) for name in schedule.keeps),
+            workspace_bytes=self.places.placement.nbytes,
+            operands=self.places.operands,
             transfers=tuple(self.transfers),
             steps=tuple(self.steps),
             received=self._received(),
@@ -161,7 +156,7 @@ class _Lowering:
     def _steps(self, index: int, op: Op) -> Iterator[Step]:
         match op:
             case ops.Load(into=name):
-                self.values[name] = self._own(name)
+                self.values[name] = self.places.own(name)
             case ops.Assemble(into=name, sources=sources):
                 yield from self._assemble(index, name, sources)
             case ops.Expect(move=move):
@@ -175,39 +170,7 @@ class _Lowering:
             case ops.Store(sources=sources):
                 yield from self._store(index, sources)
 
-    # --- rows in memory ---
-
-    def _own(self, name: str) -> Rows:
-        """Some heads of the rank's own tensors, as views."""
-        value = self.schedule.values[name]
-        tensors = {}
-        for tensor in value.payload:
-            shape = self._shape(tensor, CHUNKS_PER_RANK, None)
-            whole = Operand(tensor, "own", shape, self.strides[tensor], 0)
-            tensors[tensor] = cut_heads(whole, self._heads(tensor, value.part))
-        return Rows(tensors, value.chunks)
-
-    def _buffer(self, name: str) -> Rows:
-        """A value of its own buffer: in the workspace, or kept for backward."""
-        key = value_key(name)
-        if key in self.kept:
-            return self._packed(name, self.kept[key], 0)
-        return self._packed(name, WORKSPACE, self.placement.offsets[key])
-
-    def _packed(self, name: str, buffer: str, offset: int, chunks: tuple[int, ...] | None = None) -> Rows:
-        """A value's tensors side by side in a buffer from ``offset`` bytes on, the wider dtype first.
-
-        So every tensor is aligned to its own elements, whatever the sizes.
-        """
-        value = self.schedule.values[name]
-        chunks = value.chunks if chunks is None else chunks
-        tensors, at = {}, offset
-        for tensor in sorted(value.payload, key=lambda one: -self.shape.itemsize_of(one)):
-            shape = self._shape(tensor, len(chunks), value.part)
-            size, view = self.shape.itemsize_of(tensor), "wide" if tensor in ACCUMULATED else "input"
-            tensors[tensor] = Operand(buffer, view, shape, contiguous(shape), at // size)
-            at += size * _elements(shape)
-        return Rows(tensors, chunks, Operand(buffer, "bytes", (at - offset,), (1,), offset))
+    # --- values ---
 
     def _read(self, name: str) -> tuple[Rows, tuple[Step, ...]]:
         """A value that is complete now, and the steps that make it so: rows that nothing has reached are filled."""
@@ -216,7 +179,7 @@ class _Lowering:
             return self.values[name], ()
         total = self.sums[name]
         empty = [
-            (self._number(cut(operand, rows)), _EMPTY.get(tensor, 0.0))
+            (self.places.number(cut(operand, rows)), _EMPTY.get(tensor, 0.0))
             for rows in total.unwritten()
             for tensor, operand in total.rows.tensors.items()
         ]
@@ -224,8 +187,8 @@ class _Lowering:
 
     def _sum(self, name: str) -> Accumulator:
         if name not in self.sums:
-            rows = self._buffer(name)
-            self.sums[name] = Accumulator(rows, len(rows.chunks) * self.chunk)
+            rows = self.places.buffer(name)
+            self.sums[name] = Accumulator(rows, len(rows.chunks) * self.places.chunk)
         return self.sums[name]
 
     def _tensors(self, names: Iterable[str]) -> dict[str, Operand]:
@@ -236,45 +199,12 @@ class _Lowering:
             for tensor, operand in self.values[self.aliases.get(name, name)].tensors.items()
         }
 
-    def _result(self, tensor: str) -> Result:
-        wide = result_is_wide(self.schedule, self.shape, tensor, sinks=self.sinks)
-        return Result(tensor, self._shape(tensor, CHUNKS_PER_RANK, None), wide)
-
-    def _shape(self, tensor: str, chunks: int, part: int | None) -> tuple[int, ...]:
-        """Of some chunks of a tensor: of one part of the heads, or of all heads."""
-        shape = self.shape
-        if part is None:
-            heads = shape.kv_heads if tensor in KV_TENSORS else shape.q_heads
-        else:
-            heads = len(self._heads(tensor, part))
-        rows = (chunks * self.chunk, shape.batch, heads)
-        if tensor in STATISTICS:
-            return rows
-        v_head_dim = shape.v_head_dim or shape.head_dim
-        return (*rows, v_head_dim if tensor in ("v", "dv", "out", "dout") else shape.head_dim)
-
-    def _heads(self, tensor: str, part: int) -> range:
-        q_heads, kv_heads = part_heads(part, self.schedule.parts, self.shape.q_heads, self.shape.kv_heads)
-        return kv_heads if tensor in KV_TENSORS else q_heads
-
-    def _rows(self, chunks: Range) -> Range:
-        return chunks[0] * self.chunk, chunks[1] * self.chunk
-
-    def _number(self, operand: Operand) -> int:
-        return self.numbers.setdefault(operand, len(self.numbers))
-
-    def _numbers(self, pairs: Iterable[Pair]) -> tuple[tuple[int, int], ...]:
-        return tuple((self._number(into), self._number(source)) for into, source in pairs)
-
-    def _nbytes(self, value: ops.Value) -> int:
-        return int(rows_bytes(self.schedule, self.shape, value.payload, len(value.chunks)))
-
     # --- copies and messages ---
 
     def _assemble(self, index: int, name: str, sources: Sequence[str]) -> Iterator[Step]:
         if name in self.aliases:
             return
-        whole = self.values[name] = self._buffer(name)
+        whole = self.values[name] = self.places.buffer(name)
         pairs: list[Pair] = []
         for source in sources:
             rows, fill = self._part(index, source)
@@ -288,13 +218,13 @@ class _Lowering:
         return self._read(name) if part is None else (self._own_part(part, "received"), ())
 
     def _own_part(self, part: OwnPart, end: str) -> Rows:
-        offset = self.placement.offsets[own_key(part.start, end)]
-        return self._packed(part.source, WORKSPACE, offset, shard_chunks(self.schedule.rank, self.schedule.cp_size))
+        mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
+        return self.places.placed(part.source, own_key(part.start, end), mine)
 
     def _row_pairs(self, source: Rows, into: Rows, chunks: Iterable[int]) -> list[Pair]:
         """(into, source) of some chunks that both have."""
         return [
-            (cut(into.tensors[tensor], self._rows(here)), cut(operand, self._rows(there)))
+            (cut(into.tensors[tensor], self.places.rows(here)), cut(operand, self.places.rows(there)))
             for there, here in common_rows(source.chunks, into.chunks, chunks)
             for tensor, operand in source.tensors.items()
         ]
@@ -302,14 +232,10 @@ class _Lowering:
     def _copy(self, pairs: Sequence[Pair]) -> Iterator[Step]:
         """One step for some copies: strided pairs where they are few, else a permutation where they are one."""
         few = strided(pairs)
-        if len(few) > STRIDED and (found := permutation(pairs, self._itemsize, self.shape.accumulate_itemsize)):
-            yield Permute(self._number(found.into), self._number(found.source), found.index)
+        if len(few) > STRIDED and (found := permutation(pairs, self.places.itemsize, self.shape.accumulate_itemsize)):
+            yield Permute(self.places.number(found.into), self.places.number(found.source), found.index)
         elif few:
-            yield Copy(self._numbers(few))
-
-    def _itemsize(self, operand: Operand) -> int:
-        sizes = {"input": self.shape.itemsize, "wide": self.shape.accumulate_itemsize, "bytes": 1}
-        return sizes[operand.view]
+            yield Copy(self.places.numbers_of(few))
 
     def _number_of(self, move: Move) -> int:
         """The number of a move's transfer; its receives get their buffers when it is first named."""
@@ -317,7 +243,7 @@ class _Lowering:
             self.started[id(move)] = len(self.transfers)
             self.transfers.append(Transfer(move.channel, (), ()))
             for message in move.receives:
-                self.values[message.value] = self._buffer(message.value)
+                self.values[message.value] = self.places.buffer(message.value)
         return self.started[id(move)]
 
     def _start(self, index: int, move: Move) -> Iterator[Step]:
@@ -338,7 +264,9 @@ class _Lowering:
             self.transfers[number] = self._exchange(move, part, packets)
         else:
             if part is not None:
-                yield Copy(self._numbers([(self._own_packet(part, "received"), self._own_packet(part, "sent"))]))
+                yield Copy(
+                    self.places.numbers_of([(self._own_packet(part, "received"), self._own_packet(part, "sent"))])
+                )
             self.transfers[number] = Transfer(
                 move.channel, self._ends(move.sends, packets), self._ends(move.receives, self._arriving(move))
             )
@@ -355,7 +283,7 @@ class _Lowering:
             (length,), first = parts[ranks[0]].shape, parts[ranks[0]].offset
             length = aligned(length)
             assert [parts[rank].offset for rank in ranks] == [first + length * place for place in range(len(ranks))]
-            regions.append(self._number(Operand(WORKSPACE, "bytes", (length * len(ranks),), (1,), first)))
+            regions.append(self.places.number(Operand(WORKSPACE, "bytes", (length * len(ranks),), (1,), first)))
         return Exchange(move.channel, tuple(ranks), *regions)
 
     def _own_packet(self, part: OwnPart, end: str) -> Operand:
@@ -369,7 +297,7 @@ class _Lowering:
 
     def _ends(self, messages: Sequence[ops.Message], packets: Sequence[Operand]) -> tuple[Packet, ...]:
         return tuple(
-            Packet(message.peer, self._number(packet), message.tag)
+            Packet(message.peer, self.places.number(packet), message.tag)
             for message, packet in zip(messages, packets, strict=True)
         )
 
@@ -381,11 +309,11 @@ class _Lowering:
                 return rows.packet, []
             if name in self.packets:
                 return self.packets[name], []
-            copy = self._packed(name, WORKSPACE, self.placement.offsets[value_key(name)])
+            copy = self.places.placed(name, value_key(name))
             assert copy.packet is not None
             self.packets[name] = copy.packet
         else:
-            copy = self._packed(name, WORKSPACE, self.placement.offsets[key], message.chunks)
+            copy = self.places.placed(name, key, message.chunks)
         assert copy.packet is not None
         return copy.packet, self._row_pairs(rows, copy, message.chunks)
 
@@ -394,7 +322,7 @@ class _Lowering:
         for move in self.schedule.moves:
             for message in move.receives:
                 for tensor, operand in self.values[message.value].tensors.items():
-                    found[move.axis, tensor] += self.shape.itemsize_of(tensor) * _elements(operand.shape)
+                    found[move.axis, tensor] += self.shape.itemsize_of(tensor) * prod(operand.shape)
         return found
 
     # --- tiles and sums ---
@@ -403,9 +331,9 @@ class _Lowering:
         q, kv, total = self._tensors(op.q), self._tensors(op.kv), self._sum(op.q_into)
         for tile in self._tiles(op):
             yield AttendForward(
-                self._number(cut(q["q"], tile.rows)),
-                self._number(cut(kv["k"], tile.cols)),
-                self._number(cut(kv["v"], tile.cols)),
+                self.places.number(cut(q["q"], tile.rows)),
+                self.places.number(cut(kv["k"], tile.cols)),
+                self.places.number(cut(kv["v"], tile.cols)),
                 tile,
                 self._pieces(total, tile.rows),
             )
@@ -418,39 +346,40 @@ class _Lowering:
         yield from made
         q = q | {"out": out}
         for tile in self._tiles(op):
-            rows = {name: self._number(cut(q[name], tile.rows)) for name in ("dout", "q", "out", "lse")}
-            cols = {name: self._number(cut(kv[name], tile.cols)) for name in ("k", "v")}
+            rows = {name: self.places.number(cut(q[name], tile.rows)) for name in ("dout", "q", "out", "lse")}
+            cols = {name: self.places.number(cut(kv[name], tile.cols)) for name in ("k", "v")}
             pieces = self._pieces(q_total, tile.rows), self._pieces(kv_total, tile.cols)
             yield AttendBackward(**rows, **cols, tile=tile, q_pieces=pieces[0], kv_pieces=pieces[1])
 
     def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[Step, ...]]:
         """The output of a query block: of own rows it is there, for received rows a proxy is made once."""
         if self.views.issuperset(names):
-            shape = self._shape("out", CHUNKS_PER_RANK, None)
+            shape = self.places.shape_of("out", CHUNKS_PER_RANK, None)
             whole = Operand("out", "own", shape, self.strides["out"], 0)
-            return cut_heads(whole, self._heads("out", self.schedule.values[names[0]].part)), ()
+            return cut_heads(whole, self.places.heads("out", self.schedule.values[names[0]].part)), ()
         if names in self.proxies:
             return self.proxies[names], ()
         shape = q["dout"].shape
-        offset = self.placement.offsets[proxy_key(names)] // self.shape.itemsize
+        offset = self.places.placement.offsets[proxy_key(names)] // self.shape.itemsize
         proxy = self.proxies[names] = Operand(WORKSPACE, "input", shape, contiguous(shape), offset)
-        return proxy, (OutProxy(*map(self._number, (q["dout"], q["delta"], proxy))),)
+        return proxy, (OutProxy(*map(self.places.number, (q["dout"], q["delta"], proxy))),)
 
     def _tiles(self, op: ops.Attend) -> Iterator[AttnTile]:
         """Kernel calls of an operation, rows and columns counted in its two blocks."""
         for tile in op.tiles:
             if not tile.masked:
-                yield AttnTile(self._rows(tile.rows), self._rows(tile.cols), causal=tile.causal)
+                yield AttnTile(self.places.rows(tile.rows), self.places.rows(tile.cols), causal=tile.causal)
                 continue
             for call in self._calls(op, tile):
                 yield call._replace(
-                    rows=_moved(call.rows, tile.rows[0] * self.chunk), cols=_moved(call.cols, tile.cols[0] * self.chunk)
+                    rows=_moved(call.rows, tile.rows[0] * self.places.chunk),
+                    cols=_moved(call.cols, tile.cols[0] * self.places.chunk),
                 )
 
     def _calls(self, op: ops.Attend, tile: Tile) -> tuple[AttnTile, ...]:
         q_chunks, k_chunks = (self.schedule.values[names[0]].chunks for names in (op.q, op.kv))
         blocks = q_chunks[slice(*tile.rows)], k_chunks[slice(*tile.cols)]
-        calls = self.mask.calls(*blocks, self.schedule.cp_size, self.chunk)
+        calls = self.mask.calls(*blocks, self.schedule.cp_size, self.places.chunk)
         return batches(calls) if self.varlen and self.shape.batch == 1 else calls
 
     def _pieces(self, total: Accumulator, rows: Range) -> tuple[Piece, ...]:
@@ -462,7 +391,7 @@ class _Lowering:
         return tuple(
             Piece(
                 None if len(parts) == 1 else _moved(part, -rows[0]),
-                tuple(self._number(cut(tensors[name], part)) for name in names),
+                tuple(self.places.number(cut(tensors[name], part)) for name in names),
                 held,
             )
             for part, held in parts
@@ -472,17 +401,20 @@ class _Lowering:
         """Merge or add the rows that both have."""
         part, fill = self._read(source)
         yield from fill
-        total = self._sum(into)
+        total, number = self._sum(into), self.places.number
         copies: list[tuple[int, int]] = []
         merges: list[tuple[int, int, int, int]] = []
         adds: list[tuple[int, int]] = []
         both = sorted(set(part.chunks) & set(total.rows.chunks))
         for there, here in common_rows(part.chunks, total.rows.chunks, both):
-            start, ahead = self._rows(here)[0], self._rows(there)[0]
-            for rows, held in total.write(self._rows(here)):
+            start, ahead = self.places.rows(here)[0], self.places.rows(there)[0]
+            for rows, held in total.write(self.places.rows(here)):
                 from_rows = _moved(rows, ahead - start)
                 pair = {
-                    name: (self._number(cut(operand, rows)), self._number(cut(part.tensors[name], from_rows)))
+                    name: (
+                        self.places.number(cut(operand, rows)),
+                        self.places.number(cut(part.tensors[name], from_rows)),
+                    )
                     for name, operand in total.rows.tensors.items()
                 }
                 if not held:
@@ -503,14 +435,14 @@ class _Lowering:
             yield from fill
             part = self.schedule.values[source].part
             for tensor, operand in rows.tensors.items():
-                heads = self._heads(tensor, part)
+                heads = self.places.heads(tensor, part)
                 number = self.stored[tensor, heads.start]
                 self.stored[tensor, heads.start] += 1
                 lists += [[] for _ in range(number + 1 - len(lists))]
                 lists[number] += self._own_pairs(rows.chunks, operand, tensor, heads)
         for number, pairs in enumerate(lists):
             if pairs:
-                numbers = self._numbers(strided(pairs))
+                numbers = self.places.numbers_of(strided(pairs))
                 yield Add(numbers) if number else Copy(numbers)
 
     def _own_pairs(self, chunks: Sequence[int], operand: Operand, tensor: str, heads: range) -> Iterator[Pair]:
@@ -518,7 +450,7 @@ class _Lowering:
         shape, at = self.results[tensor].shape, 0
         result = cut_heads(Operand(tensor, "own", shape, contiguous(shape), 0), heads)
         for mine in runs(shard_chunks(self.schedule.rank, self.schedule.cp_size), chunks):
-            first, end = self._rows(mine)
+            first, end = self.places.rows(mine)
             yield cut(result, (at, at + end - first)), cut(operand, (first, end))
             at += end - first
 
@@ -529,10 +461,3 @@ def _unless_empty(*steps: Copy | Merge | Add) -> Iterator[Step]:
 
 def _moved(rows: Range, by: int) -> Range:
     return rows[0] + by, rows[1] + by
-
-
-def _elements(shape: Sequence[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

@@ -1,0 +1,124 @@
+"""Places: where the rows of each value lie in memory, and the numbers of operands."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from math import prod
+
+from megatron_wallfacer.schedule.copies import Pair
+from megatron_wallfacer.schedule.heads import part_heads
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
+from megatron_wallfacer.schedule.memory import kept_buffers, result_is_wide, value_key, workspace
+from megatron_wallfacer.schedule.ops import Schedule, Value
+from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Result
+from megatron_wallfacer.schedule.rows import Range, Rows, contiguous, cut_heads
+from megatron_wallfacer.schedule.volume import ACCUMULATED, KV_TENSORS, STATISTICS, Shape, rows_bytes
+
+
+class Places:
+    """Memory of one pass.
+
+    Args:
+        schedule: the pass of one rank.
+        shape: sizes of the rank's shard.
+        strides: strides of the rank's own tensors, by name.
+        sinks: sinks are merged into the output after the pass.
+
+    Attributes:
+        chunk: tokens of a chunk.
+        placement: offsets in the workspace.
+    """
+
+    def __init__(
+        self, schedule: Schedule, shape: Shape, strides: Mapping[str, tuple[int, ...]], *, sinks: bool
+    ) -> None:
+        self.schedule, self.shape, self.strides, self._sinks = schedule, shape, strides, sinks
+        self.chunk = shape.tokens // CHUNKS_PER_RANK
+        self.placement = workspace(schedule, shape)
+        self._kept = kept_buffers(schedule)
+        self._numbers: dict[Operand, int] = {}
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """All operands that have a number, in its order."""
+        return tuple(self._numbers)
+
+    def own(self, name: str) -> Rows:
+        """Return some heads of the rank's own tensors, as views."""
+        value = self.schedule.values[name]
+        tensors = {}
+        for tensor in value.payload:
+            shape = self.shape_of(tensor, CHUNKS_PER_RANK, None)
+            whole = Operand(tensor, "own", shape, self.strides[tensor], 0)
+            tensors[tensor] = cut_heads(whole, self.heads(tensor, value.part))
+        return Rows(tensors, value.chunks)
+
+    def buffer(self, name: str) -> Rows:
+        """Return the rows of a value in its own buffer: in the workspace, or kept for backward."""
+        key = value_key(name)
+        if key in self._kept:
+            return self.packed(name, self._kept[key], 0)
+        return self.placed(name, key)
+
+    def placed(self, name: str, key: Hashable, chunks: tuple[int, ...] | None = None) -> Rows:
+        """Return the rows of a value in the buffer of the workspace that has this key."""
+        return self.packed(name, WORKSPACE, self.placement.offsets[key], chunks)
+
+    def packed(self, name: str, buffer: str, offset: int, chunks: tuple[int, ...] | None = None) -> Rows:
+        """Return a value's tensors side by side in a buffer from ``offset`` bytes on, the wider dtype first.
+
+        So every tensor is aligned to its own elements, whatever the sizes. All chunks unless some are given.
+        """
+        value = self.schedule.values[name]
+        chunks = value.chunks if chunks is None else chunks
+        tensors, at = {}, offset
+        for tensor in sorted(value.payload, key=lambda one: -self.shape.itemsize_of(one)):
+            shape = self.shape_of(tensor, len(chunks), value.part)
+            size, view = self.shape.itemsize_of(tensor), "wide" if tensor in ACCUMULATED else "input"
+            tensors[tensor] = Operand(buffer, view, shape, contiguous(shape), at // size)
+            at += size * prod(shape)
+        return Rows(tensors, chunks, Operand(buffer, "bytes", (at - offset,), (1,), offset))
+
+    def result(self, tensor: str) -> Result:
+        """Return shape and dtype of a result."""
+        wide = result_is_wide(self.schedule, self.shape, tensor, sinks=self._sinks)
+        return Result(tensor, self.shape_of(tensor, CHUNKS_PER_RANK, None), wide)
+
+    def shape_of(self, tensor: str, chunks: int, part: int | None) -> tuple[int, ...]:
+        """Return the shape of some chunks of a tensor: of one part of the heads, or of all heads if that is None."""
+        shape = self.shape
+        if part is None:
+            heads = shape.kv_heads if tensor in KV_TENSORS else shape.q_heads
+        else:
+            heads = len(self.heads(tensor, part))
+        rows = (chunks * self.chunk, shape.batch, heads)
+        if tensor in STATISTICS:
+            return rows
+        v_head_dim = shape.v_head_dim or shape.head_dim
+        return (*rows, v_head_dim if tensor in ("v", "dv", "out", "dout") else shape.head_dim)
+
+    def heads(self, tensor: str, part: int) -> range:
+        """Return the heads of a tensor that belong to a part."""
+        q_heads, kv_heads = part_heads(part, self.schedule.parts, self.shape.q_heads, self.shape.kv_heads)
+        return kv_heads if tensor in KV_TENSORS else q_heads
+
+    def rows(self, chunks: Range) -> Range:
+        """Return the token rows of a range of chunks."""
+        return chunks[0] * self.chunk, chunks[1] * self.chunk
+
+    def number(self, operand: Operand) -> int:
+        """Return the number of an operand; equal operands have one."""
+        return self._numbers.setdefault(operand, len(self._numbers))
+
+    def numbers_of(self, pairs: Iterable[Pair]) -> tuple[tuple[int, int], ...]:
+        """Return the numbers of pairs of operands."""
+        return tuple((self.number(into), self.number(source)) for into, source in pairs)
+
+    def nbytes(self, value: Value) -> int:
+        """Return the bytes of a value."""
+        return int(rows_bytes(self.schedule, self.shape, value.payload, len(value.chunks)))
+
+    def itemsize(self, operand: Operand) -> int:
+        """Return the bytes of an element of an operand in the workspace."""
+        sizes = {"input": self.shape.itemsize, "wide": self.shape.accumulate_itemsize, "bytes": 1}
+        return sizes[operand.view]
