@@ -24,7 +24,7 @@ from tests.schedule.test_lower import strides_of
 
 H200 = load_cluster("h200-8x8")
 #: Full tiles of 32 heads: tokens of a side, measured microseconds forward and backward (the median of as many FLOPs).
-MEASURED = ((2048, 182, 434), (8192, 1749, 4821), (16384, 6508, 20702))
+MEASURED = ((2048, 182, 434), (4096, 465, 1333), (16384, 6508, 20702))
 EFFICIENCY = Path(__file__).parents[2] / "docs/gpu/h200-2026-11-27/efficiency.csv"
 
 
@@ -41,7 +41,7 @@ def test_more_work_takes_longer_and_the_rate_is_flat_outside(*, backward: bool, 
     pairs = [1e3 * 1.07**number for number in range(300)]
     seconds = [call_seconds("h200", size, 32, 128, **options) for size in pairs]
     assert seconds == sorted(seconds)
-    assert all(size / took <= pairs[-1] / seconds[-1] * 1.3 for size, took in zip(pairs, seconds, strict=True))
+    assert all(size / took <= pairs[-1] / seconds[-1] * (1 + 1e-9) for size, took in zip(pairs, seconds, strict=True))
     for here in (0, -2):
         assert seconds[here + 1] / seconds[here] == pytest.approx(pairs[here + 1] / pairs[here])
     halves = 2 * call_seconds("h200", 1024 * 2048, 32, 128, **options)
