@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.costs import BACKWARD_FLOPS, FORWARD_FLOPS
+from megatron_wallfacer.planning.kernels import BACKWARD_FLOPS, FORWARD_FLOPS, best_rate
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import DKV, DOUT, DQ, KV, PARTIAL_OUT, Q
 from megatron_wallfacer.schedule.plan import Plan
@@ -47,9 +47,14 @@ class Bound:
         """The longest of them."""
         return max(self.kernel_s, self.intra_s, self.inter_s, self.level_s)
 
-    def guess_s(self, head_groups: int) -> float:
-        """A guess of the time, for the order in which plans are tried only."""
-        return max(self.seconds, self.kernel_s + self.exchange_s / head_groups) + STANDS_OUT * self.moved_s
+    def guess_s(self, head_groups: int, kernel_s: float) -> float:
+        """A guess of the time, for the order in which plans are tried only.
+
+        Args:
+            head_groups: groups of heads that are pipelined.
+            kernel_s: estimated seconds of the kernels.
+        """
+        return max(self.seconds, kernel_s + self.exchange_s / head_groups) + STANDS_OUT * self.moved_s
 
     @property
     def by(self) -> str:
@@ -96,6 +101,9 @@ def kernel_seconds(cp_size: int, cluster: Cluster, shape: Shape, *, causal: bool
     channels = (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
     pairs = shape.tokens * shape.tokens * cp_size * (0.5 if causal else 1.0)
     work = pairs * shape.q_heads * channels * shape.batch
+    if device.kernels is not None:
+        forward, backward = (best_rate(device.kernels, backward=backward) for backward in (False, True))
+        return work * (FORWARD_FLOPS / forward + BACKWARD_FLOPS / backward)
     return work * (FORWARD_FLOPS / device.forward + BACKWARD_FLOPS / device.backward) / (device.tflops * 1e12)
 
 

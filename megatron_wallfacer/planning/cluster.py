@@ -47,8 +47,14 @@ class Device:
         tflops: peak of the attention kernel's dtype, 1e12 operations a second.
         memory_gb: of the device, 1e9 bytes.
         memory_gbyte_s: what merging and copying reach.
+        kernels: measured attention kernels, by name (:data:`megatron_wallfacer.planning.kernels.TABLES`). With them
+            ``forward`` and ``backward`` have no meaning.
         forward, backward: parts of the peak that a large attention call reaches.
-        call_us: of every kernel call, however small.
+        call_us: device time of every attention call beside its kernel, however small.
+        launch_us: device time of every other launch (copies, merges, sums) beside its bytes.
+        host_forward_us, host_backward_us: host time of every attention call.
+        host_launch_us: host time of every other launch.
+        host_transfer_us: host time to start a transfer (sends and receives posted together).
         matmul: part of the peak that the other layers reach.
     """
 
@@ -58,6 +64,12 @@ class Device:
     forward: float = 1.0
     backward: float = 1.0
     call_us: float = 0.0
+    kernels: str | None = None
+    launch_us: float = 0.0
+    host_forward_us: float = 0.0
+    host_backward_us: float = 0.0
+    host_launch_us: float = 0.0
+    host_transfer_us: float = 0.0
     matmul: float = 0.5
 
 

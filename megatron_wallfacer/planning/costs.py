@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from megatron_wallfacer.planning.cluster import Cluster
+from megatron_wallfacer.planning.kernels import BACKWARD_FLOPS, FORWARD_FLOPS, call_seconds
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.memory import own_views
 from megatron_wallfacer.schedule.ops import Assemble, Attend, Fold, Load, Op, Schedule, Start, Store
+from megatron_wallfacer.schedule.tiles import Tile
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
-#: Products of two operations each for a live (query, key, channel): two forward, five backward.
-FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
 #: Times that a byte of a result crosses memory: merged (part and sum read, sum written), copied (read, written).
 MERGED, COPIED = 3, 2
 #: And a byte of a stand-in for the output (engine.merge.out_proxy) where PyTorch's operators make it, as on a
@@ -28,11 +28,15 @@ class Cost:
         kernel_s: seconds of attention kernels.
         touched: bytes that merging and copying move through memory.
         sends: bytes of each message that it starts.
+        launch_s: seconds of the device for launches that are not attention kernels, beside their bytes.
+        host_s: seconds in which the host issues all launches and messages.
     """
 
     kernel_s: float = 0.0
     touched: float = 0.0
     sends: tuple[float, ...] = ()
+    launch_s: float = 0.0
+    host_s: float = 0.0
 
 
 class Costs:
@@ -54,45 +58,74 @@ class Costs:
         if self._stand_ins and schedule.backward:
             for index, rows in _stand_ins(schedule).items():
                 made = self._stand_in(rows_bytes(schedule, self.shape, ("dout",), rows))
-                costs[index] = replace(costs[index], touched=costs[index].touched + made)
+                costs[index] = self._launching(replace(costs[index], touched=costs[index].touched + made), 1)
         return costs
+
+    def call_host_s(self, schedule: Schedule) -> float:
+        """Host seconds of one attention call."""
+        device = self.cluster.device
+        return 1e-6 * (device.host_backward_us if schedule.backward else device.host_forward_us)
 
     def _of(self, op: Op, schedule: Schedule, views: Iterable[str]) -> Cost:
         match op:
             case Attend():
                 return self._attend(op, schedule)
             case Assemble(into=into, sources=sources) if len(sources) > 1:
-                return Cost(touched=COPIED * self._bytes(schedule, into))
+                return self._launching(Cost(touched=COPIED * self._bytes(schedule, into)), 1)
             case Fold(source=source):
-                return Cost(touched=MERGED * self._bytes(schedule, source))
+                return self._launching(Cost(touched=MERGED * self._bytes(schedule, source)), 1)
             case Store(sources=sources):
-                return Cost(touched=COPIED * sum(self._bytes(schedule, source) for source in sources))
+                stored = sum(self._bytes(schedule, source) for source in sources)
+                return self._launching(Cost(touched=COPIED * stored), 1)
             case Start(move=move):
                 sizes = [rows_bytes(schedule, self.shape, move.payload, len(m.chunks)) for m in move.sends]
                 # A whole value that already is a buffer of its own is sent as it is.
-                copied = (
+                copied = [
                     size
                     for size, message in zip(sizes, move.sends, strict=True)
                     if message.value in views or len(message.chunks) < len(schedule.values[message.value].chunks)
-                )
-                return Cost(touched=COPIED * sum(copied), sends=tuple(sizes))
+                ]
+                posted_s = 1e-6 * self.cluster.device.host_transfer_us
+                moved = Cost(touched=COPIED * sum(copied), sends=tuple(sizes), host_s=posted_s)
+                return self._launching(moved, 1 if copied else 0)
         return Cost()
 
+    def _launching(self, cost: Cost, launches: int) -> Cost:
+        """The cost with so many more launches. A list of copies, merges or sums of one operation is one launch."""
+        device = self.cluster.device
+        return replace(
+            cost,
+            launch_s=cost.launch_s + 1e-6 * launches * device.launch_us,
+            host_s=cost.host_s + 1e-6 * launches * device.host_launch_us,
+        )
+
     def _attend(self, op: Attend, schedule: Schedule) -> Cost:
-        device, shape = self.cluster.device, self.shape
-        flops, rate = (BACKWARD_FLOPS, device.backward) if schedule.backward else (FORWARD_FLOPS, device.forward)
-        chunk = shape.tokens / CHUNKS_PER_RANK
-        heads = shape.q_heads / schedule.parts
-        channels = (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
-        pairs = sum((t.rows[1] - t.rows[0]) * (t.cols[1] - t.cols[0]) * (0.5 if t.causal else 1.0) for t in op.tiles)
-        work = flops * pairs * chunk * chunk * heads * channels * shape.batch
-        kernel_s = work / (device.tflops * 1e12 * rate) + len(op.tiles) * device.call_us * 1e-6
+        shape = self.shape
+        kernel_s = self._kernels_s(op.tiles, schedule) + len(op.tiles) * self.cluster.device.call_us * 1e-6
         rows = sum(t.rows[1] - t.rows[0] for t in op.tiles)
         cols = sum(t.cols[1] - t.cols[0] for t in op.tiles)
         merged = rows_bytes(schedule, shape, ("dq",) if schedule.backward else ("out", "lse"), rows)
         if schedule.backward:
             merged += rows_bytes(schedule, shape, ("dk", "dv"), cols)
-        return Cost(kernel_s, MERGED * merged)
+        called = Cost(kernel_s, MERGED * merged, host_s=len(op.tiles) * self.call_host_s(schedule))
+        # A tile's output and lse are merged in one launch; its dq, dk and dv are added in one.
+        return self._launching(called, len(op.tiles))
+
+    def _kernels_s(self, tiles: tuple[Tile, ...], schedule: Schedule) -> float:
+        """Seconds of the attention kernels of some tiles."""
+        device, shape = self.cluster.device, self.shape
+        chunk = shape.tokens / CHUNKS_PER_RANK
+        heads = shape.q_heads / schedule.parts
+        channels = (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
+        if device.kernels is not None:
+            each = chunk * chunk * shape.batch, heads, channels
+            return sum(
+                call_seconds(device.kernels, t.area * each[0], *each[1:], backward=schedule.backward, causal=t.causal)
+                for t in tiles
+            )
+        flops, rate = (BACKWARD_FLOPS, device.backward) if schedule.backward else (FORWARD_FLOPS, device.forward)
+        work = flops * sum(t.area for t in tiles) * chunk * chunk * heads * channels * shape.batch
+        return work / (device.tflops * 1e12 * rate)
 
     def _stand_in(self, dout: float) -> float:
         """Bytes that making the stand-in for rows moves, given those of their dO."""

@@ -207,7 +207,7 @@ def attention_seconds(choice: Choice, software: Software) -> tuple[float, float]
     if software.recompute == "full":
         repeated = played.pass_s[0]
     if software.attention_hidden < 1:
-        device = replace(choice.job.cluster.device, tflops=float("inf"), call_us=0.0)
+        device = replace(choice.job.cluster.device, tflops=float("inf"), kernels=None, call_us=0.0)
         bare = replace(choice, job=replace(choice.job, cluster=replace(choice.job.cluster, device=device)))
         taking_turns = bare.played.seconds + kernel_s
         # Kernels of a rank may fill a pause of its own moves only if something is hidden.

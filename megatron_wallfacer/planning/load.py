@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Level, Link, MessageCost
+from megatron_wallfacer.planning.kernels import TABLES
 from megatron_wallfacer.shipped import CONFIGS
 
 #: Those that come with the plugin; another file is given by its path.
@@ -138,6 +139,8 @@ def _check(entry: str, value: Any, one: Field) -> None:
     wanted = str(one.type)
     if value is None and "None" in wanted:
         return
+    if one.name == "kernels" and value not in TABLES:
+        raise ClusterError(f"{entry}={value!r}: must be the name of measured kernels: {', '.join(TABLES)}")
     if wanted.startswith("int"):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ClusterError(f"{entry}={value!r}: must be a positive whole number")

@@ -204,7 +204,7 @@ class _Play:
                 return
             if not rank.paid:
                 rank.paid = True
-                self._pay(rank, line.op, line.cost)
+                self._pay_when_issued(rank, line)
                 continue
             rank.paid = False
             rank.at += 1
@@ -225,14 +225,30 @@ class _Play:
             rank.waits_since = None
         return waiting
 
-    def _pay(self, rank: _Rank, op: Op | None, cost: Cost) -> None:
+    def _pay_when_issued(self, rank: _Rank, line: Line) -> None:
+        """An operation takes its time once the host has issued it: the host may be slower than the device."""
+        lag_s = rank.pass_since + line.begun_s - self._now
+        if lag_s <= 0:
+            self._pay(rank, line)
+            return
+
+        def issued() -> None:
+            rank.busy = False
+            self._pay(rank, line)
+            self._advance(rank)
+
+        rank.busy = True
+        self._after(lag_s, issued)
+
+    def _pay(self, rank: _Rank, line: Line) -> None:
         """Let the time of an operation pass."""
+        op, cost = line.op, line.cost
         host, memory = self._cluster.host, self._cluster.device.memory_gbyte_s
         work_s = 0.0
         if host is not None:
             work_s = cost.touched / (host.copy_gbyte_s * 1e9) + overhead_s(host, op)
-        elif memory is not None:
-            work_s = cost.touched / (memory * 1e9)
+        else:
+            work_s = cost.launch_s + (0.0 if memory is None else cost.touched / (memory * 1e9))
         if not cost.kernel_s and not work_s:
             return
         rank.busy, rank.kernel_s = True, rank.kernel_s + cost.kernel_s
@@ -243,7 +259,9 @@ class _Play:
             self._work(rank, name, work_s)
 
         if cost.kernel_s:
-            self._after(cost.kernel_s, lambda: self._when_served(computed, len(op.tiles)))
+            # Of several calls the last may not be issued yet when the others have ended.
+            kernel_s = max(cost.kernel_s, rank.pass_since + line.issued_s - start)
+            self._after(kernel_s, lambda: self._when_served(computed, len(op.tiles)))
         else:
             computed()
 

@@ -11,6 +11,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.bounds import Bound, bound
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.costs import Costs
+from megatron_wallfacer.planning.estimate import estimated_kernel_seconds
 from megatron_wallfacer.planning.network import Network
 from megatron_wallfacer.planning.play import Played, Span, play
 from megatron_wallfacer.planning.symmetry import Symmetry
@@ -32,10 +33,12 @@ MOST_RANKS_UNFOLDED = 64
 LONGEST_AXIS = 256
 #: Plans that are played first; how often the search then looks beside the best one, and at how many plans each time.
 FIRST, ROUNDS, EACH_ROUND = 16, 4, 8
+#: Plans whose kernels are estimated from their tiles, where kernels are measured.
+ESTIMATED = 1000
 #: Played times this close are as good as equal: neither does the search come nearer to the fastest, nor the player to
 #: what is measured. Of equals that which moves the fewest words is taken, for on a real network it is words that vary.
 TIE = 1.02
-#: Above so many ranks schedules are long, and half as many are played.
+#: Above so many ranks schedules are long, and half as many are estimated and played.
 MANY_RANKS = 4096
 
 
@@ -164,8 +167,8 @@ def search(job: Job, *, memory_bytes: float = float("inf")) -> Found:
     Raises:
         OptionError: no plan fits the memory; says what the least of those tried needs.
     """
-    waiting = sorted((one for one in candidates(job) if one.can_be_played), key=_by_guess)
     found, effort = _Tried(memory_bytes), 1 if job.cp_size <= MANY_RANKS else 2
+    waiting = _likeliest_first([one for one in candidates(job) if one.can_be_played], ESTIMATED // effort)
     for choice in waiting:
         if len(found.played) == FIRST // effort:
             break
@@ -240,7 +243,7 @@ def candidates(job: Job) -> Iterator[Choice]:
         plan = _with_riders(plan, shape)
         found = True
         for grid in _placements(plan.grid):
-            yield _choice(job, replace(plan, grid=grid))
+            yield from _choices(job, replace(plan, grid=grid))
     if not found:
         raise OptionError("cp_size", job.cp_size, f"a size that {shape.q_heads} query heads allow a grid of")
 
@@ -259,8 +262,18 @@ def named(job: Job, names: Sequence[str] = SCHEMES) -> Iterator[Choice]:
         yield min(placed, key=_by_guess)
 
 
+def _likeliest_first(choices: list[Choice], most: int) -> list[Choice]:
+    """By guess. Where kernels are measured, ``most`` of them are estimated: the likeliest with kernels at best rate."""
+    if not choices or choices[0].job.cluster.device.kernels is None:
+        return sorted(choices, key=_by_guess)
+    rough = sorted(choices, key=lambda one: one.bound.guess_s(one.plan.head_groups, one.bound.kernel_s))
+    return sorted(rough[:most], key=_by_guess) + rough[most:]
+
+
 def _by_guess(choice: Choice) -> float:
-    return choice.bound.guess_s(choice.plan.head_groups)
+    job = choice.job
+    kernel_s = estimated_kernel_seconds(choice.plan, job.cluster, job.shape, causal=job.causal)
+    return choice.bound.guess_s(choice.plan.head_groups, kernel_s)
 
 
 def _fits(plan: Plan, shape: Shape) -> bool:
@@ -288,7 +301,14 @@ def _placements(grid: Grid) -> list[Grid]:
     return [replace(grid, placement=order) for order in permutations(grid.placement)]
 
 
-def _choice(job: Job, plan: Plan) -> Choice:
-    """Queries are kept where there are any to keep; heads in two groups where something is gathered."""
+def _choices(job: Job, plan: Plan) -> Iterator[Choice]:
+    """Queries are kept where there are any to keep; heads in two groups where something is gathered.
+
+    Where kernels are measured smaller tiles may cost more than two groups hide: one group is a choice too.
+    """
     gathers = plan.grid.head > 1 or plan.grid.team > 1
-    return Choice(job, replace(plan, head_groups=2 if gathers else 1), q_kept=plan.grid.team > 1)
+    yield Choice(job, replace(plan, head_groups=2 if gathers else 1), q_kept=plan.grid.team > 1)
+    if gathers and job.cluster.device.kernels is not None:
+        two = replace(plan, head_groups=2)
+        if head_groups(two, job.shape.q_heads, job.shape.kv_heads) > 1:
+            yield Choice(job, replace(plan, head_groups=1), q_kept=plan.grid.team > 1)

@@ -27,6 +27,7 @@ def test_presets(name: str) -> None:
     cluster = load_cluster(name)
     assert cluster.name == name
     assert cluster.ranks > 1
+    assert cluster.device.kernels == ("h200" if name.startswith(("h100", "h200")) else None)
 
 
 def test_a_file(tmp_path: Path) -> None:
@@ -79,6 +80,7 @@ WRONG = {
     "nics: 2|cards: 2": "cards: is not an entry that exists; there are name, nodes",
     "tflops: 100|tflop: 100": "device.tflop: is not an entry that exists; there are tflops",
     "forward: 0.5|forward: 1.5": "device.forward=1.5: must be a part of the peak, at most 1",
+    "tflops: 100|kernels: h300, tflops: 100": "device.kernels='h300': must be the name of measured kernels: h200",
     "tflops: 100|tflops: -1": "device.tflops=-1: must be a positive number",
     "{gbyte_s: 100}|100": "intra: must be a mapping, not int",
     "levels: [{nodes: 2, oversubscription: 1.5}]|levels: 3": "levels=3: must be a list",
