@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.call import call_of_number
-from megatron_wallfacer.engine.execute import execute
 from megatron_wallfacer.engine.merge import add_sinks, row_sums, sinks_gradient
 
 _LIBRARY = torch.library.Library("wallfacer", "FRAGMENT")
@@ -40,7 +39,7 @@ def run_attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: i
     known = call_of_number(call)
     compiled, runtime = known.forward_pass(q, k, v, sinks=sinks is not None), known.runtime
     with _dtypes_as_given(q):
-        (out, lse), kept = execute(compiled, (q, k, v), (), runtime.transfers, runtime.recorder)
+        (out, lse), kept = known.run(compiled, (q, k, v), (), runtime.transfers, runtime.recorder)
         if sinks is not None:
             add_sinks(out, lse, sinks)
             out = out.to(q.dtype)
@@ -68,7 +67,7 @@ def run_attention_backward(
         own |= {"dout": dout, "out": out, "lse": lse, "delta": row_sums(dout, out, lse.dtype)}
         compiled, runtime = known.backward_pass(own, kv_heads, head_dim), known.runtime
         given = [kept[number] for number in compiled.given]
-        (dq, dk, dv), _ = execute(compiled, tuple(own.values()), given, runtime.transfers, runtime.recorder)
+        (dq, dk, dv), _ = known.run(compiled, tuple(own.values()), given, runtime.transfers, runtime.recorder)
         dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, own["delta"], sinks)
     dtype = out.dtype
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dsinks
