@@ -1,9 +1,13 @@
-"""CUDA graphs: which of Megatron's own leave attention out, and so need nothing of the plugin."""
+"""CUDA graphs: which of Megatron's own need nothing of the plugin, and where the plugin can make its own."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.engine.loaded_nccl import loaded_nccl
+from megatron_wallfacer.errors import WallfacerError
 
 #: By implementation, modules of Megatron's graphs that hold no attention. With ``local`` a layer that has ``mlp`` or
 #: ``moe`` among its modules is captured whole (``TransformerLayer.create_mcore_cudagraph_manager``).
@@ -13,6 +17,10 @@ _WITHOUT_ATTENTION = {
 }
 #: Module that Megatron 0.18 and later takes for the implementation of that name.
 _WHOLE = "full_iteration"
+#: Older releases of NCCL can hang when a graph with messages between nodes is replayed.
+_NCCL_ACROSS_NODES = (2, 30, 4)
+#: Values with which torch takes a variable for off.
+_OFF = ("", "0", "f", "false", "n", "no")
 
 
 def graphs_around_attention(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
@@ -52,3 +60,58 @@ def _modules(args: argparse.Namespace) -> tuple[str, list[str]]:
     # Enums, but for names that Megatron replaces later; one that means all modules is the same as none.
     names = [getattr(module, "name", module) for module in old or new or ()]
     return flag, [name for name in names if name != "full"]
+
+
+def wants_graphs(args: argparse.Namespace) -> bool:
+    """Return whether ``--wallfacer-cuda-graphs`` is given.
+
+    Raises:
+        WallfacerError: it stands with a flag under which no pass could be a graph.
+    """
+    if not args.wallfacer_cuda_graphs:
+        return False
+    if args.wallfacer_transfers == "staged":
+        raise WallfacerError(
+            "--wallfacer-cuda-graphs: must be left out with --wallfacer-transfers staged, the host copies messages"
+        )
+    if args.wallfacer_log_metrics:
+        raise WallfacerError(
+            "--wallfacer-cuda-graphs: must be left out with --wallfacer-log-metrics, which times each wait of each step"
+        )
+    return True
+
+
+def check_graphs(groups: AxisGroups, environment: Mapping[str, str]) -> None:
+    """Check that a CUDA graph can hold the messages of these groups.
+
+    Args:
+        groups: of this rank.
+        environment: variables of the process.
+
+    Raises:
+        WallfacerError: it cannot.
+    """
+    if groups.backend != "nccl":
+        raise WallfacerError(
+            f"--wallfacer-cuda-graphs: must be left out where the backend is {groups.backend}, "
+            "a CUDA graph holds messages of NCCL only"
+        )
+    for name in ("TORCH_NCCL_BLOCKING_WAIT", "NCCL_BLOCKING_WAIT"):
+        if environment.get(name, "").lower() not in _OFF:
+            raise WallfacerError(
+                f"{name}={environment[name]}: must be unset or 0 with --wallfacer-cuda-graphs, "
+                "the host must not wait in a capture"
+            )
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        growing = "expandable_segments:True" in environment.get(name, "")
+        if growing and environment.get("NCCL_GRAPH_REGISTER") != "0":
+            raise WallfacerError(
+                f"{name}={environment[name]}: needs NCCL_GRAPH_REGISTER=0 with --wallfacer-cuda-graphs, "
+                "NCCL must not register memory that moves"
+            )
+    nccl = loaded_nccl() if len(set(groups.hosts)) > 1 else None
+    if nccl is not None and nccl < _NCCL_ACROSS_NODES:
+        raise WallfacerError(
+            f"NCCL {'.'.join(map(str, nccl))}: must be {'.'.join(map(str, _NCCL_ACROSS_NODES))} or later with "
+            "--wallfacer-cuda-graphs on several nodes, replays can hang with older ones"
+        )

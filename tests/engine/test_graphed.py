@@ -25,6 +25,7 @@ from megatron_wallfacer.engine.timeline import Timeline, nothing
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.mask import Mask
+from megatron_wallfacer.schedule.memory import graph_bytes
 from megatron_wallfacer.schedule.plan import Plan
 from tests.engine.tape import Tape, TapeCapture, TapedTransfers, _Operators
 from tests.support.pool import Pool
@@ -90,11 +91,23 @@ def graphed_beside_eager(rank: int, plan: Plan) -> dict[str, Any]:
         "replays": [tape.replays for tape in capture.tapes],
         "waits": [unwaited(tape) for tape in capture.tapes],
         "calls": [captured_alike(*item, capture) for item in graphed.runtime.graphs._passes.items()],
+        "bytes": held(graphed),
         "received": {key: n * (RUNS + 1) == counted[1][key] * RUNS for key, n in counted[0].items()},
     }
     for call in (eager, graphed):
         call.runtime.transfers.groups.close()
     return report
+
+
+def held(call: Call) -> list[tuple[int, int]]:
+    """Bytes of the buffers of each captured pass, and what the counter says."""
+    return [
+        (
+            sum(x.nbytes for x in (*static.inputs, *static.results, *static.kept, static.workspace)),
+            graph_bytes(compiled.program.schedule, compiled.program.shape),
+        )
+        for compiled, static in call.runtime.graphs._passes.items()
+    ]
 
 
 def unwaited(tape: Tape) -> list[str]:
@@ -136,6 +149,7 @@ def test_replays_equal_eager_passes(pools: Callable[[int], Pool], name: str) -> 
         assert report["replays"] == [RUNS + 1 - EAGER_PASSES] * 2
         assert report["waits"] == [[], []]
         assert report["calls"] == [True, True], "captures of one pass differ"
+        assert all(holds == counted for holds, counted in report["bytes"])
         assert report["received"]
         assert all(report["received"].values()), "received bytes of replays are not counted"
 

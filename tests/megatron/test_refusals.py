@@ -42,6 +42,8 @@ REFUSED = {
     f"{PACKED} --mtp-num-layers 1": f"--mtp-num-layers 1: must be left out with {PACKED}",
     "--sft --micro-batch-size 2 --pipeline-model-parallel-size 2": "--micro-batch-size 2: must be 1 with --sft and",
     "--wallfacer-keep-attention-output": "--wallfacer-keep-attention-output: needs attention to be recomputed",
+    "--wallfacer-cuda-graphs --wallfacer-transfers staged": "--wallfacer-cuda-graphs: must be left out with",
+    "--wallfacer-cuda-graphs --wallfacer-log-metrics --tensorboard-dir x": "--wallfacer-cuda-graphs: must be left out",
     "--qk-clip": "--qk-clip: must be left out",
     "--log-max-attention-logit": "--log-max-attention-logit: must be left out",
     "--enable-cuda-graph": "--enable-cuda-graph: must be left out",
