@@ -39,8 +39,14 @@ class Graph(Protocol):
         """Free them."""
 
 
-#: Captures what a function launches, without running it.
-Capture = Callable[[Callable[[], None]], Graph]
+class Capture(Protocol):
+    """Makes graphs."""
+
+    def __call__(self, run: Callable[[], None]) -> Graph:
+        """Capture what a function launches, without running it."""
+
+    def in_progress(self) -> bool:
+        """Whether a capture of another owner records what is launched at present."""
 
 
 class CudaCapture:
@@ -51,10 +57,17 @@ class CudaCapture:
 
     def __call__(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # NCCL's watchdog queries events in a thread of its own meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # NCCL's watchdog queries events in a thread of its own meanwhile. A failed capture leaves its stream current;
+        # the outer context brings the caller's stream back.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             run()
         return graph
+
+    def in_progress(self) -> bool:
+        return torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +121,14 @@ class Graphs:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run one pass as :func:`megatron_wallfacer.engine.execute.execute` does, by its graph where it has one.
 
-        A pass that is observed runs eagerly: a graph has no steps.
+        A pass that is observed runs eagerly: a graph has no steps. So does a pass inside another capture.
 
         Args:
             compiled: the pass, lowered for contiguous inputs.
             inputs, given, transfers, recorder: as there; inputs may have any strides.
         """
-        static = None if observes(recorder) else self._static_pass(compiled, (*inputs, *given))
+        eager = observes(recorder) or self._capture.in_progress()
+        static = None if eager else self._static_pass(compiled, (*inputs, *given))
         if static is None:
             return execute(compiled, [x.contiguous() for x in inputs], given, transfers, recorder)
         with recorder(compiled.label):

@@ -47,10 +47,10 @@ class Tape:
 
 
 class TapeCapture:
-    """Captures on a tape. With ``failing`` it raises, as a library may in a capture."""
+    """Captures on a tape. With ``failing`` it raises, as a library may; with ``others`` another capture is active."""
 
     def __init__(self, *, failing: bool = False) -> None:
-        self.failing, self.tapes = failing, []
+        self.failing, self.others, self.tapes = failing, False, []
 
     def __call__(self, run: Callable[[], None]) -> Tape:
         tape = Tape()
@@ -60,6 +60,9 @@ class TapeCapture:
                 raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
         self.tapes.append(tape)
         return tape
+
+    def in_progress(self) -> bool:
+        return self.others
 
 
 class _Operators(TorchDispatchMode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,7 @@ from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.compiled import CompiledPass
 from megatron_wallfacer.engine.execute import execute, run_steps
-from megatron_wallfacer.engine.graphed import EAGER_PASSES, LIMIT, Graphs, contiguous_strides
+from megatron_wallfacer.engine.graphed import EAGER_PASSES, LIMIT, CudaCapture, Graphs, contiguous_strides
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.pass_cache import PassCache
 from megatron_wallfacer.engine.timeline import Timeline, nothing
@@ -224,6 +224,46 @@ def test_an_observed_pass_runs_eagerly() -> None:
         both_passes(call, seed)
     assert capture.tapes == []
     assert Counter(event.name for event in timeline.events if event.row == "pass") == {"forward": 5, "backward": 5}
+
+
+def test_a_pass_inside_another_capture_is_recorded_there(one: tuple[Call, TapeCapture]) -> None:
+    call, capture = one
+    capture.others = True
+    for seed in range(RUNS):
+        both_passes(call, seed)
+    assert capture.tapes == []
+    capture.others = False
+    for seed in range(EAGER_PASSES):
+        both_passes(call, seed)
+    assert capture.tapes == [], "passes of another capture are no warm-up"
+
+
+def test_a_failed_capture_brings_the_callers_stream_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.cuda.graph`` does not where the end of its capture raises."""
+    streams = ["callers"]
+
+    @contextlib.contextmanager
+    def stream(chosen: str) -> Iterator[None]:
+        before = streams[-1]
+        streams.append(chosen)
+        try:
+            yield
+        finally:
+            streams.append(before)
+
+    @contextlib.contextmanager
+    def graph(*_: object, pool: str, capture_error_mode: str) -> Iterator[None]:
+        assert (pool, capture_error_mode) == ("pool", "thread_local")
+        streams.append("capture")
+        yield
+        raise RuntimeError("capture invalidated")
+
+    fakes = {"stream": stream, "graph": graph, "current_stream": lambda: streams[-1], "CUDAGraph": object}
+    for name, fake in (fakes | {"graph_pool_handle": lambda: "pool"}).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    with pytest.raises(RuntimeError, match="capture invalidated"):
+        CudaCapture()(lambda: streams.append("side"))
+    assert streams == ["callers", "callers", "capture", "side", "callers"]
 
 
 def test_a_recorder_that_rests_hears_of_each_pass_and_stops_no_graph() -> None:
