@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from megatron_wallfacer.cli.loaded_nccl import loaded_nccl
+from megatron_wallfacer.engine.loaded_nccl import loaded_nccl
 
 PACKAGES = (
     "megatron-core transformer-engine flash-attn flash-attn-3 flash-attn-4 ring-flash-attn triton nvidia-cudnn-cu13"

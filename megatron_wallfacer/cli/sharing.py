@@ -99,7 +99,7 @@ def gpus_of_host(environment: Mapping[str, str]) -> Gpus:
     if hidden or not (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()):
         return Gpus()
     asked = subprocess.run(
-        [sys.executable, "-m", "megatron_wallfacer.cli.loaded_nccl"],
+        [sys.executable, "-m", "megatron_wallfacer.engine.loaded_nccl"],
         env=dict(environment),
         capture_output=True,
         text=True,

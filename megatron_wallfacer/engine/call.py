@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from megatron_wallfacer.engine.compiled import CompiledPass, compile_pass
+from megatron_wallfacer.engine.execute import execute
+from megatron_wallfacer.engine.graphed import Graphs, contiguous_strides
 from megatron_wallfacer.engine.timeline import Recorder, nothing
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
@@ -35,6 +37,7 @@ class Runtime:
         scale: of the scores.
         recorder: observes passes, operations and waits.
         softcap: cap of the scores; 0 for none.
+        graphs: CUDA graphs of passes; None for eager passes.
     """
 
     transfers: Transfers
@@ -42,6 +45,7 @@ class Runtime:
     scale: float
     recorder: Recorder = nothing
     softcap: float = 0.0
+    graphs: Graphs | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Call:
         mask: which pairs are unmasked.
         keep_gathered_q: save the team's queries for backward instead of gathering them again.
         number: what operators know the call by (:func:`call_of_number`), for as long as it lives.
+        run: runs a compiled pass: :func:`megatron_wallfacer.engine.execute.execute`, or by its CUDA graph.
     """
 
     plan: Plan
@@ -61,6 +66,9 @@ class Call:
     mask: Mask = CAUSAL
     keep_gathered_q: bool = False
     number: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
+    run: Callable[..., tuple[list[Tensor], list[Tensor]]] = field(init=False, compare=False, repr=False)
+    #: Strides for which passes are lowered. Static inputs of graphs are contiguous, whatever the call's tensors are.
+    _strides: Callable[[Tensor], tuple[int, ...]] = field(init=False, compare=False, repr=False)
     #: Passes of calls that are alike but for the recorder are compiled once.
     _alike: int = field(init=False, compare=False, repr=False)
 
@@ -68,6 +76,10 @@ class Call:
         runtime = self.runtime
         alike = self.plan, runtime.kernel, runtime.scale, runtime.softcap, self.mask, self.keep_gathered_q
         object.__setattr__(self, "_alike", runtime.transfers.passes.number_of(alike))
+        # Documents differ with every micro-batch: a graph of theirs would not be used again.
+        graphs = runtime.graphs if self.mask.documents is None else None
+        object.__setattr__(self, "run", execute if graphs is None else graphs.run)
+        object.__setattr__(self, "_strides", Tensor.stride if graphs is None else contiguous_strides)
         _calls[self.number] = weakref.ref(self, lambda _, number=self.number: _calls.pop(number, None))
 
     def forward_pass(self, q: Tensor, k: Tensor, v: Tensor, *, sinks: bool) -> CompiledPass:
@@ -76,14 +88,14 @@ class Call:
         Raises:
             OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
         """
-        passes = self.runtime.transfers.passes
-        key = self._alike, sinks, q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, q.device
+        passes, strides = self.runtime.transfers.passes, (self._strides(q), self._strides(k), self._strides(v))
+        key = self._alike, sinks, q.shape, k.shape, v.shape, strides, q.dtype, q.device
         found = passes.get(key)
         if found is None:
             self.check(q, k)
             shape = _shape(q, k.shape[2], q.shape[3], v.shape[3])
-            strides = {"q": q.stride(), "k": k.stride(), "v": v.stride()}
-            found = passes.add(key, self._compile(forward_schedule, shape, strides, q, sinks=sinks))
+            named = dict(zip("qkv", strides, strict=True))
+            found = passes.add(key, self._compile(forward_schedule, shape, named, q, sinks=sinks))
         return found
 
     def backward_pass(self, own: Mapping[str, Tensor], kv_heads: int, head_dim: int) -> CompiledPass:
@@ -96,7 +108,7 @@ class Call:
             head_dim: channels of a query or key head.
         """
         passes, out = self.runtime.transfers.passes, own["out"]
-        strides = tuple(x.stride() for x in own.values())
+        strides = tuple(map(self._strides, own.values()))
         key = self._alike, out.shape, kv_heads, head_dim, strides, out.dtype, out.device
         found = passes.get(key)
         if found is None:

@@ -81,6 +81,9 @@ def _close(chosen: Callable[[dist.ProcessGroup | None], bool]) -> None:
     """Destroy and forget the entries of the chosen context-parallel groups."""
     for key in [key for key in _made if chosen(key[0])]:
         transfers = _made.pop(key)
+        # Graphs hold operations of the groups' communicators, which then cannot be destroyed.
+        if transfers.graphs is not None:
+            transfers.graphs.drop()
         # Compiled passes hold their groups.
         transfers.passes.clear()
         transfers.groups.close()

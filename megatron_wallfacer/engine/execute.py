@@ -28,20 +28,35 @@ def execute(
     Returns:
         The results in the program's order, and the bytes of what is kept for backward.
     """
+    results, kept, workspace = allocate(compiled)
+    run_steps(compiled, [*inputs, *given, *results, *kept, workspace], recorder)
+    count_received(compiled, transfers)
+    return results, kept
+
+
+def allocate(compiled: CompiledPass) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Allocate the results of a pass, the bytes of what it keeps, and its workspace."""
     device = compiled.device
     results = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in compiled.results]
     kept = [torch.empty(nbytes, dtype=torch.uint8, device=device) for nbytes in compiled.kept]
-    workspace = torch.empty(compiled.program.workspace_bytes, dtype=torch.uint8, device=device)
-    operands = _operands(compiled, [*inputs, *given, *results, *kept, workspace])
+    return results, kept, torch.empty(compiled.program.workspace_bytes, dtype=torch.uint8, device=device)
+
+
+def run_steps(compiled: CompiledPass, buffers: Sequence[Tensor], recorder: Recorder) -> None:
+    """Run the steps of a pass on its buffers, which are numbered as :attr:`CompiledPass.bases` says."""
+    operands = _operands(compiled, buffers)
     works: list[Any] = [None] * compiled.transfers
     if recorder is nothing:
         for step in compiled.steps:
             step(operands, works)
     else:
         _observed(compiled, operands, works, recorder)
+
+
+def count_received(compiled: CompiledPass, transfers: Transfers) -> None:
+    """Count the bytes that one run of a pass receives."""
     for key, nbytes in compiled.received:
         transfers.received[key] += nbytes
-    return results, kept
 
 
 def _operands(compiled: CompiledPass, buffers: Sequence[Tensor]) -> list[Tensor]:

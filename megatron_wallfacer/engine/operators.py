@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.call import call_of_number
-from megatron_wallfacer.engine.execute import execute
 from megatron_wallfacer.engine.merge import add_sinks, row_sums, sinks_gradient
 
 _LIBRARY = torch.library.Library("wallfacer", "FRAGMENT")
@@ -40,7 +39,7 @@ def run_attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: i
     known = call_of_number(call)
     compiled, runtime = known.forward_pass(q, k, v, sinks=sinks is not None), known.runtime
     with _dtypes_as_given(q):
-        (out, lse), kept = execute(compiled, (q, k, v), (), runtime.transfers, runtime.recorder)
+        (out, lse), kept = known.run(compiled, (q, k, v), (), runtime.transfers, runtime.recorder)
         if sinks is not None:
             add_sinks(out, lse, sinks)
             out = out.to(q.dtype)
@@ -70,7 +69,7 @@ def run_attention_backward(
         given = [kept[number] for number in compiled.given]
         # Tiles of own rows read the output itself. Where no other rank is sent dout, nothing needs its row sums.
         delta = row_sums(dout, out, lse.dtype) if compiled.reads_delta or sinks is not None else lse
-        (dq, dk, dv), _ = execute(compiled, (*own.values(), delta), given, runtime.transfers, runtime.recorder)
+        (dq, dk, dv), _ = known.run(compiled, (*own.values(), delta), given, runtime.transfers, runtime.recorder)
         dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, delta, sinks)
     dtype = out.dtype
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dsinks

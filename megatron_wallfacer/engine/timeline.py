@@ -46,6 +46,11 @@ def nothing(_: Pass | Op | Move) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def observes(recorder: Recorder) -> bool:
+    """Return whether a recorder records passes at present; one without an attribute ``observing`` always does."""
+    return recorder is not nothing and getattr(recorder, "observing", True)
+
+
 def together(recorders: Sequence[Recorder]) -> Recorder:
     """One recorder that tells several; :func:`nothing` where there are none."""
     if len(recorders) < 2:

@@ -45,10 +45,12 @@ class Transfers:
         groups: the process groups.
         passes: passes that were compiled for these groups.
         received: bytes received so far by (axis, tensor name).
+        graphs: CUDA graphs of passes, a :class:`megatron_wallfacer.engine.graphed.Graphs`; None unless there are any.
     """
 
     def __init__(self, groups: AxisGroups) -> None:
         self.groups, self.passes = groups, PassCache()
+        self.graphs: Any = None
         self.received: Counter[tuple[str, str]] = Counter()
 
     @property

@@ -13,6 +13,7 @@ from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.select import KERNELS
 from megatron_wallfacer.megatron.chosen import Chosen, chosen_layers
+from megatron_wallfacer.megatron.graphs import wants_graphs
 from megatron_wallfacer.megatron.planned import planned
 from megatron_wallfacer.planning.search import Choice
 from megatron_wallfacer.schedule.plan import Plan
@@ -37,6 +38,7 @@ class Settings:
         log_metrics: write attention's times and bytes where Megatron writes its own.
         transfers: ``direct``, or ``staged`` through host memory.
         layers: those that are the plugin's; None for all.
+        cuda_graphs: run passes as CUDA graphs.
     """
 
     plan: Plan
@@ -48,6 +50,7 @@ class Settings:
     log_metrics: bool = False
     transfers: str = "direct"
     layers: Chosen | None = None
+    cuda_graphs: bool = False
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -86,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="direct",
         help="staged: through host memory over gloo, so that several ranks may share a GPU (default: direct)",
     )
+    add(f"{PREFIX}cuda-graphs", action="store_true", help="run attention's passes as CUDA graphs, on GPUs with NCCL")
     add(f"{PREFIX}timeline", metavar="DIR", help="write there, for each rank, what attention did in the second step")
     add(
         f"{PREFIX}log-metrics",
@@ -155,6 +159,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         _log_metrics(args),
         args.wallfacer_transfers,
         chosen_layers(args),
+        wants_graphs(args),
     )
 
 

@@ -20,7 +20,7 @@ from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.hosts import describe
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.mask import Mask, pattern_of, window_mask
-from megatron_wallfacer.schedule.memory import peak_bytes
+from megatron_wallfacer.schedule.memory import graph_bytes, peak_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan, Rider
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule, is_sparse
@@ -58,13 +58,13 @@ def banner(session: Session) -> str:
         "kernel": f"{kernel.name} on {session.device.type}{_switches(settings.kernel, session.device)}",
         **_TRANSFERS.get(settings.transfers, {}),
         "dtype": f"{_name(dtype)}; partial results and gradients travel as {_name(accumulation_dtype(dtype))}",
-        **_cost_rows(settings.plan, shape, kept),
+        **_cost_rows(settings.plan, shape, kept, graphs=settings.cuda_graphs),
     }
     window = getattr(args, "window_size", None)
     if window is not None:
         mask = window_mask(window, causal=True)
         # The bound is for masks that leave half of the square.
-        of_window = _cost_rows(settings.plan_of(window=True), shape, kept, mask)
+        of_window = _cost_rows(settings.plan_of(window=True), shape, kept, mask, graphs=settings.cuda_graphs)
         if settings.window_plan is not None:
             of_window = _plan_rows(settings.window_plan, shape) | of_window
         rows["window"] = (
@@ -89,22 +89,27 @@ def _plan_rows(plan: Plan, shape: Shape) -> dict[str, str]:
     }
 
 
-def _cost_rows(plan: Plan, shape: Shape, q_kept: bool, mask: Mask | None = None) -> dict[str, str]:
-    """What attention receives; compared with the lower bound where the mask is the causal triangle."""
+def _cost_rows(
+    plan: Plan, shape: Shape, q_kept: bool, mask: Mask | None = None, *, graphs: bool = False
+) -> dict[str, str]:
+    """What attention receives; compared with the lower bound where the mask is the causal triangle.
+
+    With ``graphs`` also the memory that the CUDA graphs of both passes hold.
+    """
     rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
     pattern = None if mask is None else pattern_of(mask, plan.grid.cp_size, shape.tokens // CHUNKS_PER_RANK)
     options = {"groups": groups, "q_kept": q_kept, "pattern": pattern}
-    rows = {}
+    rows, held = {}, 0
     for name, schedule, bound, rider in (
         ("forward", forward_schedule(plan, rank, **options), forward_bound, plan.forward),
         ("backward", backward_schedule(plan, rank, **options), backward_bound, plan.backward),
     ):
-        direct = is_sparse(plan, pattern)
+        direct, held = is_sparse(plan, pattern), held + graph_bytes(schedule, shape)
         rows[name] = f"{DIRECT if direct else _riding(name, plan, rider)}{_cost(schedule, shape)}"
         if mask is None:
             limit = ratio(words(schedule, shape) / shape.unit, bound(plan.grid.cp_size, shape.kappa))
             rows[name] += f"; {limit:.2f}x the lower bound{' for undivided heads' if plan.grid.head > 1 else ''}"
-    return rows
+    return rows | ({"cuda graphs": f"one of each pass for all layers; the two hold {_size(held)}"} if graphs else {})
 
 
 def _switches(kernel: str, device: torch.device) -> str:
@@ -116,8 +121,12 @@ def _switches(kernel: str, device: torch.device) -> str:
 def _packing(args: argparse.Namespace) -> str:
     """How packed sequences are cut, if there are any."""
     if cuts_sequence(args):
-        return "packed; the sequence is cut, and rotary positions are counted in each document"
-    return "packed; each document is cut" if getattr(args, "sft", False) else ""
+        text = "packed; the sequence is cut, and rotary positions are counted in each document"
+    elif getattr(args, "sft", False):
+        text = "packed; each document is cut"
+    else:
+        return ""
+    return f"{text}; passes run without CUDA graphs" if args.wallfacer_cuda_graphs else text
 
 
 def _groups(groups: int, plan: Plan) -> str:

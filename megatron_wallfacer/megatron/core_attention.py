@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
+from megatron_wallfacer.engine.graphed import graphs_of
 from megatron_wallfacer.engine.timeline import nothing
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.arguments import as_flag_error
@@ -99,7 +100,8 @@ class WallfacerCoreAttention(nn.Module):
         self._tp_group = getattr(pg_collection, "tp", None)
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
         transfers = self.session.transfers(_cp_group(pg_collection), plan.grid)
-        runtime = Runtime(transfers, kernel, scale, self.session.recorder())
+        graphs = graphs_of(transfers) if settings.cuda_graphs else None
+        runtime = Runtime(transfers, kernel, scale, self.session.recorder(), graphs=graphs)
         mask = layer_mask(config, layer_number, self._causal)
         self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.keep_gathered_q)
         # Evaluation is no part of a training step: nobody looks on.

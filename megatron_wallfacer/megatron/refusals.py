@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.chosen import refuse_left_layers
+from megatron_wallfacer.megatron.graphs import graphs_around_attention
 from megatron_wallfacer.megatron.keep import refuse_keeping
 from megatron_wallfacer.megatron.masks import window_refusal
 from megatron_wallfacer.megatron.packed import cuts_sequence
@@ -199,9 +200,7 @@ RULES: tuple[Rule, ...] = (
     _only("--reset-attention-mask", False, "--dataloader-inter-document-masking keeps documents apart"),
     _only("--qk-clip", False, "it needs the largest logits"),
     _only("--log-max-attention-logit", False, "it needs the largest logits"),
-    _only("--enable-cuda-graph", False, "CUDA graphs are not built yet"),
-    _only("--external-cuda-graph", False, "CUDA graphs are not built yet"),
-    _only("--cuda-graph-impl", "none", "CUDA graphs are not built yet"),
+    graphs_around_attention,
     _attention_backend,
     _position_bias,
     _attention_variant,

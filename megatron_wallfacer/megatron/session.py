@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,6 +23,7 @@ from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
 from megatron_wallfacer.megatron.communicators import destroy_world, nccl_options
+from megatron_wallfacer.megatron.graphs import check_graphs
 from megatron_wallfacer.megatron.metrics import StepSums, step_sums
 from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
 from megatron_wallfacer.megatron.timeline import StepRecorder
@@ -83,7 +85,8 @@ class Session:
         """Make the axis groups of every plan inside Megatron's context-parallel group; collective over the world.
 
         Raises:
-            WallfacerError: Megatron's group has another size than the flag asked for.
+            WallfacerError: Megatron's group has another size than the flag asked for, or no CUDA graph can hold
+                its messages.
         """
         assert self.settings is not None
         assert self.args is not None
@@ -101,6 +104,8 @@ class Session:
             self.axis_groups = [connected(group, grid, kind, self.device, **options).groups for grid in grids]
         except OptionError as error:
             raise as_flag_error(error) from error
+        if self.settings.cuda_graphs:
+            check_graphs(self.axis_groups[0], os.environ)
         self._cp_groups[ranks] = group
         at_exit(destroy_world)
         if self.settings.timeline is not None:
@@ -148,7 +153,8 @@ class Session:
         if self.settings.log_metrics:
             self.sums = step_sums(self.device)
             found += [] if self.sums is None else [self.sums]
-        if getattr(self.args, "profile", False):
+        # A graph has no ranges, and a profile is to show what runs without it.
+        if getattr(self.args, "profile", False) and not self.settings.cuda_graphs:
             found.append(Ranges())
         return found
 

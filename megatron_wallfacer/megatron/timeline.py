@@ -35,7 +35,12 @@ class StepRecorder:
 
     def __call__(self, what: Pass | Op | Move) -> AbstractContextManager[None]:
         self._busy = True
-        return self._timeline(what) if self._step == STEP else nothing(what)
+        return self._timeline(what) if self.observing else nothing(what)
+
+    @property
+    def observing(self) -> bool:
+        """Whether this is the step that is recorded."""
+        return self._step == STEP
 
     def summary(self) -> str:
         """Seconds and exposed share of each kind of pass."""

@@ -401,7 +401,7 @@ class _Lowering:
         """Merge or add the rows that both have."""
         part, fill = self._read(source)
         yield from fill
-        total, number = self._sum(into), self.places.number
+        total = self._sum(into)
         copies: list[tuple[int, int]] = []
         merges: list[tuple[int, int, int, int]] = []
         adds: list[tuple[int, int]] = []

@@ -284,6 +284,22 @@ def peak_bytes(schedule: Schedule, shape: Shape) -> int:
     return workspace(schedule, shape).nbytes + result_bytes(schedule, shape) + kept
 
 
+def graph_bytes(schedule: Schedule, shape: Shape) -> int:
+    """Return the bytes that a pass holds once it is a CUDA graph: its buffers, and a static copy of all that it reads.
+
+    A kernel's own workspace and results are not among them.
+    """
+    loaded = {tensor for op in schedule.ops if isinstance(op, Load) for tensor in schedule.values[op.into].payload}
+    # After an exchange along the head axis backward reads what was kept, not the rank's own q, k and v.
+    inputs = ("q", "k", "v") if "k" in loaded or not schedule.backward else ()
+    own = sum(shape.elements(tensor) * shape.itemsize for tensor in inputs)
+    if schedule.backward:
+        own += 2 * shape.elements("out") * shape.itemsize  # and as many of its gradient
+        own += sum(map(shape.bytes, STATISTICS))
+    given = sum(int(rows_bytes(schedule, shape, *_size(schedule, name))) for name in schedule.given)
+    return own + given + peak_bytes(schedule, shape)
+
+
 def _size(schedule: Schedule, name: str) -> tuple[tuple[str, ...], int]:
     value = schedule.values[name]
     return value.payload, len(value.chunks)

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from megatron_wallfacer.cli import demo, loaded_nccl, sharing
+from megatron_wallfacer.cli import demo, sharing
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.cli.sharing import Gpus, Sharing, gpus_of_host, share_gpus, sharing_here
+from megatron_wallfacer.engine import loaded_nccl
 from megatron_wallfacer.errors import WallfacerError
 
 ON = ["--wallfacer-cp-size", "4"]
@@ -101,7 +102,7 @@ def test_a_machine_with_gpus_is_asked_with_the_ranks_environment(
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter([Path("/dev/nvidia0")]))
     monkeypatch.setattr(subprocess, "run", run)
     assert gpus_of_host({"LD_PRELOAD": "libnccl.so.2"}) == found
-    assert asked == [(["-m", "megatron_wallfacer.cli.loaded_nccl"], {"LD_PRELOAD": "libnccl.so.2"})]
+    assert asked == [(["-m", "megatron_wallfacer.engine.loaded_nccl"], {"LD_PRELOAD": "libnccl.so.2"})]
 
 
 @pytest.mark.parametrize(("code", "version"), [(23007, (2, 30, 7)), (22905, (2, 29, 5)), (2804, (2, 8, 4))])
@@ -141,7 +142,7 @@ def test_the_loaded_library_is_asked_and_not_torchs_build(
 def test_the_real_library() -> None:
     """What a process really answers, held against the package that brought the library, if one did."""
     names = [name for name in ("nvidia-nccl-cu12", "nvidia-nccl-cu13") if _installed(name)]
-    words = [sys.executable, "-m", "megatron_wallfacer.cli.loaded_nccl"]
+    words = [sys.executable, "-m", "megatron_wallfacer.engine.loaded_nccl"]
     answer = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     if not names:
         pytest.skip("torch brought no NCCL")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_wallfacer.engine.pass_cache import PassCache
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.chosen import Chosen, is_left
@@ -87,7 +88,7 @@ class PlannedSession(LoneSession):
     """As if this rank were one of many: nothing runs."""
 
     def transfers(self, group: object, grid: Grid) -> Any:
-        return None
+        return SimpleNamespace(passes=PassCache())
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ import pytest
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import core_attention, refusals
+from megatron_wallfacer.megatron.graphs import graphs_around_attention
 from megatron_wallfacer.megatron.hooks import arguments as hooks_arguments
 from tests.megatron.test_arguments import Parse, parse  # noqa: F401
 
 ON = "--wallfacer-cp-size 8"
 PACKED = "--dataloader-inter-document-masking"
+MODULES = "--cuda-graph-modules"
+LOCAL, OUTSIDE = (f"--cuda-graph-impl {name} {MODULES}" for name in ("local", "transformer_engine"))
 TABLES = Path(__file__).resolve().parents[2] / "docs" / "refusals.md"
 
 REFUSED = {
@@ -39,11 +42,19 @@ REFUSED = {
     f"{PACKED} --mtp-num-layers 1": f"--mtp-num-layers 1: must be left out with {PACKED}",
     "--sft --micro-batch-size 2 --pipeline-model-parallel-size 2": "--micro-batch-size 2: must be 1 with --sft and",
     "--wallfacer-keep-attention-output": "--wallfacer-keep-attention-output: needs attention to be recomputed",
+    "--wallfacer-cuda-graphs --wallfacer-transfers staged": "--wallfacer-cuda-graphs: must be left out with",
+    "--wallfacer-cuda-graphs --wallfacer-log-metrics --tensorboard-dir x": "--wallfacer-cuda-graphs: must be left out",
     "--qk-clip": "--qk-clip: must be left out",
     "--log-max-attention-logit": "--log-max-attention-logit: must be left out",
     "--enable-cuda-graph": "--enable-cuda-graph: must be left out",
     "--external-cuda-graph": "--external-cuda-graph: must be left out",
-    "--cuda-graph-impl local": "--cuda-graph-impl local: must be none",
+    "--cuda-graph-impl local": "--cuda-graph-impl local: must be left out with --wallfacer-cp-size, or limited by",
+    "--cuda-graph-impl full_iteration": "--cuda-graph-impl full_iteration: must be left out",
+    f"{LOCAL} attn": f"{MODULES} attn: must be among moe_router, moe_preprocess with --cuda-graph-impl local",
+    # With this implementation Megatron captures the whole layer for the sake of its MLP.
+    f"{LOCAL} mlp": f"{MODULES} mlp: must be among moe_router, moe_preprocess with --cuda-graph-impl local",
+    f"{OUTSIDE} attn moe_router": f"{MODULES} attn moe_router: must be among mlp, moe, moe_router, moe_preprocess",
+    "--cuda-graph-scope full_iteration": "--cuda-graph-scope full_iteration: must be left out",
     "--position-embedding-type relative": "--position-embedding-type relative: must be rope",
     "--transformer-impl inference_optimized": "--transformer-impl inference_optimized: must be local or",
     "--wallfacer-layers 1 --transformer-impl local": "--wallfacer-layers 1: must be left out with --transformer-impl",
@@ -117,10 +128,22 @@ def test_the_docs_list_what_a_layer_refuses() -> None:
         f"{PACKED} --position-embedding-type rope --no-rope-fusion",
         f"{PACKED} --sft --position-embedding-type rope",
         "--multi-latent-attention",
+        f"{MODULES} attn",
+        f"{LOCAL} moe_router moe_preprocess",
+        f"{OUTSIDE} mlp moe_router moe_preprocess",
+        "--cuda-graph-impl transformer_engine --cuda-graph-scope moe_router",
+        f"--external-cuda-graph {MODULES} mlp",
     ],
 )
 def test_what_is_supported_is_not_refused(parse: Parse, flags: str) -> None:  # noqa: F811
     refusals.refuse_unsupported(parse(*ON.split(), *flags.split()).args)
+
+
+@pytest.mark.parametrize(("scope", "refused"), [("attn", True), ("moe_router", False), ("", True)])
+def test_graphs_of_megatron_0_17_are_limited_by_their_scope(scope: str, refused: bool) -> None:
+    old = argparse.Namespace(cuda_graph_impl="local", cuda_graph_scope=scope.split())
+    assert (graphs_around_attention(old, ()) is not None) == refused
+    assert "--cuda-graph-scope" in (graphs_around_attention(old, ()) or "--cuda-graph-scope")
 
 
 def test_without_context_parallelism_nothing_is_cut(parse: Parse) -> None:  # noqa: F811

@@ -1,4 +1,4 @@
-"""The NCCL that a process loads with torch. ``python -m megatron_wallfacer.cli.loaded_nccl`` prints it as JSON.
+"""The NCCL that a process loads with torch. ``python -m megatron_wallfacer.engine.loaded_nccl`` prints it as JSON.
 
 ``torch.cuda.nccl.version()`` is the release that torch was built with. Another one may be loaded, by ``LD_PRELOAD`` or
 ``LD_LIBRARY_PATH``.

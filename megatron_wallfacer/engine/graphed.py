@@ -1,0 +1,213 @@
+"""Passes as CUDA graphs: two eager passes, then a capture, then replays.
+
+Where shards are short, the host needs longer to launch a pass than the GPU to run it; a graph is one launch. Its
+addresses are fixed, so inputs are copied into static buffers and results out of them: one forward and one backward
+graph serve all layers and micro-batches of a shape. The eager passes fill the caches of kernels and make NCCL's
+connections, neither of which a capture may do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_wallfacer.engine.compiled import CompiledPass
+from megatron_wallfacer.engine.execute import allocate, count_received, execute, run_steps
+from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.engine.timeline import Recorder, nothing, observes
+from megatron_wallfacer.engine.transfers import Transfers
+
+#: Passes that run eagerly before a capture.
+EAGER_PASSES = 2
+#: Captures per set of groups. Each holds memory; a model has one for each kind of layer and pass.
+LIMIT = 16
+
+
+class Graph(Protocol):
+    """Calls that were captured."""
+
+    def replay(self) -> None:
+        """Run them again, on the same addresses."""
+
+    def reset(self) -> None:
+        """Free them."""
+
+
+class Capture(Protocol):
+    """Makes graphs."""
+
+    def __call__(self, run: Callable[[], None]) -> Graph:
+        """Capture what a function launches, without running it."""
+
+    def in_progress(self) -> bool:
+        """Whether a capture of another owner records what is launched at present."""
+
+
+class CudaCapture:
+    """Captures into CUDA graphs that share one memory pool: a pass ends before the next one begins."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # NCCL's watchdog queries events in a thread of its own meanwhile. A failed capture leaves its stream current;
+        # the outer context brings the caller's stream back.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
+            run()
+        return graph
+
+    def in_progress(self) -> bool:
+        return torch.cuda.is_current_stream_capturing()
+
+
+@dataclass(frozen=True, eq=False)
+class _StaticPass:
+    """A captured pass and its buffers, all of them outside the graph's pool.
+
+    Attributes:
+        graph: its launches.
+        inputs: the rank's own tensors and given values.
+        results, kept: what the pass returns.
+        workspace: everything else.
+    """
+
+    graph: Graph
+    inputs: list[Tensor]
+    results: list[Tensor]
+    kept: list[Tensor]
+    workspace: Tensor
+
+    def replay(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the pass on other tensors of the same shapes; results and kept values are new tensors."""
+        for static, x in zip(self.inputs, inputs, strict=True):
+            static.copy_(x)
+        self.graph.replay()
+        return [x.clone() for x in self.results], [x.clone() for x in self.kept]
+
+
+class Graphs:
+    """The captured passes of one set of process groups.
+
+    Args:
+        groups: of this rank; all ranks of the context-parallel group capture the same passes, in the same order.
+        capture: makes a graph.
+    """
+
+    def __init__(self, groups: AxisGroups, capture: Capture) -> None:
+        self._groups, self._capture = groups, capture
+        # Keyed by object; an entry ends with its compiled pass.
+        self._runs: WeakKeyDictionary[CompiledPass, int] = WeakKeyDictionary()
+        self._passes: WeakKeyDictionary[CompiledPass, _StaticPass | None] = WeakKeyDictionary()
+        # Counted, because the number of live entries could differ between ranks.
+        self._captures = 0
+
+    def run(
+        self,
+        compiled: CompiledPass,
+        inputs: Sequence[Tensor],
+        given: Sequence[Tensor],
+        transfers: Transfers,
+        recorder: Recorder,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run one pass as :func:`megatron_wallfacer.engine.execute.execute` does, by its graph where it has one.
+
+        A pass that is observed runs eagerly: a graph has no steps. So does a pass inside another capture.
+
+        Args:
+            compiled: the pass, lowered for contiguous inputs.
+            inputs, given, transfers, recorder: as there; inputs may have any strides.
+        """
+        eager = observes(recorder) or self._capture.in_progress()
+        static = None if eager else self._static_pass(compiled, (*inputs, *given))
+        if static is None:
+            return execute(compiled, [x.contiguous() for x in inputs], given, transfers, recorder)
+        with recorder(compiled.label):
+            results, kept = static.replay((*inputs, *given))
+        count_received(compiled, transfers)
+        return results, kept
+
+    def drop(self) -> None:
+        """Free all graphs. To be called before their process groups are destroyed."""
+        for static in self._passes.values():
+            if static is not None:
+                static.graph.reset()
+        self._passes.clear()
+        self._runs.clear()
+
+    def _static_pass(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass | None:
+        """The captured pass; None where it runs eagerly. Captures it after its eager passes, which is collective."""
+        if compiled in self._passes:
+            return self._passes[compiled]
+        runs = self._runs[compiled] = self._runs.get(compiled, 0) + 1
+        if runs <= EAGER_PASSES:
+            return None
+        del self._runs[compiled]
+        self._captures += 1
+        static = self._passes[compiled] = self._agreed(compiled, inputs)
+        return static
+
+    def _agreed(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass | None:
+        """Capture a pass on all ranks of the context-parallel group; None on all of them where one could not."""
+        static, reason = None, ""
+        try:
+            if self._captures > LIMIT:
+                raise RuntimeError(f"{LIMIT} passes have one already")
+            static = self._captured(compiled, inputs)
+        except Exception as error:  # whatever a library raises in a capture, eager passes work
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        failed = _first_failed(self._groups, compiled.device, bool(reason))
+        if failed is None:
+            return static
+        if static is not None:
+            static.graph.reset()
+        if failed == self._groups.rank:
+            print(
+                f"wallfacer: context-parallel rank {failed}: no CUDA graph of a {compiled.label}, "
+                f"which all ranks of the group run without one: {reason}",
+                flush=True,
+            )
+        return None
+
+    def _captured(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass:
+        # Buffers that are made in inference mode could not be written outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            static = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
+            results, kept, workspace = allocate(compiled)
+            buffers = [*static, *results, *kept, workspace]
+            graph = self._capture(lambda: run_steps(compiled, buffers, nothing))
+        return _StaticPass(graph, static, results, kept, workspace)
+
+
+def graphs_of(transfers: Transfers) -> Graphs:
+    """Return the CUDA graphs of passes over these groups; made once, dropped before the groups are closed."""
+    if transfers.graphs is None:
+        transfers.graphs = Graphs(transfers.groups, CudaCapture())
+    return transfers.graphs
+
+
+def contiguous_strides(x: Tensor) -> tuple[int, ...]:
+    """Return the strides that a tensor has once it is contiguous."""
+    strides = [1]
+    for size in x.shape[:0:-1]:
+        strides.append(strides[-1] * size)
+    return tuple(reversed(strides))
+
+
+def _first_failed(groups: AxisGroups, device: torch.device, failed: bool) -> int | None:
+    """Return the lowest context-parallel rank that failed, the same on all of them; None where none did."""
+    size = groups.grid.cp_size
+    first = torch.tensor([groups.rank if failed else size], device=device)
+    if ("cp", "inputs") in groups.groups:
+        dist.all_reduce(first, op=dist.ReduceOp.MIN, group=groups.groups["cp", "inputs"])
+    rank = int(first.item())
+    return None if rank == size else rank
