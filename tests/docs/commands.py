@@ -47,6 +47,9 @@ ELSEWHERE = {
     "--train-iters 1000": _CLUSTER,
     # docs/choosing.md, docs/concepts.md
     "torchrun --nproc-per-node 8 --no-python wallfacer tune --model llama3-8b --seq 128K --save best.yaml": _GPU,
+    "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 64K": _PLAN,
+    "wallfacer plan --cluster h200-8x8 --model llama3-8b --seq 64K": _PLAN,
+    "wallfacer plan --cluster h100-1024x8 --nodes 64 --model llama3-8b --seq 1M": _PLAN,
     "wallfacer plan --cluster h100-8x8 --nodes 4 --model llama3-70b --tp 8 --seq 256K": _PLAN,
     # docs/benchmarks.md
     "python -m benchmarks.emulated benchmarks/configs/c-4x4.yaml": _ROOT,

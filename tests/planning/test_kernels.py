@@ -62,7 +62,7 @@ def test_no_measured_size_is_faster_than_the_best_rate() -> None:
 def launches(schedule: Schedule, shape: Shape, head: int) -> int:
     """Launches of a lowered pass that are not attention kernels."""
     program = lower(schedule, shape, CAUSAL, strides_of(shape, schedule, head), varlen=False)
-    kinds = steps.Copy | steps.Fill | steps.Merge | steps.Add | steps.OutProxy
+    kinds = steps.Copy | steps.Permute | steps.Fill | steps.Merge | steps.Add | steps.OutProxy
     calls = steps.AttendForward | steps.AttendBackward
     return sum(isinstance(step, kinds | calls) for _, ops in program.steps for step in ops)
 
@@ -139,10 +139,14 @@ def test_at_2k_tokens_per_rank_larger_tiles_win_as_measured() -> None:
     rows = [
         row for row in csv.DictReader(EFFICIENCY.open()) if row["tokens_a_rank"] == "2048" and row["q_heads"] == "32"
     ]
-    found = {row["grid"]: sum(predicted_ms(row)) for row in rows if row["kv_heads"] == "8"}
-    measured = {row["grid"]: float(row["forward_ms"]) + float(row["backward_ms"]) for row in rows}
+    found = {row["grid"]: predicted_ms(row) for row in rows if row["kv_heads"] == "8"}
+    measured = {row["grid"]: (float(row["forward_ms"]), float(row["backward_ms"])) for row in rows}
     assert len(found) == 3
-    assert sorted(found, key=found.__getitem__) == sorted(found, key=measured.__getitem__)
+    order = sorted(found, key=lambda grid: sum(found[grid]))
+    assert order == sorted(found, key=lambda grid: sum(measured[grid]))
+    # The ring was bound by the host of an engine that was slower.
+    for grid in order[:2]:
+        assert found[grid] == pytest.approx(measured[grid], rel=0.06), grid
 
 
 # --- the search ---
