@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -142,16 +141,14 @@ def _copy(pairs: Sequence[tuple[int, int]]) -> Action:
     return copy
 
 
-# Programs for other masks have the same permutations, and a copy to a GPU would wait for it.
-@lru_cache(maxsize=256)
-def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(rows, device=device)
-
-
 def _permute(step: program.Permute, device: torch.device) -> Action:
-    into, source, index = step.into, step.source, _index(step.index, device)
+    into, source, index = step.into, step.source, None
 
     def permute(operands: Operands, works: Works) -> None:
+        nonlocal index
+        if index is None:
+            # In the first run and not before: a pass may be compiled while a program is traced, with fake tensors.
+            index = torch.tensor(step.index, pin_memory=device.type == "cuda").to(device, non_blocking=True)
         permute_rows(operands[into], operands[source], index)
 
     return permute

@@ -213,7 +213,7 @@ def _plan_by_hand(args: argparse.Namespace) -> Plan:
             head_groups=args.wallfacer_head_groups,
             q_heads=q_heads,
             kv_heads=k_heads,
-            tokens=args.seq_length // args.wallfacer_cp_size,
+            tokens=_rank_tokens(args),
         )
     except OptionError as error:
         raise as_flag_error(error) from error
@@ -228,11 +228,16 @@ def _window_plan(args: argparse.Namespace) -> Plan | None:
         raise WallfacerError(f"{flag(option)} {name}: needs --window-size LEFT,RIGHT beside it")
     q_heads, k_heads = heads_at_hand(args)
     try:
-        tokens = args.seq_length // args.wallfacer_cp_size
-        return make_plan(name, args.wallfacer_cp_size, q_heads=q_heads, kv_heads=k_heads, tokens=tokens)
+        size = args.wallfacer_cp_size
+        return make_plan(name, size, q_heads=q_heads, kv_heads=k_heads, tokens=_rank_tokens(args))
     except OptionError as error:
         whose = "must be" if error.option == "scheme" else f"{error.option.replace('_', ' ')} {error.value} must be"
         raise WallfacerError(f"{flag(option)} {name}: {whose} {error.allowed}") from error
+
+
+def _rank_tokens(args: argparse.Namespace) -> int:
+    """Tokens per rank. The number of ranks is checked later."""
+    return args.seq_length // max(1, args.wallfacer_cp_size)
 
 
 def kv_heads(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 from torch import Tensor
 
@@ -16,19 +17,19 @@ from megatron_wallfacer.kernels.reference import ReferenceKernel
 
 
 class Raises(ReferenceKernel):
-    def forward(self, *tensors: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         raise RuntimeError("cuDNN Error:\n CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED")
 
 
 class Crashes(ReferenceKernel):
-    def backward(self, *tensors: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         os.write(2, b"corrupted double-linked list\n")
         os.kill(os.getpid(), signal.SIGSEGV)
         raise AssertionError("not reached")
 
 
 class Hangs(ReferenceKernel):
-    def forward(self, *tensors: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         time.sleep(600)
         raise AssertionError("not reached")
 
@@ -36,14 +37,14 @@ class Hangs(ReferenceKernel):
 class Wrong(ReferenceKernel):
     """dk without the scale."""
 
-    def backward(self, *tensors: Tensor, scale: float, **options: object) -> tuple[Tensor, Tensor, Tensor]:
-        dq, dk, dv = super().backward(*tensors, scale=scale, **options)
-        return dq, dk / scale, dv
+    def backward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        dq, dk, dv = super().backward(*arguments)
+        return dq, dk / arguments[-1].scale, dv
 
 
 class NotANumber(ReferenceKernel):
-    def forward(self, *tensors: Tensor, **options: object) -> tuple[Tensor, Tensor]:
-        out, lse = super().forward(*tensors, **options)
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        out, lse = super().forward(*arguments)
         return out * float("nan"), lse
 
 

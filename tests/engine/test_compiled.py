@@ -99,6 +99,7 @@ def test_equal_values_have_one_number_as_long_as_they_are_kept() -> None:
 
 
 def test_passes_go_with_their_groups() -> None:
+    forget_groups()
     attention(*(x.detach() for x in qkv()), plan=Grid())
     (transfers,) = connections._made.values()
     assert len(transfers.passes) == 1

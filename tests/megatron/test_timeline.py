@@ -42,6 +42,7 @@ def begin_and_end(trace: list[dict]) -> None:
 def test_a_run_leaves_a_trace_for_each_rank(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "here"
     flags = ("--wallfacer-cp-size", "4", "--wallfacer-scheme", "team-ring", "--wallfacer-team-size", "2")
+    flags = (*flags, "--wallfacer-head-groups", "2")
     run = train(4, arguments(*flags, "--wallfacer-timeline", str(folder), iterations=3)).check()
     assert sorted(path.name for path in folder.iterdir()) == [f"rank-{rank}.json" for rank in range(4)]
     plan = make_plan("team-ring", 4, team_size=2, q_heads=4, kv_heads=2)
