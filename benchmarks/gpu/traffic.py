@@ -68,6 +68,8 @@ class Traffic(TorchDispatchMode):
         if name.startswith("_foreach"):
             into, sources = args[:2]
             self.add(name, sources if name == "_foreach_copy_" else (*into, *sources), into)
+        elif name == "index_select":
+            self.add(name, given[:2], made)
         elif space == "aten" and not views and "empty" not in name:
             self.add(name, given[name in _WRITTEN_ONLY :], made)
         return result

@@ -148,7 +148,7 @@ def _permute(step: program.Permute, device: torch.device) -> Action:
         nonlocal index
         if index is None:
             # In the first run and not before: a pass may be compiled while a program is traced, with fake tensors.
-            index = torch.tensor(step.index, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+            index = torch.tensor(step.index).to(device, non_blocking=True)
         permute_rows(operands[into], operands[source], index)
 
     return permute
