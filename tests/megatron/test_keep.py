@@ -160,6 +160,8 @@ def what_stays(rank: int, case: Case, recompute: bool) -> list[str]:
     """On a worker: shapes of the tensors that live after a step whose inputs, outputs and gradients are gone."""
     transfers = Transfers(connect(None, case.plan.grid))
     call, keeper = call_of(case, transfers), Keeper("layer 1")
+    # The first step makes the constants of the compiled passes.
+    pass_by(rank, case, keeper, call, recompute)
     with tensors_that_stay() as staying:
         pass_by(rank, case, keeper, call, recompute)
     transfers.groups.close()
