@@ -59,8 +59,6 @@ from megatron_wallfacer.schedule.workspace import aligned
 Labelled = tuple[Op | Move, tuple[Step, ...]]
 _EMPTY = {"lse": float("-inf")}
 _PARTIAL_OUT = frozenset(ops.PARTIAL_OUT)
-FORWARD_INPUTS = ("q", "k", "v")
-BACKWARD_INPUTS = (*FORWARD_INPUTS, "dout", "out", "lse", "delta")
 
 
 def lower(
