@@ -57,6 +57,7 @@ class Call:
         runtime: transfers, kernel, scale.
         mask: which pairs are unmasked.
         keep_gathered_q: save the team's queries for backward instead of gathering them again.
+        layer: number of the layer in the whole model, from 1; None outside a model. For messages only.
         number: what operators know the call by (:func:`call_of_number`), for as long as it lives.
         run: runs a compiled pass: :func:`megatron_wallfacer.engine.execute.execute`, or by its CUDA graph.
     """
@@ -65,6 +66,7 @@ class Call:
     runtime: Runtime
     mask: Mask = CAUSAL
     keep_gathered_q: bool = False
+    layer: int | None = None
     number: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
     run: Callable[..., tuple[list[Tensor], list[Tensor]]] = field(init=False, compare=False, repr=False)
     #: Strides for which passes are lowered. Static inputs of graphs are contiguous, whatever the call's tensors are.

@@ -103,7 +103,7 @@ class WallfacerCoreAttention(nn.Module):
         graphs = graphs_of(transfers) if settings.cuda_graphs else None
         runtime = Runtime(transfers, kernel, scale, self.session.recorder(), graphs=graphs)
         mask = layer_mask(config, layer_number, self._causal)
-        self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.keep_gathered_q)
+        self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.keep_gathered_q, layer=layer_number)
         # Evaluation is no part of a training step: nobody looks on.
         self._unseen = replace(self._call, runtime=replace(runtime, recorder=nothing))
         self._keeper = Keeper(where) if settings.keep_attention_output else None
