@@ -92,6 +92,8 @@ ELSEWHERE = {
     "python -m pytest -m gpu": _GPU,
     "torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py ... --distributed-backend gloo "
     "--wallfacer-cp-size 4 --wallfacer-transfers staged": _GPU,
+    # docs/reliability.md
+    "python -m tests.faults": f"{_LONG}; its tests are a part of this",
     # docs/planning.md
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 1M": _PLAN,
     "wallfacer plan --cluster h100-8x8 --nodes 4 --model llama3-70b --tp 8 --seq 256K --save best.yaml "
