@@ -138,8 +138,7 @@ class Call:
         all_to_all = runtime.transfers.all_to_all
         program = lower(schedule, shape, self.mask, strides, varlen=varlen, sinks=sinks, all_to_all=all_to_all)
         spec = AttnSpec(runtime.scale, runtime.softcap)
-        keeps = self.schedule(forward_schedule, shape).keeps if schedule.given else ()
-        return compile_pass(program, runtime.kernel, spec, runtime.transfers, like.device, like.dtype, keeps)
+        return compile_pass(program, runtime.kernel, spec, runtime.transfers, like.device, like.dtype)
 
     def schedule(self, build: Any, shape: Shape) -> Schedule:
         """This rank's schedule of one pass, by :func:`forward_schedule` or :func:`backward_schedule`."""

@@ -5,7 +5,7 @@ It holds no memory of a pass. :mod:`megatron_wallfacer.engine.execute` runs it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,6 @@ class CompiledPass:
     Attributes:
         program: what was bound.
         device: of all tensors.
-        given: positions of the values that backward reads among those that forward kept.
         reads_delta: some step reads delta of the rank's own rows.
         results: shape and dtype of each result.
         kept: bytes of each value that is kept for backward.
@@ -41,7 +40,6 @@ class CompiledPass:
 
     program: Program
     device: torch.device
-    given: tuple[int, ...]
     reads_delta: bool
     results: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     kept: tuple[int, ...]
@@ -61,7 +59,6 @@ def compile_pass(
     transfers: Transfers,
     device: torch.device,
     dtype: torch.dtype,
-    keeps: Sequence[str] = (),
 ) -> CompiledPass:
     """Bind a program.
 
@@ -72,7 +69,6 @@ def compile_pass(
         transfers: of this rank's groups.
         device: of the tensors.
         dtype: of the inputs.
-        keeps: names of what forward kept, where the program reads any of it.
     """
     wide = accumulation_dtype(dtype)
     dtypes = {"input": dtype, "wide": wide, "bytes": None, "own": None}
@@ -90,7 +86,6 @@ def compile_pass(
     return CompiledPass(
         program=program,
         device=device,
-        given=tuple(keeps.index(name) for name in program.given),
         reads_delta=any(operand.buffer == "delta" for operand in program.operands),
         results=tuple((result.shape, wide if result.wide else dtype) for result in program.results),
         kept=tuple(nbytes for _, nbytes in program.kept),

@@ -22,6 +22,7 @@ from megatron_wallfacer.engine.execute import allocate, count_received, execute,
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.timeline import Recorder, nothing, observes
 from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.schedule.rows import contiguous
 
 #: Passes that run eagerly before a capture.
 EAGER_PASSES = 2
@@ -197,10 +198,7 @@ def graphs_of(transfers: Transfers) -> Graphs:
 
 def contiguous_strides(x: Tensor) -> tuple[int, ...]:
     """Return the strides that a tensor has once it is contiguous."""
-    strides = [1]
-    for size in x.shape[:0:-1]:
-        strides.append(strides[-1] * size)
-    return tuple(reversed(strides))
+    return contiguous(x.shape)
 
 
 def _first_failed(groups: AxisGroups, device: torch.device, failed: bool) -> int | None:

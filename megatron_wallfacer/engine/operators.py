@@ -66,10 +66,9 @@ def run_attention_backward(
         own = dict(zip("qkv", inputs, strict=False))
         own |= {"dout": dout, "out": out, "lse": lse}
         compiled, runtime = known.backward_pass(own, kv_heads, head_dim), known.runtime
-        given = [kept[number] for number in compiled.given]
         # Tiles of own rows read the output itself. Where no other rank is sent dout, nothing needs its row sums.
         delta = row_sums(dout, out, lse.dtype) if compiled.reads_delta or sinks is not None else lse
-        (dq, dk, dv), _ = known.run(compiled, (*own.values(), delta), given, runtime.transfers, runtime.recorder)
+        (dq, dk, dv), _ = known.run(compiled, (*own.values(), delta), kept, runtime.transfers, runtime.recorder)
         dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, delta, sinks)
     dtype = out.dtype
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dsinks

@@ -295,11 +295,11 @@ class Lane(Sides):
         write.start("head", sends, receives)
 
     def store(self) -> None:
-        """Put the rank's own results where they belong."""
-        for side in ("q", "kv"):
-            if self.results(side):
-                joined = [self.writer.name(f"joined{peer}", side) for peer in after(self.rank, self._heads())]
-                self.writer.store(self.sum_name(side, OWN), *joined)
+        """Put the rank's own results of both sides where they belong."""
+        heads = after(self.rank, self._heads())
+        sides = [side for side in ("q", "kv") if self.results(side)]
+        joined = [self.writer.name(f"joined{peer}", side) for side in sides for peer in heads]
+        self.writer.store(*(self.sum_name(side, OWN) for side in sides), *joined)
 
     # --- into the published order and out of it ---
 

@@ -147,9 +147,11 @@ def own_parts(schedule: Schedule) -> Iterator[OwnPart]:
     for names, start in starts.items():
         for reader, op in enumerate(schedule.ops):
             if isinstance(op, Assemble | Store) and set(names) < set(op.sources):
-                source, *others = set(op.sources) - set(names)
-                if not others:
-                    yield OwnPart(source, start, reader)
+                # A store has the results of both sides.
+                payload = schedule.values[names[0]].payload
+                others = [name for name in op.sources if name not in names]
+                (source,) = (name for name in others if schedule.values[name].payload == payload)
+                yield OwnPart(source, start, reader)
 
 
 def places(schedule: Schedule) -> dict[Hashable, int]:

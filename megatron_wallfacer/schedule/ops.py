@@ -155,8 +155,8 @@ class Schedule:
         backward: this is the gradient pass.
         values: what each name stands for.
         ops: in the order in which they are begun.
-        given: names that have a value before the first operation: what forward kept.
-        keeps: names that keep their value for backward.
+        given: names that have a value before the first operation: what forward keeps, in its order.
+        keeps: names that keep their value for backward, in the order of their names.
     """
 
     rank: int

@@ -94,8 +94,8 @@ def _schedule(
         backward=backward,
         values=values,
         ops=_expect_early(program),
-        given=tuple(name for lane in lanes for name in lane.given),
-        keeps=tuple(name for lane in lanes for name in lane.keeps),
+        given=tuple(sorted(name for lane in lanes for name in lane.given)),
+        keeps=tuple(sorted(name for lane in lanes for name in lane.keeps)),
     )
 
 

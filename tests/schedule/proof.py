@@ -495,7 +495,7 @@ def check_messages(programs: Programs, rank: int, most_peers: int = LARGEST) -> 
 def check_kept(forward: Programs, backward: Programs, rank: int) -> None:
     """What backward finds at hand is what forward has kept, under the same name; only inputs are kept, for backward."""
     kept, given = forward[rank], backward[rank]
-    if kept.given or given.keeps or sorted(kept.keeps) != sorted(given.given):
+    if kept.given or given.keeps or kept.keeps != given.given:
         raise Broken(f"rank {rank}: forward keeps {kept.keeps}, backward is given {given.given}")
     for name in given.given:
         if kept.values[name] != given.values[name] or is_result(given.values[name].payload):
