@@ -16,6 +16,10 @@ from torch import Tensor
 from megatron_wallfacer.kernels.optional import TRITON
 
 
+#: Least length of a row of a gradient by which a proxy is divided; fp32 has it, and its square is no zero in fp64.
+_SHORTEST = 2.0**-126
+
+
 @lru_cache(maxsize=1)
 def _kernels() -> ModuleType:
     TRITON.load()
@@ -96,12 +100,11 @@ def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
     if dout.is_cuda:
         _kernels().out_proxy(dout, delta, proxy)
         return
-    wide = dout.to(delta.dtype)
-    # Scaled by the largest entry first: gradients are small, and their squares would underflow.
-    largest = wide.abs().amax(-1, keepdim=True)
-    direction = wide / torch.where(largest > 0, largest, 1.0)
-    length = direction.square().sum(-1, keepdim=True) * largest
-    proxy.copy_(direction.mul_(delta.unsqueeze(-1) / torch.where(length > 0, length, 1.0)))
+    # The length in fp64: gradients are small, and their squares would underflow. Divided by twice, once each: the ratio
+    # of the row sum to the square could overflow. Where the gradient is zero so is the row sum, and the proxy.
+    length = torch.linalg.vector_norm(dout, dim=-1, keepdim=True, dtype=torch.float64).clamp_min_(_SHORTEST)
+    length = length.to(delta.dtype)
+    torch.mul(dout / length, delta.unsqueeze(-1) / length, out=proxy)
 
 
 def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
