@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``plan``."""
     parser = commands.add_parser("plan", help="find the fastest grid for a model on a cluster, and say why")
     add_job_arguments(parser)
+    parser.add_argument("--cuda-graphs", action="store_true", help="count what --wallfacer-cuda-graphs holds")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the best one's flags as a preset")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a layer of the best one as a Perfetto trace")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the best and the named schemes")
@@ -45,7 +46,7 @@ class Row:
         grid, placement, riders, q_kept: the plan.
         seconds: played; None where that would take long.
         bound_s: below which no overlap can bring it.
-        buffers_gb: of attention, beside its inputs and results.
+        buffers_gb: of attention: buffers and results.
         tokens_s, mfu, memory_gb: of a whole step.
         reason: what its time is made of.
     """
@@ -82,6 +83,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     software, tokens = Software(), token_count(arguments.seq)
     spread = spread_over(cluster, tp=arguments.tp, pp=arguments.pp, cp=arguments.cp)
     job = attention_job(model, cluster, tokens, spread, causal=not arguments.full_mask, software=software)
+    job = replace(job, cuda_graphs=arguments.cuda_graphs)
     room = _room(model, job, spread, software)
     found = search(job, memory_bytes=room)
     others = list(named(job))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from megatron_wallfacer.kernels.optional import TRITON
 
-
 #: Least length of a row of a gradient by which a proxy is divided; fp32 has it, and its square is no zero in fp64.
 _SHORTEST = 2.0**-126
 

@@ -63,7 +63,7 @@ def planned(args: argparse.Namespace, shape: Shape) -> Choice:
             f"--wallfacer-cluster {name}: must have nodes that --tensor-model-parallel-size {tensor} divides, "
             f"they have {cluster.gpus_per_node} devices"
         )
-    return search(Job(seen_by_group(cluster, tensor), shape, size)).best[0]
+    return search(Job(seen_by_group(cluster, tensor), shape, size, cuda_graphs=args.wallfacer_cuda_graphs)).best[0]
 
 
 def _hosts_of_job() -> Cluster:

@@ -16,7 +16,8 @@ from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 #: Times that a byte of a result crosses memory: merged (part and sum read, sum written), copied (read, written).
 MERGED, COPIED = 3, 2
 #: And a byte of a stand-in for the output (engine.merge.out_proxy) where PyTorch's operators make it, as on a
-#: CPU: a copy in fp64 and its norm, a quotient, a product, and temporaries. A GPU's kernel reads dO and writes the stand-in.
+#: CPU: a copy in fp64 and its norm, a quotient, a product, temporaries. A GPU's kernel reads dO and writes the
+#: stand-in.
 STAND_IN = 10
 
 

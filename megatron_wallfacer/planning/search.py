@@ -18,7 +18,7 @@ from megatron_wallfacer.planning.symmetry import Symmetry
 from megatron_wallfacer.schedule.formulas import backward_words, forward_words
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import check_heads, head_groups
-from megatron_wallfacer.schedule.memory import peak_bytes
+from megatron_wallfacer.schedule.memory import graphed_peak_bytes, peak_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
@@ -52,6 +52,7 @@ class Job:
         cp_size: P.
         causal: causal mask, else full attention.
         stand_ins: count the stand-ins that our engine makes for outputs in backward; others send what they stand for.
+        cuda_graphs: count the memory of passes as CUDA graphs. Their times are those of eager passes.
     """
 
     cluster: Cluster
@@ -59,6 +60,7 @@ class Job:
     cp_size: int
     causal: bool = True
     stand_ins: bool = True
+    cuda_graphs: bool = False
 
     @property
     def costs(self) -> Costs:
@@ -99,15 +101,20 @@ class Choice:
 
     @property
     def buffer_bytes(self) -> float:
-        """Most bytes that one pass holds beside its inputs and results."""
+        """Most bytes that attention holds: buffers and results of one pass, or of both where they are CUDA graphs."""
         return self._tried[1]
 
     @cached_property
     def _tried(self) -> tuple[Played, float]:
         # Schedules of many ranks are large: written once, used for both, and let go of.
         first = self.schedules(0)
-        peak = max(peak_bytes(schedule, self.job.shape) for schedule in first)
-        return self._play(lambda rank: first if rank == 0 else self.schedules(rank)), peak
+        return self._play(lambda rank: first if rank == 0 else self.schedules(rank)), self._peak(first)
+
+    def _peak(self, schedules: Sequence[Schedule]) -> int:
+        shape = self.job.shape
+        if self.job.cuda_graphs:
+            return graphed_peak_bytes(schedules, shape)
+        return max(peak_bytes(schedule, shape) for schedule in schedules)
 
     def spans(self) -> tuple[Span, ...]:
         """What happens when."""

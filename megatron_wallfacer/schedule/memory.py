@@ -6,7 +6,7 @@ tensors costs nothing; a copy of it that is sent does, and so do rows of an accu
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
@@ -282,8 +282,13 @@ def peak_bytes(schedule: Schedule, shape: Shape) -> int:
 
     A kernel's own workspace is not among them.
     """
+    return workspace(schedule, shape).nbytes + returned_bytes(schedule, shape)
+
+
+def returned_bytes(schedule: Schedule, shape: Shape) -> int:
+    """Return the bytes of the results of a pass and of what it keeps for backward."""
     kept = sum(int(rows_bytes(schedule, shape, *_size(schedule, name))) for name in schedule.keeps)
-    return workspace(schedule, shape).nbytes + result_bytes(schedule, shape) + kept
+    return result_bytes(schedule, shape) + kept
 
 
 def graph_bytes(schedule: Schedule, shape: Shape) -> int:
@@ -300,6 +305,19 @@ def graph_bytes(schedule: Schedule, shape: Shape) -> int:
         own += sum(map(shape.bytes, STATISTICS))
     given = sum(int(rows_bytes(schedule, shape, *_size(schedule, name))) for name in schedule.given)
     return own + given + peak_bytes(schedule, shape)
+
+
+def graphed_peak_bytes(schedules: Sequence[Schedule], shape: Shape) -> int:
+    """Return the most bytes that the passes of a layer need where each is a CUDA graph.
+
+    All graphs are held, and a replay copies its results and kept values out of one of them.
+
+    Args:
+        schedules: forward and backward of one rank.
+        shape: sizes of the rank's shard.
+    """
+    held = sum(graph_bytes(schedule, shape) for schedule in schedules)
+    return held + max(returned_bytes(schedule, shape) for schedule in schedules)
 
 
 def _size(schedule: Schedule, name: str) -> tuple[tuple[str, ...], int]:

@@ -49,6 +49,17 @@ def test_the_best_comes_first_and_each_grid_once(capsys: pytest.CaptureFixture[s
     assert all(row["seconds"] >= row["bound_s"] for row in found["best"] + found["named"])
 
 
+def test_graphs_hold_more(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["plan", "--cluster", "h100-8x8", "--nodes", "1", "--seq", "64K", "--json"]
+    held = []
+    for flags in ([], ["--cuda-graphs"]):
+        assert main([*small, *flags]) == 0
+        rows = json.loads(capsys.readouterr().out)["named"]
+        held.append({row["name"]: row["buffers_gb"] for row in rows})
+    eager, graphed = held
+    assert all(graphed[name] > eager[name] for name in eager)
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize(("nodes", "seq", "limit_s"), [(128, "1M", 5.0), (8192, "64M", 30.0)])
 def test_large_clusters_take_seconds_and_little_memory(tmp_path: Path, nodes: int, seq: str, limit_s: float) -> None:

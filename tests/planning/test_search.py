@@ -8,7 +8,10 @@ import pytest
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.search import TIE, Job, candidates, named, search, taken
+from megatron_wallfacer.planning.search import TIE, Choice, Job, candidates, named, search, taken
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.memory import graphed_peak_bytes
+from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.volume import Shape
 from tests.planning.clusters import PLAIN, SHAPE
 
@@ -55,6 +58,13 @@ def test_every_candidate_divides_the_heads_and_is_of_the_right_size() -> None:
     for one in candidates(Job(PLAIN, Shape(512, 6, 6, 64), 12)):
         assert one.plan.grid.cp_size == 12
         assert 6 % one.plan.grid.head == 0
+
+
+def test_memory_that_graphs_hold_is_counted() -> None:
+    job = JOBS["slow cards"]
+    eager = Choice(job, Plan(Grid(ring_outer=job.cp_size)))
+    graphed = replace(eager, job=replace(job, cuda_graphs=True))
+    assert graphed.buffer_bytes == graphed_peak_bytes(graphed.schedules(0), job.shape) > eager.buffer_bytes
 
 
 def test_what_does_not_fit_the_memory_is_left_out_and_then_refused() -> None:

@@ -6,7 +6,15 @@ import pytest
 
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.memory import Life, lives, peak_bytes, waits
+from megatron_wallfacer.schedule.memory import (
+    Life,
+    graph_bytes,
+    graphed_peak_bytes,
+    lives,
+    peak_bytes,
+    returned_bytes,
+    waits,
+)
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.volume import Shape
@@ -20,6 +28,21 @@ def test_one_rank_holds_its_accumulators_and_the_results_that_they_become() -> N
     assert peak_bytes(forward_schedule(Plan(Grid()), 0), SHAPE) == OUT + LSE + (Q + LSE)
     # Tiles read the output itself, so there is no proxy.
     assert peak_bytes(backward_schedule(Plan(Grid()), 0), SHAPE) == DQ + DKV + (Q + KV)
+
+
+def test_a_graph_holds_a_copy_of_what_its_pass_reads() -> None:
+    passes = [build(Plan(Grid()), 0) for build in (forward_schedule, backward_schedule)]
+    forward, backward = (graph_bytes(schedule, SHAPE) - peak_bytes(schedule, SHAPE) for schedule in passes)
+    assert forward == Q + KV
+    # The output and its gradient, lse and delta.
+    assert backward == Q + KV + 2 * Q + 2 * LSE
+
+
+def test_with_graphs_both_passes_are_held_and_the_larger_results_are_copied() -> None:
+    passes = [build(Plan(Grid()), 0) for build in (forward_schedule, backward_schedule)]
+    held = sum(graph_bytes(schedule, SHAPE) for schedule in passes)
+    assert [returned_bytes(schedule, SHAPE) for schedule in passes] == [Q + LSE, Q + KV]
+    assert graphed_peak_bytes(passes, SHAPE) == held + Q + KV
 
 
 def test_a_ring_of_two() -> None:
