@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
+from megatron_wallfacer.attention.empty import empty_output
+from megatron_wallfacer.attention.groups import Group, group_of
+from megatron_wallfacer.attention.tensors import check_sinks, check_tensors
+from megatron_wallfacer.attention.values import check_name, check_switch, mask_of, plan_of, scale_of, softcap_of
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.connections import close_groups, connected
-from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.engine.staged import TRANSFERS
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels import select_kernel
+from megatron_wallfacer.kernels import KERNELS, Kernel, select_kernel
 from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.heads import check_heads
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.mask import NO_LIMIT, Mask, window_mask
+from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan
-
-Group = dist.ProcessGroup | DeviceMesh | None
 
 
 def attention(
@@ -43,7 +42,7 @@ def attention(
     keep_gathered_q: bool = False,
     transfers: Literal["direct", "staged"] = "direct",
 ) -> Tensor:
-    """Exact attention over a sequence that is split over ranks. Differentiable.
+    """Return exact attention over a sequence that is split over ranks. Differentiable.
 
     Rank r of P holds chunks r and 2P-1-r of the 2P equal chunks of the sequence (zig-zag, as Megatron and
     others lay it out). Collective: every rank of ``group`` calls it with the same arguments but q, k, v. The *first*
@@ -55,12 +54,12 @@ def attention(
         k: bshd ``[batch, tokens / P, kv_heads, head_dim]``; kv_heads divides q_heads.
         v: bshd ``[batch, tokens / P, kv_heads, v_head_dim]``.
         plan: a grid, or a plan from :func:`megatron_wallfacer.schedule.schemes.make_plan`.
-        group: the context-parallel process group, or a one-dimensional device mesh; None for the world.
+        group: the context-parallel process group, or a device mesh of one dimension; None for the world.
         causal: mask keys after the query's position in the whole sequence; else full attention.
         window_size: how many keys before and after its own position a query sees; -1 is no limit. With ``causal``
             none after it.
-        cu_seqlens: where the documents of a packed sequence begin and end, from 0 to all tokens; they do not see each
-            other. Of any length; a batch of one sequence only.
+        cu_seqlens: boundaries of the documents of a packed sequence, from 0 to the tokens of all ranks; documents do
+            not see each other. Of any length, 0 too; a batch of one sequence only. A tensor on a GPU is waited for.
         cut: what is laid out zig-zag: the whole ``sequence``, or each ``document`` for itself (its length a multiple of
             2P), as TransformerEngine and Megatron's ``--sft`` have it.
         sinks: ``[q_heads]``, a logit that each query of a head sees beside its keys, with a value of zero. Its gradient
@@ -73,42 +72,32 @@ def attention(
             that something works, not for speed.
 
     Returns:
-        bshd ``[batch, tokens / P, q_heads, v_head_dim]``, dtype of q.
+        bshd ``[batch, tokens / P, q_heads, v_head_dim]``, dtype of q. Without tokens it is empty.
 
     Raises:
-        OptionError: shapes, dtype, grid or kernel do not fit.
+        OptionError: an argument has a type or a value that is not allowed. All are checked before the first message,
+            in the order of causes, so that all ranks of a call with the same arguments raise the same error.
     """
-    _check_shapes(q, k, v)
-    plan = Plan(plan) if isinstance(plan, Grid) else plan
-    if scale is not None and scale <= 0:
-        raise OptionError("scale", scale, "positive: with other scales PyTorch's CPU kernel gives NaN in silence")
-    mask = _mask(causal, window_size, cu_seqlens, cut)
+    plan = plan_of(plan)
+    check_tensors(q, k, v)
+    cp_group = group_of(group, plan.grid)
+    mask = mask_of(causal, window_size, cu_seqlens, cut, plan.grid.cp_size, plan.grid.cp_size * q.shape[1])
     if mask.documents is not None and q.shape[0] > 1:
         raise OptionError("cu_seqlens", f"with a batch of {q.shape[0]}", "given with a batch of one packed sequence")
-    if sinks is not None and sinks.shape != q.shape[2:3]:
-        raise OptionError("sinks", tuple(sinks.shape), f"one for each of the {q.shape[2]} query heads")
-    chosen = select_kernel(
-        kernel,
-        device=q.device,
-        dtype=q.dtype,
-        head_dim=q.shape[-1],
-        v_head_dim=v.shape[-1],
-        softcap=softcap,
-        window=mask.has_window,
-    )
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    runtime = Runtime(_transfers(group, plan.grid, transfers, q.device), chosen, scale, softcap=softcap)
+    if q.shape[1] % CHUNKS_PER_RANK:
+        raise OptionError("tokens", q.shape[1], f"a multiple of {CHUNKS_PER_RANK} on each rank")
+    check_sinks(sinks, q)
+    softcap, scale = softcap_of(softcap), scale_of(scale, q.shape[3])
+    check_switch("keep_gathered_q", keep_gathered_q)
+    check_name("kernel", kernel, KERNELS)
+    check_name("transfers", transfers, TRANSFERS)
+    check_heads(plan, q.shape[2], k.shape[2])
+    chosen = _kernel(kernel, q, v, softcap, mask)
+    if not q.numel():
+        return empty_output(q, k, v, sinks)
+    runtime = Runtime(connected(cp_group, plan.grid, transfers, q.device), chosen, scale, softcap=softcap)
     call = Call(plan, runtime, mask=mask, keep_gathered_q=keep_gathered_q)
     return attend(*(x.transpose(0, 1) for x in (q, k, v)), call, sinks=sinks).transpose(0, 1)
-
-
-def _mask(
-    causal: bool, window_size: tuple[int, int], cu_seqlens: Sequence[int] | None, cut: Literal["sequence", "document"]
-) -> Mask:
-    if min(window_size) < NO_LIMIT:
-        raise OptionError("window_size", window_size, "numbers of tokens, -1 for no limit")
-    documents = None if cu_seqlens is None else tuple(cu_seqlens)
-    return replace(window_mask(window_size, causal), documents=documents, cut=cut)
 
 
 def forget_groups() -> None:
@@ -120,25 +109,13 @@ def forget_groups() -> None:
     close_groups()
 
 
-def _transfers(group: Group, grid: Grid, kind: str, device: torch.device) -> Transfers:
-    if isinstance(group, DeviceMesh):
-        group = group.get_group()
-    return connected(group, grid, kind, device)
-
-
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.dim() != 4:
-            raise OptionError(name, tuple(tensor.shape), "bshd: batch, tokens, heads, head dim")
-        if tensor.dtype != q.dtype or not tensor.is_floating_point():
-            raise OptionError(f"{name}.dtype", tensor.dtype, f"one floating-point dtype for all, q has {q.dtype}")
-    if q.shape[1] % CHUNKS_PER_RANK:
-        raise OptionError("tokens", q.shape[1], f"a multiple of {CHUNKS_PER_RANK} on each rank")
-    if k.shape[:3] != v.shape[:3] or k.shape[:2] != q.shape[:2]:
-        raise OptionError(
-            "k, v", (tuple(k.shape), tuple(v.shape)), f"of the same batch and tokens as q {tuple(q.shape)}"
-        )
-    if q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3]:
-        raise OptionError(
-            "k", tuple(k.shape), f"kv heads that divide the q heads, and q's head dim: q is {tuple(q.shape)}"
-        )
+def _kernel(name: str, q: Tensor, v: Tensor, softcap: float, mask: Mask) -> Kernel:
+    return select_kernel(
+        name,
+        device=q.device,
+        dtype=q.dtype,
+        head_dim=q.shape[3],
+        v_head_dim=v.shape[3],
+        softcap=softcap,
+        window=mask.has_window,
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from megatron_wallfacer.errors import OptionError
+
 
 def backend_of(group: dist.ProcessGroup | None, device: torch.device) -> str | None:
     """Return the backend that a group uses for tensors on a device, or None if it has none for them.
@@ -33,3 +35,13 @@ def is_alive(group: dist.ProcessGroup | None) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_alive(group: dist.ProcessGroup | None) -> None:
+    """Check that a process group can be used; see :func:`is_alive`.
+
+    Raises:
+        OptionError: torch.distributed has destroyed it.
+    """
+    if not is_alive(group):
+        raise OptionError("group", "a destroyed one", "a process group that torch.distributed still has")

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_wallfacer.engine.backends import backend_of, is_alive
+from megatron_wallfacer.engine.backends import backend_of, check_alive, is_alive
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.leaving import at_exit
 from megatron_wallfacer.engine.merge import check_rows
 from megatron_wallfacer.engine.staged import check_transfers, make_transfers, message_device
 from megatron_wallfacer.engine.transfers import Transfers
-from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import Grid
 
 # The key holds the group itself and not its ranks: two groups of the same ranks die at different times. As long as an
@@ -55,8 +54,7 @@ def connected(
         OptionError: the group is destroyed or of another size, or its backend cannot move tensors of the device.
     """
     group = _named(group)
-    if not is_alive(group):
-        raise OptionError("group", "a destroyed one", "a process group that torch.distributed still has")
+    check_alive(group)
     found = find(group, grid, kind, device)
     if found is not None:
         return found

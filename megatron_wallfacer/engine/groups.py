@@ -86,8 +86,7 @@ def connect(
         OptionError: the grid does not fit the group.
     """
     global_ranks = tuple(dist.get_process_group_ranks(group)) if dist.is_initialized() else (0,)
-    if grid.cp_size != len(global_ranks):
-        raise OptionError("grid", grid, f"axes whose product is the group's size {len(global_ranks)}")
+    check_size(len(global_ranks), grid)
     if not dist.is_initialized():
         return AxisGroups(grid, 0, global_ranks, (gethostname(),), {})
     cp = dist.group.WORLD if group is None else group
@@ -110,6 +109,16 @@ def connect(
     seconds, used = time.perf_counter() - start, max(0, free - _free_bytes(device))
     hosts = tuple(everyone[rank][2] for rank in global_ranks)
     return AxisGroups(grid, dist.get_rank(cp), global_ranks, hosts, groups, backend, seconds, used)
+
+
+def check_size(ranks: int, grid: Grid) -> None:
+    """Check that a context-parallel group of so many ranks can have a grid.
+
+    Raises:
+        OptionError: the grid is of another size.
+    """
+    if grid.cp_size != ranks:
+        raise OptionError("grid", grid, f"axes whose product is the group's size {ranks}")
 
 
 def _warm_up(groups: dict[Channel, dist.ProcessGroup], device: torch.device) -> None:

@@ -53,7 +53,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for axis in AXES:
-            if self.size_of(axis) < 1:
+            if not isinstance(self.size_of(axis), int) or self.size_of(axis) < 1:
                 raise OptionError(f"{axis}_size", self.size_of(axis), "a positive number of ranks")
         wide = [axis for axis in AXES if self.size_of(axis) > 1]
         known = set(self.placement) <= set(AXES) and len(set(self.placement)) == len(self.placement)

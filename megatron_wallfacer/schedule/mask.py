@@ -16,6 +16,9 @@ from typing import Literal, NamedTuple
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
 
+#: What can be cut into 2P chunks: the whole sequence, or each document.
+CUTS = ("sequence", "document")
+
 
 class Segment(NamedTuple):
     """Consecutive tokens of one document: ``length`` of them, at ``position`` in it, at ``row`` of a block."""
@@ -87,11 +90,20 @@ class Mask:
         end = self.documents[-1]
         if end > tokens or (end < tokens and self.cut == "document"):
             raise OptionError("cu_seqlens", f"ending at {end}", f"ending at the {tokens} tokens of q")
-        if self.cut == "document":
-            for length in self._lengths():
-                if length % (2 * cp_size):
-                    padded = f"padded to multiples of 2P = {2 * cp_size}"
-                    raise OptionError("cu_seqlens", f"with a document of {length} tokens", padded)
+        self.check_lengths(cp_size)
+
+    def check_lengths(self, cp_size: int) -> None:
+        """Check that each document can be cut into 2P chunks, where documents are what is cut.
+
+        Raises:
+            OptionError: one cannot.
+        """
+        if not self.cuts_documents:
+            return
+        for length in self._lengths():
+            if length % (2 * cp_size):
+                padded = f"padded to multiples of 2P = {2 * cp_size}"
+                raise OptionError("cu_seqlens", f"with a document of {length} tokens", padded)
 
     def segments(self, chunk: int, cp_size: int, size: int, row: int = 0) -> Iterator[Segment]:
         """What a chunk consists of.

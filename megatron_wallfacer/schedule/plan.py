@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import Grid
@@ -43,11 +43,16 @@ class Plan:
 
     def __post_init__(self) -> None:
         grid = self.grid
+        if not isinstance(grid, Grid):
+            raise OptionError("grid", grid, "a Grid")
+        for name, names in (("kv_order", get_args(Order)), ("forward", get_args(Rider)), ("backward", get_args(Rider))):
+            if getattr(self, name) not in names:
+                raise OptionError(name, getattr(self, name), f"one of {', '.join(names)}")
         if self.kv_order != "native" and grid.team != grid.kv_team:
             raise OptionError(
                 "kv_team_size", grid.kv_team, f"the team size {grid.team}: the published blocks need team = kv_team"
             )
         if self.bidirectional and grid.ring_inner > 1 and grid.ring_outer > 1:
             raise OptionError("bidirectional", grid, "a single ring: ring_inner or ring_outer must be 1")
-        if self.head_groups < 1:
+        if not isinstance(self.head_groups, int) or self.head_groups < 1:
             raise OptionError("head_groups", self.head_groups, "a positive number")

@@ -261,7 +261,10 @@ def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
     ("options", "message"),
     [
         ({"cu_seqlens": (0, 6)}, "cu_seqlens=with a batch of 2: must be given with a batch of one packed sequence"),
-        ({"window_size": (-2, 0)}, r"window_size=\(-2, 0\): must be numbers of tokens, -1 for no limit"),
+        (
+            {"window_size": (-2, 0)},
+            r"window_size=\(-2, 0\): must be numbers of tokens \(left, right\), -1 for no limit",
+        ),
         ({"sinks": torch.zeros(3)}, r"sinks=\(3,\): must be one for each of the 4 query heads"),
         ({"softcap": 2.0}, "kernel=auto: must be reference here, because torch cannot: it does not cap logits"),
     ],

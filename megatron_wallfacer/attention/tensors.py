@@ -1,0 +1,71 @@
+"""Checks of the tensors of :func:`megatron_wallfacer.attention.attention`."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.attention.values import kind
+from megatron_wallfacer.errors import OptionError
+
+#: What kernels compute in. Narrower floating-point dtypes need scales, which no argument gives.
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_BSHD = "bshd: batch, tokens, heads, head dim"
+
+
+def check_tensors(q: object, k: object, v: object) -> None:
+    """Check types, dtypes, devices and shapes of q, k and v.
+
+    Raises:
+        OptionError: one of them does not fit; the first that does not is named.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _check_tensor(name, x)
+        if x.dim() != 4:
+            raise OptionError(name, tuple(x.shape), _BSHD)
+        if x.dtype != q.dtype or not x.is_floating_point():
+            raise OptionError(f"{name}.dtype", x.dtype, f"one floating-point dtype for all, q has {q.dtype}")
+        if x.dtype not in DTYPES:
+            raise OptionError(f"{name}.dtype", x.dtype, f"one of {', '.join(map(str, DTYPES))}")
+        if x.device != q.device:
+            raise OptionError(f"{name}.device", x.device, f"the device of q, {q.device}")
+        if 0 in x.shape[2:]:
+            raise OptionError(name, tuple(x.shape), "of one head and one channel at least")
+    _check_sizes(q.shape, k.shape, v.shape)
+
+
+def check_sinks(sinks: object, q: Tensor) -> None:
+    """Check that sinks are one logit per query head of q, or None.
+
+    Raises:
+        OptionError: they are not.
+    """
+    if sinks is None:
+        return
+    _check_tensor("sinks", sinks)
+    if sinks.shape != q.shape[2:3]:
+        raise OptionError("sinks", tuple(sinks.shape), f"one for each of the {q.shape[2]} query heads")
+    if sinks.dtype not in DTYPES:
+        raise OptionError("sinks.dtype", sinks.dtype, f"one of {', '.join(map(str, DTYPES))}")
+    if sinks.device != q.device:
+        raise OptionError("sinks.device", sinks.device, f"the device of q, {q.device}")
+
+
+def _check_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise OptionError(name, kind(x), "a torch.Tensor")
+    # Importing the class takes seconds; where nothing else has, no tensor is one.
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is not None and isinstance(x, distributed.DTensor):
+        raise OptionError(name, "a DTensor", f"the rank's own zig-zag shard, a plain tensor such as {name}.to_local()")
+    if x.layout != torch.strided or x.is_nested:
+        raise OptionError(name, f"of layout {x.layout}" if not x.is_nested else "a nested tensor", "a dense tensor")
+
+
+def _check_sizes(q: torch.Size, k: torch.Size, v: torch.Size) -> None:
+    if k[:3] != v[:3] or k[:2] != q[:2]:
+        raise OptionError("k, v", (tuple(k), tuple(v)), f"of the same batch and tokens as q {tuple(q)}")
+    if q[2] % k[2] or q[3] != k[3]:
+        raise OptionError("k", tuple(k), f"kv heads that divide the q heads, and q's head dim: q is {tuple(q)}")

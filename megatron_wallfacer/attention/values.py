@@ -1,0 +1,152 @@
+"""Checks of the arguments of :func:`megatron_wallfacer.attention.attention` that are no tensors: types, then values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import isfinite
+from numbers import Real
+from operator import index
+from typing import Any
+
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.mask import CUTS, NO_LIMIT, Mask, window_mask
+from megatron_wallfacer.schedule.plan import Plan
+
+_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """Return a value as one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def kind(value: object) -> str:
+    """Return the name of a value's type, for a value that has the wrong one."""
+    return f"a {type(value).__name__}"
+
+
+def plan_of(value: object) -> Plan:
+    """Return the plan of a plan or a grid.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if isinstance(value, Plan):
+        return value
+    if isinstance(value, Grid):
+        return Plan(value)
+    raise OptionError("plan", shown(value), "a Grid, or a Plan such as make_plan('ring', 4)")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Check that an argument is True or False.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise OptionError(name, shown(value), "True or False")
+
+
+def check_name(name: str, value: object, names: Sequence[str]) -> None:
+    """Check that an argument is one of several names.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if not isinstance(value, str) or value not in names:
+        raise OptionError(name, value if isinstance(value, str) else shown(value), f"one of {', '.join(names)}")
+
+
+def scale_of(value: object, head_dim: int) -> float:
+    """Return the scale of the scores, ``head_dim ** -0.5`` for None.
+
+    Raises:
+        OptionError: it is no positive number.
+    """
+    if value is None:
+        return head_dim**-0.5
+    number = _number("scale", value, "a positive number, or None for head_dim ** -0.5")
+    if number <= 0:
+        raise OptionError("scale", value, "positive: with other scales PyTorch's CPU kernel gives NaN in silence")
+    return number
+
+
+def softcap_of(value: object) -> float:
+    """Return the cap of the scores, 0 for none.
+
+    Raises:
+        OptionError: it is negative or no number.
+    """
+    allowed = "a positive number, or 0 for no cap"
+    number = _number("softcap", value, allowed)
+    if number < 0:
+        raise OptionError("softcap", value, allowed)
+    return number
+
+
+def mask_of(causal: bool, window_size: object, cu_seqlens: object, cut: Any, cp_size: int, tokens: int) -> Mask:
+    """Return the mask of a call.
+
+    Args:
+        causal: a query sees no key after it.
+        window_size: (left, right).
+        cu_seqlens: boundaries of the documents of the whole sequence, or None.
+        cut: one of :data:`megatron_wallfacer.schedule.mask.CUTS`.
+        cp_size: P.
+        tokens: of the whole sequence.
+
+    Raises:
+        OptionError: one of them has a type or a value that is not allowed.
+    """
+    check_switch("causal", causal)
+    check_name("cut", cut, CUTS)
+    window = window_mask(_window(window_size), causal)
+    documents = None if cu_seqlens is None else _documents(cu_seqlens)
+    if documents is None:
+        return window
+    # Documents without tokens change nothing. Where all are, one remains.
+    ends = tuple(dict.fromkeys(documents))
+    mask = Mask(window.left, window.right, ends if len(ends) > 1 else None, cut)
+    # Documents first: where one cannot be cut, the length of the sequence is wrong only in consequence.
+    mask.check_lengths(cp_size)
+    if documents[-1] != tokens:
+        raise OptionError("cu_seqlens", f"ending at {documents[-1]}", f"ending at the {tokens} tokens of q")
+    return mask
+
+
+def _number(name: str, value: object, allowed: str) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool) or not isfinite(value):
+        raise OptionError(name, shown(value), allowed)
+    return float(value)
+
+
+def _integers(value: object) -> tuple[int, ...] | None:
+    """The whole numbers of a sequence, of an array or a tensor with one dimension; None for anything else."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or any(isinstance(x, bool) for x in value):
+        return None
+    try:
+        return tuple(map(index, value))
+    except TypeError:
+        return None
+
+
+def _window(value: object) -> tuple[int, int]:
+    sides = _integers(value)
+    if sides is None or len(sides) != 2 or min(sides) < NO_LIMIT:
+        raise OptionError("window_size", shown(value), "numbers of tokens (left, right), -1 for no limit")
+    return sides[0], sides[1]
+
+
+def _documents(value: object) -> tuple[int, ...]:
+    ends = _integers(value)
+    if ends is None:
+        raise OptionError("cu_seqlens", shown(value), "a sequence of whole numbers, boundaries of documents from 0 on")
+    if not ends or ends[0] != 0 or any(after < before for before, after in pairwise(ends)):
+        raise OptionError("cu_seqlens", shown(ends), "ascending from 0 to the length of the sequence")
+    return ends
