@@ -32,7 +32,7 @@ def group_of(group: object, grid: Grid) -> dist.ProcessGroup | None:
         if group.get_coordinate() is None:
             raise OptionError("group", "a mesh of other ranks", "a mesh that this rank is in")
         group = group.get_group()
-    if group == dist.GroupMember.NON_GROUP_MEMBER:
+    if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
         raise OptionError("group", "a group of other ranks", "a process group that this rank is in")
     if group is not None and not isinstance(group, dist.ProcessGroup):
         raise OptionError("group", shown(group), "a process group, a DeviceMesh of one dimension, or None")

@@ -14,4 +14,13 @@ ROWS: tuple[Row, ...] = (
         NOTHING,
         ("tests/megatron/test_fails_closed.py::test_refused_on_every_rank[--qk-clip]",),
     ),
+    Row(
+        "a wrong argument of `attention()`",
+        "every rank raises the same error before the first message; the next call works",
+        "at once",
+        "-",
+        "`cut=documents: must be one of sequence, document`",
+        "nothing",
+        ("tests/attention/test_arguments.py",),
+    ),
 )
