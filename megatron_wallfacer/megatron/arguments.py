@@ -15,6 +15,7 @@ from megatron_wallfacer.kernels.select import KERNELS
 from megatron_wallfacer.megatron.chosen import Chosen, chosen_layers
 from megatron_wallfacer.megatron.graphs import wants_graphs
 from megatron_wallfacer.megatron.planned import planned
+from megatron_wallfacer.megatron.tile_flags import LOSS, MLP, tiles_of
 from megatron_wallfacer.planning.search import Choice
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES, make_plan
@@ -39,6 +40,8 @@ class Settings:
         transfers: ``direct``, or ``staged`` through host memory.
         layers: those that are the plugin's; None for all.
         cuda_graphs: run passes as CUDA graphs.
+        loss_tiles: tiles of tokens of the head and loss; None for all tokens at once.
+        mlp_tiles: tiles of tokens of each dense MLP; None for all tokens at once.
     """
 
     plan: Plan
@@ -51,6 +54,8 @@ class Settings:
     transfers: str = "direct"
     layers: Chosen | None = None
     cuda_graphs: bool = False
+    loss_tiles: int | None = None
+    mlp_tiles: int | None = None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -90,6 +95,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="staged: through host memory over gloo, so that several ranks may share a GPU (default: direct)",
     )
     add(f"{PREFIX}cuda-graphs", action="store_true", help="run attention's passes as CUDA graphs, on GPUs with NCCL")
+    add(
+        LOSS, metavar="N", help="compute head and loss in N tiles of tokens, recomputed in backward (default: one tile)"
+    )
+    add(MLP, metavar="N", help="compute dense MLPs in N tiles of tokens, recomputed in backward (default: one tile)")
     add(f"{PREFIX}timeline", metavar="DIR", help="write there, for each rank, what attention did in the second step")
     add(
         f"{PREFIX}log-metrics",
@@ -160,6 +169,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
         args.wallfacer_transfers,
         chosen_layers(args),
         wants_graphs(args),
+        tiles_of(args, LOSS),
+        tiles_of(args, MLP),
     )
 
 

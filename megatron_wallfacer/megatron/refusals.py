@@ -16,6 +16,7 @@ from megatron_wallfacer.megatron.graphs import graphs_around_attention
 from megatron_wallfacer.megatron.keep import refuse_keeping
 from megatron_wallfacer.megatron.masks import window_refusal
 from megatron_wallfacer.megatron.packed import cuts_sequence
+from megatron_wallfacer.megatron.tile_flags import unsupported_with_loss_tiles, unsupported_with_mlp_tiles
 
 Args = argparse.Namespace
 Rule = Callable[[Args, Sequence[str]], str | None]
@@ -206,5 +207,7 @@ RULES: tuple[Rule, ...] = (
     _attention_variant,
     refuse_keeping,
     refuse_left_layers,
+    unsupported_with_loss_tiles,
+    unsupported_with_mlp_tiles,
     *_bypassing_layers(),
 )

@@ -9,6 +9,7 @@ from megatron_wallfacer.megatron.hooks.groups import groups_hooks
 from megatron_wallfacer.megatron.hooks.layers import layers_hook
 from megatron_wallfacer.megatron.hooks.metrics import metrics_hook
 from megatron_wallfacer.megatron.hooks.rope import rope_hook
+from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook, mlp_tiles_hook
 from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.session import Session
 
@@ -22,6 +23,7 @@ class Hooks:
         when_on: installed when the flags turn the plugin on.
         when_packed: too, where they ask for packed sequences that are cut as a whole.
         when_logged: too, where they ask for metrics.
+        loss_in_tiles, mlp_in_tiles: too, where they ask for tiles of tokens.
     """
 
     def __init__(self, session: Session) -> None:
@@ -34,11 +36,20 @@ class Hooks:
         )
         self.when_packed: tuple[Hook, ...] = (rope_hook(),)
         self.when_logged: tuple[Hook, ...] = (metrics_hook(session),)
+        self.loss_in_tiles: tuple[Hook, ...] = (loss_tiles_hook(session),)
+        self.mlp_in_tiles: tuple[Hook, ...] = (mlp_tiles_hook(session),)
 
     @property
     def every(self) -> tuple[Hook, ...]:
         """All of them, installed or not."""
-        return (*self.always, *self.when_on, *self.when_packed, *self.when_logged)
+        return (
+            *self.always,
+            *self.when_on,
+            *self.when_packed,
+            *self.when_logged,
+            *self.loss_in_tiles,
+            *self.mlp_in_tiles,
+        )
 
     def install(self) -> None:
         """Put our flags into Megatron's parser.
@@ -69,6 +80,10 @@ class Hooks:
             self._apply(self.when_packed)
         if self.session.settings is not None and self.session.settings.log_metrics:
             self._apply(self.when_logged)
+        if self.session.settings is not None and self.session.settings.loss_tiles is not None:
+            self._apply(self.loss_in_tiles)
+        if self.session.settings is not None and self.session.settings.mlp_tiles is not None:
+            self._apply(self.mlp_in_tiles)
 
     def _apply(self, hooks: tuple[Hook, ...]) -> None:
         for hook in hooks:

@@ -1,0 +1,62 @@
+"""H7: the loss, and dense MLPs, in tiles of tokens; only with ``--wallfacer-loss-tiles``, ``--wallfacer-mlp-tiles``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.loss_tiles import TiledLoss
+from megatron_wallfacer.megatron.mlp_tiles import tiled_mlp_forward
+from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.tile_flags import LOSS_SINCE
+
+
+def loss_tiles_hook(session: Session) -> Hook:
+    """Give ``GPTModel.forward`` an output processor wherever it gets labels."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
+        def forward(model: Any, *args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(model, *args, **kwargs).arguments
+            if given.get("output_processor") is not None:
+                raise WallfacerError(
+                    "--wallfacer-loss-tiles: must be left out, the script passes an output_processor of its own"
+                )
+            if given.get("labels") is None:
+                return original(model, *args, **kwargs)
+            assert session.settings is not None
+            assert session.settings.loss_tiles is not None
+            return original(model, *args, **kwargs, output_processor=TiledLoss(session.settings.loss_tiles))
+
+        return forward
+
+    return Hook(
+        name="loss tiles",
+        target="megatron.core.models.gpt.gpt_model:GPTModel.forward",
+        since=LOSS_SINCE,
+        until=(0, 21),
+        parameters=("labels", "output_processor"),
+        wrap=wrap,
+    )
+
+
+def mlp_tiles_hook(session: Session) -> Hook:
+    """Replace ``MLP.forward``."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        assert session.settings is not None
+        assert session.settings.mlp_tiles is not None
+        return tiled_mlp_forward(original, session.settings.mlp_tiles)
+
+    return Hook(
+        name="MLP tiles",
+        target="megatron.core.transformer.mlp:MLP.forward",
+        since=(0, 17),
+        until=(0, 21),
+        parameters=("hidden_states", "per_token_scale"),
+        wrap=wrap,
+    )

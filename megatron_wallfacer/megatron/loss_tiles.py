@@ -1,0 +1,87 @@
+"""The language model's head and loss in tiles of tokens: ``--wallfacer-loss-tiles``.
+
+Logits take 2 bytes per token and vocabulary entry in bf16 and 4 more in fp32 for the loss: 101 GB per rank for 131,072
+tokens and a vocabulary of 128,256. Tiled, they exist for one tile at a time, in forward and in backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from megatron_wallfacer.megatron.token_tiles import map_token_tiles
+
+
+class TiledLoss:
+    """An ``output_processor`` of Megatron's ``GPTModel.forward`` (0.18 and later).
+
+    Args:
+        tiles: number of tiles, the same on all ranks and in all steps.
+    """
+
+    def __init__(self, tiles: int) -> None:
+        self._tiles = tiles
+
+    def __call__(
+        self,
+        *,
+        hidden_states: Tensor,
+        output_layer: Any,
+        output_weight: Tensor | None,
+        labels: Tensor,
+        runtime_gather_output: bool | None,
+        compute_language_model_loss: Callable[[Tensor, Tensor], Tensor],
+        scale_logits: Callable[[Tensor], Tensor],
+        **_: Any,
+    ) -> Tensor:
+        """Return the loss of each token.
+
+        Args:
+            hidden_states: output of the last layer, ``[s, b, h]``; ``[s/tp, b, h]`` with sequence parallelism.
+            output_layer: Megatron's ``ColumnParallelLinear`` of the vocabulary.
+            output_weight: weight of tied embeddings, None for the layer's own.
+            labels: token ids, ``[b, s]``.
+            runtime_gather_output: as in Megatron.
+            compute_language_model_loss: map from labels ``[b, s]`` and logits ``[s, b, v/tp]`` to losses ``[b, s]``.
+            scale_logits: Megatron's scaling of logits.
+
+        Returns:
+            Losses in fp32, ``[b, s]``.
+        """
+
+        def loss_of_tile(hidden: Tensor, labels: Tensor) -> Tensor:
+            with _whole_inputs(output_layer):
+                logits, _ = output_layer(hidden, weight=output_weight, runtime_gather_output=runtime_gather_output)
+            return compute_language_model_loss(labels, scale_logits(logits))
+
+        hidden = _gathered_once(hidden_states, output_layer)
+        return map_token_tiles(loss_of_tile, self._tiles, [(hidden, 0), (labels, 1)], out_dim=1)
+
+
+def _gathered_once(hidden: Tensor, layer: Any) -> Tensor:
+    """Return the layer's input ``[s, b, h]``; in backward its gradient is reduced over tensor-parallel ranks.
+
+    The layer would gather and reduce each tile. A tile of a shard would also belong to other tokens than the tile of
+    the labels.
+    """
+    from megatron.core import tensor_parallel
+
+    if layer.sequence_parallel:
+        return tensor_parallel.gather_from_sequence_parallel_region(hidden, group=layer.tp_group)
+    return tensor_parallel.copy_to_tensor_model_parallel_region(hidden, group=layer.tp_group)
+
+
+@contextmanager
+def _whole_inputs(layer: Any) -> Iterator[None]:
+    """Let a column-parallel layer neither gather its input nor reduce its input's gradient."""
+    names = ("sequence_parallel", "allreduce_dgrad", "disable_grad_reduce")
+    saved = {name: getattr(layer, name) for name in names}
+    layer.sequence_parallel, layer.allreduce_dgrad, layer.disable_grad_reduce = False, False, True
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(layer, name, value)
