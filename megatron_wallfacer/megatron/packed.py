@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import weakref
 from typing import Any, Literal, NamedTuple
 
@@ -80,6 +81,23 @@ class Documents:
         except OptionError as error:
             raise WallfacerError(f"{where}: {error.option} {error.value}: must be {error.allowed}") from error
         return documents
+
+
+def as_laid_out(packed: Any) -> Any:
+    """Return a batch's description whose boundaries are those in memory: of documents with their padding.
+
+    Args:
+        packed: Megatron's PackedSeqParams.
+
+    Returns:
+        A copy with ``cu_seqlens_q`` as its padded twin, or ``packed`` where it has none.
+    """
+    padded = getattr(packed, "cu_seqlens_q_padded", None)
+    if padded is None or padded is packed.cu_seqlens_q:
+        return packed
+    packed = copy.copy(packed)
+    packed.cu_seqlens_q = padded
+    return packed
 
 
 def _boundaries(packed: Any, where: str) -> Tensor:

@@ -139,14 +139,6 @@ class Combination:
         single, flat = self.row["batch"] == "single", self.row["pipeline"] != "interleaved"
         return runs * 2 ** sum((not single, not flat, self.row["documents"] == "conversations"))
 
-    @property
-    def evaluates_alike(self) -> bool:
-        """Whether the loss of evaluation does not depend on who has which tokens.
-
-        With --sft Megatron takes the mean of the ranks' means (training/training.py, evaluate).
-        """
-        return self.row["documents"] != "conversations"
-
     def __str__(self) -> str:
         """The levels that are not what every factor begins with."""
         said = [

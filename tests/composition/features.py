@@ -169,11 +169,6 @@ CONSTRAINTS = (
         "(pipeline_parallel/schedules.py, get_tensor_shapes)",
     ),
     Constraint(
-        ("documents", "loss"),
-        lambda documents, loss: (documents, loss) != ("conversations", "mean"),
-        "Megatron's mean is over a rank's own tokens that count, and prompts do not count",
-    ),
-    Constraint(
         ("mtp", "positions"),
         lambda mtp, positions: (mtp, positions) != ("on", "learned"),
         "refused by Megatron (training/arguments.py:857)",

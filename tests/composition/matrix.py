@@ -92,13 +92,13 @@ def run_combination(combination: Combination, iterations: int) -> Outcome:
         split = _train(combination.split, iterations, seed)
         if combination.dtype == "bf16":
             whole = _in_every_order(combination.whole, iterations, seed)
-            spread = max(_differences(combination, one, other)[0] for one, other in combinations(whole, 2))
+            spread = max(_differences(one, other)[0] for one, other in combinations(whole, 2))
             if combination.row["experts"] != "dense" or not combination.megatron_can:
                 spread = max(spread, _between_schemes(combination, iterations, seed))
             allowed = SPREADS * spread
         else:
             whole, allowed = [_train(combination.whole, iterations, seed)], LOSS_TOLERANCE
-        loss, grad_norm = min(_differences(combination, split, one) for one in whole)
+        loss, grad_norm = min(_differences(split, one) for one in whole)
         verdict = _verdict(combination.dtype, loss, grad_norm, allowed)
     except AssertionError as error:
         verdict = f"failed: {_reason(str(error))}; log: {_kept(combination.number, str(error))}"
@@ -126,8 +126,8 @@ def _verdict(dtype: str, loss: float, grad_norm: float, allowed: float) -> str:
     return "ok"
 
 
-def _differences(combination: Combination, run: RunResult, reference: RunResult) -> tuple[float, float]:
-    """Largest relative difference (losses, gradient norms), those of evaluation among them where they are alike.
+def _differences(run: RunResult, reference: RunResult) -> tuple[float, float]:
+    """Largest relative difference (losses, gradient norms), those of evaluation among them.
 
     Raises:
         AssertionError: they did not evaluate at the same iterations.
@@ -135,9 +135,7 @@ def _differences(combination: Combination, run: RunResult, reference: RunResult)
     loss, grad_norm = largest_differences(run, reference)
     got, want = _validation(run), _validation(reference)
     assert len(got) == len(want), f"{len(got)} evaluations, and {len(want)} at context-parallel size 1"
-    if combination.evaluates_alike:
-        loss = max([loss, *(abs(a - b) / b for a, b in zip(got, want, strict=True))])
-    return loss, grad_norm
+    return max([loss, *(abs(a - b) / b for a, b in zip(got, want, strict=True))]), grad_norm
 
 
 def _validation(run: RunResult) -> list[float]:
@@ -154,7 +152,7 @@ def _in_every_order(whole: Run, iterations: int, seed: int) -> list[RunResult]:
 def _between_schemes(combination: Combination, iterations: int, seed: int) -> float:
     """By how much other schemes of the same size differ from each other at most."""
     runs = [_train(sibling.split, iterations, seed) for sibling in siblings(combination)]
-    return max(_differences(combination, one, other)[0] for one, other in combinations(runs, 2))
+    return max(_differences(one, other)[0] for one, other in combinations(runs, 2))
 
 
 def siblings(combination: Combination) -> list[Combination]:

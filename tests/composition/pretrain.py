@@ -1,10 +1,4 @@
-"""Trains like scripts/pretrain_gpt.py, and notes how near a token was to another expert.
-
-The mean over the tokens of the loss of extra layers is over as many on each context-parallel rank, and with
---calculate-per-token-loss over those of all: Megatron (core/transformer/multi_token_prediction.py:851,
-NVIDIA/Megatron-LM#7498) divides by the rank's own count, which is one sequence end less on the rank that has it, so
-that its gradients at context-parallel size P are not those at 1, whatever computes attention.
-"""
+"""Trains like scripts/pretrain_gpt.py, and notes how near a token was to another expert."""
 
 import os
 import runpy
@@ -12,15 +6,12 @@ import runpy
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.layers import LinearWithGradAccumulationAndAsyncCommunication
-from megatron.core.transformer import multi_token_prediction
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.moe.router import TopKRouter
-from megatron.training import get_args
 
 from tests.support.conversations_training import SCRIPT, read_conversations_alone
 
 GAP = "composition: smallest gap in routing"
-roll_own_part = multi_token_prediction.roll_tensor
 route = TopKRouter.routing
 gaps = [float("inf")]
 
@@ -31,19 +22,6 @@ def routing(router, logits, *args, **kwargs):
         best = logits.detach().float().topk(router.topk + 1).values
         gaps[0] = min(gaps[0], (best[..., -2] - best[..., -1]).min().item())
     return route(router, logits, *args, **kwargs)
-
-
-def roll(tensor, shifts=-1, dims=-1, cp_group=None, packed_seq_params=None):
-    """As Megatron's; what is said to be the sum over a rank's tokens comes from the sums over those of all ranks."""
-    rolled, total = roll_own_part(tensor, shifts, dims, cp_group, packed_seq_params)
-    if total is not None and cp_group is not None and cp_group.size() > 1:
-        counts = torch.stack([total, tensor.sum()]).double()
-        own = counts[1].clone()
-        dist.all_reduce(counts, group=cp_group)
-        # Megatron multiplies by its own count before the shift where it does not want the mean.
-        share = own / counts[1].clamp(min=1) if get_args().calculate_per_token_loss else 1 / cp_group.size()
-        total = (counts[0] * share).float()
-    return rolled, total
 
 
 #: Seed of the order in which terms are added up, for runs without the plugin.
@@ -104,7 +82,6 @@ def backward_in_another_order(ctx, grad_output):
 
 def main() -> None:
     read_conversations_alone()
-    multi_token_prediction.roll_tensor = roll
     TopKRouter.routing = routing
     DotProductAttention.__init__ = build_for_latents
     if ORDER in os.environ:

@@ -97,7 +97,6 @@ FORBIDDEN = {
     (("batch", "single"), ("pipeline", "interleaved")),
     (("mtp", "on"), ("positions", "learned")),
     (("mtp", "on"), ("documents", "masked")),
-    (("loss", "mean"), ("documents", "conversations")),
     *((("attention", "mla"), ("heads", heads)) for heads in ("gqa", "mqa")),
     *(
         (("cp", "2"), ("scheme", scheme))

@@ -9,6 +9,9 @@ groups, dropped    ``megatron.core.parallel_state.destroy_model_parallel``     d
 core attention     ``core_attention`` of the local and the TE spec provider    our module in every layer
 layer count        ``megatron.training.training.setup_model_and_optimizer``    N of N, before the first step
 rope               ``..rope_utils._apply_rotary_pos_emb_thd``                  packed, sequence cut as a whole
+mean loss          ``..pipeline_parallel.schedules.forward_step_calc_loss``    mean over the group's tokens
+MTP loss           ``megatron.core.models.gpt.gpt_model.process_mtp_loss``     the same for extra layers
+MTP shift          ``..transformer.multi_token_prediction.roll_tensor``        padded documents
 training log       ``megatron.training.training.training_log``                 metrics, with ``-log-metrics`` only
 =================  ==========================================================  ==============================
 

@@ -7,7 +7,9 @@ from megatron_wallfacer.megatron.hooks.arguments import arguments_hook
 from megatron_wallfacer.megatron.hooks.core_attention import core_attention_hooks
 from megatron_wallfacer.megatron.hooks.groups import groups_hooks
 from megatron_wallfacer.megatron.hooks.layers import layers_hook
+from megatron_wallfacer.megatron.hooks.loss import loss_hook
 from megatron_wallfacer.megatron.hooks.metrics import metrics_hook
+from megatron_wallfacer.megatron.hooks.mtp import mtp_hooks
 from megatron_wallfacer.megatron.hooks.rope import rope_hook
 from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook, mlp_tiles_hook
 from megatron_wallfacer.megatron.packed import cuts_sequence
@@ -21,6 +23,7 @@ class Hooks:
         session: what they share.
         always: installed by :meth:`install`.
         when_on: installed when the flags turn the plugin on.
+        when_trained: too, for losses; of Megatrons that bring a training loop.
         when_packed: too, where they ask for packed sequences that are cut as a whole.
         when_logged: too, where they ask for metrics.
         loss_in_tiles, mlp_in_tiles: too, where they ask for tiles of tokens.
@@ -34,6 +37,7 @@ class Hooks:
             *core_attention_hooks(session),
             layers_hook(self.verify),
         )
+        self.when_trained: tuple[Hook, ...] = (loss_hook(session), *mtp_hooks())
         self.when_packed: tuple[Hook, ...] = (rope_hook(),)
         self.when_logged: tuple[Hook, ...] = (metrics_hook(session),)
         self.loss_in_tiles: tuple[Hook, ...] = (loss_tiles_hook(session),)
@@ -45,6 +49,7 @@ class Hooks:
         return (
             *self.always,
             *self.when_on,
+            *self.when_trained,
             *self.when_packed,
             *self.when_logged,
             *self.loss_in_tiles,
@@ -76,6 +81,7 @@ class Hooks:
 
     def _switch_on(self) -> None:
         self._apply(self.when_on)
+        self._apply(self.when_trained)
         if cuts_sequence(self.session.args):
             self._apply(self.when_packed)
         if self.session.settings is not None and self.session.settings.log_metrics:

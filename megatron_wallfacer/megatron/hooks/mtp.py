@@ -1,0 +1,28 @@
+"""H8: losses of the extra layers of multi-token prediction, and the tokens that they shift."""
+
+from __future__ import annotations
+
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.mtp import GroupCounts
+
+
+def mtp_hooks() -> tuple[Hook, Hook]:
+    """Return one hook for the loss, where the GPT model looks it up, and one for the shift of tokens."""
+    counts = GroupCounts()
+    loss = Hook(
+        name="MTP loss",
+        target="megatron.core.models.gpt.gpt_model:process_mtp_loss",
+        since=(0, 17),
+        until=(0, 21),
+        parameters=("labels", "loss_mask", "compute_language_model_loss", "config", "cp_group", "packed_seq_params"),
+        wrap=counts.wrap_loss,
+    )
+    roll = Hook(
+        name="MTP shift",
+        target="megatron.core.transformer.multi_token_prediction:roll_tensor",
+        since=(0, 17),
+        until=(0, 21),
+        parameters=("packed_seq_params",),
+        wrap=counts.wrap_roll,
+    )
+    return loss, roll
