@@ -8,13 +8,15 @@ machine without CUDA the CPU runtime comes first, and the same command trains on
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import runpy
 import sys
 import time
 from pathlib import Path
 
-from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.errors import DisagreementError, WallfacerError
 from megatron_wallfacer.megatron.version import Version, check_supported, megatron_version
 
 USAGE = "usage: [torchrun ...] -m megatron_wallfacer SCRIPT [Megatron's arguments] [--wallfacer-...]"
@@ -125,12 +127,25 @@ def _say(line: str) -> None:
 
 
 def _report(error: WallfacerError) -> None:
-    """One line on stderr. What is wrong with the command line every rank finds alike: one line a machine then."""
-    if _found_by_all() and os.environ.get("LOCAL_RANK", "0") != "0":
+    """One line on stderr, of ranks that disagree one per setting. What all ranks find alike is one line a machine."""
+    _record_for_torchrun(error)
+    alike = isinstance(error, DisagreementError) or _found_by_all()
+    if alike and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         # torchrun ends all ranks as soon as one has ended; the one that speaks must have come first.
         time.sleep(10.0)
-    rank = "" if _found_by_all() else f"rank {os.environ.get('RANK', '0')}: "
-    print(f"wallfacer: error: {rank}{error}", file=sys.stderr, flush=True)
+    rank = "" if alike else f"rank {os.environ.get('RANK', '0')}: "
+    for line in str(error).splitlines():
+        print(f"wallfacer: error: {rank}{line}", file=sys.stderr, flush=True)
+
+
+def _record_for_torchrun(error: WallfacerError) -> None:
+    """Write the error where torchrun's agent reads it for its own summary."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        text = f"wallfacer: error: {error}"
+        # torchrun prints the call stack where there is one.
+        extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError):  # the disk may be full: stderr has all of it
+            Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))
 
 
 def _found_by_all() -> bool:

@@ -21,6 +21,7 @@ from megatron_wallfacer.engine.timeline import Recorder, together
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
+from megatron_wallfacer.megatron.agreement.start import Parsed
 from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
 from megatron_wallfacer.megatron.communicators import destroy_world, nccl_options
 from megatron_wallfacer.megatron.graphs import check_graphs
@@ -39,6 +40,8 @@ class Session:
         version: Megatron's.
         device: ``cpu`` or ``cuda``; decided by the launcher, because on a CPU torch.cuda is made to look alive.
         hooks: names of the hooks that are installed.
+        parsed: what ranks compare of Megatron's arguments; None until they are parsed.
+        store: of the job, held until torch.distributed has connected to it.
         args: Megatron's arguments, from the arguments hook.
         settings: what our flags ask for; None while the plugin is off.
         axis_groups: this rank's groups of each grid that a plan has.
@@ -48,6 +51,8 @@ class Session:
     version: Version
     device: torch.device
     hooks: list[str] = field(default_factory=list)
+    parsed: Parsed | None = None
+    store: object = None
     args: argparse.Namespace | None = None
     settings: Settings | None = None
     axis_groups: list[AxisGroups] = field(default_factory=list)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tests.faults.row import SINCE_CHECKPOINT, Row
+from tests.faults.row import NOTHING, SINCE_CHECKPOINT, Row
+
+_START = "tests/megatron/agreement/test_start.py::test_every_rank_ends_with_a_line_for_the_setting"
+_PARSED = "tests/megatron/agreement/test_parsed.py"
+_EXCHANGE = "tests/engine/agreement/test_exchange.py"
 
 ROWS: tuple[Row, ...] = (
     Row(
@@ -13,5 +17,58 @@ ROWS: tuple[Row, ...] = (
         "`rank 1 failed first, with exit code 1:`",
         SINCE_CHECKPOINT,
         ("tests/cli/test_failing_rank.py",),
+    ),
+    Row(
+        "ranks with different flags, of Megatron or the plugin, or a rank without the plugin",
+        "every rank ends with exit code 2 before Megatron makes groups; one line per setting",
+        "at start, below 1 s",
+        "-",
+        "`rank 2 has --wallfacer-head-groups 2, ranks 0, 1, 3 have 1`",
+        NOTHING,
+        (
+            _START,
+            f"{_PARSED}::test_a_different_argument_is_an_error",
+            f"{_PARSED}::test_a_rank_without_the_plugin_is_compared",
+        ),
+    ),
+    Row(
+        "ranks with the same flags but another cluster file, communicator file, resolved plan, code or library",
+        "as above",
+        "at start, below 1 s",
+        "-",
+        "`rank 2 has transformer-engine 2.9, ranks 0, 1, 3 have 2.8`",
+        NOTHING,
+        (
+            f"{_PARSED}::test_files_are_compared_by_content",
+            f"{_PARSED}::test_the_resolved_plan_is_compared_where_arguments_are_equal",
+            f"{_PARSED}::test_software",
+        ),
+    ),
+    Row(
+        "ranks with different paths, or another label of the same code",
+        "rank 0 prints a warning",
+        "at start",
+        "-",
+        "`warning: rank 1 has --save /b, rank 0 has /a`",
+        "nothing",
+        (f"{_PARSED}::test_a_different_path_is_a_warning", f"{_PARSED}::test_software"),
+    ),
+    Row(
+        "a rank starts late",
+        "it is named; the others wait for it",
+        "20 s",
+        "-",
+        "`rank 3 has not started after 20 s; the others wait`",
+        "nothing",
+        (f"{_EXCHANGE}::test_a_late_rank_is_named_and_waited_for", f"{_EXCHANGE}::test_a_late_first_rank_is_named"),
+    ),
+    Row(
+        "a rank never starts",
+        "every other rank ends with exit code 2",
+        "10 minutes, the timeout of process groups",
+        "`--distributed-timeout-minutes`",
+        "`rank 3 has not started after 600 s, the timeout of process groups`",
+        NOTHING,
+        (f"{_EXCHANGE}::test_a_rank_that_never_comes_fails_the_job_at_the_timeout",),
     ),
 )

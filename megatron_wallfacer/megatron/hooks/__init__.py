@@ -4,6 +4,7 @@
 hook               target                                                      why
 =================  ==========================================================  ==============================
 arguments          ``megatron.training.arguments.add_megatron_arguments``      our flags; checks after parsing
+start              ``megatron.training.initialize._initialize_distributed``    ranks compare their settings
 groups             ``megatron.core.parallel_state.initialize_model_parallel``  axis groups, on every rank
 groups, dropped    ``megatron.core.parallel_state.destroy_model_parallel``     drops them
 core attention     ``core_attention`` of the local and the TE spec provider    our module in every layer
@@ -15,8 +16,9 @@ MTP shift          ``..transformer.multi_token_prediction.roll_tensor``        p
 training log       ``megatron.training.training.training_log``                 metrics, with ``-log-metrics`` only
 =================  ==========================================================  ==============================
 
-The arguments hook is always in; it installs the others when ``--wallfacer-cp-size`` is given, so that without
-the flag Megatron runs as it is. What Megatron lacks where libraries are missing is in `any_device` and `cpu_runtime`.
+The hooks arguments and start are always in; the first installs the others when ``--wallfacer-cp-size`` is given, so
+that without the flag Megatron runs as it is. What Megatron lacks where libraries are missing is in `any_device` and
+`cpu_runtime`.
 """
 
 from megatron_wallfacer.megatron.hooks.registry import Hooks

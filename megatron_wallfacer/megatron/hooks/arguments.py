@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from megatron_wallfacer.megatron.agreement.start import Parsed
 from megatron_wallfacer.megatron.arguments import (
     add_arguments,
     dtype_of,
@@ -27,6 +28,7 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
 
     def accept(args: argparse.Namespace) -> None:
         read_numbers(args)
+        session.parsed = Parsed.of(args)
         if not is_on(args):
             return
         session.args, session.settings = args, settings_from(args)

@@ -11,6 +11,7 @@ from megatron_wallfacer.megatron.hooks.loss import loss_hook
 from megatron_wallfacer.megatron.hooks.metrics import metrics_hook
 from megatron_wallfacer.megatron.hooks.mtp import mtp_hooks
 from megatron_wallfacer.megatron.hooks.rope import rope_hook
+from megatron_wallfacer.megatron.hooks.start import start_hook
 from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook, mlp_tiles_hook
 from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.session import Session
@@ -31,7 +32,7 @@ class Hooks:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.always: tuple[Hook, ...] = (arguments_hook(session, self._switch_on),)
+        self.always: tuple[Hook, ...] = (arguments_hook(session, self._switch_on), start_hook(session))
         self.when_on: tuple[Hook, ...] = (
             *groups_hooks(session),
             *core_attention_hooks(session),
@@ -57,7 +58,7 @@ class Hooks:
         )
 
     def install(self) -> None:
-        """Put our flags into Megatron's parser.
+        """Put our flags into Megatron's parser, and the comparison of ranks before its groups.
 
         Raises:
             WallfacerError: the target is missing or has changed.

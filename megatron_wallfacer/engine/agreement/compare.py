@@ -1,0 +1,133 @@
+"""Compare the records of ranks: records in, lines out. Nothing is sent here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+#: Characters of a value that a line shows.
+SHOWN = 120
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one rank must have in common with others. Values are texts, by the name that messages give them.
+
+    Attributes:
+        settings: a difference is an error.
+        derived: what follows from settings. A difference is an error, and is reported where settings are equal.
+        labels: a difference is a warning.
+        strict: differences matter; where no rank's record is strict, nothing is reported.
+    """
+
+    settings: Mapping[str, str | None]
+    derived: Mapping[str, str | None] = field(default_factory=dict)
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    strict: bool = True
+
+    def to_text(self) -> str:
+        """Return the record as JSON, the same for equal records."""
+        return json.dumps(vars(self), sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> Record:
+        """Return the record of :meth:`to_text`."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison found.
+
+    Attributes:
+        errors: one line for each setting that differs.
+        warnings: the same for labels.
+    """
+
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_text(self) -> str:
+        """Return the verdict as JSON."""
+        return json.dumps([self.errors, self.warnings])
+
+    @classmethod
+    def from_text(cls, text: str) -> Verdict:
+        """Return the verdict of :meth:`to_text`."""
+        errors, warnings = json.loads(text)
+        return cls(tuple(errors), tuple(warnings))
+
+
+def compare(records: Mapping[int, Record]) -> Verdict:
+    """Compare the records of some ranks.
+
+    Args:
+        records: record by rank. Equal records that are one object are compared once.
+    """
+    if not any(record.strict for record in records.values()):
+        return Verdict()
+    ranks: dict[int, list[int]] = {}
+    distinct: dict[int, Record] = {}
+    for rank, record in sorted(records.items()):
+        ranks.setdefault(id(record), []).append(rank)
+        distinct[id(record)] = record
+    groups = [(ranks[key], record) for key, record in distinct.items()]
+    errors = _differences([(members, record.settings) for members, record in groups])
+    labels = _differences([(members, record.labels) for members, record in groups])
+    warnings = tuple(line for name, line in labels.items() if name not in errors)
+    errors = errors or _differences([(members, record.derived) for members, record in groups])
+    return Verdict(tuple(errors.values()), warnings)
+
+
+def difference(name: str, values: Mapping[int, str | None]) -> str | None:
+    """Return one line where ranks have different values, the fewest ranks first; None where all are equal.
+
+    Args:
+        name: of the setting.
+        values: value by rank; None for a rank that has none.
+    """
+    holders: dict[str | None, list[int]] = {}
+    for rank, value in sorted(values.items()):
+        holders.setdefault(value, []).append(rank)
+    if len(holders) < 2:
+        return None
+    # Of equally many ranks the ones without the lowest rank come first: what rank 0 has is the rule.
+    ordered = sorted(holders.items(), key=lambda held: (len(held[1]), -held[1][0]))
+    parts = [
+        f"{ranks_text(ranks)} {'has' if len(ranks) == 1 else 'have'} {_value(name if i == 0 else '', value)}"
+        for i, (value, ranks) in enumerate(ordered)
+    ]
+    return ", ".join(parts)
+
+
+def ranks_text(ranks: Iterable[int]) -> str:
+    """Return ranks in words: ``rank 2``, ``ranks 0, 1, 3``, ``ranks 0-5, 7``."""
+    ordered = sorted(ranks)
+    runs: list[list[int]] = [[ordered[0]]]
+    for before, rank in pairwise(ordered):
+        if rank == before + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    parts = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"rank{'s' if len(ordered) > 1 else ''} {', '.join(parts)}"
+
+
+def _differences(groups: list[tuple[list[int], Mapping[str, str | None]]]) -> dict[str, str]:
+    """Line by name of each setting whose values differ; the members of a group have the same values."""
+    names = dict.fromkeys(name for _, values in groups for name in values)
+    found = {
+        name: difference(name, {rank: values.get(name) for members, values in groups for rank in members})
+        for name in names
+    }
+    return {name: line for name, line in found.items() if line is not None}
+
+
+def _value(name: str, value: str | None) -> str:
+    """A value behind its name: ``no --x``, ``--x 1``, empty ``--x``; without a name ``none``, ``1``, ``it``."""
+    if value is None:
+        return f"no {name}" if name else "none"
+    short = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."
+    return f"{name} {short}".strip() or "it"

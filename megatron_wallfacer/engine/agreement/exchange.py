@@ -1,0 +1,138 @@
+"""Exchange records through a store: every rank writes its own, the first rank compares and publishes the verdict.
+
+A rank waits for a key of the store and for no other rank, so ranks that share no group can take part. Equal records are
+stored and compared once, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from megatron_wallfacer.engine.agreement.compare import Verdict, ranks_text
+
+#: After so many seconds, and then again and again, the ranks that have not written are named.
+NOTICE_S = 20.0
+#: The first rank compares the records that are there at least so often, in seconds.
+POLL_S = 5.0
+#: After an error the rank that may hold the store stays for so many seconds, until all have read the verdict.
+STAY_S = 10.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """One exchange.
+
+    Attributes:
+        store: of the job. Keys of one exchange must be new in it.
+        ranks: those that take part, as torch.distributed numbers them; the first one compares.
+        rank: this one.
+        timeout: time after which the exchange fails because some rank has written nothing.
+        late: what a rank is that has not written, in the plural: ``have not started``.
+        say: prints one line.
+    """
+
+    store: dist.Store
+    ranks: Sequence[int]
+    rank: int
+    timeout: timedelta
+    late: str = "have not started"
+    say: Callable[[str], None] = print
+
+    def exchange(self, text: str, read: Callable[[str], T], compare: Callable[[Mapping[int, T]], Verdict]) -> Verdict:
+        """Return the verdict on the records of all ranks, the same on every rank.
+
+        Args:
+            text: this rank's record.
+            read: makes a record of its text.
+            compare: compares the records that are there, by rank; called on the first rank only.
+        """
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if not self.store.check([f"record/{digest}"]):
+            self.store.set(f"record/{digest}", text)
+        self.store.set(f"rank/{self.rank}", digest)
+        if self.rank == self.ranks[0]:
+            verdict = self._collect(read, compare)
+            self.store.set("verdict", verdict.to_text())
+        else:
+            verdict = self._await_verdict()
+        self._leave(verdict)
+        return verdict
+
+    def _collect(self, read: Callable[[str], T], compare: Callable[[Mapping[int, T]], Verdict]) -> Verdict:
+        started = noticed = time.monotonic()
+        records: dict[str, T] = {}
+        digests: dict[int, str] = {}
+        while True:
+            missing = [rank for rank in self.ranks if rank not in digests]
+            arrived = missing if self._poll([f"rank/{rank}" for rank in missing], POLL_S) else self._arrived(missing)
+            for rank, digest in zip(arrived, self._get([f"rank/{rank}" for rank in arrived]), strict=True):
+                digests[rank] = digest
+                if digest not in records:
+                    records[digest] = read(self.store.get(f"record/{digest}").decode())
+            verdict = compare({rank: records[digest] for rank, digest in digests.items()})
+            late = [rank for rank in self.ranks if rank not in digests]
+            # A difference ends the job at once, also while some rank is late.
+            if not late or verdict.errors:
+                return verdict
+            now = time.monotonic()
+            if now - started > self.timeout.total_seconds():
+                return Verdict((f"{self._late(late)} after {now - started:.0f} s, the timeout of process groups",))
+            if now - noticed > NOTICE_S:
+                noticed = now
+                self.say(f"{self._late(late)} after {now - started:.0f} s; the others wait")
+
+    def _await_verdict(self) -> Verdict:
+        # Later than the first rank gives up, so that its verdict is read.
+        limit = self.timeout + timedelta(seconds=2 * POLL_S)
+        first = self.ranks[0]
+        # One rank reports that the first one is late; all others wait without polling.
+        if self.rank == self.ranks[1] and not self._poll([f"rank/{first}"], NOTICE_S):
+            self.say(f"{self._late([first])} after {NOTICE_S:.0f} s; the others wait")
+        try:
+            self.store.wait(["verdict"], limit)
+        except dist.DistNetworkError:
+            raise
+        except RuntimeError:
+            return Verdict(
+                (f"{ranks_text([first])} has published no comparison of all ranks for {limit.total_seconds():.0f} s",)
+            )
+        return Verdict.from_text(self.store.get("verdict").decode())
+
+    def _leave(self, verdict: Verdict) -> None:
+        """Before an error ends the rank that may hold the store, let the others read."""
+        if not verdict.errors:
+            return
+        self.store.add("read", 1)
+        if self.rank == self.ranks[0]:
+            end = time.monotonic() + STAY_S
+            while self.store.add("read", 0) < len(self._arrived(self.ranks)) and time.monotonic() < end:
+                time.sleep(0.02)
+
+    def _arrived(self, ranks: Sequence[int]) -> list[int]:
+        return [rank for rank in ranks if self.store.check([f"rank/{rank}"])]
+
+    def _get(self, keys: list[str]) -> list[str]:
+        return [value.decode() for value in self.store.multi_get(keys)] if keys else []
+
+    def _poll(self, keys: list[str], seconds: float) -> bool:
+        """Whether all keys are there in time. A wait of the store that times out would print C++ warnings."""
+        end, pause = time.monotonic() + seconds, 0.002
+        while not self.store.check(keys):
+            if time.monotonic() > end:
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, 0.25)
+        return True
+
+    def _late(self, ranks: Sequence[int]) -> str:
+        have, _, rest = self.late.partition(" ")
+        return f"{ranks_text(ranks)} {'has' if len(ranks) == 1 else have} {rest}"

@@ -1,0 +1,75 @@
+"""The software of a rank: digests of code, and versions."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import megatron_wallfacer
+from megatron_wallfacer.engine.loaded_nccl import loaded_nccl
+
+#: Distributions that compute attention, or that Megatron's layers are made of.
+LIBRARIES = (
+    "transformer-engine",
+    "transformer-engine-torch",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+    "nvidia-cudnn-frontend",
+    "apex",
+    "triton",
+)
+
+
+def code() -> dict[str, str | None]:
+    """Return what must be equal: digests of the plugin's and Megatron's code, torch, NCCL and kernel libraries."""
+    nccl = loaded_nccl() if torch.cuda.is_available() and torch.version.cuda else None
+    return {
+        "megatron-wallfacer of SHA-256": digest("megatron_wallfacer"),
+        "megatron.core of SHA-256": digest("megatron.core"),
+        "torch of commit": torch.version.git_version,
+        "NCCL": None if nccl is None else ".".join(map(str, nccl)),
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def labels(megatron_version: str) -> dict[str, str | None]:
+    """Return versions of what :func:`code` compares by content, and of Python: these may differ.
+
+    Args:
+        megatron_version: of megatron-core.
+    """
+    return {
+        "megatron-wallfacer": megatron_wallfacer.__version__,
+        "megatron-core": megatron_version,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+    }
+
+
+def digest(package: str) -> str | None:
+    """Return 12 digits of the SHA-256 of a package's Python files, with their paths; None where it is not there."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return None
+    found = hashlib.sha256()
+    for folder in spec.submodule_search_locations or ():
+        for file in sorted(Path(folder).rglob("*.py")):
+            found.update(str(file.relative_to(folder)).encode())
+            found.update(file.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def version(distribution: str) -> str | None:
+    """Return the version of an installed distribution; None where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

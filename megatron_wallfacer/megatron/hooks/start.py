@@ -1,0 +1,39 @@
+"""H0: before torch.distributed and Megatron make groups, all ranks compare their settings. Also without the plugin."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_wallfacer.megatron.agreement.start import check_start, takes_part
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.session import Session
+
+
+def start_hook(session: Session) -> Hook:
+    """A rank whose command line lacks the plugin's switch takes part, so that the others can name it."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
+        def _initialize_distributed(*args: Any, **kwargs: Any) -> Any:
+            store = signature.bind(*args, **kwargs).arguments["store"]
+            if dist.is_initialized():
+                store = dist.distributed_c10d._get_default_store()
+            if session.parsed is not None and takes_part():
+                session.store = check_start(session.parsed, session.settings, session.version, store)
+            return original(*args, **kwargs)
+
+        return _initialize_distributed
+
+    return Hook(
+        name="start",
+        target="megatron.training.initialize:_initialize_distributed",
+        since=(0, 13),
+        until=(0, 21),
+        parameters=("store",),
+        wrap=wrap,
+    )
