@@ -77,7 +77,7 @@ class Call:
     def __post_init__(self) -> None:
         runtime = self.runtime
         alike = self.plan, runtime.kernel, runtime.scale, runtime.softcap, self.mask, self.keep_gathered_q
-        object.__setattr__(self, "_alike", runtime.transfers.passes.number_of(alike))
+        object.__setattr__(self, "_alike", runtime.transfers.passes.number_of(alike, self.mask.nbytes))
         # Documents differ with every micro-batch: a graph of theirs would not be used again.
         graphs = runtime.graphs if self.mask.documents is None else None
         object.__setattr__(self, "run", execute if graphs is None else graphs.run)
@@ -97,7 +97,8 @@ class Call:
             self.check(q, k)
             shape = _shape(q, k.shape[2], q.shape[3], v.shape[3])
             named = dict(zip("qkv", strides, strict=True))
-            found = passes.add(key, self._compile(forward_schedule, shape, named, q, sinks=sinks))
+            compiled = self._compile(forward_schedule, shape, named, q, sinks=sinks)
+            found = passes.add(key, compiled, compiled.host_bytes)
         return found
 
     def backward_pass(self, own: Mapping[str, Tensor], kv_heads: int, head_dim: int) -> CompiledPass:
@@ -116,7 +117,8 @@ class Call:
         if found is None:
             shape = _shape(out, kv_heads, head_dim, out.shape[3])
             named = dict(zip(own, strides, strict=True)) | {"delta": contiguous(out.shape[:3])}
-            found = passes.add(key, self._compile(backward_schedule, shape, named, out))
+            compiled = self._compile(backward_schedule, shape, named, out)
+            found = passes.add(key, compiled, compiled.host_bytes)
         return found
 
     def check(self, q: Tensor, k: Tensor) -> None:

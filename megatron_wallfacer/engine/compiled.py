@@ -13,9 +13,14 @@ import torch
 from megatron_wallfacer.engine.steps import Binding, bind
 from megatron_wallfacer.engine.timeline import Pass
 from megatron_wallfacer.engine.transfers import Action, Transfers
+from megatron_wallfacer.kernels.byte_cache import INTEGER_BYTES
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
 from megatron_wallfacer.schedule.ops import Move, Op
-from megatron_wallfacer.schedule.program import WORKSPACE, Program
+from megatron_wallfacer.schedule.program import WORKSPACE, AttendBackward, AttendForward, Program
+
+_ATTEND = (AttendForward, AttendBackward)
+#: As tracemalloc counts passes of 8,000 documents: each operand with its entry in the pass, each step with its call.
+_OPERAND_BYTES, _STEP_BYTES = 400, 1500
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,13 @@ class CompiledPass:
     transfers: int
     received: tuple[tuple[tuple[str, str], int], ...]
     label: Pass
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory, about: the steps, their operands, and the boundaries of documents."""
+        tiles = (step.tile for _, steps in self.program.steps for step in steps if isinstance(step, _ATTEND))
+        documents = sum(2 * len(tile.cu_seqlens.q) for tile in tiles if tile.cu_seqlens is not None)
+        return _OPERAND_BYTES * len(self.operands) + _STEP_BYTES * len(self.steps) + INTEGER_BYTES * documents
 
 
 def compile_pass(

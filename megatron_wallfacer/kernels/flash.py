@@ -19,7 +19,7 @@ from megatron_wallfacer.kernels.optional import FLASH_ATTN_2, FLASH_ATTN_3, FLAS
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, TensorKind
 from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.signatures import LibraryFunction, OptionalArgument
-from megatron_wallfacer.kernels.varlen import cu_seqlens_tensor, longest
+from megatron_wallfacer.kernels.varlen import cu_seqlens_tensor
 from megatron_wallfacer.kernels.windows import WindowSize, bottom_right
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
@@ -166,8 +166,8 @@ class FlashKernel(LibraryKernel):
 def _varlen_arguments(documents: CuSeqlens | None, device: torch.device) -> dict[str, Any]:
     if documents is None:
         return {}
-    sides = (documents.q, documents.k)
-    return dict(zip(_VARLEN, (*(cu_seqlens_tensor(side, device) for side in sides), *map(longest, sides)), strict=True))
+    boundaries = (cu_seqlens_tensor(side, device) for side in (documents.q, documents.k))
+    return dict(zip(_VARLEN, (*boundaries, *documents.longest), strict=True))
 
 
 def _forward_bshd(call: Callable[..., Any], lse_places: Mapping[int, int]) -> ForwardCall:

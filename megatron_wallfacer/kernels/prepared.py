@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.kernels.byte_cache import INTEGER_BYTES, byte_cache
 from megatron_wallfacer.kernels.capabilities import Capabilities, Inputs
 from megatron_wallfacer.kernels.pieces import backward_in_pieces, forward_in_pieces
 from megatron_wallfacer.kernels.protocol import AttnSpec
@@ -25,8 +26,10 @@ BackwardCall = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[
 
 #: Prepared calls that are kept, by direction. A ring of 512 ranks has 512 tiles per direction and mask.
 _TILES = 4096
-#: The same of tiles with documents, which keep their boundaries on the device: 256 KiB for 65,536 documents.
-_VARLEN_TILES = 1024
+#: Bytes of those with documents, by direction: one of 65,536 documents keeps 5 MiB of boundaries.
+_VARLEN_LIMIT = 256 << 20
+#: Bytes of a tile in a list of pieces.
+_TILE_BYTES = 400
 
 
 class TensorKind(NamedTuple):
@@ -57,7 +60,8 @@ class PreparedKernel(ABC):
             lru_cache(_TILES)(prepare) for prepare in (self._prepare_forward, self._prepare_backward)
         )
         self._varlen_forward_call, self._varlen_backward_call = (
-            lru_cache(_VARLEN_TILES)(prepare) for prepare in (self._prepare_forward, self._prepare_backward)
+            byte_cache(_VARLEN_LIMIT, self._nbytes)(prepare)
+            for prepare in (self._prepare_forward, self._prepare_backward)
         )
 
     def unsupported_reason(self, inputs: Inputs) -> str | None:
@@ -111,6 +115,12 @@ class PreparedKernel(ABC):
         if pieces:
             return partial(backward_in_pieces, self, pieces, spec)
         return self.prepare_backward(tile, spec, TensorKind(*kind))
+
+    def _nbytes(self, tile: AttnTile, *rest: object) -> int:
+        """Bytes that the prepared call of a tile with documents keeps: their boundaries, or a tile of each."""
+        assert tile.cu_seqlens is not None
+        each = 2 * INTEGER_BYTES if self.capabilities.varlen else _TILE_BYTES
+        return each * len(tile.cu_seqlens.q)
 
     def _check(self, spec: AttnSpec) -> None:
         if spec.softcap and not self.capabilities.softcap:

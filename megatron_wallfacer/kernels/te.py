@@ -22,7 +22,7 @@ from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableE
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, TensorKind
 from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.signatures import OptionalArgument
-from megatron_wallfacer.kernels.varlen import cu_seqlens_tensor, longest
+from megatron_wallfacer.kernels.varlen import cu_seqlens_tensor
 from megatron_wallfacer.kernels.windows import WindowSize, top_left
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
@@ -143,8 +143,8 @@ def _varlen_arguments(tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
     documents = tile.cu_seqlens
     starts = _boundaries(documents.q, documents.k, tensors.device)
     return {
-        "max_seqlen_q": longest(documents.q),
-        "max_seqlen_kv": longest(documents.k),
+        "max_seqlen_q": documents.longest[0],
+        "max_seqlen_kv": documents.longest[1],
         **starts,
         **{f"{name}_padded": boundaries for name, boundaries in starts.items()},
         "attn_mask_type": "padding_causal" if tile.causal else "padding",

@@ -1,15 +1,22 @@
-"""Boundaries of documents as the libraries take them: ``cu_seqlens`` tensors and the longest document."""
+"""Boundaries of documents as the libraries take them: ``cu_seqlens`` tensors."""
 
 from __future__ import annotations
-
-from functools import lru_cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.kernels.byte_cache import INTEGER_BYTES, byte_cache
 
-@lru_cache(maxsize=1024)
+#: Boundaries that are kept, with their copies on the device.
+_LIMIT = 64 << 20
+
+
+def _nbytes(boundaries: tuple[int, ...], device: torch.device) -> int:
+    """Bytes of the tuple, of the pinned copy and of the tensor."""
+    return len(boundaries) * (INTEGER_BYTES + 2 * torch.int32.itemsize)
+
+
+@byte_cache(_LIMIT, _nbytes)
 def cu_seqlens_tensor(boundaries: tuple[int, ...], device: torch.device) -> Tensor:
     """Return boundaries as int32 ``[documents + 1]`` on a device.
 
@@ -17,8 +24,3 @@ def cu_seqlens_tensor(boundaries: tuple[int, ...], device: torch.device) -> Tens
     """
     made = torch.tensor(boundaries, dtype=torch.int32, pin_memory=device.type == "cuda")
     return made.to(device, non_blocking=True)
-
-
-def longest(boundaries: tuple[int, ...]) -> int:
-    """Return the tokens of the longest document."""
-    return max(end - start for start, end in pairwise(boundaries))

@@ -163,7 +163,7 @@ class WallfacerCoreAttention(nn.Module):
             raise WallfacerError(f"{where}: padded documents need a causal mask with --wallfacer-cp-size")
         if batch.documents is None:
             return self._call.mask
-        return replace(self._call.mask, documents=batch.documents, cut=self.session.documents().cut)
+        return self.session.documents().mask(self._call.mask, batch.documents)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # TransformerEngine's attention leaves such an entry in a checkpoint; it holds nothing that attention needs.

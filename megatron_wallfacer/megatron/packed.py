@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import weakref
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -51,6 +52,7 @@ class Documents:
         self._boundaries: weakref.ref[Tensor] | None = None
         self._version = 0
         self._documents: tuple[int, ...] = ()
+        self._masks: dict[Mask, Mask] = {}
 
     def read(self, packed: Any, tokens: int, where: str) -> Batch:
         """The documents of a packed batch.
@@ -68,7 +70,19 @@ class Documents:
         if known is not ends or self._version != ends._version:
             self._documents = self._read(packed, ends, tokens, where)
             self._boundaries, self._version = weakref.ref(ends), ends._version
+            self._masks.clear()
         return Batch(self._documents if len(self._documents) > 2 else None, _has_padding(packed))
+
+    def mask(self, of_layer: Mask, documents: tuple[int, ...]) -> Mask:
+        """Return a layer's mask within documents: one object for all layers of a batch that have the same mask.
+
+        Args:
+            of_layer: mask of each document.
+            documents: boundaries that :meth:`read` returned last.
+        """
+        if of_layer not in self._masks:
+            self._masks[of_layer] = replace(of_layer, documents=documents, cut=self.cut)
+        return self._masks[of_layer]
 
     def _read(self, packed: Any, boundaries: Tensor, tokens: int, where: str) -> tuple[int, ...]:
         # An empty document, where a boundary is repeated, has no tokens to mask.

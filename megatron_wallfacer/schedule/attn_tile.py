@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -39,6 +40,12 @@ class CuSeqlens:
 
     def __hash__(self) -> int:
         return self._hash
+
+    @cached_property
+    def longest(self) -> tuple[int, int]:
+        """The most rows and the most columns of a document."""
+        q, k = (max(end - start for start, end in pairwise(side)) for side in (self.q, self.k))
+        return q, k
 
 
 class AttnTile(NamedTuple):

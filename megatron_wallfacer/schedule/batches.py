@@ -7,10 +7,59 @@ them, and several such diagonals are open at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
+from megatron_wallfacer.schedule.mask import Mask
+
+
+def joined_calls(
+    mask: Mask, q_chunks: Sequence[int], k_chunks: Sequence[int], cp_size: int, size: int
+) -> tuple[AttnTile, ...]:
+    """Return the calls of a mask (:meth:`Mask.calls`, with its arguments), joined.
+
+    Without a window the calls of one query chunk are known from the boundaries of its documents, and are not made one
+    by one: where documents are cut, each has a call in each pair of chunks.
+    """
+    if mask.documents is None or mask.has_window or len(q_chunks) != 1:
+        return batches(mask.calls(q_chunks, k_chunks, cp_size, size))
+    return tuple(_joined_calls(mask, q_chunks[0], k_chunks, cp_size, size))
+
+
+def _joined_calls(mask: Mask, q_chunk: int, k_chunks: Sequence[int], cp_size: int, size: int) -> Iterator[AttnTile]:
+    for index, k_chunk in enumerate(k_chunks):
+        causal = mask.right == 0 and k_chunk == q_chunk
+        if k_chunk == q_chunk or mask.cuts_documents:
+            if k_chunk <= q_chunk or mask.right is None:
+                yield from _of_all_documents(mask, q_chunk, (cp_size, size), index * size, causal=causal)
+            continue
+        # In a cut sequence two chunks have one document in common at most.
+        for call in mask.calls((q_chunk,), (k_chunk,), cp_size, size):
+            cols = call.cols[0] + index * size, call.cols[1] + index * size
+            yield AttnTile(call.rows, cols, call.causal)
+
+
+def _of_all_documents(
+    mask: Mask, chunk: int, sizes: tuple[int, int], first_col: int, *, causal: bool
+) -> Iterator[AttnTile]:
+    """Yield the one call of all documents of a query chunk against the same documents of a key chunk, if any."""
+    documents = _boundaries(mask, 0 if mask.cuts_documents else chunk, *sizes)
+    extent, number = documents.q[-1], len(documents.q) - 1
+    if not extent:
+        return
+    # Documents of one token are causal squares and rectangles.
+    causal = causal and extent > number
+    rows, cols = (0, extent), (first_col, first_col + extent)
+    yield AttnTile(rows, cols, causal, cu_seqlens=documents if number > 1 else None)
+
+
+@lru_cache(maxsize=1)
+def _boundaries(mask: Mask, chunk: int, cp_size: int, size: int) -> CuSeqlens:
+    """Return where the documents of a chunk begin and end in it. The last result is kept: one mask has many tiles."""
+    ends = mask.boundaries(chunk, cp_size, size)
+    return CuSeqlens(ends, ends)
 
 
 def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:

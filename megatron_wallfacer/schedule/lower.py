@@ -12,7 +12,7 @@ from math import prod
 
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.attn_tile import AttnTile
-from megatron_wallfacer.schedule.batches import batches
+from megatron_wallfacer.schedule.batches import joined_calls
 from megatron_wallfacer.schedule.copies import STRIDED, Pair, permutation, strided
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, runs, shard_chunks
 from megatron_wallfacer.schedule.mask import Mask
@@ -368,17 +368,15 @@ class _Lowering:
             if not tile.masked:
                 yield AttnTile(self.places.rows(tile.rows), self.places.rows(tile.cols), causal=tile.causal)
                 continue
-            for call in self._calls(op, tile):
-                yield call._replace(
-                    rows=_moved(call.rows, tile.rows[0] * self.places.chunk),
-                    cols=_moved(call.cols, tile.cols[0] * self.places.chunk),
-                )
+            first_row, first_col = tile.rows[0] * self.places.chunk, tile.cols[0] * self.places.chunk
+            for rows, cols, *kind in self._calls(op, tile):
+                yield AttnTile(_moved(rows, first_row), _moved(cols, first_col), *kind)
 
     def _calls(self, op: ops.Attend, tile: Tile) -> tuple[AttnTile, ...]:
         q_chunks, k_chunks = (self.schedule.values[names[0]].chunks for names in (op.q, op.kv))
         blocks = q_chunks[slice(*tile.rows)], k_chunks[slice(*tile.cols)]
-        calls = self.mask.calls(*blocks, self.schedule.cp_size, self.places.chunk)
-        return batches(calls) if self.varlen and self.shape.batch == 1 else calls
+        calls = joined_calls if self.varlen and self.shape.batch == 1 else Mask.calls
+        return calls(self.mask, *blocks, self.schedule.cp_size, self.places.chunk)
 
     def _pieces(self, total: Accumulator, rows: Range) -> tuple[Piece, ...]:
         """Where a kernel's result for some rows of an accumulator goes."""

@@ -8,25 +8,18 @@ chunk c of the sequence is what all documents' chunks c make (Megatron's ``--sft
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, NamedTuple
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Literal
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
+from megatron_wallfacer.schedule.attn_tile import AttnTile
+from megatron_wallfacer.schedule.calls import calls_of, overlapping
 
 #: What can be cut into 2P chunks: the whole sequence, or each document.
 CUTS = ("sequence", "document")
-
-
-class Segment(NamedTuple):
-    """Consecutive tokens of one document: ``length`` of them, at ``position`` in it, at ``row`` of a block."""
-
-    document: int
-    position: int
-    row: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,24 @@ class Mask:
         ends = self.documents
         if ends is not None and (len(ends) < 2 or ends[0] != 0 or any(b <= a for a, b in pairwise(ends))):
             raise OptionError("cu_seqlens", ends, "ascending from 0 to the length of the sequence")
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Computed once: a sequence may hold 65,536 documents, and each layer looks up its passes by its mask.
+        return hash((self.left, self.right, self.documents, self.cut))
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each document."""
+        return tuple(end - start for start, end in pairwise(self.documents or ()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of host memory, about: boundaries and lengths of documents, 36 bytes each."""
+        return 72 * len(self.documents or ())
 
     @property
     def is_plain(self) -> bool:
@@ -100,32 +111,30 @@ class Mask:
         """
         if not self.cuts_documents:
             return
-        for length in self._lengths():
+        for length in self.lengths:
             if length % (2 * cp_size):
                 padded = f"padded to multiples of 2P = {2 * cp_size}"
                 raise OptionError("cu_seqlens", f"with a document of {length} tokens", padded)
 
-    def segments(self, chunk: int, cp_size: int, size: int, row: int = 0) -> Iterator[Segment]:
-        """What a chunk consists of.
+    @cached_property
+    def shortest(self) -> int:
+        """Tokens of the shortest document."""
+        return min(self.lengths)
+
+    def boundaries(self, chunk: int, cp_size: int, size: int) -> tuple[int, ...]:
+        """Return where the documents of a chunk begin and end in it, from 0 on.
 
         Args:
             chunk: its id.
             cp_size: P.
             size: tokens of a chunk.
-            row: at which the chunk begins in its block.
         """
         if self.cuts_documents:
-            for document, length in enumerate(self._lengths()):
-                piece = length // (2 * cp_size)
-                yield Segment(document, chunk * piece, row, piece)
-                row += piece
-            return
+            return tuple(accumulate((length // (2 * cp_size) for length in self.lengths), initial=0))
         first, end = chunk * size, (chunk + 1) * size
         ends = self.documents or (0, 2 * cp_size * size)
-        for document, (start, stop) in enumerate(pairwise(ends)):
-            low, high = max(first, start), min(end, stop)
-            if low < high:
-                yield Segment(document, low - start, row + low - first, high - low)
+        documents = overlapping(ends, first, end)
+        return (0, *(min(end, ends[document + 1]) - first for document in documents))
 
     def calls(self, q_chunks: Sequence[int], k_chunks: Sequence[int], cp_size: int, size: int) -> tuple[AttnTile, ...]:
         """Return tiles that cover each unmasked pair of some query chunks and some key chunks exactly once.
@@ -137,37 +146,7 @@ class Mask:
             cp_size: P.
             size: tokens of a chunk.
         """
-        rows = self._all_segments(q_chunks, cp_size, size)
-        cols = self._all_segments(k_chunks, cp_size, size)
-        calls = (self._call(q, k) for q in rows for k in cols if q.document == k.document)
-        return tuple(call for call in calls if call is not None)
-
-    def _all_segments(self, chunks: Sequence[int], cp_size: int, size: int) -> list[Segment]:
-        blocks = (self.segments(chunk, cp_size, size, index * size) for index, chunk in enumerate(chunks))
-        return [segment for block in blocks for segment in block]
-
-    def _call(self, q: Segment, k: Segment) -> AttnTile | None:
-        """What of a segment of queries sees what of a segment of keys of the same document."""
-        apart = k.position - q.position
-        lower = -q.length if self.left is None else -self.left - apart
-        upper = k.length if self.right is None else self.right - apart
-        # Row i sees columns i + lower to i + upper; off with rows that see none, and columns that none sees.
-        first_row, end_row = max(0, -upper), min(q.length, k.length - lower)
-        first_col, end_col = max(0, first_row + lower), min(k.length, end_row + upper)
-        if first_row >= end_row or first_col >= end_col:
-            return None
-        height, width, shift = end_row - first_row, end_col - first_col, first_row - first_col
-        window = TileWindow(
-            -(lower + shift) if lower + shift > 1 - height else None,
-            upper + shift if upper + shift < width - 1 else None,
-        )
-        rows, cols = (q.row + first_row, q.row + end_row), (k.row + first_col, k.row + end_col)
-        if window == TileWindow(None, 0) and height == width:
-            return AttnTile(rows, cols, causal=True)
-        return AttnTile(rows, cols, window=None if window == TileWindow() else window)
-
-    def _lengths(self) -> list[int]:
-        return [end - start for start, end in pairwise(self.documents or (0, 0))]
+        return tuple(calls_of(self, q_chunks, k_chunks, cp_size, size))
 
 
 CAUSAL, FULL = Mask(), Mask(right=None)
@@ -209,24 +188,41 @@ def pattern_of(mask: Mask, cp_size: int, size: int) -> Pattern | None:
 
 def _row(mask: Mask, chunk: int, cp_size: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """(live, whole) of one query chunk."""
-    ranges = []
-    segments = list(mask.segments(chunk, cp_size, size))
-    for segment in segments:
-        if mask.cuts_documents:
-            start, piece, end = 0, segment.length, 2 * cp_size * segment.length
-            position = segment.position
-        else:
-            ends = mask.documents or (0, 2 * cp_size * size)
-            start, end, piece = ends[segment.document], ends[segment.document + 1], size
-            position = start + segment.position
-        last = position + segment.length - 1
-        sees = max(start, position - mask.left) if mask.left is not None else start
-        until = min(end, last + mask.right + 1) if mask.right is not None else end
-        every = max(start, last - mask.left) if mask.left is not None else start
-        every_until = min(end, position + mask.right + 1) if mask.right is not None else end
-        ranges.append(((sees // piece, -(-until // piece)), (-(-every // piece), every_until // piece)))
-    if not ranges:
+    if mask.cuts_documents:
+        # The shortest document has the most chunks within its window.
+        piece = mask.shortest // (2 * cp_size)
+        live, whole = _key_chunks(mask, (chunk * piece, (chunk + 1) * piece), (0, 2 * cp_size * piece), piece)
+        return live, whole if piece == size else (0, 0)
+    first, end = chunk * size, (chunk + 1) * size
+    ends = mask.documents or (0, 2 * cp_size * size)
+    documents = overlapping(ends, first, end)
+    if not documents:
         return (0, 0), (0, 0)
-    live = min(first for (first, _), _ in ranges), max(end for (_, end), _ in ranges)
-    whole = ranges[0][1] if segments[0].length == size else (0, 0)
-    return live, whole if whole[0] < whole[1] else (0, 0)
+    # What queries see ascends with their place: the first and the last document of the chunk decide.
+    ranges = []
+    for document in (documents[0], documents[-1]):
+        start, stop = ends[document], ends[document + 1]
+        ranges.append(_key_chunks(mask, (max(first, start), min(end, stop)), (start, stop), size))
+    (first_live, whole), (last_live, _) = ranges
+    filled = ends[documents[0]] <= first and end <= ends[documents[0] + 1]
+    return (first_live[0], last_live[1]), whole if filled else (0, 0)
+
+
+def _key_chunks(
+    mask: Mask, queries: tuple[int, int], document: tuple[int, int], size: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Key chunks of which some query sees any key, and of which every query sees every key; in tokens from chunk 0.
+
+    Args:
+        mask: windows.
+        queries: half-open range of positions in one document.
+        document: half-open range of positions.
+        size: tokens of a chunk.
+    """
+    (first, last), (start, end) = (queries[0], queries[1] - 1), document
+    sees = start if mask.left is None else max(start, first - mask.left)
+    until = end if mask.right is None else min(end, last + mask.right + 1)
+    every = start if mask.left is None else max(start, last - mask.left)
+    every_until = end if mask.right is None else min(end, first + mask.right + 1)
+    whole = -(-every // size), every_until // size
+    return (sees // size, -(-until // size)), whole if whole[0] < whole[1] else (0, 0)

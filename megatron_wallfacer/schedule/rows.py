@@ -30,9 +30,9 @@ class Rows:
 
 def cut(operand: Operand, rows: Range) -> Operand:
     """Return some rows of an operand."""
-    first, end = rows
-    shape = (end - first, *operand.shape[1:])
-    return operand._replace(shape=shape, offset=operand.offset + first * operand.strides[0])
+    buffer, view, shape, strides, offset = operand
+    # Once or more for each document: the constructor is several times faster than `_replace`.
+    return Operand(buffer, view, (rows[1] - rows[0], *shape[1:]), strides, offset + rows[0] * strides[0])
 
 
 def cut_heads(operand: Operand, heads: range) -> Operand:

@@ -98,6 +98,18 @@ def test_equal_values_have_one_number_as_long_as_they_are_kept() -> None:
     assert cache.number_of(("plan", 1)) not in {first, *others}
 
 
+def test_passes_are_bounded_by_bytes_and_the_newest_is_kept() -> None:
+    cache = PassCache(limit=100)
+    for key in "abc":
+        cache.add(key, key.upper(), 40)
+    assert [cache.get(key) for key in "abc"] == [None, "B", "C"]
+    cache.add("d", "D", 200)
+    assert (len(cache), cache.get("d")) == (1, "D")
+    first = cache.number_of("mask 1", 60)
+    cache.number_of("mask 2", 60)
+    assert cache.number_of("mask 1", 60) != first
+
+
 def test_passes_go_with_their_groups() -> None:
     forget_groups()
     attention(*(x.detach() for x in qkv()), plan=Grid())

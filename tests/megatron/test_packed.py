@@ -124,12 +124,12 @@ def test_cut_documents_are_cut_as_the_mask_says(cp_size: int) -> None:
         found = partitioned_indices(torch.tensor(ends), 64, cp_size, rank)
         seen += found.tolist()
         mask = Mask(documents=(0, 8, 32, 40, 64), cut="document")
-        low, high = (list(mask.segments(c, cp_size, 32 // cp_size)) for c in (rank, 2 * cp_size - 1 - rank))
+        chunks = rank, 2 * cp_size - 1 - rank
         want = []
-        for pair in zip(low, high, strict=True):
-            for segment in pair:
-                start = mask.documents[segment.document] + segment.position
-                want += range(start, start + segment.length)
+        for document, (first, end) in enumerate(pairwise(mask.boundaries(rank, cp_size, 32 // cp_size))):
+            for chunk in chunks:
+                start = mask.documents[document] + chunk * (end - first)
+                want += range(start, start + end - first)
         assert found.tolist() == want
     assert sorted(seen) == list(range(64))
 

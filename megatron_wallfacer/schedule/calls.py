@@ -1,0 +1,145 @@
+"""The kernel calls of a mask: tiles that cover the unmasked pairs of query chunks and key chunks.
+
+The time is linear in documents and calls. In a cut sequence only the first and the last document of a chunk reach into
+other chunks; all others have one call, in the chunk itself. Where documents are cut, each has a piece in every chunk.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
+
+if TYPE_CHECKING:
+    from megatron_wallfacer.schedule.mask import Mask
+
+
+class Segment(NamedTuple):
+    """Consecutive tokens of one document: ``length`` of them, at ``position`` in it, at ``row`` of a block."""
+
+    document: int
+    position: int
+    row: int
+    length: int
+
+
+def overlapping(ends: Sequence[int], first: int, end: int) -> range:
+    """Return the documents that have tokens between two positions of the sequence; ``ends`` are their boundaries."""
+    return range(bisect_right(ends, first) - 1, min(bisect_left(ends, end), len(ends) - 1))
+
+
+def calls_of(
+    mask: Mask, q_chunks: Sequence[int], k_chunks: Sequence[int], cp_size: int, size: int
+) -> Iterator[AttnTile]:
+    """Yield the tiles of :meth:`Mask.calls`, with its arguments: by row, then by column."""
+    for index, q_chunk in enumerate(q_chunks):
+        if not mask.cuts_documents:
+            yield from _of_cut_sequence(mask, (index, q_chunk), k_chunks, cp_size, size)
+        elif mask.has_window:
+            yield from _of_cut_documents(mask, (index, q_chunk), k_chunks, cp_size, size)
+        else:
+            ends = mask.boundaries(q_chunk, cp_size, size)
+            cols = [(col, k_chunk == q_chunk) for col, k_chunk in enumerate(k_chunks) if _sees(mask, q_chunk, k_chunk)]
+            shifts = [(col * size, mask.right == 0 and same) for col, same in cols]
+            yield from _squares(ends, index * size, shifts)
+
+
+def call_of(mask: Mask, q: Segment, k: Segment) -> AttnTile | None:
+    """Return the tile of a segment of queries and a segment of keys of one document; None where all is masked."""
+    apart = k.position - q.position
+    lower = -q.length if mask.left is None else -mask.left - apart
+    upper = k.length if mask.right is None else mask.right - apart
+    # Row i sees columns i + lower to i + upper; off with rows that see none, and columns that none sees.
+    first_row, end_row = max(0, -upper), min(q.length, k.length - lower)
+    first_col, end_col = max(0, first_row + lower), min(k.length, end_row + upper)
+    if first_row >= end_row or first_col >= end_col:
+        return None
+    height, width, shift = end_row - first_row, end_col - first_col, first_row - first_col
+    window = TileWindow(
+        -(lower + shift) if lower + shift > 1 - height else None,
+        upper + shift if upper + shift < width - 1 else None,
+    )
+    rows, cols = (q.row + first_row, q.row + end_row), (k.row + first_col, k.row + end_col)
+    if window == TileWindow(None, 0) and height == width:
+        return AttnTile(rows, cols, causal=True)
+    return AttnTile(rows, cols, window=None if window == TileWindow() else window)
+
+
+def _of_cut_sequence(
+    mask: Mask, query: tuple[int, int], k_chunks: Sequence[int], cp_size: int, size: int
+) -> Iterator[AttnTile]:
+    """Yield the calls of one query chunk, given by its index in the block and its id."""
+    index, chunk = query
+    first = chunk * size
+    ends = mask.documents or (0, 2 * cp_size * size)
+    documents = overlapping(ends, first, first + size)
+    if not documents:
+        return
+    yield from _of_document(mask, ends, documents[0], query, k_chunks, size)
+    if len(documents) == 1:
+        return
+    inner = ends[documents[1] : documents[-1] + 1]
+    shifts = [(col * size - first, mask.right == 0) for col, k_chunk in enumerate(k_chunks) if k_chunk == chunk]
+    if mask.has_window:
+        for document, (start, end) in enumerate(pairwise(inner), documents[1]):
+            q = Segment(document, 0, start - first + index * size, end - start)
+            yield from _some(call_of(mask, q, q._replace(row=start + shift)) for shift, _ in shifts)
+    else:
+        yield from _squares(inner, index * size - first, shifts)
+    yield from _of_document(mask, ends, documents[-1], query, k_chunks, size)
+
+
+def _of_document(
+    mask: Mask, ends: Sequence[int], document: int, query: tuple[int, int], k_chunks: Sequence[int], size: int
+) -> Iterator[AttnTile]:
+    """Yield the calls of one document of a query chunk, which may reach into other chunks."""
+    q, *keys = (_segment(ends, document, place, size) for place in (query, *enumerate(k_chunks)))
+    assert q is not None
+    return _some(call_of(mask, q, k) for k in keys if k is not None)
+
+
+def _segment(ends: Sequence[int], document: int, place: tuple[int, int], size: int) -> Segment | None:
+    """Return what a chunk, given by its index in the block and its id, has of a document of a cut sequence."""
+    index, chunk = place
+    start, low = ends[document], max(chunk * size, ends[document])
+    length = min((chunk + 1) * size, ends[document + 1]) - low
+    return Segment(document, low - start, (index - chunk) * size + low, length) if length > 0 else None
+
+
+def _of_cut_documents(
+    mask: Mask, query: tuple[int, int], k_chunks: Sequence[int], cp_size: int, size: int
+) -> Iterator[AttnTile]:
+    """Yield the calls of one query chunk where documents are cut and a window ends somewhere."""
+    index, chunk = query
+    for document, (start, end) in enumerate(pairwise(mask.boundaries(chunk, cp_size, size))):
+        piece = end - start
+        q = Segment(document, chunk * piece, index * size + start, piece)
+        keys = (Segment(document, k_chunk * piece, col * size + start, piece) for col, k_chunk in enumerate(k_chunks))
+        yield from _some(call_of(mask, q, k) for k in keys)
+
+
+def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
+    """Yield the calls of documents against their own keys: all of a square, or its lower triangle.
+
+    Args:
+        ends: boundaries of the documents.
+        row: of position 0.
+        cols: column of position 0, and whether only the lower triangle is unmasked, for each key chunk.
+    """
+    return (
+        # One row and one column: causal or not is the same.
+        AttnTile((start + row, end + row), (start + col, end + col), causal and end - start > 1)
+        for start, end in pairwise(ends)
+        for col, causal in cols
+    )
+
+
+def _sees(mask: Mask, q_chunk: int, k_chunk: int) -> bool:
+    return mask.right is None or k_chunk <= q_chunk
+
+
+def _some(calls: Iterable[AttnTile | None]) -> Iterator[AttnTile]:
+    return (call for call in calls if call is not None)
