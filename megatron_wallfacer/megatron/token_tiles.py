@@ -34,5 +34,14 @@ def map_token_tiles(
 
     # Megatron's checkpoint also restores the random states of tensor parallelism. Without gradients it only adds work.
     run = partial(tensor_parallel.checkpoint, function, False) if torch.is_grad_enabled() else function
-    parts = zip(*(torch.tensor_split(tensor, tiles, dim) for tensor, dim in inputs), strict=True)
+    parts = zip(*(_split(tensor, tiles, dim) for tensor, dim in inputs), strict=True)
     return torch.cat([run(*part) for part in parts], out_dim)
+
+
+def _split(tensor: Tensor, tiles: int, dim: int) -> tuple[Tensor, ...]:
+    """Return the parts of ``torch.tensor_split``.
+
+    Backward of that function makes a gradient of the whole size for each part; backward of ``torch.split`` makes one.
+    """
+    size, larger = divmod(tensor.shape[dim], tiles)
+    return torch.split(tensor, [size + (number < larger) for number in range(tiles)], dim)
