@@ -8,8 +8,15 @@ readonly finished=$RUN_DIR/finished # there when the training is over
 readonly stuck=$RUN_DIR/stuck       # there when the last attempt left no new checkpoint
 asked=0 cancelled=0 stop_at=0 status=143 # as if stopped, until training has ended
 
-# The iteration of the last checkpoint, 0 without one.
-last_checkpoint() { cat "$CHECKPOINT_DIR/latest_checkpointed_iteration.txt" 2>/dev/null || echo 0; }
+# The iteration of the last checkpoint, 0 without one; Megatron writes "release" for weights without an iteration.
+last_checkpoint() {
+    local file=$CHECKPOINT_DIR/latest_checkpointed_iteration.txt found
+    [[ -e $file ]] || { echo 0 && return; }
+    found=$(head -c 64 "$file" | tr -d '\0') || die "$file: cannot be read"
+    [[ $found != release ]] || { echo 0 && return; }
+    check_number "$file" "$found"
+    echo "$found"
+}
 
 run_attempt() {
     if [[ -f $finished ]]; then
@@ -20,7 +27,7 @@ run_attempt() {
     trap 'cancelled=1' TERM
     snapshot >"$LOG_DIR/environment-$attempt.txt"
     preflight
-    before=$(last_checkpoint)
+    before=$(last_checkpoint) || exit 1
     say "attempt $attempt on $SLURM_JOB_NODELIST from iteration $before, log: $log"
     if ((!asked && !cancelled)); then
         train
@@ -43,11 +50,12 @@ snapshot() {
 
 # Each node says that it is good, or why not. Nodes are named, never drained: that is for who runs the cluster.
 preflight() {
-    local said=$LOG_DIR/preflight-$attempt.log node bad=()
+    local said=$LOG_DIR/preflight-$attempt.log names node bad=()
     : >"$said"
     "${on_nodes[@]}" --output="$said" bash "$WALLFACER_ROOT/scripts/slurm/preflight.sh" "$PYTHON" "$GPUS_PER_NODE" \
         "$MEGATRON_PATH" "$LOG_DIR/environment-$attempt.txt" "${launch[@]}" </dev/null || true
-    for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+    names=$(node_names) || exit 1
+    for node in $names; do
         grep -qF "preflight: $node: ok:" "$said" || bad+=("$node")
     done
     if ((${#bad[@]})) && ((!cancelled)); then
@@ -94,7 +102,7 @@ ask_to_save() {
 # Finished, to be continued, or failed.
 settle() {
     local after
-    after=$(last_checkpoint)
+    after=$(last_checkpoint) || exit 1
     if ((cancelled)); then
         say "ended by Slurm (scancel, or the time limit) at iteration $after; to go on, submit again with RUN_DIR=$RUN_DIR"
         exit 143

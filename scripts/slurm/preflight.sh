@@ -14,6 +14,10 @@ fail() {
     exit 1
 }
 
+die() { fail "$@"; }
+# shellcheck source=scripts/slurm/values.sh
+source "$(dirname "${BASH_SOURCE[0]}")/values.sh"
+check_number GPUS_PER_NODE "$gpus"
 command -v "$python" >/dev/null || fail "PYTHON=$python: is not here"
 [[ -z $megatron || -f $megatron/pretrain_gpt.py ]] || fail "MEGATRON_PATH=$megatron: has no pretrain_gpt.py here"
 if ((gpus > 0)); then

@@ -30,12 +30,24 @@ fi
 for name in CONFIG CP_SIZES SEQ_LENGTHS; do
     [[ -n ${!name:-} ]] || die "$name is not set"
 done
+# shellcheck source=scripts/slurm/values.sh
+source scripts/slurm/values.sh
+check_pattern DRY_RUN "$DRY_RUN" '[01]' "0 or 1"
+for name in CONFIG SWEEP_DIR PYTHON; do check_path "$name" "${!name}"; done
+for name in CP_SIZES SEQ_LENGTHS SCHEMES SBATCH_ARGS; do check_text "$name" "${!name}"; done
+check_number ITERATIONS "$ITERATIONS" 1
 [[ -f $CONFIG ]] || die "CONFIG=$CONFIG: there is no such file"
 read -ra more <<<"$SBATCH_ARGS"
+read -ra cp_sizes <<<"$CP_SIZES"
+read -ra seq_lengths <<<"$SEQ_LENGTHS"
+read -ra schemes <<<"$SCHEMES"
+for word in "${cp_sizes[@]}"; do check_number CP_SIZES "$word" 1; done
+for word in "${seq_lengths[@]}"; do check_number SEQ_LENGTHS "$word" 1; done
+for word in "${schemes[@]}"; do check_pattern SCHEMES "$word" '[a-z][a-z0-9-]*' "names of schemes"; done
 
-for cp_size in $CP_SIZES; do
-    for seq_length in $SEQ_LENGTHS; do
-        for scheme in $SCHEMES; do
+for cp_size in "${cp_sizes[@]}"; do
+    for seq_length in "${seq_lengths[@]}"; do
+        for scheme in "${schemes[@]}"; do
             cell=cp$cp_size-seq$seq_length-$scheme # collect.py reads this name
             if [[ -f $SWEEP_DIR/$cell/finished ]]; then
                 echo "sweep: $cell is finished already" >&2

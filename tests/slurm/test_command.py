@@ -168,7 +168,7 @@ def test_shellcheck_is_content() -> None:
         pytest.skip("needs shellcheck (apt-get install shellcheck)")
     folder = SCRIPT.parent
     scripts = [path for path in folder.iterdir() if path.suffix in (".sh", ".sbatch")]
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     done = subprocess.run(
         ["shellcheck", "--external-sources", *scripts], cwd=REPOSITORY, capture_output=True, text=True
     )
