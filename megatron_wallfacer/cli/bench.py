@@ -91,7 +91,7 @@ def _shape(arguments: argparse.Namespace, ranks: int) -> Shape:
 
 
 def _plans(arguments: argparse.Namespace, ranks: int) -> list[Plan]:
-    heads = {"q_heads": arguments.q_heads, "kv_heads": arguments.kv_heads}
+    heads = {"q_heads": arguments.q_heads, "kv_heads": arguments.kv_heads, "tokens": arguments.seq // ranks}
     plans = []
     for scheme in arguments.schemes:
         try:

@@ -51,7 +51,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("demo", help="train a small GPT with and without context parallelism, and compare")
     parser.add_argument("--directory", type=Path, default=Path("runs/demo"), help="where to leave data, logs, pictures")
     parser.add_argument("--cp-size", type=int, default=8, metavar="P", help="context-parallel ranks (default: 8)")
-    parser.add_argument("--scheme", default="auto", help="as --wallfacer-scheme (default: auto)")
+    # `auto` gathers all keys where ranks have as few tokens as here.
+    parser.add_argument("--scheme", default="team-ring", help="as --wallfacer-scheme (default: team-ring)")
     parser.add_argument("--iterations", type=int, default=20, metavar="N", help="training iterations (default: 20)")
     parser.add_argument("--script", type=Path, help="Megatron script to run (default: this repository's own)")
     parser.add_argument("--json", action="store_true", help="print JSON at the end; the rest goes to stderr")
@@ -90,7 +91,7 @@ class Demo:
 
     directory: Path
     cp_size: int = 8
-    scheme: str = "auto"
+    scheme: str = "team-ring"
     iterations: int = 20
     script: Path | None = None
     json: bool = False
@@ -155,7 +156,9 @@ class Demo:
 
     def _plan(self) -> Plan:
         try:
-            return make_plan(self.scheme, self.cp_size, q_heads=HEADS, kv_heads=KV_HEADS)
+            return make_plan(
+                self.scheme, self.cp_size, q_heads=HEADS, kv_heads=KV_HEADS, tokens=SEQUENCE // self.cp_size
+            )
         except OptionError as error:
             raise WallfacerError(
                 f"--{error.option.replace('_', '-')} {error.value}: must be {error.allowed}"

@@ -159,6 +159,7 @@ def _plan(arguments: argparse.Namespace, job: Any) -> Any:
         head_groups=arguments.head_groups,
         q_heads=job.shape.q_heads,
         kv_heads=job.shape.kv_heads,
+        tokens=job.shape.tokens,
     )
 
 

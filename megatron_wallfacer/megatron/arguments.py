@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(f"{PREFIX}window-scheme", metavar="NAME", help="scheme of layers with a sliding window, its axes not by hand")
     add(f"{PREFIX}layers", metavar="LAYERS", help="full, window, or 1,3-8; others keep Megatron's (default: all)")
     add(f"{PREFIX}head-size", metavar="U", help="ranks that divide heads (default: from the scheme)")
-    add(f"{PREFIX}team-size", metavar="C", help="ranks that share queries (default: fewest words)")
+    add(f"{PREFIX}team-size", metavar="C", help="ranks that share queries (default: fewest words; auto: lowest price)")
     add(f"{PREFIX}kv-team-size", metavar="G", help="ranks that share keys and values (default: from the scheme)")
     add(f"{PREFIX}ring-window", metavar="W", help="ranks of the inner ring of a double ring (default: from the scheme)")
     add(f"{PREFIX}placement", help=f"{', '.join(PLACEMENTS)}, or an axis order, fastest first")

@@ -10,21 +10,28 @@ from __future__ import annotations
 
 from megatron_wallfacer.schedule.plan import Plan, Rider
 
+#: What one element counts: in the dtype of the inputs, and in the dtype of partial results and gradients.
+Sizes = tuple[float, float]
 
-def forward_words(plan: Plan, kappa: float, *, kv_heads: int | None = None) -> float:
+
+def forward_words(plan: Plan, kappa: float, *, kv_heads: int | None = None, sizes: Sizes = (1, 1)) -> float:
     """Words of the forward pass: Q in and partial O out; K and V in.
 
     Args:
         plan: grid and choices.
         kappa: kv heads / q heads.
         kv_heads: how many there are; as many as the head axis can divide unless given.
+        sizes: what one element counts; the bytes of an element give bytes.
     """
     width = kappa * _copies(plan, kv_heads)
-    exchange = (2 + 2 * width) * _exchanged(plan)
-    return exchange + 2 * _shards(plan, "q", plan.forward) + 2 * width * _shards(plan, "kv", plan.forward)
+    given, summed = sizes
+    q, kv = given + summed, 2 * width * given
+    return (q + kv) * _exchanged(plan) + q * _shards(plan, "q", plan.forward) + kv * _shards(plan, "kv", plan.forward)
 
 
-def backward_words(plan: Plan, kappa: float, *, kv_heads: int | None = None, q_kept: bool = False) -> float:
+def backward_words(
+    plan: Plan, kappa: float, *, kv_heads: int | None = None, q_kept: bool = False, sizes: Sizes = (1, 1)
+) -> float:
     """Words of the backward pass: Q and dO in, dQ out; K and V in, dK and dV out.
 
     The exchanged q, k, v are kept from forward, so that only dO, dQ, dK and dV are exchanged along ``head``.
@@ -34,13 +41,16 @@ def backward_words(plan: Plan, kappa: float, *, kv_heads: int | None = None, q_k
         kappa: kv heads / q heads.
         kv_heads: how many there are; as many as the head axis can divide unless given.
         q_kept: the team's queries are kept from forward and not gathered again.
+        sizes: what one element counts; the bytes of an element give bytes.
     """
     width = kappa * _copies(plan, kv_heads)
-    exchange = (2 + 2 * width) * _exchanged(plan)
+    given, summed = sizes
+    q, kv = 2 * given + summed, 2 * width * (given + summed)
+    exchange = (given + summed + 2 * width * summed) * _exchanged(plan)
     # Permuted queries that ride are gathered from other ranks than those of the team, so the passes differ in them.
     gathered_otherwise = plan.kv_order == "permuted" and "q" in (plan.forward, plan.backward)
     saved = plan.grid.team - 1 if q_kept and not gathered_otherwise else 0
-    return exchange + 3 * _shards(plan, "q", plan.backward) - saved + 4 * width * _shards(plan, "kv", plan.backward)
+    return exchange + q * _shards(plan, "q", plan.backward) - given * saved + kv * _shards(plan, "kv", plan.backward)
 
 
 def busiest_rank(plan: Plan) -> int:

@@ -21,13 +21,15 @@ name                 grid                                              source
 fused step in backward, which is what a ``kv_team`` of all ranks does; its second averaging of the gradients is what
 Megatron does over data and context parallel ranks together.
 
-``auto`` is the ``team-ring`` that moves the fewest words, until a planner chooses.
+``auto`` is the ``team-ring`` with the lowest price (:mod:`megatron_wallfacer.schedule.price`), a ``kv_team`` among its
+axes; where the number of tokens is not known, the one that moves the fewest words, with a ``kv_team`` by hand only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isqrt
 
 from megatron_wallfacer.errors import OptionError
@@ -35,6 +37,7 @@ from megatron_wallfacer.schedule.formulas import backward_words, forward_words
 from megatron_wallfacer.schedule.grid import DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
 from megatron_wallfacer.schedule.heads import check_heads
 from megatron_wallfacer.schedule.plan import Order, Plan, Rider
+from megatron_wallfacer.schedule.price import cheapest
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ PLACEMENTS: Mapping[str, tuple[str, ...]] = {
     "ring-first": ("ring_inner", "ring_outer", "head", "team", "kv_team"),
 }
 RIDERS: tuple[Rider, ...] = ("kv", "q")
+#: ``auto`` where it chooses by price.
+_PRICED = replace(_OURS, axes=("team", "kv_team", "ring_outer"), by_hand=("head", "ring_inner"))
 #: The option that sets an axis. What these leave over is ``ring_outer``, or the one axis that is not given.
 _OPTIONS = {"head": "head_size", "team": "team_size", "kv_team": "kv_team_size", "ring_inner": "ring_window"}
 
@@ -125,8 +130,9 @@ def make_plan(
 ) -> Plan:
     """The plan for a scheme by name.
 
-    Axes that are not given are chosen by words, forward and backward together. A window is chosen as near to the
-    square root of its ring as it can be. Without ``q_heads`` and ``kv_heads`` any head size is thought to fit.
+    Axes that are not given are chosen by words, forward and backward together; with ``auto`` by price, where ``tokens``
+    and heads are given. A window is chosen as near to the square root of its ring as it can be.
+    Without ``q_heads`` and ``kv_heads`` any head size is thought to fit.
 
     Args:
         scheme: one of :data:`SCHEMES`.
@@ -154,18 +160,22 @@ def make_plan(
         raise OptionError("scheme", scheme, f"one of {', '.join(SCHEMES)}")
     if (q_heads is None) != (kv_heads is None):
         raise OptionError("kv_heads", kv_heads, "given if q_heads is, and only then")
-    rule, heads = RULES[scheme], None if q_heads is None or kv_heads is None else (q_heads, kv_heads)
+    heads = None if q_heads is None or kv_heads is None else (q_heads, kv_heads)
+    priced = scheme == "auto" and heads and tokens and kv_order in (None, "native")
+    rule = _PRICED if priced else RULES[scheme]
     kappa = heads[1] / heads[0] if heads else kappa
     given = {"head": head_size, "team": team_size, "kv_team": kv_team_size, "ring_inner": ring_window}
     order = _order(scheme, rule, kv_order)
     riders = _riders("forward", forward, rule.forward), _riders("backward", backward, rule.backward)
-    grids = _open_grids(scheme, cp_size, {axis: size for axis, size in given.items() if size is not None}, order)
+    given = {axis: size for axis, size in given.items() if size is not None}
+    grids = _open_grids(scheme, rule, cp_size, given, order)
     if heads and head_size is None:
         # Where none fits, the check below says so.
         grids = [grid for grid in grids if _fits(grid, heads)] or grids
     name = "team-ring" if scheme == "auto" else scheme
     plans = [_cheapest_riders(Plan(grid, name, order), riders, kappa, heads) for grid in grids]
-    plan = min(plans, key=lambda plan: _preference(rule, plan, kappa, heads))
+    by_words = partial(_preference, rule, kappa=kappa, heads=heads)
+    plan = cheapest(plans, tokens, *heads) if priced else min(plans, key=by_words)
     if heads:
         check_heads(plan, *heads)
     return replace(
@@ -198,13 +208,12 @@ def total_words(plan: Plan, kappa: float, *, kv_heads: int | None = None) -> flo
     return forward_words(plan, kappa, kv_heads=kv_heads) + backward_words(plan, kappa, kv_heads=kv_heads)
 
 
-def _open_grids(scheme: str, cp_size: int, given: Mapping[str, int], order: Order) -> list[Grid]:
+def _open_grids(scheme: str, rule: Rule, cp_size: int, given: Mapping[str, int], order: Order) -> list[Grid]:
     """The grids of a scheme that have the axes that are given.
 
     Raises:
         OptionError: there is none; says which sizes the first axis without a fit could have.
     """
-    rule = RULES[scheme]
     axes = [*rule.axes, *(axis for axis in rule.by_hand if axis in given)]
     if order != "native" and "kv_team" not in axes:
         axes.append("kv_team")
@@ -245,7 +254,7 @@ def _cheapest_riders(
     return replace(plan, forward=forward, backward=backward)
 
 
-def _preference(rule: Rule, plan: Plan, kappa: float, heads: tuple[int, int] | None) -> tuple[float, ...]:
+def _preference(rule: Rule, plan: Plan, *, kappa: float, heads: tuple[int, int] | None) -> tuple[float, ...]:
     """What is least is taken: fewest words, then the smallest team, then a window near the square root of the ring."""
     grid = plan.grid
     wide = sum(grid.size_of(axis) > 1 for axis in rule.axes) if rule.all_wide else 0

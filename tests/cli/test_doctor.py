@@ -75,7 +75,7 @@ def test_no_problem_here(here: subprocess.CompletedProcess[str]) -> None:
     for name in ("torch", "reference"):
         assert found[f"kernel {name}"].startswith("ok ")
         assert "called forward and backward: relative errors out " in found[f"kernel {name}"]
-    assert "team-ring: team 2 x ring_outer 4" in found["scheme auto, cp size 8"]
+    assert "team-ring: kv_team 2 x ring_outer 4" in found["scheme auto, cp size 8"]
     assert re.fullmatch(r"no problems, \d+ notes", here.stdout.splitlines()[-1])
 
 

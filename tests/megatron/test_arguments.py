@@ -156,9 +156,17 @@ def test_heads_are_those_that_tensor_parallelism_leaves(parse: Parse) -> None:
 
 def test_auto_knows_grouped_queries(parse: Parse) -> None:
     """kappa = 1/8 makes K and V so cheap that the queries should not move."""
-    mha = parse("--wallfacer-cp-size", "8").settings.plan.grid
-    gqa = parse("--wallfacer-cp-size", "8", "--group-query-attention", "--num-query-groups", "1").settings.plan.grid
+    long = (*ON, "--seq-length", "524288")
+    mha = parse(*long).settings.plan.grid
+    gqa = parse(*long, "--group-query-attention", "--num-query-groups", "1").settings.plan.grid
     assert mha.team > gqa.team == 1
+
+
+def test_auto_knows_the_sequence_length(parse: Parse) -> None:
+    """128 tokens per rank are one call, 64K tokens one call for each ring step."""
+    short, long = (parse(*ON, "--seq-length", length).settings.plan.grid for length in ("1024", "524288"))
+    assert short == Grid(kv_team=8)
+    assert long.ring > 1
 
 
 def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from megatron_wallfacer.megatron.hook import Hook
     from megatron_wallfacer.megatron.version import Version
 
-#: Of what `auto` is asked about: heads of an 8B model.
-Q_HEADS, KV_HEADS, SIZES = 32, 8, (8, 16, 64)
+#: What `auto` chooses for: heads of an 8B model, context-parallel sizes and tokens per rank.
+Q_HEADS, KV_HEADS, SIZES, TOKENS = 32, 8, (8, 16, 64), 8192
 _OTHER_MEGATRON = "use a Megatron that the plugin knows (docs/versions.md), or a newer megatron-wallfacer"
 
 
@@ -46,8 +46,8 @@ def schemes() -> Iterator[Finding]:
     from megatron_wallfacer.schedule.schemes import make_plan
 
     for size in SIZES:
-        plan = make_plan("auto", size, q_heads=Q_HEADS, kv_heads=KV_HEADS)
-        found = f"{plan.scheme}: {plan.grid}, for {Q_HEADS} query and {KV_HEADS} kv heads"
+        plan = make_plan("auto", size, q_heads=Q_HEADS, kv_heads=KV_HEADS, tokens=TOKENS)
+        found = f"{plan.scheme}: {plan.grid}, for {Q_HEADS} query and {KV_HEADS} kv heads, {TOKENS:,} tokens per rank"
         yield Finding(f"scheme auto, cp size {size}", "ok", found)
 
 

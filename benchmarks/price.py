@@ -1,0 +1,113 @@
+"""The grids that ``auto`` chooses by price, and what the simulator says of them: ``python -m benchmarks.price``.
+
+Each choice is simulated on as many nodes as it needs, beside the grid with the fewest words (the choice without the
+number of tokens) and the fastest team x kv_team x ring grid. Nothing is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+
+from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.search import Choice, Job
+from megatron_wallfacer.schedule.schemes import divisors, make_plan
+from megatron_wallfacer.schedule.volume import Shape
+
+CP_SIZES = (4, 8, 16, 32, 64)
+TOKENS = (1024, 4096, 16384, 65536)
+HEADS = ((32, 8), (32, 32), (8, 1))
+#: Larger teams and longer rings are never the fastest at these sizes, and take long to simulate.
+_LARGEST_TEAM = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job: simulated choices.
+
+    Attributes:
+        cp_size: P.
+        tokens: tokens per rank.
+        heads: query and kv heads per rank.
+        auto: the choice by price.
+        words: the choice by words.
+        fastest: the fastest of all grids that were simulated.
+    """
+
+    cp_size: int
+    tokens: int
+    heads: tuple[int, int]
+    auto: Choice
+    words: Choice
+    fastest: Choice
+
+    @property
+    def loss(self) -> float:
+        """Time of the choice by price over that of the fastest."""
+        return self.auto.played.seconds / self.fastest.played.seconds
+
+    @property
+    def loss_by_words(self) -> float:
+        """Time of the choice by words over that of the fastest."""
+        return self.words.played.seconds / self.fastest.played.seconds
+
+    def cells(self) -> tuple[str, ...]:
+        """Cells of the table."""
+        choices = (f"{c.plan.grid}: {figures(c)}" for c in (self.words, self.auto, self.fastest))
+        return str(self.cp_size), f"{self.tokens:,}", f"{self.heads[0]}, {self.heads[1]}", *choices
+
+
+def figures(choice: Choice) -> str:
+    """Simulated milliseconds of a layer, and gigabytes of attention buffers."""
+    return f"{1e3 * choice.played.seconds:.2f} ms, {choice.buffer_bytes / 1e9:.2f} GB"
+
+
+def rows(cp_sizes: Sequence[int], tokens: Sequence[int], heads: Sequence[tuple[int, int]]) -> Iterator[Row]:
+    """Simulate every job of these sizes."""
+    for cp_size in cp_sizes:
+        for each in tokens:
+            for q_heads, kv_heads in heads:
+                yield row(cp_size, each, q_heads, kv_heads)
+
+
+def row(cp_size: int, tokens: int, q_heads: int, kv_heads: int) -> Row:
+    """Simulate one job on h100-8x8, or above 64 ranks on h100-1024x8."""
+    name = "h100-8x8" if cp_size <= 64 else "h100-1024x8"
+    cluster = replace(load_cluster(name), nodes=max(1, cp_size // 8))
+    job = Job(cluster, Shape(tokens, q_heads, kv_heads, 128), cp_size)
+    options = {"q_heads": q_heads, "kv_heads": kv_heads, "tokens": tokens}
+    grids = {}
+    for team in divisors(cp_size):
+        for kv_team in divisors(cp_size // team):
+            if max(team, kv_team, cp_size // (team * kv_team) // 2) <= _LARGEST_TEAM:
+                plan = make_plan("team-ring", cp_size, team_size=team, kv_team_size=kv_team, **options)
+                grids[plan.grid] = Choice(job, plan)
+    auto, words = (make_plan(scheme, cp_size, **options).grid for scheme in ("auto", "team-ring"))
+    fastest = min(grids.values(), key=lambda choice: choice.played.seconds)
+    return Row(cp_size, tokens, (q_heads, kv_heads), grids[auto], grids[words], fastest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one row per job and a summary."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.price", description=__doc__.partition("\n")[0])
+    parser.add_argument("--cp-size", type=int, nargs="+", default=CP_SIZES, help="(default: 4 8 16 32 64)")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="tokens per rank")
+    options = parser.parse_args(argv)
+    print("| P | tokens per rank | heads | fewest words | `auto` | fastest |\n| --- | --- | --- | --- | --- | --- |")
+    found = []
+    for one in rows(options.cp_size, options.tokens, HEADS):
+        found.append(one)
+        print(f"| {' | '.join(one.cells())} |", flush=True)
+    by_price, by_words = [one.loss for one in found], [one.loss_by_words for one in found]
+    print(
+        f"\n{len(found)} jobs. Time over the fastest: `auto` {mean(by_price):.3f} (at most {max(by_price):.2f}), "
+        f"fewest words {mean(by_words):.3f} (at most {max(by_words):.2f})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
