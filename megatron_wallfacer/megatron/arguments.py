@@ -18,6 +18,7 @@ from megatron_wallfacer.megatron.planned import planned
 from megatron_wallfacer.megatron.tile_flags import LOSS, MLP, tiles_of
 from megatron_wallfacer.planning.search import Choice
 from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.price import NODE
 from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
@@ -225,6 +226,7 @@ def _plan_by_hand(args: argparse.Namespace) -> Plan:
             q_heads=q_heads,
             kv_heads=k_heads,
             tokens=_rank_tokens(args),
+            ranks_per_node=NODE // args.tensor_model_parallel_size,
         )
     except OptionError as error:
         raise as_flag_error(error) from error
@@ -240,7 +242,9 @@ def _window_plan(args: argparse.Namespace) -> Plan | None:
     q_heads, k_heads = heads_at_hand(args)
     try:
         size = args.wallfacer_cp_size
-        return make_plan(name, size, q_heads=q_heads, kv_heads=k_heads, tokens=_rank_tokens(args))
+        node = NODE // args.tensor_model_parallel_size
+        heads = {"q_heads": q_heads, "kv_heads": k_heads}
+        return make_plan(name, size, **heads, tokens=_rank_tokens(args), ranks_per_node=node)
     except OptionError as error:
         whose = "must be" if error.option == "scheme" else f"{error.option.replace('_', ' ')} {error.value} must be"
         raise WallfacerError(f"{flag(option)} {name}: {whose} {error.allowed}") from error

@@ -30,7 +30,8 @@ HEAD_DIM = 128
 CALL_US = (115 + 3 * 10 + 50, 185 + 3 * 10 + 50)
 #: Bytes of an element in bf16, and of a partial result or gradient.
 SIZES = (2, 4)
-#: Assumed links, in bytes per second received by a rank: NVLink up to ``NODE`` ranks, else one 400 Gbit/s NIC per GPU.
+#: Assumed links, in bytes per second received by a rank: NVLink in a node of ``NODE`` GPUs, else a 400 Gbit/s NIC per
+#: GPU.
 NODE, NVLINK, NIC = 8, 360e9, 45e9
 #: Part of the transfers that nothing hides. Of 0.2 to 0.5 the value that is nearest to the simulator at up to 8 ranks.
 EXPOSED = 0.3
@@ -39,7 +40,7 @@ EXPOSED = 0.3
 TIE, MORE_BYTES = 1.05, 1.2
 
 
-def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int) -> Plan:
+def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> Plan:
     """Return the plan that holds the least of those with the lowest price and the fewest received bytes.
 
     Prices up to :data:`TIE` times the lowest count as equal, and among those bytes up to :data:`MORE_BYTES` times the
@@ -50,9 +51,10 @@ def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int) ->
         tokens: tokens per rank.
         q_heads: query heads per rank.
         kv_heads: key and value heads per rank.
+        ranks_per_node: ranks of the context-parallel group in one node.
     """
     options = {"tokens": tokens, "q_heads": q_heads, "kv_heads": kv_heads}
-    prices = [layer_seconds(plan, **options) for plan in plans]
+    prices = [layer_seconds(plan, **options, ranks_per_node=ranks_per_node) for plan in plans]
     equal = [plan for plan, price in zip(plans, prices, strict=True) if price <= TIE * min(prices)]
     most_bytes = MORE_BYTES * min(received_bytes(plan, **options) for plan in equal)
     few = [plan for plan in equal if received_bytes(plan, **options) <= most_bytes]
@@ -66,7 +68,7 @@ def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int) ->
     return min(few, key=held)
 
 
-def layer_seconds(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> float:
+def layer_seconds(plan: Plan, tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> float:
     """Return the price: estimated seconds of one causal attention layer, forward and backward.
 
     Args:
@@ -74,6 +76,7 @@ def layer_seconds(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> float
         tokens: tokens per rank.
         q_heads: query heads per rank.
         kv_heads: key and value heads per rank.
+        ranks_per_node: ranks of the context-parallel group in one node.
     """
     cp_size, calls = plan.grid.cp_size, attention_calls(plan.grid)
     pairs = tokens * tokens * cp_size / 2
@@ -81,7 +84,7 @@ def layer_seconds(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> float
         pairs * q_heads * HEAD_DIM * flops / rate + calls * call_us * 1e-6
         for flops, rate, call_us in zip(PAIR_FLOPS, RATES, CALL_US, strict=True)
     )
-    transfer = received_bytes(plan, tokens, q_heads, kv_heads) / (NVLINK if cp_size <= NODE else NIC)
+    transfer = received_bytes(plan, tokens, q_heads, kv_heads) / (NVLINK if cp_size <= ranks_per_node else NIC)
     return max(compute, transfer) + EXPOSED * transfer
 
 
@@ -93,6 +96,7 @@ def received_bytes(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> floa
         tokens: tokens per rank.
         q_heads: query heads per rank.
         kv_heads: key and value heads per rank.
+        ranks_per_node: ranks of the context-parallel group in one node.
     """
     options = {"kappa": kv_heads / q_heads, "kv_heads": kv_heads, "sizes": SIZES}
     received = forward_words(plan, **options) + backward_words(plan, **options)

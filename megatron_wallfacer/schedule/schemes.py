@@ -37,7 +37,7 @@ from megatron_wallfacer.schedule.formulas import backward_words, forward_words
 from megatron_wallfacer.schedule.grid import DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
 from megatron_wallfacer.schedule.heads import check_heads
 from megatron_wallfacer.schedule.plan import Order, Plan, Rider
-from megatron_wallfacer.schedule.price import cheapest
+from megatron_wallfacer.schedule.price import NODE, cheapest
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ def make_plan(
     kv_heads: int | None = None,
     kappa: float = 1.0,
     tokens: int | None = None,
+    ranks_per_node: int = NODE,
 ) -> Plan:
     """The plan for a scheme by name.
 
@@ -150,6 +151,7 @@ def make_plan(
         q_heads, kv_heads: heads at hand (after tensor parallelism); both or neither.
         kappa: kv heads / q heads, where heads are not given.
         tokens: tokens per rank.
+        ranks_per_node: ranks of the context-parallel group in one node, for the price of ``auto``.
 
     Raises:
         OptionError: naming the option, its value and what is allowed.
@@ -175,7 +177,7 @@ def make_plan(
     name = "team-ring" if scheme == "auto" else scheme
     plans = [_cheapest_riders(Plan(grid, name, order), riders, kappa, heads) for grid in grids]
     by_words = partial(_preference, rule, kappa=kappa, heads=heads)
-    plan = cheapest(plans, tokens, *heads) if priced else min(plans, key=by_words)
+    plan = cheapest(plans, tokens, *heads, ranks_per_node=ranks_per_node) if priced else min(plans, key=by_words)
     if heads:
         check_heads(plan, *heads)
     return replace(

@@ -25,8 +25,8 @@ OPTIONS = ("--env", "--json", "--script", "--megatron-path", "--dry-run")
 RECIPES = {
     "tiny-cpu": (2, "team-ring: ring_outer 2"),
     "paper-7b-64k": (32, "wallfacer: team 4 x kv_team 4 x ring_outer 2"),
-    "llama3-8b-128k": (16, "team-ring: team 2 x ring_outer 4"),
-    "llama3-8b-1m": (64, "team-ring: team 2 x ring_outer 4"),
+    "llama3-8b-128k": (16, "team-ring: kv_team 2 x ring_outer 4"),
+    "llama3-8b-1m": (64, "team-ring: ring_outer 8"),
 }
 
 

@@ -103,3 +103,9 @@ def test_equal_prices_go_to_what_holds_least_without_many_more_bytes() -> None:
     assert layer_seconds(ring, **options) < 1.05 * layer_seconds(team, **options)
     assert received_bytes(ring, **options) > 1.2 * received_bytes(team, **options)
     assert cheapest([ring, mesh, team], **options) == team
+
+
+def test_a_group_that_spans_nodes_moves_fewer_bytes() -> None:
+    """Tensor parallelism 2 leaves four ranks of the group in a node of eight GPUs."""
+    one, two = (chosen(8, 8192, ranks_per_node=ranks) for ranks in (8, 4))
+    assert (one, two) == (Grid(kv_team=2, ring_outer=4), Grid(team=2, ring_outer=4))
