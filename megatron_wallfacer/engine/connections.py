@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -68,6 +68,11 @@ def connected(
     if dist.is_initialized():
         at_exit(close_groups)
     return made
+
+
+def connections_of(global_ranks: Sequence[int]) -> list[Transfers]:
+    """Return the transfers of every grid of the context-parallel groups that have these ranks."""
+    return [made for made in _made.values() if made.groups.global_ranks == tuple(global_ranks)]
 
 
 def close_groups() -> None:

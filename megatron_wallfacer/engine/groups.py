@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from socket import gethostname
 from typing import Any
 
@@ -17,9 +18,12 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES, Grid
 
 Channel = tuple[str, str]
-Member = tuple[tuple[int, ...], Grid, str]
+Member = tuple[tuple[int, ...], Grid, str, bool]
 KINDS = ("inputs", "results")
 CPU = torch.device("cpu")
+#: Channel under which the group of all context-parallel ranks is made, where it is not the caller's.
+_WHOLE = ("cp", "inputs")
+_numbers = count(1)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class AxisGroups:
         hosts: the machine of each of them.
         groups: process group by channel, (axis, ``inputs`` or ``results``); ``cp`` is the whole. An axis of one rank
             has none. In the order in which they were made, which is the same on every rank.
+        given: the context-parallel group that the caller gave, which is never destroyed or closed here.
+        number: of this set of groups, counted by every rank of the job alike.
         backend: backend of the messages, ``nccl`` or ``gloo``; None for one process without torch.distributed.
         seconds: time that making and warming up the groups took on this rank.
         device_bytes: GPU memory that became used meanwhile, by all processes of the GPU; 0 on a CPU.
@@ -46,6 +52,13 @@ class AxisGroups:
     backend: str | None = None
     seconds: float = 0.0
     device_bytes: int = 0
+    given: dist.ProcessGroup | None = None
+    number: int = 0
+
+    @property
+    def made(self) -> tuple[dist.ProcessGroup, ...]:
+        """The groups that were made for the grid, each once, in the order of creation."""
+        return tuple(group for group in dict.fromkeys(self.groups.values()) if group is not self.given)
 
     def close(self) -> None:
         """Destroy the groups that were made for the grid; those that are destroyed already are skipped.
@@ -53,9 +66,7 @@ class AxisGroups:
         Every member of a group has to call it: NCCL's teardown of a communicator waits for all of its ranks. A rank's
         axes overlap with other axes of its peers, so all ranks must follow one order. It is that of creation.
         """
-        made = dict.fromkeys(self.groups.values())
-        made.pop(self.groups.get(("cp", "inputs")), None)
-        for group in filter(is_alive, made):
+        for group in filter(is_alive, self.made):
             dist.destroy_process_group(group)
 
 
@@ -90,12 +101,13 @@ def connect(
     if not dist.is_initialized():
         return AxisGroups(grid, 0, global_ranks, (gethostname(),), {})
     cp = dist.group.WORLD if group is None else group
-    groups = {("cp", kind): cp for kind in KINDS}
-    groups |= {(axis, "inputs"): cp for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
-    everyone, backend = _everyone(global_ranks, grid), backend_of(cp, device)
+    backend = backend_of(cp, device)
+    # Gloo releases a rank that waits only by closing its connections. Those of the caller's group stay open.
+    everyone = _everyone(global_ranks, grid, apart=backend == "gloo" and grid.cp_size > 1)
     free, start = _free_bytes(device), time.perf_counter()
+    made: dict[Channel, dist.ProcessGroup] = {}
     for channel, ranks in _every_subgroup(everyone):
-        made = dist.new_group(
+        group = dist.new_group(
             ranks,
             timeout=timeout,
             # That of the context-parallel group, which need not be the world's.
@@ -104,11 +116,21 @@ def connect(
             group_desc="_".join(("WALLFACER", *channel)).upper(),
         )
         if dist.get_rank() in ranks:
-            groups[channel] = made
+            made[channel] = group
+    groups = _channels(grid, made.pop(_WHOLE, cp), made)
     _warm_up(groups, device)
     seconds, used = time.perf_counter() - start, max(0, free - _free_bytes(device))
     hosts = tuple(everyone[rank][2] for rank in global_ranks)
-    return AxisGroups(grid, dist.get_rank(cp), global_ranks, hosts, groups, backend, seconds, used)
+    return AxisGroups(grid, dist.get_rank(cp), global_ranks, hosts, groups, backend, seconds, used, cp, next(_numbers))
+
+
+def _channels(
+    grid: Grid, whole: dist.ProcessGroup, made: dict[Channel, dist.ProcessGroup]
+) -> dict[Channel, dist.ProcessGroup]:
+    """Every channel's group: those that were made, and the whole for itself and for the inputs of an axis of all."""
+    groups = {("cp", kind): whole for kind in KINDS}
+    groups |= {(axis, "inputs"): whole for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
+    return groups | made
 
 
 def check_size(ranks: int, grid: Grid) -> None:
@@ -142,9 +164,9 @@ def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
-def _everyone(global_ranks: tuple[int, ...], grid: Grid) -> list[Member]:
-    """Of every rank of the job: its context-parallel group, its grid, its machine."""
-    mine = (global_ranks, grid, gethostname())
+def _everyone(global_ranks: tuple[int, ...], grid: Grid, *, apart: bool) -> list[Member]:
+    """Of every rank of the job: its context-parallel group, its grid, its machine, whether the whole is a new group."""
+    mine = (global_ranks, grid, gethostname(), apart)
     everyone: list[Member] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return everyone
@@ -152,12 +174,15 @@ def _everyone(global_ranks: tuple[int, ...], grid: Grid) -> list[Member]:
 
 def _every_subgroup(everyone: list[Member]) -> list[tuple[Channel, tuple[int, ...]]]:
     """(channel, global ranks) of each group that has to be made anywhere in the job, the same list on every rank."""
-    return [
-        ((axis, kind), tuple(ranks[member] for member in members))
-        for ranks, their_grid in dict.fromkeys((ranks, their_grid) for ranks, their_grid, _ in everyone)
-        for axis in AXES
-        for kind in KINDS
-        # An axis of all ranks has the whole group for its inputs.
-        if their_grid.size_of(axis) > 1 and (kind == "results" or their_grid.size_of(axis) < their_grid.cp_size)
-        for members in dict.fromkeys(their_grid.neighbours(rank, axis) for rank in range(their_grid.cp_size))
-    ]
+    found: list[tuple[Channel, tuple[int, ...]]] = []
+    for ranks, grid, apart in dict.fromkeys((ranks, grid, apart) for ranks, grid, _, apart in everyone):
+        found += [(_WHOLE, ranks)] if apart else []
+        found += [
+            ((axis, kind), tuple(ranks[member] for member in members))
+            for axis in AXES
+            for kind in KINDS
+            # An axis of all ranks has the whole group for its inputs.
+            if grid.size_of(axis) > 1 and (kind == "results" or grid.size_of(axis) < grid.cp_size)
+            for members in dict.fromkeys(grid.neighbours(rank, axis) for rank in range(grid.cp_size))
+        ]
+    return found

@@ -13,8 +13,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.call import call_of_number
+from megatron_wallfacer.engine.call import Call, call_of_number
+from megatron_wallfacer.engine.failures import closed_error, fail
 from megatron_wallfacer.engine.merge import add_sinks, row_sums, sinks_gradient
+from megatron_wallfacer.errors import OptionError
 
 _LIBRARY = torch.library.Library("wallfacer", "FRAGMENT")
 _LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, int call) -> (Tensor, Tensor, Tensor[])")
@@ -35,15 +37,21 @@ attention_backward = torch.ops.wallfacer.attention_backward.default
 
 
 def run_attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: int) -> Forward:
-    """Run the operator :data:`attention` without the dispatcher."""
+    """Run the operator :data:`attention` without the dispatcher.
+
+    Raises:
+        WallfacerError: another rank failed in this pass, or any rank in an earlier one.
+    """
     known = call_of_number(call)
-    compiled, runtime = known.forward_pass(q, k, v, sinks=sinks is not None), known.runtime
-    with _dtypes_as_given(q):
-        (out, lse), kept = known.run(compiled, (q, k, v), (), runtime.transfers, runtime.recorder)
-        if sinks is not None:
-            add_sinks(out, lse, sinks)
-            out = out.to(q.dtype)
-    return out, lse, kept
+    if known.runtime.transfers.failure:
+        raise closed_error(known.runtime.transfers.failure)
+    try:
+        return _forward(known, q, k, v, sinks)
+    except OptionError:
+        raise  # before the first message, on every rank
+    except BaseException as error:
+        fail(known, "forward", error)
+        raise
 
 
 def run_attention_backward(
@@ -57,18 +65,52 @@ def run_attention_backward(
     head_dim: int,
     call: int,
 ) -> Backward:
-    """Run the operator :data:`attention_backward` without the dispatcher."""
+    """Run the operator :data:`attention_backward` without the dispatcher.
+
+    Raises:
+        WallfacerError: another rank failed in this pass, or any rank in an earlier one.
+    """
     known = call_of_number(call)
+    if known.runtime.transfers.failure:
+        raise closed_error(known.runtime.transfers.failure)
+    try:
+        return _backward(known, dout, out, lse, sinks, kept, inputs, kv_heads, head_dim)
+    except BaseException as error:
+        fail(known, "backward", error)
+        raise
+
+
+def _forward(call: Call, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Forward:
+    compiled, runtime = call.forward_pass(q, k, v, sinks=sinks is not None), call.runtime
+    with _dtypes_as_given(q):
+        (out, lse), kept = call.run(compiled, (q, k, v), (), runtime.transfers, runtime.recorder)
+        if sinks is not None:
+            add_sinks(out, lse, sinks)
+            out = out.to(q.dtype)
+    return out, lse, kept
+
+
+def _backward(
+    call: Call,
+    dout: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    sinks: Tensor | None,
+    kept: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    kv_heads: int,
+    head_dim: int,
+) -> Backward:
     if dout.stride(-1) != 1:
         # Kernels read channels side by side; the gradient of a sum has them all in one place.
         dout = dout.contiguous()
     with _dtypes_as_given(dout):
         own = dict(zip("qkv", inputs, strict=False))
         own |= {"dout": dout, "out": out, "lse": lse}
-        compiled, runtime = known.backward_pass(own, kv_heads, head_dim), known.runtime
+        compiled, runtime = call.backward_pass(own, kv_heads, head_dim), call.runtime
         # Tiles of own rows read the output itself. Where no other rank is sent dout, nothing needs its row sums.
         delta = row_sums(dout, out, lse.dtype) if compiled.reads_delta or sinks is not None else lse
-        (dq, dk, dv), _ = known.run(compiled, (*own.values(), delta), kept, runtime.transfers, runtime.recorder)
+        (dq, dk, dv), _ = call.run(compiled, (*own.values(), delta), kept, runtime.transfers, runtime.recorder)
         dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, delta, sinks)
     dtype = out.dtype
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dsinks

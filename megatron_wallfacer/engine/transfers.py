@@ -45,11 +45,13 @@ class Transfers:
         groups: the process groups.
         passes: passes that were compiled for these groups.
         received: bytes received so far by (axis, tensor name).
+        failure: what failed first in a pass over these groups, which are closed since; empty while they can be used.
         graphs: CUDA graphs of passes, a :class:`megatron_wallfacer.engine.graphed.Graphs`; None unless there are any.
     """
 
     def __init__(self, groups: AxisGroups) -> None:
         self.groups, self.passes = groups, PassCache()
+        self.failure = ""
         self.graphs: Any = None
         self.received: Counter[tuple[str, str]] = Counter()
 

@@ -333,6 +333,7 @@ def test_groups_end_with_their_world_and_with_the_process(tmp_path: Path) -> Non
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=60)
     assert done.stdout.count("still here") == 4, done.stderr
     names = [f"WALLFACER_{axis}_{kind}" for axis in ("TEAM", "RING_OUTER") for kind in ("INPUTS", "RESULTS")]
+    names.append("WALLFACER_CP_INPUTS")
     orders = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("order")]
     assert [sorted(order[:-1]) for order in orders] == [sorted(names)] * 4, done.stdout + done.stderr
     assert [order[-1] for order in orders] == ["world"] * 4

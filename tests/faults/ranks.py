@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults.row import NOTHING, SINCE_CHECKPOINT, Row
+from tests.faults.row import NOT_TRIED, NOTHING, SINCE_CHECKPOINT, Row
 
 _START = "tests/megatron/agreement/test_start.py::test_every_rank_ends_with_a_line_for_the_setting"
 _PARSED = "tests/megatron/agreement/test_parsed.py"
@@ -70,5 +70,23 @@ ROWS: tuple[Row, ...] = (
         "`rank 3 has not started after 600 s, the timeout of process groups`",
         NOTHING,
         (f"{_EXCHANGE}::test_a_rank_that_never_comes_fails_the_job_at_the_timeout",),
+    ),
+    Row(
+        "a rank raises in a pass of attention (out of memory, an interrupt), over gloo",
+        "ranks that wait for it raise its error; later calls are rejected until `forget_groups()`",
+        "at once",
+        "-",
+        "`rank 1 failed in the forward pass of layer 7: OutOfMemoryError: ...`",
+        SINCE_CHECKPOINT,
+        ("tests/engine/test_failures.py",),
+    ),
+    Row(
+        "a rank raises in a pass of attention, over NCCL",
+        "the launcher ends the others when it ends; a rank that stays is ended by NCCL's watchdog",
+        "at once; else the group's timeout",
+        "`--distributed-timeout-minutes`",
+        "the rank's own error",
+        SINCE_CHECKPOINT,
+        NOT_TRIED,
     ),
 )

@@ -1,0 +1,107 @@
+"""An exception in a pass: its groups close, so that ranks that wait raise, and all ranks name the first cause.
+
+Messages are on their way then, and a later pass would take them for its own. So the groups of the context-parallel
+group are not used again, until :func:`megatron_wallfacer.attention.forget_groups` has destroyed them on every rank.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from megatron_wallfacer.engine.backends import is_alive
+from megatron_wallfacer.engine.connections import connections_of
+from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.errors import WallfacerError
+
+if TYPE_CHECKING:
+    from megatron_wallfacer.engine.call import Call
+
+_SHOWN = 300
+#: No message of a schedule has this tag.
+_TAG = 2**30
+_AT_ONCE = timedelta(milliseconds=1)
+
+
+def closed_error(cause: str) -> WallfacerError:
+    """Return the error of a pass over groups that are closed.
+
+    Args:
+        cause: what failed first, and where.
+    """
+    return WallfacerError(
+        f"{cause}; attention's groups are closed: start the job again, or call forget_groups() on every rank"
+    )
+
+
+def pass_name(call: Call, phase: str) -> str:
+    """Return a pass in words.
+
+    Args:
+        call: the call of attention.
+        phase: ``forward`` or ``backward``.
+    """
+    return f"{phase} pass" if call.layer is None else f"{phase} pass of layer {call.layer}"
+
+
+def fail(call: Call, phase: str, error: BaseException) -> None:
+    """Close the groups of a call after an exception in a pass.
+
+    The first rank that fails publishes why in the store of the job, then closes its connections. Ranks that wait for it
+    get an error of gloo at once; they come here too, find the cause, and raise it.
+
+    Args:
+        call: the call of attention.
+        phase: ``forward`` or ``backward``.
+        error: what was raised.
+
+    Raises:
+        WallfacerError: the error only follows from that of another rank, which is named.
+    """
+    transfers = call.runtime.transfers
+    if transfers.groups.grid.cp_size == 1 or not dist.is_initialized():
+        return
+    first_line = " ".join(str(error).partition("\n")[0].split())[:_SHOWN]
+    reason = ": ".join(filter(None, (type(error).__name__, first_line)))
+    own = f"rank {dist.get_rank()} failed in the {pass_name(call, phase)}: {reason}"
+    # A rank may wait in a pass of another grid. All of them are closed, and the cause is known before the first is.
+    affected = {id(one): one for one in (transfers, *connections_of(transfers.groups.global_ranks))}.values()
+    for one in affected:
+        one.failure = one.failure or _first_cause(one.groups, own)
+    for one in affected:
+        _close_connections(one.groups)
+    if transfers.failure != own and _follows(error):
+        raise closed_error(transfers.failure) from error
+
+
+def _first_cause(groups: AxisGroups, own: str) -> str:
+    """Publish why this rank failed, and return why the first one did."""
+    key = f"wallfacer/failure/{groups.number}/{groups.global_ranks[0]}"
+    try:
+        return dist.distributed_c10d._get_default_store().compare_set(key, "", own).decode()
+    except RuntimeError:
+        return own  # the store went with the rank that held it
+
+
+def _close_connections(groups: AxisGroups) -> None:
+    """Close this rank's connections of groups that were made for the grid.
+
+    Gloo closes a connection where a wait runs out of time, at both of its ends, and everything that is posted on it
+    ends in an error. On NCCL nothing is done: its watchdog ends the process.
+    """
+    if groups.backend != "gloo":
+        return
+    for group in filter(is_alive, groups.made):
+        for peer in range(group.size()):
+            if peer != group.rank():
+                with suppress(RuntimeError):
+                    group.recv([torch.empty(1)], peer, _TAG).wait(_AT_ONCE)
+
+
+def _follows(error: BaseException) -> bool:
+    """Whether an error is of a transfer, and not a rank's own."""
+    return type(error) is RuntimeError or isinstance(error, dist.DistError)
