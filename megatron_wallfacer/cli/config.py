@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from megatron_wallfacer.cli.presets.check import Verdict, check_presets
 from megatron_wallfacer.cli.presets.launch import choose_script
+from megatron_wallfacer.shipped import SCRIPT
 
 if TYPE_CHECKING:
     from megatron_wallfacer.cli.presets.preset import Preset
@@ -60,15 +61,27 @@ def run_config(arguments: argparse.Namespace) -> int:
     if arguments.action == "show":
         print(_shown_as_json(preset) if arguments.json else _shown(preset))
         return 0
-    verdict = check_presets([preset], checkout_of(arguments.script, arguments.megatron_path))[0]
+    checkout = checkout_of(arguments.script, arguments.megatron_path)
+    verdict = check_presets([preset], checkout, script_to_read(arguments.script, checkout))[0]
     if arguments.json:
         print(_verdict_as_json(preset, verdict))
     else:
-        for problem in verdict.problems:
-            print(f"wallfacer: error: {problem}", file=sys.stderr)
+        print_problems(verdict)
         if not verdict.problems:
             print(_good(preset, verdict))
     return 1 if verdict.problems else 0
+
+
+def print_problems(verdict: Verdict) -> None:
+    """Print one line on stderr for each problem of a preset."""
+    for problem in verdict.problems:
+        print(f"wallfacer: error: {problem}", file=sys.stderr)
+
+
+def script_to_read(script: Path | None, checkout: Path | None) -> Path | None:
+    """Return the script whose own flags are good; None for the plugin's own script, which adds none."""
+    chosen = choose_script(script, None) if script or not checkout else checkout / "pretrain_gpt.py"
+    return None if chosen == SCRIPT else chosen
 
 
 def checkout_of(script: Path | None, megatron_path: Path | None) -> Path | None:

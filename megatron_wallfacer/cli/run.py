@@ -7,12 +7,23 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from megatron_wallfacer.cli.config import add_preset_arguments, add_script_arguments
+from megatron_wallfacer.cli.config import (
+    add_preset_arguments,
+    add_script_arguments,
+    checkout_of,
+    print_problems,
+    script_to_read,
+)
 from megatron_wallfacer.cli.presets import torchrun
+from megatron_wallfacer.cli.presets.check import Verdict, check_presets
 from megatron_wallfacer.cli.presets.launch import Launch, choose_script
 from megatron_wallfacer.cli.sharing import sharing_here
 from megatron_wallfacer.errors import WallfacerError
+
+if TYPE_CHECKING:
+    from megatron_wallfacer.cli.presets.preset import Preset
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -28,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_run(arguments: argparse.Namespace) -> int:
-    """Launch; does not return where it succeeds.
+    """Launch; does not return where it succeeds. The exit code is 2 where Megatron or the plugin would not take a flag.
 
     Raises:
         WallfacerError: the preset or an option is wrong.
@@ -39,6 +50,10 @@ def run_run(arguments: argparse.Namespace) -> int:
         raise WallfacerError("--json: must be with --dry-run; what is trained prints as Megatron does")
     preset = load_preset(arguments.config, arguments.flags, arguments.env)
     launch = Launch.of(preset, choose_script(arguments.script, arguments.megatron_path))
+    verdict = _verdict_before_launch(preset, arguments)
+    if verdict and verdict.problems:
+        print_problems(verdict)
+        return 2
     sharing = sharing_here(torchrun.ranks_per_node(preset.torchrun), preset.argv, os.environ | preset.environment)
     if sharing.line:
         print(f"wallfacer: {sharing.line}", file=sys.stderr, flush=True)
@@ -47,3 +62,13 @@ def run_run(arguments: argparse.Namespace) -> int:
         launch.replace_this_process()
     print(json.dumps(asdict(launch), indent=2) if arguments.json else launch)
     return 0
+
+
+def _verdict_before_launch(preset: Preset, arguments: argparse.Namespace) -> Verdict | None:
+    """What Megatron's parser says, once per job and not once per rank; None where there is no Megatron to ask here."""
+    try:
+        checkout = checkout_of(arguments.script, arguments.megatron_path)
+        return check_presets([preset], checkout, script_to_read(arguments.script, checkout))[0]
+    except WallfacerError as error:
+        print(f"wallfacer: flags are not checked before the launch: {error}", file=sys.stderr, flush=True)
+        return None

@@ -99,9 +99,18 @@ def rows(sizes: Iterable[int] = SIZES, groups: Sequence[int] = GROUPS, q_heads: 
     Raises:
         OptionError: a size that is no group size, or heads that cannot be grouped so.
     """
+    sizes = tuple(sizes)
+    for cp_size in sizes:
+        if cp_size < 1:
+            raise OptionError("cp_size", cp_size, "a positive number of ranks")
     for group in groups:
         if q_heads < 1 or group < 1 or q_heads % group:
             raise OptionError("group", group, f"a divisor of {q_heads} query heads")
+    return _rows(sizes, groups, q_heads)
+
+
+def _rows(sizes: Sequence[int], groups: Sequence[int], q_heads: int) -> Iterator[Row]:
+    """The rows one by one; large sizes take seconds."""
     for cp_size, group in product(sizes, groups):
         shape = Shape(tokens=2, q_heads=q_heads, kv_heads=q_heads // group, head_dim=1)
         for scheme in NAMED:

@@ -19,7 +19,7 @@ from megatron_wallfacer.megatron.chosen import left_to_megatron
 from megatron_wallfacer.megatron.extra_state import say_extra_state_is_ignored
 from megatron_wallfacer.megatron.keep import Keeper
 from megatron_wallfacer.megatron.masks import is_window_layer, layer_mask
-from megatron_wallfacer.megatron.packed import Batch
+from megatron_wallfacer.megatron.packed import Batch, check_layout
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.sinks import NAME, add_sinks, sharded_sinks
 from megatron_wallfacer.schedule.heads import check_heads
@@ -89,7 +89,7 @@ class WallfacerCoreAttention(nn.Module):
                 raise WallfacerError(f"{where}: {name} {value} is not supported with --wallfacer-cp-size")
         settings = self.session.settings
         assert settings is not None
-        self.layer_number = layer_number
+        self.layer_number, self._config = layer_number, config
         self._causal = _is_causal(attn_mask_type, where)
         plan = settings.plan_of(window=is_window_layer(config, layer_number))
         q_heads, kv_heads = _heads(config)
@@ -142,6 +142,7 @@ class WallfacerCoreAttention(nn.Module):
             raise WallfacerError(f"{where}: mask type {attn_mask_type.name} differs from that of the layer")
         call = self._call if self.training else self._unseen
         if packed_seq_params is None:
+            check_layout(self._config, call.plan.grid.cp_size, where)
             return self._attend(query, key, value, call).flatten(2)
         batch = self.session.documents().read(packed_seq_params, query.shape[0], where)
         call = replace(call, mask=self._packed_mask(batch, where))

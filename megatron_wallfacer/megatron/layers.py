@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -65,6 +66,25 @@ def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
         f"--wallfacer-cp-size reaches {ours} of {total} attention layers, not {', '.join(others) or 'a single one'}: "
         "every attention layer must be built from Megatron's GPT layer specs"
     )
+
+
+@contextmanager
+def advice_of_the_plugin() -> Iterator[None]:
+    """Replace the advice that Megatron gives while it builds a model: its own attention for context parallelism.
+
+    Raises:
+        WallfacerError: a layer spec or a script names an attention of Megatron's.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        # DotProductAttention of megatron.core, and models that require TEDotProductAttention (LLaVA).
+        if "DotProductAttention" not in str(error):
+            raise
+        raise WallfacerError(
+            "--wallfacer-cp-size: must be left out here: the model's script, or --spec, requires an attention of "
+            "Megatron's by name; the plugin has only layers that are built from Megatron's GPT layer specs"
+        ) from error
 
 
 def gather_counts(count: LayerCount) -> list[LayerCount]:

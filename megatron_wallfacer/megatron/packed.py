@@ -14,6 +14,8 @@ from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.schedule.mask import Mask
 
 Cut = Literal["sequence", "document"]
+#: Attributes by which versions of Megatron name how tokens are split over context-parallel ranks.
+LAYOUT_NAMES = ("cp_partition_mode", "attention_cp_layout")
 
 
 def cuts_sequence(args: argparse.Namespace) -> bool:
@@ -65,6 +67,7 @@ class Documents:
         Raises:
             WallfacerError: what ``packed`` describes is not supported.
         """
+        check_layout(packed, self._cp_size, where)
         ends = _boundaries(packed, where)
         known = None if self._boundaries is None else self._boundaries()
         if known is not ends or self._version != ends._version:
@@ -132,6 +135,27 @@ def _boundaries(packed: Any, where: str) -> Tensor:
             "only thd"
         )
     return getattr(packed, f"cu_seqlens_q{_suffix(packed)}")
+
+
+def check_layout(source: Any, cp_size: int, where: str) -> None:
+    """Check that tokens are split over the ranks as attention computes them: rank r has chunks r and 2P-1-r.
+
+    Args:
+        source: Megatron's PackedSeqParams or TransformerConfig. Its dev branch names the layout there.
+        cp_size: P.
+        where: the layer, for messages.
+
+    Raises:
+        WallfacerError: another layout is named, such as ``contiguous``.
+    """
+    if cp_size == 1:
+        return
+    for name in LAYOUT_NAMES:
+        layout = getattr(source, name, None)
+        if layout is not None and layout != "zigzag":
+            raise WallfacerError(
+                f"{where}: {name} {layout}: must be zigzag with --wallfacer-cp-size, attention computes no other layout"
+            )
 
 
 def _suffix(packed: Any) -> str:

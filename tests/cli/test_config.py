@@ -135,7 +135,8 @@ def test_a_megatron_that_cannot_be_imported_is_one_line(tmp_path: Path, capsys: 
 
 def test_show_and_a_dry_run_import_nothing_heavy() -> None:
     code = (
-        "import sys; from megatron_wallfacer.cli.main import main; "
+        "import sys; from megatron_wallfacer.cli import run; from megatron_wallfacer.cli.main import main; "
+        "run._verdict_before_launch = lambda *_: None; "  # in a process of its own
         f"main(['config', 'show', {TINY!r}]); main(['run', {TINY!r}, '--dry-run']); "
         "print([name for name in ('torch', 'numpy', 'matplotlib', 'rich') if name in sys.modules])"
     )

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_wallfacer.cli import run
 from megatron_wallfacer.cli.main import main
+from megatron_wallfacer.cli.presets.check import Verdict
 from megatron_wallfacer.cli.training_log import parse_iteration
+from megatron_wallfacer.errors import WallfacerError
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = str(REPOSITORY / "configs" / "tiny-cpu.yaml")
@@ -37,12 +40,52 @@ def test_the_tiny_preset_trains_on_two_ranks() -> None:
     assert "seq_length ...................................... 128" in done.stdout
 
 
-def test_a_run_that_fails_fails_the_command() -> None:
-    done = wallfacer("run", TINY, "--wallfacer-cp-size", "3", "--nproc-per-node", "1")
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron's parser takes everything: asking takes seconds."""
+    monkeypatch.setattr(run, "check_presets", lambda *_: [Verdict("0.19.2", (), None, True, True)])
+
+
+def test_a_run_that_fails_fails_the_command(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit('the script ran')")
+    done = wallfacer("run", TINY, "--script", str(script), "--nproc-per-node", "1", "--wallfacer-cp-size", "1")
     assert done.returncode == 1  # torchrun's
-    assert "wallfacer: error: --wallfacer-cp-size 3: times tensor and pipeline parallel size (1)" in done.stderr
+    assert "the script ran" in done.stderr
 
 
+def test_a_wrong_flag_is_one_line_before_the_launch(capfd: pytest.CaptureFixture[str]) -> None:
+    """Megatron would print its usage once per rank."""
+    assert main(["run", TINY, "--seq-lenght", "256"]) == 2
+    message = "--seq-lenght: this Megatron has no such flag; did you mean --seq-length?"
+    assert capfd.readouterr() == ("", f"wallfacer: error: command line: {message}\n")
+
+
+def test_flags_of_the_script_are_good(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Those that it, or a module in its folder, adds to Megatron's parser. A dry run asks too."""
+    (tmp_path / "own.py").write_text("def add(parser):\n    parser.add_argument('--of-a-module', nargs=2)\n")
+    script = tmp_path / "train.py"
+    script.write_text("import own\n\ndef more(parser):\n    parser.add_argument('--of-the-script')\n")
+    flags = ["--of-a-module", "1", "2", "--of-the-script", "x"]
+    assert main(["run", TINY, "--script", str(script), *flags, "--of-teh-script", "x", "--dry-run"]) == 2
+    message = "--of-teh-script: this Megatron has no such flag; did you mean --of-the-script?"
+    assert capfd.readouterr() == ("", f"wallfacer: error: command line: {message}\n")
+
+
+def test_without_a_megatron_to_ask_the_job_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: object) -> None:
+        raise WallfacerError("there is none")
+
+    monkeypatch.setattr(run, "check_presets", none)
+    assert main(["run", TINY, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "-m megatron_wallfacer" in said.out
+    assert said.err == "wallfacer: flags are not checked before the launch: there is none\n"
+
+
+@pytest.mark.usefixtures("unasked")
 def test_a_dry_run_prints_the_command_that_a_shell_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", TINY, "--script", os.devnull, "--dry-run"]) == 2
     assert "/dev/null is not a file" in capsys.readouterr().err
@@ -67,6 +110,7 @@ def test_a_dry_run_prints_the_command_that_a_shell_takes(capsys: pytest.CaptureF
     )
 
 
+@pytest.mark.usefixtures("unasked")
 def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", TINY, "--script", __file__, "--env", "A=b c", "--dry-run", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -75,6 +119,7 @@ def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert __file__ in shown["command"]
 
 
+@pytest.mark.usefixtures("unasked")
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["none.yaml"], "none.yaml: No such file or directory"),

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from megatron_wallfacer.cli import demo, sharing
+from megatron_wallfacer.cli import demo, run, sharing
 from megatron_wallfacer.cli.main import main
+from megatron_wallfacer.cli.presets.check import Verdict
 from megatron_wallfacer.cli.sharing import Gpus, Sharing, gpus_of_host, share_gpus, sharing_here
 from megatron_wallfacer.engine import loaded_nccl
 from megatron_wallfacer.errors import WallfacerError
@@ -163,6 +164,7 @@ def _installed(name: str) -> bool:
 @pytest.mark.parametrize("nccl", [NEW, OLD])
 def test_run_shares(nccl: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sharing, "gpus_of_host", lambda environment: Gpus(1, nccl))
+    monkeypatch.setattr(run, "check_presets", lambda *_: [Verdict("0.19.2", (), None, True, True)])
     assert main(["run", "tiny-cpu", "--script", __file__, "--dry-run", "--json"]) == 0
     shown = capsys.readouterr()
     launch = json.loads(shown.out)

@@ -97,8 +97,12 @@ def test_a_scheme_that_cannot_divide_the_heads_says_so(capsys: pytest.CaptureFix
 
 
 def test_a_size_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["words", "--cp-size", "0"]) == 2
-    assert capsys.readouterr().err.startswith("wallfacer: error: cp_size=0: must be")
+    """Before any row, also where other sizes are good."""
+    for sizes in (["0"], ["4", "0"]):
+        assert main(["words", "--cp-size", *sizes]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("wallfacer: error: cp_size=0: must be")
 
 
 @pytest.mark.parametrize("flags", ["--group 0", "--group 3", "--group 1 --q-heads 0"])

@@ -79,6 +79,20 @@ def test_a_layer_that_bypasses_the_hook() -> None:
     check_refused(run, "--wallfacer-cp-size reaches 0 of 2 attention layers, not ForeignAttention")
 
 
+def test_a_spec_that_names_megatrons_attention() -> None:
+    flags = ("--wallfacer-cp-size", "2", "--spec", "tests.support.bypassing_spec", "named")
+    run = train(2, arguments(*flags), timeout_s=LIMIT_S)
+    check_refused(run, "--wallfacer-cp-size: must be left out here: the model's script, or --spec, requires")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_cache_of_keys_and_values(size: int) -> None:
+    """Before the first token: over several ranks a prompt would be computed wrongly, and decoding stops later."""
+    script = REPOSITORY / "tests" / "support" / "generating.py"
+    run = train(size, arguments("--wallfacer-cp-size", str(size)), script=script, timeout_s=LIMIT_S)
+    check_refused(run, f"layer 1: --wallfacer-cp-size {size}: must be left out to generate")
+
+
 def test_another_patch_in_our_place(tmp_path: Path) -> None:
     """Somebody replaces the provider's method after us: context parallelism would be quietly off."""
     script = tmp_path / "patched.py"

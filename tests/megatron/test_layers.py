@@ -6,7 +6,7 @@ from torch import nn
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.chosen import left_to_megatron
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
-from megatron_wallfacer.megatron.layers import LayerCount, check_layers, count_layers
+from megatron_wallfacer.megatron.layers import LayerCount, advice_of_the_plugin, check_layers, count_layers
 
 
 class Layer(nn.Module):
@@ -83,3 +83,15 @@ def test_a_foreign_layer_on_one_rank_of_many_is_enough() -> None:
 def test_no_attention_layer_at_all_is_an_error() -> None:
     with pytest.raises(WallfacerError, match="0 of 0"):
         check_layers([LayerCount(0, 0, ())], pipelines=1)
+
+
+@pytest.mark.parametrize("advice", ["only by TEDotProductAttention!", "only with TE DotProductAttention."])
+def test_megatrons_advice_to_use_its_attention_is_replaced(advice: str) -> None:
+    """Of core attention, and of multimodal models."""
+    with pytest.raises(WallfacerError, match="--wallfacer-cp-size: must be left out here"), advice_of_the_plugin():
+        raise AssertionError(advice)
+
+
+def test_other_assertions_of_megatron_are_its_own() -> None:
+    with pytest.raises(AssertionError, match="hidden size"), advice_of_the_plugin():
+        raise AssertionError("hidden size")

@@ -11,7 +11,7 @@ import torch
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.any_device.thd import partitioned_indices
-from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
+from megatron_wallfacer.megatron.packed import Documents, as_laid_out, check_layout, cuts_sequence
 from megatron_wallfacer.megatron.rope import positions_in_documents, rotate_by_document
 from megatron_wallfacer.schedule.mask import Mask
 from tests.megatron.test_core_attention import build, config, dense
@@ -55,6 +55,14 @@ def test_repeated_boundaries_are_no_documents() -> None:
     assert Documents(1, "document").read(packed((0, 0, 8, 8, 32, 32)), 32, "").documents == (0, 8, 32)
 
 
+def test_a_shift_sees_documents_with_their_padding() -> None:
+    padded, batch = torch.tensor([0, 8, 32]), packed((0, 5, 29))
+    assert as_laid_out(batch) is batch
+    batch.cu_seqlens_q_padded = padded
+    assert as_laid_out(batch).cu_seqlens_q is padded
+    assert batch.cu_seqlens_q is not padded
+
+
 def test_documents_with_their_padding_are_what_lies_in_memory() -> None:
     padded = torch.tensor([0, 8, 32])
     batch = packed((0, 5, 29), cu_seqlens_q_padded=padded, cu_seqlens_kv_padded=padded)
@@ -67,6 +75,8 @@ def test_documents_with_their_padding_are_what_lies_in_memory() -> None:
     [
         (packed(cp_group=object()), r"layer 2: packed sequences with cp_group \(--hybrid-context-parallel\)"),
         (packed(local_cp_size=1), r"layer 2: packed sequences with local_cp_size \(--hybrid-context-parallel\)"),
+        (packed(cp_partition_mode="contiguous"), "layer 2: cp_partition_mode contiguous: must be zigzag with"),
+        (packed(attention_cp_layout="striped"), "layer 2: attention_cp_layout striped: must be zigzag with"),
         (packed(qkv_format="sbhd"), "layer 2: packed sequences in the format sbhd"),
         (packed(cu_seqlens_kv=torch.tensor([0, 32])), "layer 2: .* the same documents in queries and keys"),
         (packed((0, 8, 30)), "layer 2: cu_seqlens ending at 30: must be ending at the 32 tokens of q"),
@@ -111,6 +121,17 @@ def test_padding_is_refused_where_it_would_be_seen() -> None:
     everything = build(attn_mask_type=SimpleNamespace(name="no_mask"))
     with pytest.raises(WallfacerError, match="layer 3: padded documents need a causal mask"):
         everything(thd(), thd(), thd(), None, packed_seq_params=batch)
+
+
+def test_the_layout_that_attention_computes_may_be_named() -> None:
+    assert Documents(2, "document").read(packed((0, 8, 32), cp_partition_mode="zigzag"), 16, "").documents == (0, 8, 32)
+    # On one rank all layouts are one.
+    assert Documents(1, "document").read(packed(cp_partition_mode="contiguous"), 32, "").documents == ENDS
+
+
+def test_another_layout_without_documents_is_refused() -> None:
+    with pytest.raises(WallfacerError, match="layer 3: cp_partition_mode contiguous: must be zigzag"):
+        check_layout(config(cp_partition_mode="contiguous"), 2, "layer 3")
 
 
 # --- which tokens are a rank's, and where they stand ---

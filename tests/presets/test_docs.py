@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.cli import config
+from megatron_wallfacer.cli import config, run
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.cli.presets.check import Verdict
 from megatron_wallfacer.cli.presets.launch import Launch
@@ -32,7 +32,8 @@ def test_a_command_works_as_it_is_typed(command: str, monkeypatch: pytest.Monkey
     launched: list[Launch] = []
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(Launch, "replace_this_process", lambda launch: launched.append(launch))
-    monkeypatch.setattr(config, "check_presets", lambda *_: [Verdict("0.19.2", (), None, True, True)])
+    for command_module in (config, run):
+        monkeypatch.setattr(command_module, "check_presets", lambda *_: [Verdict("0.19.2", (), None, True, True)])
     words = shlex.split(command)[1:]
     assert main(words) == 0
     assert len(launched) == (words[0] == "run" and "--dry-run" not in words)

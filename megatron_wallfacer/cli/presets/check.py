@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_wallfacer.cli.presets.script_flags import flags_of_script
 from megatron_wallfacer.errors import WallfacerError
 
 if TYPE_CHECKING:
@@ -50,17 +51,21 @@ class Verdict:
     kernel: bool
 
 
-def check_presets(presets: Sequence[Preset], megatron_path: Path | None = None) -> list[Verdict]:
+def check_presets(
+    presets: Sequence[Preset], megatron_path: Path | None = None, script: Path | None = None
+) -> list[Verdict]:
     """Check presets; one process for all, since importing Megatron takes longest.
 
     Args:
         presets: what to check, each for the device that it is meant for: the CPU where it hides all GPUs.
         megatron_path: a checkout; the installed Megatron unless given.
+        script: Megatron script that is to run; flags that it adds itself are good.
 
     Raises:
         WallfacerError: there is no Megatron to ask, or it cannot be imported.
     """
-    answer = _ask([_question(preset) for preset in presets], megatron_path)
+    own = sorted(flags_of_script(script)) if script else []
+    answer = _ask([_question(preset) | {"own": own} for preset in presets], megatron_path)
     return [
         Verdict(
             answer["megatron"],

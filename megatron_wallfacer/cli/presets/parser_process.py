@@ -1,6 +1,7 @@
 """The process in which Megatron's parser is asked. Questions come as JSON on stdin, the answer goes as JSON to stdout.
 
-A question is one command line: ``flags`` (each with its words), ``ranks``, ``device``. The answer to all:
+A question is one command line: ``flags`` (each with its words), ``own`` (flags that the script adds to Megatron's),
+``ranks``, ``device``. The answer to all:
 ``megatron``, its version, and for each ``problems`` (``text``, a flag first), ``grid`` or null, ``rules`` and
 ``kernel``: whether the plugin's rules, and the local kernel, were asked too. Or only ``error``.
 """
@@ -75,7 +76,7 @@ def _verdict(question: dict[str, Any], session: Session) -> dict[str, Any]:
         parser = pkgutil.resolve_name(hooks.always[0].target)(_Parser(allow_abbrev=False))
         flags = [flag for flag, *_ in question["flags"]]
         rules = not _WHOLE.isdisjoint(flags)
-        problems = list(_unknown(parser, flags))
+        problems = list(_unknown({*parser._option_string_actions, *question["own"]}, flags))
         if not problems:
             try:
                 _parse(parser, question, rules)
@@ -92,23 +93,25 @@ def _verdict(question: dict[str, Any], session: Session) -> dict[str, Any]:
     }
 
 
-def _unknown(parser: argparse.ArgumentParser, flags: list[str]) -> Iterator[Problem]:
-    known = parser._option_string_actions
+def _unknown(known: set[str], flags: list[str]) -> Iterator[Problem]:
     for flag in flags:
         if flag not in known:
-            near = difflib.get_close_matches(flag, known, n=1)
+            near = difflib.get_close_matches(flag, sorted(known), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             yield {"text": f"{flag}: this Megatron has no such flag{hint}"}
 
 
 def _parse(parser: argparse.ArgumentParser, question: dict[str, Any], rules: bool) -> None:
     """First the parser alone, then as in a run: the plugin's rules follow its parsing."""
-    argv = [word for flag in question["flags"] for word in flag]
+    # What words a script's own flag takes is known to the script alone.
+    known = parser._option_string_actions
+    flags = [words for words in question["flags"] if words[0] in known]
+    argv = [word for words in flags for word in words]
     if question["device"] == "cpu":
         argv, _ = adapt_argv(argv)
     if _left_over(parser, argv):
         # Whose words they are shows when each flag is parsed by itself.
-        strays = ((words[0], _left_over(parser, words)) for words in question["flags"])
+        strays = ((words[0], _left_over(parser, words)) for words in flags)
         raise next(_Mistake(f"{flag}: takes no value {stray[0]}") for flag, stray in strays if stray)
     if rules:
         os.environ["WORLD_SIZE"] = str(question["ranks"])

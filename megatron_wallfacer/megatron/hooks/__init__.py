@@ -13,6 +13,7 @@ rope               ``..rope_utils._apply_rotary_pos_emb_thd``                  p
 mean loss          ``..pipeline_parallel.schedules.forward_step_calc_loss``    mean over the group's tokens
 MTP loss           ``megatron.core.models.gpt.gpt_model.process_mtp_loss``     the same for extra layers
 MTP shift          ``..transformer.multi_token_prediction.roll_tensor``        padded documents
+generation         ``Attention._adjust_key_value_for_inference``                stops before the first token
 training log       ``megatron.training.training.training_log``                 metrics, with ``-log-metrics`` only
 =================  ==========================================================  ==============================
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_wallfacer.megatron.hook import Hook
-from megatron_wallfacer.megatron.layers import check_layers, count_layers, gather_counts
+from megatron_wallfacer.megatron.layers import advice_of_the_plugin, check_layers, count_layers, gather_counts
 
 
 def layers_hook(verify: Callable[[], None]) -> Hook:
@@ -19,7 +19,8 @@ def layers_hook(verify: Callable[[], None]) -> Hook:
             from megatron.core import parallel_state
 
             verify()
-            result = original(*args, **kwargs)
+            with advice_of_the_plugin():
+                result = original(*args, **kwargs)
             # Outside a forward pass, where pipeline stages would wait for each other: every rank is here now.
             counts = gather_counts(count_layers(result[0]))
             pipelines = dist.get_world_size() // parallel_state.get_pipeline_model_parallel_world_size()

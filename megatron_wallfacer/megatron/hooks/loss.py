@@ -1,4 +1,4 @@
-"""H7: mean losses are over the unmasked tokens of the whole context-parallel group."""
+"""H8: mean losses are over the unmasked tokens of the whole context-parallel group."""
 
 from __future__ import annotations
 

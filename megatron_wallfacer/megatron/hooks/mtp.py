@@ -1,4 +1,4 @@
-"""H8: losses of the extra layers of multi-token prediction, and the tokens that they shift."""
+"""H9: losses of the extra layers of multi-token prediction, and the tokens that they shift."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.hooks.arguments import arguments_hook
 from megatron_wallfacer.megatron.hooks.core_attention import core_attention_hooks
+from megatron_wallfacer.megatron.hooks.generation import generation_hook
 from megatron_wallfacer.megatron.hooks.groups import groups_hooks
 from megatron_wallfacer.megatron.hooks.layers import layers_hook
 from megatron_wallfacer.megatron.hooks.loss import loss_hook
@@ -24,7 +25,7 @@ class Hooks:
         session: what they share.
         always: installed by :meth:`install`.
         when_on: installed when the flags turn the plugin on.
-        when_trained: too, for losses; of Megatrons that bring a training loop.
+        when_looped: too, of Megatrons that bring a training loop: losses, and no generation.
         when_packed: too, where they ask for packed sequences that are cut as a whole.
         when_logged: too, where they ask for metrics.
         loss_in_tiles, mlp_in_tiles: too, where they ask for tiles of tokens.
@@ -38,7 +39,11 @@ class Hooks:
             *core_attention_hooks(session),
             layers_hook(self.verify),
         )
-        self.when_trained: tuple[Hook, ...] = (loss_hook(session), *mtp_hooks())
+        self.when_looped: tuple[Hook, ...] = (
+            loss_hook(session),
+            *mtp_hooks(),
+            generation_hook(session),
+        )
         self.when_packed: tuple[Hook, ...] = (rope_hook(),)
         self.when_logged: tuple[Hook, ...] = (metrics_hook(session),)
         self.loss_in_tiles: tuple[Hook, ...] = (loss_tiles_hook(session),)
@@ -50,7 +55,7 @@ class Hooks:
         return (
             *self.always,
             *self.when_on,
-            *self.when_trained,
+            *self.when_looped,
             *self.when_packed,
             *self.when_logged,
             *self.loss_in_tiles,
@@ -82,7 +87,7 @@ class Hooks:
 
     def _switch_on(self) -> None:
         self._apply(self.when_on)
-        self._apply(self.when_trained)
+        self._apply(self.when_looped)
         if cuts_sequence(self.session.args):
             self._apply(self.when_packed)
         if self.session.settings is not None and self.session.settings.log_metrics:

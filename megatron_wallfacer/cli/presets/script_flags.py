@@ -1,0 +1,67 @@
+"""Flags that a Megatron script adds to Megatron's parser (``extra_args_provider``), read from its source."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def flags_of_script(script: Path) -> frozenset[str]:
+    """Return the flags that a script, or a module that it imports, names in a call of ``add_argument``.
+
+    Nothing is run. Modules in the script's folder are followed further; of others, such as Megatron's, only those
+    that the script itself imports are read.
+
+    Args:
+        script: path of the script.
+    """
+    flags: set[str] = set()
+    folder, read, waiting = script.resolve().parent, set[Path](), [script.resolve()]
+    while waiting:
+        file = waiting.pop()
+        if file in read:
+            continue
+        read.add(file)
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        flags.update(_added(tree))
+        if file.parent == folder:
+            waiting += _imported(tree, folder)
+    return frozenset(flags)
+
+
+def _added(tree: ast.AST) -> Iterator[str]:
+    """Flags in calls of ``add_argument``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            for word in node.args:
+                if isinstance(word, ast.Constant) and isinstance(word.value, str) and word.value.startswith("--"):
+                    yield word.value
+
+
+def _imported(tree: ast.AST, folder: Path) -> Iterator[Path]:
+    """Files of imported modules, where one is found from the script's folder on."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            # The standard library and packages without a path have no flags for Megatron.
+            if name.partition(".")[0] not in sys.stdlib_module_names:
+                yield from _files(name, folder)
+
+
+def _files(name: str, folder: Path) -> Iterator[Path]:
+    """The file of a module in the script's folder, else on the path."""
+    for root in (folder, *map(Path, sys.path)):
+        place = root.joinpath(*name.split("."))
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file():
+                yield file
+                return

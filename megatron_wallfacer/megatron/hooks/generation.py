@@ -1,0 +1,44 @@
+"""H10: attention does not generate with a cache of keys and values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.session import Session
+
+
+def generation_hook(session: Session) -> Hook:
+    """Return the hook on the one place where Megatron puts keys and values into a cache, before attention computes.
+
+    A cache holds the tokens of one rank, not those of its context-parallel group: a prompt would be computed wrongly.
+    """
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
+        def _adjust_key_value_for_inference(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            context = signature.bind(layer, *args, **kwargs).arguments["inference_context"]
+            ours = isinstance(layer.core_attention, WallfacerCoreAttention)
+            if context is not None and ours:
+                assert session.args is not None
+                raise WallfacerError(
+                    f"layer {layer.layer_number}: --wallfacer-cp-size {session.args.wallfacer_cp_size}: must be left "
+                    "out to generate with a cache of keys and values, Megatron's own attention does it"
+                )
+            return original(layer, *args, **kwargs)
+
+        return _adjust_key_value_for_inference
+
+    return Hook(
+        name="generation",
+        target="megatron.core.transformer.attention:Attention._adjust_key_value_for_inference",
+        since=(0, 17),
+        until=(0, 21),
+        parameters=("inference_context",),
+        wrap=wrap,
+    )
