@@ -12,7 +12,8 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.compiled import CompiledPass, compile_pass
 from megatron_wallfacer.engine.execute import execute
-from megatron_wallfacer.engine.graphed import Graphs, contiguous_strides
+from megatron_wallfacer.engine.foreign import ForeignCaptures
+from megatron_wallfacer.engine.graphed import Graphs
 from megatron_wallfacer.engine.timeline import Recorder, nothing
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
@@ -37,7 +38,7 @@ class Runtime:
         scale: of the scores.
         recorder: observes passes, operations and waits.
         softcap: cap of the scores; 0 for none.
-        graphs: CUDA graphs of passes; None for eager passes.
+        graphs: runs passes as CUDA graphs, or inside those of another owner; None for eager passes alone.
     """
 
     transfers: Transfers
@@ -45,7 +46,7 @@ class Runtime:
     scale: float
     recorder: Recorder = nothing
     softcap: float = 0.0
-    graphs: Graphs | None = None
+    graphs: Graphs | ForeignCaptures | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Call:
     layer: int | None = None
     number: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
     run: Callable[..., tuple[list[Tensor], list[Tensor]]] = field(init=False, compare=False, repr=False)
-    #: Strides for which passes are lowered. Static inputs of graphs are contiguous, whatever the call's tensors are.
+    #: Strides for which passes are lowered.
     _strides: Callable[[Tensor], tuple[int, ...]] = field(init=False, compare=False, repr=False)
     #: Passes of calls that are alike but for the recorder are compiled once.
     _alike: int = field(init=False, compare=False, repr=False)
@@ -81,7 +82,7 @@ class Call:
         # Documents differ with every micro-batch: a graph of theirs would not be used again.
         graphs = runtime.graphs if self.mask.documents is None else None
         object.__setattr__(self, "run", execute if graphs is None else graphs.run)
-        object.__setattr__(self, "_strides", Tensor.stride if graphs is None else contiguous_strides)
+        object.__setattr__(self, "_strides", Tensor.stride if graphs is None else graphs.strides)
         _calls[self.number] = weakref.ref(self, lambda _, number=self.number: _calls.pop(number, None))
 
     def forward_pass(self, q: Tensor, k: Tensor, v: Tensor, *, sinks: bool) -> CompiledPass:

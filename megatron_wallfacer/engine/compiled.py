@@ -29,6 +29,7 @@ class CompiledPass:
 
     Attributes:
         program: what was bound.
+        kernel: the local one.
         device: of all tensors.
         reads_delta: some step reads delta of the rank's own rows.
         results: shape and dtype of each result.
@@ -44,6 +45,7 @@ class CompiledPass:
     """
 
     program: Program
+    kernel: Kernel
     device: torch.device
     reads_delta: bool
     results: tuple[tuple[tuple[int, ...], torch.dtype], ...]
@@ -97,6 +99,7 @@ def compile_pass(
     )
     return CompiledPass(
         program=program,
+        kernel=kernel,
         device=device,
         reads_delta=any(operand.buffer == "delta" for operand in program.operands),
         results=tuple((result.shape, wide if result.wide else dtype) for result in program.results),

@@ -18,10 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_wallfacer.engine.compiled import CompiledPass
-from megatron_wallfacer.engine.execute import allocate, count_received, execute, run_steps
+from megatron_wallfacer.engine.execute import allocate, count_received, run_steps
+from megatron_wallfacer.engine.foreign import ForeignCaptures, capturing
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.timeline import Recorder, nothing, observes
 from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.kernels.prepared import prepared_calls
 from megatron_wallfacer.schedule.rows import contiguous
 
 #: Passes that run eagerly before a capture.
@@ -68,7 +70,7 @@ class CudaCapture:
         return graph
 
     def in_progress(self) -> bool:
-        return torch.cuda.is_current_stream_capturing()
+        return capturing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,7 @@ class _StaticPass:
         inputs: the rank's own tensors and given values.
         results, kept: what the pass returns.
         workspace: everything else.
+        constants: of the kernel, whose tensors the graph reads.
     """
 
     graph: Graph
@@ -87,6 +90,7 @@ class _StaticPass:
     results: list[Tensor]
     kept: list[Tensor]
     workspace: Tensor
+    constants: list[Callable[..., object]]
 
     def replay(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Run the pass on other tensors of the same shapes; results and kept values are new tensors."""
@@ -96,16 +100,26 @@ class _StaticPass:
         return [x.clone() for x in self.results], [x.clone() for x in self.kept]
 
 
+def contiguous_strides(x: Tensor) -> tuple[int, ...]:
+    """Return the strides that a tensor has once it is contiguous."""
+    return contiguous(x.shape)
+
+
 class Graphs:
     """The captured passes of one set of process groups.
 
     Args:
         groups: of this rank; all ranks of the context-parallel group capture the same passes, in the same order.
         capture: makes a graph.
+        free: frees graphs of another owner; see :class:`megatron_wallfacer.engine.foreign.ForeignCaptures`.
     """
 
-    def __init__(self, groups: AxisGroups, capture: Capture) -> None:
+    #: Strides for which passes are lowered. Static inputs are contiguous, whatever the call's tensors are.
+    strides = staticmethod(contiguous_strides)
+
+    def __init__(self, groups: AxisGroups, capture: Capture, free: Callable[[], None] = lambda: None) -> None:
         self._groups, self._capture = groups, capture
+        self._eager = ForeignCaptures(free, capture.in_progress)
         # Keyed by object; an entry ends with its compiled pass.
         self._runs: WeakKeyDictionary[CompiledPass, int] = WeakKeyDictionary()
         self._passes: WeakKeyDictionary[CompiledPass, _StaticPass | None] = WeakKeyDictionary()
@@ -122,16 +136,16 @@ class Graphs:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run one pass as :func:`megatron_wallfacer.engine.execute.execute` does, by its graph where it has one.
 
-        A pass that is observed runs eagerly: a graph has no steps. So does a pass inside another capture.
+        A pass that is observed runs eagerly: a graph has no steps. A pass inside another capture is recorded there.
 
         Args:
             compiled: the pass, lowered for contiguous inputs.
             inputs, given, transfers, recorder: as there; inputs may have any strides.
         """
-        eager = observes(recorder) or self._capture.in_progress()
+        eager = observes(recorder) or self._eager.in_progress()
         static = None if eager else self._static_pass(compiled, (*inputs, *given))
         if static is None:
-            return execute(compiled, [x.contiguous() for x in inputs], given, transfers, recorder)
+            return self._eager.run(compiled, [x.contiguous() for x in inputs], given, transfers, recorder)
         with recorder(compiled.label):
             results, kept = static.replay((*inputs, *given))
         count_received(compiled, transfers)
@@ -144,6 +158,7 @@ class Graphs:
                 static.graph.reset()
         self._passes.clear()
         self._runs.clear()
+        self._eager.drop()
 
     def _static_pass(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass | None:
         """The captured pass; None where it runs eagerly. Captures it after its eager passes, which is collective."""
@@ -185,20 +200,16 @@ class Graphs:
             static = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
             results, kept, workspace = allocate(compiled)
             buffers = [*static, *results, *kept, workspace]
-            graph = self._capture(lambda: run_steps(compiled, buffers, nothing))
-        return _StaticPass(graph, static, results, kept, workspace)
+            with prepared_calls(compiled.kernel) as constants:
+                graph = self._capture(lambda: run_steps(compiled, buffers, nothing))
+        return _StaticPass(graph, static, results, kept, workspace, constants)
 
 
-def graphs_of(transfers: Transfers) -> Graphs:
+def graphs_of(transfers: Transfers, free: Callable[[], None] = lambda: None) -> Graphs:
     """Return the CUDA graphs of passes over these groups; made once, dropped before the groups are closed."""
     if transfers.graphs is None:
-        transfers.graphs = Graphs(transfers.groups, CudaCapture())
+        transfers.graphs = Graphs(transfers.groups, CudaCapture(), free)
     return transfers.graphs
-
-
-def contiguous_strides(x: Tensor) -> tuple[int, ...]:
-    """Return the strides that a tensor has once it is contiguous."""
-    return contiguous(x.shape)
 
 
 def _first_failed(groups: AxisGroups, device: torch.device, failed: bool) -> int | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.byte_cache import INTEGER_BYTES, byte_cache
 from megatron_wallfacer.kernels.capabilities import Capabilities, Inputs
 from megatron_wallfacer.kernels.pieces import backward_in_pieces, forward_in_pieces
-from megatron_wallfacer.kernels.protocol import AttnSpec
+from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
 from megatron_wallfacer.kernels.windows import strips
 from megatron_wallfacer.schedule.attn_tile import AttnTile, documents_of
 
@@ -125,6 +126,42 @@ class PreparedKernel(ABC):
     def _check(self, spec: AttnSpec) -> None:
         if spec.softcap and not self.capabilities.softcap:
             raise OptionError("softcap", spec.softcap, f"0 with kernel {self.name}, which does not cap logits")
+
+
+#: Attributes of a kernel that look up prepared calls.
+_LOOKUPS = ("_forward_call", "_backward_call", "_varlen_forward_call", "_varlen_backward_call")
+
+
+@contextmanager
+def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
+    """Collect the prepared calls that a kernel looks up, pieces included.
+
+    A CUDA graph reads the device tensors of these calls at each replay. Caches of calls are bounded, so the
+    owner of the graph holds the calls.
+
+    Args:
+        kernel: of one that prepares nothing, nothing is collected.
+    """
+    used: list[Callable[..., object]] = []
+    if not isinstance(kernel, PreparedKernel):
+        yield used
+        return
+    lookups = {name: getattr(kernel, name) for name in _LOOKUPS}
+
+    def collecting(lookup: Callable[..., Callable[..., object]]) -> Callable[..., Callable[..., object]]:
+        def look_up(*key: object) -> Callable[..., object]:
+            used.append(lookup(*key))
+            return used[-1]
+
+        return look_up
+
+    for name, lookup in lookups.items():
+        setattr(kernel, name, collecting(lookup))
+    try:
+        yield used
+    finally:
+        for name, lookup in lookups.items():
+            setattr(kernel, name, lookup)
 
 
 def deterministic_requested() -> bool:

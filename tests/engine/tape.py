@@ -14,7 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from megatron_wallfacer.engine.operators import run_attention, run_attention_backward
 from megatron_wallfacer.engine.transfers import Action, BoundTransfer, Transfers
+
+#: Operators of the package are recorded piece by piece.
+_PIECES = {"wallfacer::attention": run_attention, "wallfacer::attention_backward": run_attention_backward}
 
 
 class TapeCall(NamedTuple):
@@ -62,7 +66,12 @@ class TapeCapture:
         return tape
 
     def in_progress(self) -> bool:
-        return self.others
+        return self.others or recording()
+
+
+def recording() -> bool:
+    """Whether some capture is being made."""
+    return _Operators.current is not None
 
 
 class _Operators(TorchDispatchMode):
@@ -73,17 +82,26 @@ class _Operators(TorchDispatchMode):
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self._tape = tape
+        self._before: list[Tape | None] = []
 
     def __enter__(self) -> Any:
+        self._before.append(_Operators.current)
         _Operators.current = self._tape
         return super().__enter__()
 
     def __exit__(self, *args: Any) -> None:
-        _Operators.current = None
+        _Operators.current = self._before.pop()
         super().__exit__(*args)
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if operator.name() in _PIECES:
+            with self:
+                return _PIECES[operator.name()](*args, **kwargs)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd"):
+            # Inside an operator of the package such a one arrives whole: ``to`` may be a view or a copy.
+            with self:
+                return operator.decompose(*args, **kwargs)
         results = operator(*args, **kwargs)
         aliases = [value.alias_info for value in operator._schema.returns]
         if operator.name().startswith("aten::empty") or any(alias and not alias.is_write for alias in aliases):

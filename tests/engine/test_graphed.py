@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.pass_cache import PassCache
 from megatron_wallfacer.engine.timeline import Timeline, nothing
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
+from megatron_wallfacer.megatron.keep import Keeper
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.memory import graph_bytes
@@ -110,8 +113,11 @@ def held(call: Call) -> list[tuple[int, int]]:
     ]
 
 
-def unwaited(tape: Tape) -> list[str]:
-    """What is wrong with the transfers of a capture: each is started, and waited for once after that."""
+def unwaited(tape: Tape, passes: int = 1) -> list[str]:
+    """What is wrong with the transfers of a capture: each is started, and waited for once after that.
+
+    Numbers of transfers begin anew in each of the ``passes`` in the capture.
+    """
     order: dict[str, list[str]] = {}
     for call in tape.calls:
         kind, _, number = call.name.partition(" ")
@@ -120,7 +126,7 @@ def unwaited(tape: Tape) -> list[str]:
     return [
         f"{number}: {kinds}"
         for number, kinds in order.items()
-        if [k for k in kinds if k != "post"] != ["start", "wait"]
+        if [k for k in kinds if k != "post"] not in [["start", "wait"] * times for times in range(1, passes + 1)]
     ]
 
 
@@ -228,12 +234,13 @@ def test_an_observed_pass_runs_eagerly() -> None:
 
 def test_a_pass_inside_another_capture_is_recorded_there(one: tuple[Call, TapeCapture]) -> None:
     call, capture = one
+    both_passes(call, 0)
     capture.others = True
     for seed in range(RUNS):
         both_passes(call, seed)
     assert capture.tapes == []
     capture.others = False
-    for seed in range(EAGER_PASSES):
+    for seed in range(EAGER_PASSES - 1):
         both_passes(call, seed)
     assert capture.tapes == [], "passes of another capture are no warm-up"
 
@@ -306,6 +313,48 @@ def test_a_limited_number_of_passes_is_captured(
     assert len(capture.tapes) == LIMIT
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith(f"RuntimeError: {LIMIT} passes have one already")
+
+
+def test_what_a_replay_reads_outlives_the_kernels_cache(one: tuple[Call, TapeCapture]) -> None:
+    """Boundaries of documents or sequences on a device belong to prepared calls, whose cache is bounded."""
+    call, _ = one
+    for seed in range(EAGER_PASSES + 1):
+        both_passes(call, seed)
+    statics = call.runtime.graphs._passes.values()
+    prepared = weakref.WeakSet(constant for static in statics for constant in static.constants)
+    assert len(prepared) == 2
+    call.runtime.kernel._forward_call.cache_clear()
+    call.runtime.kernel._backward_call.cache_clear()
+    gc.collect()
+    assert len(prepared) == 2
+    del statics
+    call.runtime.graphs.drop()
+    gc.collect()
+    assert not prepared
+
+
+def test_an_output_that_is_kept_is_that_of_its_own_pass(one: tuple[Call, TapeCapture]) -> None:
+    """``--wallfacer-keep-attention-output``: passes stay graphs, because results are copied out of them.
+
+    The keeper compares numbers of the device between passes, outside the graphs.
+    """
+    call, capture = one
+    eager, _ = make_call(call.plan, graphs=False)
+    keeper = Keeper("layer 1")
+    for step in range(3):
+        micro_batches = [[x.requires_grad_() for x in inputs(10 * step + seed, 0)[0]] for seed in range(3)]
+        with torch.no_grad():
+            first = [keeper.attend(*tensors, call) for tensors in micro_batches]
+        for tensors, out in zip(micro_batches, first, strict=True):
+            again, expected = keeper.attend(*tensors, call), attend(*tensors, eager)
+            assert torch.equal(again, out)
+            assert torch.equal(again, expected)
+            dout = torch.ones_like(out)
+            for x, y in zip(*(torch.autograd.grad(o, tensors, dout) for o in (again, expected)), strict=True):
+                assert torch.equal(x, y)
+    keeper.check_empty()
+    # Nine forward passes and as many backward, each run once.
+    assert [tape.replays for tape in capture.tapes] == [9 - EAGER_PASSES] * 2
 
 
 def test_a_graph_captured_in_inference_mode_serves_training(one: tuple[Call, TapeCapture]) -> None:

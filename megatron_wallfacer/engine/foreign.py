@@ -1,0 +1,88 @@
+"""Passes inside a CUDA graph of another owner, such as Megatron's graph of a layer.
+
+The owner captures what is launched, so a pass runs there as it does elsewhere. Its workspace comes from the memory
+pool of the graph, and every transfer is waited for before the pass ends. Two duties remain.
+
+* A capture must not compile kernels or copy constants to the device. An eager run of the same pass does it before.
+* A replay reads these constants. The owner's graph does not hold them: they are held here until the groups are closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.engine.compiled import CompiledPass
+from megatron_wallfacer.engine.execute import execute
+from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.kernels.prepared import prepared_calls
+
+
+def capturing() -> bool:
+    """Return whether what is launched on the current stream is recorded into a CUDA graph."""
+    return torch.cuda.is_current_stream_capturing()
+
+
+class ForeignCaptures:
+    """Runs passes, some of them inside captures of another owner.
+
+    Args:
+        free: frees the owner's graphs; called before the groups are closed if a pass was captured.
+        in_progress: whether a capture records what is launched at present.
+    """
+
+    #: Strides for which passes are lowered: those of the tensors.
+    strides = staticmethod(Tensor.stride)
+
+    def __init__(self, free: Callable[[], None] = lambda: None, in_progress: Callable[[], bool] = capturing) -> None:
+        self._free, self.in_progress = free, in_progress
+        self._ran: WeakSet[CompiledPass] = WeakSet()
+        # By identity: passes, and prepared calls of the kernel.
+        self._held: dict[int, object] = {}
+
+    def run(
+        self,
+        compiled: CompiledPass,
+        inputs: Sequence[Tensor],
+        given: Sequence[Tensor],
+        transfers: Transfers,
+        recorder: Recorder,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run one pass; see :func:`megatron_wallfacer.engine.execute.execute`.
+
+        Inside a capture nothing observes it, and received bytes are counted once, not at each replay.
+
+        Raises:
+            WallfacerError: a capture of a pass that has not run before.
+        """
+        if not self.in_progress():
+            done = execute(compiled, inputs, given, transfers, recorder)
+            self._ran.add(compiled)
+            return done
+        if compiled not in self._ran:
+            raise WallfacerError(
+                f"a CUDA graph captures a {compiled.label} of shapes that have not run before: "
+                "run the layer once with them, outside the capture"
+            )
+        with prepared_calls(compiled.kernel) as calls:
+            done = execute(compiled, inputs, given, transfers, nothing)
+        self._held.update((id(kept), kept) for kept in (compiled, *calls))
+        return done
+
+    def drop(self) -> None:
+        """Have the owner's graphs freed. To be called before their process groups are destroyed."""
+        if self._held:
+            self._free()
+        self._held.clear()
+
+
+def foreign_captures(transfers: Transfers, free: Callable[[], None]) -> ForeignCaptures:
+    """Return what runs passes over these groups, made once."""
+    if transfers.graphs is None:
+        transfers.graphs = ForeignCaptures(free)
+    return transfers.graphs
