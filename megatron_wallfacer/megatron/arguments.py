@@ -14,6 +14,7 @@ from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.select import KERNELS
 from megatron_wallfacer.megatron.chosen import Chosen, chosen_layers
 from megatron_wallfacer.megatron.graphs import wants_graphs
+from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs
 from megatron_wallfacer.megatron.planned import planned
 from megatron_wallfacer.megatron.tile_flags import LOSS, MLP, tiles_of
 from megatron_wallfacer.planning.search import Choice
@@ -43,6 +44,7 @@ class Settings:
         cuda_graphs: run passes as CUDA graphs.
         loss_tiles: tiles of tokens of the head and loss; None for all tokens at once.
         mlp_tiles: tiles of tokens of each dense MLP; None for all tokens at once.
+        megatron_graphs: flag by which Megatron's CUDA graphs hold attention, as typed; None where they do not.
     """
 
     plan: Plan
@@ -57,6 +59,7 @@ class Settings:
     cuda_graphs: bool = False
     loss_tiles: int | None = None
     mlp_tiles: int | None = None
+    megatron_graphs: str | None = None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -172,6 +175,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         wants_graphs(args),
         tiles_of(args, LOSS),
         tiles_of(args, MLP),
+        attention_in_graphs(args),
     )
 
 

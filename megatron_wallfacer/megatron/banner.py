@@ -9,7 +9,7 @@ import torch
 from megatron_wallfacer import __version__
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.switches import switches_in_effect
-from megatron_wallfacer.megatron.arguments import dtype_of, shape_of
+from megatron_wallfacer.megatron.arguments import Settings, dtype_of, shape_of
 from megatron_wallfacer.megatron.communicators import groups_text
 from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.session import Session
@@ -59,6 +59,7 @@ def banner(session: Session) -> str:
         **_TRANSFERS.get(settings.transfers, {}),
         "dtype": f"{_name(dtype)}; partial results and gradients travel as {_name(accumulation_dtype(dtype))}",
         **_cost_rows(settings.plan, shape, kept, graphs=settings.cuda_graphs),
+        **_megatron_graphs(settings),
     }
     window = getattr(args, "window_size", None)
     if window is not None:
@@ -110,6 +111,13 @@ def _cost_rows(
             limit = ratio(words(schedule, shape) / shape.unit, bound(plan.grid.cp_size, shape.kappa))
             rows[name] += f"; {limit:.2f}x the lower bound{' for undivided heads' if plan.grid.head > 1 else ''}"
     return rows | ({"cuda graphs": f"one of each pass for all layers; the two hold {_size(held)}"} if graphs else {})
+
+
+def _megatron_graphs(settings: Settings) -> dict[str, str]:
+    """Where Megatron's CUDA graphs hold attention."""
+    if settings.megatron_graphs is None:
+        return {}
+    return {"megatron's graphs": f"hold attention ({settings.megatron_graphs}), and its buffers in their memory pool"}
 
 
 def _switches(kernel: str, device: torch.device) -> str:

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
-from megatron_wallfacer.engine.graphed import graphs_of
 from megatron_wallfacer.engine.timeline import nothing
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.arguments import as_flag_error
 from megatron_wallfacer.megatron.chosen import left_to_megatron
 from megatron_wallfacer.megatron.extra_state import say_extra_state_is_ignored
+from megatron_wallfacer.megatron.graphs import runner_of
 from megatron_wallfacer.megatron.keep import Keeper
 from megatron_wallfacer.megatron.masks import is_window_layer, layer_mask
+from megatron_wallfacer.megatron.megatron_graphs import check_config
 from megatron_wallfacer.megatron.packed import Batch, check_layout
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.sinks import NAME, add_sinks, sharded_sinks
@@ -89,6 +90,7 @@ class WallfacerCoreAttention(nn.Module):
                 raise WallfacerError(f"{where}: {name} {value} is not supported with --wallfacer-cp-size")
         settings = self.session.settings
         assert settings is not None
+        check_config(config, settings.megatron_graphs, where)
         self.layer_number, self._config = layer_number, config
         self._causal = _is_causal(attn_mask_type, where)
         plan = settings.plan_of(window=is_window_layer(config, layer_number))
@@ -100,8 +102,7 @@ class WallfacerCoreAttention(nn.Module):
         self._tp_group = getattr(pg_collection, "tp", None)
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
         transfers = self.session.transfers(_cp_group(pg_collection), plan.grid)
-        graphs = graphs_of(transfers) if settings.cuda_graphs else None
-        runtime = Runtime(transfers, kernel, scale, self.session.recorder(), graphs=graphs)
+        runtime = Runtime(transfers, kernel, scale, self.session.recorder(), graphs=runner_of(settings, transfers))
         mask = layer_mask(config, layer_number, self._causal)
         self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.keep_gathered_q, layer=layer_number)
         # Evaluation is no part of a training step: nobody looks on.

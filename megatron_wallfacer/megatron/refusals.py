@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.chosen import refuse_left_layers
-from megatron_wallfacer.megatron.graphs import graphs_around_attention
 from megatron_wallfacer.megatron.keep import refuse_keeping
 from megatron_wallfacer.megatron.masks import window_refusal
+from megatron_wallfacer.megatron.megatron_graphs import graphs_around_attention
 from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.tile_flags import unsupported_with_loss_tiles, unsupported_with_mlp_tiles
 

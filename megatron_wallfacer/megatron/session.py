@@ -24,7 +24,7 @@ from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.megatron.agreement.start import Parsed
 from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
 from megatron_wallfacer.megatron.communicators import destroy_world, nccl_options
-from megatron_wallfacer.megatron.graphs import check_graphs
+from megatron_wallfacer.megatron.graphs import FLAG, check_graphs
 from megatron_wallfacer.megatron.metrics import StepSums, step_sums
 from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
 from megatron_wallfacer.megatron.timeline import StepRecorder
@@ -109,8 +109,9 @@ class Session:
             self.axis_groups = [connected(group, grid, kind, self.device, **options).groups for grid in grids]
         except OptionError as error:
             raise as_flag_error(error) from error
-        if self.settings.cuda_graphs:
-            check_graphs(self.axis_groups[0], os.environ)
+        for flag in (FLAG if self.settings.cuda_graphs else None, self.settings.megatron_graphs):
+            if flag is not None:
+                check_graphs(self.axis_groups[0], os.environ, flag)
         self._cp_groups[ranks] = group
         at_exit(destroy_world)
         if self.settings.timeline is not None:

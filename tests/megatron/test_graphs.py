@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Namespace
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_wallfacer.engine import graphed
+from megatron_wallfacer.engine.foreign import ForeignCaptures
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.ranges import Ranges
 from megatron_wallfacer.engine.timeline import nothing
@@ -18,8 +22,9 @@ from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import graphs
 from megatron_wallfacer.megatron import session as session_module
 from megatron_wallfacer.megatron.arguments import Settings
-from megatron_wallfacer.megatron.banner import _cost_rows
+from megatron_wallfacer.megatron.banner import _cost_rows, _megatron_graphs
 from megatron_wallfacer.megatron.core_attention import core_attention_class
+from megatron_wallfacer.megatron.megatron_graphs import free_graphs
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -27,6 +32,7 @@ from megatron_wallfacer.schedule.volume import Shape
 from tests.engine.tape import TapeCapture
 from tests.megatron.test_core_attention import CAUSAL, LoneSession, config
 
+INSIDE = "--cuda-graph-impl local"
 GROWING = "expandable_segments:True"
 
 NODES = {"one": ("a",) * 4, "two": ("a", "a", "b", "b")}
@@ -58,9 +64,15 @@ def test_where_messages_cannot_be_in_a_graph(
     return None
 
 
-def lone(cls: type[Session] = LoneSession, **more: object) -> Session:
-    """A session with the flag, on one rank."""
-    settings = Settings(make_plan("ring", 1), "auto", False, cuda_graphs=True)
+def test_the_message_names_the_flag_that_puts_messages_into_graphs() -> None:
+    groups = AxisGroups(Grid(ring_outer=4), 0, (0, 1, 2, 3), NODES["one"], {}, "gloo")
+    with pytest.raises(WallfacerError, match=f"^{INSIDE}: must be left out where the backend is gloo"):
+        graphs.check_graphs(groups, {}, INSIDE)
+
+
+def lone(cls: type[Session] = LoneSession, inside: str | None = None, **more: object) -> Session:
+    """A session on one rank with the flag, or with Megatron's graphs around attention."""
+    settings = Settings(make_plan("ring", 1), "auto", False, cuda_graphs=inside is None, megatron_graphs=inside)
     args = Namespace(distributed_timeout_minutes=1, **more)
     return cls((0, 19, 2), torch.device("cpu"), args=args, settings=settings)
 
@@ -69,8 +81,9 @@ def test_groups_are_checked_when_they_are_made(monkeypatch: pytest.MonkeyPatch) 
     made = SimpleNamespace(groups=AxisGroups(Grid(), 0, (0,), ("a",), {}, "gloo"))
     monkeypatch.setattr(session_module, "connected", lambda *args, **options: made)
     monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [0])
-    with pytest.raises(WallfacerError, match="must be left out where the backend is gloo"):
-        lone(Session).connect(object())
+    for inside in (None, INSIDE):
+        with pytest.raises(WallfacerError, match=f"^{inside or graphs.FLAG}: must be left out where the backend is gl"):
+            lone(Session, inside).connect(object())
 
 
 def test_the_flag_reaches_the_passes_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +95,42 @@ def test_the_flag_reaches_the_passes_of_a_layer(monkeypatch: pytest.MonkeyPatch)
     evaluated = layer.eval()(*tensors, None)
     assert [tape.replays for tape in capture.tapes] == [2]
     assert all(torch.equal(out, trained[0]) for out in (*trained, evaluated))
+
+
+def test_a_layer_inside_megatrons_graphs() -> None:
+    layer = core_attention_class(lone(inside=INSIDE))(
+        config(), 1, CAUSAL, "self", pg_collection=SimpleNamespace(cp="g")
+    )
+    assert isinstance(layer._call.runtime.graphs, ForeignCaptures)
+    assert layer._call.run == layer._unseen.run == layer._call.runtime.graphs.run
+
+
+def test_graphs_that_a_script_sets_in_code_are_refused() -> None:
+    layer = core_attention_class(lone())
+    with pytest.raises(WallfacerError, match=r"^layer 3: --cuda-graph-impl local: must be on the command line"):
+        layer(config(cuda_graph_impl="local"), 3, CAUSAL, "self", pg_collection=SimpleNamespace(cp="group"))
+
+
+def test_graphs_of_megatron_are_freed_before_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron has no list of its runners once their graphs are made; NCCL waits for graphs with its messages."""
+
+    class Runner:
+        pass
+
+    # Imported it takes ten seconds; its source has the names.
+    name = "megatron.core.transformer.cuda_graphs"
+    source = (Path(find_spec("megatron.core").origin).parent / "transformer" / "cuda_graphs.py").read_text()
+    assert all(text in source for text in ("class _CudaGraphRunner(", "self.fwd_graph = ", "self.bwd_graph = "))
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(_CudaGraphRunner=Runner))
+    reset: list[str] = []
+    runner = Runner()
+    runner.fwd_graph, runner.bwd_graph = (SimpleNamespace(reset=lambda name=name: reset.append(name)) for name in "fb")
+    for _ in range(2):
+        free_graphs()
+        assert reset == ["f", "b"]
+        assert runner.fwd_graph is runner.bwd_graph is None
+    monkeypatch.delitem(sys.modules, name)
+    free_graphs()
 
 
 def test_a_profile_shows_graphs() -> None:
@@ -97,3 +146,9 @@ def test_the_start_block_has_what_graphs_hold() -> None:
     assert "cuda graphs" not in _cost_rows(plan, shape, q_kept=False)
     row = _cost_rows(plan, shape, q_kept=False, graphs=True)["cuda graphs"]
     assert re.fullmatch(r"one of each pass for all layers; the two hold [\d.]+ MiB", row)
+
+
+def test_the_start_block_says_that_megatrons_graphs_hold_attention() -> None:
+    (text,) = _megatron_graphs(lone(inside=INSIDE).settings).values()
+    assert text == f"hold attention ({INSIDE}), and its buffers in their memory pool"
+    assert _megatron_graphs(lone().settings) == {}

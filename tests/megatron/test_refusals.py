@@ -11,13 +11,15 @@ import pytest
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import core_attention, refusals
-from megatron_wallfacer.megatron.graphs import graphs_around_attention
 from megatron_wallfacer.megatron.hooks import arguments as hooks_arguments
+from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs, unsupported_graphs
+from megatron_wallfacer.megatron.version import Version
 from tests.megatron.test_arguments import Parse, parse  # noqa: F401
 
 ON = "--wallfacer-cp-size 8"
 PACKED = "--dataloader-inter-document-masking"
 MODULES = "--cuda-graph-modules"
+GRAPHS = "--cuda-graph-impl local"
 LOCAL, OUTSIDE = (f"--cuda-graph-impl {name} {MODULES}" for name in ("local", "transformer_engine"))
 TABLES = Path(__file__).resolve().parents[2] / "docs" / "refusals.md"
 
@@ -46,14 +48,14 @@ REFUSED = {
     "--wallfacer-cuda-graphs --wallfacer-log-metrics --tensorboard-dir x": "--wallfacer-cuda-graphs: must be left out",
     "--qk-clip": "--qk-clip: must be left out",
     "--log-max-attention-logit": "--log-max-attention-logit: must be left out",
-    "--enable-cuda-graph": "--enable-cuda-graph: must be left out",
-    "--external-cuda-graph": "--external-cuda-graph: must be left out",
-    "--cuda-graph-impl local": "--cuda-graph-impl local: must be left out with --wallfacer-cp-size, or limited by",
     "--cuda-graph-impl full_iteration": "--cuda-graph-impl full_iteration: must be left out",
-    f"{LOCAL} attn": f"{MODULES} attn: must be among moe_router, moe_preprocess with --cuda-graph-impl local",
     # With this implementation Megatron captures the whole layer for the sake of its MLP.
-    f"{LOCAL} mlp": f"{MODULES} mlp: must be among moe_router, moe_preprocess with --cuda-graph-impl local",
-    f"{OUTSIDE} attn moe_router": f"{MODULES} attn moe_router: must be among mlp, moe, moe_router, moe_preprocess",
+    f"{LOCAL} mlp --sft": f"{LOCAL} mlp: must be left out with --sft, or {MODULES} limited to moe_router",
+    f"{OUTSIDE} attn moe_router {PACKED}": f"{OUTSIDE} attn moe_router: must be left out with {PACKED}, or {MODULES}",
+    f"--wallfacer-timeline x {GRAPHS}": f"{GRAPHS}: must be left out with --wallfacer-timeline, or {MODULES} limited",
+    f"--wallfacer-log-metrics --tensorboard-dir x {GRAPHS}": f"{GRAPHS}: must be left out with --wallfacer-log-metrics",
+    f"--wallfacer-keep-attention-output --recompute-activations {GRAPHS}": f"{GRAPHS}: must be left out with --wallf",
+    f"--wallfacer-transfers staged {GRAPHS}": f"{GRAPHS}: must be left out with --wallfacer-transfers staged",
     "--cuda-graph-scope full_iteration": "--cuda-graph-scope full_iteration: must be left out",
     "--position-embedding-type relative": "--position-embedding-type relative: must be rope",
     "--transformer-impl inference_optimized": "--transformer-impl inference_optimized: must be local or",
@@ -149,17 +151,49 @@ def test_the_docs_list_what_a_layer_refuses() -> None:
         f"{OUTSIDE} mlp moe_router moe_preprocess",
         "--cuda-graph-impl transformer_engine --cuda-graph-scope moe_router",
         f"--external-cuda-graph {MODULES} mlp",
+        GRAPHS,
+        "--enable-cuda-graph --wallfacer-cuda-graphs",
+        f"{OUTSIDE} attn --recompute-activations",
     ],
 )
 def test_what_is_supported_is_not_refused(parse: Parse, flags: str) -> None:  # noqa: F811
     refusals.refuse_unsupported(parse(*ON.split(), *flags.split()).args)
 
 
-@pytest.mark.parametrize(("scope", "refused"), [("attn", True), ("moe_router", False), ("", True)])
-def test_graphs_of_megatron_0_17_are_limited_by_their_scope(scope: str, refused: bool) -> None:
-    old = argparse.Namespace(cuda_graph_impl="local", cuda_graph_scope=scope.split())
-    assert (graphs_around_attention(old, ()) is not None) == refused
-    assert "--cuda-graph-scope" in (graphs_around_attention(old, ()) or "--cuda-graph-scope")
+WHOLE = "must be left out with --wallfacer-cp-size, attention inside a graph of the whole iteration is not supported"
+LATER = "needs Megatron 0.19 or later with --wallfacer-cp-size, or --cuda-graph-"
+#: Release of Megatron, implementation, modules or scopes; what is said. None: they hold no attention; empty: they
+#: may hold it.
+BY_RELEASE = [
+    ((0, 17, 1), "local", "moe_router", None),
+    ((0, 17, 1), "local", "attn", LATER),
+    ((0, 17, 1), "local", "moe_router mlp", LATER),
+    ((0, 17, 1), "local", "", LATER),
+    ((0, 17, 1), "local", "full_iteration", WHOLE),
+    ((0, 17, 1), "transformer_engine", "mlp moe moe_router moe_preprocess", None),
+    ((0, 17, 1), "transformer_engine", "attn", ""),
+    ((0, 18, 2), "local", "moe_preprocess moe_router", None),
+    ((0, 18, 2), "local", "", LATER),
+    ((0, 18, 2), "full_iteration", "", WHOLE),
+    ((0, 19, 0), "local", "moe_router", None),
+    ((0, 19, 0), "local", "mlp", ""),
+    ((0, 19, 0), "local", "", ""),
+    ((0, 19, 0), "transformer_engine", "moe mlp", None),
+    ((0, 20, 0), "local", "attn", ""),
+    ((0, 20, 0), "none", "", None),
+]
+
+
+@pytest.mark.parametrize(("version", "implementation", "modules", "said"), BY_RELEASE)
+def test_graphs_of_each_release(version: Version, implementation: str, modules: str, said: str | None) -> None:
+    name = "cuda_graph_scope" if version < (0, 18) else "cuda_graph_modules"
+    args = argparse.Namespace(cuda_graph_impl=implementation, **{name: modules.split()})
+    held = attention_in_graphs(args)
+    assert (held is None) == (said is None)
+    if held is not None:
+        found = unsupported_graphs(args, version) or ""
+        assert found.startswith(f"{held}: {said}" if said else "")
+        assert bool(found) == bool(said)
 
 
 def test_without_context_parallelism_nothing_is_cut(parse: Parse) -> None:  # noqa: F811
