@@ -83,6 +83,14 @@ def parts(*, smoke: bool) -> tuple[Part, ...]:
             (command("accuracy", "accuracy", share=40),),
         ),
         Part(
+            "graphs",
+            f"CUDA graphs: every kind of tile, every scheme on {few} ranks of one card, replays against eager passes",
+            (
+                command("graph-tiles", "graph_tiles", share=15),
+                command("graph-schemes", "graph_schemes", share=45, ranks=few, variables=_ONE_CONNECTION),
+            ),
+        ),
+        Part(
             "speed",
             "Efficiency, tiles, memory, gaps",
             (

@@ -147,6 +147,11 @@ def test_every_part_runs_small_on_a_cpu(tmp_path: Path) -> None:
     assert trained["cp 2, team-ring"] == trained["tp 2 x cp 2"] == "ok"
     job = table_rows(tmp_path / "job" / "jobs.csv")
     assert [row["verdict"] for row in job if row["run"].startswith("usual job, ")] == ["ok", "ok"]
+    graphs = table_rows(tmp_path / "graph-schemes" / "graph-schemes-2.csv")
+    assert {row["own, largest difference"] for row in graphs if row["verdict"] == "ok"} == {"0.0e+00"}
+    assert {row["verdict"] for row in graphs if row["scheme"] in ("team-ring", "ring", "ulysses")} == {"ok"}
+    tiles = table_rows(tmp_path / "graph-tiles" / "graph-tiles.csv")
+    assert {row["tile"] for row in tiles if row["verdict"] == "ok"} >= {"causal", "full", "wide", "tall", "window"}
     peers = table_rows(tmp_path / "peers-2" / "peers-2.csv")
     assert {row["verdict"] for row in peers if row["contender"].startswith(("auto", "stand-in for te p2p"))} == {"ok"}
     assert (tmp_path / "training" / "parity" / "megatron-s-layers-tp-2-x-cp-2.log").stat().st_size > 1000
@@ -157,7 +162,7 @@ def test_one_part_alone_and_the_list() -> None:
     assert [line.split()[0] for line in listed if line] == [part.name for part in parts(smoke=False)]
     done = run_script("--only", "speeed")
     assert done.returncode == 2
-    assert "--only speeed: must be one of schemes, training, job, accuracy, speed, peers" in done.stderr
+    assert "--only speeed: must be one of schemes, training, job, accuracy, graphs, speed, peers" in done.stderr
 
 
 def test_the_script_wants_a_gpu() -> None:
