@@ -26,7 +26,7 @@ class _Implementation(NamedTuple):
     why: str = ""
 
 
-#: With ``local`` a layer that has ``mlp`` or ``moe`` among its modules is captured whole
+#: With ``local`` a layer that has ``attn``, ``mlp`` or ``moe`` among its modules is captured whole
 #: (``TransformerLayer.create_mcore_cudagraph_manager``).
 _IMPLEMENTATIONS = {
     "local": _Implementation(
@@ -73,6 +73,22 @@ def attention_in_graphs(args: argparse.Namespace) -> str | None:
     return (
         f"{flag} {' '.join(modules)}" if known is None or _WHOLE in modules else f"{typed} {flag} {' '.join(modules)}"
     )
+
+
+def mlp_in_graphs(args: argparse.Namespace) -> str | None:
+    """Return the flag, as typed, by which Megatron's CUDA graphs hold dense MLPs; None where they hold none.
+
+    Args:
+        args: Megatron's arguments.
+    """
+    implementation, typed = _implementation(args)
+    flag, modules = _modules(args)
+    if implementation == "none":
+        return None
+    holding = ("attn", "mlp") if implementation == "local" else ("mlp",)
+    if modules and not set(modules) & set(holding):
+        return None
+    return f"{typed} {flag} {' '.join(modules)}" if modules else typed
 
 
 def unsupported_graphs(args: argparse.Namespace, version: Version) -> str | None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.megatron_graphs import mlp_in_graphs
 from megatron_wallfacer.megatron.version import megatron_version, version_text
 
 LOSS, MLP = "--wallfacer-loss-tiles", "--wallfacer-mlp-tiles"
@@ -69,9 +70,9 @@ def unsupported_with_mlp_tiles(args: argparse.Namespace, argv: Sequence[str]) ->
     modules = getattr(args, "recompute_modules", None) or ()
     if args.recompute_granularity == "selective" and "mlp" in modules:
         return f"{MLP}: must be left out with --recompute-modules mlp, each tile is recomputed already"
-    graphs = getattr(args, "cuda_graph_impl", "none")
-    if graphs != "none" and "mlp" in _names(getattr(args, "cuda_graph_modules", ())):
-        return f"{MLP}: must be left out with --cuda-graph-impl {graphs} --cuda-graph-modules mlp, {_CAPTURE}"
+    held = mlp_in_graphs(args)
+    if held is not None:
+        return f"{MLP}: must be left out with {held}, {_CAPTURE}"
     return _unsupported(MLP, _OF_MLP, args)
 
 
@@ -82,10 +83,6 @@ def _unsupported(flag: str, reasons: dict[str, str], args: argparse.Namespace) -
             other = f"--{attribute.replace('_', '-')}{'' if value is True else f' {value}'}"
             return f"{flag}: must be left out with {other}, {reason}"
     return None
-
-
-def _names(modules: object) -> list[str]:
-    return [getattr(module, "name", module) for module in (modules if isinstance(modules, (list, tuple)) else ())]
 
 
 def _attribute(flag: str) -> str:

@@ -68,6 +68,7 @@ REFUSED = {
     "--wallfacer-mlp-tiles 4 --mlp-chunks-for-training 2": "--wallfacer-mlp-tiles: must be left out with --mlp-chunks",
     "--wallfacer-mlp-tiles 4 --recompute-granularity selective --recompute-modules mlp": "--wallfacer-mlp-tiles: must "
     "be left out with --recompute-modules mlp",
+    f"--wallfacer-mlp-tiles 4 {GRAPHS}": f"--wallfacer-mlp-tiles: must be left out with {GRAPHS}, a captured graph",
     f"--wallfacer-mlp-tiles 4 {OUTSIDE} mlp": "--wallfacer-mlp-tiles: must be left out with --cuda-graph-impl trans",
     "--wallfacer-loss-tiles 4 --mtp-num-layers 1": "--wallfacer-loss-tiles: must be left out with --mtp-num-layers 1",
     "--wallfacer-loss-tiles 4 --defer-embedding-wgrad-compute": "--wallfacer-loss-tiles: must be left out with --defer",
