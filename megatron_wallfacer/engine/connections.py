@@ -15,6 +15,7 @@ from megatron_wallfacer.engine.leaving import at_exit
 from megatron_wallfacer.engine.merge import check_rows
 from megatron_wallfacer.engine.staged import check_transfers, make_transfers, message_device
 from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.engine.waits.watch import start_watch
 from megatron_wallfacer.schedule.grid import Grid
 
 # The key holds the group itself and not its ranks: two groups of the same ranks die at different times. As long as an
@@ -67,6 +68,7 @@ def connected(
     made = _made[group, grid, kind, device.type] = make_transfers(kind, axis_groups)
     if dist.is_initialized():
         at_exit(close_groups)
+        start_watch()
     return made
 
 

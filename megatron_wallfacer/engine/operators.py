@@ -16,6 +16,7 @@ from torch import Tensor
 from megatron_wallfacer.engine.call import Call, call_of_number
 from megatron_wallfacer.engine.failures import closed_error, fail
 from megatron_wallfacer.engine.merge import add_sinks, row_sums, sinks_gradient
+from megatron_wallfacer.engine.waits.progress import PROGRESS
 from megatron_wallfacer.errors import OptionError
 
 _LIBRARY = torch.library.Library("wallfacer", "FRAGMENT")
@@ -43,6 +44,7 @@ def run_attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: i
         WallfacerError: another rank failed in this pass, or any rank in an earlier one.
     """
     known = call_of_number(call)
+    PROGRESS.layer, PROGRESS.backward, PROGRESS.passes = known.layer, False, PROGRESS.passes + 1
     if known.runtime.transfers.failure:
         raise closed_error(known.runtime.transfers.failure)
     try:
@@ -71,6 +73,7 @@ def run_attention_backward(
         WallfacerError: another rank failed in this pass, or any rank in an earlier one.
     """
     known = call_of_number(call)
+    PROGRESS.layer, PROGRESS.backward, PROGRESS.passes = known.layer, True, PROGRESS.passes + 1
     if known.runtime.transfers.failure:
         raise closed_error(known.runtime.transfers.failure)
     try:

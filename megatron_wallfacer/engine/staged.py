@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers
+from megatron_wallfacer.engine.waits.progress import PROGRESS
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.program import Transfer
 
@@ -28,6 +29,7 @@ class StagedTransfers(Transfers):
     def bind(self, number: int, transfer: Transfer, device: torch.device) -> BoundTransfer:
         group = self.groups.groups[transfer.channel]
         sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
+        labels = self._labels(transfer)
 
         def post(operands: Sequence[Tensor], works: list[Any]) -> None:
             landings = [self._landing(operands[packet.operand]) for packet in receives]
@@ -48,8 +50,12 @@ class StagedTransfers(Transfers):
 
         def wait(operands: Sequence[Tensor], works: list[Any]) -> None:
             posted, landings, _ = works[number]
-            for work in posted:
-                work.wait()
+            try:
+                for PROGRESS.label, work in zip(labels, posted, strict=True):
+                    work.wait()
+            finally:
+                PROGRESS.label = None
+                PROGRESS.waits += 1
             for landing, packet in zip(landings, receives, strict=True):
                 operands[packet.operand].copy_(landing)
             works[number] = None

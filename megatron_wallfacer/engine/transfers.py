@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.pass_cache import PassCache
+from megatron_wallfacer.engine.waits.progress import PROGRESS, Label
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.schedule.program import Exchange, Packet, Transfer
 
@@ -70,11 +71,23 @@ class Transfers:
         """
         group = self.groups.groups[transfer.channel]
         if isinstance(transfer, Exchange):
-            return _all_to_all(number, group, transfer, [self._rank_in(group, rank) for rank in transfer.ranks])
+            ranks = [self._rank_in(group, rank) for rank in transfer.ranks]
+            return _all_to_all(number, group, transfer, ranks, self._label(transfer, transfer.ranks))
         sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
         if self.groups.backend == "gloo":
-            return _in_halves(number, group, sends, receives)
-        return _at_once(number, group, sends, receives, device)
+            return _in_halves(number, group, sends, receives, self._labels(transfer))
+        peers = [packet.peer for packet in (transfer.receives or transfer.sends)]
+        label = self._label(transfer, peers, sends=not transfer.receives)
+        return _at_once(number, group, sends, receives, device, label)
+
+    def _labels(self, transfer: Transfer) -> tuple[Label, ...]:
+        """The label of each work of a transfer: its receives, then its sends."""
+        receives = (self._label(transfer, [packet.peer]) for packet in transfer.receives)
+        return *receives, *(self._label(transfer, [packet.peer], sends=True) for packet in transfer.sends)
+
+    def _label(self, transfer: Transfer | Exchange, peers: Sequence[int], *, sends: bool = False) -> Label:
+        others = tuple(self.groups.global_ranks[peer] for peer in peers if peer != self.groups.rank)
+        return Label.of(transfer.payload, others, transfer.channel[0], sends=sends)
 
     def _in_group(self, group: dist.ProcessGroup, packets: Sequence[Packet]) -> tuple[Packet, ...]:
         """The same messages with peers as the group numbers them."""
@@ -85,7 +98,11 @@ class Transfers:
 
 
 def _in_halves(
-    number: int, group: dist.ProcessGroup, sends: Sequence[Packet], receives: Sequence[Packet]
+    number: int,
+    group: dist.ProcessGroup,
+    sends: Sequence[Packet],
+    receives: Sequence[Packet],
+    labels: Sequence[Label],
 ) -> BoundTransfer:
     """Receives are posted before the transfer starts: with gloo a message waits at the sender until then."""
 
@@ -97,7 +114,7 @@ def _in_halves(
             post(operands, works)
         works[number] += [group.send([operands[operand]], peer, tag) for peer, operand, tag in sends]
 
-    return BoundTransfer(post, start, _wait_for_all(number))
+    return BoundTransfer(post, start, _wait_for_all(number, labels))
 
 
 def _at_once(
@@ -106,6 +123,7 @@ def _at_once(
     sends: Sequence[Packet],
     receives: Sequence[Packet],
     device: torch.device,
+    label: Label,
 ) -> BoundTransfer:
     """One group operation, as ``torch.distributed.batch_isend_irecv`` makes it, without its checks of every call.
 
@@ -113,18 +131,27 @@ def _at_once(
     from leaving.
     """
 
+    # The works of a graph are not asked: their events are recorded in the capture.
+    captures = torch.cuda.is_current_stream_capturing if device.type == "cuda" else bool
+
     def start(operands: Sequence[Tensor], works: list[Any]) -> None:
         group._start_coalescing(device)
         for peer, operand, tag in receives:
             group.recv([operands[operand]], peer, tag)
         for peer, operand, tag in sends:
             group.send([operands[operand]], peer, tag)
-        works[number] = (group._end_coalescing(device),)
+        work = group._end_coalescing(device)
+        works[number] = (work,)
+        if not captures():
+            # After its wait the work holds no tensors, so it may outlive the pass.
+            PROGRESS.posted = label, work
 
-    return BoundTransfer(None, start, _wait_for_all(number))
+    return BoundTransfer(None, start, _wait_for_all(number, (label,)))
 
 
-def _all_to_all(number: int, group: dist.ProcessGroup, exchange: Exchange, ranks: Sequence[int]) -> BoundTransfer:
+def _all_to_all(
+    number: int, group: dist.ProcessGroup, exchange: Exchange, ranks: Sequence[int], label: Label
+) -> BoundTransfer:
     """One collective on bytes.
 
     Args:
@@ -132,6 +159,7 @@ def _all_to_all(number: int, group: dist.ProcessGroup, exchange: Exchange, ranks
         group: the head group.
         exchange: what is sent and received.
         ranks: of the parts, in the group.
+        label: of the wait.
     """
     if list(ranks) != list(range(group.size())):
         raise WallfacerError(f"parts of a head exchange are for ranks {ranks} of a group of {group.size()}")
@@ -142,13 +170,19 @@ def _all_to_all(number: int, group: dist.ProcessGroup, exchange: Exchange, ranks
     def start(operands: Sequence[Tensor], works: list[Any]) -> None:
         works[number] = (group.alltoall_base(operands[receive], operands[send], [], [], options),)
 
-    return BoundTransfer(None, start, _wait_for_all(number))
+    return BoundTransfer(None, start, _wait_for_all(number, (label,)))
 
 
-def _wait_for_all(number: int) -> Action:
+def _wait_for_all(number: int, labels: Sequence[Label]) -> Action:
+    """Wait for the works of a transfer; each is named by a label meanwhile (:mod:`megatron_wallfacer.engine.waits`)."""
+
     def wait(operands: Sequence[Tensor], works: list[Any]) -> None:
-        for work in works[number]:
-            work.wait()
+        try:
+            for PROGRESS.label, work in zip(labels, works[number], strict=True):
+                work.wait()
+        finally:
+            PROGRESS.label = None
+            PROGRESS.waits += 1
         works[number] = None
 
     return wait

@@ -265,9 +265,8 @@ class _Lowering:
                 yield Copy(
                     self.places.numbers_of([(self._own_packet(part, "received"), self._own_packet(part, "sent"))])
                 )
-            self.transfers[number] = Transfer(
-                move.channel, self._ends(move.sends, packets), self._ends(move.receives, self._arriving(move))
-            )
+            ends = self._ends(move.sends, packets), self._ends(move.receives, self._arriving(move))
+            self.transfers[number] = Transfer(move.channel, *ends, move.payload)
         self.coming |= {message.value: (number, move) for message in move.receives}
         yield SendReceive(number)
 
@@ -282,7 +281,7 @@ class _Lowering:
             length = aligned(length)
             assert [parts[rank].offset for rank in ranks] == [first + length * place for place in range(len(ranks))]
             regions.append(self.places.number(Operand(WORKSPACE, "bytes", (length * len(ranks),), (1,), first)))
-        return Exchange(move.channel, tuple(ranks), *regions)
+        return Exchange(move.channel, tuple(ranks), *regions, move.payload)
 
     def _own_packet(self, part: OwnPart, end: str) -> Operand:
         packet = self._own_part(part, end).packet

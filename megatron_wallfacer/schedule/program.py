@@ -164,11 +164,13 @@ class Transfer:
     Attributes:
         channel: (axis, ``inputs`` or ``results``), which names the process group.
         sends, receives: the messages.
+        payload: names of the tensors in each message, for messages about it.
     """
 
     channel: tuple[str, str]
     sends: tuple[Packet, ...]
     receives: tuple[Packet, ...]
+    payload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +181,14 @@ class Exchange:
         channel: names the process group, as that of a transfer.
         ranks: the group's ranks in its order, by their indices in the context-parallel group.
         send, receive: operands of the bytes of all parts, side by side in the order of ranks.
+        payload: names of the tensors in each part.
     """
 
     channel: tuple[str, str]
     ranks: tuple[int, ...]
     send: int
     receive: int
+    payload: tuple[str, ...] = ()
 
 
 class Result(NamedTuple):

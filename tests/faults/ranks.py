@@ -6,6 +6,8 @@ from tests.faults.row import NOT_TRIED, NOTHING, SINCE_CHECKPOINT, Row
 
 _START = "tests/megatron/agreement/test_start.py::test_every_rank_ends_with_a_line_for_the_setting"
 _PARSED = "tests/megatron/agreement/test_parsed.py"
+_WATCH = "tests/engine/waits/test_watch.py"
+_HANG = f"{_WATCH}::test_ranks_name_the_one_that_is_late_and_the_one_that_is_stopped"
 _EXCHANGE = "tests/engine/agreement/test_exchange.py"
 
 ROWS: tuple[Row, ...] = (
@@ -86,6 +88,33 @@ ROWS: tuple[Row, ...] = (
         "at once; else the group's timeout",
         "`--distributed-timeout-minutes`",
         "the rank's own error",
+        SINCE_CHECKPOINT,
+        NOT_TRIED,
+    ),
+    Row(
+        "a rank is slow, or hangs outside of attention",
+        "every rank that waits for it, directly or not, prints its own wait and names that rank, its host and its line",
+        "60 s",
+        "`WALLFACER_WAIT_S`, or SIGQUIT to any rank",
+        "`rank 3, layer 12 backward: no dK, dV from rank 2 (ring_outer) for 60 s`",
+        "nothing, unless the timeout of process groups ends the job",
+        (_HANG, f"{_WATCH}::test_a_long_wait_is_explained_once_with_its_cause", "tests/engine/waits/test_explain.py"),
+    ),
+    Row(
+        "a rank is stopped, or its node is cut off",
+        "as above",
+        "60 s",
+        "`WALLFACER_WAIT_S`, or SIGQUIT to any rank",
+        "`rank 2 waits for rank 1 on n17, which has given no sign of life for 31 s`",
+        SINCE_CHECKPOINT,
+        (_HANG, f"{_WATCH}::test_a_rank_that_publishes_no_more_is_silent"),
+    ),
+    Row(
+        "a rank hangs on NCCL, whose waits do not block the host",
+        "the thread asks the last messages that were started, outside graph capture",
+        "60 s",
+        "`WALLFACER_WAIT_S`",
+        "as above",
         SINCE_CHECKPOINT,
         NOT_TRIED,
     ),
