@@ -87,7 +87,7 @@ def predict(run: Path, calibrated_by: Path | None = None) -> list[Prediction]:
     table = plan_table(config.topology.ranks, config.topology.ranks_per_node) | dict(config.schemes)
     rows = [row for row in csv.DictReader((run / "summary.csv").open()) if not row["refusal"]]
     predictions = [
-        Prediction(row["scheme"], float(row["median_s"]), *_play(config, cluster, table[row["scheme"]]))
+        Prediction(row["scheme"], float(row["median_s"]), *simulate(config, cluster, table[row["scheme"]]))
         for row in rows
         if row["scheme"] in table
     ]
@@ -138,15 +138,22 @@ def cluster_of(config: Config, goodput: dict[str, float], processors: Processors
     )
 
 
-def _play(config: Config, cluster: Cluster, arguments: dict[str, Any]) -> tuple[float, float]:
-    """(Seconds, words)."""
+def simulate(config: Config, cluster: Cluster, arguments: dict[str, Any], draws: int = _DRAWS) -> tuple[float, float]:
+    """Return the mean seconds of some simulated runs, forward and backward, and the words that a rank receives.
+
+    Args:
+        config: the setting.
+        cluster: its cluster, see :func:`cluster_of`.
+        arguments: of ``make_plan``, and ``keep_gathered_q``.
+        draws: simulated runs.
+    """
     options, shape = dict(arguments), config.shard
     q_kept = bool(options.pop("keep_gathered_q", False))
     ranks = config.topology.ranks
     plan = make_plan(cp_size=ranks, q_heads=shape.q_heads, kv_heads=shape.kv_heads, **options)
     # Ranks share the processors, and so do not stay in step as those of a class would.
     choice = Choice(Job(cluster, shape, ranks), plan, q_kept)
-    return mean(choice.play_every_rank(draw).seconds for draw in range(_DRAWS)), choice.words
+    return mean(choice.play_every_rank(draw).seconds for draw in range(draws)), choice.words
 
 
 def as_table(predictions: Sequence[Prediction]) -> str:

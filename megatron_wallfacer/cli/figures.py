@@ -9,6 +9,7 @@ from dataclasses import asdict
 from megatron_wallfacer.cli.table import figure, show_table
 from megatron_wallfacer.planning.field import Measured, pairs_in_order, replay_field
 from megatron_wallfacer.planning.figures import READINGS, Better, Case, better, replay, summary
+from megatron_wallfacer.planning.usp import PUBLISHED_MFU, usp_steps
 
 #: Printed in full; of the others the summary.
 MAIN = "each"
@@ -47,15 +48,32 @@ def show_figure(number: int, *, as_json: bool = False) -> None:
 
 
 def show_field(*, as_json: bool = False) -> None:
-    """Print other systems' attention, a table or JSON."""
+    """Print other systems' attention and USP's training step, tables or JSON."""
+    steps = usp_steps()
     found = sorted(replay_field(), key=lambda one: (one.tokens, -one.published))
     right, pairs = pairs_in_order(found)
     if as_json:
-        print(json.dumps({"points": [asdict(one) for one in found], "right": right, "pairs": pairs}, indent=2))
+        usp = {"published_mfu": PUBLISHED_MFU, "steps": [asdict(one) for one in steps]}
+        points = [asdict(one) for one in found]
+        print(json.dumps({"points": points, "right": right, "pairs": pairs, "usp": usp}, indent=2))
         return
     print("Attention of other systems on 4 x 8 A800, causal, 40 heads x 128: TFLOP/s of a device. Nothing is fitted.")
     show_table((">tokens", "scheme", ">published", ">ours", "order"), _field_rows(found))
     print(f"order right for {right} of {pairs} pairs at the same length")
+    print("\nUSP's training step, Llama 3 8B, 208K tokens, 2 x 8 A800. Nothing is fitted.")
+    headings = ("recomputed", ">published MFU %", ">predicted MFU %", ">s", ">GB per rank", "80 GB")
+    rows = (
+        (
+            one.recompute,
+            figure(100 * PUBLISHED_MFU, 0),
+            figure(100 * one.mfu, 1),
+            figure(one.seconds, 1),
+            figure(one.memory_gb, 1),
+            "fits" if one.fits else "does not fit",
+        )
+        for one in steps
+    )
+    show_table(headings, rows)
 
 
 def _case_rows(case: Case) -> Iterable[tuple[str, ...]]:

@@ -13,6 +13,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning import paper
 from megatron_wallfacer.planning.field import Measured, pairs_in_order, replay_field
 from megatron_wallfacer.planning.figures import Case, better, replay, summary
+from megatron_wallfacer.planning.usp import PUBLISHED_MFU, usp_steps
 
 #: Bars whose sign comes out wrong where each C stands at its better placement: C = 2 across slow Ethernet.
 WRONG_SIGNS = {("A100_8", 65536, "wallfacer-2"), ("A100_8", 131072, "wallfacer-2")}
@@ -111,6 +112,14 @@ def test_the_order_of_the_field_with_nothing_fitted() -> None:
             assert one.predicted == pytest.approx(one.published, rel=0.1)
 
 
+def test_the_training_step_of_usp_with_nothing_fitted() -> None:
+    """Published 47 % MFU; what backward recomputes is not said, and without any the step does not fit."""
+    found = {one.recompute: one for one in usp_steps()}
+    assert [one.fits for one in found.values()] == [False, True, True]
+    assert found["full"].mfu < PUBLISHED_MFU < found["none"].mfu
+    assert found["keep-attention"].mfu == pytest.approx(PUBLISHED_MFU, rel=0.05)
+
+
 def test_a_wrong_order_is_counted() -> None:
     found = [Measured(1, "a", 100, 1), Measured(1, "b", 50, 2), Measured(1, "c", 49, 3), Measured(2, "d", 1, 1)]
     assert pairs_in_order(found) == (1, 3)
@@ -130,6 +139,7 @@ def test_the_command_prints_the_summary_and_the_wrong_orders(capsys: pytest.Capt
     text = run(capsys, "--field")
     assert "order right for 27 of 29 pairs" in text
     assert "published 4, ours 5" in text
+    assert "keep-attention               47             47.5" in text
 
 
 def test_the_command_plays_any_configuration(capsys: pytest.CaptureFixture[str], tmp_path) -> None:

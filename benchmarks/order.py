@@ -1,0 +1,140 @@
+"""Whether the simulator orders what was measured: ``python -m benchmarks.order``.
+
+Reads the committed tables of docs/benchmarks.md, one for each setting, and simulates each of our schemes in them. Links
+reach the goodput that those runs had; processors cost what ``configs/cluster/emulated-b-4x4.yaml`` (settings b) and
+``emulated-c-4x4.yaml`` (the others) say, which was measured on another day. No number comes from a scheme.
+
+Two claims for each setting: the measured time of the planner's choice is within 3 % of the fastest, and every pair of
+schemes that was measured more than 5 % apart is simulated in the same order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
+from pathlib import Path
+
+from benchmarks.calibrate import Processors
+from benchmarks.config import load_config
+from benchmarks.predict import Prediction, chosen_over_best, cluster_of, simulate
+from benchmarks.schemes import plan_table
+from megatron_wallfacer.planning.cluster import Host
+from megatron_wallfacer.planning.load import load_cluster
+
+ROOT = Path(__file__).parents[1]
+RESULTS, CONFIGS = ROOT / "docs/benchmarks.md", ROOT / "benchmarks/configs"
+#: Parts of the rates between and within nodes that one message reached in the committed runs.
+GOODPUT = {"inter": 0.973, "intra": 0.95}
+#: Measured times further apart than this are told apart; the choice may be slower than the fastest by so much.
+APART, NEAR = 1.05, 1.03
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Committed results of one setting, simulated.
+
+    Attributes:
+        name: of its configuration.
+        predictions: one for each of our schemes.
+    """
+
+    name: str
+    predictions: Sequence[Prediction]
+
+    @property
+    def pairs(self) -> list[tuple[Prediction, Prediction]]:
+        """Pairs (faster, slower) that were measured more than 5 % apart."""
+        ordered = sorted(self.predictions, key=lambda one: one.measured_s)
+        return [(a, b) for a, b in combinations(ordered, 2) if b.measured_s > APART * a.measured_s]
+
+    @property
+    def wrong(self) -> list[tuple[Prediction, Prediction]]:
+        """Those of the pairs that are simulated the other way round."""
+        return [(a, b) for a, b in self.pairs if a.played_s >= b.played_s]
+
+    @property
+    def choice(self) -> float:
+        """Measured time of the planner's choice over the least measured time."""
+        return chosen_over_best(self.predictions)
+
+    @property
+    def holds(self) -> bool:
+        """Whether both claims do."""
+        return self.choice <= NEAR and not self.wrong
+
+
+def measured(page: str) -> dict[str, dict[str, float]]:
+    """Return the measured medians in seconds, by setting and scheme, from the tables of the page."""
+    found: dict[str, dict[str, float]] = {}
+    for section in re.split(r"^#+ ", page, flags=re.MULTILINE)[1:]:
+        title, _, text = section.partition("\n")
+        name = re.search(r"\(`([\w-]+)`\)$", title)
+        rows = re.findall(r"^\| ([\w-]+) \| (\d+\.\d+) \|", text, flags=re.MULTILINE)
+        if name and rows:
+            found[name[1]] = {scheme: float(seconds) for scheme, seconds in rows}
+    return found
+
+
+def simulated(name: str, seconds: dict[str, float], draws: int) -> Setting:
+    """Simulate our schemes of one setting."""
+    config = load_config(CONFIGS / f"{name}.yaml")
+    topology = config.topology
+    rates = {"inter": topology.inter_mbit, "intra": topology.intra_mbit}
+    goodput = {link: GOODPUT[link] * rate for link, rate in rates.items() if rate is not None}
+    cluster = cluster_of(config, goodput, processors(name))
+    table = plan_table(topology.ranks, topology.ranks_per_node) | dict(config.schemes)
+    return Setting(
+        name,
+        [
+            Prediction(scheme, took, *simulate(config, cluster, table[scheme], draws))
+            for scheme, took in seconds.items()
+            if scheme in table
+        ],
+    )
+
+
+def processors(name: str) -> Processors:
+    """Return the processor costs of the shipped emulated cluster."""
+    cluster = load_cluster(f"emulated-{'b' if name.startswith('b-') else 'c'}-4x4")
+    assert cluster.host is not None
+    costs = {one.name: getattr(cluster.host, one.name) for one in fields(Host)}
+    return Processors(**costs, idle_late_us=cluster.device.call_us, latency_us=cluster.intra.latency_us)
+
+
+def lines(settings: Sequence[Setting]) -> Iterator[str]:
+    """Yield the table, the wrong pairs and the sums."""
+    yield "| setting | schemes | the choice over the fastest measured | pairs > 5 % apart | in order |"
+    yield "| --- | --- | --- | --- | --- |"
+    for one in settings:
+        right = len(one.pairs) - len(one.wrong)
+        yield f"| `{one.name}` | {len(one.predictions)} | {one.choice:.3f} | {len(one.pairs)} | {right} |"
+    yield ""
+    for one in settings:
+        for fast, slow in one.wrong:
+            took = f"measured {fast.measured_s:.3f} and {slow.measured_s:.3f} s"
+            simulated_as = f"simulated {fast.played_s:.3f} and {slow.played_s:.3f} s"
+            yield f"{one.name}: {fast.scheme} before {slow.scheme}: {took}, {simulated_as}"
+    pairs, wrong = (sum(len(getattr(one, kind)) for one in settings) for kind in ("pairs", "wrong"))
+    near = sum(one.choice <= NEAR for one in settings)
+    yield f"{pairs - wrong} of {pairs} pairs are in order."
+    yield f"The choice is within 3 % of the fastest in {near} of {len(settings)} settings."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 if both claims hold in every setting, 1 if not."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.order", description=__doc__.partition("\n")[0])
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="(default: all of docs/benchmarks.md)")
+    parser.add_argument("--draws", type=int, default=3, help="simulated runs of each scheme (default: 3)")
+    options = parser.parse_args(argv)
+    results = measured(RESULTS.read_text(encoding="utf-8"))
+    settings = [simulated(name, results[name], options.draws) for name in options.settings or results]
+    print("\n".join(lines(settings)))
+    return 0 if all(one.holds for one in settings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
