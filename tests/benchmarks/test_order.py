@@ -1,0 +1,41 @@
+"""Whether the simulator orders the committed measurements: what is read, compared and printed."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.order import RESULTS, Setting, lines, main, measured
+from benchmarks.predict import Prediction
+
+
+def setting(*times: tuple[float, float]) -> Setting:
+    """Schemes by (measured, simulated) seconds; the first receives the fewest words."""
+    return Setting("x", [Prediction(f"s{n}", *pair, words=float(n)) for n, pair in enumerate(times)])
+
+
+def test_the_committed_tables_are_read() -> None:
+    found = measured(RESULTS.read_text())
+    assert len(found) == 10
+    assert found["c-4x4"]["u2-i2-c2-o2"] == 1.558
+    assert set(found["c-4x2"]) == {"u1-i2-c2-o2", "u2-i1-c2-o2", "usp-2", "usp-4", "rfa-zigzag"}
+
+
+def test_a_pair_in_the_wrong_order_is_counted_and_printed() -> None:
+    one = setting((1.0, 1.0), (1.04, 0.9), (1.2, 0.95))
+    assert [(a.scheme, b.scheme) for a, b in one.pairs] == [("s0", "s2"), ("s1", "s2")]
+    assert [(a.scheme, b.scheme) for a, b in one.wrong] == [("s0", "s2")]
+    printed = [*lines([one])]
+    assert "x: s0 before s2: measured 1.000 and 1.200 s, simulated 1.000 and 0.950 s" in printed
+    assert "1 of 2 pairs are in order." in printed
+
+
+def test_a_slow_choice_fails() -> None:
+    assert setting((1.0, 1.0), (1.2, 1.3)).holds
+    slow = setting((1.0, 1.0), (1.04, 0.9))
+    assert slow.choice == 1.04
+    assert not slow.holds
+
+
+def test_a_small_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--settings", "c-2x4", "--draws", "1"]) == 0
+    assert "| `c-2x4` | 3 | 1.0" in capsys.readouterr().out
