@@ -11,7 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "megatron_wallfacer"
 #: From the ground up.
-FLOORS = ("errors", "lists", "shipped", "schedule", "kernels", "engine", "attention", "planning", "megatron", "cli")
+FLOORS = (
+    "errors",
+    "lists",
+    "shipped",
+    "input_files",
+    "schedule",
+    "kernels",
+    "engine",
+    "attention",
+    "planning",
+    "megatron",
+    "cli",
+)
 #: A module of ours as a string: what importlib is given.
 BY_STRING = re.compile(r"megatron_wallfacer(\.\w+)+")
 MODULES = sorted(path.relative_to(PACKAGE.parent) for floor in FLOORS[1:] for path in (PACKAGE / floor).rglob("*.py"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, Field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.input_files import read_yaml
 from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Level, Link, MessageCost
 from megatron_wallfacer.planning.kernels import TABLES
 from megatron_wallfacer.shipped import CONFIGS
@@ -20,8 +22,23 @@ _SECTIONS: dict[str, type] = {"intra": Link, "inter": Link, "device": Device, "h
 _TRANSPORTS = ("nccl", "gloo")
 
 
+#: Least and largest number of each kind: beyond them seconds are infinite, or a search does not end.
+_WHOLE = {"nodes": 100_000, "gpus_per_node": 1024, "nics": 1024}
+_LEAST, _LARGEST = 1e-6, 1e15
+_RANKS = 1 << 20
+
+
 class ClusterError(WallfacerError):
-    """A cluster file that cannot be used."""
+    """A cluster file that cannot be used.
+
+    Args:
+        message: entry, value, what is allowed.
+        entry: name of the entry that is wrong; "" for the file.
+    """
+
+    def __init__(self, message: str, entry: str) -> None:
+        super().__init__(message)
+        self.entry = entry
 
 
 def preset_names() -> tuple[str, ...]:
@@ -38,22 +55,18 @@ def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
 
     Raises:
         OptionError: there is no such file or preset.
-        ClusterError: an entry is wrong.
+        WallfacerError: the file or an entry is wrong; with the line.
     """
-    import yaml
-
     path = Path(name)
     if not path.suffix and (PRESETS / f"{name}.yaml").is_file():
         path = PRESETS / f"{name}.yaml"
     if not path.is_file():
         raise OptionError("cluster", name, f"a file, or one of {', '.join(preset_names())}")
+    file = read_yaml(path)
     try:
-        data = yaml.safe_load(path.read_text())
-        cluster = parse_cluster(data, path.stem)
-    except yaml.YAMLError as error:
-        raise ClusterError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        cluster = parse_cluster(file.data, path.stem)
     except ClusterError as error:
-        raise ClusterError(f"{path}: {error}") from None
+        raise WallfacerError(f"{path}:{file.line(error.entry)}: {error}") from None
     if nodes is None:
         return cluster
     if nodes < 1:
@@ -87,25 +100,32 @@ def parse_cluster(data: Any, name: str) -> Cluster:
     Raises:
         ClusterError: naming the entry, its value and what is allowed.
     """
-    entries = _mapping(data, "the file")
+    entries = _mapping(data, "")
     if "host" in entries:
         host = _mapping(entries["host"], "host")
         messages = host.get("messages", [])
         if not isinstance(messages, list):
-            raise ClusterError(f"host.messages={messages!r}: must be a list of {{size, thread_us, transport_us}}")
+            raise ClusterError(
+                f"host.messages={_short(messages)}: must be a list of {{size, thread_us, transport_us}}",
+                "host.messages",
+            )
         built = _build_all(MessageCost, messages, "host.messages")
-        entries["host"] = host | {"messages": tuple(sorted(built, key=lambda one: one.size))}
+        entries["host"] = host | {"messages": _ascending(built)}
     for key, kind in _SECTIONS.items():
         if key in entries:
             entries[key] = _build(kind, entries[key], key)
     levels = entries.pop("levels", [])
     if not isinstance(levels, list):
-        raise ClusterError(f"levels={levels!r}: must be a list of {{nodes, oversubscription}}")
+        raise ClusterError(f"levels={_short(levels)}: must be a list of {{nodes, oversubscription}}", "levels")
     cluster = _build(Cluster, entries | {"name": name, "levels": _build_all(Level, levels, "levels")}, "")
-    if cluster.transport not in _TRANSPORTS:
-        raise ClusterError(f"transport={cluster.transport}: must be one of {', '.join(_TRANSPORTS)}")
+    if cluster.ranks > _RANKS:
+        raise ClusterError(
+            f"nodes={cluster.nodes}: must be at most {_RANKS} ranks in all, not {cluster.ranks}", "nodes"
+        )
     if cluster.nics < cluster.gpus_per_node and cluster.gpus_per_node % cluster.nics:
-        raise ClusterError(f"nics={cluster.nics}: must divide gpus_per_node {cluster.gpus_per_node}, or be more")
+        raise ClusterError(
+            f"nics={cluster.nics}: must divide gpus_per_node {cluster.gpus_per_node}, or be more", "nics"
+        )
     return cluster
 
 
@@ -116,7 +136,7 @@ def _build_all(kind: type, data: list, where: str) -> tuple[Any, ...]:
 
 def _mapping(data: Any, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise ClusterError(f"{where}: must be a mapping, not {type(data).__name__}")
+        raise ClusterError(f"{where or 'the file'}: must be a mapping, not {type(data).__name__}", where)
     return dict(data)
 
 
@@ -126,27 +146,71 @@ def _build(kind: type, data: Any, where: str) -> Any:
     for key, value in entries.items():
         entry = f"{where}.{key}" if where else key
         if key not in known:
-            raise ClusterError(f"{entry}: is not an entry that exists; there are {', '.join(known)}")
+            shown = _short(entry, quote=False)
+            raise ClusterError(f"{shown}: is not an entry that exists; there are {', '.join(known)}", entry)
         _check(entry, value, known[key])
     for key, one in known.items():
         if key not in entries and one.default is MISSING and one.default_factory is MISSING:
-            raise ClusterError(f"{f'{where}.{key}' if where else key}: is missing")
+            entry = f"{where}.{key}" if where else key
+            raise ClusterError(f"{entry}: is missing", entry)
     return kind(**entries)
 
 
 def _check(entry: str, value: Any, one: Field) -> None:
     """Numbers are positive (a latency or an overhead may be zero); what may be None may be."""
-    wanted = str(one.type)
+    wanted, name = str(one.type), one.name
     if value is None and "None" in wanted:
         return
-    if one.name == "kernels" and value not in TABLES:
-        raise ClusterError(f"{entry}={value!r}: must be the name of measured kernels: {', '.join(TABLES)}")
-    if wanted.startswith("int"):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ClusterError(f"{entry}={value!r}: must be a positive whole number")
+    if name == "kernels":
+        if not isinstance(value, str) or value not in TABLES:
+            names = ", ".join(TABLES)
+            raise ClusterError(f"{entry}={_short(value)}: must be the name of measured kernels: {names}", entry)
+    elif name == "transport":
+        if not isinstance(value, str) or value not in _TRANSPORTS:
+            shown = _short(value, quote=False)
+            raise ClusterError(f"transport={shown}: must be one of {', '.join(_TRANSPORTS)}", entry)
+    elif wanted.startswith("int"):
+        _check_whole(entry, value, _WHOLE[name])
     elif wanted.startswith("float"):
-        may_be_zero = one.name.endswith(("_us", "_s_per_gbyte"))
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or not (value or may_be_zero):
-            raise ClusterError(f"{entry}={value!r}: must be a positive number")
-        if one.name in ("forward", "backward", "matmul") and value > 1:
-            raise ClusterError(f"{entry}={value!r}: must be a part of the peak, at most 1")
+        _check_number(entry, value, may_be_zero=name.endswith(("_us", "_s_per_gbyte")))
+        if name in ("forward", "backward", "matmul") and value > 1:
+            raise ClusterError(f"{entry}={value!r}: must be a part of the peak, at most 1", entry)
+
+
+def _check_whole(entry: str, value: Any, largest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ClusterError(f"{entry}={_short(value)}: must be a positive whole number", entry)
+    if value > largest:
+        raise ClusterError(f"{entry}={_short(value)}: must be at most {largest}", entry)
+
+
+def _check_number(entry: str, value: Any, *, may_be_zero: bool) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not value >= 0 or not (value or may_be_zero):
+        raise ClusterError(f"{entry}={_short(value)}: must be a positive number", entry)
+    if value > _LARGEST or 0 < value < _LEAST:
+        raise ClusterError(f"{entry}={_short(value)}: must be from {_LEAST:g} to {_LARGEST:g}", entry)
+
+
+def _ascending(messages: tuple[MessageCost, ...]) -> tuple[MessageCost, ...]:
+    """Messages by size.
+
+    Raises:
+        ClusterError: the last line falls, so a large message would take less than no time.
+    """
+    ordered = tuple(sorted(messages, key=lambda one: one.size))
+    for below, above in pairwise(ordered[-2:]):
+        if above.thread_us < below.thread_us or above.transport_us < below.transport_us:
+            raise ClusterError(
+                "host.messages: the largest message must not cost less than the one before it", "host.messages"
+            )
+    return ordered
+
+
+def _short(value: Any, *, quote: bool = True) -> str:
+    """A value on one line, however long it is."""
+    try:
+        text = repr(value) if quote else " ".join(str(value).split())
+    except ValueError:  # an integer of more digits than Python prints
+        text = "a number of too many digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."

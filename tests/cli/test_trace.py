@@ -258,7 +258,7 @@ def empty(run: Path) -> None:
 
 
 SPOILT = {
-    broken: "rank-2.json: cannot be read as JSON: ",
+    broken: "rank-2.json:1: cannot be read as JSON: ",
     no_trace: "rank-2.json: is not a trace: it has no list traceEvents",
     foreign: "rank-2.json: is not a time line of this program: KeyError",
     other_run: "rank-2.json is of another run than rank-0.json; remove the older one",

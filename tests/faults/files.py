@@ -2,6 +2,41 @@
 
 from __future__ import annotations
 
-from tests.faults.row import Row
+from tests.faults.row import NOTHING, Row
 
-ROWS: tuple[Row, ...] = ()
+_HOSTILE = "tests/test_input_files.py"
+_VALUES = "tests/slurm/test_values.py"
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        "a preset, cluster file or trace with NaN, a key twice, 500 levels, a tag, an alias, bytes that are not UTF-8",
+        "the command or the training ends before it starts anything",
+        "below 2 s",
+        "-",
+        "`mine.yaml:3: device.tflops=nan: must be a positive number`",
+        NOTHING,
+        (f"{_HOSTILE}::test_a_hostile_file_is_one_line_with_its_number",),
+    ),
+    Row(
+        "such a file that is huge, a pipe or a device, or extends others without end",
+        "as above, within 500 MB",
+        "below 2 s",
+        "-",
+        "`mine.yaml:1: must be at most 65536 bytes`",
+        NOTHING,
+        (
+            f"{_HOSTILE}::test_what_is_no_regular_file_is_not_read",
+            f"{_HOSTILE}::test_files_that_extend_one_another_many_times",
+            f"{_HOSTILE}::test_memory_stays_below_500_mb",
+        ),
+    ),
+    Row(
+        "Slurm: a number that is none, in a variable, preset, flag, the run folder or the output of scontrol",
+        "the batch script ends; nothing is evaluated, in a dry run neither",
+        "at start",
+        "-",
+        "`SAVE_INTERVAL=08: must be a whole number from 0 to 999999999`",
+        NOTHING,
+        (_VALUES,),
+    ),
+)

@@ -28,7 +28,7 @@ MISTAKES = {
     "mapping for a flag": ("MODEL_ARGS:\n  --a:\n    b: 1\n", 3, "--a: must be a word"),
     "empty list": ("MODEL_ARGS:\n  --a: []\n", 2, "--a: a list must hold words"),
     "list of switches": ("MODEL_ARGS:\n  --a: [1, true]\n", 2, "--a: a list must hold words"),
-    "a tag": ("MODEL_ARGS:\n  --a: !!python/name:os.system\n", 2, "--a: must be a word"),
+    "a tag": ("MODEL_ARGS:\n  --a: !!python/name:os.system\n", 2, "not YAML: tags are not supported"),
     "a merge": ("MODEL_ARGS:\n  <<: {--a: 1}\n", 2, "<<: must be a flag"),
     "torchrun's among Megatron's": ("MODEL_ARGS:\n  --nnodes: 1\n", 2, "--nnodes: is torchrun's, so it belongs under"),
     "no variable": ("ENV_VARS:\n  A-B: 1\n", 2, "A-B: is no name of a variable"),
@@ -62,7 +62,7 @@ def test_a_file_that_is_not_there_or_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(WallfacerError, match=r"none\.yaml: No such file"):
         read_source(tmp_path / "none.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(WallfacerError, match=r"bytes\.yaml: is not UTF-8"):
+    with pytest.raises(WallfacerError, match=r"bytes\.yaml:1: is not UTF-8"):
         read_source(tmp_path / "bytes.yaml")
 
 

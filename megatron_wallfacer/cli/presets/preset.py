@@ -13,6 +13,8 @@ from megatron_wallfacer.cli.presets.typed import typed_settings, typed_variables
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.shipped import CONFIGS
 
+#: Files of a preset, each as often as it is extended: two that are extended twice each are four.
+FILES = 64
 #: Values of CUDA_VISIBLE_DEVICES with which the launcher trains on the CPU.
 _NO_GPU = ("", "-1", "NoDevFiles")
 
@@ -75,7 +77,7 @@ def load_preset(path: Path, words: Sequence[str] = (), variables: Iterable[str] 
     """
     merged: dict[str, dict[str, Setting]] = {name: {} for name in SECTIONS}
     path = preset_path(path)
-    for source in _stack(path, COMMAND_LINE, ()):
+    for source in _stack(path, COMMAND_LINE, (), [0]):
         for name, settings in source.sections.items():
             merged[name].update(settings)
     for setting in typed_settings(words):
@@ -101,17 +103,21 @@ def preset_path(path: Path) -> Path:
     return own
 
 
-def _stack(path: Path, named: Origin, above: tuple[Path, ...]) -> list[Source]:
+def _stack(path: Path, named: Origin, above: tuple[Path, ...], count: list[int]) -> list[Source]:
     """The sources of a file, what it extends below it.
 
     Args:
         path: of the file.
         named: where it is named.
         above: the files that extend it, the outermost first.
+        count: files that were read up to now.
     """
     real = path.resolve()
     if real in above:
         raise WallfacerError(f"{named}: extends {path}, which extends this file in turn")
+    count[0] += 1
+    if count[0] > FILES:
+        raise WallfacerError(f"{named}: extends {path}: must be at most {FILES} files in all")
     source = read_source(path)
-    below = [_stack(target, origin, (*above, real)) for target, origin in source.extends]
+    below = [_stack(target, origin, (*above, real), count) for target, origin in source.extends]
     return [*(lower for stack in below for lower in stack), source]

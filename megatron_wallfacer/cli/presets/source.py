@@ -17,6 +17,7 @@ import yaml
 from megatron_wallfacer.cli.presets.setting import Origin, Setting
 from megatron_wallfacer.cli.presets.torchrun import FLAGS, check_torchrun
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.input_files import compose_yaml
 
 ENVIRONMENT, TORCHRUN, MODEL, EXTENDS = "ENV_VARS", "TORCHRUN_ARGS", "MODEL_ARGS", "extends"
 SECTIONS = (ENVIRONMENT, TORCHRUN, MODEL)
@@ -68,20 +69,7 @@ class _File:
         self._path, self._name = path, os.path.normpath(path)
 
     def root(self) -> yaml.Node:
-        try:
-            text = self._path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise WallfacerError(f"{self._name}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise WallfacerError(f"{self._name}: is not UTF-8") from None
-        try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            raise WallfacerError(f"{Origin(self._name, mark.line + 1)}: not YAML: {error.problem}") from None
-        except yaml.reader.ReaderError as error:
-            line = text.count("\n", 0, error.position) + 1
-            raise WallfacerError(f"{Origin(self._name, line)}: not YAML: {error.reason}") from None
+        root = compose_yaml(self._path)
         if root is None:
             raise WallfacerError(f"{Origin(self._name, 1)}: says nothing; write {EXTENDS} or {', '.join(SECTIONS)}")
         return root

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,13 @@ from typing import Any
 from megatron_wallfacer.engine.origin import Origin
 from megatron_wallfacer.engine.timeline import Event
 from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.input_files import read_json
 from megatron_wallfacer.lists import numbers_listed
 
 _NAME = re.compile(r"rank-(\d+)\.json")
 _SHOWN = 8  # ranks that a message names
+#: Thirty years: beyond it a picture has no end.
+_LARGEST_US = 1e15
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,7 @@ def _ranks(ranks: Iterable[int]) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        trace = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WallfacerError(f"{path}: cannot be read as JSON: {error}") from error
+    trace = read_json(path)
     if not isinstance(trace, dict) or not isinstance(trace.get("traceEvents"), list):
         raise WallfacerError(f"{path}: is not a trace: it has no list traceEvents")
     return trace
@@ -141,7 +140,7 @@ def _events(trace: Mapping[str, Any], path: Path) -> dict[int, list[Event]]:
     """Events by rank, as :func:`megatron_wallfacer.engine.timeline.trace_events` wrote them."""
     try:
         return _parsed(trace["traceEvents"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise WallfacerError(f"{path}: is not a time line of this program: {error!r}") from error
 
 
@@ -153,13 +152,27 @@ def _parsed(events: Sequence[Mapping[str, Any]]) -> dict[int, list[Event]]:
         rank, kind = int(event["pid"]), event["ph"]
         found.setdefault(rank, [])
         if kind == "M" and event["name"] == "thread_name":
-            rows[rank, event["tid"]] = event["args"]["name"]
+            rows[rank, event["tid"]] = _text(event["args"]["name"])
         elif kind == "X":
-            start = event["ts"] * 1e-6
-            found[rank].append(Event(rows[rank, event["tid"]], event["name"], start, start + event["dur"] * 1e-6))
+            start = _seconds(event["ts"])
+            row, name = rows[rank, event["tid"]], _text(event["name"])
+            found[rank].append(Event(row, name, start, start + _seconds(event["dur"])))
         elif kind == "b":
             begun[rank, event["id"]] = event
         elif kind == "e":
             first = begun.pop((rank, event["id"]))
-            found[rank].append(Event(first["cat"], first["name"], first["ts"] * 1e-6, event["ts"] * 1e-6))
+            row, name = _text(first["cat"]), _text(first["name"])
+            found[rank].append(Event(row, name, _seconds(first["ts"]), _seconds(event["ts"])))
     return found
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no name")
+    return value
+
+
+def _seconds(microseconds: object) -> float:
+    if not isinstance(microseconds, int | float) or not abs(microseconds) <= _LARGEST_US:
+        raise TypeError(f"{microseconds!r:.40} is no time")
+    return microseconds * 1e-6

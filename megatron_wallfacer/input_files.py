@@ -1,0 +1,232 @@
+"""Files that a person wrote or copied: text, YAML and JSON within declared limits. Every mistake is one line.
+
+A file may be anything: a device, a gigabyte, not UTF-8, nested without end, with a key twice. What is wrong is named
+with the file and the line, within 2 s and 500 MB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from megatron_wallfacer.errors import WallfacerError
+
+if TYPE_CHECKING:
+    import yaml
+
+#: Bytes of a YAML file: PyYAML reads 100 kB in a second.
+YAML_BYTES = 64 << 10
+#: Mappings and lists inside one another.
+DEPTH = 16
+#: Bytes, objects and lists, and values of a JSON file: within 500 MB once they are read.
+JSON_BYTES, JSON_CONTAINERS, JSON_VALUES = 32 << 20, 250_000, 1_500_000
+
+
+def read_text(path: Path, limit: int) -> str:
+    """Return the text of a regular file.
+
+    Args:
+        path: of the file.
+        limit: bytes.
+
+    Raises:
+        WallfacerError: no regular file, too large, or not UTF-8.
+    """
+    name = os.path.normpath(path)
+    try:
+        # Opening a pipe would wait for its other end.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise WallfacerError(f"{name}: must be a regular file")
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise WallfacerError(f"{name}: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the name
+        raise WallfacerError(f"{name!r}: {error}") from None
+    if len(data) > limit:
+        raise WallfacerError(f"{_place(name)}: must be at most {limit} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise WallfacerError(f"{_place(name, line)}: is not UTF-8") from None
+
+
+def compose_yaml(path: Path) -> yaml.Node | None:
+    """Return the nodes of a YAML file, which have line numbers; None where the file is empty.
+
+    Anchors, aliases and tags are not supported: nothing that is read here needs them.
+
+    Raises:
+        WallfacerError: not YAML, or beyond the limits.
+    """
+    import yaml
+
+    text, name = read_text(path, YAML_BYTES), os.path.normpath(path)
+    try:
+        loader = _loader_class()(text)
+        return loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = 1 if mark is None else mark.line + 1
+        raise WallfacerError(f"{_place(name, line)}: not YAML: {_one_line(error.problem)}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise WallfacerError(f"{_place(name, line)}: not YAML: {_one_line(error.reason)}") from None
+    except (ValueError, OverflowError) as error:  # an escape beyond Unicode
+        raise WallfacerError(f"{_place(name, loader.line + 1)}: not YAML: {_one_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class PlainFile:
+    """What a YAML file holds.
+
+    Attributes:
+        data: mappings with text as keys, lists, text, numbers, booleans, None.
+        lines: line of each entry, by names as ``host.messages[0].size``; the file itself has the name "".
+    """
+
+    data: Any
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def line(self, entry: str) -> int:
+        """Return the line of an entry, or of what should hold it."""
+        while entry and entry not in self.lines:
+            entry = entry[: max(entry.rfind("."), entry.rfind("["), 0)]
+        return self.lines.get(entry, 1)
+
+
+def read_yaml(path: Path) -> PlainFile:
+    """Return the values of a YAML file.
+
+    Raises:
+        WallfacerError: not YAML, beyond the limits, a key that stands twice, or a number or date that is none.
+    """
+    node, lines = compose_yaml(path), {"": 1}
+    return PlainFile(None if node is None else _plain(node, "", os.path.normpath(path), lines), lines)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        WallfacerError: not JSON, beyond the limits, a key that stands twice, or NaN or Infinity.
+    """
+    text, name = read_text(path, JSON_BYTES), os.path.normpath(path)
+    if text.count("[") + text.count("{") > JSON_CONTAINERS or text.count(",") > JSON_VALUES:
+        raise WallfacerError(
+            f"{_place(name)}: must hold at most {JSON_CONTAINERS} objects and lists, {JSON_VALUES} values"
+        )
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise WallfacerError(f"{_place(name, error.lineno)}: cannot be read as JSON: {error.msg}") from None
+    except RecursionError:
+        raise WallfacerError(f"{_place(name)}: cannot be read as JSON: nested too deeply") from None
+    except ValueError as error:
+        line = text.count("\n", 0, _position_of_error(text)) + 1
+        raise WallfacerError(f"{_place(name, line)}: cannot be read as JSON: {_one_line(error)}") from None
+
+
+def _plain(node: yaml.Node, entry: str, name: str, lines: dict[str, int]) -> Any:
+    """The value of a node; no deeper than :data:`DEPTH`."""
+    import yaml
+
+    lines[entry] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Any] = {}
+        for key, value in node.value:
+            where = _place(name, key.start_mark.line + 1)
+            if not isinstance(key, yaml.ScalarNode):
+                raise WallfacerError(f"{where}: a key must be a name")
+            if key.value in found:
+                raise WallfacerError(f"{where}: {_one_line(key.value)}: stands twice")
+            found[key.value] = _plain(value, f"{entry}.{key.value}" if entry else key.value, name, lines)
+        return found
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, f"{entry}[{number}]", name, lines) for number, item in enumerate(node.value)]
+    try:
+        return yaml.constructor.SafeConstructor().construct_object(node)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        problem = getattr(error, "problem", None) or error
+        raise WallfacerError(f"{_place(name, lines[entry])}: {_one_line(entry)}: {_one_line(problem)}") from None
+
+
+def _loader_class() -> type:
+    """A SafeLoader with a limit on depth, and without anchors, aliases and tags."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+                self._refuse(event, "anchors and aliases are not supported")
+            if event.tag is not None:
+                self._refuse(event, "tags are not supported")
+            if self.depth == DEPTH:
+                self._refuse(event, f"nested more than {DEPTH} deep")
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def _refuse(self, event: yaml.Event, problem: str) -> NoReturn:
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+
+    return Loader
+
+
+class _JSONError(ValueError):
+    """A key that stands twice, or a number that JSON does not have."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise _JSONError(f"the key {twice} stands twice")
+    return found
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise _JSONError(f"{text} is no number")
+
+
+def _position_of_error(text: str) -> int:
+    """Where the innermost object with the mistake begins: the C scanner does not tell, Python's does."""
+    position = 0
+
+    class Decoder(json.JSONDecoder):
+        def __init__(self) -> None:
+            super().__init__(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+            self.parse_object = self._object
+            self.scan_once = json.scanner.py_make_scanner(self)
+
+        def _object(self, start: tuple[str, int], *rest: Any) -> Any:
+            nonlocal position
+            position = start[1]
+            return json.decoder.JSONObject(start, *rest)
+
+    with suppress(ValueError, RecursionError):
+        Decoder().decode(text)
+    return position
+
+
+def _place(name: str, line: int = 1) -> str:
+    return f"{name}:{line}"
+
+
+def _one_line(text: object) -> str:
+    """As a message can show it."""
+    shown = " ".join(str(text).split())
+    shown = "".join(one if one.isprintable() else "?" for one in shown)
+    return shown if len(shown) <= 160 else f"{shown[:157]}..."
