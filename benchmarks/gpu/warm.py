@@ -10,12 +10,12 @@ import ctypes
 import functools
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,10 +36,9 @@ def train(
     """
     prepare()
     log.write_text("", encoding="utf-8")
-    port = _free_port()
     # A folder of its own, because a rank that is killed leaves its files; a short name, because Megatron's checkpoint
     # writer puts a socket there, whose path has at most 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="wf-") as folder:
+    with tempfile.TemporaryDirectory(prefix="wf-") as folder, _store() as port:
         pids = [_fork(rank, ranks, port, [str(script), *arguments], log, folder) for rank in range(ranks)]
         codes = _wait(pids, time.monotonic() + TIMEOUT_S)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -68,10 +67,32 @@ def prepare() -> None:
     import megatron_wallfacer.megatron.launcher  # noqa: F401
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@contextmanager
+def _store() -> Iterator[int]:
+    """Serve the store of a job on a port that the kernel chooses, and yield the port.
+
+    In a fork, because the server has threads and ranks are forks of this process.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            from torch.distributed import TCPStore
+
+            store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            os.write(writing, str(store.port).encode())
+            os.close(writing)
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writing)
+    try:
+        with os.fdopen(reading) as pipe:
+            yield int(pipe.read())
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _fork(rank: int, ranks: int, port: int, argv: list[str], log: Path, folder: str) -> int:
@@ -98,6 +119,8 @@ def _be_rank(rank: int, ranks: int, port: int, argv: list[str], log: Path, folde
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         values = (rank, rank, ranks, ranks, "127.0.0.1", port)
         os.environ.update(zip(names, map(str, values), strict=True))
+        # As under torchrun: another process serves the store.
+        os.environ.update({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"})
         from megatron_wallfacer.megatron.launcher import main as launch
 
         code = launch(argv)

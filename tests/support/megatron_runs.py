@@ -12,13 +12,14 @@ import json
 import math
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.support.job_store import job_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "scripts" / "pretrain_gpt.py"
@@ -136,17 +137,17 @@ def train(
     script = Path(script).resolve()
     folder = Path(tempfile.mkdtemp(prefix="wallfacer-run-"))
     try:
-        reply = _server(_checkout_of(script)).ask(
-            {
-                "ranks": nproc,
-                "argv": [str(script), *args],
-                "env": env or {},
-                "folder": str(folder),
-                "port": _free_port(),
-                "timeout_s": timeout_s,
-                "grace_s": grace_s,
-            }
-        )
+        with job_store() as rendezvous:
+            reply = _server(_checkout_of(script)).ask(
+                {
+                    "ranks": nproc,
+                    "argv": [str(script), *args],
+                    "env": rendezvous | (env or {}),
+                    "folder": str(folder),
+                    "timeout_s": timeout_s,
+                    "grace_s": grace_s,
+                }
+            )
         ranks = tuple(_rank_result(folder, rank, reply) for rank in range(nproc))
         return RunResult(ranks, reply["seconds"])
     finally:
@@ -170,13 +171,6 @@ def _rank_result(folder: Path, rank: int, reply: dict[str, Any]) -> RankResult:
 def _checkout_of(script: Path) -> str | None:
     """The folder whose `megatron` package the script will import, None for the installed one."""
     return str(script.parent) if (script.parent / "megatron").is_dir() else None
-
-
-def _free_port() -> int:
-    """A TCP port that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class _Server:

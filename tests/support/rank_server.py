@@ -198,15 +198,13 @@ def _redirect(log: Path) -> None:
 
 
 def _rank_variables(run: dict[str, Any], rank: int) -> dict[str, str]:
-    """What torchrun would set on one machine."""
+    """What torchrun would set on one machine; how ranks find their store is among the variables of the run."""
     ranks = str(run["ranks"])
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": ranks,
         "LOCAL_WORLD_SIZE": ranks,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(run["port"]),
     }
 
 

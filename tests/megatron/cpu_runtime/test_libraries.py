@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableE
 from megatron_wallfacer.megatron.cpu_runtime import libraries
 from megatron_wallfacer.shipped import SCRIPT
 from tests.megatron.training import arguments
+from tests.support.job_store import job_store
 
 REPOSITORY = Path(__file__).parents[3]
 STAND_INS = REPOSITORY / "tests" / "support" / "stand_ins"
@@ -27,19 +27,17 @@ TRAINING = [*arguments(iterations=2), "--use-distributed-optimizer", "--wallface
 
 def train_on_the_cpu(*folders: Path) -> list[float]:
     """Losses of two iterations on one rank, the launcher's way, with these folders in front of what is installed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     paths = [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "megatron_wallfacer", str(SCRIPT), *TRAINING],
-        cwd=REPOSITORY,
-        env=os.environ | ranks | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    with job_store() as rendezvous:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "megatron_wallfacer", str(SCRIPT), *TRAINING],
+            cwd=REPOSITORY,
+            env=os.environ | ranks | rendezvous | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "wallfacer: 2 of 2 attention layers" in done.stdout
     return [iteration.loss for line in done.stdout.splitlines() if (iteration := parse_iteration(line))]
