@@ -76,7 +76,9 @@ class Costs:
             case Fold(source=source):
                 return self._launching(Cost(touched=MERGED * self._bytes(schedule, source)), 1)
             case Store(sources=sources):
-                stored = sum(self._bytes(schedule, source) for source in sources)
+                # A sum may have more rows than the rank's own, which are all that is stored.
+                payloads = (schedule.values[source].payload for source in sources)
+                stored = sum(rows_bytes(schedule, self.shape, payload, CHUNKS_PER_RANK) for payload in payloads)
                 return self._launching(Cost(touched=COPIED * stored), 1)
             case Start(move=move):
                 sizes = [rows_bytes(schedule, self.shape, move.payload, len(m.chunks)) for m in move.sends]

@@ -20,7 +20,7 @@ from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import check_heads, head_groups
 from megatron_wallfacer.schedule.memory import graphed_peak_bytes, peak_bytes
 from megatron_wallfacer.schedule.ops import Schedule
-from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.plan import Plan, shard_work
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import RIDERS, SCHEMES, factorisations, make_plan, total_words
 from megatron_wallfacer.schedule.volume import Shape
@@ -244,7 +244,7 @@ def candidates(job: Job) -> Iterator[Choice]:
     """
     found, shape = False, job.shape
     for sizes in factorisations(job.cp_size, AXES):
-        plan = Plan(Grid(**sizes), "team-ring")
+        plan = Plan(Grid(**sizes), "team-ring", shard_work=shard_work(shape.tokens, shape.q_heads))
         if not _fits(plan, shape) or (sizes["ring_inner"] > 1 and sizes["ring_outer"] == 1):
             continue
         plan = _with_riders(plan, shape)
@@ -265,6 +265,7 @@ def named(job: Job, names: Sequence[str] = SCHEMES) -> Iterator[Choice]:
             plan = make_plan(name, job.cp_size, q_heads=shape.q_heads, kv_heads=shape.kv_heads)
         except OptionError:
             continue
+        plan = replace(plan, shard_work=shard_work(shape.tokens, shape.q_heads))
         placed = [Choice(job, replace(plan, grid=grid), name=name) for grid in _placements(plan.grid)]
         yield min(placed, key=_by_guess)
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.mask import Pattern
+from megatron_wallfacer.schedule.merging import merges_rows, ranks_per_call
 from megatron_wallfacer.schedule.ops import Attend
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.published import entering, target
 from megatron_wallfacer.schedule.ring import Link, host_of
-from megatron_wallfacer.schedule.sides import OTHERS, OWN, TENSORS, Sides, at, visit_number
+from megatron_wallfacer.schedule.sides import ALL, OTHERS, OWN, TENSORS, Sides, at, visit_number
 from megatron_wallfacer.schedule.tiles import tiles
 from megatron_wallfacer.schedule.writer import Writer
 
@@ -32,6 +33,7 @@ class Lane(Sides):
         pattern: what is live, in place of ``causal``.
 
     Attributes:
+        merges_rows: local and gathered rows of the stationary operand are one block, their results one accumulator.
         keeps: names that are kept for backward.
         given: names that forward has kept.
     """
@@ -51,6 +53,7 @@ class Lane(Sides):
         self.writer, self.causal, self.pattern = writer, causal, pattern
         # In that order queries that ride are not gathered in the team.
         self.q_kept = q_kept and not (plan.kv_order == "permuted" and "q" in (plan.forward, plan.backward))
+        self.merges_rows = merges_rows(self, writer.groups)
         self.keeps: dict[str, None] = {}
         self.given: list[str] = []
         self._hopped: set[int] = set()
@@ -98,7 +101,15 @@ class Lane(Sides):
             write.assemble(name, [write.name(f"from{peer}", bundle) for peer in after(self.rank, self.team(side))])
             if bundle == "q" and self.q_kept and not self.backward:
                 self.keeps[name] = None
+        if whose == ALL:
+            write.assemble(name, [self._rows(bundle, side, OWN), *self._gathered(bundle, side)])
         return name
+
+    def _gathered(self, bundle: str, side: str) -> list[str]:
+        """Names of the gathered rows: as they arrive, or the one under which they are kept for backward."""
+        if bundle == "q" and self.q_kept:
+            return [self._rows(bundle, side, OTHERS)]
+        return [self.writer.name(f"from{peer}", bundle) for peer in after(self.rank, self.team(side))]
 
     def start_near(self) -> None:
         """Send the rider around the inner ring of home."""
@@ -184,13 +195,16 @@ class Lane(Sides):
     # --- results on their way home ---
 
     def sum_name(self, side: str, whose: str) -> str:
-        """Name of the accumulator for some rows of a side."""
-        return self.writer.name(f"{whose}.sum", side)
+        """Name of the accumulator that has some rows of a side."""
+        return self.writer.name(f"{self._accumulated_as(side, whose)}.sum", side)
+
+    def _accumulated_as(self, side: str, whose: str) -> str:
+        return ALL if side == self.resident and whose in (OWN, OTHERS) and self.merges_rows else whose
 
     def _sum(self, side: str, whose: str) -> str:
         name = self.sum_name(side, whose)
         if name not in self.writer.values:
-            self.writer.value(name, self.results(side), self.chunks(side, whose))
+            self.writer.value(name, self.results(side), self.chunks(side, self._accumulated_as(side, whose)))
         return name
 
     def take_in(self, side: str, whose: str) -> None:
@@ -240,14 +254,40 @@ class Lane(Sides):
         for whose in self.home_parts if for_visit == 0 else (at(for_visit),):
             self._coming.setdefault(self.sum_name(side, whose), []).append(coming)
 
-    def attend_others(self, rider: str, *, last: bool) -> None:
-        """The tiles of others' resident rows. The last ones rank by rank, each rank's rows sent home at once."""
-        if not (last and self.resident == "q"):
-            self.attend(OTHERS, rider)
-        for peer in after(self.rank, self.team(self.resident)) if last and self.results(self.resident) else ():
+    def attend_resident(self, rider: str, *, own: bool) -> None:
+        """Add the tiles of gathered rows of the stationary operand and, if ``own``, of the local rows."""
+        if own and self.merges_rows:
+            self.attend(ALL, rider)
+            return
+        # Where results travel, local rows need not wait for a gather; where they rest, gathered rows go home sooner.
+        for whose in self.resident_parts if self.results(self.rider) else reversed(self.resident_parts):
+            if whose == OTHERS:
+                self.attend_others(rider)
+            elif own:
+                self.attend(OWN, rider)
+
+    def attend_others(self, rider: str, ranks: Sequence[int] = ()) -> None:
+        """Add the tiles of gathered rows of the stationary operand: of these ranks, or of all its team."""
+        rows = self.block(ranks or after(self.rank, self.team(self.resident)))
+        if self.merges_rows:
+            self.attend(ALL, rider, only=rows)
+        else:
+            self.attend(OTHERS, rider, only=rows if ranks else None)
+
+    def attend_last(self, rider: str) -> None:
+        """Add the last tiles of gathered rows, some ranks' after others', and send the results of each home at once."""
+        if self.resident != "q":
+            self.attend_others(rider)
+        for ranks in self._returns() if self.results(self.resident) else ():
             if self.resident == "q":
-                self.attend(OTHERS, rider, only=self.shard(peer))
-            self.send_home_to(self.resident, peer)
+                self.attend_others(rider, ranks)
+            self.send_home_to(self.resident, ranks)
+
+    def _returns(self) -> list[tuple[int, ...]]:
+        """The ranks of the team in the order in which results are sent home; those of one call together."""
+        others = after(self.rank, self.team(self.resident))
+        each = ranks_per_call(self.plan, self.writer.groups) if self.merges_rows else 1
+        return [others[first : first + each] for first in range(0, len(others), each)]
 
     def send_home(self, side: str) -> None:
         """Send what was computed for others' rows of a side home; receive what they computed for one's own."""
@@ -257,24 +297,41 @@ class Lane(Sides):
             self._leave()
         else:
             for peer in after(self.rank, self.team(side)):
-                self.send_home_to(side, peer)
+                self.send_home_to(side, [peer])
 
-    def send_home_to(self, side: str, peer: int, source: str | None = None) -> None:
-        """As :meth:`send_home`, to one rank; receive from the one that is as far before as it is after."""
-        opposite = dict(pairs(self.rank, self.team(side)))[peer]
+    def send_home_to(self, side: str, peers: Sequence[int], source: str | None = None) -> None:
+        """As :meth:`send_home`, to some ranks; receive from those that are as far before as these are after."""
+        opposite = dict(pairs(self.rank, self.team(side)))
         source, own = source or self.sum_name(side, OTHERS), self._sum(side, OWN)
-        self._return("scatter", side, self.axis(side), source, own, (peer, opposite), self.shard(peer))
+        ends = [(peer, opposite[peer], self.shard(peer)) for peer in peers]
+        self._return("scatter", side, self.axis(side), source, own, ends, self.shard(self.rank))
 
     def _return(
-        self, kind: str, side: str, axis: str, source: str, into: str, pair: tuple[int, int], rows: Sequence[int]
+        self,
+        kind: str,
+        side: str,
+        axis: str,
+        source: str,
+        into: str,
+        ends: Sequence[tuple[int, int, Sequence[int]]],
+        mine: Sequence[int],
     ) -> None:
-        """Send one of a pair of ranks its rows of a sum; receive one's own, those of ``into``, from the other."""
-        write, (to, came_from) = self.writer, pair
-        mine = write.values[into].chunks
-        coming = write.value(write.name(f"{kind}{came_from}", side), self.results(side), mine)
-        send = write.message(to, source, kind, side, chunks=rows)
-        write.start(axis, [send], [write.message(came_from, coming, kind, side)])
-        self._coming.setdefault(into, []).append(coming)
+        """Send ranks their rows of a sum, and receive one's own rows of ``into`` from as many.
+
+        Args:
+            kind, side, axis: of the messages.
+            source: the sum that is sent.
+            into: the sum to which what arrives is added.
+            ends: of each message to a rank and from another, the two ranks and the rows that are sent.
+            mine: the rows that each rank sends here.
+        """
+        write, sends, receives = self.writer, [], []
+        for to, came_from, rows in ends:
+            coming = write.value(write.name(f"{kind}{came_from}", side), self.results(side), mine)
+            sends.append(write.message(to, source, kind, side, chunks=rows))
+            receives.append(write.message(came_from, coming, kind, side))
+            self._coming.setdefault(into, []).append(coming)
+        write.start(axis, sends, receives)
 
     def finish(self) -> None:
         """Complete the rank's own results, and start their way back along the head axis."""
@@ -342,14 +399,14 @@ class Lane(Sides):
             self._jump("exit", side, first, whole, payload, self.block(self.team(side)), came_from)
             self._coming.setdefault(self._sum(side, OWN), []).append(whole)
             for peer in after(self.rank, self.team(side)):
-                self.send_home_to(side, peer, whole)
+                self.send_home_to(side, [peer], whole)
             return
         group = self.grid.neighbours(self.rank, "kv_team")
         single = write.name("leaving.sum", side)
         write.fold(first, write.value(single, payload, self.shard(came_from)))
-        for pair in pairs(self.rank, group):
-            rows = self.shard(entering(self.grid, pair[0])[0])
-            self._return("unenter", side, "kv_team", first, single, pair, rows)
+        for to, opposite in pairs(self.rank, group):
+            ends = [(to, opposite, self.shard(entering(self.grid, to)[0]))]
+            self._return("unenter", side, "kv_team", first, single, ends, self.shard(came_from))
         for source in self._coming.pop(single, ()):
             write.fold(source, single)
         whole = write.name("exited", side)

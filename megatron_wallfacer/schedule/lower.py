@@ -50,7 +50,16 @@ from megatron_wallfacer.schedule.program import (
     Transfer,
     Wait,
 )
-from megatron_wallfacer.schedule.rows import Accumulator, Range, Rows, common_rows, contiguous, cut, cut_heads
+from megatron_wallfacer.schedule.rows import (
+    Accumulator,
+    Range,
+    Rows,
+    common_rows,
+    contiguous,
+    cut,
+    cut_heads,
+    placed_rows,
+)
 from megatron_wallfacer.schedule.tiles import Tile
 from megatron_wallfacer.schedule.volume import Shape
 from megatron_wallfacer.schedule.workspace import aligned
@@ -332,7 +341,7 @@ class _Lowering:
                 self.places.number(cut(kv["k"], tile.cols)),
                 self.places.number(cut(kv["v"], tile.cols)),
                 tile,
-                self._pieces(total, tile.rows),
+                self._pieces(total, self._chunks(op.q), tile.rows),
             )
 
     def _attend_backward(self, op: ops.Attend) -> Iterator[Step]:
@@ -345,8 +354,9 @@ class _Lowering:
         for tile in self._tiles(op):
             rows = {name: self.places.number(cut(q[name], tile.rows)) for name in ("dout", "q", "out", "lse")}
             cols = {name: self.places.number(cut(kv[name], tile.cols)) for name in ("k", "v")}
-            pieces = self._pieces(q_total, tile.rows), self._pieces(kv_total, tile.cols)
-            yield AttendBackward(**rows, **cols, tile=tile, q_pieces=pieces[0], kv_pieces=pieces[1])
+            q_pieces = self._pieces(q_total, self._chunks(op.q), tile.rows)
+            kv_pieces = self._pieces(kv_total, self._chunks(op.kv), tile.cols)
+            yield AttendBackward(**rows, **cols, tile=tile, q_pieces=q_pieces, kv_pieces=kv_pieces)
 
     def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[Step, ...]]:
         """The output of a query block: of own rows it is there, for received rows a proxy is made once."""
@@ -372,24 +382,30 @@ class _Lowering:
                 yield AttnTile(_moved(rows, first_row), _moved(cols, first_col), *kind)
 
     def _calls(self, op: ops.Attend, tile: Tile) -> tuple[AttnTile, ...]:
-        q_chunks, k_chunks = (self.schedule.values[names[0]].chunks for names in (op.q, op.kv))
-        blocks = q_chunks[slice(*tile.rows)], k_chunks[slice(*tile.cols)]
+        blocks = self._chunks(op.q)[slice(*tile.rows)], self._chunks(op.kv)[slice(*tile.cols)]
         calls = joined_calls if self.varlen and self.shape.batch == 1 else Mask.calls
         return calls(self.mask, *blocks, self.schedule.cp_size, self.places.chunk)
 
-    def _pieces(self, total: Accumulator, rows: Range) -> tuple[Piece, ...]:
-        """Where a kernel's result for some rows of an accumulator goes."""
-        parts = total.write(rows)
+    def _chunks(self, names: Sequence[str]) -> tuple[int, ...]:
+        return self.schedule.values[names[0]].chunks
+
+    def _pieces(self, total: Accumulator, block: Sequence[int], rows: Range) -> tuple[Piece, ...]:
+        """Where a kernel's result for some rows of a block goes. The accumulator has all rows of the block, or more."""
+        parts = [
+            (_moved(part, here[0] - there[0]), part, held)
+            for here, there in placed_rows(rows, block, total.rows.chunks, self.places.chunk)
+            for part, held in total.write(there)
+        ]
         tensors = total.rows.tensors
         # In the order of the kernel's results.
         names = ops.PARTIAL_OUT if _PARTIAL_OUT.issuperset(tensors) else tuple(sorted(tensors))
         return tuple(
             Piece(
-                None if len(parts) == 1 else _moved(part, -rows[0]),
+                None if len(parts) == 1 else _moved(here, -rows[0]),
                 tuple(self.places.number(cut(tensors[name], part)) for name in names),
                 held,
             )
-            for part, held in parts
+            for here, part, held in parts
         )
 
     def _fold(self, source: str, into: str) -> Iterator[Step]:

@@ -114,8 +114,9 @@ class Attend:
 
     Attributes:
         q, kv: values that have the tensors of each side between them; each side's values have the same rows.
-        q_into: forward, the partial output (out, lse) that is merged into; backward, the dq that is added to.
-        kv_into: backward, the (dk, dv) that are added to.
+        q_into: forward, the partial output (out, lse) that is merged into; backward, the dq that is added to. It has
+            all query rows, and may have more.
+        kv_into: backward, the (dk, dv) that are added to; it has all key rows, and may have more.
         tiles: rows and columns in chunks of the two sides.
     """
 

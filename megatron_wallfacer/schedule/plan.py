@@ -28,6 +28,8 @@ class Plan:
         bidirectional: blocks leave home in both directions and each goes half way round. A single ring only.
         head_groups: groups of heads whose schedules are interleaved, so that the moves of one hide behind the kernels
             of another; fewer where the heads do not divide (:func:`megatron_wallfacer.schedule.heads.head_groups`).
+        shard_work: work of one query shard against one key shard where sizes are known
+            (:func:`shard_work`). Small calls are merged (:mod:`megatron_wallfacer.schedule.merging`).
 
     Raises:
         OptionError: a combination for which no schedule exists.
@@ -40,6 +42,7 @@ class Plan:
     backward: Rider = "kv"
     bidirectional: bool = False
     head_groups: int = 1
+    shard_work: int | None = None
 
     def __post_init__(self) -> None:
         grid = self.grid
@@ -56,3 +59,13 @@ class Plan:
             raise OptionError("bidirectional", grid, "a single ring: ring_inner or ring_outer must be 1")
         if not isinstance(self.head_groups, int) or self.head_groups < 1:
             raise OptionError("head_groups", self.head_groups, "a positive number")
+
+
+def shard_work(tokens: int, q_heads: int) -> int:
+    """Return the work of one query shard against one key shard, of all heads.
+
+    Args:
+        tokens: tokens per rank.
+        q_heads: query heads at hand, after tensor parallelism.
+    """
+    return tokens * tokens * q_heads

@@ -68,6 +68,24 @@ def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int
                 start = index
 
 
+def placed_rows(rows: Range, block: Sequence[int], into: Sequence[int], chunk: int) -> Iterator[tuple[Range, Range]]:
+    """Ranges of token rows, in a block and in another that has all its chunks, that hold the same rows.
+
+    Args:
+        rows: those wanted, in the block.
+        block, into: chunk ids of the blocks, ascending.
+        chunk: tokens of a chunk.
+    """
+    if block == into:
+        yield rows, rows
+        return
+    for here, there in common_rows(block, into, block):
+        first, end = max(rows[0], here[0] * chunk), min(rows[1], here[1] * chunk)
+        if first < end:
+            ahead = (there[0] - here[0]) * chunk
+            yield (first, end), (first + ahead, end + ahead)
+
+
 @dataclass(slots=True)
 class Accumulator:
     """Rows that are summed.

@@ -114,10 +114,11 @@ def _with_resting_results(lanes: Sequence[Lane]) -> None:
         done = early if lane in starting else ()
         for rider in riders:
             lane.arrive(rider)
-            if OTHERS in lane.resident_parts:
-                lane.attend_others(rider, last=rider == riders[-1])
-            if rider not in (*done, *late):
-                lane.attend(OWN, rider)
+            own = rider not in (*done, *late)
+            if OTHERS in lane.resident_parts and rider == riders[-1]:
+                lane.attend_last(rider)
+            else:
+                lane.attend_resident(rider, own=own)
             if rider == riders[0]:
                 _start_next(lanes, index)
         if index:
@@ -141,8 +142,10 @@ def _with_travelling_results(lanes: Sequence[Lane]) -> None:
             lane.arrive(OTHERS)
         _travel(lanes, index, done)
         for rider in homes if OWN in homes else ():
-            if OTHERS in lane.resident_parts:
-                lane.attend_others(rider, last=rider == homes[-1])
+            if OTHERS in lane.resident_parts and rider == homes[-1]:
+                lane.attend_last(rider)
+            elif OTHERS in lane.resident_parts:
+                lane.attend_others(rider)
             if rider != OWN:
                 lane.attend(OWN, rider)
         if OWN not in homes:
@@ -196,9 +199,7 @@ def _travel(lanes: Sequence[Lane], index: int, done: Sequence[str]) -> None:
         _start_next(lanes, index)
     for rider in (*lane.far_visits, *near):
         lane.arrive(rider)
-        for resident in lane.resident_parts:
-            if not (resident == OWN and rider in done):
-                lane.attend(resident, rider)
+        lane.attend_resident(rider, own=rider not in done)
         if near and rider == lane.far_visits[0]:
             _start_next(lanes, index)
         if turn_end is not None:

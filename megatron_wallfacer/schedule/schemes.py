@@ -36,7 +36,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.formulas import backward_words, forward_words
 from megatron_wallfacer.schedule.grid import DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
 from megatron_wallfacer.schedule.heads import check_heads
-from megatron_wallfacer.schedule.plan import Order, Plan, Rider
+from megatron_wallfacer.schedule.plan import Order, Plan, Rider, shard_work
 from megatron_wallfacer.schedule.price import NODE, cheapest
 
 
@@ -150,7 +150,8 @@ def make_plan(
             ``tokens`` and heads are given, kernel calls of half the heads are large enough (:data:`SPLIT_WORK`).
         q_heads, kv_heads: heads at hand (after tensor parallelism); both or neither.
         kappa: kv heads / q heads, where heads are not given.
-        tokens: tokens per rank.
+        tokens: tokens per rank. With them and heads, small attention calls are merged
+            (:mod:`megatron_wallfacer.schedule.merging`).
         ranks_per_node: ranks of the context-parallel group in one node, for the price of ``auto``.
 
     Raises:
@@ -185,6 +186,7 @@ def make_plan(
         grid=_placed(plan.grid, placement),
         bidirectional=bidirectional,
         head_groups=_head_groups(plan.grid, tokens, q_heads) if head_groups is None else head_groups,
+        shard_work=shard_work(tokens, q_heads) if tokens and q_heads else None,
     )
 
 
@@ -306,4 +308,4 @@ def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
     """Two where something is gathered that the other group's kernels can hide, and both groups have enough work."""
     if grid.head == 1 and grid.team == 1:
         return 1
-    return 1 if tokens and q_heads and tokens**2 * q_heads < SPLIT_WORK else 2
+    return 1 if tokens and q_heads and shard_work(tokens, q_heads) < SPLIT_WORK else 2

@@ -18,8 +18,8 @@ from megatron_wallfacer.schedule.ring import visits
 
 TENSORS = {"q": ops.Q, "kv": ops.KV, "dout": ops.DOUT}
 AXIS = {"q": "team", "kv": "kv_team"}
-#: Whose rows: the rank's own, its teams', or those that visit.
-OWN, OTHERS = "own", "others"
+#: Whose rows: the rank's own, its teams', or those that visit. ALL: local and gathered rows of one side as one block.
+OWN, OTHERS, ALL = "own", "others", "all"
 
 
 def at(visit: int) -> str:
@@ -100,6 +100,13 @@ class Sides:
         return (OWN, OTHERS) if len(self.team(self.resident)) > 1 else (OWN,)
 
     @property
+    def merged_steps(self) -> int:
+        """Ring steps in which local and gathered rows may be computed together: both are here, none is sent home."""
+        if self.results(self.rider):
+            return len(self.far_visits)
+        return len(self.home_parts) - 1 + len(self.visits) - len(self.home_turn) - len(self.last_turn)
+
+    @property
     def _turn(self) -> int:
         """Visits of a turn of the inner ring, where there are several turns; else one, each visit its own."""
         double = self.grid.ring_inner > 1 and self.grid.ring_outer > 1
@@ -142,4 +149,6 @@ class Sides:
             return self.shard(self.rank)
         if whose == OTHERS:
             return self.block(rank for rank in self.team(side) if rank != self.rank)
+        if whose == ALL:
+            return self.block(self.team(side))
         return self.block_of(self.visits[visit_number(whose)].origin)

@@ -28,6 +28,7 @@ class SparseLane(Lane):
 
     def __init__(self, *args: Any, pattern: Pattern, q_kept: bool, **kwargs: Any) -> None:
         super().__init__(*args, pattern=pattern, q_kept=False, **kwargs)
+        self.merges_rows = False
         # What is gathered of the team's queries depends on what rides.
         self.q_kept = q_kept and self.plan.forward == self.plan.backward
         self._uses: dict[tuple[int, str], frozenset[int]] = {}

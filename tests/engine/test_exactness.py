@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, cycle, permutations, product
 from math import prod
@@ -11,8 +12,10 @@ from math import prod
 import pytest
 
 from megatron_wallfacer.schedule.grid import AXES, Grid
+from megatron_wallfacer.schedule.lane import Lane
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import divisors
+from megatron_wallfacer.schedule.writer import Writer
 from tests.engine.passes import Case, errors, run_cases
 from tests.support.dense import Problem
 from tests.support.pool import Pool
@@ -90,8 +93,17 @@ def cases() -> dict[tuple[str, int, int], list[Case]]:
             problem = Problem(grid.cp_size, batch=batch, q_heads=q_heads, kv_heads=kv_heads, causal=causal)
             fields = {name: getattr(plan, name) for name in ("kv_order", "forward", "backward", "bidirectional")}
             case = Case(Plan(grid, head_groups=groups, **fields), problem, keep)
-            found.setdefault((kind, grid.cp_size, grid.head), []).append(case)
+            merged = replace(case, plan=replace(case.plan, shard_work=0))
+            again = index % 3 == 0 and merges(merged)
+            found.setdefault((kind, grid.cp_size, grid.head), []).extend([case, merged] if again else [case])
     return found
+
+
+def merges(case: Case) -> bool:
+    """Whether local and gathered rows are computed in one call in either pass."""
+    plan, writer = case.plan, Writer(0, 0, case.groups, [], {})
+    passes = (Lane(plan, 0, writer, backward=way, causal=True, q_kept=False) for way in (False, True))
+    return any(lane.merges_rows for lane in passes)
 
 
 def features(case: Case) -> set[str]:
@@ -108,6 +120,7 @@ def features(case: Case) -> set[str]:
         "one kv head": problem.kv_heads == 1,
         "full": not problem.causal,
         "batch": problem.batch > 1,
+        "merged rows": merges(case),
         "kept q": case.keep_gathered_q and plan.grid.team > 1,
     }
     return found | {name for name, has in flags.items() if has}
@@ -127,7 +140,7 @@ def test_each_feature_meets_each_axis_and_each_other_feature() -> None:
     names = sorted({name for pair in met for name in pair})
     missing = [pair for pair in combinations(names, 2) if frozenset(pair) not in met]
     assert [pair for pair in missing if not any(set(pair) < group or set(pair) == group for group in EXCLUDED)] == []
-    assert len(names) == len(AXES) + 12
+    assert len(names) == len(AXES) + 13
 
 
 @pytest.mark.parametrize("key", cases(), ids=lambda key: f"{key[0]}-{key[1]}-head{key[2]}")

@@ -36,6 +36,8 @@ PLANS = {
     "usp": Plan(Grid(head=2, ring_outer=4)),
     "ring of two": Plan(Grid(team=4, ring_outer=2)),
     "team-ring": Plan(Grid(team=2, ring_outer=4)),
+    "team-ring, merged rows": Plan(Grid(team=2, ring_outer=4), shard_work=0),
+    "team of four, merged rows, kept q": Plan(Grid(team=4, ring_outer=2), shard_work=0),
     "head x team x ring": Plan(Grid(head=2, team=2, ring_outer=2)),
     "kv_team x ring": Plan(Grid(kv_team=2, ring_outer=4)),
     "all-gather": Plan(Grid(kv_team=8)),

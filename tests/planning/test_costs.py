@@ -8,7 +8,7 @@ import pytest
 
 from megatron_wallfacer.planning.cluster import Cluster, Host
 from megatron_wallfacer.planning.costs import COPIED, STAND_IN, Costs
-from megatron_wallfacer.schedule.ops import Attend, Start
+from megatron_wallfacer.schedule.ops import Attend, Start, Store
 from megatron_wallfacer.schedule.volume import received_bytes
 from tests.planning.clusters import ALIKE, PLAIN, SHAPE, Choice, choice
 
@@ -59,3 +59,20 @@ def test_what_is_sent_is_what_is_received(name: str) -> None:
         starts = [op for op in schedule.ops if isinstance(op, Start)]
         assert sum(len(cost.sends) for cost in costs) == sum(len(op.move.sends) for op in starts)
         assert not any(cost.sends for op, cost in zip(schedule.ops, costs, strict=True) if isinstance(op, Attend))
+
+
+def test_only_own_rows_are_stored() -> None:
+    """A sum of merged rows has those of the whole team."""
+    one = choice(scheme="team-ring", team_size=4, backward="kv", head_groups=1)
+    apart, merged = (replace(one, plan=replace(one.plan, shard_work=work)) for work in (None, 0))
+    stored = [
+        [
+            cost.touched
+            for op, cost in zip(schedule.ops, Costs(PLAIN, SHAPE).of(schedule), strict=True)
+            if type(op) is Store
+        ]
+        for one in (apart, merged)
+        for schedule in one.schedules(0)
+    ]
+    assert merged.schedules(0) != apart.schedules(0)
+    assert stored[:2] == stored[2:]

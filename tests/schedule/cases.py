@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import permutations, product
 from math import isqrt, prod
@@ -10,6 +11,7 @@ from math import isqrt, prod
 from hypothesis import strategies as st
 
 from megatron_wallfacer.schedule.grid import AXES, DEFAULT_PLACEMENT, Grid
+from megatron_wallfacer.schedule.merging import LEAST_WORK
 from megatron_wallfacer.schedule.plan import Plan
 from tests.schedule.proof import LARGEST, Programs
 
@@ -18,6 +20,8 @@ PUBLISHED = ((8, 2), (16, 2), (16, 4), (32, 2), (32, 4), (64, 2), (64, 4), (64, 
 #: Up to this size every placement is looked at, beyond it two.
 ALL_PLACEMENTS = 4
 RIDERS = ("kv", "q")
+#: Work of a shard with which all calls are merged that can be.
+SMALL_CALLS = 0
 
 
 def published(
@@ -39,7 +43,10 @@ def plans_of(grid: Grid) -> Iterator[Plan]:
     orders = ("native", "paper", "permuted") if grid.team == grid.kv_team > 1 else ("native",)
     ways = (False, True) if grid.ring > 2 and 1 in (grid.ring_outer, grid.ring_inner) else (False,)
     for order, rider, both_ways in product(orders, RIDERS, ways):
-        yield Plan(grid, kv_order=order, forward=rider, backward=rider, bidirectional=both_ways)
+        plan = Plan(grid, kv_order=order, forward=rider, backward=rider, bidirectional=both_ways)
+        yield plan
+        if grid.team > 1 and (rider == "kv" or order != "native"):
+            yield replace(plan, shard_work=SMALL_CALLS)
 
 
 def both_passes(plan: Plan, **options: bool | int) -> tuple[Programs, Programs]:
@@ -97,4 +104,5 @@ def plans(draw: st.DrawFn, largest: int = LARGEST, widest: int = 64, longest_rin
     order = draw(st.sampled_from(("native", "paper", "permuted"))) if grid.team == grid.kv_team else "native"
     single = 1 in (grid.ring_outer, grid.ring_inner)
     riders = draw(st.sampled_from(RIDERS)), draw(st.sampled_from(RIDERS))
-    return Plan(grid, "any", order, *riders, bidirectional=single and draw(st.booleans()))
+    work = draw(st.sampled_from((None, SMALL_CALLS, LEAST_WORK // 3)))
+    return Plan(grid, "any", order, *riders, bidirectional=single and draw(st.booleans()), shard_work=work)

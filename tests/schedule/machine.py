@@ -275,7 +275,7 @@ class Rank:
 
     def _count(self, name: str, pairs: dict[int, int], of: Value) -> None:
         total = self._sum(name)
-        if (tuple(total.pairs), total.part) != (of.chunks, of.part):
+        if not of.chunks or not set(of.chunks) <= total.pairs.keys() or total.part != of.part:
             raise Broken(f"rank {self.rank}: results of {of} are added to {name}, which is {total.value}")
         total.add(pairs)
 

@@ -341,8 +341,9 @@ def _check_side(
         raise Broken(f"rank {schedule.rank}: {attend} has different rows of one side: {rows}")
     if missing := set(wanted).difference(*(value.payload for value in values)):
         raise Broken(f"rank {schedule.rank}: {attend} does not have {sorted(missing)}")
-    if into is not None and (schedule.values[into].payload, {schedule.values[into].chunks}) != (results, rows):
-        raise Broken(f"rank {schedule.rank}: {attend} of {rows} adds to {schedule.values[into]}")
+    total = None if into is None else schedule.values[into]
+    if total is not None and (total.payload != results or not set(values[0].chunks) <= set(total.chunks)):
+        raise Broken(f"rank {schedule.rank}: {attend} of {rows} adds to {total}")
 
 
 def computed(schedule: Schedule, attend: Attend) -> tuple[Masks, Masks]:

@@ -30,6 +30,7 @@ from tests.schedule.proof import (
 #: The rank that is broken, unless all are.
 RANK = 2
 TEAM_RING = partial(Programs, Plan(Grid(team=2, ring_outer=4)))
+MERGED = partial(Programs, Plan(Grid(team=3, ring_outer=4), shard_work=0))
 HEADS = partial(Programs, Plan(Grid(head=2, ring_outer=2)), groups=2)
 PAPER = partial(Programs, published(8, 2))
 
@@ -364,6 +365,37 @@ FORWARD = [
         value("own.q.0", chunks=(0, 1)),
         {kept: "in backward", check_play: "should be"},
     ),
+    # Merged rows.
+    Case(
+        "merged rows computed after they were sent",
+        MERGED,
+        before(Attend, 2, Store, 0),
+        {program: "which were sent or stored", check_play: "after it was sent or stored"},
+    ),
+    Case(
+        "local rows of the last ring step left out",
+        MERGED,
+        change(Attend, -1, drop),
+        {check_coverage: "has not seen", balance: "its share is", check_play: INCOMPLETE},
+    ),
+    Case(
+        "an accumulator without the rows of a rank",
+        MERGED,
+        value("all.sum.q.0", chunks=(1, 2, 21, 22)),
+        {program: "adds to", check_play: "are added to"},
+    ),
+    Case(
+        "merged rows against columns of the last ring step",
+        MERGED,
+        change(Attend, 3, with_(kv=("visit3.kv.0",))),
+        {check_coverage: "computes again", check_play: "counted twice"},
+    ),
+    Case(
+        "merged results sent to another rank of the team",
+        MERGED,
+        change(Start, -1, with_sent(chunks=(2, 21))),
+        {messages: "expected", check_play: "should be"},
+    ),
     # Moves.
     Case(
         "a message to a wrong peer",
@@ -553,7 +585,7 @@ def test_breakage_is_found(case: Case) -> None:
             check(broken)
 
 
-@pytest.mark.parametrize("of", [TEAM_RING, HEADS, PAPER])
+@pytest.mark.parametrize("of", [TEAM_RING, MERGED, HEADS, PAPER])
 @pytest.mark.parametrize("backward", [False, True])
 def test_nothing_is_found_where_nothing_is_broken(of: Callable[..., Programs], backward: bool) -> None:
     for check in (program, check_coverage, turn, balance, moves, messages, check_play):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_wallfacer.schedule.program import WORKSPACE, Operand
-from megatron_wallfacer.schedule.rows import Accumulator, Rows, common_rows, contiguous, cut, cut_heads
+from megatron_wallfacer.schedule.rows import Accumulator, Rows, common_rows, contiguous, cut, cut_heads, placed_rows
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,22 @@ def test_common_ranges_of_any_two_blocks_hold_the_same_chunks_each_once() -> Non
         assert [chunk for _, (first, end) in found for chunk in into[first:end]] == both
         for (_, end), (start, _) in itertools.pairwise(there for there, _ in found):
             assert end < start or into.index(source[start]) > into.index(source[end - 1]) + 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "block", "into", "found"),
+    [
+        ((2, 5), (1, 6), (1, 6), [((2, 5), (2, 5))]),
+        ((0, 6), (1, 6), (0, 1, 6, 7), [((0, 6), (3, 9))]),
+        ((2, 5), (1, 6), (0, 1, 2, 5, 6, 7), [((2, 3), (5, 6)), ((3, 5), (12, 14))]),
+        ((3, 6), (1, 6), (0, 1, 2, 5, 6, 7), [((3, 6), (12, 15))]),
+    ],
+)
+def test_rows_of_a_block_in_one_that_has_more(
+    rows: tuple[int, int], block: tuple[int, ...], into: tuple[int, ...], found: list
+) -> None:
+    """Chunks of three tokens."""
+    assert list(placed_rows(rows, block, into, 3)) == found
 
 
 # --- operands ---

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_wallfacer.schedule.ops import Attend, Message, Move, Schedule, Start
-from megatron_wallfacer.schedule.sides import OTHERS, OWN, visit_number
+from megatron_wallfacer.schedule.sides import ALL, OTHERS, OWN, visit_number
 from megatron_wallfacer.schedule.volume import STATISTICS, Shape, rows_elements
+
+#: In words, whose rows a value holds that is named so; other names are those of visits.
+_ROWS = {OWN: "own", OTHERS: "the team's", ALL: "own and the team's"}
 
 MoveKind = tuple[str, tuple[str, ...]]
 
@@ -122,8 +125,8 @@ def _add_message(
 def _whose(name: str, rows: str) -> str:
     """In words, whose rows a value holds: its name begins with that."""
     whose = name.split(".", 1)[0]
-    if whose in (OWN, OTHERS):
-        return f"own {rows}" if whose == OWN else f"the team's {rows}"
+    if whose in _ROWS:
+        return f"{_ROWS[whose]} {rows}"
     return f"the {rows} of visit {visit_number(whose)}"
 
 

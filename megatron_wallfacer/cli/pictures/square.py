@@ -17,7 +17,7 @@ from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.ops import Attend, Schedule
 from megatron_wallfacer.schedule.plan import Plan, Rider
 from megatron_wallfacer.schedule.schedule import forward_schedule
-from megatron_wallfacer.schedule.sides import OTHERS, OWN, visit_number
+from megatron_wallfacer.schedule.sides import ALL, OTHERS, OWN, visit_number
 
 #: Above these cp sizes a number in each cell (on stripes, half of it), and a label for each row, would not be read.
 NUMBERED, LABELLED = 32, 16
@@ -56,7 +56,7 @@ def visit_of(attend: Attend, rider: Rider) -> int:
     """The visit whose block some tiles read; what the rank gathered itself belongs to the first, number 0."""
     name = (attend.kv if rider == "kv" else attend.q)[0]
     whose = name.split(".", 1)[0]
-    return 0 if whose in (OWN, OTHERS) else visit_number(whose)
+    return 0 if whose in (OWN, OTHERS, ALL) else visit_number(whose)
 
 
 def square_of(plan: Plan) -> dict[Pair, tuple[Work, ...]]:
