@@ -60,6 +60,21 @@ def splits(ranks: int) -> dict[str, Split]:
     }
 
 
+def graph_splits(ranks: int, layers: str) -> dict[str, Split]:
+    """Split runs with CUDA graphs, by name: the plugin's, and Megatron's around attention.
+
+    Args:
+        ranks: context-parallel ranks.
+        layers: key of :data:`LAYERS`; Megatron's graphs need TransformerEngine's random numbers.
+    """
+    flags_of = {"graphs": ("--wallfacer-cuda-graphs",)}
+    if layers == THEIRS:
+        flags_of["graphs of layers"] = ("--cuda-graph-impl", "local")
+    return {
+        f"cp {ranks}, team-ring, {name}": Split(ranks, "team-ring", ranks, flags) for name, flags in flags_of.items()
+    }
+
+
 def split_arguments(ranks: int, scheme: str, kernel: str, *, on_gpu: bool, backend: str = "nccl") -> list[str]:
     """The plugin's flags of a split run; over gloo the ranks that share a GPU send through host memory."""
     split = f"--wallfacer-cp-size {ranks} --wallfacer-scheme {scheme} --wallfacer-kernel {kernel}".split()
@@ -87,6 +102,9 @@ def train(runs: Runs, ranks: int, options: argparse.Namespace) -> None:
     """Every run, most important first; the schemes besides the default last, and not in a smoke run."""
     for layers in kinds(runs.trainer.on_gpu, options.dtype):
         runs.compare(layers, splits(ranks))
+    if runs.trainer.on_gpu and options.backend == "nccl":
+        first = kinds(runs.trainer.on_gpu, options.dtype)[0]
+        runs.compare(first, graph_splits(ranks, first))
     if not options.smoke:
         runs.compare(OWN, {f"cp {ranks}, {scheme}": Split(ranks, scheme, ranks) for scheme in ("ring", "ulysses")})
 

@@ -125,6 +125,22 @@ def test_each_kind_of_layers_is_compared_with_its_own_rank(tmp_path: Path) -> No
     ]
 
 
+def test_graphs_are_trained_too(tmp_path: Path) -> None:
+    alone = {f"Megatron's layers 1 rank{exact}": [4.0, 3.0] for exact in (", fp32", "")}
+    runs, _, trainer = runs_of(tmp_path, alone)
+    options = argparse.Namespace(dtype="float32", backend="nccl", smoke=True)
+    parity.train(runs, 4, options)
+    flags = [" ".join(words) for _, count, words in trainer.runs if count == 4]
+    assert sum("--wallfacer-cuda-graphs" in words for words in flags) == 1
+    trainer.runs.clear()
+    parity.train(runs, 4, argparse.Namespace(dtype="float32", backend="gloo", smoke=True))
+    assert not any("--wallfacer-cuda-graphs" in words for _, _, words in trainer.runs)
+    assert [split.flags for split in parity.graph_splits(4, parity.THEIRS).values()] == [
+        ("--wallfacer-cuda-graphs",),
+        ("--cuda-graph-impl", "local"),
+    ]
+
+
 def test_a_resumed_job_must_go_on_as_the_saved_one(tmp_path: Path) -> None:
     losses = {
         "Megatron's layers 1 rank, fp32": [6.0, 5.0, 4.0, 3.0],
