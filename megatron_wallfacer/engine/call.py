@@ -16,6 +16,7 @@ from megatron_wallfacer.engine.foreign import ForeignCaptures
 from megatron_wallfacer.engine.graphed import Graphs
 from megatron_wallfacer.engine.timeline import Recorder, nothing
 from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.engine.verify import VerifiedRun
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
 from megatron_wallfacer.schedule.heads import check_heads, head_groups
@@ -59,6 +60,7 @@ class Call:
         mask: which pairs are unmasked.
         keep_gathered_q: save the team's queries for backward instead of gathering them again.
         layer: number of the layer in the whole model, from 1; None outside a model. For messages only.
+        verify: compare every message with its source; such a pass is no CUDA graph.
         number: what operators know the call by (:func:`call_of_number`), for as long as it lives.
         run: runs a compiled pass: :func:`megatron_wallfacer.engine.execute.execute`, or by its CUDA graph.
     """
@@ -68,6 +70,7 @@ class Call:
     mask: Mask = CAUSAL
     keep_gathered_q: bool = False
     layer: int | None = None
+    verify: bool = False
     number: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
     run: Callable[..., tuple[list[Tensor], list[Tensor]]] = field(init=False, compare=False, repr=False)
     #: Strides for which passes are lowered.
@@ -80,8 +83,9 @@ class Call:
         alike = self.plan, runtime.kernel, runtime.scale, runtime.softcap, self.mask, self.keep_gathered_q
         object.__setattr__(self, "_alike", runtime.transfers.passes.number_of(alike, self.mask.nbytes))
         # Documents differ with every micro-batch: a graph of theirs would not be used again.
-        graphs = runtime.graphs if self.mask.documents is None else None
-        object.__setattr__(self, "run", execute if graphs is None else graphs.run)
+        graphs = runtime.graphs if self.mask.documents is None and not self.verify else None
+        eager = VerifiedRun(self) if self.verify else execute
+        object.__setattr__(self, "run", eager if graphs is None else graphs.run)
         object.__setattr__(self, "_strides", Tensor.stride if graphs is None else graphs.strides)
         _calls[self.number] = weakref.ref(self, lambda _, number=self.number: _calls.pop(number, None))
 

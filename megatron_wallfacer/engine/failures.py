@@ -38,14 +38,14 @@ def closed_error(cause: str) -> WallfacerError:
     )
 
 
-def pass_name(call: Call, phase: str) -> str:
+def pass_name(phase: str, layer: int | None) -> str:
     """Return a pass in words.
 
     Args:
-        call: the call of attention.
         phase: ``forward`` or ``backward``.
+        layer: number of the layer in the model; None outside a model.
     """
-    return f"{phase} pass" if call.layer is None else f"{phase} pass of layer {call.layer}"
+    return f"{phase} pass" if layer is None else f"{phase} pass of layer {layer}"
 
 
 def fail(call: Call, phase: str, error: BaseException) -> None:
@@ -67,7 +67,7 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
         return
     first_line = " ".join(str(error).partition("\n")[0].split())[:_SHOWN]
     reason = ": ".join(filter(None, (type(error).__name__, first_line)))
-    own = f"rank {dist.get_rank()} failed in the {pass_name(call, phase)}: {reason}"
+    own = f"rank {dist.get_rank()} failed in the {pass_name(phase, call.layer)}: {reason}"
     # A rank may wait in a pass of another grid. All of them are closed, and the cause is known before the first is.
     affected = {id(one): one for one in (transfers, *connections_of(transfers.groups.global_ranks))}.values()
     for one in affected:

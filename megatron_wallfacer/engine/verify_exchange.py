@@ -1,0 +1,166 @@
+"""What ranks compare in a verified pass, by collectives over the context-parallel group.
+
+Every rank finds the same differences, and raises the same error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_wallfacer.engine.agreement.compare import ranks_text
+from megatron_wallfacer.engine.groups import CPU, AxisGroups
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.schedule.grid import AXES
+from megatron_wallfacer.schedule.messages import MessageTensor
+
+Sum = tuple[MessageTensor, Tensor]
+#: Differences that each rank reports.
+_SHOWN = 3
+_PLACES = (*AXES, "cp")
+_TENSORS = ("q", "k", "v", "out", "lse", "dout", "delta", "dq", "dk", "dv")
+_NONE = 2**62
+
+
+class Difference(NamedTuple):
+    """A tensor that arrived otherwise than it was sent; ranks are indices in the context-parallel group."""
+
+    sender: int
+    receiver: int
+    axis: str
+    tensor: str
+
+
+def compare_passes(
+    groups: AxisGroups, where: str, described: Mapping[str, object], own: Mapping[str, Tensor], device: torch.device
+) -> None:
+    """Compare what ranks are about to run, and name those whose own tensors are not finite.
+
+    Args:
+        groups: of this rank.
+        where: the pass in words.
+        described: what has to be equal on all ranks; values with the same ``repr`` are equal.
+        own: the rank's own tensors by name, the same names on all ranks.
+        device: device of the tensors.
+
+    Raises:
+        WallfacerError: on every rank.
+    """
+    digests = torch.tensor([_digest(value) for value in described.values()], dtype=torch.int64, device=device)
+    finite = torch.stack([torch.isfinite(x).all() for x in own.values()]).to(torch.int64)
+    rows = _gathered(groups, torch.cat([digests, finite]))
+    for number, name in enumerate(described):
+        values = [row[number] for row in rows]
+        if len(set(values)) > 1:
+            usual, _ = Counter(values).most_common(1)[0]
+            others = [rank for rank, value in enumerate(values) if value != usual]
+            rest = [rank for rank, value in enumerate(values) if value == usual]
+            raise WallfacerError(
+                f"{where}: {name} of {_ranks(groups, others)} differs from that of {_ranks(groups, rest)}"
+            )
+    for number, name in enumerate(own, len(described)):
+        others = [rank for rank, row in enumerate(rows) if not row[number]]
+        if others:
+            raise WallfacerError(f"{where}: {name} of {_ranks(groups, others)} has values that are not finite")
+
+
+def compare_sums(
+    groups: AxisGroups, where: str, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
+) -> None:
+    """Compare the checksums of what each rank sent with those of what arrived.
+
+    Args:
+        groups: of this rank.
+        where: the pass in words.
+        sent, received: checksums of one pass.
+        device: device of the checksums.
+
+    Raises:
+        WallfacerError: on every rank.
+    """
+    if groups.grid.cp_size == 1:
+        return
+    codes, differ = _exchanged(groups, sent, received, device)
+    first = torch.where(differ, codes, _NONE).sort().values[:_SHOWN]
+    first = torch.nn.functional.pad(first, (0, _SHOWN - len(first)), value=_NONE)
+    rows = _gathered(groups, torch.cat([differ.sum().view(1), first]))
+    count = sum(row[0] for row in rows)
+    if not count:
+        return
+    found = [_decoded(code, rank) for rank, row in enumerate(rows) for code in row[1:] if code != _NONE]
+    parts = [
+        f"{one.tensor} of {_ranks(groups, [one.sender])} arrived changed at {_ranks(groups, [one.receiver])} "
+        f"({one.axis})"
+        for one in found[:_SHOWN]
+    ]
+    more = f", and {count - len(parts)} more" if count > len(parts) else ""
+    raise WallfacerError(f"{where}: {', '.join(parts)}{more}: data were corrupted on their way")
+
+
+def _exchanged(
+    groups: AxisGroups, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Codes of the received tensors, and whether each differs from what was sent: ``[received]``."""
+    place = {rank: dist.get_group_rank(_whole(groups), one) for rank, one in enumerate(groups.global_ranks)}
+
+    def ordered(sums: Sequence[Sum]) -> tuple[list[Sum], list[int]]:
+        # Both ends of a message have its tag and its tensors in common, and messages of two ranks differ in their tags.
+        some = sorted(sums, key=lambda one: (place[one[0].peer], one[0].tag, one[0].name))
+        counts = Counter(place[tensor.peer] for tensor, _ in some)
+        return some, [counts[rank] for rank in range(len(place))]
+
+    (out, out_counts), (into, into_counts) = ordered(sent), ordered(received)
+    theirs = torch.empty(len(into), dtype=torch.int64, device=_messages(groups, device))
+    dist.all_to_all_single(theirs, _stacked(groups, out, device), into_counts, out_counts, group=_whole(groups))
+    codes = torch.tensor([_coded(tensor) for tensor, _ in into], dtype=torch.int64, device=theirs.device)
+    return codes, theirs != _stacked(groups, into, device)
+
+
+def _stacked(groups: AxisGroups, sums: Sequence[Sum], device: torch.device) -> Tensor:
+    values = [value for _, value in sums]
+    return (torch.stack(values) if values else torch.empty(0, dtype=torch.int64)).to(_messages(groups, device))
+
+
+def _coded(tensor: MessageTensor) -> int:
+    """Sender, axis and name of a tensor as one number."""
+    return (tensor.peer * len(_PLACES) + _PLACES.index(tensor.axis)) * len(_TENSORS) + _TENSORS.index(tensor.name)
+
+
+def _decoded(code: int, receiver: int) -> Difference:
+    rest, tensor = divmod(code, len(_TENSORS))
+    sender, axis = divmod(rest, len(_PLACES))
+    return Difference(sender, receiver, _PLACES[axis], _TENSORS[tensor])
+
+
+def _gathered(groups: AxisGroups, row: Tensor) -> list[list[int]]:
+    """The rows of all ranks by their index in the context-parallel group; waits for the device."""
+    if groups.grid.cp_size == 1:
+        return [row.tolist()]
+    row = row.to(_messages(groups, row.device))
+    rows = row.new_empty(len(groups.global_ranks), len(row))
+    dist.all_gather(list(rows.unbind()), row, group=_whole(groups))
+    by_place = rows.tolist()
+    return [by_place[dist.get_group_rank(_whole(groups), rank)] for rank in groups.global_ranks]
+
+
+def _whole(groups: AxisGroups) -> dist.ProcessGroup:
+    return groups.groups["cp", "inputs"]
+
+
+def _messages(groups: AxisGroups, device: torch.device) -> torch.device:
+    """The device of messages: gloo's are in host memory."""
+    return CPU if groups.backend == "gloo" else device
+
+
+def _ranks(groups: AxisGroups, members: Sequence[int]) -> str:
+    return ranks_text(groups.global_ranks[member] for member in members)
+
+
+def _digest(value: object) -> int:
+    return int.from_bytes(blake2b(repr(value).encode(), digest_size=7).digest())
