@@ -17,6 +17,7 @@ from megatron_wallfacer.megatron.graphs import wants_graphs
 from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs
 from megatron_wallfacer.megatron.planned import planned
 from megatron_wallfacer.megatron.tile_flags import LOSS, MLP, tiles_of
+from megatron_wallfacer.megatron.verified import VERIFY, verify_every_of
 from megatron_wallfacer.planning.search import Choice
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.price import NODE
@@ -24,7 +25,7 @@ from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
 PREFIX = "--wallfacer-"
-NUMBERS = ("cp_size", "head_size", "team_size", "kv_team_size", "ring_window", "head_groups")
+NUMBERS = ("cp_size", "head_size", "team_size", "kv_team_size", "ring_window", "head_groups", "verify_every")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Settings:
         loss_tiles: tiles of tokens of the head and loss; None for all tokens at once.
         mlp_tiles: tiles of tokens of each dense MLP; None for all tokens at once.
         megatron_graphs: flag by which Megatron's CUDA graphs hold attention, as typed; None where they do not.
+        verify_every: steps from one whose messages are verified to the next; None for none.
     """
 
     plan: Plan
@@ -60,6 +62,7 @@ class Settings:
     loss_tiles: int | None = None
     mlp_tiles: int | None = None
     megatron_graphs: str | None = None
+    verify_every: int | None = None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -103,6 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         LOSS, metavar="N", help="compute head and loss in N tiles of tokens, recomputed in backward (default: one tile)"
     )
     add(MLP, metavar="N", help="compute dense MLPs in N tiles of tokens, recomputed in backward (default: one tile)")
+    add(VERIFY, metavar="N", help="compare every message with its source in every Nth step (default: off)")
     add(f"{PREFIX}timeline", metavar="DIR", help="write there, for each rank, what attention did in the second step")
     add(
         f"{PREFIX}log-metrics",
@@ -176,6 +180,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         tiles_of(args, LOSS),
         tiles_of(args, MLP),
         attention_in_graphs(args),
+        verify_every_of(args, attention_in_graphs(args)),
     )
 
 

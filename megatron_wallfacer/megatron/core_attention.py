@@ -107,6 +107,8 @@ class WallfacerCoreAttention(nn.Module):
         self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.keep_gathered_q, layer=layer_number)
         # Evaluation is no part of a training step: nobody looks on.
         self._unseen = replace(self._call, runtime=replace(runtime, recorder=nothing))
+        self._steps = self.session.verified_steps()
+        self._verified = replace(self._call, verify=True) if self._steps is not None else None
         self._keeper = Keeper(where) if settings.keep_attention_output else None
 
     def forward(
@@ -141,13 +143,20 @@ class WallfacerCoreAttention(nn.Module):
             raise WallfacerError(f"{where}: an attention bias is not supported with --wallfacer-cp-size")
         if attn_mask_type is not None and _is_causal(attn_mask_type, where) != self._causal:
             raise WallfacerError(f"{where}: mask type {attn_mask_type.name} differs from that of the layer")
-        call = self._call if self.training else self._unseen
+        call = self._call_now()
         if packed_seq_params is None:
             check_layout(self._config, call.plan.grid.cp_size, where)
             return self._attend(query, key, value, call).flatten(2)
         batch = self.session.documents().read(packed_seq_params, query.shape[0], where)
         call = replace(call, mask=self._packed_mask(batch, where))
         return self._attend(*(x.unsqueeze(1) for x in (query, key, value)), call).flatten(1)
+
+    def _call_now(self) -> Call:
+        """The call of this step."""
+        if not self.training:
+            return self._unseen
+        verified = self._verified if self._steps is not None and self._steps.due() else None
+        return self._call if verified is None else verified
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         """Attention, sbhd."""

@@ -28,6 +28,7 @@ from megatron_wallfacer.megatron.graphs import FLAG, check_graphs
 from megatron_wallfacer.megatron.metrics import StepSums, step_sums
 from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
 from megatron_wallfacer.megatron.timeline import StepRecorder
+from megatron_wallfacer.megatron.verified import VerifiedSteps
 from megatron_wallfacer.megatron.version import Version
 from megatron_wallfacer.schedule.grid import Grid
 
@@ -61,6 +62,7 @@ class Session:
     _recorder: Recorder | None = None
     _run: str = ""
     _documents: Documents | None = None
+    _verified: VerifiedSteps | None = None
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
         """The local kernel that the flags ask for.
@@ -143,6 +145,13 @@ class Session:
             cut = "sequence" if cuts_sequence(self.args) else "document"
             self._documents = Documents(self.settings.plan.grid.cp_size, cut)
         return self._documents
+
+    def verified_steps(self) -> VerifiedSteps | None:
+        """The count of training steps of which some are verified; None where none is."""
+        assert self.settings is not None
+        if self._verified is None and self.settings.verify_every is not None:
+            self._verified = VerifiedSteps(self.settings.verify_every)
+        return self._verified
 
     def recorder(self) -> Recorder:
         """Who looks on while attention runs: nobody, unless a time line, metrics or a profile were asked for."""

@@ -52,6 +52,8 @@ ELSEWHERE = {
     "wallfacer plan --cluster h100-1024x8 --nodes 64 --model llama3-8b --seq 1M": _PLAN,
     "wallfacer plan --cluster h100-8x8 --nodes 4 --model llama3-70b --tp 8 --seq 256K": _PLAN,
     "python -m benchmarks.price": "tests/benchmarks/test_price.py, with one job",
+    # docs/reliability.md
+    "python -m benchmarks.verify": "tests/benchmarks/test_verify.py, with few tokens",
     # docs/benchmarks.md
     "python -m benchmarks.emulated benchmarks/configs/c-4x4.yaml": _ROOT,
     "python -m benchmarks.emulated benchmarks/configs/b-4x4.yaml --schemes ring 'team-ring-*' 'usp-*' --repeats 9 "

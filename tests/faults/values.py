@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults.row import NOTHING, Row
+from tests.faults.row import NOTHING, SINCE_CHECKPOINT, Row
 
 ROWS: tuple[Row, ...] = (
     Row(
@@ -40,5 +40,23 @@ ROWS: tuple[Row, ...] = (
         "`--seq-lenght: this Megatron has no such flag; did you mean --seq-length?`",
         NOTHING,
         ("tests/cli/test_run.py::test_a_wrong_flag_is_one_line_before_the_launch",),
+    ),
+    Row(
+        "a bit of a message is flipped, or its rows change places",
+        "every rank of the context-parallel group raises the same error",
+        "at the end of the pass, in a verified step",
+        "`--wallfacer-verify-every`",
+        "`backward pass of layer 5: dk of rank 2 arrived changed at rank 3 (ring_outer)`",
+        SINCE_CHECKPOINT,
+        ("tests/engine/test_verify.py", "tests/megatron/test_verified.py"),
+    ),
+    Row(
+        "a rank's q, k, v or dO is not finite",
+        "the same",
+        "before the first message of the pass, in a verified step",
+        "`--wallfacer-verify-every`",
+        "`forward pass of layer 5: v of rank 2 has values that are not finite`",
+        SINCE_CHECKPOINT,
+        ("tests/engine/test_verify.py::test_what_is_wrong_is_named_on_every_rank",),
     ),
 )

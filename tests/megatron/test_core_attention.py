@@ -40,7 +40,7 @@ def config(**changes: object) -> SimpleNamespace:
 
 
 def build(*, attn_mask_type: Any = CAUSAL, attention_type: str = "self", **changes: Any) -> WallfacerCoreAttention:
-    settings = Settings(make_plan("ring", 1), "auto", False)
+    settings = Settings(make_plan("ring", 1), "auto", False, verify_every=changes.pop("verify_every", None))
     session = LoneSession((0, 19, 2), torch.device("cpu"), args=Namespace(), settings=settings)
     names = ("attention_dropout", "k_channels", "v_channels", "num_splits", "softmax_scale")
     keywords = {name: changes.pop(name) for name in names if name in changes}
