@@ -66,6 +66,8 @@ def run_run(arguments: argparse.Namespace) -> int:
 
 def _verdict_before_launch(preset: Preset, arguments: argparse.Namespace) -> Verdict | None:
     """What Megatron's parser says, once per job and not once per rank; None where there is no Megatron to ask here."""
+    if os.environ.get("SLURM_NODEID", "0") != "0":
+        return None  # the first node of the job asks, and srun ends the others with it
     try:
         checkout = checkout_of(arguments.script, arguments.megatron_path)
         return check_presets([preset], checkout, script_to_read(arguments.script, checkout))[0]

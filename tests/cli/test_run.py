@@ -13,6 +13,8 @@ import pytest
 from megatron_wallfacer.cli import run
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.cli.presets.check import Verdict
+from megatron_wallfacer.cli.presets.launch import Launch
+from megatron_wallfacer.cli.presets.script_flags import flags_of_script
 from megatron_wallfacer.cli.training_log import parse_iteration
 from megatron_wallfacer.errors import WallfacerError
 
@@ -54,8 +56,11 @@ def test_a_run_that_fails_fails_the_command(tmp_path: Path) -> None:
     assert "the script ran" in done.stderr
 
 
-def test_a_wrong_flag_is_one_line_before_the_launch(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_flag_is_one_line_before_the_launch(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Megatron would print its usage once per rank."""
+    monkeypatch.setattr(Launch, "replace_this_process", lambda _: pytest.fail("launched"))
     assert main(["run", TINY, "--seq-lenght", "256"]) == 2
     message = "--seq-lenght: this Megatron has no such flag; did you mean --seq-length?"
     assert capfd.readouterr() == ("", f"wallfacer: error: command line: {message}\n")
@@ -70,6 +75,21 @@ def test_flags_of_the_script_are_good(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert main(["run", TINY, "--script", str(script), *flags, "--of-teh-script", "x", "--dry-run"]) == 2
     message = "--of-teh-script: this Megatron has no such flag; did you mean --of-the-script?"
     assert capfd.readouterr() == ("", f"wallfacer: error: command line: {message}\n")
+
+
+def test_flags_whose_names_are_made_may_be_any(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("def more(parser):\n    for name in 'ab':\n        parser.add_argument(f'--{name}')\n")
+    assert flags_of_script(script) is None
+
+
+def test_in_a_slurm_job_the_first_node_asks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "check_presets", lambda *_: pytest.fail("asked"))
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    assert main(["run", TINY, "--dry-run"]) == 0
+    assert "-m megatron_wallfacer" in capsys.readouterr().out
 
 
 def test_without_a_megatron_to_ask_the_job_speaks(

@@ -11,10 +11,13 @@ import torch
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.any_device.thd import partitioned_indices
-from megatron_wallfacer.megatron.packed import Documents, as_laid_out, check_layout, cuts_sequence
+from megatron_wallfacer.megatron.arguments import Settings
+from megatron_wallfacer.megatron.core_attention import core_attention_class
+from megatron_wallfacer.megatron.packed import Documents, as_laid_out, cuts_sequence
 from megatron_wallfacer.megatron.rope import positions_in_documents, rotate_by_document
 from megatron_wallfacer.schedule.mask import Mask
-from tests.megatron.test_core_attention import build, config, dense
+from megatron_wallfacer.schedule.schemes import make_plan
+from tests.megatron.test_core_attention import CAUSAL, PlannedSession, build, config, dense, q
 
 #: Of one token, of a few, and of more than a rank holds.
 ENDS = (0, 1, 4, 25, 32)
@@ -130,8 +133,12 @@ def test_the_layout_that_attention_computes_may_be_named() -> None:
 
 
 def test_another_layout_without_documents_is_refused() -> None:
+    settings = Settings(make_plan("ulysses", 2), "auto", False)
+    session = PlannedSession((0, 19, 2), torch.device("cpu"), settings=settings)
+    named = config(cp_partition_mode="contiguous")
+    layer = core_attention_class(session)(named, 3, CAUSAL, "self", pg_collection=SimpleNamespace(cp=1))
     with pytest.raises(WallfacerError, match="layer 3: cp_partition_mode contiguous: must be zigzag"):
-        check_layout(config(cp_partition_mode="contiguous"), 2, "layer 3")
+        layer(q(), q(), q(), None)
 
 
 # --- which tokens are a rank's, and where they stand ---

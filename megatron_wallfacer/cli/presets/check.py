@@ -64,8 +64,8 @@ def check_presets(
     Raises:
         WallfacerError: there is no Megatron to ask, or it cannot be imported.
     """
-    own = sorted(flags_of_script(script)) if script else []
-    answer = _ask([_question(preset) | {"own": own} for preset in presets], megatron_path)
+    own = flags_of_script(script) if script else frozenset[str]()
+    answer = _ask([_question(preset, own) for preset in presets], megatron_path)
     return [
         Verdict(
             answer["megatron"],
@@ -90,8 +90,10 @@ def environment_for(megatron_path: Path | None) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def _question(preset: Preset) -> dict[str, Any]:
+def _question(preset: Preset, own: frozenset[str] | None) -> dict[str, Any]:
+    # Where a script makes names of flags while it runs, any flag may be its own.
     return {
+        "own": sorted(preset.model if own is None else own),
         "flags": [setting.typed for setting in preset.model.values()],
         "ranks": preset.ranks,
         "device": "cuda" if preset.on_gpus else "cpu",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def flags_of_script(script: Path) -> frozenset[str]:
+def flags_of_script(script: Path) -> frozenset[str] | None:
     """Return the flags that a script, or a module that it imports, names in a call of ``add_argument``.
 
     Nothing is run. Modules in the script's folder are followed further; of others, such as Megatron's, only those
@@ -16,6 +16,9 @@ def flags_of_script(script: Path) -> frozenset[str]:
 
     Args:
         script: path of the script.
+
+    Returns:
+        The flags; None where a call in the script's folder makes names while it runs: any flag may then be good.
     """
     flags: set[str] = set()
     folder, read, waiting = script.resolve().parent, set[Path](), [script.resolve()]
@@ -28,19 +31,22 @@ def flags_of_script(script: Path) -> frozenset[str]:
             tree = ast.parse(file.read_bytes())
         except (OSError, SyntaxError, ValueError):
             continue
-        flags.update(_added(tree))
+        added = list(_added(tree))
+        flags.update(filter(None, added))
         if file.parent == folder:
+            if None in added:
+                return None
             waiting += _imported(tree, folder)
     return frozenset(flags)
 
 
-def _added(tree: ast.AST) -> Iterator[str]:
-    """Flags in calls of ``add_argument``."""
+def _added(tree: ast.AST) -> Iterator[str | None]:
+    """Names in calls of ``add_argument``; None for one that is no literal."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
             for word in node.args:
-                if isinstance(word, ast.Constant) and isinstance(word.value, str) and word.value.startswith("--"):
-                    yield word.value
+                literal = isinstance(word, ast.Constant) and isinstance(word.value, str)
+                yield word.value if literal else None
 
 
 def _imported(tree: ast.AST, folder: Path) -> Iterator[Path]:
