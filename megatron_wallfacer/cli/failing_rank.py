@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 FRAMES, MESSAGE, LAST = 6, 6, 15
 #: A line as ``--tee`` marks it, as PyTorch marks a traceback, or both.
 _RANK_LINE = re.compile(r"(?:\[(?!rank)\w+?(?P<local>\d+)\]:)?(?:\[rank(?P<rank>\d+)\]: ?)?(?P<text>.*)")
-_SUMMARY = re.compile(r"^ +rank +: (\d+) \(local_rank: (\d+)\)\n +exitcode +: (-?\d+) ", re.MULTILINE)
+_SUMMARY = re.compile(
+    r"^ +time +: (\S+)\n +host +: .*\n +rank +: (\d+) \(local_rank: (\d+)\)\n +exitcode +: (-?\d+) ", re.MULTILINE
+)
 _TRACEBACK = "Traceback (most recent call last)"
 #: Errors of a rank whose peer has gone.
 _PEER_LOST = re.compile(
@@ -32,11 +34,18 @@ class Failure:
         rank: of the whole job.
         exit_code: of its process, negative for a signal; None where torchrun names none.
         lines: its last error lines.
+        time: when torchrun saw it end, as text that sorts; empty where it names none.
     """
 
     rank: int
     exit_code: int | None
     lines: tuple[str, ...]
+    time: str = ""
+
+    @property
+    def follows(self) -> bool:
+        """The rank only lost the connection to another one, or torchrun ended it."""
+        return self.exit_code == -signal.SIGTERM or bool(_PEER_LOST.search("\n".join(self.lines)))
 
     def __str__(self) -> str:
         return "\n".join((f"rank {self.rank} failed first, {_ending(self.exit_code)}:", *self.lines))
@@ -80,7 +89,9 @@ def first_failure(log: str) -> Failure | None:
             output = outputs[int(rank)]
             output.lines.append(found["text"])
             output.places.append(place)
-    codes = {int(local): (int(rank), int(code)) for rank, local, code in _SUMMARY.findall(log)}
+    ends = _SUMMARY.findall(log)
+    codes = {int(local): (int(rank), int(code)) for _, rank, local, code in ends}
+    times = {int(local): time for time, _, local, _ in ends}
     by_itself = {local for local, (_, code) in codes.items() if code != -signal.SIGTERM}
     failed = by_itself | {local for local, output in outputs.items() if output.traceback is not None}
     if not failed:
@@ -95,7 +106,7 @@ def first_failure(log: str) -> Failure | None:
 
     local = min(failed, key=order)
     number, code = codes.get(local, (local, None))
-    return Failure(number, code, tuple(_excerpt(outputs[local], code)))
+    return Failure(number, code, tuple(_excerpt(outputs[local], code)), times.get(local, ""))
 
 
 def failure_text(log: str) -> str:

@@ -98,6 +98,8 @@ class WallfacerCoreAttention(nn.Module):
         _check_heads(plan, q_heads, kv_heads, where)
         head_dim = k_channels or config.kv_channels
         kernel = self.session.kernel(config.params_dtype, head_dim, v_channels)
+        self._heads, self._dtype = (q_heads, kv_heads, head_dim), config.params_dtype
+        self._softmax_type = getattr(config, "softmax_type", "vanilla")
         add_sinks(self, config, q_heads, self.session.device, where)
         self._tp_group = getattr(pg_collection, "tp", None)
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
@@ -175,6 +177,22 @@ class WallfacerCoreAttention(nn.Module):
         if batch.documents is None:
             return self._call.mask
         return self.session.documents().mask(self._call.mask, batch.documents)
+
+    def described(self) -> dict[str, str]:
+        """Return what ranks that hold this layer compare: value by name."""
+        call, mask, runtime = self._call, self._call.mask, self._call.runtime
+        q_heads, kv_heads, head_dim = self._heads
+        return {
+            "mask": "causal" if self._causal else "full",
+            "window": f"{mask.left},{mask.right}",
+            "scale": f"{runtime.scale:.9g}",
+            "softcap": f"{runtime.softcap:g}",
+            "sinks": self._softmax_type,
+            "heads": f"{q_heads} query and {kv_heads} kv of {head_dim} channels",
+            "dtype": str(self._dtype),
+            "kernel": runtime.kernel.name,
+            "plan": str(call.plan),
+        }
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # TransformerEngine's attention leaves such an entry in a checkpoint; it holds nothing that attention needs.

@@ -42,6 +42,7 @@ class Session:
         device: ``cpu`` or ``cuda``; decided by the launcher, because on a CPU torch.cuda is made to look alive.
         hooks: names of the hooks that are installed.
         parsed: what ranks compare of Megatron's arguments; None until they are parsed.
+        models: number of models that were built.
         store: of the job, held until torch.distributed has connected to it.
         args: Megatron's arguments, from the arguments hook.
         settings: what our flags ask for; None while the plugin is off.
@@ -53,6 +54,7 @@ class Session:
     device: torch.device
     hooks: list[str] = field(default_factory=list)
     parsed: Parsed | None = None
+    models: int = 0
     store: object = None
     args: argparse.Namespace | None = None
     settings: Settings | None = None

@@ -99,6 +99,13 @@ ask_to_save() {
         true' ask "$SLURM_JOB_ID" </dev/null || say "some nodes could not be asked"
 }
 
+# The rank that failed first, its node, and the --exclude to type: a job that is requeued may get the bad node again.
+first_failure() {
+    local names
+    mapfile -t names < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    (cd "$WALLFACER_ROOT" && "${ask[@]}" -m scripts.slurm.summary "$log" "${names[@]}")
+}
+
 # Finished, to be continued, or failed.
 settle() {
     local after
@@ -118,6 +125,7 @@ settle() {
     fi
     if ((status != 0 && !asked)); then
         say "training failed with exit code $status; the first errors of $log:"
+        first_failure || true
         # What torchrun has to say about it comes last and explains nothing.
         grep -nE 'wallfacer: error|(^|[: ])[A-Za-z.]*(Error|Exception): |Signal [0-9]+ \(' "$log" |
             grep -v 'torch\.distributed\.elastic' | sed 5q || true

@@ -96,6 +96,7 @@ ELSEWHERE = {
     "torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py ... --distributed-backend gloo "
     "--wallfacer-cp-size 4 --wallfacer-transfers staged": _GPU,
     # docs/reliability.md
+    "python -m benchmarks.agreement": "tests/benchmarks/test_agreement.py, with fewer ranks",
     "python -m tests.faults": f"{_LONG}; its tests are a part of this",
     # docs/planning.md
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 1M": _PLAN,

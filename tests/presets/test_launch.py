@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.cli.presets.launch import Launch, choose_script
+from megatron_wallfacer.cli.presets.launch import FLIGHT_RECORDER, Launch, choose_script
 from megatron_wallfacer.cli.presets.preset import Preset, load_preset
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.needed_arguments import Libraries
@@ -38,7 +38,14 @@ def test_one_node_stands_alone(tmp_path: Path) -> None:
         "it's",
     ]
     assert list(launch.command) == expected
-    assert shlex.split(str(launch)) == ["env", "A=a b", *expected]
+    recorder = [f"{name}={value}" for name, value in FLIGHT_RECORDER.items()]
+    assert shlex.split(str(launch)) == ["env", *recorder, "A=a b", *expected]
+
+
+def test_the_flight_recorder_is_the_users_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "7")
+    environment = Launch.of(preset_of(tmp_path, "--nproc-per-node: 2"), Path("script.py")).environment
+    assert environment.keys() == {*FLIGHT_RECORDER, "A"} - {"TORCH_FR_BUFFER_SIZE"}
 
 
 def test_several_nodes_have_to_meet(tmp_path: Path) -> None:

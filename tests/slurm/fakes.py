@@ -21,7 +21,7 @@ echo >>"$FAKES/calls"
 case "$*" in
 *preflight.sh*) source "$FAKES/preflight" >"$output" ;;
 *--overlap*) ;;
-*scripts.slurm.facts*) while [[ $1 == --* ]]; do shift; done; "$@" ;;
+*scripts.slurm.facts* | *scripts.slurm.summary*) while [[ $1 == --* ]]; do shift; done; "$@" ;;
 *) source "$FAKES/training" >"$output" ;;
 esac
 """

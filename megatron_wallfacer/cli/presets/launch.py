@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from megatron_wallfacer.cli.presets.preset import Preset
 
 
+#: PyTorch's record of the last operations of each process group, which it writes at a timeout. Two names of one size:
+#: before and since PyTorch renamed it.
+FLIGHT_RECORDER = {
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+
+
 @dataclass(frozen=True)
 class Launch:
     """A command and what it shall find in its environment.
@@ -34,6 +43,8 @@ class Launch:
     def of(cls, preset: Preset, script: Path) -> Launch:
         """Render a preset; one for GPUs that comes with the plugin is completed for the libraries of this machine.
 
+        On GPUs PyTorch's flight recorder is on, unless a variable or the preset says otherwise.
+
         Raises:
             WallfacerError: there are several nodes, and nothing says where they meet.
         """
@@ -41,7 +52,9 @@ class Launch:
         if preset.is_shipped and preset.on_gpus:
             argv = complete_for_gpu(argv, Libraries.here())
         start = (sys.executable, "-m", "torch.distributed.run", *torchrun.words(preset.torchrun))
-        return cls((*start, "-m", "megatron_wallfacer", str(script), *argv), preset.environment)
+        recorder = {name: value for name, value in FLIGHT_RECORDER.items() if name not in os.environ}
+        environment = (recorder if preset.on_gpus else {}) | preset.environment
+        return cls((*start, "-m", "megatron_wallfacer", str(script), *argv), environment)
 
     def __str__(self) -> str:
         """One line for a shell."""

@@ -55,17 +55,29 @@ class Meeting:
             read: makes a record of its text.
             compare: compares the records that are there, by rank; called on the first rank only.
         """
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        if not self.store.check([f"record/{digest}"]):
-            self.store.set(f"record/{digest}", text)
-        self.store.set(f"rank/{self.rank}", digest)
+        self.write(text)
         if self.rank == self.ranks[0]:
             verdict = self._collect(read, compare)
-            self.store.set("verdict", verdict.to_text())
+            self.publish(verdict)
         else:
             verdict = self._await_verdict()
         self._leave(verdict)
         return verdict
+
+    def write(self, text: str) -> None:
+        """Write this rank's record."""
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if not self.store.check([f"record/{digest}"]):
+            self.store.set(f"record/{digest}", text)
+        self.store.set(f"rank/{self.rank}", digest)
+
+    def publish(self, verdict: Verdict) -> None:
+        """Write the verdict, on the first rank."""
+        self.store.set("verdict", verdict.to_text())
+
+    def mark_read(self) -> None:
+        """Count this rank among those that no longer need the store."""
+        self.store.add("read", 1)
 
     def _collect(self, read: Callable[[str], T], compare: Callable[[Mapping[int, T]], Verdict]) -> Verdict:
         started = noticed = time.monotonic()
@@ -111,7 +123,7 @@ class Meeting:
         """Before an error ends the rank that may hold the store, let the others read."""
         if not verdict.errors:
             return
-        self.store.add("read", 1)
+        self.mark_read()
         if self.rank == self.ranks[0]:
             end = time.monotonic() + STAY_S
             while self.store.add("read", 0) < len(self._arrived(self.ranks)) and time.monotonic() < end:

@@ -1,17 +1,20 @@
-"""H4: once the model is built, every attention layer in it must be ours."""
+"""H4: once the model is built, ranks compare their layers, and every attention layer must be the plugin's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
+from megatron_wallfacer.megatron.agreement.layers import check_model
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.layers import advice_of_the_plugin, check_layers, count_layers, gather_counts
+from megatron_wallfacer.megatron.session import Session
 
 
-def layers_hook(verify: Callable[[], None]) -> Hook:
+def layers_hook(session: Session, verify: Callable[[], None]) -> Hook:
     """``verify`` checks that the other hooks are still in place."""
 
     def wrap(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -21,6 +24,11 @@ def layers_hook(verify: Callable[[], None]) -> Hook:
             verify()
             with advice_of_the_plugin():
                 result = original(*args, **kwargs)
+            session.models += 1
+            assert session.args is not None
+            timeout = timedelta(minutes=session.args.distributed_timeout_minutes)
+            # Before the first collective: ranks that disagree may wait in different ones.
+            check_model(result[0], parallel_state.get_context_parallel_group(), timeout, session.models)
             # Outside a forward pass, where pipeline stages would wait for each other: every rank is here now.
             counts = gather_counts(count_layers(result[0]))
             pipelines = dist.get_world_size() // parallel_state.get_pipeline_model_parallel_world_size()

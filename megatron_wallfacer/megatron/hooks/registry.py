@@ -37,7 +37,7 @@ class Hooks:
         self.when_on: tuple[Hook, ...] = (
             *groups_hooks(session),
             *core_attention_hooks(session),
-            layers_hook(self.verify),
+            layers_hook(session, self.verify),
         )
         self.when_looped: tuple[Hook, ...] = (
             loss_hook(session),
