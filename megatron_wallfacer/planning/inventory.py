@@ -1,0 +1,237 @@
+"""What a rank holds while it trains, buffer by buffer and moment by moment: one list for planner, docs and tests.
+
+Sizes are in bf16, with fused norms, SwiGLU and rotary positions: what a kernel allocates and frees is not listed.
+``python -m benchmarks.memory`` counts the same on Megatron's model and prints both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_wallfacer.planning.model import Model, Recompute
+
+#: Moments of a step at which memory can be at its peak. ``forward`` is attention's forward pass of the last layer, when
+#: it is recomputed if it is. ``mlp``, ``attention`` and ``projection`` are that layer's backward pass: its MLP, its
+#: attention, and its projection to q, k and v.
+Moment = Literal["forward", "head", "mlp", "attention", "projection"]
+MOMENTS: tuple[Moment, ...] = ("forward", "head", "mlp", "attention", "projection")
+_IN_BACKWARD: tuple[Moment, ...] = ("mlp", "attention", "projection")
+_BF16, _FP32 = 2, 4
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Tensors of one kind on one rank.
+
+    Attributes:
+        name: tensors, for a table.
+        nbytes: bytes of all of them.
+        moments: moments at which they are live.
+        smaller_by: flag that makes them smaller or removes them; empty if there is none.
+    """
+
+    name: str
+    nbytes: float
+    moments: tuple[Moment, ...] = MOMENTS
+    smaller_by: str = ""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One micro-batch on one rank.
+
+    Attributes:
+        model: model that is trained.
+        tokens: tokens per context-parallel rank.
+        tp: tensor-parallel size; above 1 with sequence parallelism.
+        layers: layers whose tensors are saved at once: those of the pipeline stage, times micro-batches in flight.
+        recompute: what backward computes again.
+        loss_tiles: ``--wallfacer-loss-tiles``.
+        mlp_tiles: ``--wallfacer-mlp-tiles``.
+        attention_bytes: what attention's forward and backward pass allocate beside the results for the layer.
+        attention_kept: bytes per layer that attention keeps for backward beside output and lse: q, k and v after an
+            exchange along the head axis, gathered queries with ``--wallfacer-keep-gathered-q``.
+        exchanges_heads: whether the grid has a head axis; attention then saves no q, k and v but the kept ones.
+        fused_gradients: weight gradients are added to Megatron's gradient buffer by the matrix kernel
+            (``--no-gradient-accumulation-fusion`` is not given).
+    """
+
+    model: Model
+    tokens: int
+    tp: int = 1
+    layers: int = 1
+    recompute: Recompute = "full"
+    loss_tiles: int = 1
+    mlp_tiles: int = 1
+    attention_bytes: tuple[float, float] = (0.0, 0.0)
+    attention_kept: float = 0.0
+    exchanges_heads: bool = False
+    fused_gradients: bool = True
+
+    @property
+    def hidden(self) -> float:
+        """Bytes of one tensor ``[s/tp, b, h]``."""
+        return _BF16 * self.model.hidden * self.tokens / self.tp
+
+    @property
+    def queries(self) -> float:
+        """Bytes of q, and of attention's output."""
+        return _BF16 * self.model.q_heads * self.model.head_dim * self.tokens / self.tp
+
+    @property
+    def keys(self) -> float:
+        """Bytes of k, and of v."""
+        return _BF16 * self.model.kv_heads * self.model.head_dim * self.tokens / self.tp
+
+    @property
+    def lse(self) -> float:
+        """Bytes of attention's log-sum-exp."""
+        return _FP32 * self.model.q_heads * self.tokens / self.tp
+
+    @property
+    def activation(self) -> float:
+        """Bytes of the output of the MLP's activation function."""
+        return _BF16 * self.model.ffn_hidden * self.model.top_k * self.tokens / self.tp
+
+    @property
+    def gated(self) -> float:
+        """Bytes of the input of the activation function: gate and up projection with SwiGLU."""
+        return self.activation * (2 if self.model.swiglu else 1)
+
+    @property
+    def gathered(self) -> float:
+        """Bytes of one tensor ``[s, b, h]`` that sequence parallelism gathers."""
+        return _BF16 * self.model.hidden * self.tokens if self.tp > 1 else 0.0
+
+    @property
+    def logits(self) -> float:
+        """Bytes of logits in bf16 and, for the loss, in fp32."""
+        return (_BF16 + _FP32) * self.model.vocabulary * self.tokens / self.tp
+
+
+def inventory(work: Activations) -> tuple[Buffer, ...]:
+    """Return every buffer of activations and their gradients, without parameters and their states."""
+    return (*_saved(work), *_layer_at_work(work), *_sequence_parallel(work), *_head(work))
+
+
+def bytes_at(buffers: Iterable[Buffer], moment: Moment) -> float:
+    """Return the bytes that are live at a moment."""
+    return sum(buffer.nbytes for buffer in buffers if moment in buffer.moments)
+
+
+def peak(buffers: Iterable[Buffer]) -> tuple[Moment, float]:
+    """Return the moment with the most live bytes, and these bytes."""
+    buffers = tuple(buffers)
+    sizes: Mapping[Moment, float] = {moment: bytes_at(buffers, moment) for moment in MOMENTS}
+    moment = max(MOMENTS, key=sizes.__getitem__)
+    return moment, sizes[moment]
+
+
+def _saved(work: Activations) -> tuple[Buffer, ...]:
+    """What layers save from forward to backward, without the layer at work."""
+    others, flag = work.layers - 1, "--recompute-granularity full"
+    inputs = Buffer("layer inputs", work.layers * work.hidden)
+    if work.recompute == "full":
+        return (inputs,)
+    attention = Buffer("attention's outputs, lse and what it keeps", others * _attention(work), smaller_by=flag)
+    if work.recompute == "keep-attention":
+        return inputs, attention
+    mlp = 0.0 if work.mlp_tiles > 1 else others * (work.gated + work.activation)
+    return (
+        inputs,
+        attention,
+        Buffer("norm outputs and residuals", others * 3 * work.hidden, smaller_by=flag),
+        Buffer("q, k, v before and after rotary positions", others * _saved_qkv(work), smaller_by=flag),
+        Buffer("MLP: input and output of the activation function", mlp, smaller_by="--wallfacer-mlp-tiles"),
+    )
+
+
+def _layer_at_work(work: Activations) -> tuple[Buffer, ...]:
+    """The last layer: what it saves, until its backward pass has used it, and gradients."""
+    # Without recomputation its tensors are there from forward on, else since they were recomputed.
+    saved_first: tuple[Moment, ...] = ("forward", "head") if work.recompute == "none" else ("forward",)
+    kept_first: tuple[Moment, ...] = ("forward",) if work.recompute == "full" else ("forward", "head")
+    replayed_with_attention: tuple[Moment, ...] = ("forward",) if work.recompute == "full" else ()
+    # With sequence parallelism the projection's peak comes later, when these have been joined.
+    apart: tuple[Moment, ...] = ("projection",) if work.tp == 1 else ()
+    flag = "--wallfacer-head-groups"
+    return (
+        Buffer("output of the first norm", work.hidden, (*saved_first, *_IN_BACKWARD)),
+        Buffer("q, k, v before and after rotary positions", _saved_qkv(work), (*saved_first[1:], "mlp", "attention")),
+        Buffer("q, k, v before and after rotary positions", _qkv(work), ("forward",)),
+        Buffer("q of the projection, contiguous", work.queries, ("forward",)),
+        Buffer("attention's output, lse and what it keeps", _attention(work), (*kept_first, "mlp", "attention")),
+        Buffer("attention's forward pass", work.attention_bytes[0], ("forward",), flag),
+        Buffer("residual and output of the second norm", 2 * work.hidden, (*saved_first[1:], "mlp")),
+        # Megatron's checkpoint holds the output that it has recomputed.
+        Buffer("output of the recomputed layer", work.hidden * (work.recompute != "none"), _IN_BACKWARD),
+        Buffer("gradient of the layer's output", work.hidden, (*replayed_with_attention, *_IN_BACKWARD)),
+        Buffer("gradient of the residual", work.hidden, ("attention", "projection")),
+        Buffer("gradient of attention's output", work.queries, ("attention",)),
+        Buffer("gradients of q, k, v", work.queries + 2 * work.keys, ("attention", *apart)),
+        Buffer("gradient of the projection", work.queries + 2 * work.keys, ("projection",)),
+        Buffer("attention's backward pass", work.attention_bytes[1], ("attention",), flag),
+        *_mlp(work),
+    )
+
+
+def _mlp(work: Activations) -> tuple[Buffer, ...]:
+    """The MLP of the last layer in backward, when the gradient of its activation function's input is computed.
+
+    The activation function's output has been used by then; its gradient is as large.
+    """
+    flag, tiles = "--wallfacer-mlp-tiles", work.mlp_tiles
+    saved: tuple[Moment, ...] = ("head", "mlp") if work.recompute == "none" and tiles == 1 else ("mlp",)
+    inside = (work.gated + work.activation) / tiles
+    return (
+        Buffer("MLP: input and output of the activation function", inside, saved, flag),
+        Buffer("MLP: gradient of the activation function's input", work.gated / tiles, ("mlp",), flag),
+        Buffer("MLP: gradients of the tiles' inputs", work.hidden if tiles > 1 else 0.0, ("mlp",)),
+    )
+
+
+def _sequence_parallel(work: Activations) -> tuple[Buffer, ...]:
+    """What sequence parallelism gathers, and gradients around a reduce-scatter."""
+    if work.tp == 1:
+        return ()
+    return (
+        # Megatron keeps one buffer of the largest size for it.
+        Buffer("input gathered by sequence parallelism", work.gathered),
+        Buffer("input of the head gathered by sequence parallelism", work.gathered, ("head",)),
+        Buffer("gradient before and after its reduce-scatter", work.gathered + work.hidden, ("projection",)),
+    )
+
+
+def _head(work: Activations) -> tuple[Buffer, ...]:
+    flag, whole = "--wallfacer-loss-tiles", work.gathered or work.hidden
+    # The norm's output is not needed any more once it has been gathered.
+    norm = work.hidden * (2 if work.tp == 1 else 1)
+    return (
+        Buffer("input and output of the last norm", norm, ("head",)),
+        Buffer("logits", work.logits / work.loss_tiles, ("head",), flag),
+        Buffer("gradient of the head's weight", _head_weight_gradient(work), ("head",)),
+        Buffer("head: gradients of the tiles' inputs", whole if work.loss_tiles > 1 else 0.0, ("head",)),
+    )
+
+
+def _head_weight_gradient(work: Activations) -> float:
+    """Bytes by which the weight's gradient is larger than what is freed before it: the logits in fp32."""
+    if work.fused_gradients:
+        return 0.0
+    freed = work.logits / work.loss_tiles * _FP32 / (_BF16 + _FP32)
+    return max(0.0, _BF16 * work.model.vocabulary * work.model.hidden / work.tp - freed)
+
+
+def _attention(work: Activations) -> float:
+    return work.queries + work.lse + work.attention_kept
+
+
+def _saved_qkv(work: Activations) -> float:
+    return 0.0 if work.exchanges_heads else _qkv(work)
+
+
+def _qkv(work: Activations) -> float:
+    """Bytes of the projection's output, of which v is a part, and of q and k after rotary positions."""
+    return (work.queries + 2 * work.keys) + (work.queries + work.keys)
