@@ -54,6 +54,8 @@ ELSEWHERE = {
     "python -m benchmarks.price": "tests/benchmarks/test_price.py, with one job",
     # docs/reliability.md
     "python -m benchmarks.verify": "tests/benchmarks/test_verify.py, with few tokens",
+    "python -m benchmarks.choices": "tests/benchmarks/test_choices.py, with one scheme",
+    "python -m benchmarks.order --draws 1": "tests/benchmarks/test_order.py, with one setting",
     # docs/benchmarks.md
     "python -m benchmarks.emulated benchmarks/configs/c-4x4.yaml": _ROOT,
     "python -m benchmarks.emulated benchmarks/configs/b-4x4.yaml --schemes ring 'team-ring-*' 'usp-*' --repeats 9 "
