@@ -69,7 +69,8 @@ class Traffic(TorchDispatchMode):
             into, sources = args[:2]
             self.add(name, sources if name == "_foreach_copy_" else (*into, *sources), into)
         elif name == "index_select":
-            self.add(name, given[:2], made)
+            # It reads as many elements as it writes, of a source that may have more.
+            self.add(name, (*made, given[1]), made)
         elif space == "aten" and not views and "empty" not in name:
             self.add(name, given[name in _WRITTEN_ONLY :], made)
         return result
