@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -30,7 +32,31 @@ _COMMANDS = (run, config, plan, tune, bench, simulate, trace, page, doctor, demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0 if it did what it was asked."""
+    """Run one command.
+
+    Returns:
+        0 if it did what it was asked; 2 with one line on stderr; 128 and the number of the signal where it was
+        interrupted, or where nothing reads its output any more (``| head``).
+    """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except WallfacerError as error:
+        print(f"wallfacer: error: {error}", file=sys.stderr)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"wallfacer: error: {where}{error.strerror or error}", file=sys.stderr)
+    return 2
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = command_parser()
     # Megatron's flags, which no parser here knows, are left over.
     arguments, flags = parser.parse_known_args(argv)
@@ -40,11 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags and not arguments.takes_flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     arguments.flags = flags
-    try:
-        return arguments.run(arguments)
-    except WallfacerError as error:
-        print(f"wallfacer: error: {error}", file=sys.stderr)
-        return 2
+    return arguments.run(arguments)
 
 
 def command_parser() -> argparse.ArgumentParser:

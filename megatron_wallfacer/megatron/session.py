@@ -26,6 +26,7 @@ from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
 from megatron_wallfacer.megatron.communicators import destroy_world, nccl_options
 from megatron_wallfacer.megatron.graphs import FLAG, check_graphs
 from megatron_wallfacer.megatron.metrics import StepSums, step_sums
+from megatron_wallfacer.megatron.outputs import check_folder
 from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
 from megatron_wallfacer.megatron.timeline import StepRecorder
 from megatron_wallfacer.megatron.verified import VerifiedSteps
@@ -107,6 +108,8 @@ class Session:
             "options": nccl_options(self.args),
         }
         kind = self.settings.transfers
+        if self.settings.timeline is not None:
+            check_folder("--wallfacer-timeline", self.settings.timeline)
         try:
             # Once a grid, also where several plans have it, and in the same order everywhere.
             grids = dict.fromkeys(plan.grid for plan in self.settings.plans)

@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from megatron_wallfacer.engine.origin import Origin
 from megatron_wallfacer.engine.timeline import Pass, Timeline, nothing
 from megatron_wallfacer.engine.totals import PASSES, total
+from megatron_wallfacer.megatron.outputs import Output
 from megatron_wallfacer.schedule.ops import Move, Op
 
 STEP = 2
@@ -29,6 +30,7 @@ class StepRecorder:
 
     def __init__(self, directory: Path, origin: Origin) -> None:
         self._directory, self._origin = directory, origin
+        self._output = Output(f"--wallfacer-timeline {directory}")
         self._timeline, self._step, self._busy = Timeline(origin.rank), 1, False
         register_optimizer_step_post_hook(lambda *_: self._stepped())
         atexit.register(self.say_if_cut_short)
@@ -65,9 +67,10 @@ class StepRecorder:
             return
         self._busy, self._step = False, self._step + 1
         if self._step == STEP + 1:
-            path = self._directory / f"rank-{self._timeline.rank}.json"
-            self._timeline.write(path, self._origin.as_dict())
-            if self._timeline.rank == 0:
-                print(
-                    f"wallfacer: time line of step {STEP} in {self._directory}: attention {self.summary()}", flush=True
-                )
+            self._output.write(self._write)
+
+    def _write(self) -> None:
+        path = self._directory / f"rank-{self._timeline.rank}.json"
+        self._timeline.write(path, self._origin.as_dict())
+        if self._timeline.rank == 0:
+            print(f"wallfacer: time line of step {STEP} in {self._directory}: attention {self.summary()}", flush=True)

@@ -1,5 +1,6 @@
 """The command itself: quick to answer, one line where it cannot do what it is asked."""
 
+import signal
 import subprocess
 import sys
 
@@ -14,6 +15,35 @@ def test_help_imports_neither_torch_nor_megatron() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "demo" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(28, "No space left on device", "/x/out.json"), 2, "wallfacer: error: /x/out.json: No space left on"),
+        (PermissionError(13, "Permission denied"), 2, "wallfacer: error: Permission denied"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_an_error_of_the_system_is_one_line(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: object) -> int:
+        raise error
+
+    monkeypatch.setattr("megatron_wallfacer.cli.schemes.run_schemes", fail)
+    assert main(["schemes"]) == code
+    told = capsys.readouterr().err
+    assert told.startswith(said)
+    assert told.count("\n") == (1 if said else 0)
+
+
+def test_a_pipe_that_is_closed_ends_quietly() -> None:
+    """Its reader ends at once: before the command has written anything."""
+    command = f"set -o pipefail; {sys.executable} -m megatron_wallfacer.cli.main completion bash | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr == ""
 
 
 def test_a_missing_script_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

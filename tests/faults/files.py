@@ -31,6 +31,27 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
+        "the folder of `--wallfacer-timeline` cannot be written at the start",
+        "the rank ends before it makes groups, and torchrun ends the others",
+        "at start",
+        "-",
+        "`--wallfacer-timeline /proc/x: cannot be written: No such file or directory`",
+        NOTHING,
+        ("tests/megatron/test_timeline.py::test_a_folder_that_cannot_be_written_is_named_at_the_start",),
+    ),
+    Row(
+        "a time line or metrics cannot be written in mid-run",
+        "one warning; the output is switched off, training goes on",
+        "at once",
+        "-",
+        "`warning: --wallfacer-log-metrics is switched off: No space left on device`",
+        "the output",
+        (
+            "tests/megatron/test_timeline.py::test_a_trace_that_cannot_be_written_does_not_end_the_run",
+            "tests/megatron/test_timeline.py::test_metrics_that_fail_are_switched_off_with_one_warning",
+        ),
+    ),
+    Row(
         "Slurm: a number that is none, in a variable, preset, flag, the run folder or the output of scontrol",
         "the batch script ends; nothing is evaluated, in a dry run neither",
         "at start",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ from megatron_wallfacer.engine.origin import Origin
 from megatron_wallfacer.engine.timeline import Pass, nothing
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.arguments import Settings
+from megatron_wallfacer.megatron.outputs import Output, check_folder
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.timeline import StepRecorder
 from megatron_wallfacer.schedule.ops import Schedule
@@ -117,6 +119,41 @@ def test_only_the_second_step_is_written(recorder: StepRecorder, step, tmp_path:
     assert re.search("forward .* in 2 calls, 0% exposed; backward .* in 1 calls, 0% exposed", capsys.readouterr().out)
     recorder.say_if_cut_short()
     assert capsys.readouterr().out == ""
+
+
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(step, tmp_path: Path, capsys) -> None:
+    """The disk is full at step 2."""
+    made = StepRecorder(tmp_path / "a file" / "folder", Origin.here(0, 2, "a run", "cpu"))
+    atexit.unregister(made.say_if_cut_short)
+    (tmp_path / "a file").touch()
+    for _ in range(4):
+        with made(Pass(forward_schedule(make_plan("ring", 2), 0), Shape(2, 2, 2, 1))):
+            pass
+        step()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert lines == [
+        f"wallfacer: warning: --wallfacer-timeline {tmp_path}/a file/folder is switched off: Not a directory"
+    ]
+
+
+@pytest.mark.parametrize("folder", ["/proc/wallfacer", "/dev/null/folder"])
+def test_a_folder_that_cannot_be_written_is_named_at_the_start(folder: str) -> None:
+    with pytest.raises(WallfacerError, match=rf"^--wallfacer-timeline {folder}: cannot be written: "):
+        check_folder("--wallfacer-timeline", Path(folder))
+
+
+def test_metrics_that_fail_are_switched_off_with_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    output, calls = Output("--wallfacer-log-metrics"), []
+
+    def fail() -> None:
+        calls.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for _ in range(3):
+        output.write(fail)
+    assert len(calls) == 1
+    said = capsys.readouterr().out
+    assert said == "wallfacer: warning: --wallfacer-log-metrics is switched off: No space left on device\n"
 
 
 def test_a_run_that_ends_too_early_says_so(recorder: StepRecorder, step, tmp_path: Path, capsys) -> None:

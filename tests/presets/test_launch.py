@@ -48,6 +48,14 @@ def test_the_flight_recorder_is_the_users_choice(tmp_path: Path, monkeypatch: py
     assert environment.keys() == {*FLIGHT_RECORDER, "A"} - {"TORCH_FR_BUFFER_SIZE"}
 
 
+def test_restarts_have_a_store_of_their_own(tmp_path: Path) -> None:
+    """Over gloo a restart fails in the store of the attempt before it."""
+    name = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+    assert Launch.of(preset_of(tmp_path, "--max-restarts: 2"), Path("s.py")).environment[name] == "1"
+    assert name not in Launch.of(preset_of(tmp_path, "--max-restarts: 0"), Path("s.py")).environment
+    assert name not in Launch.of(preset_of(tmp_path, "--nproc-per-node: 1"), Path("s.py")).environment
+
+
 def test_several_nodes_have_to_meet(tmp_path: Path) -> None:
     preset = preset_of(tmp_path, "--nnodes: 2")
     with pytest.raises(WallfacerError) as caught:

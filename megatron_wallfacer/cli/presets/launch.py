@@ -53,7 +53,8 @@ class Launch:
             argv = complete_for_gpu(argv, Libraries.here())
         start = (sys.executable, "-m", "torch.distributed.run", *torchrun.words(preset.torchrun))
         recorder = {name: value for name, value in FLIGHT_RECORDER.items() if name not in os.environ}
-        environment = (recorder if preset.on_gpus else {}) | preset.environment
+        recorder = recorder if preset.on_gpus else {}
+        environment = recorder | torchrun.variables(preset.torchrun) | preset.environment
         return cls((*start, "-m", "megatron_wallfacer", str(script), *argv), environment)
 
     def __str__(self) -> str:

@@ -9,8 +9,11 @@ from megatron_wallfacer.errors import WallfacerError
 
 NODES, RANKS_PER_NODE, ENDPOINT, BACKEND = "--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--rdzv-backend"
 COUNTS = (NODES, RANKS_PER_NODE)
+RESTARTS = "--max-restarts"
+#: PyTorch: each attempt has a store of its own, not the agent's.
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 #: None of these is a flag of Megatron's, so that both kinds can stand on one command line.
-FLAGS = (*COUNTS, "--node-rank", "--rdzv-id", BACKEND, ENDPOINT, "--max-restarts", "--log-dir", "--tee", "--role")
+FLAGS = (*COUNTS, "--node-rank", "--rdzv-id", BACKEND, ENDPOINT, RESTARTS, "--log-dir", "--tee", "--role")
 
 
 def check_torchrun(setting: Setting) -> None:
@@ -51,6 +54,16 @@ def words(settings: Mapping[str, Setting]) -> list[str]:
             f"{nodes.origin}: {' '.join(nodes.typed)}: needs {ENDPOINT} HOST:PORT, the same on all nodes"
         )
     return ["--standalone", *typed]
+
+
+def variables(settings: Mapping[str, Setting]) -> dict[str, str]:
+    """Return what torchrun needs for its flags: with restarts a new store for each attempt.
+
+    Ranks of the attempt before are still in the agent's store, and gloo tries to connect to them.
+    """
+    restarts = settings.get(RESTARTS)
+    on = restarts is not None and restarts.words is not None and restarts.words != ("0",)
+    return {OWN_STORE: "1"} if on else {}
 
 
 def _count(settings: Mapping[str, Setting], name: str) -> int:

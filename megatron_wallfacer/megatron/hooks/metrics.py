@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.metrics import log_step
+from megatron_wallfacer.megatron.outputs import Output
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -17,13 +19,15 @@ def metrics_hook(session: Session) -> Hook:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         # Where the iteration stands among the arguments differs between versions.
         signature = inspect.signature(original)
+        output = Output("--wallfacer-log-metrics")
 
         def training_log(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             if session.sums is not None:
                 assert session.args is not None
                 iteration = signature.bind(*args, **kwargs).arguments["iteration"]
-                log_step(session.sums, iteration, session.args.tensorboard_log_interval)
+                write = partial(log_step, session.sums, iteration, session.args.tensorboard_log_interval)
+                output.write(write)
             return result
 
         return training_log
