@@ -58,7 +58,8 @@ def check_name(name: str, value: object, names: Sequence[str]) -> None:
         OptionError: it is not.
     """
     if not isinstance(value, str) or value not in names:
-        raise OptionError(name, value if isinstance(value, str) else shown(value), f"one of {', '.join(names)}")
+        plain = isinstance(value, str) and value.isprintable() and len(value) <= _SHOWN
+        raise OptionError(name, value if plain else shown(value), f"one of {', '.join(names)}")
 
 
 def scale_of(value: object, head_dim: int) -> float:
