@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 from megatron_wallfacer.errors import WallfacerError
@@ -48,9 +49,14 @@ def mlp_tiles_hook(session: Session) -> Hook:
     """Replace ``MLP.forward``."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        assert session.settings is not None
-        assert session.settings.mlp_tiles is not None
-        return tiled_mlp_forward(original, session.settings.mlp_tiles)
+        tiled = cache(partial(tiled_mlp_forward, original))
+
+        def forward(mlp: Any, *args: Any, **kwargs: Any) -> Any:
+            assert session.settings is not None
+            assert session.settings.mlp_tiles is not None
+            return tiled(session.settings.mlp_tiles)(mlp, *args, **kwargs)
+
+        return forward
 
     return Hook(
         name="MLP tiles",
