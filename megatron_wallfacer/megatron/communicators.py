@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import yaml
 
 from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.input_files import read_yaml
 
 #: Megatron's name of the context-parallel group, in its YAML file of communicators and among its priority groups.
 CP = "cp"
@@ -24,12 +26,14 @@ def nccl_options(args: argparse.Namespace) -> Callable[[], Any]:
 
     Args:
         args: Megatron's, validated.
+
+    Raises:
+        WallfacerError: the file is not YAML, beyond the limits of files, or holds something else than mappings.
     """
     path = getattr(args, "nccl_communicator_config_path", None)
     entries: dict[str, dict[str, Any]] = {}
     if path is not None:
-        with open(path) as stream:
-            entries = yaml.safe_load(stream) or {}
+        entries = _entries(Path(path))
     if CP in (getattr(args, "high_priority_stream_groups", None) or ()):
         entries = entries | {CP: entries.get(CP, {}) | {"is_high_priority_stream": True}}
 
@@ -39,6 +43,14 @@ def nccl_options(args: argparse.Namespace) -> Callable[[], Any]:
         return parallel_state.get_nccl_options(CP, entries)
 
     return options
+
+
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
+    file = read_yaml(path)
+    entries = {} if file.data is None else file.data
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise WallfacerError(f"{path}: must map names of groups to options of NCCL")
+    return entries
 
 
 def groups_text(grids: Sequence[AxisGroups]) -> str:

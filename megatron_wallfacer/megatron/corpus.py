@@ -10,6 +10,9 @@ flags.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -27,6 +30,9 @@ EOD = 256
 VOCABULARY = 257
 """Number of different tokens."""
 
+_SEAL = "sha256.json"
+"""File of a finished corpus with the digest of each other file."""
+
 _SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
 
@@ -42,7 +48,7 @@ def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
 
 
 def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
-    """Write the corpus into `directory`, unless it is there already.
+    """Write the corpus into `directory`, unless it is there already, whole and unchanged.
 
     One document a file, in the order of the paths, each ended by `EOD`; files are taken until `megabytes` million
     tokens are reached. Whoever is killed on the way leaves a folder of another name behind, never half a corpus.
@@ -61,21 +67,50 @@ def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
         raise ValueError(f"megabytes must be positive, got {megabytes}")
     finished = directory / f"python-library-{megabytes:g}mb"
     prefix = finished / "bytes"
-    if finished.is_dir():
+    if _is_whole(finished):
         return prefix
     directory.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{finished.name}-", dir=directory))
     building.chmod(0o755)  # mkdtemp makes it for its owner alone
     try:
         _write(building / prefix.name, int(megabytes * 1_000_000))
-        try:
-            os.rename(building, finished)
-        except OSError:
-            if not finished.is_dir():  # else another process was faster, with the same content
-                raise
+        _seal(building)
+        _put(building, finished)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return prefix
+
+
+def _put(building: Path, finished: Path) -> None:
+    """Rename a corpus to its final name, in place of a damaged one."""
+    with contextlib.suppress(OSError):
+        os.rename(building, finished)
+        return
+    if _is_whole(finished):
+        return  # another process was faster, with the same content
+    damaged = Path(tempfile.mkdtemp(prefix=f".{finished.name}-", dir=finished.parent))
+    try:
+        os.rename(finished, damaged / finished.name)
+        os.rename(building, finished)
+    finally:
+        shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _seal(corpus: Path) -> None:
+    (corpus / _SEAL).write_text(json.dumps(_digests(corpus)))
+
+
+def _is_whole(corpus: Path) -> bool:
+    """Whether a corpus is there and its files are as they were written."""
+    try:
+        return json.loads((corpus / _SEAL).read_text()) == _digests(corpus)
+    except (OSError, ValueError):
+        return False
+
+
+def _digests(corpus: Path) -> dict[str, str]:
+    files = [path for path in sorted(corpus.iterdir()) if path.name != _SEAL]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def library_sources() -> Iterator[Path]:

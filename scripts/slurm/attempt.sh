@@ -52,9 +52,10 @@ snapshot() {
 preflight() {
     local said=$LOG_DIR/preflight-$attempt.log names node bad=()
     : >"$said"
-    "${on_nodes[@]}" --output="$said" bash "$WALLFACER_ROOT/scripts/slurm/preflight.sh" "$PYTHON" "$GPUS_PER_NODE" \
+    RDZV_ENDPOINT=$RDZV_ENDPOINT "${on_nodes[@]}" --output="$said" bash "$WALLFACER_ROOT/scripts/slurm/preflight.sh" "$PYTHON" "$GPUS_PER_NODE" \
         "$MEGATRON_PATH" "$LOG_DIR/environment-$attempt.txt" "${launch[@]}" </dev/null || true
     names=$(node_names) || exit 1
+    grep '^preflight: .*: note: ' "$said" >&2 || true
     for node in $names; do
         grep -qF "preflight: $node: ok:" "$said" || bad+=("$node")
     done

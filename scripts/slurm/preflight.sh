@@ -33,6 +33,10 @@ if seen < gpus:
     sys.exit(f"torch {torch.__version__} sees {seen} of {gpus} GPUs")
 print(f"Python {platform.python_version()}, torch {torch.__version__}, plugin {megatron_wallfacer.__version__}")
 ' "$gpus" 2>&1) || fail "${answer##*$'\n'}"
+if [[ -n ${RDZV_ENDPOINT:-} ]]; then
+    # What an earlier job has left can make this one fail in ways that do not name it. It is named here, and not touched.
+    "$python" "$(dirname "${BASH_SOURCE[0]}")/leftovers.py" "$RDZV_ENDPOINT" 2>&1 | sed "s/^/preflight: $node: note: /"
+fi
 if [[ ${SLURM_PROCID:-0} == 0 ]]; then
     { echo && "$python" -m pip --disable-pip-version-check freeze && echo && "$@" --dry-run; } >>"$snapshot" 2>&1
 fi

@@ -333,6 +333,15 @@ class TestVariables:
             monkeypatch.setenv(variables.THREADS, value)
             assert [f.status for f in variables.threads()] == [status]
 
+    def test_restarts_name_the_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for value, said in (
+            ("1", "=1; torchrun --max-restarts works"),
+            ("0", "only torchrun --max-restarts over gloo"),
+        ):
+            monkeypatch.setenv(variables.OWN_STORE, value)
+            (finding,) = variables.restarts()
+            assert said in finding.found
+
     def test_others_are_shown_and_the_slow_are_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "environ", {"HOME": "/", "NCCL_DEBUG": "WARN", "NCCL_P2P_DISABLE": "1"})
         assert [(f.status, f.found) for f in variables.others()] == [

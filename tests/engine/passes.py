@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.attention import attention, forget_groups
+from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
+from megatron_wallfacer.engine.connections import connected
 from megatron_wallfacer.engine.timeline import Recorder, nothing
 from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.kernels import select_kernel
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.heads import head_groups
@@ -92,11 +95,26 @@ def run_case(rank: int, case: Case, group: object = None) -> list[np.ndarray]:
     options |= {"kernel": "reference" if problem.softcap else case.kernel}
     if sinks is not None:
         options["sinks"] = sinks.requires_grad_()
-    out = attention(q, k, v, plan=case.plan, group=group, **options)
+    if problem.documents is not None and problem.documents[-1] < problem.tokens:
+        out = _padded_attention(case, q, k, v, sinks, group=group)
+    else:
+        out = attention(q, k, v, plan=case.plan, group=group, **options)
     out.backward(dout)
     grads = (q.grad, k.grad, v.grad, *(() if sinks is None else (sinks.grad,)))
     # numpy: torch would send each tensor as a file descriptor of its own.
     return [x.detach().double().numpy() for x in (out, *grads)]
+
+
+def _padded_attention(case: Case, *tensors: Tensor | None, group: object) -> Tensor:
+    """Attention where padding follows the last document: the public function rejects that, Megatron's batches have it."""
+    *qkv, sinks = tensors
+    mask, device = mask_of(case.problem), torch.device("cpu")
+    q, _, v = qkv
+    sizes = {"head_dim": q.shape[3], "v_head_dim": v.shape[3], "window": mask.has_window}
+    kernel = select_kernel(case.kernel, device=device, dtype=q.dtype, **sizes)
+    runtime = Runtime(connected(group, case.plan.grid, "direct", device), kernel, q.shape[3] ** -0.5)
+    call = Call(case.plan, runtime, mask=mask, keep_gathered_q=case.keep_gathered_q)
+    return attend(*(x.transpose(0, 1) for x in qkv), call, sinks=sinks).transpose(0, 1)
 
 
 def run_cases(rank: int, cases: Sequence[Case]) -> list[list[np.ndarray]]:

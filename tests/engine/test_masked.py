@@ -80,7 +80,7 @@ def one_pass(
     program = lower(schedule, shape, mask, {}, varlen=varlen)
     transfers = Transfers(connect(None, Grid()))
     device, dtype = torch.device("cpu"), torch.float64
-    compiled = compile_pass(program, kernel, AttnSpec(SCALE), transfers, device, dtype, tuple(rows))
+    compiled = compile_pass(program, kernel, AttnSpec(SCALE), transfers, device, dtype)
     given = [torch.cat([tensors[name].flatten() for name in rows[side]]).view(torch.uint8) for side in rows]
     _, kept = execute(compiled, (), given, transfers, nothing)
     found = {}

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import session as session_module
 from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.communicators import groups_text, nccl_options
@@ -112,3 +113,11 @@ def test_groups_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert groups_text([AxisGroups(Grid(), 0, (0,), ("a",), {("cp", "inputs"): "a"})]) == (
         "1: cp (1 ranks); made in 0.00 s"
     )
+
+
+@pytest.mark.parametrize("text", ["cp: [1]", "- cp", "cp: 1"])
+def test_a_file_of_something_else_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "communicators.yaml"
+    path.write_text(text)
+    with pytest.raises(WallfacerError, match=r"communicators.yaml: must map names of groups to options of NCCL"):
+        nccl_options(job(nccl_communicator_config_path=str(path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,27 @@ def test_a_bad_node_says_why(tmp_path: Path, options: dict, message: str) -> Non
     assert line.startswith(f"preflight: n1: error: {message}")
     if options.get("there") == 8:
         assert line.endswith(" sees 0 of 8 GPUs")
+
+
+def leftovers(port: int, **variables: str) -> list[str]:
+    command = [sys.executable, SCRIPT.with_name("leftovers.py"), f"n1:{port}"]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.splitlines()
+
+
+def test_what_an_earlier_job_left_is_named_and_lives_on() -> None:
+    rank = {"RANK": "5", "MASTER_ADDR": "n1", "SLURM_JOB_ID": "17"}
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=os.environ | rank)
+    try:
+        with socket.create_server(("", 0)) as used:
+            port = used.getsockname()[1]
+            lines = leftovers(port, SLURM_JOB_ID="18")
+            assert f"left over: port {port} is in use" in lines
+        named = f"left over: process {sleeper.pid}, rank 5 of job 17: "
+        assert any(line.startswith(named) for line in lines)
+        # A job does not report its own ranks.
+        assert not any(line.startswith(named) for line in leftovers(port, SLURM_JOB_ID="17"))
+        assert sleeper.poll() is None
+    finally:
+        sleeper.kill()
+        sleeper.wait()

@@ -27,6 +27,7 @@ CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("master address", network.meeting_point, _NETWORK),
     ("connections", variables.connections, _TORCH),
     ("threads", variables.threads, _TORCH),
+    ("restarts", variables.restarts, ""),
     ("variables", variables.others, ""),
 )
 

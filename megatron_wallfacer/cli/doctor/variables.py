@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from megatron_wallfacer.cli.doctor.finding import Finding
+from megatron_wallfacer.cli.presets.torchrun import OWN_STORE
 from megatron_wallfacer.megatron.version import ALLOW_UNTESTED
 
 CONNECTIONS, THREADS = "CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS"
@@ -51,6 +52,16 @@ def threads() -> Iterator[Finding]:
         yield Finding("threads", "note", f"{THREADS}={value} in each CPU rank", remedy)
     else:
         yield Finding("threads", "ok", f"{THREADS}={value}")
+
+
+def restarts() -> Iterator[Finding]:
+    """Over gloo a restarted job cannot join the store of torchrun's agent, which has the keys of the attempt before."""
+    value = os.environ.get(OWN_STORE)
+    if value == "1":
+        yield Finding("restarts", "ok", f"{OWN_STORE}=1; torchrun --max-restarts works over gloo")
+    else:
+        text = f"{OWN_STORE} is not 1; only torchrun --max-restarts over gloo needs it, and presets set it"
+        yield Finding("restarts", "ok", text)
 
 
 def others() -> Iterator[Finding]:
