@@ -106,7 +106,7 @@ def run_case(rank: int, case: Case, group: object = None) -> list[np.ndarray]:
 
 
 def _padded_attention(case: Case, *tensors: Tensor | None, group: object) -> Tensor:
-    """Attention where padding follows the last document: the public function rejects that, Megatron's batches have it."""
+    """Attention where padding follows the last document: only the public function rejects that."""
     *qkv, sinks = tensors
     mask, device = mask_of(case.problem), torch.device("cpu")
     q, _, v = qkv
