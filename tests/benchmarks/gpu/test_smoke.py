@@ -84,9 +84,11 @@ def test_traffic_of_a_rank_is_counted_by_hand() -> None:
 def test_kernels_of_our_own_leave_a_rank_less_to_move() -> None:
     ours, theirs = (traffic.count(8, 1 << 18, (8, 8), "team-ring", operators_only=only) for only in (False, True))
     assert all(mine.total() < operators.total() for mine, operators in zip(ours.bytes, theirs.bytes, strict=True))
-    # What is wanted of a rank with 16K tokens or more is within reach, at the rates of an H100; it was not without.
-    assert [f >= want for f, want in zip(ours.efficiency((600, 480), 3000), (0.93, 0.95), strict=True)] == [True, True]
-    assert theirs.efficiency((600, 480), 3000)[1] < 0.95
+    # What is wanted of a rank with 16K tokens or more is within reach, at the rates of an H100.
+    (forward, backward), (_, without) = (one.efficiency((600, 480), 3000) for one in (ours, theirs))
+    assert forward >= 0.93
+    assert backward >= 0.95
+    assert backward > without
 
 
 def test_memory_is_counted_where_it_cannot_be_measured(tmp_path: Path) -> None:
