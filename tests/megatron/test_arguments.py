@@ -59,14 +59,14 @@ def test_a_size_that_only_a_checkpoint_knows_leaves_the_head_dim_open() -> None:
 def test_without_the_flag_only_the_parser_is_touched(parse: Parse) -> None:
     session = parse()
     assert session.settings is None
-    assert session.hooks == ["arguments"]
+    assert session.hooks == ["arguments", "start"]
     assert session.args.context_parallel_size == 1
 
 
 def test_the_flag_sets_megatrons_own_and_installs_every_hook(parse: Parse) -> None:
     session = parse("--wallfacer-cp-size", "8")
     assert session.args.context_parallel_size == 8
-    assert len(session.hooks) == 6
+    assert len(session.hooks) == 11
     assert session.settings.plan.grid.cp_size == 8
 
 
@@ -77,7 +77,7 @@ def test_a_sequence_cut_across_documents_needs_one_hook_more(parse: Parse) -> No
 
 
 def test_documents_that_are_cut_need_no_hook(parse: Parse) -> None:
-    assert len(parse(*ON, "--sft").hooks) == 6
+    assert len(parse(*ON, "--sft").hooks) == 11
 
 
 def test_layers_with_a_window_may_have_a_scheme_of_their_own(parse: Parse) -> None:

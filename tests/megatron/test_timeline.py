@@ -31,6 +31,8 @@ from tests.megatron.training import arguments
 from tests.support.megatron_runs import train
 
 LAYERS, MICRO_BATCHES = 2, 2
+#: Per rank, of the sequence of 256 that 4 ranks train.
+TOKENS = 64
 
 
 def begin_and_end(trace: list[dict]) -> None:
@@ -47,7 +49,7 @@ def test_a_run_leaves_a_trace_for_each_rank(tmp_path: Path) -> None:
     flags = (*flags, "--wallfacer-head-groups", "2")
     run = train(4, arguments(*flags, "--wallfacer-timeline", str(folder), iterations=3)).check()
     assert sorted(path.name for path in folder.iterdir()) == [f"rank-{rank}.json" for rank in range(4)]
-    plan = make_plan("team-ring", 4, team_size=2, q_heads=4, kv_heads=2)
+    plan = make_plan("team-ring", 4, team_size=2, q_heads=4, kv_heads=2, tokens=TOKENS)
     files = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(4)]
     origins = [Origin.read(file["otherData"]) for file in files]
     assert [(one.rank, one.ranks, one.device) for one in origins] == [(rank, 4, "cpu") for rank in range(4)]

@@ -139,7 +139,7 @@ def test_the_command_prints_the_summary_and_the_wrong_orders(capsys: pytest.Capt
     text = run(capsys, "--field")
     assert "order right for 27 of 29 pairs" in text
     assert "published 4, ours 5" in text
-    assert "keep-attention               47             47.5" in text
+    assert "keep-attention               47             47.6" in text
 
 
 def test_the_command_plays_any_configuration(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
