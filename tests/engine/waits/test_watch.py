@@ -135,7 +135,7 @@ def test_ranks_name_the_one_that_is_late_and_the_one_that_is_stopped(tmp_path: P
             process.wait()
 
 
-def _until(folder: Path, rank: int, text: str, times: int = 1, seconds: float = 60.0) -> None:
+def _until(folder: Path, rank: int, text: str, times: int = 1, seconds: float = 150.0) -> None:
     """Wait until a rank's log has a text so many times."""
     end = time.monotonic() + seconds
     while (log := (folder / f"{rank}.log").read_text()).count(text) < times:
