@@ -14,6 +14,7 @@ import pytest
 
 from megatron_wallfacer.megatron.needed_arguments import Libraries, complete_for_gpu
 from tests.megatron.shipped_lists import MODELS, PRESETS
+from tests.megatron.training import corpus
 
 REPOSITORY = Path(__file__).parents[2]
 STAND_INS = REPOSITORY / "tests" / "support" / "stand_ins"
@@ -25,6 +26,7 @@ DEMO, PARITY, JOB = 3, {BARE: 7, TE: 13}, {BARE: 5, TE: 7}
 @functools.cache
 def found(libraries: Libraries) -> dict[str, dict[str, Any]]:
     """What became of each list, by its name, in an environment that has these libraries; one process for all lists."""
+    corpus()  # to write it imports Megatron, which the process below may do only when torch claims to have CUDA
     paths = [str(STAND_INS)] if libraries.transformer_engine else []
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     hidden = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_MAX_CONNECTIONS")
