@@ -86,16 +86,18 @@ class Hooks:
         self.session.hooks.clear()
 
     def _switch_on(self) -> None:
-        self._apply(self.when_on)
-        self._apply(self.when_looped)
-        if cuts_sequence(self.session.args):
-            self._apply(self.when_packed)
-        if self.session.settings is not None and self.session.settings.log_metrics:
-            self._apply(self.when_logged)
-        if self.session.settings is not None and self.session.settings.loss_tiles is not None:
-            self._apply(self.loss_in_tiles)
-        if self.session.settings is not None and self.session.settings.mlp_tiles is not None:
-            self._apply(self.mlp_in_tiles)
+        settings = self.session.settings
+        assert settings is not None
+        for wanted, hooks in (
+            (True, self.when_on),
+            (True, self.when_looped),
+            (cuts_sequence(self.session.args), self.when_packed),
+            (settings.log_metrics, self.when_logged),
+            (settings.loss_tiles is not None, self.loss_in_tiles),
+            (settings.mlp_tiles is not None, self.mlp_in_tiles),
+        ):
+            if wanted:
+                self._apply(hooks)
 
     def _apply(self, hooks: tuple[Hook, ...]) -> None:
         for hook in hooks:
