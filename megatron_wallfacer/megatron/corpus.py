@@ -101,7 +101,7 @@ def _seal(corpus: Path) -> None:
 
 
 def _is_whole(corpus: Path) -> bool:
-    """Whether a corpus is there and its files are as they were written."""
+    """Whether a corpus is there and its files are as they were written; Megatron keeps its index beside them."""
     try:
         return json.loads((corpus / _SEAL).read_text()) == _digests(corpus)
     except (OSError, ValueError):
@@ -109,7 +109,7 @@ def _is_whole(corpus: Path) -> bool:
 
 
 def _digests(corpus: Path) -> dict[str, str]:
-    files = [path for path in sorted(corpus.iterdir()) if path.name != _SEAL]
+    files = sorted(path for path in corpus.iterdir() if path.suffix in (".bin", ".idx"))
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.fakes import REPOSITORY
+from tests.support.job_store import job_store
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "preflight.sh"
 
@@ -69,8 +69,8 @@ def test_what_an_earlier_job_left_is_named_and_lives_on() -> None:
     rank = {"RANK": "5", "MASTER_ADDR": "n1", "SLURM_JOB_ID": "17"}
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=os.environ | rank)
     try:
-        with socket.create_server(("", 0)) as used:
-            port = used.getsockname()[1]
+        with job_store() as used:
+            port = int(used["MASTER_PORT"])
             lines = leftovers(port, SLURM_JOB_ID="18")
             assert f"left over: port {port} is in use" in lines
         named = f"left over: process {sleeper.pid}, rank 5 of job 17: "
