@@ -16,11 +16,11 @@ from typing import Any
 
 from benchmarks.gpu.tables import markdown
 from benchmarks.memory.live import Peak
+from megatron_wallfacer.planning.attention_memory import attention_memory
 from megatron_wallfacer.planning.inventory import MOMENTS, Activations, Moment, bytes_at, inventory
 from megatron_wallfacer.planning.model import MODELS, RECOMPUTE, Model
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
-from megatron_wallfacer.schedule.memory import result_bytes, returned_bytes, workspace
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -52,17 +52,7 @@ def activations(model: Model, plan: Plan, tokens: int, **options: Any) -> Activa
     shape, rank = model.shape(tokens, tp=work.tp), busiest_rank(plan)
     groups = head_groups(plan, shape.q_heads, shape.kv_heads)
     passes = [build(plan, rank, groups=groups) for build in (forward_schedule, backward_schedule)]
-    forward, backward = (workspace(schedule, shape).nbytes for schedule in passes)
-    kept = returned_bytes(passes[0], shape) - result_bytes(passes[0], shape)
-    # A kernel allocates its results: those of a tile have as many rows as the query and key block together.
-    out = plan.grid.team * work.queries / groups
-    keys = 2 * plan.grid.kv_team * work.keys / groups
-    return replace(
-        work,
-        attention_bytes=(forward + out, backward + out + keys),
-        attention_kept=kept,
-        exchanges_heads=plan.grid.head > 1,
-    )
+    return replace(work, attention=attention_memory(plan, passes, shape))
 
 
 def compared(work: Activations, plan: Plan) -> dict[Moment, tuple[Peak, float]]:

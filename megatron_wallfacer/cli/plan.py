@@ -16,8 +16,8 @@ from megatron_wallfacer.schedule.grid import AXES
 
 if TYPE_CHECKING:
     from megatron_wallfacer.planning.cluster import Cluster
-    from megatron_wallfacer.planning.layer import Software, Spread
     from megatron_wallfacer.planning.model import Model
+    from megatron_wallfacer.planning.parallel import Software, Spread
     from megatron_wallfacer.planning.search import Choice, Found, Job
 
 #: Rows of the table.
@@ -71,9 +71,12 @@ def run_plan(arguments: argparse.Namespace) -> int:
     Raises:
         OptionError: nothing fits; with the nearest that does.
     """
-    from megatron_wallfacer.planning.layer import Software, attention_job, spread_over
+    from megatron_wallfacer.planning.inventory import peak
+    from megatron_wallfacer.planning.layer import attention_job
     from megatron_wallfacer.planning.load import load_cluster
     from megatron_wallfacer.planning.model import model_named
+    from megatron_wallfacer.planning.parallel import Software, spread_over
+    from megatron_wallfacer.planning.rank_memory import rank_buffers
     from megatron_wallfacer.planning.search import named, search
 
     cluster = load_cluster(arguments.cluster, arguments.nodes)
@@ -84,8 +87,12 @@ def run_plan(arguments: argparse.Namespace) -> int:
     spread = spread_over(cluster, tp=arguments.tp, pp=arguments.pp, cp=arguments.cp)
     job = attention_job(model, cluster, tokens, spread, causal=not arguments.full_mask, software=software)
     job = replace(job, cuda_graphs=arguments.cuda_graphs)
-    room = _room(model, job, spread, software)
-    found = search(job, memory_bytes=room)
+    _check_rest(model, job, spread, software)
+
+    def needs(choice: Choice) -> float:
+        return peak(rank_buffers(model, job.shape.tokens, choice.attention, spread, software))[1]
+
+    found = search(job, memory_bytes=1e9 * cluster.device.memory_gb, needs=needs)
     others = list(named(job))
     best = [_row(model, one, spread, software) for one in _in_best_placement(found)[:BEST]]
     corners = [_row(model, one, spread, software) for one in others]
@@ -178,25 +185,25 @@ def save_flags(path: Path, choice: Choice, origin: str, others: dict[str, int]) 
     path.write_text(f"# {origin}\n{yaml.safe_dump(chosen, sort_keys=False)}")
 
 
-def _room(model: Model, job: Job, spread: Spread, software: Software) -> float:
-    """Bytes that attention's buffers may take: what the rest of a rank leaves.
+def _check_rest(model: Model, job: Job, spread: Spread, software: Software) -> None:
+    """Check that a rank has memory for what is not attention's.
 
     Raises:
-        OptionError: the rest alone does not fit.
+        OptionError: it has not.
     """
-    from megatron_wallfacer.planning.layer import memory_around
+    from megatron_wallfacer.planning.attention_memory import AttentionMemory
+    from megatron_wallfacer.planning.inventory import peak
+    from megatron_wallfacer.planning.rank_memory import rank_buffers
 
-    device = job.cluster.device
-    around = memory_around(model, job, spread, software)
-    rest = around.always + max(around.layer, around.logits)
-    if rest >= device.memory_gb * 1e9:
+    memory_gb = job.cluster.device.memory_gb
+    moment, rest = peak(rank_buffers(model, job.shape.tokens, AttentionMemory(), spread, software))
+    if rest >= memory_gb * 1e9:
         raise OptionError(
             "seq",
             job.shape.tokens * spread.cp,
             f"shorter, or on more ranks: without attention's buffers a rank needs {rest / 1e9:.0f} GB "
-            f"of {device.memory_gb:g}",
+            f"of {memory_gb:g} ({moment})",
         )
-    return device.memory_gb * 1e9 - around.always - around.layer
 
 
 def _row(model: Model, choice: Choice, spread: Spread, software: Software) -> Row:

@@ -98,9 +98,10 @@ class Line:
 
 
 def _one(arguments: argparse.Namespace) -> None:
-    from megatron_wallfacer.planning.layer import Software, attention_job, spread_over, step
+    from megatron_wallfacer.planning.layer import attention_job, step
     from megatron_wallfacer.planning.load import load_cluster
     from megatron_wallfacer.planning.model import RECOMPUTE, model_named
+    from megatron_wallfacer.planning.parallel import Software, spread_over
     from megatron_wallfacer.planning.search import Choice
     from megatron_wallfacer.planning.trace import write_trace
 

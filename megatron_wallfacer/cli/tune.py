@@ -86,6 +86,7 @@ def _tune(arguments: argparse.Namespace, device: torch.device) -> None:
 def _measured(shape: Any, dtype: torch.dtype, device: torch.device, kernel: str) -> Cluster:
     """The job's own cluster, the same on every rank."""
     from megatron_wallfacer.cli.tuning.device import measure_device
+    from megatron_wallfacer.cli.tuning.host_memory import host_memory
     from megatron_wallfacer.cli.tuning.hosts import hosts_of_job, nodes_of
     from megatron_wallfacer.cli.tuning.links import cards_of_node, link
     from megatron_wallfacer.kernels import select_kernel
@@ -97,6 +98,7 @@ def _measured(shape: Any, dtype: torch.dtype, device: torch.device, kernel: str)
     between = cards_of_node(nodes, each, device)
     chosen = select_kernel(kernel, device=device, dtype=dtype, head_dim=shape.head_dim)
     measured = measure_device(chosen, shape, dtype, device)
+    host_link, host_memory_gb = host_memory(device)
 
     def as_link(rate: float, latency_us: float) -> Link:
         return Link(None if rate == float("inf") else rate, latency_us)
@@ -110,6 +112,8 @@ def _measured(shape: Any, dtype: torch.dtype, device: torch.device, kernel: str)
         measured,
         nics=between[2],
         transport="nccl" if device.type == "cuda" else "gloo",
+        host_link=host_link,
+        host_memory_gb=host_memory_gb,
     )
 
 
@@ -136,8 +140,11 @@ def _report(arguments: argparse.Namespace, cluster: Cluster, choices: list[Choic
 
 def _show(cluster: Cluster, timed: list[tuple[Choice, float]]) -> None:
     from megatron_wallfacer.cli.table import figure, show_table
+    from megatron_wallfacer.cli.tuning.host_memory import NO_DEVICE
 
     print(cluster)
+    measured = f"host_link: {figure(cluster.host_link)} GB/s per device and direction, all devices at once"
+    print(measured if cluster.offers_host_memory else NO_DEVICE)
     rows = []
     for choice, seconds in timed:
         grid, played = choice.plan.grid, figure(1e3 * choice.played.seconds)

@@ -139,6 +139,9 @@ class Cluster:
         transport: how messages behave: ``nccl`` runs the moves of a group one after the other, ``gloo`` all at once,
             and posts receives early.
         host: where processors are what is scarce.
+        host_link: 1e9 bytes a second that each device copies to and from host memory, in one direction, while all
+            devices of the node do. None: nothing is kept in host memory.
+        host_memory_gb: host memory of a node, 1e9 bytes. None: nothing is kept there.
     """
 
     name: str
@@ -152,6 +155,13 @@ class Cluster:
     levels: tuple[Level, ...] = field(default=())
     transport: Transport = "nccl"
     host: Host | None = None
+    host_link: float | None = None
+    host_memory_gb: float | None = None
+
+    @property
+    def offers_host_memory(self) -> bool:
+        """Whether tensors may be kept in host memory: both numbers are there."""
+        return self.host_link is not None and self.host_memory_gb is not None
 
     @property
     def ranks(self) -> int:

@@ -9,16 +9,10 @@ from types import MappingProxyType
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.layer import (
-    Software,
-    Step,
-    attention_job,
-    attention_seconds,
-    spread_over,
-    step,
-)
+from megatron_wallfacer.planning.layer import Step, attention_job, attention_seconds, step
 from megatron_wallfacer.planning.model import Model
 from megatron_wallfacer.planning.paper import CAUSAL, PLACEMENT, SOFTWARE, Point, published
+from megatron_wallfacer.planning.parallel import Software, spread_over
 from megatron_wallfacer.planning.play import play
 from megatron_wallfacer.planning.search import Choice, Job, search
 from megatron_wallfacer.planning.symmetry import Symmetry

@@ -7,9 +7,10 @@ Sizes are in bf16, with fused norms, SwiGLU and rotary positions: what a kernel 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.model import Model, Recompute
 
 #: Moments of a step at which memory can be at its peak. ``forward`` is attention's forward pass of the last layer, when
@@ -19,6 +20,9 @@ Moment = Literal["forward", "head", "mlp", "attention", "projection"]
 MOMENTS: tuple[Moment, ...] = ("forward", "head", "mlp", "attention", "projection")
 _IN_BACKWARD: tuple[Moment, ...] = ("mlp", "attention", "projection")
 _BF16, _FP32 = 2, 4
+#: Device buffers for each kind of tensor that is kept in host memory: one is read while the other is copied.
+SLOTS = 2
+KEPT_ON_HOST, INPUTS_ON_HOST = "--wallfacer-keep-on-host", "--wallfacer-layer-inputs-on-host"
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,9 @@ class Activations:
         recompute: what backward computes again.
         loss_tiles: ``--wallfacer-loss-tiles``.
         mlp_tiles: ``--wallfacer-mlp-tiles``.
-        attention_bytes: what attention's forward and backward pass allocate beside the results for the layer.
-        attention_kept: bytes per layer that attention keeps for backward beside output and lse: q, k and v after an
-            exchange along the head axis, gathered queries with ``--wallfacer-keep-gathered-q``.
-        exchanges_heads: whether the grid has a head axis; attention then saves no q, k and v but the kept ones.
+        attention: what attention allocates and keeps besides its results.
+        outputs_on_host: ``--wallfacer-keep-on-host``, a part of the layers; with ``keep-attention`` only.
+        inputs_on_host: ``--wallfacer-layer-inputs-on-host``, a part of the layers; with recomputation only.
         fused_gradients: weight gradients are added to Megatron's gradient buffer by the matrix kernel
             (``--no-gradient-accumulation-fusion`` is not given).
     """
@@ -65,9 +68,9 @@ class Activations:
     recompute: Recompute = "full"
     loss_tiles: int = 1
     mlp_tiles: int = 1
-    attention_bytes: tuple[float, float] = (0.0, 0.0)
-    attention_kept: float = 0.0
-    exchanges_heads: bool = False
+    attention: AttentionMemory = field(default_factory=AttentionMemory)
+    outputs_on_host: float = 0.0
+    inputs_on_host: float = 0.0
     fused_gradients: bool = True
 
     @property
@@ -110,10 +113,27 @@ class Activations:
         """Bytes of logits in bf16 and, for the loss, in fp32."""
         return (_BF16 + _FP32) * self.model.vocabulary * self.tokens / self.tp
 
+    @property
+    def kept_output(self) -> float:
+        """Bytes of attention's output, its lse and what else attention keeps, of one layer."""
+        return self.queries + self.lse + self.attention.kept
+
+    @property
+    def host_bytes(self) -> float:
+        """Bytes that are kept in host memory."""
+        outputs = layers_on_host(self.layers, self.outputs_on_host) * self.kept_output
+        return outputs + layers_on_host(self.layers, self.inputs_on_host) * self.hidden
+
 
 def inventory(work: Activations) -> tuple[Buffer, ...]:
     """Return every buffer of activations and their gradients, without parameters and their states."""
-    return (*_saved(work), *_layer_at_work(work), *_sequence_parallel(work), *_head(work))
+    graphs = Buffer("attention's passes as CUDA graphs", work.attention.graphs)
+    return (graphs, *_saved(work), *_layer_at_work(work), *_sequence_parallel(work), *_head(work))
+
+
+def layers_on_host(layers: int, fraction: float) -> int:
+    """Return how many layers keep a tensor in host memory. The last layers stay on the device."""
+    return round(layers * fraction)
 
 
 def bytes_at(buffers: Iterable[Buffer], moment: Moment) -> float:
@@ -132,12 +152,13 @@ def peak(buffers: Iterable[Buffer]) -> tuple[Moment, float]:
 def _saved(work: Activations) -> tuple[Buffer, ...]:
     """What layers save from forward to backward, without the layer at work."""
     others, flag = work.layers - 1, "--recompute-granularity full"
-    inputs = Buffer("layer inputs", work.layers * work.hidden)
+    inputs = Buffer("layer inputs", work.layers * work.hidden) if work.recompute == "none" else _inputs(work)
     if work.recompute == "full":
         return (inputs,)
-    attention = Buffer("attention's outputs, lse and what it keeps", others * _attention(work), smaller_by=flag)
     if work.recompute == "keep-attention":
-        return inputs, attention
+        kept = (_on_device(work.layers, work.outputs_on_host) - 1) * work.kept_output
+        return inputs, Buffer("attention's outputs, lse and what it keeps", kept, smaller_by=KEPT_ON_HOST)
+    attention = Buffer("attention's outputs, lse and what it keeps", others * work.kept_output, smaller_by=flag)
     mlp = 0.0 if work.mlp_tiles > 1 else others * (work.gated + work.activation)
     return (
         inputs,
@@ -146,6 +167,17 @@ def _saved(work: Activations) -> tuple[Buffer, ...]:
         Buffer("q, k, v before and after rotary positions", others * _saved_qkv(work), smaller_by=flag),
         Buffer("MLP: input and output of the activation function", mlp, smaller_by="--wallfacer-mlp-tiles"),
     )
+
+
+def _inputs(work: Activations) -> Buffer:
+    nbytes = _on_device(work.layers, work.inputs_on_host) * work.hidden
+    return Buffer("layer inputs", nbytes, smaller_by=INPUTS_ON_HOST)
+
+
+def _on_device(layers: int, fraction: float) -> int:
+    """Layers whose tensor is on the device, the device buffers of those on the host included."""
+    away = layers_on_host(layers, fraction)
+    return layers - away + min(SLOTS, away)
 
 
 def _layer_at_work(work: Activations) -> tuple[Buffer, ...]:
@@ -162,8 +194,8 @@ def _layer_at_work(work: Activations) -> tuple[Buffer, ...]:
         Buffer("q, k, v before and after rotary positions", _saved_qkv(work), (*saved_first[1:], "mlp", "attention")),
         Buffer("q, k, v before and after rotary positions", _qkv(work), ("forward",)),
         Buffer("q of the projection, contiguous", work.queries, ("forward",)),
-        Buffer("attention's output, lse and what it keeps", _attention(work), (*kept_first, "mlp", "attention")),
-        Buffer("attention's forward pass", work.attention_bytes[0], ("forward",), flag),
+        Buffer("attention's output, lse and what it keeps", work.kept_output, (*kept_first, "mlp", "attention")),
+        Buffer("attention's forward pass", work.attention.forward, ("forward",), flag),
         Buffer("residual and output of the second norm", 2 * work.hidden, (*saved_first[1:], "mlp")),
         # Megatron's checkpoint holds the output that it has recomputed.
         Buffer("output of the recomputed layer", work.hidden * (work.recompute != "none"), _IN_BACKWARD),
@@ -172,7 +204,7 @@ def _layer_at_work(work: Activations) -> tuple[Buffer, ...]:
         Buffer("gradient of attention's output", work.queries, ("attention",)),
         Buffer("gradients of q, k, v", work.queries + 2 * work.keys, ("attention", *apart)),
         Buffer("gradient of the projection", work.queries + 2 * work.keys, ("projection",)),
-        Buffer("attention's backward pass", work.attention_bytes[1], ("attention",), flag),
+        Buffer("attention's backward pass", work.attention.backward, ("attention",), flag),
         *_mlp(work),
     )
 
@@ -224,12 +256,8 @@ def _head_weight_gradient(work: Activations) -> float:
     return max(0.0, _BF16 * work.model.vocabulary * work.model.hidden / work.tp - freed)
 
 
-def _attention(work: Activations) -> float:
-    return work.queries + work.lse + work.attention_kept
-
-
 def _saved_qkv(work: Activations) -> float:
-    return 0.0 if work.exchanges_heads else _qkv(work)
+    return 0.0 if work.attention.exchanges_heads else _qkv(work)
 
 
 def _qkv(work: Activations) -> float:

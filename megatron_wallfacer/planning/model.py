@@ -92,21 +92,6 @@ class Model:
         layer = tokens * self.matmul_flops() + self.attention_flops(tokens, causal=causal)
         return 3.0 * (self.layers * layer + tokens * self.head_flops())
 
-    def kept_bytes(self, recompute: Recompute) -> float:
-        """Bytes of one token that one layer keeps from forward to backward, in bf16, no tensor parallelism.
-
-        ``none``: the inputs of both norms and of every matrix, q, k, v, the output of attention and its lse.
-        """
-        queries, values = self.q_heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = _HALF * queries + _SINGLE * self.q_heads
-        if recompute == "full":
-            return _HALF * self.hidden
-        if recompute == "keep-attention":
-            return _HALF * self.hidden + attention
-        inputs = _HALF * 4 * self.hidden
-        mlp = _HALF * self.ffn_hidden * (3 if self.swiglu else 2) * self.top_k
-        return inputs + _HALF * (queries + 2 * values) + attention + mlp
-
     def touched_bytes(self) -> float:
         """Bytes of one token that one layer moves through memory outside matrices and attention, forward, in bf16.
 

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 from megatron_wallfacer.planning.cluster import Cluster, Device, Link
-from megatron_wallfacer.planning.layer import Software
 from megatron_wallfacer.planning.model import MODELS, Model
+from megatron_wallfacer.planning.parallel import Software
 
 DATA = Path(__file__).with_name("data") / "wallfacer_paper.csv"
 

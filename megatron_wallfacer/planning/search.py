@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, permutations, product
+from operator import attrgetter
 
 from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.planning.attention_memory import AttentionMemory, attention_memory
 from megatron_wallfacer.planning.bounds import Bound, bound
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.costs import Costs
@@ -104,11 +106,17 @@ class Choice:
         """Most bytes that attention holds: buffers and results of one pass, or of both where they are CUDA graphs."""
         return self._tried[1]
 
+    @property
+    def attention(self) -> AttentionMemory:
+        """What attention allocates and keeps, for the inventory."""
+        return self._tried[2]
+
     @cached_property
-    def _tried(self) -> tuple[Played, float]:
-        # Schedules of many ranks are large: written once, used for both, and let go of.
-        first = self.schedules(0)
-        return self._play(lambda rank: first if rank == 0 else self.schedules(rank)), self._peak(first)
+    def _tried(self) -> tuple[Played, float, AttentionMemory]:
+        # Schedules of many ranks are large: written once, used for all, and let go of.
+        first, job = self.schedules(0), self.job
+        memory = attention_memory(self.plan, first, job.shape, cuda_graphs=job.cuda_graphs)
+        return self._play(lambda rank: first if rank == 0 else self.schedules(rank)), self._peak(first), memory
 
     def _peak(self, schedules: Sequence[Schedule]) -> int:
         shape = self.job.shape
@@ -164,26 +172,29 @@ class Found:
     too_large: int
 
 
-def search(job: Job, *, memory_bytes: float = float("inf")) -> Found:
+def search(
+    job: Job, *, memory_bytes: float = float("inf"), needs: Callable[[Choice], float] = attrgetter("buffer_bytes")
+) -> Found:
     """The fastest choices. The likeliest are played first, then what lies beside the best of them, again and again.
 
     Args:
         job: what for.
-        memory_bytes: what the buffers of attention may take.
+        memory_bytes: what a choice may need.
+        needs: bytes of a choice that count; by default attention's buffers.
 
     Raises:
         OptionError: no plan fits the memory; says what the least of those tried needs.
     """
-    found, effort = _Tried(memory_bytes), 1 if job.cp_size <= MANY_RANKS else 2
+    found, effort = _Tried(memory_bytes, needs), 1 if job.cp_size <= MANY_RANKS else 2
     waiting = _likeliest_first([one for one in candidates(job) if one.can_be_played], ESTIMATED // effort)
     for choice in waiting:
         if len(found.played) == FIRST // effort:
             break
         found.take(choice)
     if not found.played:
-        least = min(found.too_large, key=lambda one: one.buffer_bytes)
-        allowed = f"at least {least.buffer_bytes / 1e9:.2f} GB, for {least.plan.grid}"
-        raise OptionError("memory for attention", f"{memory_bytes / 1e9:.2f} GB", allowed)
+        least = min(found.too_large, key=needs)
+        allowed = f"at least {needs(least) / 1e9:.2f} GB, for {least.plan.grid}"
+        raise OptionError("memory", f"{memory_bytes / 1e9:.2f} GB", allowed)
     for _ in range(ROUNDS // effort):
         best = found.best
         beside = (one for one in waiting if _beside(best.plan.grid, one.plan.grid) and not found.has(one))
@@ -210,8 +221,8 @@ def taken(played: Sequence[tuple[float, float]]) -> int:
 class _Tried:
     """Choices that have been looked at, each once."""
 
-    def __init__(self, memory_bytes: float) -> None:
-        self._memory_bytes, self._seen = memory_bytes, set[int]()
+    def __init__(self, memory_bytes: float, needs: Callable[[Choice], float]) -> None:
+        self._memory_bytes, self._needs, self._seen = memory_bytes, needs, set[int]()
         self.played: list[Choice] = []
         self.too_large: list[Choice] = []
 
@@ -224,7 +235,7 @@ class _Tried:
 
     def take(self, choice: Choice) -> None:
         self._seen.add(id(choice))
-        (self.too_large if choice.buffer_bytes > self._memory_bytes else self.played).append(choice)
+        (self.too_large if self._needs(choice) > self._memory_bytes else self.played).append(choice)
 
 
 def _beside(grid: Grid, other: Grid) -> bool:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from megatron_wallfacer.planning.field import A800_8
-from megatron_wallfacer.planning.layer import Software, attention_job, spread_over, step
+from megatron_wallfacer.planning.layer import attention_job, step
 from megatron_wallfacer.planning.model import RECOMPUTE, Recompute, model_named
+from megatron_wallfacer.planning.parallel import Software, spread_over
 from megatron_wallfacer.planning.search import Choice
 from megatron_wallfacer.schedule.schemes import make_plan
 

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.memory.__main__ import within_tolerance
 from benchmarks.memory.live import Peak
+from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.inventory import MOMENTS, Activations, bytes_at, inventory, peak
 from megatron_wallfacer.planning.model import MODELS
 
@@ -34,7 +35,7 @@ def test_a_buffer_left_out_is_noticed(moment: str) -> None:
         layers=2,
         loss_tiles=tiles,
         mlp_tiles=16 if moment == "attention" else 1,
-        attention_bytes=(0.0, attention),
+        attention=AttentionMemory(backward=attention),
     )
     buffers = inventory(work)
     assert peak(buffers)[0] == moment

@@ -8,13 +8,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.cli.tune import _shown_as_json
 from megatron_wallfacer.cli.tuning.device import _line
+from megatron_wallfacer.cli.tuning.host_memory import SIZE, host_memory
 from megatron_wallfacer.cli.tuning.hosts import nodes_of
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.planning.load import load_cluster
@@ -41,6 +44,7 @@ def test_on_four_ranks(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^(\S*) +(\w+ .*?) {2,}([\d.]+) +([\d.]+)", done.stdout, re.MULTILINE)
     assert len(rows) >= 3
+    assert "host_link: not measured, ranks on CPUs have no link to host memory" in done.stdout
     measured = [float(row[3]) for row in rows]
     assert measured == sorted(measured)
     assert "ring" in {row[0] for row in rows}
@@ -50,6 +54,7 @@ def test_on_four_ranks(tmp_path: Path) -> None:
     assert (found.nodes, found.gpus_per_node, found.transport) == (1, 4, "gloo")
     assert found.device.tflops > 0
     assert found.intra.gbyte_s > 0
+    assert not found.offers_host_memory
 
 
 def test_it_has_to_be_under_torchrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +72,32 @@ def test_as_json(tmp_path: Path) -> None:
     assert load_cluster(tmp_path / "cluster.yaml").intra == cluster.intra
     assert [(grid["name"], grid["measured_s"]) for grid in shown["grids"]] == [("ring", 1.5), ("double-ring", 2.5)]
     assert shown["grids"][0]["predicted_s"] == first.played.seconds
+
+
+def test_the_slower_direction_of_the_host_link_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that stands still but for a copy: 2 ms to the host, 4 ms from it."""
+    now, copies = [0.0], []
+
+    class Memory:
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def copy_(self, source: Memory, *, non_blocking: bool) -> None:
+            copies.append((self.seconds, source.seconds))
+            now[0] += self.seconds
+
+    monkeypatch.setattr(torch, "empty", lambda *_, **kinds: Memory(0.002 if "pin_memory" in kinds else 0.004))
+    monkeypatch.setattr(torch, "tensor", lambda value, **_: SimpleNamespace(item=lambda: value))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    rate, size = host_memory(torch.device("cuda"))
+    assert rate == pytest.approx(SIZE / 0.004 / 1e9)
+    assert set(copies) == {(0.002, 0.004), (0.004, 0.002)}
+    assert size > 1
+    assert host_memory(torch.device("cpu")) == (None, None)
 
 
 def test_nodes() -> None:

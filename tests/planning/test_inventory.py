@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.inventory import MOMENTS, Activations, Buffer, bytes_at, inventory, peak
 from megatron_wallfacer.planning.model import MODELS
 
@@ -22,7 +23,10 @@ def test_logits_are_the_peak_unless_they_are_tiled() -> None:
     # Two layer inputs, input and output of the last norm, logits in bf16 and fp32.
     assert nbytes == 4 * UNIT + 6 * LLAMA.vocabulary * TOKENS
     assert peak(inventory(activations(loss_tiles=128)))[0] == "mlp"
-    assert peak(inventory(activations(loss_tiles=128, mlp_tiles=16, attention_bytes=(0, UNIT))))[0] == "attention"
+    assert (
+        peak(inventory(activations(loss_tiles=128, mlp_tiles=16, attention=AttentionMemory(backward=UNIT))))[0]
+        == "attention"
+    )
 
 
 def test_backward_of_an_untiled_mlp() -> None:

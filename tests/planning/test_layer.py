@@ -8,18 +8,9 @@ import pytest
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.cluster import Cluster, Device, Link
-from megatron_wallfacer.planning.layer import (
-    Software,
-    Spread,
-    Step,
-    attention_job,
-    attention_seconds,
-    memory_bytes,
-    reduction_seconds,
-    spread_over,
-    step,
-)
+from megatron_wallfacer.planning.layer import Step, attention_job, attention_seconds, reduction_seconds, step
 from megatron_wallfacer.planning.model import Model
+from megatron_wallfacer.planning.parallel import Software, Spread, spread_over
 from megatron_wallfacer.planning.search import Choice
 from megatron_wallfacer.planning.trace import trace_events
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -110,22 +101,9 @@ def test_a_pipeline_fills_and_drains() -> None:
     assert many.tokens_s == pytest.approx(one.tokens_s * 7 / 4)
 
 
-def test_states_are_divided_as_they_are_said_to_be() -> None:
-    spread = spread_over(CLUSTER)
-    choice = choice_of(CLUSTER, spread)
-    zero, megatron = (memory_bytes(MODEL, choice, spread, replace(PLAIN, states=s)) for s in ("zero-2", "distributed"))
-    parameters = MODEL.layers * MODEL.layer_parameters + MODEL.vocabulary_parameters
-    assert megatron - zero == pytest.approx(parameters * (4 - 2 / 8))
+def test_a_device_with_less_memory_does_not_fit() -> None:
+    assert step_of().fits
     assert not step_of(replace(CLUSTER, device=replace(CLUSTER.device, memory_gb=1e-3))).fits
-
-
-def test_queries_that_are_kept_take_memory_in_every_layer() -> None:
-    spread = spread_over(CLUSTER)
-    job = attention_job(MODEL, CLUSTER, TOKENS, spread, software=PLAIN)
-    plan = make_plan("team-ring", 8, team_size=4, head_groups=1, q_heads=8, kv_heads=8)
-    kept, gathered = (memory_bytes(MODEL, Choice(job, plan, q_kept=q), spread, PLAIN) for q in (True, False))
-    buffers = Choice(job, plan, q_kept=True).buffer_bytes - Choice(job, plan).buffer_bytes
-    assert kept - gathered - buffers == pytest.approx(MODEL.layers * 3 * job.shape.bytes("q"))
 
 
 @pytest.mark.parametrize(

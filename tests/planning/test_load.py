@@ -27,6 +27,7 @@ def test_presets(name: str) -> None:
     cluster = load_cluster(name)
     assert cluster.name == name
     assert cluster.ranks > 1
+    assert cluster.offers_host_memory == name.startswith(("h100", "h200"))
     assert cluster.device.kernels == ("h200" if name.startswith(("h100", "h200")) else None)
 
 
@@ -86,6 +87,8 @@ WRONG = {
     "levels: [{nodes: 2, oversubscription: 1.5}]|levels: 3": "levels=3: must be a list",
     "oversubscription: 1.5|ratio: 1.5": "levels[0].ratio: is not an entry that exists",
     "nics: 2|transport: mpi": "transport=mpi: must be one of nccl, gloo",
+    "nics: 2|host_link: fast": "host_link='fast': must be a positive number",
+    "nics: 2|host_memory_gb: 0": "host_memory_gb=0: must be a positive number",
     "nodes: 2|nodes: [": "not YAML",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.planning.model import MODELS, RECOMPUTE, Model, model_named
+from megatron_wallfacer.planning.model import MODELS, Model, model_named
 
 SMALL = Model("small", 2, 8, 16, q_heads=4, kv_heads=2, head_dim=2, vocabulary=10)
 
@@ -39,20 +39,6 @@ def test_a_step_is_six_operations_a_matrix_parameter_and_attention() -> None:
     attention = 3 * 4 * tokens**2 * model.layers * 32 * 128
     assert model.step_flops(tokens, causal=False) == pytest.approx(6 * matrices * tokens + attention)
     assert model.step_flops(tokens, causal=True) == pytest.approx(6 * matrices * tokens + attention / 2)
-
-
-def test_bytes_that_are_kept() -> None:
-    out_and_lse = 2 * 8 + 4 * 4
-    assert SMALL.kept_bytes("full") == 2 * 8
-    assert SMALL.kept_bytes("keep-attention") == 2 * 8 + out_and_lse
-    assert SMALL.kept_bytes("none") == 2 * 4 * 8 + 2 * (8 + 2 * 4) + out_and_lse + 2 * 3 * 16
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_recomputing_more_keeps_less(name: str) -> None:
-    kept = [MODELS[name].kept_bytes(policy) for policy in RECOMPUTE]
-    assert kept == sorted(kept, reverse=True)
-    assert len(set(kept)) == len(kept)
 
 
 def test_heads_are_divided_or_refused() -> None:

@@ -74,5 +74,5 @@ def test_what_does_not_fit_the_memory_is_left_out_and_then_refused() -> None:
     found = search(job, memory_bytes=tight)
     assert found.too_large
     assert all(one.buffer_bytes <= tight for one in found.best)
-    with pytest.raises(OptionError, match=r"memory for attention=0.00 GB: must be at least 0\.\d\d GB, for head"):
+    with pytest.raises(OptionError, match=r"memory=0.00 GB: must be at least 0\.\d\d GB, for head"):
         search(job, memory_bytes=1.0)

@@ -1,0 +1,60 @@
+"""What attention allocates on one rank, pass by pass, from its schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_wallfacer.schedule.heads import head_groups
+from megatron_wallfacer.schedule.memory import graph_bytes, result_bytes, returned_bytes, workspace
+from megatron_wallfacer.schedule.ops import Schedule
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.volume import Shape
+
+
+@dataclass(frozen=True)
+class AttentionMemory:
+    """Bytes of one attention layer, without the results that it gives to its layer (out, lse; dq, dk, dv).
+
+    Attributes:
+        forward, backward: allocated while the pass runs: its workspace and the results of its kernels.
+        kept: kept from forward to backward beside output and lse: q, k and v after an exchange along the head axis,
+            gathered queries with ``--wallfacer-keep-gathered-q``.
+        graphs: held for the whole training by passes that are CUDA graphs.
+        exchanges_heads: whether the grid has a head axis; attention then saves no q, k and v but the kept ones.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    kept: float = 0.0
+    graphs: float = 0.0
+    exchanges_heads: bool = False
+
+    def scaled(self, factor: float) -> AttentionMemory:
+        """Return the bytes for ``factor`` times as many tokens per rank. Buffers are rows of tokens."""
+        sizes = (self.forward, self.backward, self.kept, self.graphs)
+        return AttentionMemory(*(factor * size for size in sizes), self.exchanges_heads)
+
+
+def attention_memory(
+    plan: Plan, schedules: Sequence[Schedule], shape: Shape, *, cuda_graphs: bool = False
+) -> AttentionMemory:
+    """Return what the passes of one rank allocate.
+
+    Args:
+        plan: grid and choices.
+        schedules: forward and backward.
+        shape: sizes of the rank's shard.
+        cuda_graphs: the passes are CUDA graphs.
+    """
+    # A kernel allocates its results: those of a tile have as many rows as the query and key block together.
+    groups = head_groups(plan, shape.q_heads, shape.kv_heads)
+    out = plan.grid.team * shape.elements("q") * shape.itemsize / groups
+    keys = 2 * plan.grid.kv_team * shape.elements("k") * shape.itemsize / groups
+    kept = returned_bytes(schedules[0], shape) - result_bytes(schedules[0], shape)
+    exchanges = plan.grid.head > 1
+    if cuda_graphs:
+        held = sum(graph_bytes(schedule, shape) for schedule in schedules)
+        return AttentionMemory(0.0, 0.0, kept, held + 2 * out + keys, exchanges)
+    forward, backward = (workspace(schedule, shape).nbytes for schedule in schedules)
+    return AttentionMemory(forward + out, backward + out + keys, kept, 0.0, exchanges)

@@ -1,0 +1,98 @@
+"""Bytes of a rank: its states, the inventory, and what attention keeps in every layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megatron_wallfacer.planning.attention_memory import AttentionMemory
+from megatron_wallfacer.planning.inventory import bytes_at, peak
+from megatron_wallfacer.planning.model import MODELS
+from megatron_wallfacer.planning.parallel import Software, Spread
+from megatron_wallfacer.planning.rank_memory import host_bytes, layers_in_flight, rank_buffers
+from megatron_wallfacer.planning.states import parameters_of_rank, state_buffers
+from megatron_wallfacer.schedule.memory import peak_bytes, result_bytes
+from tests.planning.clusters import ALIKE, choice
+
+LLAMA, TOKENS, NONE = MODELS["llama3-8b"], 131072, AttentionMemory()
+CP8 = Spread(cp=8)
+TILED = Software(recompute="keep-attention", loss_tiles=128, mlp_tiles=16)
+HIDDEN = 2 * 4096 * TOKENS
+
+
+def states(**options: object) -> float:
+    return sum(buffer.nbytes for buffer in state_buffers(LLAMA, CP8, Software(**options)))
+
+
+def test_states_of_a_parameter() -> None:
+    count = parameters_of_rank(LLAMA, CP8)
+    assert states() == pytest.approx(count * (2 + 4 + 12 / 8))
+    assert states(gradient_bytes=2) == pytest.approx(count * (2 + 2 + 12 / 8))
+    assert states(adam="precision-aware") == pytest.approx(count * (2 + 4 + 10 / 8))
+    assert states(adam="host") == pytest.approx(count * (2 + 4))
+    assert states(states="zero-2") == pytest.approx(count * (2 + 2 / 8 + 12 / 8))
+
+
+def test_the_budget_of_an_8b_model_at_1m_tokens() -> None:
+    """The issue's table, GB per rank of CP 8: optimizer and activations on the host."""
+    software = replace(TILED, adam="host", outputs_on_host=1.0, inputs_on_host=1.0)
+    work = AttentionMemory(backward=4.6e9)
+    found = rank_buffers(LLAMA, TOKENS, work, CP8, software)
+    assert peak(found)[0] == "attention"
+    assert 66 < peak(found)[1] / 1e9 < 71
+    host_gb = 8 * host_bytes(LLAMA, TOKENS, work, CP8, software) / 1e9
+    assert host_gb == pytest.approx(554 + 128, abs=2)
+
+
+@pytest.mark.parametrize("moment", ["forward", "head", "mlp", "attention", "projection"])
+def test_what_is_on_the_host_leaves_two_device_buffers(moment: str) -> None:
+    """Of 32 layers 30 leave the device, at every moment."""
+    away = replace(TILED, outputs_on_host=1.0, inputs_on_host=1.0)
+    here, gone = (bytes_at(rank_buffers(LLAMA, TOKENS, NONE, CP8, one), moment) for one in (TILED, away))
+    kept = HIDDEN + 4 * 32 * TOKENS
+    assert here - gone == pytest.approx(30 * (HIDDEN + kept))
+
+
+def test_device_bytes_do_not_grow_with_layers_on_the_host() -> None:
+    away = replace(TILED, outputs_on_host=1.0, inputs_on_host=1.0)
+    sizes = []
+    for layers in (4, 8):
+        model = replace(LLAMA, layers=layers)
+        states = sum(buffer.nbytes for buffer in state_buffers(model, CP8, away))
+        sizes.append(peak(rank_buffers(model, TOKENS, NONE, CP8, away))[1] - states)
+    assert sizes[0] == sizes[1]
+
+
+def test_part_of_the_layers_may_stay() -> None:
+    half = replace(TILED, outputs_on_host=0.5)
+    kept = HIDDEN + 4 * 32 * TOKENS
+    assert host_bytes(LLAMA, TOKENS, NONE, CP8, half) == 16 * kept
+    here, gone = (peak(rank_buffers(LLAMA, TOKENS, NONE, CP8, one))[1] for one in (TILED, half))
+    assert here - gone == pytest.approx(14 * kept)
+
+
+def test_micro_batches_in_flight_are_counted() -> None:
+    assert layers_in_flight(LLAMA, Spread(pp=4, microbatches=2)) == 16
+    assert layers_in_flight(LLAMA, Spread(pp=4, microbatches=8)) == 32
+
+
+def test_queries_that_are_kept_take_memory_in_every_layer() -> None:
+    kept, gathered = (choice(scheme="team-ring", team_size=4, q_kept=q) for q in (True, False))
+    queries = 3 * kept.job.shape.elements("q") * kept.job.shape.itemsize
+    assert kept.attention.kept - gathered.attention.kept == queries
+    sizes = [peak(rank_buffers(LLAMA, TOKENS, one.attention, CP8, TILED))[1] for one in (kept, gathered)]
+    assert sizes[0] - sizes[1] >= 31 * queries
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_pass_is_its_results_and_what_the_inventory_counts(name: str) -> None:
+    """Workspace, results and kept buffers are those of the schedules; kernels allocate their results on top."""
+    one = choice(**ALIKE[name])
+    shape, memory = one.job.shape, one.attention
+    forward, backward = one.schedules(0)
+    out = one.plan.grid.team * 2 * shape.elements("q") / 1
+    assert memory.exchanges_heads == (one.plan.grid.head > 1)
+    assert 0 < memory.forward + memory.kept + result_bytes(forward, shape) - peak_bytes(forward, shape) <= out
+    assert memory.backward + result_bytes(backward, shape) > peak_bytes(backward, shape)
+    assert memory.scaled(2).backward == 2 * memory.backward
