@@ -7,21 +7,14 @@ from typing import Literal
 
 from torch import Tensor
 
+from megatron_wallfacer.attention.checks import checked
 from megatron_wallfacer.attention.empty import empty_output
-from megatron_wallfacer.attention.groups import Group, group_of
-from megatron_wallfacer.attention.tensors import check_sinks, check_tensors
-from megatron_wallfacer.attention.values import check_name, check_switch, mask_of, plan_of, scale_of, softcap_of
-from megatron_wallfacer.engine.agreement.calls import first_call
+from megatron_wallfacer.attention.groups import Group
+from megatron_wallfacer.engine.agreement.calls import described, end_call, first_call
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.connections import close_groups, connected
-from megatron_wallfacer.engine.staged import TRANSFERS
-from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels import KERNELS, Kernel, select_kernel
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.heads import check_heads
-from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan
 
 
@@ -79,50 +72,21 @@ def attention(
         OptionError: an argument has a type or a value that is not allowed. All are checked before the first message,
             in the order of causes, so that all ranks of a call with the same arguments raise the same error.
         DisagreementError: in one of the first 64 calls of a group, ranks have different arguments, or another rank
-            rejects its own. The same lines on every rank.
+            rejects its own or fails in its checks. The same lines on every rank.
+        WallfacerError: another rank failed in this call, or any rank in an earlier one.
     """
     first = first_call(group)
     try:
-        plan = plan_of(plan)
-        check_tensors(q, k, v)
-        cp_group = group_of(group, plan.grid)
-        mask = mask_of(causal, window_size, cu_seqlens, cut, plan.grid.cp_size, plan.grid.cp_size * q.shape[1])
-        if mask.documents is not None and q.shape[0] > 1:
-            raise OptionError(
-                "cu_seqlens", f"with a batch of {q.shape[0]}", "given with a batch of one packed sequence"
-            )
-        if q.shape[1] % CHUNKS_PER_RANK:
-            raise OptionError("tokens", q.shape[1], f"a multiple of {CHUNKS_PER_RANK} on each rank")
-        check_sinks(sinks, q)
-        softcap, scale = softcap_of(softcap), scale_of(scale, q.shape[3])
-        check_switch("keep_gathered_q", keep_gathered_q)
-        check_name("kernel", kernel, KERNELS)
-        check_name("transfers", transfers, TRANSFERS)
-        check_heads(plan, q.shape[2], k.shape[2])
-        chosen = _kernel(kernel, q, v, softcap, mask)
-    except OptionError as error:
-        if first is not None:
-            first.reject(error)
+        plan, cp_group, mask, chosen, scale, softcap = checked(
+            q, k, v, plan, group, causal, window_size, cu_seqlens, cut, sinks, softcap, scale, kernel,
+            keep_gathered_q, transfers,
+        )  # fmt: skip
+    except BaseException as error:
+        end_call(first, group, error)
         raise
     if first is not None:
-        shapes = {f"shape of {name}": str(tuple(x.shape)) for name, x in (("q", q), ("k", k), ("v", v))}
-        first.compare(
-            {
-                "plan": str(plan),
-                "causal": str(causal),
-                "window_size": str(tuple(window_size)),
-                "cu_seqlens": str(mask.documents),
-                "cut": cut,
-                "scale": str(scale),
-                "softcap": str(softcap),
-                "sinks": str(sinks is not None),
-                "kernel": chosen.name,
-                "keep_gathered_q": str(keep_gathered_q),
-                "transfers": transfers,
-                "dtype": str(q.dtype),
-                **shapes,
-            }
-        )
+        options = {"sinks": sinks is not None, "keep_gathered_q": keep_gathered_q, "transfers": transfers}
+        first.compare(described(q, k, v, plan, mask, causal, window_size, cut, scale, softcap, chosen.name, options))
     if not q.numel():
         return empty_output(q, k, v, sinks)
     runtime = Runtime(connected(cp_group, plan.grid, transfers, q.device), chosen, scale, softcap=softcap)
@@ -137,15 +101,3 @@ def forget_groups() -> None:
     interpreter exits, or with the world by ``torch.distributed.destroy_process_group()``.
     """
     close_groups()
-
-
-def _kernel(name: str, q: Tensor, v: Tensor, softcap: float, mask: Mask) -> Kernel:
-    return select_kernel(
-        name,
-        device=q.device,
-        dtype=q.dtype,
-        head_dim=q.shape[3],
-        v_head_dim=v.shape[3],
-        softcap=softcap,
-        window=mask.has_window,
-    )

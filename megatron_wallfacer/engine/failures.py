@@ -6,6 +6,7 @@ group are not used again, until :func:`megatron_wallfacer.attention.forget_group
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from megatron_wallfacer.engine.backends import is_alive
 from megatron_wallfacer.engine.connections import connections_of
 from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
 
 if TYPE_CHECKING:
@@ -65,17 +67,42 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
     transfers = call.runtime.transfers
     if transfers.groups.grid.cp_size == 1 or not dist.is_initialized():
         return
+    own = f"rank {dist.get_rank()} failed in the {pass_name(phase, call.layer)}: {reason_of(error)}"
+    # A rank may wait in a pass of another grid.
+    _close([transfers, *connections_of(transfers.groups.global_ranks)], own)
+    if transfers.failure != own and _follows(error):
+        raise closed_error(transfers.failure) from error
+
+
+def fail_outside(group: dist.ProcessGroup, error: BaseException) -> None:
+    """Close the groups of a context-parallel group after an exception outside of a pass that others may have begun.
+
+    Args:
+        group: the context-parallel group.
+        error: what was raised.
+    """
+    own = f"rank {dist.get_rank()} failed before a pass: {reason_of(error)}"
+    _close(connections_of(dist.get_process_group_ranks(group)), own)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the type of an error and the first line of its text."""
     first_line = " ".join(str(error).partition("\n")[0].split())[:_SHOWN]
-    reason = ": ".join(filter(None, (type(error).__name__, first_line)))
-    own = f"rank {dist.get_rank()} failed in the {pass_name(phase, call.layer)}: {reason}"
-    # A rank may wait in a pass of another grid. All of them are closed, and the cause is known before the first is.
-    affected = {id(one): one for one in (transfers, *connections_of(transfers.groups.global_ranks))}.values()
+    return ": ".join(filter(None, (type(error).__name__, first_line)))
+
+
+def _close(connections: Sequence[Transfers], own: str) -> None:
+    """Close the connections of all grids of a context-parallel group; why is known before the first is closed.
+
+    Args:
+        connections: of this rank, each once or more.
+        own: why this rank failed.
+    """
+    affected = {id(one): one for one in connections}.values()
     for one in affected:
         one.failure = one.failure or _first_cause(one.groups, own)
     for one in affected:
         _close_connections(one.groups)
-    if transfers.failure != own and _follows(error):
-        raise closed_error(transfers.failure) from error
 
 
 def _first_cause(groups: AxisGroups, own: str) -> str:

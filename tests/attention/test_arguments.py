@@ -201,7 +201,7 @@ def test_an_odd_length_without_documents_is_named() -> None:
 def refused_by_mask(grid: Grid, tokens: int, changed: dict[str, Any]) -> str:
     """The message on a rank of a grid, where the size of the group is right."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("megatron_wallfacer.attention.functional.group_of", lambda *_: None)
+        patch.setattr("megatron_wallfacer.attention.checks.group_of", lambda *_: None)
         return refused(grid, **tensors(tokens=tokens), **changed)
 
 

@@ -1,0 +1,73 @@
+"""All checks of the arguments of :func:`megatron_wallfacer.attention.attention`, in the order of causes."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_wallfacer.attention.groups import group_of
+from megatron_wallfacer.attention.tensors import check_sinks, check_tensors
+from megatron_wallfacer.attention.values import check_name, check_switch, mask_of, plan_of, scale_of, softcap_of
+from megatron_wallfacer.engine.staged import TRANSFERS
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.kernels import KERNELS, Kernel, select_kernel
+from megatron_wallfacer.schedule.heads import check_heads
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
+from megatron_wallfacer.schedule.mask import Mask
+from megatron_wallfacer.schedule.plan import Plan
+
+#: Plan, context-parallel group, mask, kernel, scale and softcap of one call.
+Checked = tuple[Plan, dist.ProcessGroup | None, Mask, Kernel, float, float]
+
+
+def checked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: object,
+    group: object,
+    causal: bool,
+    window_size: object,
+    cu_seqlens: object,
+    cut: object,
+    sinks: object,
+    softcap: object,
+    scale: object,
+    kernel: str,
+    keep_gathered_q: object,
+    transfers: str,
+) -> Checked:
+    """Check the arguments of :func:`megatron_wallfacer.attention.attention`, and return what follows from them.
+
+    Nothing is sent, so ranks with the same arguments raise the same error.
+
+    Raises:
+        OptionError: one of them has a type or a value that is not allowed.
+    """
+    plan = plan_of(plan)
+    check_tensors(q, k, v)
+    cp_group = group_of(group, plan.grid)
+    mask = mask_of(causal, window_size, cu_seqlens, cut, plan.grid.cp_size, plan.grid.cp_size * q.shape[1])
+    if mask.documents is not None and q.shape[0] > 1:
+        raise OptionError("cu_seqlens", f"with a batch of {q.shape[0]}", "given with a batch of one packed sequence")
+    if q.shape[1] % CHUNKS_PER_RANK:
+        raise OptionError("tokens", q.shape[1], f"a multiple of {CHUNKS_PER_RANK} on each rank")
+    check_sinks(sinks, q)
+    softcap, scale = softcap_of(softcap), scale_of(scale, q.shape[3])
+    check_switch("keep_gathered_q", keep_gathered_q)
+    check_name("kernel", kernel, KERNELS)
+    check_name("transfers", transfers, TRANSFERS)
+    check_heads(plan, q.shape[2], k.shape[2])
+    return plan, cp_group, mask, _kernel(kernel, q, v, softcap, mask), scale, softcap
+
+
+def _kernel(name: str, q: Tensor, v: Tensor, softcap: float, mask: Mask) -> Kernel:
+    return select_kernel(
+        name,
+        device=q.device,
+        dtype=q.dtype,
+        head_dim=q.shape[3],
+        v_head_dim=v.shape[3],
+        softcap=softcap,
+        window=mask.has_window,
+    )
