@@ -15,7 +15,8 @@ from tests.megatron.test_core_attention import build
 from tests.megatron.training import arguments
 from tests.support.megatron_runs import train
 
-FLIPPED_BIT = Path(__file__).resolve().parents[1] / "support" / "flipped_bit.py"
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+FLIPPED_BIT, NOT_FINITE = SUPPORT / "flipped_bit.py", SUPPORT / "not_finite.py"
 
 
 def test_a_flipped_bit_stops_every_rank_in_the_verified_step() -> None:
@@ -26,6 +27,17 @@ def test_a_flipped_bit_stops_every_rank_in_the_verified_step() -> None:
         assert rank.exit_code != 0
         assert f"wallfacer: error: rank {rank.rank}: {message}" in rank.output, rank.output[-3000:]
     # The first step is not verified.
+    assert len(run.losses) == 1
+
+
+def test_a_rank_whose_own_value_is_nan_is_named_on_every_rank() -> None:
+    """The NaN reaches all ranks within the layer: only the comparison before the first message tells whose it is."""
+    flags = ("--wallfacer-cp-size", "4", "--wallfacer-scheme", "team-ring", "--wallfacer-verify-every", "1")
+    run = train(4, arguments(*flags, iterations=3), script=NOT_FINITE, env={"TENSOR": "value"})
+    message = "forward pass of layer 2: v of rank 2 has values that are not finite"
+    for rank in run.ranks:
+        assert (rank.exit_code, rank.end) == (2, "ended"), rank.output[-3000:]
+        assert f"wallfacer: error: rank {rank.rank}: {message}" in rank.output, rank.output[-3000:]
     assert len(run.losses) == 1
 
 
