@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from benchmarks.cluster.topology import Topology
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.input_files import read_yaml
 from megatron_wallfacer.schedule.volume import Shape as VolumeShape
 
 #: Bytes of an element, by the dtypes that a setting may have.
@@ -21,8 +20,21 @@ _MAX_RANKS = 200
 _REQUIRED = object()
 
 
+#: Of a rate: beyond them seconds are infinite.
+_LEAST, _LARGEST = 1e-6, 1e15
+
+
 class ConfigError(WallfacerError):
-    """A configuration file that cannot be used."""
+    """A configuration file that cannot be used.
+
+    Args:
+        message: entry, value, what is allowed.
+        entry: name of the entry that is wrong; "" for the file.
+    """
+
+    def __init__(self, message: str, entry: str = "") -> None:
+        super().__init__(message)
+        self.entry = entry
 
 
 @dataclass(frozen=True)
@@ -88,18 +100,13 @@ def load_config(path: Path) -> Config:
     """Read a setting.
 
     Raises:
-        ConfigError: the file or an entry is wrong.
+        WallfacerError: the file or an entry is wrong; with the line.
     """
+    file = read_yaml(path)
     try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    try:
-        return parse_config(data, path.stem)
+        return parse_config(file.data, path.stem)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}:{file.line(error.entry)}: {error}", error.entry) from None
 
 
 def parse_config(data: Any, name: str) -> Config:
@@ -110,10 +117,15 @@ def parse_config(data: Any, name: str) -> Config:
     schemes = entries.take("schemes", {}, dict)
     for label, arguments in schemes.items():
         if not isinstance(arguments, dict) or "scheme" not in arguments:
-            raise ConfigError(f"schemes.{label}: must be a mapping with the arguments of make_plan, scheme among them")
+            raise ConfigError(
+                f"schemes.{label}: must be a mapping with the arguments of make_plan, scheme among them",
+                f"schemes.{label}",
+            )
     entries.finish()
     if shape.tokens % (2 * topology.ranks):
-        raise ConfigError(f"shape.tokens={shape.tokens}: must be a multiple of 2 x {topology.ranks} ranks")
+        raise ConfigError(
+            f"shape.tokens={shape.tokens}: must be a multiple of 2 x {topology.ranks} ranks", "shape.tokens"
+        )
     return Config(name, topology, shape, compute, schemes)
 
 
@@ -127,7 +139,7 @@ def _topology(entries: _Entries) -> Topology:
     )
     entries.finish()
     if not 2 <= topology.ranks <= _MAX_RANKS:
-        raise ConfigError(f"topology: {topology.ranks} ranks: must be 2 to {_MAX_RANKS}")
+        raise ConfigError(f"topology: {topology.ranks} ranks: must be 2 to {_MAX_RANKS}", "topology")
     return topology
 
 
@@ -141,16 +153,16 @@ def _shape(entries: _Entries) -> Shape:
     )
     entries.finish()
     if shape.heads % shape.kv_heads:
-        raise ConfigError(f"shape.kv_heads={shape.kv_heads}: must divide heads {shape.heads}")
+        raise ConfigError(f"shape.kv_heads={shape.kv_heads}: must divide heads {shape.heads}", "shape.kv_heads")
     return shape
 
 
 def _compute(entries: _Entries) -> Compute:
     rate = entries.take("gflops_per_rank", 10.6, (int, float))
+    if not _LEAST <= rate <= _LARGEST:
+        raise entries.error("gflops_per_rank", f"={rate!s:.40}: must be positive, from {_LEAST:g} to {_LARGEST:g}")
     compute = Compute(entries.choice("mode", MODES, "sleep"), float(rate))
     entries.finish()
-    if compute.gflops_per_rank <= 0:
-        raise ConfigError(f"compute.gflops_per_rank={rate}: must be positive")
     return compute
 
 
@@ -159,7 +171,7 @@ class _Entries:
 
     def __init__(self, name: str, data: Any) -> None:
         if not isinstance(data, dict):
-            raise ConfigError(f"{name or 'the file'}: must be a mapping, not {type(data).__name__}")
+            raise ConfigError(f"{name or 'the file'}: must be a mapping, not {type(data).__name__}", name)
         self._name, self._data = name, dict(data)
 
     def path(self, key: str) -> str:
@@ -171,32 +183,36 @@ class _Entries:
     def take(self, key: str, default: Any, kind: type | tuple[type, ...]) -> Any:
         value = self._data.pop(key, default)
         if value is _REQUIRED:
-            raise ConfigError(f"{self.path(key)}: is missing")
+            raise self.error(key, ": is missing")
         if not isinstance(value, kind) or isinstance(value, bool):
             names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise ConfigError(f"{self.path(key)}={value!r}: must be {names}")
+            raise self.error(key, f"={value!r:.60}: must be {names}")
         return value
 
     def positive(self, key: str) -> int:
         value = self.take(key, _REQUIRED, int)
-        if value < 1:
-            raise ConfigError(f"{self.path(key)}={value}: must be positive")
+        if not 1 <= value <= _LARGEST:
+            raise self.error(key, f"={value!r:.20}: must be positive, at most {_LARGEST:g}")
         return value
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> Any:
         value = self.take(key, default, str)
         if value not in allowed:
-            raise ConfigError(f"{self.path(key)}={value}: must be one of {', '.join(allowed)}")
+            raise self.error(key, f"={value}: must be one of {', '.join(allowed)}")
         return value
 
     def rate(self, key: str) -> float | None:
         value = self.take(key, _REQUIRED, (int, float, str))
         if value == "unlimited":
             return None
-        if isinstance(value, str) or value <= 0:
-            raise ConfigError(f"{self.path(key)}={value}: must be a positive number of Mbit/s, or unlimited")
+        if isinstance(value, str) or not _LEAST <= value <= _LARGEST:
+            allowed = f"a positive number of Mbit/s, from {_LEAST:g} to {_LARGEST:g}, or unlimited"
+            raise self.error(key, f"={value!s:.40}: must be {allowed}")
         return float(value)
 
     def finish(self) -> None:
         if self._data:
-            raise ConfigError(f"{self.path(str(next(iter(self._data))))}: is not an entry that exists")
+            raise self.error(str(next(iter(self._data))), ": is not an entry that exists")
+
+    def error(self, key: str, rest: str) -> ConfigError:
+        return ConfigError(" ".join(f"{self.path(key)}{rest}".split()), self.path(key))

@@ -18,13 +18,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.config import load_config
 from megatron_wallfacer.cli.presets.preset import FILES, load_preset
 from megatron_wallfacer.cli.tracing.lines import read_lines
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.input_files import JSON_BYTES, YAML_BYTES
 from megatron_wallfacer.planning.load import load_cluster
 
+REPOSITORY = Path(__file__).parents[1]
 CLUSTER = "nodes: 2\ngpus_per_node: 4\ndevice: {tflops: 100}\nintra: {gbyte_s: 100}\ninter: {gbyte_s: 25}\n"
+BENCHMARK = (REPOSITORY / "benchmarks" / "configs" / "smoke-2x2.yaml").read_text()
 PRESET = "ENV_VARS: {A: b}\nTORCHRUN_ARGS: {--nproc-per-node: 2}\nMODEL_ARGS:\n  --lr: 1e-5\n"
 EVENTS: list[dict[str, object]] = [
     {"ph": "M", "pid": 0, "tid": 1, "name": "thread_name", "args": {"name": "pass"}},
@@ -33,10 +36,16 @@ EVENTS: list[dict[str, object]] = [
     {"ph": "e", "pid": 0, "id": 1, "cat": "moves", "name": "a", "ts": 2},
 ]
 TRACE = json.dumps({"traceEvents": EVENTS}, indent=1)
+ORIGIN = {"rank": 0, "ranks": 1, "run": "a", "device": "cpu", "host": "h", "wall_s": 0.5}
+TIMELINE = (
+    f'{{\n"traceEvents": [\n{json.dumps(EVENTS[0])},\n{json.dumps(EVENTS[1])}\n],\n"otherData": {json.dumps(ORIGIN)}}}'
+)
 READERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "cluster": (load_cluster, "file.yaml", CLUSTER),
     "preset": (load_preset, "file.yaml", PRESET),
     "trace": (read_lines, "file.json", TRACE),
+    "timeline": (lambda path: read_lines(path.parent), "rank-0.json", TIMELINE),
+    "benchmark": (load_config, "file.yaml", BENCHMARK),
 }
 DEEP = "[" * 500 + "]" * 500
 #: Reader, content, line, what is said.
@@ -48,6 +57,18 @@ HOSTILE: dict[str, tuple[str, str | bytes, int, str]] = {
     "a million nodes": ("cluster", CLUSTER.replace("2", "1000000", 1), 1, "nodes=1000000: must be at most 100000"),
     "a number of 5000 digits": ("cluster", CLUSTER.replace("2", "9" * 5000, 1), 1, "nodes: "),
     "a date that is none": ("cluster", CLUSTER.replace("2", "2024-99-99", 1), 1, "nodes: month must be in 1..12"),
+    "a benchmark's NaN": ("benchmark", BENCHMARK.replace("10}", ".nan}"), 4, "compute.gflops_per_rank=nan: must be"),
+    "a benchmark's infinite rate": (
+        "benchmark",
+        BENCHMARK.replace("200", ".inf"),
+        2,
+        "topology.inter_mbit=inf: must be",
+    ),
+    "a benchmark's 5000 digits": ("benchmark", BENCHMARK.replace("1024", "9" * 5000), 3, "shape.tokens: "),
+    "a benchmark's many tokens": ("benchmark", BENCHMARK.replace("1024", "9" * 400), 3, "shape.tokens=9"),
+    "a deep benchmark": ("benchmark", BENCHMARK + f"schemes: {DEEP}", 5, "not YAML: nested more than 16 deep"),
+    "a benchmark's alias": ("benchmark", BENCHMARK + "schemes: *a\n", 5, "anchors and aliases are not supported"),
+    "a benchmark's unknown entry": ("benchmark", BENCHMARK + "other: 1\n", 5, "other: is not an entry that exists"),
     "deep": ("cluster", CLUSTER + f"levels: {DEEP}", 6, "not YAML: nested more than 16 deep"),
     "deep preset": ("preset", f"MODEL_ARGS: {DEEP}", 1, "not YAML: nested more than 16 deep"),
     "twice": ("cluster", CLUSTER + "nodes: 3\n", 6, "nodes: stands twice"),
@@ -61,12 +82,31 @@ HOSTILE: dict[str, tuple[str, str | bytes, int, str]] = {
     "a large file": ("preset", "#" * (YAML_BYTES + 1), 1, f"must be at most {YAML_BYTES} bytes"),
     "nothing": ("cluster", "", 1, "the file: must be a mapping, not NoneType"),
     "a trace with NaN": ("trace", TRACE.replace("5.5", "NaN"), 12, "NaN is no number"),
-    "a trace with 1e999": ("trace", TRACE.replace("5.5", "1e999"), 0, "inf is no time"),
+    "a trace with 1e999": ("trace", TRACE.replace("5.5", "1e999"), 12, "inf is no time"),
+    "an event that is none": (
+        "trace",
+        TRACE.replace('"ph": "b"', '"pH": "b"'),
+        20,
+        "is not a time line of this program",
+    ),
+    "an origin that is none": (
+        "timeline",
+        TIMELINE.replace('"ranks": 1', '"ranks": "two"'),
+        6,
+        "origin cannot be read",
+    ),
+    "another rank's events": (
+        "timeline",
+        TIMELINE.replace('"pid": 0', '"pid": 1'),
+        3,
+        "is the time line of rank 1, not",
+    ),
     "a trace with a key twice": ("trace", TRACE.replace('"ts": 0', '"pid": 0'), 12, "the key pid stands twice"),
     "a deep trace": ("trace", '{"traceEvents": ' + "[" * 100_000, 1, "nested too deeply"),
     "a large trace": ("trace", "[" + "0," * 1_500_001 + "0]", 1, "must hold at most 250000 objects and lists"),
     "a trace that ends early": ("trace", TRACE[:-4], 36, "cannot be read as JSON"),
-    "no trace": ("trace", "{}", 0, "is not a trace"),
+    "no trace": ("trace", "{}", 1, "is not a trace"),
+    "a trace without a list": ("trace", '{"a": [{}],\n"traceEvents": 5}', 2, "it has no list traceEvents"),
 }
 
 
@@ -155,9 +195,9 @@ def test_fuzzed_files_are_read_or_refused_in_one_line(reader: str, data: st.Data
     write(tmp_path, reader, good)
     said = refusal(read, path)
     assert "\n" not in said
-    # What a trace says is checked event by event, without lines.
-    line = r"(:\d+)?" if reader == "trace" else r":\d+"
-    assert not said or re.match(rf"{re.escape(str(path))}{line}: ", said), said
+    # What is missing in a folder has no line.
+    missing = rf"|{re.escape(str(path.parent))}: ranks? .* missing; " if reader == "timeline" else ""
+    assert not said or re.match(rf"{re.escape(str(path))}:\d+: {missing}", said), said
 
 
 def refusal(read: Callable[[Path], object], path: Path) -> str:

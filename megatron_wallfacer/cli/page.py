@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.cli.outputs import check_output
+from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
@@ -48,11 +49,9 @@ def run_page(arguments: argparse.Namespace) -> int:
         raise OptionError("kv_heads", kv_heads, f"a divisor of {q_heads} query heads, both positive")
     plan = make_plan(arguments.scheme, arguments.cp_size, q_heads=q_heads, kv_heads=kv_heads)
     shape = Shape(tokens=2, q_heads=q_heads, kv_heads=kv_heads, head_dim=HEAD_DIM)
+    check_output("--out", arguments.out)
     data = page_data(plan, shape, causal=arguments.causal, ranks_per_node=arguments.ranks_per_node)
-    try:
-        arguments.out.write_text(page_html(data), encoding="utf-8")
-    except OSError as error:
-        raise WallfacerError(f"--out {arguments.out}: {error.strerror}") from error
+    arguments.out.write_text(page_html(data), encoding="utf-8")
     steps = ", ".join(f"{len(one['steps'])} steps {one['name']}" for one in data["passes"])
     print(f"{arguments.out}: {plan.scheme}, {plan.grid}; {steps}")
     return 0

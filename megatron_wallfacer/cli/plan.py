@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_wallfacer.cli.outputs import check_output
 from megatron_wallfacer.cli.simulate import add_job_arguments, token_count
 from megatron_wallfacer.cli.table import as_json, figure, show_table
 from megatron_wallfacer.errors import OptionError
@@ -70,6 +71,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
     Raises:
         OptionError: nothing fits; with the nearest that does.
+        WallfacerError: a file cannot be written.
     """
     from megatron_wallfacer.planning.inventory import peak
     from megatron_wallfacer.planning.layer import attention_job
@@ -79,6 +81,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from megatron_wallfacer.planning.rank_memory import rank_buffers
     from megatron_wallfacer.planning.search import named, search
 
+    for name in ("save", "trace", "plot", "scaling"):
+        check_output(f"--{name}", getattr(arguments, name))
     cluster = load_cluster(arguments.cluster, arguments.nodes)
     if arguments.scaling:
         return _scaling(arguments, cluster)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_wallfacer.cli.outputs import check_output
 from megatron_wallfacer.errors import OptionError
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
@@ -48,7 +49,12 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_simulate(arguments: argparse.Namespace) -> int:
-    """Print what was asked for."""
+    """Print what was asked for.
+
+    Raises:
+        WallfacerError: the trace cannot be written.
+    """
+    check_output("--trace", arguments.trace)
     if arguments.figure is not None:
         from megatron_wallfacer.cli.figures import show_figure
 

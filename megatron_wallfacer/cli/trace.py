@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_wallfacer.cli.outputs import check_output
 from megatron_wallfacer.errors import OptionError, WallfacerError
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ def run_trace(arguments: argparse.Namespace) -> int:
     from megatron_wallfacer.cli.tracing.report import as_dict, print_rows, row_of
 
     path: Path = arguments.path
+    files = _files(arguments)
+    for file in files:
+        check_output("--out", file)
     ranks = None if arguments.ranks is None else ranks_named(arguments.ranks)
     lines, clocks = on_one_clock(_passes(read_lines(path, ranks), arguments.pass_name, path))
     rows = [row_of(line) for line in lines]
     notes = {"clocks": clocks} | _times_of(lines)
-    files = _write(lines, arguments, notes)
+    _write(lines, arguments, files, notes)
     if arguments.json:
         print(json.dumps(as_dict(rows) | notes | {"files": [str(file) for file in files]}, indent=2))
         return 0
@@ -82,20 +86,28 @@ def _times_of(lines: Sequence[RankLine]) -> dict[str, str]:
     return {"times": "of the host, which on CUDA launches and goes on; they say in which order, not how long"}
 
 
-def _write(lines: Sequence[RankLine], arguments: argparse.Namespace, notes: dict[str, str]) -> tuple[Path, Path]:
-    """One trace and one picture.
+def _files(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """The trace and the picture to write.
 
     Raises:
-        OptionError: the trace would take the place of what was read.
+        OptionError: the trace would take the place of what is read.
     """
-    from megatron_wallfacer.cli.pictures.trace import draw_trace
-    from megatron_wallfacer.engine.timeline import ROWS, trace_events, write_trace
-
     source: Path = arguments.path
     folder: Path = arguments.out or (source if source.is_dir() else source.parent)
     trace, picture = folder / f"{NAME}.json", folder / f"{NAME}.{arguments.picture}"
     if trace.resolve() == source.resolve():
         raise OptionError("out", folder, f"another folder than that of {source}, which would be written over")
+    return trace, picture
+
+
+def _write(
+    lines: Sequence[RankLine], arguments: argparse.Namespace, files: tuple[Path, Path], notes: dict[str, str]
+) -> None:
+    """Write one trace and one picture."""
+    from megatron_wallfacer.cli.pictures.trace import draw_trace
+    from megatron_wallfacer.engine.timeline import ROWS, trace_events, write_trace
+
+    trace, picture = files
     events = [event for line in lines for event in trace_events(line.rank, line.events, ROWS)]
     order = [
         {"ph": "M", "pid": line.rank, "tid": 0, "name": "process_sort_index", "args": {"sort_index": line.rank}}
@@ -103,5 +115,4 @@ def _write(lines: Sequence[RankLine], arguments: argparse.Namespace, notes: dict
     ]
     write_trace([*order, *events], trace, notes)
     kind = f"{arguments.pass_name} " if arguments.pass_name else ""
-    draw_trace(lines, picture, f"{kind}attention of {source.name or source}")
-    return trace, picture
+    draw_trace(lines, picture, f"{kind}attention of {arguments.path.name or arguments.path}")

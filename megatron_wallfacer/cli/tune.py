@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_wallfacer.cli.outputs import check_output
 from megatron_wallfacer.cli.simulate import token_count
 from megatron_wallfacer.errors import WallfacerError
 
@@ -45,7 +46,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
     """Measure, search, time, print. Collective over the job's ranks.
 
     Raises:
-        WallfacerError: not under torchrun, or what was asked for does not fit.
+        WallfacerError: not under torchrun, what was asked for does not fit, or a file cannot be written.
     """
     if "RANK" not in os.environ:
         raise WallfacerError(
@@ -53,6 +54,9 @@ def run_tune(arguments: argparse.Namespace) -> int:
         )
     from megatron_wallfacer.cli.tuning.job import job_device
 
+    if os.environ["RANK"] == "0":
+        check_output("--cluster-out", arguments.cluster_out)
+        check_output("--save", arguments.save)
     with job_device() as device:
         _tune(arguments, device)
     return 0

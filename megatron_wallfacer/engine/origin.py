@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from socket import gethostname
 from typing import Any
+
+#: More ranks than any job has: a file may say anything.
+MOST_RANKS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,4 +52,7 @@ class Origin:
             TypeError: likewise.
         """
         kinds = {"rank": int, "ranks": int, "run": str, "device": str, "host": str, "wall_s": float}
-        return cls(**{name: kind(about[name]) for name, kind in kinds.items()})
+        found = cls(**{name: kind(about[name]) for name, kind in kinds.items()})
+        if not 0 <= found.rank < found.ranks <= MOST_RANKS or not isfinite(found.wall_s):
+            raise ValueError(f"rank {found.rank} of {found.ranks}, wall_s {found.wall_s}")
+        return found

@@ -3,11 +3,14 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from megatron_wallfacer.cli.main import main
+from megatron_wallfacer.cli.outputs import check_output
 from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
+from megatron_wallfacer.errors import WallfacerError
 
 
 def test_help_imports_neither_torch_nor_megatron() -> None:
@@ -64,3 +67,57 @@ def test_an_iteration_is_read_from_megatrons_log() -> None:
     )
     assert parse_iteration(line) == Iteration(2, 5.561522, 7.057)
     assert parse_iteration("anything else") is None
+
+
+#: Commands and flags of the files that they write.
+OUTPUTS = (
+    ("plan", "--save"),
+    ("plan", "--trace"),
+    ("plan", "--plot"),
+    ("plan", "--scaling"),
+    ("simulate", "--trace"),
+    ("page", "--out"),
+    ("tune", "--cluster-out"),
+    ("tune", "--save"),
+    ("trace .", "--out"),
+)
+
+
+@pytest.mark.parametrize(("command", "flag"), OUTPUTS, ids=lambda value: value)
+@pytest.mark.parametrize("path", ["/proc/no/file", "/dev/null/file"], ids=repr)
+def test_outputs_are_checked_before_the_work(
+    command: str, flag: str, path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may write anywhere but there."""
+    monkeypatch.setenv("RANK", "0")
+    works = ("planning.load.load_cluster", "cli.grid_page.data.page_data", "cli.tuning.job.job_device")
+    for work in (*works, "cli.tracing.lines.read_lines"):
+        monkeypatch.setattr(f"megatron_wallfacer.{work}", lambda *_, **__: pytest.fail("the work has begun"))
+    assert main([*command.split(), flag, path]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"wallfacer: error: {flag} ")
+    assert ": cannot be written: " in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_name_that_is_none_is_one_line() -> None:
+    with pytest.raises(WallfacerError, match=r"^--save 'a\\x00b': cannot be written: embedded null byte$"):
+        check_output("--save", Path("a\0b"))
+
+
+def test_a_checked_output_is_left_as_it_was(tmp_path: Path) -> None:
+    there, new = tmp_path / "there", tmp_path / "folder" / "new"
+    there.write_text("kept")
+    for path in (there, new, Path("/dev/null"), None):
+        check_output("--out", path)
+    assert there.read_text() == "kept"
+    assert list(new.parent.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the check, when the file is written."""
+    assert main(["page", "--cp-size", "2", "--out", "/dev/full"]) == 2
+    assert capsys.readouterr() == ("", "wallfacer: error: No space left on device\n")

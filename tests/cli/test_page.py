@@ -87,7 +87,7 @@ def test_a_large_page_is_small_and_alone(tmp_path: Path, scheme: str) -> None:
         ("--cp-size 0", "cp_size=0: must be a positive number"),
         ("--ranks-per-node 0", "ranks_per_node=0: must be a positive number"),
         ("--kv-heads 3", "kv_heads=3: must be a divisor of 32"),
-        ("--cp-size 2 --out /nowhere/at/all.html", "--out /nowhere/at/all.html: No such file"),
+        ("--cp-size 2 --out /proc/no/page.html", "--out /proc/no/page.html: cannot be written: No such file"),
     ],
 )
 def test_a_bad_value_is_one_line(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:

@@ -259,12 +259,12 @@ def empty(run: Path) -> None:
 
 SPOILT = {
     broken: "rank-2.json:1: cannot be read as JSON: ",
-    no_trace: "rank-2.json: is not a trace: it has no list traceEvents",
-    foreign: "rank-2.json: is not a time line of this program: KeyError",
+    no_trace: "rank-2.json:1: is not a trace: it has no list traceEvents",
+    foreign: "rank-2.json:1: is not a time line of this program: KeyError",
     other_run: "rank-2.json is of another run than rank-0.json; remove the older one",
     older_form: "rank-2.json is of another run than rank-0.json; remove the older one",
-    no_origin: "rank-2.json: what it says of its origin cannot be read: KeyError('host')",
-    other_rank: "rank-2.json: is the time line of rank 1, not of rank 2",
+    no_origin: "rank-2.json:1: what it says of its origin cannot be read: KeyError('host')",
+    other_rank: "rank-2.json:1: is the time line of rank 1, not of rank 2",
     without_passes: "no pass of attention in the time line of rank 2",
     missing: "ranks 1, 3 missing; copy what other hosts wrote here, or name with --ranks those that are there: ranks 0",
     empty: "no rank-R.json in it; training writes them with --wallfacer-timeline DIR",

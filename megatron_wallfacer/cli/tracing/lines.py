@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from megatron_wallfacer.engine.origin import Origin
+from megatron_wallfacer.cli.tracing.json_items import item_line
+from megatron_wallfacer.engine.origin import MOST_RANKS, Origin
 from megatron_wallfacer.engine.timeline import Event
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.input_files import read_json
 from megatron_wallfacer.lists import numbers_listed
 
+_EVENTS = "traceEvents"
 _NAME = re.compile(r"rank-(\d+)\.json")
 _SHOWN = 8  # ranks that a message names
 #: Thirty years: beyond it a picture has no end.
@@ -63,9 +66,12 @@ def read_lines(path: Path, ranks: Collection[int] | None = None) -> list[RankLin
         lines = _of_file(path, ranks)
     else:
         raise WallfacerError(f"{path}: there is no such folder, nor such a file")
+    if not lines:
+        raise WallfacerError(f"{_place(path, _EVENTS)}: no event in it")
     for line in lines:
         if not any(event.row == "pass" for event in line.events):
-            raise WallfacerError(f"{path}: no pass of attention in the time line of rank {line.rank}")
+            place = _place(path / f"rank-{line.rank}.json" if path.is_dir() else path, _EVENTS)
+            raise WallfacerError(f"{place}: no pass of attention in the time line of rank {line.rank}")
     return lines
 
 
@@ -73,6 +79,8 @@ def _of_folder(folder: Path, ranks: Collection[int] | None) -> list[RankLine]:
     files = {int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
     if not files:
         raise WallfacerError(f"{folder}: no rank-R.json in it; training writes them with --wallfacer-timeline DIR")
+    if max(files) >= MOST_RANKS:
+        raise WallfacerError(f"{folder}: rank-{max(files)}.json: must be of a rank below {MOST_RANKS}")
     if ranks is not None:
         _check_complete(folder, files, ranks)
     lines = [_of_rank(path, rank) for rank, path in sorted(files.items()) if ranks is None or rank in ranks]
@@ -87,12 +95,15 @@ def _of_rank(path: Path, rank: int) -> RankLine:
     trace = _load(path)
     by_rank = _events(trace, path)
     if set(by_rank) != {rank}:
-        raise WallfacerError(f"{path}: is the time line of {_ranks(by_rank)}, not of rank {rank}")
+        raise WallfacerError(
+            f"{_place(path, _EVENTS, 0)}: is the time line of {_ranks(by_rank) or 'no rank'}, not of rank {rank}"
+        )
     about = trace.get("otherData")
     try:
         origin = None if about is None else Origin.read(about)
     except (KeyError, ValueError, TypeError) as error:
-        raise WallfacerError(f"{path}: what it says of its origin cannot be read: {error!r}") from error
+        place = _place(path, "otherData")
+        raise WallfacerError(f"{place}: what it says of its origin cannot be read: {error!r}") from error
     return RankLine(rank, tuple(by_rank[rank]), origin)
 
 
@@ -131,20 +142,27 @@ def _ranks(ranks: Iterable[int]) -> str:
 
 def _load(path: Path) -> dict[str, Any]:
     trace = read_json(path)
-    if not isinstance(trace, dict) or not isinstance(trace.get("traceEvents"), list):
-        raise WallfacerError(f"{path}: is not a trace: it has no list traceEvents")
+    if not isinstance(trace, dict) or not isinstance(trace.get(_EVENTS), list):
+        raise WallfacerError(f"{_place(path, _EVENTS)}: is not a trace: it has no list {_EVENTS}")
     return trace
 
 
 def _events(trace: Mapping[str, Any], path: Path) -> dict[int, list[Event]]:
     """Events by rank, as :func:`megatron_wallfacer.engine.timeline.trace_events` wrote them."""
+    numbers = count()
     try:
-        return _parsed(trace["traceEvents"])
+        return _parsed(event for event, _ in zip(trace[_EVENTS], numbers, strict=False))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise WallfacerError(f"{path}: is not a time line of this program: {error!r}") from error
+        place = _place(path, _EVENTS, next(numbers) - 1)
+        raise WallfacerError(f"{place}: is not a time line of this program: {error!r}") from error
 
 
-def _parsed(events: Sequence[Mapping[str, Any]]) -> dict[int, list[Event]]:
+def _place(path: Path, name: str, index: int | None = None) -> str:
+    """File and line of an item of the trace."""
+    return f"{path}:{item_line(path, name, index)}"
+
+
+def _parsed(events: Iterable[Mapping[str, Any]]) -> dict[int, list[Event]]:
     rows: dict[tuple[int, int], str] = {}
     begun: dict[tuple[int, str], Mapping[str, Any]] = {}
     found: dict[int, list[Event]] = {}
