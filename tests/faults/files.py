@@ -9,7 +9,7 @@ _VALUES = "tests/slurm/test_values.py"
 
 ROWS: tuple[Row, ...] = (
     Row(
-        "a preset, cluster file or trace with NaN, a key twice, 500 levels, a tag, an alias, bytes that are not UTF-8",
+        "a preset, cluster file, trace or benchmark setting with NaN, a key twice, 500 levels, a tag, an alias",
         "the command or the training ends before it starts anything",
         "below 2 s",
         "-",
@@ -50,6 +50,15 @@ ROWS: tuple[Row, ...] = (
             "tests/megatron/test_timeline.py::test_a_trace_that_cannot_be_written_does_not_end_the_run",
             "tests/megatron/test_timeline.py::test_metrics_that_fail_are_switched_off_with_one_warning",
         ),
+    ),
+    Row(
+        "an output of `plan`, `simulate`, `page`, `trace`, `tune` cannot be written",
+        "the command ends before its work",
+        "below 2 s",
+        "-",
+        "`--save /proc/x: cannot be written: No such file or directory`",
+        "nothing",
+        ("tests/cli/test_main.py::test_outputs_are_checked_before_the_work",),
     ),
     Row(
         "Slurm: a number that is none, in a variable, preset, flag, the run folder or the output of scontrol",

@@ -137,6 +137,27 @@ ROWS: tuple[Row, ...] = (
         ("tests/engine/agreement/test_calls.py",),
     ),
     Row(
+        "a rank raises in the checks of `attention()` (a TypeError, an interrupt), in the first 64 calls of a group",
+        "every rank of the group raises; nothing was sent, the next call works",
+        "at once; up to 5 s where other ranks are late",
+        "-",
+        "`attention(), call 2: rank 2 failed before its first message: TypeError: ...`",
+        "the script's",
+        ("tests/attention/test_failing_checks.py::test_in_the_first_calls_every_rank_names_the_cause",),
+    ),
+    Row(
+        "the same in a later call, or while calls are compared, over gloo",
+        "ranks that wait for messages raise its error; later calls are rejected until `forget_groups()`",
+        "at once",
+        "-",
+        "`rank 1 failed before a pass: KeyboardInterrupt`",
+        "the script's",
+        (
+            "tests/attention/test_failing_checks.py::test_in_later_calls_ranks_that_wait_for_messages_name_the_cause",
+            "tests/attention/test_failing_checks.py::test_a_rank_that_is_interrupted_while_calls_are_compared",
+        ),
+    ),
+    Row(
         "a rank fails under Slurm",
         "the summary begins with the first failure that is not SIGTERM: rank, node, error, the `--exclude` to type",
         "at once",

@@ -57,6 +57,9 @@ ROWS: tuple[Row, ...] = (
         "`--wallfacer-verify-every`",
         "`forward pass of layer 5: v of rank 2 has values that are not finite`",
         SINCE_CHECKPOINT,
-        ("tests/engine/test_verify.py::test_what_is_wrong_is_named_on_every_rank",),
+        (
+            "tests/engine/test_verify.py::test_what_is_wrong_is_named_on_every_rank",
+            "tests/megatron/test_verified.py::test_a_rank_whose_own_value_is_nan_is_named_on_every_rank",
+        ),
     ),
 )
