@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tests.faults.row import NOT_TRIED, NOTHING, SINCE_CHECKPOINT, Row
 
-_START = "tests/megatron/agreement/test_start.py::test_every_rank_ends_with_a_line_for_the_setting"
+_FILE = "tests/megatron/agreement/test_start.py"
+_START = f"{_FILE}::test_every_rank_ends_with_a_line_for_the_setting"
 _PARSED = "tests/megatron/agreement/test_parsed.py"
 _WATCH = "tests/engine/waits/test_watch.py"
 _HANG = f"{_WATCH}::test_ranks_name_the_one_that_is_late_and_the_one_that_is_stopped"
@@ -29,6 +30,7 @@ ROWS: tuple[Row, ...] = (
         NOTHING,
         (
             _START,
+            f"{_FILE}::test_twelve_settings_on_four_ranks_have_a_line_each",
             f"{_PARSED}::test_a_different_argument_is_an_error",
             f"{_PARSED}::test_a_rank_without_the_plugin_is_compared",
         ),
