@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults.row import NOTHING, Row
+from tests.faults.row import NOTHING, SINCE_CHECKPOINT, Row
 
 _HOSTILE = "tests/test_input_files.py"
 _VALUES = "tests/slurm/test_values.py"
@@ -59,6 +59,16 @@ ROWS: tuple[Row, ...] = (
         "`--save /proc/x: cannot be written: No such file or directory`",
         "nothing",
         ("tests/cli/test_main.py::test_outputs_are_checked_before_the_work",),
+    ),
+    Row(
+        "a rank dies under `torchrun --max-restarts`, over gloo",
+        "torchrun starts all ranks again, which go on from the checkpoint; presets set "
+        "`TORCH_DISABLE_SHARE_RDZV_TCP_STORE`, elsewhere the second attempt fails without it",
+        "at once",
+        "-",
+        "torchrun's own",
+        SINCE_CHECKPOINT,
+        ("tests/presets/test_restarts.py", "tests/presets/test_launch.py::test_restarts_have_a_store_of_their_own"),
     ),
     Row(
         "Slurm: a number that is none, in a variable, preset, flag, the run folder or the output of scontrol",
