@@ -1,6 +1,7 @@
 """A Megatron script in the place of pretrain_gpt.py: some ranks change their own command line, or come late.
 
-The variable DISAGREE is JSON: by rank, ``flags`` to add, ``without`` those to remove, ``sleep`` seconds before.
+The variable DISAGREE is JSON: by rank, ``flags`` to add, ``without`` those to remove, ``sleep`` seconds before, and
+``poll`` seconds in which the first rank waits for all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import runpy
 import sys
 import time
 from pathlib import Path
+
+from megatron_wallfacer.engine.agreement import exchange
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "pretrain_gpt.py"
 
@@ -26,5 +29,7 @@ def change(argv: list[str], own: dict) -> list[str]:
 if __name__ == "__main__":
     mine = json.loads(os.environ["DISAGREE"]).get(os.environ["RANK"], {})
     time.sleep(mine.get("sleep", 0))
+    # A difference ends the job without ranks that come later than this.
+    exchange.POLL_S = mine.get("poll", exchange.POLL_S)
     sys.argv = change(sys.argv, mine)
     runpy.run_path(str(SCRIPT), run_name="__main__")
