@@ -1,6 +1,8 @@
 """A Slurm cluster of four nodes on this machine: munged, slurmctld and four slurmd with their state in one folder.
 
 The nodes are named 127.0.0.1 to 127.0.0.4, so that their names lead to this machine without a line in /etc/hosts.
+The daemons read the numbers of their ports from a file. So the cluster has a network namespace of its own, in which no
+other process can take them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,19 @@ from tests.support.machine import install
 
 NODES = [f"127.0.0.{number}" for number in range(1, 5)]
 DAEMONS = ("munged", "slurmctld", "slurmd")
-PACKAGES = ("slurm-wlm", "munge", "procps")
+PACKAGES = ("slurm-wlm", "munge", "procps", "iproute2")
+#: Ports of slurmctld and of the four slurmd, in the cluster's namespace.
+CONTROLLER_PORT, NODE_PORTS = 6817, (6818, 6821)
+#: Loopback is up there, and has the address of this host's name, to which torchrun's ranks connect, and one that is not
+#: of loopback: without any, getaddrinfo (AI_ADDRCONFIG), which Slurm calls, finds no address to listen on.
+NAMESPACE = """
+set -e
+ip link set lo up
+for address in {addresses}; do ip address add $address/32 dev lo; done
+echo up
+cat
+"""
+ADDRESS = "192.0.2.1"  # for documentation: RFC 5737
 
 #: Intervals are as short as Slurm allows: by default a requeued job waits two minutes (cred_expire) and the scheduler
 #: looks every one. A node that says nothing for five minutes is not given up: two cores are slow under load.
@@ -64,10 +78,12 @@ def why_not() -> str | None:
     """Install what is missing; the reason why there can be no cluster here, if there is one."""
     if os.geteuid() != 0:
         return "needs root: slurmd starts jobs as other users"
-    if all(map(shutil.which, DAEMONS)):
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0:
+        return "needs a network namespace: unshare --net is not permitted"
+    if all(map(shutil.which, (*DAEMONS, "ip"))):
         return None
     if not shutil.which("apt-get"):
-        return f"needs {', '.join(DAEMONS)}, and there is no apt-get to install them"
+        return f"needs {', '.join(DAEMONS)} and ip, and there is no apt-get to install them"
     return install(PACKAGES)
 
 
@@ -108,6 +124,8 @@ class Cluster:
         # PATH and no more: what this process was started with is no business of the jobs.
         self.environment = {"PATH": os.environ["PATH"], "SLURM_CONF": str(folder / "slurm.conf"), "HOME": str(folder)}
         self._daemons: list[subprocess.Popen] = []
+        self._namespace = _namespace()
+        self.inside = ("nsenter", f"--net=/proc/{self._namespace.pid}/ns/net")
         try:
             self._start()
         except BaseException:
@@ -115,12 +133,10 @@ class Cluster:
             raise
 
     def _start(self) -> None:
-        controller, *ports = free_ports(1 + len(NODES))
-        (self.folder / "slurm.conf").write_text(
-            CONFIGURATION.format(
-                host=socket.gethostname(), folder=self.folder, controller=controller, first=ports[0], last=ports[-1]
-            )
-        )
+        first, last = NODE_PORTS
+        ports = {"controller": CONTROLLER_PORT, "first": first, "last": last}
+        configuration = CONFIGURATION.format(host=socket.gethostname(), folder=self.folder, **ports)
+        (self.folder / "slurm.conf").write_text(configuration)
         (self.folder / "munge.key").write_bytes(os.urandom(1024))
         (self.folder / "munge.key").chmod(0o400)
         paths = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
@@ -135,7 +151,9 @@ class Cluster:
     def _daemon(self, *command: str) -> None:
         with (self.folder / f"{command[0]}.out").open("a") as output:
             self._daemons.append(
-                subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=output, stderr=output)
+                subprocess.Popen(
+                    (*self.inside, *command), env=self.environment, cwd=self.folder, stdout=output, stderr=output
+                )
             )
 
     def slurm(self, *command: str, fails: bool = False, **variables: str) -> str:
@@ -145,7 +163,12 @@ class Cluster:
             AssertionError: it fails, unless it may.
         """
         done = subprocess.run(
-            command, env=self.environment | variables, cwd=self.folder, capture_output=True, text=True, timeout=120
+            (*self.inside, *command),
+            env=self.environment | variables,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert fails or done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
@@ -173,6 +196,7 @@ class Cluster:
                 daemon.kill()
                 daemon.wait()
         self._daemons.clear()
+        self._namespace.communicate()
 
     def __enter__(self) -> Cluster:
         return self
@@ -181,15 +205,15 @@ class Cluster:
         self.close()
 
 
-def free_ports(count: int) -> list[int]:
-    """As many TCP ports as asked for, that follow each other and are free at the moment."""
-    for first in range(17000, 19000, 10):
-        with suppress(OSError):
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return list(range(first, first + count))
-    raise AssertionError("no free ports between 17000 and 19000")
+def _namespace() -> subprocess.Popen:
+    """A process in a network namespace of its own, which lasts for as long as a process is in it."""
+    addresses = {address[4][0] for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    outside = sorted({ADDRESS, *(address for address in addresses if not address.startswith("127."))})
+    command = ["unshare", "--net", "sh", "-c", NAMESPACE.format(addresses=" ".join(outside))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    return process
 
 
 def lines(path: Path) -> Iterator[str]:

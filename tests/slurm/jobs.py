@@ -45,7 +45,14 @@ class RealJob:
         flags = f"--nproc-per-node 1 --wallfacer-cp-size {nodes} --train-iters {ITERATIONS}"
         options = f"--nodes={nodes} --time={minutes} --gpus-per-node=0 --output={self.output} {options}"
         done = subprocess.run(
-            ["sbatch", "--parsable", *options.split(), "scripts/slurm/pretrain_gpt.sbatch", *flags.split()],
+            [
+                *cluster.inside,
+                "sbatch",
+                "--parsable",
+                *options.split(),
+                "scripts/slurm/pretrain_gpt.sbatch",
+                *flags.split(),
+            ],
             cwd=REPOSITORY,
             env=cluster.environment
             | {"CONFIG": "configs/tiny-cpu.yaml", "PYTHON": sys.executable, "RUN_DIR": str(self.run_dir)}
