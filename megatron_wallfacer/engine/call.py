@@ -59,7 +59,7 @@ class Call:
         runtime: transfers, kernel, scale.
         mask: which pairs are unmasked.
         keep_gathered_q: save the team's queries for backward instead of gathering them again.
-        layer: number of the layer in the whole model, from 1; None outside a model. For messages only.
+        layer: number of the layer in the whole model, from 1, or its name; None outside a model. For messages only.
         verify: compare every message with its source; such a pass is no CUDA graph.
         number: what operators know the call by (:func:`call_of_number`), for as long as it lives.
         run: runs a compiled pass: :func:`megatron_wallfacer.engine.execute.execute`, or by its CUDA graph.
@@ -69,7 +69,7 @@ class Call:
     runtime: Runtime
     mask: Mask = CAUSAL
     keep_gathered_q: bool = False
-    layer: int | None = None
+    layer: int | str | None = None
     verify: bool = False
     number: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
     run: Callable[..., tuple[list[Tensor], list[Tensor]]] = field(init=False, compare=False, repr=False)

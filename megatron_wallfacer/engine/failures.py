@@ -17,6 +17,7 @@ import torch.distributed as dist
 from megatron_wallfacer.engine.backends import is_alive
 from megatron_wallfacer.engine.connections import connections_of
 from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.engine.layer_names import layer_text
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
 
@@ -40,14 +41,14 @@ def closed_error(cause: str) -> WallfacerError:
     )
 
 
-def pass_name(phase: str, layer: int | None) -> str:
+def pass_name(phase: str, layer: int | str | None) -> str:
     """Return a pass in words.
 
     Args:
         phase: ``forward`` or ``backward``.
-        layer: number of the layer in the model; None outside a model.
+        layer: number or name of the layer in the model; None outside a model.
     """
-    return f"{phase} pass" if layer is None else f"{phase} pass of layer {layer}"
+    return f"{phase} pass" if layer is None else f"{phase} pass of {layer_text(layer)}"
 
 
 def fail(call: Call, phase: str, error: BaseException) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
+from megatron_wallfacer.engine.layer_names import layer_text
 from megatron_wallfacer.engine.timeline import nothing
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.arguments import as_flag_error
@@ -140,7 +141,7 @@ class WallfacerCoreAttention(nn.Module):
         Raises:
             WallfacerError: something is asked for that the plugin does not support.
         """
-        where = f"layer {self.layer_number}"
+        where = layer_text(self._call.layer)
         if attention_bias is not None:
             raise WallfacerError(f"{where}: an attention bias is not supported with --wallfacer-cp-size")
         if attn_mask_type is not None and _is_causal(attn_mask_type, where) != self._causal:
@@ -177,6 +178,15 @@ class WallfacerCoreAttention(nn.Module):
         if batch.documents is None:
             return self._call.mask
         return self.session.documents().mask(self._call.mask, batch.documents)
+
+    def name_layer(self, name: str) -> None:
+        """Give a layer that the decoder does not count, such as one of multi-token prediction, a name for messages."""
+        calls = {attribute: getattr(self, attribute) for attribute in ("_call", "_unseen", "_verified")}
+        for attribute, call in calls.items():
+            if call is not None:
+                setattr(self, attribute, replace(call, layer=name))
+        if self._keeper is not None:
+            self._keeper = Keeper(name)
 
     def described(self) -> dict[str, str]:
         """Return what ranks that hold this layer compare: value by name."""

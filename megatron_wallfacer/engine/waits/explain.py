@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from megatron_wallfacer.engine.layer_names import layer_text
 from megatron_wallfacer.engine.waits.progress import Label
 
 
@@ -18,7 +19,7 @@ class State:
         host: name of its node.
         beat: number of this publication: a rank whose number does not grow is stopped or dead.
         passes: passes of attention that it has begun.
-        layer: of the last one; None outside a model.
+        layer: number or name of the layer of the last one; None outside a model.
         backward: the last one is a backward pass.
         label: what it waits for; None where it waits for no message of attention.
         seconds: time for which it has waited.
@@ -29,7 +30,7 @@ class State:
     host: str
     beat: int = 0
     passes: int = 0
-    layer: int | None = None
+    layer: int | str | None = None
     backward: bool = False
     label: Label | None = None
     seconds: float = 0.0
@@ -53,7 +54,7 @@ class State:
         """Layer and pass, as far as they are known."""
         if not self.passes:
             return "before its first call of attention"
-        layer = "" if self.layer is None else f"layer {self.layer} "
+        layer = "" if self.layer is None else f"{layer_text(self.layer)} "
         return f"{layer}{'backward' if self.backward else 'forward'}"
 
 

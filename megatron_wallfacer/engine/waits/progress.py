@@ -38,7 +38,7 @@ class Progress:
         label: of the wait that blocks the host; None for none.
         waits: waits that have ended.
         passes: passes that have begun.
-        layer: of the last pass; None outside a model.
+        layer: number or name of the layer of the last pass; None outside a model.
         backward: the last pass is a backward pass.
         posted: label and work of the last messages that were started on NCCL, whose waits do not block the host.
     """
@@ -48,7 +48,7 @@ class Progress:
     def __init__(self) -> None:
         self.label: Label | None = None
         self.waits = self.passes = 0
-        self.layer: int | None = None
+        self.layer: int | str | None = None
         self.backward = False
         self.posted: tuple[Label, Any] | None = None
 

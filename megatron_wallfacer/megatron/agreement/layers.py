@@ -57,14 +57,33 @@ def layers_of(model: Iterable[nn.Module]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for chunk in model:
         for path, module in chunk.named_modules():
-            mtp = _MTP.search(f"{path}.")
-            place = f"MTP depth {int(mtp[1]) + 1}, " if mtp else ""
+            depth = _mtp_depth(path)
+            place = f"{depth}, " if depth else ""
             if isinstance(module, WallfacerCoreAttention):
                 found[f"{place}layer {module.layer_number}"] = module.described()
             elif is_left(module):
                 number = getattr(module, "layer_number", path)
                 found[f"{place}layer {number}"] = {"attention": type(module).__name__}
     return found
+
+
+def name_mtp_layers(model: Iterable[nn.Module]) -> None:
+    """Name the attention layers of multi-token prediction, so that messages tell them from those of the decoder.
+
+    Args:
+        model: the chunks; with virtual pipeline stages there are several.
+    """
+    for chunk in model:
+        for path, module in chunk.named_modules():
+            depth = _mtp_depth(path)
+            if depth and isinstance(module, WallfacerCoreAttention):
+                module.name_layer(depth)
+
+
+def _mtp_depth(path: str) -> str:
+    """``MTP depth 1`` for a module of multi-token prediction, else nothing."""
+    found = _MTP.search(f"{path}.")
+    return f"MTP depth {int(found[1]) + 1}" if found else ""
 
 
 def compare_layers(records: Mapping[int, HeldLayers]) -> Verdict:

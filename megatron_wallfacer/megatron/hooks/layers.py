@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_wallfacer.megatron.agreement.layers import check_model
+from megatron_wallfacer.megatron.agreement.layers import check_model, name_mtp_layers
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.layers import advice_of_the_plugin, check_layers, count_layers, gather_counts
 from megatron_wallfacer.megatron.session import Session
@@ -25,6 +25,7 @@ def layers_hook(session: Session, verify: Callable[[], None]) -> Hook:
             with advice_of_the_plugin():
                 result = original(*args, **kwargs)
             session.models += 1
+            name_mtp_layers(result[0])
             assert session.args is not None
             timeout = timedelta(minutes=session.args.distributed_timeout_minutes)
             # Before the first collective: ranks that disagree may wait in different ones.

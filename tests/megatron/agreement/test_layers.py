@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from megatron_wallfacer.engine.agreement.compare import Verdict
-from megatron_wallfacer.megatron.agreement.layers import HeldLayers, compare_layers
+from megatron_wallfacer.engine.failures import pass_name
+from megatron_wallfacer.engine.waits.explain import State
+from megatron_wallfacer.megatron.agreement.layers import HeldLayers, compare_layers, layers_of, name_mtp_layers
+from megatron_wallfacer.megatron.keep import Keeper
+from tests.megatron.test_core_attention import build
 
 PLAIN = {"mask": "causal", "window": "none", "scale": "0.25", "sinks": "none", "kernel": "reference", "plan": "ring"}
 WINDOW = PLAIN | {"window": "100,0", "plan": "mesh"}
@@ -67,6 +72,23 @@ def test_a_group_holds_one_set() -> None:
     records[1] = HeldLayers((0, 1), held(1, 2, 5, 6))
     errors = compare_layers(records).errors
     assert any(line.startswith("layer 2: ") and "TEDotProductAttention" in line for line in errors)
+
+
+def test_layers_of_multi_token_prediction_have_names() -> None:
+    """Both kinds have the same numbers."""
+    decoder, mtp = build(verify_every=1), build(verify_every=1)
+    mtp._keeper = Keeper("layer 3")
+    model = nn.ModuleDict({"decoder": nn.ModuleList([decoder])})
+    model["mtp"] = nn.ModuleDict({"layers": nn.ModuleList([nn.Module(), nn.ModuleDict({"core_attention": mtp})])})
+    name_mtp_layers([model])
+    assert pass_name("backward", decoder._call.layer) == "backward pass of layer 3"
+    for call in (mtp._call, mtp._unseen, mtp._verified):
+        assert pass_name("backward", call.layer) == "backward pass of MTP depth 2"
+    assert mtp._verified.verify
+    assert mtp._keeper._where == "MTP depth 2"
+    state = State(3, "n1", passes=1, layer=mtp._call.layer, backward=True)
+    assert State.from_text(state.to_text()).where == "MTP depth 2 backward"
+    assert list(layers_of([model])) == ["layer 3", "MTP depth 2, layer 3"]
 
 
 def test_texts_give_the_same_back() -> None:
