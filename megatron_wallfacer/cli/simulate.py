@@ -36,14 +36,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run_simulate)
 
 
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every command on a model and a cluster on paper takes."""
+def add_job_arguments(parser: argparse.ArgumentParser, *, tp: int | None = 1) -> None:
+    """Add what every command on a model and a cluster on paper takes.
+
+    Args:
+        parser: of the command.
+        tp: default of ``--tp``; None is searched.
+    """
     parser.add_argument("--cluster", default="h100-8x8", help="a preset or a YAML file (default: h100-8x8)")
     parser.add_argument("--nodes", type=int, metavar="N", help="in place of those of the cluster")
     parser.add_argument("--model", default="llama3-8b", help="a transformer by name (default: llama3-8b)")
     parser.add_argument("--seq", default="1M", metavar="TOKENS", help="length, such as 128K or 1M (default: 1M)")
     parser.add_argument("--full-mask", action="store_true", help="all pairs are live, instead of a causal half")
-    parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks (default: 1)")
+    default = "searched" if tp is None else tp
+    parser.add_argument("--tp", type=int, default=tp, metavar="N", help=f"tensor-parallel ranks (default: {default})")
     parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
     parser.add_argument("--cp", type=int, metavar="N", help="context-parallel ranks (default: all that are left)")
 
@@ -104,6 +110,8 @@ class Line:
 
 
 def _one(arguments: argparse.Namespace) -> None:
+    from megatron_wallfacer.cli.memory_table import show_memory
+    from megatron_wallfacer.planning.configuration import Configuration, Request
     from megatron_wallfacer.planning.layer import attention_job, step
     from megatron_wallfacer.planning.load import load_cluster
     from megatron_wallfacer.planning.model import RECOMPUTE, model_named
@@ -138,7 +146,14 @@ def _one(arguments: argparse.Namespace) -> None:
     )
     if arguments.trace:
         write_trace(choice.spans(), arguments.trace)
-    print(json.dumps(asdict(line), indent=2) if arguments.json else _text(line, cluster.device.memory_gb))
+    if arguments.json:
+        print(json.dumps(asdict(line), indent=2))
+        return
+    print(_text(line, cluster.device.memory_gb))
+    if not found.fits:
+        request = Request(model, cluster, tokens, tp=spread.tp, pp=spread.pp, cp=spread.cp)
+        print()
+        show_memory(Configuration(request, spread, software, choice))
 
 
 def _check_playable(scheme: str, choice: Any) -> None:

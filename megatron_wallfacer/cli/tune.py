@@ -129,7 +129,7 @@ def _to_be_timed(job: Job, best: tuple[Choice, ...], top: int) -> list[Choice]:
 
 
 def _report(arguments: argparse.Namespace, cluster: Cluster, choices: list[Choice], times: list[float]) -> None:
-    from megatron_wallfacer.cli.plan import save_flags
+    from megatron_wallfacer.cli.plan_flags import flags_of, save_flags
 
     timed = sorted(zip(choices, times, strict=True), key=lambda pair: pair[1])
     if arguments.json:
@@ -139,7 +139,7 @@ def _report(arguments: argparse.Namespace, cluster: Cluster, choices: list[Choic
     if arguments.cluster_out:
         arguments.cluster_out.write_text(_as_yaml(cluster))
     if arguments.save:
-        save_flags(arguments.save, timed[0][0], "wallfacer tune", {})
+        save_flags(arguments.save, flags_of(timed[0][0]), "wallfacer tune")
 
 
 def _show(cluster: Cluster, timed: list[tuple[Choice, float]]) -> None:

@@ -16,6 +16,7 @@ import yaml
 from megatron_wallfacer.cli import scaling
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.megatron.arguments import settings_from
+from megatron_wallfacer.planning.inventory import MOMENTS
 from megatron_wallfacer.planning.load import load_cluster
 from megatron_wallfacer.planning.search import TIE
 from tests.megatron.test_arguments import Parse, parse  # noqa: F401
@@ -29,13 +30,25 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     return code, said.out, said.err
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_configurations_and_the_flags_of_the_first(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys)
+    assert code == 0
+    head, job, _, headings, *rows = out.splitlines()
+    assert head.endswith("80 GB per rank; host memory: 2000 GB per node, 50 GB/s per device")
+    assert job.startswith("llama3-8b, 131,072 tokens; predicted")
+    assert re.split("  +", headings.strip())[-6:] == ["GB per rank", "peak", "host GB", "s", "MFU %", "of which s"]
+    assert rows[0].split()[0] in "1248"
+    assert re.search(r"^The first: --tensor-model-parallel-size \d .*--wallfacer-cp-size", out, re.MULTILINE)
+    assert "Grids of attention" not in out
+
+
+def test_grids_of_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--grids", "--tp", "1")
     assert code == 0
     assert "h100-8x8: 2 nodes x 8 devices" in out
     for name in ("ring", "double-ring", "usp", "wallfacer", "all-gather", "mesh"):
         assert re.search(rf"^{name} ", out, re.MULTILINE), name
-    assert re.search(r"\d+ of \d+ grids and placements played; the first moves the fewest words .* 2% .*: \d", out)
+    assert re.search(r"\d+ of \d+ grids and placements played.*; the first moves the fewest words .* 2% .*: \d", out)
 
 
 def test_the_best_comes_first_and_each_grid_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +63,7 @@ def test_the_best_comes_first_and_each_grid_once(capsys: pytest.CaptureFixture[s
 
 
 def test_graphs_hold_more(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["plan", "--cluster", "h100-8x8", "--nodes", "1", "--seq", "64K", "--json"]
+    small = ["plan", "--cluster", "h100-8x8", "--nodes", "1", "--seq", "64K", "--tp", "1", "--json"]
     held = []
     for flags in ([], ["--cuda-graphs"]):
         assert main([*small, *flags]) == 0
@@ -85,12 +98,60 @@ def test_what_it_saves_is_what_megatron_parses(
     best = json.loads(out)["best"][0]
     flags = yaml.safe_load(path.read_text())["MODEL_ARGS"]
     argv = [word for flag, value in flags.items() for word in ([flag] if value is True else [flag, str(value)])]
-    lengths = ("--seq-length", "131072", "--max-position-embeddings", "131072")
-    settings = settings_from(parse(*argv, *lengths, world=16).args)
+    assert flags["--seq-length"] == flags["--max-position-embeddings"] == 131072
+    settings = settings_from(parse(*argv, world=16).args)
     assert str(settings.plan.grid) == best["grid"]
     assert list(settings.plan.grid.placement) == best["placement"]
     assert (settings.plan.forward, settings.plan.backward) == tuple(best["riders"])
     assert settings.keep_gathered_q == best["q_kept"]
+
+
+def test_json_has_every_configuration_with_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("plan --nodes 1 --seq 1M --tp 1 --json".split()) == 0
+    rows = json.loads(capsys.readouterr().out)["configurations"]
+    assert len({str(row["flags"]) for row in rows}) == len(rows) > 4
+    tiled = next(row for row in rows if row["costs_s"]["mlp_s"])
+    assert tiled["flags"]["--wallfacer-mlp-tiles"] > 1
+    on_host = next(row for row in rows if row["host_gb"] and row["recompute"] == "keep-attention")
+    assert {"--wallfacer-keep-on-host", "--wallfacer-layer-inputs-on-host"} & on_host["flags"].keys()
+    untested = [row for row in rows if not row["is_tested"]]
+    assert all(row["flags"].get("--use-precision-aware-optimizer") for row in untested)
+    assert any(row["flags"].get("--optimizer-cpu-offload") and row["costs_s"]["adam_s"] > 0 for row in untested)
+
+
+def test_given_memory_is_in_place_of_the_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("plan --nodes 1 --seq 1M --tp 4 --memory 62".split()) == 0
+    out = capsys.readouterr().out
+    assert "; 62 GB per rank;" in out
+    assert main("plan --nodes 1 --memory 0".split()) == 2
+    assert "memory=0: must be a positive number of GB" in capsys.readouterr().err
+
+
+def test_a_cluster_without_a_host_link_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("plan --cluster a100-8x8-ethernet --nodes 1 --seq 128K --tp 4".split()) == 0
+    assert "nothing is kept on the host: the cluster file has no host_link or" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = run(capsys, "--seq", "64M")
+    assert code == 2
+    for moment in MOMENTS:
+        assert re.search(rf"^{moment} +\d+\.\d  layer inputs \d+", out, re.MULTILINE), moment
+    assert len(re.findall("<- the peak", out)) == 1
+    assert "count as fused kernels" in out
+    assert re.search(r"leanest configuration needs \d+ GB per rank of 80 \(\w+\), \d+ GB of host", error)
+
+
+def test_flags_that_are_not_in_use_are_named_with_what_they_remove(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("simulate --cluster h100-8x8 --nodes 1 --seq 1M".split()) == 0
+    out = capsys.readouterr().out
+    rows = dict(re.findall(r"^(--\S.*?) +([\d.]+) +[\d.]+$", out, re.MULTILINE))
+    # Logits of 6 bytes per token and vocabulary entry are the peak.
+    assert float(rows.pop("--wallfacer-loss-tiles 8")) > 70
+    assert float(rows.pop("--wallfacer-keep-on-host 1")) == pytest.approx(30 * 1.09, abs=0.1)
+    assert float(rows.pop("--wallfacer-layer-inputs-on-host 1")) == pytest.approx(30 * 1.074, abs=0.1)
+    assert float(rows["--grad-reduce-in-bf16"]) == pytest.approx(16.06, abs=0.1)
+    assert "--wallfacer-mlp-tiles" not in out
 
 
 def test_trace_and_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -119,10 +180,10 @@ def test_scaling(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
         ("--cluster nowhere", "cluster=nowhere: must be a file, or one of "),
         ("--model gpt-17", "model=gpt-17: must be one of gpt-3b"),
         ("--seq many", "seq=many: must be a number of tokens such as 65536, 128K or 1M"),
-        ("--seq 1000", "seq=1000: must be a multiple of 32"),
+        ("--seq 1000 --tp 1", "seq=1000: must be a multiple of 32"),
         ("--tp 3", "tp=3: must be a divisor of the 8 devices of a node"),
         ("--cp 5", "cp=5: must be a divisor of 16"),
-        ("--seq 64M", "seq=67108864: must be shorter, or on more ranks: without attention's buffers a rank needs "),
+        ("--seq 64M --json", "seq=67108864: must be shorter, or on more ranks: the leanest configuration needs "),
     ],
 )
 def test_impossible_requests_are_one_line(capsys: pytest.CaptureFixture[str], argv: str, message: str) -> None:

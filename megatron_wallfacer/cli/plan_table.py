@@ -1,0 +1,130 @@
+"""Configurations as a table: sizes, flags, memory of device and host, time, and what each choice costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from megatron_wallfacer.cli.plan_flags import Flags, configuration_flags
+from megatron_wallfacer.cli.table import figure, show_table
+
+if TYPE_CHECKING:
+    from megatron_wallfacer.planning.cluster import Cluster
+    from megatron_wallfacer.planning.configuration import Configuration
+    from megatron_wallfacer.planning.parallel import Software
+
+#: Rows of the table.
+ROWS = 10
+UNTESTED = "optimizer flags not tested here"
+_RECOMPUTED = {"none": "nothing", "keep-attention": "all but attention", "full": "all"}
+_OPTIMIZER = {"device": "", "precision-aware": "precision-aware", "host": "on the host"}
+_COSTS = {
+    "mlp_s": "MLPs again",
+    "head_s": "head again",
+    "rewrites_s": "gradients rewritten",
+    "copies_s": "exposed copies",
+    "adam_s": "CPU Adam",
+}
+
+
+@dataclass(frozen=True)
+class ConfigurationRow:
+    """One configuration, for the table and JSON. Sizes are 1e9 bytes.
+
+    Attributes:
+        tp, pp, cp, dp: sizes of the groups.
+        grid, head_groups: of attention.
+        recompute: what backward computes again.
+        memory_gb, peak: of a rank, and the moment that sets it.
+        host_gb: of the host memory of a node.
+        seconds, mfu: of a step; masked pairs are no FLOPs.
+        costs_s: seconds of a step that less memory costs.
+        is_tested: whether tests of this project train with its optimizer's flags.
+        flags: all but those of the model, the data and the learning rate.
+    """
+
+    tp: int
+    pp: int
+    cp: int
+    dp: int
+    grid: str
+    head_groups: int
+    recompute: str
+    memory_gb: float
+    peak: str
+    host_gb: float
+    seconds: float
+    mfu: float
+    costs_s: dict[str, float]
+    is_tested: bool
+    flags: Flags
+
+
+def configuration_row(configuration: Configuration) -> ConfigurationRow:
+    """Return the row of a configuration."""
+    from megatron_wallfacer.planning.inventory import peak
+
+    step, spread, plan = configuration.step, configuration.spread, configuration.choice.plan
+    return ConfigurationRow(
+        tp=spread.tp,
+        pp=spread.pp,
+        cp=spread.cp,
+        dp=spread.dp,
+        grid=str(plan.grid),
+        head_groups=plan.head_groups,
+        recompute=configuration.software.recompute,
+        memory_gb=step.memory_gb,
+        peak=peak(configuration.buffers)[0],
+        host_gb=step.host_gb,
+        seconds=step.seconds,
+        mfu=step.mfu,
+        costs_s=asdict(step.extras),
+        is_tested=configuration.is_tested,
+        flags=configuration_flags(configuration),
+    )
+
+
+def show_configurations(configurations: Iterable[Configuration]) -> None:
+    """Print one line per configuration."""
+    headings = (">tp", "attention", ">groups", "recomputed", "on the host", ">loss, MLP tiles", "optimizer")
+    figures = (">GB per rank", "peak", ">host GB", ">s", ">MFU %", "of which s")
+    show_table((*headings, *figures), map(_cells, configurations))
+
+
+def memory_line(cluster: Cluster) -> str:
+    """Return what memory there is, or why nothing is kept on the host."""
+    device = f"{cluster.device.memory_gb:g} GB per rank"
+    if cluster.offers_host_memory:
+        return f"{device}; host memory: {cluster.host_memory_gb:g} GB per node, {cluster.host_link:g} GB/s per device"
+    return f"{device}; nothing is kept on the host: the cluster file has no host_link or no host_memory_gb"
+
+
+def _cells(configuration: Configuration) -> tuple[str, ...]:
+    row, software = configuration_row(configuration), configuration.software
+    return (
+        str(row.tp),
+        row.grid,
+        str(row.head_groups),
+        _RECOMPUTED[row.recompute],
+        _on_host(software),
+        f"{software.loss_tiles}, {software.mlp_tiles}",
+        ", ".join(filter(None, (_OPTIMIZER[software.adam], "bf16 gradients" * (software.gradient_bytes == 2)))) or "-",
+        figure(row.memory_gb, 1),
+        row.peak,
+        figure(row.host_gb, 0),
+        figure(row.seconds, 1 if row.seconds >= 10 else 2),
+        figure(100 * row.mfu, 1),
+        _cost(row),
+    )
+
+
+def _on_host(software: Software) -> str:
+    parts = {"inputs": software.inputs_on_host, "outputs": software.outputs_on_host}
+    kept = [name if part == 1 else f"{name} of {part:.0%} of the layers" for name, part in parts.items() if part]
+    return ", ".join(kept) or "-"
+
+
+def _cost(row: ConfigurationRow) -> str:
+    costs = [f"{_COSTS[name]} {seconds:.1f}" for name, seconds in row.costs_s.items() if seconds >= 0.05]
+    return ", ".join(costs + [UNTESTED] * (not row.is_tested)) or "-"
