@@ -11,6 +11,7 @@ from megatron_wallfacer.cli.presets.launch import Launch
 from megatron_wallfacer.cli.presets.preset import load_preset
 from megatron_wallfacer.cli.training_log import parse_iteration
 from megatron_wallfacer.shipped import CONFIGS
+from tests.support.namespace import in_namespace, why_no_namespace
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support" / "killed_once.py"
 LIMIT_S = 300
@@ -25,9 +26,10 @@ def launch_of(folder: Path) -> Launch:
 
 def test_a_job_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     launch = launch_of(tmp_path / "checkpoints")
-    done = subprocess.run(
-        launch.command, env=os.environ | launch.environment, capture_output=True, text=True, timeout=LIMIT_S
-    )
+    # torchrun probes the port of each attempt's store, and closes it: with a namespace it is held.
+    command = launch.command if why_no_namespace() else in_namespace(*launch.command)
+    environment = os.environ | launch.environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-5000:]
     # Rank 1 is killed within step 3; the second attempt begins behind the checkpoint of step 2.

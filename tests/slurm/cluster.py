@@ -19,22 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.machine import install
+from tests.support.namespace import in_namespace, why_no_namespace
 
 NODES = [f"127.0.0.{number}" for number in range(1, 5)]
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PACKAGES = ("slurm-wlm", "munge", "procps", "iproute2")
 #: Ports of slurmctld and of the four slurmd, in the cluster's namespace.
 CONTROLLER_PORT, NODE_PORTS = 6817, (6818, 6821)
-#: Loopback is up there, and has the address of this host's name, to which torchrun's ranks connect, and one that is not
-#: of loopback: without any, getaddrinfo (AI_ADDRCONFIG), which Slurm calls, finds no address to listen on.
-NAMESPACE = """
-set -e
-ip link set lo up
-for address in {addresses}; do ip address add $address/32 dev lo; done
-echo up
-cat
-"""
-ADDRESS = "192.0.2.1"  # for documentation: RFC 5737
 
 #: Intervals are as short as Slurm allows: by default a requeued job waits two minutes (cred_expire) and the scheduler
 #: looks every one. A node that says nothing for five minutes is not given up: two cores are slow under load.
@@ -78,12 +69,14 @@ def why_not() -> str | None:
     """Install what is missing; the reason why there can be no cluster here, if there is one."""
     if os.geteuid() != 0:
         return "needs root: slurmd starts jobs as other users"
-    if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0:
-        return "needs a network namespace: unshare --net is not permitted"
-    if all(map(shutil.which, (*DAEMONS, "ip"))):
-        return None
+    if not all(map(shutil.which, DAEMONS)) and (reason := _install()):
+        return reason
+    return why_no_namespace()
+
+
+def _install() -> str | None:
     if not shutil.which("apt-get"):
-        return f"needs {', '.join(DAEMONS)} and ip, and there is no apt-get to install them"
+        return f"needs {', '.join(DAEMONS)}, and there is no apt-get to install them"
     return install(PACKAGES)
 
 
@@ -206,10 +199,8 @@ class Cluster:
 
 
 def _namespace() -> subprocess.Popen:
-    """A process in a network namespace of its own, which lasts for as long as a process is in it."""
-    addresses = {address[4][0] for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
-    outside = sorted({ADDRESS, *(address for address in addresses if not address.startswith("127."))})
-    command = ["unshare", "--net", "sh", "-c", NAMESPACE.format(addresses=" ".join(outside))]
+    """A process in a network namespace, which lasts for as long as a process is in it."""
+    command = in_namespace("sh", "-c", "echo up; cat")
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
