@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.faults.row import NOTHING, SINCE_CHECKPOINT, Row
 
 _HOSTILE = "tests/test_input_files.py"
+_STORAGE = "tests/megatron/test_storage.py"
 _VALUES = "tests/slurm/test_values.py"
 
 ROWS: tuple[Row, ...] = (
@@ -37,7 +38,10 @@ ROWS: tuple[Row, ...] = (
         "-",
         "`--wallfacer-timeline /proc/x: cannot be written: No such file or directory`",
         NOTHING,
-        ("tests/megatron/test_timeline.py::test_a_folder_that_cannot_be_written_is_named_at_the_start",),
+        (
+            "tests/megatron/test_timeline.py::test_a_folder_that_cannot_be_written_is_named_at_the_start",
+            f"{_STORAGE}::test_a_folder_that_cannot_be_written_ends_every_rank_at_the_start",
+        ),
     ),
     Row(
         "a time line or metrics cannot be written in mid-run",
@@ -49,7 +53,17 @@ ROWS: tuple[Row, ...] = (
         (
             "tests/megatron/test_timeline.py::test_a_trace_that_cannot_be_written_does_not_end_the_run",
             "tests/megatron/test_timeline.py::test_metrics_that_fail_are_switched_off_with_one_warning",
+            f"{_STORAGE}::test_a_timeline_whose_folder_goes_in_mid_run_is_switched_off",
         ),
+    ),
+    Row(
+        "a checkpoint cannot be written in mid-run",
+        "the rank ends with Megatron's error, and the launcher ends the others",
+        "when the checkpoint is written",
+        "-",
+        "`OSError: [Errno 28] No space left on device`",
+        SINCE_CHECKPOINT,
+        (f"{_STORAGE}::test_a_checkpoint_that_cannot_be_written_ends_the_job",),
     ),
     Row(
         "an output of `plan`, `simulate`, `page`, `trace`, `tune` cannot be written",

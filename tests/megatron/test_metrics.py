@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from megatron_wallfacer.engine.timeline import Pass, Timeline, nothing
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.arguments import Settings
+from megatron_wallfacer.megatron.hooks import metrics as hook
 from megatron_wallfacer.megatron.metrics import CudaClock, HostClock, StepSums, log_step
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.schedule.grid import Grid
@@ -254,6 +257,25 @@ def test_both_writers_get_the_mean_of_an_interval(
     forward = [(value, step) for tag, value, step in tensorboard.written if tag == "wallfacer/attention-forward-s"]
     assert forward == [(1.5, 2), (4.0, 4)]
     assert wandb.written == tensorboard.written
+
+
+def test_metrics_that_cannot_be_written_leave_the_training_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Megatron's own line of each step goes on; one warning."""
+    written = []
+
+    def fail(*_: object) -> None:
+        written.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hook, "log_step", fail)
+    session = SimpleNamespace(sums=object(), args=SimpleNamespace(tensorboard_log_interval=1))
+    training_log = hook.metrics_hook(session).wrap(lambda iteration: iteration)
+    assert [training_log(iteration) for iteration in range(1, 4)] == [1, 2, 3]
+    assert len(written) == 1
+    said = capsys.readouterr().out
+    assert said == "wallfacer: warning: --wallfacer-log-metrics is switched off: No space left on device\n"
 
 
 def test_only_ranks_with_a_writer_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:

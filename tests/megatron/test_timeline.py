@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import nn
 from megatron_wallfacer.engine.origin import Origin
 from megatron_wallfacer.engine.timeline import Pass, nothing
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron import session as session_module
 from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.outputs import Output, check_folder
 from megatron_wallfacer.megatron.session import Session
@@ -142,6 +144,16 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(step, tmp_path: Pat
 def test_a_folder_that_cannot_be_written_is_named_at_the_start(folder: str) -> None:
     with pytest.raises(WallfacerError, match=rf"^--wallfacer-timeline {folder}: cannot be written: "):
         check_folder("--wallfacer-timeline", Path(folder))
+
+
+def test_the_folder_is_checked_before_groups_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "connected", lambda *_, **__: pytest.fail("groups are made"))
+    monkeypatch.setattr(session_module.dist, "get_process_group_ranks", lambda _: [0])
+    settings = Settings(make_plan("ring", 1), "auto", False, timeline=Path("/proc/wallfacer"))
+    args = Namespace(distributed_timeout_minutes=10)
+    session = Session((0, 19, 2), torch.device("cpu"), settings=settings, args=args)
+    with pytest.raises(WallfacerError, match=r"^--wallfacer-timeline /proc/wallfacer: cannot be written: "):
+        session.connect(None)
 
 
 def test_metrics_that_fail_are_switched_off_with_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
