@@ -17,6 +17,7 @@ FLOORS = (
     "shipped",
     "input_files",
     "schedule",
+    "offload",
     "kernels",
     "engine",
     "attention",

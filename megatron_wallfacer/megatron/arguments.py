@@ -14,6 +14,7 @@ from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.select import KERNELS
 from megatron_wallfacer.megatron.chosen import Chosen, chosen_layers
 from megatron_wallfacer.megatron.graphs import wants_graphs
+from megatron_wallfacer.megatron.host_memory.flags import INPUTS, KEEP, Fraction, fraction_of
 from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs
 from megatron_wallfacer.megatron.planned import planned
 from megatron_wallfacer.megatron.tile_flags import LOSS, MLP, tiles_of
@@ -47,6 +48,8 @@ class Settings:
         mlp_tiles: tiles of tokens of each dense MLP; None for all tokens at once.
         megatron_graphs: flag by which Megatron's CUDA graphs hold attention, as typed; None where they do not.
         verify_every: steps from one whose messages are verified to the next; None for none.
+        keep_on_host: part of the layers whose kept attention output is in host memory; None for none.
+        layer_inputs_on_host: part of the layers whose input is in host memory; None for none.
     """
 
     plan: Plan
@@ -63,6 +66,8 @@ class Settings:
     mlp_tiles: int | None = None
     megatron_graphs: str | None = None
     verify_every: int | None = None
+    keep_on_host: Fraction | None = None
+    layer_inputs_on_host: Fraction | None = None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -106,6 +111,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         LOSS, metavar="N", help="compute head and loss in N tiles of tokens, recomputed in backward (default: one tile)"
     )
     add(MLP, metavar="N", help="compute dense MLPs in N tiles of tokens, recomputed in backward (default: one tile)")
+    add(KEEP, metavar="FRACTION", help="keep attention outputs of this part of the layers in host memory, or auto")
+    add(INPUTS, metavar="FRACTION", help="the same for layer inputs, with --recompute-granularity full")
     add(VERIFY, metavar="N", help="compare every message with its source in every Nth step (default: off)")
     add(f"{PREFIX}timeline", metavar="DIR", help="write there, for each rank, what attention did in the second step")
     add(
@@ -181,6 +188,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
         tiles_of(args, MLP),
         attention_in_graphs(args),
         verify_every_of(args, attention_in_graphs(args)),
+        fraction_of(args, KEEP),
+        fraction_of(args, INPUTS),
     )
 
 

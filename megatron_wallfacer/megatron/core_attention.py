@@ -14,10 +14,12 @@ from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.layer_names import layer_text
 from megatron_wallfacer.engine.timeline import nothing
 from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.megatron.arguments import as_flag_error
 from megatron_wallfacer.megatron.chosen import left_to_megatron
 from megatron_wallfacer.megatron.extra_state import say_extra_state_is_ignored
 from megatron_wallfacer.megatron.graphs import runner_of
+from megatron_wallfacer.megatron.host_memory.attention import kept_sizes
 from megatron_wallfacer.megatron.keep import Keeper
 from megatron_wallfacer.megatron.masks import is_window_layer, layer_mask
 from megatron_wallfacer.megatron.megatron_graphs import check_config
@@ -27,6 +29,7 @@ from megatron_wallfacer.megatron.sinks import NAME, add_sinks, sharded_sinks
 from megatron_wallfacer.schedule.heads import check_heads
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.volume import Shape
 
 
 class WallfacerCoreAttention(nn.Module):
@@ -48,6 +51,7 @@ class WallfacerCoreAttention(nn.Module):
         attention_dropout, num_splits: must be None or 0.
 
     Attributes:
+        keeper: keeps finished forward passes; None without ``--wallfacer-keep-attention-output``.
         softmax_offset: logits of the softmax's sinks, ``[q_heads]`` of this tensor-parallel rank, or None.
 
     Raises:
@@ -99,7 +103,9 @@ class WallfacerCoreAttention(nn.Module):
         _check_heads(plan, q_heads, kv_heads, where)
         head_dim = k_channels or config.kv_channels
         kernel = self.session.kernel(config.params_dtype, head_dim, v_channels)
-        self._heads, self._dtype = (q_heads, kv_heads, head_dim), config.params_dtype
+        self._dtype = config.params_dtype
+        itemsizes = self._dtype.itemsize, accumulation_dtype(self._dtype).itemsize
+        self._shape = Shape(1, q_heads, kv_heads, head_dim, v_channels, 1, *itemsizes)
         self._softmax_type = getattr(config, "softmax_type", "vanilla")
         add_sinks(self, config, q_heads, self.session.device, where)
         self._tp_group = getattr(pg_collection, "tp", None)
@@ -112,7 +118,7 @@ class WallfacerCoreAttention(nn.Module):
         self._unseen = replace(self._call, runtime=replace(runtime, recorder=nothing))
         self._steps = self.session.verified_steps()
         self._verified = replace(self._call, verify=True) if self._steps is not None else None
-        self._keeper = Keeper(where) if settings.keep_attention_output else None
+        self.keeper = Keeper(where) if settings.keep_attention_output else None
 
     def forward(
         self,
@@ -163,7 +169,7 @@ class WallfacerCoreAttention(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         """Attention, sbhd."""
-        run = self._keeper.attend if self._keeper is not None and self.training else attend
+        run = self.keeper.attend if self.keeper is not None and self.training else attend
         return run(query, key, value, call, sinks=getattr(self, NAME))
 
     def _packed_mask(self, batch: Batch, where: str) -> Mask:
@@ -185,20 +191,23 @@ class WallfacerCoreAttention(nn.Module):
         for attribute, call in calls.items():
             if call is not None:
                 setattr(self, attribute, replace(call, layer=name))
-        if self._keeper is not None:
-            self._keeper = Keeper(name)
+        if self.keeper is not None:
+            self.keeper = Keeper(name)
+
+    def kept_bytes(self, tokens: int, batch: int) -> tuple[int, ...]:
+        """Return the bytes of each tensor that a pass of ``batch`` sequences of ``tokens`` per rank keeps."""
+        return kept_sizes(self._call, replace(self._shape, tokens=tokens, batch=batch))
 
     def described(self) -> dict[str, str]:
         """Return what ranks that hold this layer compare: value by name."""
-        call, mask, runtime = self._call, self._call.mask, self._call.runtime
-        q_heads, kv_heads, head_dim = self._heads
+        call, mask, runtime, shape = self._call, self._call.mask, self._call.runtime, self._shape
         return {
             "mask": "causal" if self._causal else "full",
             "window": f"{mask.left},{mask.right}",
             "scale": f"{runtime.scale:.9g}",
             "softcap": f"{runtime.softcap:g}",
             "sinks": self._softmax_type,
-            "heads": f"{q_heads} query and {kv_heads} kv of {head_dim} channels",
+            "heads": f"{shape.q_heads} query and {shape.kv_heads} kv of {shape.head_dim} channels",
             "dtype": str(self._dtype),
             "kernel": runtime.kernel.name,
             "plan": str(call.plan),

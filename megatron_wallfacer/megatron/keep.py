@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -37,7 +37,9 @@ class Keeper:
 
     def __init__(self, where: str) -> None:
         self._where = where
-        self._kept: deque[tuple[tuple[Tensor, ...], Finished]] = deque()
+        #: Keeps a finished pass until the returned function is called.
+        self.hold: Callable[[Finished], Callable[[], Finished]] = on_device
+        self._kept: deque[tuple[tuple[Tensor, ...], Callable[[], Finished]]] = deque()
         _watch(self)
 
     @property
@@ -53,7 +55,7 @@ class Keeper:
         """
         if not torch.is_grad_enabled():
             finished = finish(q, k, v, call, sinks)
-            self._kept.append((_sample(q, k), finished))
+            self._kept.append((_sample(q, k), self.hold(finished)))
         else:
             finished = self._take(q, k) if self._kept else None
         return attend(q, k, v, call, finished, sinks)
@@ -61,10 +63,10 @@ class Keeper:
     def _take(self, q: Tensor, k: Tensor) -> Finished:
         """The oldest pass that began with these tensors."""
         wanted = _sample(q, k)
-        for index, (sample, finished) in enumerate(self._kept):
+        for index, (sample, take) in enumerate(self._kept):
             if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(sample, wanted, strict=True)):
                 del self._kept[index]
-                return finished
+                return take()
         raise WallfacerError(
             f"{self._where}: {FLAG}: must be left out here: the queries and keys of a recomputed forward equal those "
             f"of none of the {len(self._kept)} kept ones"
@@ -81,6 +83,11 @@ class Keeper:
                 f"{self._where}: {FLAG}: must be left out here: {len(self._kept)} forward passes without gradients "
                 "were not recomputed by the end of the step"
             )
+
+
+def on_device(finished: Finished) -> Callable[[], Finished]:
+    """Keep a finished pass where it is."""
+    return lambda: finished
 
 
 def refuse_keeping(args: argparse.Namespace, argv: Sequence[str]) -> str | None:

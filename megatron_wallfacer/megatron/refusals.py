@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.chosen import refuse_left_layers
+from megatron_wallfacer.megatron.host_memory.flags import unsupported_with_keep_on_host, unsupported_with_layer_inputs
 from megatron_wallfacer.megatron.keep import refuse_keeping
 from megatron_wallfacer.megatron.masks import window_refusal
 from megatron_wallfacer.megatron.megatron_graphs import graphs_around_attention
@@ -209,5 +210,7 @@ RULES: tuple[Rule, ...] = (
     refuse_left_layers,
     unsupported_with_loss_tiles,
     unsupported_with_mlp_tiles,
+    unsupported_with_keep_on_host,
+    unsupported_with_layer_inputs,
     *_bypassing_layers(),
 )

@@ -25,6 +25,7 @@ from megatron_wallfacer.megatron.agreement.start import Parsed
 from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
 from megatron_wallfacer.megatron.communicators import destroy_world, nccl_options
 from megatron_wallfacer.megatron.graphs import FLAG, check_graphs
+from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
 from megatron_wallfacer.megatron.metrics import StepSums, step_sums
 from megatron_wallfacer.megatron.outputs import check_folder
 from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
@@ -49,6 +50,7 @@ class Session:
         settings: what our flags ask for; None while the plugin is off.
         axis_groups: this rank's groups of each grid that a plan has.
         sums: what is logged of each step; None where nothing is.
+        layer_inputs: moves layer inputs to host memory; None where they stay on the device.
     """
 
     version: Version
@@ -61,6 +63,7 @@ class Session:
     settings: Settings | None = None
     axis_groups: list[AxisGroups] = field(default_factory=list)
     sums: StepSums | None = None
+    layer_inputs: LayerInputs | None = None
     _cp_groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
     _recorder: Recorder | None = None
     _run: str = ""

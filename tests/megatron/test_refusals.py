@@ -20,6 +20,8 @@ ON = "--wallfacer-cp-size 8"
 PACKED = "--dataloader-inter-document-masking"
 MODULES = "--cuda-graph-modules"
 GRAPHS = "--cuda-graph-impl local"
+ON_HOST = "--wallfacer-keep-on-host 1 --wallfacer-keep-attention-output --recompute-activations"
+INPUTS = "--wallfacer-layer-inputs-on-host 1 --recompute-granularity full"
 LOCAL, OUTSIDE = (f"--cuda-graph-impl {name} {MODULES}" for name in ("local", "transformer_engine"))
 TABLES = Path(__file__).resolve().parents[2] / "docs" / "refusals.md"
 
@@ -77,6 +79,21 @@ REFUSED = {
     "--wallfacer-loss-tiles 4 --grad-reduce-in-bf16": "--wallfacer-loss-tiles: must be left out with --grad-reduce-in",
     "--wallfacer-loss-tiles 0": "--wallfacer-loss-tiles 0: must be a positive whole number",
     "--wallfacer-mlp-tiles x": "--wallfacer-mlp-tiles x: must be a positive whole number",
+    "--wallfacer-loss-tiles 4 --fp8-format hybrid": "--wallfacer-loss-tiles: must be left out with --fp8 hybrid",
+    "--wallfacer-loss-tiles 4 --fp4-format e2m1": "--wallfacer-loss-tiles: must be left out with --fp4 e2m1",
+    "--wallfacer-loss-tiles 4 --delay-wgrad-compute": "--wallfacer-loss-tiles: must be left out with --delay-wgrad",
+    "--wallfacer-keep-on-host 0": "--wallfacer-keep-on-host 0: must be auto, or a part of the layers above 0",
+    "--wallfacer-keep-on-host 1": "--wallfacer-keep-on-host 1.0: needs --wallfacer-keep-attention-output",
+    f"{ON_HOST} --fine-grained-activation-offloading": "--wallfacer-keep-on-host 1.0: must be left out with --fine-",
+    f"{ON_HOST} --cpu-offloading-num-layers 1": "--wallfacer-keep-on-host 1.0: must be left out with --cpu-offl",
+    f"{ON_HOST} --overlap-moe-expert-parallel-comm": "--wallfacer-keep-on-host 1.0: must be left out with --overlap",
+    "--wallfacer-layer-inputs-on-host 1": "--wallfacer-layer-inputs-on-host 1.0: needs --recompute-granularity full",
+    f"{INPUTS} --fp8-format hybrid": "--wallfacer-layer-inputs-on-host 1.0: must be left out with --fp8 hybrid, ",
+    f"{INPUTS} --fp4-format e2m1": "--wallfacer-layer-inputs-on-host 1.0: must be left out with --fp4 e2m1, Megatron",
+    f"{INPUTS} --fine-grained-activation-offloading": "--wallfacer-layer-inputs-on-host 1.0: must be left out with --f",
+    f"{INPUTS} --cpu-offloading-num-layers 1": "--wallfacer-layer-inputs-on-host 1.0: must be left out with --cpu-off",
+    f"{INPUTS} --distribute-saved-activations": "--wallfacer-layer-inputs-on-host 1.0: must be left out with --dist",
+    f"{INPUTS} {GRAPHS}": f"--wallfacer-layer-inputs-on-host 1.0: must be left out with {GRAPHS}, a captured graph",
     "--heterogeneous-layers-config-path x.json": "--heterogeneous-layers-config-path x.json: must be left out",
     "--heterogeneous-layers-config-encoded-json {}": "--heterogeneous-layers-config-encoded-json {}: must be left out",
     "--experimental-attention-variant gated_delta_net": "--experimental-attention-variant gated_delta_net: must be",

@@ -15,6 +15,7 @@ MTP loss           ``megatron.core.models.gpt.gpt_model.process_mtp_loss``     t
 MTP shift          ``..transformer.multi_token_prediction.roll_tensor``        padded documents
 generation         ``Attention._adjust_key_value_for_inference``                stops before the first token
 training log       ``megatron.training.training.training_log``                 metrics, with ``-log-metrics`` only
+layer inputs       ``megatron.core.tensor_parallel.checkpoint``                in host memory, with its flag only
 =================  ==========================================================  ==============================
 
 The hooks arguments and start are always in; the first installs the others when ``--wallfacer-cp-size`` is given, so

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from megatron_wallfacer.megatron.agreement.layers import check_model, name_mtp_layers
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.host_memory.prepare import prepare_host_memory
 from megatron_wallfacer.megatron.layers import advice_of_the_plugin, check_layers, count_layers, gather_counts
 from megatron_wallfacer.megatron.session import Session
 
@@ -33,9 +34,9 @@ def layers_hook(session: Session, verify: Callable[[], None]) -> Hook:
             # Outside a forward pass, where pipeline stages would wait for each other: every rank is here now.
             counts = gather_counts(count_layers(result[0]))
             pipelines = dist.get_world_size() // parallel_state.get_pipeline_model_parallel_world_size()
-            line = check_layers(counts, pipelines)
+            lines = [check_layers(counts, pipelines), prepare_host_memory(session, result[0])]
             if dist.get_rank() == 0:
-                print(line, flush=True)
+                print("\n".join(filter(None, lines)), flush=True)
             return result
 
         return setup_model_and_optimizer

@@ -7,6 +7,7 @@ from megatron_wallfacer.megatron.hooks.arguments import arguments_hook
 from megatron_wallfacer.megatron.hooks.core_attention import core_attention_hooks
 from megatron_wallfacer.megatron.hooks.generation import generation_hook
 from megatron_wallfacer.megatron.hooks.groups import groups_hooks
+from megatron_wallfacer.megatron.hooks.host_memory import layer_inputs_hook
 from megatron_wallfacer.megatron.hooks.layers import layers_hook
 from megatron_wallfacer.megatron.hooks.loss import loss_hook
 from megatron_wallfacer.megatron.hooks.metrics import metrics_hook
@@ -29,6 +30,7 @@ class Hooks:
         when_packed: too, where they ask for packed sequences that are cut as a whole.
         when_logged: too, where they ask for metrics.
         loss_in_tiles, mlp_in_tiles: too, where they ask for tiles of tokens.
+        inputs_on_host: too, where they ask for layer inputs in host memory.
     """
 
     def __init__(self, session: Session) -> None:
@@ -48,6 +50,7 @@ class Hooks:
         self.when_logged: tuple[Hook, ...] = (metrics_hook(session),)
         self.loss_in_tiles: tuple[Hook, ...] = (loss_tiles_hook(session),)
         self.mlp_in_tiles: tuple[Hook, ...] = (mlp_tiles_hook(session),)
+        self.inputs_on_host: tuple[Hook, ...] = (layer_inputs_hook(session),)
 
     @property
     def every(self) -> tuple[Hook, ...]:
@@ -60,6 +63,7 @@ class Hooks:
             *self.when_logged,
             *self.loss_in_tiles,
             *self.mlp_in_tiles,
+            *self.inputs_on_host,
         )
 
     def install(self) -> None:
@@ -95,6 +99,7 @@ class Hooks:
             (settings.log_metrics, self.when_logged),
             (settings.loss_tiles is not None, self.loss_in_tiles),
             (settings.mlp_tiles is not None, self.mlp_in_tiles),
+            (settings.layer_inputs_on_host is not None, self.inputs_on_host),
         ):
             if wanted:
                 self._apply(hooks)

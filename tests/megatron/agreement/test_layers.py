@@ -77,7 +77,7 @@ def test_a_group_holds_one_set() -> None:
 def test_layers_of_multi_token_prediction_have_names() -> None:
     """Both kinds have the same numbers."""
     decoder, mtp = build(verify_every=1), build(verify_every=1)
-    mtp._keeper = Keeper("layer 3")
+    mtp.keeper = Keeper("layer 3")
     model = nn.ModuleDict({"decoder": nn.ModuleList([decoder])})
     model["mtp"] = nn.ModuleDict({"layers": nn.ModuleList([nn.Module(), nn.ModuleDict({"core_attention": mtp})])})
     name_mtp_layers([model])
@@ -85,7 +85,7 @@ def test_layers_of_multi_token_prediction_have_names() -> None:
     for call in (mtp._call, mtp._unseen, mtp._verified):
         assert pass_name("backward", call.layer) == "backward pass of MTP depth 2"
     assert mtp._verified.verify
-    assert mtp._keeper._where == "MTP depth 2"
+    assert mtp.keeper._where == "MTP depth 2"
     state = State(3, "n1", passes=1, layer=mtp._call.layer, backward=True)
     assert State.from_text(state.to_text()).where == "MTP depth 2 backward"
     assert list(layers_of([model])) == ["layer 3", "MTP depth 2, layer 3"]

@@ -1,0 +1,30 @@
+"""H8: inputs of checkpointed layers in host memory; only with ``--wallfacer-layer-inputs-on-host``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.session import Session
+
+
+def layer_inputs_hook(session: Session) -> Hook:
+    """Let ``tensor_parallel.checkpoint`` hand layer inputs over."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def checkpoint(function: Callable[..., Any], distribute_saved_activations: bool, *args: Any) -> Any:
+            if session.layer_inputs is None:
+                return original(function, distribute_saved_activations, *args)
+            return session.layer_inputs.checkpoint(original, function, distribute_saved_activations, *args)
+
+        return checkpoint
+
+    return Hook(
+        name="layer inputs",
+        target="megatron.core.tensor_parallel:checkpoint",
+        since=(0, 17),
+        until=(0, 21),
+        parameters=("function", "distribute_saved_activations"),
+        wrap=wrap,
+    )

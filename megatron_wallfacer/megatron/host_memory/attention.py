@@ -1,0 +1,47 @@
+"""Kept attention outputs in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from megatron_wallfacer.engine.autograd import Finished
+from megatron_wallfacer.engine.call import Call
+from megatron_wallfacer.offload.queue import OffloadQueue
+from megatron_wallfacer.schedule.schedule import forward_schedule
+from megatron_wallfacer.schedule.volume import Shape, rows_bytes
+
+
+def kept_sizes(call: Call, shape: Shape) -> tuple[int, ...]:
+    """Return the bytes of each tensor that a forward pass leaves for backward: output, lse and what the schedule keeps.
+
+    Args:
+        call: the call of attention.
+        shape: sizes of the rank's shard.
+    """
+    schedule = call.schedule(forward_schedule, shape)
+    kept = [schedule.values[name] for name in schedule.keeps]
+    return (
+        shape.elements("out") * shape.itemsize,
+        shape.bytes("lse"),
+        *(int(rows_bytes(schedule, shape, value.payload, len(value.chunks))) for value in kept),
+    )
+
+
+def keep_on_host(queue: OffloadQueue, chunk: int, layer: int) -> Callable[[Finished], Callable[[], Finished]]:
+    """Return a function that moves a finished forward pass to host memory, and returns one that brings it back.
+
+    Args:
+        queue: of kept outputs.
+        chunk, layer: both from 0.
+    """
+
+    def hold(finished: Finished) -> Callable[[], Finished]:
+        stored = queue.store(chunk, layer, (finished.out, finished.lse, *finished.kept))
+
+        def take() -> Finished:
+            out, lse, *kept = queue.load(stored)
+            return Finished(out, lse, tuple(kept))
+
+        return take
+
+    return hold

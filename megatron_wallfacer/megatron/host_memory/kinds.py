@@ -1,0 +1,162 @@
+"""The tensors of a rank's model that can be in host memory: layers, groups, and bytes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+from torch import nn
+
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.arguments import dtype_of
+from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
+from megatron_wallfacer.offload.host import slot_bytes
+from megatron_wallfacer.offload.order import Pipeline, passes_of_step
+from megatron_wallfacer.offload.slots import Groups, SlotPlan, assign_slots, first_layers, uses_of_step
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """Tensors of one kind on one rank.
+
+    Attributes:
+        flag: flag that moves them to host memory.
+        name: tensors, for messages.
+        pipeline: place of the rank.
+        groups: by model chunk, layers that have such tensors, in the groups that backward recomputes together.
+        nbytes: bytes of a slot by (chunk, layer).
+        micro_batches: micro-batches of a step.
+    """
+
+    flag: str
+    name: str
+    pipeline: Pipeline
+    groups: Mapping[int, Groups]
+    nbytes: Mapping[tuple[int, int], int]
+    micro_batches: int
+    _plan: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_plan", cache(self._make_plan))
+
+    @property
+    def layers(self) -> int:
+        """Layers that have such tensors."""
+        return len(self.nbytes)
+
+    def plan(self, count: int, micro_batches: int | None = None) -> SlotPlan:
+        """Return the plan with the tensors of the first ``count`` layers in host memory."""
+        return self._plan(count, self.micro_batches if micro_batches is None else micro_batches)
+
+    @cached_property
+    def bytes_by_count(self) -> tuple[int, ...]:
+        """Bytes in host memory by the number of layers, from 0 to all."""
+        return tuple(self.plan(count).nbytes for count in range(self.layers + 1))
+
+    def _make_plan(self, count: int, micro_batches: int) -> SlotPlan:
+        passes = passes_of_step(self.pipeline, micro_batches)
+        return assign_slots(uses_of_step(passes, first_layers(self.groups, count)), self.nbytes)
+
+
+def blocks_of(model: Sequence[nn.Module], flag: str) -> list[nn.Module]:
+    """Return the ``TransformerBlock`` of each model chunk.
+
+    Raises:
+        WallfacerError: a chunk has none, or several.
+    """
+    from megatron.core.transformer.transformer_block import TransformerBlock
+
+    found = [[module for module in chunk.modules() if isinstance(module, TransformerBlock)] for chunk in model]
+    for number, blocks in enumerate(found, 1):
+        if len(blocks) != 1:
+            raise WallfacerError(
+                f"{flag}: must be left out here: model chunk {number} has {len(blocks)} transformer blocks, not one"
+            )
+    return [blocks[0] for blocks in found]
+
+
+def pipeline_of(config: Any, chunks: int) -> Pipeline:
+    """Return the place of this rank.
+
+    Args:
+        config: Megatron's TransformerConfig.
+        chunks: model chunks on this rank.
+    """
+    from megatron.core import parallel_state
+
+    interleaved = parallel_state.get_virtual_pipeline_model_parallel_world_size() is not None
+    return Pipeline(
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+        chunks if interleaved else None,
+        getattr(config, "microbatch_group_size_per_vp_stage", None),
+    )
+
+
+def recomputed_groups(config: Any, layers: int) -> list[tuple[int, ...]]:
+    """Return the layers of a chunk, from 0, whose attention backward runs again, in the groups of its checkpoints.
+
+    Args:
+        config: Megatron's TransformerConfig.
+        layers: layers of the chunk.
+    """
+    if config.recompute_granularity != "full":
+        return [(layer,) for layer in range(layers)]
+    if config.recompute_method == "block":
+        return [(layer,) for layer in range(min(layers, config.recompute_num_layers))]
+    starts = range(0, layers, config.recompute_num_layers)
+    return [tuple(range(start, min(start + config.recompute_num_layers, layers))) for start in starts]
+
+
+def attention_of(block: nn.Module) -> dict[int, WallfacerCoreAttention]:
+    """Return the plugin's attention of a block by layer, from 0."""
+    found = {}
+    for number, layer in enumerate(block.layers):
+        attention = getattr(getattr(layer, "self_attention", None), "core_attention", None)
+        if isinstance(attention, WallfacerCoreAttention):
+            found[number] = attention
+    return found
+
+
+def kept_outputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, args: argparse.Namespace) -> Kind:
+    """Return what ``--wallfacer-keep-attention-output`` keeps on this rank."""
+    groups, nbytes = {}, {}
+    tokens, batch = args.seq_length // args.wallfacer_cp_size, args.micro_batch_size
+    for chunk, block in enumerate(blocks):
+        attention = attention_of(block)
+        groups[chunk] = [
+            tuple(layer for layer in group if layer in attention)
+            for group in recomputed_groups(block.config, len(block.layers))
+        ]
+        for layer in (layer for group in groups[chunk] for layer in group):
+            nbytes[chunk, layer] = slot_bytes(attention[layer].kept_bytes(tokens, batch))
+    return Kind(flag, "attention outputs", pipeline, groups, nbytes, micro_batches_of(args))
+
+
+def layer_inputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, args: argparse.Namespace) -> Kind:
+    """Return the inputs of this rank's checkpoints: hidden states of one layer, or of as many as a checkpoint has.
+
+    A stage after the first holds its own input on the device, for the gradient that it sends back.
+    """
+    groups, nbytes = {}, {}
+    tokens = args.seq_length // args.wallfacer_cp_size
+    itemsize = 4 if getattr(args, "fp32_residual_connection", False) else dtype_of(args).itemsize
+    for chunk, block in enumerate(blocks):
+        shards = block.config.tensor_model_parallel_size if block.config.sequence_parallel else 1
+        size = tokens // shards * args.micro_batch_size * block.config.hidden_size * itemsize
+        first = 0 if block.pre_process else 1
+        checkpoints = range(first, len(recomputed_groups(block.config, len(block.layers))))
+        groups[chunk] = [(checkpoint,) for checkpoint in checkpoints]
+        nbytes |= {(chunk, checkpoint): slot_bytes([size]) for checkpoint in checkpoints}
+    return Kind(flag, "layer inputs", pipeline, groups, nbytes, micro_batches_of(args))
+
+
+def micro_batches_of(args: argparse.Namespace) -> int:
+    """Return the micro-batches of a step of the full batch size."""
+    from megatron.core import parallel_state
+
+    at_once = args.micro_batch_size * parallel_state.get_data_parallel_world_size()
+    return (args.global_batch_size or at_once) // at_once

@@ -1,0 +1,140 @@
+"""Before the first step: agree on what is in host memory, allocate it, and put it to use."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.host_memory.attention import keep_on_host
+from megatron_wallfacer.megatron.host_memory.flags import INPUTS, KEEP, Fraction
+from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
+from megatron_wallfacer.megatron.host_memory.kinds import (
+    Kind,
+    attention_of,
+    blocks_of,
+    kept_outputs,
+    layer_inputs,
+    pipeline_of,
+)
+from megatron_wallfacer.megatron.host_memory.share import RankNeeds, Wanted, auto_fraction, check_room, nodes_of
+from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.offload.copies import Copies, DeferredCopies
+from megatron_wallfacer.offload.host import HostSlots, gigabytes, memory_left
+from megatron_wallfacer.offload.queue import OffloadQueue
+
+
+def prepare_host_memory(session: Session, model: Sequence[nn.Module]) -> str | None:
+    """Allocate host memory and hand it to the layers of a model; collective over the world.
+
+    Args:
+        session: this one.
+        model: chunks of this rank.
+
+    Returns:
+        A line for the log; None where nothing is in host memory.
+
+    Raises:
+        WallfacerError: too little host memory, the same on all ranks.
+    """
+    settings = session.settings
+    assert settings is not None
+    given = {KEEP: settings.keep_on_host, INPUTS: settings.layer_inputs_on_host}
+    fractions = {flag: fraction for flag, fraction in given.items() if fraction is not None}
+    if not fractions:
+        return None
+    blocks = blocks_of(model, next(iter(fractions)))
+    kinds = _kinds(session, blocks, fractions)
+    wanted = tuple(Wanted(kind.flag, fractions[kind.flag], kind.bytes_by_count) for kind in kinds)
+    ranks = _gathered(RankNeeds(socket.gethostname(), memory_left(), wanted))
+    auto = auto_fraction(ranks)
+    check_room(ranks, auto)
+    counts = {one.flag: one.count(auto if one.fraction == "auto" else one.fraction) for one in wanted}
+    slots = _allocated(session, {kind.flag: kind for kind in kinds}, counts)
+    copies = copies_of(session.device)
+    for kind in kinds:
+        queue = _queue(kind, counts[kind.flag], slots[kind.flag], copies)
+        (_put_to_attention if kind.flag == KEEP else _put_to_inputs)(session, blocks, kind, counts[kind.flag], queue)
+    return _line(kinds, counts, ranks, auto)
+
+
+def copies_of(device: torch.device) -> Copies:
+    """Return what copies between a device and host memory."""
+    if device.type == "cpu":
+        return DeferredCopies()
+    from megatron_wallfacer.offload.cuda import CudaCopies
+
+    return CudaCopies()
+
+
+def _kinds(session: Session, blocks: Sequence[nn.Module], fractions: dict[str, Fraction]) -> list[Kind]:
+    makers: dict[str, Callable[..., Kind]] = {KEEP: kept_outputs, INPUTS: layer_inputs}
+    pipeline = pipeline_of(blocks[0].config, len(blocks))
+    return [makers[flag](flag, blocks, pipeline, session.args) for flag in fractions]
+
+
+def _gathered(value: Any) -> list[Any]:
+    """Return the value of every rank; collective over the world."""
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _allocated(session: Session, kinds: dict[str, Kind], counts: dict[str, int]) -> dict[str, HostSlots]:
+    """Allocate the slots of each kind by flag.
+
+    Raises:
+        WallfacerError: it failed on some rank; the same error on all of them.
+    """
+    slots, reason = {}, ""
+    for flag, kind in kinds.items():
+        try:
+            plan = kind.plan(counts[flag])
+            slots[flag] = HostSlots(plan.slots.values(), pinned=session.device.type == "cuda")
+        except WallfacerError as error:
+            reason = f"{flag}: needs a smaller fraction on {socket.gethostname()}: {error}"
+            break
+    failed = next((text for text in _gathered(reason) if text), None)
+    if failed is not None:
+        raise WallfacerError(failed)
+    return slots
+
+
+def _queue(kind: Kind, count: int, slots: HostSlots, copies: Copies) -> OffloadQueue:
+    from megatron.core.num_microbatches_calculator import get_num_microbatches
+
+    return OffloadQueue(kind.flag, lambda number: kind.plan(count, number), get_num_microbatches, slots, copies)
+
+
+def _put_to_attention(
+    session: Session, blocks: Sequence[nn.Module], kind: Kind, count: int, queue: OffloadQueue
+) -> None:
+    attention = [attention_of(block) for block in blocks]
+    for use in kind.plan(count).uses:
+        chunk, layer, _ = use.key
+        keeper = attention[chunk][layer].keeper
+        assert keeper is not None
+        keeper.hold = keep_on_host(queue, chunk, layer)
+
+
+def _put_to_inputs(session: Session, blocks: Sequence[nn.Module], kind: Kind, count: int, queue: OffloadQueue) -> None:
+    uses = kind.plan(count).uses
+    session.layer_inputs = LayerInputs(queue, frozenset((use.key.chunk, use.key.layer) for use in uses))
+    for chunk, block in enumerate(blocks):
+        session.layer_inputs.watch(chunk, block)
+
+
+def _line(kinds: Sequence[Kind], counts: dict[str, int], ranks: Sequence[RankNeeds], auto: float) -> str:
+    """What rank 0 says."""
+    parts = []
+    for kind in kinds:
+        count = counts[kind.flag]
+        size = gigabytes(kind.bytes_by_count[count])
+        parts.append(f"{kind.name} of {count} of {kind.layers} layers, {size} per rank")
+    most = max(nodes_of(ranks), key=lambda node: node.nbytes(auto))
+    return f"wallfacer: in host memory: {'; '.join(parts)}; {gigabytes(most.nbytes(auto))} on {most.name}"

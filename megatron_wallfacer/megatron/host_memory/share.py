@@ -1,0 +1,132 @@
+"""How many layers' tensors are in host memory: explicit fractions, and the largest for which every node has room."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.host_memory.flags import Fraction
+from megatron_wallfacer.offload.host import Left, gigabytes
+from megatron_wallfacer.planning.inventory import layers_on_host
+
+#: Part of the host memory that is left which ``auto`` leaves to data loaders, checkpoints and the file system.
+RESERVE = 0.1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Tensors of one kind that a rank would have in host memory.
+
+    Attributes:
+        flag: flag of the kind.
+        fraction: its value.
+        bytes_by_count: bytes by the number of layers, from 0 to all.
+    """
+
+    flag: str
+    fraction: Fraction
+    bytes_by_count: tuple[int, ...]
+
+    def count(self, fraction: float) -> int:
+        """Return the number of layers; the last ones stay on the device."""
+        return layers_on_host(len(self.bytes_by_count) - 1, fraction)
+
+    def nbytes(self, auto: float) -> int:
+        """Return the bytes in host memory.
+
+        Args:
+            auto: fraction where ``auto`` is given.
+        """
+        return self.bytes_by_count[self.count(auto if self.fraction == "auto" else self.fraction)]
+
+
+@dataclass(frozen=True)
+class RankNeeds:
+    """What one rank tells the others.
+
+    Attributes:
+        node: name of its host.
+        left: host memory that is left there.
+        wanted: kinds.
+    """
+
+    node: str
+    left: Left
+    wanted: tuple[Wanted, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A host.
+
+    Attributes:
+        name: of the host.
+        left: least host memory that a rank found there.
+        ranks: its ranks.
+    """
+
+    name: str
+    left: Left
+    ranks: tuple[RankNeeds, ...]
+
+    def nbytes(self, auto: float) -> int:
+        """Return the bytes that all its ranks need."""
+        return sum(wanted.nbytes(auto) for rank in self.ranks for wanted in rank.wanted)
+
+
+def nodes_of(ranks: Sequence[RankNeeds]) -> list[Node]:
+    """Return the hosts of a job."""
+    found: defaultdict[str, list[RankNeeds]] = defaultdict(list)
+    for rank in ranks:
+        found[rank.node].append(rank)
+    return [Node(name, min(rank.left for rank in members), tuple(members)) for name, members in found.items()]
+
+
+def auto_fraction(ranks: Sequence[RankNeeds]) -> float:
+    """Return the fraction that stands for ``auto``, the same on all ranks; see :func:`check_room` for the others.
+
+    Host memory alone decides: the rate of the link to the host is not known here.
+    """
+    nodes = nodes_of(ranks)
+    candidates = sorted(_fractions(ranks), reverse=True)
+    fitting = (
+        fraction
+        for fraction in candidates
+        if all(node.nbytes(fraction) <= (1 - RESERVE) * node.left.nbytes for node in nodes)
+    )
+    return next(fitting, 0.0)
+
+
+def _fractions(ranks: Sequence[RankNeeds]) -> Iterator[float]:
+    """Fractions at which some rank has one more layer in host memory."""
+    sizes = {len(wanted.bytes_by_count) - 1 for rank in ranks for wanted in rank.wanted}
+    return iter({count / layers for layers in sizes for count in range(1, layers + 1)})
+
+
+def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
+    """Check that every node has room, and that every flag does something.
+
+    Args:
+        ranks: all ranks.
+        auto: fraction where ``auto`` is given.
+
+    Raises:
+        WallfacerError: the same on all ranks.
+    """
+    for wanted in (wanted for rank in ranks for wanted in rank.wanted):
+        layers = len(wanted.bytes_by_count) - 1
+        if wanted.fraction != "auto" and layers and wanted.count(wanted.fraction) == 0:
+            raise WallfacerError(
+                f"{wanted.flag} {wanted.fraction}: must be at least {1 / layers:.3g}, one of {layers} layers of a rank"
+            )
+    for node in nodes_of(ranks):
+        needed = node.nbytes(auto)
+        if needed > node.left.nbytes:
+            given = {(wanted.flag, wanted.fraction) for rank in node.ranks for wanted in rank.wanted}
+            flags = " ".join(f"{flag} {fraction}" for flag, fraction in sorted(given))
+            raise WallfacerError(
+                f"{flags}: needs {gigabytes(needed)} of host memory for the {len(node.ranks)} ranks on {node.name}, "
+                f"which has {gigabytes(node.left.nbytes)} left ({node.left.limit}): a smaller fraction, or auto"
+            )

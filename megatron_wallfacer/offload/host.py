@@ -1,0 +1,145 @@
+"""Host memory: how much is left, and slots that are allocated once, at their exact size."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.offload.slots import Slot
+
+#: Tensors of a slot begin at multiples of this, bytes.
+ALIGNMENT = 256
+
+
+class Left(NamedTuple):
+    """Host memory that a process may still allocate.
+
+    Attributes:
+        nbytes: its size.
+        limit: what limits it.
+    """
+
+    nbytes: int
+    limit: str
+
+
+def memory_left(root: Path = Path("/")) -> Left:
+    """Return the host memory that is left here: the machine's, or that of the smallest control group.
+
+    Args:
+        root: of the file system.
+    """
+    return min([_of_machine(root), *_of_groups(root)])
+
+
+def _of_machine(root: Path) -> Left:
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return Left(kib * 1024, "MemAvailable of /proc/meminfo")
+
+
+def _of_groups(root: Path) -> Iterator[Left]:
+    """What each control group of this process has left, of versions 2 and 1. Its file cache can be freed."""
+    names = {
+        "": ("memory.max", "memory.current", ("active_file", "inactive_file")),
+        "memory": (
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_active_file", "total_inactive_file"),
+        ),
+    }
+    text = root / "proc/self/cgroup"
+    for line in text.read_text().splitlines() if text.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers != "" and "memory" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        limit, used, caches = names["memory" if controllers else ""]
+        group = Path(path.lstrip("/"))
+        # In a container the path may be that of the machine, which is not there: its mount is the group then.
+        for folder in (mount / group, *(mount / parent for parent in group.parents), mount):
+            allowed = _number(folder / limit)
+            if allowed is None:
+                continue
+            stat = folder / "memory.stat"
+            cached = sum(
+                int(value)
+                for name, value in map(str.split, stat.read_text().splitlines() if stat.exists() else ())
+                if name in caches
+            )
+            yield Left(max(0, allowed - (_number(folder / used) or 0) + cached), f"{limit} of its control group")
+
+
+def _number(path: Path) -> int | None:
+    text = path.read_text().strip() if path.exists() else ""
+    return int(text) if text.isdecimal() else None
+
+
+def slot_bytes(sizes: Iterable[int]) -> int:
+    """Return the bytes of a slot for tensors of these sizes in bytes."""
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+
+
+class HostSlots:
+    """Slots in one allocation.
+
+    PyTorch's pinned allocator rounds to powers of two, up to twice the size. Here a plain allocation is pinned.
+
+    Args:
+        slots: all slots.
+        pinned: pin them for copies by a GPU.
+
+    Raises:
+        WallfacerError: the memory cannot be allocated or pinned.
+    """
+
+    def __init__(self, slots: Iterable[Slot], *, pinned: bool) -> None:
+        starts, total = {}, 0
+        for slot in sorted(set(slots)):
+            starts[slot] = total
+            total += slot.nbytes
+        self.nbytes = total
+        self._memory = _allocate(total)
+        if pinned and total:
+            _pin(self._memory)
+        self._views = {slot: self._memory[start : start + slot.nbytes] for slot, start in starts.items()}
+
+    def __getitem__(self, slot: Slot) -> Tensor:
+        """Return the bytes of a slot, uint8 ``[nbytes]``."""
+        return self._views[slot]
+
+    def __contains__(self, slot: Slot) -> bool:
+        return slot in self._views
+
+
+def _allocate(total: int) -> Tensor:
+    try:
+        return torch.empty(total, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise WallfacerError(f"{gigabytes(total)} of host memory cannot be allocated") from error
+
+
+def _pin(memory: Tensor) -> None:
+    code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+    if code:
+        raise WallfacerError(
+            f"{gigabytes(memory.nbytes)} of host memory cannot be pinned: CUDA error {code} of cudaHostRegister; "
+            f"ulimit -l allows {locked_limit()}"
+        )
+
+
+def locked_limit() -> str:
+    """Return the memory that this process may lock (``ulimit -l``), for messages."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return "any amount" if soft == resource.RLIM_INFINITY else gigabytes(soft)
+
+
+def gigabytes(nbytes: float) -> str:
+    """Return a size for messages, in GB of 1e9 bytes."""
+    return f"{nbytes / 1e9:.3g} GB"

@@ -1,0 +1,192 @@
+"""Tensors of one kind on their way to host memory and back."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.offload.copies import Copies
+from megatron_wallfacer.offload.host import ALIGNMENT, HostSlots, slot_bytes
+from megatron_wallfacer.offload.slots import Key, Slot, SlotPlan, Use
+
+
+class Spec(NamedTuple):
+    """Shape and dtype of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Stored(NamedTuple):
+    """Tensors in host memory.
+
+    Attributes:
+        key: what they are.
+        specs: of each.
+        slot: where they are.
+        issued: copies that bring them there.
+    """
+
+    key: Key
+    specs: tuple[Spec, ...]
+    slot: Slot
+    issued: Any
+
+
+class _Arriving(NamedTuple):
+    key: Key
+    targets: tuple[Tensor, ...]
+    issued: Any
+
+
+class OffloadQueue:
+    """Copies tensors of layers to host memory in forward, and back before backward needs them.
+
+    A layer's copy to the host runs during the next layer, whose end waits for it. A copy to the device is issued when
+    backward begins with the layer before it. So the device holds at most two layers' tensors in backward: those in use,
+    and those on their way.
+
+    Args:
+        flag: flag that asked for it, for messages.
+        plan_of: plan by the number of micro-batches of a step.
+        micro_batches: number of micro-batches of the step that begins.
+        slots: host memory of the plan with the most slots.
+        copies: issues copies.
+    """
+
+    def __init__(
+        self,
+        flag: str,
+        plan_of: Callable[[int], SlotPlan],
+        micro_batches: Callable[[], int],
+        slots: HostSlots,
+        copies: Copies,
+    ) -> None:
+        self._flag, self._plan_of, self._micro_batches = flag, plan_of, micro_batches
+        self._slots, self._copies = slots, copies
+        #: Copies that last read a slot; the next copy into it runs after them.
+        self._read: dict[Slot, Any] = {}
+        self._stored: dict[Key, Stored] = {}
+        self._uses: deque[Use] = deque()
+        self._to_load: deque[Key] = deque()
+        self._counts: Counter[tuple[int, int]] = Counter()
+        self._plan: SlotPlan | None = None
+        self._leaving: tuple[tuple[Tensor, ...], Any] | None = None
+        self._arriving: _Arriving | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Tensors of layers that backward has not taken yet."""
+        return len(self._stored)
+
+    def store(self, chunk: int, layer: int, tensors: Sequence[Tensor]) -> Stored:
+        """Issue the copy of a layer's tensors to host memory.
+
+        Args:
+            chunk, layer: as in :class:`megatron_wallfacer.offload.slots.Key`.
+            tensors: on the device, any dtypes.
+
+        Returns:
+            What :meth:`load` takes.
+
+        Raises:
+            WallfacerError: the step does not run in the order of the plan, or the tensors are larger than their slot.
+        """
+        if not self._uses:
+            self._begin_step()
+        key = Key(chunk, layer, self._counts[chunk, layer])
+        self._counts[chunk, layer] += 1
+        self._take(Use(True, key))
+        assert self._plan is not None
+        slot = self._plan.slots[key]
+        sources = tuple(tensor.detach().contiguous() for tensor in tensors)
+        specs = tuple(Spec(tuple(source.shape), source.dtype) for source in sources)
+        pairs = list(zip(self._parts(slot, specs), sources, strict=True))
+        issued = self._copies.copy("to host", pairs, self._read.pop(slot, None))
+        self._let_go()
+        self._leaving = sources, issued
+        self._stored[key] = Stored(key, specs, slot, issued)
+        self._prefetch()
+        return self._stored[key]
+
+    def load(self, stored: Stored) -> tuple[Tensor, ...]:
+        """Return a layer's tensors on the device; kernels that are launched from now on may read them.
+
+        Raises:
+            WallfacerError: the step does not run in the order of the plan.
+        """
+        self._take(Use(False, stored.key))
+        self._let_go()
+        self._prefetch()
+        assert self._arriving is not None
+        _, targets, issued = self._arriving
+        self._copies.wait(issued)
+        self._arriving = None
+        self._read[stored.slot] = issued
+        del self._stored[stored.key]
+        self._prefetch()
+        return targets
+
+    def _begin_step(self) -> None:
+        micro_batches = self._micro_batches()
+        self._plan = self._plan_of(micro_batches)
+        if not all(slot in self._slots for slot in self._plan.slots.values()):
+            raise WallfacerError(
+                f"{self._flag}: must be left out here: {micro_batches} micro-batches need more host memory than those "
+                "of --global-batch-size"
+            )
+        self._uses.extend(self._plan.uses)
+        self._to_load.extend(use.key for use in self._plan.uses if not use.stores)
+        self._counts.clear()
+
+    def _take(self, use: Use) -> None:
+        """Go to the next event of the plan, which must be this one."""
+        expected = self._uses.popleft() if self._uses else None
+        if use != expected:
+            raise WallfacerError(
+                f"{self._flag}: must be left out here: the step has {_text(use)} where Megatron's pipeline schedule "
+                f"has {'nothing' if expected is None else _text(expected)}"
+            )
+
+    def _parts(self, slot: Slot, specs: Sequence[Spec]) -> list[Tensor]:
+        """Tensors of these specs in a slot, one behind the other."""
+        sizes = [torch.Size(spec.shape).numel() * spec.dtype.itemsize for spec in specs]
+        if slot_bytes(sizes) > slot.nbytes:
+            raise WallfacerError(
+                f"{self._flag}: must be left out here: a layer's tensors take {slot_bytes(sizes)} bytes, not the "
+                f"{slot.nbytes} of --seq-length and --micro-batch-size"
+            )
+        memory, start, parts = self._slots[slot], 0, []
+        for size, spec in zip(sizes, specs, strict=True):
+            parts.append(memory[start : start + size].view(spec.dtype).view(spec.shape))
+            start += -(-size // ALIGNMENT) * ALIGNMENT
+        return parts
+
+    def _let_go(self) -> None:
+        """Free tensors of the previous layer on the device, behind their copy."""
+        if self._leaving is not None:
+            self._copies.wait(self._leaving[1])
+            self._leaving = None
+
+    def _prefetch(self) -> None:
+        """Issue the next copy to the device, if none is on its way and its tensors were stored."""
+        if self._arriving is not None or not self._to_load or self._to_load[0] not in self._stored:
+            return
+        stored = self._stored[self._to_load.popleft()]
+        targets = tuple(self._copies.allocate(*spec) for spec in stored.specs)
+        pairs = list(zip(targets, self._parts(stored.slot, stored.specs), strict=True))
+        issued = self._copies.copy("to device", pairs, stored.issued)
+        self._arriving = _Arriving(stored.key, targets, issued)
+
+
+def _text(use: Use) -> str:
+    key = use.key
+    return (
+        f"{'forward' if use.stores else 'backward'} of layer {key.layer + 1} of model chunk {key.chunk + 1} "
+        f"for micro-batch {key.micro_batch + 1}"
+    )
