@@ -93,7 +93,8 @@ def test_few_unmasked_tokens_in_a_pipeline(trained: Train) -> None:
     check_equal(trained(4, *stages, "--wallfacer-cp-size", "2", batches="few"), whole, stages=2)
 
 
-def test_conversations(trained: Train, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("loss", [(), PER_TOKEN], ids=["mean", "per token"])
+def test_conversations(trained: Train, loss: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> None:
     """Prompts are masked. Evaluation is the mean over conversations of their means."""
     data, tokenizer = write_conversations(tmp_path_factory.mktemp("conversations"), multiple=16)
     flags = (
@@ -101,11 +102,12 @@ def test_conversations(trained: Train, tmp_path_factory: pytest.TempPathFactory)
         *("--data-path", str(data), "--tokenizer-type", "SFTTokenizer", "--tokenizer-model", str(tokenizer)),
         *("--seq-length", "128", "--max-position-embeddings", "128", "--eval-interval", "2", "--eval-iters", "1"),
         *MTP,
+        *loss,
     )
     whole = trained(1, *flags, *ALONE)
     assert whole.evaluated
-    for size in (4, 2):
-        check_equal(trained(size, *flags, "--wallfacer-cp-size", str(size)), whole)
+    for ranks, size in ((4, 4), (2, 2), (4, 2)):  # the last is twice data-parallel
+        check_equal(trained(ranks, *flags, "--wallfacer-cp-size", str(size)), whole)
 
 
 def test_padded_documents(trained: Train) -> None:
