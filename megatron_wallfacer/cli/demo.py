@@ -156,9 +156,11 @@ class Demo:
 
     def _plan(self) -> Plan:
         try:
-            return make_plan(
-                self.scheme, self.cp_size, q_heads=HEADS, kv_heads=KV_HEADS, tokens=SEQUENCE // self.cp_size
-            )
+            for name in ("cp_size", "iterations"):
+                if getattr(self, name) < 1:
+                    raise OptionError(name, getattr(self, name), "a positive number")
+            tokens = SEQUENCE // self.cp_size
+            return make_plan(self.scheme, self.cp_size, q_heads=HEADS, kv_heads=KV_HEADS, tokens=tokens)
         except OptionError as error:
             raise WallfacerError(
                 f"--{error.option.replace('_', '-')} {error.value}: must be {error.allowed}"

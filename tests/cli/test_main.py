@@ -59,6 +59,12 @@ def test_a_grid_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[st
     assert "--scheme nonsense: must be one of auto" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--cp-size", "0"), ("--cp-size", "-2"), ("--iterations", "0")])
+def test_a_demonstration_of_nothing_is_one_line(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", flag, value]) == 2
+    assert capsys.readouterr() == ("", f"wallfacer: error: {flag} {value}: must be a positive number\n")
+
+
 def test_an_iteration_is_read_from_megatrons_log() -> None:
     line = (
         " [2026-11-20 18:40:11.853359] iteration        2/       5 | consumed samples:            8 | "
