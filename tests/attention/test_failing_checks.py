@@ -18,7 +18,7 @@ from tests.support.pool import Pool
 ERRORS = {"type": TypeError, "memory": MemoryError, "interrupt": KeyboardInterrupt}
 CHECKS = "megatron_wallfacer.attention.checks.select_kernel"
 MEETING = "megatron_wallfacer.engine.agreement.exchange.Meeting"
-PLAN = make_plan("ring", 3)
+PLAN = make_plan("ring", 4)
 #: Those who wait are told by the store, which the first rank polls.
 LIMIT_S = 30
 
@@ -35,7 +35,7 @@ def one_call(group: dist.ProcessGroup) -> str:
 
 def outcome(rank: int, ranks: tuple[int, ...], error: str, place: str, call: int) -> tuple[str, float, str]:
     """Error and seconds of a call that some ranks break, and the error of the next one."""
-    group = dist.new_group([0, 1, 2])
+    group = dist.new_group([0, 1, 2, 3])
     if call > 1:
         assert one_call(group) == ""
         calls._made[group] = call - 1
@@ -63,14 +63,14 @@ def wanted(ranks: tuple[int, ...], rank: int, error: str, others: str) -> tuple[
     return tuple(others.format(one, name) for one in ranks)
 
 
-@pytest.mark.parametrize("ranks", [(0,), (2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("ranks", [(0,), (2,), (0, 1, 2, 3)], ids=str)
 @pytest.mark.parametrize("error", ERRORS)
 def test_in_the_first_calls_every_rank_names_the_cause(
     pools: Callable[[int], Pool], ranks: tuple[int, ...], error: str
 ) -> None:
     """Nothing has been sent, so the next call works on all ranks."""
     others = "DisagreementError: attention(), call 2: rank {} failed before its first message: {}: no choice"
-    outcomes = pools(3).run(outcome, ranks, error, CHECKS, 2)
+    outcomes = pools(4).run(outcome, ranks, error, CHECKS, 2)
     for rank, (first, seconds, again) in enumerate(outcomes):
         assert first.startswith(wanted(ranks, rank, error, others)), first
         assert "\n" not in first or rank in ranks
@@ -78,12 +78,12 @@ def test_in_the_first_calls_every_rank_names_the_cause(
         assert again == ""
 
 
-@pytest.mark.parametrize("ranks", [(1,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("ranks", [(1,), (0, 1, 2, 3)], ids=str)
 def test_in_later_calls_ranks_that_wait_for_messages_name_the_cause(
     pools: Callable[[int], Pool], ranks: tuple[int, ...]
 ) -> None:
     others = "WallfacerError: rank {} failed before a pass: {}: no choice; attention's groups are closed"
-    outcomes = pools(3).run(outcome, ranks, "interrupt", CHECKS, calls.CALLS + 1)
+    outcomes = pools(4).run(outcome, ranks, "interrupt", CHECKS, calls.CALLS + 1)
     for rank, (first, seconds, again) in enumerate(outcomes):
         assert first.startswith(wanted(ranks, rank, "interrupt", others)), first
         assert seconds < LIMIT_S
@@ -96,7 +96,7 @@ def test_in_later_calls_ranks_that_wait_for_messages_name_the_cause(
 def test_a_rank_that_is_interrupted_while_calls_are_compared(
     pools: Callable[[int], Pool], rank: int, place: str
 ) -> None:
-    outcomes = pools(3).run(outcome, (rank,), "interrupt", place, 2)
+    outcomes = pools(4).run(outcome, (rank,), "interrupt", place, 2)
     for one, (first, seconds, _) in enumerate(outcomes):
         assert seconds < LIMIT_S
         assert "KeyboardInterrupt: no choice" in first
