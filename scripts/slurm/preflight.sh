@@ -38,6 +38,7 @@ if [[ -n ${RDZV_ENDPOINT:-} ]]; then
     "$python" "$(dirname "${BASH_SOURCE[0]}")/leftovers.py" "$RDZV_ENDPOINT" 2>&1 | sed "s/^/preflight: $node: note: /"
 fi
 if [[ ${SLURM_PROCID:-0} == 0 ]]; then
-    { echo && "$python" -m pip --disable-pip-version-check freeze && echo && "$@" --dry-run; } >>"$snapshot" 2>&1
+    # The launch asks Megatron's parser whether it takes the flags, on the first node; for a record that need not be.
+    { echo && "$python" -m pip --disable-pip-version-check freeze && echo && SLURM_NODEID='' "$@" --dry-run; } >>"$snapshot" 2>&1
 fi
 printf 'preflight: %s: ok: %s\n' "$node" "${answer##*$'\n'}"
