@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from megatron_wallfacer.engine.agreement.compare import ranks_text
 from megatron_wallfacer.engine.backends import is_alive
 from megatron_wallfacer.engine.connections import connections_of
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.layer_names import layer_text
 from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.engine.waits.progress import PROGRESS, Label
 from megatron_wallfacer.errors import WallfacerError
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
     """Close the groups of a call after an exception in a pass.
 
     The first rank that fails publishes why in the store of the job, then closes its connections. Ranks that wait for it
-    get an error of gloo at once; they come here too, find the cause, and raise it.
+    get an error of gloo at once; they come here too, find the cause, and raise it. A rank that is killed publishes
+    nothing: the first that waits for it publishes that it is gone.
 
     Args:
         call: the call of attention.
@@ -63,15 +66,17 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
         error: what was raised.
 
     Raises:
-        WallfacerError: the error only follows from that of another rank, which is named.
+        WallfacerError: the error only follows from that of another rank, or from its end. That rank is named.
     """
     transfers = call.runtime.transfers
     if transfers.groups.grid.cp_size == 1 or not dist.is_initialized():
         return
-    own = f"rank {dist.get_rank()} failed in the {pass_name(phase, call.layer)}: {reason_of(error)}"
+    broken, PROGRESS.broken = PROGRESS.broken if _follows(error) else None, None
+    did = "failed" if broken is None else f"lost its connection to {_peers(broken)}"
+    own = f"rank {dist.get_rank()} {did} in the {pass_name(phase, call.layer)}: {reason_of(error)}"
     # A rank may wait in a pass of another grid.
     _close([transfers, *connections_of(transfers.groups.global_ranks)], own)
-    if transfers.failure != own and _follows(error):
+    if _follows(error) and (transfers.failure != own or broken is not None):
         raise closed_error(transfers.failure) from error
 
 
@@ -128,6 +133,12 @@ def _close_connections(groups: AxisGroups) -> None:
             if peer != group.rank():
                 with suppress(RuntimeError):
                     group.recv([torch.empty(1)], peer, _TAG).wait(_AT_ONCE)
+
+
+def _peers(label: Label) -> str:
+    """The ranks at the other ends of a wait in words, and the axis."""
+    several = "one of " if len(label.peers) > 1 else ""
+    return f"{several}{ranks_text(label.peers)} ({label.axis})"
 
 
 def _follows(error: BaseException) -> bool:

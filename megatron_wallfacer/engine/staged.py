@@ -53,6 +53,9 @@ class StagedTransfers(Transfers):
             try:
                 for PROGRESS.label, work in zip(labels, posted, strict=True):
                     work.wait()
+            except BaseException:
+                PROGRESS.broken = PROGRESS.label
+                raise
             finally:
                 PROGRESS.label = None
                 PROGRESS.waits += 1

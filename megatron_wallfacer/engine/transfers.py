@@ -180,6 +180,9 @@ def _wait_for_all(number: int, labels: Sequence[Label]) -> Action:
         try:
             for PROGRESS.label, work in zip(labels, works[number], strict=True):
                 work.wait()
+        except BaseException:
+            PROGRESS.broken = PROGRESS.label
+            raise
         finally:
             PROGRESS.label = None
             PROGRESS.waits += 1

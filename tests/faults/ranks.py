@@ -76,6 +76,15 @@ ROWS: tuple[Row, ...] = (
         (f"{_EXCHANGE}::test_a_rank_that_never_comes_fails_the_job_at_the_timeout",),
     ),
     Row(
+        "a rank is killed, over gloo",
+        "the others raise: in attention with the rank that is gone, elsewhere gloo's error; the launcher ends the rest",
+        "at once",
+        "-",
+        "`rank 0 lost its connection to rank 1 (ring_outer) in the forward pass of layer 2: RuntimeError: ...`",
+        SINCE_CHECKPOINT,
+        ("tests/megatron/test_killed.py",),
+    ),
+    Row(
         "a rank raises in a pass of attention (out of memory, an interrupt), over gloo",
         "ranks that wait for it raise its error; later calls are rejected until `forget_groups()`",
         "at once",

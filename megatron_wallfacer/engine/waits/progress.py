@@ -40,13 +40,15 @@ class Progress:
         passes: passes that have begun.
         layer: number or name of the layer of the last pass; None outside a model.
         backward: the last pass is a backward pass.
+        broken: label of a wait that ended in an error, until the error is reported.
         posted: label and work of the last messages that were started on NCCL, whose waits do not block the host.
     """
 
-    __slots__ = ("backward", "label", "layer", "passes", "posted", "waits")
+    __slots__ = ("backward", "broken", "label", "layer", "passes", "posted", "waits")
 
     def __init__(self) -> None:
         self.label: Label | None = None
+        self.broken: Label | None = None
         self.waits = self.passes = 0
         self.layer: int | str | None = None
         self.backward = False
