@@ -46,7 +46,7 @@ def planned() -> Iterator[str]:
         for length in LENGTHS:
             printed = StringIO()
             with redirect_stdout(printed):
-                wallfacer(["plan", "--cluster", cluster, "--model", "llama3-8b", "--seq", length, "--json"])
+                wallfacer(f"plan --cluster {cluster} --model llama3-8b --seq {length} --tp 1 --json".split())
             best = json.loads(printed.getvalue())["best"][0]
             seconds, buffers = best["seconds"], best["buffers_gb"]
             yield f"| {cluster} | {length} | {best['grid']} | {1e3 * seconds:.2f} | {buffers:.2f} GB |"

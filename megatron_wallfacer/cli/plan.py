@@ -26,6 +26,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``plan``."""
     parser = commands.add_parser("plan", help="find sizes, flags and grid for a model on a cluster, and say why")
     add_job_arguments(parser, tp=None)
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="in place of those of the cluster")
+    parser.add_argument("--max-seq", action="store_true", help="find the longest sequence instead of planning --seq")
     parser.add_argument("--memory", type=float, metavar="GB", help="per rank, in place of the device's")
     parser.add_argument("--cuda-graphs", action="store_true", help="count what --wallfacer-cuda-graphs holds")
     parser.add_argument("--grids", action="store_true", help="print grids of attention in the best configuration too")
@@ -52,6 +54,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
     if arguments.scaling:
         return _scaling(arguments, cluster)
     request = _request(arguments, cluster)
+    if arguments.max_seq:
+        return _longest(arguments, request)
     offered = configurations(request)
     if not offered.best:
         raise _does_not_fit(request, offered.leanest, shown=not arguments.json)
@@ -67,6 +71,10 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
     from megatron_wallfacer.planning.load import load_cluster
 
     cluster = load_cluster(arguments.cluster, arguments.nodes)
+    if arguments.gpus_per_node is not None:
+        if not 1 <= arguments.gpus_per_node <= cluster.gpus_per_node:
+            raise OptionError("gpus_per_node", arguments.gpus_per_node, f"from 1 to {cluster.gpus_per_node}")
+        cluster = cluster.with_gpus_per_node(arguments.gpus_per_node)
     if arguments.memory is None:
         return cluster
     if not arguments.memory > 0:
@@ -88,6 +96,27 @@ def _request(arguments: argparse.Namespace, cluster: Cluster) -> Request:
         causal=not arguments.full_mask,
         cuda_graphs=arguments.cuda_graphs,
     )
+
+
+def _longest(arguments: argparse.Namespace, request: Request) -> int:
+    from megatron_wallfacer.cli.plan_longest import longest_as_json, show_longest
+    from megatron_wallfacer.planning.configurations import configurations
+    from megatron_wallfacer.planning.longest import longest
+
+    found = longest(request)
+    if not found:
+        short = replace(request, tokens=2 * request.cluster.ranks)
+        raise _no_sequence_fits(configurations(short).leanest, shown=not arguments.json)
+    if arguments.json:
+        print(longest_as_json(found))
+    else:
+        print(f"{request.cluster}; {memory_line(request.cluster)}")
+        print(f"{request.model.name}, longest sequence; predicted, of a step; norms and SwiGLU fused\n")
+        show_longest(found)
+    if arguments.save:
+        flags = configuration_flags(found[0].configuration)
+        save_flags(arguments.save, flags, f"wallfacer plan --max-seq --cluster {arguments.cluster}")
+    return 0
 
 
 def _scaling(arguments: argparse.Namespace, cluster: Cluster) -> int:
@@ -151,6 +180,21 @@ def _does_not_fit(request: Request, leanest: Configuration, *, shown: bool) -> O
         request.tokens,
         f"shorter, or on more ranks: the leanest configuration needs {nbytes / 1e9:.0f} GB per rank of "
         f"{request.cluster.device.memory_gb:g} ({moment}){host}",
+    )
+
+
+def _no_sequence_fits(leanest: Configuration, *, shown: bool) -> OptionError:
+    """The error where even two tokens per rank do not fit, after the same table."""
+    from megatron_wallfacer.cli.memory_table import show_memory
+
+    if shown:
+        show_memory(leanest)
+    cluster, needed_gb = leanest.request.cluster, leanest.step.memory_gb
+    return OptionError(
+        "nodes",
+        cluster.nodes,
+        f"more: for {leanest.request.tokens} tokens the leanest configuration needs {needed_gb:.0f} GB per rank of "
+        f"{cluster.device.memory_gb:g}",
     )
 
 

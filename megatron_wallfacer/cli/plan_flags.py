@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,10 +71,15 @@ def _recomputation(configuration: Configuration) -> Flags:
     if software.recompute == "keep-attention":
         flags["--wallfacer-keep-attention-output"] = True
     if software.outputs_on_host:
-        flags["--wallfacer-keep-on-host"] = round(software.outputs_on_host, 4)
+        flags["--wallfacer-keep-on-host"] = _part(software.outputs_on_host)
     if software.inputs_on_host:
-        flags["--wallfacer-layer-inputs-on-host"] = round(software.inputs_on_host, 4)
+        flags["--wallfacer-layer-inputs-on-host"] = _part(software.inputs_on_host)
     return flags
+
+
+def _part(fraction: float) -> float:
+    """A part of the layers in four digits; rounded up, because layers are counted down."""
+    return ceil(1e4 * fraction - 1e-6) / 1e4
 
 
 def _tiles(configuration: Configuration) -> Flags:

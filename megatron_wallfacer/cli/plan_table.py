@@ -85,11 +85,17 @@ def configuration_row(configuration: Configuration) -> ConfigurationRow:
     )
 
 
-def show_configurations(configurations: Iterable[Configuration]) -> None:
-    """Print one line per configuration."""
+def show_configurations(configurations: Iterable[Configuration], *, lengths: bool = False) -> None:
+    """Print one line per configuration.
+
+    Args:
+        configurations: rows, in order.
+        lengths: add the tokens of each.
+    """
     headings = (">tp", "attention", ">groups", "recomputed", "on the host", ">loss, MLP tiles", "optimizer")
     figures = (">GB per rank", "peak", ">host GB", ">s", ">MFU %", "of which s")
-    show_table((*headings, *figures), map(_cells, configurations))
+    rows = [(*((f"{one.request.tokens:,}",) if lengths else ()), *_cells(one)) for one in configurations]
+    show_table((*((">tokens",) if lengths else ()), *headings, *figures), rows)
 
 
 def memory_line(cluster: Cluster) -> str:

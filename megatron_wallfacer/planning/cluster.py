@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -167,6 +167,10 @@ class Cluster:
     def ranks(self) -> int:
         """All devices."""
         return self.nodes * self.gpus_per_node
+
+    def with_gpus_per_node(self, count: int) -> Cluster:
+        """Return the cluster with fewer devices per node. They keep their share of cards; the host memory stays."""
+        return replace(self, gpus_per_node=count, nics=max(1, self.nics * count // self.gpus_per_node))
 
     def __str__(self) -> str:
         cards = "one network card" if self.nics == 1 else f"{self.nics} network cards"

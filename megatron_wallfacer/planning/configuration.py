@@ -31,6 +31,7 @@ class Request:
         pp: pipeline stages.
         causal: causal mask, else full attention.
         cuda_graphs: passes of attention are CUDA graphs.
+        tested_only: only what tests of this project train with.
     """
 
     model: Model
@@ -41,6 +42,7 @@ class Request:
     cp: int | None = None
     causal: bool = True
     cuda_graphs: bool = False
+    tested_only: bool = False
 
 
 @dataclass(frozen=True)

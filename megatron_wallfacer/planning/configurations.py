@@ -8,7 +8,7 @@ fastest grid with which it fits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from megatron_wallfacer.errors import OptionError
@@ -56,14 +56,14 @@ def configurations(request: Request) -> Offered:
     Raises:
         OptionError: a size that does not divide.
     """
-    sizes = [(way, _tried(way)) for way in _ways(request)]
+    sizes = [(way, _tried(way)) for way in ways(request)]
     likely = [one for one in sizes if one[1].fastest_s is not None] or [min(sizes, key=lambda one: one[1].least_gb)]
     likely.sort(key=lambda one: one[1].fastest_s or 0.0)
     most = next((count for ranks, count in SIZES.items() if sizes[0][0].job.cp_size <= ranks), 1)
     simulated: list[Configuration] = []
     grids: dict[Spread, Found] = {}
     for way, tried in likely[:most]:
-        grids[way.spread], pool = _pool(way, tried.leanest)
+        grids[way.spread], pool = grid_pool(way, tried.leanest)
         simulated += _best_of_each_kind(way, pool, tried.offers)
     fitting = ranked(not_dominated([one for one in simulated if one.fits]))
     least = min(simulated, key=lambda one: one.step.memory_gb)
@@ -72,19 +72,36 @@ def configurations(request: Request) -> Offered:
 
 
 @dataclass(frozen=True)
-class _Way:
-    """A tensor-parallel size."""
+class Way:
+    """A tensor-parallel size.
+
+    Attributes:
+        request: what is planned.
+        spread: sizes of the groups.
+        job: of attention.
+    """
 
     request: Request
     spread: Spread
     job: Job
 
+    def at(self, tokens: int) -> Way:
+        """Return the same for a sequence of another length."""
+        request = replace(self.request, tokens=tokens)
+        return _way(request, self.spread)
+
+    def offers(self) -> Iterator[Offer]:
+        """Return every combination of flags for this size."""
+        return offers(self.request.cluster, self.job.cp_size, tested_only=self.request.tested_only)
+
     def resolved(self, offer: Offer, attention: Attention) -> Software:
+        """Return a combination with numbers for this size."""
         request = self.request
         sizes = request.model, request.cluster, self.job.shape.tokens, attention.memory, self.spread
         return resolved(offer, *sizes, attention.forward_s)
 
     def around(self, attention: Attention, software: Software) -> Step:
+        """Return the step around attention."""
         request = self.request
         return step_around(request.model, self.job, attention, request.cluster, self.spread, software)
 
@@ -105,22 +122,24 @@ class _Tried:
     fastest_s: float | None
 
 
-def _ways(request: Request) -> list[_Way]:
-    """Every tensor-parallel size that divides ranks, heads and tokens.
+def ways(request: Request, tokens_of: Callable[[Spread], int] | None = None) -> list[Way]:
+    """Return every tensor-parallel size that divides ranks, heads and tokens.
+
+    Args:
+        request: what is planned.
+        tokens_of: length of the sequence by sizes; by default that of the request.
 
     Raises:
         OptionError: there is none.
     """
     each = request.cluster.gpus_per_node
     sizes = [request.tp] if request.tp else [size for size in range(1, each + 1) if each % size == 0]
-    found: list[_Way] = []
+    found: list[Way] = []
     errors: list[OptionError] = []
     for tp in sizes:
         try:
             spread = spread_over(request.cluster, tp=tp, pp=request.pp, cp=request.cp)
-            sequence = request.model, request.cluster, request.tokens
-            job = attention_job(*sequence, spread, causal=request.causal, software=Software())
-            found.append(_Way(request, spread, replace(job, cuda_graphs=request.cuda_graphs)))
+            found.append(_way(replace(request, tokens=tokens_of(spread)) if tokens_of else request, spread))
         except OptionError as error:
             errors.append(error)
     if not found:
@@ -128,10 +147,16 @@ def _ways(request: Request) -> list[_Way]:
     return found
 
 
-def _tried(way: _Way) -> _Tried:
+def _way(request: Request, spread: Spread) -> Way:
+    sequence = request.model, request.cluster, request.tokens
+    job = attention_job(*sequence, spread, causal=request.causal, software=Software())
+    return Way(request, spread, replace(job, cuda_graphs=request.cuda_graphs))
+
+
+def _tried(way: Way) -> _Tried:
     """Every combination around attention at its best."""
     steps: dict[Offer, Step] = {}
-    for offer in offers(way.request.cluster, way.job.cp_size):
+    for offer in way.offers():
         attention = _at_best(way.job, offer)
         steps[offer] = way.around(attention, way.resolved(offer, attention))
     leanest = min(steps, key=lambda one: steps[one].memory_gb)
@@ -151,11 +176,11 @@ def _at_best(job: Job, offer: Offer) -> Attention:
     return Attention(kernel_s + forward_s * (offer.recompute == "full"), kernel_s, forward_s, AttentionMemory())
 
 
-def _pool(way: _Way, leanest: Offer) -> tuple[Found, list[Choice]]:
-    """Simulated grids: the fastest that fit with the leanest combination, and some in other head groups."""
+def grid_pool(way: Way, leanest: Offer) -> tuple[Found, list[Choice]]:
+    """Return simulated grids: the fastest that fit with the leanest combination, and some in other head groups."""
 
     def needs(choice: Choice) -> float:
-        attention = _of(choice, leanest)
+        attention = attention_of(choice, leanest)
         software = way.resolved(leanest, attention)
         sizes = way.request.model, way.job.shape.tokens, choice.attention, way.spread, software
         return peak(rank_buffers(*sizes))[1]
@@ -187,7 +212,7 @@ def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
                 yield replace(choice, plan=plan)
 
 
-def _best_of_each_kind(way: _Way, pool: Sequence[Choice], tried: Sequence[Offer]) -> Iterator[Configuration]:
+def _best_of_each_kind(way: Way, pool: Sequence[Choice], tried: Sequence[Offer]) -> Iterator[Configuration]:
     """Of each combination without regard to tiles the fastest that fits, else the one that needs least."""
     kinds: dict[tuple[object, ...], list[Offer]] = {}
     for offer in tried:
@@ -207,14 +232,14 @@ def _best_of_each_kind(way: _Way, pool: Sequence[Choice], tried: Sequence[Offer]
             yield min(options, key=lambda one: one.step.memory_gb)
 
 
-def _with_best_grid(way: _Way, ordered: Sequence[Choice], offer: Offer) -> Configuration:
+def _with_best_grid(way: Way, ordered: Sequence[Choice], offer: Offer) -> Configuration:
     """The fastest grid with which the combination fits; of equals that with the fewest words."""
     fitting: list[tuple[Choice, Software, Step]] = []
     others: list[tuple[Choice, Software, Step]] = []
     for choice in ordered:
         if fitting and choice.played.seconds > TIE * fitting[0][0].played.seconds:
             break
-        attention = _of(choice, offer)
+        attention = attention_of(choice, offer)
         software = way.resolved(offer, attention)
         found = way.around(attention, software)
         (fitting if fits_memory(found, way.request.cluster) else others).append((choice, software, found))
@@ -225,8 +250,8 @@ def _with_best_grid(way: _Way, ordered: Sequence[Choice], offer: Offer) -> Confi
     return Configuration(way.request, way.spread, software, choice)
 
 
-def _of(choice: Choice, offer: Offer) -> Attention:
-    """Simulated attention in the software of Megatron, which hides what streams allow."""
+def attention_of(choice: Choice, offer: Offer) -> Attention:
+    """Return simulated attention in the software of Megatron, which hides what streams allow."""
     played = choice.played
     repeated = played.pass_s[0] if offer.recompute == "full" else 0.0
     return Attention(played.seconds + repeated, played.kernel_s, played.pass_s[0], choice.attention)

@@ -133,7 +133,7 @@ def inventory(work: Activations) -> tuple[Buffer, ...]:
 
 def layers_on_host(layers: int, fraction: float) -> int:
     """Return how many layers keep a tensor in host memory. The last layers stay on the device."""
-    return round(layers * fraction)
+    return int(layers * fraction + 1e-9)
 
 
 def bytes_at(buffers: Iterable[Buffer], moment: Moment) -> float:

@@ -44,19 +44,20 @@ class Offer:
         return self.recompute, self.inputs, self.outputs, self.adam, self.gradient_bytes
 
 
-def offers(cluster: Cluster, cp_size: int) -> Iterator[Offer]:
+def offers(cluster: Cluster, cp_size: int, *, tested_only: bool = False) -> Iterator[Offer]:
     """Every combination that the plugin and Megatron support, fewest tiles first.
 
     Host memory is offered only where the cluster has both of its numbers. Tiles do not work with bf16 gradients. With
     one context-parallel rank attention is Megatron's own, and its output is not kept.
     """
+    optimizers = OPTIMIZERS[:1] if tested_only else OPTIMIZERS
     sides = (False, True) if cluster.offers_host_memory else (False,)
     for recompute, (inputs, outputs) in product(RECOMPUTE, product(sides, sides)):
         if (inputs and recompute == "none") or (outputs and recompute != "keep-attention"):
             continue
         if cp_size == 1 and recompute == "keep-attention":
             continue
-        for (adam, size), (loss, mlp) in product(OPTIMIZERS, product((False, True), repeat=2)):
+        for (adam, size), (loss, mlp) in product(optimizers, product((False, True), repeat=2)):
             if (size == 2 and (loss or mlp)) or (adam == "host" and not cluster.offers_host_memory):
                 continue
             yield Offer(recompute, inputs, outputs, adam, size, loss, mlp)

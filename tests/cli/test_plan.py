@@ -154,6 +154,30 @@ def test_flags_that_are_not_in_use_are_named_with_what_they_remove(capsys: pytes
     assert "--wallfacer-mlp-tiles" not in out
 
 
+def test_the_longest_sequence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "longest.yaml"
+    assert main(f"plan --nodes 1 --tp 8 --max-seq --save {path}".split()) == 0
+    out = capsys.readouterr().out
+    tokens = int(re.search(r"^ *([\d,]+) +8 +one rank", out, re.MULTILINE)[1].replace(",", ""))
+    assert yaml.safe_load(path.read_text())["MODEL_ARGS"]["--seq-length"] == tokens > 1_000_000
+    assert re.search(rf"^{tokens:,} tokens: --tensor-model-parallel-size 8", out, re.MULTILINE)
+    assert re.search(
+        r"^65,536 tokens more: at least \d+\.\d GB per rank \(\w+: .*; \d+ of 2000 GB of host", out, re.MULTILINE
+    )
+    assert main("plan --nodes 1 --tp 8 --max-seq --json".split()) == 0
+    first = json.loads(capsys.readouterr().out)[0]
+    assert first["tokens"] == tokens
+    assert "GB per rank" in first["stops"]
+
+
+def test_no_sequence_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = "plan --nodes 1 --gpus-per-node 1 --model llama3-70b --max-seq".split()
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert re.search(r"^head +\d+\.\d  gradient buffer 282.2; weights 141.1", said.out, re.MULTILINE)
+    assert "nodes=1: must be more: for 2 tokens the leanest configuration needs 423 GB per rank of 80" in said.err
+
+
 def test_trace_and_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     trace, picture = tmp_path / "trace.json", tmp_path / "plans.png"
     assert run(capsys, "--trace", str(trace), "--plot", str(picture))[0] == 0
@@ -183,6 +207,7 @@ def test_scaling(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
         ("--seq 1000 --tp 1", "seq=1000: must be a multiple of 32"),
         ("--tp 3", "tp=3: must be a divisor of the 8 devices of a node"),
         ("--cp 5", "cp=5: must be a divisor of 16"),
+        ("--gpus-per-node 9", "gpus_per_node=9: must be from 1 to 8"),
         ("--seq 64M --json", "seq=67108864: must be shorter, or on more ranks: the leanest configuration needs "),
     ],
 )

@@ -54,6 +54,7 @@ ELSEWHERE = {
     "python -m benchmarks.price": "tests/benchmarks/test_price.py, with one job",
     # docs/reliability.md
     "python -m benchmarks.verify": "tests/benchmarks/test_verify.py, with few tokens",
+    "python -m benchmarks.longest": "tests/benchmarks/test_longest.py, with one row",
     "python -m benchmarks.choices": "tests/benchmarks/test_choices.py, with one scheme",
     "python -m benchmarks.order --draws 1": "tests/benchmarks/test_order.py, with one setting",
     # docs/benchmarks.md
@@ -103,6 +104,8 @@ ELSEWHERE = {
     "python -m benchmarks.agreement": "tests/benchmarks/test_agreement.py, with fewer ranks",
     "python -m tests.faults": f"{_LONG}; its tests are a part of this",
     # docs/planning.md
+    "wallfacer plan --cluster h100-8x8 --nodes 1 --model llama3-8b --seq 1M": "tests/docs/test_tables.py",
+    "wallfacer plan --cluster h100-8x8 --nodes 1 --model llama3-8b --max-seq": "tests/planning/test_longest.py",
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 1M": _PLAN,
     "wallfacer plan --cluster h100-8x8 --nodes 4 --model llama3-70b --tp 8 --seq 256K --save best.yaml "
     "--plot best.png": _PLAN,

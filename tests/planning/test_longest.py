@@ -1,0 +1,46 @@
+"""The longest sequence: it fits, a longer one does not, and what stops it is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megatron_wallfacer.planning.configuration import Request, fits_memory
+from megatron_wallfacer.planning.configurations import configurations
+from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.longest import longest, unit_of
+from megatron_wallfacer.planning.model import MODELS
+
+NODE = load_cluster("h100-8x8", 1)
+REQUEST = Request(MODELS["llama3-8b"], NODE, 1, tp=4)
+
+
+def test_an_8b_model_on_one_node() -> None:
+    tested, untested = longest(REQUEST)
+    for one, only_tested in ((tested, True), (untested, False)):
+        tokens = one.configuration.request.tokens
+        assert one.configuration.fits
+        assert one.configuration.is_tested == only_tested
+        assert not fits_memory(one.needs.step, NODE)
+        longer = replace(REQUEST, tokens=tokens + one.unit, tested_only=only_tested)
+        assert configurations(longer).best == ()
+    assert tested.configuration.request.tokens >= 2_000_000
+    assert untested.configuration.request.tokens > tested.configuration.request.tokens
+    assert untested.configuration.software.adam == "host"
+
+
+def test_host_memory_may_stop_it() -> None:
+    small = replace(NODE, host_memory_gb=100.0)
+    (found, *_) = longest(replace(REQUEST, cluster=small))
+    assert found.needs.step.host_gb <= 100
+    assert 0 < found.needs.software.inputs_on_host < 1
+
+
+def test_a_model_whose_states_do_not_fit_has_none() -> None:
+    assert longest(replace(REQUEST, model=MODELS["llama3-70b"], cluster=NODE.with_gpus_per_node(1), tp=1)) == []
+
+
+@pytest.mark.parametrize(("tokens", "ranks", "unit"), [(0, 8, 8192), (1 << 20, 8, 65536), (0, 1 << 14, 1 << 15)])
+def test_every_rank_holds_two_chunks(tokens: int, ranks: int, unit: int) -> None:
+    assert unit_of(tokens, ranks) == unit
