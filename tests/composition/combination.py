@@ -113,8 +113,8 @@ class Combination:
         run = self._run(self._model_parallel * self._whole_replicas)
         if self.megatron_can:
             return run.with_flags(*self._extra(MEGATRONS))
-        kept = [flag for flag in self._extra(OURS) if flag != "--wallfacer-keep-attention-output"]
-        return run.with_flags("--wallfacer-cp-size", "1", "--wallfacer-kernel", "reference", *kept)
+        documents = self._extra({"documents": OURS["documents"]})
+        return run.with_flags("--wallfacer-cp-size", "1", "--wallfacer-kernel", "reference", *documents)
 
     @property
     def megatron_can(self) -> bool:

@@ -89,11 +89,20 @@ FLAGS: dict[str, dict[str, str]] = {
         ),
         "",
     ),
+    # Behind the factors that many constraints look at: a row is completed in this order.
+    "tiles": {"off": "", "on": ""},
+    "host": {"off": "", "inputs": "", "all": ""},
 }
 
 #: Flags of the run that is judged only.
 OURS: dict[str, dict[str, str]] = {
     "recompute": {"kept": "--wallfacer-keep-attention-output"},
+    # Numbers that divide neither the tokens of a rank nor each other.
+    "tiles": {"on": "--wallfacer-loss-tiles 3 --wallfacer-mlp-tiles 5"},
+    "host": {
+        "inputs": "--wallfacer-layer-inputs-on-host 1",
+        "all": "--wallfacer-layer-inputs-on-host 1 --wallfacer-keep-on-host 1",
+    },
     "documents": {"masked": "--dataloader-inter-document-masking"},
 }
 #: Flags of the run at size 1 only, where Megatron's own attention trains it: documents are kept apart by
@@ -101,6 +110,8 @@ OURS: dict[str, dict[str, str]] = {
 MEGATRONS: dict[str, dict[str, str]] = {"documents": {"masked": "--reset-attention-mask --reset-position-ids"}}
 
 FACTORS: dict[str, tuple[str, ...]] = {name: tuple(levels) for name, levels in FLAGS.items()}
+#: Recomputation whose layers save their input.
+_WITH_INPUTS = ("uniform", "block", "kept")
 KV_HEADS = {"mha": Q_HEADS, "gqa": 2, "mqa": 1}
 #: With a team of one these would be another scheme under a borrowed name.
 TEAM_OF_TWO = ("team-ring", "wallfacer")
@@ -172,6 +183,18 @@ CONSTRAINTS = (
         ("mtp", "positions"),
         lambda mtp, positions: (mtp, positions) != ("on", "learned"),
         "refused by Megatron (training/arguments.py:857)",
+    ),
+    Constraint(
+        ("tiles", "mtp"),
+        lambda tiles, mtp: (tiles, mtp) != ("on", "on"),
+        "refused by the plugin: extra layers compute logits of their own",
+    ),
+    Constraint(
+        ("host", "recompute"),
+        lambda host, recompute: (
+            recompute in {"off": ("none", "selective", *_WITH_INPUTS), "inputs": _WITH_INPUTS, "all": ("kept",)}[host]
+        ),
+        "refused by the plugin: without recomputation of layers there are no such inputs, unless kept no such outputs",
     ),
 )
 

@@ -97,6 +97,9 @@ FORBIDDEN = {
     (("batch", "single"), ("pipeline", "interleaved")),
     (("mtp", "on"), ("positions", "learned")),
     (("mtp", "on"), ("documents", "masked")),
+    (("mtp", "on"), ("tiles", "on")),
+    *((("host", host), ("recompute", recompute)) for host in ("inputs", "all") for recompute in ("none", "selective")),
+    *((("host", "all"), ("recompute", recompute)) for recompute in ("uniform", "block")),
     *((("attention", "mla"), ("heads", heads)) for heads in ("gqa", "mqa")),
     *(
         (("cp", "2"), ("scheme", scheme))

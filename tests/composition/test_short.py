@@ -13,7 +13,7 @@ from tests.composition.features import FACTORS
 from tests.support.megatron_runs import RunResult
 
 ITERATIONS = 4
-FEW = 12
+FEW = 11
 WRONG_MASK = Path(__file__).resolve().parents[1] / "support" / "wrong_mask.py"
 
 

@@ -18,6 +18,7 @@ RECOMPUTED = "--recompute-granularity full --recompute-method uniform --recomput
 OVERLAPPED = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
 VIRTUAL = "--num-layers 4 --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1"
 EXACT = Path(__file__).with_name("token_tiles_exact.py")
+ROUNDING = EXACT.with_name("token_tiles_rounding.py")
 TOLERANCE = 1e-10
 
 
@@ -42,6 +43,11 @@ TRAINED = {
     "cp 2, full recomputation": (2, f"{SPLIT} {RECOMPUTED}"),
     "cp 2 x tp 2, overlapped": (4, f"{SPLIT} {OVERLAPPED} --tensor-model-parallel-size 2 --sequence-parallel"),
     "cp 2 x virtual pipeline": (4, f"{SPLIT} --calculate-per-token-loss {VIRTUAL}"),
+    "cp 4, overlapped": (4, f"--wallfacer-cp-size 4 {OVERLAPPED}"),
+    "cp 1 x pipeline, full recomputation, overlapped": (
+        2,
+        f"--wallfacer-cp-size 1 {OVERLAPPED} --calculate-per-token-loss --pipeline-model-parallel-size 2 {RECOMPUTED}",
+    ),
 }
 
 
@@ -50,9 +56,19 @@ def test_training_is_that_without_tiles(name: str) -> None:
     ranks, flags = TRAINED[name]
     tiled = train(ranks, arguments(*flags.split(), *TILES.split(), iterations=ITERATIONS)).check()
     plain = [flag for flag in flags.split() if flag not in OVERLAPPED.split()]
-    whole = baseline(*plain[2:], "--train-iters", str(ITERATIONS), ranks=ranks // 2)
+    _, cp_size, *plain = plain
+    whole = baseline(*plain, "--train-iters", str(ITERATIONS), ranks=ranks // int(cp_size))
     loss, grad_norm = largest_differences(tiled, whole)
     assert loss <= LOSS_TOLERANCE
     assert grad_norm <= GRAD_NORM_TOLERANCE
     assert "loss tiles" in tiled.output
     assert "MLP tiles" in tiled.output
+
+
+def test_tiles_round_gradients_in_bf16_no_more_than_the_whole() -> None:
+    """64 tiles. Sums in bf16, which --grad-reduce-in-bf16 would make and which is an error, are the control."""
+    run = train(1, [], script=ROUNDING).check()
+    (line,) = [line for line in run.output.splitlines() if line.startswith("rounding ")]
+    error = json.loads(line.removeprefix("rounding "))
+    assert 0 < error["tiled"] <= 1.2 * error["untiled"]
+    assert error["tiled, summed in bf16"] > 1.2 * error["untiled"]
