@@ -101,6 +101,14 @@ def parts(*, smoke: bool) -> tuple[Part, ...]:
             ),
         ),
         Part(
+            "activations",
+            "Kept outputs in host memory against the device; tiles of the loss beside PyTorch's",
+            (
+                command("on-host", "on_host", share=40),
+                command("loss-tiles", "loss_tiles", share=20),
+            ),
+        ),
+        Part(
             "peers",
             "Other projects' context parallelism in the same run",
             tuple(

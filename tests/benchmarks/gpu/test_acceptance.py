@@ -162,7 +162,10 @@ def test_one_part_alone_and_the_list() -> None:
     assert [line.split()[0] for line in listed if line] == [part.name for part in parts(smoke=False)]
     done = run_script("--only", "speeed")
     assert done.returncode == 2
-    assert "--only speeed: must be one of schemes, training, job, accuracy, graphs, speed, peers" in done.stderr
+    assert (
+        "--only speeed: must be one of schemes, training, job, accuracy, graphs, speed, activations, peers"
+        in done.stderr
+    )
 
 
 def test_the_script_wants_a_gpu() -> None:

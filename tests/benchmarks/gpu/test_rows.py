@@ -7,7 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import accuracy, efficiency, exact, gaps, jobs, memory, parity, peers, settings, tiles, traffic
+from benchmarks.gpu import (
+    accuracy,
+    efficiency,
+    exact,
+    gaps,
+    jobs,
+    loss_tiles,
+    memory,
+    on_host,
+    parity,
+    peers,
+    settings,
+    tiles,
+    traffic,
+)
 from benchmarks.gpu.ranks import Ranks
 from benchmarks.gpu.rows import LeftOut, Rows
 from benchmarks.gpu.tables import markdown_table, table_rows
@@ -126,7 +140,10 @@ def test_what_most_runs_are_comes_first() -> None:
     assert len(set(every)) == len(every)
 
 
-@pytest.mark.parametrize("module", [accuracy, efficiency, exact, gaps, jobs, memory, parity, peers, tiles, traffic])
+MODULES = accuracy, efficiency, exact, gaps, jobs, loss_tiles, memory, on_host, parity, peers, tiles, traffic
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_every_measurement_takes_a_budget(module, monkeypatch: pytest.MonkeyPatch) -> None:
     """The options that the acceptance passes; nothing runs."""
     parsed = []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import accuracy, efficiency, exact, gaps, memory, parity, tiles, traffic
+from benchmarks.gpu import accuracy, efficiency, exact, gaps, memory, on_host, parity, tiles, traffic
 from benchmarks.gpu.no_kernel import NoKernel
 from benchmarks.gpu.ranks import Ranks
 from benchmarks.gpu.rows import Rows
@@ -184,3 +184,17 @@ def test_layers_of_transformer_engine_are_trained_where_they_can_be(monkeypatch:
     assert parity.kinds(False, "bfloat16") == parity.kinds(True, "float32") == (parity.OWN,)
     monkeypatch.setattr(parity.importlib.util, "find_spec", lambda name: None)
     assert parity.kinds(True, "bfloat16") == (parity.OWN,)
+
+
+def test_outputs_in_host_memory(tmp_path: Path) -> None:
+    assert on_host.main([*SMOKE, "--out", str(tmp_path)]) == 0
+    rows = table(tmp_path / "on-host.csv")
+    assert [row["verdict"] for row in rows] == ["ok: not measured"] * 3
+
+
+def test_verdicts_of_host_memory() -> None:
+    good = {"equal": True, "ratio": 1.02, "freed": 95, "expected": 100}
+    assert on_host.verdict_of(**good) == "ok"
+    assert on_host.verdict_of(**good | {"equal": False}).startswith("wrong")
+    assert on_host.verdict_of(**good | {"ratio": 1.04}).startswith("over")
+    assert on_host.verdict_of(**good | {"freed": 80}).startswith("over")
