@@ -107,14 +107,39 @@ def _in_halves(
     """Receives are posted before the transfer starts: with gloo a message waits at the sender until then."""
 
     def post(operands: Sequence[Tensor], works: list[Any]) -> None:
-        works[number] = [group.recv([operands[operand]], peer, tag) for peer, operand, tag in receives]
+        works[number] = posted = []
+        _begin(posted, labels, group.recv, receives, operands)
 
     def start(operands: Sequence[Tensor], works: list[Any]) -> None:
         if works[number] is None:
             post(operands, works)
-        works[number] += [group.send([operands[operand]], peer, tag) for peer, operand, tag in sends]
+        _begin(works[number], labels, group.send, sends, operands)
 
     return BoundTransfer(post, start, _wait_for_all(number, labels))
+
+
+def _begin(
+    posted: list[Any],
+    labels: Sequence[Label],
+    begin: Callable[..., Any],
+    packets: Sequence[Packet],
+    operands: Sequence[Tensor],
+) -> None:
+    """Begin some messages. Where a connection is closed, gloo raises here and not in the wait.
+
+    Args:
+        posted: works that have begun; those of the messages are added.
+        labels: of the works, in their order.
+        begin: ``recv`` or ``send`` of a group.
+        packets: messages.
+        operands: of the pass.
+    """
+    try:
+        for peer, operand, tag in packets:
+            posted.append(begin([operands[operand]], peer, tag))
+    except RuntimeError:
+        PROGRESS.broken = labels[len(posted)]
+        raise
 
 
 def _at_once(

@@ -11,13 +11,14 @@ import torch
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.engine.transfers import Transfers, _begin
+from megatron_wallfacer.engine.waits.progress import PROGRESS, Label
 from megatron_wallfacer.schedule.grid import RINGS_ADJACENT, Grid
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.lower import lower
 from megatron_wallfacer.schedule.mask import CAUSAL
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.program import Copy
+from megatron_wallfacer.schedule.program import Copy, Packet
 from megatron_wallfacer.schedule.rows import contiguous
 from megatron_wallfacer.schedule.volume import received_bytes
 from tests.engine import traffic, wire
@@ -220,3 +221,23 @@ def test_counted_bytes_of_a_move_are_those_of_all_ranks(measured: wire.Measured)
         "gather": 8 * 7 * shard,
         "scatter": 8 * 7 * shard,
     }
+
+
+# --- a connection that is closed ---
+
+
+def test_a_message_that_cannot_begin_says_to_which_rank() -> None:
+    """Gloo raises there where the other end is gone already; its text names no rank."""
+    labels = [Label.of(("k",), (peer,), "team", sends=peer > 1) for peer in (1, 2, 3, 4)]
+    posted = ["a receive"]
+
+    def send(_: list[torch.Tensor], peer: int, tag: int) -> int:
+        if peer == 3:
+            raise RuntimeError("Connection closed by peer")
+        return tag
+
+    with pytest.raises(RuntimeError, match="closed"):
+        _begin(posted, labels, send, [Packet(peer, 0, 7) for peer in (2, 3, 4)], [torch.empty(1)])
+    assert posted == ["a receive", 7]
+    broken, PROGRESS.broken = PROGRESS.broken, None
+    assert broken == labels[2]
