@@ -104,42 +104,32 @@ def _in_halves(
     receives: Sequence[Packet],
     labels: Sequence[Label],
 ) -> BoundTransfer:
-    """Receives are posted before the transfer starts: with gloo a message waits at the sender until then."""
+    """Receives are posted before the transfer starts: with gloo a message waits at the sender until then.
+
+    Where the other end of a connection is gone, gloo raises as a message begins, or in its wait.
+    """
 
     def post(operands: Sequence[Tensor], works: list[Any]) -> None:
         works[number] = posted = []
-        _begin(posted, labels, group.recv, receives, operands)
+        try:
+            for peer, operand, tag in receives:
+                posted.append(group.recv([operands[operand]], peer, tag))
+        except RuntimeError:
+            PROGRESS.broken = labels[len(posted)]
+            raise
 
     def start(operands: Sequence[Tensor], works: list[Any]) -> None:
         if works[number] is None:
             post(operands, works)
-        _begin(works[number], labels, group.send, sends, operands)
+        posted = works[number]
+        try:
+            for peer, operand, tag in sends:
+                posted.append(group.send([operands[operand]], peer, tag))
+        except RuntimeError:
+            PROGRESS.broken = labels[len(posted)]
+            raise
 
     return BoundTransfer(post, start, _wait_for_all(number, labels))
-
-
-def _begin(
-    posted: list[Any],
-    labels: Sequence[Label],
-    begin: Callable[..., Any],
-    packets: Sequence[Packet],
-    operands: Sequence[Tensor],
-) -> None:
-    """Begin some messages. Where a connection is closed, gloo raises here and not in the wait.
-
-    Args:
-        posted: works that have begun; those of the messages are added.
-        labels: of the works, in their order.
-        begin: ``recv`` or ``send`` of a group.
-        packets: messages.
-        operands: of the pass.
-    """
-    try:
-        for peer, operand, tag in packets:
-            posted.append(begin([operands[operand]], peer, tag))
-    except RuntimeError:
-        PROGRESS.broken = labels[len(posted)]
-        raise
 
 
 def _at_once(

@@ -11,7 +11,7 @@ import torch
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.transfers import Transfers, _begin
+from megatron_wallfacer.engine.transfers import Transfers, _in_halves
 from megatron_wallfacer.engine.waits.progress import PROGRESS, Label
 from megatron_wallfacer.schedule.grid import RINGS_ADJACENT, Grid
 from megatron_wallfacer.schedule.layout import shard_chunks
@@ -226,18 +226,29 @@ def test_counted_bytes_of_a_move_are_those_of_all_ranks(measured: wire.Measured)
 # --- a connection that is closed ---
 
 
-def test_a_message_that_cannot_begin_says_to_which_rank() -> None:
-    """Gloo raises there where the other end is gone already; its text names no rank."""
-    labels = [Label.of(("k",), (peer,), "team", sends=peer > 1) for peer in (1, 2, 3, 4)]
-    posted = ["a receive"]
+class Broken:
+    """A process group in which connections to one rank are closed."""
 
-    def send(_: list[torch.Tensor], peer: int, tag: int) -> int:
-        if peer == 3:
+    def __init__(self, gone: int) -> None:
+        self.gone = gone
+
+    def send(self, _: list[torch.Tensor], peer: int, tag: int) -> int:
+        if peer == self.gone:
             raise RuntimeError("Connection closed by peer")
         return tag
 
+    recv = send
+
+
+@pytest.mark.parametrize(("gone", "works"), [(1, [6]), (3, [6, 6, 7])])
+def test_a_message_that_cannot_begin_says_to_which_rank(gone: int, works: list[int]) -> None:
+    """Gloo raises there where the other end is gone already; its text names no rank."""
+    peers = (0, 1, 2, 3)
+    labels = [Label.of(("k",), (peer,), "team", sends=peer > 1) for peer in peers]
+    receives, sends = ([Packet(peer, 0, tag) for peer in some] for some, tag in ((peers[:2], 6), (peers[2:], 7)))
+    bound, posted = _in_halves(0, Broken(gone), sends, receives, labels), [None]
     with pytest.raises(RuntimeError, match="closed"):
-        _begin(posted, labels, send, [Packet(peer, 0, 7) for peer in (2, 3, 4)], [torch.empty(1)])
-    assert posted == ["a receive", 7]
+        bound.start([torch.empty(1)], posted)
+    assert posted == [works]
     broken, PROGRESS.broken = PROGRESS.broken, None
-    assert broken == labels[2]
+    assert broken == labels[gone]
