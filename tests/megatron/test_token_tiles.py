@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron import tile_flags
+from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook
+from megatron_wallfacer.megatron.loss_tiles import TiledLoss
 from tests.megatron.training import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, arguments, baseline, largest_differences
 from tests.support.megatron_runs import train
 
@@ -72,3 +78,24 @@ def test_tiles_round_gradients_in_bf16_no_more_than_the_whole() -> None:
     error = json.loads(line.removeprefix("rounding "))
     assert 0 < error["tiled"] <= 1.2 * error["untiled"]
     assert error["tiled, summed in bf16"] > 1.2 * error["untiled"]
+
+
+def test_an_output_processor_of_the_script_is_refused_and_a_model_without_labels_is_megatrons() -> None:
+    def original(model: object, labels: object = None, output_processor: object = None) -> object:
+        return output_processor
+
+    settings = SimpleNamespace(loss_tiles=4)
+    forward = loss_tiles_hook(SimpleNamespace(settings=settings)).wrap(original)
+    assert isinstance(forward(None, labels="labels"), TiledLoss)
+    assert forward(None) is None
+    with pytest.raises(WallfacerError, match=r"--wallfacer-loss-tiles: must be left out, the script passes"):
+        forward(None, labels="labels", output_processor=print)
+
+
+def test_megatron_0_17_has_no_place_for_a_tiled_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = argparse.Namespace(wallfacer_loss_tiles="4", wallfacer_mlp_tiles=None)
+    monkeypatch.setattr(tile_flags, "megatron_version", lambda: (0, 17, 1))
+    found = tile_flags.unsupported_with_loss_tiles(args, [])
+    assert found == "--wallfacer-loss-tiles: needs megatron-core 0.18 or newer, not 0.17.1"
+    monkeypatch.setattr(tile_flags, "megatron_version", lambda: (0, 18, 0))
+    assert tile_flags.unsupported_with_loss_tiles(args, []) is None

@@ -14,7 +14,7 @@ from megatron_wallfacer.offload.copies import DeferredCopies, Record
 from megatron_wallfacer.offload.host import HostSlots
 from megatron_wallfacer.offload.order import Pipeline, passes_of_step
 from megatron_wallfacer.offload.queue import OffloadQueue, Stored
-from megatron_wallfacer.offload.slots import Key, SlotPlan, assign_slots, uses_of_step
+from megatron_wallfacer.offload.slots import Key, SlotPlan, Use, assign_slots, uses_of_step
 
 LAYERS, TOKENS = 3, 40
 PIPELINES = {
@@ -93,9 +93,10 @@ def test_copies_are_in_time_and_waited_for(name: str) -> None:
         elif record.what == "to host":
             assert uses[done].stores
         elif record.what == "to device":
-            # The copy of the next layer in backward is issued before that layer begins: at most one is ahead.
-            ahead = [use.key for use in uses[done:] if not use.stores]
-            assert loads.pop(0) in ahead[:2]
+            # The copy of the next layer in backward is issued before that layer takes it: at most one is ahead.
+            key, ahead = loads.pop(0), [use.key for use in uses[done:] if not use.stores]
+            assert key in ahead[:2]
+            assert uses[done] != Use(False, key)
 
 
 def check_records(records: list[Record]) -> None:
