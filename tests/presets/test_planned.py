@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from megatron_wallfacer.cli.plan_flags import configuration_flags, save_flags
 from megatron_wallfacer.cli.plan_table import ROWS
 from megatron_wallfacer.megatron.arguments import add_arguments
 from megatron_wallfacer.planning.configuration import Configuration, Request
-from megatron_wallfacer.planning.configurations import configurations
+from megatron_wallfacer.planning.configurations import configurations as searched
 from megatron_wallfacer.planning.load import load_cluster
 from megatron_wallfacer.planning.model import MODELS
 
@@ -25,6 +26,8 @@ CONFIGS = REPOSITORY / "configs"
 TARGET = Request(MODELS["llama3-8b"], load_cluster("h100-8x8", 1), 1 << 20)
 #: Nothing recomputed, with and without bf16 gradients.
 SHORT = replace(TARGET, tokens=1 << 17, tp=1)
+
+configurations = cache(searched)
 
 
 def rows() -> Iterator[Configuration]:
