@@ -21,6 +21,7 @@ from megatron_wallfacer.megatron.host_memory.flags import (
     unsupported_with_keep_on_host,
     unsupported_with_layer_inputs,
 )
+from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
 from megatron_wallfacer.megatron.host_memory.kinds import recomputed_groups
 from megatron_wallfacer.megatron.host_memory.share import RESERVE, RankNeeds, Wanted, auto_fraction, check_room
 from megatron_wallfacer.megatron.keep import Keeper
@@ -153,3 +154,14 @@ def test_arguments_that_only_a_configuration_has() -> None:
     }
     for rule in (unsupported_with_keep_on_host, unsupported_with_layer_inputs):
         assert "must be left out with --cpu-offloading, it moves activations" in rule(argparse.Namespace(**given), [])
+
+
+def test_a_block_without_its_checkpoints_is_an_error() -> None:
+    """A Megatron that checkpoints in another way must not leave inputs on the device in silence."""
+    inputs_of, block = LayerInputs(queue=None, on_host=frozenset()), torch.nn.Identity()
+    inputs_of.watch(0, block, 2)
+    with pytest.raises(WallfacerError, match="model chunk 1 ran 0 checkpoints of layers, not 2"):
+        block(torch.zeros(1))
+    with torch.no_grad():
+        block(torch.zeros(1))
+    block.eval()(torch.zeros(1))

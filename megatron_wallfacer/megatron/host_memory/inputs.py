@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.host_memory.flags import INPUTS
 from megatron_wallfacer.offload.queue import OffloadQueue, Stored
 
 #: Where Megatron makes the function of a layer's checkpoint: until 0.18, from 0.19 on.
@@ -31,14 +33,27 @@ class LayerInputs:
         self._chunk: int | None = None
         self._next = 0
 
-    def watch(self, chunk: int, block: nn.Module) -> None:
-        """Follow the forward passes of a chunk's transformer block."""
+    def watch(self, chunk: int, block: nn.Module, checkpoints: int) -> None:
+        """Follow the forward passes of a chunk's transformer block.
+
+        Args:
+            chunk: number of the chunk, from 0.
+            block: the block.
+            checkpoints: checkpoints of layers in a forward pass. Another number is an error, not a step whose inputs
+                stay on the device.
+        """
 
         def begin(module: nn.Module, args: Any) -> None:
             self._chunk, self._next = (chunk if module.training else None), 0
 
         def end(module: nn.Module, args: Any, output: Any) -> None:
-            self._chunk = None
+            trained, self._chunk = self._chunk is not None and torch.is_grad_enabled(), None
+            # After an exception there is no output.
+            if output is not None and trained and self._next != checkpoints:
+                raise WallfacerError(
+                    f"{INPUTS}: must be left out here: model chunk {chunk + 1} ran {self._next} checkpoints of layers, "
+                    f"not {checkpoints}"
+                )
 
         block.register_forward_pre_hook(begin)
         block.register_forward_hook(end, always_call=True)

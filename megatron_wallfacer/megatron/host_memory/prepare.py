@@ -21,6 +21,7 @@ from megatron_wallfacer.megatron.host_memory.kinds import (
     kept_outputs,
     layer_inputs,
     pipeline_of,
+    recomputed_groups,
 )
 from megatron_wallfacer.megatron.host_memory.share import RankNeeds, Wanted, auto_fraction, check_room, nodes_of
 from megatron_wallfacer.megatron.session import Session
@@ -126,7 +127,7 @@ def _put_to_inputs(session: Session, blocks: Sequence[nn.Module], kind: Kind, co
     uses = kind.plan(count).uses
     session.layer_inputs = LayerInputs(queue, frozenset((use.key.chunk, use.key.layer) for use in uses))
     for chunk, block in enumerate(blocks):
-        session.layer_inputs.watch(chunk, block)
+        session.layer_inputs.watch(chunk, block, len(recomputed_groups(block.config, len(block.layers))))
 
 
 def _line(kinds: Sequence[Kind], counts: dict[str, int], ranks: Sequence[RankNeeds], auto: float) -> str:
