@@ -56,7 +56,7 @@ def configurations(request: Request) -> Offered:
     Raises:
         OptionError: a size that does not divide.
     """
-    sizes = [(way, _tried(way)) for way in ways(request)]
+    sizes = [(way, tried_in_closed_form(way)) for way in ways(request)]
     likely = [one for one in sizes if one[1].fastest_s is not None] or [min(sizes, key=lambda one: one[1].least_gb)]
     likely.sort(key=lambda one: one[1].fastest_s or 0.0)
     most = next((count for ranks, count in SIZES.items() if sizes[0][0].job.cp_size <= ranks), 1)
@@ -107,7 +107,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class _Tried:
+class Tried:
     """Combinations in closed form.
 
     Attributes:
@@ -153,15 +153,15 @@ def _way(request: Request, spread: Spread) -> Way:
     return Way(request, spread, replace(job, cuda_graphs=request.cuda_graphs))
 
 
-def _tried(way: Way) -> _Tried:
-    """Every combination around attention at its best."""
+def tried_in_closed_form(way: Way) -> Tried:
+    """Return every combination around attention at its best."""
     steps: dict[Offer, Step] = {}
     for offer in way.offers():
         attention = _at_best(way.job, offer)
         steps[offer] = way.around(attention, way.resolved(offer, attention))
     leanest = min(steps, key=lambda one: steps[one].memory_gb)
     fitting = [found.seconds for found in steps.values() if fits_memory(found, way.request.cluster)]
-    return _Tried(tuple(steps), leanest, steps[leanest].memory_gb, min(fitting, default=None))
+    return Tried(tuple(steps), leanest, steps[leanest].memory_gb, min(fitting, default=None))
 
 
 def _at_best(job: Job, offer: Offer) -> Attention:

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from math import lcm
 
 from megatron_wallfacer.planning.configuration import Configuration, Request, fits_memory
-from megatron_wallfacer.planning.configurations import Way, attention_of, configurations, grid_pool, ways
+from megatron_wallfacer.planning.configurations import (
+    Way,
+    attention_of,
+    configurations,
+    grid_pool,
+    tried_in_closed_form,
+    ways,
+)
 from megatron_wallfacer.planning.layer import Attention, Step
 from megatron_wallfacer.planning.offers import Offer, offers
 from megatron_wallfacer.planning.search import Choice
@@ -86,7 +93,9 @@ def longest(request: Request) -> list[Longest]:
 
 
 def _ways(request: Request) -> list[Way]:
-    return ways(request, lambda spread: SCALED_FROM * spread.cp)
+    """Sizes whose states leave memory for two tokens per rank."""
+    found = ways(request, lambda spread: SCALED_FROM * spread.cp)
+    return [way for way in found if tried_in_closed_form(way.at(2 * request.cluster.ranks)).fastest_s is not None]
 
 
 def _leanest_grids(way: Way) -> list[Choice]:
