@@ -112,11 +112,13 @@ def _most(fits: Callable[[int], bool], start: int, ranks: int) -> int:
     bad = 2 * good
     while fits(bad):
         good, bad = bad, 2 * bad
-    while bad - good > unit_of(good, ranks):
+    while True:
         unit = unit_of(good, ranks)
-        middle = (good + bad) // 2 // unit * unit
+        # Units grow with the length: the middle, rounded down, may lie below a length of a smaller unit.
+        middle = max((good + bad) // 2 // unit, good // unit + 1) * unit
+        if middle >= bad:
+            return good
         good, bad = (middle, bad) if fits(middle) else (good, middle)
-    return good
 
 
 def unit_of(tokens: int, ranks: int) -> int:

@@ -9,7 +9,7 @@ import pytest
 from megatron_wallfacer.planning.configuration import Request, fits_memory
 from megatron_wallfacer.planning.configurations import configurations
 from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.longest import longest, unit_of
+from megatron_wallfacer.planning.longest import UNITS, _most, longest, unit_of
 from megatron_wallfacer.planning.model import MODELS
 
 NODE = load_cluster("h100-8x8", 1)
@@ -44,3 +44,11 @@ def test_a_model_whose_states_do_not_fit_has_none() -> None:
 @pytest.mark.parametrize(("tokens", "ranks", "unit"), [(0, 8, 8192), (1 << 20, 8, 65536), (0, 1 << 14, 1 << 15)])
 def test_every_rank_holds_two_chunks(tokens: int, ranks: int, unit: int) -> None:
     assert unit_of(tokens, ranks) == unit
+
+
+@pytest.mark.parametrize("start", [0, 1 << 19, (1 << 20) - 8192, (1 << 20) + 8192, 3 << 20])
+def test_the_longest_is_found_from_any_length(start: int) -> None:
+    """Also where the first length is no multiple of the larger unit."""
+    for most in range(start + 8192, start + (1 << 21), 70001):
+        found = _most(lambda tokens, most=most: tokens <= most, start, 8)
+        assert found == 0 or found <= most < found + UNITS[1] + UNITS[0]
