@@ -1,7 +1,8 @@
 """The call path of a pass, counted: ``python -m benchmarks.calls``.
 
 Functions and files of the package that a warm pass runs, and its Python calls, forward and backward: P 8, team-ring,
-TransformerEngine's adapter on a stand-in for the library, messages on torch's fake process group. A Python call is what
+TransformerEngine's adapter on a stand-in for the library, messages on torch's fake process group. Row operations are
+PyTorch's; with ``--launches`` they are launches of Triton kernels, as on a GPU. A Python call is what
 ``sys.setprofile`` reports of the package's files: a function, a lambda, each step of a generator. Comprehensions are
 not calls since CPython 3.12; methods that ``dataclass`` generates have no file and are not counted.
 """
@@ -12,6 +13,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -21,6 +23,7 @@ import torch
 
 import megatron_wallfacer
 from benchmarks.gpu.tables import markdown
+from benchmarks.host.fake_triton import fake_device
 from benchmarks.host.passes import HEAD_DIM, HEADS, PASSES, Passes
 from benchmarks.host.world import fake_world
 from benchmarks.ours import Ours
@@ -102,11 +105,11 @@ class StandIn:
         return {"output_tensors": [*(torch.zeros_like(given[name]) for name in "qkv"), None, None]}
 
 
-def count() -> tuple[CallPath, CallPath]:
-    """Forward and backward of the busiest rank."""
+def count(*, launches: bool = False) -> tuple[CallPath, CallPath]:
+    """Forward and backward of the busiest rank; row operations as PyTorch's, or as launches of Triton kernels."""
     plan, stand_in = make_plan(SCHEME, CP_SIZE, q_heads=HEADS[0], kv_heads=HEADS[1]), StandIn()
     rank = busiest_rank(plan)
-    with fake_world(rank, CP_SIZE):
+    with fake_world(rank, CP_SIZE), fake_device(lambda *_: None) if launches else nullcontext():
         ours = Ours(SCHEME, CP_SIZE, HEADS, {"scheme": SCHEME})
         ours.prepare()
         kernel = TransformerEngineKernel(stand_in.library, title=RELEASE)
@@ -146,9 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.calls", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--list", action="store_true", help="print the functions too, in the order of their first call")
+    parser.add_argument("--launches", action="store_true", help="row operations as launches of Triton kernels")
     parser.add_argument("--check", action="store_true", help="exit with 1 above a limit")
     options = parser.parse_args(argv)
-    both = count()
+    both = count(launches=options.launches)
     heading = ("pass", f"functions (<= {FUNCTIONS})", f"files (<= {FILES})", "calls", "allowed", "tiles", "other steps")
     lines = [
         (name, *map(str, (len(one.calls), len(one.files), one.calls.total(), one.allowed, one.tiles, one.steps)))

@@ -3,9 +3,10 @@
     python -m benchmarks.gpu.traffic                                   as the engine is on a GPU
     python -m benchmarks.gpu.traffic --operators                       as PyTorch's operators would do the same
     python -m benchmarks.gpu.traffic --memory-gbyte-s 4300             at another rate
+    python -m benchmarks.gpu.traffic --launches                        launches, and whether they are within the limits
 
 Both passes run on tensors without memory. Each operator is taken to read its inputs and write its outputs once, and so
-is each kernel of ``megatron_wallfacer.engine.fused``. ``forward`` and ``backward`` are kernels over kernels and the
+is each kernel of ``megatron_wallfacer.engine``. ``forward`` and ``backward`` are kernels over kernels and the
 rest, at the rates that are given: what :mod:`benchmarks.gpu.efficiency` can measure at best. Launches, and kernels that
 are slower on small tiles, come on top.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -34,8 +35,10 @@ from benchmarks.gpu.one_rank import OneRank
 from benchmarks.gpu.report import add_table_options, head_counts
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.settings import COLUMNS, HEADS, Setting, settings
-from megatron_wallfacer.engine import merge, operators
+from megatron_wallfacer.engine import merge, operators, row_lists
+from megatron_wallfacer.engine.row_table import RowTable
 from megatron_wallfacer.planning.costs import BACKWARD_FLOPS, FORWARD_FLOPS
+from megatron_wallfacer.schedule.program import Program
 from megatron_wallfacer.schedule.schemes import make_plan
 
 #: Attention kernels forward and backward, and memory: what FlashAttention 3 and large copies reach on an H100, as
@@ -46,15 +49,21 @@ _WRITTEN_ONLY = ("copy_", "fill_", "zero_", "normal_")
 
 
 class Traffic(TorchDispatchMode):
-    """Counts bytes that operators read and write.
+    """Counts bytes that operators read and write, and their launches.
+
+    Args:
+        doing: names of the operation of the schedule that runs, in its only item.
 
     Attributes:
         bytes: by operator.
+        launches: by operation of the schedule and operator.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, doing: Sequence[str] = ("Pass",)) -> None:
         super().__init__()
         self.bytes: Counter[str] = Counter()
+        self.launches: Counter[tuple[str, str]] = Counter()
+        self._doing = doing
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -77,13 +86,24 @@ class Traffic(TorchDispatchMode):
 
     def add(self, name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         """Count tensors that are read and written once."""
-        self.bytes[name] += sum(x.nbytes for x in (*read, *written))
+        self._add(name, sum(x.nbytes for x in (*read, *written)))
+
+    def _add(self, name: str, nbytes: int) -> None:
+        self.bytes[name] += nbytes
+        self.launches[self._doing[0], name] += 1
+
+    def list_kernels(self) -> SimpleNamespace:
+        """In place of :mod:`megatron_wallfacer.engine.triton_rows`."""
+
+        def row_launch(table: RowTable, *, merges: bool) -> Callable[[Sequence[Tensor]], None]:
+            name = "merges" if merges else "copies" if table.sources == 1 else "sums"
+            # Launches are made in the first run and counted in later ones.
+            return lambda tensors: row_lists.kernels().note(name, table.nbytes)
+
+        return SimpleNamespace(RowLaunch=row_launch, note=self._add)
 
     def kernels(self) -> SimpleNamespace:
         """In place of :mod:`megatron_wallfacer.engine.fused`: counted as kernels that touch everything once."""
-
-        def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-            self.add("merge", (out, lse, part_out, part_lse), (out, lse))
 
         def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
             delta = torch.empty(dout.shape[:3], dtype=dtype, device=dout.device)
@@ -93,7 +113,7 @@ class Traffic(TorchDispatchMode):
         def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
             self.add("out proxy", (dout, delta), (proxy,))
 
-        return SimpleNamespace(merge_into=merge_into, row_sums=row_sums, out_proxy=out_proxy)
+        return SimpleNamespace(row_sums=row_sums, out_proxy=out_proxy)
 
 
 @dataclass(frozen=True)
@@ -127,38 +147,84 @@ def count(
     Raises:
         OptionError: the scheme cannot be had for these heads.
     """
-    grid, *both = _at_one_token_a_chunk(cp_size, heads, scheme, head_dim, operators_only, tokens // cp_size)
-    moved = [Counter({name: size * tokens // (2 * cp_size) for name, size in one.items()}) for one in both]
+    ran = run(cp_size, heads, scheme, head_dim, tokens // cp_size, operators_only)
+    moved = [Counter({name: size * tokens // (2 * cp_size) for name, size in one.bytes.items()}) for one in ran.seen]
     pairs = tokens * tokens / 2 / cp_size * heads[0] * head_dim
-    return Passes(grid, (moved[0], moved[1]), (FORWARD_FLOPS * pairs, BACKWARD_FLOPS * pairs))
+    return Passes(ran.grid, (moved[0], moved[1]), (FORWARD_FLOPS * pairs, BACKWARD_FLOPS * pairs))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Both passes of one rank with one token in each chunk.
+
+    Attributes:
+        grid: of the scheme.
+        seen: forward and backward.
+        programs: of both.
+    """
+
+    grid: str
+    seen: tuple[Traffic, Traffic]
+    programs: tuple[Program, Program]
 
 
 @lru_cache(maxsize=64)
-def _at_one_token_a_chunk(
-    cp_size: int, heads: tuple[int, int], scheme: str, head_dim: int, operators_only: bool, rank_tokens: int
-) -> tuple[str, Counter[str], Counter[str]]:
-    """The grid that so many tokens per rank have, and bytes forward and backward, which grow with the tokens."""
+def run(
+    cp_size: int,
+    heads: tuple[int, int],
+    scheme: str,
+    head_dim: int,
+    rank_tokens: int,
+    operators_only: bool = False,
+) -> Run:
+    """Run both passes of the busiest rank, bf16, causal. Bytes grow with the tokens of a chunk; launches do not.
+
+    Args:
+        cp_size: ranks.
+        heads: (query, kv).
+        scheme: by name.
+        head_dim: channels of a head.
+        rank_tokens: tokens per rank for which the grid is chosen.
+        operators_only: without kernels of the package.
+
+    Raises:
+        OptionError: the scheme cannot be had for these heads.
+    """
     plan = make_plan(scheme, cp_size, q_heads=heads[0], kv_heads=heads[1], tokens=rank_tokens)
     # Where a kernel of ours would be called is decided by the device; no memory is touched on either.
     device = torch.device("cpu" if operators_only else "cuda")
+    doing = ["Pass"]
+
+    @contextmanager
+    def noted(what: object) -> Iterator[None]:
+        before, doing[0] = doing[0], type(what).__name__
+        yield
+        doing[0] = before
+
     with FakeTensorMode():
-        one = OneRank(plan, 2 * cp_size, heads, head_dim, NoKernel(), device)
+        one = OneRank(plan, 2 * cp_size, heads, head_dim, NoKernel(), device, recorder=noted)
         q, k, v, dout = one.inputs()
         inputs = [] if plan.grid.head > 1 else [q, k, v]
         # The first run fills what the second uses again.
         for _ in range(2):
-            with _counted() as forward:
+            with _counted(doing) as forward:
                 out, lse, kept = operators.run_attention(q, k, v, None, one.call.number)
-            with _counted() as backward:
+            with _counted(doing) as backward:
                 operators.run_attention_backward(
                     dout, out, lse, None, kept, inputs, heads[1], head_dim, one.call.number
                 )
-    return str(plan.grid), forward.bytes, backward.bytes
+        own = dict(zip("qkv", inputs, strict=False)) | {"dout": dout, "out": out, "lse": lse}
+        compiled = one.call.forward_pass(q, k, v, sinks=False), one.call.backward_pass(own, heads[1], head_dim)
+    return Run(str(plan.grid), (forward, backward), (compiled[0].program, compiled[1].program))
 
 
 @contextmanager
-def _counted() -> Iterator[Traffic]:
-    with Traffic() as traffic, mock.patch.object(merge, "_kernels", traffic.kernels):
+def _counted(doing: Sequence[str]) -> Iterator[Traffic]:
+    with (
+        Traffic(doing) as traffic,
+        mock.patch.object(merge, "_kernels", traffic.kernels),
+        mock.patch.object(row_lists, "kernels", traffic.list_kernels),
+    ):
         yield traffic
 
 
@@ -188,10 +254,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--operators", action="store_true", help="without kernels of our own")
     parser.add_argument("--tflops", type=float, nargs=2, default=TFLOPS, metavar=("FORWARD", "BACKWARD"))
     parser.add_argument("--memory-gbyte-s", type=float, nargs="+", default=MEMORY_GBYTE_S)
+    parser.add_argument("--launches", action="store_true", help="count launches; exit with 1 above a limit")
+    parser.add_argument("--kinds", action="store_true", help="with --launches: by operation and kernel")
     parser.add_argument("--most", action="store_true", help="name the operators that move most")
     options = parser.parse_args(argv)
     if options.smoke:
         options.cp_size, options.tokens, options.heads = (8,), (2048,), ((4, 2),)
+    if options.launches:
+        # It runs what is here.
+        from benchmarks.gpu import launches
+
+        return launches.report(kinds=options.kinds)
     rates = [f"{name} at {rate:g} GB/s" for rate in options.memory_gbyte_s for name in ("forward", "backward")]
     rows = Rows("traffic", COLUMNS, ("grid", "forward MiB", "backward MiB", *rates), options)
     for setting in settings(options.cp_size, options.tokens, options.heads):

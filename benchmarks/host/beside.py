@@ -1,6 +1,8 @@
 """Peers beside this project's schemes: the host time of ring-flash-attention's zig-zag ring and of yunchang's Ulysses.
 
-Attention is an empty function for all. Merges, sums and copies are real, on tiny tensors; messages go nowhere.
+Attention is an empty function for all, and messages go nowhere. Merges, sums and copies of the peers are operators of
+PyTorch on tiny tensors. Ours take the path of a GPU: Triton's launch (:mod:`benchmarks.host.fake_triton`), with an
+operator on a tiny tensor in place of what the driver does.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+import torch
+
 from benchmarks.host.clock import in_slices
 from benchmarks.host.empty import EmptyKernel, Replay
+from benchmarks.host.fake_triton import fake_device
 from benchmarks.host.passes import HEAD_DIM, HEADS, TOKENS, Passes
 from benchmarks.host.world import fake_world
 from benchmarks.ours import Ours
@@ -51,7 +56,8 @@ def load_peers() -> None:
 
 def beside(ranks: int, rounds: int) -> Times:
     """Forward and backward of the last rank, in slices, by peer or scheme of this project. All take turns."""
-    with fake_world(ranks - 1, ranks), ExitStack() as stack:
+    tiny = torch.zeros(1)
+    with fake_world(ranks - 1, ranks), fake_device(lambda *_: tiny.add_(1)), ExitStack() as stack:
         passes = {name: stack.enter_context(_peer(make(ranks))) for name, make in PEERS.items()}
         passes |= {scheme: _ours(scheme, ranks) for scheme in PEER_OF}
         runs = [run for one in passes.values() for run in (one.forward, one.backward)]

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from inspect import getmembers, isfunction
 from itertools import cycle
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.engine import compiled, row_lists
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 
@@ -79,8 +81,12 @@ def _backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any)
 
 @contextmanager
 def empty_rows() -> Iterator[list[Replay]]:
-    """Replace the functions of :data:`ROW_MODULES` wherever the package has imported them."""
+    """Replace the functions of :data:`ROW_MODULES` wherever the package has imported them, and launches of lists.
+
+    Lists of row operations take the path of a GPU: each is one launch.
+    """
     replays = {}
+    lists = Replay(lambda tensors: None)
     for name in ROW_MODULES:
         module = importlib.import_module(name)
         for _, function in getmembers(module, isfunction):
@@ -91,7 +97,10 @@ def empty_rows() -> Iterator[list[Replay]]:
             for name, function in getmembers(module, isfunction):
                 if function in replays:
                     stack.enter_context(mock.patch.object(module, name, replays[function]))
-        yield list(replays.values())
+        launches = SimpleNamespace(RowLaunch=lambda table, *, merges: lists)
+        stack.enter_context(mock.patch.object(row_lists, "kernels", return_value=launches))
+        stack.enter_context(mock.patch.object(compiled, "rows_in_one_launch", return_value=True))
+        yield [*replays.values(), lists]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from benchmarks.gpu.one_rank import NoTransfers
 from benchmarks.memory.live import LiveBytes, Peak
 from benchmarks.memory.opaque import EngineAttention, FusedNorm, Rotary, SwiGlu
-from megatron_wallfacer.engine import operators
+from megatron_wallfacer.engine import operators, steps
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.kernels.capabilities import Capabilities
@@ -54,8 +54,8 @@ class Setting:
 def count(setting: Setting) -> dict[str, Peak]:
     """Return the peak of each moment of ``planning.inventory.MOMENTS`` on one rank, in bf16.
 
-    Megatron's CPU runtime must be installed. Fused kernels (norm, SwiGLU, rotary positions, attention) count as their
-    results and what they save. Parameters and their gradients are not counted.
+    Megatron's CPU runtime must be installed. Fused kernels (norm, SwiGLU, rotary positions, attention, the sums of its
+    results) count as their results and what they save. Parameters and their gradients are not counted.
     """
     work = setting.work
     with _groups(work.tp, setting.plan.grid.cp_size), _replaced(), FakeTensorMode(allow_non_fake_inputs=True):
@@ -180,6 +180,8 @@ def _replaced() -> Iterator[None]:
             (mlp, "bias_swiglu_impl", lambda x, *_: SwiGlu.apply(x)),
             (operators, "attention", operators.run_attention),
             (operators, "attention_backward", operators.run_attention_backward),
+            (steps, "merge_rows", lambda *_: None),
+            (steps, "sum_rows", lambda *_: None),
             (random, "_get_all_rng_states", lambda: ()),
             (random, "_set_all_rng_states", lambda *_: None),
             (random, "_fork_rng", nullcontext),

@@ -43,6 +43,8 @@ def attend(
     Raises:
         OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
     """
+    if call.mask.documents is None:
+        return _Attention.apply(q, k, v, sinks, call, finished)
     out = _Attention.apply(*_in_chunk_order(q, k, v, call), sinks, call, finished)
     return document_order(out, call.mask, call.plan.grid.cp_size) if call.mask.reorders else out
 

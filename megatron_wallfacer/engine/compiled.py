@@ -5,18 +5,18 @@ It holds no memory of a pass. :mod:`megatron_wallfacer.engine.execute` runs it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from megatron_wallfacer.engine.steps import Binding, bind
+from megatron_wallfacer.engine.memory import memory_of
+from megatron_wallfacer.engine.steps import Binding, bind, taken
 from megatron_wallfacer.engine.timeline import Pass
 from megatron_wallfacer.engine.transfers import Action, Transfers
 from megatron_wallfacer.kernels.byte_cache import INTEGER_BYTES
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
 from megatron_wallfacer.schedule.ops import Move, Op
-from megatron_wallfacer.schedule.program import WORKSPACE, AttendBackward, AttendForward, Program
+from megatron_wallfacer.schedule.program import AttendBackward, AttendForward, Program
 
 _ATTEND = (AttendForward, AttendBackward)
 #: As tracemalloc counts passes of 8,000 documents: each operand with its entry in the pass, each step with its call.
@@ -36,7 +36,8 @@ class CompiledPass:
         kept: bytes of each value that is kept for backward.
         bases: what operands are views of: number of the buffer, and the dtype in which it is read, None for its own.
             Buffers are numbered: own tensors, given values, results, kept values, the workspace.
-        operands: number of the base, shape, strides and offset of each operand, in elements.
+        operands: number, number of the base, shape, strides and offset, in elements, of each operand that a step takes
+            as a tensor.
         steps: every step, in order.
         labelled: the same steps by operation or wait, for observers.
         transfers: number of transfers.
@@ -51,7 +52,7 @@ class CompiledPass:
     results: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     kept: tuple[int, ...]
     bases: tuple[tuple[int, torch.dtype | None], ...]
-    operands: tuple[tuple[int, tuple[int, ...], tuple[int, ...], int], ...]
+    operands: tuple[tuple[int, int, tuple[int, ...], tuple[int, ...], int], ...]
     steps: tuple[Action, ...]
     labelled: tuple[tuple[Op | Move, tuple[Action, ...]], ...]
     transfers: int
@@ -86,14 +87,16 @@ def compile_pass(
     """
     wide = accumulation_dtype(dtype)
     dtypes = {"input": dtype, "wide": wide, "bytes": None, "own": None}
-    numbers = _buffer_numbers(program)
+    memory = memory_of(program, dtype)
+    first = len(program.operands) + program.slots
     bases: dict[tuple[int, torch.dtype | None], int] = {}
-    operands = []
-    for operand in program.operands:
-        base = numbers[operand.buffer], dtypes[operand.view]
-        number = bases.setdefault(base, len(bases))
-        operands.append((number, operand.shape, operand.strides, operand.offset))
-    to = Binding(kernel, spec, [transfers.bind(i, one, device) for i, one in enumerate(program.transfers)], device)
+    one_launch, operands = rows_in_one_launch(device), []
+    for number in _viewed(program) if one_launch else range(len(program.operands)):
+        operand = program.operands[number]
+        base = memory.buffers[operand.buffer] - first, dtypes[operand.view]
+        operands.append((number, bases.setdefault(base, len(bases)), operand.shape, operand.strides, operand.offset))
+    bound = [transfers.bind(i, one, device) for i, one in enumerate(program.transfers)]
+    to = Binding(kernel, spec, bound, memory, device, one_launch)
     labelled = tuple(
         (label, tuple(call for step in steps if (call := bind(step, to)) is not None)) for label, steps in program.steps
     )
@@ -114,13 +117,11 @@ def compile_pass(
     )
 
 
-def _buffer_numbers(program: Program) -> Mapping[str, int]:
-    """A result or a kept value has the name of a tensor or of a value, no two of them the same."""
-    names = (
-        *program.inputs,
-        *program.given,
-        *(result.name for result in program.results),
-        *(name for name, _ in program.kept),
-        WORKSPACE,
-    )
-    return {name: number for number, name in enumerate(names)}
+def rows_in_one_launch(device: torch.device) -> bool:
+    """Whether a list of row operations is one launch of a Triton kernel."""
+    return device.type == "cuda"
+
+
+def _viewed(program: Program) -> list[int]:
+    """Operands that steps take as tensors; launches of lists take buffers."""
+    return sorted({one for _, steps in program.steps for step in steps for one in taken(step, program.transfers)})

@@ -59,19 +59,20 @@ def count_received(compiled: CompiledPass, transfers: Transfers) -> None:
         transfers.received[key] += nbytes
 
 
-def _operands(compiled: CompiledPass, buffers: Sequence[Tensor]) -> list[Tensor]:
-    """Every operand as a view of its buffer."""
+def _operands(compiled: CompiledPass, buffers: Sequence[Tensor]) -> list[Any]:
+    """What steps number: operands as views of their buffers, no results yet, the buffers."""
     as_strided = torch.as_strided
     bases = [buffers[number] if dtype is None else buffers[number].view(dtype) for number, dtype in compiled.bases]
     # An own tensor may begin anywhere in its storage.
     starts = [base.storage_offset() for base in bases]
-    return [
-        as_strided(bases[base], shape, strides, starts[base] + offset)
-        for base, shape, strides, offset in compiled.operands
-    ]
+    operands: list[Any] = [None] * (len(compiled.program.operands) + compiled.program.slots)
+    for number, base, shape, strides, offset in compiled.operands:
+        operands[number] = as_strided(bases[base], shape, strides, starts[base] + offset)
+    operands += buffers
+    return operands
 
 
-def _observed(compiled: CompiledPass, operands: Sequence[Tensor], works: list[Any], recorder: Recorder) -> None:
+def _observed(compiled: CompiledPass, operands: list[Any], works: list[Any], recorder: Recorder) -> None:
     """The same steps, each operation and each wait inside the recorder's context."""
     with recorder(compiled.label):
         for label, steps in compiled.labelled:

@@ -1,7 +1,7 @@
-"""Row operations of a pass: copy, permute, add and merge, safe where a row has seen no key yet (lse = -inf).
+"""Row operations of a pass: copy, permute, sum and merge, safe where a row has seen no key yet (lse = -inf).
 
-On a GPU merges, row sums and proxies are one Triton kernel each (:mod:`megatron_wallfacer.engine.fused`), elsewhere
-operators of PyTorch.
+On a GPU each is one launch of a Triton kernel (:mod:`megatron_wallfacer.engine.fused`); lists of copies, sums and
+merges go there by :mod:`megatron_wallfacer.engine.row_lists`. Elsewhere they are operators of PyTorch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.engine.row_lists import kernels
 from megatron_wallfacer.kernels.optional import TRITON
 
 #: Least length of a row of a gradient by which a proxy is divided; fp32 has it, and its square is no zero in fp64.
 _SHORTEST = 2.0**-126
+#: Dtypes of inputs in which nothing is added up, and the accumulation dtype.
+_WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
 @lru_cache(maxsize=1)
@@ -36,6 +39,7 @@ def check_rows(device: torch.device) -> None:
     """
     if device.type == "cuda":
         _kernels()
+        kernels()
 
 
 def copy_rows(into: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
@@ -48,9 +52,51 @@ def permute_rows(into: Tensor, source: Tensor, index: Tensor) -> None:
     torch.index_select(source, 0, index, out=into)
 
 
-def add_rows(into: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Add each source to the tensor of the same shape at its place, in that tensor's dtype."""
-    torch._foreach_add_(into, sources)
+def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> None:
+    """Write into each tensor the sum of its sources, added up in their order in the accumulation dtype.
+
+    Args:
+        into: what is written.
+        sources: of each, of its shape. The first may be the tensor itself, which is then added to.
+    """
+    totals = [_total(to, of[0], len(of)) for to, of in zip(into, sources, strict=True)]
+    started = [(total, of[0]) for total, of in zip(totals, sources, strict=True) if total is not of[0]]
+    if started:
+        copy_rows(*zip(*started, strict=True))
+    for number in range(1, max(map(len, sources))):
+        added = [(total, of[number]) for total, of in zip(totals, sources, strict=True) if len(of) > number]
+        torch._foreach_add_(*zip(*added, strict=True))
+    _finish(into, totals)
+
+
+def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
+    """Write into each (out, lse) its parts merged by log-sum-exp, in their order, in the accumulation dtype.
+
+    Args:
+        into: what is written.
+        sources: (out, lse) of the parts of each, of its shape. The first may be the tensors themselves.
+    """
+    totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
+    started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]
+    started += [(lse, of[0][1]) for (_, lse), of in zip(into, sources, strict=True) if lse is not of[0][1]]
+    if started:
+        copy_rows(*zip(*started, strict=True))
+    for total, (_, lse), (_, *parts) in zip(totals, into, sources, strict=True):
+        for part_out, part_lse in parts:
+            merge_into(total, lse, part_out, part_lse)
+    _finish([out for out, _ in into], totals)
+
+
+def _total(into: Tensor, first: Tensor, parts: int) -> Tensor:
+    """The tensor in which parts are added up: that which is written, unless it is narrow."""
+    wide = _WIDE.get(into.dtype, into.dtype)
+    return into if parts == 1 or into is first or into.dtype == wide else torch.empty_like(into, dtype=wide)
+
+
+def _finish(into: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+    narrowed = [(to, total) for to, total in zip(into, totals, strict=True) if to is not total]
+    if narrowed:
+        copy_rows(*zip(*narrowed, strict=True))
 
 
 def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
@@ -65,7 +111,7 @@ def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> 
         lse, part_lse: ``[rows, batch, heads]``, -inf where no key has been seen.
     """
     if out.is_cuda:
-        _kernels().merge_into(out, lse, part_out, part_lse)
+        kernels().merge_into(out, lse, part_out, part_lse)
         return
     # exp(part - total) is the logistic function of part - lse. With -inf replaced in lse, the weight is 0 where neither
     # has seen a key, and a NaN stays one.

@@ -1,36 +1,49 @@
 """Steps of a program as calls: bound once to a kernel and to process groups, then run in every pass.
 
-A bound step gets the operands of the pass by number, and the works in flight by number of their transfer.
+A bound step gets what :class:`megatron_wallfacer.engine.memory.Memory` numbers: the operands of the pass, the results
+of attention calls that are held, and the buffers; and the works in flight by number of their transfer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megatron_wallfacer.engine.groups import CPU
-from megatron_wallfacer.engine.merge import add_rows, copy_rows, merge_into, out_proxy, permute_rows
+from megatron_wallfacer.engine.memory import Memory
+from megatron_wallfacer.engine.merge import copy_rows, merge_rows, out_proxy, permute_rows, sum_rows
+from megatron_wallfacer.engine.row_lists import RowStep, row_list
 from megatron_wallfacer.engine.transfers import Action, BoundTransfer
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
 from megatron_wallfacer.schedule import program
-from megatron_wallfacer.schedule.program import Piece, Step
+from megatron_wallfacer.schedule.program import Exchange, Source, Step, Transfer
 
-Operands = Sequence[Tensor]
+Operands = list[Any]
 Works = list[Any]
 
 
 @dataclass(frozen=True)
 class Binding:
-    """What steps are bound to: the local kernel, its constant arguments, the transfers by number, the device."""
+    """What steps are bound to.
+
+    Attributes:
+        kernel: the local kernel.
+        spec: its constant arguments.
+        transfers: by number.
+        memory: of the operands.
+        device: of all tensors.
+        one_launch: a list of row operations is one launch of a Triton kernel.
+    """
 
     kernel: Kernel
     spec: AttnSpec
     transfers: Sequence[BoundTransfer]
+    memory: Memory = field(default_factory=Memory)
     device: torch.device = CPU
+    one_launch: bool = False
 
 
 def bind(step: Step, to: Binding) -> Action | None:
@@ -40,16 +53,8 @@ def bind(step: Step, to: Binding) -> Action | None:
             return _attend_forward(step, to)
         case program.AttendBackward():
             return _attend_backward(step, to)
-        case program.Copy(pairs=pairs):
-            return _copy(pairs)
         case program.Permute():
             return _permute(step, to.device)
-        case program.Add(pairs=pairs):
-            return _add(pairs)
-        case program.Merge(parts=parts):
-            return _merge(parts)
-        case program.Fill(rows=rows):
-            return _fill(rows)
         case program.OutProxy():
             return _out_proxy(step)
         case program.PostReceives(transfer=number):
@@ -58,87 +63,115 @@ def bind(step: Step, to: Binding) -> Action | None:
             return to.transfers[number].start
         case program.Wait(transfer=number):
             return to.transfers[number].wait
+    return row_list(step, to.memory, to.device) if to.one_launch else _on_rows(step, to.memory)
+
+
+def taken(step: Step, transfers: Sequence[Transfer | Exchange]) -> Iterator[int]:
+    """Return the numbers of the operands that a step takes as tensors where lists of row operations are one launch.
+
+    Args:
+        step: of a program.
+        transfers: of the program.
+    """
+    match step:
+        case program.AttendForward(q=q, k=k, v=v):
+            yield from (q, k, v)
+        case program.AttendBackward(dout=dout, q=q, k=k, v=v, out=out, lse=lse):
+            yield from (dout, q, k, v, out, lse)
+        case program.Permute(into=into, source=source):
+            yield from (into, source)
+        case program.OutProxy(dout=dout, delta=delta, into=into):
+            yield from (dout, delta, into)
+        case program.SendReceive(transfer=number):
+            transfer = transfers[number]
+            if isinstance(transfer, Exchange):
+                yield from (transfer.send, transfer.receive)
+            else:
+                yield from (packet.operand for packet in (*transfer.receives, *transfer.sends))
 
 
 def _attend_forward(step: program.AttendForward, to: Binding) -> Action:
-    forward, spec, tile = to.kernel.forward, to.spec, step.tile
+    forward, spec, tile, slot = to.kernel.forward, to.spec, step.tile, to.memory.slots + step.slot
     q, k, v = step.q, step.k, step.v
-    take = _take_partial_output(step.pieces)
 
-    def attend(operands: Operands, works: Works) -> None:
-        take(operands, *forward(operands[q], operands[k], operands[v], tile, spec))
+    def attend(x: Operands, works: Works) -> None:
+        x[slot] = forward(x[q], x[k], x[v], tile, spec)
 
     return attend
 
 
 def _attend_backward(step: program.AttendBackward, to: Binding) -> Action:
-    backward, spec, tile = to.kernel.backward, to.spec, step.tile
+    backward, spec, tile, slot = to.kernel.backward, to.spec, step.tile, to.memory.slots + step.slot
     dout, q, k, v, out, lse = step.dout, step.q, step.k, step.v, step.out, step.lse
-    take = _take_gradients(step.q_pieces, step.kv_pieces)
 
     def attend(x: Operands, works: Works) -> None:
-        take(x, *backward(x[dout], x[q], x[k], x[v], x[out], x[lse], tile, spec))
+        x[slot] = backward(x[dout], x[q], x[k], x[v], x[out], x[lse], tile, spec)
 
     return attend
 
 
-def _take_partial_output(pieces: Sequence[Piece]) -> Callable[[Operands, Tensor, Tensor], None]:
-    """Write a kernel's output and lse, or merge them, piece by piece."""
-    if len(pieces) == 1:
-        ((_, (out, lse), add),) = pieces
-
-        def merge(operands: Operands, part_out: Tensor, part_lse: Tensor) -> None:
-            merge_into(operands[out], operands[lse], part_out, part_lse)
-
-        def write(operands: Operands, part_out: Tensor, part_lse: Tensor) -> None:
-            copy_rows((operands[out], operands[lse]), (part_out, part_lse))
-
-        return merge if add else write
-
-    singles = [(slice(*piece.rows), _take_partial_output([piece])) for piece in pieces]
-
-    def take(operands: Operands, part_out: Tensor, part_lse: Tensor) -> None:
-        for rows, single in singles:
-            single(operands, part_out[rows], part_lse[rows])
-
-    return take
-
-
-def _take_gradients(
-    q_pieces: Sequence[Piece], kv_pieces: Sequence[Piece]
-) -> Callable[[Operands, Tensor, Tensor, Tensor], None]:
-    """Write a kernel's gradients, or add them: all that are written in one call, all that are added in another."""
-    # (accumulator, which gradient, rows of it), by whether it is added.
-    parts = {
-        add: [
-            (operand, number, piece.rows)
-            for offset, pieces in ((0, q_pieces), (1, kv_pieces))
-            for piece in pieces
-            if piece.add == add
-            for number, operand in enumerate(piece.into, offset)
-        ]
-        for add in (False, True)
-    }
-    written, added = parts[False], parts[True]
-
-    def take(operands: Operands, *gradients: Tensor) -> None:
-        for todo, run in ((written, copy_rows), (added, add_rows)):
-            if todo:
-                run(
-                    [operands[operand] for operand, _, _ in todo],
-                    [gradients[n] if rows is None else gradients[n][rows[0] : rows[1]] for _, n, rows in todo],
-                )
-
-    return take
+def _on_rows(step: RowStep, memory: Memory) -> Action:
+    """A list of row operations by functions on lists of tensors."""
+    match step:
+        case program.Copy(pairs=pairs):
+            return _copy(pairs)
+        case program.Fill(rows=rows):
+            return _fill(rows)
+        case program.Sum(rows=rows):
+            return _sum(rows, memory.held(step.frees), memory.slots)
+        case program.Merge(rows=rows):
+            return _merge(rows, memory.held(step.frees), memory.slots)
 
 
 def _copy(pairs: Sequence[tuple[int, int]]) -> Action:
     into, sources = zip(*pairs, strict=True)
 
-    def copy(operands: Operands, works: Works) -> None:
-        copy_rows([operands[one] for one in into], [operands[one] for one in sources])
+    def copy(x: Operands, works: Works) -> None:
+        copy_rows([x[one] for one in into], [x[one] for one in sources])
 
     return copy
+
+
+def _sum(rows: Sequence[tuple[int, Sequence[Source]]], frees: Sequence[int], slots: int) -> Action:
+    into = [to for to, _ in rows]
+    sources = [[_found(one, slots) for one in some] for _, some in rows]
+
+    def add(x: Operands, works: Works) -> None:
+        sum_rows(
+            [x[one] for one in into],
+            [[x[a] if b is None else x[a][b] if c is None else x[a][b][c] for a, b, c in some] for some in sources],
+        )
+        for slot in frees:
+            x[slot] = None
+
+    return add
+
+
+def _merge(
+    rows: Sequence[tuple[tuple[int, int], Sequence[tuple[Source, Source]]]], frees: Sequence[int], slots: int
+) -> Action:
+    into = [to for to, _ in rows]
+    sources = [[[_found(one, slots) for one in part] for part in parts] for _, parts in rows]
+
+    def merge(x: Operands, works: Works) -> None:
+        merge_rows(
+            [(x[out], x[lse]) for out, lse in into],
+            [
+                [[x[a] if b is None else x[a][b] if c is None else x[a][b][c] for a, b, c in part] for part in parts]
+                for parts in sources
+            ],
+        )
+        for slot in frees:
+            x[slot] = None
+
+    return merge
+
+
+def _found(source: Source, slots: int) -> tuple[int, int | None, slice | None]:
+    """Where a source is: an operand; or a slot, the result in it, and its rows."""
+    if isinstance(source, int):
+        return source, None, None
+    return slots + source.slot, source.result, None if source.rows is None else slice(*source.rows)
 
 
 def _permute(step: program.Permute, device: torch.device) -> Action:
@@ -152,23 +185,6 @@ def _permute(step: program.Permute, device: torch.device) -> Action:
         permute_rows(operands[into], operands[source], index)
 
     return permute
-
-
-def _add(pairs: Sequence[tuple[int, int]]) -> Action:
-    into, sources = zip(*pairs, strict=True)
-
-    def add(operands: Operands, works: Works) -> None:
-        add_rows([operands[one] for one in into], [operands[one] for one in sources])
-
-    return add
-
-
-def _merge(parts: Sequence[tuple[int, int, int, int]]) -> Action:
-    def merge(operands: Operands, works: Works) -> None:
-        for out, lse, part_out, part_lse in parts:
-            merge_into(operands[out], operands[lse], operands[part_out], operands[part_lse])
-
-    return merge
 
 
 def _fill(rows: Sequence[tuple[int, float]]) -> Action:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_wallfacer.schedule.heads import head_groups
-from megatron_wallfacer.schedule.memory import graph_bytes, result_bytes, returned_bytes, workspace
+from megatron_wallfacer.schedule.held import held_bytes
+from megatron_wallfacer.schedule.memory import aliases, graph_bytes, peak_bytes, result_bytes, returned_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.volume import Shape
@@ -47,14 +47,10 @@ def attention_memory(
         shape: sizes of the rank's shard.
         cuda_graphs: the passes are CUDA graphs.
     """
-    # A kernel allocates its results: those of a tile have as many rows as the query and key block together.
-    groups = head_groups(plan, shape.q_heads, shape.kv_heads)
-    out = plan.grid.team * shape.elements("q") * shape.itemsize / groups
-    keys = 2 * plan.grid.kv_team * shape.elements("k") * shape.itemsize / groups
     kept = returned_bytes(schedules[0], shape) - result_bytes(schedules[0], shape)
     exchanges = plan.grid.head > 1
     if cuda_graphs:
-        held = sum(graph_bytes(schedule, shape) for schedule in schedules)
-        return AttentionMemory(0.0, 0.0, kept, held + 2 * out + keys, exchanges)
-    forward, backward = (workspace(schedule, shape).nbytes for schedule in schedules)
-    return AttentionMemory(forward + out, backward + out + keys, kept, 0.0, exchanges)
+        held = sum(graph_bytes(one, shape) + held_bytes(one, shape, aliases(one)) for one in schedules)
+        return AttentionMemory(0.0, 0.0, kept, held, exchanges)
+    forward, backward = (peak_bytes(one, shape) - returned_bytes(one, shape) for one in schedules)
+    return AttentionMemory(forward, backward, kept, 0.0, exchanges)

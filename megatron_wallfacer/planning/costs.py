@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.kernels import BACKWARD_FLOPS, FORWARD_FLOPS, call_seconds
+from megatron_wallfacer.schedule.held import accumulations
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.memory import own_views
+from megatron_wallfacer.schedule.memory import aliases, own_views
 from megatron_wallfacer.schedule.ops import Assemble, Attend, Fold, Load, Op, Schedule, Start, Store
 from megatron_wallfacer.schedule.tiles import Tile
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
@@ -56,6 +57,11 @@ class Costs:
         """One for each operation, in order."""
         views = {op.into for op in schedule.ops if isinstance(op, Load)}
         costs = [self._of(op, schedule, views) for op in schedule.ops]
+        # The results of two tiles, and received rows one after the other, are accumulated in one launch.
+        for index, number in accumulations(schedule, self.shape, aliases(schedule)).items():
+            # Rows that are sent are summed into their message.
+            if not (isinstance(schedule.ops[index], Start) and costs[index].touched):
+                costs[index] = self._launching(costs[index], number)
         if self._stand_ins and schedule.backward:
             for index, rows in _stand_ins(schedule).items():
                 made = self._stand_in(rows_bytes(schedule, self.shape, ("dout",), rows))
@@ -74,12 +80,12 @@ class Costs:
             case Assemble(into=into, sources=sources) if len(sources) > 1:
                 return self._launching(Cost(touched=COPIED * self._bytes(schedule, into)), 1)
             case Fold(source=source):
-                return self._launching(Cost(touched=MERGED * self._bytes(schedule, source)), 1)
+                return Cost(touched=MERGED * self._bytes(schedule, source))
             case Store(sources=sources):
                 # A sum may have more rows than the rank's own, which are all that is stored.
                 payloads = (schedule.values[source].payload for source in sources)
                 stored = sum(rows_bytes(schedule, self.shape, payload, CHUNKS_PER_RANK) for payload in payloads)
-                return self._launching(Cost(touched=COPIED * stored), 1)
+                return Cost(touched=COPIED * stored)
             case Start(move=move):
                 sizes = [rows_bytes(schedule, self.shape, move.payload, len(m.chunks)) for m in move.sends]
                 # A whole value that already is a buffer of its own is sent as it is.
@@ -110,9 +116,7 @@ class Costs:
         merged = rows_bytes(schedule, shape, ("dq",) if schedule.backward else ("out", "lse"), rows)
         if schedule.backward:
             merged += rows_bytes(schedule, shape, ("dk", "dv"), cols)
-        called = Cost(kernel_s, MERGED * merged, host_s=len(op.tiles) * self.call_host_s(schedule))
-        # A tile's output and lse are merged in one launch; its dq, dk and dv are added in one.
-        return self._launching(called, len(op.tiles))
+        return Cost(kernel_s, MERGED * merged, host_s=len(op.tiles) * self.call_host_s(schedule))
 
     def _kernels_s(self, tiles: tuple[Tile, ...], schedule: Schedule) -> float:
         """Seconds of the attention kernels of some tiles."""

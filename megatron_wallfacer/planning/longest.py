@@ -24,7 +24,7 @@ from megatron_wallfacer.planning.offers import Offer, offers
 from megatron_wallfacer.planning.search import Choice
 
 #: Tokens per rank whose schedules are scaled, and grids that are tried: those with the smallest buffers.
-SCALED_FROM, GRIDS = 65536, 3
+SCALED_FROM, GRIDS = 1 << 18, 3
 #: Lengths are multiples of it, up to a million tokens of the smaller one.
 UNITS = (8192, 65536)
 

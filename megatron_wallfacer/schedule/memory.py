@@ -1,7 +1,8 @@
 """Memory: the lifetime of each buffer of a schedule, and the bytes that a pass allocates.
 
-A pass allocates one workspace for its buffers, its results, and what it keeps for backward. A view of the rank's own
-tensors costs nothing; a copy of it that is sent does, and so do rows of an accumulator that are copied to be sent.
+A pass allocates one workspace for its buffers, its results, and what it keeps for backward. It has results of a few
+attention calls (:mod:`megatron_wallfacer.schedule.held`). A view of the local tensors costs nothing. A copy of it that
+is sent does, and so do rows of an accumulator that are copied to be sent.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from megatron_wallfacer.schedule.held import held_bytes
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.ops import (
     Assemble,
@@ -20,6 +22,7 @@ from megatron_wallfacer.schedule.ops import (
     Schedule,
     Start,
     Store,
+    is_last_fold,
     reads,
     writes,
 )
@@ -117,6 +120,9 @@ def lives(schedule: Schedule) -> Iterator[Life]:
     buffers = aliases(schedule)
     for name, buffer in buffers.items():
         last[buffer] = max(last[buffer], last.pop(name))
+    for name, end in _folded_together(schedule):
+        name = buffers.get(name, name)
+        last[name] = max(last[name], end)
     views = own_views(schedule)
     until = waits(schedule)
     sends = _whole_sends(schedule, buffers, until)
@@ -185,6 +191,16 @@ def aliases(schedule: Schedule) -> dict[str, str]:
 def own_views(schedule: Schedule) -> frozenset[str]:
     """Values that are views of the rank's own tensors."""
     return frozenset(op.into for op in schedule.ops if isinstance(op, Load))
+
+
+def _folded_together(schedule: Schedule) -> Iterator[tuple[str, int]]:
+    """Value that is folded, and the last of the folds that follow one another: they are one step."""
+    end = 0
+    for index in reversed(range(len(schedule.ops))):
+        op = schedule.ops[index]
+        if isinstance(op, Fold):
+            end = index if is_last_fold(schedule, index) else end
+            yield op.source, end
 
 
 def _whole_sends(
@@ -278,11 +294,12 @@ def result_bytes(schedule: Schedule, shape: Shape) -> int:
 
 
 def peak_bytes(schedule: Schedule, shape: Shape) -> int:
-    """Return the bytes that a pass allocates: workspace, results, and what it keeps for backward.
+    """Return the bytes that a pass allocates: workspace, results, what it keeps for backward, and results of calls.
 
     A kernel's own workspace is not among them.
     """
-    return workspace(schedule, shape).nbytes + returned_bytes(schedule, shape)
+    held = held_bytes(schedule, shape, aliases(schedule))
+    return workspace(schedule, shape).nbytes + returned_bytes(schedule, shape) + held
 
 
 def returned_bytes(schedule: Schedule, shape: Shape) -> int:
@@ -294,7 +311,7 @@ def returned_bytes(schedule: Schedule, shape: Shape) -> int:
 def graph_bytes(schedule: Schedule, shape: Shape) -> int:
     """Return the bytes that a pass holds once it is a CUDA graph: its buffers, and a static copy of all that it reads.
 
-    A kernel's own workspace and results are not among them.
+    A kernel's own workspace and results are not among them, held ones neither: they lie in the pool of the graphs.
     """
     loaded = {tensor for op in schedule.ops if isinstance(op, Load) for tensor in schedule.values[op.into].payload}
     # After an exchange along the head axis backward reads what was kept, not the rank's own q, k and v.
@@ -304,7 +321,7 @@ def graph_bytes(schedule: Schedule, shape: Shape) -> int:
         own += 2 * shape.elements("out") * shape.itemsize  # and as many of its gradient
         own += sum(map(shape.bytes, STATISTICS))
     given = sum(int(rows_bytes(schedule, shape, *_size(schedule, name))) for name in schedule.given)
-    return own + given + peak_bytes(schedule, shape)
+    return own + given + workspace(schedule, shape).nbytes + returned_bytes(schedule, shape)
 
 
 def graphed_peak_bytes(schedules: Sequence[Schedule], shape: Shape) -> int:

@@ -225,3 +225,10 @@ def writes(op: Op) -> tuple[str, ...]:
         case Attend(q_into=q_into, kv_into=kv_into):
             return (q_into,) if kv_into is None else (q_into, kv_into)
     return ()
+
+
+def is_last_fold(schedule: Schedule, index: int) -> bool:
+    """Return whether an operation ends a run of folds, all of which are added in one launch."""
+    return isinstance(schedule.ops[index], Fold) and not any(
+        isinstance(op, Fold) for op in schedule.ops[index + 1 : index + 2]
+    )

@@ -26,6 +26,7 @@ class Places:
 
     Attributes:
         chunk: tokens of a chunk.
+        wide: bytes of an element in the accumulation dtype.
         placement: offsets in the workspace.
     """
 
@@ -33,7 +34,7 @@ class Places:
         self, schedule: Schedule, shape: Shape, strides: Mapping[str, tuple[int, ...]], *, sinks: bool
     ) -> None:
         self.schedule, self.shape, self.strides, self._sinks = schedule, shape, strides, sinks
-        self.chunk = shape.tokens // CHUNKS_PER_RANK
+        self.chunk, self.wide = shape.tokens // CHUNKS_PER_RANK, shape.accumulate_itemsize
         self.placement = workspace(schedule, shape)
         self._kept = kept_buffers(schedule)
         self._numbers: dict[Operand, int] = {}
@@ -83,6 +84,10 @@ class Places:
         """Return shape and dtype of a result."""
         wide = result_is_wide(self.schedule, self.shape, tensor, sinks=self._sinks)
         return Result(tensor, self.shape_of(tensor, CHUNKS_PER_RANK, None), wide)
+
+    def whole(self, result: Result) -> Operand:
+        """Return all of a result."""
+        return Operand(result.name, "own", result.shape, contiguous(result.shape), 0)
 
     def shape_of(self, tensor: str, chunks: int, part: int | None) -> tuple[int, ...]:
         """Return the shape of some chunks of a tensor: of one part of the heads, or of all heads if that is None."""

@@ -37,23 +37,26 @@ class Operand(NamedTuple):
     offset: int
 
 
-class Piece(NamedTuple):
-    """Where some rows of a kernel's result go.
+class KernelRows(NamedTuple):
+    """Rows of a result of an attention call, which is held until they are accumulated.
 
     Attributes:
-        rows: half-open range of the result's rows; None for all.
-        into: operands of the accumulators: (out, lse), (dq,) or (dk, dv).
-        add: merge or add to what is there; else write.
+        slot: of the call's results.
+        result: index among the results: (out, lse), or (dq, dk, dv).
+        rows: half-open range; None for all.
     """
 
+    slot: int
+    result: int
     rows: tuple[int, int] | None
-    into: tuple[int, ...]
-    add: bool
+
+
+Source = int | KernelRows
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Copy rows: pack, put together, store, or write the first part of a sum. Pairs of (into, source)."""
+    """Copy rows: pack, put together, store. Pairs of (into, source)."""
 
     pairs: tuple[tuple[int, int], ...]
 
@@ -76,16 +79,28 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Merge partial outputs by log-sum-exp. Tuples of (out, lse, partial out, partial lse)."""
+    """Write partial outputs that are merged by log-sum-exp.
 
-    parts: tuple[tuple[int, int, int, int], ...]
+    Attributes:
+        rows: (out, lse), and the (out, lse) of each part. Where the rows hold something, they are the first part.
+        frees: slots of attention calls whose results nothing reads after this.
+    """
+
+    rows: tuple[tuple[tuple[int, int], tuple[tuple[Source, Source], ...]], ...]
+    frees: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Add:
-    """Add gradients. Pairs of (into, source)."""
+class Sum:
+    """Write sums of gradients.
 
-    pairs: tuple[tuple[int, int], ...]
+    Attributes:
+        rows: (into, sources). Where the rows hold something, they are the first source.
+        frees: slots of attention calls whose results nothing reads after this.
+    """
+
+    rows: tuple[tuple[int, tuple[Source, ...]], ...]
+    frees: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +114,18 @@ class OutProxy:
 
 @dataclass(frozen=True, slots=True)
 class AttendForward:
-    """One kernel call; its output and lse are merged into accumulators."""
+    """One kernel call; a slot holds its output and lse."""
 
     q: int
     k: int
     v: int
     tile: AttnTile
-    pieces: tuple[Piece, ...]
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class AttendBackward:
-    """One kernel call; dq is added to by row, dk and dv by column. ``out`` is the output or its proxy."""
+    """One kernel call; a slot holds dq, dk and dv. ``out`` is the output or its proxy."""
 
     dout: int
     q: int
@@ -119,8 +134,7 @@ class AttendBackward:
     out: int
     lse: int
     tile: AttnTile
-    q_pieces: tuple[Piece, ...]
-    kv_pieces: tuple[Piece, ...]
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +159,7 @@ class Wait:
 
 
 Step = (
-    Copy | Permute | Fill | Merge | Add | OutProxy | AttendForward | AttendBackward | PostReceives | SendReceive | Wait
+    Copy | Permute | Fill | Merge | Sum | OutProxy | AttendForward | AttendBackward | PostReceives | SendReceive | Wait
 )
 
 
@@ -212,6 +226,7 @@ class Program:
         kept: name and bytes of each value that is kept for backward.
         workspace_bytes: size of the one buffer that holds everything else.
         operands: what the steps name by number.
+        slots: attention calls whose results are held at the same time, at most.
         transfers: what the steps name by number.
         steps: by operation of the schedule, or by the move that is waited for.
         received: bytes received by (axis, tensor).
@@ -225,6 +240,7 @@ class Program:
     kept: tuple[tuple[str, int], ...]
     workspace_bytes: int
     operands: tuple[Operand, ...]
+    slots: int
     transfers: tuple[Transfer | Exchange, ...]
     steps: tuple[tuple[Op | Move, tuple[Step, ...]], ...]
     received: Mapping[tuple[str, str], int]

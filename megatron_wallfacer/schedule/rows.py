@@ -1,11 +1,9 @@
-"""Rows of a value in memory, and which rows of an accumulator have been written."""
+"""Rows of a value in memory."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 
 from megatron_wallfacer.schedule.layout import runs
 from megatron_wallfacer.schedule.program import Operand
@@ -86,45 +84,6 @@ def placed_rows(rows: Range, block: Sequence[int], into: Sequence[int], chunk: i
             yield (first, end), (first + ahead, end + ahead)
 
 
-@dataclass(slots=True)
-class Accumulator:
-    """Rows that are summed.
-
-    Attributes:
-        rows: where they are.
-        tokens: number of rows.
-        written: boundaries of the row ranges that hold something, ascending: from, to, from, to ...
-    """
-
-    rows: Rows
-    tokens: int
-    written: list[int] = field(default_factory=list)
-
-    def write(self, rows: Range) -> list[tuple[Range, bool]]:
-        """Mark rows as written; return them in ranges that all held something before, or all did not."""
-        if self.written == [0, self.tokens]:
-            return [(rows, True)]
-        found = self._split(rows)
-        self._mark(rows)
-        return found
-
-    def unwritten(self) -> list[Range]:
-        """Mark all rows as written; return the ranges that were not."""
-        found = [part for part, held in self._split((0, self.tokens)) if not held]
-        self.written = [0, self.tokens]
-        return found
-
-    def _split(self, rows: Range) -> list[tuple[Range, bool]]:
-        first, end = rows
-        ends = [first, *(end_of for end_of in self.written if first < end_of < end), end]
-        return [((a, b), bool(bisect_right(self.written, a) % 2)) for a, b in pairwise(ends)]
-
-    def _mark(self, rows: Range) -> None:
-        ranges = sorted([*zip(self.written[::2], self.written[1::2], strict=True), rows])
-        merged: list[int] = []
-        for first, end in ranges:
-            if merged and first <= merged[-1]:
-                merged[-1] = max(merged[-1], end)
-            else:
-                merged += [first, end]
-        self.written = merged
+def moved(rows: Range, by: int) -> Range:
+    """Return a range that begins so many rows later."""
+    return rows[0] + by, rows[1] + by

@@ -145,15 +145,15 @@ def test_results_of_the_first_pass_come_again_in_their_order() -> None:
 
 def test_work_on_rows_is_empty_wherever_it_has_been_imported() -> None:
     out, lse = torch.zeros(2, 1, 1, 4), torch.zeros(2, 1, 1)
-    original = merge.merge_into
+    original = merge.merge_rows
     with empty_rows() as replays:
-        assert steps.merge_into is merge.merge_into is not original
-        steps.merge_into(out, lse, out + 1, lse)
+        assert steps.merge_rows is merge.merge_rows is not original
+        steps.merge_rows([(out, lse)], [[(out, lse), (out + 1, lse)]])
         for replay in replays:
             replay.repeat() if replay.calls else None
-        steps.merge_into(out, lse, torch.full_like(out, 7.0), lse)
+        steps.merge_rows([(out, lse)], [[(out, lse), (torch.full_like(out, 7.0), lse)]])
         assert out.unique().tolist() == [0.5]
-    assert steps.merge_into is merge.merge_into is original
+    assert steps.merge_rows is merge.merge_rows is original
 
 
 def test_copies_and_sums_are_empty_and_come_back() -> None:

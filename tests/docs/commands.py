@@ -91,6 +91,7 @@ ELSEWHERE = {
     "wallfacer page --cp-size 16 --out grid.html": "tests/cli/test_page.py",
     "scripts/gpu_acceptance.sh": _GPU,
     "python -m benchmarks.gpu.traffic": f"{_LONG}; tests/benchmarks/gpu/test_smoke.py counts some",
+    "python -m benchmarks.gpu.traffic --launches": f"{_LONG}; tests/benchmarks/gpu/test_launches.py counts the same",
     "python -m benchmarks.gpu.traffic --operators": f"{_LONG}; tests/benchmarks/gpu/test_smoke.py counts some",
     "scripts/gpu_acceptance.sh --smoke": "tests/benchmarks/gpu/test_acceptance.py",
     "scripts/gpu_acceptance.sh --list": "tests/benchmarks/gpu/test_acceptance.py",

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from megatron_wallfacer.attention import forget_groups
 from megatron_wallfacer.engine import call
+from megatron_wallfacer.schedule.accumulator import Accumulator, Part
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import Assemble, Expect, Fold, Message, Op, Schedule, Start
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.rows import Accumulator, Range
+from megatron_wallfacer.schedule.rows import Range
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.tiles import Tile, tiles
 from tests.engine.passes import TENSORS, Case, errors, run_cases
@@ -50,9 +51,11 @@ def _plain_mean(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) ->
     lse.copy_(torch.logaddexp(lse, part_lse))
 
 
-def _last_wins(self: Accumulator, rows: Range) -> list[tuple[Range, bool]]:
-    self._mark(rows)
-    return [(rows, False)]
+_take = Accumulator.take
+
+
+def _last_wins(self: Accumulator) -> list[tuple[Range, bool, tuple[Part, ...]]]:
+    return [(rows, False, parts[-1:]) for rows, _, parts in _take(self)]
 
 
 def _no_delta(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
@@ -141,11 +144,11 @@ WITH_TEAMS = ("team-ring", "wallfacer", "mesh")
 SABOTAGE = {
     "causal flag of a tile flipped": Sabotage(TENSORS, f"{PACKAGE}.schedule.lane.tiles", _flipped),
     "a tile dropped": Sabotage(TENSORS, f"{PACKAGE}.schedule.lane.tiles", _dropped),
-    "lse ignored in a merge": Sabotage(("out",), f"{PACKAGE}.engine.steps.merge_into", _plain_mean),
-    "results replaced, not added": Sabotage(TENSORS, f"{PACKAGE}.schedule.rows.Accumulator.write", _last_wins),
+    "lse ignored in a merge": Sabotage(("out",), f"{PACKAGE}.engine.merge.merge_into", _plain_mean),
+    "results replaced, not added": Sabotage(TENSORS, f"{PACKAGE}.schedule.accumulator.Accumulator.take", _last_wins),
     "delta ignored in backward": Sabotage(("dq", "dk"), f"{PACKAGE}.engine.steps.out_proxy", _no_delta),
     "rows left unsorted": Sabotage(
-        ("out",), f"{PACKAGE}.schedule.lower.common_rows", _shifted, plans=("loongtrain", "wallfacer", "mesh")
+        ("out",), f"{PACKAGE}.schedule.lower_values.common_rows", _shifted, plans=("loongtrain", "wallfacer", "mesh")
     ),
     "a fold dropped in forward": Sabotage(TENSORS, forward=_without_a_fold, plans=WITH_TEAMS),
     "a fold dropped in backward": Sabotage((), backward=_without_a_fold),

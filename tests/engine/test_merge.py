@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -20,6 +18,7 @@ from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.schedule.attn_tile import AttnTile
+from tests.engine.triton_copies import kernels
 
 ROWS, BATCH, HEADS, DIM = 6, 2, 4, 8
 NOTHING = float("-inf")
@@ -33,26 +32,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return ReferenceKernel().forward(q, k, v, AttnTile((0, len(q)), (0, len(k))), AttnSpec(0.5))
 
 
-@contextmanager
-def fused(*, interpreted: bool) -> Iterator[ModuleType]:
-    """A copy of the module with the kernels for GPUs: when they are defined, it is decided how they run."""
-    pytest.importorskip("triton")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", str(int(interpreted)))
-        spec = importlib.util.find_spec("megatron_wallfacer.engine.fused")
-        copy = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(copy)
-        yield copy
-
-
 @pytest.fixture(scope="module", params=["torch", "triton"])
-def by(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+def by(request: pytest.FixtureRequest) -> Iterator[ModuleType | SimpleNamespace]:
     """The module that computes them."""
     if request.param == "torch":
         yield merge
     else:
-        with fused(interpreted=True) as copy:
-            yield copy
+        with kernels("fused", interpreted=True) as fused, kernels("triton_rows", interpreted=True) as rows:
+            yield SimpleNamespace(merge_into=rows.merge_into, row_sums=fused.row_sums, out_proxy=fused.out_proxy)
 
 
 @pytest.fixture
@@ -232,18 +219,21 @@ def test_no_rows(by: ModuleType) -> None:
 @pytest.mark.parametrize("generation", [80, 90, 100])
 def test_kernels_compile_for_gpus_that_are_not_here(generation: int) -> None:
     triton = pytest.importorskip("triton")
+    import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    with fused(interpreted=False) as kernels:
+    with kernels("fused", interpreted=False) as fused, kernels("triton_rows", interpreted=False) as rows:
+        on_rows = {"ROWS": 8, "WIDTH": 128}
+        of_lists = on_rows | {"SOURCES": 3, "NARROW": tl.bfloat16, "WIDE": tl.float32, "ALIGNED": True}
         pointers = {
-            kernels._merge: ("*fp32", "*fp32", "*bf16", "*fp32"),
-            kernels._row_sums: ("*bf16", "*bf16", "*fp32"),
-            kernels._out_proxy: ("*bf16", "*fp32", "*bf16"),
+            fused._row_sums: (("*bf16", "*bf16", "*fp32"), "i32", on_rows),
+            fused._out_proxy: (("*bf16", "*fp32", "*bf16"), "i32", on_rows),
+            rows._sum: (("*i64",), "i64", of_lists),
+            rows._merge: (("*i64",), "i64", of_lists),
         }
-        for kernel, types in pointers.items():
-            sizes = {"ROWS": 8, "WIDTH": 128}
-            signature = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(sizes, "constexpr")
+        for kernel, (types, others, sizes) in pointers.items():
+            signature = dict.fromkeys(kernel.arg_names, others) | dict.fromkeys(sizes, "constexpr")
             signature |= dict(zip(kernel.arg_names, types, strict=False))
             source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
             assert triton.compile(source, target=GPUTarget("cuda", generation, 32)).asm["cubin"]
@@ -254,6 +244,7 @@ def test_tensors_on_a_gpu_are_given_to_its_kernels(monkeypatch: pytest.MonkeyPat
     names = ("merge_into", "row_sums", "out_proxy")
     gpu = SimpleNamespace(**{name: partial(lambda name, *_: called.append(name), name) for name in names})
     monkeypatch.setattr(merge, "_kernels", lambda: gpu)
+    monkeypatch.setattr(merge, "kernels", lambda: gpu)
     with FakeTensorMode():
         out, lse = torch.empty(4, 1, 2, 8, device="cuda"), torch.empty(4, 1, 2, device="cuda")
         merge.merge_into(out, lse, out, lse)

@@ -9,21 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_wallfacer.engine.memory import Memory
+from megatron_wallfacer.engine.merge import merge_rows, sum_rows
 from megatron_wallfacer.engine.steps import Binding, bind
 from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.schedule import program
+from megatron_wallfacer.schedule.accumulator import Accumulator, Part
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.ops import DKV, DQ, PARTIAL_OUT
-from megatron_wallfacer.schedule.program import Piece
-from megatron_wallfacer.schedule.rows import Accumulator, Rows
+from megatron_wallfacer.schedule.program import KernelRows
+from megatron_wallfacer.schedule.rows import Rows
 
 CHUNKS, CHUNK = 4, 2
 NOTHING = float("-inf")
 TILE, SPEC = AttnTile((0, 1), (0, 1)), AttnSpec(1.0)
 
 
-class Sum:
+class Total:
     """An accumulator as a program has it: which rows hold something is settled when steps are made.
 
     Its rows are NaN at first: whatever is read before it is written shows.
@@ -35,41 +38,53 @@ class Sum:
         shapes = {name: (CHUNKS * CHUNK, 2, heads[name], *([] if name == "lse" else [8])) for name in payload}
         self.tensors = {name: torch.full(shape, float("nan"), dtype=wide) for name, shape in shapes.items()}
         self._held = Accumulator(Rows({}, tuple(range(CHUNKS))), CHUNKS * CHUNK)
-        self._operands: list[Tensor] = [torch.empty(0)]
+        self._parts: list[tuple[Tensor, ...]] = []
+
+    def hold(self, chunks: tuple[int, int], parts: Mapping[str, Tensor]) -> None:
+        """A kernel's results for a range of chunks, which are added with others."""
+        first, number = chunks[0] * CHUNK, len(self._parts)
+        self._parts.append(tuple(parts.values()))
+
+        def some(wanted: tuple[int, int]) -> tuple[KernelRows, ...]:
+            return tuple(KernelRows(number, one, (wanted[0] - first, wanted[1] - first)) for one in range(len(parts)))
+
+        self._held.parts.append(Part((first, chunks[1] * CHUNK), some))
 
     def add(self, chunks: tuple[int, int], parts: Mapping[str, Tensor]) -> None:
         """A kernel's results for a range of chunks."""
-        first = chunks[0] * CHUNK
-        pieces = tuple(
-            Piece((a - first, b - first), tuple(self._number(name, (a, b)) for name in parts), held)
-            for (a, b), held in self._held.write((first, chunks[1] * CHUNK))
-        )
-        if len(pieces) == 1:
-            pieces = (pieces[0]._replace(rows=None),)
-        results = tuple(parts.values())
-        if "lse" in parts:
-            kernel = SimpleNamespace(forward=lambda *_: results)
-            step = program.AttendForward(0, 0, 0, TILE, pieces)
+        self.hold(chunks, parts)
+        self.accumulate()
+
+    def accumulate(self) -> None:
+        """Add what is held."""
+        operands: list[object] = []
+        rows = []
+        for some, held, parts in self._held.take():
+            into = tuple(range(len(operands), len(operands) + len(self.tensors)))
+            operands += [tensor[slice(*some)] for tensor in self.tensors.values()]
+            rows.append((into, (*((into,) if held else ()), *(part.cut(some) for part in parts))))
+        frees = tuple(range(len(self._parts)))
+        if "lse" in self.tensors:
+            step = program.Merge(tuple(rows), frees)
         else:
-            side = {"q_pieces": pieces, "kv_pieces": ()} if "dq" in parts else {"q_pieces": (), "kv_pieces": pieces}
-            gradients = (*results, None, None) if "dq" in parts else (None, *results)
-            kernel = SimpleNamespace(backward=lambda *_: gradients)
-            step = program.AttendBackward(0, 0, 0, 0, 0, 0, TILE, **side)
-        bind(step, Binding(kernel, SPEC, ()))(self._operands, [])
+            each = (pair for into, sources in rows for pair in zip(into, zip(*sources, strict=True), strict=True))
+            step = program.Sum(tuple(each), frees)
+        operands += self._parts
+        slots = len(operands) - len(self._parts)
+        bind(step, Binding(None, SPEC, (), Memory(slots=slots)))(operands, [])
+        assert operands[slots:] == [None] * len(self._parts)
+        self._parts = []
 
     def settle(self) -> dict[str, Tensor]:
         """The rows, complete: those that nothing reached are filled."""
         empty = [
-            (self._number(name, rows), NOTHING if name == "lse" else 0.0)
-            for rows in self._held.unwritten()
-            for name in self.tensors
+            (tensor[slice(*rows)], NOTHING if name == "lse" else 0.0)
+            for rows in self._held.unwritten((0, CHUNKS * CHUNK))
+            for name, tensor in self.tensors.items()
         ]
-        bind(program.Fill(tuple(empty)), Binding(None, SPEC, ()))(self._operands, [])
+        fill = program.Fill(tuple((number, value) for number, (_, value) in enumerate(empty)))
+        bind(fill, Binding(None, SPEC, ()))([tensor for tensor, _ in empty], [])
         return self.tensors
-
-    def _number(self, name: str, rows: tuple[int, int]) -> int:
-        self._operands.append(self.tensors[name][rows[0] : rows[1]])
-        return len(self._operands) - 1
 
 
 def randn(chunks: int, heads: int = 4, seed: int = 0) -> Tensor:
@@ -87,7 +102,7 @@ ALL = slice(None)
 
 
 def test_gradients_are_added_where_there_are_some_and_written_where_not() -> None:
-    total = Sum(DQ)
+    total = Total(DQ)
     total.add((1, 3), {"dq": randn(2)})
     total.add((0, 4), {"dq": randn(4, seed=1)})
     want = randn(4, seed=1)
@@ -96,7 +111,7 @@ def test_gradients_are_added_where_there_are_some_and_written_where_not() -> Non
 
 
 def test_every_tensor_of_a_block_is_summed() -> None:
-    total = Sum(DKV)
+    total = Total(DKV)
     for _ in range(2):
         total.add((0, 4), {"dk": randn(4, 2, seed=1), "dv": randn(4, 2, seed=2)})
     settled = total.settle()
@@ -105,7 +120,7 @@ def test_every_tensor_of_a_block_is_summed() -> None:
 
 
 def test_rows_to_which_no_gradient_came_are_zero() -> None:
-    total = Sum(DQ)
+    total = Total(DQ)
     total.add((1, 2), {"dq": randn(1)})
     want = torch.zeros(8, 2, 4, 8, dtype=torch.float64)
     want[2:4] = randn(1)
@@ -113,7 +128,7 @@ def test_rows_to_which_no_gradient_came_are_zero() -> None:
 
 
 def test_rows_that_saw_no_key_are_empty() -> None:
-    total = Sum(PARTIAL_OUT)
+    total = Total(PARTIAL_OUT)
     total.add((2, 3), attention(slice(4, 6), ALL))
     settled = total.settle()
     seen = torch.tensor([False, False, False, False, True, True, False, False])
@@ -124,13 +139,13 @@ def test_rows_that_saw_no_key_are_empty() -> None:
 
 @pytest.mark.parametrize("payload", [DQ, DKV, PARTIAL_OUT])
 def test_a_sum_of_nothing_is_empty(payload: tuple[str, ...]) -> None:
-    for name, rows in Sum(payload).settle().items():
+    for name, rows in Total(payload).settle().items():
         assert (rows == (NOTHING if name == "lse" else 0)).all()
 
 
 def test_partial_outputs_of_overlapping_rows_are_merged() -> None:
     """Rows 2 to 6 see the keys in three parts, the others in one."""
-    total = Sum(PARTIAL_OUT)
+    total = Total(PARTIAL_OUT)
     total.add((1, 3), attention(slice(2, 6), slice(0, 3)))
     total.add((1, 2), attention(slice(2, 4), slice(3, 7)))
     total.add((2, 3), attention(slice(4, 6), slice(3, 7)))
@@ -143,7 +158,7 @@ def test_partial_outputs_of_overlapping_rows_are_merged() -> None:
 
 
 def test_one_part_over_written_and_unwritten_rows() -> None:
-    total = Sum(PARTIAL_OUT)
+    total = Total(PARTIAL_OUT)
     total.add((0, 1), attention(slice(0, 2), slice(0, 4)))
     total.add((3, 4), attention(slice(6, 8), slice(0, 4)))
     total.add((0, 4), attention(ALL, slice(4, 10)))
@@ -155,7 +170,7 @@ def test_one_part_over_written_and_unwritten_rows() -> None:
 
 
 def test_a_part_that_saw_nothing_leaves_rows_as_they_were() -> None:
-    total = Sum(PARTIAL_OUT)
+    total = Total(PARTIAL_OUT)
     nothing = {"out": torch.zeros(8, 2, 4, 8, dtype=torch.float64), "lse": torch.full((8, 2, 4), NOTHING).double()}
     total.add((0, 4), nothing)
     total.add((0, 2), attention(slice(0, 4), ALL))
@@ -167,7 +182,7 @@ def test_a_part_that_saw_nothing_leaves_rows_as_they_were() -> None:
 
 
 def test_narrow_parts_are_added_in_the_accumulation_dtype() -> None:
-    total = Sum(DQ, torch.bfloat16)
+    total = Total(DQ, torch.bfloat16)
     ones = torch.ones(8, 2, 4, 8, dtype=torch.bfloat16)
     for part in (256 * ones, ones, ones):
         total.add((0, 4), {"dq": part})
@@ -177,7 +192,7 @@ def test_narrow_parts_are_added_in_the_accumulation_dtype() -> None:
 
 
 def test_settling_twice_changes_nothing_and_more_may_be_added_after() -> None:
-    total = Sum(DQ)
+    total = Total(DQ)
     total.add((0, 2), {"dq": randn(2)})
     once = total.settle()["dq"].clone()
     assert torch.equal(total.settle()["dq"], once)
@@ -185,16 +200,46 @@ def test_settling_twice_changes_nothing_and_more_may_be_added_after() -> None:
     assert torch.equal(total.settle()["dq"], once + randn(4, seed=1))
 
 
+# --- parts that are added together ---
+
+
+def test_parts_that_are_held_are_added_together() -> None:
+    total, one_by_one = Total(PARTIAL_OUT), Total(PARTIAL_OUT)
+    pieces = [
+        ((1, 3), attention(slice(2, 6), slice(0, 3))),
+        ((0, 2), attention(slice(0, 4), slice(3, 7))),
+        ((1, 4), attention(slice(2, 8), slice(7, 10))),
+    ]
+    for chunks, part in pieces:
+        total.hold(chunks, part)
+        one_by_one.add(chunks, part)
+    total.accumulate()
+    settled, want = total.settle(), one_by_one.settle()
+    for name in PARTIAL_OUT:
+        torch.testing.assert_close(settled[name], want[name], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrow_results_are_rounded_once(dtype: torch.dtype) -> None:
+    """Sums and merges that go straight into bf16 are added up in fp32."""
+    into, ones = torch.empty(2, 1, 1, 8, dtype=dtype), torch.ones(2, 1, 1, 8)
+    sum_rows([into], [[256 * ones, ones.to(dtype), ones.to(dtype), ones.to(dtype)]])
+    assert torch.equal(into, torch.full_like(into, 259.0))  # In bfloat16 256 + 1 is 256; 259 is 260.
+    lse = torch.zeros(2, 1, 1)
+    merge_rows([(into, torch.empty_like(lse))], [[(256 * ones, lse), (ones * 260, lse), (ones * 258, lse)]])
+    assert torch.equal(into, torch.full_like(into, 258.0))
+
+
 # --- copies, sums and merges of a list of rows ---
 
 
 def test_lists_of_rows_are_copied_and_added_each_to_its_own() -> None:
     into, sources = [torch.full((2, 3), 10.0 * n) for n in range(3)], [torch.full((2, 3), 1.0 * n) for n in range(3)]
-    operands, pairs = [*into, *sources], ((0, 3), (2, 5))
-    bind(program.Copy(pairs), Binding(None, SPEC, ()))(operands, [])
+    operands = [*into, *sources]
+    bind(program.Copy(((0, 3), (2, 5))), Binding(None, SPEC, ()))(operands, [])
     assert [one[0, 0].item() for one in into] == [0, 10, 2]
-    bind(program.Add(pairs), Binding(None, SPEC, ()))(operands, [])
-    assert [one[0, 0].item() for one in into] == [0, 10, 4]
+    bind(program.Sum(((0, (0, 3)), (2, (2, 5, 4)))), Binding(None, SPEC, ()))(operands, [])
+    assert [one[0, 0].item() for one in into] == [0, 10, 5]
 
 
 def test_blocks_are_permuted() -> None:
@@ -206,7 +251,16 @@ def test_blocks_are_permuted() -> None:
 def test_partial_outputs_of_a_list_are_merged() -> None:
     parts = [attention(slice(0, 4), slice(0, 3)), attention(slice(0, 4), slice(3, 10))]
     operands = [one[name] for one in parts for name in PARTIAL_OUT]
-    bind(program.Merge(((0, 1, 2, 3),)), Binding(None, SPEC, ()))(operands, [])
+    bind(program.Merge((((0, 1), ((0, 1), (2, 3))),)), Binding(None, SPEC, ()))(operands, [])
     want = attention(slice(0, 4), ALL)
     for got, name in zip(operands[:2], PARTIAL_OUT, strict=True):
         torch.testing.assert_close(got, want[name], rtol=0, atol=1e-14)
+
+
+def test_a_call_leaves_its_results_in_its_slot() -> None:
+    kernel = SimpleNamespace(forward=lambda *args: ("forward", args), backward=lambda *args: ("backward", args))
+    to = Binding(kernel, SPEC, (), Memory(slots=6))
+    x: list[object] = [*"abcdef", None, None]
+    bind(program.AttendForward(0, 1, 2, TILE, 1), to)(x, [])
+    bind(program.AttendBackward(0, 1, 2, 3, 4, 5, TILE, 0), to)(x, [])
+    assert x[6:] == [("backward", (*"abcdef", TILE, SPEC)), ("forward", (*"abc", TILE, SPEC))]

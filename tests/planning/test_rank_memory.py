@@ -12,7 +12,7 @@ from megatron_wallfacer.planning.model import MODELS
 from megatron_wallfacer.planning.parallel import Software, Spread
 from megatron_wallfacer.planning.rank_memory import host_bytes, layers_in_flight, rank_buffers
 from megatron_wallfacer.planning.states import parameters_of_rank, state_buffers
-from megatron_wallfacer.schedule.memory import peak_bytes, result_bytes
+from megatron_wallfacer.schedule.memory import peak_bytes, result_bytes, workspace
 from tests.planning.clusters import ALIKE, choice
 
 LLAMA, TOKENS, NONE = MODELS["llama3-8b"], 131072, AttentionMemory()
@@ -87,12 +87,13 @@ def test_queries_that_are_kept_take_memory_in_every_layer() -> None:
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_a_pass_is_its_results_and_what_the_inventory_counts(name: str) -> None:
-    """Workspace, results and kept buffers are those of the schedules; kernels allocate their results on top."""
+    """Workspace, results of kernels and kept buffers are those of the schedules."""
     one = choice(**ALIKE[name])
     shape, memory = one.job.shape, one.attention
     forward, backward = one.schedules(0)
-    out = one.plan.grid.team * 2 * shape.elements("q") / 1
     assert memory.exchanges_heads == (one.plan.grid.head > 1)
-    assert 0 < memory.forward + memory.kept + result_bytes(forward, shape) - peak_bytes(forward, shape) <= out
-    assert memory.backward + result_bytes(backward, shape) > peak_bytes(backward, shape)
+    assert memory.forward > workspace(forward, shape).nbytes
+    assert memory.forward + memory.kept + result_bytes(forward, shape) == peak_bytes(forward, shape)
+    assert memory.backward > workspace(backward, shape).nbytes
+    assert memory.backward + result_bytes(backward, shape) == peak_bytes(backward, shape)
     assert memory.scaled(2).backward == 2 * memory.backward

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import product
+from itertools import product, takewhile
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +25,7 @@ from megatron_wallfacer.schedule.memory import (
     value_key,
     workspace,
 )
-from megatron_wallfacer.schedule.ops import Assemble, Attend, Move, Op, Schedule, Start, reads, writes
+from megatron_wallfacer.schedule.ops import Assemble, Attend, Fold, Move, Op, Schedule, Start, reads, writes
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Program, Step
 from megatron_wallfacer.schedule.rows import contiguous
@@ -90,19 +90,19 @@ def touched(step: Step) -> tuple[set[int], set[int]]:
     match step:
         case steps.Copy(pairs=pairs):
             return {source for _, source in pairs}, {into for into, _ in pairs}
-        case steps.Add(pairs=pairs):
-            return {one for pair in pairs for one in pair}, {into for into, _ in pairs}
-        case steps.Merge(parts=parts):
-            return {one for part in parts for one in part}, {one for part in parts for one in part[:2]}
+        case steps.Sum(rows=rows):
+            return {one for _, sources in rows for one in sources if isinstance(one, int)}, {into for into, _ in rows}
+        case steps.Merge(rows=rows):
+            sources = {one for _, parts in rows for part in parts for one in part if isinstance(one, int)}
+            return sources, {one for into, _ in rows for one in into}
         case steps.Fill(rows=rows):
             return set(), {operand for operand, _ in rows}
         case steps.OutProxy():
             return {step.dout, step.delta}, {step.into}
         case steps.AttendForward():
-            return {step.q, step.k, step.v}, {one for piece in step.pieces for one in piece.into}
+            return {step.q, step.k, step.v}, set()
         case steps.AttendBackward():
-            into = {one for piece in (*step.q_pieces, *step.kv_pieces) for one in piece.into}
-            return {step.dout, step.q, step.k, step.v, step.out, step.lse}, into
+            return {step.dout, step.q, step.k, step.v, step.out, step.lse}, set()
     return set(), set()
 
 
@@ -164,6 +164,20 @@ def regions_of(schedule: Schedule, index: int, op: Op) -> set[object]:
     return found
 
 
+def waiting(schedule: Schedule, index: int) -> set[object]:
+    """Keys of buffers that an operation may touch for others before it, whose sums have waited."""
+    names = {name for op in schedule.ops[:index] if isinstance(op, Attend) for name in (op.q_into, op.kv_into)}
+    other_names = aliases(schedule)
+    return {value_key(other_names.get(name, name)) for name in names}
+
+
+def folded_together(schedule: Schedule, index: int) -> set[object]:
+    """Keys of buffers that the last of several folds may touch for all of them."""
+    folds = list(takewhile(lambda op: isinstance(op, Fold), reversed(schedule.ops[: index + 1])))
+    other_names = aliases(schedule)
+    return {value_key(other_names.get(name, name)) for op in folds for name in (op.source, op.into)}
+
+
 def check_regions(program: Program) -> None:
     """Every step stays inside the buffers of its operation's values, which are alive then."""
     schedule, shape = program.schedule, program.shape
@@ -180,7 +194,10 @@ def check_regions(program: Program) -> None:
         if isinstance(label, Move):
             continue
         index = indices[id(label)]
-        mine = (regions[key] for key in regions_of(schedule, index, label) if key in regions)
+        keys = regions_of(schedule, index, label) | folded_together(schedule, index)
+        if any(isinstance(step, steps.Sum | steps.Merge) for step in found):
+            keys |= waiting(schedule, index)
+        mine = (regions[key] for key in keys if key in regions)
         allowed = side_by_side(region for first, last, region in mine if first <= index <= last)
         for step in found:
             for start, end in (span for found in bytes_of(program, step) for span in found):

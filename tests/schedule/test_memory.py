@@ -22,20 +22,23 @@ from megatron_wallfacer.schedule.volume import Shape
 SHAPE = Shape(tokens=8, q_heads=4, kv_heads=2, head_dim=16)
 #: Bytes of one shard of SHAPE: bf16 inputs and results, of queries or of keys and values; fp32 accumulators.
 Q, KV, OUT, DQ, DKV, LSE = 1024, 2 * 512, 2048, 2048, 2 * 1024, 128
+#: Results of a forward call, which are held until those of another one.
+HELD = Q + LSE
 
 
 def test_one_rank_holds_its_accumulators_and_the_results_that_they_become() -> None:
-    assert peak_bytes(forward_schedule(Plan(Grid()), 0), SHAPE) == OUT + LSE + (Q + LSE)
+    assert peak_bytes(forward_schedule(Plan(Grid()), 0), SHAPE) == OUT + LSE + (Q + LSE) + HELD
     # Tiles read the output itself, so there is no proxy.
-    assert peak_bytes(backward_schedule(Plan(Grid()), 0), SHAPE) == DQ + DKV + (Q + KV)
+    assert peak_bytes(backward_schedule(Plan(Grid()), 0), SHAPE) == DQ + DKV + (Q + KV) + (Q + KV)
 
 
 def test_a_graph_holds_a_copy_of_what_its_pass_reads() -> None:
     passes = [build(Plan(Grid()), 0) for build in (forward_schedule, backward_schedule)]
     forward, backward = (graph_bytes(schedule, SHAPE) - peak_bytes(schedule, SHAPE) for schedule in passes)
-    assert forward == Q + KV
+    # Held results lie in the pool of the graphs.
+    assert forward == Q + KV - HELD
     # The output and its gradient, lse and delta.
-    assert backward == Q + KV + 2 * Q + 2 * LSE
+    assert backward == Q + KV + 2 * Q + 2 * LSE - (Q + KV)
 
 
 def test_with_graphs_both_passes_are_held_and_the_larger_results_are_copied() -> None:
@@ -48,20 +51,21 @@ def test_with_graphs_both_passes_are_held_and_the_larger_results_are_copied() ->
 def test_a_ring_of_two() -> None:
     # The accumulator, the K, V that arrive, the copy of K, V that leaves; the results.
     most = peak_bytes(forward_schedule(Plan(Grid(ring_outer=2)), 0), SHAPE)
-    assert most == OUT + LSE + 2 * KV + (Q + LSE)
+    # Own rows against own, and then half of them against the keys of rank 1.
+    assert most == OUT + LSE + 2 * KV + (Q + LSE) + HELD + HELD // 2
 
 
 def test_a_team_of_two() -> None:
     # Own and the other's accumulators; the other's queries; what returns. (The copy of the queries has left.)
     # The other's rows are a whole accumulator, so nothing is copied to send them.
     most = peak_bytes(forward_schedule(Plan(Grid(team=2)), 0), SHAPE)
-    assert most == 2 * (OUT + LSE) + (OUT + LSE) + Q + (Q + LSE)
+    assert most == 2 * (OUT + LSE) + (OUT + LSE) + Q + (Q + LSE) + 2 * HELD
 
 
 def test_all_gather() -> None:
     # At the second kernel: three others' K and V put together. Before: as they arrive, and the copy that leaves.
     plan = Plan(Grid(kv_team=4))
-    assert peak_bytes(forward_schedule(plan, 0), SHAPE) == OUT + LSE + 2 * 3 * KV + (Q + LSE)
+    assert peak_bytes(forward_schedule(plan, 0), SHAPE) == OUT + LSE + 2 * 3 * KV + (Q + LSE) + HELD + HELD // 2
 
 
 def test_what_is_kept_for_backward_outlives_the_pass() -> None:

@@ -1,15 +1,13 @@
-"""Rows of values in memory: ranges that two blocks share, cuts of operands, and what of an accumulator is written."""
+"""Rows of values in memory: ranges that two blocks share, and cuts of operands."""
 
 from __future__ import annotations
 
 import itertools
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from megatron_wallfacer.schedule.program import WORKSPACE, Operand
-from megatron_wallfacer.schedule.rows import Accumulator, Rows, common_rows, contiguous, cut, cut_heads, placed_rows
+from megatron_wallfacer.schedule.rows import common_rows, contiguous, cut, cut_heads, placed_rows
 
 
 @pytest.mark.parametrize(
@@ -76,45 +74,3 @@ def test_cuts_are_rows_and_heads_of_the_same_memory() -> None:
     assert cut_heads(whole, range(1, 3)) == whole._replace(shape=(6, 2, 2, 8), offset=128 + 8)
     statistics = Operand(WORKSPACE, "wide", (6, 2, 4), (8, 4, 1), 0)
     assert cut_heads(statistics, range(3, 4)) == statistics._replace(shape=(6, 2, 1), offset=3)
-
-
-# --- accumulators ---
-
-
-def accumulator(tokens: int) -> Accumulator:
-    return Accumulator(Rows({}, (0,)), tokens)
-
-
-def test_rows_are_split_where_some_have_been_written() -> None:
-    total = accumulator(10)
-    assert total.write((2, 4)) == [((2, 4), False)]
-    assert total.write((6, 8)) == [((6, 8), False)]
-    assert total.write((0, 10)) == [
-        ((0, 2), False),
-        ((2, 4), True),
-        ((4, 6), False),
-        ((6, 8), True),
-        ((8, 10), False),
-    ]
-    assert total.write((1, 9)) == [((1, 9), True)]
-
-
-def test_what_was_not_written_is_named_once() -> None:
-    total = accumulator(10)
-    total.write((2, 4))
-    assert total.unwritten() == [(0, 2), (4, 10)]
-    assert total.unwritten() == []
-    assert total.write((0, 10)) == [((0, 10), True)]
-
-
-@given(st.lists(st.tuples(st.integers(0, 11), st.integers(1, 12)).filter(lambda rows: rows[0] < rows[1]), max_size=8))
-def test_any_writes_are_split_by_what_was_written_before(writes: list[tuple[int, int]]) -> None:
-    total, held = accumulator(12), [False] * 12
-    for rows in writes:
-        found = total.write(rows)
-        assert [token for part, _ in found for token in range(*part)] == list(range(*rows))
-        assert all(held[token] == known for part, known in found for token in range(*part))
-        assert all(before != after for (_, before), (_, after) in itertools.pairwise(found))
-        held[slice(*rows)] = [True] * (rows[1] - rows[0])
-    left = [token for part in total.unwritten() for token in range(*part)]
-    assert left == [token for token in range(12) if not held[token]]

@@ -1,0 +1,156 @@
+"""Lists of row operations on a GPU: one launch each, over a table that is made in the first run.
+
+The table names buffers, not addresses, so it serves every run; only the results of attention calls may lie otherwise
+from one release of a library to another, and a table is made again where their strides have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_wallfacer.engine.memory import Memory
+from megatron_wallfacer.engine.row_table import BASES, CONSTANTS, Place, RowOperation, RowTable, make_table
+from megatron_wallfacer.engine.transfers import Action
+from megatron_wallfacer.kernels.optional import TRITON
+from megatron_wallfacer.schedule.program import Copy, Fill, KernelRows, Merge, Source, Sum
+
+RowStep = Copy | Fill | Sum | Merge
+#: Strides and dtype of a result.
+_Layout = tuple[tuple[int, ...], torch.dtype]
+#: Operands that are written, and for each of their sources one of each.
+_Row = tuple[tuple[int, ...], tuple[tuple[Source | float, ...], ...]]
+
+
+@lru_cache(maxsize=1)
+def kernels() -> ModuleType:
+    """The Triton kernels of lists.
+
+    Raises:
+        UnavailableError: Triton is not installed.
+    """
+    TRITON.load()
+    # Only where there is a GPU: PyTorch's wheels for CPUs bring no Triton.
+    from megatron_wallfacer.engine import triton_rows
+
+    return triton_rows
+
+
+def row_list(step: RowStep, memory: Memory, device: torch.device) -> Action:
+    """Return the call of a list of copies, fills, sums or merges, as one launch.
+
+    Args:
+        step: the list.
+        memory: of its operands.
+        device: of all tensors.
+    """
+    frees = memory.held(getattr(step, "frees", ()))
+    lists = [_RowList(rows, memory, device) for rows in _within_bases(_rows(step), memory)]
+
+    def run(x: list[Any], works: list[Any]) -> None:
+        for one in lists:
+            one.launch(x)
+        for slot in frees:
+            x[slot] = None
+
+    return run
+
+
+class _RowList:
+    """Row operations of one launch."""
+
+    def __init__(self, rows: Sequence[_Row], memory: Memory, device: torch.device) -> None:
+        self._rows, self._memory, self._device = rows, memory, device
+        self._buffers = list(dict.fromkeys(_buffers(rows, memory)))
+        self._results = list(dict.fromkeys((one.slot, one.result) for one in _sources(rows, KernelRows)))
+        self._slots = [(memory.slots + slot, number) for slot, number in self._results]
+        self._merges = len(rows[0][0]) > 1
+        self._run: Callable[[Sequence[Tensor]], None] | None = None
+        self._layouts: list[_Layout] = []
+
+    def launch(self, x: list[Any]) -> None:
+        """Run all operations on the list of a pass."""
+        results = [x[slot][number] for slot, number in self._slots]
+        layouts = [(result.stride(), result.dtype) for result in results]
+        # In the first run and not before: a pass may be compiled while a program is traced, with fake tensors.
+        if self._run is None or layouts != self._layouts:
+            self._run = kernels().RowLaunch(self._make(layouts), merges=self._merges)
+            self._layouts = layouts
+        self._run([*[x[number] for number in self._buffers], *results])
+
+    def _make(self, layouts: Sequence[_Layout]) -> RowTable:
+        found = dict(zip(self._results, layouts, strict=True))
+        operations = []
+        for into, sources in self._rows:
+            written = tuple(self._place(one) for one in into)
+            of = tuple(
+                tuple(self._source(one, place, found) for one, place in zip(some, written, strict=True))
+                for some in sources
+            )
+            operations.append(RowOperation(self._shape(into[0]), written, of))
+        return make_table(operations, self._memory.dtype, self._memory.accumulation, self._device)
+
+    def _shape(self, number: int) -> tuple[int, ...]:
+        operand = self._memory.operands[number]
+        return (operand.shape[0] // self._memory.dtype.itemsize,) if operand.view == "bytes" else operand.shape
+
+    def _place(self, number: int) -> Place:
+        operand = self._memory.operands[number]
+        base = self._buffers.index(self._memory.buffers[operand.buffer])
+        if operand.view == "bytes":
+            return Place(base, False, operand.offset // self._memory.dtype.itemsize, operand.strides)
+        return Place(base, self._memory.is_wide(operand), operand.offset, operand.strides)
+
+    def _source(self, one: Source | float, like: Place, layouts: dict[tuple[int, int], _Layout]) -> Place:
+        if isinstance(one, float):
+            return Place(CONSTANTS[one], like.wide, 0, like.strides)
+        if isinstance(one, int):
+            return self._place(one)
+        key = one.slot, one.result
+        strides, dtype = layouts[key]
+        first = one.rows[0] * strides[0] if one.rows else 0
+        is_wide = dtype == self._memory.accumulation
+        return Place(len(self._buffers) + self._results.index(key), is_wide, first, strides)
+
+
+def _rows(step: RowStep) -> list[_Row]:
+    match step:
+        case Copy(pairs=pairs):
+            return [((into,), ((source,),)) for into, source in pairs]
+        case Fill(rows=rows):
+            return [((into,), ((value,),)) for into, value in rows]
+        case Sum(rows=rows):
+            return [((into,), tuple((one,) for one in sources)) for into, sources in rows]
+        case Merge(rows=rows):
+            return list(rows)
+
+
+def _within_bases(rows: Sequence[_Row], memory: Memory) -> Iterator[list[_Row]]:
+    """The same operations in as few lists as name at most so many buffers each as a kernel takes."""
+    part: list[_Row] = []
+    for row in rows:
+        if part and _bases([*part, row], memory) > BASES:
+            yield part
+            part = []
+        part.append(row)
+    yield part
+
+
+def _bases(rows: Sequence[_Row], memory: Memory) -> int:
+    results = {(one.slot, one.result) for one in _sources(rows, KernelRows)}
+    return len({*_buffers(rows, memory)}) + len(results)
+
+
+def _buffers(rows: Sequence[_Row], memory: Memory) -> Iterator[int]:
+    """Buffers of all operands."""
+    for number in (*(one for into, _ in rows for one in into), *_sources(rows, int)):
+        yield memory.buffers[memory.operands[number].buffer]
+
+
+def _sources(rows: Sequence[_Row], kind: type) -> Iterator[Any]:
+    return (one for _, sources in rows for some in sources for one in some if isinstance(one, kind))

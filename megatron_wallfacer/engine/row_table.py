@@ -1,0 +1,182 @@
+"""Tables of row operations: what one launch of a kernel copies, sums or merges, as numbers in memory of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import gcd, prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Buffers that a kernel takes.
+BASES = 16
+#: Base of a source that is a constant, by its value; of a source that is not there.
+CONSTANTS, ABSENT = {0.0: -1, float("-inf"): -2}, -3
+#: Elements that a program reads side by side, at most.
+WIDEST = 1024
+_OUTER = 3
+
+
+class Place(NamedTuple):
+    """A tensor of a row operation.
+
+    Attributes:
+        base: number of its buffer among the addresses of a launch; of a source, or one of :data:`CONSTANTS`.
+        wide: it is in the accumulation dtype; else in that of the inputs.
+        offset: elements from the buffer's address.
+        strides: in elements.
+    """
+
+    base: int
+    wide: bool
+    offset: int
+    strides: tuple[int, ...]
+
+
+class RowOperation(NamedTuple):
+    """A copy, sum or fill: the tensor that is written and its sources, of one shape.
+
+    A merge has the statistics too: ``[rows, batch, heads]`` where the outputs have channels.
+    """
+
+    shape: tuple[int, ...]
+    into: tuple[Place, ...]
+    sources: tuple[tuple[Place, ...], ...]
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """A list of row operations.
+
+    Attributes:
+        values: int64 ``[number, columns]``, on the device.
+        rows: most rows of an operation.
+        width: most elements of a row.
+        sources: most sources of an operation.
+        dtype, wide: of the inputs, and of accumulators.
+        aligned: rows of the wide tensors begin at multiples of eight elements.
+        nbytes: bytes that a launch reads and writes.
+    """
+
+    values: Tensor
+    rows: int
+    width: int
+    sources: int
+    dtype: torch.dtype
+    wide: torch.dtype
+    aligned: bool
+    nbytes: int
+
+    @property
+    def number(self) -> int:
+        """Number of row operations."""
+        return len(self.values)
+
+    def blocks(self, rows: int) -> int:
+        """Programs of so many rows that the longest operation needs."""
+        return -(-self.rows // rows)
+
+
+def make_table(
+    operations: Sequence[RowOperation], dtype: torch.dtype, wide: torch.dtype, device: torch.device
+) -> RowTable:
+    """Return the table of some row operations, all of them merges or none.
+
+    Args:
+        operations: independent of one another.
+        dtype: of the inputs.
+        wide: accumulation dtype.
+        device: of the table.
+    """
+    sources = max((len(one.sources) for one in operations), default=1)
+    entries = [entry for one in operations for entry in _entries(one)]
+    absent = [Place(ABSENT, False, 0, (0,) * _OUTER)]
+    table, aligned, most, widest = [], True, 0, 1
+    for sizes, width, into, some in entries:
+        missing = absent * len(into) * (sources - len(some))
+        places = [*into, *(place for source in some for place in source), *missing]
+        row = [prod(sizes), *sizes[1:], width]
+        for place in places:
+            row += [place.base, place.wide, place.offset, *place.strides]
+        table.append(row)
+        # Statistics of a merge are one number a row.
+        rows = places[:: len(into)]
+        aligned &= not gcd(width, *(number for place in rows for number in (place.offset, *place.strides))) % 8
+        most, widest = max(most, row[0]), max(widest, width)
+    # Without waiting for the device.
+    values = torch.tensor(table, dtype=torch.int64).to(device, non_blocking=True)
+    sizes = {False: dtype.itemsize, True: wide.itemsize}
+    return RowTable(values, most, widest, sources, dtype, wide, aligned, sum(_nbytes(one, sizes) for one in operations))
+
+
+def _nbytes(one: RowOperation, sizes: dict[bool, int]) -> int:
+    """Bytes of all tensors of an operation."""
+    elements = [prod(one.shape), prod(one.shape[:-1])]
+    tensors = [one.into, *one.sources]
+    return sum(
+        size * sizes[place.wide]
+        for places in tensors
+        for size, place in zip(elements, places, strict=False)
+        if place.base >= 0
+    )
+
+
+_Entry = tuple[tuple[int, ...], int, list[Place], list[list[Place]]]
+
+
+def _entries(one: RowOperation) -> Iterator[_Entry]:
+    """An operation as entries with three outer sizes and rows of contiguous elements; none where it has no rows."""
+    if 0 in one.shape:
+        return
+    if len(one.into) > 1:
+        rows = [_by_row(places) for places in (one.into, *one.sources)]
+        yield one.shape[:-1], one.shape[-1], rows[0], rows[1:]
+        return
+    places = [one.into[0], *(place for (place,) in one.sources)]
+    sizes, strides = _few(one.shape, [place.strides for place in places])
+    width = sizes.pop()
+    for steps in strides:
+        steps.pop()
+    extra = max(0, len(sizes) - _OUTER)
+    for index in product(*map(range, sizes[:extra])):
+        moved = [
+            [place._replace(offset=place.offset + _dot(index, steps), strides=_padded(steps[extra:], 0))]
+            for place, steps in zip(places, strides, strict=True)
+        ]
+        yield _padded(sizes[extra:], 1), width, moved[0], moved[1:]
+
+
+def _by_row(places: Sequence[Place]) -> list[Place]:
+    """Places of outputs and statistics by their rows, sequences and heads."""
+    return [place._replace(strides=place.strides[:_OUTER]) for place in places]
+
+
+def _few(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """The same elements in the fewest dimensions, the last one contiguous in every tensor."""
+    dims = [(size, [one[axis] for one in strides]) for axis, size in enumerate(shape) if size > 1]
+    if not dims or any(step != 1 for step in dims[-1][1]):
+        dims.append((1, [1] * len(strides)))
+    last = dims.pop()
+    if last[0] > WIDEST:
+        # A program has rows of at most so many elements.
+        width = max(one for one in range(1, WIDEST + 1) if last[0] % one == 0)
+        dims.append((last[0] // width, [step * width for step in last[1]]))
+        last = width, last[1]
+    joined: list[tuple[int, list[int]]] = []
+    for size, steps in dims:
+        if joined and all(before == step * size for before, step in zip(joined[-1][1], steps, strict=True)):
+            size *= joined.pop()[0]
+        joined.append((size, steps))
+    joined.append(last)
+    return [size for size, _ in joined], [[steps[tensor] for _, steps in joined] for tensor in range(len(strides))]
+
+
+def _padded(numbers: Sequence[int], by: int) -> tuple[int, ...]:
+    return (*[by] * (_OUTER - len(numbers)), *numbers)
+
+
+def _dot(index: Sequence[int], steps: Sequence[int]) -> int:
+    return sum(number * step for number, step in zip(index, steps, strict=False))

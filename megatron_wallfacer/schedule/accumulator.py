@@ -1,0 +1,142 @@
+"""Accumulators: which rows hold something, and what is still to be added to them.
+
+Parts wait here until something reads the rows or the engine is to let go of an attention call's results. Then all of
+them are added in one launch, which reads and writes each row of an accumulator once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+from megatron_wallfacer.schedule.held import DEPTH
+from megatron_wallfacer.schedule.ops import Op
+from megatron_wallfacer.schedule.program import KernelRows, Operand
+from megatron_wallfacer.schedule.rows import Range, Rows, moved
+
+#: Some rows of each tensor of an accumulator.
+Sources = tuple[Operand | KernelRows, ...]
+
+
+class Part(NamedTuple):
+    """Rows that are added to rows of an accumulator.
+
+    Attributes:
+        rows: half-open range of the accumulator's rows.
+        cut: returns the sources of some of these rows, one for each tensor.
+        slot: of the attention call whose results they are; None if they are in memory.
+        op: the operation of the schedule that makes them.
+    """
+
+    rows: Range
+    cut: Callable[[Range], Sources]
+    slot: int | None = None
+    op: Op | None = None
+
+
+@dataclass(slots=True)
+class Accumulator:
+    """Rows that are summed.
+
+    Attributes:
+        rows: their memory.
+        tokens: number of rows.
+        written: boundaries of the row ranges that hold something, ascending: from, to, from, to ...
+        parts: what is to be added, in its order.
+    """
+
+    rows: Rows
+    tokens: int
+    written: list[int] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether as many operations have parts here as may wait for one another."""
+        return len({id(part.op) for part in self.parts if part.op is not None}) >= DEPTH
+
+    def take(self) -> list[tuple[Range, bool, tuple[Part, ...]]]:
+        """Mark all rows with parts as written, and forget the parts.
+
+        Returns:
+            Ranges with the same parts each: whether they held something before, and the parts.
+        """
+        if not self.parts:
+            return []
+        around = min(part.rows[0] for part in self.parts), max(part.rows[1] for part in self.parts)
+        found = [one for one in self._split(around, self.parts) if one[2]]
+        for rows, _, _ in found:
+            self._mark(rows)
+        self.parts = []
+        return found
+
+    def pass_on(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
+        """Give what some rows hold, and their parts, to another accumulator. Nothing may read the rows after that.
+
+        They count as written, so that nothing fills them.
+
+        Args:
+            rows: all of them hold something or have a part.
+            into: is given them as parts.
+            first: row of ``into`` that stands for the first.
+            own: returns the operands of some rows of this accumulator.
+        """
+        by = first - rows[0]
+        for part in (*(Part(held, own) for held in self._held()), *self.parts):
+            if both := _common(part.rows, rows):
+                cut = part.cut
+                into.parts.append(
+                    part._replace(rows=moved(both, by), cut=lambda wanted, cut=cut: cut(moved(wanted, -by)))
+                )
+        self.parts = [left for part in self.parts for left in _without(part, rows)]
+        self._mark(rows)
+
+    def unwritten(self, rows: Range) -> list[Range]:
+        """Mark some rows as written; return the ranges that neither held anything nor have a part."""
+        found = [part for part, held, parts in self._split(rows, self.parts) if not (held or parts)]
+        for part in found:
+            self._mark(part)
+        return found
+
+    def _held(self) -> Iterator[Range]:
+        return zip(self.written[::2], self.written[1::2], strict=True)
+
+    def _split(self, rows: Range, parts: list[Part]) -> list[tuple[Range, bool, tuple[Part, ...]]]:
+        first, end = rows
+        ends = {first, end, *self.written[bisect_right(self.written, first) : bisect_left(self.written, end)]}
+        ends |= {one for part in parts for one in part.rows if first < one < end}
+        found: list[tuple[Range, bool, tuple[Part, ...]]] = []
+        for a, b in pairwise(sorted(ends)):
+            here = bool(bisect_right(self.written, a) % 2), tuple(p for p in parts if p.rows[0] <= a < p.rows[1])
+            if found and found[-1][1:] == here and found[-1][0][1] == a:
+                a = found.pop()[0][0]
+            found.append(((a, b), *here))
+        return found
+
+    def _mark(self, rows: Range) -> None:
+        place = bisect_right(self.written, rows[0])
+        if place % 2 and rows[1] <= self.written[place]:
+            return
+        ranges = sorted([*self._held(), rows])
+        merged: list[int] = []
+        for first, end in ranges:
+            if merged and first <= merged[-1]:
+                merged[-1] = max(merged[-1], end)
+            else:
+                merged += [first, end]
+        self.written = merged
+
+
+def _common(a: Range, b: Range) -> Range | None:
+    first, end = max(a[0], b[0]), min(a[1], b[1])
+    return (first, end) if first < end else None
+
+
+def _without(part: Part, rows: Range) -> Iterator[Part]:
+    """What is left of a part without some rows."""
+    for side in ((part.rows[0], min(part.rows[1], rows[0])), (max(part.rows[0], rows[1]), part.rows[1])):
+        if side[0] < side[1]:
+            yield part._replace(rows=side)

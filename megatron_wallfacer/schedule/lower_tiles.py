@@ -1,0 +1,133 @@
+"""Lower attention: the kernel calls of each operation, and how long their results are held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+
+from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule.accumulator import Accumulator
+from megatron_wallfacer.schedule.attn_tile import AttnTile
+from megatron_wallfacer.schedule.batches import joined_calls
+from megatron_wallfacer.schedule.held import holds_results
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
+from megatron_wallfacer.schedule.lower_values import Values
+from megatron_wallfacer.schedule.mask import Mask
+from megatron_wallfacer.schedule.memory import own_views, proxy_key
+from megatron_wallfacer.schedule.program import WORKSPACE, AttendBackward, AttendForward, Operand, OutProxy, Step
+from megatron_wallfacer.schedule.rows import Range, contiguous, cut, cut_heads, moved
+from megatron_wallfacer.schedule.tiles import Tile
+
+#: Calls for parts of a tile whose results are accumulated together, at most.
+TOGETHER = 16
+
+
+class Tiles:
+    """Kernel calls of a pass.
+
+    Results are held until they are accumulated with others (:mod:`megatron_wallfacer.schedule.held` says when).
+
+    Args:
+        values: of the pass.
+        mask: which pairs of partial tiles are unmasked.
+        varlen: the kernel takes several documents in one call.
+    """
+
+    def __init__(self, values: Values, mask: Mask, *, varlen: bool) -> None:
+        self.values, self.places, self.schedule = values, values.places, values.schedule
+        self.mask, self.varlen = mask, varlen
+        self.views = own_views(self.schedule)
+        self.proxies: dict[tuple[str, ...], Operand] = {}
+
+    def attend(self, op: ops.Attend) -> Iterator[Step]:
+        """The calls of an operation, and the steps that accumulate their results."""
+        return self._backward(op) if self.schedule.backward else self._forward(op)
+
+    def _forward(self, op: ops.Attend) -> Iterator[Step]:
+        q, kv, total = self.values.tensors(op.q), self.values.tensors(op.kv), self.values.sum(op.q_into)
+        yield from self._settle_deep(total)
+        number = self.places.number
+        for tile, held in self._tiles(op):
+            slot = self.values.free_slot()
+            yield AttendForward(
+                number(cut(q["q"], tile.rows)),
+                number(cut(kv["k"], tile.cols)),
+                number(cut(kv["v"], tile.cols)),
+                tile,
+                slot,
+            )
+            self.values.add_results(op, total, self._chunks(op.q), tile.rows, slot, 0)
+            yield from () if held else self.values.settle()
+
+    def _backward(self, op: ops.Attend) -> Iterator[Step]:
+        q, kv = self.values.tensors(op.q), self.values.tensors(op.kv)
+        assert op.kv_into is not None
+        q_total, kv_total = self.values.sum(op.q_into), self.values.sum(op.kv_into)
+        yield from self._settle_deep(q_total, kv_total)
+        out, made = self._out(op.q, q)
+        yield from made
+        q = q | {"out": out}
+        for tile, held in self._tiles(op):
+            rows = {name: self.places.number(cut(q[name], tile.rows)) for name in ("dout", "q", "out", "lse")}
+            cols = {name: self.places.number(cut(kv[name], tile.cols)) for name in ("k", "v")}
+            slot = self.values.free_slot()
+            yield AttendBackward(**rows, **cols, tile=tile, slot=slot)
+            self.values.add_results(op, q_total, self._chunks(op.q), tile.rows, slot, 0)
+            self.values.add_results(op, kv_total, self._chunks(op.kv), tile.cols, slot, 1)
+            yield from () if held else self.values.settle()
+
+    def _settle_deep(self, *totals: Accumulator) -> tuple[Step, ...]:
+        """Steps before an operation adds to accumulators that wait for enough results."""
+        deep = [total for total in totals if total.is_deep]
+        return self.values.settle(deep) if deep else ()
+
+    def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[Step, ...]]:
+        """The output of a query block: of own rows it is there, for received rows a proxy is made once."""
+        if self.views.issuperset(names):
+            shape = self.places.shape_of("out", CHUNKS_PER_RANK, None)
+            whole = Operand("out", "own", shape, self.places.strides["out"], 0)
+            return cut_heads(whole, self.places.heads("out", self.schedule.values[names[0]].part)), ()
+        if names in self.proxies:
+            return self.proxies[names], ()
+        shape = q["dout"].shape
+        offset = self.places.placement.offsets[proxy_key(names)] // self.places.shape.itemsize
+        proxy = self.proxies[names] = Operand(WORKSPACE, "input", shape, contiguous(shape), offset)
+        return proxy, (OutProxy(*map(self.places.number, (q["dout"], q["delta"], proxy))),)
+
+    def _tiles(self, op: ops.Attend) -> Iterator[tuple[AttnTile, bool]]:
+        """Kernel calls of an operation, rows and columns counted in its two blocks; whether results are held."""
+        hold = holds_results(self.places.shape)
+        for tile in op.tiles:
+            rows, cols = self.places.rows(tile.rows), self.places.rows(tile.cols)
+            if tile.masked:
+                yield from _together(self._calls(op, tile), rows, cols)
+            else:
+                yield AttnTile(rows, cols, causal=tile.causal), hold
+
+    def _calls(self, op: ops.Attend, tile: Tile) -> tuple[AttnTile, ...]:
+        blocks = self._chunks(op.q)[slice(*tile.rows)], self._chunks(op.kv)[slice(*tile.cols)]
+        calls = joined_calls if self.varlen and self.places.shape.batch == 1 else Mask.calls
+        return calls(self.mask, *blocks, self.schedule.cp_size, self.places.chunk)
+
+    def _chunks(self, names: Sequence[str]) -> tuple[int, ...]:
+        return self.schedule.values[names[0]].chunks
+
+
+def _together(calls: Sequence[AttnTile], rows: Range, cols: Range) -> Iterator[tuple[AttnTile, bool]]:
+    """Calls for the parts of a tile, moved to its rows and columns; whether their results wait for those of the next.
+
+    Together they are no larger than results of the whole tile.
+    """
+    number, height, width = 0, 0, 0
+    for call, following in zip_longest(calls, calls[1:]):
+        call_rows, call_cols, *kind = call
+        number, height, width = number + 1, height + call.height, width + call.width
+        held = (
+            following is not None
+            and number < TOGETHER
+            and height + following.height <= rows[1] - rows[0]
+            and width + following.width <= cols[1] - cols[0]
+        )
+        if not held:
+            number, height, width = 0, 0, 0
+        yield AttnTile(moved(call_rows, rows[0]), moved(call_cols, cols[0]), *kind), held
