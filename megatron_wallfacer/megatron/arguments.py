@@ -108,9 +108,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(f"{PREFIX}cuda-graphs", action="store_true", help="run attention's passes as CUDA graphs, on GPUs with NCCL")
     add(
-        LOSS, metavar="N", help="compute head and loss in N tiles of tokens, recomputed in backward (default: one tile)"
+        LOSS,
+        metavar="N",
+        help="head and loss in N tiles of tokens, recomputed in backward, or auto (default: one tile)",
     )
-    add(MLP, metavar="N", help="compute dense MLPs in N tiles of tokens, recomputed in backward (default: one tile)")
+    add(MLP, metavar="N", help="dense MLPs in N tiles of tokens, recomputed in backward, or auto (default: one tile)")
     add(KEEP, metavar="FRACTION", help="keep attention outputs of this part of the layers in host memory, or auto")
     add(INPUTS, metavar="FRACTION", help="the same for layer inputs, with --recompute-granularity full")
     add(VERIFY, metavar="N", help="compare every message with its source in every Nth step (default: off)")

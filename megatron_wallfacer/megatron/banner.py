@@ -60,6 +60,7 @@ def banner(session: Session) -> str:
         "dtype": f"{_name(dtype)}; partial results and gradients travel as {_name(accumulation_dtype(dtype))}",
         **_cost_rows(settings.plan, shape, kept, graphs=settings.cuda_graphs),
         **_megatron_graphs(settings),
+        **({"tiles": session.chosen_tiles.text()} if session.chosen_tiles else {}),
     }
     window = getattr(args, "window_size", None)
     if window is not None:

@@ -23,6 +23,7 @@ from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.megatron.agreement.start import Parsed
 from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
+from megatron_wallfacer.megatron.auto_tiles import ChosenTiles
 from megatron_wallfacer.megatron.communicators import destroy_world, nccl_options
 from megatron_wallfacer.megatron.graphs import FLAG, check_graphs
 from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
@@ -48,6 +49,7 @@ class Session:
         store: of the job, held until torch.distributed has connected to it.
         args: Megatron's arguments, from the arguments hook.
         settings: what our flags ask for; None while the plugin is off.
+        chosen_tiles: tiles of tokens that ``auto`` chose; None where it is not asked for.
         axis_groups: this rank's groups of each grid that a plan has.
         sums: what is logged of each step; None where nothing is.
         layer_inputs: moves layer inputs to host memory; None where they stay on the device.
@@ -61,6 +63,7 @@ class Session:
     store: object = None
     args: argparse.Namespace | None = None
     settings: Settings | None = None
+    chosen_tiles: ChosenTiles | None = None
     axis_groups: list[AxisGroups] = field(default_factory=list)
     sums: StepSums | None = None
     layer_inputs: LayerInputs | None = None

@@ -10,6 +10,8 @@ from megatron_wallfacer.megatron.megatron_graphs import mlp_in_graphs
 from megatron_wallfacer.megatron.version import megatron_version, version_text
 
 LOSS, MLP = "--wallfacer-loss-tiles", "--wallfacer-mlp-tiles"
+#: In place of a number: :mod:`megatron_wallfacer.megatron.auto_tiles` chooses it.
+AUTO = "auto"
 #: First Megatron (major, minor) whose model takes an ``output_processor``.
 LOSS_SINCE = (0, 18)
 
@@ -35,27 +37,35 @@ _OF_LOSS = _BOTH | {
 }
 
 
-def tiles_of(args: argparse.Namespace, flag: str) -> int | None:
-    """Return the number of tiles of a flag, None if it is not given.
+def text_of(args: argparse.Namespace, flag: str) -> str | None:
+    """Return the value of a flag as it was typed, None if it is not given.
 
     Args:
         args: parsed arguments.
         flag: :data:`LOSS` or :data:`MLP`.
 
     Raises:
-        WallfacerError: The value is not a positive whole number.
+        WallfacerError: The value is neither a positive whole number nor :data:`AUTO`.
     """
     text = getattr(args, _attribute(flag), None)
-    if text is None:
-        return None
-    if not str(text).isdecimal() or int(text) < 1:
-        raise WallfacerError(f"{flag} {text}: must be a positive whole number of tiles")
-    return int(text)
+    if text is not None and text != AUTO and (not str(text).isdecimal() or int(text) < 1):
+        raise WallfacerError(f"{flag} {text}: must be a positive whole number of tiles, or {AUTO}")
+    return text
+
+
+def tiles_of(args: argparse.Namespace, flag: str) -> int | None:
+    """Return the number of tiles of a flag, None if it is not given or :data:`AUTO`.
+
+    Raises:
+        WallfacerError: as :func:`text_of`.
+    """
+    text = text_of(args, flag)
+    return None if text is None or text == AUTO else int(text)
 
 
 def unsupported_with_loss_tiles(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
     """Return why a tiled loss is not supported with these arguments, or None. A rule of ``refusals``."""
-    if tiles_of(args, LOSS) is None:
+    if text_of(args, LOSS) is None:
         return None
     version = megatron_version()
     if version[:2] < LOSS_SINCE:
@@ -65,7 +75,7 @@ def unsupported_with_loss_tiles(args: argparse.Namespace, argv: Sequence[str]) -
 
 def unsupported_with_mlp_tiles(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
     """Return why tiled MLPs are not supported with these arguments, or None. A rule of ``refusals``."""
-    if tiles_of(args, MLP) is None:
+    if text_of(args, MLP) is None:
         return None
     modules = getattr(args, "recompute_modules", None) or ()
     if args.recompute_granularity == "selective" and "mlp" in modules:

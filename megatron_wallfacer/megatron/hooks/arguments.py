@@ -18,6 +18,7 @@ from megatron_wallfacer.megatron.arguments import (
     share_gpus,
     v_head_dim,
 )
+from megatron_wallfacer.megatron.auto_tiles import choose_tiles
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.refusals import refuse_unsupported
 from megatron_wallfacer.megatron.session import Session
@@ -31,8 +32,10 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
         session.parsed = Parsed.of(args)
         if not is_on(args):
             return
-        session.args, session.settings = args, settings_from(args)
+        settings = settings_from(args)
         refuse_unsupported(args)
+        session.args = args
+        session.settings, session.chosen_tiles = choose_tiles(settings, args)
         if (channels := head_dim(args)) is not None:
             # Refuses now what it would refuse at model build.
             session.kernel(dtype_of(args), channels, v_head_dim(args))

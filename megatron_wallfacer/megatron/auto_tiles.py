@@ -1,0 +1,126 @@
+"""``--wallfacer-loss-tiles auto`` and ``--wallfacer-mlp-tiles auto``: the fewest tiles that lower the peak.
+
+Numbers come from the command line alone, so every rank chooses the same. Memory is that of the planner's inventory:
+fused norms and SwiGLU, and a pipeline stage that holds as many layers as the model has.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.arguments import Settings, dtype_of, head_dim, kv_heads, shape_of
+from megatron_wallfacer.megatron.tile_flags import AUTO, LOSS, MLP, text_of
+from megatron_wallfacer.planning.attention_memory import attention_memory
+from megatron_wallfacer.planning.inventory import Activations, inventory, peak
+from megatron_wallfacer.planning.model import Model, Recompute
+from megatron_wallfacer.planning.token_tiles import tiled
+from megatron_wallfacer.schedule.formulas import busiest_rank
+from megatron_wallfacer.schedule.heads import head_groups
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+
+#: Megatron pads the vocabulary to a multiple of this by default, times the tensor-parallel size.
+_DIVISIBLE_BY = 128
+
+
+@dataclass(frozen=True)
+class ChosenTiles:
+    """Tiles that ``auto`` chose.
+
+    Attributes:
+        before: activations of a rank with one tile where ``auto`` is asked for.
+        after: the same with the tiles that were chosen.
+    """
+
+    before: Activations
+    after: Activations
+
+    def text(self) -> str:
+        """Return tiles, bytes at the peak before and after, and what is computed once more."""
+        (_, most), (_, least) = (peak(inventory(work)) for work in (self.before, self.after))
+        model, tokens = self.after.model, self.after.tokens
+        again = 0.0
+        if self.after.loss_tiles > 1:
+            again += tokens * model.head_flops()
+        if self.after.mlp_tiles > 1:
+            again += model.layers * tokens * 2.0 * model.top_k * model.expert_parameters
+        matrices = 3.0 * tokens * (model.layers * model.matmul_flops() + model.head_flops())
+        return (
+            f"{self.after.loss_tiles} of head and loss, {self.after.mlp_tiles} of each MLP; activations of a rank "
+            f"{most / 1e9:.2f} GB with one tile, {least / 1e9:.2f} GB so; {100 * again / matrices:.0f} % more work of "
+            "matrices"
+        )
+
+
+def choose_tiles(settings: Settings, args: argparse.Namespace) -> tuple[Settings, ChosenTiles | None]:
+    """Return the settings with numbers of tiles in place of ``auto``, and how they were chosen.
+
+    Args:
+        settings: of the run.
+        args: Megatron's arguments as parsed, before its validation.
+
+    Raises:
+        WallfacerError: ``auto`` is asked for, and the command line leaves a size open, or layers are not dense.
+    """
+    flags = [flag for flag in (LOSS, MLP) if text_of(args, flag) == AUTO]
+    if not flags:
+        return settings, None
+    loss, mlp = LOSS in flags, MLP in flags
+    before = _activations(settings, args, flags[0])
+    after = tiled(before, loss=loss, mlp=mlp)
+    # One tile is all tokens at once: nothing is recomputed then.
+    chosen = {"loss_tiles": after.loss_tiles if after.loss_tiles > 1 else None} if loss else {}
+    chosen |= {"mlp_tiles": after.mlp_tiles if after.mlp_tiles > 1 else None} if mlp else {}
+    return replace(settings, **chosen), ChosenTiles(before, after)
+
+
+def _activations(settings: Settings, args: argparse.Namespace, flag: str) -> Activations:
+    shape, plan, size = shape_of(args, dtype_of(args)), settings.plan, _model(args, flag)
+    rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
+    passes = [
+        build(plan, rank, groups=groups, q_kept=settings.keep_gathered_q)
+        for build in (forward_schedule, backward_schedule)
+    ]
+    return Activations(
+        size,
+        shape.tokens * shape.batch,
+        tp=args.tensor_model_parallel_size,
+        layers=size.layers,
+        recompute=_recompute(args),
+        loss_tiles=settings.loss_tiles or 1,
+        mlp_tiles=settings.mlp_tiles or 1,
+        attention=attention_memory(plan, passes, shape, cuda_graphs=settings.cuda_graphs),
+        fused_gradients=args.gradient_accumulation_fusion,
+    )
+
+
+def _model(args: argparse.Namespace, flag: str) -> Model:
+    for name in ("num_layers", "hidden_size", "seq_length", "vocab_size"):
+        if getattr(args, name, None) is None:
+            raise WallfacerError(
+                f"{flag} {AUTO}: needs --{name.replace('_', '-')} on the command line, or a number here"
+            )
+    if getattr(args, "num_experts", None) or getattr(args, "multi_latent_attention", False):
+        raise WallfacerError(f"{flag} {AUTO}: must be a number with experts or latent attention")
+    hidden = args.hidden_size
+    # As Megatron sets it where it is not given.
+    usual = int(4 * hidden * 2 / 3 / 64) * 64 if args.swiglu else 4 * hidden
+    multiple = (args.make_vocab_size_divisible_by or _DIVISIBLE_BY) * args.tensor_model_parallel_size
+    return Model(
+        "of the command line",
+        layers=args.num_layers,
+        hidden=hidden,
+        ffn_hidden=args.ffn_hidden_size or usual,
+        q_heads=args.num_attention_heads,
+        kv_heads=kv_heads(args),
+        head_dim=head_dim(args),
+        vocabulary=-(-args.vocab_size // multiple) * multiple,
+        swiglu=args.swiglu,
+    )
+
+
+def _recompute(args: argparse.Namespace) -> Recompute:
+    if args.recompute_granularity != "full":
+        return "none"
+    return "keep-attention" if args.wallfacer_keep_attention_output else "full"
