@@ -15,11 +15,10 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.row_lists import kernels
 from megatron_wallfacer.kernels.optional import TRITON
+from megatron_wallfacer.kernels.protocol import accumulation_dtype
 
 #: Least length of a row of a gradient by which a proxy is divided; fp32 has it, and its square is no zero in fp64.
 _SHORTEST = 2.0**-126
-#: Dtypes of inputs in which nothing is added up, and the accumulation dtype.
-_WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
 @lru_cache(maxsize=1)
@@ -89,7 +88,7 @@ def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence
 
 def _total(into: Tensor, first: Tensor, parts: int) -> Tensor:
     """The tensor in which parts are added up: that which is written, unless it is narrow."""
-    wide = _WIDE.get(into.dtype, into.dtype)
+    wide = accumulation_dtype(into.dtype)
     return into if parts == 1 or into is first or into.dtype == wide else torch.empty_like(into, dtype=wide)
 
 
