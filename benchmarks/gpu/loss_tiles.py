@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.gpu.clock import medians
-from benchmarks.gpu.on_host import added_bytes
+from benchmarks.gpu.memory import added_bytes
 from benchmarks.gpu.report import add_options, device_of, relative_error
 from benchmarks.gpu.rows import LeftOut, Rows
 

@@ -64,16 +64,16 @@ def measure(setting: Setting, scheme: str, options: argparse.Namespace) -> Row:
     if device.type == "cuda":
         done: list = []
         measured = (
-            _added(lambda: done.append(one.forward(q, k, v))),
-            _added(lambda: one.backward(dout, q, k, v, done[0])),
+            added_bytes(lambda: done.append(one.forward(q, k, v))),
+            added_bytes(lambda: one.backward(dout, q, k, v, done[0])),
         )
         done.clear()
         growth = _growth(lambda: one.backward(dout, q, k, v, one.forward(q, k, v)), options.steps)
     return Row(str(plan.grid), counted, measured, growth)
 
 
-def _added(work: Callable[[], object]) -> int:
-    """Bytes that a call has at once, more than there were before it."""
+def added_bytes(work: Callable[[], object]) -> int:
+    """Return the most bytes that a call allocates at once, beyond those that were allocated before it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.gpu.clock import medians
+from benchmarks.gpu.memory import added_bytes
 from benchmarks.gpu.one_rank import OneRank
 from benchmarks.gpu.report import add_options, device_of, kernel_of
 from benchmarks.gpu.rows import Rows
@@ -96,8 +97,9 @@ def measure(scheme: str, options: argparse.Namespace) -> Iterator[tuple[str, ...
     equal = not alone or all(map(torch.equal, found["device"], found["host"]))
     del found
     works = {name: partial(layers.step, *tensors) for name, layers in places.items()}
-    peaks = {name: added_bytes(work) for name, work in works.items()} if device.type == "cuda" else {}
     times = medians(works, device, options.repeats)
+    # After the first runs, which allocate what later ones use again.
+    peaks = {name: added_bytes(work) for name, work in works.items()} if device.type == "cuda" else {}
     ratio = times["host"] / times["device"]
     expected = (options.layers - HELD) * sum(kept_sizes(one.call, one.shape))
     freed = peaks["device"] - peaks["host"] if peaks else None
@@ -120,17 +122,6 @@ def verdict_of(*, equal: bool, ratio: float, freed: int | None, expected: int) -
     if ratio > SLOWER:
         return f"over: more than {SLOWER} times as long"
     return "ok" if abs(freed / expected - 1) <= ALLOWED else "over: frees other than expected"
-
-
-def added_bytes(work: Callable[[], object]) -> int:
-    """Return the most bytes that a function allocates at once, beyond those that were allocated before."""
-    work()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def main(argv: Sequence[str] | None = None) -> int:
