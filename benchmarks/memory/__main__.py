@@ -16,13 +16,10 @@ from typing import Any
 
 from benchmarks.gpu.tables import markdown
 from benchmarks.memory.live import Peak
-from megatron_wallfacer.planning.attention_memory import attention_memory
+from megatron_wallfacer.planning.attention_memory import busiest_rank_memory
 from megatron_wallfacer.planning.inventory import MOMENTS, Activations, Moment, bytes_at, inventory
 from megatron_wallfacer.planning.model import MODELS, RECOMPUTE, Model
-from megatron_wallfacer.schedule.formulas import busiest_rank
-from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
 
 HEADING = ("moment", "counted GB", "inventory GB", "inventory / counted")
@@ -49,10 +46,7 @@ def activations(model: Model, plan: Plan, tokens: int, **options: Any) -> Activa
         options: others of :class:`Activations`.
     """
     work = Activations(model, tokens, fused_gradients=False, **options)
-    shape, rank = model.shape(tokens, tp=work.tp), busiest_rank(plan)
-    groups = head_groups(plan, shape.q_heads, shape.kv_heads)
-    passes = [build(plan, rank, groups=groups) for build in (forward_schedule, backward_schedule)]
-    return replace(work, attention=attention_memory(plan, passes, shape))
+    return replace(work, attention=busiest_rank_memory(plan, model.shape(tokens, tp=work.tp)))
 
 
 def compared(work: Activations, plan: Plan) -> dict[Moment, tuple[Peak, float]]:

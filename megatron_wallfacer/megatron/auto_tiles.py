@@ -12,13 +12,10 @@ from dataclasses import dataclass, replace
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.arguments import Settings, dtype_of, head_dim, kv_heads, shape_of
 from megatron_wallfacer.megatron.tile_flags import AUTO, LOSS, MLP, text_of
-from megatron_wallfacer.planning.attention_memory import attention_memory
+from megatron_wallfacer.planning.attention_memory import busiest_rank_memory
 from megatron_wallfacer.planning.inventory import Activations, inventory, peak
 from megatron_wallfacer.planning.model import Model, Recompute
 from megatron_wallfacer.planning.token_tiles import tiled
-from megatron_wallfacer.schedule.formulas import busiest_rank
-from megatron_wallfacer.schedule.heads import head_groups
-from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 
 #: Megatron pads the vocabulary to a multiple of this by default, times the tensor-parallel size.
 _DIVISIBLE_BY = 128
@@ -76,12 +73,8 @@ def choose_tiles(settings: Settings, args: argparse.Namespace) -> tuple[Settings
 
 
 def _activations(settings: Settings, args: argparse.Namespace, flag: str) -> Activations:
-    shape, plan, size = shape_of(args, dtype_of(args)), settings.plan, _model(args, flag)
-    rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
-    passes = [
-        build(plan, rank, groups=groups, q_kept=settings.keep_gathered_q)
-        for build in (forward_schedule, backward_schedule)
-    ]
+    shape, size = shape_of(args, dtype_of(args)), _model(args, flag)
+    passes = {"q_kept": settings.keep_gathered_q, "cuda_graphs": settings.cuda_graphs}
     return Activations(
         size,
         shape.tokens * shape.batch,
@@ -90,7 +83,7 @@ def _activations(settings: Settings, args: argparse.Namespace, flag: str) -> Act
         recompute=_recompute(args),
         loss_tiles=settings.loss_tiles or 1,
         mlp_tiles=settings.mlp_tiles or 1,
-        attention=attention_memory(plan, passes, shape, cuda_graphs=settings.cuda_graphs),
+        attention=busiest_rank_memory(settings.plan, shape, **passes),
         fused_gradients=args.gradient_accumulation_fusion,
     )
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_wallfacer.schedule.formulas import busiest_rank
+from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.held import held_bytes
 from megatron_wallfacer.schedule.memory import aliases, graph_bytes, peak_bytes, result_bytes, returned_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.volume import Shape
 
 
@@ -54,3 +57,19 @@ def attention_memory(
         return AttentionMemory(0.0, 0.0, kept, held, exchanges)
     forward, backward = (peak_bytes(one, shape) - returned_bytes(one, shape) for one in schedules)
     return AttentionMemory(forward, backward, kept, 0.0, exchanges)
+
+
+def busiest_rank_memory(
+    plan: Plan, shape: Shape, *, q_kept: bool = False, cuda_graphs: bool = False
+) -> AttentionMemory:
+    """Return what both passes allocate on the rank with the most work, under a causal mask.
+
+    Args:
+        plan: grid and choices.
+        shape: sizes of the rank's shard.
+        q_kept: gathered queries are kept from forward to backward.
+        cuda_graphs: the passes are CUDA graphs.
+    """
+    rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
+    passes = [build(plan, rank, groups=groups, q_kept=q_kept) for build in (forward_schedule, backward_schedule)]
+    return attention_memory(plan, passes, shape, cuda_graphs=cuda_graphs)
