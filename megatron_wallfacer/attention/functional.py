@@ -89,7 +89,12 @@ def attention(
         first.compare(described(q, k, v, plan, mask, causal, window_size, cut, scale, softcap, chosen.name, options))
     if not q.numel():
         return empty_output(q, k, v, sinks)
-    runtime = Runtime(connected(cp_group, plan.grid, transfers, q.device), chosen, scale, softcap=softcap)
+    try:
+        groups = connected(cp_group, plan.grid, transfers, q.device)
+    except BaseException as error:
+        end_call(None, group, error)
+        raise
+    runtime = Runtime(groups, chosen, scale, softcap=softcap)
     call = Call(plan, runtime, mask=mask, keep_gathered_q=keep_gathered_q)
     return attend(*(x.transpose(0, 1) for x in (q, k, v)), call, sinks=sinks).transpose(0, 1)
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_wallfacer.engine.backends import backend_of, check_alive, is_alive
 from megatron_wallfacer.engine.groups import connect
+from megatron_wallfacer.engine.interrupts import deferred_interrupts
 from megatron_wallfacer.engine.leaving import at_exit
 from megatron_wallfacer.engine.merge import check_rows
 from megatron_wallfacer.engine.staged import check_transfers, make_transfers, message_device
@@ -42,6 +43,7 @@ def connected(
 
     Making groups is collective and slow, so it is done in the first call only; that call is collective over the world,
     as :func:`megatron_wallfacer.engine.groups.connect` is. It also destroys what belongs to groups that are gone.
+    Ctrl-C takes effect after the groups are made.
 
     Args:
         group: the context-parallel group; None for the world, or for one process without torch.distributed.
@@ -64,8 +66,9 @@ def connected(
     backend = None if group is None else backend_of(group, message) or dist.get_backend_config(group)
     check_transfers(kind, device, backend)
     _close(lambda cp: not is_alive(cp))
-    axis_groups = connect(group, grid, device=message, timeout=timeout, options=options)
-    made = _made[group, grid, kind, device.type] = make_transfers(kind, axis_groups)
+    with deferred_interrupts():
+        axis_groups = connect(group, grid, device=message, timeout=timeout, options=options)
+        made = _made[group, grid, kind, device.type] = make_transfers(kind, axis_groups)
     if dist.is_initialized():
         at_exit(close_groups)
         start_watch()

@@ -1,7 +1,9 @@
-"""An exception in the checks of attention(): no other rank waits, each names the cause, and the next call works."""
+"""An exception in attention() before its pass: no other rank waits, each names the cause, and the next call works."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_wallfacer.attention import attention, forget_groups
+from megatron_wallfacer.engine import groups
 from megatron_wallfacer.engine.agreement import calls
 from megatron_wallfacer.schedule.schemes import make_plan
 from tests.support.pool import Pool
@@ -101,3 +104,35 @@ def test_a_rank_that_is_interrupted_while_calls_are_compared(
         assert seconds < LIMIT_S
         assert "KeyboardInterrupt: no choice" in first
         assert one == rank or f"rank {rank} failed before " in first
+
+
+def interrupted_while_groups_are_made(rank: int, ranks: tuple[int, ...]) -> tuple[str, float, str]:
+    """Error and seconds of a first call with a SIGINT on some ranks between two collective calls; the next error."""
+    group = dist.new_group([0, 1, 2, 3])
+
+    def everyone(*arguments: Any, **keywords: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return members(*arguments, **keywords)
+
+    members = groups._everyone
+    with pytest.MonkeyPatch.context() as patch:
+        if rank in ranks:
+            patch.setattr(groups, "_everyone", everyone)
+        started = time.monotonic()
+        first = one_call(group)
+        seconds = time.monotonic() - started
+    dist.barrier(group)
+    again = one_call(group)
+    forget_groups()
+    dist.barrier(group)
+    return first, seconds, again
+
+
+@pytest.mark.parametrize("ranks", [(0,), (2,), (0, 1, 2, 3)], ids=str)
+def test_an_interrupt_while_groups_are_made(pools: Callable[[int], Pool], ranks: tuple[int, ...]) -> None:
+    outcomes = pools(4).run(interrupted_while_groups_are_made, ranks)
+    for rank, (first, seconds, again) in enumerate(outcomes):
+        assert seconds < LIMIT_S
+        cause = "failed before a pass: KeyboardInterrupt; attention's groups are closed"
+        assert first == "KeyboardInterrupt: " if rank in ranks else cause in first, first
+        assert cause in again, again

@@ -169,6 +169,15 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
+        "Ctrl-C on one rank while `attention()` makes its process groups",
+        "it takes effect when the groups are made; every rank raises and names the rank; later calls are rejected",
+        "at once",
+        "-",
+        "`rank 2 failed before a pass: KeyboardInterrupt`",
+        "the script's",
+        ("tests/attention/test_failing_checks.py::test_an_interrupt_while_groups_are_made",),
+    ),
+    Row(
         "a rank fails under Slurm",
         "the summary begins with the first failure that is not SIGTERM: rank, node, error, the `--exclude` to type",
         "at once",

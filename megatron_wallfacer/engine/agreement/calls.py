@@ -106,10 +106,10 @@ class FirstCall:
 
 
 def end_call(first: FirstCall | None, group: object, error: BaseException) -> None:
-    """Make the other ranks of a call raise, too, where this rank raises in the checks of its arguments.
+    """Make the other ranks of a call raise, too, where this rank raises before its pass.
 
     Args:
-        first: the call, where it is compared.
+        first: the call, where its arguments are compared and the comparison has not begun; else None.
         group: of the call, as it was given.
         error: what was raised.
     """
