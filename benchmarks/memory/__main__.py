@@ -1,9 +1,11 @@
 """Memory of one training step, counted on Megatron's model and listed by the planner's inventory.
 
     python -m benchmarks.memory --mlp-tiles 16 --loss-tiles 128
+    python -m benchmarks.memory --ranks
 
-Tensors have no memory, so any machine counts any size. Sizes are GB (1e9 bytes) per rank, without parameters, their
-gradients and optimizer states.
+Tensors have no memory, so any machine counts any size. With ``--ranks`` a small model is trained for a step on gloo
+ranks, with real tensors, kernels and messages. Sizes are per rank, without parameters, their gradients and optimizer
+states.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.gpu.tables import markdown
 from benchmarks.memory.live import Peak
+from benchmarks.memory.setting import Setting
 from megatron_wallfacer.planning.attention_memory import busiest_rank_memory
 from megatron_wallfacer.planning.inventory import MOMENTS, Activations, Moment, bytes_at, inventory
 from megatron_wallfacer.planning.model import MODELS, RECOMPUTE, Model
@@ -34,6 +37,28 @@ CHECKED = (
     "--tp 2 --cp 4 --recompute none",
     "--recompute none --mlp-tiles 7 --loss-tiles 5 --scheme team-ring",
 )
+#: Gloo ranks of ``--ranks``, and their model. Tokens outweigh its weights, so that gradients of weights, which are
+#: counted until they are added to Megatron's gradient buffer, are small beside activations.
+RANKS, RANK_TOKENS = 4, 2048
+SMALL = replace(MODELS["llama3-8b"], hidden=128, q_heads=8, kv_heads=4, head_dim=16, ffn_hidden=384, vocabulary=2048)
+#: What ``--ranks`` compares: recomputation, tiles, context and tensor parallelism, norms of PyTorch.
+CHECKED_ON_RANKS = (
+    "--cp 4 --recompute keep-attention --scheme ulysses --mlp-tiles 8 --loss-tiles 16",
+    "--cp 2 --tp 2 --recompute full --mlp-tiles 4 --loss-tiles 8",
+    "--cp 4 --recompute none --unfused-norms",
+    "--cp 4 --recompute none --scheme team-ring",
+    "--cp 2 --recompute none --layers 3",
+    "--cp 2 --recompute none --mlp-tiles 7 --loss-tiles 5",
+    "--cp 2 --tp 2 --recompute none",
+    "--cp 1 --tp 4 --recompute none --loss-tiles 4",
+    "--cp 4 --recompute full",
+    "--cp 4 --recompute full --mlp-tiles 8 --loss-tiles 16",
+    "--cp 4 --recompute full --scheme wallfacer --mlp-tiles 8 --loss-tiles 16",
+    "--cp 1 --recompute full --mlp-tiles 4 --loss-tiles 8",
+    "--cp 4 --recompute keep-attention --layers 3 --mlp-tiles 8 --loss-tiles 16",
+    "--cp 2 --tp 2 --recompute keep-attention --layers 4 --loss-tiles 4",
+    "--cp 4 --recompute full --mlp-tiles 8 --loss-tiles 16 --unfused-norms",
+)
 
 
 def activations(model: Model, plan: Plan, tokens: int, **options: Any) -> Activations:
@@ -49,11 +74,11 @@ def activations(model: Model, plan: Plan, tokens: int, **options: Any) -> Activa
     return replace(work, attention=busiest_rank_memory(plan, model.shape(tokens, tp=work.tp)))
 
 
-def compared(work: Activations, plan: Plan) -> dict[Moment, tuple[Peak, float]]:
+def compared(setting: Setting) -> dict[Moment, tuple[Peak, float]]:
     """Return by moment the peak that was counted and the bytes of the inventory."""
-    from benchmarks.memory.model import Setting, count
+    from benchmarks.memory.one_rank import count
 
-    counted, listed = count(Setting(work, plan)), inventory(work)
+    counted, listed = count(setting), inventory(setting.work)
     return {moment: (counted[moment], bytes_at(listed, moment)) for moment in MOMENTS}
 
 
@@ -72,8 +97,30 @@ def show(moments: dict[Moment, tuple[Peak, float]], top: int) -> None:
     lines = [(name, f"{a / 1e9:.2f}", f"{b / 1e9:.2f}", f"{b / a:.3f}") for name, (a, b) in sizes.items()]
     print(markdown(HEADING, lines), flush=True)
     for moment, (peak, _) in moments.items():
-        for buffer in peak.buffers[:top]:
-            print(f"  {moment}: {buffer.nbytes / 1e9:7.3f} GB {buffer.shape} {buffer.made_by}", file=sys.stderr)
+        name_buffers(moment, peak, top)
+
+
+def name_buffers(place: str, peak: Peak, top: int) -> None:
+    """Print the largest live buffers of a peak on stderr."""
+    for buffer in peak.buffers[:top]:
+        print(f"  {place}: {buffer.nbytes / 1e6:10.3f} MB {buffer.shape} {buffer.made_by}", file=sys.stderr)
+
+
+def compare_on_ranks(number: int, top: int) -> int:
+    """Count a step on gloo ranks, print the peak of the busiest rank; return how many are out of tolerance."""
+    from benchmarks.memory.ranks import count_all
+
+    texts = CHECKED_ON_RANKS[:number]
+    settings = [setting_of(parser().parse_args(text.split()), SMALL, RANK_TOKENS) for text in texts]
+    lines, wrong = [], 0
+    for text, setting, counted in zip(texts, settings, count_all(settings, RANKS), strict=True):
+        moment = max(counted, key=lambda name: counted[name].nbytes)
+        peak, expected = counted[moment].nbytes, bytes_at(inventory(setting.work), cast("Moment", moment))
+        wrong += abs(expected / peak - 1) > TOLERANCE
+        name_buffers(text, counted[moment], top)
+        lines.append((text, moment, f"{peak / 1e6:.2f}", f"{expected / 1e6:.2f}", f"{expected / peak:.3f}"))
+    print(markdown(("step", "moment of the peak", "counted MB", "inventory MB", "inventory / counted"), lines))
+    return wrong
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,6 +136,15 @@ def parser() -> argparse.ArgumentParser:
     add("--recompute", choices=RECOMPUTE, default="full", help="what backward computes again (default: full)")
     add("--loss-tiles", type=int, default=1, help="tiles of head and loss (default: 1)")
     add("--mlp-tiles", type=int, default=1, help="tiles of each MLP (default: 1)")
+    add("--unfused-norms", action="store_true", help="norms of PyTorch instead of fused ones")
+    add(
+        "--ranks",
+        type=int,
+        nargs="?",
+        const=len(CHECKED_ON_RANKS),
+        metavar="N",
+        help="compare N steps of a small model on gloo ranks; exit 1",
+    )
     add("--top", type=int, default=10, help="largest buffers to name at each peak (default: 10)")
     add(
         "--check",
@@ -101,14 +157,18 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def count_one(options: argparse.Namespace) -> bool:
-    """Count and print one configuration; return whether the inventory holds."""
-    model = MODELS[options.model]
+def setting_of(options: argparse.Namespace, model: Model, tokens: int) -> Setting:
+    """Return what the options describe, with a model and tokens per context-parallel rank."""
     heads = {"q_heads": model.q_heads // options.tp, "kv_heads": model.kv_heads // options.tp}
     plan = make_plan(options.scheme, options.cp, **heads)
-    tiles = {"loss_tiles": options.loss_tiles, "mlp_tiles": options.mlp_tiles}
-    chosen = {"tp": options.tp, "layers": options.layers, "recompute": options.recompute, **tiles}
-    moments = compared(activations(model, plan, options.tokens, **chosen), plan)
+    names = ("tp", "layers", "recompute", "loss_tiles", "mlp_tiles")
+    chosen = {name: getattr(options, name) for name in names}
+    return Setting(activations(model, plan, tokens, fused_norms=not options.unfused_norms, **chosen), plan)
+
+
+def count_one(options: argparse.Namespace) -> bool:
+    """Count and print one configuration; return whether the inventory holds."""
+    moments = compared(setting_of(options, MODELS[options.model], options.tokens))
     show(moments, options.top)
     return within_tolerance(moments)
 
@@ -116,6 +176,10 @@ def count_one(options: argparse.Namespace) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Count one configuration, or all that are checked, and print them beside the inventory."""
     options = parser().parse_args(argv)
+    if options.ranks is not None:
+        wrong = compare_on_ranks(options.ranks, options.top)
+        print(f"\n{wrong} of {options.ranks} steps are out of tolerance")
+        return min(wrong, 1)
     from megatron_wallfacer.megatron import any_device, cpu_runtime
 
     cpu_runtime.install()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-#: Smaller storages are not followed.
+#: Smaller storages, in bytes, are not followed unless asked for.
 SMALLEST = 1 << 20
 
 
@@ -45,6 +46,7 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         known: tensors that are not counted, such as parameters.
+        smallest: bytes of the smallest storage that is followed.
 
     Attributes:
         moment: name of what happens now; set from outside.
@@ -52,8 +54,9 @@ class LiveBytes(TorchDispatchMode):
         peaks: peak by moment.
     """
 
-    def __init__(self, known: Iterable[Tensor]) -> None:
+    def __init__(self, known: Iterable[Tensor], smallest: int = SMALLEST) -> None:
         super().__init__()
+        self._smallest, self._paused = smallest, False
         self.moment, self.module = "", ""
         self.peaks: dict[str, Peak] = {}
         self._known = {x.untyped_storage()._cdata for x in known}
@@ -64,15 +67,26 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self._paused:
+            return result
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._see(leaf, str(func))
         return result
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing that is made inside of the block."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
     def _see(self, tensor: Tensor, operator: str) -> None:
         storage = tensor.untyped_storage()
         key, nbytes = storage._cdata, storage.nbytes()
-        if nbytes < SMALLEST or key in self._live or key in self._known:
+        if nbytes < self._smallest or key in self._live or key in self._known:
             return
         self._live[key] = LiveBuffer(nbytes, tuple(tensor.shape), f"{self.module} {operator}")
         self._bytes += nbytes

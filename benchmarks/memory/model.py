@@ -1,66 +1,43 @@
-"""One training step of Megatron's GPT model, full width and few layers, on tensors without memory."""
+"""One training step of Megatron's GPT model, with few layers, counted operator by operator."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.gpu.one_rank import NoTransfers
+from benchmarks.memory import opaque
 from benchmarks.memory.live import LiveBytes, Peak
-from benchmarks.memory.opaque import EngineAttention, FusedNorm, Rotary, SwiGlu
-from megatron_wallfacer.engine import operators, steps
+from benchmarks.memory.opaque import EngineAttention, FusedNorm
+from benchmarks.memory.setting import Setting
+from megatron_wallfacer.engine import operators
 from megatron_wallfacer.engine.call import Call, Runtime
-from megatron_wallfacer.engine.groups import AxisGroups
-from megatron_wallfacer.kernels.capabilities import Capabilities
+from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.planning.inventory import Activations
-from megatron_wallfacer.schedule.formulas import busiest_rank
-from megatron_wallfacer.schedule.plan import Plan
 
 
-class FreshResults:
-    """A kernel that allocates its results and computes nothing."""
+def count_step(setting: Setting, transfers: Transfers, kernel: Kernel, smallest: int) -> dict[str, Peak]:
+    """Return the peak of each moment of ``planning.inventory.MOMENTS`` on this rank, in bf16.
 
-    name = "none"
-    capabilities = Capabilities()
+    Megatron's CPU runtime must be installed, and its process groups made. Fused kernels (norm, SwiGLU, rotary
+    positions, attention, the sums of its results) count as their results and what they save. Parameters and their
+    gradients are not counted.
 
-    def forward(self, q: Any, k: Any, v: Any, tile: Any, spec: Any) -> tuple[Any, Any]:
-        return q.new_empty((*q.shape[:3], v.shape[-1])), q.new_empty(q.shape[:3], dtype=torch.float32)
-
-    def backward(self, dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, tile: Any, spec: Any) -> tuple[Any, ...]:
-        return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is counted.
-
-    Attributes:
-        work: model, tokens per rank, tensor-parallel size, layers, recomputation and tiles.
-        plan: grid of attention.
-    """
-
-    work: Activations
-    plan: Plan
-
-
-def count(setting: Setting) -> dict[str, Peak]:
-    """Return the peak of each moment of ``planning.inventory.MOMENTS`` on one rank, in bf16.
-
-    Megatron's CPU runtime must be installed. Fused kernels (norm, SwiGLU, rotary positions, attention, the sums of its
-    results) count as their results and what they save. Parameters and their gradients are not counted.
+    Args:
+        setting: model and grid.
+        transfers: of attention's grid.
+        kernel: computes attention.
+        smallest: bytes of the smallest storage that is counted.
     """
     work = setting.work
-    with _groups(work.tp, setting.plan.grid.cp_size), _replaced(), FakeTensorMode(allow_non_fake_inputs=True):
-        model = _build(setting)
-        live = LiveBytes(model.parameters())
+    call = Call(setting.plan, Runtime(transfers, kernel, work.model.head_dim**-0.5))
+    with _replaced():
+        model = _build(setting, lambda: EngineAttention(call, keep=work.recompute == "keep-attention"))
+        live = LiveBytes(model.parameters(), smallest)
         _watch(model, live)
         tokens = torch.zeros(1, work.tokens, dtype=torch.long)
         with live:
@@ -86,22 +63,22 @@ def _watch(model: Any, live: LiveBytes) -> None:
     def enter(name: str) -> Any:
         return lambda *_: setattr(live, "module", name)
 
+    def begin(moment: str) -> Any:
+        return lambda *_: setattr(live, "moment", moment)
+
     for name, module in model.named_modules():
         module.register_forward_pre_hook(enter(name))
-        if name.endswith("pre_mlp_layernorm"):
-            module.before = "attention"
-        elif name.endswith("final_layernorm"):
+        if name.endswith("final_layernorm"):
             # From here to its backward pass there is the head.
-            module.register_forward_hook(lambda *_: setattr(live, "moment", "head"))
-            module.before = ""
-        elif name.endswith("input_layernorm"):
-            module.before = ""
-    FusedNorm.mark = EngineAttention.mark = SwiGlu.mark = lambda moment: setattr(live, "moment", moment)
+            module.register_forward_hook(begin("head"))
+        if name.endswith("layernorm"):
+            module.register_full_backward_hook(begin("attention" if name.endswith("pre_mlp_layernorm") else ""))
+    opaque.count_with(live)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda one: setattr(one, "grad", None))
 
 
-def _build(setting: Setting) -> Any:
+def _build(setting: Setting, attention: Callable[[], EngineAttention]) -> Any:
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer import TransformerConfig
@@ -138,54 +115,24 @@ def _build(setting: Setting) -> Any:
     )
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     parts = spec.submodules
-    parts.self_attention.submodules.core_attention = lambda *_, **__: _attention(setting)
-    parts.input_layernorm = parts.pre_mlp_layernorm = FusedNorm
-    block = TransformerBlockSubmodules(layer_specs=[spec] * work.layers, layer_norm=FusedNorm)
+    norm = FusedNorm if work.fused_norms else parts.input_layernorm
+    parts.self_attention.submodules.core_attention = lambda *_, **__: attention()
+    parts.input_layernorm = parts.pre_mlp_layernorm = norm
+    block = TransformerBlockSubmodules(layer_specs=[spec] * work.layers, layer_norm=norm)
     return GPTModel(config, block, size.vocabulary, work.tokens * cp_size, position_embedding_type="rope")
-
-
-def _attention(setting: Setting) -> EngineAttention:
-    plan = setting.plan
-    size = plan.grid.cp_size
-    groups = AxisGroups(plan.grid, busiest_rank(plan), tuple(range(size)), ("node",) * size, {})
-    call = Call(plan, Runtime(NoTransfers(groups), FreshResults(), setting.work.model.head_dim**-0.5))
-    return EngineAttention(call, keep=setting.work.recompute == "keep-attention")
-
-
-@contextmanager
-def _groups(tp: int, cp_size: int) -> Iterator[None]:
-    """Megatron's process groups, whose messages do nothing."""
-    from megatron.core import parallel_state
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=tp * cp_size)
-    sizes = {"tensor_model_parallel_size": tp, "context_parallel_size": cp_size}
-    parallel_state.initialize_model_parallel(**sizes, create_gloo_process_groups=False)
-    try:
-        yield
-    finally:
-        parallel_state.destroy_model_parallel()
-        parallel_state.destroy_global_memory_buffer()
-        dist.destroy_process_group()
 
 
 @contextmanager
 def _replaced() -> Iterator[None]:
-    """Fused kernels as opaque functions, the engine without the dispatcher, and no random states."""
-    from megatron.core.tensor_parallel import random
+    """Fused kernels as opaque functions, and the engine's passes without the dispatcher, which would hide them."""
     from megatron.core.transformer import attention, mlp
 
     with ExitStack() as stack:
         for owner, name, value in (
-            (attention, "apply_rotary_pos_emb", lambda x, *_, **__: Rotary.apply(x)),
-            (mlp, "bias_swiglu_impl", lambda x, *_: SwiGlu.apply(x)),
+            (attention, "apply_rotary_pos_emb", lambda x, *_, **__: opaque.rotary(x)),
+            (mlp, "bias_swiglu_impl", lambda x, *_: opaque.swiglu(x)),
             (operators, "attention", operators.run_attention),
             (operators, "attention_backward", operators.run_attention_backward),
-            (steps, "merge_rows", lambda *_: None),
-            (steps, "sum_rows", lambda *_: None),
-            (random, "_get_all_rng_states", lambda: ()),
-            (random, "_set_all_rng_states", lambda *_: None),
-            (random, "_fork_rng", nullcontext),
-            (random.CudaRNGStatesTracker, "fork", lambda *_: nullcontext()),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         yield

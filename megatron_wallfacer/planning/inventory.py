@@ -1,6 +1,7 @@
 """What a rank holds while it trains, buffer by buffer and moment by moment: one list for planner, docs and tests.
 
-Sizes are in bf16, with fused norms, SwiGLU and rotary positions: what a kernel allocates and frees is not listed.
+Sizes are in bf16, with fused SwiGLU and rotary positions: what a kernel allocates and frees is not listed. Norms are
+fused unless ``Activations.fused_norms`` is False.
 ``python -m benchmarks.memory`` counts the same on Megatron's model and prints both.
 """
 
@@ -59,6 +60,8 @@ class Activations:
         inputs_on_host: ``--wallfacer-layer-inputs-on-host``, a part of the layers; with recomputation only.
         fused_gradients: weight gradients are added to Megatron's gradient buffer by the matrix kernel
             (``--no-gradient-accumulation-fusion`` is not given).
+        fused_norms: a norm saves its input only. Megatron's norms without TransformerEngine or Apex, PyTorch's, save
+            fp32 copies before and after normalization.
     """
 
     model: Model
@@ -72,6 +75,7 @@ class Activations:
     outputs_on_host: float = 0.0
     inputs_on_host: float = 0.0
     fused_gradients: bool = True
+    fused_norms: bool = True
 
     @property
     def hidden(self) -> float:
@@ -128,7 +132,8 @@ class Activations:
 def inventory(work: Activations) -> tuple[Buffer, ...]:
     """Return every buffer of activations and their gradients, without parameters and their states."""
     graphs = Buffer("attention's passes as CUDA graphs", work.attention.graphs)
-    return (graphs, *_saved(work), *_layer_at_work(work), *_sequence_parallel(work), *_head(work))
+    at_work = (*_layer_at_work(work), *_sequence_parallel(work), *_head(work))
+    return (graphs, *_saved(work), *at_work, *(() if work.fused_norms else _unfused_norms(work)))
 
 
 def layers_on_host(layers: int, fraction: float) -> int:
@@ -221,6 +226,21 @@ def _mlp(work: Activations) -> tuple[Buffer, ...]:
         Buffer("MLP: input and output of the activation function", inside, saved, flag),
         Buffer("MLP: gradient of the activation function's input", work.gated / tiles, ("mlp",), flag),
         Buffer("MLP: gradients of the tiles' inputs", work.hidden if tiles > 1 else 0.0, ("mlp",)),
+    )
+
+
+def _unfused_norms(work: Activations) -> tuple[Buffer, ...]:
+    """What a norm of PyTorch saves besides: its input and its input over the root mean square, both in fp32."""
+    name, flag = "fp32 copies of unfused norms", "TransformerEngine's or Apex's norms"
+    saved = 2 * _FP32 / _BF16 * work.hidden
+    others = 2 * (work.layers - 1) * saved if work.recompute == "none" else 0.0
+    first: tuple[Moment, ...] = ("forward", "head") if work.recompute == "none" else ("forward",)
+    second: tuple[Moment, ...] = ("head", "mlp") if work.recompute == "none" else ("mlp",)
+    return (
+        Buffer(f"{name} of other layers", others, smaller_by=flag),
+        Buffer(f"{name} before attention", saved, (*first, *_IN_BACKWARD), flag),
+        Buffer(f"{name} before the MLP", saved, second, flag),
+        Buffer(f"{name} before the head", saved, ("head",), flag),
     )
 
 

@@ -17,11 +17,16 @@ from megatron_wallfacer.planning.model import MODELS
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_inventory_is_what_is_counted() -> None:
-    command = [sys.executable, "-m", "benchmarks.memory", "--check", "2"]
+@pytest.mark.parametrize(
+    ("words", "last"),
+    [("--check 2", "0 of 2 configurations"), ("--ranks 3", "0 of 3 steps")],
+    ids=["full size, one rank", "four gloo ranks"],
+)
+def test_the_inventory_is_what_is_counted(words: str, last: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.memory", *words.split()]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
-    assert "0 of 2 configurations are out of tolerance" in run.stdout
+    assert f"{last} are out of tolerance" in run.stdout
 
 
 @pytest.mark.parametrize("moment", ["head", "mlp", "attention"])

@@ -65,6 +65,7 @@ ELSEWHERE = {
     "benchmarks/suite.sh runs/benchmarks/grid": _ROOT,
     "python -m benchmarks.claims runs/benchmarks/grid": "tests/benchmarks/test_claims.py",
     "python -m benchmarks.host": f"{_LONG}; tests/benchmarks/test_host.py measures some of it",
+    "python -m benchmarks.memory --ranks": "tests/benchmarks/test_memory.py counts three of them",
     "python -m benchmarks.memory": "tests/benchmarks/test_memory.py counts others of the same",
     "python -m benchmarks.memory --mlp-tiles 16 --loss-tiles 128": "tests/benchmarks/test_memory.py counts it",
     "python -m benchmarks.host --peers": "needs the peers, which are not installed with the project",
