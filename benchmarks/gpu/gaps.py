@@ -9,17 +9,15 @@ The trace opens in Perfetto and Chrome. Ranges name the steps of the schedule an
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.one_rank import OneRank
+from benchmarks.gpu.profiled import Busy, busy, save_trace
 from benchmarks.gpu.report import add_options, device_of, head_counts, kernel_of
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.settings import COLUMNS, Setting
@@ -27,28 +25,6 @@ from megatron_wallfacer.engine.ranges import Ranges
 from megatron_wallfacer.schedule.schemes import make_plan
 
 ALLOWED_US = 20.0
-_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
-
-
-@dataclass(frozen=True)
-class Busy:
-    """Something that ran; microseconds."""
-
-    name: str
-    start: float
-    end: float
-
-
-def busy(trace: Path, *, device: str) -> list[Busy]:
-    """What ran on the device, by its start; on a CPU the operators."""
-    categories = _ON_DEVICE if device == "cuda" else ("cpu_op",)
-    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    found = [
-        Busy(event["name"], event["ts"], event["ts"] + event["dur"])
-        for event in events
-        if event.get("cat") in categories and event.get("ph") == "X"
-    ]
-    return sorted(found, key=lambda one: one.start)
 
 
 def gaps(found: Iterable[Busy]) -> list[tuple[float, str, str]]:
@@ -90,13 +66,7 @@ def record(setting: Setting, options: argparse.Namespace, trace: Path) -> None:
     q, k, v, dout = one.inputs()
     for _ in range(2):
         one.backward(dout, q, k, v, one.forward(q, k, v))
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as profiled:
-        one.backward(dout, q, k, v, one.forward(q, k, v))
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    trace.parent.mkdir(parents=True, exist_ok=True)
-    profiled.export_chrome_trace(str(trace))
+    save_trace(lambda: one.backward(dout, q, k, v, one.forward(q, k, v)), device, trace)
 
 
 def measure(setting: Setting, options: argparse.Namespace) -> Iterator[tuple[str, ...]]:

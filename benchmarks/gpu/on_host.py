@@ -1,4 +1,4 @@
-"""Kept attention outputs in host memory against the device: step time, memory, equal gradients.
+"""Kept attention outputs in host memory against the device: step time, memory, equal gradients, copies under kernels.
 
     python -m benchmarks.gpu.on_host            on a GPU: one rank of P 8, its messages not sent, six layers
     python -m benchmarks.gpu.on_host --smoke    anywhere; on a CPU copies run when they are waited for, nothing is timed
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.gpu.clock import medians
 from benchmarks.gpu.memory import added_bytes
 from benchmarks.gpu.one_rank import OneRank
+from benchmarks.gpu.profiled import busy, copies_under_kernels, save_trace
 from benchmarks.gpu.report import add_options, device_of, kernel_of
 from benchmarks.gpu.rows import Rows
 from megatron_wallfacer.megatron.host_memory.attention import keep_on_host, kept_sizes
@@ -100,6 +102,7 @@ def measure(scheme: str, options: argparse.Namespace) -> Iterator[tuple[str, ...
     times = medians(works, device, options.repeats)
     # After the first runs, which allocate what later ones use again.
     peaks = {name: added_bytes(work) for name, work in works.items()} if device.type == "cuda" else {}
+    hidden = _hidden(works["host"], device, scheme, options) if device.type == "cuda" else None
     ratio = times["host"] / times["device"]
     expected = (options.layers - HELD) * sum(kept_sizes(one.call, one.shape))
     freed = peaks["device"] - peaks["host"] if peaks else None
@@ -109,8 +112,16 @@ def measure(scheme: str, options: argparse.Namespace) -> Iterator[tuple[str, ...
         f"{ratio:.3f}",
         f"{expected / _MIB:.1f}",
         "-" if freed is None else f"{freed / _MIB:.1f}",
+        "-" if hidden is None else f"{hidden:.3f}",
         verdict_of(equal=equal, ratio=ratio, freed=freed, expected=expected),
     )
+
+
+def _hidden(work: Callable[[], object], device: torch.device, scheme: str, options: argparse.Namespace) -> float | None:
+    """Part of the time of copies in which a kernel ran; the time line is saved."""
+    trace = (options.out or Path("runs/gpu")) / f"on-host-p{options.cp_size}-{scheme}.json"
+    save_trace(work, device, trace)
+    return copies_under_kernels(busy(trace, device=device.type))
 
 
 def verdict_of(*, equal: bool, ratio: float, freed: int | None, expected: int) -> str:
@@ -133,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.smoke:
         options.tokens, options.head_dim, options.layers, options.repeats = 256, 32, 4, 1
-    values = "grid", "device ms", "host ms", "ratio", "expected MiB", "freed MiB"
+    values = "grid", "device ms", "host ms", "ratio", "expected MiB", "freed MiB", "copies under kernels"
     rows = Rows("on-host", ("P", "scheme", "tokens"), values, options)
     whole = options.tokens
     for cp_size, scheme in ((1, "ring"), (8, "ring"), (8, "ulysses")):

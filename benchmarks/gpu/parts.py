@@ -102,8 +102,9 @@ def parts(*, smoke: bool) -> tuple[Part, ...]:
         ),
         Part(
             "activations",
-            "Kept outputs in host memory against the device; tiles of the loss beside PyTorch's",
+            "A step's memory against the plan; outputs in host memory against the device; loss tiles beside PyTorch's",
             (
+                command("step", "step", share=45),
                 command("on-host", "on_host", share=40),
                 command("loss-tiles", "loss_tiles", share=20),
             ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -34,18 +34,24 @@ def count_step(setting: Setting, transfers: Transfers, kernel: Kernel, smallest:
         smallest: bytes of the smallest storage that is counted.
     """
     work = setting.work
-    call = Call(setting.plan, Runtime(transfers, kernel, work.model.head_dim**-0.5))
     with _replaced():
-        model = _build(setting, lambda: EngineAttention(call, keep=work.recompute == "keep-attention"))
+        model = build(setting, transfers, kernel)
         live = LiveBytes(model.parameters(), smallest)
         _watch(model, live)
         tokens = torch.zeros(1, work.tokens, dtype=torch.long)
         with live:
-            _step(model, work, tokens)
+            run_step(model, work, tokens)
     return {moment: peak for moment, peak in live.peaks.items() if moment}
 
 
-def _step(model: Any, work: Activations, tokens: torch.Tensor) -> None:
+def run_step(model: Any, work: Activations, tokens: torch.Tensor) -> None:
+    """Run a model forward and backward in its tiles.
+
+    Args:
+        model: made by :func:`build`.
+        work: its work.
+        tokens: ``[1, tokens per rank]``, also the positions and labels.
+    """
     from megatron.core.transformer.mlp import MLP
 
     from megatron_wallfacer.megatron.loss_tiles import TiledLoss
@@ -74,17 +80,23 @@ def _watch(model: Any, live: LiveBytes) -> None:
         if name.endswith("layernorm"):
             module.register_full_backward_hook(begin("attention" if name.endswith("pre_mlp_layernorm") else ""))
     opaque.count_with(live)
-    for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(lambda one: setattr(one, "grad", None))
 
 
-def _build(setting: Setting, attention: Callable[[], EngineAttention]) -> Any:
+def build(setting: Setting, transfers: Transfers, kernel: Kernel) -> Any:
+    """Return Megatron's GPT model in bf16, on the CPU, uninitialized. Gradients of its parameters are dropped.
+
+    Args:
+        setting: sizes and grid.
+        transfers: of attention's grid.
+        kernel: computes attention.
+    """
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer import TransformerConfig
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
     work, size, cp_size = setting.work, setting.work.model, setting.plan.grid.cp_size
+    call = Call(setting.plan, Runtime(transfers, kernel, size.head_dim**-0.5))
     replay: dict[str, Any] = {}
     if work.recompute != "none":
         replay = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -116,10 +128,14 @@ def _build(setting: Setting, attention: Callable[[], EngineAttention]) -> Any:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     parts = spec.submodules
     norm = FusedNorm if work.fused_norms else parts.input_layernorm
-    parts.self_attention.submodules.core_attention = lambda *_, **__: attention()
+    keep = work.recompute == "keep-attention"
+    parts.self_attention.submodules.core_attention = lambda *_, **__: EngineAttention(call, keep=keep)
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
     block = TransformerBlockSubmodules(layer_specs=[spec] * work.layers, layer_norm=norm)
-    return GPTModel(config, block, size.vocabulary, work.tokens * cp_size, position_embedding_type="rope")
+    model = GPTModel(config, block, size.vocabulary, work.tokens * cp_size, position_embedding_type="rope")
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda one: setattr(one, "grad", None))
+    return model
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from megatron_wallfacer.engine import steps
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.kernels.capabilities import Capabilities
 from megatron_wallfacer.schedule.formulas import busiest_rank
+from megatron_wallfacer.schedule.plan import Plan
 
 
 class FreshResults:
@@ -37,16 +38,25 @@ class FreshResults:
 
 def count(setting: Setting) -> dict[str, Peak]:
     """Return the peak of each moment on the rank whose attention needs most memory. See ``count_step``."""
-    plan = setting.plan
+    size = setting.plan.grid.cp_size
+    with groups_without_messages(setting.work.tp, size), _without_values(), FakeTensorMode(allow_non_fake_inputs=True):
+        return count_step(setting, no_transfers(setting.plan), FreshResults(), SMALLEST)
+
+
+def no_transfers(plan: Plan) -> NoTransfers:
+    """Return the transfers of the busiest rank of a plan, which does not send."""
     size = plan.grid.cp_size
-    groups = AxisGroups(plan.grid, busiest_rank(plan), tuple(range(size)), ("node",) * size, {})
-    with _groups(setting.work.tp, size), _without_values(), FakeTensorMode(allow_non_fake_inputs=True):
-        return count_step(setting, NoTransfers(groups), FreshResults(), SMALLEST)
+    return NoTransfers(AxisGroups(plan.grid, busiest_rank(plan), tuple(range(size)), ("node",) * size, {}))
 
 
 @contextmanager
-def _groups(tp: int, cp_size: int) -> Iterator[None]:
-    """Megatron's process groups, whose messages do nothing."""
+def groups_without_messages(tp: int, cp_size: int) -> Iterator[None]:
+    """Make Megatron's process groups, whose messages do nothing.
+
+    Args:
+        tp: tensor-parallel size.
+        cp_size: context-parallel size.
+    """
     from megatron.core import parallel_state
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=tp * cp_size)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from benchmarks.gpu.parts import Command, Part, parts
 from benchmarks.gpu.tables import table_rows
 
 ROOT = Path(__file__).resolve().parents[3]
+#: Parts that take as long as all others.
+FIRST_HALF = ("schemes", "training")
 #: In place of an interpreter: saves one row, then ends as the module's name says.
 STUB = """#!/bin/sh
 while [ $# -gt 0 ]; do
@@ -131,30 +135,45 @@ def run_script(*argv: str, **environment: str) -> subprocess.CompletedProcess[st
 
 @pytest.mark.alone
 def test_every_part_runs_small_on_a_cpu(tmp_path: Path) -> None:
+    """Two halves of the script side by side, each with a processor of its own."""
+    names = [part.name for part in parts(smoke=True)]
+    halves = [[name for name in names if (name in FIRST_HALF) == first] for first in (True, False)]
     begin = time.monotonic()
-    done = run_script("--smoke", "--out", str(tmp_path))
-    page = (tmp_path / "results.md").read_text()
-    assert done.returncode == 0, page
+    with ThreadPoolExecutor() as threads:
+        done = list(threads.map(lambda half: smoke(tmp_path / half[0], half), halves))
     assert time.monotonic() - begin < 180
-    lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
-    commands = [one.name for part in parts(smoke=True) for one in part.commands]
-    assert [(line[1], line[2]) for line in lines[2 : 2 + len(commands)]] == [(name, "ok") for name in commands]
+    for half, (code, page) in zip(halves, done, strict=True):
+        assert code == 0, page
+        lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+        commands = [one.name for part in parts(smoke=True) if part.name in half for one in part.commands]
+        assert [(line[1], line[2]) for line in lines[2 : 2 + len(commands)]] == [(name, "ok") for name in commands]
+    out = {name: tmp_path / half[0] for half in halves for name in half}
     for name in ("schemes-one-connection", "schemes-unset-connections"):
-        (schemes,) = (table_rows(path) for path in (tmp_path / name).glob("*.csv"))
+        (schemes,) = (table_rows(path) for path in (out["schemes"] / name).glob("*.csv"))
         assert schemes[-1]["scheme"] == "teardown"
         assert {row["verdict"] for row in schemes[1:]} == {"ok"}
-    trained = {row["run"]: row["verdict"] for row in table_rows(tmp_path / "training" / "parity.csv")}
+    training = out["training"] / "training"
+    trained = {row["run"]: row["verdict"] for row in table_rows(training / "parity.csv")}
     assert trained["cp 2, team-ring"] == trained["tp 2 x cp 2"] == "ok"
-    job = table_rows(tmp_path / "job" / "jobs.csv")
+    assert (training / "parity" / "megatron-s-layers-tp-2-x-cp-2.log").stat().st_size > 1000
+    job = table_rows(out["job"] / "job" / "jobs.csv")
     assert [row["verdict"] for row in job if row["run"].startswith("usual job, ")] == ["ok", "ok"]
-    graphs = table_rows(tmp_path / "graph-schemes" / "graph-schemes-2.csv")
+    graphs = table_rows(out["graphs"] / "graph-schemes" / "graph-schemes-2.csv")
     assert {row["own, largest difference"] for row in graphs if row["verdict"] == "ok"} == {"0.0e+00"}
     assert {row["verdict"] for row in graphs if row["scheme"] in ("team-ring", "ring", "ulysses")} == {"ok"}
-    tiles = table_rows(tmp_path / "graph-tiles" / "graph-tiles.csv")
+    tiles = table_rows(out["graphs"] / "graph-tiles" / "graph-tiles.csv")
     assert {row["tile"] for row in tiles if row["verdict"] == "ok"} >= {"causal", "full", "wide", "tall", "window"}
-    peers = table_rows(tmp_path / "peers-2" / "peers-2.csv")
+    step = table_rows(out["activations"] / "step" / "step.csv")
+    assert {row["verdict"] for row in step} == {"ok: not measured"}
+    peers = table_rows(out["peers"] / "peers-2" / "peers-2.csv")
     assert {row["verdict"] for row in peers if row["contender"].startswith(("auto", "stand-in for te p2p"))} == {"ok"}
-    assert (tmp_path / "training" / "parity" / "megatron-s-layers-tp-2-x-cp-2.log").stat().st_size > 1000
+
+
+def smoke(out: Path, chosen: Sequence[str]) -> tuple[int, str]:
+    """Exit code and page of some parts."""
+    only = (word for name in chosen for word in ("--only", name))
+    done = run_script("--smoke", *only, "--out", str(out))
+    return done.returncode, (out / "results.md").read_text()
 
 
 def test_one_part_alone_and_the_list() -> None:

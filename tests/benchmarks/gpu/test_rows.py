@@ -19,6 +19,7 @@ from benchmarks.gpu import (
     parity,
     peers,
     settings,
+    step,
     tiles,
     traffic,
 )
@@ -140,7 +141,7 @@ def test_what_most_runs_are_comes_first() -> None:
     assert len(set(every)) == len(every)
 
 
-MODULES = accuracy, efficiency, exact, gaps, jobs, loss_tiles, memory, on_host, parity, peers, tiles, traffic
+MODULES = accuracy, efficiency, exact, gaps, jobs, loss_tiles, memory, on_host, parity, peers, step, tiles, traffic
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import accuracy, efficiency, exact, gaps, memory, on_host, parity, tiles, traffic
+from benchmarks.gpu import accuracy, efficiency, exact, gaps, memory, on_host, parity, step, tiles, traffic
 from benchmarks.gpu.no_kernel import NoKernel
+from benchmarks.gpu.profiled import COPY, Busy, copies_under_kernels
 from benchmarks.gpu.ranks import Ranks
 from benchmarks.gpu.rows import Rows
 from megatron_wallfacer.attention import forget_groups
@@ -204,3 +205,27 @@ def test_verdicts_of_host_memory() -> None:
     assert on_host.verdict_of(**good | {"equal": False}).startswith("wrong")
     assert on_host.verdict_of(**good | {"ratio": 1.04}).startswith("over")
     assert on_host.verdict_of(**good | {"freed": 80}).startswith("over")
+
+
+def test_the_longest_sequence_is_found_to_an_eighth() -> None:
+    for most in (0, 8191, 8192, 20000, 100000, 131072):
+        found = step.longest(lambda tokens, most=most: tokens <= most)
+        assert found <= most < max(found * 9 / 8, step.FIRST), (most, found)
+
+
+def test_a_step_that_needs_more_than_the_inventory_is_over() -> None:
+    assert step.compared(1.05e9, 1e9, 1e9) == ("1.05", "1.00", "1.050", "ok")
+    assert step.compared(1.11e9, 1e9, 1e9)[-1].startswith("over")
+    assert step.compared(0.89e9, 1e9, 1e9)[-1].startswith("over")
+
+
+def test_copies_under_kernels() -> None:
+    ran = [
+        Busy("attention", 0, 10),
+        Busy("Memcpy DtoH (Device -> Pinned)", 5, 15, COPY),
+        Busy("gemm", 8, 12),
+        Busy("Memcpy DtoD (Device -> Device)", 20, 30, COPY),
+        Busy("Memcpy HtoD (Pinned -> Device)", 40, 50, COPY),
+    ]
+    assert copies_under_kernels(ran) == pytest.approx(7 / 20)
+    assert copies_under_kernels(ran[:1]) is None
