@@ -13,7 +13,6 @@ from megatron_wallfacer.cli.plan_flags import command_line, configuration_flags,
 from megatron_wallfacer.cli.plan_grids import grid_rows, grids_summary, show_grids
 from megatron_wallfacer.cli.plan_table import ROWS, configuration_row, memory_line, show_configurations
 from megatron_wallfacer.cli.simulate import add_job_arguments, token_count
-from megatron_wallfacer.cli.table import as_json
 from megatron_wallfacer.errors import OptionError
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the best one's flags as a preset")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a layer of the best one as a Perfetto trace")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the best and the named schemes")
-    parser.add_argument("--scaling", type=Path, metavar="FILE", help="instead: 64 to 65,536 such devices, drawn there")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_plan)
 
@@ -48,11 +46,9 @@ def run_plan(arguments: argparse.Namespace) -> int:
     """
     from megatron_wallfacer.planning.configurations import configurations
 
-    for name in ("save", "trace", "plot", "scaling"):
+    for name in ("save", "trace", "plot"):
         check_output(f"--{name}", getattr(arguments, name))
     cluster = _cluster(arguments)
-    if arguments.scaling:
-        return _scaling(arguments, cluster)
     request = _request(arguments, cluster)
     if arguments.max_seq:
         return _longest(arguments, request)
@@ -116,23 +112,6 @@ def _longest(arguments: argparse.Namespace, request: Request) -> int:
     if arguments.save:
         flags = configuration_flags(found[0].configuration)
         save_flags(arguments.save, flags, f"wallfacer plan --max-seq --cluster {arguments.cluster}")
-    return 0
-
-
-def _scaling(arguments: argparse.Namespace, cluster: Cluster) -> int:
-    from megatron_wallfacer.cli.pictures.plans import draw_scaling
-    from megatron_wallfacer.cli.scaling import TOKENS_EACH, points, show
-
-    found = list(points(cluster))
-    if arguments.json:
-        print(as_json(found))
-    else:
-        show(found)
-    lines: dict[str, list[tuple[int, float, float, str]]] = {}
-    for point in found:
-        lines.setdefault(point.line, []).append((point.devices, point.seconds, point.kernel_s, point.grid))
-    title = f"One attention layer on {cluster.name} and larger, {TOKENS_EACH:,} tokens a device, causal"
-    draw_scaling(arguments.scaling, lines, title)
     return 0
 
 

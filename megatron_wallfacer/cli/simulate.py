@@ -1,4 +1,4 @@
-"""``wallfacer simulate``: a training step on a cluster on paper, and published evaluations made again."""
+"""``wallfacer simulate``: a training step on a cluster on paper."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``simulate``."""
-    parser = commands.add_parser("simulate", help="play a training step on a cluster, or the paper's evaluation")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--figure", type=int, metavar="N", help="the WallFacer paper's figure 7 or 9, beside ours")
-    what.add_argument("--field", action="store_true", help="other systems' published attention, beside ours")
+    parser = commands.add_parser("simulate", help="play a training step on a cluster")
     add_job_arguments(parser)
     parser.add_argument("--microbatches", type=int, default=1, metavar="N", help="sequences of a replica (default: 1)")
     parser.add_argument("--recompute", default="keep-attention", help="none, keep-attention (default) or full")
@@ -61,16 +58,7 @@ def run_simulate(arguments: argparse.Namespace) -> int:
         WallfacerError: the trace cannot be written.
     """
     check_output("--trace", arguments.trace)
-    if arguments.figure is not None:
-        from megatron_wallfacer.cli.figures import show_figure
-
-        show_figure(arguments.figure, as_json=arguments.json)
-    elif arguments.field:
-        from megatron_wallfacer.cli.figures import show_field
-
-        show_field(as_json=arguments.json)
-    else:
-        _one(arguments)
+    _one(arguments)
     return 0
 
 

@@ -80,7 +80,6 @@ OUTPUTS = (
     ("plan", "--save"),
     ("plan", "--trace"),
     ("plan", "--plot"),
-    ("plan", "--scaling"),
     ("simulate", "--trace"),
     ("page", "--out"),
     ("tune", "--cluster-out"),

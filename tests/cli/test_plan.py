@@ -7,17 +7,14 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from megatron_wallfacer.cli import scaling
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.megatron.arguments import settings_from
 from megatron_wallfacer.planning.inventory import MOMENTS
-from megatron_wallfacer.planning.load import load_cluster
 from megatron_wallfacer.planning.search import TIE
 from tests.megatron.test_arguments import Parse, parse  # noqa: F401
 
@@ -184,17 +181,6 @@ def test_trace_and_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     events = json.loads(trace.read_text())
     events = events["traceEvents"] if isinstance(events, dict) else events
     assert {"X", "M"} <= {event["ph"] for event in events}
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_scaling(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "points", partial(scaling.points, devices=(16, 32)))
-    picture = tmp_path / "scaling.png"
-    assert run(capsys, "--scaling", str(picture))[0] == 0
-    found = list(scaling.points(load_cluster("h100-8x8")))
-    assert [(one.line, one.devices) for one in found] == [("MHA", 16), ("GQA 8", 16), ("MHA", 32), ("GQA 8", 32)]
-    assert all(one.seconds >= one.kernel_s > 0 for one in found)
-    assert found[2].kernel_s > 1.9 * found[0].kernel_s  # as many tokens a device, twice as many keys
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -111,7 +111,10 @@ ELSEWHERE = {
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 1M": _PLAN,
     "wallfacer plan --cluster h100-8x8 --nodes 4 --model llama3-70b --tp 8 --seq 256K --save best.yaml "
     "--plot best.png": _PLAN,
-    "wallfacer simulate --figure 7": f"{_LONG}; tests/planning/test_figures.py",
+    # docs/paper.md
+    "python -m benchmarks.paper figure-7": f"{_LONG}; tests/benchmarks/test_paper.py",
+    "python -m benchmarks.paper others": "tests/benchmarks/test_paper.py",
+    "python -m benchmarks.paper scaling": f"{_LONG}; tests/benchmarks/test_paper.py, with fewer devices",
     "python -m benchmarks.predict runs/benchmarks/c-4x4 runs/benchmarks/b-4x4 ...": "needs those runs; "
     "tests/benchmarks/test_predict.py",
     # docs/presets.md

@@ -1,12 +1,12 @@
-"""Times of plans, as bars, each over its bound; and how the time of a layer grows with the cluster."""
+"""Times of plans, as bars, each over its bound."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from megatron_wallfacer.cli.pictures import GREY, INK, new_figure, save
+from megatron_wallfacer.cli.pictures import INK, new_figure, save
 from megatron_wallfacer.cli.pictures.palette import hues
 
 _BAR = 0.62
@@ -47,35 +47,3 @@ def draw_plans(path: Path, rows: Sequence[Timed], title: str) -> None:
 def _label(row: Timed) -> str:
     order = f" ({', '.join(row.placement)})" if len(row.placement) > 1 else ""
     return f"{row.name}: {row.grid}" if row.name else f"{row.grid}{order}"
-
-
-def draw_scaling(path: Path, series: Mapping[str, Sequence[tuple[int, float, float, str]]], title: str) -> None:
-    """Draw the time of a layer over the size of the cluster, log-log, with the best grid at each point.
-
-    Args:
-        path: the PNG to write.
-        series: by name, (ranks, seconds, seconds of kernels alone, grid).
-        title: what grows with what.
-    """
-    figure = new_figure(13, 6.4)
-    width = 0.9 / len(series)
-    for place, ((name, points), colour) in enumerate(zip(series.items(), hues(len(series)), strict=True)):
-        axes = figure.add_axes((0.07 + place * width, 0.11, width - 0.05, 0.75))
-        ranks = [point[0] for point in points]
-        axes.plot(ranks, [point[1] for point in points], "o-", color=colour)
-        axes.plot(ranks, [point[2] for point in points], ":", color=INK)
-        for number, (size, seconds, _, grid) in enumerate(points):
-            # Beside the line, on the side where there is room.
-            side = (
-                {"xytext": (8, -12), "ha": "left"} if number < len(points) / 2 else {"xytext": (-8, 6), "ha": "right"}
-            )
-            axes.annotate(grid, (size, seconds), textcoords="offset points", fontsize=7.5, color=INK, **side)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_title(name, fontsize=11, color=INK)
-        axes.set_xlabel("devices", color=INK)
-        axes.grid(color=GREY, alpha=0.2)
-        if place == 0:
-            axes.set_ylabel("seconds of one layer, forward and backward (dotted: kernels alone)", color=INK)
-    figure.text(0.07, 0.94, title, fontsize=13, color=INK)
-    save(figure, path)

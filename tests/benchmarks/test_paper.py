@@ -1,48 +1,45 @@
-"""What holds of the paper's evaluation and of the field's. What does not hold is in ``docs/paper.md``."""
+"""Published evaluations against predictions. ``docs/paper.md`` lists what does not agree."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from functools import cache
+from functools import cache, partial
 
 import pytest
 
-from megatron_wallfacer.cli import simulate
+from benchmarks.paper import published, scaling, tables
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.burst_engine import AttentionRate, attention_rates, pairs_in_order
+from benchmarks.paper.throughput import Case, planner_grid, simulate_figure, summary
+from benchmarks.paper.usp import PUBLISHED_MFU, usp_steps
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.planning import paper
-from megatron_wallfacer.planning.field import Measured, pairs_in_order, replay_field
-from megatron_wallfacer.planning.figures import Case, better, replay, summary
-from megatron_wallfacer.planning.usp import PUBLISHED_MFU, usp_steps
+from megatron_wallfacer.planning.load import load_cluster
 
-#: Bars whose sign comes out wrong where each C stands at its better placement: C = 2 across slow Ethernet.
+#: Bars with the wrong sign where each C has its better placement: C = 2 across slow Ethernet.
 WRONG_SIGNS = {("A100_8", 65536, "wallfacer-2"), ("A100_8", 131072, "wallfacer-2")}
 
 
 @cache
 def cases(figure: int, reading: str) -> tuple[Case, ...]:
-    return tuple(replay(figure, reading))
+    return tuple(simulate_figure(figure, reading))
 
 
-def run(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    parser = argparse.ArgumentParser()
-    simulate.add_parser(parser.add_subparsers())
-    assert simulate.run_simulate(parser.parse_args(["simulate", *flags])) == 0
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 0
     return capsys.readouterr().out
 
 
 def test_the_data_is_the_papers() -> None:
-    points = paper.published(7)
+    points = published.published(7)
     assert len(points) == 18
-    assert len(paper.published(9)) == 8
+    assert len(published.published(9)) == 8
     headline = {p.scheme: p.k_tokens_s for p in points if p.cluster.name == "H100_8" and p.tokens == 65536}
     assert headline["wallfacer-4"] / headline["ring"] == pytest.approx(1.7712, abs=0.005)
 
 
 def test_there_is_one_calibration_for_each_cluster_and_one_program_for_all() -> None:
-    assert paper.A100_8.device == paper.A100_16.device
-    assert paper.A100_8.inter == paper.A100_16.inter
-    assert {p.cluster.device for p in paper.published(9)} == {paper.H100_8.device}
+    assert published.A100_8.device == published.A100_16.device
+    assert published.A100_8.inter == published.A100_16.inter
+    assert {p.cluster.device for p in published.published(9)} == {published.H100_8.device}
 
 
 @pytest.mark.parametrize("reading", ["each", "cluster", "teams-adjacent"])
@@ -75,7 +72,7 @@ def test_figure_9_crosses_after_one_node() -> None:
     assert summary(cases(9, "each")).error_points <= 15
 
 
-def test_a_best_team_size_that_is_wrong_is_told() -> None:
+def test_a_wrong_best_team_size_is_counted() -> None:
     case = cases(7, "each")[0]
     swapped = Case(
         7,
@@ -93,14 +90,14 @@ def test_a_best_team_size_that_is_wrong_is_told() -> None:
 
 def test_the_planner_beats_the_papers_best_where_cards_are_slow() -> None:
     case = next(one for one in cases(7, "each") if one.cluster.name == "A100_8")
-    found = better(case)
+    found = planner_grid(case)
     assert found.paper_s / found.ours_s > 1.5
     assert found.ours_k_tokens_s > 1.2 * found.paper_k_tokens_s
     assert found.reason.startswith("bound by network cards")
 
 
-def test_the_order_of_the_field_with_nothing_fitted() -> None:
-    found = replay_field()
+def test_the_order_of_other_systems_with_nothing_fitted() -> None:
+    found = attention_rates()
     right, pairs = pairs_in_order(found)
     assert pairs == 29
     assert right >= 27
@@ -121,63 +118,43 @@ def test_the_training_step_of_usp_with_nothing_fitted() -> None:
 
 
 def test_a_wrong_order_is_counted() -> None:
-    found = [Measured(1, "a", 100, 1), Measured(1, "b", 50, 2), Measured(1, "c", 49, 3), Measured(2, "d", 1, 1)]
+    found = [
+        AttentionRate(1, "a", 100, 1),
+        AttentionRate(1, "b", 50, 2),
+        AttentionRate(1, "c", 49, 3),
+        AttentionRate(2, "d", 1, 1),
+    ]
     assert pairs_in_order(found) == (1, 3)
 
 
-def test_figures_that_are_not_replayed_are_refused() -> None:
+def test_other_figures_and_readings_are_errors() -> None:
     with pytest.raises(OptionError, match="figure=8: must be 7 or 9"):
-        replay(8)
+        simulate_figure(8)
     with pytest.raises(OptionError, match="reading=all: must be one of each, cluster"):
-        replay(7, "all")
+        simulate_figure(7, "all")
 
 
 def test_the_command_prints_the_summary_and_the_wrong_orders(capsys: pytest.CaptureFixture[str]) -> None:
-    text = run(capsys, "--figure", "9")
+    text = run(capsys, "figure-9")
     assert "sign of the gain right 4 of 4" in text
     assert "best C right" not in text
-    text = run(capsys, "--field")
+    text = run(capsys, "others")
     assert "order right for 27 of 29 pairs" in text
     assert "published 4, ours 5" in text
     assert "keep-attention               47             47.6" in text
 
 
-def test_the_command_plays_any_configuration(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
-    flags = "--cluster h100-8x8 --nodes 2 --seq 128K --tp 2 --scheme team-ring --team-size 4".split()
-    found = json.loads(run(capsys, *flags, "--json", "--trace", str(tmp_path / "a" / "trace.json")))
-    assert (found["tokens"], found["ranks"], found["grid"]) == (131072, 16, "team 4 x ring_outer 2")
-    assert found["spread"] == {"tp": 2, "pp": 1, "cp": 8, "dp": 1, "microbatches": 1}
-    assert 0.1 < found["step"]["mfu"] < 0.6
-    assert found["of_bound"] >= 1
-    assert json.loads((tmp_path / "a" / "trace.json").read_text())["traceEvents"]
-    text = run(capsys, *flags)
-    assert "tokens/s, MFU" in text
-    assert "tp 2, cp 8" in text
+def test_scaling(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "scaling_rows", partial(scaling.scaling_rows, devices=(16, 32)))
+    assert run(capsys, "scaling").splitlines()[1].startswith("MHA")
+    rows = list(tables.scaling_rows(load_cluster("h100-8x8")))
+    assert [(row.attention, row.devices) for row in rows] == [("MHA", 16), ("GQA 8", 16), ("MHA", 32), ("GQA 8", 32)]
+    assert all(row.seconds >= row.kernel_s > 0 for row in rows)
+    assert rows[2].kernel_s > 1.9 * rows[0].kernel_s  # as many tokens per device, twice as many keys
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--nodes 16 --scheme wallfacer", "cp=128: must be at most 64 with scheme wallfacer"),
-        ("--nodes 64 --scheme ring", "scheme=ring: must be a grid with no axis above 256, unlike ring_outer 512"),
-        ("--recompute some", "recompute=some: must be one of none, keep-attention, full"),
-        ("--model gpt-5", "model=gpt-5: must be one of"),
-        ("--seq 1x", "seq=1x: must be a number of tokens"),
-        ("--scheme wallfacer --team-size 3", "team_size=3: must be one of 1, 2, 4, 8"),
-    ],
-)
-def test_impossible_requests_are_one_line(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
-    with pytest.raises(OptionError, match=message) as refused:
-        run(capsys, *flags.split())
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(("text", "tokens"), [("65536", 65536), ("128K", 131072), ("1m", 2**20), ("2G", 2**31)])
-def test_lengths(text: str, tokens: int) -> None:
-    assert simulate.token_count(text) == tokens
-
-
-@pytest.mark.parametrize("text", ["", "0", "-1", "1.5M", "1T", "K"])
-def test_lengths_that_are_none(text: str) -> None:
-    with pytest.raises(OptionError, match="must be a number of tokens such as"):
-        simulate.token_count(text)
+def test_an_unknown_cluster_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scaling", "--cluster", "nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cluster=nowhere: must be a file, or one of")
+    assert error.count("\n") == 1

@@ -1,17 +1,16 @@
-"""USP's published training step against the simulator. Nothing here is fitted.
+"""USP's published training step, predicted. Nothing is fitted.
 
 arXiv 2405.07719 reports 47 % MFU for Llama 3 8B with sequences of 208K tokens on two nodes of 8 A800. The cluster is
-that of :mod:`megatron_wallfacer.planning.field`, which was written down before any result was seen. What the abstract
-leaves open is assumed: all 16 ranks in one sequence-parallel group, heads divided in a node, a ring between the nodes,
-the distributed optimizer, no tensor parallelism, masked pairs not counted as FLOPs. How much backward recomputes is not
-said there either, so each choice is a row.
+that of :mod:`benchmarks.paper.burst_engine`. The abstract leaves these open, so they are assumed: one sequence-parallel
+group of 16 ranks, heads divided within a node, a ring between the nodes, the distributed optimizer, no tensor
+parallelism, masked pairs not counted as FLOPs. Recomputation is not stated either: each choice is one row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from megatron_wallfacer.planning.field import A800_8
+from benchmarks.paper.burst_engine import A800_8
 from megatron_wallfacer.planning.layer import attention_job, step
 from megatron_wallfacer.planning.model import RECOMPUTE, Recompute, model_named
 from megatron_wallfacer.planning.parallel import Software, spread_over
@@ -28,11 +27,11 @@ class UspStep:
     """A simulated training step.
 
     Attributes:
-        recompute: what backward computes again.
-        mfu: FLOPs that training needs, over the peak.
+        recompute: activations that backward recomputes.
+        mfu: model FLOPs over the peak.
         seconds: time of the step.
         memory_gb: 1e9 bytes per rank.
-        fits: whether a rank has so much memory.
+        fits: whether a rank has that much memory.
     """
 
     recompute: Recompute
@@ -54,5 +53,5 @@ def _step(recompute: Recompute) -> UspStep:
     job = attention_job(model, cluster, TOKENS, spread, software=software)
     heads = {"q_heads": model.q_heads, "kv_heads": model.kv_heads}
     plan = make_plan("usp", spread.cp, head_size=HEAD_SIZE, placement="head-first", head_groups=1, **heads)
-    found = step(model, Choice(job, plan), cluster, spread, software)
-    return UspStep(recompute, found.mfu, found.seconds, found.memory_gb, found.fits)
+    predicted = step(model, Choice(job, plan), cluster, spread, software)
+    return UspStep(recompute, predicted.mfu, predicted.seconds, predicted.memory_gb, predicted.fits)
