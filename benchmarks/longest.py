@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.gpu.tables import markdown, markdown_line
-from megatron_wallfacer.cli.plan_longest import what_stops
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.configuration import Request
 from megatron_wallfacer.planning.load import load_cluster
 from megatron_wallfacer.planning.longest import Longest, longest
 from megatron_wallfacer.planning.model import model_named
+from megatron_wallfacer.planning.plan_reports import limit_of_longer
 
 MODELS, DEVICES = ("llama3-8b", "llama3-70b"), (1, 8, 64)
 HEADING = (
@@ -44,7 +44,7 @@ def row(model: str, devices: int) -> str:
     tested = next((one for one in found if one.configuration.is_tested), None)
     other = next((one for one in found if not one.configuration.is_tested), None)
     published = PUBLISHED.get((model, devices), "-")
-    stops = what_stops(found[-1]) if found else "weights and gradients alone do not fit"
+    stops = limit_of_longer(found[-1]) if found else "weights and gradients alone do not fit"
     return markdown_line((model, devices, *_cells(tested), *_cells(other), published, stops))
 
 

@@ -18,7 +18,6 @@ from megatron_wallfacer.cli import (
     plan,
     run,
     schemes,
-    simulate,
     trace,
     tune,
     words,
@@ -28,7 +27,7 @@ from megatron_wallfacer.errors import WallfacerError
 
 #: A module each, with ``add_parser(commands)``, which says by ``set_defaults(run=...)`` what the command runs.
 #: ``takes_flags=True`` there: on a preset, with Megatron's flags beside its own. In the order of the help.
-_COMMANDS = (run, config, plan, tune, bench, simulate, trace, page, doctor, demo, words, schemes, completion)
+_COMMANDS = (run, config, plan, tune, bench, trace, page, doctor, demo, words, schemes, completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_wallfacer.cli.outputs import check_output
-from megatron_wallfacer.cli.simulate import token_count
 from megatron_wallfacer.errors import WallfacerError
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def _tune(arguments: argparse.Namespace, device: torch.device) -> None:
 
     from megatron_wallfacer.cli.tuning.contest import time_choices
     from megatron_wallfacer.cli.tuning.job import progress
-    from megatron_wallfacer.planning.model import model_named
+    from megatron_wallfacer.planning.model import model_named, token_count
     from megatron_wallfacer.planning.search import Job, search
 
     ranks, first = dist.get_world_size(), dist.get_rank() == 0
@@ -129,7 +128,7 @@ def _to_be_timed(job: Job, best: tuple[Choice, ...], top: int) -> list[Choice]:
 
 
 def _report(arguments: argparse.Namespace, cluster: Cluster, choices: list[Choice], times: list[float]) -> None:
-    from megatron_wallfacer.cli.plan_flags import flags_of, save_flags
+    from megatron_wallfacer.planning.configuration_flags import grid_flags, save_flags
 
     timed = sorted(zip(choices, times, strict=True), key=lambda pair: pair[1])
     if arguments.json:
@@ -139,7 +138,7 @@ def _report(arguments: argparse.Namespace, cluster: Cluster, choices: list[Choic
     if arguments.cluster_out:
         arguments.cluster_out.write_text(_as_yaml(cluster))
     if arguments.save:
-        save_flags(arguments.save, flags_of(timed[0][0]), "wallfacer tune")
+        save_flags(arguments.save, grid_flags(timed[0][0]), "wallfacer tune")
 
 
 def _show(cluster: Cluster, timed: list[tuple[Choice, float]]) -> None:

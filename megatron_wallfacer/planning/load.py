@@ -74,6 +74,28 @@ def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
     return replace(cluster, nodes=nodes)
 
 
+def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None) -> Cluster:
+    """Return a cluster with fewer devices per node, or with other device memory.
+
+    Args:
+        cluster: whole cluster.
+        gpus_per_node: devices per node; None for all.
+        memory_gb: memory per device, 1e9 bytes; None for that of the cluster.
+
+    Raises:
+        OptionError: there are fewer devices per node, or the memory is not positive.
+    """
+    if gpus_per_node is not None:
+        if not 1 <= gpus_per_node <= cluster.gpus_per_node:
+            raise OptionError("gpus_per_node", gpus_per_node, f"from 1 to {cluster.gpus_per_node}")
+        cluster = cluster.with_gpus_per_node(gpus_per_node)
+    if memory_gb is None:
+        return cluster
+    if not memory_gb > 0:
+        raise OptionError("memory", f"{memory_gb:g}", "a positive number of GB")
+    return replace(cluster, device=replace(cluster.device, memory_gb=memory_gb))
+
+
 def cluster_of_gpus(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
     """The cluster that a job on such GPUs runs on, with usual figures for what it does not tell.
 

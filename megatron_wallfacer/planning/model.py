@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +17,8 @@ Recompute = Literal["none", "keep-attention", "full"]
 RECOMPUTE: tuple[Recompute, ...] = ("none", "keep-attention", "full")
 #: Bytes of bf16 and of fp32.
 _HALF, _SINGLE = 2, 4
+#: Tokens by the suffix of a length.
+_SUFFIXES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
 @dataclass(frozen=True)
@@ -137,3 +140,15 @@ def model_named(name: str) -> Model:
     if name not in MODELS:
         raise OptionError("model", name, f"one of {', '.join(MODELS)}")
     return MODELS[name]
+
+
+def token_count(text: str) -> int:
+    """Return the tokens of a length such as ``65536``, ``128K``, ``1M`` or ``1G``; K is 1024.
+
+    Raises:
+        OptionError: the text is no such length.
+    """
+    match = re.fullmatch(r"([1-9][0-9]*)([kmg]?)", text.strip().lower())
+    if not match:
+        raise OptionError("seq", text, "a number of tokens such as 65536, 128K or 1M")
+    return int(match[1]) * _SUFFIXES[match[2]]

@@ -66,6 +66,10 @@ class Spread:
     dp: int = 1
     microbatches: int = 1
 
+    def __str__(self) -> str:
+        sizes = {"tp": self.tp, "pp": self.pp, "cp": self.cp, "dp": self.dp, "microbatches": self.microbatches}
+        return ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one rank"
+
 
 def spread_over(cluster: Cluster, *, tp: int = 1, pp: int = 1, cp: int | None = None, microbatches: int = 1) -> Spread:
     """Divide a cluster; what tensor, pipeline and context parallelism leave over is data parallel.

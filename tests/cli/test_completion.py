@@ -58,7 +58,7 @@ def test_names_and_choices(bash: Path, tmp_path: Path) -> None:
         name for name in preset_names() if name.startswith("h")
     }
     assert "llama3-8b" in completed(bash, "wallfacer", "plan", "--model", "ll")
-    assert "team-ring" in completed(bash, "wallfacer", "simulate", "--scheme", "te")
+    assert "team-ring" in completed(bash, "wallfacer", "plan", "--scheme", "te")
     assert completed(bash, "wallfacer", "tune", "--dtype", "b") == {"bfloat16"}
 
 

@@ -33,7 +33,7 @@ each_command = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 
 
 def test_there_are_these() -> None:
-    assert {"run", "config", "plan", "tune", "simulate", "doctor", "demo", "words", "schemes", "completion"} <= {
+    assert {"run", "config", "plan", "tune", "doctor", "demo", "words", "schemes", "completion"} <= {
         words[0] for words in COMMANDS
     }
     assert {("config", "show"), ("config", "check")} <= set(COMMANDS)

@@ -80,7 +80,7 @@ OUTPUTS = (
     ("plan", "--save"),
     ("plan", "--trace"),
     ("plan", "--plot"),
-    ("simulate", "--trace"),
+    ("plan --scheme ring", "--trace"),
     ("page", "--out"),
     ("tune", "--cluster-out"),
     ("tune", "--save"),

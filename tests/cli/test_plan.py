@@ -45,7 +45,7 @@ def test_grids_of_attention(capsys: pytest.CaptureFixture[str]) -> None:
     assert "h100-8x8: 2 nodes x 8 devices" in out
     for name in ("ring", "double-ring", "usp", "wallfacer", "all-gather", "mesh"):
         assert re.search(rf"^{name} ", out, re.MULTILINE), name
-    assert re.search(r"\d+ of \d+ grids and placements played.*; the first moves the fewest words .* 2% .*: \d", out)
+    assert re.search(r"\d+ of \d+ grids and placements simulated.*; the first has the least traffic .* 2% .*: \d", out)
 
 
 def test_the_best_comes_first_and_each_grid_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_what_it_saves_is_what_megatron_parses(
     settings = settings_from(parse(*argv, world=16).args)
     assert str(settings.plan.grid) == best["grid"]
     assert list(settings.plan.grid.placement) == best["placement"]
-    assert (settings.plan.forward, settings.plan.backward) == tuple(best["riders"])
+    assert (settings.plan.forward, settings.plan.backward) == tuple(best["ring_operands"])
     assert settings.keep_gathered_q == best["q_kept"]
 
 
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_a_table(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_flags_that_are_not_in_use_are_named_with_what_they_remove(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("simulate --cluster h100-8x8 --nodes 1 --seq 1M".split()) == 0
+    assert main("plan --cluster h100-8x8 --nodes 1 --seq 1M --scheme auto".split()) == 0
     out = capsys.readouterr().out
     rows = dict(re.findall(r"^(--\S.*?) +([\d.]+) +[\d.]+$", out, re.MULTILINE))
     # Logits of 6 bytes per token and vocabulary entry are the peak.

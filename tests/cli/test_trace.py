@@ -152,7 +152,7 @@ def test_ranks_that_are_not_written_so(text: str) -> None:
 def test_planned_traces_are_read_too(tmp_path: Path, told: Told, capsys: pytest.CaptureFixture[str]) -> None:
     planned = tmp_path / "plan.json"
     job = "--nodes 1 --cp 4 --tp 2 --seq 8K --scheme team-ring --team-size 2"
-    assert main(["simulate", *job.split(), "--trace", str(planned), "--json"]) == 0
+    assert main(["plan", *job.split(), "--trace", str(planned), "--json"]) == 0
     step = json.loads(capsys.readouterr().out)["step"]
     found = told(planned, "--out", tmp_path / "out")
     for row in found["ranks"]:

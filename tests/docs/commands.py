@@ -10,7 +10,7 @@ HERE = (
     "wallfacer config show configs/llama3-8b-128k.yaml --mock-data=false --data-path DATA "
     "--tokenizer-type NullTokenizer",
     "wallfacer run configs/llama3-8b-128k.yaml --rdzv-endpoint node1:29400 --dry-run",
-    "wallfacer simulate --cluster a100-8x8-ethernet --model gpt-7b --seq 64K --scheme wallfacer --team-size 4",
+    "wallfacer plan --cluster a100-8x8-ethernet --model gpt-7b --seq 64K --scheme wallfacer --team-size 4",
     "python -m benchmarks.emulated benchmarks/configs/c-4x4.yaml --list",
     "python -m benchmarks.calls --list",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.planning.model import MODELS, Model, model_named
+from megatron_wallfacer.planning.model import MODELS, Model, model_named, token_count
 
 SMALL = Model("small", 2, 8, 16, q_heads=4, kv_heads=2, head_dim=2, vocabulary=10)
 
@@ -51,3 +51,14 @@ def test_heads_are_divided_or_refused() -> None:
 def test_an_unknown_model_is_refused_with_the_names() -> None:
     with pytest.raises(OptionError, match="model=gpt-5: must be one of gpt-3b, gpt-7b, llama3-8b"):
         model_named("gpt-5")
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("65536", 65536), ("128K", 131072), ("1m", 2**20), ("2G", 2**31)])
+def test_lengths(text: str, tokens: int) -> None:
+    assert token_count(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5M", "1T", "K"])
+def test_texts_that_are_no_length(text: str) -> None:
+    with pytest.raises(OptionError, match="must be a number of tokens such as"):
+        token_count(text)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.cli.plan_flags import configuration_flags, save_flags
-from megatron_wallfacer.cli.plan_table import ROWS
 from megatron_wallfacer.megatron.arguments import add_arguments
 from megatron_wallfacer.planning.configuration import Configuration, Request
+from megatron_wallfacer.planning.configuration_flags import configuration_flags, save_flags
+from megatron_wallfacer.planning.configuration_table import ROWS
 from megatron_wallfacer.planning.configurations import configurations as searched
 from megatron_wallfacer.planning.load import load_cluster
 from megatron_wallfacer.planning.model import MODELS

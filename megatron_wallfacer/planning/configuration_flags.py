@@ -1,33 +1,30 @@
-"""Flags of a configuration, Megatron's and the plugin's, and the preset that holds them."""
+"""Flags of Megatron and of the plugin that start a planned configuration, and the preset that holds them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from megatron_wallfacer.planning.configuration import Configuration
-    from megatron_wallfacer.planning.search import Choice
+from megatron_wallfacer.planning.configuration import Configuration
+from megatron_wallfacer.planning.search import Choice
 
 Flags = dict[str, str | int | float | bool]
+"""Values by flag; True for a flag without a value. The form of a preset's ``MODEL_ARGS``."""
 
 
-def flags_of(choice: Choice) -> Flags:
-    """The plugin's flags for a choice, as Megatron's tests write them in YAML."""
+def grid_flags(choice: Choice) -> Flags:
+    """Return the plugin's flags for a choice."""
     plan = choice.plan
     grid = plan.grid
-    scheme = choice.name or "team-ring"
-    flags: Flags = {"--wallfacer-cp-size": grid.cp_size, "--wallfacer-scheme": scheme}
+    flags: Flags = {"--wallfacer-cp-size": grid.cp_size, "--wallfacer-scheme": choice.name or "team-ring"}
+    placement = {"--wallfacer-placement": ",".join(grid.placement)} if len(grid.placement) > 1 else {}
     if choice.name:
-        # What a name fixes need not be said, and may not be; its axes were chosen by it.
-        return flags | ({"--wallfacer-placement": ",".join(grid.placement)} if len(grid.placement) > 1 else {})
+        # A named scheme sets every other flag, and does not allow them.
+        return flags | placement
     for axis, flag in (("head", "head-size"), ("team", "team-size"), ("ring_inner", "ring-window")):
         flags[f"--wallfacer-{flag}"] = grid.size_of(axis)
-    if len(grid.placement) > 1:
-        flags["--wallfacer-placement"] = ",".join(grid.placement)
-    flags |= {"--wallfacer-forward": plan.forward, "--wallfacer-backward": plan.backward}
+    flags |= placement | {"--wallfacer-forward": plan.forward, "--wallfacer-backward": plan.backward}
     flags["--wallfacer-head-groups"] = plan.head_groups
     if choice.q_kept:
         flags["--wallfacer-keep-gathered-q"] = True
@@ -35,7 +32,7 @@ def flags_of(choice: Choice) -> Flags:
 
 
 def configuration_flags(configuration: Configuration) -> Flags:
-    """Return every flag of a configuration but those of the model, the data and the learning rate."""
+    """Return every flag of a configuration except those of the model, the data and the learning rate."""
     spread = configuration.spread
     tokens = configuration.choice.job.shape.tokens * spread.cp
     flags: Flags = {"--tensor-model-parallel-size": spread.tp}
@@ -46,9 +43,8 @@ def configuration_flags(configuration: Configuration) -> Flags:
     flags |= {"--seq-length": tokens, "--max-position-embeddings": tokens, "--micro-batch-size": 1}
     flags |= {"--global-batch-size": spread.dp * spread.microbatches, "--bf16": True}
     flags |= _optimizer(configuration) | _recomputation(configuration)
-    if spread.cp == 1:
-        return flags | {"--wallfacer-cp-size": 1} | _tiles(configuration)
-    return flags | flags_of(configuration.choice) | _tiles(configuration)
+    grid = {"--wallfacer-cp-size": 1} if spread.cp == 1 else grid_flags(configuration.choice)
+    return flags | grid | _tiles(configuration)
 
 
 def _optimizer(configuration: Configuration) -> Flags:
@@ -71,14 +67,14 @@ def _recomputation(configuration: Configuration) -> Flags:
     if software.recompute == "keep-attention":
         flags["--wallfacer-keep-attention-output"] = True
     if software.outputs_on_host:
-        flags["--wallfacer-keep-on-host"] = _part(software.outputs_on_host)
+        flags["--wallfacer-keep-on-host"] = _rounded_up(software.outputs_on_host)
     if software.inputs_on_host:
-        flags["--wallfacer-layer-inputs-on-host"] = _part(software.inputs_on_host)
+        flags["--wallfacer-layer-inputs-on-host"] = _rounded_up(software.inputs_on_host)
     return flags
 
 
-def _part(fraction: float) -> float:
-    """A part of the layers in four digits; rounded up, because layers are counted down."""
+def _rounded_up(fraction: float) -> float:
+    """Return a fraction of the layers with four digits, rounded up because the plugin rounds layers down."""
     return ceil(1e4 * fraction - 1e-6) / 1e4
 
 
@@ -89,17 +85,17 @@ def _tiles(configuration: Configuration) -> Flags:
 
 
 def command_line(flags: Mapping[str, object]) -> str:
-    """Return flags as they are typed."""
+    """Return flags as text for a command line."""
     return " ".join(flag if value is True else f"{flag} {value}" for flag, value in flags.items())
 
 
 def save_flags(path: Path, flags: Flags, origin: str) -> None:
-    """Write flags as a preset that ``wallfacer run`` and ``extends:`` take.
+    """Write flags as a preset for ``wallfacer run`` and ``extends:``.
 
     Args:
-        path: the YAML file.
-        flags: what it holds.
-        origin: the command that found them.
+        path: YAML file to write.
+        flags: values by flag.
+        origin: command that chose the flags; the file's first line.
     """
     import yaml
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_wallfacer.cli.plan_flags import command_line, configuration_flags
 from megatron_wallfacer.planning.configuration import Configuration, Request
+from megatron_wallfacer.planning.configuration_flags import command_line, configuration_flags
 from megatron_wallfacer.planning.load import load_cluster
 from megatron_wallfacer.planning.model import MODELS
 from megatron_wallfacer.planning.parallel import Software, Spread

@@ -1,18 +1,16 @@
-"""Configurations as a table: sizes, flags, memory of device and host, time, and what each choice costs."""
+"""Configurations as a table: sizes, flags, memory of device and node, time, and the cost of each choice."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
-from megatron_wallfacer.cli.plan_flags import Flags, configuration_flags
-from megatron_wallfacer.cli.table import figure, show_table
-
-if TYPE_CHECKING:
-    from megatron_wallfacer.planning.cluster import Cluster
-    from megatron_wallfacer.planning.configuration import Configuration
-    from megatron_wallfacer.planning.parallel import Software
+from megatron_wallfacer.planning.cluster import Cluster
+from megatron_wallfacer.planning.configuration import Configuration
+from megatron_wallfacer.planning.configuration_flags import Flags, configuration_flags
+from megatron_wallfacer.planning.inventory import peak
+from megatron_wallfacer.planning.parallel import Software
+from megatron_wallfacer.planning.report import Table, number
 
 #: Rows of the table.
 ROWS = 10
@@ -30,18 +28,21 @@ _COSTS = {
 
 @dataclass(frozen=True)
 class ConfigurationRow:
-    """One configuration, for the table and JSON. Sizes are 1e9 bytes.
+    """One configuration, for the table and JSON. Memory in 1e9 bytes, times in seconds of a step.
 
     Attributes:
-        tp, pp, cp, dp: sizes of the groups.
-        grid, head_groups: of attention.
-        recompute: what backward computes again.
-        memory_gb, peak: of a rank, and the moment that sets it.
-        host_gb: of the host memory of a node.
-        seconds, mfu: of a step; masked pairs are no FLOPs.
-        costs_s: seconds of a step that less memory costs.
-        is_tested: whether tests of this project train with its optimizer's flags.
-        flags: all but those of the model, the data and the learning rate.
+        tp, pp, cp, dp: tensor-, pipeline-, context- and data-parallel size.
+        grid: grid of attention.
+        head_groups: head groups of attention.
+        recompute: activations that backward recomputes.
+        memory_gb: device memory per rank.
+        peak: moment of the step with the most device memory.
+        host_gb: host memory per node.
+        seconds: time of the step.
+        mfu: model FLOPs over the peak; masked pairs are not counted.
+        costs_s: time that each memory-saving choice costs.
+        is_tested: whether this project's tests train with the optimizer flags.
+        flags: all flags except those of the model, the data and the learning rate.
     """
 
     tp: int
@@ -63,8 +64,6 @@ class ConfigurationRow:
 
 def configuration_row(configuration: Configuration) -> ConfigurationRow:
     """Return the row of a configuration."""
-    from megatron_wallfacer.planning.inventory import peak
-
     step, spread, plan = configuration.step, configuration.spread, configuration.choice.plan
     return ConfigurationRow(
         tp=spread.tp,
@@ -85,21 +84,21 @@ def configuration_row(configuration: Configuration) -> ConfigurationRow:
     )
 
 
-def show_configurations(configurations: Iterable[Configuration], *, lengths: bool = False) -> None:
-    """Print one line per configuration.
+def configuration_table(configurations: Iterable[Configuration], *, lengths: bool = False) -> Table:
+    """Return one row per configuration.
 
     Args:
-        configurations: rows, in order.
-        lengths: add the tokens of each.
+        configurations: configurations in the order of the rows.
+        lengths: add a column with the sequence length.
     """
     headings = (">tp", "attention", ">groups", "recomputed", "on the host", ">loss, MLP tiles", "optimizer")
     figures = (">GB per rank", "peak", ">host GB", ">s", ">MFU %", "of which s")
     rows = [(*((f"{one.request.tokens:,}",) if lengths else ()), *_cells(one)) for one in configurations]
-    show_table((*((">tokens",) if lengths else ()), *headings, *figures), rows)
+    return Table((*((">tokens",) if lengths else ()), *headings, *figures), tuple(rows))
 
 
 def memory_line(cluster: Cluster) -> str:
-    """Return what memory there is, or why nothing is kept on the host."""
+    """Return the memory of device and node as one line, or why nothing is kept in host memory."""
     device = f"{cluster.device.memory_gb:g} GB per rank"
     if cluster.offers_host_memory:
         return f"{device}; host memory: {cluster.host_memory_gb:g} GB per node, {cluster.host_link:g} GB/s per device"
@@ -116,18 +115,18 @@ def _cells(configuration: Configuration) -> tuple[str, ...]:
         _on_host(software),
         f"{software.loss_tiles}, {software.mlp_tiles}",
         ", ".join(filter(None, (_OPTIMIZER[software.adam], "bf16 gradients" * (software.gradient_bytes == 2)))) or "-",
-        figure(row.memory_gb, 1),
+        number(row.memory_gb, 1),
         row.peak,
-        figure(row.host_gb, 0),
-        figure(row.seconds, 1 if row.seconds >= 10 else 2),
-        figure(100 * row.mfu, 1),
+        number(row.host_gb, 0),
+        number(row.seconds, 1 if row.seconds >= 10 else 2),
+        number(100 * row.mfu, 1),
         _cost(row),
     )
 
 
 def _on_host(software: Software) -> str:
-    parts = {"inputs": software.inputs_on_host, "outputs": software.outputs_on_host}
-    kept = [name if part == 1 else f"{name} of {part:.0%} of the layers" for name, part in parts.items() if part]
+    fractions = {"inputs": software.inputs_on_host, "outputs": software.outputs_on_host}
+    kept = [name if part == 1 else f"{name} of {part:.0%} of the layers" for name, part in fractions.items() if part]
     return ", ".join(kept) or "-"
 
 

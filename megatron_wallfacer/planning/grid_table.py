@@ -1,0 +1,135 @@
+"""Grids of attention in one configuration: the best ones and the named schemes, with the limit of each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from megatron_wallfacer.planning.configuration import Configuration
+from megatron_wallfacer.planning.report import Table, number
+from megatron_wallfacer.planning.search import TIE, Choice, Found, Job, named
+from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound
+from megatron_wallfacer.schedule.grid import AXES
+
+#: Simulated grids in the table.
+BEST = 10
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """One grid. Times of one attention layer, forward and backward, in seconds; memory in 1e9 bytes per rank.
+
+    Attributes:
+        name: name of the scheme; empty for a grid of the search.
+        grid: axes with their sizes.
+        placement: axes, fastest varying first.
+        ring_operands: operand that moves around the ring, forward and backward.
+        q_kept: whether gathered queries are kept from forward to backward.
+        seconds: simulated time; None where a simulation would take long.
+        bound_s: time that no overlap can undercut.
+        buffers_gb: buffers and results of attention.
+        tokens_s: tokens per second of a whole step.
+        mfu: model FLOPs of a whole step over the peak.
+        memory_gb: device memory of a whole step.
+        reason: resource that limits the time.
+    """
+
+    name: str
+    grid: str
+    placement: tuple[str, ...]
+    ring_operands: tuple[str, str]
+    q_kept: bool
+    seconds: float | None
+    bound_s: float
+    buffers_gb: float | None
+    tokens_s: float | None
+    mfu: float | None
+    memory_gb: float | None
+    reason: str
+
+
+def grid_rows(found: Found, configuration: Configuration) -> tuple[list[GridRow], list[GridRow]]:
+    """Return the best simulated grids, each in its best placement, and the named schemes.
+
+    Args:
+        found: result of the search for grids.
+        configuration: sizes and flags around attention.
+    """
+    best = [_row(configuration, one) for one in _in_best_placement(found)[:BEST]]
+    return best, [_row(configuration, one) for one in named(configuration.choice.job)]
+
+
+def grid_table(rows: Iterable[GridRow]) -> Table:
+    """Return one line per grid. Grids of the search have no name."""
+    headings = ("scheme", "grid", ">ms", ">bound", ">MFU %", ">buffers GB", "why", "fastest varying first")
+    return Table(
+        headings,
+        tuple(
+            (
+                row.name or "-",
+                row.grid,
+                number(None if row.seconds is None else 1000.0 * row.seconds),
+                number(1000.0 * row.bound_s),
+                number(None if row.mfu is None else 100 * row.mfu, 1),
+                number(row.buffers_gb),
+                row.reason,
+                ", ".join(row.placement),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _in_best_placement(found: Found) -> list[Choice]:
+    """Return one choice for each grid: its fastest placement."""
+    first: dict[tuple[int, ...], Choice] = {}
+    for choice in found.best:
+        first.setdefault(tuple(choice.plan.grid.size_of(axis) for axis in AXES), choice)
+    return list(first.values())
+
+
+def _row(configuration: Configuration, choice: Choice) -> GridRow:
+    plan, bound = choice.plan, choice.bound
+    common = {
+        "name": choice.name or "",
+        "grid": str(plan.grid),
+        "placement": plan.grid.placement,
+        "ring_operands": (plan.forward, plan.backward),
+        "q_kept": choice.q_kept,
+        "bound_s": bound.seconds,
+    }
+    if not choice.can_be_played:
+        unknown = dict.fromkeys(("seconds", "buffers_gb", "tokens_s", "mfu", "memory_gb"))
+        return GridRow(**common, **unknown, reason=f"not simulated: too many ranks; bound by {bound.by}")
+    step = replace(configuration, choice=choice).step
+    return GridRow(
+        **common,
+        seconds=choice.played.seconds,
+        buffers_gb=choice.buffer_bytes / 1e9,
+        tokens_s=step.tokens_s,
+        mfu=step.mfu,
+        memory_gb=step.memory_gb,
+        reason=_reason(choice),
+    )
+
+
+def _reason(choice: Choice) -> str:
+    """Return the limiting resource, and the time relative to that bound and to the kernels."""
+    played, bound = choice.played, choice.bound
+    over_kernels = f"{played.seconds / bound.kernel_s:.2f}x compute"
+    if bound.by == "compute":
+        return over_kernels
+    return f"{bound.by}, {played.seconds / bound.seconds:.2f}x; {over_kernels}"
+
+
+def grids_summary(found: Found, job: Job) -> str:
+    """Return one line: the number of simulated grids, and the rule by which the first one was chosen."""
+    best = found.best[0]
+    least = forward_bound(job.cp_size, job.shape.kappa) + backward_bound(job.cp_size, job.shape.kappa)
+    ratio = f", {best.words / least:.2f}x the lower bound for undivided heads" if least else ""
+    large = f", {found.too_large} did not fit the memory" if found.too_large else ""
+    return (
+        f"{len(found.best)} of {found.legal} grids and placements simulated{large}; "
+        f"the first has the least traffic of those within {TIE - 1:.0%} of the fastest: "
+        f"{best.words:.2f} received per rank, in units of n*H{ratio}"
+    )

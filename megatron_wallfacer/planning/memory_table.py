@@ -1,0 +1,89 @@
+"""Memory of a rank at each moment of a step, its peak, and the flags that would lower the peak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from megatron_wallfacer.planning.configuration import Configuration
+from megatron_wallfacer.planning.configuration_flags import command_line, configuration_flags
+from megatron_wallfacer.planning.inventory import MOMENTS, Moment, bytes_at, peak
+from megatron_wallfacer.planning.parallel import Software
+from megatron_wallfacer.planning.rank_memory import activations
+from megatron_wallfacer.planning.report import ReportPart, Table, number
+from megatron_wallfacer.planning.token_tiles import tiled
+
+#: Buffers that are named at each moment.
+LARGEST = 3
+ASSUMED = (
+    "Norms, SwiGLU and rotary positions count as fused kernels, attention's kernels as their results. "
+    "Fragmentation, the CUDA context and NCCL are not counted."
+)
+
+
+def memory_report(configuration: Configuration) -> Iterator[ReportPart]:
+    """Yield a table of moments, and a table of flags that are not in use."""
+    highest, nbytes = peak(configuration.buffers)
+    yield f"With {command_line(configuration_flags(configuration))}\n"
+    rows = []
+    for moment in MOMENTS:
+        named = largest_buffers(configuration, moment, LARGEST, "; ") + "  <- the peak" * (moment == highest)
+        rows.append((moment, number(bytes_at(configuration.buffers, moment) / 1e9, 1), named))
+    yield Table(("moment", ">GB per rank", "largest, GB"), tuple(rows))
+    yield ""
+    saved = [
+        (flag, number((nbytes - after) / 1e9, 1), number(after / 1e9, 1)) for flag, after in savings(configuration)
+    ]
+    yield Table(("flag that is not in use", ">GB less at the peak", ">peak, GB"), tuple(saved or [("none", "-", "-")]))
+    yield f"\n{ASSUMED}\n"
+
+
+def largest_buffers(configuration: Configuration, moment: Moment, count: int, separator: str) -> str:
+    """Return the largest live buffers at a moment as text, each with its 1e9 bytes per rank."""
+    live = sorted((one for one in configuration.buffers if moment in one.moments), key=lambda one: -one.nbytes)
+    return separator.join(f"{one.name} {one.nbytes / 1e9:.1f}" for one in live[:count])
+
+
+def savings(configuration: Configuration) -> list[tuple[str, float]]:
+    """Return (flags, peak bytes per rank with them) for each flag that lowers the peak, lowest peak first."""
+    before = peak(configuration.buffers)[1]
+    peaks = [
+        (flag, peak(replace(configuration, software=software).buffers)[1])
+        for flag, software in _alternatives(configuration)
+    ]
+    return sorted(((flag, after) for flag, after in peaks if after < before), key=lambda one: one[1])
+
+
+def _alternatives(configuration: Configuration) -> Iterator[tuple[str, Software]]:
+    """Yield (flags, software) for each memory-saving flag that is not in use."""
+    software, request = configuration.software, configuration.request
+    if software.gradient_bytes > 2:
+        yield from _more_tiles(configuration)
+    full = "--recompute-granularity full"
+    if software.recompute == "none":
+        kept = f"{full} --wallfacer-keep-attention-output"
+        yield kept, replace(software, recompute="keep-attention")
+    if software.recompute != "full" and not software.outputs_on_host:
+        yield full, replace(software, recompute="full")
+    if request.cluster.offers_host_memory:
+        if software.recompute == "keep-attention" and not software.outputs_on_host:
+            yield "--wallfacer-keep-on-host 1", replace(software, outputs_on_host=1.0)
+        if software.recompute != "none" and not software.inputs_on_host:
+            yield "--wallfacer-layer-inputs-on-host 1", replace(software, inputs_on_host=1.0)
+        if software.adam != "host":
+            flags = "--use-precision-aware-optimizer --optimizer-cpu-offload"
+            yield flags, replace(software, adam="host")
+    if software.gradient_bytes > 2 and software.loss_tiles == software.mlp_tiles == 1:
+        yield "--grad-reduce-in-bf16", replace(software, gradient_bytes=2)
+
+
+def _more_tiles(configuration: Configuration) -> Iterator[tuple[str, Software]]:
+    software, choice = configuration.software, configuration.choice
+    sizes = configuration.request.model, choice.job.shape.tokens, choice.attention, configuration.spread
+    work = activations(*sizes, software)
+    if software.loss_tiles == 1:
+        count = tiled(work, mlp=False).loss_tiles
+        yield f"--wallfacer-loss-tiles {count}", replace(software, loss_tiles=count)
+    if software.mlp_tiles == 1:
+        count = tiled(work, loss=False).mlp_tiles
+        yield f"--wallfacer-mlp-tiles {count}", replace(software, mlp_tiles=count)

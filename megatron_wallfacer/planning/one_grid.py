@@ -1,0 +1,148 @@
+"""One grid that the user names, simulated in a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.planning.configuration import Configuration, Request
+from megatron_wallfacer.planning.layer import attention_job
+from megatron_wallfacer.planning.memory_table import memory_report
+from megatron_wallfacer.planning.model import RECOMPUTE
+from megatron_wallfacer.planning.parallel import Software, spread_over
+from megatron_wallfacer.planning.report import Report, ReportPart
+from megatron_wallfacer.planning.search import LONGEST_AXIS, MOST_RANKS_UNFOLDED, Choice
+from megatron_wallfacer.schedule.schemes import make_plan
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """A grid and the flags around it. None leaves a size to the scheme.
+
+    Attributes:
+        scheme: name as in ``--wallfacer-scheme``.
+        head_size, team_size, kv_team_size: ranks of the axes.
+        ring_inner_size: ranks of the inner ring.
+        placement: named placement, or the axes, fastest varying first.
+        head_groups: head groups that are pipelined.
+        keep_gathered_q: keep gathered queries from forward to backward.
+        recompute: activations that backward recomputes.
+        microbatches: sequences per data-parallel replica and step.
+    """
+
+    scheme: str
+    head_size: int | None = None
+    team_size: int | None = None
+    kv_team_size: int | None = None
+    ring_inner_size: int | None = None
+    placement: str | None = None
+    head_groups: int | None = None
+    keep_gathered_q: bool = False
+    recompute: str = "keep-attention"
+    microbatches: int = 1
+
+
+def configuration_of_grid(request: Request, options: GridOptions) -> Configuration:
+    """Return the configuration with one grid.
+
+    Args:
+        request: model, cluster and sizes; without ``tp`` the tensor-parallel size is 1.
+        options: grid and recomputation.
+
+    Raises:
+        OptionError: an option has no such value, a size does not divide, or the grid cannot be simulated.
+    """
+    if options.recompute not in RECOMPUTE:
+        raise OptionError("recompute", options.recompute, f"one of {', '.join(RECOMPUTE)}")
+    cluster, software = request.cluster, replace(Software(), recompute=options.recompute)
+    sizes = {"tp": request.tp or 1, "pp": request.pp, "cp": request.cp, "microbatches": options.microbatches}
+    spread = spread_over(cluster, **sizes)
+    sequence = request.model, cluster, request.tokens, spread
+    job = attention_job(*sequence, causal=request.causal, software=software)
+    job = replace(job, cuda_graphs=request.cuda_graphs)
+    plan = make_plan(
+        options.scheme,
+        job.cp_size,
+        head_size=options.head_size,
+        team_size=options.team_size,
+        kv_team_size=options.kv_team_size,
+        ring_window=options.ring_inner_size,
+        placement=options.placement,
+        head_groups=options.head_groups,
+        q_heads=job.shape.q_heads,
+        kv_heads=job.shape.kv_heads,
+        tokens=job.shape.tokens,
+    )
+    choice = Choice(job, plan, q_kept=options.keep_gathered_q)
+    _check_size(options.scheme, choice)
+    return Configuration(replace(request, tp=spread.tp, cp=spread.cp), spread, software, choice)
+
+
+def _check_size(scheme: str, choice: Choice) -> None:
+    if choice.can_be_played:
+        return
+    size = choice.job.cp_size
+    if choice.plan.kv_order != "native":
+        raise OptionError("cp", size, f"at most {MOST_RANKS_UNFOLDED} with scheme {scheme}, whose ranks are not alike")
+    raise OptionError("scheme", scheme, f"a grid with no axis above {LONGEST_AXIS}, unlike {choice.plan.grid}")
+
+
+def grid_report(request: Request, options: GridOptions) -> Report:
+    """Simulate one grid, and return its prediction. Arguments and errors as for :func:`configuration_of_grid`."""
+    configuration = configuration_of_grid(request, options)
+    return Report(_parts(configuration), lambda: _fields(configuration), configuration)
+
+
+def _fields(configuration: Configuration) -> dict[str, Any]:
+    """Return the prediction for JSON: times in seconds, memory in 1e9 bytes."""
+    request, choice, step = configuration.request, configuration.choice, configuration.step
+    plan = choice.plan
+    return {
+        "cluster": str(request.cluster),
+        "model": request.model.name,
+        "tokens": request.tokens,
+        "ranks": request.cluster.ranks,
+        "sizes": asdict(configuration.spread),
+        "grid": str(plan.grid),
+        "placement": plan.grid.placement,
+        "ring_operands": (plan.forward, plan.backward),
+        "bound_by": choice.bound.by,
+        "of_bound": choice.played.seconds / choice.bound.seconds,
+        "step": asdict(step) | {"layer_s": step.layer_s, "exposed_s": step.exposed_s},
+    }
+
+
+def _parts(configuration: Configuration) -> Iterator[ReportPart]:
+    """Yield the prediction as text, and tables of memory if the step does not fit the device."""
+    request, step, bound = configuration.request, configuration.step, configuration.choice.bound
+    of_bound = configuration.choice.played.seconds / bound.seconds
+    memory_gb = request.cluster.device.memory_gb
+    of_memory = "" if memory_gb == float("inf") else f" of {memory_gb:g}"
+    rows = {
+        "cluster": str(request.cluster),
+        "job": f"{request.model.name}, {request.tokens} tokens per sequence; {configuration.spread}",
+        "attention": _attention(configuration.choice),
+        "bound by": f"{bound.by}; attention takes {of_bound:.2f} of that bound",
+        "layer": f"{_ms(step.layer_s)}: attention {_ms(step.attention_s)}, of which {_ms(step.exposed_s)} is not "
+        f"kernels; the rest {_ms(step.matmul_s + step.tensor_s)}",
+        "step": f"{step.seconds:.2f} s, {step.tokens_s:,.0f} tokens/s, MFU {100 * step.mfu:.1f} %",
+        "memory": f"{step.memory_gb:.1f}{of_memory} GB" + ("" if step.fits else ": does not fit"),
+    }
+    yield from (f"{name:<10} {text}" for name, text in rows.items())
+    if not step.fits:
+        yield ""
+        yield from memory_report(configuration)
+
+
+def _attention(choice: Choice) -> str:
+    grid = choice.plan.grid
+    if not grid.placement:
+        return str(grid)
+    forward, backward = (f"pass-{operand.upper()}" for operand in (choice.plan.forward, choice.plan.backward))
+    return f"{grid}; fastest varying first: {', '.join(grid.placement)}; {forward} forward, {backward} backward"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms"

@@ -1,0 +1,54 @@
+"""Reports as data: text and tables for a command to print, the same as JSON, and the configuration to save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from megatron_wallfacer.errors import OptionError
+
+if TYPE_CHECKING:
+    from megatron_wallfacer.planning.configuration import Configuration
+    from megatron_wallfacer.planning.grid_table import GridRow
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        headings: column headings; ``>`` before a heading aligns the column to the right.
+        rows: cells of each row.
+    """
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+ReportPart = str | Table
+"""A line of text without its newline, or a table."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of ``wallfacer plan``.
+
+    Attributes:
+        parts: text and tables in the order of printing, made when they are read.
+        fields: function that returns the result for JSON.
+        first: configuration whose flags are saved; None where nothing fits.
+        grid_rows: function that returns the grids for a picture.
+        error: error to raise after the parts are printed, where nothing fits.
+    """
+
+    parts: Iterable[ReportPart]
+    fields: Callable[[], Any] = dict
+    first: Configuration | None = None
+    grid_rows: Callable[[], list[GridRow]] = list
+    error: OptionError | None = None
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number as text; a dash for None."""
+    return "-" if value is None else f"{value:.{digits}f}"
