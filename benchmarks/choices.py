@@ -16,8 +16,8 @@ from dataclasses import replace
 from io import StringIO
 
 from megatron_wallfacer.cli.main import main as wallfacer
-from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.search import Choice, Job
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
+from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
@@ -60,10 +60,10 @@ def simulated() -> Iterator[str]:
         cluster = load_cluster("h100-8x8" if cp_size <= 64 else "h100-1024x8")
         cluster = replace(cluster, nodes=max(1, cp_size // cluster.gpus_per_node))
         plan = make_plan(cp_size=cp_size, tokens=tokens, **HEADS, **arguments)
-        choice = Choice(Job(cluster, Shape(tokens, **HEADS, head_dim=128), cp_size), plan)
+        choice = Choice(AttentionJob(cluster, Shape(tokens, **HEADS, head_dim=128), cp_size), plan)
         calls = " / ".join(str(sum(len(op.tiles) for op in one.attends)) for one in choice.schedules(0))
         name = f"{arguments['scheme']}, {plan.grid}"
-        figures = f"{1e3 * choice.played.seconds:.2f} | {choice.buffer_bytes / 1e9:.2f} GB"
+        figures = f"{1e3 * choice.simulation.seconds:.2f} | {choice.buffer_bytes / 1e9:.2f} GB"
         yield f"| {cp_size} | {tokens:,} | {name} | {calls} | {figures} |"
 
 

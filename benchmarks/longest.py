@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from benchmarks.gpu.tables import markdown, markdown_line
 from megatron_wallfacer.planning.cluster import Cluster
+from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.configuration import Request
-from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.longest import Longest, longest
+from megatron_wallfacer.planning.longest import LongestSequence, longest_sequences
 from megatron_wallfacer.planning.model import model_named
 from megatron_wallfacer.planning.plan_reports import limit_of_longer
 
@@ -40,7 +40,7 @@ def cluster_of(devices: int) -> Cluster:
 
 def row(model: str, devices: int) -> str:
     """Return one line of the table."""
-    found = longest(Request(model_named(model), cluster_of(devices), 1))
+    found = longest_sequences(Request(model_named(model), cluster_of(devices), 1))
     tested = next((one for one in found if one.configuration.is_tested), None)
     other = next((one for one in found if not one.configuration.is_tested), None)
     published = PUBLISHED.get((model, devices), "-")
@@ -48,7 +48,7 @@ def row(model: str, devices: int) -> str:
     return markdown_line((model, devices, *_cells(tested), *_cells(other), published, stops))
 
 
-def _cells(found: Longest | None) -> tuple[str, str]:
+def _cells(found: LongestSequence | None) -> tuple[str, str]:
     if found is None:
         return "-", "-"
     step = found.configuration.step

@@ -22,8 +22,8 @@ from benchmarks.calibrate import Processors
 from benchmarks.config import load_config
 from benchmarks.predict import Prediction, chosen_over_best, cluster_of, simulate
 from benchmarks.schemes import plan_table
-from megatron_wallfacer.planning.cluster import Host
-from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.cluster import HostProcessors
+from megatron_wallfacer.planning.cluster_file import load_cluster
 
 ROOT = Path(__file__).parents[1]
 RESULTS, CONFIGS = ROOT / "docs/benchmarks.md", ROOT / "benchmarks/configs"
@@ -54,7 +54,7 @@ class Setting:
     @property
     def wrong(self) -> list[tuple[Prediction, Prediction]]:
         """Those of the pairs that are simulated the other way round."""
-        return [(a, b) for a, b in self.pairs if a.played_s >= b.played_s]
+        return [(a, b) for a, b in self.pairs if a.predicted_s >= b.predicted_s]
 
     @property
     def choice(self) -> float:
@@ -101,8 +101,9 @@ def processors(name: str) -> Processors:
     """Return the processor costs of the shipped emulated cluster."""
     cluster = load_cluster(f"emulated-{'b' if name.startswith('b-') else 'c'}-4x4")
     assert cluster.host is not None
-    costs = {one.name: getattr(cluster.host, one.name) for one in fields(Host)}
-    return Processors(**costs, idle_late_us=cluster.device.call_us, latency_us=cluster.intra.latency_us)
+    costs = {one.name: getattr(cluster.host, one.name) for one in fields(HostProcessors) if one.name != "wake_up_us"}
+    late = {"late_us": cluster.host.wake_up_us, "idle_late_us": cluster.device.call_us}
+    return Processors(**costs, **late, latency_us=cluster.intra.latency_us)
 
 
 def lines(settings: Sequence[Setting]) -> Iterator[str]:
@@ -116,7 +117,7 @@ def lines(settings: Sequence[Setting]) -> Iterator[str]:
     for one in settings:
         for fast, slow in one.wrong:
             took = f"measured {fast.measured_s:.3f} and {slow.measured_s:.3f} s"
-            simulated_as = f"simulated {fast.played_s:.3f} and {slow.played_s:.3f} s"
+            simulated_as = f"simulated {fast.predicted_s:.3f} and {slow.predicted_s:.3f} s"
             yield f"{one.name}: {fast.scheme} before {slow.scheme}: {took}, {simulated_as}"
     pairs, wrong = (sum(len(getattr(one, kind)) for one in settings) for kind in ("pairs", "wrong"))
     near = sum(one.choice <= NEAR for one in settings)

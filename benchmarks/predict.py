@@ -1,7 +1,7 @@
 """Predicts what was measured on an emulated cluster: ``python -m benchmarks.predict RUN ...``.
 
-RUN is a folder that ``python -m benchmarks.emulated`` wrote. Each of our schemes in it is played
-(:mod:`megatron_wallfacer.planning.play`) on that cluster on paper, whose numbers are of three kinds: those of the
+RUN is a folder that ``python -m benchmarks.emulated`` wrote. Each of our schemes in it is simulated
+(:mod:`megatron_wallfacer.planning.simulator`) on a model of that cluster. Its numbers are of three kinds: those of the
 setting (links, rate of the modelled kernel); goodput, which the run has tried with one message; and what its ranks cost
 the machine's processors, from its microbenchmarks (:mod:`benchmarks.calibrate`). None comes from a scheme.
 """
@@ -22,8 +22,9 @@ from benchmarks.calibrate import Processors
 from benchmarks.config import Config, parse_config
 from benchmarks.schemes import plan_table
 from megatron_wallfacer.errors import OptionError, WallfacerError
-from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Link, MessageCost
-from megatron_wallfacer.planning.search import Choice, Job, taken
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
+from megatron_wallfacer.planning.cluster import Cluster, Device, HostProcessors, LinkSpeed, MessageCost
+from megatron_wallfacer.planning.search import preferred
 from megatron_wallfacer.schedule.schemes import make_plan
 
 #: Plays of each scheme: it is left to chance who waits for a processor.
@@ -32,17 +33,17 @@ _DRAWS = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """One scheme: measured and played seconds of forward + backward, and words that a rank receives."""
+    """One scheme: measured and predicted seconds of forward + backward, and words that a rank receives."""
 
     scheme: str
     measured_s: float
-    played_s: float
+    predicted_s: float
     words: float
 
     @property
     def error(self) -> float:
         """Relative, signed."""
-        return self.played_s / self.measured_s - 1
+        return self.predicted_s / self.measured_s - 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def predict(run: Path, calibrated_by: Path | None = None) -> list[Prediction]:
-    """Measured beside played, for our schemes of a run, fastest measured first.
+    """Return measured and predicted times for our schemes of a run, fastest measured first.
 
     Raises:
         KeyError, OSError: the folder is not one of ``benchmarks.emulated``.
@@ -112,7 +113,7 @@ def processors_of(run: Path) -> Processors:
 
 
 def cluster_of(config: Config, goodput: dict[str, float], processors: Processors) -> Cluster:
-    """The emulated cluster on paper.
+    """Return the model of the emulated cluster.
 
     Args:
         config: the setting.
@@ -121,9 +122,9 @@ def cluster_of(config: Config, goodput: dict[str, float], processors: Processors
     """
     topology = config.topology
 
-    def link(name: str, mbit: float | None) -> Link:
+    def link(name: str, mbit: float | None) -> LinkSpeed:
         reached = goodput.get(name, mbit)
-        return Link(None if reached is None else reached / 8e3, processors.latency_us)
+        return LinkSpeed(None if reached is None else reached / 8e3, processors.latency_us)
 
     return Cluster(
         name=config.name,
@@ -134,8 +135,14 @@ def cluster_of(config: Config, goodput: dict[str, float], processors: Processors
         device=Device(config.compute.gflops_per_rank / 1e3, call_us=processors.idle_late_us),
         nics=topology.ranks_per_node if topology.nic == "rank" else 1,
         transport="gloo",
-        host=Host(**{one.name: getattr(processors, one.name) for one in fields(Host)}),
+        host=host_of(processors),
     )
+
+
+def host_of(processors: Processors) -> HostProcessors:
+    """Return the shared processors of the modelled cluster, from those of a run's microbenchmarks."""
+    costs = {one.name: getattr(processors, one.name) for one in fields(HostProcessors) if one.name != "wake_up_us"}
+    return HostProcessors(**costs, wake_up_us=processors.late_us)
 
 
 def simulate(config: Config, cluster: Cluster, arguments: dict[str, Any], draws: int = _DRAWS) -> tuple[float, float]:
@@ -152,14 +159,16 @@ def simulate(config: Config, cluster: Cluster, arguments: dict[str, Any], draws:
     ranks = config.topology.ranks
     plan = make_plan(cp_size=ranks, q_heads=shape.q_heads, kv_heads=shape.kv_heads, **options)
     # Ranks share the processors, and so do not stay in step as those of a class would.
-    choice = Choice(Job(cluster, shape, ranks), plan, q_kept)
-    return mean(choice.play_every_rank(draw).seconds for draw in range(draws)), choice.words
+    choice = Choice(AttentionJob(cluster, shape, ranks), plan, q_kept)
+    return mean(choice.simulate_every_rank(draw).seconds for draw in range(draws)), choice.words
 
 
 def as_table(predictions: Sequence[Prediction]) -> str:
     """Markdown."""
-    lines = ["| scheme | measured s | played s | error |", "| --- | --- | --- | --- |"]
-    lines += [f"| {p.scheme} | {p.measured_s:.3f} | {p.played_s:.3f} | {100 * p.error:+.1f} % |" for p in predictions]
+    lines = ["| scheme | measured s | predicted s | error |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {p.scheme} | {p.measured_s:.3f} | {p.predicted_s:.3f} | {100 * p.error:+.1f} % |" for p in predictions
+    ]
     return "\n".join(lines)
 
 
@@ -191,14 +200,14 @@ def rank_correlation(predictions: Sequence[Prediction]) -> float:
     if count < 2:
         raise OptionError("schemes", count, "two of ours or more")
     measured = _places([one.measured_s for one in predictions])
-    played = _places([one.played_s for one in predictions])
-    apart = sum((a - b) ** 2 for a, b in zip(measured, played, strict=True))
+    predicted = _places([one.predicted_s for one in predictions])
+    apart = sum((a - b) ** 2 for a, b in zip(measured, predicted, strict=True))
     return 1 - 6 * apart / (count * (count * count - 1))
 
 
 def chosen_over_best(predictions: Sequence[Prediction]) -> float:
     """Measured time of what a plan would take of these, over the least measured time."""
-    chosen = predictions[taken([(one.played_s, one.words) for one in predictions])]
+    chosen = predictions[preferred([(one.predicted_s, one.words) for one in predictions])]
     return chosen.measured_s / min(one.measured_s for one in predictions)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.search import Choice, Job
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
+from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.schedule.schemes import divisors, make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
@@ -47,12 +47,12 @@ class Row:
     @property
     def loss(self) -> float:
         """Time of the choice by price over that of the fastest."""
-        return self.auto.played.seconds / self.fastest.played.seconds
+        return self.auto.simulation.seconds / self.fastest.simulation.seconds
 
     @property
     def loss_by_words(self) -> float:
         """Time of the choice by words over that of the fastest."""
-        return self.words.played.seconds / self.fastest.played.seconds
+        return self.words.simulation.seconds / self.fastest.simulation.seconds
 
     def cells(self) -> tuple[str, ...]:
         """Cells of the table."""
@@ -62,7 +62,7 @@ class Row:
 
 def figures(choice: Choice) -> str:
     """Simulated milliseconds of a layer, and gigabytes of attention buffers."""
-    return f"{1e3 * choice.played.seconds:.2f} ms, {choice.buffer_bytes / 1e9:.2f} GB"
+    return f"{1e3 * choice.simulation.seconds:.2f} ms, {choice.buffer_bytes / 1e9:.2f} GB"
 
 
 def rows(cp_sizes: Sequence[int], tokens: Sequence[int], heads: Sequence[tuple[int, int]]) -> Iterator[Row]:
@@ -77,7 +77,7 @@ def row(cp_size: int, tokens: int, q_heads: int, kv_heads: int) -> Row:
     """Simulate one job on h100-8x8, or above 64 ranks on h100-1024x8."""
     name = "h100-8x8" if cp_size <= 64 else "h100-1024x8"
     cluster = replace(load_cluster(name), nodes=max(1, cp_size // 8))
-    job = Job(cluster, Shape(tokens, q_heads, kv_heads, 128), cp_size)
+    job = AttentionJob(cluster, Shape(tokens, q_heads, kv_heads, 128), cp_size)
     options = {"q_heads": q_heads, "kv_heads": kv_heads, "tokens": tokens}
     grids = {}
     for team in divisors(cp_size):
@@ -86,7 +86,7 @@ def row(cp_size: int, tokens: int, q_heads: int, kv_heads: int) -> Row:
                 plan = make_plan("team-ring", cp_size, team_size=team, kv_team_size=kv_team, **options)
                 grids[plan.grid] = Choice(job, plan)
     auto, words = (make_plan(scheme, cp_size, **options).grid for scheme in ("auto", "team-ring"))
-    fastest = min(grids.values(), key=lambda choice: choice.played.seconds)
+    fastest = min(grids.values(), key=lambda choice: choice.simulation.seconds)
     return Row(cp_size, tokens, (q_heads, kv_heads), grids[auto], grids[words], fastest)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from benchmarks.paper.tables import print_figure, print_others, print_scaling
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.cluster_file import load_cluster
 
 
 def main(argv: Sequence[str] | None = None) -> int:

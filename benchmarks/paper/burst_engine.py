@@ -11,8 +11,8 @@ from itertools import combinations
 from pathlib import Path
 
 from benchmarks.paper.published import read_table
-from megatron_wallfacer.planning.cluster import Cluster, Device, Link
-from megatron_wallfacer.planning.search import Choice, Job
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
+from megatron_wallfacer.planning.cluster import Cluster, Device, LinkSpeed
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
@@ -23,8 +23,8 @@ A800_8 = Cluster(
     "A800_8",
     nodes=4,
     gpus_per_node=8,
-    intra=Link(160, 10),
-    inter=Link(22.5, 20),
+    intra=LinkSpeed(160, 10),
+    inter=LinkSpeed(22.5, 20),
     device=Device(312, 80, 1600, forward=0.7, backward=0.6, call_us=20),
     nics=8,
 )
@@ -71,7 +71,7 @@ def predicted_tflops(tokens: int, scheme: str) -> float:
     plan = make_plan(cp_size=ranks, q_heads=HEADS, kv_heads=HEADS, head_groups=1, **SCHEMES[scheme])
     # Seven matrix products of two operations each, for half of all pairs.
     flops = 14 * 0.5 * tokens * tokens * HEADS * HEAD_DIM
-    return flops / ranks / Choice(Job(A800_8, shape, ranks, stand_ins=False), plan).played.seconds / 1e12
+    return flops / ranks / Choice(AttentionJob(A800_8, shape, ranks, out_proxy=False), plan).simulation.seconds / 1e12
 
 
 def pairs_in_order(rates: Sequence[AttentionRate], tie: float = 0.03) -> tuple[int, int]:

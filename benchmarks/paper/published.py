@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from megatron_wallfacer.planning.cluster import Cluster, Device, Link
+from megatron_wallfacer.planning.cluster import Cluster, Device, LinkSpeed
 from megatron_wallfacer.planning.model import MODELS, Model
-from megatron_wallfacer.planning.parallel import Software
+from megatron_wallfacer.planning.training_options import OverlapModel, TrainingOptions
 
 DATA = Path(__file__).with_name("data") / "wallfacer_throughput.csv"
 
@@ -20,14 +20,13 @@ DATA = Path(__file__).with_name("data") / "wallfacer_throughput.csv"
 #: sequence length, and WallFacer has the same quadratic part. So about a third of the communication is hidden.
 #: Accumulators travel in bf16. Gradients are reduced in fp32 and weights gathered in bf16, both exposed because
 #: attention fills the links (section 4.6, ZeRO-2).
-PROGRAM = Software(
-    attention_hidden=0.35,
-    reduction_hidden=0.0,
+PROGRAM = TrainingOptions(
+    recompute="keep-attention",
     gradient_bytes=4,
     accumulate_bytes=2,
-    recompute="keep-attention",
     states="zero-2",
-    stand_ins=False,
+    out_proxy=False,
+    overlap=OverlapModel(attention=0.35, reduction=0.0),
 )
 #: The paper does not state the mask. With all pairs unmasked, attention kernels reach 18 % of an H100's peak; with a
 #: causal mask they would reach 9 %.
@@ -37,11 +36,11 @@ CAUSAL = False
 _A100 = Device(312, 40, 1300, forward=0.4, backward=0.4, call_us=20, matmul=0.5)
 _H100 = Device(989, 80, 2000, forward=0.18, backward=0.18, call_us=20, matmul=0.4)
 # NCCL over sockets reaches a fifth of 100 Gbit/s Ethernet. InfiniBand reaches nine tenths of a 400 Gbit/s NIC.
-_ETHERNET, _INFINIBAND = Link(2.5, 100), Link(45, 20)
+_ETHERNET, _INFINIBAND = LinkSpeed(2.5, 100), LinkSpeed(45, 20)
 
-A100_16 = Cluster("A100_16", 2, 16, Link(240, 10), _ETHERNET, _A100, nics=1)
+A100_16 = Cluster("A100_16", 2, 16, LinkSpeed(240, 10), _ETHERNET, _A100, nics=1)
 A100_8 = replace(A100_16, name="A100_8", nodes=4, gpus_per_node=8)
-H100_8 = Cluster("H100_8", 4, 8, Link(300, 10), _INFINIBAND, _H100, nics=8)
+H100_8 = Cluster("H100_8", 4, 8, LinkSpeed(300, 10), _INFINIBAND, _H100, nics=8)
 CLUSTERS = {cluster.name: cluster for cluster in (A100_16, A100_8, H100_8)}
 _MODELS = {"3B": MODELS["gpt-3b"], "7B": MODELS["gpt-7b"]}
 

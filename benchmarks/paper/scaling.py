@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from megatron_wallfacer.planning.choice import AttentionJob
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.search import Job, search
+from megatron_wallfacer.planning.search import search
 from megatron_wallfacer.schedule.volume import Shape
 
 #: Devices, and tokens per device: 1M tokens on 64 devices, 1G on 65,536.
@@ -44,7 +45,7 @@ def scaling_rows(cluster: Cluster, devices: Iterable[int] = DEVICES) -> Iterator
     for size in devices:
         resized = replace(cluster, nodes=max(1, size // cluster.gpus_per_node))
         for attention, kv_heads in KV_HEADS.items():
-            best = search(Job(resized, Shape(TOKENS_PER_DEVICE, HEADS, kv_heads, HEAD_DIM), size)).best[0]
-            grid, played = best.plan.grid, best.played
+            best = search(AttentionJob(resized, Shape(TOKENS_PER_DEVICE, HEADS, kv_heads, HEAD_DIM), size)).best[0]
+            grid, result = best.plan.grid, best.simulation
             job = attention, size, size * TOKENS_PER_DEVICE
-            yield ScalingRow(*job, played.seconds, played.kernel_s, str(grid), grid.placement, best.bound.by)
+            yield ScalingRow(*job, result.seconds, result.kernel_s, str(grid), grid.placement, best.bound.resource)

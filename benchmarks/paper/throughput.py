@@ -9,13 +9,14 @@ from types import MappingProxyType
 
 from benchmarks.paper.published import CAUSAL, PROGRAM, PublishedThroughput, published
 from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.layer import Step, attention_job, attention_seconds, step
 from megatron_wallfacer.planning.model import Model
-from megatron_wallfacer.planning.parallel import spread_over
-from megatron_wallfacer.planning.play import play
-from megatron_wallfacer.planning.search import Choice, Job, search
+from megatron_wallfacer.planning.search import search
+from megatron_wallfacer.planning.simulator import simulate
 from megatron_wallfacer.planning.symmetry import Symmetry
+from megatron_wallfacer.planning.training_options import parallel_sizes
+from megatron_wallfacer.planning.training_step import StepEstimate, attention_job, attention_seconds, estimate_step
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import make_plan
 
@@ -145,17 +146,19 @@ def _case(points: Sequence[PublishedThroughput], placements: tuple[str, ...]) ->
 @cache
 def paper_step(
     cluster: Cluster, model: Model, tokens: int, scheme: str, team_size: int | None = None, placement: str | None = None
-) -> Step:
+) -> StepEstimate:
     """Return a training step of the paper: one sequence, all ranks in one context-parallel group."""
     job = _attention(cluster, model, tokens)
-    return step(model, Choice(job, _plan(job, scheme, team_size, placement)), cluster, spread_over(cluster), PROGRAM)
+    return estimate_step(
+        model, Choice(job, _plan(job, scheme, team_size, placement)), cluster, parallel_sizes(cluster), PROGRAM
+    )
 
 
-def _attention(cluster: Cluster, model: Model, tokens: int) -> Job:
-    return attention_job(model, cluster, tokens, spread_over(cluster), causal=CAUSAL, software=PROGRAM)
+def _attention(cluster: Cluster, model: Model, tokens: int) -> AttentionJob:
+    return attention_job(model, cluster, tokens, parallel_sizes(cluster), PROGRAM, causal=CAUSAL)
 
 
-def _plan(job: Job, scheme: str, team_size: int | None, placement: str | None) -> Plan:
+def _plan(job: AttentionJob, scheme: str, team_size: int | None, placement: str | None) -> Plan:
     """Return a plan with one head group, because the paper does not pipeline heads."""
     heads = {"q_heads": job.shape.q_heads, "kv_heads": job.shape.kv_heads}
     return make_plan(scheme, job.cp_size, team_size=team_size, placement=placement, head_groups=1, **heads)
@@ -209,7 +212,7 @@ class PlannerGrid:
         """One line: the limit of the choice, its distance from that limit, and the traffic of the busiest NIC."""
         bound = self.choice.bound
         return (
-            f"bound by {bound.by}, {self.ours_overlapped_s / bound.seconds:.2f} of the bound; "
+            f"bound by {bound.resource}, {self.ours_overlapped_s / bound.seconds:.2f} of the bound; "
             f"{self.ours_nic_gb:.2f} GB through a NIC instead of {self.paper_nic_gb:.2f}"
         )
 
@@ -222,15 +225,15 @@ def planner_grid(case: Case) -> PlannerGrid:
     scheme = max(case.placements, key=case.ours.__getitem__)
     plan = _plan(job, "wallfacer", int(scheme.removeprefix("wallfacer-")), case.placements[scheme])
     paper = Choice(job, plan)
-    whole = step(case.model, choice, case.cluster, spread_over(case.cluster), PROGRAM)
+    whole = estimate_step(case.model, choice, case.cluster, parallel_sizes(case.cluster), PROGRAM)
     return PlannerGrid(
         case=case,
         paper_scheme=scheme,
         choice=choice,
         paper_s=attention_seconds(paper, PROGRAM)[0],
         ours_s=seconds[choice],
-        paper_overlapped_s=paper.played.seconds,
-        ours_overlapped_s=choice.played.seconds,
+        paper_overlapped_s=paper.simulation.seconds,
+        ours_overlapped_s=choice.simulation.seconds,
         paper_k_tokens_s=case.ours[scheme],
         ours_k_tokens_s=whole.tokens_s / 1e3,
         paper_nic_gb=_busiest_nic_gb(paper),
@@ -240,6 +243,6 @@ def planner_grid(case: Case) -> PlannerGrid:
 
 def _busiest_nic_gb(choice: Choice) -> float:
     """Return 1e9 bytes. All ranks are simulated: with symmetry one simulated NIC represents several."""
-    symmetry = Symmetry(choice.plan.grid, (1,), folded=False)
-    played = play(choice.job.costs, choice.schedules, symmetry)
-    return max(size for link, size in played.link_bytes.items() if link.kind == "nic") / 1e9
+    symmetry = Symmetry(choice.plan.grid, (1,), every_rank=True)
+    result = simulate(choice.job.costs, choice.schedules, symmetry)
+    return max(size for link, size in result.link_bytes.items() if link.kind == "nic") / 1e9

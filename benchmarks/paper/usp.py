@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from benchmarks.paper.burst_engine import A800_8
-from megatron_wallfacer.planning.layer import attention_job, step
+from megatron_wallfacer.planning.choice import Choice
 from megatron_wallfacer.planning.model import RECOMPUTE, Recompute, model_named
-from megatron_wallfacer.planning.parallel import Software, spread_over
-from megatron_wallfacer.planning.search import Choice
+from megatron_wallfacer.planning.training_options import OverlapModel, TrainingOptions, parallel_sizes
+from megatron_wallfacer.planning.training_step import attention_job, estimate_step
 from megatron_wallfacer.schedule.schemes import make_plan
 
 #: Published MFU, of the peak of 312 TFLOP/s.
@@ -48,10 +48,12 @@ def usp_steps() -> list[UspStep]:
 
 def _step(recompute: Recompute) -> UspStep:
     cluster, model = replace(A800_8, nodes=NODES), model_named("llama3-8b")
-    software = Software(recompute=recompute, accumulate_bytes=2, stand_ins=False, reduction_hidden=0.0)
-    spread = spread_over(cluster)
-    job = attention_job(model, cluster, TOKENS, spread, software=software)
+    options = TrainingOptions(
+        recompute=recompute, accumulate_bytes=2, out_proxy=False, overlap=OverlapModel(reduction=0.0)
+    )
+    sizes = parallel_sizes(cluster)
+    job = attention_job(model, cluster, TOKENS, sizes, options)
     heads = {"q_heads": model.q_heads, "kv_heads": model.kv_heads}
-    plan = make_plan("usp", spread.cp, head_size=HEAD_SIZE, placement="head-first", head_groups=1, **heads)
-    predicted = step(model, Choice(job, plan), cluster, spread, software)
+    plan = make_plan("usp", sizes.cp, head_size=HEAD_SIZE, placement="head-first", head_groups=1, **heads)
+    predicted = estimate_step(model, Choice(job, plan), cluster, sizes, options)
     return UspStep(recompute, predicted.mfu, predicted.seconds, predicted.memory_gb, predicted.fits)

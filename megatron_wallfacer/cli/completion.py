@@ -62,7 +62,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 def _names() -> dict[str, tuple[str, ...]]:
     """Words that an option takes and its parser does not check, by the option: the command itself does, later."""
-    from megatron_wallfacer.planning.load import preset_names
+    from megatron_wallfacer.planning.cluster_file import preset_names
     from megatron_wallfacer.planning.model import MODELS, RECOMPUTE
     from megatron_wallfacer.schedule.schemes import SCHEMES
 

@@ -108,8 +108,8 @@ def _report(arguments: argparse.Namespace) -> Report:
 
 
 def _request(arguments: argparse.Namespace) -> Request:
+    from megatron_wallfacer.planning.cluster_file import load_cluster, part_of
     from megatron_wallfacer.planning.configuration import Request
-    from megatron_wallfacer.planning.load import load_cluster, part_of
     from megatron_wallfacer.planning.model import model_named, token_count
 
     cluster = part_of(load_cluster(arguments.cluster, arguments.nodes), arguments.gpus_per_node, arguments.memory)
@@ -134,13 +134,13 @@ def _write(arguments: argparse.Namespace, report: Report) -> None:
         length = "--max-seq" if arguments.max_seq else f"--seq {arguments.seq}"
         save_flags(arguments.save, configuration_flags(report.first), f"wallfacer plan {job} {length}")
     if arguments.trace:
-        from megatron_wallfacer.planning.trace import write_trace
+        from megatron_wallfacer.planning.simulated_trace import write_trace
 
         write_trace(report.first.choice.spans(), arguments.trace)
     if arguments.plot:
         from megatron_wallfacer.cli.pictures.plans import draw_plans
 
-        ranks = f"{report.first.spread.cp} context-parallel ranks"
+        ranks = f"{report.first.sizes.cp} context-parallel ranks"
         draw_plans(
             arguments.plot,
             report.grid_rows(),

@@ -18,8 +18,8 @@ from megatron_wallfacer.errors import WallfacerError
 if TYPE_CHECKING:
     import torch
 
+    from megatron_wallfacer.planning.choice import AttentionJob, Choice
     from megatron_wallfacer.planning.cluster import Cluster
-    from megatron_wallfacer.planning.search import Choice, Job
 
 _DTYPES = ("bfloat16", "float16", "float32")
 
@@ -67,8 +67,9 @@ def _tune(arguments: argparse.Namespace, device: torch.device) -> None:
 
     from megatron_wallfacer.cli.tuning.contest import time_choices
     from megatron_wallfacer.cli.tuning.job import progress
+    from megatron_wallfacer.planning.choice import AttentionJob
     from megatron_wallfacer.planning.model import model_named, token_count
-    from megatron_wallfacer.planning.search import Job, search
+    from megatron_wallfacer.planning.search import search
 
     ranks, first = dist.get_world_size(), dist.get_rank() == 0
     tokens = token_count(arguments.seq)
@@ -77,7 +78,7 @@ def _tune(arguments: argparse.Namespace, device: torch.device) -> None:
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     shape = replace(model_named(arguments.model).shape(tokens // ranks, tp=arguments.heads_of), itemsize=dtype.itemsize)
     cluster = _measured(shape, dtype, device, arguments.kernel)
-    job = Job(cluster, shape, ranks, not arguments.full_mask)
+    job = AttentionJob(cluster, shape, ranks, not arguments.full_mask)
     chosen = _to_be_timed(job, search(job).best, arguments.top)
     with progress(len(chosen) * (arguments.repeats + 1), shown=first) as done:
         options = {"kernel": arguments.kernel, "repeats": arguments.repeats, "done": done}
@@ -120,11 +121,11 @@ def _measured(shape: Any, dtype: torch.dtype, device: torch.device, kernel: str)
     )
 
 
-def _to_be_timed(job: Job, best: tuple[Choice, ...], top: int) -> list[Choice]:
+def _to_be_timed(job: AttentionJob, best: tuple[Choice, ...], top: int) -> list[Choice]:
     """The best few, and the ring and double ring beside them, as what users would have otherwise."""
-    from megatron_wallfacer.planning.search import named
+    from megatron_wallfacer.planning.search import named_choices
 
-    return [*best[:top], *(one for one in named(job, ("ring", "double-ring")) if one.can_be_played)]
+    return [*best[:top], *(one for one in named_choices(job, ("ring", "double-ring")) if one.can_be_simulated)]
 
 
 def _report(arguments: argparse.Namespace, cluster: Cluster, choices: list[Choice], times: list[float]) -> None:
@@ -150,8 +151,8 @@ def _show(cluster: Cluster, timed: list[tuple[Choice, float]]) -> None:
     print(measured if cluster.offers_host_memory else NO_DEVICE)
     rows = []
     for choice, seconds in timed:
-        grid, played = choice.plan.grid, figure(1e3 * choice.played.seconds)
-        rows.append((choice.name or "-", str(grid), played, figure(1e3 * seconds), ", ".join(grid.placement)))
+        grid, predicted = choice.plan.grid, figure(1e3 * choice.simulation.seconds)
+        rows.append((choice.name or "-", str(grid), predicted, figure(1e3 * seconds), ", ".join(grid.placement)))
     show_table(("scheme", "grid", ">predicted ms", ">measured ms", "nearest first"), rows)
 
 
@@ -161,7 +162,7 @@ def _shown_as_json(cluster: Cluster, timed: list[tuple[Choice, float]]) -> str:
             "name": choice.name or "",
             "grid": str(choice.plan.grid),
             "placement": choice.plan.grid.placement,
-            "predicted_s": choice.played.seconds,
+            "predicted_s": choice.simulation.seconds,
             "measured_s": seconds,
         }
         for choice, seconds in timed

@@ -19,7 +19,7 @@ from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs
 from megatron_wallfacer.megatron.planned import planned
 from megatron_wallfacer.megatron.tile_flags import LOSS, MLP, tiles_of
 from megatron_wallfacer.megatron.verified import VERIFY, verify_every_of
-from megatron_wallfacer.planning.search import Choice
+from megatron_wallfacer.planning.choice import Choice
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.price import NODE
 from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES, make_plan

@@ -15,7 +15,7 @@ from megatron_wallfacer.megatron.tile_flags import AUTO, LOSS, MLP, text_of
 from megatron_wallfacer.planning.attention_memory import busiest_rank_memory
 from megatron_wallfacer.planning.inventory import Activations, inventory, peak
 from megatron_wallfacer.planning.model import Model, Recompute
-from megatron_wallfacer.planning.token_tiles import tiled
+from megatron_wallfacer.planning.token_tiles import recomputed_part, tiled
 
 #: Megatron pads the vocabulary to a multiple of this by default, times the tensor-parallel size.
 _DIVISIBLE_BY = 128
@@ -36,17 +36,10 @@ class ChosenTiles:
     def text(self) -> str:
         """Return tiles, bytes at the peak before and after, and what is computed once more."""
         (_, most), (_, least) = (peak(inventory(work)) for work in (self.before, self.after))
-        model, tokens = self.after.model, self.after.tokens
-        again = 0.0
-        if self.after.loss_tiles > 1:
-            again += tokens * model.head_flops()
-        if self.after.mlp_tiles > 1:
-            again += model.layers * tokens * 2.0 * model.top_k * model.expert_parameters
-        matrices = 3.0 * tokens * (model.layers * model.matmul_flops() + model.head_flops())
+        more = f"{100 * recomputed_part(self.after):.0f} % more work of matrices"
         return (
             f"{self.after.loss_tiles} of head and loss, {self.after.mlp_tiles} of each MLP; activations of a rank "
-            f"{most / 1e9:.2f} GB with one tile, {least / 1e9:.2f} GB so; {100 * again / matrices:.0f} % more work of "
-            "matrices"
+            f"{most / 1e9:.2f} GB with one tile, {least / 1e9:.2f} GB so; {more}"
         )
 
 

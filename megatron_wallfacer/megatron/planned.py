@@ -8,10 +8,11 @@ import os
 import torch
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.layer import seen_by_group
-from megatron_wallfacer.planning.load import cluster_of_gpus, load_cluster
-from megatron_wallfacer.planning.search import Choice, Job, search
+from megatron_wallfacer.planning.cluster_file import cluster_of_gpus, load_cluster
+from megatron_wallfacer.planning.search import search
+from megatron_wallfacer.planning.training_step import cluster_of_group
 from megatron_wallfacer.schedule.volume import Shape
 
 #: In place of a cluster's name: the hosts that the job runs on.
@@ -63,7 +64,9 @@ def planned(args: argparse.Namespace, shape: Shape) -> Choice:
             f"--wallfacer-cluster {name}: must have nodes that --tensor-model-parallel-size {tensor} divides, "
             f"they have {cluster.gpus_per_node} devices"
         )
-    return search(Job(seen_by_group(cluster, tensor), shape, size, cuda_graphs=args.wallfacer_cuda_graphs)).best[0]
+    return search(
+        AttentionJob(cluster_of_group(cluster, tensor), shape, size, cuda_graphs=args.wallfacer_cuda_graphs)
+    ).best[0]
 
 
 def _hosts_of_job() -> Cluster:

@@ -1,1 +1,1 @@
-"""The planning floor: a cluster on paper, schedules played on it, and the grid that is fastest there."""
+"""Modelled clusters, simulations of schedules on them, and searches for the fastest configuration."""

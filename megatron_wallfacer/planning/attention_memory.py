@@ -1,4 +1,4 @@
-"""What attention allocates on one rank, pass by pass, from its schedules."""
+"""Memory that attention allocates on one rank, per pass, from its schedules."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from megatron_wallfacer.schedule.volume import Shape
 
 @dataclass(frozen=True)
 class AttentionMemory:
-    """Bytes of one attention layer, without the results that it gives to its layer (out, lse; dq, dk, dv).
+    """Bytes of one attention layer, without the tensors that attention returns (out, lse; dq, dk, dv).
 
     Attributes:
-        forward, backward: allocated while the pass runs: its workspace and the results of its kernels.
-        kept: kept from forward to backward beside output and lse: q, k and v after an exchange along the head axis,
-            gathered queries with ``--wallfacer-keep-gathered-q``.
-        graphs: held for the whole training by passes that are CUDA graphs.
-        exchanges_heads: whether the grid has a head axis; attention then saves no q, k and v but the kept ones.
+        forward: bytes allocated during the forward pass: its workspace and the results of its kernels.
+        backward: bytes allocated during the backward pass.
+        kept: bytes kept from forward to backward in addition to output and lse: q, k and v after an exchange along the
+            head axis, gathered queries with ``--wallfacer-keep-gathered-q``.
+        graphs: bytes held during the whole training by passes that are CUDA graphs.
+        exchanges_heads: whether the grid has a head axis. Attention then saves ``kept`` instead of q, k and v.
     """
 
     forward: float = 0.0
@@ -34,7 +35,7 @@ class AttentionMemory:
     exchanges_heads: bool = False
 
     def scaled(self, factor: float) -> AttentionMemory:
-        """Return the bytes for ``factor`` times as many tokens per rank. Buffers are rows of tokens."""
+        """Return the bytes for ``factor`` times as many tokens per rank. All buffers have rows of tokens."""
         sizes = (self.forward, self.backward, self.kept, self.graphs)
         return AttentionMemory(*(factor * size for size in sizes), self.exchanges_heads)
 
@@ -42,13 +43,13 @@ class AttentionMemory:
 def attention_memory(
     plan: Plan, schedules: Sequence[Schedule], shape: Shape, *, cuda_graphs: bool = False
 ) -> AttentionMemory:
-    """Return what the passes of one rank allocate.
+    """Return the memory that the passes of one rank allocate.
 
     Args:
-        plan: grid and choices.
-        schedules: forward and backward.
+        plan: grid and options of attention.
+        schedules: forward and backward schedule.
         shape: sizes of the rank's shard.
-        cuda_graphs: the passes are CUDA graphs.
+        cuda_graphs: whether the passes are CUDA graphs.
     """
     kept = returned_bytes(schedules[0], shape) - result_bytes(schedules[0], shape)
     exchanges = plan.grid.head > 1
@@ -62,13 +63,13 @@ def attention_memory(
 def busiest_rank_memory(
     plan: Plan, shape: Shape, *, q_kept: bool = False, cuda_graphs: bool = False
 ) -> AttentionMemory:
-    """Return what both passes allocate on the rank with the most work, under a causal mask.
+    """Return the memory of both passes on the rank with the most work under a causal mask.
 
     Args:
-        plan: grid and choices.
+        plan: grid and options of attention.
         shape: sizes of the rank's shard.
-        q_kept: gathered queries are kept from forward to backward.
-        cuda_graphs: the passes are CUDA graphs.
+        q_kept: whether gathered queries are kept from forward to backward.
+        cuda_graphs: whether the passes are CUDA graphs.
     """
     rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
     passes = [build(plan, rank, groups=groups, q_kept=q_kept) for build in (forward_schedule, backward_schedule)]

@@ -1,4 +1,4 @@
-"""A cluster on paper: nodes, links, network cards, and what a rank's kernels and copies take."""
+"""A modelled cluster: nodes, links, NICs, and the time of a rank's kernels and copies."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ Transport = Literal["nccl", "gloo"]
 
 
 @dataclass(frozen=True)
-class Link:
+class LinkSpeed:
     """One direction of a full-duplex link.
 
     Attributes:
-        gbyte_s: 1e9 bytes a second that a message reaches; None where nothing limits it.
-        latency_us: from the moment that both ends are ready until the first byte arrives.
+        gbyte_s: rate of one message, 1e9 bytes per second; None for no limit.
+        latency_us: time from the moment when both ends are ready until the first byte arrives.
     """
 
     gbyte_s: float | None
     latency_us: float = 0.0
 
-    def seconds(self, size: float) -> float:
-        """For so many bytes at the full rate."""
-        return 0.0 if self.gbyte_s is None else size / (self.gbyte_s * 1e9)
+    def seconds(self, nbytes: float) -> float:
+        """Return the seconds of ``nbytes`` at the full rate, without latency."""
+        return 0.0 if self.gbyte_s is None else nbytes / (self.gbyte_s * 1e9)
 
 
 @dataclass(frozen=True)
-class Level:
-    """A switch above the nodes: groups of nodes that share a link to the rest.
+class SwitchLevel:
+    """A level of switches above the nodes: groups of nodes that share a link to all other nodes.
 
     Attributes:
-        nodes: of a group.
-        oversubscription: by how much the cards of a group outrun its link; 1 is a fat tree and limits nothing.
+        nodes: nodes of a group.
+        oversubscription: rate of the group's NICs over the rate of its link; 1 for a fat tree without a limit.
     """
 
     nodes: int
@@ -41,21 +41,21 @@ class Level:
 
 @dataclass(frozen=True)
 class Device:
-    """What a rank computes on.
+    """The device of a rank.
 
     Attributes:
-        tflops: peak of the attention kernel's dtype, 1e12 operations a second.
-        memory_gb: of the device, 1e9 bytes.
-        memory_gbyte_s: what merging and copying reach.
-        kernels: measured attention kernels, by name (:data:`megatron_wallfacer.planning.kernels.TABLES`). With them
-            ``forward`` and ``backward`` have no meaning.
-        forward, backward: parts of the peak that a large attention call reaches.
-        call_us: device time of every attention call beside its kernel, however small.
-        launch_us: device time of every other launch (copies, merges, sums) beside its bytes.
-        host_forward_us, host_backward_us: host time of every attention call.
-        host_launch_us: host time of every other launch.
-        host_transfer_us: host time to start a transfer (sends and receives posted together).
-        matmul: part of the peak that the other layers reach.
+        tflops: peak for the dtype of attention, 1e12 operations per second.
+        memory_gb: device memory, 1e9 bytes.
+        memory_gbyte_s: memory rate of merging and copying, 1e9 bytes per second.
+        kernels: table of measured attention kernels (:data:`megatron_wallfacer.planning.measured_kernels.TABLES`). It
+            replaces ``forward`` and ``backward``.
+        forward, backward: fractions of the peak that a large attention call reaches.
+        call_us: device time of an attention call in addition to its kernel.
+        launch_us: device time of any other launch (copies, merges, sums) in addition to its bytes.
+        host_forward_us, host_backward_us: host time of an attention call.
+        host_launch_us: host time of any other launch.
+        host_transfer_us: host time to post the sends and receives of one transfer.
+        matmul: fraction of the peak that matrix products outside attention reach.
     """
 
     tflops: float
@@ -75,12 +75,12 @@ class Device:
 
 @dataclass(frozen=True)
 class MessageCost:
-    """Processor time of a message of some size.
+    """Processor time of one message.
 
     Attributes:
-        size: bytes.
-        thread_us: in the thread of the rank that sends it, which does nothing else meanwhile.
-        transport_us: of everything else that moves it, at both ends, while it flows.
+        size: bytes of the message.
+        thread_us: time of the sending rank's own thread, which does no other work meanwhile.
+        transport_us: time of all other threads and the kernel, at both ends, while the message flows.
     """
 
     size: float
@@ -89,19 +89,19 @@ class MessageCost:
 
 
 @dataclass(frozen=True)
-class Host:
-    """Processors that the ranks of the *whole cluster* share: an emulated cluster is one machine.
+class HostProcessors:
+    """Processors that all ranks of an emulated cluster share, because they run on one node.
 
     Attributes:
-        cores: of them.
-        copy_gbyte_s: bytes that one of them merges or copies in a second.
-        messages: what messages of some sizes cost, the smallest first; none: nothing. Others lie on the lines between
-            them, larger ones on the last line, and smaller ones cost what the smallest costs.
-        pass_us: of every forward and backward.
-        attend_us: of every operation of a schedule that calls kernels.
-        operation_us: of the others; those that only name a tensor are free.
-        late_us: that a thread waits for a processor when it wakes, where all are used; the mean. Modelled kernels are
-            sleeps, and so are waits for messages.
+        cores: number of processors.
+        copy_gbyte_s: rate at which one processor merges or copies, 1e9 bytes per second.
+        messages: costs of messages by ascending size; none for no cost. Costs between two sizes, and above the largest,
+            are linear in the size. Below the smallest size they are constant.
+        pass_us: time of every forward and backward pass.
+        attend_us: time of every operation that calls attention kernels.
+        operation_us: time of every other operation that does work.
+        wake_up_us: mean delay of a waking thread where all processors are in use. Modelled kernels are sleeps, and
+            ranks sleep while they wait for messages.
     """
 
     cores: float
@@ -110,10 +110,10 @@ class Host:
     pass_us: float = 0.0
     attend_us: float = 0.0
     operation_us: float = 0.0
-    late_us: float = 0.0
+    wake_up_us: float = 0.0
 
     def message(self, size: float) -> MessageCost:
-        """Of one of ``size`` bytes."""
+        """Return the cost of a message of ``size`` bytes."""
         if not self.messages:
             return MessageCost(size, 0.0, 0.0)
         pairs = [*pairwise(self.messages)] or [(self.messages[0], self.messages[0])]
@@ -125,53 +125,55 @@ class Host:
 
 @dataclass(frozen=True)
 class Cluster:
-    """All of it. Rank r of a job is on node r // gpus_per_node.
+    """A modelled cluster. Rank r of a job runs on node r // gpus_per_node.
 
     Attributes:
-        name: of its file.
-        nodes, gpus_per_node: how many.
-        intra: a device's port to the others of its node.
-        inter: one network card.
-        device: a device.
-        nics: network cards of a node; its devices share them evenly.
-        node_gbyte_s: what all ports of a node carry together where they share a bus (PCIe); None for a switch.
-        levels: switches, the lowest first.
-        transport: how messages behave: ``nccl`` runs the moves of a group one after the other, ``gloo`` all at once,
-            and posts receives early.
-        host: where processors are what is scarce.
-        host_link: 1e9 bytes a second that each device copies to and from host memory, in one direction, while all
-            devices of the node do. None: nothing is kept in host memory.
-        host_memory_gb: host memory of a node, 1e9 bytes. None: nothing is kept there.
+        name: name of the cluster file.
+        nodes: number of nodes.
+        gpus_per_node: devices per node.
+        intra: link of a device to the other devices of its node.
+        inter: link of one NIC.
+        device: device of each rank.
+        nics: NICs per node, shared evenly by the devices of the node.
+        node_gbyte_s: rate of all device links of a node together where they share a bus (PCIe), 1e9 bytes per second;
+            None for a switch.
+        levels: switches above the nodes, lowest first.
+        transport: ``nccl`` runs the transfers of a process group one after the other; ``gloo`` runs all at once, and
+            posts receives early.
+        host: shared processors of an emulated cluster; None where processors are no limit.
+        host_link: rate of copies between one device and host memory in one direction, while all devices of the node
+            copy, 1e9 bytes per second; None to keep nothing in host memory.
+        host_memory_gb: host memory per node, 1e9 bytes; None to keep nothing there.
     """
 
     name: str
     nodes: int
     gpus_per_node: int
-    intra: Link
-    inter: Link
+    intra: LinkSpeed
+    inter: LinkSpeed
     device: Device
     nics: int = 1
     node_gbyte_s: float | None = None
-    levels: tuple[Level, ...] = field(default=())
+    levels: tuple[SwitchLevel, ...] = field(default=())
     transport: Transport = "nccl"
-    host: Host | None = None
+    host: HostProcessors | None = None
     host_link: float | None = None
     host_memory_gb: float | None = None
 
     @property
     def offers_host_memory(self) -> bool:
-        """Whether tensors may be kept in host memory: both numbers are there."""
+        """Whether tensors may be kept in host memory: the cluster has its rate and its size."""
         return self.host_link is not None and self.host_memory_gb is not None
 
     @property
     def ranks(self) -> int:
-        """All devices."""
+        """Devices of all nodes."""
         return self.nodes * self.gpus_per_node
 
     def with_gpus_per_node(self, count: int) -> Cluster:
-        """Return the cluster with fewer devices per node. They keep their share of cards; the host memory stays."""
+        """Return the cluster with fewer devices per node. NICs shrink in proportion; host memory stays the same."""
         return replace(self, gpus_per_node=count, nics=max(1, self.nics * count // self.gpus_per_node))
 
     def __str__(self) -> str:
-        cards = "one network card" if self.nics == 1 else f"{self.nics} network cards"
-        return f"{self.name}: {self.nodes} nodes x {self.gpus_per_node} devices, {cards} a node"
+        nics = "one NIC" if self.nics == 1 else f"{self.nics} NICs"
+        return f"{self.name}: {self.nodes} nodes x {self.gpus_per_node} devices, {nics} per node"

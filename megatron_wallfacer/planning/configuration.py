@@ -1,4 +1,4 @@
-"""A configuration of a training: sizes, flags and grid, with its time and memory; and which of some to take."""
+"""A configuration of a training: sizes, options and grid, with its time and memory; and the rule that ranks them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from megatron_wallfacer.planning.choice import Choice
 from megatron_wallfacer.planning.cluster import Cluster
+from megatron_wallfacer.planning.flag_combinations import is_tested
 from megatron_wallfacer.planning.inventory import Buffer
-from megatron_wallfacer.planning.layer import Step, step
 from megatron_wallfacer.planning.model import Model
-from megatron_wallfacer.planning.offers import is_tested
-from megatron_wallfacer.planning.parallel import Software, Spread
 from megatron_wallfacer.planning.rank_memory import rank_buffers
-from megatron_wallfacer.planning.search import TIE, Choice
+from megatron_wallfacer.planning.search import TIE
+from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
+from megatron_wallfacer.planning.training_step import StepEstimate, estimate_step
 
-#: Part of the device's memory up to which less memory is no reason to prefer a configuration.
-ROOM = 0.9
+#: Part of the device memory up to which a configuration is not preferred for using less.
+FREE_BELOW = 0.9
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is planned.
+    """Model, cluster and given sizes of a plan.
 
     Attributes:
-        model: that is trained.
-        cluster: all of it; its device has the memory that may be used.
-        tokens: of a sequence.
-        tp, cp: sizes that are given; None is searched, or all that is left.
+        model: trained model.
+        cluster: whole cluster, whose device has the memory that may be used.
+        tokens: sequence length.
+        tp: tensor-parallel size; None to search it.
         pp: pipeline stages.
+        cp: context-parallel size; None for all remaining ranks.
         causal: causal mask, else full attention.
         cuda_graphs: passes of attention are CUDA graphs.
-        tested_only: only what tests of this project train with.
+        tested_only: leave out optimizer flags that this project's tests do not train with.
     """
 
     model: Model
@@ -47,70 +49,71 @@ class Request:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Everything that a training needs to be told.
+    """A complete configuration of a training.
 
     Attributes:
-        request: what it is for.
-        spread: sizes of the groups.
-        software: recomputation, tiles, what is on the host, the optimizer.
-        choice: grid of attention, simulated.
+        request: model, cluster and given sizes.
+        sizes: sizes of the process groups.
+        options: recomputation, tiles, host memory and optimizer.
+        choice: plan of attention.
     """
 
     request: Request
-    spread: Spread
-    software: Software
+    sizes: ParallelSizes
+    options: TrainingOptions
     choice: Choice
 
     @cached_property
-    def step(self) -> Step:
-        """Its time and memory."""
-        return step(self.request.model, self.choice, self.request.cluster, self.spread, self.software)
+    def step(self) -> StepEstimate:
+        """Predicted time and memory of a step."""
+        return estimate_step(self.request.model, self.choice, self.request.cluster, self.sizes, self.options)
 
     @cached_property
     def buffers(self) -> tuple[Buffer, ...]:
-        """Everything that one rank holds."""
+        """All buffers of one rank."""
         tokens = self.choice.job.shape.tokens
-        return rank_buffers(self.request.model, tokens, self.choice.attention, self.spread, self.software)
+        return rank_buffers(self.request.model, tokens, self.choice.memory, self.sizes, self.options)
 
     @property
     def fits(self) -> bool:
-        """Whether device and host have the memory."""
+        """Whether device and host memory are large enough."""
         return fits_memory(self.step, self.request.cluster)
 
     @property
     def is_tested(self) -> bool:
-        """Whether tests of this project train with its optimizer."""
-        return is_tested(self.software)
+        """Whether this project's tests train with the optimizer flags."""
+        return is_tested(self.options)
 
 
-def fits_memory(found: Step, cluster: Cluster) -> bool:
-    """Whether device and host have the memory that a step needs."""
+def fits_memory(step: StepEstimate, cluster: Cluster) -> bool:
+    """Return whether device and host memory are large enough for a step."""
     host_gb = cluster.host_memory_gb
-    return found.fits and (not found.host_gb or (host_gb is not None and found.host_gb <= host_gb))
+    return step.fits and (not step.host_gb or (host_gb is not None and step.host_gb <= host_gb))
 
 
 def ranked(options: list[Configuration]) -> list[Configuration]:
-    """By tests and time; before all of them the one to take of those as good as equal to the first.
+    """Return configurations by time, tested ones first, with the preferred one in front.
 
-    That is one which leaves device memory free (:data:`ROOM`), then the one with the least host memory.
+    Of configurations about as fast as the first (:data:`TIE`), the preferred one leaves device memory free
+    (:data:`FREE_BELOW`), or else has the least host memory.
     """
     if not options:
         return options
     first = options[0]
     equal = [one for one in options if one.is_tested == first.is_tested]
     equal = [one for one in equal if one.step.seconds <= TIE * first.step.seconds]
-    chosen = min(equal, key=lambda one: (_used(one) > ROOM, one.step.host_gb, one.step.seconds))
+    chosen = min(equal, key=lambda one: (_used(one) > FREE_BELOW, one.step.host_gb, one.step.seconds))
     options.insert(0, options.pop(options.index(chosen)))
     return options
 
 
-def _used(one: Configuration) -> float:
-    """Part of the device's memory that is used, but no less than :data:`ROOM`."""
-    return max(ROOM, one.step.memory_gb / one.request.cluster.device.memory_gb)
+def _used(configuration: Configuration) -> float:
+    """Return the used part of the device memory, at least :data:`FREE_BELOW`."""
+    return max(FREE_BELOW, configuration.step.memory_gb / configuration.request.cluster.device.memory_gb)
 
 
 def not_dominated(options: Iterable[Configuration]) -> list[Configuration]:
-    """Without those that another one beats, or equals, in time, device memory and host memory."""
+    """Return the configurations that no other one equals or beats in time, device memory and host memory."""
     kept: list[Configuration] = []
     for one in sorted(options, key=lambda one: (not one.is_tested, one.step.seconds)):
         if not any(_beats(other, one) for other in kept):
@@ -119,9 +122,9 @@ def not_dominated(options: Iterable[Configuration]) -> list[Configuration]:
 
 
 def _beats(one: Configuration, other: Configuration) -> bool:
-    """Of as many tensor-parallel ranks none needs to leave more than a part of the memory free."""
+    """Return whether ``one`` is as good in all three. With equal sizes, device memory below a limit does not count."""
     if one.step.seconds > other.step.seconds or one.step.host_gb > other.step.host_gb:
         return False
-    if one.spread == other.spread:
+    if one.sizes == other.sizes:
         return _used(one) <= _used(other)
     return one.step.memory_gb <= other.step.memory_gb

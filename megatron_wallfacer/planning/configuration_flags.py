@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 
+from megatron_wallfacer.planning.choice import Choice
 from megatron_wallfacer.planning.configuration import Configuration
-from megatron_wallfacer.planning.search import Choice
 
 Flags = dict[str, str | int | float | bool]
 """Values by flag; True for a flag without a value. The form of a preset's ``MODEL_ARGS``."""
@@ -33,43 +33,43 @@ def grid_flags(choice: Choice) -> Flags:
 
 def configuration_flags(configuration: Configuration) -> Flags:
     """Return every flag of a configuration except those of the model, the data and the learning rate."""
-    spread = configuration.spread
-    tokens = configuration.choice.job.shape.tokens * spread.cp
-    flags: Flags = {"--tensor-model-parallel-size": spread.tp}
-    if spread.tp > 1:
+    sizes = configuration.sizes
+    tokens = configuration.choice.job.shape.tokens * sizes.cp
+    flags: Flags = {"--tensor-model-parallel-size": sizes.tp}
+    if sizes.tp > 1:
         flags["--sequence-parallel"] = True
-    if spread.pp > 1:
-        flags["--pipeline-model-parallel-size"] = spread.pp
+    if sizes.pp > 1:
+        flags["--pipeline-model-parallel-size"] = sizes.pp
     flags |= {"--seq-length": tokens, "--max-position-embeddings": tokens, "--micro-batch-size": 1}
-    flags |= {"--global-batch-size": spread.dp * spread.microbatches, "--bf16": True}
+    flags |= {"--global-batch-size": sizes.dp * sizes.microbatches, "--bf16": True}
     flags |= _optimizer(configuration) | _recomputation(configuration)
-    grid = {"--wallfacer-cp-size": 1} if spread.cp == 1 else grid_flags(configuration.choice)
+    grid = {"--wallfacer-cp-size": 1} if sizes.cp == 1 else grid_flags(configuration.choice)
     return flags | grid | _tiles(configuration)
 
 
 def _optimizer(configuration: Configuration) -> Flags:
-    software = configuration.software
+    options = configuration.options
     flags: Flags = {"--use-distributed-optimizer": True, "--overlap-grad-reduce": True, "--overlap-param-gather": True}
-    if software.gradient_bytes == 2:
+    if options.gradient_bytes == 2:
         flags["--grad-reduce-in-bf16"] = True
-    if software.adam != "device":
+    if options.adam != "device":
         flags["--use-precision-aware-optimizer"] = True
-    if software.adam == "host":
+    if options.adam == "host":
         flags["--optimizer-cpu-offload"] = True
     return flags
 
 
 def _recomputation(configuration: Configuration) -> Flags:
-    software = configuration.software
-    if software.recompute == "none":
+    options = configuration.options
+    if options.recompute == "none":
         return {}
     flags: Flags = {"--recompute-granularity": "full", "--recompute-method": "uniform", "--recompute-num-layers": 1}
-    if software.recompute == "keep-attention":
+    if options.recompute == "keep-attention":
         flags["--wallfacer-keep-attention-output"] = True
-    if software.outputs_on_host:
-        flags["--wallfacer-keep-on-host"] = _rounded_up(software.outputs_on_host)
-    if software.inputs_on_host:
-        flags["--wallfacer-layer-inputs-on-host"] = _rounded_up(software.inputs_on_host)
+    if options.outputs_on_host:
+        flags["--wallfacer-keep-on-host"] = _rounded_up(options.outputs_on_host)
+    if options.inputs_on_host:
+        flags["--wallfacer-layer-inputs-on-host"] = _rounded_up(options.inputs_on_host)
     return flags
 
 
@@ -79,8 +79,8 @@ def _rounded_up(fraction: float) -> float:
 
 
 def _tiles(configuration: Configuration) -> Flags:
-    software = configuration.software
-    tiles = {"--wallfacer-loss-tiles": software.loss_tiles, "--wallfacer-mlp-tiles": software.mlp_tiles}
+    options = configuration.options
+    tiles = {"--wallfacer-loss-tiles": options.loss_tiles, "--wallfacer-mlp-tiles": options.mlp_tiles}
     return {flag: count for flag, count in tiles.items() if count > 1}
 
 

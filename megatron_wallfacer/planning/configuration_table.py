@@ -9,8 +9,8 @@ from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.configuration import Configuration
 from megatron_wallfacer.planning.configuration_flags import Flags, configuration_flags
 from megatron_wallfacer.planning.inventory import peak
-from megatron_wallfacer.planning.parallel import Software
 from megatron_wallfacer.planning.report import Table, number
+from megatron_wallfacer.planning.training_options import TrainingOptions
 
 #: Rows of the table.
 ROWS = 10
@@ -64,21 +64,21 @@ class ConfigurationRow:
 
 def configuration_row(configuration: Configuration) -> ConfigurationRow:
     """Return the row of a configuration."""
-    step, spread, plan = configuration.step, configuration.spread, configuration.choice.plan
+    step, sizes, plan = configuration.step, configuration.sizes, configuration.choice.plan
     return ConfigurationRow(
-        tp=spread.tp,
-        pp=spread.pp,
-        cp=spread.cp,
-        dp=spread.dp,
+        tp=sizes.tp,
+        pp=sizes.pp,
+        cp=sizes.cp,
+        dp=sizes.dp,
         grid=str(plan.grid),
         head_groups=plan.head_groups,
-        recompute=configuration.software.recompute,
+        recompute=configuration.options.recompute,
         memory_gb=step.memory_gb,
         peak=peak(configuration.buffers)[0],
         host_gb=step.host_gb,
         seconds=step.seconds,
         mfu=step.mfu,
-        costs_s=asdict(step.extras),
+        costs_s=asdict(step.overheads),
         is_tested=configuration.is_tested,
         flags=configuration_flags(configuration),
     )
@@ -106,15 +106,15 @@ def memory_line(cluster: Cluster) -> str:
 
 
 def _cells(configuration: Configuration) -> tuple[str, ...]:
-    row, software = configuration_row(configuration), configuration.software
+    row, options = configuration_row(configuration), configuration.options
     return (
         str(row.tp),
         row.grid,
         str(row.head_groups),
         _RECOMPUTED[row.recompute],
-        _on_host(software),
-        f"{software.loss_tiles}, {software.mlp_tiles}",
-        ", ".join(filter(None, (_OPTIMIZER[software.adam], "bf16 gradients" * (software.gradient_bytes == 2)))) or "-",
+        _on_host(options),
+        f"{options.loss_tiles}, {options.mlp_tiles}",
+        ", ".join(filter(None, (_OPTIMIZER[options.adam], "bf16 gradients" * (options.gradient_bytes == 2)))) or "-",
         number(row.memory_gb, 1),
         row.peak,
         number(row.host_gb, 0),
@@ -124,8 +124,8 @@ def _cells(configuration: Configuration) -> tuple[str, ...]:
     )
 
 
-def _on_host(software: Software) -> str:
-    fractions = {"inputs": software.inputs_on_host, "outputs": software.outputs_on_host}
+def _on_host(options: TrainingOptions) -> str:
+    fractions = {"inputs": options.inputs_on_host, "outputs": options.outputs_on_host}
     kept = [name if part == 1 else f"{name} of {part:.0%} of the layers" for name, part in fractions.items() if part]
     return ", ".join(kept) or "-"
 

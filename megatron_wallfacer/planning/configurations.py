@@ -1,9 +1,9 @@
-"""One search over everything that a training's time and memory depend on.
+"""One search over everything that decides a training's time and memory.
 
-Closed form first: every tensor-parallel size with every combination of flags of
-:mod:`megatron_wallfacer.planning.offers`, around attention at its kernels' time and without buffers. What does not fit
-then does not fit at all. For the likeliest sizes grids of attention are simulated, and each combination takes the
-fastest grid with which it fits.
+First, in closed form, every tensor-parallel size with every combination of flags
+(:mod:`megatron_wallfacer.planning.flag_combinations`), around attention with the time of its kernels and without
+buffers. A combination that does not fit then does not fit at all. For the likeliest sizes grids of attention are
+simulated, and each combination gets the fastest grid that fits.
 """
 
 from __future__ import annotations
@@ -13,197 +13,203 @@ from dataclasses import dataclass, replace
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
-from megatron_wallfacer.planning.bounds import kernel_seconds
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.configuration import Configuration, Request, fits_memory, not_dominated, ranked
+from megatron_wallfacer.planning.flag_combinations import FlagCombination, flag_combinations, training_options
 from megatron_wallfacer.planning.inventory import peak
-from megatron_wallfacer.planning.kernels import BACKWARD_FLOPS, FORWARD_FLOPS, best_rate
-from megatron_wallfacer.planning.layer import Attention, Step, attention_job, step_around
-from megatron_wallfacer.planning.offers import Offer, offers, resolved
-from megatron_wallfacer.planning.parallel import Software, Spread, spread_over
 from megatron_wallfacer.planning.rank_memory import rank_buffers
-from megatron_wallfacer.planning.search import MANY_RANKS, TIE, Choice, Found, Job, search, taken
+from megatron_wallfacer.planning.search import MANY_RANKS, TIE, SearchResult, preferred, search
+from megatron_wallfacer.planning.time_bound import kernel_seconds, pass_weights
+from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions, parallel_sizes
+from megatron_wallfacer.planning.training_step import (
+    AttentionEstimate,
+    StepEstimate,
+    attention_job,
+    estimate_step_around,
+)
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.plan import Plan, shard_work
 
-#: Tensor-parallel sizes whose grids are simulated: context-parallel ranks up to which there are so many.
+#: Number of tensor-parallel sizes whose grids are simulated, by the largest context-parallel size.
 SIZES = {64: 4, MANY_RANKS: 2}
-#: Head groups that are tried for the fastest grids and for the ring, and how many grids. More groups need less memory.
+#: Head groups that are tried for the fastest grids and the ring; number of such grids; most ranks. More groups need
+#: less memory.
 GROUPS, REGROUPED, MOST_RANKS_REGROUPED = (1, 2, 4, 8), 4, 64
 
 
 @dataclass(frozen=True)
-class Offered:
-    """What a search came to.
+class PlanResult:
+    """The result of a search.
 
     Attributes:
-        best: what fits: the one to take, see :func:`ranked`, then the others that tests cover, then all others. None
-            needs more time, device and host memory than another one.
-        leanest: what needs the least device memory of all that was simulated.
-        grids: grids of attention that were simulated for the first, the fastest first.
-        considered: combinations in closed form.
+        best: configurations that fit: the preferred one, see :func:`ranked`, then tested ones, then all others. None
+            of them needs more time, device memory and host memory than another.
+        leanest: simulated configuration with the least device memory.
+        grids: simulated grids of attention for the first configuration, fastest first.
+        considered: number of combinations in closed form.
     """
 
     best: tuple[Configuration, ...]
     leanest: Configuration
-    grids: Found
+    grids: SearchResult
     considered: int
 
 
-def configurations(request: Request) -> Offered:
-    """Search everything that is not given.
+def search_configurations(request: Request) -> PlanResult:
+    """Search all sizes and options that the request leaves open.
 
     Raises:
-        OptionError: a size that does not divide.
+        OptionError: a size does not divide.
     """
-    sizes = [(way, tried_in_closed_form(way)) for way in ways(request)]
+    sizes = [(candidate, closed_forms(candidate)) for candidate in size_candidates(request)]
     likely = [one for one in sizes if one[1].fastest_s is not None] or [min(sizes, key=lambda one: one[1].least_gb)]
     likely.sort(key=lambda one: one[1].fastest_s or 0.0)
     most = next((count for ranks, count in SIZES.items() if sizes[0][0].job.cp_size <= ranks), 1)
     simulated: list[Configuration] = []
-    grids: dict[Spread, Found] = {}
-    for way, tried in likely[:most]:
-        grids[way.spread], pool = grid_pool(way, tried.leanest)
-        simulated += _best_of_each_kind(way, pool, tried.offers)
+    grids: dict[ParallelSizes, SearchResult] = {}
+    for candidate, forms in likely[:most]:
+        grids[candidate.sizes], pool = grid_pool(candidate, forms.leanest)
+        simulated += _best_without_regard_to_tiles(candidate, pool, forms.combinations)
     fitting = ranked(not_dominated([one for one in simulated if one.fits]))
     least = min(simulated, key=lambda one: one.step.memory_gb)
     first = (fitting or [least])[0]
-    return Offered(tuple(fitting), least, grids[first.spread], sum(len(tried.offers) for _, tried in sizes))
+    return PlanResult(tuple(fitting), least, grids[first.sizes], sum(len(forms.combinations) for _, forms in sizes))
 
 
 @dataclass(frozen=True)
-class Way:
-    """A tensor-parallel size.
+class SizeCandidate:
+    """A tensor-parallel size with the sizes that follow from it.
 
     Attributes:
-        request: what is planned.
-        spread: sizes of the groups.
-        job: of attention.
+        request: planned model, cluster and given sizes.
+        sizes: sizes of the process groups.
+        job: attention layer of one context-parallel group.
     """
 
     request: Request
-    spread: Spread
-    job: Job
+    sizes: ParallelSizes
+    job: AttentionJob
 
-    def at(self, tokens: int) -> Way:
-        """Return the same for a sequence of another length."""
-        request = replace(self.request, tokens=tokens)
-        return _way(request, self.spread)
+    def with_tokens(self, tokens: int) -> SizeCandidate:
+        """Return the candidate for another sequence length."""
+        return _candidate(replace(self.request, tokens=tokens), self.sizes)
 
-    def offers(self) -> Iterator[Offer]:
-        """Return every combination of flags for this size."""
-        return offers(self.request.cluster, self.job.cp_size, tested_only=self.request.tested_only)
+    def combinations(self) -> Iterator[FlagCombination]:
+        """Yield every combination of flags for these sizes."""
+        return flag_combinations(self.request.cluster, self.job.cp_size, tested_only=self.request.tested_only)
 
-    def resolved(self, offer: Offer, attention: Attention) -> Software:
-        """Return a combination with numbers for this size."""
+    def options(self, flags: FlagCombination, attention: AttentionEstimate) -> TrainingOptions:
+        """Return a combination of flags with its numbers."""
         request = self.request
-        sizes = request.model, request.cluster, self.job.shape.tokens, attention.memory, self.spread
-        return resolved(offer, *sizes, attention.forward_s)
+        workload = request.model, request.cluster, self.job.shape.tokens, attention.memory, self.sizes
+        return training_options(flags, *workload, attention.forward_s)
 
-    def around(self, attention: Attention, software: Software) -> Step:
-        """Return the step around attention."""
+    def step(self, attention: AttentionEstimate, options: TrainingOptions) -> StepEstimate:
+        """Return the training step around attention."""
         request = self.request
-        return step_around(request.model, self.job, attention, request.cluster, self.spread, software)
+        return estimate_step_around(request.model, self.job, attention, request.cluster, self.sizes, options)
 
 
 @dataclass(frozen=True)
-class Tried:
-    """Combinations in closed form.
+class ClosedForms:
+    """All combinations of flags for one size, in closed form.
 
     Attributes:
-        offers: all of them.
-        leanest, least_gb: that which needs the least device memory, and what it needs.
-        fastest_s: step of the fastest that fits, if one does.
+        combinations: all combinations.
+        leanest: combination with the least device memory.
+        least_gb: device memory of ``leanest``, 1e9 bytes per rank.
+        fastest_s: step of the fastest combination that fits; None if none fits.
     """
 
-    offers: tuple[Offer, ...]
-    leanest: Offer
+    combinations: tuple[FlagCombination, ...]
+    leanest: FlagCombination
     least_gb: float
     fastest_s: float | None
 
 
-def ways(request: Request, tokens_of: Callable[[Spread], int] | None = None) -> list[Way]:
+def size_candidates(request: Request, tokens_of: Callable[[ParallelSizes], int] | None = None) -> list[SizeCandidate]:
     """Return every tensor-parallel size that divides ranks, heads and tokens.
 
     Args:
-        request: what is planned.
-        tokens_of: length of the sequence by sizes; by default that of the request.
+        request: model, cluster and given sizes.
+        tokens_of: function from sizes to a sequence length; by default that of the request.
 
     Raises:
-        OptionError: there is none.
+        OptionError: no size divides.
     """
-    each = request.cluster.gpus_per_node
-    sizes = [request.tp] if request.tp else [size for size in range(1, each + 1) if each % size == 0]
-    found: list[Way] = []
+    per_node = request.cluster.gpus_per_node
+    tp_sizes = [request.tp] if request.tp else [size for size in range(1, per_node + 1) if per_node % size == 0]
+    candidates: list[SizeCandidate] = []
     errors: list[OptionError] = []
-    for tp in sizes:
+    for tp in tp_sizes:
         try:
-            spread = spread_over(request.cluster, tp=tp, pp=request.pp, cp=request.cp)
-            found.append(_way(replace(request, tokens=tokens_of(spread)) if tokens_of else request, spread))
+            sizes = parallel_sizes(request.cluster, tp=tp, pp=request.pp, cp=request.cp)
+            candidates.append(_candidate(replace(request, tokens=tokens_of(sizes)) if tokens_of else request, sizes))
         except OptionError as error:
             errors.append(error)
-    if not found:
+    if not candidates:
         raise errors[0]
-    return found
+    return candidates
 
 
-def _way(request: Request, spread: Spread) -> Way:
+def _candidate(request: Request, sizes: ParallelSizes) -> SizeCandidate:
     sequence = request.model, request.cluster, request.tokens
-    job = attention_job(*sequence, spread, causal=request.causal, software=Software())
-    return Way(request, spread, replace(job, cuda_graphs=request.cuda_graphs))
+    job = attention_job(*sequence, sizes, TrainingOptions(), causal=request.causal)
+    return SizeCandidate(request, sizes, replace(job, cuda_graphs=request.cuda_graphs))
 
 
-def tried_in_closed_form(way: Way) -> Tried:
-    """Return every combination around attention at its best."""
-    steps: dict[Offer, Step] = {}
-    for offer in way.offers():
-        attention = _at_best(way.job, offer)
-        steps[offer] = way.around(attention, way.resolved(offer, attention))
-    leanest = min(steps, key=lambda one: steps[one].memory_gb)
-    fitting = [found.seconds for found in steps.values() if fits_memory(found, way.request.cluster)]
-    return Tried(tuple(steps), leanest, steps[leanest].memory_gb, min(fitting, default=None))
+def closed_forms(candidate: SizeCandidate) -> ClosedForms:
+    """Return every combination of flags around attention with the time of its kernels and without buffers."""
+    steps: dict[FlagCombination, StepEstimate] = {}
+    for flags in candidate.combinations():
+        attention = _kernels_alone(candidate.job, flags)
+        steps[flags] = candidate.step(attention, candidate.options(flags, attention))
+    leanest = min(steps, key=lambda flags: steps[flags].memory_gb)
+    fitting = [step.seconds for step in steps.values() if fits_memory(step, candidate.request.cluster)]
+    return ClosedForms(tuple(steps), leanest, steps[leanest].memory_gb, min(fitting, default=None))
 
 
-def _at_best(job: Job, offer: Offer) -> Attention:
-    """Attention at the time of its kernels, without buffers."""
-    device = job.cluster.device
+def _kernels_alone(job: AttentionJob, flags: FlagCombination) -> AttentionEstimate:
     kernel_s = kernel_seconds(job.cp_size, job.cluster, job.shape, causal=job.causal)
-    rates = device.forward, device.backward
-    if device.kernels is not None:
-        rates = best_rate(device.kernels, backward=False), best_rate(device.kernels, backward=True)
-    forward, backward = FORWARD_FLOPS / rates[0], BACKWARD_FLOPS / rates[1]
+    forward, backward = pass_weights(job.cluster.device)
     forward_s = kernel_s * forward / (forward + backward)
-    return Attention(kernel_s + forward_s * (offer.recompute == "full"), kernel_s, forward_s, AttentionMemory())
+    seconds = kernel_s + forward_s * (flags.recompute == "full")
+    return AttentionEstimate(seconds, kernel_s, forward_s, AttentionMemory())
 
 
-def grid_pool(way: Way, leanest: Offer) -> tuple[Found, list[Choice]]:
-    """Return simulated grids: the fastest that fit with the leanest combination, and some in other head groups."""
+def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[SearchResult, list[Choice]]:
+    """Return simulated grids: the fastest that fit with the leanest flags, and some with other numbers of head groups.
+
+    Args:
+        candidate: sizes of the process groups.
+        leanest: combination of flags with the least device memory.
+    """
 
     def needs(choice: Choice) -> float:
-        attention = attention_of(choice, leanest)
-        software = way.resolved(leanest, attention)
-        sizes = way.request.model, way.job.shape.tokens, choice.attention, way.spread, software
-        return peak(rank_buffers(*sizes))[1]
+        options = candidate.options(leanest, attention_of(choice, leanest))
+        workload = candidate.request.model, candidate.job.shape.tokens, choice.memory, candidate.sizes
+        return peak(rank_buffers(*workload, options))[1]
 
-    memory = way.request.cluster.device.memory_gb * 1e9
+    memory = candidate.request.cluster.device.memory_gb * 1e9
     try:
-        found = search(way.job, memory_bytes=memory, needs=needs)
+        result = search(candidate.job, memory_bytes=memory, needs=needs)
     except OptionError:
-        found = search(way.job)
-    pool = list(found.best)
-    if way.job.cp_size <= MOST_RANKS_REGROUPED:
-        pool += _regrouped([*pool[:REGROUPED], _ring(way.job)])
-    return found, pool
+        result = search(candidate.job)
+    pool = list(result.best)
+    if candidate.job.cp_size <= MOST_RANKS_REGROUPED:
+        pool += _regrouped([*pool[:REGROUPED], _ring(candidate.job)])
+    return result, pool
 
 
-def _ring(job: Job) -> Choice:
+def _ring(job: AttentionJob) -> Choice:
     plan = Plan(Grid(ring_outer=job.cp_size), "team-ring", shard_work=shard_work(job.shape.tokens, job.shape.q_heads))
     return Choice(job, plan)
 
 
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
-    """The same grids with other numbers of head groups."""
-    seen: set[tuple[Plan, bool]] = {(one.plan, one.q_kept) for one in choices[:-1]}
+    """Yield the same grids with other numbers of head groups. The last choice is new, the others were simulated."""
+    seen: set[tuple[Plan, bool]] = {(choice.plan, choice.q_kept) for choice in choices[:-1]}
     for choice in choices:
         for count in GROUPS:
             plan, shape = replace(choice.plan, head_groups=count), choice.job.shape
@@ -212,18 +218,21 @@ def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
                 yield replace(choice, plan=plan)
 
 
-def _best_of_each_kind(way: Way, pool: Sequence[Choice], tried: Sequence[Offer]) -> Iterator[Configuration]:
-    """Of each combination without regard to tiles the fastest that fits, else the one that needs least."""
-    kinds: dict[tuple[object, ...], list[Offer]] = {}
-    for offer in tried:
-        kinds.setdefault(offer.kind, []).append(offer)
-    ordered = sorted(pool, key=lambda one: one.played.seconds)
-    for same in kinds.values():
+def _best_without_regard_to_tiles(
+    candidate: SizeCandidate, pool: Sequence[Choice], combinations: Sequence[FlagCombination]
+) -> Iterator[Configuration]:
+    """Yield one configuration of all combinations that differ in tiles only: the fastest that fits, or the leanest."""
+    by_kind: dict[FlagCombination, list[FlagCombination]] = {}
+    for flags in combinations:
+        by_kind.setdefault(flags.without_tiles, []).append(flags)
+    ordered = sorted(pool, key=lambda choice: choice.simulation.seconds)
+    for same in by_kind.values():
         options: list[Configuration] = []
-        for offer in same:
-            options.append(_with_best_grid(way, ordered, offer))
-            # The first has no tiles: with one of the fastest grids none of the others is faster.
-            if options[0].fits and options[0].choice.played.seconds <= TIE * ordered[0].played.seconds:
+        for flags in same:
+            options.append(_with_best_grid(candidate, ordered, flags))
+            # The first has no tiles. If it has one of the fastest grids, no other combination is faster.
+            fast_s = TIE * ordered[0].simulation.seconds
+            if options[0].fits and options[0].choice.simulation.seconds <= fast_s:
                 break
         fitting = [one for one in options if one.fits]
         if fitting:
@@ -232,26 +241,29 @@ def _best_of_each_kind(way: Way, pool: Sequence[Choice], tried: Sequence[Offer])
             yield min(options, key=lambda one: one.step.memory_gb)
 
 
-def _with_best_grid(way: Way, ordered: Sequence[Choice], offer: Offer) -> Configuration:
-    """The fastest grid with which the combination fits; of equals that with the fewest words."""
-    fitting: list[tuple[Choice, Software, Step]] = []
-    others: list[tuple[Choice, Software, Step]] = []
+def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: FlagCombination) -> Configuration:
+    """Return the configuration with the fastest grid that fits, or with the least memory if none fits.
+
+    Of grids that are equally fast the one with the least traffic is preferred.
+    """
+    fitting: list[tuple[Choice, TrainingOptions, StepEstimate]] = []
+    others: list[tuple[Choice, TrainingOptions, StepEstimate]] = []
     for choice in ordered:
-        if fitting and choice.played.seconds > TIE * fitting[0][0].played.seconds:
+        if fitting and choice.simulation.seconds > TIE * fitting[0][0].simulation.seconds:
             break
-        attention = attention_of(choice, offer)
-        software = way.resolved(offer, attention)
-        found = way.around(attention, software)
-        (fitting if fits_memory(found, way.request.cluster) else others).append((choice, software, found))
+        attention = attention_of(choice, flags)
+        options = candidate.options(flags, attention)
+        step = candidate.step(attention, options)
+        (fitting if fits_memory(step, candidate.request.cluster) else others).append((choice, options, step))
     if fitting:
-        choice, software, _ = fitting[taken([(found.seconds, choice.words) for choice, _, found in fitting])]
+        choice, options, _ = fitting[preferred([(step.seconds, choice.words) for choice, _, step in fitting])]
     else:
-        choice, software, _ = min(others, key=lambda one: one[2].memory_gb)
-    return Configuration(way.request, way.spread, software, choice)
+        choice, options, _ = min(others, key=lambda one: one[2].memory_gb)
+    return Configuration(candidate.request, candidate.sizes, options, choice)
 
 
-def attention_of(choice: Choice, offer: Offer) -> Attention:
-    """Return simulated attention in the software of Megatron, which hides what streams allow."""
-    played = choice.played
-    repeated = played.pass_s[0] if offer.recompute == "full" else 0.0
-    return Attention(played.seconds + repeated, played.kernel_s, played.pass_s[0], choice.attention)
+def attention_of(choice: Choice, flags: FlagCombination) -> AttentionEstimate:
+    """Return simulated attention with all overlap that streams allow, as in Megatron."""
+    result = choice.simulation
+    repeated = result.pass_s[0] if flags.recompute == "full" else 0.0
+    return AttentionEstimate(result.seconds + repeated, result.kernel_s, result.pass_s[0], choice.memory)

@@ -1,7 +1,7 @@
-"""Amounts that flow over shared resources at max-min fair rates, which TCP and a scheduler of processors come near.
+"""A fluid model of shared resources: flows progress at max-min fair rates, as with TCP and a fair process scheduler.
 
-Nobody is given more where that would leave somebody with less who already has less than they. Flows that use the same
-resources have the same rate, so they are kept together: what one has been served since it began, all have.
+In a max-min fair allocation no rate can grow without lowering a rate that is already smaller. Flows with the same
+resources have the same rate, so they form one group with one progress counter.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 Uses = tuple[tuple[Hashable, float], ...]
-"""Resources, and how much of their capacity a unit of rate takes."""
+"""(resource, capacity that one unit of rate takes) for each resource of a flow."""
 
-#: Levels this close are the same, but for rounding.
-_SAME = 1 + 1e-9
+#: Ratio up to which two rates are equal except for rounding.
+_EQUAL = 1 + 1e-9
 
 
 @dataclass
-class Group:
-    """Flows with the same resources.
+class FlowGroup:
+    """Flows with the same resources and the same limit.
 
     Attributes:
-        uses: of each flow.
-        limit: highest rate of each; None for no limit of its own.
-        rate: of each, as last shared out.
-        served: what each has been served so far, or would have been if it had always been there.
-        ends: by when in ``served`` each flow is through, and what is to be done then; a heap.
+        uses: resources of each flow.
+        limit: highest rate of each flow; None for no limit of its own.
+        rate: current rate of each flow.
+        served: amount that a flow present from the beginning would have received.
+        ends: (value of ``served`` at the end, number, callback) of each flow, as a heap.
     """
 
     uses: Uses
@@ -37,79 +37,85 @@ class Group:
 
 
 class Fluid:
-    """Flows and resources.
+    """Flows over shared resources.
 
     Args:
-        capacity: by resource; one that is not named limits nothing.
+        capacity: capacity by resource; a resource without an entry has no limit.
     """
 
     def __init__(self, capacity: Mapping[Hashable, float]) -> None:
         self.capacity = dict(capacity)
-        self._groups: dict[tuple[Uses, float | None], Group] = {}
-        self._number, self._stale = 0, False
+        self._groups: dict[tuple[Uses, float | None], FlowGroup] = {}
+        self._flows, self._is_stale = 0, False
 
-    def add(self, amount: float, uses: Uses, then: Callable[[], None], limit: float | None = None) -> None:
-        """From now on; ``then`` is called by whoever lets the time pass in which it ends."""
-        group = self._groups.setdefault((uses, limit), Group(uses, limit))
-        self._number += 1
-        heapq.heappush(group.ends, (group.served + amount, self._number, then))
-        self._stale = True
+    def add(self, amount: float, uses: Uses, on_end: Callable[[], None], limit: float | None = None) -> None:
+        """Add a flow that starts now.
 
-    def used(self, key: Hashable) -> float:
-        """Part of a resource's capacity that flows take now."""
-        self._share()
-        taken = sum(group.rate * weight * len(group.ends) for group, weight in self._users(key))
-        return min(1.0, taken / self.capacity[key])
+        Args:
+            amount: amount to transfer.
+            uses: resources of the flow.
+            on_end: callback that :meth:`advance` returns when the flow ends.
+            limit: highest rate of the flow.
+        """
+        group = self._groups.setdefault((uses, limit), FlowGroup(uses, limit))
+        self._flows += 1
+        heapq.heappush(group.ends, (group.served + amount, self._flows, on_end))
+        self._is_stale = True
 
-    def _users(self, key: Hashable) -> Iterable[tuple[Group, float]]:
-        return ((group, weight) for group in self._groups.values() for name, weight in group.uses if name == key)
+    def used(self, resource: Hashable) -> float:
+        """Return the fraction of a resource's capacity that is in use."""
+        self._update_rates()
+        taken = sum(group.rate * weight * len(group.ends) for group, weight in self._users(resource))
+        return min(1.0, taken / self.capacity[resource])
 
-    def _share(self) -> None:
-        if self._stale:
-            share(self._groups.values(), self.capacity)
-            self._stale = False
+    def _users(self, resource: Hashable) -> Iterable[tuple[FlowGroup, float]]:
+        return ((group, weight) for group in self._groups.values() for name, weight in group.uses if name == resource)
+
+    def _update_rates(self) -> None:
+        if self._is_stale:
+            set_fair_rates(self._groups.values(), self.capacity)
+            self._is_stale = False
 
     def next_end_s(self) -> float | None:
-        """Seconds until the first flow is through, if none is added before."""
-        self._share()
+        """Return the seconds until the first flow ends if no flow is added before; None without flows."""
+        self._update_rates()
         ends = ((group.ends[0][0] - group.served) / group.rate for group in self._groups.values())
         return min(ends, default=None)
 
-    def pass_time(self, seconds: float) -> list[Callable[[], None]]:
-        """Let time pass, not beyond the next end; what is to be done for the flows that are through by then."""
-        done: list[Callable[[], None]] = []
+    def advance(self, seconds: float) -> list[Callable[[], None]]:
+        """Advance time, at most to the next end, and return the callbacks of flows that end."""
+        ended: list[Callable[[], None]] = []
         for key, group in list(self._groups.items()):
             group.served = group.ends[0][0] if group.rate == float("inf") else group.served + group.rate * seconds
-            while group.ends and group.ends[0][0] <= group.served * _SAME:
-                done.append(heapq.heappop(group.ends)[2])
-                self._stale = True
+            while group.ends and group.ends[0][0] <= group.served * _EQUAL:
+                ended.append(heapq.heappop(group.ends)[2])
+                self._is_stale = True
             if not group.ends:
                 del self._groups[key]
-        return done
+        return ended
 
 
-def share(groups: Iterable[Group], capacity: Mapping[Hashable, float]) -> None:
-    """Give every flow its max-min fair rate: all rise together until something is full, and so on with the others."""
-    rising = list(groups)
-    left = dict(capacity)
-    while rising:
+def set_fair_rates(groups: Iterable[FlowGroup], capacity: Mapping[Hashable, float]) -> None:
+    """Set the max-min fair rate of every group: all rates grow together, and stop where a resource is full."""
+    growing, left = list(groups), dict(capacity)
+    while growing:
         load: dict[Hashable, float] = {}
-        for group in rising:
-            for key, weight in group.uses:
-                if key in left:
-                    load[key] = load.get(key, 0.0) + weight * len(group.ends)
-        levels = {key: max(left[key], 0.0) / weight for key, weight in load.items() if weight > 0}
-        limits = [group.limit for group in rising if group.limit is not None]
+        for group in growing:
+            for resource, weight in group.uses:
+                if resource in left:
+                    load[resource] = load.get(resource, 0.0) + weight * len(group.ends)
+        levels = {resource: max(left[resource], 0.0) / weight for resource, weight in load.items() if weight > 0}
+        limits = [group.limit for group in growing if group.limit is not None]
         level = min([*levels.values(), *limits], default=float("inf"))
-        full = {key for key, value in levels.items() if value <= level * _SAME}
-        still_rising = []
-        for group in rising:
-            stopped = group.limit is not None and group.limit <= level * _SAME
-            if stopped or level == float("inf") or any(key in full for key, _ in group.uses):
+        full = {resource for resource, value in levels.items() if value <= level * _EQUAL}
+        still_growing = []
+        for group in growing:
+            limited = group.limit is not None and group.limit <= level * _EQUAL
+            if limited or level == float("inf") or any(resource in full for resource, _ in group.uses):
                 group.rate = level
-                for key, weight in group.uses:
-                    if key in left:
-                        left[key] -= level * weight * len(group.ends)
+                for resource, weight in group.uses:
+                    if resource in left:
+                        left[resource] -= level * weight * len(group.ends)
             else:
-                still_rising.append(group)
-        rising = still_rising
+                still_growing.append(group)
+        growing = still_growing

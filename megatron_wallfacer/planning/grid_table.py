@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.configuration import Configuration
 from megatron_wallfacer.planning.report import Table, number
-from megatron_wallfacer.planning.search import TIE, Choice, Found, Job, named
+from megatron_wallfacer.planning.search import TIE, SearchResult, named_choices
 from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound
 from megatron_wallfacer.schedule.grid import AXES
 
@@ -48,15 +49,15 @@ class GridRow:
     reason: str
 
 
-def grid_rows(found: Found, configuration: Configuration) -> tuple[list[GridRow], list[GridRow]]:
+def grid_rows(result: SearchResult, configuration: Configuration) -> tuple[list[GridRow], list[GridRow]]:
     """Return the best simulated grids, each in its best placement, and the named schemes.
 
     Args:
-        found: result of the search for grids.
+        result: result of the search for grids.
         configuration: sizes and flags around attention.
     """
-    best = [_row(configuration, one) for one in _in_best_placement(found)[:BEST]]
-    return best, [_row(configuration, one) for one in named(configuration.choice.job)]
+    best = [_row(configuration, one) for one in _in_best_placement(result)[:BEST]]
+    return best, [_row(configuration, one) for one in named_choices(configuration.choice.job)]
 
 
 def grid_table(rows: Iterable[GridRow]) -> Table:
@@ -80,10 +81,10 @@ def grid_table(rows: Iterable[GridRow]) -> Table:
     )
 
 
-def _in_best_placement(found: Found) -> list[Choice]:
+def _in_best_placement(result: SearchResult) -> list[Choice]:
     """Return one choice for each grid: its fastest placement."""
     first: dict[tuple[int, ...], Choice] = {}
-    for choice in found.best:
+    for choice in result.best:
         first.setdefault(tuple(choice.plan.grid.size_of(axis) for axis in AXES), choice)
     return list(first.values())
 
@@ -98,13 +99,13 @@ def _row(configuration: Configuration, choice: Choice) -> GridRow:
         "q_kept": choice.q_kept,
         "bound_s": bound.seconds,
     }
-    if not choice.can_be_played:
+    if not choice.can_be_simulated:
         unknown = dict.fromkeys(("seconds", "buffers_gb", "tokens_s", "mfu", "memory_gb"))
-        return GridRow(**common, **unknown, reason=f"not simulated: too many ranks; bound by {bound.by}")
+        return GridRow(**common, **unknown, reason=f"not simulated: too many ranks; bound by {bound.resource}")
     step = replace(configuration, choice=choice).step
     return GridRow(
         **common,
-        seconds=choice.played.seconds,
+        seconds=choice.simulation.seconds,
         buffers_gb=choice.buffer_bytes / 1e9,
         tokens_s=step.tokens_s,
         mfu=step.mfu,
@@ -115,21 +116,21 @@ def _row(configuration: Configuration, choice: Choice) -> GridRow:
 
 def _reason(choice: Choice) -> str:
     """Return the limiting resource, and the time relative to that bound and to the kernels."""
-    played, bound = choice.played, choice.bound
-    over_kernels = f"{played.seconds / bound.kernel_s:.2f}x compute"
-    if bound.by == "compute":
+    seconds, bound = choice.simulation.seconds, choice.bound
+    over_kernels = f"{seconds / bound.kernel_s:.2f}x compute"
+    if bound.resource == "compute":
         return over_kernels
-    return f"{bound.by}, {played.seconds / bound.seconds:.2f}x; {over_kernels}"
+    return f"{bound.resource}, {seconds / bound.seconds:.2f}x; {over_kernels}"
 
 
-def grids_summary(found: Found, job: Job) -> str:
+def grids_summary(result: SearchResult, job: AttentionJob) -> str:
     """Return one line: the number of simulated grids, and the rule by which the first one was chosen."""
-    best = found.best[0]
+    best = result.best[0]
     least = forward_bound(job.cp_size, job.shape.kappa) + backward_bound(job.cp_size, job.shape.kappa)
     ratio = f", {best.words / least:.2f}x the lower bound for undivided heads" if least else ""
-    large = f", {found.too_large} did not fit the memory" if found.too_large else ""
+    large = f", {result.too_large} did not fit the memory" if result.too_large else ""
     return (
-        f"{len(found.best)} of {found.legal} grids and placements simulated{large}; "
+        f"{len(result.best)} of {result.legal} grids and placements simulated{large}; "
         f"the first has the least traffic of those within {TIE - 1:.0%} of the fastest: "
         f"{best.words:.2f} received per rank, in units of n*H{ratio}"
     )

@@ -1,7 +1,7 @@
-"""What a rank holds while it trains, buffer by buffer and moment by moment: one list for planner, docs and tests.
+"""Buffers of a rank during a training step, and the moments at which they are live: one list for planner and tests.
 
-Sizes are in bf16, with fused SwiGLU and rotary positions: what a kernel allocates and frees is not listed. Norms are
-fused unless ``Activations.fused_norms`` is False.
+Sizes are in bf16, with fused SwiGLU and rotary positions. Temporary memory of kernels is not listed. Norms are fused
+unless ``Activations.fused_norms`` is False.
 ``python -m benchmarks.memory`` counts the same on Megatron's model and prints both.
 """
 
@@ -14,9 +14,9 @@ from typing import Literal
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.model import Model, Recompute
 
-#: Moments of a step at which memory can be at its peak. ``forward`` is attention's forward pass of the last layer, when
-#: it is recomputed if it is. ``mlp``, ``attention`` and ``projection`` are that layer's backward pass: its MLP, its
-#: attention, and its projection to q, k and v.
+#: Moments of a step at which memory can be at its peak. ``forward``: attention's forward pass of the last layer, or its
+#: recomputation. ``mlp``, ``attention``, ``projection``: parts of that layer's backward pass, with the projection to q,
+#: k and v.
 Moment = Literal["forward", "head", "mlp", "attention", "projection"]
 MOMENTS: tuple[Moment, ...] = ("forward", "head", "mlp", "attention", "projection")
 _IN_BACKWARD: tuple[Moment, ...] = ("mlp", "attention", "projection")
@@ -28,13 +28,13 @@ KEPT_ON_HOST, INPUTS_ON_HOST = "--wallfacer-keep-on-host", "--wallfacer-layer-in
 
 @dataclass(frozen=True)
 class Buffer:
-    """Tensors of one kind on one rank.
+    """All tensors of one kind on one rank.
 
     Attributes:
-        name: tensors, for a table.
-        nbytes: bytes of all of them.
-        moments: moments at which they are live.
-        smaller_by: flag that makes them smaller or removes them; empty if there is none.
+        name: name of the tensors for tables.
+        nbytes: total bytes.
+        moments: moments at which the tensors are live.
+        smaller_by: flag that makes the tensors smaller or removes them; empty if there is none.
     """
 
     name: str
@@ -45,23 +45,23 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Activations:
-    """One micro-batch on one rank.
+    """Activations of one micro-batch on one rank.
 
     Attributes:
-        model: model that is trained.
+        model: trained model.
         tokens: tokens per context-parallel rank.
         tp: tensor-parallel size; above 1 with sequence parallelism.
-        layers: layers whose tensors are saved at once: those of the pipeline stage, times micro-batches in flight.
-        recompute: what backward computes again.
+        layers: layers of the pipeline stage times micro-batches in flight.
+        recompute: activations that backward recomputes.
         loss_tiles: ``--wallfacer-loss-tiles``.
         mlp_tiles: ``--wallfacer-mlp-tiles``.
-        attention: what attention allocates and keeps besides its results.
-        outputs_on_host: ``--wallfacer-keep-on-host``, a part of the layers; with ``keep-attention`` only.
-        inputs_on_host: ``--wallfacer-layer-inputs-on-host``, a part of the layers; with recomputation only.
-        fused_gradients: weight gradients are added to Megatron's gradient buffer by the matrix kernel
-            (``--no-gradient-accumulation-fusion`` is not given).
-        fused_norms: a norm saves its input only. Megatron's norms without TransformerEngine or Apex, PyTorch's, save
-            fp32 copies before and after normalization.
+        attention: memory that attention allocates and keeps in addition to its results.
+        outputs_on_host: ``--wallfacer-keep-on-host``, part of the layers; with ``keep-attention`` only.
+        inputs_on_host: ``--wallfacer-layer-inputs-on-host``, part of the layers; with recomputation only.
+        fused_gradients: whether the matrix kernel adds weight gradients to Megatron's gradient buffer (without
+            ``--no-gradient-accumulation-fusion``).
+        fused_norms: whether a norm saves its input only. Without TransformerEngine and Apex, Megatron's norms are
+            PyTorch's, which save fp32 copies before and after normalization.
     """
 
     model: Model
@@ -119,12 +119,12 @@ class Activations:
 
     @property
     def kept_output(self) -> float:
-        """Bytes of attention's output, its lse and what else attention keeps, of one layer."""
+        """Bytes that attention of one layer keeps: output, lse, and tensors of the grid."""
         return self.queries + self.lse + self.attention.kept
 
     @property
     def host_bytes(self) -> float:
-        """Bytes that are kept in host memory."""
+        """Bytes in host memory."""
         outputs = layers_on_host(self.layers, self.outputs_on_host) * self.kept_output
         return outputs + layers_on_host(self.layers, self.inputs_on_host) * self.hidden
 
@@ -132,12 +132,12 @@ class Activations:
 def inventory(work: Activations) -> tuple[Buffer, ...]:
     """Return every buffer of activations and their gradients, without parameters and their states."""
     graphs = Buffer("attention's passes as CUDA graphs", work.attention.graphs)
-    at_work = (*_layer_at_work(work), *_sequence_parallel(work), *_head(work))
-    return (graphs, *_saved(work), *at_work, *(() if work.fused_norms else _unfused_norms(work)))
+    current = (*_current_layer(work), *_sequence_parallel(work), *_head(work))
+    return (graphs, *_saved(work), *current, *(() if work.fused_norms else _unfused_norms(work)))
 
 
 def layers_on_host(layers: int, fraction: float) -> int:
-    """Return how many layers keep a tensor in host memory. The last layers stay on the device."""
+    """Return the number of layers with a tensor in host memory. The last layers keep theirs on the device."""
     return int(layers * fraction + 1e-9)
 
 
@@ -155,15 +155,15 @@ def peak(buffers: Iterable[Buffer]) -> tuple[Moment, float]:
 
 
 def _saved(work: Activations) -> tuple[Buffer, ...]:
-    """What layers save from forward to backward, without the layer at work."""
+    """Return the tensors that layers save from forward to backward, without the current layer."""
     others, flag = work.layers - 1, "--recompute-granularity full"
     inputs = Buffer("layer inputs", work.layers * work.hidden) if work.recompute == "none" else _inputs(work)
     if work.recompute == "full":
         return (inputs,)
     if work.recompute == "keep-attention":
         kept = (_on_device(work.layers, work.outputs_on_host) - 1) * work.kept_output
-        return inputs, Buffer("attention's outputs, lse and what it keeps", kept, smaller_by=KEPT_ON_HOST)
-    attention = Buffer("attention's outputs, lse and what it keeps", others * work.kept_output, smaller_by=flag)
+        return inputs, Buffer("attention's outputs, lse and kept tensors", kept, smaller_by=KEPT_ON_HOST)
+    attention = Buffer("attention's outputs, lse and kept tensors", others * work.kept_output, smaller_by=flag)
     mlp = 0.0 if work.mlp_tiles > 1 else others * (work.gated + work.activation)
     return (
         inputs,
@@ -180,18 +180,18 @@ def _inputs(work: Activations) -> Buffer:
 
 
 def _on_device(layers: int, fraction: float) -> int:
-    """Layers whose tensor is on the device, the device buffers of those on the host included."""
-    away = layers_on_host(layers, fraction)
-    return layers - away + min(SLOTS, away)
+    """Return the layers with a tensor on the device, and the device buffers of layers with a tensor on the host."""
+    on_host = layers_on_host(layers, fraction)
+    return layers - on_host + min(SLOTS, on_host)
 
 
-def _layer_at_work(work: Activations) -> tuple[Buffer, ...]:
-    """The last layer: what it saves, until its backward pass has used it, and gradients."""
-    # Without recomputation its tensors are there from forward on, else since they were recomputed.
+def _current_layer(work: Activations) -> tuple[Buffer, ...]:
+    """Return the tensors of the last layer: saved ones until backward has used them, and gradients."""
+    # Without recomputation its tensors are live from forward on, else from their recomputation on.
     saved_first: tuple[Moment, ...] = ("forward", "head") if work.recompute == "none" else ("forward",)
     kept_first: tuple[Moment, ...] = ("forward",) if work.recompute == "full" else ("forward", "head")
-    replayed_with_attention: tuple[Moment, ...] = ("forward",) if work.recompute == "full" else ()
-    # With sequence parallelism the projection's peak comes later, when these have been joined.
+    recomputed_with_attention: tuple[Moment, ...] = ("forward",) if work.recompute == "full" else ()
+    # With sequence parallelism the projection's peak is later, when these are one tensor.
     apart: tuple[Moment, ...] = ("projection",) if work.tp == 1 else ()
     flag = "--wallfacer-head-groups"
     return (
@@ -199,12 +199,12 @@ def _layer_at_work(work: Activations) -> tuple[Buffer, ...]:
         Buffer("q, k, v before and after rotary positions", _saved_qkv(work), (*saved_first[1:], "mlp", "attention")),
         Buffer("q, k, v before and after rotary positions", _qkv(work), ("forward",)),
         Buffer("q of the projection, contiguous", work.queries, ("forward",)),
-        Buffer("attention's output, lse and what it keeps", work.kept_output, (*kept_first, "mlp", "attention")),
+        Buffer("attention's output, lse and kept tensors", work.kept_output, (*kept_first, "mlp", "attention")),
         Buffer("attention's forward pass", work.attention.forward, ("forward",), flag),
         Buffer("residual and output of the second norm", 2 * work.hidden, (*saved_first[1:], "mlp")),
-        # Megatron's checkpoint holds the output that it has recomputed.
+        # Megatron's checkpoint holds the recomputed output.
         Buffer("output of the recomputed layer", work.hidden * (work.recompute != "none"), _IN_BACKWARD),
-        Buffer("gradient of the layer's output", work.hidden, (*replayed_with_attention, *_IN_BACKWARD)),
+        Buffer("gradient of the layer's output", work.hidden, (*recomputed_with_attention, *_IN_BACKWARD)),
         Buffer("gradient of the residual", work.hidden, ("attention", "projection")),
         Buffer("gradient of attention's output", work.queries, ("attention",)),
         Buffer("gradients of q, k, v", work.queries + 2 * work.keys, ("attention", *apart)),
@@ -215,9 +215,9 @@ def _layer_at_work(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _mlp(work: Activations) -> tuple[Buffer, ...]:
-    """The MLP of the last layer in backward, when the gradient of its activation function's input is computed.
+    """Return the MLP's tensors of the last layer at the gradient of its activation function's input.
 
-    The activation function's output has been used by then; its gradient is as large.
+    At that moment the activation function's output is free, and its gradient is as large.
     """
     flag, tiles = "--wallfacer-mlp-tiles", work.mlp_tiles
     saved: tuple[Moment, ...] = ("head", "mlp") if work.recompute == "none" and tiles == 1 else ("mlp",)
@@ -230,7 +230,7 @@ def _mlp(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _unfused_norms(work: Activations) -> tuple[Buffer, ...]:
-    """What a norm of PyTorch saves besides: its input and its input over the root mean square, both in fp32."""
+    """Return the fp32 tensors that PyTorch's norms save: their input, and their input over its root mean square."""
     name, flag = "fp32 copies of unfused norms", "TransformerEngine's or Apex's norms"
     saved = 2 * _FP32 / _BF16 * work.hidden
     others = 2 * (work.layers - 1) * saved if work.recompute == "none" else 0.0
@@ -245,11 +245,11 @@ def _unfused_norms(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _sequence_parallel(work: Activations) -> tuple[Buffer, ...]:
-    """What sequence parallelism gathers, and gradients around a reduce-scatter."""
+    """Return the tensors that sequence parallelism gathers, and gradients around a reduce-scatter."""
     if work.tp == 1:
         return ()
     return (
-        # Megatron keeps one buffer of the largest size for it.
+        # Megatron keeps one buffer of the largest size.
         Buffer("input gathered by sequence parallelism", work.gathered),
         Buffer("input of the head gathered by sequence parallelism", work.gathered, ("head",)),
         Buffer("gradient before and after its reduce-scatter", work.gathered + work.hidden, ("projection",)),
@@ -258,7 +258,7 @@ def _sequence_parallel(work: Activations) -> tuple[Buffer, ...]:
 
 def _head(work: Activations) -> tuple[Buffer, ...]:
     flag, whole = "--wallfacer-loss-tiles", work.gathered or work.hidden
-    # The norm's output is not needed any more once it has been gathered.
+    # The norm's output is free once it is gathered.
     norm = work.hidden * (2 if work.tp == 1 else 1)
     return (
         Buffer("input and output of the last norm", norm, ("head",)),
@@ -269,7 +269,7 @@ def _head(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _head_weight_gradient(work: Activations) -> float:
-    """Bytes by which the weight's gradient is larger than what is freed before it: the logits in fp32."""
+    """Return the bytes by which the weight's gradient exceeds the fp32 logits, which are freed before it."""
     if work.fused_gradients:
         return 0.0
     freed = work.logits / work.loss_tiles * _FP32 / (_BF16 + _FP32)
@@ -281,5 +281,5 @@ def _saved_qkv(work: Activations) -> float:
 
 
 def _qkv(work: Activations) -> float:
-    """Bytes of the projection's output, of which v is a part, and of q and k after rotary positions."""
+    """Return the bytes of the projection's output with v, and of q and k after rotary positions."""
     return (work.queries + 2 * work.keys) + (work.queries + work.keys)

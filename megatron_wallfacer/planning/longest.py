@@ -1,7 +1,8 @@
-"""The longest sequence that a cluster trains, and what stops a longer one.
+"""The longest sequence that a cluster trains.
 
-Bytes grow with the tokens: attention's buffers are taken from the schedules of one length and scaled. For each
-combination of flags the longest sequence is found in closed form; the winner's length is then searched as any other.
+Memory grows in proportion to the tokens: attention's buffers come from the schedules of one length and are scaled. For
+each combination of flags the longest sequence is found in closed form. The longest of these is then searched as any
+other length.
 """
 
 from __future__ import annotations
@@ -10,102 +11,107 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import lcm
 
+from megatron_wallfacer.planning.choice import Choice
 from megatron_wallfacer.planning.configuration import Configuration, Request, fits_memory
 from megatron_wallfacer.planning.configurations import (
-    Way,
+    SizeCandidate,
     attention_of,
-    configurations,
+    closed_forms,
     grid_pool,
-    tried_in_closed_form,
-    ways,
+    search_configurations,
+    size_candidates,
 )
-from megatron_wallfacer.planning.layer import Attention, Step
-from megatron_wallfacer.planning.offers import Offer, offers
-from megatron_wallfacer.planning.search import Choice
+from megatron_wallfacer.planning.flag_combinations import FlagCombination, flag_combinations
+from megatron_wallfacer.planning.training_step import AttentionEstimate, StepEstimate
 
-#: Tokens per rank whose schedules are scaled, and grids that are tried: those with the smallest buffers.
-SCALED_FROM, GRIDS = 1 << 18, 3
-#: Lengths are multiples of it, up to a million tokens of the smaller one.
+#: Tokens per rank whose schedules are scaled.
+SCALED_FROM = 1 << 18
+#: Grids that are tried, those with the smallest buffers.
+GRIDS = 3
+#: Lengths are multiples of the first up to a million tokens, then of the second.
 UNITS = (8192, 65536)
 
 
 @dataclass(frozen=True)
-class Longest:
+class LongestSequence:
     """The longest sequence.
 
     Attributes:
-        configuration: the fastest that trains it.
-        unit: tokens that a longer one has more.
-        needs: configuration of the longer one with the least device memory.
+        configuration: fastest configuration that trains it.
+        unit: tokens that the next longer sequence has in addition.
+        longer: configuration of the next longer sequence with the least device memory.
     """
 
     configuration: Configuration
     unit: int
-    needs: Configuration
+    longer: Configuration
 
 
 @dataclass(frozen=True)
-class _Combination:
-    """One grid with one combination of flags, at any length."""
+class _ScaledConfiguration:
+    """One grid with one combination of flags, at any sequence length."""
 
-    way: Way
+    candidate: SizeCandidate
     choice: Choice
-    offer: Offer
+    flags: FlagCombination
 
     def fits(self, tokens: int) -> bool:
-        """Whether a sequence fits; in closed form."""
-        return fits_memory(self._step(tokens), self.way.request.cluster)
+        """Return whether a sequence fits, in closed form."""
+        return fits_memory(self._step(tokens), self.candidate.request.cluster)
 
-    def _step(self, tokens: int) -> Step:
-        way, factor = self.way.at(tokens), tokens / self.way.request.tokens
-        attention = attention_of(self.choice, self.offer)
-        seconds = (factor * factor * one for one in (attention.seconds, attention.kernel_s, attention.forward_s))
-        scaled = Attention(*seconds, attention.memory.scaled(factor))
-        return way.around(scaled, way.resolved(self.offer, scaled))
+    def _step(self, tokens: int) -> StepEstimate:
+        candidate, factor = self.candidate.with_tokens(tokens), tokens / self.candidate.request.tokens
+        attention = attention_of(self.choice, self.flags)
+        times = (factor * factor * one for one in (attention.seconds, attention.kernel_s, attention.forward_s))
+        scaled = AttentionEstimate(*times, attention.memory.scaled(factor))
+        return candidate.step(scaled, candidate.options(self.flags, scaled))
 
 
-def longest(request: Request) -> list[Longest]:
-    """Return the longest sequence with flags that tests cover, then a longer one with other flags of the optimizer.
+def longest_sequences(request: Request) -> list[LongestSequence]:
+    """Return the longest sequence with tested flags, then a longer one with other optimizer flags.
 
     Args:
-        request: model, cluster and given sizes; its length has no meaning.
+        request: model, cluster and given sizes; its sequence length is not used.
 
     Returns:
-        None, one or two. None: not even the shortest sequence fits.
+        One or two sequences; none if even the shortest sequence does not fit.
 
     Raises:
         OptionError: a size does not divide.
     """
-    grids = [(way, choice) for way in _ways(request) for choice in _leanest_grids(way)]
-    found: list[Longest] = []
+    grids = [(candidate, choice) for candidate in _candidates(request) for choice in _leanest_grids(candidate)]
+    longest: list[LongestSequence] = []
     for tested_only in (True, False):
-        tokens, spread = 0, None
-        for way, choice in grids:
-            for offer in offers(request.cluster, way.job.cp_size, tested_only=tested_only):
-                if (offer.loss and offer.mlp) or offer.gradient_bytes == 2:
-                    more = _most(_Combination(way, choice, offer).fits, tokens, request.cluster.ranks)
-                    tokens, spread = (more, way.spread) if more else (tokens, spread)
-        if spread is not None:
-            best = _simulated(replace(request, tp=spread.tp, tokens=tokens, tested_only=tested_only))
-            if not found or best.configuration.request.tokens > found[0].configuration.request.tokens:
-                found.append(best)
-    return found
+        tokens, sizes = 0, None
+        for candidate, choice in grids:
+            for flags in flag_combinations(request.cluster, candidate.job.cp_size, tested_only=tested_only):
+                if (flags.loss_tiles and flags.mlp_tiles) or flags.gradient_bytes == 2:
+                    fits = _ScaledConfiguration(candidate, choice, flags).fits
+                    more = _most_tokens(fits, tokens, request.cluster.ranks)
+                    tokens, sizes = (more, candidate.sizes) if more else (tokens, sizes)
+        if sizes is not None:
+            best = _simulated(replace(request, tp=sizes.tp, tokens=tokens, tested_only=tested_only))
+            if not longest or best.configuration.request.tokens > longest[0].configuration.request.tokens:
+                longest.append(best)
+    return longest
 
 
-def _ways(request: Request) -> list[Way]:
-    """Sizes whose states leave memory for two tokens per rank."""
-    found = ways(request, lambda spread: SCALED_FROM * spread.cp)
-    return [way for way in found if tried_in_closed_form(way.at(2 * request.cluster.ranks)).fastest_s is not None]
+def _candidates(request: Request) -> list[SizeCandidate]:
+    """Return sizes whose states leave memory for two tokens per rank."""
+    shortest = 2 * request.cluster.ranks
+    candidates = size_candidates(request, lambda sizes: SCALED_FROM * sizes.cp)
+    return [one for one in candidates if closed_forms(one.with_tokens(shortest)).fastest_s is not None]
 
 
-def _leanest_grids(way: Way) -> list[Choice]:
-    leanest = Offer("full", inputs=way.request.cluster.offers_host_memory, loss=True, mlp=True)
-    _, pool = grid_pool(way, leanest)
-    return sorted(pool, key=lambda one: one.attention.backward + one.attention.kept)[:GRIDS]
+def _leanest_grids(candidate: SizeCandidate) -> list[Choice]:
+    on_host = candidate.request.cluster.offers_host_memory
+    leanest = FlagCombination("full", inputs_on_host=on_host, loss_tiles=True, mlp_tiles=True)
+    _, pool = grid_pool(candidate, leanest)
+    return sorted(pool, key=lambda choice: choice.memory.backward + choice.memory.kept)[:GRIDS]
 
 
-def _most(fits: Callable[[int], bool], start: int, ranks: int) -> int:
-    """The longest length that fits, 0 if that is no longer than ``start``."""
+def _most_tokens(fits: Callable[[int], bool], start: int, ranks: int) -> int:
+    """Return the longest length that fits; 0 if it is no longer than ``start``."""
     good = start + unit_of(start, ranks)
     if not fits(good):
         return 0
@@ -114,7 +120,7 @@ def _most(fits: Callable[[int], bool], start: int, ranks: int) -> int:
         good, bad = bad, 2 * bad
     while True:
         unit = unit_of(good, ranks)
-        # Units grow with the length: the middle, rounded down, may lie below a length of a smaller unit.
+        # Units grow with the length, so the middle, rounded down, may be below a length of a smaller unit.
         middle = max((good + bad) // 2 // unit, good // unit + 1) * unit
         if middle >= bad:
             return good
@@ -122,16 +128,17 @@ def _most(fits: Callable[[int], bool], start: int, ranks: int) -> int:
 
 
 def unit_of(tokens: int, ranks: int) -> int:
-    """Return the tokens by which lengths near to ``tokens`` differ: two chunks per rank, or more."""
+    """Return the difference of neighbouring lengths near ``tokens``, a multiple of two chunks per rank."""
     return lcm(UNITS[tokens >= 1 << 20], 2 * ranks)
 
 
-def _simulated(request: Request) -> Longest:
-    """The length as any other is searched; a little shorter where scaled buffers were too small."""
+def _simulated(request: Request) -> LongestSequence:
+    """Return the result of a search at this length, or at a slightly shorter one if scaled buffers were too small."""
     unit = unit_of(request.tokens, request.cluster.ranks)
-    longer = configurations(replace(request, tokens=request.tokens + unit))
+    longer = search_configurations(replace(request, tokens=request.tokens + unit))
     while True:
-        found = configurations(request)
-        if found.best:
-            return Longest(min(found.best, key=lambda one: (not one.is_tested, one.step.seconds)), unit, longer.leanest)
-        request, longer = replace(request, tokens=request.tokens - unit), found
+        result = search_configurations(request)
+        if result.best:
+            best = min(result.best, key=lambda one: (not one.is_tested, one.step.seconds))
+            return LongestSequence(best, unit, longer.leanest)
+        request, longer = replace(request, tokens=request.tokens - unit), result

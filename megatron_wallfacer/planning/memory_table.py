@@ -8,10 +8,10 @@ from dataclasses import replace
 from megatron_wallfacer.planning.configuration import Configuration
 from megatron_wallfacer.planning.configuration_flags import command_line, configuration_flags
 from megatron_wallfacer.planning.inventory import MOMENTS, Moment, bytes_at, peak
-from megatron_wallfacer.planning.parallel import Software
 from megatron_wallfacer.planning.rank_memory import activations
 from megatron_wallfacer.planning.report import ReportPart, Table, number
 from megatron_wallfacer.planning.token_tiles import tiled
+from megatron_wallfacer.planning.training_options import TrainingOptions
 
 #: Buffers that are named at each moment.
 LARGEST = 3
@@ -48,42 +48,42 @@ def savings(configuration: Configuration) -> list[tuple[str, float]]:
     """Return (flags, peak bytes per rank with them) for each flag that lowers the peak, lowest peak first."""
     before = peak(configuration.buffers)[1]
     peaks = [
-        (flag, peak(replace(configuration, software=software).buffers)[1])
-        for flag, software in _alternatives(configuration)
+        (flag, peak(replace(configuration, options=options).buffers)[1])
+        for flag, options in _alternatives(configuration)
     ]
     return sorted(((flag, after) for flag, after in peaks if after < before), key=lambda one: one[1])
 
 
-def _alternatives(configuration: Configuration) -> Iterator[tuple[str, Software]]:
-    """Yield (flags, software) for each memory-saving flag that is not in use."""
-    software, request = configuration.software, configuration.request
-    if software.gradient_bytes > 2:
+def _alternatives(configuration: Configuration) -> Iterator[tuple[str, TrainingOptions]]:
+    """Yield (flags, options) for each memory-saving flag that is not in use."""
+    options, request = configuration.options, configuration.request
+    if options.gradient_bytes > 2:
         yield from _more_tiles(configuration)
     full = "--recompute-granularity full"
-    if software.recompute == "none":
+    if options.recompute == "none":
         kept = f"{full} --wallfacer-keep-attention-output"
-        yield kept, replace(software, recompute="keep-attention")
-    if software.recompute != "full" and not software.outputs_on_host:
-        yield full, replace(software, recompute="full")
+        yield kept, replace(options, recompute="keep-attention")
+    if options.recompute != "full" and not options.outputs_on_host:
+        yield full, replace(options, recompute="full")
     if request.cluster.offers_host_memory:
-        if software.recompute == "keep-attention" and not software.outputs_on_host:
-            yield "--wallfacer-keep-on-host 1", replace(software, outputs_on_host=1.0)
-        if software.recompute != "none" and not software.inputs_on_host:
-            yield "--wallfacer-layer-inputs-on-host 1", replace(software, inputs_on_host=1.0)
-        if software.adam != "host":
+        if options.recompute == "keep-attention" and not options.outputs_on_host:
+            yield "--wallfacer-keep-on-host 1", replace(options, outputs_on_host=1.0)
+        if options.recompute != "none" and not options.inputs_on_host:
+            yield "--wallfacer-layer-inputs-on-host 1", replace(options, inputs_on_host=1.0)
+        if options.adam != "host":
             flags = "--use-precision-aware-optimizer --optimizer-cpu-offload"
-            yield flags, replace(software, adam="host")
-    if software.gradient_bytes > 2 and software.loss_tiles == software.mlp_tiles == 1:
-        yield "--grad-reduce-in-bf16", replace(software, gradient_bytes=2)
+            yield flags, replace(options, adam="host")
+    if options.gradient_bytes > 2 and options.loss_tiles == options.mlp_tiles == 1:
+        yield "--grad-reduce-in-bf16", replace(options, gradient_bytes=2)
 
 
-def _more_tiles(configuration: Configuration) -> Iterator[tuple[str, Software]]:
-    software, choice = configuration.software, configuration.choice
-    sizes = configuration.request.model, choice.job.shape.tokens, choice.attention, configuration.spread
-    work = activations(*sizes, software)
-    if software.loss_tiles == 1:
+def _more_tiles(configuration: Configuration) -> Iterator[tuple[str, TrainingOptions]]:
+    options, choice = configuration.options, configuration.choice
+    sizes = configuration.request.model, choice.job.shape.tokens, choice.memory, configuration.sizes
+    work = activations(*sizes, options)
+    if options.loss_tiles == 1:
         count = tiled(work, mlp=False).loss_tiles
-        yield f"--wallfacer-loss-tiles {count}", replace(software, loss_tiles=count)
-    if software.mlp_tiles == 1:
+        yield f"--wallfacer-loss-tiles {count}", replace(options, loss_tiles=count)
+    if options.mlp_tiles == 1:
         count = tiled(work, loss=False).mlp_tiles
-        yield f"--wallfacer-mlp-tiles {count}", replace(software, mlp_tiles=count)
+        yield f"--wallfacer-mlp-tiles {count}", replace(options, mlp_tiles=count)

@@ -1,4 +1,4 @@
-"""A transformer in Megatron's own numbers: parameters, operations, and what a layer keeps for backward."""
+"""A transformer by Megatron's flags: its parameters, FLOPs and shapes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Literal
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.volume import Shape
 
-#: What backward computes again. ``keep-attention`` is the paper's (section 4.6): its checkpoint sits after attention,
-#: so attention and its communication run once, and projections and the MLP twice. ``full`` repeats attention too.
+#: Activations that backward recomputes. ``keep-attention`` is the paper's choice (section 4.6): the checkpoint is after
+#: attention, so attention and its communication run once, projections and the MLP twice. ``full`` repeats attention.
 Recompute = Literal["none", "keep-attention", "full"]
 RECOMPUTE: tuple[Recompute, ...] = ("none", "keep-attention", "full")
 #: Bytes of bf16 and of fp32.
@@ -23,20 +23,21 @@ _SUFFIXES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder.
+    """A decoder-only transformer.
 
     Attributes:
-        name: of it.
+        name: name of the model.
         layers: ``--num-layers``.
         hidden: ``--hidden-size``.
-        ffn_hidden: ``--ffn-hidden-size``; of one expert, if there are experts.
+        ffn_hidden: ``--ffn-hidden-size``, with experts that of one expert.
         q_heads: ``--num-attention-heads``.
         kv_heads: ``--num-query-groups``.
         head_dim: ``--kv-channels``.
-        vocabulary: padded size.
-        swiglu: three matrices in the MLP instead of two.
-        tied: the LM head is the embedding.
-        experts, top_k: of a mixture of experts; 1 and 1 is none.
+        vocabulary: padded vocabulary size.
+        swiglu: whether the MLP has three matrices instead of two.
+        tied: whether the LM head is the embedding.
+        experts: experts per layer; 1 for a dense model.
+        top_k: experts per token; 1 for a dense model.
     """
 
     name: str
@@ -54,56 +55,65 @@ class Model:
 
     @property
     def attention_parameters(self) -> int:
-        """Of the projections of one layer."""
+        """Parameters of the attention projections of one layer."""
         return self.hidden * self.head_dim * 2 * (self.q_heads + self.kv_heads)
 
     @property
     def expert_parameters(self) -> int:
-        """Of one MLP, or one expert."""
+        """Parameters of one MLP, or of one expert."""
         return self.hidden * self.ffn_hidden * (3 if self.swiglu else 2)
 
     @property
     def layer_parameters(self) -> int:
-        """Of one layer: matrices and two norms; a router, if there are experts."""
+        """Parameters of one layer: matrices, two norms, and with experts a router."""
         router = self.hidden * self.experts if self.experts > 1 else 0
         return self.attention_parameters + self.experts * self.expert_parameters + router + 2 * self.hidden
 
     @property
     def parameters(self) -> int:
-        """Of all layers, embedding, LM head and the last norm."""
+        """Parameters of the model: all layers, embedding, LM head and the last norm."""
         return self.layers * self.layer_parameters + self.vocabulary_parameters + self.hidden
 
     @property
     def vocabulary_parameters(self) -> int:
-        """Of embedding and LM head."""
+        """Parameters of embedding and LM head."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def matmul_flops(self) -> float:
-        """Operations of the matrices of one layer for one token, forward, attention itself left out."""
+        """Return the forward FLOPs of one layer's matrices per token, without attention itself."""
         return 2.0 * (self.attention_parameters + self.top_k * self.expert_parameters)
 
+    def mlp_flops(self) -> float:
+        """Return the forward FLOPs of one layer's MLP per token."""
+        return 2.0 * self.top_k * self.expert_parameters
+
     def attention_flops(self, tokens: int, *, causal: bool) -> float:
-        """Operations of attention in one layer for a whole sequence, forward: two products of every live pair."""
+        """Return the forward FLOPs of one layer's attention for a sequence: two products per unmasked pair."""
         return 4.0 * tokens * tokens * self.q_heads * self.head_dim * (0.5 if causal else 1.0)
 
     def head_flops(self) -> float:
-        """Operations of the LM head for one token, forward."""
+        """Return the forward FLOPs of the LM head per token."""
         return 2.0 * self.hidden * self.vocabulary
 
     def step_flops(self, tokens: int, *, causal: bool) -> float:
-        """Operations that training needs for one sequence: backward twice forward, nothing recomputed."""
+        """Return the model FLOPs of a step for one sequence: backward twice forward, without recomputation."""
         layer = tokens * self.matmul_flops() + self.attention_flops(tokens, causal=causal)
         return 3.0 * (self.layers * layer + tokens * self.head_flops())
 
     def touched_bytes(self) -> float:
-        """Bytes of one token that one layer moves through memory outside matrices and attention, forward, in bf16.
+        """Return the bf16 bytes per token that a layer moves through memory in forward, without matrices and attention.
 
-        Each norm and residual reads two tensors and writes one; the activation reads its inputs and writes one.
+        Each norm and residual reads two tensors and writes one. The activation function reads its input and writes one.
         """
         return _HALF * (4 * 3 * self.hidden + self.top_k * self.ffn_hidden * (3 if self.swiglu else 2))
 
     def shape(self, tokens: int, *, tp: int = 1, accumulate_itemsize: int = _SINGLE) -> Shape:
-        """Of the shard of a rank with so many tokens and a ``tp``-th of the heads.
+        """Return the sizes of a rank's shard.
+
+        Args:
+            tokens: tokens per context-parallel rank.
+            tp: tensor-parallel size, which divides the heads.
+            accumulate_itemsize: bytes per element of accumulators in messages.
 
         Raises:
             OptionError: the heads do not divide.
@@ -120,22 +130,22 @@ class Model:
 
 
 _ALL = (
-    # The paper's two: its section 5. Vocabulary (GPT-2's, padded) and tied embeddings are not stated there.
+    # The paper's two models (section 5). It does not state vocabulary (here GPT-2's, padded) and tied embeddings.
     Model("gpt-3b", 12, 4096, 16384, 16, 16, 256, 50304, swiglu=False, tied=True),
     Model("gpt-7b", 32, 4096, 16384, 32, 32, 128, 50304, swiglu=False, tied=True),
     Model("llama3-8b", 32, 4096, 14336, 32, 8, 128, 128256),
     Model("llama3-70b", 80, 8192, 28672, 64, 8, 128, 128256),
     Model("qwen3-8b", 36, 4096, 12288, 32, 8, 128, 151936),
 )
-#: By name.
+#: Models by name.
 MODELS: Mapping[str, Model] = MappingProxyType({model.name: model for model in _ALL})
 
 
 def model_named(name: str) -> Model:
-    """One of :data:`MODELS`.
+    """Return a model of :data:`MODELS`.
 
     Raises:
-        OptionError: there is none of that name.
+        OptionError: there is no model of that name.
     """
     if name not in MODELS:
         raise OptionError("model", name, f"one of {', '.join(MODELS)}")

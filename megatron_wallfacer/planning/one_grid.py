@@ -7,19 +7,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.planning.choice import LONGEST_AXIS, MOST_RANKS_UNALIKE, Choice
 from megatron_wallfacer.planning.configuration import Configuration, Request
-from megatron_wallfacer.planning.layer import attention_job
 from megatron_wallfacer.planning.memory_table import memory_report
 from megatron_wallfacer.planning.model import RECOMPUTE
-from megatron_wallfacer.planning.parallel import Software, spread_over
 from megatron_wallfacer.planning.report import Report, ReportPart
-from megatron_wallfacer.planning.search import LONGEST_AXIS, MOST_RANKS_UNFOLDED, Choice
+from megatron_wallfacer.planning.training_options import TrainingOptions, parallel_sizes
+from megatron_wallfacer.planning.training_step import attention_job
 from megatron_wallfacer.schedule.schemes import make_plan
 
 
 @dataclass(frozen=True)
 class GridOptions:
-    """A grid and the flags around it. None leaves a size to the scheme.
+    """A grid and options around it. None leaves a size to the scheme.
 
     Attributes:
         scheme: name as in ``--wallfacer-scheme``.
@@ -44,54 +44,53 @@ class GridOptions:
     microbatches: int = 1
 
 
-def configuration_of_grid(request: Request, options: GridOptions) -> Configuration:
+def configuration_of_grid(request: Request, grid: GridOptions) -> Configuration:
     """Return the configuration with one grid.
 
     Args:
-        request: model, cluster and sizes; without ``tp`` the tensor-parallel size is 1.
-        options: grid and recomputation.
+        request: model, cluster and given sizes; without ``tp`` the tensor-parallel size is 1.
+        grid: grid and options around it.
 
     Raises:
         OptionError: an option has no such value, a size does not divide, or the grid cannot be simulated.
     """
-    if options.recompute not in RECOMPUTE:
-        raise OptionError("recompute", options.recompute, f"one of {', '.join(RECOMPUTE)}")
-    cluster, software = request.cluster, replace(Software(), recompute=options.recompute)
-    sizes = {"tp": request.tp or 1, "pp": request.pp, "cp": request.cp, "microbatches": options.microbatches}
-    spread = spread_over(cluster, **sizes)
-    sequence = request.model, cluster, request.tokens, spread
-    job = attention_job(*sequence, causal=request.causal, software=software)
+    if grid.recompute not in RECOMPUTE:
+        raise OptionError("recompute", grid.recompute, f"one of {', '.join(RECOMPUTE)}")
+    cluster, options = request.cluster, TrainingOptions(recompute=grid.recompute)
+    given = {"tp": request.tp or 1, "pp": request.pp, "cp": request.cp, "microbatches": grid.microbatches}
+    sizes = parallel_sizes(cluster, **given)
+    job = attention_job(request.model, cluster, request.tokens, sizes, options, causal=request.causal)
     job = replace(job, cuda_graphs=request.cuda_graphs)
     plan = make_plan(
-        options.scheme,
+        grid.scheme,
         job.cp_size,
-        head_size=options.head_size,
-        team_size=options.team_size,
-        kv_team_size=options.kv_team_size,
-        ring_window=options.ring_inner_size,
-        placement=options.placement,
-        head_groups=options.head_groups,
+        head_size=grid.head_size,
+        team_size=grid.team_size,
+        kv_team_size=grid.kv_team_size,
+        ring_window=grid.ring_inner_size,
+        placement=grid.placement,
+        head_groups=grid.head_groups,
         q_heads=job.shape.q_heads,
         kv_heads=job.shape.kv_heads,
         tokens=job.shape.tokens,
     )
-    choice = Choice(job, plan, q_kept=options.keep_gathered_q)
-    _check_size(options.scheme, choice)
-    return Configuration(replace(request, tp=spread.tp, cp=spread.cp), spread, software, choice)
+    choice = Choice(job, plan, q_kept=grid.keep_gathered_q)
+    _check_size(grid.scheme, choice)
+    return Configuration(replace(request, tp=sizes.tp, cp=sizes.cp), sizes, options, choice)
 
 
 def _check_size(scheme: str, choice: Choice) -> None:
-    if choice.can_be_played:
+    if choice.can_be_simulated:
         return
     size = choice.job.cp_size
     if choice.plan.kv_order != "native":
-        raise OptionError("cp", size, f"at most {MOST_RANKS_UNFOLDED} with scheme {scheme}, whose ranks are not alike")
+        raise OptionError("cp", size, f"at most {MOST_RANKS_UNALIKE} with scheme {scheme}, whose ranks are not alike")
     raise OptionError("scheme", scheme, f"a grid with no axis above {LONGEST_AXIS}, unlike {choice.plan.grid}")
 
 
-def grid_report(request: Request, options: GridOptions) -> Report:
+def grid_report(request: Request, grid: GridOptions) -> Report:
     """Simulate one grid, and return its prediction. Arguments and errors as for :func:`configuration_of_grid`."""
-    configuration = configuration_of_grid(request, options)
+    configuration = configuration_of_grid(request, grid)
     return Report(_parts(configuration), lambda: _fields(configuration), configuration)
 
 
@@ -104,12 +103,12 @@ def _fields(configuration: Configuration) -> dict[str, Any]:
         "model": request.model.name,
         "tokens": request.tokens,
         "ranks": request.cluster.ranks,
-        "sizes": asdict(configuration.spread),
+        "sizes": asdict(configuration.sizes),
         "grid": str(plan.grid),
         "placement": plan.grid.placement,
         "ring_operands": (plan.forward, plan.backward),
-        "bound_by": choice.bound.by,
-        "of_bound": choice.played.seconds / choice.bound.seconds,
+        "bound_by": choice.bound.resource,
+        "of_bound": choice.simulation.seconds / choice.bound.seconds,
         "step": asdict(step) | {"layer_s": step.layer_s, "exposed_s": step.exposed_s},
     }
 
@@ -117,14 +116,14 @@ def _fields(configuration: Configuration) -> dict[str, Any]:
 def _parts(configuration: Configuration) -> Iterator[ReportPart]:
     """Yield the prediction as text, and tables of memory if the step does not fit the device."""
     request, step, bound = configuration.request, configuration.step, configuration.choice.bound
-    of_bound = configuration.choice.played.seconds / bound.seconds
+    of_bound = configuration.choice.simulation.seconds / bound.seconds
     memory_gb = request.cluster.device.memory_gb
     of_memory = "" if memory_gb == float("inf") else f" of {memory_gb:g}"
     rows = {
         "cluster": str(request.cluster),
-        "job": f"{request.model.name}, {request.tokens} tokens per sequence; {configuration.spread}",
+        "job": f"{request.model.name}, {request.tokens} tokens per sequence; {configuration.sizes}",
         "attention": _attention(configuration.choice),
-        "bound by": f"{bound.by}; attention takes {of_bound:.2f} of that bound",
+        "bound by": f"{bound.resource}; attention takes {of_bound:.2f} of that bound",
         "layer": f"{_ms(step.layer_s)}: attention {_ms(step.attention_s)}, of which {_ms(step.exposed_s)} is not "
         f"kernels; the rest {_ms(step.matmul_s + step.tensor_s)}",
         "step": f"{step.seconds:.2f} s, {step.tokens_s:,.0f} tokens/s, MFU {100 * step.mfu:.1f} %",

@@ -10,10 +10,10 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.configuration import Configuration, Request
 from megatron_wallfacer.planning.configuration_flags import command_line, configuration_flags
 from megatron_wallfacer.planning.configuration_table import ROWS, configuration_row, configuration_table, memory_line
-from megatron_wallfacer.planning.configurations import Offered, configurations
+from megatron_wallfacer.planning.configurations import PlanResult, search_configurations
 from megatron_wallfacer.planning.grid_table import grid_rows, grid_table, grids_summary
 from megatron_wallfacer.planning.inventory import peak
-from megatron_wallfacer.planning.longest import Longest, longest
+from megatron_wallfacer.planning.longest import LongestSequence, longest_sequences
 from megatron_wallfacer.planning.memory_table import largest_buffers, memory_report
 from megatron_wallfacer.planning.report import Report, ReportPart
 
@@ -31,38 +31,38 @@ def search_report(request: Request, *, grids: bool = False) -> Report:
     Raises:
         OptionError: a size does not divide.
     """
-    offered = configurations(request)
-    if not offered.best:
-        return Report(memory_report(offered.leanest), error=_does_not_fit(offered.leanest))
-    first = offered.best[0]
+    result = search_configurations(request)
+    if not result.best:
+        return Report(memory_report(result.leanest), error=_does_not_fit(result.leanest))
+    first = result.best[0]
     return Report(
-        _search_parts(request, offered, grids),
-        lambda: _search_fields(offered),
+        _search_parts(request, result, grids),
+        lambda: _search_fields(result),
         first,
-        lambda: [row for rows in grid_rows(offered.grids, first) for row in rows],
+        lambda: [row for rows in grid_rows(result.grids, first) for row in rows],
     )
 
 
-def _search_parts(request: Request, offered: Offered, grids: bool) -> Iterator[ReportPart]:
-    best = offered.best[0]
+def _search_parts(request: Request, result: PlanResult, grids: bool) -> Iterator[ReportPart]:
+    best = result.best[0]
     yield f"{request.cluster}; {memory_line(request.cluster)}"
     yield f"{request.model.name}, {request.tokens:,} tokens; predicted, of a step; norms and SwiGLU fused\n"
-    yield configuration_table(offered.best[:ROWS])
-    more = len(offered.best) - ROWS
+    yield configuration_table(result.best[:ROWS])
+    more = len(result.best) - ROWS
     others = f"; {more} more fit (--json)" if more > 0 else ""
-    yield f"\n{offered.considered} combinations in closed form, the likeliest simulated{others}"
+    yield f"\n{result.considered} combinations in closed form, the likeliest simulated{others}"
     yield f"The first: {command_line(configuration_flags(best))}"
     if grids:
-        found, named = grid_rows(offered.grids, best)
-        yield f"\nGrids of attention, one layer, both passes; {best.spread}\n"
+        found, named = grid_rows(result.grids, best)
+        yield f"\nGrids of attention, one layer, both passes; {best.sizes}\n"
         yield grid_table([*found, *named])
-        yield f"\n{grids_summary(offered.grids, best.choice.job)}"
+        yield f"\n{grids_summary(result.grids, best.choice.job)}"
 
 
-def _search_fields(offered: Offered) -> dict[str, Any]:
-    best, named = grid_rows(offered.grids, offered.best[0])
+def _search_fields(result: PlanResult) -> dict[str, Any]:
+    best, named = grid_rows(result.grids, result.best[0])
     return {
-        "configurations": [asdict(configuration_row(one)) for one in offered.best],
+        "configurations": [asdict(configuration_row(one)) for one in result.best],
         "best": [asdict(row) for row in best],
         "named": [asdict(row) for row in named],
     }
@@ -88,38 +88,38 @@ def longest_report(request: Request) -> Report:
     Raises:
         OptionError: a size does not divide.
     """
-    found = longest(request)
-    if not found:
-        leanest = configurations(replace(request, tokens=2 * request.cluster.ranks)).leanest
+    longest = longest_sequences(request)
+    if not longest:
+        leanest = search_configurations(replace(request, tokens=2 * request.cluster.ranks)).leanest
         return Report(memory_report(leanest), error=_no_sequence_fits(leanest))
-    return Report(_longest_parts(request, found), lambda: _longest_fields(found), found[0].configuration)
+    return Report(_longest_parts(request, longest), lambda: _longest_fields(longest), longest[0].configuration)
 
 
-def _longest_parts(request: Request, found: Sequence[Longest]) -> Iterator[ReportPart]:
+def _longest_parts(request: Request, longest: Sequence[LongestSequence]) -> Iterator[ReportPart]:
     yield f"{request.cluster}; {memory_line(request.cluster)}"
     yield f"{request.model.name}, longest sequence; predicted, of a step; norms and SwiGLU fused\n"
-    yield configuration_table((one.configuration for one in found), lengths=True)
-    for one in found:
+    yield configuration_table((one.configuration for one in longest), lengths=True)
+    for one in longest:
         tokens = one.configuration.request.tokens
         yield f"\n{tokens:,} tokens: {command_line(configuration_flags(one.configuration))}"
         yield f"{one.unit:,} tokens more: {limit_of_longer(one)}"
 
 
-def _longest_fields(found: Sequence[Longest]) -> list[dict[str, Any]]:
+def _longest_fields(longest: Sequence[LongestSequence]) -> list[dict[str, Any]]:
     return [
         {"tokens": one.configuration.request.tokens, **asdict(configuration_row(one.configuration))}
         | {"stops": limit_of_longer(one)}
-        for one in found
+        for one in longest
     ]
 
 
-def limit_of_longer(found: Longest) -> str:
+def limit_of_longer(sequence: LongestSequence) -> str:
     """Return the memory that the next longer sequence needs, in the configuration with the least device memory."""
-    needs = found.needs
-    moment, nbytes = peak(needs.buffers)
-    named = largest_buffers(needs, moment, LARGEST, ", ")
-    host_gb = needs.request.cluster.host_memory_gb
-    host = "" if host_gb is None else f"; {needs.step.host_gb:.0f} of {host_gb:g} GB of host memory per node"
+    longer = sequence.longer
+    moment, nbytes = peak(longer.buffers)
+    named = largest_buffers(longer, moment, LARGEST, ", ")
+    host_gb = longer.request.cluster.host_memory_gb
+    host = "" if host_gb is None else f"; {longer.step.host_gb:.0f} of {host_gb:g} GB of host memory per node"
     return f"at least {nbytes / 1e9:.1f} GB per rank ({moment}: {named}){host}"
 
 

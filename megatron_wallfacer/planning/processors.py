@@ -1,39 +1,60 @@
-"""What the ranks of an emulated cluster pay for being processes of one machine, whatever the size of what they do."""
+"""Costs that the ranks of an emulated cluster have as processes of one node, whatever the size of their work."""
 
 from __future__ import annotations
 
 from random import Random
 
-from megatron_wallfacer.planning.cluster import Host
+from megatron_wallfacer.planning.cluster import HostProcessors
+from megatron_wallfacer.planning.fluid import Uses
+from megatron_wallfacer.planning.symmetry import Symmetry
 from megatron_wallfacer.schedule.ops import Attend, Load, Op
 
+#: The processors as a resource of the fluid model.
+CORES = "cores"
 
-def overhead_s(host: Host, op: Op | None) -> float:
-    """Processor seconds of an operation; None is the end of a pass."""
+
+def overhead_s(host: HostProcessors, op: Op | None) -> float:
+    """Return the processor seconds of an operation in addition to its bytes; None is the end of a pass."""
     match op:
         case None:
             return host.pass_us * 1e-6
         case Load():
-            return 0.0  # only names a tensor
+            return 0.0  # names a tensor, without work
         case Attend():
             return host.attend_us * 1e-6
     return host.operation_us * 1e-6
 
 
-class Lateness:
-    """How long those who wake up wait for a processor.
+class WakeUpDelay:
+    """Random delays of threads that wake up and wait for a processor.
 
-    Of measured waits half are below a quarter of their mean, and a tenth above 2.5 times it: a Weibull distribution of
-    shape 1/2. Their mean grows as the part of the processors that is used.
+    Half of the measured delays are below a quarter of their mean, and a tenth is above 2.5 times the mean: a Weibull
+    distribution of shape 1/2. The mean grows with the fraction of the processors that is in use.
 
     Args:
-        host: whose ``late_us`` is the mean where all of its processors are used.
-        draw: the same numbers come of the same one.
+        host: processors; ``wake_up_us`` is the mean where all are in use.
+        seed: seed of the random numbers.
     """
 
-    def __init__(self, host: Host, draw: int = 0) -> None:
-        self._mean_s, self._draws = host.late_us * 1e-6, Random(draw)
+    def __init__(self, host: HostProcessors, seed: int = 0) -> None:
+        self._mean_s, self._random = host.wake_up_us * 1e-6, Random(seed)
 
     def seconds(self, used: float, sleeps: int) -> float:
-        """Of so many sleeps in a row, when such a part of the processors is used."""
-        return self._mean_s * used * sum(self._draws.expovariate(1.0) ** 2 / 2 for _ in range(sleeps))
+        """Return the delay of consecutive sleeps in seconds.
+
+        Args:
+            used: fraction of the processors that is in use.
+            sleeps: number of consecutive sleeps.
+        """
+        return self._mean_s * used * sum(self._random.expovariate(1.0) ** 2 / 2 for _ in range(sleeps))
+
+
+def processor_use(symmetry: Symmetry, rank: int, per_unit: float) -> Uses:
+    """Return the use of the processors by a flow that each rank of a class has.
+
+    Args:
+        symmetry: classes of ranks.
+        rank: a rank of the class.
+        per_unit: processors that one unit of the flow's rate takes on one rank.
+    """
+    return ((CORES, per_unit * symmetry.count(rank, 0, symmetry.grid.cp_size)),)

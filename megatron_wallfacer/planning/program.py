@@ -1,45 +1,56 @@
-"""A rank's program: the operations of all its passes in a row, each with what it waits for and what it takes."""
+"""The program of a rank: the operations of all its passes in order, each with its inputs and its cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_wallfacer.planning.costs import Cost, Costs
+from megatron_wallfacer.planning.costs import CostModel, OpCost
 from megatron_wallfacer.schedule.ops import Op, Schedule, reads
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """An operation.
+class TimedOp:
+    """An operation of a program.
 
     Attributes:
-        number: of the pass.
-        schedule: of the pass.
-        op: None ends the pass.
-        reads: the names it waits for.
-        cost: what it takes.
-        begun_s, issued_s: seconds after the beginning of its pass at which the host has issued its first attention
-            call, and all of it. The host issues one operation after the other and waits for nothing.
+        pass_number: index of the pass.
+        schedule: schedule of the pass.
+        op: operation; None at the end of the pass.
+        reads: names of the values that the operation reads.
+        cost: cost of the operation.
+        first_issued_s: seconds from the start of the pass until the host has issued the first attention call of the
+            operation. The host issues one operation after the other without waiting.
+        issued_s: seconds from the start of the pass until the host has issued the whole operation.
     """
 
-    number: int
+    pass_number: int
     schedule: Schedule
     op: Op | None
     reads: tuple[str, ...]
-    cost: Cost
-    begun_s: float = 0.0
+    cost: OpCost
+    first_issued_s: float = 0.0
     issued_s: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """Name of the operation's type; empty at the end of the pass."""
+        return "" if self.op is None else type(self.op).__name__
 
-def write_program(schedules: Sequence[Schedule], costs: Costs) -> list[Line]:
-    """Of a rank whose passes have these schedules."""
-    program: list[Line] = []
+
+def rank_program(schedules: Sequence[Schedule], costs: CostModel) -> list[TimedOp]:
+    """Return the program of a rank.
+
+    Args:
+        schedules: schedules of the rank's passes, in order.
+        costs: costs of operations.
+    """
+    program: list[TimedOp] = []
     for number, schedule in enumerate(schedules):
         call_s, issued_s = costs.call_host_s(schedule), 0.0
         for op, cost in zip(schedule.ops, costs.of(schedule), strict=True):
-            begun_s = issued_s + (min(call_s, cost.host_s) if cost.kernel_s else cost.host_s)
+            first_issued_s = issued_s + (min(call_s, cost.host_s) if cost.kernel_s else cost.host_s)
             issued_s += cost.host_s
-            program.append(Line(number, schedule, op, reads(op), cost, begun_s, issued_s))
-        program.append(Line(number, schedule, None, (), Cost()))
+            program.append(TimedOp(number, schedule, op, reads(op), cost, first_issued_s, issued_s))
+        program.append(TimedOp(number, schedule, None, (), OpCost()))
     return program

@@ -1,9 +1,9 @@
-"""Which ranks are alike, so that one stands for many.
+"""Ranks that behave alike, so that one simulated rank represents several.
 
-A grid is a torus: moving every rank by the same distance along an axis turns its schedules into each other, but for
-the published order of K and V. Where such a move also turns nodes into nodes, cards into cards and switches into
-switches, it changes nothing that takes time. Ranks that such moves turn into each other are a *class*; playing one rank
-of each class tells what all of them do.
+A grid is a torus: a translation of all ranks along an axis maps their schedules onto each other, except with the
+paper's order of K and V. Where the translation also maps nodes onto nodes, NICs onto NICs and switches onto switches,
+it preserves all times. Ranks that such translations map onto each other form a *class*. A simulation of one rank per
+class gives the times of all ranks.
 """
 
 from __future__ import annotations
@@ -21,55 +21,55 @@ class Symmetry:
 
     Args:
         grid: axes and placement.
-        unit_sizes: ranks of each kind of unit (card, node, switch); a unit is so many consecutive ranks.
-        folded: False to let every rank be a class of its own.
+        unit_sizes: ranks per unit, for each kind of unit (NIC, node, switch); a unit is a run of consecutive ranks.
+        every_rank: make every rank a class of its own.
     """
 
-    def __init__(self, grid: Grid, unit_sizes: Sequence[int], *, folded: bool = True) -> None:
-        self.grid, self._folded = grid, folded
-        self._steps = {axis: grid.size_of(axis) for axis in AXES}
-        if folded:
-            self._steps |= _steps(grid, unit_sizes)
+    def __init__(self, grid: Grid, unit_sizes: Sequence[int], *, every_rank: bool = False) -> None:
+        self.grid, self._every_rank = grid, every_rank
+        self._periods = {axis: grid.size_of(axis) for axis in AXES}
+        if not every_rank:
+            self._periods |= _periods(grid, unit_sizes)
         self._class_of = lru_cache(maxsize=None)(self._find_class)
         self._offset = lru_cache(maxsize=None)(self._find_offset)
-        self._moved = lru_cache(maxsize=None)(self._move)
+        self._translated = lru_cache(maxsize=None)(self._translate)
 
     @property
     def representatives(self) -> tuple[int, ...]:
         """One rank of each class, ascending."""
-        ranges = [range(self._steps[axis]) for axis in AXES]
+        ranges = [range(self._periods[axis]) for axis in AXES]
         return tuple(sorted(self.grid.rank(dict(zip(AXES, at, strict=True))) for at in product(*ranges)))
 
     def class_of(self, rank: int) -> int:
-        """The representative of a rank."""
+        """Return the representative of a rank."""
         return self._class_of(rank)
 
     def offset(self, rank: int, peer: int) -> tuple[int, ...]:
-        """How far a peer is along each axis: the same for all ranks of a class and their peers."""
+        """Return the distance from a rank to a peer along each axis, which is the same for all ranks of a class."""
         return self._offset(rank, peer)
 
-    def twin(self, rank: int) -> int:
-        """The rank with the first heads: its program is that of ``rank`` but for who its peers are."""
-        return self.grid.rank(self.grid.coordinates(rank) | {"head": 0}) if self._folded else rank
+    def program_rank(self, rank: int) -> int:
+        """Return the rank with the first heads, whose program is that of ``rank`` except for the peers."""
+        return rank if self._every_rank else self.grid.rank(self.grid.coordinates(rank) | {"head": 0})
 
-    def moved(self, rank: int, start: int, end: int) -> int:
-        """Where ``rank`` comes to when all ranks are moved so that ``start`` comes to ``end``."""
-        return self._moved(rank, start, end)
+    def translated(self, rank: int, start: int, end: int) -> int:
+        """Return the image of ``rank`` under the translation that maps ``start`` to ``end``."""
+        return self._translated(rank, start, end)
 
     def count(self, rank: int, first: int, ranks: int) -> int:
-        """Ranks of the class of ``rank`` among some consecutive ones."""
+        """Return the number of ranks in the class of ``rank`` among ``ranks`` consecutive ones from ``first``."""
         wanted = self.class_of(rank)
         return sum(self.class_of(other) == wanted for other in range(first, min(first + ranks, self.grid.cp_size)))
 
     def unit(self, first: int, ranks: int) -> int:
-        """The least class among some consecutive ranks: the same for units that are turned into each other."""
+        """Return the smallest class in a unit. Units that translations map onto each other have the same."""
         return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
 
     def _find_offset(self, rank: int, peer: int) -> tuple[int, ...]:
         here, there = self.grid.coordinates(rank), self.grid.coordinates(peer)
         return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
 
-    def _move(self, rank: int, start: int, end: int) -> int:
+    def _translate(self, rank: int, start: int, end: int) -> int:
         if start == end:
             return rank
         offset, here = self.offset(start, end), self.grid.coordinates(rank)
@@ -78,22 +78,28 @@ class Symmetry:
 
     def _find_class(self, rank: int) -> int:
         here = self.grid.coordinates(rank)
-        return self.grid.rank({axis: here[axis] % self._steps[axis] for axis in AXES})
+        return self.grid.rank({axis: here[axis] % self._periods[axis] for axis in AXES})
 
 
-def _steps(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
-    """By axis, the least distance by which all ranks may be moved along it. The size of the axis: not at all."""
-    steps, stride = {}, 1
+def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
+    """Return by axis the smallest translation that preserves all units; the axis size if there is none."""
+    periods, stride = {}, 1
     for axis in grid.placement:
         size = grid.size_of(axis)
-        step = lcm(1, *(_step(stride, size, unit) for unit in unit_sizes))
-        steps[axis] = step if size % step == 0 else size
+        period = lcm(1, *(_period(stride, size, unit) for unit in unit_sizes))
+        periods[axis] = period if size % period == 0 else size
         stride *= size
-    return steps
+    return periods
 
 
-def _step(stride: int, size: int, unit: int) -> int:
-    """The same for one kind of unit, given how far apart neighbours along the axis are."""
+def _period(stride: int, size: int, unit: int) -> int:
+    """Return the smallest translation along an axis that preserves units of one size.
+
+    Args:
+        stride: distance of neighbours along the axis, in ranks.
+        size: ranks of the axis.
+        unit: ranks of a unit.
+    """
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

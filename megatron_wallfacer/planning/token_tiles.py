@@ -1,4 +1,4 @@
-"""How many tiles of tokens the head and the MLPs need: the fewest that take their buffers off the peak."""
+"""The number of tiles of tokens of the head and the MLPs: the fewest that take their buffers off the peak."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from megatron_wallfacer.planning.inventory import MOMENTS, Activations, Moment, bytes_at, inventory
 
-#: A moment this close to its least bytes is as small as tiles make it.
+#: Ratio to the fewest bytes up to which more tiles do not lower a moment's bytes.
 NEAR = 1.01
-#: Fewest rows of a tile: below them matrix kernels are slower, and weight gradients are rewritten for little.
+#: Fewest rows of a tile: below, matrix kernels are slower, and weight gradients are rewritten for little memory.
 LEAST_ROWS = 1024
 
 
@@ -18,13 +18,13 @@ def most_tiles(rows: int) -> int:
 
 
 def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activations:
-    """Return the micro-batch with the fewest tiles that take the head's and the MLP's buffers off the peak.
+    """Return activations with the fewest tiles that take the buffers of head and MLP off the peak.
 
-    The MLP comes first, and the head is not counted then. Where no number of tiles does, it is the fewest that come
-    near.
+    The MLP comes first, without regard to the head. If no number of tiles is enough, the result has the fewest tiles
+    that come near the least bytes.
 
     Args:
-        work: the micro-batch; its own tiles are kept where none are chosen.
+        work: activations of a micro-batch; its own tiles are kept where none are chosen.
         loss: choose tiles of the head.
         mlp: choose tiles of the MLPs.
     """
@@ -33,13 +33,24 @@ def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activati
     return _fewest(work, "loss_tiles", "head", ()) if loss else work
 
 
-def _fewest(work: Activations, name: str, moment: Moment, apart: tuple[Moment, ...]) -> Activations:
+def recomputed_part(work: Activations) -> float:
+    """Return the FLOPs that tiles recompute, over those of all matrix products of a step without attention."""
+    model, tokens = work.model, work.tokens
+    recomputed = 0.0
+    if work.loss_tiles > 1:
+        recomputed += tokens * model.head_flops()
+    if work.mlp_tiles > 1:
+        recomputed += model.layers * tokens * model.mlp_flops()
+    return recomputed / (3.0 * tokens * (model.layers * model.matmul_flops() + model.head_flops()))
+
+
+def _fewest(work: Activations, name: str, moment: Moment, ignored: tuple[Moment, ...]) -> Activations:
     tiles, most = 1, most_tiles(work.tokens)
     least = NEAR * bytes_at(inventory(replace(work, **{name: most})), moment)
     while True:
         work = replace(work, **{name: tiles})
         buffers = inventory(work)
-        others = max(bytes_at(buffers, other) for other in MOMENTS if other != moment and other not in apart)
+        others = max(bytes_at(buffers, other) for other in MOMENTS if other != moment and other not in ignored)
         if tiles >= most or bytes_at(buffers, moment) <= max(others, least):
             return work
         tiles *= 2

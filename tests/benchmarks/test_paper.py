@@ -12,7 +12,7 @@ from benchmarks.paper.burst_engine import AttentionRate, attention_rates, pairs_
 from benchmarks.paper.throughput import Case, planner_grid, simulate_figure, summary
 from benchmarks.paper.usp import PUBLISHED_MFU, usp_steps
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.cluster_file import load_cluster
 
 #: Bars with the wrong sign where each C has its better placement: C = 2 across slow Ethernet.
 WRONG_SIGNS = {("A100_8", 65536, "wallfacer-2"), ("A100_8", 131072, "wallfacer-2")}
@@ -93,7 +93,7 @@ def test_the_planner_beats_the_papers_best_where_cards_are_slow() -> None:
     found = planner_grid(case)
     assert found.paper_s / found.ours_s > 1.5
     assert found.ours_k_tokens_s > 1.2 * found.paper_k_tokens_s
-    assert found.reason.startswith("bound by network cards")
+    assert found.reason.startswith("bound by NICs")
 
 
 def test_the_order_of_other_systems_with_nothing_fitted() -> None:

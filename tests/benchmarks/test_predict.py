@@ -50,7 +50,7 @@ def test_our_schemes_are_predicted_and_peers_are_not(tmp_path: Path) -> None:
     run = write_run(tmp_path, {"ring": 0.3, "double-ring-1": 0.2, "mine": 0.25, "rfa-zigzag": 0.4})
     found = predict.predict(run)
     assert [one.scheme for one in found] == ["double-ring-1", "mine", "ring"]
-    assert all(one.played_s > 0 for one in found)
+    assert all(one.predicted_s > 0 for one in found)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_slower_links_and_processors_are_predicted_slower(tmp_path: Path, slower
     seconds = {"ring": 0.3, "double-ring-1": 0.2}
     fast = predict.predict(write_run(tmp_path, seconds))
     slow = predict.predict(write_run(tmp_path, seconds, **slower))
-    assert all(b.played_s > 1.1 * a.played_s for a, b in zip(fast, slow, strict=True))
+    assert all(b.predicted_s > 1.1 * a.predicted_s for a, b in zip(fast, slow, strict=True))
 
 
 def test_another_runs_microbenchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +87,7 @@ def test_another_runs_microbenchmarks(tmp_path: Path, capsys: pytest.CaptureFixt
     del about["processors"]
     (ended / "run.json").write_text(json.dumps(about))
     slow = predict.predict(ended, whole)
-    assert all(b.played_s > 1.1 * a.played_s for a, b in zip(fast, slow, strict=True))
+    assert all(b.predicted_s > 1.1 * a.predicted_s for a, b in zip(fast, slow, strict=True))
     assert main([str(ended)]) == 2
     assert f"a whole run on that machine: {ended} has no cores, copy_gbyte_s" in capsys.readouterr().err
 
@@ -105,8 +105,8 @@ def test_rank_correlation() -> None:
 def test_what_holds() -> None:
     right = made(*((1 + n / 10, 1 + n / 10) for n in range(10)))
     assert holds(right)
-    assert not holds([replace(p, played_s=1.2 * p.measured_s) for p in right])  # median error
-    assert not holds([replace(p, played_s=3 - p.measured_s) for p in right])  # order
+    assert not holds([replace(p, predicted_s=1.2 * p.measured_s) for p in right])  # median error
+    assert not holds([replace(p, predicted_s=3 - p.measured_s) for p in right])  # order
     wrong_choice = made((1.0, 1.02), (1.06, 1.01), *((2 + n, 2 + n) for n in range(10)))
     assert rank_correlation(wrong_choice) > 0.9
     assert chosen_over_best(wrong_choice) == 1.06

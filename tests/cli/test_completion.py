@@ -12,7 +12,7 @@ import pytest
 
 from megatron_wallfacer.cli import completion
 from megatron_wallfacer.cli.main import command_parser, main
-from megatron_wallfacer.planning.load import preset_names
+from megatron_wallfacer.planning.cluster_file import preset_names
 
 #: Asks the function that `complete` has registered, as bash does.
 ASK = r"""

@@ -95,7 +95,7 @@ def test_outputs_are_checked_before_the_work(
 ) -> None:
     """Root may write anywhere but there."""
     monkeypatch.setenv("RANK", "0")
-    works = ("planning.load.load_cluster", "cli.grid_page.data.page_data", "cli.tuning.job.job_device")
+    works = ("planning.cluster_file.load_cluster", "cli.grid_page.data.page_data", "cli.tuning.job.job_device")
     for work in (*works, "cli.tracing.lines.read_lines"):
         monkeypatch.setattr(f"megatron_wallfacer.{work}", lambda *_, **__: pytest.fail("the work has begun"))
     assert main([*command.split(), flag, path]) == 2

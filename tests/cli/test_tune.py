@@ -20,8 +20,9 @@ from megatron_wallfacer.cli.tuning.device import _line
 from megatron_wallfacer.cli.tuning.host_memory import SIZE, host_memory
 from megatron_wallfacer.cli.tuning.hosts import nodes_of
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.search import Job, named
+from megatron_wallfacer.planning.choice import AttentionJob
+from megatron_wallfacer.planning.cluster_file import load_cluster
+from megatron_wallfacer.planning.search import named_choices
 from megatron_wallfacer.schedule.volume import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,12 +67,12 @@ def test_it_has_to_be_under_torchrun(capsys: pytest.CaptureFixture[str], monkeyp
 def test_as_json(tmp_path: Path) -> None:
     cluster = load_cluster("h100-8x8")
     shape = Shape(tokens=1024, q_heads=8, kv_heads=8, head_dim=64)
-    first, second = list(named(Job(cluster, shape, 16), ("ring", "double-ring")))
+    first, second = list(named_choices(AttentionJob(cluster, shape, 16), ("ring", "double-ring")))
     shown = json.loads(_shown_as_json(cluster, [(first, 1.5), (second, 2.5)]))
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(shown["cluster"]))
     assert load_cluster(tmp_path / "cluster.yaml").intra == cluster.intra
     assert [(grid["name"], grid["measured_s"]) for grid in shown["grids"]] == [("ring", 1.5), ("double-ring", 2.5)]
-    assert shown["grids"][0]["predicted_s"] == first.played.seconds
+    assert shown["grids"][0]["predicted_s"] == first.simulation.seconds
 
 
 def test_the_slower_direction_of_the_host_link_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.hooks import arguments as hooks_arguments
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import megatron_version
-from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.search import search
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.schemes import SCHEMES

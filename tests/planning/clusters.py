@@ -1,17 +1,17 @@
-"""Small clusters, plans and how they are played."""
+"""Small clusters and plans for them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from megatron_wallfacer.planning.cluster import Cluster, Device, Link
-from megatron_wallfacer.planning.search import Choice, Job
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
+from megatron_wallfacer.planning.cluster import Cluster, Device, LinkSpeed
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Nothing but kernels and links, all of it round numbers.
-PLAIN = Cluster("plain", 4, 4, Link(10.0, 2.0), Link(1.0, 10.0), Device(1.0), nics=4)
+#: Kernels and links only, with round numbers.
+PLAIN = Cluster("plain", 4, 4, LinkSpeed(10.0, 2.0), LinkSpeed(1.0, 10.0), Device(1.0), nics=4)
 SHAPE = Shape(tokens=512, q_heads=8, kv_heads=8, head_dim=64)
 #: Every kind of schedule whose ranks are alike.
 ALIKE: dict[str, dict[str, Any]] = {
@@ -31,12 +31,12 @@ ALIKE: dict[str, dict[str, Any]] = {
 
 
 def choice(cluster: Cluster = PLAIN, shape: Shape = SHAPE, cp_size: int = 16, **options: Any) -> Choice:
-    """A plan on a cluster."""
+    """Return a plan on a cluster."""
     heads = {"q_heads": shape.q_heads, "kv_heads": shape.kv_heads}
     q_kept = options.pop("q_kept", False)
-    return Choice(Job(cluster, shape, cp_size), make_plan(cp_size=cp_size, **heads, **options), q_kept)
+    return Choice(AttentionJob(cluster, shape, cp_size), make_plan(cp_size=cp_size, **heads, **options), q_kept)
 
 
 def with_device(cluster: Cluster, **changes: float) -> Cluster:
-    """With another device."""
+    """Return a cluster with another device."""
     return replace(cluster, device=replace(cluster.device, **changes))

@@ -6,26 +6,26 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.configuration import Configuration, Request
 from megatron_wallfacer.planning.configuration_flags import command_line, configuration_flags
-from megatron_wallfacer.planning.load import load_cluster
 from megatron_wallfacer.planning.model import MODELS
-from megatron_wallfacer.planning.parallel import Software, Spread
+from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
 from tests.planning.clusters import choice
 
 PLAIN = Configuration(
     Request(MODELS["llama3-8b"], load_cluster("h100-8x8", 1), 8192),
-    Spread(cp=16),
-    Software(recompute="none"),
+    ParallelSizes(cp=16),
+    TrainingOptions(recompute="none"),
     choice(scheme="ring"),
 )
 FULL = {"--recompute-granularity": "full", "--recompute-method": "uniform", "--recompute-num-layers": 1}
 
 
 def added(**changes: object) -> dict[str, object]:
-    """Flags that a change of the software adds."""
+    """Return the flags that a change of the options adds."""
     before = configuration_flags(PLAIN)
-    after = configuration_flags(replace(PLAIN, software=replace(PLAIN.software, **changes)))
+    after = configuration_flags(replace(PLAIN, options=replace(PLAIN.options, **changes)))
     assert before.items() <= after.items()
     return dict(after.items() - before.items())
 
@@ -67,14 +67,14 @@ def test_sizes() -> None:
     assert flags["--wallfacer-cp-size"] == 16
     assert flags["--seq-length"] == flags["--max-position-embeddings"] == 16 * 512
     assert flags["--use-distributed-optimizer"] is flags["--bf16"] is True
-    split = configuration_flags(replace(PLAIN, spread=Spread(tp=2, pp=4, cp=16, dp=3, microbatches=5)))
+    split = configuration_flags(replace(PLAIN, sizes=ParallelSizes(tp=2, pp=4, cp=16, dp=3, microbatches=5)))
     assert split["--sequence-parallel"] is True
     assert (split["--tensor-model-parallel-size"], split["--pipeline-model-parallel-size"]) == (2, 4)
     assert (split["--micro-batch-size"], split["--global-batch-size"]) == (1, 15)
 
 
 def test_one_context_parallel_rank_has_no_grid() -> None:
-    flags = configuration_flags(replace(PLAIN, spread=Spread(tp=8, cp=1)))
+    flags = configuration_flags(replace(PLAIN, sizes=ParallelSizes(tp=8, cp=1)))
     assert {flag for flag in flags if flag.startswith("--wallfacer")} == {"--wallfacer-cp-size"}
 
 

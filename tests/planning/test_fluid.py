@@ -6,37 +6,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_wallfacer.planning.fluid import Fluid, Group, share
+from megatron_wallfacer.planning.fluid import FlowGroup, Fluid, set_fair_rates
 
 
-def group(flows: int, *keys: str, limit: float | None = None, weight: float = 1.0) -> Group:
-    return Group(tuple((key, weight) for key in keys), limit, ends=[(1.0, n, print) for n in range(flows)])
+def group(flows: int, *keys: str, limit: float | None = None, weight: float = 1.0) -> FlowGroup:
+    return FlowGroup(tuple((key, weight) for key in keys), limit, ends=[(1.0, n, print) for n in range(flows)])
 
 
-def test_what_is_left_over_goes_to_those_who_can_use_it() -> None:
+def test_unused_capacity_goes_to_flows_that_can_use_it() -> None:
     """Two on a slow link; a third that shares a fast link with one of them gets all the rest of it."""
     both, slow, fast = group(1, "a", "b"), group(1, "a"), group(1, "b")
-    share([both, slow, fast], {"a": 2.0, "b": 10.0})
+    set_fair_rates([both, slow, fast], {"a": 2.0, "b": 10.0})
     assert (both.rate, slow.rate, fast.rate) == (1.0, 1.0, 9.0)
 
 
 def test_a_limit_of_its_own_leaves_more_to_the_others() -> None:
     limited, free = group(1, "a", limit=1.0), group(2, "a")
-    share([limited, free], {"a": 5.0})
+    set_fair_rates([limited, free], {"a": 5.0})
     assert (limited.rate, free.rate) == (1.0, 2.0)
 
 
 def test_weights_are_uses_of_a_unit_of_rate() -> None:
     heavy = group(1, "a", weight=4.0)
-    share([heavy], {"a": 2.0})
+    set_fair_rates([heavy], {"a": 2.0})
     assert heavy.rate == 0.5
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.sets(st.sampled_from("abc"), min_size=1)), min_size=1, max_size=6))
-def test_nothing_is_overfull_and_everyone_is_stopped_by_something_full(wanted: list[tuple[int, set[str]]]) -> None:
+def test_no_resource_is_overfull_and_a_full_one_limits_each_flow(wanted: list[tuple[int, set[str]]]) -> None:
     capacity = {"a": 1.0, "b": 3.0, "c": 7.0}
     groups = [group(flows, *sorted(keys)) for flows, keys in wanted]
-    share(groups, capacity)
+    set_fair_rates(groups, capacity)
     load = {key: sum(g.rate * len(g.ends) for g in groups if (key, 1.0) in g.uses) for key in capacity}
     assert all(load[key] <= capacity[key] * (1 + 1e-6) for key in capacity)
     for one in groups:
@@ -47,13 +47,13 @@ def test_flows_end_when_their_amount_has_passed() -> None:
     fluid, ended = Fluid({"a": 2.0}), []
     fluid.add(2.0, (("a", 1.0),), lambda: ended.append("first"))
     assert fluid.next_end_s() == 1.0
-    fluid.pass_time(0.5)
+    fluid.advance(0.5)
     fluid.add(3.0, (("a", 1.0),), lambda: ended.append("second"))
     times = []
     while (left := fluid.next_end_s()) is not None:
         times.append(left)
-        for then in fluid.pass_time(left):
-            then()
+        for on_end in fluid.advance(left):
+            on_end()
     # One unit of the first is left, at half the rate; then two of the second at the full rate.
     assert times == pytest.approx([1.0, 1.0])
     assert ended == ["first", "second"]
@@ -61,9 +61,9 @@ def test_flows_end_when_their_amount_has_passed() -> None:
 
 def test_what_nothing_limits_ends_at_once() -> None:
     fluid = Fluid({})
-    fluid.add(5.0, (("nobody's", 1.0),), list)
+    fluid.add(5.0, (("unlimited", 1.0),), list)
     assert fluid.next_end_s() == 0.0
-    assert len(fluid.pass_time(0.0)) == 1
+    assert len(fluid.advance(0.0)) == 1
 
 
 def test_the_part_in_use_is_that_of_all_who_use_it() -> None:

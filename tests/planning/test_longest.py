@@ -1,4 +1,4 @@
-"""The longest sequence: it fits, a longer one does not, and what stops it is named."""
+"""The longest sequence: it fits, a longer one does not, and its memory is named."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.configuration import Request, fits_memory
-from megatron_wallfacer.planning.configurations import configurations
-from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.longest import UNITS, _most, longest, unit_of
+from megatron_wallfacer.planning.configurations import search_configurations
+from megatron_wallfacer.planning.longest import UNITS, _most_tokens, longest_sequences, unit_of
 from megatron_wallfacer.planning.model import MODELS
 
 NODE = load_cluster("h100-8x8", 1)
@@ -17,28 +17,30 @@ REQUEST = Request(MODELS["llama3-8b"], NODE, 1, tp=4)
 
 
 def test_an_8b_model_on_one_node() -> None:
-    tested, untested = longest(REQUEST)
+    tested, untested = longest_sequences(REQUEST)
     for one, only_tested in ((tested, True), (untested, False)):
         tokens = one.configuration.request.tokens
         assert one.configuration.fits
         assert one.configuration.is_tested == only_tested
-        assert not fits_memory(one.needs.step, NODE)
-        longer = replace(REQUEST, tokens=tokens + one.unit, tested_only=only_tested)
-        assert configurations(longer).best == ()
+        assert not fits_memory(one.longer.step, NODE)
+        request = replace(REQUEST, tokens=tokens + one.unit, tested_only=only_tested)
+        assert search_configurations(request).best == ()
     assert tested.configuration.request.tokens >= 2_000_000
     assert untested.configuration.request.tokens > tested.configuration.request.tokens
-    assert untested.configuration.software.adam == "host"
+    assert untested.configuration.options.adam == "host"
 
 
 def test_host_memory_may_stop_it() -> None:
     small = replace(NODE, host_memory_gb=100.0)
-    (found, *_) = longest(replace(REQUEST, cluster=small))
-    assert found.needs.step.host_gb <= 100
-    assert 0 < found.needs.software.inputs_on_host < 1
+    (found, *_) = longest_sequences(replace(REQUEST, cluster=small))
+    assert found.longer.step.host_gb <= 100
+    assert 0 < found.longer.options.inputs_on_host < 1
 
 
 def test_a_model_whose_states_do_not_fit_has_none() -> None:
-    assert longest(replace(REQUEST, model=MODELS["llama3-70b"], cluster=NODE.with_gpus_per_node(1), tp=1)) == []
+    assert (
+        longest_sequences(replace(REQUEST, model=MODELS["llama3-70b"], cluster=NODE.with_gpus_per_node(1), tp=1)) == []
+    )
 
 
 @pytest.mark.parametrize(("tokens", "ranks", "unit"), [(0, 8, 8192), (1 << 20, 8, 65536), (0, 1 << 14, 1 << 15)])
@@ -50,5 +52,5 @@ def test_every_rank_holds_two_chunks(tokens: int, ranks: int, unit: int) -> None
 def test_the_longest_is_found_from_any_length(start: int) -> None:
     """Also where the first length is no multiple of the larger unit."""
     for most in range(start + 8192, start + (1 << 21), 70001):
-        found = _most(lambda tokens, most=most: tokens <= most, start, 8)
+        found = _most_tokens(lambda tokens, most=most: tokens <= most, start, 8)
         assert found == 0 or found <= most < found + UNITS[1] + UNITS[0]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.search import Choice, Job
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
+from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
@@ -25,9 +25,9 @@ from megatron_wallfacer.schedule.volume import Shape
 )
 def test_merged_calls_take_no_longer(cluster: str, cp_size: int, tokens: int, options: dict, gain: float) -> None:
     shape = Shape(tokens=tokens, q_heads=32, kv_heads=8, head_dim=128)
-    job = Job(load_cluster(cluster), shape, cp_size)
+    job = AttentionJob(load_cluster(cluster), shape, cp_size)
     plan = make_plan("team-ring", cp_size, q_heads=32, kv_heads=8, tokens=tokens, **options)
-    merged, apart = (Choice(job, one).played for one in (plan, replace(plan, shard_work=None)))
+    merged, apart = (Choice(job, one).simulation for one in (plan, replace(plan, shard_work=None)))
     ends = zip(merged.pass_s, (0.0, merged.pass_s[0]), apart.pass_s, (0.0, apart.pass_s[0]), strict=True)
     for end, start, end_apart, start_apart in ends:
         assert end - start <= (end_apart - start_apart) * (1 + 1e-9)

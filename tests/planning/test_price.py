@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_wallfacer.planning.kernels import best_rate
-from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.search import Choice, Job
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
+from megatron_wallfacer.planning.cluster_file import load_cluster
+from megatron_wallfacer.planning.measured_kernels import best_rate
 from megatron_wallfacer.schedule import price
 from megatron_wallfacer.schedule.schemes import divisors, make_plan
 from megatron_wallfacer.schedule.volume import Shape
@@ -30,10 +30,10 @@ def test_costs_are_those_of_the_shipped_cluster() -> None:
 def test_the_choice_is_near_the_fastest_of_its_axes(cp_size: int, tokens: int) -> None:
     """The simulator knows overlap and where ranks are; the formula does not."""
     cluster = replace(H200, nodes=max(1, cp_size // 8))
-    job = Job(cluster, Shape(tokens, **HEADS, head_dim=128), cp_size)
+    job = AttentionJob(cluster, Shape(tokens, **HEADS, head_dim=128), cp_size)
     options = HEADS | {"tokens": tokens}
     seconds = {
-        plan: Choice(job, plan).played.seconds
+        plan: Choice(job, plan).simulation.seconds
         for team in divisors(cp_size)
         for kv_team in divisors(cp_size // team)
         for plan in [make_plan("team-ring", cp_size, team_size=team, kv_team_size=kv_team, **options)]

@@ -9,20 +9,20 @@ import pytest
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.inventory import bytes_at, peak
 from megatron_wallfacer.planning.model import MODELS
-from megatron_wallfacer.planning.parallel import Software, Spread
 from megatron_wallfacer.planning.rank_memory import host_bytes, layers_in_flight, rank_buffers
 from megatron_wallfacer.planning.states import parameters_of_rank, state_buffers
+from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
 from megatron_wallfacer.schedule.memory import peak_bytes, result_bytes, workspace
 from tests.planning.clusters import ALIKE, choice
 
 LLAMA, TOKENS, NONE = MODELS["llama3-8b"], 131072, AttentionMemory()
-CP8 = Spread(cp=8)
-TILED = Software(recompute="keep-attention", loss_tiles=128, mlp_tiles=16)
+CP8 = ParallelSizes(cp=8)
+TILED = TrainingOptions(recompute="keep-attention", loss_tiles=128, mlp_tiles=16)
 HIDDEN = 2 * 4096 * TOKENS
 
 
 def states(**options: object) -> float:
-    return sum(buffer.nbytes for buffer in state_buffers(LLAMA, CP8, Software(**options)))
+    return sum(buffer.nbytes for buffer in state_buffers(LLAMA, CP8, TrainingOptions(**options)))
 
 
 def test_states_of_a_parameter() -> None:
@@ -36,12 +36,12 @@ def test_states_of_a_parameter() -> None:
 
 def test_the_budget_of_an_8b_model_at_1m_tokens() -> None:
     """The issue's table, GB per rank of CP 8: optimizer and activations on the host."""
-    software = replace(TILED, adam="host", outputs_on_host=1.0, inputs_on_host=1.0)
+    options = replace(TILED, adam="host", outputs_on_host=1.0, inputs_on_host=1.0)
     work = AttentionMemory(backward=4.6e9)
-    found = rank_buffers(LLAMA, TOKENS, work, CP8, software)
+    found = rank_buffers(LLAMA, TOKENS, work, CP8, options)
     assert peak(found)[0] == "attention"
     assert 66 < peak(found)[1] / 1e9 < 71
-    host_gb = 8 * host_bytes(LLAMA, TOKENS, work, CP8, software) / 1e9
+    host_gb = 8 * host_bytes(LLAMA, TOKENS, work, CP8, options) / 1e9
     assert host_gb == pytest.approx(554 + 128, abs=2)
 
 
@@ -73,15 +73,15 @@ def test_part_of_the_layers_may_stay() -> None:
 
 
 def test_micro_batches_in_flight_are_counted() -> None:
-    assert layers_in_flight(LLAMA, Spread(pp=4, microbatches=2)) == 16
-    assert layers_in_flight(LLAMA, Spread(pp=4, microbatches=8)) == 32
+    assert layers_in_flight(LLAMA, ParallelSizes(pp=4, microbatches=2)) == 16
+    assert layers_in_flight(LLAMA, ParallelSizes(pp=4, microbatches=8)) == 32
 
 
 def test_queries_that_are_kept_take_memory_in_every_layer() -> None:
     kept, gathered = (choice(scheme="team-ring", team_size=4, q_kept=q) for q in (True, False))
     queries = 3 * kept.job.shape.elements("q") * kept.job.shape.itemsize
-    assert kept.attention.kept - gathered.attention.kept == queries
-    sizes = [peak(rank_buffers(LLAMA, TOKENS, one.attention, CP8, TILED))[1] for one in (kept, gathered)]
+    assert kept.memory.kept - gathered.memory.kept == queries
+    sizes = [peak(rank_buffers(LLAMA, TOKENS, one.memory, CP8, TILED))[1] for one in (kept, gathered)]
     assert sizes[0] - sizes[1] >= 31 * queries
 
 
@@ -89,7 +89,7 @@ def test_queries_that_are_kept_take_memory_in_every_layer() -> None:
 def test_a_pass_is_its_results_and_what_the_inventory_counts(name: str) -> None:
     """Workspace, results of kernels and kept buffers are those of the schedules."""
     one = choice(**ALIKE[name])
-    shape, memory = one.job.shape, one.attention
+    shape, memory = one.job.shape, one.memory
     forward, backward = one.schedules(0)
     assert memory.exchanges_heads == (one.plan.grid.head > 1)
     assert memory.forward > workspace(forward, shape).nbytes

@@ -1,4 +1,4 @@
-"""The search: what it finds against playing everything, what it refuses, how long it takes."""
+"""The search: its result against a simulation of everything, and its errors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.search import TIE, Choice, Job, candidates, named, search, taken
+from megatron_wallfacer.planning.choice import AttentionJob, Choice
+from megatron_wallfacer.planning.cluster_file import load_cluster
+from megatron_wallfacer.planning.search import TIE, candidates, named_choices, preferred, search
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.memory import graphed_peak_bytes
 from megatron_wallfacer.schedule.plan import Plan
@@ -16,38 +17,38 @@ from megatron_wallfacer.schedule.volume import Shape
 from tests.planning.clusters import PLAIN, SHAPE
 
 JOBS = {
-    "slow cards": Job(PLAIN, SHAPE, 16),
-    "a card a node": Job(replace(PLAIN, nics=1), SHAPE, 16),
-    "grouped": Job(PLAIN, Shape(2048, 8, 2, 64), 16),
-    "compute": Job(load_cluster("h100-8x8", 2), Shape(16384, 32, 8, 128), 16),
+    "slow cards": AttentionJob(PLAIN, SHAPE, 16),
+    "a card a node": AttentionJob(replace(PLAIN, nics=1), SHAPE, 16),
+    "grouped": AttentionJob(PLAIN, Shape(2048, 8, 2, 64), 16),
+    "compute": AttentionJob(load_cluster("h100-8x8", 2), Shape(16384, 32, 8, 128), 16),
 }
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_it_finds_what_playing_everything_finds(name: str) -> None:
-    everything = [one for one in candidates(JOBS[name]) if one.can_be_played]
-    best = min(one.played.seconds for one in everything)
+def test_it_finds_the_best_of_all_candidates(name: str) -> None:
+    everything = [one for one in candidates(JOBS[name]) if one.can_be_simulated]
+    best = min(one.simulation.seconds for one in everything)
     found = search(JOBS[name])
     assert found.legal == len(everything)
-    fastest = min(one.played.seconds for one in found.best)
+    fastest = min(one.simulation.seconds for one in found.best)
     first, *others = found.best
-    assert first.played.seconds <= 1.02 * best
-    assert others == sorted(others, key=lambda one: one.played.seconds)
-    equal = [one for one in found.best if one.played.seconds <= TIE * fastest]
+    assert first.simulation.seconds <= 1.02 * best
+    assert others == sorted(others, key=lambda one: one.simulation.seconds)
+    equal = [one for one in found.best if one.simulation.seconds <= TIE * fastest]
     assert first in equal
     assert first.words == min(one.words for one in equal)
 
 
-def test_of_equals_the_fewest_words_are_taken() -> None:
-    assert taken([(1.0, 5.0), (1.019, 3.0), (1.021, 1.0)]) == 1
-    assert taken([(1.01, 3.0), (1.0, 3.0), (1.005, 3.0)]) == 1
-    assert taken([(2.0, 1.0), (1.0, 9.0)]) == 1
+def test_of_equals_the_one_with_the_least_traffic_is_preferred() -> None:
+    assert preferred([(1.0, 5.0), (1.019, 3.0), (1.021, 1.0)]) == 1
+    assert preferred([(1.01, 3.0), (1.0, 3.0), (1.005, 3.0)]) == 1
+    assert preferred([(2.0, 1.0), (1.0, 9.0)]) == 1
 
 
 def test_it_beats_or_equals_every_named_scheme() -> None:
     job = JOBS["slow cards"]
-    best = search(job).best[0].played.seconds
-    others = {one.name: one.played.seconds for one in named(job)}
+    best = search(job).best[0].simulation.seconds
+    others = {one.name: one.simulation.seconds for one in named_choices(job)}
     assert {"ring", "double-ring", "ulysses", "usp", "all-gather", "mesh", "wallfacer", "burst"} <= set(others) | {
         "ulysses"
     }
@@ -55,7 +56,7 @@ def test_it_beats_or_equals_every_named_scheme() -> None:
 
 
 def test_every_candidate_divides_the_heads_and_is_of_the_right_size() -> None:
-    for one in candidates(Job(PLAIN, Shape(512, 6, 6, 64), 12)):
+    for one in candidates(AttentionJob(PLAIN, Shape(512, 6, 6, 64), 12)):
         assert one.plan.grid.cp_size == 12
         assert 6 % one.plan.grid.head == 0
 
@@ -67,7 +68,7 @@ def test_memory_that_graphs_hold_is_counted() -> None:
     assert graphed.buffer_bytes == graphed_peak_bytes(graphed.schedules(0), job.shape) > eager.buffer_bytes
 
 
-def test_what_does_not_fit_the_memory_is_left_out_and_then_refused() -> None:
+def test_choices_that_do_not_fit_are_left_out_and_none_is_an_error() -> None:
     job = JOBS["slow cards"]
     roomy = search(job)
     tight = sorted(one.buffer_bytes for one in roomy.best)[1]

@@ -1,4 +1,4 @@
-"""Which ranks are alike."""
+"""Which ranks are symmetry."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ ORDER = ("head", "team", "ring_inner", "ring_outer")
     ],
 )
 def test_classes(grid: Grid, units: tuple[int, ...], classes: int) -> None:
-    alike = Symmetry(grid, units)
-    assert len(alike.representatives) == classes
-    assert {alike.class_of(rank) for rank in range(grid.cp_size)} == set(alike.representatives)
+    symmetry = Symmetry(grid, units)
+    assert len(symmetry.representatives) == classes
+    assert {symmetry.class_of(rank) for rank in range(grid.cp_size)} == set(symmetry.representatives)
 
 
-def test_without_folding_every_rank_is_a_class() -> None:
-    alike = Symmetry(Grid(ring_outer=8), (1,), folded=False)
-    assert alike.representatives == tuple(range(8))
+def test_every_rank_may_be_a_class() -> None:
+    symmetry = Symmetry(Grid(ring_outer=8), (1,), every_rank=True)
+    assert symmetry.representatives == tuple(range(8))
 
 
 def test_ranks_of_a_class_have_their_peers_equally_far() -> None:
     grid = Grid(team=2, ring_outer=8, placement=ORDER)
-    alike = Symmetry(grid, (4,))
+    symmetry = Symmetry(grid, (4,))
     for axis in ("team", "ring_outer"):
         for rank in range(16):
-            peers = {alike.offset(rank, peer) for peer in grid.neighbours(rank, axis)}
-            first = alike.class_of(rank)
-            assert peers == {alike.offset(first, peer) for peer in grid.neighbours(first, axis)}
+            peers = {symmetry.offset(rank, peer) for peer in grid.neighbours(rank, axis)}
+            first = symmetry.class_of(rank)
+            assert peers == {symmetry.offset(first, peer) for peer in grid.neighbours(first, axis)}
 
 
 @pytest.mark.parametrize(
     "grid", [Grid(head=4, ring_outer=2), Grid(2, 2, 1, 2, 2), Grid(2, 1, 2, 3, 1, ("ring_outer", "head", "kv_team"))]
 )
-def test_a_program_is_that_of_the_twin_but_for_its_peers(grid: Grid) -> None:
+def test_ranks_with_other_heads_have_the_same_program_but_for_peers(grid: Grid) -> None:
     symmetry, plan = Symmetry(grid, (1,)), Plan(grid)
 
     def messages(rank: int, start: int, end: int) -> list[list[tuple]]:
         schedules = forward_schedule(plan, rank, groups=1), backward_schedule(plan, rank, groups=1)
         return [
             # Which chunks they are differs, how many does not.
-            sorted((symmetry.moved(one.peer, start, end), one.tag, len(one.chunks)) for one in ends)
+            sorted((symmetry.translated(one.peer, start, end), one.tag, len(one.chunks)) for one in ends)
             for schedule in schedules
             for move in schedule.moves
             for ends in (move.sends, move.receives)
         ]
 
     for rank in range(grid.cp_size):
-        twin = symmetry.twin(rank)
-        assert messages(twin, twin, rank) == messages(rank, rank, rank)
-        assert grid.coordinates(twin)["head"] == 0
+        first = symmetry.program_rank(rank)
+        assert messages(first, first, rank) == messages(rank, rank, rank)
+        assert grid.coordinates(first)["head"] == 0

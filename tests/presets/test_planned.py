@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from megatron_wallfacer.megatron.arguments import add_arguments
+from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.configuration import Configuration, Request
 from megatron_wallfacer.planning.configuration_flags import configuration_flags, save_flags
 from megatron_wallfacer.planning.configuration_table import ROWS
-from megatron_wallfacer.planning.configurations import configurations as searched
-from megatron_wallfacer.planning.load import load_cluster
+from megatron_wallfacer.planning.configurations import search_configurations
 from megatron_wallfacer.planning.model import MODELS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ TARGET = Request(MODELS["llama3-8b"], load_cluster("h100-8x8", 1), 1 << 20)
 #: Nothing recomputed, with and without bf16 gradients.
 SHORT = replace(TARGET, tokens=1 << 17, tp=1)
 
-configurations = cache(searched)
+configurations = cache(search_configurations)
 
 
 def rows() -> Iterator[Configuration]:
@@ -59,7 +59,7 @@ def test_megatron_validates_every_row(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("planned-")]
-    sizes = [[f"planned-{number}", "1", str(one.spread.cp)] for number, one in enumerate(offered)]
+    sizes = [[f"planned-{number}", "1", str(one.sizes.cp)] for number, one in enumerate(offered)]
     assert lines == sizes
 
 

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 from megatron_wallfacer.cli.tuning.timing import Setting, time_plans
-from megatron_wallfacer.planning.search import Choice
+from megatron_wallfacer.planning.choice import Choice
 
 
 def time_choices(

@@ -1,16 +1,16 @@
-"""Estimated kernel time of a plan where attention kernels are measured, from the tiles of a few ring steps.
+"""Estimated kernel time of a plan on measured kernels, from the tiles of a few ring steps.
 
-A search tries the likely plans first. Volume does not tell that a plan has many small tiles: a block whose ranks do not
-follow each other has a tile for each chunk.
+A search simulates the plans with the lowest estimates first. The traffic of a plan does not show that it has many small
+tiles: a block of ranks that are not consecutive has one tile per chunk.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-from megatron_wallfacer.planning.bounds import kernel_seconds
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.kernels import BACKWARD_FLOPS, FORWARD_FLOPS, call_seconds
+from megatron_wallfacer.planning.measured_kernels import BACKWARD_FLOPS, FORWARD_FLOPS, call_seconds
+from megatron_wallfacer.planning.time_bound import kernel_seconds
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, shard_chunks
@@ -18,15 +18,15 @@ from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.tiles import Tile, tiles
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Ring steps whose tiles are looked at, evenly spaced.
+#: Ring steps whose tiles are sampled, evenly spaced.
 SAMPLES = 4
 
 
 def estimated_kernel_seconds(plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True) -> float:
-    """Return the estimated seconds of a rank's attention calls, forward and backward, host time included.
+    """Return the estimated seconds of a rank's attention calls, forward and backward, with host time.
 
-    Each call of the sampled steps takes the longer of its device and host time. Without measured kernels the bound is
-    returned.
+    Each call of the sampled ring steps takes the longer of its device and host time. Without measured kernels the
+    result is the bound.
     """
     device = cluster.device
     if device.kernels is None:
@@ -43,26 +43,26 @@ def estimated_kernel_seconds(plan: Plan, cluster: Cluster, shape: Shape, *, caus
             seconds += max(call_s + device.call_us * 1e-6, host_us * 1e-6)
     pairs = sum(tile.area for tile in sampled) * chunk_pairs
     sampled_flops = pairs * heads * channels * (FORWARD_FLOPS + BACKWARD_FLOPS)
-    whole_pairs = shape.tokens * shape.tokens * plan.grid.cp_size * shape.batch * (0.5 if causal else 1.0)
-    whole_flops = whole_pairs * shape.q_heads * channels * (FORWARD_FLOPS + BACKWARD_FLOPS)
-    return seconds * whole_flops / sampled_flops
+    all_pairs = shape.tokens * shape.tokens * plan.grid.cp_size * shape.batch * (0.5 if causal else 1.0)
+    all_flops = all_pairs * shape.q_heads * channels * (FORWARD_FLOPS + BACKWARD_FLOPS)
+    return seconds * all_flops / sampled_flops
 
 
 @lru_cache(maxsize=256)
 def _sampled_tiles(grid: Grid, causal: bool) -> tuple[Tile, ...]:
-    """Tiles of rank 0's query block against the key blocks of some ring positions."""
+    """Return the tiles of rank 0's query block with the key blocks of some ring positions."""
     q_chunks = _chunks(grid, 0, ("head", "team"))
-    found: list[Tile] = []
+    sampled: list[Tile] = []
     for number in range(min(SAMPLES, grid.ring)):
         position = number * grid.ring // min(SAMPLES, grid.ring)
         outer, inner = divmod(position, grid.ring_inner)
         first = grid.rank(grid.coordinates(0) | {"ring_outer": outer, "ring_inner": inner})
-        found += tiles(q_chunks, _chunks(grid, first, ("head", "kv_team")), causal=causal)
-    return tuple(found)
+        sampled += tiles(q_chunks, _chunks(grid, first, ("head", "kv_team")), causal=causal)
+    return tuple(sampled)
 
 
 def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
-    """Chunks of the block that a rank shares along two axes, ascending."""
+    """Return the chunks of the block that a rank shares along two axes, ascending."""
     ranks = [rank]
     for axis in axes:
         ranks = [other + first - rank for first in grid.neighbours(rank, axis) for other in ranks]

@@ -1,4 +1,4 @@
-"""Playing schedules: against what can be worked out by hand, and one rank for all against all ranks."""
+"""Simulations against results by hand, and of one rank per class against all ranks."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from itertools import pairwise
 
 import pytest
 
-from megatron_wallfacer.planning.bounds import kernel_seconds
-from megatron_wallfacer.planning.cluster import Cluster, Host, Level, Link, MessageCost
-from megatron_wallfacer.planning.network import Network
-from megatron_wallfacer.planning.play import Stuck, play
-from megatron_wallfacer.planning.search import Choice
+from megatron_wallfacer.planning.choice import Choice
+from megatron_wallfacer.planning.cluster import Cluster, HostProcessors, LinkSpeed, MessageCost, SwitchLevel
+from megatron_wallfacer.planning.routing import Routing
+from megatron_wallfacer.planning.simulator import DeadlockError, SimulationResult, simulate
 from megatron_wallfacer.planning.symmetry import Symmetry
+from megatron_wallfacer.planning.time_bound import kernel_seconds
 from megatron_wallfacer.schedule.ops import Assemble, Attend, Expect, Fold, Op, Schedule, Start, Store
 from megatron_wallfacer.schedule.volume import received_bytes
 from tests.planning.clusters import ALIKE, PLAIN, SHAPE, choice, with_device
 
 
-def played(one: Choice, *, folded: bool):
-    symmetry = Symmetry(one.plan.grid, Network(one.job.cluster).unit_sizes, folded=folded)
-    return play(one.job.costs, one.schedules, symmetry)
+def simulated(one: Choice, *, every_rank: bool) -> SimulationResult:
+    symmetry = Symmetry(one.plan.grid, Routing(one.job.cluster).unit_sizes, every_rank=every_rank)
+    return simulate(one.job.costs, one.schedules, symmetry)
 
 
 @pytest.mark.parametrize("transport", ["nccl", "gloo"])
@@ -28,17 +28,17 @@ def played(one: Choice, *, folded: bool):
 def test_one_rank_stands_for_its_class(name: str, transport: str) -> None:
     """To the last digit: nothing but kernels and links takes time here, and they are the same for all of a class."""
     one = choice(replace(PLAIN, transport=transport), **ALIKE[name])
-    alone, all_ranks = played(one, folded=True), played(one, folded=False)
+    alone, all_ranks = simulated(one, every_rank=False), simulated(one, every_rank=True)
     assert alone.ranks < all_ranks.ranks == 16
     assert alone.seconds == pytest.approx(all_ranks.seconds, rel=1e-12)
     assert alone.pass_s == pytest.approx(all_ranks.pass_s, rel=1e-12)
 
 
 SHARED = {
-    "a card a node": replace(PLAIN, nics=1),
-    "two cards a node": replace(PLAIN, nics=2),
+    "one NIC per node": replace(PLAIN, nics=1),
+    "two NICs per node": replace(PLAIN, nics=2),
     "a bus": replace(PLAIN, node_gbyte_s=15.0),
-    "switches": replace(PLAIN, levels=(Level(2, 4.0),)),
+    "switches": replace(PLAIN, levels=(SwitchLevel(2, 4.0),)),
 }
 
 
@@ -46,7 +46,7 @@ SHARED = {
 @pytest.mark.parametrize("shared", SHARED)
 def test_it_does_where_links_are_shared(shared: str, name: str) -> None:
     one = choice(SHARED[shared], **ALIKE[name])
-    assert played(one, folded=True).seconds == pytest.approx(played(one, folded=False).seconds, rel=1e-12)
+    assert simulated(one, every_rank=False).seconds == pytest.approx(simulated(one, every_rank=True).seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ALIKE)
@@ -54,15 +54,15 @@ def test_merging_and_calls_differ_a_little_from_rank_to_rank(name: str) -> None:
     """Tiles are cut otherwise on each rank; the time of one rank is still within five percent of that of all."""
     cluster = with_device(PLAIN, call_us=20.0, memory_gbyte_s=50.0)
     one = choice(cluster, **ALIKE[name])
-    assert played(one, folded=True).seconds == pytest.approx(played(one, folded=False).seconds, rel=0.05)
+    assert simulated(one, every_rank=False).seconds == pytest.approx(simulated(one, every_rank=True).seconds, rel=0.05)
 
 
 def test_without_communication_it_is_the_kernels() -> None:
-    free = replace(PLAIN, intra=Link(None), inter=Link(None))
+    free = replace(PLAIN, intra=LinkSpeed(None), inter=LinkSpeed(None))
     for options in ALIKE.values():
         one = choice(free, **options)
-        assert one.played.seconds == pytest.approx(kernel_seconds(16, free, SHAPE), rel=1e-9)
-        assert one.played.exposed_s == pytest.approx(0.0, abs=1e-12)
+        assert one.simulation.seconds == pytest.approx(kernel_seconds(16, free, SHAPE), rel=1e-9)
+        assert one.simulation.exposed_s == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_ring_between_nodes_is_one_card_when_compute_is_free() -> None:
@@ -71,28 +71,28 @@ def test_a_ring_between_nodes_is_one_card_when_compute_is_free() -> None:
     one = choice(cluster, scheme="ring")
     forward = sum(received_bytes(one.schedules(0)[0], SHAPE).values())
     # 15 hops, all ranks at once: as slow as the card.
-    assert one.played.pass_s[0] == pytest.approx(forward / 1e9 + 15 * 10e-6, rel=1e-6)
+    assert one.simulation.pass_s[0] == pytest.approx(forward / 1e9 + 15 * 10e-6, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_nothing_is_faster_than_its_bound(name: str) -> None:
     one = choice(**ALIKE[name])
-    assert one.played.seconds >= one.bound.seconds * (1 - 1e-9)
+    assert one.simulation.seconds >= one.bound.seconds * (1 - 1e-9)
 
 
 def test_a_card_for_a_node_is_slower_than_one_for_each_device() -> None:
     slow, fast = choice(replace(PLAIN, nics=1), **ALIKE["usp"]), choice(**ALIKE["usp"])
-    assert slow.played.seconds > 1.5 * fast.played.seconds
+    assert slow.simulation.seconds > 1.5 * fast.simulation.seconds
 
 
 def test_processors_that_all_ranks_share_make_copies_slow() -> None:
-    host = Host(cores=2, copy_gbyte_s=1.0)
+    host = HostProcessors(cores=2, copy_gbyte_s=1.0)
     one = choice(replace(PLAIN, transport="gloo", host=host), **ALIKE["ring"])
     many = choice(replace(PLAIN, transport="gloo", host=replace(host, cores=16)), **ALIKE["ring"])
-    assert one.played.seconds > 1.2 * many.played.seconds
+    assert one.simulation.seconds > 1.2 * many.simulation.seconds
 
 
-FREE = Host(cores=16, copy_gbyte_s=1e6)
+FREE = HostProcessors(cores=16, copy_gbyte_s=1e6)
 
 
 def messages(thread_us: float = 0.0, transport_us: float = 0.0, transport_s_per_gbyte: float = 0.0) -> dict:
@@ -101,9 +101,9 @@ def messages(thread_us: float = 0.0, transport_us: float = 0.0, transport_s_per_
     return {"messages": (MessageCost(0, thread_us, transport_us), MessageCost(1e9, thread_us, larger))}
 
 
-def with_host(host: Host, **changes: object) -> float:
+def with_host(host: HostProcessors, **changes: object) -> float:
     """Seconds of a ring."""
-    return choice(replace(PLAIN, transport="gloo", host=host, **changes), **ALIKE["ring"]).played.seconds
+    return choice(replace(PLAIN, transport="gloo", host=host, **changes), **ALIKE["ring"]).simulation.seconds
 
 
 def operations() -> list[Op]:
@@ -112,7 +112,7 @@ def operations() -> list[Op]:
 
 
 #: Nothing limits them: what is left is kernels and processors.
-FAST_LINKS = {"intra": Link(1e4, 0.0), "inter": Link(1e4, 0.0)}
+FAST_LINKS = {"intra": LinkSpeed(1e4, 0.0), "inter": LinkSpeed(1e4, 0.0)}
 
 
 def held_up(each_s: float, **of_a_message: float) -> float:
@@ -144,59 +144,59 @@ def test_operations_take_processors_whatever_their_size(name: str, kinds: tuple[
 def test_kernels_that_sleep_are_late_where_processors_are_busy() -> None:
     sleeps = sum(len(op.tiles) for op in operations() if isinstance(op, Attend))
 
-    def late_ms(host: Host) -> float:
+    def late_ms(host: HostProcessors) -> float:
         """Of each sleep."""
-        return 1e3 * (with_host(replace(host, late_us=1000.0)) - with_host(host)) / sleeps
+        return 1e3 * (with_host(replace(host, wake_up_us=1000.0)) - with_host(host)) / sleeps
 
     assert late_ms(replace(FREE, **messages(transport_s_per_gbyte=0.01))) == pytest.approx(0, abs=1e-3)
     assert 0.1 < late_ms(replace(FREE, cores=2, **messages(transport_s_per_gbyte=0.1))) < 3
 
 
-def test_all_who_wake_up_may_be_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_wake_up_may_be_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels of all tiles, threads that receive, and ranks that have waited, here for every hop: links are slow."""
     woken: list[int] = []
 
     class Counting:
-        def __init__(self, host: Host, draw: int) -> None:
+        def __init__(self, host: HostProcessors, seed: int) -> None:
             pass
 
         def seconds(self, used: float, sleeps: int) -> float:
             woken.append(sleeps)
             return 0.0
 
-    monkeypatch.setattr("megatron_wallfacer.planning.play.Lateness", Counting)
-    slow = {"intra": Link(0.1, 0.0), "inter": Link(0.1, 0.0)}
-    one = choice(replace(PLAIN, transport="gloo", host=replace(FREE, late_us=1.0), **slow), **ALIKE["ring"])
+    monkeypatch.setattr("megatron_wallfacer.planning.simulator.WakeUpDelay", Counting)
+    slow = {"intra": LinkSpeed(0.1, 0.0), "inter": LinkSpeed(0.1, 0.0)}
+    one = choice(replace(PLAIN, transport="gloo", host=replace(FREE, wake_up_us=1.0), **slow), **ALIKE["ring"])
     ops = [op for rank in range(16) for schedule in one.schedules(rank) for op in schedule.ops]
     tiles = sum(len(op.tiles) for op in ops if isinstance(op, Attend))
     hops = [len(op.move.sends) for op in ops if isinstance(op, Start)]
-    played(one, folded=False)
+    simulated(one, every_rank=True)
     assert sum(woken) == tiles + sum(hops) + len(hops)
 
 
 def test_messages_flow_on_while_all_processors_work() -> None:
     """What receives wants a hundredth of a processor, and gets it beside sixteen ranks that copy on two."""
     host = replace(FREE, cores=2, copy_gbyte_s=35.0, **messages(transport_s_per_gbyte=0.01))
-    copying, moving = with_host(host, intra=Link(None), inter=Link(None)), with_host(FREE)
+    copying, moving = with_host(host, intra=LinkSpeed(None), inter=LinkSpeed(None)), with_host(FREE)
     assert max(copying, moving) <= with_host(host) < 0.7 * (copying + moving)
 
 
 def test_what_fills_a_link_is_counted() -> None:
     one = choice(**ALIKE["ring"])
     both = sum(sum(received_bytes(schedule, SHAPE).values()) for schedule in one.schedules(0))
-    cards = {link.direction: size for link, size in one.played.link_bytes.items() if link.kind == "nic"}
+    cards = {link.direction: size for link, size in one.simulation.link_bytes.items() if link.kind == "nic"}
     assert cards == pytest.approx({"out": both, "in": both})
 
 
 def test_spans_do_not_overlap_on_a_rank_but_for_moves() -> None:
     spans = choice(with_device(PLAIN, memory_gbyte_s=50.0), **ALIKE["all axes"]).spans()
     busy = sorted(
-        (span.start_s, span.end_s) for span in spans if span.what in ("kernel", "copy", "wait") and span.rank == 0
+        (span.start_s, span.end_s) for span in spans if span.kind in ("kernel", "copy", "wait") and span.rank == 0
     )
     assert busy
     assert all(end <= start + 1e-12 for (_, end), (start, _) in pairwise(busy))
-    assert {span.what for span in spans} == {"pass", "kernel", "copy", "wait", "move"}
-    passes = [span for span in spans if span.what == "pass" and span.rank == 0]
+    assert {span.kind for span in spans} == {"pass", "kernel", "copy", "wait", "move"}
+    passes = [span for span in spans if span.kind == "pass" and span.rank == 0]
     assert [span.name for span in passes] == ["forward", "backward"]
     assert passes[0].start_s == 0
     assert passes[0].end_s == passes[1].start_s
@@ -213,13 +213,13 @@ def test_a_message_that_nobody_sends_is_an_error() -> None:
         ops[first] = Start(replace(ops[first].move, sends=()))
         return (replace(forward, ops=tuple(ops)),)
 
-    with pytest.raises(Stuck, match="wait for messages that nobody sends"):
-        play(one.job.costs, deaf, Symmetry(one.plan.grid, Network(PLAIN).unit_sizes, folded=False))
+    with pytest.raises(DeadlockError, match="wait for messages that no rank sends"):
+        simulate(one.job.costs, deaf, Symmetry(one.plan.grid, Routing(PLAIN).unit_sizes, every_rank=True))
 
 
-def test_the_published_order_is_played_rank_by_rank() -> None:
+def test_every_rank_of_the_paper_order_is_simulated() -> None:
     one = choice(scheme="wallfacer", team_size=2)
-    assert one.played.ranks == 16
-    assert one.can_be_played
+    assert one.simulation.ranks == 16
+    assert one.can_be_simulated
     large = Cluster("large", 64, 4, PLAIN.intra, PLAIN.inter, PLAIN.device, nics=4)
-    assert not choice(large, cp_size=256, scheme="wallfacer", team_size=4).can_be_played
+    assert not choice(large, cp_size=256, scheme="wallfacer", team_size=4).can_be_simulated

@@ -1,4 +1,4 @@
-"""Cluster files: YAML with the names of :mod:`megatron_wallfacer.planning.cluster`. Every mistake is one line."""
+"""Cluster files: YAML with the names of :mod:`megatron_wallfacer.planning.cluster`. Every error is one line."""
 
 from __future__ import annotations
 
@@ -9,31 +9,41 @@ from typing import Any
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.input_files import read_yaml
-from megatron_wallfacer.planning.cluster import Cluster, Device, Host, Level, Link, MessageCost
-from megatron_wallfacer.planning.kernels import TABLES
+from megatron_wallfacer.planning.cluster import (
+    Cluster,
+    Device,
+    HostProcessors,
+    LinkSpeed,
+    MessageCost,
+    SwitchLevel,
+)
+from megatron_wallfacer.planning.measured_kernels import TABLES
 from megatron_wallfacer.shipped import CONFIGS
 
-#: Those that come with the plugin; another file is given by its path.
+#: Folder of the cluster files that the package ships.
 PRESETS = CONFIGS / "cluster"
-#: Part of a GPU's name, and the preset whose devices and links are taken for a job on such GPUs. Where NVLink reaches
-#: beyond a host, its ranks do not tell how far, and there is none.
+#: Preset with the devices and links of a job, by a part of its GPU's name. There is none for GPUs whose NVLink connects
+#: nodes, because the ranks of a job do not show which nodes it connects.
 GPUS = {"H200": "h200-8x8", "H100": "h100-8x8", "A100": "a100-8x8-ethernet"}
-_SECTIONS: dict[str, type] = {"intra": Link, "inter": Link, "device": Device, "host": Host}
+_SECTIONS: dict[str, type] = {
+    "intra": LinkSpeed,
+    "inter": LinkSpeed,
+    "device": Device,
+    "host": HostProcessors,
+}
 _TRANSPORTS = ("nccl", "gloo")
-
-
-#: Least and largest number of each kind: beyond them seconds are infinite, or a search does not end.
+#: Largest and smallest numbers, because larger ones give infinite seconds or a search without an end.
 _WHOLE = {"nodes": 100_000, "gpus_per_node": 1024, "nics": 1024}
 _LEAST, _LARGEST = 1e-6, 1e15
 _RANKS = 1 << 20
 
 
 class ClusterError(WallfacerError):
-    """A cluster file that cannot be used.
+    """An error in a cluster file.
 
     Args:
-        message: entry, value, what is allowed.
-        entry: name of the entry that is wrong; "" for the file.
+        message: entry, value, and allowed values.
+        entry: name of the wrong entry; empty for the file.
     """
 
     def __init__(self, message: str, entry: str) -> None:
@@ -42,20 +52,20 @@ class ClusterError(WallfacerError):
 
 
 def preset_names() -> tuple[str, ...]:
-    """Clusters that need no path."""
+    """Return the names of the shipped cluster files."""
     return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 
 
 def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
-    """Read a cluster.
+    """Return the cluster of a file.
 
     Args:
-        name: of a preset, or a path.
-        nodes: in place of those of the file.
+        name: name of a shipped cluster file, or a path.
+        nodes: number of nodes, instead of that of the file.
 
     Raises:
-        OptionError: there is no such file or preset.
-        WallfacerError: the file or an entry is wrong; with the line.
+        OptionError: there is no such file.
+        WallfacerError: the file or an entry is wrong; with the line number.
     """
     path = Path(name)
     if not path.suffix and (PRESETS / f"{name}.yaml").is_file():
@@ -97,30 +107,34 @@ def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None
 
 
 def cluster_of_gpus(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
-    """The cluster that a job on such GPUs runs on, with usual figures for what it does not tell.
+    """Return the cluster of a job by its GPUs, with the links of a shipped cluster file.
 
     Args:
-        gpu: name of its devices.
-        nodes: hosts of the job.
-        gpus_per_node: ranks on each.
+        gpu: name of the GPUs.
+        nodes: nodes of the job.
+        gpus_per_node: ranks per node.
 
     Raises:
-        OptionError: no preset is of such devices.
+        OptionError: no shipped cluster file has such GPUs.
     """
-    known = next((preset for part, preset in GPUS.items() if part in gpu), None)
-    if known is None:
+    preset = next((preset for part, preset in GPUS.items() if part in gpu), None)
+    if preset is None:
         raise OptionError("GPU", gpu, f"one of {', '.join(GPUS)}")
-    usual = load_cluster(known)
-    # A card each, or one for all: as in the preset.
-    nics = max(1, usual.nics * gpus_per_node // usual.gpus_per_node)
-    return replace(usual, name=f"{known}, hosts of the job", nodes=nodes, gpus_per_node=gpus_per_node, nics=nics)
+    cluster = load_cluster(preset)
+    # As many NICs per device as in the preset.
+    nics = max(1, cluster.nics * gpus_per_node // cluster.gpus_per_node)
+    return replace(cluster, name=f"{preset}, hosts of the job", nodes=nodes, gpus_per_node=gpus_per_node, nics=nics)
 
 
 def parse_cluster(data: Any, name: str) -> Cluster:
-    """A cluster from the mapping that a file holds.
+    """Return the cluster of a file's mapping.
+
+    Args:
+        data: content of the YAML file.
+        name: name of the cluster.
 
     Raises:
-        ClusterError: naming the entry, its value and what is allowed.
+        ClusterError: an entry is wrong.
     """
     entries = _mapping(data, "")
     if "host" in entries:
@@ -139,7 +153,12 @@ def parse_cluster(data: Any, name: str) -> Cluster:
     levels = entries.pop("levels", [])
     if not isinstance(levels, list):
         raise ClusterError(f"levels={_short(levels)}: must be a list of {{nodes, oversubscription}}", "levels")
-    cluster = _build(Cluster, entries | {"name": name, "levels": _build_all(Level, levels, "levels")}, "")
+    cluster = _build(Cluster, entries | {"name": name, "levels": _build_all(SwitchLevel, levels, "levels")}, "")
+    _check_sizes(cluster)
+    return cluster
+
+
+def _check_sizes(cluster: Cluster) -> None:
     if cluster.ranks > _RANKS:
         raise ClusterError(
             f"nodes={cluster.nodes}: must be at most {_RANKS} ranks in all, not {cluster.ranks}", "nodes"
@@ -148,12 +167,11 @@ def parse_cluster(data: Any, name: str) -> Cluster:
         raise ClusterError(
             f"nics={cluster.nics}: must divide gpus_per_node {cluster.gpus_per_node}, or be more", "nics"
         )
-    return cluster
 
 
 def _build_all(kind: type, data: list, where: str) -> tuple[Any, ...]:
-    """A dataclass from each mapping."""
-    return tuple(_build(kind, one, f"{where}[{number}]") for number, one in enumerate(data))
+    """Return a dataclass for each mapping."""
+    return tuple(_build(kind, entries, f"{where}[{number}]") for number, entries in enumerate(data))
 
 
 def _mapping(data: Any, where: str) -> dict[str, Any]:
@@ -163,13 +181,13 @@ def _mapping(data: Any, where: str) -> dict[str, Any]:
 
 
 def _build(kind: type, data: Any, where: str) -> Any:
-    """A dataclass from a mapping of its fields."""
+    """Return a dataclass from a mapping of its fields."""
     entries, known = _mapping(data, where), {one.name: one for one in fields(kind)}
     for key, value in entries.items():
         entry = f"{where}.{key}" if where else key
         if key not in known:
             shown = _short(entry, quote=False)
-            raise ClusterError(f"{shown}: is not an entry that exists; there are {', '.join(known)}", entry)
+            raise ClusterError(f"{shown}: is not an entry; use one of {', '.join(known)}", entry)
         _check(entry, value, known[key])
     for key, one in known.items():
         if key not in entries and one.default is MISSING and one.default_factory is MISSING:
@@ -179,14 +197,14 @@ def _build(kind: type, data: Any, where: str) -> Any:
 
 
 def _check(entry: str, value: Any, one: Field) -> None:
-    """Numbers are positive (a latency or an overhead may be zero); what may be None may be."""
+    """Check one entry. Numbers are positive; a latency or an overhead may be zero. Optional entries may be None."""
     wanted, name = str(one.type), one.name
     if value is None and "None" in wanted:
         return
     if name == "kernels":
         if not isinstance(value, str) or value not in TABLES:
             names = ", ".join(TABLES)
-            raise ClusterError(f"{entry}={_short(value)}: must be the name of measured kernels: {names}", entry)
+            raise ClusterError(f"{entry}={_short(value)}: must be a table of measured kernels: {names}", entry)
     elif name == "transport":
         if not isinstance(value, str) or value not in _TRANSPORTS:
             shown = _short(value, quote=False)
@@ -215,10 +233,10 @@ def _check_number(entry: str, value: Any, *, may_be_zero: bool) -> None:
 
 
 def _ascending(messages: tuple[MessageCost, ...]) -> tuple[MessageCost, ...]:
-    """Messages by size.
+    """Return messages by size.
 
     Raises:
-        ClusterError: the last line falls, so a large message would take less than no time.
+        ClusterError: the largest message costs less than the one before, so that larger messages would cost nothing.
     """
     ordered = tuple(sorted(messages, key=lambda one: one.size))
     for below, above in pairwise(ordered[-2:]):
@@ -230,7 +248,7 @@ def _ascending(messages: tuple[MessageCost, ...]) -> tuple[MessageCost, ...]:
 
 
 def _short(value: Any, *, quote: bool = True) -> str:
-    """A value on one line, however long it is."""
+    """Return a value as text on one line, shortened to 80 characters."""
     try:
         text = repr(value) if quote else " ".join(str(value).split())
     except ValueError:  # an integer of more digits than Python prints

@@ -1,9 +1,9 @@
-"""Measured attention kernels: the seconds of one call from its size.
+"""Seconds of an attention call from measured kernels.
 
-``seconds = flops / rate(flops)``. Between two measured sizes log(rate) is linear in log(FLOPs); beyond the smallest and
+``seconds = flops / rate(flops)``. Between two measured sizes log(rate) is linear in log(FLOPs). Beyond the smallest and
 the largest size the rate is constant. So seconds grow with the FLOPs. From 30 GFLOP on, tiles of other shapes and heads
-with as many FLOPs are within 20 % of the rate. Full and causal tiles have a curve each. The seconds include all that a
-call costs the device. The smallest sizes are bound by the host. No size has a higher rate than the largest: a card runs
+with the same FLOPs are within 20 % of the rate. Full and causal tiles have a curve each. The seconds include the whole
+device time of a call; the smallest sizes are bound by the host. No size has a higher rate than the largest: a GPU runs
 short calls at clocks that it does not sustain over a pass, and in whole passes no tile was faster.
 """
 
@@ -18,28 +18,26 @@ from pathlib import Path
 from statistics import median
 
 DATA = Path(__file__).with_name("data")
-#: Measured kernels, by the name that a cluster file gives as ``kernels``.
+#: Tables of measured kernels by the name in a cluster file's ``kernels``.
 TABLES = {"h200": DATA / "attention_h200.csv"}
-#: FLOPs of an unmasked pair of query and key for each channel of each query head: two products forward, five backward.
+#: FLOPs per unmasked pair of query and key, and per channel of a query head: two products forward, five backward.
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
-#: Channels of a head in the tables.
+#: Channels per head in the tables.
 _HEAD_DIM = 128
-
-Point = tuple[float, float]
 
 
 def call_seconds(
     table: str, pairs: float, heads: int, head_dim: float, *, backward: bool = False, causal: bool = False
 ) -> float:
-    """Return the seconds of one attention call on the device.
+    """Return the device seconds of one attention call.
 
     Args:
-        table: one of :data:`TABLES`.
-        pairs: unmasked pairs of rows and columns, all sequences of the batch together.
+        table: key of :data:`TABLES`.
+        pairs: unmasked pairs of rows and columns, of all sequences of the batch together.
         heads: query heads.
-        head_dim: channels per head; the mean of q's and v's where they differ.
-        backward: the call computes gradients.
-        causal: half of the tile's pairs are masked, and not counted.
+        head_dim: channels per head; the mean of q and v where they differ.
+        backward: whether the call computes gradients.
+        causal: whether half of the tile's pairs are masked; these are not in ``pairs``.
     """
     flops = pairs * heads * head_dim * (BACKWARD_FLOPS if backward else FORWARD_FLOPS)
     return _seconds(table, flops, backward, causal) if flops else 0.0
@@ -54,30 +52,30 @@ def best_rate(table: str, *, backward: bool) -> float:
 @lru_cache(maxsize=4096)
 def _seconds(table: str, flops: float, backward: bool, causal: bool) -> float:
     curve = _curve(table, backward, causal)
-    at = bisect_right(curve, (flops, float("inf")))
-    if at in (0, len(curve)):
-        nearest = curve[min(at, len(curve) - 1)]
+    index = bisect_right(curve, (flops, float("inf")))
+    if index in (0, len(curve)):
+        nearest = curve[min(index, len(curve) - 1)]
         return flops * nearest[1] / nearest[0]
-    (small, fast), (large, slow) = curve[at - 1], curve[at]
+    (small, fast), (large, slow) = curve[index - 1], curve[index]
     part = log(flops / small) / log(large / small)
     return fast * exp(part * log(slow / fast))
 
 
 @lru_cache
-def _curve(table: str, backward: bool, causal: bool) -> Sequence[Point]:
-    """(FLOPs, seconds) by FLOPs, ascending in both; of tiles with as many FLOPs the median."""
-    found: dict[float, list[float]] = {}
+def _curve(table: str, backward: bool, causal: bool) -> Sequence[tuple[float, float]]:
+    """Return (FLOPs, seconds) ascending in both. Tiles with the same FLOPs give their median."""
+    seconds: dict[float, list[float]] = {}
     with TABLES[table].open(encoding="utf-8") as lines:
         for row in csv.DictReader(line for line in lines if not line.startswith("#")):
             if (row["mask"] == "causal") == causal:
                 pairs = int(row["rows"]) * int(row["cols"]) * (0.5 if causal else 1.0)
                 flops = pairs * int(row["q_heads"]) * _HEAD_DIM * (BACKWARD_FLOPS if backward else FORWARD_FLOPS)
-                found.setdefault(flops, []).append(1e-6 * float(row["backward_us" if backward else "forward_us"]))
-    largest = max(found)
-    sustained = largest / median(found[largest])
-    curve: list[Point] = []
-    for flops in sorted(found):
-        # The smallest calls are bound by the host, so that a smaller one may have taken longer.
+                seconds.setdefault(flops, []).append(1e-6 * float(row["backward_us" if backward else "forward_us"]))
+    largest = max(seconds)
+    sustained = largest / median(seconds[largest])
+    curve: list[tuple[float, float]] = []
+    for flops in sorted(seconds):
+        # The smallest calls are bound by the host, so a smaller call may have taken longer.
         least = curve[-1][1] if curve else 0.0
-        curve.append((flops, max(least, median(found[flops]), flops / sustained)))
+        curve.append((flops, max(least, median(seconds[flops]), flops / sustained)))
     return tuple(curve)

@@ -1,4 +1,4 @@
-"""What less memory costs, by hand."""
+"""Overheads of memory-saving options, by hand."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from dataclasses import replace
 import pytest
 
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
+from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.inventory import Activations
-from megatron_wallfacer.planning.load import load_cluster
 from megatron_wallfacer.planning.model import MODELS
-from megatron_wallfacer.planning.parallel import Software, Spread
-from megatron_wallfacer.planning.step_extras import StepExtras, exposed_copies_s, host_adam_s, tile_extras
+from megatron_wallfacer.planning.step_overheads import StepOverheads, exposed_copies_s, host_adam_s, tile_overheads
+from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
 
-LLAMA, TOKENS, CP8 = MODELS["llama3-8b"], 131072, Spread(cp=8)
+LLAMA, TOKENS, CP8 = MODELS["llama3-8b"], 131072, ParallelSizes(cp=8)
 CLUSTER = load_cluster("h100-8x8", 1)
 MLP = 3 * 4096 * 14336
 
 
-def extras(**options: object) -> StepExtras:
-    return tile_extras(LLAMA, CLUSTER, TOKENS, CP8, Software(**options))
+def overheads(**options: object) -> StepOverheads:
+    return tile_overheads(LLAMA, CLUSTER, TOKENS, CP8, TrainingOptions(**options))
 
 
 def test_one_tile_costs_nothing() -> None:
-    assert extras() == StepExtras()
+    assert overheads() == StepOverheads()
 
 
 def test_tiled_mlps_run_once_more_and_rewrite_their_gradients() -> None:
-    found = extras(mlp_tiles=16)
+    found = overheads(mlp_tiles=16)
     # 78 ms of matrices per layer and 4.5 ms of the activation function; a gradient of 4 bytes is read and written.
     flops = 2 * MLP * TOKENS / (989e12 * 0.6)
     assert found.mlp_s == pytest.approx(32 * (flops + 2 * 3 * 14336 * TOKENS / 2.5e12))
     assert found.rewrites_s == pytest.approx(32 * 15 * 8 * MLP / 2.5e12)
-    assert extras(mlp_tiles=16, gradient_bytes=2).rewrites_s == pytest.approx(found.rewrites_s / 2)
+    assert overheads(mlp_tiles=16, gradient_bytes=2).rewrites_s == pytest.approx(found.rewrites_s / 2)
     assert found.seconds == found.mlp_s + found.rewrites_s
 
 
 def test_a_tiled_head_runs_once_more() -> None:
-    found = extras(loss_tiles=128)
+    found = overheads(loss_tiles=128)
     assert found.head_s == pytest.approx(2 * 4096 * 128256 * TOKENS / (989e12 * 0.6))
     assert found.rewrites_s == pytest.approx(127 * 8 * 4096 * 128256 / 2.5e12)
 
@@ -59,5 +59,5 @@ def test_adam_on_the_host() -> None:
     """About a second for 8B parameters: 225 GB of host memory traffic, and 6 bytes of a parameter over the link."""
     parameters = (32 * LLAMA.layer_parameters + LLAMA.vocabulary_parameters) / 8
     expected = 6 * parameters / 50e9 + 8 * 28 * parameters / 200e9
-    assert host_adam_s(LLAMA, CLUSTER, CP8, Software(adam="host")) == pytest.approx(expected)
-    assert host_adam_s(LLAMA, CLUSTER, CP8, Software()) == 0
+    assert host_adam_s(LLAMA, CLUSTER, CP8, TrainingOptions(adam="host")) == pytest.approx(expected)
+    assert host_adam_s(LLAMA, CLUSTER, CP8, TrainingOptions()) == 0

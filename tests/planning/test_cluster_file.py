@@ -1,4 +1,4 @@
-"""Cluster files: each shipped one loads, each mistake is one line."""
+"""Cluster files: each shipped one loads, each error is one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
-from megatron_wallfacer.planning.load import load_cluster, preset_names
+from megatron_wallfacer.planning.cluster_file import load_cluster, preset_names
 
 GOOD = """\
 nodes: 2
@@ -78,14 +78,14 @@ WRONG = {
     "nodes: 2|nodes: two": "nodes='two': must be a positive whole number",
     "nodes: 2|": "nodes: is missing",
     "nics: 2|nics: 3": "nics=3: must divide gpus_per_node 4, or be more",
-    "nics: 2|cards: 2": "cards: is not an entry that exists; there are name, nodes",
-    "tflops: 100|tflop: 100": "device.tflop: is not an entry that exists; there are tflops",
+    "nics: 2|cards: 2": "cards: is not an entry; use one of name, nodes",
+    "tflops: 100|tflop: 100": "device.tflop: is not an entry; use one of tflops",
     "forward: 0.5|forward: 1.5": "device.forward=1.5: must be a part of the peak, at most 1",
-    "tflops: 100|kernels: h300, tflops: 100": "device.kernels='h300': must be the name of measured kernels: h200",
+    "tflops: 100|kernels: h300, tflops: 100": "device.kernels='h300': must be a table of measured kernels: h200",
     "tflops: 100|tflops: -1": "device.tflops=-1: must be a positive number",
     "{gbyte_s: 100}|100": "intra: must be a mapping, not int",
     "levels: [{nodes: 2, oversubscription: 1.5}]|levels: 3": "levels=3: must be a list",
-    "oversubscription: 1.5|ratio: 1.5": "levels[0].ratio: is not an entry that exists",
+    "oversubscription: 1.5|ratio: 1.5": "levels[0].ratio: is not an entry; use one of nodes",
     "nics: 2|transport: mpi": "transport=mpi: must be one of nccl, gloo",
     "nics: 2|host_link: fast": "host_link='fast': must be a positive number",
     "nics: 2|host_memory_gb: 0": "host_memory_gb=0: must be a positive number",

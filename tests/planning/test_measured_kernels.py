@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.planning.cluster import Cluster, Link
-from megatron_wallfacer.planning.estimate import estimated_kernel_seconds
-from megatron_wallfacer.planning.kernels import best_rate, call_seconds
-from megatron_wallfacer.planning.load import load_cluster
-from megatron_wallfacer.planning.search import Job, candidates
+from megatron_wallfacer.planning.choice import AttentionJob
+from megatron_wallfacer.planning.cluster import Cluster, LinkSpeed
+from megatron_wallfacer.planning.cluster_file import load_cluster
+from megatron_wallfacer.planning.estimated_kernels import estimated_kernel_seconds
+from megatron_wallfacer.planning.measured_kernels import best_rate, call_seconds
+from megatron_wallfacer.planning.search import candidates
 from megatron_wallfacer.schedule import program as steps
 from megatron_wallfacer.schedule.lower import lower
 from megatron_wallfacer.schedule.mask import CAUSAL
@@ -82,7 +83,7 @@ def test_launches_are_those_of_the_lowered_program(name: str) -> None:
 
 def free(**device: float) -> Cluster:
     """A cluster on which nothing takes time but what is given."""
-    return with_device(replace(PLAIN, intra=Link(None), inter=Link(None)), **device)
+    return with_device(replace(PLAIN, intra=LinkSpeed(None), inter=LinkSpeed(None)), **device)
 
 
 @pytest.mark.parametrize("name", ["ring", "team of 2 inside", "all axes"])
@@ -93,15 +94,15 @@ def test_a_pass_is_no_faster_than_its_host(name: str) -> None:
     calls = [sum(len(op.tiles) for op in schedule.attends) for schedule in slow.schedules(0)]
     assert host[0] >= 1e-3 * calls[0]
     assert host[1] >= 3e-3 * calls[1]
-    forward_s, both_s = slow.played.pass_s
+    forward_s, both_s = slow.simulation.pass_s
     assert forward_s == pytest.approx(host[0], rel=0.05)
     assert both_s == pytest.approx(sum(host), rel=0.05)
 
 
 def test_a_fast_host_is_hidden_behind_the_kernels() -> None:
     """Only the first launches of a pass have nothing to run behind."""
-    plain = choice(free(), **ALIKE["ring"]).played
-    hosted = choice(free(host_forward_us=20.0, host_backward_us=20.0), **ALIKE["ring"]).played
+    plain = choice(free(), **ALIKE["ring"]).simulation
+    hosted = choice(free(host_forward_us=20.0, host_backward_us=20.0), **ALIKE["ring"]).simulation
     assert plain.seconds < hosted.seconds <= plain.seconds + 2 * 40e-6
 
 
@@ -114,11 +115,11 @@ def predicted_ms(row: dict[str, str]) -> tuple[float, float]:
     shape = Shape(int(row["tokens_k"]) * 1024 // cp_size, q_heads, kv_heads, 128)
     axes = dict(part.split() for part in row["grid"].split(" x "))
     sizes = {f"{axis}_size": int(axes[axis]) for axis in ("team", "kv_team") if axis in axes}
-    # In one node all ranks are alike, and one is played.
-    cluster = replace(H200, nodes=1, gpus_per_node=cp_size, nics=cp_size, intra=Link(None), inter=Link(None))
+    # In one node all ranks are alike, and one is simulated.
+    cluster = replace(H200, nodes=1, gpus_per_node=cp_size, nics=cp_size, intra=LinkSpeed(None), inter=LinkSpeed(None))
     plan = make_plan("team-ring", cp_size, q_heads=q_heads, kv_heads=kv_heads, **{"team_size": 1} | sizes)
     assert str(plan.grid) == row["grid"]
-    forward_s, both_s = Choice(Job(cluster, shape, cp_size), plan).played.pass_s
+    forward_s, both_s = Choice(AttentionJob(cluster, shape, cp_size), plan).simulation.pass_s
     return 1e3 * forward_s, 1e3 * (both_s - forward_s)
 
 
@@ -166,7 +167,7 @@ def test_blocks_of_scattered_ranks_are_estimated_slower() -> None:
 
 def test_one_group_of_heads_is_a_choice_where_kernels_are_measured() -> None:
     groups = {
-        name: {one.plan.head_groups for one in candidates(Job(cluster, SHAPE, 16)) if one.plan.grid.team == 4}
+        name: {one.plan.head_groups for one in candidates(AttentionJob(cluster, SHAPE, 16)) if one.plan.grid.team == 4}
         for name, cluster in (("measured", H200), ("modelled", PLAIN))
     }
     assert groups == {"measured": {1, 2}, "modelled": {2}}

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_wallfacer.planning.bounds import bytes_by_axis
-from megatron_wallfacer.planning.cluster import Level
+from megatron_wallfacer.planning.cluster import SwitchLevel
+from megatron_wallfacer.planning.time_bound import bytes_by_axis
 from megatron_wallfacer.schedule.volume import Shape, received_bytes
 from tests.planning.clusters import ALIKE, PLAIN, choice
 
@@ -26,11 +26,11 @@ def test_bytes_of_each_axis(name: str, q_kept: bool, kv_heads: int) -> None:
     assert dict(counted) == pytest.approx(dict(bytes_by_axis(one.plan, shape, q_kept=q_kept)))
 
 
-def test_it_says_what_the_time_is_bound_by() -> None:
-    assert choice(**ALIKE["ring"]).bound.by == "network cards"
+def test_the_limiting_resource_is_named() -> None:
+    assert choice(**ALIKE["ring"]).bound.resource == "NICs"
     faster = replace(PLAIN, inter=replace(PLAIN.inter, gbyte_s=1e6), intra=replace(PLAIN.intra, gbyte_s=1e6))
-    assert choice(faster, **ALIKE["ring"]).bound.by == "compute"
+    assert choice(faster, **ALIKE["ring"]).bound.resource == "compute"
     slow_ports = replace(faster, intra=replace(PLAIN.intra, gbyte_s=0.1))
-    assert choice(slow_ports, **ALIKE["double-ring"]).bound.by == "links in a node"
-    few_links = replace(faster, inter=PLAIN.inter, levels=(Level(2, 64.0),))
-    assert choice(few_links, **ALIKE["team of 8 across"]).bound.by == "switches"
+    assert choice(slow_ports, **ALIKE["double-ring"]).bound.resource == "links in a node"
+    few_links = replace(faster, inter=PLAIN.inter, levels=(SwitchLevel(2, 64.0),))
+    assert choice(few_links, **ALIKE["team of 8 across"]).bound.resource == "switches"

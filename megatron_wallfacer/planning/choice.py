@@ -1,0 +1,146 @@
+"""An attention layer on a cluster, and one plan for it with its bound, its simulation and its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from megatron_wallfacer.planning.attention_memory import AttentionMemory, attention_memory
+from megatron_wallfacer.planning.cluster import Cluster
+from megatron_wallfacer.planning.costs import CostModel
+from megatron_wallfacer.planning.routing import Routing
+from megatron_wallfacer.planning.simulator import SimulationResult, Span, simulate
+from megatron_wallfacer.planning.symmetry import Symmetry
+from megatron_wallfacer.planning.time_bound import TimeBound, time_bound
+from megatron_wallfacer.schedule.heads import head_groups
+from megatron_wallfacer.schedule.memory import graphed_peak_bytes, peak_bytes
+from megatron_wallfacer.schedule.ops import Schedule
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schemes import total_words
+from megatron_wallfacer.schedule.volume import Shape
+
+#: Most ranks of a plan whose ranks are not alike, so that every rank is simulated.
+MOST_RANKS_UNALIKE = 64
+#: Largest axis that is simulated. Longer rings and larger teams take long, and are not the fastest of as many ranks.
+LONGEST_AXIS = 256
+
+
+@dataclass(frozen=True)
+class AttentionJob:
+    """One attention layer on a cluster.
+
+    Attributes:
+        cluster: modelled cluster; ranks 0 to ``cp_size - 1`` are a context-parallel group.
+        shape: sizes of a rank's shard, with heads after tensor parallelism.
+        cp_size: context-parallel size P.
+        causal: causal mask, else full attention.
+        out_proxy: count output proxies in backward, which this project's engine computes; other programs send outputs.
+        cuda_graphs: count the memory of passes as CUDA graphs. Their times are those of eager passes.
+    """
+
+    cluster: Cluster
+    shape: Shape
+    cp_size: int
+    causal: bool = True
+    out_proxy: bool = True
+    cuda_graphs: bool = False
+
+    @property
+    def costs(self) -> CostModel:
+        """Costs of the layer's operations."""
+        return CostModel(self.cluster, self.shape, out_proxy=self.out_proxy)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan for an attention layer.
+
+    Attributes:
+        job: attention layer and cluster.
+        plan: grid and options of attention.
+        q_kept: gathered queries are kept from forward to backward.
+        name: name of the scheme; None for a grid without one.
+    """
+
+    job: AttentionJob
+    plan: Plan
+    q_kept: bool = False
+    name: str | None = None
+
+    @cached_property
+    def bound(self) -> TimeBound:
+        """Time that no overlap can undercut."""
+        return time_bound(self.plan, self.job.cluster, self.job.shape, causal=self.job.causal, q_kept=self.q_kept)
+
+    @property
+    def words(self) -> float:
+        """Communication volume of both passes: elements received per rank, in units of one Q shard."""
+        return total_words(self.plan, self.job.shape.kappa, kv_heads=self.job.shape.kv_heads)
+
+    @property
+    def simulation(self) -> SimulationResult:
+        """Predicted times of both passes."""
+        return self._predicted[0]
+
+    @property
+    def buffer_bytes(self) -> float:
+        """Peak bytes of attention's buffers and results: of the larger pass, or of both where they are CUDA graphs."""
+        return self._predicted[1]
+
+    @property
+    def memory(self) -> AttentionMemory:
+        """Memory that attention allocates and keeps, for the inventory."""
+        return self._predicted[2]
+
+    @cached_property
+    def _predicted(self) -> tuple[SimulationResult, float, AttentionMemory]:
+        # Schedules of many ranks are large, so those of rank 0 are built once for all three results.
+        first, job = self.schedules(0), self.job
+        memory = attention_memory(self.plan, first, job.shape, cuda_graphs=job.cuda_graphs)
+        result = self._simulate(lambda rank: first if rank == 0 else self.schedules(rank))
+        return result, self._peak_bytes(first), memory
+
+    def _peak_bytes(self, schedules: Sequence[Schedule]) -> int:
+        shape = self.job.shape
+        if self.job.cuda_graphs:
+            return graphed_peak_bytes(schedules, shape)
+        return max(peak_bytes(schedule, shape) for schedule in schedules)
+
+    def spans(self) -> tuple[Span, ...]:
+        """Return the simulated time lines."""
+        return self._simulate(self.schedules, spans=True).spans
+
+    def simulate_every_rank(self, seed: int = 0) -> SimulationResult:
+        """Simulate every rank, with the random wake-up delays of one seed."""
+        return self._simulate(self.schedules, every_rank=True, seed=seed)
+
+    def _simulate(
+        self,
+        schedules: Callable[[int], Sequence[Schedule]],
+        *,
+        spans: bool = False,
+        every_rank: bool = False,
+        seed: int = 0,
+    ) -> SimulationResult:
+        every_rank = every_rank or self.plan.kv_order != "native"
+        symmetry = Symmetry(self.plan.grid, Routing(self.job.cluster).unit_sizes, every_rank=every_rank)
+        return simulate(self.job.costs, schedules, symmetry, spans=spans, seed=seed)
+
+    def schedules(self, rank: int) -> tuple[Schedule, Schedule]:
+        """Return the forward and the backward schedule of a rank."""
+        shape = self.job.shape
+        options = {
+            "causal": self.job.causal,
+            "groups": head_groups(self.plan, shape.q_heads, shape.kv_heads),
+            "q_kept": self.q_kept,
+        }
+        return forward_schedule(self.plan, rank, **options), backward_schedule(self.plan, rank, **options)
+
+    @property
+    def can_be_simulated(self) -> bool:
+        """Whether a simulation takes seconds, not minutes."""
+        grid = self.plan.grid
+        few = self.plan.kv_order == "native" or grid.cp_size <= MOST_RANKS_UNALIKE
+        return few and max(grid.ring, grid.team, grid.kv_team, grid.head) <= LONGEST_AXIS

@@ -1,0 +1,56 @@
+"""Simulated time: events, flows over shared resources, and the delays of threads that wake up."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from itertools import count
+
+from megatron_wallfacer.planning.fluid import Fluid
+from megatron_wallfacer.planning.processors import CORES, WakeUpDelay
+
+Callback = Callable[[], None]
+
+
+class Clock:
+    """The time of a simulation.
+
+    Args:
+        fluid: flows that progress with time.
+        wake_up: delays of threads that wake up; None for no delay.
+
+    Attributes:
+        now: seconds since the start of the simulation.
+    """
+
+    def __init__(self, fluid: Fluid, wake_up: WakeUpDelay | None) -> None:
+        self.now = 0.0
+        self.fluid, self._wake_up = fluid, wake_up
+        self._events: list[tuple[float, int, Callback]] = []
+        self._number = count()
+
+    def after(self, seconds: float, callback: Callback) -> None:
+        """Call back after some seconds."""
+        heapq.heappush(self._events, (self.now + seconds, next(self._number), callback))
+
+    def after_wake_up(self, callback: Callback, sleeps: int = 1) -> None:
+        """Call back when a thread has a processor after consecutive sleeps."""
+        if self._wake_up is None:
+            callback()
+        else:
+            self.after(self._wake_up.seconds(self.fluid.used(CORES), sleeps), callback)
+
+    def step(self) -> bool:
+        """Advance to the next event or end of a flow. Return False if there is none."""
+        flow_in = self.fluid.next_end_s()
+        event_in = self._events[0][0] - self.now if self._events else None
+        soonest = min((seconds for seconds in (flow_in, event_in) if seconds is not None), default=None)
+        if soonest is None:
+            return False
+        ended = self.fluid.advance(max(0.0, soonest))
+        self.now = self._events[0][0] if soonest == event_in else self.now + soonest
+        for callback in ended:
+            callback()
+        while self._events and self._events[0][0] <= self.now:
+            heapq.heappop(self._events)[2]()
+        return True

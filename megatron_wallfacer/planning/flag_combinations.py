@@ -1,0 +1,122 @@
+"""Combinations of memory-saving flags that Megatron and the plugin support, and their values on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from megatron_wallfacer.planning.attention_memory import AttentionMemory
+from megatron_wallfacer.planning.cluster import Cluster
+from megatron_wallfacer.planning.model import RECOMPUTE, Model, Recompute
+from megatron_wallfacer.planning.rank_memory import activations
+from megatron_wallfacer.planning.states import host_state_bytes
+from megatron_wallfacer.planning.token_tiles import tiled
+from megatron_wallfacer.planning.training_options import Adam, ParallelSizes, TrainingOptions
+
+#: Adam's states, and bytes per element of a gradient. This project's tests train with the first pair. The others are
+#: Megatron's own, and need CUDA, TransformerEngine or bf16.
+OPTIMIZERS: tuple[tuple[Adam, int], ...] = (("device", 4), ("device", 2), ("precision-aware", 4), ("host", 4))
+
+
+@dataclass(frozen=True)
+class FlagCombination:
+    """A combination of flags, without the numbers of tiles and of layers.
+
+    Attributes:
+        recompute: activations that backward recomputes.
+        inputs_on_host: keep layer inputs in host memory.
+        outputs_on_host: keep attention's outputs in host memory.
+        adam: place and dtype of Adam's states.
+        gradient_bytes: bytes per element of a gradient.
+        loss_tiles: compute head and loss in tiles.
+        mlp_tiles: compute MLPs in tiles.
+    """
+
+    recompute: Recompute
+    inputs_on_host: bool = False
+    outputs_on_host: bool = False
+    adam: Adam = "device"
+    gradient_bytes: int = 4
+    loss_tiles: bool = False
+    mlp_tiles: bool = False
+
+    @property
+    def without_tiles(self) -> FlagCombination:
+        """The combination without tiles."""
+        return replace(self, loss_tiles=False, mlp_tiles=False)
+
+
+def flag_combinations(cluster: Cluster, cp_size: int, *, tested_only: bool = False) -> Iterator[FlagCombination]:
+    """Yield every supported combination, those with the fewest tiles first.
+
+    Host memory needs a cluster with its rate and size. Tiles do not work with bf16 gradients. With one context-parallel
+    rank Megatron's own attention runs, whose output is not kept.
+
+    Args:
+        cluster: modelled cluster.
+        cp_size: context-parallel size.
+        tested_only: leave out optimizer flags that this project's tests do not train with.
+    """
+    optimizers = OPTIMIZERS[:1] if tested_only else OPTIMIZERS
+    on_host = (False, True) if cluster.offers_host_memory else (False,)
+    for recompute, (inputs, outputs) in product(RECOMPUTE, product(on_host, on_host)):
+        if (inputs and recompute == "none") or (outputs and recompute != "keep-attention"):
+            continue
+        if cp_size == 1 and recompute == "keep-attention":
+            continue
+        for (adam, size), (loss, mlp) in product(optimizers, product((False, True), repeat=2)):
+            if (size == 2 and (loss or mlp)) or (adam == "host" and not cluster.offers_host_memory):
+                continue
+            yield FlagCombination(recompute, inputs, outputs, adam, size, loss, mlp)
+
+
+def is_tested(options: TrainingOptions) -> bool:
+    """Return whether this project's tests train with the optimizer flags."""
+    return (options.adam, options.gradient_bytes) == OPTIMIZERS[0]
+
+
+def training_options(
+    flags: FlagCombination,
+    model: Model,
+    cluster: Cluster,
+    tokens: int,
+    attention: AttentionMemory,
+    sizes: ParallelSizes,
+    forward_s: float,
+) -> TrainingOptions:
+    """Return a combination with its numbers of tiles and its parts of the layers in host memory.
+
+    Args:
+        flags: combination of flags.
+        model: trained model.
+        cluster: cluster with the size of host memory and the rate of the host link.
+        tokens: tokens per context-parallel rank.
+        attention: memory that attention allocates and keeps.
+        sizes: sizes of the process groups.
+        forward_s: seconds of a layer's forward pass, which overlaps copies to host memory.
+    """
+    options = TrainingOptions(recompute=flags.recompute, adam=flags.adam, gradient_bytes=flags.gradient_bytes)
+    work = activations(model, tokens, attention, sizes, options)
+    inputs, outputs = flags.inputs_on_host, flags.outputs_on_host
+    if inputs or outputs:
+        per_layer = work.hidden * inputs + work.kept_output * outputs
+        left = 1e9 * (cluster.host_memory_gb or 0.0) / cluster.gpus_per_node - host_state_bytes(model, sizes, options)
+        overlapped = forward_s * 1e9 * (cluster.host_link or 0.0)
+        fraction = _host_fraction(left / per_layer, overlapped / per_layer, work.layers)
+        options = replace(options, inputs_on_host=fraction * inputs, outputs_on_host=fraction * outputs)
+        work = activations(model, tokens, attention, sizes, options)
+    work = tiled(work, loss=flags.loss_tiles, mlp=flags.mlp_tiles)
+    return replace(options, loss_tiles=work.loss_tiles, mlp_tiles=work.mlp_tiles)
+
+
+def _host_fraction(layers_that_fit: float, overlapped_part: float, layers: int) -> float:
+    """Return the part of the layers in host memory, whole layers only.
+
+    Args:
+        layers_that_fit: layers whose tensors fit the host memory.
+        overlapped_part: part of a layer's tensors that is copied during its forward pass.
+        layers: layers whose tensors are saved at once.
+    """
+    fitting = int(max(0.0, min(layers, layers_that_fit)))
+    return min(fitting, int(min(1.0, overlapped_part) * layers)) / layers

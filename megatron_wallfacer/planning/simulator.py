@@ -1,0 +1,252 @@
+"""A discrete-event simulation of schedules on a modelled cluster, in which messages share links.
+
+Each rank runs its operations one after the other, as the engine does. It waits for a transfer at the first operation
+that reads a value of it. One rank of each class is simulated (:mod:`megatron_wallfacer.planning.symmetry`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from megatron_wallfacer.planning.clock import Callback, Clock
+from megatron_wallfacer.planning.costs import CostModel
+from megatron_wallfacer.planning.fluid import Fluid
+from megatron_wallfacer.planning.processors import CORES, WakeUpDelay, overhead_s, processor_use
+from megatron_wallfacer.planning.program import TimedOp, rank_program
+from megatron_wallfacer.planning.routing import SharedLink
+from megatron_wallfacer.planning.symmetry import Symmetry
+from megatron_wallfacer.planning.transfers import PendingTransfer, RankState, Transfers
+from megatron_wallfacer.schedule.ops import Expect, Schedule, Start
+
+
+@dataclass(frozen=True)
+class Span:
+    """An interval in the time line of a simulated rank.
+
+    Attributes:
+        rank: the rank.
+        kind: ``pass``, ``kernel``, ``copy`` (merging and packing), ``wait`` or ``move`` (a transfer).
+        name: type of the operation; axis and tensors of a transfer; ``forward`` or ``backward`` of a pass.
+        start_s, end_s: seconds since the start of the simulation.
+    """
+
+    rank: int
+    kind: str
+    name: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """The result of a simulation.
+
+    Attributes:
+        seconds: time until the last rank has ended all passes.
+        pass_s: time until the last rank has ended each pass.
+        kernel_s: time of attention kernels on the rank with the most.
+        ranks: number of simulated ranks.
+        link_bytes: bytes that the simulated ranks move over each link, for one link of each class.
+        spans: time lines of the simulated ranks; empty unless they are recorded.
+    """
+
+    seconds: float
+    pass_s: tuple[float, ...]
+    kernel_s: float
+    ranks: int
+    link_bytes: Counter[SharedLink]
+    spans: tuple[Span, ...]
+
+    @property
+    def exposed_s(self) -> float:
+        """Time without attention kernels."""
+        return self.seconds - self.kernel_s
+
+
+class DeadlockError(RuntimeError):
+    """Ranks wait for messages that no rank sends: their schedules do not match."""
+
+
+def simulate(
+    costs: CostModel,
+    schedules: Callable[[int], Sequence[Schedule]],
+    symmetry: Symmetry,
+    *,
+    spans: bool = False,
+    seed: int = 0,
+) -> SimulationResult:
+    """Simulate the passes of an attention layer.
+
+    Args:
+        costs: costs of operations, on a cluster with at least as many devices as ranks.
+        schedules: function from a rank to the schedules of its passes, in order.
+        symmetry: classes of ranks.
+        spans: record time lines.
+        seed: seed of the random wake-up delays on an emulated cluster.
+
+    Raises:
+        DeadlockError: the ranks of a class are not alike, or the schedules do not match.
+    """
+    return _Simulator(costs, schedules, symmetry, spans, seed).run()
+
+
+class _Simulator:
+    def __init__(
+        self,
+        costs: CostModel,
+        schedules: Callable[[int], Sequence[Schedule]],
+        symmetry: Symmetry,
+        record_spans: bool,
+        seed: int,
+    ) -> None:
+        self._cluster, self._symmetry, host = costs.cluster, symmetry, costs.cluster.host
+        wake_up = WakeUpDelay(host, seed) if host and host.wake_up_us else None
+        self._clock = Clock(Fluid({CORES: float(host.cores)} if host else {}), wake_up)
+        self._transfers = Transfers(costs, symmetry, self._clock, self._end_transfer)
+        program_ranks = {rank: symmetry.program_rank(rank) for rank in symmetry.representatives}
+        programs = {rank: rank_program(schedules(rank), costs) for rank in sorted(set(program_ranks.values()))}
+        self._ranks = {rank: RankState(rank, of, programs[of]) for rank, of in program_ranks.items()}
+        self._pass_s: dict[int, float] = {}
+        self._record_spans = record_spans
+        self._spans: list[Span] = []
+
+    def run(self) -> SimulationResult:
+        for rank in self._ranks.values():
+            self._advance(rank)
+        while self._clock.step():
+            pass
+        stuck = [rank.number for rank in self._ranks.values() if rank.position < len(rank.program)]
+        if stuck:
+            raise DeadlockError(f"ranks {stuck} wait for messages that no rank sends")
+        return SimulationResult(
+            seconds=self._clock.now,
+            pass_s=tuple(self._pass_s[number] for number in sorted(self._pass_s)),
+            kernel_s=max(rank.kernel_s for rank in self._ranks.values()),
+            ranks=len(self._ranks),
+            link_bytes=self._transfers.link_bytes,
+            spans=tuple(self._spans),
+        )
+
+    def _advance(self, rank: RankState) -> None:
+        """Run operations of a rank until one takes time or has to wait."""
+        while rank.position < len(rank.program) and not rank.busy:
+            op = rank.program[rank.position]
+            if self._is_waiting(rank, op):
+                return
+            if not rank.has_run:
+                rank.has_run = True
+                self._run_when_issued(rank, op)
+                continue
+            rank.has_run = False
+            rank.position += 1
+            self._complete(rank, op)
+            self._write_messages(rank, op)
+
+    def _is_waiting(self, rank: RankState, op: TimedOp) -> bool:
+        waiting = rank.waits_for(op)
+        if waiting and rank.waiting_since_s is None:
+            rank.waiting_since_s = self._clock.now
+        if not waiting and rank.waiting_since_s is not None:
+            self._record(rank, "wait", op.name, rank.waiting_since_s)
+            rank.waiting_since_s = None
+        return waiting
+
+    def _run_when_issued(self, rank: RankState, op: TimedOp) -> None:
+        """Run an operation once the host has issued it: the host may be slower than the device."""
+        lag_s = rank.pass_start_s + op.first_issued_s - self._clock.now
+        if lag_s <= 0:
+            self._run(rank, op)
+            return
+
+        def run() -> None:
+            rank.busy = False
+            self._run(rank, op)
+            self._advance(rank)
+
+        rank.busy = True
+        self._clock.after(lag_s, run)
+
+    def _run(self, rank: RankState, op: TimedOp) -> None:
+        """Spend the time of an operation: kernels, then merging and copying."""
+        cost, work_s = op.cost, self._work_s(op)
+        if not cost.kernel_s and not work_s:
+            return
+        rank.busy, rank.kernel_s = True, rank.kernel_s + cost.kernel_s
+        start_s = self._clock.now
+
+        def end_kernels() -> None:
+            self._record(rank, "kernel", op.name, start_s)
+            self._work(rank, op.name, work_s)
+
+        if cost.kernel_s:
+            # The host may issue the last of several calls only after the others have ended.
+            kernel_s = max(cost.kernel_s, rank.pass_start_s + op.issued_s - start_s)
+            self._clock.after(kernel_s, lambda: self._clock.after_wake_up(end_kernels, len(op.op.tiles)))
+        else:
+            end_kernels()
+
+    def _work_s(self, op: TimedOp) -> float:
+        """Return the seconds of merging, copying and launches, alone on a processor or on the device."""
+        host, memory, cost = self._cluster.host, self._cluster.device.memory_gbyte_s, op.cost
+        if host is not None:
+            return cost.memory_bytes / (host.copy_gbyte_s * 1e9) + overhead_s(host, op.op)
+        return cost.launch_s + (0.0 if memory is None else cost.memory_bytes / (memory * 1e9))
+
+    def _write_messages(self, rank: RankState, op: TimedOp) -> None:
+        """Spend the time in which a rank's own thread writes messages (gloo); other threads write the remainder."""
+        host = self._cluster.host
+        if host is not None and (work_s := 1e-6 * sum(host.message(size).thread_us for size in op.cost.sends)):
+            self._work(rank, op.name, work_s)
+
+    def _work(self, rank: RankState, name: str, work_s: float) -> None:
+        """Keep a rank busy for some seconds of a processor, which it shares on an emulated cluster.
+
+        Work and messages share processors in the fluid model, whose rates are bytes per second. So work is counted as
+        the bytes whose transport takes as long.
+        """
+        rank.busy, start_s = True, self._clock.now
+
+        def end_work() -> None:
+            self._record(rank, "copy", name, start_s)
+            rank.busy = False
+            self._advance(rank)
+
+        if not work_s:
+            end_work()
+        elif self._cluster.host is None:
+            self._clock.after(work_s, end_work)
+        else:
+            self._share_processors(rank, work_s, end_work)
+
+    def _share_processors(self, rank: RankState, work_s: float, end_work: Callback) -> None:
+        largest = self._cluster.host.messages[-1:]
+        byte_s = sum(message.transport_us * 1e-6 / message.size for message in largest) or 1.0
+        uses = processor_use(self._symmetry, rank.number, byte_s)
+        self._clock.fluid.add(work_s / byte_s, uses, end_work, limit=1 / byte_s)
+
+    def _complete(self, rank: RankState, op: TimedOp) -> None:
+        """Apply the effect of an operation on transfers, or end a pass."""
+        match op.op:
+            case None:
+                rank.incoming.clear()
+                rank.open_transfers.clear()
+                self._record(rank, "pass", "backward" if op.schedule.backward else "forward", rank.pass_start_s)
+                rank.pass_start_s = self._clock.now
+                self._pass_s[op.pass_number] = max(self._pass_s.get(op.pass_number, 0.0), self._clock.now)
+            case Expect(move=move):
+                if self._cluster.transport == "gloo":
+                    self._transfers.begin(rank, op, move, ends=("receive",))
+            case Start(move=move):
+                self._transfers.begin(rank, op, move, ends=("receive", "send"))
+
+    def _end_transfer(self, pending: PendingTransfer) -> None:
+        rank, move = pending.rank, pending.move
+        self._record(rank, "move", f"{move.axis}: {' '.join(move.payload)}", pending.start_s)
+        if rank.waiting_since_s is not None:
+            self._clock.after_wake_up(lambda: self._advance(rank))
+
+    def _record(self, rank: RankState, kind: str, name: str, start_s: float) -> None:
+        if self._record_spans and self._clock.now > start_s:
+            self._spans.append(Span(rank.number, kind, name, start_s, self._clock.now))
