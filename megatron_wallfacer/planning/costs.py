@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.measured_kernels import BACKWARD_FLOPS, FORWARD_FLOPS, call_seconds
+from megatron_wallfacer.planning.measured_kernels import BACKWARD_FLOPS, FORWARD_FLOPS, call_seconds, mean_head_dim
 from megatron_wallfacer.schedule.held import accumulations
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.memory import aliases, own_views
@@ -129,7 +129,7 @@ class CostModel:
         device, shape = self.cluster.device, self.shape
         chunk = shape.tokens / CHUNKS_PER_RANK
         heads = shape.q_heads / schedule.parts
-        channels = (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
+        channels = mean_head_dim(shape)
         if device.kernels is not None:
             each = chunk * chunk * shape.batch, heads, channels
             return sum(

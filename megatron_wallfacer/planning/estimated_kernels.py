@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.measured_kernels import BACKWARD_FLOPS, FORWARD_FLOPS, call_seconds
-from megatron_wallfacer.planning.time_bound import kernel_seconds
+from megatron_wallfacer.planning.measured_kernels import BACKWARD_FLOPS, FORWARD_FLOPS, call_seconds, mean_head_dim
+from megatron_wallfacer.planning.time_bound import kernel_seconds, unmasked_pairs
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, shard_chunks
@@ -32,7 +32,7 @@ def estimated_kernel_seconds(plan: Plan, cluster: Cluster, shape: Shape, *, caus
     if device.kernels is None:
         return kernel_seconds(plan.grid.cp_size, cluster, shape, causal=causal)
     heads = shape.q_heads / plan.grid.head / head_groups(plan, shape.q_heads, shape.kv_heads)
-    channels = (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
+    channels = mean_head_dim(shape)
     chunk_pairs = (shape.tokens / CHUNKS_PER_RANK) ** 2 * shape.batch
     sampled = _sampled_tiles(plan.grid, causal)
     seconds = 0.0
@@ -43,7 +43,7 @@ def estimated_kernel_seconds(plan: Plan, cluster: Cluster, shape: Shape, *, caus
             seconds += max(call_s + device.call_us * 1e-6, host_us * 1e-6)
     pairs = sum(tile.area for tile in sampled) * chunk_pairs
     sampled_flops = pairs * heads * channels * (FORWARD_FLOPS + BACKWARD_FLOPS)
-    all_pairs = shape.tokens * shape.tokens * plan.grid.cp_size * shape.batch * (0.5 if causal else 1.0)
+    all_pairs = unmasked_pairs(plan.grid.cp_size, shape, causal=causal)
     all_flops = all_pairs * shape.q_heads * channels * (FORWARD_FLOPS + BACKWARD_FLOPS)
     return seconds * all_flops / sampled_flops
 

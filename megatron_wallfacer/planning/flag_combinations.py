@@ -9,8 +9,7 @@ from itertools import product
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.model import RECOMPUTE, Model, Recompute
-from megatron_wallfacer.planning.rank_memory import activations
-from megatron_wallfacer.planning.states import host_state_bytes
+from megatron_wallfacer.planning.rank_memory import activations, host_state_bytes
 from megatron_wallfacer.planning.token_tiles import tiled
 from megatron_wallfacer.planning.training_options import Adam, ParallelSizes, TrainingOptions
 

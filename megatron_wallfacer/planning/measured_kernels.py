@@ -17,6 +17,8 @@ from math import exp, log
 from pathlib import Path
 from statistics import median
 
+from megatron_wallfacer.schedule.volume import Shape
+
 DATA = Path(__file__).with_name("data")
 #: Tables of measured kernels by the name in a cluster file's ``kernels``.
 TABLES = {"h200": DATA / "attention_h200.csv"}
@@ -46,6 +48,11 @@ def call_seconds(
 def best_rate(table: str, *, backward: bool) -> float:
     """Return the FLOPs per second of the fastest measured size."""
     return max(flops / seconds for causal in (False, True) for flops, seconds in _curve(table, backward, causal))
+
+
+def mean_head_dim(shape: Shape) -> float:
+    """Return the channels per head as kernels count them: the mean of q and v, whose products cost the same."""
+    return (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
 
 
 # The tiles of a plan have few sizes.

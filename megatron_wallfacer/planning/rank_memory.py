@@ -1,12 +1,44 @@
-"""Bytes of one rank on its device and in host memory: states and activations, from the inventory."""
+"""Memory of one rank on its device and on its host: parameters, their states, and activations from the inventory."""
 
 from __future__ import annotations
 
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.inventory import Activations, Buffer, inventory
 from megatron_wallfacer.planning.model import Model
-from megatron_wallfacer.planning.states import host_state_bytes, state_buffers
-from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
+from megatron_wallfacer.planning.training_options import Adam, ParallelSizes, TrainingOptions
+
+#: Bytes per parameter: bf16 weight, and Adam's states on the device (an fp32 weight, or 16 bits that complete the bf16
+#: weight, and two fp32 moments).
+WEIGHT = 2
+ADAM: dict[Adam, int] = {"device": 12, "precision-aware": 10, "host": 0}
+#: Bytes per parameter in host memory with ``--optimizer-cpu-offload``: fp32 weight, gradient and two moments.
+HOST_ADAM = 16
+
+
+def parameters_of_rank(model: Model, sizes: ParallelSizes) -> float:
+    """Return the parameters of the largest stage. With several stages, embedding and LM head are on different ones."""
+    layers = model.layers * model.layer_parameters / sizes.pp
+    return (layers + model.vocabulary_parameters / (1 if sizes.pp == 1 or model.tied else 2)) / sizes.tp
+
+
+def state_buffers(model: Model, sizes: ParallelSizes, options: TrainingOptions) -> tuple[Buffer, ...]:
+    """Return weights, gradients and Adam's states of one rank, which are live at every moment."""
+    parameters, ranks = parameters_of_rank(model, sizes), sizes.dp * sizes.cp
+    adam = parameters * ADAM[options.adam] / ranks
+    if options.states == "zero-2":
+        gradients = Buffer("gradients", parameters * WEIGHT / ranks)
+    else:
+        flag = "--grad-reduce-in-bf16" if options.gradient_bytes > WEIGHT else ""
+        gradients = Buffer("gradient buffer", parameters * options.gradient_bytes, smaller_by=flag)
+    flag = "--optimizer-cpu-offload" if adam else ""
+    return Buffer("weights", parameters * WEIGHT), gradients, Buffer("Adam's states", adam, smaller_by=flag)
+
+
+def host_state_bytes(model: Model, sizes: ParallelSizes, options: TrainingOptions) -> float:
+    """Return the bytes of host memory of one rank's optimizer."""
+    if options.adam != "host":
+        return 0.0
+    return HOST_ADAM * parameters_of_rank(model, sizes) / (sizes.dp * sizes.cp)
 
 
 def activations(

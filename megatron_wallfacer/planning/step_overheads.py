@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.inventory import Activations, layers_on_host
 from megatron_wallfacer.planning.model import Model
-from megatron_wallfacer.planning.states import WEIGHT, parameters_of_rank
+from megatron_wallfacer.planning.rank_memory import WEIGHT, parameters_of_rank
 from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
 
 #: Bytes per parameter that PyTorch's fused Adam on the CPU moves: weight, gradient and two moments read, weight and

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from megatron_wallfacer.planning.cluster import Cluster, Device
-from megatron_wallfacer.planning.measured_kernels import BACKWARD_FLOPS, FORWARD_FLOPS, best_rate
+from megatron_wallfacer.planning.measured_kernels import BACKWARD_FLOPS, FORWARD_FLOPS, best_rate, mean_head_dim
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import DKV, DOUT, DQ, KV, PARTIAL_OUT, Q
 from megatron_wallfacer.schedule.plan import Plan
@@ -98,11 +98,14 @@ def time_bound(plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = Tru
 def kernel_seconds(cp_size: int, cluster: Cluster, shape: Shape, *, causal: bool = True) -> float:
     """Return the seconds of a rank's attention kernels at the rate of large calls, the same for every scheme."""
     device = cluster.device
-    channels = (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
-    pairs = shape.tokens * shape.tokens * cp_size * (0.5 if causal else 1.0)
-    work = pairs * shape.q_heads * channels * shape.batch
+    work = unmasked_pairs(cp_size, shape, causal=causal) * shape.q_heads * mean_head_dim(shape)
     seconds = work * sum(pass_weights(device))
     return seconds if device.kernels is not None else seconds / (device.tflops * 1e12)
+
+
+def unmasked_pairs(cp_size: int, shape: Shape, *, causal: bool) -> float:
+    """Return the unmasked pairs of query and key rows of one rank, which are the same for every scheme."""
+    return shape.tokens * shape.tokens * cp_size * shape.batch * (0.5 if causal else 1.0)
 
 
 def pass_weights(device: Device) -> tuple[float, float]:

@@ -15,8 +15,7 @@ from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.inventory import peak
 from megatron_wallfacer.planning.model import Model
-from megatron_wallfacer.planning.rank_memory import activations, host_bytes, rank_buffers
-from megatron_wallfacer.planning.states import WEIGHT, parameters_of_rank
+from megatron_wallfacer.planning.rank_memory import WEIGHT, activations, host_bytes, parameters_of_rank, rank_buffers
 from megatron_wallfacer.planning.step_overheads import StepOverheads, exposed_copies_s, host_adam_s, tile_overheads
 from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
 

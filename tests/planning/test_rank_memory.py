@@ -9,8 +9,13 @@ import pytest
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.inventory import bytes_at, peak
 from megatron_wallfacer.planning.model import MODELS
-from megatron_wallfacer.planning.rank_memory import host_bytes, layers_in_flight, rank_buffers
-from megatron_wallfacer.planning.states import parameters_of_rank, state_buffers
+from megatron_wallfacer.planning.rank_memory import (
+    host_bytes,
+    layers_in_flight,
+    parameters_of_rank,
+    rank_buffers,
+    state_buffers,
+)
 from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
 from megatron_wallfacer.schedule.memory import peak_bytes, result_bytes, workspace
 from tests.planning.clusters import ALIKE, choice
