@@ -33,12 +33,19 @@ _DRAWS = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """One scheme: measured and predicted seconds of forward + backward, and words that a rank receives."""
+    """One scheme, measured and predicted.
+
+    Attributes:
+        scheme: name of the scheme.
+        measured_s: measured seconds of forward and backward.
+        predicted_s: simulated seconds of forward and backward.
+        volume: elements received per rank, in units of one Q shard.
+    """
 
     scheme: str
     measured_s: float
     predicted_s: float
-    words: float
+    volume: float
 
     @property
     def error(self) -> float:
@@ -146,7 +153,7 @@ def host_of(processors: Processors) -> HostProcessors:
 
 
 def simulate(config: Config, cluster: Cluster, arguments: dict[str, Any], draws: int = _DRAWS) -> tuple[float, float]:
-    """Return the mean seconds of some simulated runs, forward and backward, and the words that a rank receives.
+    """Return the mean seconds of some simulated runs, forward and backward, and the communication volume.
 
     Args:
         config: the setting.
@@ -160,7 +167,7 @@ def simulate(config: Config, cluster: Cluster, arguments: dict[str, Any], draws:
     plan = make_plan(cp_size=ranks, q_heads=shape.q_heads, kv_heads=shape.kv_heads, **options)
     # Ranks share the processors, and so do not stay in step as those of a class would.
     choice = Choice(AttentionJob(cluster, shape, ranks), plan, q_kept)
-    return mean(choice.simulate_every_rank(draw).seconds for draw in range(draws)), choice.words
+    return mean(choice.simulate_every_rank(draw).seconds for draw in range(draws)), choice.volume
 
 
 def as_table(predictions: Sequence[Prediction]) -> str:
@@ -207,7 +214,7 @@ def rank_correlation(predictions: Sequence[Prediction]) -> float:
 
 def chosen_over_best(predictions: Sequence[Prediction]) -> float:
     """Measured time of what a plan would take of these, over the least measured time."""
-    chosen = predictions[preferred([(one.predicted_s, one.words) for one in predictions])]
+    chosen = predictions[preferred([(one.predicted_s, one.volume) for one in predictions])]
     return chosen.measured_s / min(one.measured_s for one in predictions)
 
 

@@ -1,6 +1,6 @@
 """The grids that ``auto`` chooses by price, and what the simulator says of them: ``python -m benchmarks.price``.
 
-Each choice is simulated on as many nodes as it needs, beside the grid with the fewest words (the choice without the
+Each choice is simulated on as many nodes as it needs, beside the grid with the least volume (the choice without the
 number of tokens) and the fastest team x kv_team x ring grid. Nothing is measured.
 """
 
@@ -33,7 +33,7 @@ class Row:
         tokens: tokens per rank.
         heads: query and kv heads per rank.
         auto: the choice by price.
-        words: the choice by words.
+        least_volume: grid of the least communication volume.
         fastest: the fastest of all grids that were simulated.
     """
 
@@ -41,7 +41,7 @@ class Row:
     tokens: int
     heads: tuple[int, int]
     auto: Choice
-    words: Choice
+    least_volume: Choice
     fastest: Choice
 
     @property
@@ -50,13 +50,13 @@ class Row:
         return self.auto.simulation.seconds / self.fastest.simulation.seconds
 
     @property
-    def loss_by_words(self) -> float:
-        """Time of the choice by words over that of the fastest."""
-        return self.words.simulation.seconds / self.fastest.simulation.seconds
+    def loss_by_volume(self) -> float:
+        """Return the time of the grid with the least volume over that of the fastest."""
+        return self.least_volume.simulation.seconds / self.fastest.simulation.seconds
 
     def cells(self) -> tuple[str, ...]:
         """Cells of the table."""
-        choices = (f"{c.plan.grid}: {figures(c)}" for c in (self.words, self.auto, self.fastest))
+        choices = (f"{c.plan.grid}: {figures(c)}" for c in (self.least_volume, self.auto, self.fastest))
         return str(self.cp_size), f"{self.tokens:,}", f"{self.heads[0]}, {self.heads[1]}", *choices
 
 
@@ -85,9 +85,9 @@ def row(cp_size: int, tokens: int, q_heads: int, kv_heads: int) -> Row:
             if max(team, kv_team, cp_size // (team * kv_team) // 2) <= _LARGEST_TEAM:
                 plan = make_plan("team-ring", cp_size, team_size=team, kv_team_size=kv_team, **options)
                 grids[plan.grid] = Choice(job, plan)
-    auto, words = (make_plan(scheme, cp_size, **options).grid for scheme in ("auto", "team-ring"))
+    auto, least = (make_plan(scheme, cp_size, **options).grid for scheme in ("auto", "team-ring"))
     fastest = min(grids.values(), key=lambda choice: choice.simulation.seconds)
-    return Row(cp_size, tokens, (q_heads, kv_heads), grids[auto], grids[words], fastest)
+    return Row(cp_size, tokens, (q_heads, kv_heads), grids[auto], grids[least], fastest)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,15 +96,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cp-size", type=int, nargs="+", default=CP_SIZES, help="(default: 4 8 16 32 64)")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="tokens per rank")
     options = parser.parse_args(argv)
-    print("| P | tokens per rank | heads | fewest words | `auto` | fastest |\n| --- | --- | --- | --- | --- | --- |")
+    print("| P | tokens per rank | heads | least volume | `auto` | fastest |\n| --- | --- | --- | --- | --- | --- |")
     found = []
     for one in rows(options.cp_size, options.tokens, HEADS):
         found.append(one)
         print(f"| {' | '.join(one.cells())} |", flush=True)
-    by_price, by_words = [one.loss for one in found], [one.loss_by_words for one in found]
+    by_price, by_volume = [one.loss for one in found], [one.loss_by_volume for one in found]
     print(
         f"\n{len(found)} jobs. Time over the fastest: `auto` {mean(by_price):.3f} (at most {max(by_price):.2f}), "
-        f"fewest words {mean(by_words):.3f} (at most {max(by_words):.2f})"
+        f"least volume {mean(by_volume):.3f} (at most {max(by_volume):.2f})"
     )
     return 0
 

@@ -75,7 +75,7 @@ class Choice:
         return time_bound(self.plan, self.job.cluster, self.job.shape, causal=self.job.causal, q_kept=self.q_kept)
 
     @property
-    def words(self) -> float:
+    def volume(self) -> float:
         """Communication volume of both passes: elements received per rank, in units of one Q shard."""
         return total_words(self.plan, self.job.shape.kappa, kv_heads=self.job.shape.kv_heads)
 

@@ -256,7 +256,7 @@ def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: 
         step = candidate.step(attention, options)
         (fitting if fits_memory(step, candidate.request.cluster) else others).append((choice, options, step))
     if fitting:
-        choice, options, _ = fitting[preferred([(step.seconds, choice.words) for choice, _, step in fitting])]
+        choice, options, _ = fitting[preferred([(step.seconds, choice.volume) for choice, _, step in fitting])]
     else:
         choice, options, _ = min(others, key=lambda one: one[2].memory_gb)
     return Configuration(candidate.request, candidate.sizes, options, choice)

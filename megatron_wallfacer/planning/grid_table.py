@@ -127,10 +127,10 @@ def grids_summary(result: SearchResult, job: AttentionJob) -> str:
     """Return one line: the number of simulated grids, and the rule by which the first one was chosen."""
     best = result.best[0]
     least = forward_bound(job.cp_size, job.shape.kappa) + backward_bound(job.cp_size, job.shape.kappa)
-    ratio = f", {best.words / least:.2f}x the lower bound for undivided heads" if least else ""
+    ratio = f", {best.volume / least:.2f}x the lower bound for undivided heads" if least else ""
     large = f", {result.too_large} did not fit the memory" if result.too_large else ""
     return (
         f"{len(result.best)} of {result.legal} grids and placements simulated{large}; "
         f"the first has the least traffic of those within {TIE - 1:.0%} of the fastest: "
-        f"{best.words:.2f} received per rank, in units of n*H{ratio}"
+        f"{best.volume:.2f} received per rank, in units of n*H{ratio}"
     )

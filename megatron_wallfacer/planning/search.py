@@ -79,7 +79,7 @@ def search(
         if best is tried.fastest:
             break
     ranked = sorted(tried.fitting, key=lambda choice: choice.simulation.seconds)
-    first = ranked.pop(preferred([(choice.simulation.seconds, choice.words) for choice in ranked]))
+    first = ranked.pop(preferred([(choice.simulation.seconds, choice.volume) for choice in ranked]))
     return SearchResult((first, *ranked), len(waiting), len(tried.too_large))
 
 
@@ -87,7 +87,7 @@ def preferred(times: Sequence[tuple[float, float]]) -> int:
     """Return the index of the choice with the least traffic of those within :data:`TIE` of the fastest.
 
     Args:
-        times: (seconds, traffic) of each choice.
+        times: (seconds, communication volume) of each choice.
     """
     fastest = min(seconds for seconds, _ in times)
     equal = [index for index, (seconds, _) in enumerate(times) if seconds <= TIE * fastest]
@@ -182,12 +182,12 @@ def _divides_heads(plan: Plan, shape: Shape) -> bool:
 def _with_ring_operands(plan: Plan, shape: Shape) -> Plan:
     """Return the plan with the ring operands that have the least traffic."""
 
-    def words(operands: tuple) -> float:
+    def volume(operands: tuple) -> float:
         plan_ = replace(plan, forward=operands[0], backward=operands[1])
         kappa, kv_heads = shape.kappa, shape.kv_heads
         return forward_words(plan_, kappa, kv_heads=kv_heads) + backward_words(plan_, kappa, kv_heads=kv_heads)
 
-    forward, backward = min(product(RIDERS, RIDERS), key=words)
+    forward, backward = min(product(RIDERS, RIDERS), key=volume)
     return replace(plan, forward=forward, backward=backward)
 
 

@@ -9,8 +9,8 @@ from benchmarks.predict import Prediction
 
 
 def setting(*times: tuple[float, float]) -> Setting:
-    """Schemes by (measured, simulated) seconds; the first receives the fewest words."""
-    return Setting("x", [Prediction(f"s{n}", *pair, words=float(n)) for n, pair in enumerate(times)])
+    """Schemes by (measured, simulated) seconds; the first has the least volume."""
+    return Setting("x", [Prediction(f"s{n}", *pair, volume=float(n)) for n, pair in enumerate(times)])
 
 
 def test_the_committed_tables_are_read() -> None:

@@ -88,7 +88,7 @@ def test_a_wrong_best_team_size_is_counted() -> None:
     assert summary([swapped]).best_right == 0
 
 
-def test_the_planner_beats_the_papers_best_where_cards_are_slow() -> None:
+def test_the_planner_beats_the_papers_best_where_nics_are_slow() -> None:
     case = next(one for one in cases(7, "each") if one.cluster.name == "A100_8")
     found = planner_grid(case)
     assert found.paper_s / found.ours_s > 1.5
@@ -103,7 +103,7 @@ def test_the_order_of_other_systems_with_nothing_fitted() -> None:
     assert right >= 27
     at_128k = sorted((one for one in found if one.tokens == 131072), key=lambda one: -one.predicted)
     assert [one.scheme for one in at_128k] == ["usp-head-first", "burst", "double-ring", "usp-ring-first", "ring"]
-    # Bound by one card, a single ring is predicted in absolute terms too.
+    # One NIC bounds a single ring, whose absolute rate is predicted too.
     for one in found:
         if one.scheme == "ring":
             assert one.predicted == pytest.approx(one.published, rel=0.1)

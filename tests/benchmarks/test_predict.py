@@ -93,7 +93,7 @@ def test_another_runs_microbenchmarks(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def made(*pairs: tuple[float, float]) -> list[Prediction]:
-    return [Prediction(f"scheme {number}", *pair, words=1.0) for number, pair in enumerate(pairs)]
+    return [Prediction(f"scheme {number}", *pair, volume=1.0) for number, pair in enumerate(pairs)]
 
 
 def test_rank_correlation() -> None:

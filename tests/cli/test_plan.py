@@ -1,4 +1,4 @@
-"""``wallfacer plan``: what it prints and writes, and what it refuses."""
+"""``wallfacer plan``: its output, its files and its errors."""
 
 from __future__ import annotations
 

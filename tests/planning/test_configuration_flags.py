@@ -1,4 +1,4 @@
-"""Flags of a configuration: each size and each choice has its own."""
+"""Flags of a configuration: each size and each option has one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured kernels: their curve, the launches beside them, and the host's time, against what an H200 measured."""
+"""Measured kernels: their curve, other launches, and host time, against measurements on an H200."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_predictions_are_near_what_the_h200_measured() -> None:
 
 
 def test_at_2k_tokens_per_rank_larger_tiles_win_as_measured() -> None:
-    """P 512: a K and V team halves the forward time of the ring, though one card has no network to save."""
+    """P 512: a K and V team halves the forward time of the ring, although one GPU has no network to save."""
     rows = [
         row for row in csv.DictReader(EFFICIENCY.open()) if row["tokens_a_rank"] == "2048" and row["q_heads"] == "32"
     ]

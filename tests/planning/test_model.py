@@ -41,14 +41,14 @@ def test_a_step_is_six_operations_a_matrix_parameter_and_attention() -> None:
     assert model.step_flops(tokens, causal=True) == pytest.approx(6 * matrices * tokens + attention / 2)
 
 
-def test_heads_are_divided_or_refused() -> None:
+def test_heads_that_do_not_divide_are_an_error() -> None:
     shape = MODELS["llama3-8b"].shape(1024, tp=4)
     assert (shape.q_heads, shape.kv_heads, shape.tokens) == (8, 2, 1024)
     with pytest.raises(OptionError, match="tp=16: must be a divisor of 32 query and 8 kv heads"):
         MODELS["llama3-8b"].shape(1024, tp=16)
 
 
-def test_an_unknown_model_is_refused_with_the_names() -> None:
+def test_an_unknown_model_is_an_error_with_the_names() -> None:
     with pytest.raises(OptionError, match="model=gpt-5: must be one of gpt-3b, gpt-7b, llama3-8b"):
         model_named("gpt-5")
 

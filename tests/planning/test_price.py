@@ -28,7 +28,7 @@ def test_costs_are_those_of_the_shipped_cluster() -> None:
 
 @pytest.mark.parametrize(("cp_size", "tokens"), [(4, 4096), (8, 1024), (8, 4096), (8, 16384), (16, 4096)])
 def test_the_choice_is_near_the_fastest_of_its_axes(cp_size: int, tokens: int) -> None:
-    """The simulator knows overlap and where ranks are; the formula does not."""
+    """The simulator models overlap and placement; the formula does not."""
     cluster = replace(H200, nodes=max(1, cp_size // 8))
     job = AttentionJob(cluster, Shape(tokens, **HEADS, head_dim=128), cp_size)
     options = HEADS | {"tokens": tokens}

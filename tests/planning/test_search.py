@@ -17,8 +17,8 @@ from megatron_wallfacer.schedule.volume import Shape
 from tests.planning.clusters import PLAIN, SHAPE
 
 JOBS = {
-    "slow cards": AttentionJob(PLAIN, SHAPE, 16),
-    "a card a node": AttentionJob(replace(PLAIN, nics=1), SHAPE, 16),
+    "slow NICs": AttentionJob(PLAIN, SHAPE, 16),
+    "one NIC per node": AttentionJob(replace(PLAIN, nics=1), SHAPE, 16),
     "grouped": AttentionJob(PLAIN, Shape(2048, 8, 2, 64), 16),
     "compute": AttentionJob(load_cluster("h100-8x8", 2), Shape(16384, 32, 8, 128), 16),
 }
@@ -36,7 +36,7 @@ def test_it_finds_the_best_of_all_candidates(name: str) -> None:
     assert others == sorted(others, key=lambda one: one.simulation.seconds)
     equal = [one for one in found.best if one.simulation.seconds <= TIE * fastest]
     assert first in equal
-    assert first.words == min(one.words for one in equal)
+    assert first.volume == min(one.volume for one in equal)
 
 
 def test_of_equals_the_one_with_the_least_traffic_is_preferred() -> None:
@@ -46,7 +46,7 @@ def test_of_equals_the_one_with_the_least_traffic_is_preferred() -> None:
 
 
 def test_it_beats_or_equals_every_named_scheme() -> None:
-    job = JOBS["slow cards"]
+    job = JOBS["slow NICs"]
     best = search(job).best[0].simulation.seconds
     others = {one.name: one.simulation.seconds for one in named_choices(job)}
     assert {"ring", "double-ring", "ulysses", "usp", "all-gather", "mesh", "wallfacer", "burst"} <= set(others) | {
@@ -62,14 +62,14 @@ def test_every_candidate_divides_the_heads_and_is_of_the_right_size() -> None:
 
 
 def test_memory_that_graphs_hold_is_counted() -> None:
-    job = JOBS["slow cards"]
+    job = JOBS["slow NICs"]
     eager = Choice(job, Plan(Grid(ring_outer=job.cp_size)))
     graphed = replace(eager, job=replace(job, cuda_graphs=True))
     assert graphed.buffer_bytes == graphed_peak_bytes(graphed.schedules(0), job.shape) > eager.buffer_bytes
 
 
 def test_choices_that_do_not_fit_are_left_out_and_none_is_an_error() -> None:
-    job = JOBS["slow cards"]
+    job = JOBS["slow NICs"]
     roomy = search(job)
     tight = sorted(one.buffer_bytes for one in roomy.best)[1]
     found = search(job, memory_bytes=tight)

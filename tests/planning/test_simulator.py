@@ -25,8 +25,8 @@ def simulated(one: Choice, *, every_rank: bool) -> SimulationResult:
 
 @pytest.mark.parametrize("transport", ["nccl", "gloo"])
 @pytest.mark.parametrize("name", ALIKE)
-def test_one_rank_stands_for_its_class(name: str, transport: str) -> None:
-    """To the last digit: nothing but kernels and links takes time here, and they are the same for all of a class."""
+def test_one_rank_represents_its_class(name: str, transport: str) -> None:
+    """To the last digit: only kernels and links take time here, and a class has the same."""
     one = choice(replace(PLAIN, transport=transport), **ALIKE[name])
     alone, all_ranks = simulated(one, every_rank=False), simulated(one, every_rank=True)
     assert alone.ranks < all_ranks.ranks == 16
@@ -65,12 +65,12 @@ def test_without_communication_it_is_the_kernels() -> None:
         assert one.simulation.exposed_s == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_ring_between_nodes_is_one_card_when_compute_is_free() -> None:
-    """Each hop of K and V in turn through the card of the rank at the node's edge; latency beside it."""
+def test_a_ring_between_nodes_is_bound_by_one_nic_when_compute_is_free() -> None:
+    """Each hop of K and V goes through the NIC of the rank at the node's edge, after the latency."""
     cluster = with_device(PLAIN, tflops=1e9)
     one = choice(cluster, scheme="ring")
     forward = sum(received_bytes(one.schedules(0)[0], SHAPE).values())
-    # 15 hops, all ranks at once: as slow as the card.
+    # 15 hops, all ranks at once: as slow as the NIC.
     assert one.simulation.pass_s[0] == pytest.approx(forward / 1e9 + 15 * 10e-6, rel=1e-6)
 
 
@@ -80,7 +80,7 @@ def test_nothing_is_faster_than_its_bound(name: str) -> None:
     assert one.simulation.seconds >= one.bound.seconds * (1 - 1e-9)
 
 
-def test_a_card_for_a_node_is_slower_than_one_for_each_device() -> None:
+def test_one_nic_per_node_is_slower_than_one_per_device() -> None:
     slow, fast = choice(replace(PLAIN, nics=1), **ALIKE["usp"]), choice(**ALIKE["usp"])
     assert slow.simulation.seconds > 1.5 * fast.simulation.seconds
 
@@ -96,18 +96,18 @@ FREE = HostProcessors(cores=16, copy_gbyte_s=1e6)
 
 
 def messages(thread_us: float = 0.0, transport_us: float = 0.0, transport_s_per_gbyte: float = 0.0) -> dict:
-    """Entry of a host whose messages all cost the same, but for their bytes."""
+    """Return messages of one cost, except for their bytes."""
     larger = transport_us + 1e6 * transport_s_per_gbyte
     return {"messages": (MessageCost(0, thread_us, transport_us), MessageCost(1e9, thread_us, larger))}
 
 
 def with_host(host: HostProcessors, **changes: object) -> float:
-    """Seconds of a ring."""
+    """Return the seconds of a ring."""
     return choice(replace(PLAIN, transport="gloo", host=host, **changes), **ALIKE["ring"]).simulation.seconds
 
 
 def operations() -> list[Op]:
-    """Of a rank of the ring, both passes."""
+    """Return the operations of a ring's rank, both passes."""
     return [op for schedule in choice(**ALIKE["ring"]).schedules(0) for op in schedule.ops]
 
 
@@ -116,7 +116,7 @@ FAST_LINKS = {"intra": LinkSpeed(1e4, 0.0), "inter": LinkSpeed(1e4, 0.0)}
 
 
 def held_up(each_s: float, **of_a_message: float) -> float:
-    """Part of the messages' own time, ``each_s``, by which it takes longer."""
+    """Return the part of the messages' time, ``each_s`` each, by which a ring takes longer."""
     count = sum(len(op.move.sends) for op in operations() if isinstance(op, Start))
     costly = replace(FREE, **messages(transport_s_per_gbyte=1e-9, **of_a_message))
     return (with_host(costly, **FAST_LINKS) - with_host(FREE, **FAST_LINKS)) / (count * each_s)
@@ -141,11 +141,11 @@ def test_operations_take_processors_whatever_their_size(name: str, kinds: tuple[
     assert more == pytest.approx(count * 100e-6, rel=0.01)
 
 
-def test_kernels_that_sleep_are_late_where_processors_are_busy() -> None:
+def test_sleeping_kernels_end_late_where_processors_are_busy() -> None:
     sleeps = sum(len(op.tiles) for op in operations() if isinstance(op, Attend))
 
     def late_ms(host: HostProcessors) -> float:
-        """Of each sleep."""
+        """Return the delay per sleep."""
         return 1e3 * (with_host(replace(host, wake_up_us=1000.0)) - with_host(host)) / sleeps
 
     assert late_ms(replace(FREE, **messages(transport_s_per_gbyte=0.01))) == pytest.approx(0, abs=1e-3)
@@ -175,17 +175,17 @@ def test_every_wake_up_may_be_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_messages_flow_on_while_all_processors_work() -> None:
-    """What receives wants a hundredth of a processor, and gets it beside sixteen ranks that copy on two."""
+    """A receive needs a hundredth of a processor, and gets it although sixteen ranks copy on two."""
     host = replace(FREE, cores=2, copy_gbyte_s=35.0, **messages(transport_s_per_gbyte=0.01))
     copying, moving = with_host(host, intra=LinkSpeed(None), inter=LinkSpeed(None)), with_host(FREE)
     assert max(copying, moving) <= with_host(host) < 0.7 * (copying + moving)
 
 
-def test_what_fills_a_link_is_counted() -> None:
+def test_bytes_of_links_are_counted() -> None:
     one = choice(**ALIKE["ring"])
     both = sum(sum(received_bytes(schedule, SHAPE).values()) for schedule in one.schedules(0))
-    cards = {link.direction: size for link, size in one.simulation.link_bytes.items() if link.kind == "nic"}
-    assert cards == pytest.approx({"out": both, "in": both})
+    nics = {link.direction: size for link, size in one.simulation.link_bytes.items() if link.kind == "nic"}
+    assert nics == pytest.approx({"out": both, "in": both})
 
 
 def test_spans_do_not_overlap_on_a_rank_but_for_moves() -> None:
@@ -203,10 +203,10 @@ def test_spans_do_not_overlap_on_a_rank_but_for_moves() -> None:
     assert busy[-1][1] <= passes[1].end_s
 
 
-def test_a_message_that_nobody_sends_is_an_error() -> None:
+def test_a_message_that_no_rank_sends_is_an_error() -> None:
     one = choice(scheme="ring")
 
-    def deaf(rank: int) -> tuple[Schedule, ...]:
+    def without_a_send(rank: int) -> tuple[Schedule, ...]:
         forward = one.schedules(rank)[0]
         ops = list(forward.ops)
         first = next(index for index, op in enumerate(ops) if isinstance(op, Start))
@@ -214,7 +214,7 @@ def test_a_message_that_nobody_sends_is_an_error() -> None:
         return (replace(forward, ops=tuple(ops)),)
 
     with pytest.raises(DeadlockError, match="wait for messages that no rank sends"):
-        simulate(one.job.costs, deaf, Symmetry(one.plan.grid, Routing(PLAIN).unit_sizes, every_rank=True))
+        simulate(one.job.costs, without_a_send, Symmetry(one.plan.grid, Routing(PLAIN).unit_sizes, every_rank=True))
 
 
 def test_every_rank_of_the_paper_order_is_simulated() -> None:

@@ -82,7 +82,7 @@ def test_gradients_and_weights_cross_all_nics_of_a_node() -> None:
     assert reduction_seconds(MODEL, CLUSTER, sizes, PLAIN) == pytest.approx(expected)
     one_nic = replace(CLUSTER, nics=1)
     assert reduction_seconds(MODEL, one_nic, sizes, PLAIN) == pytest.approx(4 * expected)
-    # Two tensor-parallel ranks hold half each, and share the cards.
+    # Two tensor-parallel ranks hold half each, and share the NICs.
     halves = parallel_sizes(CLUSTER, tp=2)
     assert reduction_seconds(MODEL, CLUSTER, halves, PLAIN) == pytest.approx(expected * (3 / 4) / (7 / 8))
     assert reduction_seconds(MODEL, CLUSTER, ParallelSizes(), PLAIN) == 0
@@ -95,7 +95,7 @@ def test_only_what_is_not_hidden_of_a_reduction_counts() -> None:
     assert all_of_it.seconds - half.seconds == pytest.approx(half.reduction_s)
 
 
-def test_tensor_parallel_groups_share_cards_and_divide_heads() -> None:
+def test_tensor_parallel_groups_share_nics_and_divide_heads() -> None:
     job = attention_job(MODEL, CLUSTER, TOKENS, parallel_sizes(CLUSTER, tp=2), PLAIN)
     assert (job.cp_size, job.shape.q_heads) == (4, 4)
     assert (job.cluster.gpus_per_node, job.cluster.nics, job.cluster.inter.gbyte_s) == (2, 2, 10)
