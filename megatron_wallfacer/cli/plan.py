@@ -95,15 +95,14 @@ def _check_combination(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> Report:
-    from megatron_wallfacer.planning.one_grid import GridOptions, grid_report
+    from megatron_wallfacer.planning.one_grid import grid_report
     from megatron_wallfacer.planning.plan_reports import longest_report, search_report
 
     request = _request(arguments)
     if arguments.scheme:
-        options = {name: getattr(arguments, name) for name in ("scheme", *_GRID_ONLY)}
-        return grid_report(
-            request, GridOptions(**{name: value for name, value in options.items() if value is not None})
-        )
+        options = {name: getattr(arguments, name) for name in _GRID_ONLY}
+        given = {name: value for name, value in options.items() if value is not None}
+        return grid_report(request, arguments.scheme, **given)
     return longest_report(request) if arguments.max_seq else search_report(request, grids=arguments.grids)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from megatron_wallfacer.errors import OptionError
@@ -17,66 +17,43 @@ from megatron_wallfacer.planning.training_step import attention_job
 from megatron_wallfacer.schedule.schemes import make_plan
 
 
-@dataclass(frozen=True)
-class GridOptions:
-    """A grid and options around it. None leaves a size to the scheme.
-
-    Attributes:
-        scheme: name as in ``--wallfacer-scheme``.
-        head_size, team_size, kv_team_size: ranks of the axes.
-        ring_inner_size: ranks of the inner ring.
-        placement: named placement, or the axes, fastest varying first.
-        head_groups: head groups that are pipelined.
-        keep_gathered_q: keep gathered queries from forward to backward.
-        recompute: activations that backward recomputes.
-        microbatches: sequences per data-parallel replica and step.
-    """
-
-    scheme: str
-    head_size: int | None = None
-    team_size: int | None = None
-    kv_team_size: int | None = None
-    ring_inner_size: int | None = None
-    placement: str | None = None
-    head_groups: int | None = None
-    keep_gathered_q: bool = False
-    recompute: str = "keep-attention"
-    microbatches: int = 1
-
-
-def configuration_of_grid(request: Request, grid: GridOptions) -> Configuration:
-    """Return the configuration with one grid.
+def grid_report(
+    request: Request,
+    scheme: str,
+    *,
+    recompute: str = "keep-attention",
+    microbatches: int = 1,
+    keep_gathered_q: bool = False,
+    ring_inner_size: int | None = None,
+    **axes: Any,
+) -> Report:
+    """Simulate one grid, and return its prediction.
 
     Args:
         request: model, cluster and given sizes; without ``tp`` the tensor-parallel size is 1.
-        grid: grid and options around it.
+        scheme: name as in ``--wallfacer-scheme``.
+        recompute: activations that backward recomputes.
+        microbatches: sequences per data-parallel replica and step.
+        keep_gathered_q: keep gathered queries from forward to backward.
+        ring_inner_size: ranks of the inner ring; None leaves it to the scheme.
+        axes: sizes of the other axes, placement and head groups, see
+            :func:`megatron_wallfacer.schedule.schemes.make_plan`.
 
     Raises:
         OptionError: an option has no such value, a size does not divide, or the grid cannot be simulated.
     """
-    if grid.recompute not in RECOMPUTE:
-        raise OptionError("recompute", grid.recompute, f"one of {', '.join(RECOMPUTE)}")
-    cluster, options = request.cluster, TrainingOptions(recompute=grid.recompute)
-    given = {"tp": request.tp or 1, "pp": request.pp, "cp": request.cp, "microbatches": grid.microbatches}
-    sizes = parallel_sizes(cluster, **given)
+    if recompute not in RECOMPUTE:
+        raise OptionError("recompute", recompute, f"one of {', '.join(RECOMPUTE)}")
+    cluster, options = request.cluster, TrainingOptions(recompute=recompute)
+    sizes = parallel_sizes(cluster, tp=request.tp or 1, pp=request.pp, cp=request.cp, microbatches=microbatches)
     job = attention_job(request.model, cluster, request.tokens, sizes, options, causal=request.causal)
-    job = replace(job, cuda_graphs=request.cuda_graphs)
-    plan = make_plan(
-        grid.scheme,
-        job.cp_size,
-        head_size=grid.head_size,
-        team_size=grid.team_size,
-        kv_team_size=grid.kv_team_size,
-        ring_window=grid.ring_inner_size,
-        placement=grid.placement,
-        head_groups=grid.head_groups,
-        q_heads=job.shape.q_heads,
-        kv_heads=job.shape.kv_heads,
-        tokens=job.shape.tokens,
-    )
-    choice = Choice(job, plan, q_kept=grid.keep_gathered_q)
-    _check_size(grid.scheme, choice)
-    return Configuration(replace(request, tp=sizes.tp, cp=sizes.cp), sizes, options, choice)
+    job, shape = replace(job, cuda_graphs=request.cuda_graphs), job.shape
+    heads = {"q_heads": shape.q_heads, "kv_heads": shape.kv_heads, "tokens": shape.tokens}
+    plan = make_plan(scheme, job.cp_size, ring_window=ring_inner_size, **heads, **axes)
+    choice = Choice(job, plan, q_kept=keep_gathered_q)
+    _check_size(scheme, choice)
+    configuration = Configuration(replace(request, tp=sizes.tp, cp=sizes.cp), sizes, options, choice)
+    return Report(_parts(configuration), lambda: _fields(configuration), configuration)
 
 
 def _check_size(scheme: str, choice: Choice) -> None:
@@ -86,12 +63,6 @@ def _check_size(scheme: str, choice: Choice) -> None:
     if choice.plan.kv_order != "native":
         raise OptionError("cp", size, f"at most {MOST_RANKS_UNALIKE} with scheme {scheme}, whose ranks are not alike")
     raise OptionError("scheme", scheme, f"a grid with no axis above {LONGEST_AXIS}, unlike {choice.plan.grid}")
-
-
-def grid_report(request: Request, grid: GridOptions) -> Report:
-    """Simulate one grid, and return its prediction. Arguments and errors as for :func:`configuration_of_grid`."""
-    configuration = configuration_of_grid(request, grid)
-    return Report(_parts(configuration), lambda: _fields(configuration), configuration)
 
 
 def _fields(configuration: Configuration) -> dict[str, Any]:
