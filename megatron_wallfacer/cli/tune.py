@@ -94,7 +94,7 @@ def _measured(shape: Any, dtype: torch.dtype, device: torch.device, kernel: str)
     from megatron_wallfacer.cli.tuning.hosts import hosts_of_job, nodes_of
     from megatron_wallfacer.cli.tuning.links import cards_of_node, link
     from megatron_wallfacer.kernels import select_kernel
-    from megatron_wallfacer.planning.cluster import Cluster, Link
+    from megatron_wallfacer.planning.cluster import Cluster, LinkSpeed
 
     nodes, each = nodes_of(hosts_of_job())
     pairs = [(rank, rank + 1) for rank in range(0, each - 1, 2)]
@@ -104,8 +104,8 @@ def _measured(shape: Any, dtype: torch.dtype, device: torch.device, kernel: str)
     measured = measure_device(chosen, shape, dtype, device)
     host_link, host_memory_gb = host_memory(device)
 
-    def as_link(rate: float, latency_us: float) -> Link:
-        return Link(None if rate == float("inf") else rate, latency_us)
+    def as_link(rate: float, latency_us: float) -> LinkSpeed:
+        return LinkSpeed(None if rate == float("inf") else rate, latency_us)
 
     return Cluster(
         "this job",
