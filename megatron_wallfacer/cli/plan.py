@@ -56,8 +56,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def _add_grid_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--scheme", help="predict this scheme, as in --wallfacer-scheme")
-    for axis in ("head", "team", "kv-team", "ring-inner"):
-        group.add_argument(f"--{axis}-size", type=int, metavar="N", help=f"ranks of the {axis} axis")
+    for axis in ("head", "team", "kv_team", "ring_inner"):
+        flag = f"--{axis.replace('_', '-')}-size"
+        group.add_argument(flag, type=int, metavar="N", help=f"ranks of the {axis} axis")
     group.add_argument("--placement", help="teams-adjacent, rings-adjacent, head-first, ring-first or an axis order")
     group.add_argument("--head-groups", type=int, metavar="N", help="head groups that are pipelined")
     group.add_argument("--keep-gathered-q", action="store_true", help="keep gathered queries for backward")
