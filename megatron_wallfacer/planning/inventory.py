@@ -23,7 +23,6 @@ _IN_BACKWARD: tuple[Moment, ...] = ("mlp", "attention", "projection")
 _BF16, _FP32 = 2, 4
 #: Device buffers for each kind of tensor that is kept in host memory: one is read while the other is copied.
 SLOTS = 2
-KEPT_ON_HOST, INPUTS_ON_HOST = "--wallfacer-keep-on-host", "--wallfacer-layer-inputs-on-host"
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,11 @@ class Buffer:
         name: name of the tensors for tables.
         nbytes: total bytes.
         moments: moments at which the tensors are live.
-        smaller_by: flag that makes the tensors smaller or removes them; empty if there is none.
     """
 
     name: str
     nbytes: float
     moments: tuple[Moment, ...] = MOMENTS
-    smaller_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,27 +153,27 @@ def peak(buffers: Iterable[Buffer]) -> tuple[Moment, float]:
 
 def _saved(work: Activations) -> tuple[Buffer, ...]:
     """Return the tensors that layers save from forward to backward, without the current layer."""
-    others, flag = work.layers - 1, "--recompute-granularity full"
+    others = work.layers - 1
     inputs = Buffer("layer inputs", work.layers * work.hidden) if work.recompute == "none" else _inputs(work)
     if work.recompute == "full":
         return (inputs,)
     if work.recompute == "keep-attention":
         kept = (_on_device(work.layers, work.outputs_on_host) - 1) * work.kept_output
-        return inputs, Buffer("attention's outputs, lse and kept tensors", kept, smaller_by=KEPT_ON_HOST)
-    attention = Buffer("attention's outputs, lse and kept tensors", others * work.kept_output, smaller_by=flag)
+        return inputs, Buffer("attention's outputs, lse and kept tensors", kept)
+    attention = Buffer("attention's outputs, lse and kept tensors", others * work.kept_output)
     mlp = 0.0 if work.mlp_tiles > 1 else others * (work.gated + work.activation)
     return (
         inputs,
         attention,
-        Buffer("norm outputs and residuals", others * 3 * work.hidden, smaller_by=flag),
-        Buffer("q, k, v before and after rotary positions", others * _saved_qkv(work), smaller_by=flag),
-        Buffer("MLP: input and output of the activation function", mlp, smaller_by="--wallfacer-mlp-tiles"),
+        Buffer("norm outputs and residuals", others * 3 * work.hidden),
+        Buffer("q, k, v before and after rotary positions", others * _saved_qkv(work)),
+        Buffer("MLP: input and output of the activation function", mlp),
     )
 
 
 def _inputs(work: Activations) -> Buffer:
     nbytes = _on_device(work.layers, work.inputs_on_host) * work.hidden
-    return Buffer("layer inputs", nbytes, smaller_by=INPUTS_ON_HOST)
+    return Buffer("layer inputs", nbytes)
 
 
 def _on_device(layers: int, fraction: float) -> int:
@@ -193,14 +190,13 @@ def _current_layer(work: Activations) -> tuple[Buffer, ...]:
     recomputed_with_attention: tuple[Moment, ...] = ("forward",) if work.recompute == "full" else ()
     # With sequence parallelism the projection's peak is later, when these are one tensor.
     apart: tuple[Moment, ...] = ("projection",) if work.tp == 1 else ()
-    flag = "--wallfacer-head-groups"
     return (
         Buffer("output of the first norm", work.hidden, (*saved_first, *_IN_BACKWARD)),
         Buffer("q, k, v before and after rotary positions", _saved_qkv(work), (*saved_first[1:], "mlp", "attention")),
         Buffer("q, k, v before and after rotary positions", _qkv(work), ("forward",)),
         Buffer("q of the projection, contiguous", work.queries, ("forward",)),
         Buffer("attention's output, lse and kept tensors", work.kept_output, (*kept_first, "mlp", "attention")),
-        Buffer("attention's forward pass", work.attention.forward, ("forward",), flag),
+        Buffer("attention's forward pass", work.attention.forward, ("forward",)),
         Buffer("residual and output of the second norm", 2 * work.hidden, (*saved_first[1:], "mlp")),
         # Megatron's checkpoint holds the recomputed output.
         Buffer("output of the recomputed layer", work.hidden * (work.recompute != "none"), _IN_BACKWARD),
@@ -209,7 +205,7 @@ def _current_layer(work: Activations) -> tuple[Buffer, ...]:
         Buffer("gradient of attention's output", work.queries, ("attention",)),
         Buffer("gradients of q, k, v", work.queries + 2 * work.keys, ("attention", *apart)),
         Buffer("gradient of the projection", work.queries + 2 * work.keys, ("projection",)),
-        Buffer("attention's backward pass", work.attention.backward, ("attention",), flag),
+        Buffer("attention's backward pass", work.attention.backward, ("attention",)),
         *_mlp(work),
     )
 
@@ -219,28 +215,28 @@ def _mlp(work: Activations) -> tuple[Buffer, ...]:
 
     At that moment the activation function's output is free, and its gradient is as large.
     """
-    flag, tiles = "--wallfacer-mlp-tiles", work.mlp_tiles
+    tiles = work.mlp_tiles
     saved: tuple[Moment, ...] = ("head", "mlp") if work.recompute == "none" and tiles == 1 else ("mlp",)
     inside = (work.gated + work.activation) / tiles
     return (
-        Buffer("MLP: input and output of the activation function", inside, saved, flag),
-        Buffer("MLP: gradient of the activation function's input", work.gated / tiles, ("mlp",), flag),
+        Buffer("MLP: input and output of the activation function", inside, saved),
+        Buffer("MLP: gradient of the activation function's input", work.gated / tiles, ("mlp",)),
         Buffer("MLP: gradients of the tiles' inputs", work.hidden if tiles > 1 else 0.0, ("mlp",)),
     )
 
 
 def _unfused_norms(work: Activations) -> tuple[Buffer, ...]:
     """Return the fp32 tensors that PyTorch's norms save: their input, and their input over its root mean square."""
-    name, flag = "fp32 copies of unfused norms", "TransformerEngine's or Apex's norms"
+    name = "fp32 copies of unfused norms"
     saved = 2 * _FP32 / _BF16 * work.hidden
     others = 2 * (work.layers - 1) * saved if work.recompute == "none" else 0.0
     first: tuple[Moment, ...] = ("forward", "head") if work.recompute == "none" else ("forward",)
     second: tuple[Moment, ...] = ("head", "mlp") if work.recompute == "none" else ("mlp",)
     return (
-        Buffer(f"{name} of other layers", others, smaller_by=flag),
-        Buffer(f"{name} before attention", saved, (*first, *_IN_BACKWARD), flag),
-        Buffer(f"{name} before the MLP", saved, second, flag),
-        Buffer(f"{name} before the head", saved, ("head",), flag),
+        Buffer(f"{name} of other layers", others),
+        Buffer(f"{name} before attention", saved, (*first, *_IN_BACKWARD)),
+        Buffer(f"{name} before the MLP", saved, second),
+        Buffer(f"{name} before the head", saved, ("head",)),
     )
 
 
@@ -257,12 +253,12 @@ def _sequence_parallel(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _head(work: Activations) -> tuple[Buffer, ...]:
-    flag, whole = "--wallfacer-loss-tiles", work.gathered or work.hidden
+    whole = work.gathered or work.hidden
     # The norm's output is free once it is gathered.
     norm = work.hidden * (2 if work.tp == 1 else 1)
     return (
         Buffer("input and output of the last norm", norm, ("head",)),
-        Buffer("logits", work.logits / work.loss_tiles, ("head",), flag),
+        Buffer("logits", work.logits / work.loss_tiles, ("head",)),
         Buffer("gradient of the head's weight", _head_weight_gradient(work), ("head",)),
         Buffer("head: gradients of the tiles' inputs", whole if work.loss_tiles > 1 else 0.0, ("head",)),
     )

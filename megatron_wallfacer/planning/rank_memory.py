@@ -28,10 +28,8 @@ def state_buffers(model: Model, sizes: ParallelSizes, options: TrainingOptions) 
     if options.states == "zero-2":
         gradients = Buffer("gradients", parameters * WEIGHT / ranks)
     else:
-        flag = "--grad-reduce-in-bf16" if options.gradient_bytes > WEIGHT else ""
-        gradients = Buffer("gradient buffer", parameters * options.gradient_bytes, smaller_by=flag)
-    flag = "--optimizer-cpu-offload" if adam else ""
-    return Buffer("weights", parameters * WEIGHT), gradients, Buffer("Adam's states", adam, smaller_by=flag)
+        gradients = Buffer("gradient buffer", parameters * options.gradient_bytes)
+    return Buffer("weights", parameters * WEIGHT), gradients, Buffer("Adam's states", adam)
 
 
 def host_state_bytes(model: Model, sizes: ParallelSizes, options: TrainingOptions) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
-from megatron_wallfacer.planning.inventory import MOMENTS, Activations, Buffer, bytes_at, inventory, peak
+from megatron_wallfacer.planning.inventory import MOMENTS, Activations, bytes_at, inventory, peak
 from megatron_wallfacer.planning.model import MODELS
 
 LLAMA, TOKENS = MODELS["llama3-8b"], 131072
@@ -47,12 +47,3 @@ def test_each_further_layer_adds_what_it_saves(recompute: str) -> None:
 def test_tensor_parallelism_halves_all_but_what_is_gathered() -> None:
     one, two = activations(mlp_tiles=4), Activations(LLAMA, TOKENS, tp=2, layers=2, mlp_tiles=4)
     assert bytes_at(inventory(two), "attention") == pytest.approx(bytes_at(inventory(one), "attention") / 2 + UNIT)
-
-
-def test_flags_that_make_a_buffer_smaller_are_named() -> None:
-    def largest(work: Activations) -> Buffer:
-        buffers = inventory(work)
-        return max((one for one in buffers if peak(buffers)[0] in one.moments), key=lambda one: one.nbytes)
-
-    assert largest(activations()).smaller_by == "--wallfacer-loss-tiles"
-    assert largest(activations(loss_tiles=128)).smaller_by == "--wallfacer-mlp-tiles"
