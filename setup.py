@@ -64,7 +64,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.12",  # as Megatron-Core 0.17 and later
     packages=find_packages(include=["megatron_wallfacer*"]),
-    package_data={"megatron_wallfacer": ["py.typed", "planning/data/*.csv", "cli/grid_page/page.*"]},
+    package_data={"megatron_wallfacer": ["py.typed", "planning/data/*.csv", "plots/viewer/page.*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=REQUIRED,
     extras_require={

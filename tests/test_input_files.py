@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.config import load_config
-from megatron_wallfacer.cli.presets.preset import FILES, load_preset
-from megatron_wallfacer.cli.tracing.lines import read_lines
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.input_files import JSON_BYTES, YAML_BYTES
 from megatron_wallfacer.planning.cluster_file import load_cluster
+from megatron_wallfacer.presets.preset import FILES, load_preset
+from megatron_wallfacer.traces.timelines import read_lines
 
 REPOSITORY = Path(__file__).parents[1]
 CLUSTER = "nodes: 2\ngpus_per_node: 4\ndevice: {tflops: 100}\nintra: {gbyte_s: 100}\ninter: {gbyte_s: 25}\n"

@@ -20,7 +20,7 @@ from benchmarks.gpu import parity
 from benchmarks.gpu.report import add_options
 from benchmarks.gpu.rows import LeftOut, Rows
 from benchmarks.gpu.training import Trainer
-from megatron_wallfacer.cli.comparison import TOLERANCE, differences
+from megatron_wallfacer.training_runs.loss_comparison import TOLERANCE, differences
 
 RANKS = 4
 USUAL = (

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.gpu.report import add_options
 from benchmarks.gpu.rows import LeftOut, Rows
 from benchmarks.gpu.training import Trainer
-from megatron_wallfacer.cli.comparison import EXACT, WHOLE, compare, differences
+from megatron_wallfacer.training_runs.loss_comparison import EXACT, WHOLE, compare, differences
 
 ITERATIONS, RANKS = 20, 4
 #: Megatron's flags for each kind of layers; a GPU needs more, by the libraries that are there.

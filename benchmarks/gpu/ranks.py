@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from benchmarks.gpu.report import device_of
 from megatron_wallfacer.attention import forget_groups
-from megatron_wallfacer.cli.sharing import Gpus, share_gpus
 from megatron_wallfacer.engine.loaded_nccl import loaded_nccl
+from megatron_wallfacer.presets.shared_gpus import Gpus, share_gpus
 
 Answer = TypeVar("Answer")
 #: A rank that waits longer for the others at a row's end has lost them.

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.training_runs.training_log import Iteration, parse_iteration
 
 TIMEOUT_S = 150.0
 _PR_SET_PDEATHSIG = 1

@@ -16,8 +16,8 @@ from megatron_wallfacer.schedule.volume import Shape
 if TYPE_CHECKING:
     import torch
 
-    from megatron_wallfacer.cli.tuning.figures import Row
     from megatron_wallfacer.schedule.plan import Plan
+    from megatron_wallfacer.tuning.scheme_times import Row
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
@@ -64,7 +64,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
     ranks = int(os.environ["WORLD_SIZE"])
     # Everything that may be refused is looked at before there is a group whose other ranks could wait.
     shape, plans = _shape(arguments, ranks), _plans(arguments, ranks)
-    from megatron_wallfacer.cli.tuning.job import job_device
+    from megatron_wallfacer.tuning.job import job_device
 
     with job_device() as device:
         found = _timed(arguments, plans, shape, device)
@@ -105,10 +105,10 @@ def _timed(arguments: argparse.Namespace, plans: list[Plan], shape: Shape, devic
     import torch
     import torch.distributed as dist
 
-    from megatron_wallfacer.cli.tuning.figures import rows
-    from megatron_wallfacer.cli.tuning.job import progress
-    from megatron_wallfacer.cli.tuning.timing import Setting, largest_differences, time_plans
     from megatron_wallfacer.kernels import select_kernel
+    from megatron_wallfacer.tuning.attention_times import Setting, largest_differences, time_plans
+    from megatron_wallfacer.tuning.job import progress
+    from megatron_wallfacer.tuning.scheme_times import rows
 
     dtype = getattr(torch, DTYPES[arguments.dtype or ("bf16" if device.type == "cuda" else "fp32")])
     select_kernel(arguments.kernel, device=device, dtype=dtype, head_dim=shape.head_dim)
@@ -121,7 +121,7 @@ def _timed(arguments: argparse.Namespace, plans: list[Plan], shape: Shape, devic
 
 
 def _print(arguments: argparse.Namespace, found: list[Row], shape: Shape, ranks: int) -> None:
-    from megatron_wallfacer.cli.tuning.figures import as_csv, print_rows
+    from megatron_wallfacer.tuning.scheme_times import as_csv, print_rows
 
     if arguments.json:
         from megatron_wallfacer.cli.table import as_json

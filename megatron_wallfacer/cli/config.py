@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_wallfacer.cli.presets.check import Verdict, check_presets
-from megatron_wallfacer.cli.presets.launch import choose_script
+from megatron_wallfacer.presets.check import Verdict, check_presets
+from megatron_wallfacer.presets.launch import choose_script
 from megatron_wallfacer.shipped import SCRIPT
 
 if TYPE_CHECKING:
-    from megatron_wallfacer.cli.presets.preset import Preset
-    from megatron_wallfacer.cli.presets.setting import Setting
+    from megatron_wallfacer.presets.entry import Setting
+    from megatron_wallfacer.presets.preset import Preset
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -55,7 +55,7 @@ def add_script_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_config(arguments: argparse.Namespace) -> int:
     """Show or check; the exit code is 1 where a check finds something."""
-    from megatron_wallfacer.cli.presets.preset import load_preset
+    from megatron_wallfacer.presets.preset import load_preset
 
     preset = load_preset(arguments.config, arguments.flags, arguments.env)
     if arguments.action == "show":

@@ -14,17 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_wallfacer.cli.comparison import EXACT, WHOLE, compare
-from megatron_wallfacer.cli.demo_runs import complete, gpus_here, runs_of
-from megatron_wallfacer.cli.failing_rank import failure_text
-from megatron_wallfacer.cli.sharing import sharing_here
-from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.needed_arguments import GPU_VARIABLES
 from megatron_wallfacer.megatron.version import megatron_version
+from megatron_wallfacer.presets.shared_gpus import sharing_here
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.shipped import SCRIPT
+from megatron_wallfacer.training_runs.demo import complete, gpus_here, runs_of
+from megatron_wallfacer.training_runs.failing_rank import failure_text
+from megatron_wallfacer.training_runs.loss_comparison import EXACT, WHOLE, compare
+from megatron_wallfacer.training_runs.training_log import Iteration, parse_iteration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,8 +141,8 @@ class Demo:
 
     def _compare(self, plan: Plan, losses: dict[str, list[float]]) -> Result:
         """Draws, too."""
-        from megatron_wallfacer.cli.pictures.grid import draw_grid
-        from megatron_wallfacer.cli.pictures.loss import draw_losses
+        from megatron_wallfacer.plots.grid import draw_grid
+        from megatron_wallfacer.plots.loss import draw_losses
 
         split = list(losses)[-1]
         comparison = compare(losses.get(EXACT, losses[WHOLE]), losses[WHOLE], {split: losses[split]})

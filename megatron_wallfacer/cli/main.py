@@ -22,7 +22,7 @@ from megatron_wallfacer.cli import (
     tune,
     words,
 )
-from megatron_wallfacer.cli.doctor import command as doctor
+from megatron_wallfacer.doctor import process as doctor
 from megatron_wallfacer.errors import WallfacerError
 
 #: A module each, with ``add_parser(commands)``, which says by ``set_defaults(run=...)`` what the command runs.

@@ -37,8 +37,8 @@ def run_page(arguments: argparse.Namespace) -> int:
         OptionError: a size for which there is no page or no plan.
         WallfacerError: the file cannot be written.
     """
-    from megatron_wallfacer.cli.grid_page.data import MOST_RANKS, page_data
-    from megatron_wallfacer.cli.grid_page.file import page_html
+    from megatron_wallfacer.plots.viewer.data import MOST_RANKS, page_data
+    from megatron_wallfacer.plots.viewer.html import page_html
 
     if arguments.cp_size > MOST_RANKS:
         raise OptionError(

@@ -138,7 +138,7 @@ def _write(arguments: argparse.Namespace, report: Report) -> None:
 
         write_trace(report.first.choice.spans(), arguments.trace)
     if arguments.plot:
-        from megatron_wallfacer.cli.pictures.plans import draw_plans
+        from megatron_wallfacer.plots.plans import draw_plans
 
         ranks = f"{report.first.sizes.cp} context-parallel ranks"
         draw_plans(

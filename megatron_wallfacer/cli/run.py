@@ -16,14 +16,14 @@ from megatron_wallfacer.cli.config import (
     print_problems,
     script_to_read,
 )
-from megatron_wallfacer.cli.presets import torchrun
-from megatron_wallfacer.cli.presets.check import Verdict, check_presets
-from megatron_wallfacer.cli.presets.launch import Launch, choose_script
-from megatron_wallfacer.cli.sharing import sharing_here
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.presets import torchrun
+from megatron_wallfacer.presets.check import Verdict, check_presets
+from megatron_wallfacer.presets.launch import Launch, choose_script
+from megatron_wallfacer.presets.shared_gpus import sharing_here
 
 if TYPE_CHECKING:
-    from megatron_wallfacer.cli.presets.preset import Preset
+    from megatron_wallfacer.presets.preset import Preset
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -44,7 +44,7 @@ def run_run(arguments: argparse.Namespace) -> int:
     Raises:
         WallfacerError: the preset or an option is wrong.
     """
-    from megatron_wallfacer.cli.presets.preset import load_preset
+    from megatron_wallfacer.presets.preset import load_preset
 
     if arguments.json and not arguments.dry_run:
         raise WallfacerError("--json: must be with --dry-run; what is trained prints as Megatron does")

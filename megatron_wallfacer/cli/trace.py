@@ -13,7 +13,7 @@ from megatron_wallfacer.cli.outputs import check_output
 from megatron_wallfacer.errors import OptionError, WallfacerError
 
 if TYPE_CHECKING:
-    from megatron_wallfacer.cli.tracing.lines import RankLine
+    from megatron_wallfacer.traces.timelines import RankLine
 
 NAME = "timeline"
 PICTURES = ("png", "svg")
@@ -37,9 +37,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run_trace(arguments: argparse.Namespace) -> int:
     """Write the trace and the picture, print the table."""
-    from megatron_wallfacer.cli.tracing.clocks import on_one_clock
-    from megatron_wallfacer.cli.tracing.lines import ranks_named, read_lines
-    from megatron_wallfacer.cli.tracing.report import as_dict, print_rows, row_of
+    from megatron_wallfacer.traces.clocks import on_one_clock
+    from megatron_wallfacer.traces.report import as_dict, print_rows, row_of
+    from megatron_wallfacer.traces.timelines import ranks_named, read_lines
 
     path: Path = arguments.path
     files = _files(arguments)
@@ -104,8 +104,8 @@ def _write(
     lines: Sequence[RankLine], arguments: argparse.Namespace, files: tuple[Path, Path], notes: dict[str, str]
 ) -> None:
     """Write one trace and one picture."""
-    from megatron_wallfacer.cli.pictures.trace import draw_trace
     from megatron_wallfacer.engine.timeline import ROWS, trace_events, write_trace
+    from megatron_wallfacer.plots.timeline import draw_trace
 
     trace, picture = files
     events = [event for line in lines for event in trace_events(line.rank, line.events, ROWS)]

@@ -51,7 +51,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
         raise WallfacerError(
             "tune: must run under torchrun: torchrun --nproc-per-node N --no-python wallfacer tune ..."
         )
-    from megatron_wallfacer.cli.tuning.job import job_device
+    from megatron_wallfacer.tuning.job import job_device
 
     if os.environ["RANK"] == "0":
         check_output("--cluster-out", arguments.cluster_out)
@@ -65,11 +65,11 @@ def _tune(arguments: argparse.Namespace, device: torch.device) -> None:
     import torch
     import torch.distributed as dist
 
-    from megatron_wallfacer.cli.tuning.contest import time_choices
-    from megatron_wallfacer.cli.tuning.job import progress
     from megatron_wallfacer.planning.choice import AttentionJob
     from megatron_wallfacer.planning.model import model_named, token_count
     from megatron_wallfacer.planning.search import search
+    from megatron_wallfacer.tuning.contest import time_choices
+    from megatron_wallfacer.tuning.job import progress
 
     ranks, first = dist.get_world_size(), dist.get_rank() == 0
     tokens = token_count(arguments.seq)
@@ -89,12 +89,12 @@ def _tune(arguments: argparse.Namespace, device: torch.device) -> None:
 
 def _measured(shape: Any, dtype: torch.dtype, device: torch.device, kernel: str) -> Cluster:
     """The job's own cluster, the same on every rank."""
-    from megatron_wallfacer.cli.tuning.device import measure_device
-    from megatron_wallfacer.cli.tuning.host_memory import host_memory
-    from megatron_wallfacer.cli.tuning.hosts import hosts_of_job, nodes_of
-    from megatron_wallfacer.cli.tuning.links import cards_of_node, link
     from megatron_wallfacer.kernels import select_kernel
     from megatron_wallfacer.planning.cluster import Cluster, LinkSpeed
+    from megatron_wallfacer.tuning.device_rates import measure_device
+    from megatron_wallfacer.tuning.host_memory import host_memory
+    from megatron_wallfacer.tuning.links import cards_of_node, link
+    from megatron_wallfacer.tuning.nodes import hosts_of_job, nodes_of
 
     nodes, each = nodes_of(hosts_of_job())
     pairs = [(rank, rank + 1) for rank in range(0, each - 1, 2)]
@@ -144,7 +144,7 @@ def _report(arguments: argparse.Namespace, cluster: Cluster, choices: list[Choic
 
 def _show(cluster: Cluster, timed: list[tuple[Choice, float]]) -> None:
     from megatron_wallfacer.cli.table import figure, show_table
-    from megatron_wallfacer.cli.tuning.host_memory import NO_DEVICE
+    from megatron_wallfacer.tuning.host_memory import NO_DEVICE
 
     print(cluster)
     measured = f"host_link: {figure(cluster.host_link)} GB/s per device and direction, all devices at once"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_wallfacer.cli.training_log import parse_iteration
+from megatron_wallfacer.training_runs.training_log import parse_iteration
 
 COLUMNS = ("cp_size", "seq_length", "scheme", "iteration", "milliseconds", "loss", "grad_norm")
 _CELL = re.compile(r"cp(\d+)-seq(\d+)-([a-z-]+)")

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_wallfacer.cli.presets import torchrun
-from megatron_wallfacer.cli.presets.preset import Preset, load_preset
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.presets import torchrun
+from megatron_wallfacer.presets.preset import Preset, load_preset
 
 #: The sbatch script gives these itself, so that a requeued job finds what it left.
 ITS_OWN = ("--save", "--load")

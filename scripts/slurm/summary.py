@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_wallfacer.cli.failing_rank import Failure, first_failure
+from megatron_wallfacer.training_runs.failing_rank import Failure, first_failure
 
 _LABELLED = re.compile(r"^ *(\d+): ?(.*)$", re.MULTILINE)
 

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_wallfacer.cli import config
 from megatron_wallfacer.cli.main import main
-from megatron_wallfacer.cli.presets.check import Problem, Verdict
+from megatron_wallfacer.presets.check import Problem, Verdict
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = str(CONFIGS / "tiny-cpu.yaml")

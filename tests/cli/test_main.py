@@ -9,8 +9,8 @@ import pytest
 
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.cli.outputs import check_output
-from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.training_runs.training_log import Iteration, parse_iteration
 
 
 def test_help_imports_neither_torch_nor_megatron() -> None:
@@ -95,8 +95,8 @@ def test_outputs_are_checked_before_the_work(
 ) -> None:
     """Root may write anywhere but there."""
     monkeypatch.setenv("RANK", "0")
-    works = ("planning.cluster_file.load_cluster", "cli.grid_page.data.page_data", "cli.tuning.job.job_device")
-    for work in (*works, "cli.tracing.lines.read_lines"):
+    works = ("planning.cluster_file.load_cluster", "plots.viewer.data.page_data", "tuning.job.job_device")
+    for work in (*works, "traces.timelines.read_lines"):
         monkeypatch.setattr(f"megatron_wallfacer.{work}", lambda *_, **__: pytest.fail("the work has begun"))
     assert main([*command.split(), flag, path]) == 2
     said = capsys.readouterr()

@@ -12,11 +12,11 @@ import pytest
 
 from megatron_wallfacer.cli import run
 from megatron_wallfacer.cli.main import main
-from megatron_wallfacer.cli.presets.check import Verdict
-from megatron_wallfacer.cli.presets.launch import Launch
-from megatron_wallfacer.cli.presets.script_flags import flags_of_script
-from megatron_wallfacer.cli.training_log import parse_iteration
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.presets.check import Verdict
+from megatron_wallfacer.presets.launch import Launch
+from megatron_wallfacer.presets.script_flags import flags_of_script
+from megatron_wallfacer.training_runs.training_log import parse_iteration
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = str(REPOSITORY / "configs" / "tiny-cpu.yaml")

@@ -21,8 +21,8 @@ _ROOT = "needs root and minutes: network namespaces"
 _LONG = "minutes, and more"
 _PLAN = "tests/cli/test_plan.py, at sizes that take less time"
 _TINY = "tests/cli/test_run.py"
-_DRAW = "tests/cli/test_pictures.py draws such grids"
-_DOCTOR = "tests/cli/test_doctor.py"
+_DRAW = "tests/plots/test_plots.py draws such grids"
+_DOCTOR = "tests/doctor/test_doctor.py"
 _SBATCH = "tests/slurm"
 
 #: Not run here: the test that does, or why none can.
@@ -39,7 +39,7 @@ ELSEWHERE = {
     "wallfacer config check configs/tiny-cpu.yaml": "tests/cli/test_config.py",
     "wallfacer run configs/tiny-cpu.yaml --train-iters 2": _TINY,
     "wallfacer run configs/tiny-cpu.yaml --train-iters 3 --wallfacer-timeline runs/lines": _TINY,
-    "wallfacer trace runs/lines": "tests/cli/test_trace.py",
+    "wallfacer trace runs/lines": "tests/traces/test_trace.py",
     "wallfacer doctor": _DOCTOR,
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 128K": _PLAN,
     "DRY_RUN=1 CONFIG=configs/llama3-8b-128k.yaml scripts/slurm/pretrain_gpt.sbatch": _SBATCH,
@@ -89,7 +89,7 @@ ELSEWHERE = {
     "--wallfacer-timeline runs/lines": "the reader's own arguments; tests/megatron/test_timeline.py",
     "torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py <your arguments> --wallfacer-cp-size 4 "
     "--tensorboard-dir runs/tensorboard --wallfacer-log-metrics": "the same; tests/megatron/test_metrics.py",
-    "wallfacer page --cp-size 16 --out grid.html": "tests/cli/test_page.py",
+    "wallfacer page --cp-size 16 --out grid.html": "tests/plots/test_viewer.py",
     "scripts/gpu_acceptance.sh": _GPU,
     "python -m benchmarks.gpu.traffic": f"{_LONG}; tests/benchmarks/gpu/test_smoke.py counts some",
     "python -m benchmarks.gpu.traffic --launches": f"{_LONG}; tests/benchmarks/gpu/test_launches.py counts the same",

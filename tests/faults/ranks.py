@@ -19,7 +19,7 @@ ROWS: tuple[Row, ...] = (
         "-",
         "`rank 1 failed first, with exit code 1:`",
         SINCE_CHECKPOINT,
-        ("tests/cli/test_failing_rank.py",),
+        ("tests/training_runs/test_failing_rank.py",),
     ),
     Row(
         "ranks with different flags, of Megatron or the plugin, or a rank without the plugin",

@@ -16,9 +16,9 @@ from benchmarks.gpu import jobs, parity
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.training import Trainer
 from megatron_wallfacer.cli import demo
-from megatron_wallfacer.cli.presets.launch import Launch
-from megatron_wallfacer.cli.presets.preset import load_preset
 from megatron_wallfacer.megatron.needed_arguments import Libraries, complete_for_gpu
+from megatron_wallfacer.presets.launch import Launch
+from megatron_wallfacer.presets.preset import load_preset
 from megatron_wallfacer.shipped import CONFIGS, SCRIPT
 from tests.megatron.training import corpus
 

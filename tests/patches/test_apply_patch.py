@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.cli.presets.preset import load_preset
-from megatron_wallfacer.cli.training_log import parse_iteration
 from megatron_wallfacer.megatron.version import SUPPORTED
+from megatron_wallfacer.presets.preset import load_preset
+from megatron_wallfacer.training_runs.training_log import parse_iteration
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "apply_patch.sh"

@@ -10,9 +10,9 @@ import pytest
 
 from megatron_wallfacer.cli import config, run
 from megatron_wallfacer.cli.main import main
-from megatron_wallfacer.cli.presets.check import Verdict
-from megatron_wallfacer.cli.presets.launch import Launch
-from megatron_wallfacer.cli.presets.preset import load_preset
+from megatron_wallfacer.presets.check import Verdict
+from megatron_wallfacer.presets.launch import Launch
+from megatron_wallfacer.presets.preset import load_preset
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "docs" / "presets.md").read_text()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.cli.presets.launch import FLIGHT_RECORDER, Launch, choose_script
-from megatron_wallfacer.cli.presets.preset import Preset, load_preset
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.needed_arguments import Libraries
+from megatron_wallfacer.presets.launch import FLIGHT_RECORDER, Launch, choose_script
+from megatron_wallfacer.presets.preset import Preset, load_preset
 from megatron_wallfacer.shipped import CONFIGS, SCRIPT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -82,7 +82,7 @@ def test_which_script(tmp_path: Path) -> None:
 def test_it_becomes_the_command() -> None:
     """Its environment and exit code are the command's, and a signal reaches the command itself."""
     code = (
-        "import os, sys; from megatron_wallfacer.cli.presets.launch import Launch; before = os.getpid(); "
+        "import os, sys; from megatron_wallfacer.presets.launch import Launch; before = os.getpid(); "
         'inner = f\'import os, signal; assert os.getpid() == {before} and os.environ["A"] == "1"; '
         "os.kill({before}, signal.SIGUSR1)'; Launch((sys.executable, '-c', inner), {'A': '1'}).replace_this_process()"
     )

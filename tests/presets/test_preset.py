@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.cli.presets.preset import load_preset
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.presets.preset import load_preset
 from megatron_wallfacer.shipped import CONFIGS
 
 

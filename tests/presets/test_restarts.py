@@ -7,10 +7,10 @@ import re
 import subprocess
 from pathlib import Path
 
-from megatron_wallfacer.cli.presets.launch import Launch
-from megatron_wallfacer.cli.presets.preset import load_preset
-from megatron_wallfacer.cli.training_log import parse_iteration
+from megatron_wallfacer.presets.launch import Launch
+from megatron_wallfacer.presets.preset import load_preset
 from megatron_wallfacer.shipped import CONFIGS
+from megatron_wallfacer.training_runs.training_log import parse_iteration
 from tests.support.namespace import in_namespace, why_no_namespace
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support" / "killed_once.py"

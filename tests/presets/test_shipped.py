@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.cli.presets.check import Verdict, check_presets
-from megatron_wallfacer.cli.presets.preset import Preset, load_preset
-from megatron_wallfacer.cli.presets.setting import COMMAND_LINE, Setting
-from megatron_wallfacer.cli.presets.torchrun import FLAGS
+from megatron_wallfacer.presets.check import Verdict, check_presets
+from megatron_wallfacer.presets.entry import COMMAND_LINE, Setting
+from megatron_wallfacer.presets.preset import Preset, load_preset
+from megatron_wallfacer.presets.torchrun import FLAGS
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from megatron_wallfacer.cli.presets.parser_process import _SessionElsewhere
-from megatron_wallfacer.cli.presets.preset import load_preset
 from megatron_wallfacer.megatron import cpu_runtime
 from megatron_wallfacer.megatron.hooks import Hooks
+from megatron_wallfacer.megatron.parser_process import _SessionElsewhere
 from megatron_wallfacer.megatron.version import megatron_version
+from megatron_wallfacer.presets.preset import load_preset
 
 
 def main(files: list[str]) -> None:

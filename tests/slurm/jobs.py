@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_wallfacer.cli.training_log import Iteration, parse_iteration
+from megatron_wallfacer.training_runs.training_log import Iteration, parse_iteration
 from tests.slurm.cluster import Cluster, lines, processes_with, wait_for
 from tests.slurm.fakes import REPOSITORY
 

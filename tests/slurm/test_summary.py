@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts.slurm.summary import first_of_job, main
-from tests.cli.test_failing_rank import _CLOSED, FIVE, raised, summary
+from tests.training_runs.test_failing_rank import _CLOSED, FIVE, raised, summary
 
 
 def labelled(*nodes: str) -> str:

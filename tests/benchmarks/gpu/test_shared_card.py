@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_wallfacer.cli.sharing import gpus_of_host, share_gpus
+from megatron_wallfacer.presets.shared_gpus import gpus_of_host, share_gpus
 from megatron_wallfacer.schedule.schemes import SCHEMES
 
 RANKS = 4

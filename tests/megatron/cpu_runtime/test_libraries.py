@@ -12,11 +12,11 @@ from types import ModuleType
 
 import pytest
 
-from megatron_wallfacer.cli.training_log import parse_iteration
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableError
 from megatron_wallfacer.megatron.cpu_runtime import libraries
 from megatron_wallfacer.shipped import SCRIPT
+from megatron_wallfacer.training_runs.training_log import parse_iteration
 from tests.megatron.training import arguments
 from tests.support.job_store import job_store
 
