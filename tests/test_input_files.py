@@ -22,8 +22,8 @@ from benchmarks.config import load_config
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.input_files import JSON_BYTES, YAML_BYTES
 from megatron_wallfacer.planning.cluster_file import load_cluster
-from megatron_wallfacer.presets.preset import FILES, load_preset
-from megatron_wallfacer.traces.timelines import read_lines
+from megatron_wallfacer.presets.preset import MAX_FILES, load_preset
+from megatron_wallfacer.traces.timelines import read_timelines
 
 REPOSITORY = Path(__file__).parents[1]
 CLUSTER = "nodes: 2\ngpus_per_node: 4\ndevice: {tflops: 100}\nintra: {gbyte_s: 100}\ninter: {gbyte_s: 25}\n"
@@ -43,8 +43,8 @@ TIMELINE = (
 READERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "cluster": (load_cluster, "file.yaml", CLUSTER),
     "preset": (load_preset, "file.yaml", PRESET),
-    "trace": (read_lines, "file.json", TRACE),
-    "timeline": (lambda path: read_lines(path.parent), "rank-0.json", TIMELINE),
+    "trace": (read_timelines, "file.json", TRACE),
+    "timeline": (lambda path: read_timelines(path.parent), "rank-0.json", TIMELINE),
     "benchmark": (load_config, "file.yaml", BENCHMARK),
 }
 DEEP = "[" * 500 + "]" * 500
@@ -82,31 +82,31 @@ HOSTILE: dict[str, tuple[str, str | bytes, int, str]] = {
     "a large file": ("preset", "#" * (YAML_BYTES + 1), 1, f"must be at most {YAML_BYTES} bytes"),
     "nothing": ("cluster", "", 1, "the file: must be a mapping, not NoneType"),
     "a trace with NaN": ("trace", TRACE.replace("5.5", "NaN"), 12, "NaN is no number"),
-    "a trace with 1e999": ("trace", TRACE.replace("5.5", "1e999"), 12, "inf is no time"),
+    "a trace with 1e999": ("trace", TRACE.replace("5.5", "1e999"), 12, "inf is not a time"),
     "an event that is none": (
         "trace",
         TRACE.replace('"ph": "b"', '"pH": "b"'),
         20,
-        "is not a time line of this program",
+        "is not an event of --wallfacer-timeline",
     ),
     "an origin that is none": (
         "timeline",
         TIMELINE.replace('"ranks": 1', '"ranks": "two"'),
         6,
-        "origin cannot be read",
+        "run, node or clock cannot be read",
     ),
     "another rank's events": (
         "timeline",
         TIMELINE.replace('"pid": 0', '"pid": 1'),
         3,
-        "is the time line of rank 1, not",
+        "must contain rank 0 only, contains rank 1",
     ),
     "a trace with a key twice": ("trace", TRACE.replace('"ts": 0', '"pid": 0'), 12, "the key pid stands twice"),
     "a deep trace": ("trace", '{"traceEvents": ' + "[" * 100_000, 1, "nested too deeply"),
     "a large trace": ("trace", "[" + "0," * 1_500_001 + "0]", 1, "must hold at most 250000 objects and lists"),
     "a trace that ends early": ("trace", TRACE[:-4], 36, "cannot be read as JSON"),
-    "no trace": ("trace", "{}", 1, "is not a trace"),
-    "a trace without a list": ("trace", '{"a": [{}],\n"traceEvents": 5}', 2, "it has no list traceEvents"),
+    "no trace": ("trace", "{}", 1, "must be a trace"),
+    "a trace without a list": ("trace", '{"a": [{}],\n"traceEvents": 5}', 2, "must be a trace with a list traceEvents"),
 }
 
 
@@ -148,7 +148,7 @@ def test_files_that_extend_one_another_many_times(tmp_path: Path) -> None:
             below = f"extends: [{', '.join([f'{kind}{number + 1}.yaml'] * times)}]\n" if number + 1 < count else PRESET
             (tmp_path / f"{kind}{number}.yaml").write_text(below)
         with pytest.raises(
-            WallfacerError, match=rf"{kind}\d+.yaml:1: extends .*: must be at most {FILES} files in all"
+            WallfacerError, match=rf"{kind}\d+.yaml:1: extends .*: must be at most {MAX_FILES} files in all"
         ):
             load_preset(tmp_path / f"{kind}0.yaml")
 

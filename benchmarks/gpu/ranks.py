@@ -15,7 +15,7 @@ import torch.distributed as dist
 from benchmarks.gpu.report import device_of
 from megatron_wallfacer.attention import forget_groups
 from megatron_wallfacer.engine.loaded_nccl import loaded_nccl
-from megatron_wallfacer.presets.shared_gpus import Gpus, share_gpus
+from megatron_wallfacer.presets.shared_gpus import NodeGpus, share_gpus
 
 Answer = TypeVar("Answer")
 #: A rank that waits longer for the others at a row's end has lost them.
@@ -67,7 +67,7 @@ def join_ranks(options: argparse.Namespace) -> Ranks:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         torch.cuda.set_device(rank % count)
-        sharing = share_gpus(Gpus(count, loaded_nccl()), size, ("--distributed-backend", backend))
+        sharing = share_gpus(NodeGpus(count, loaded_nccl()), size, ("--distributed-backend", backend))
         if rank == 0 and sharing.line:
             print(sharing.line, file=sys.stderr)
         os.environ.update({name: os.environ.get(name, value) for name, value in sharing.environment.items()})

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benchmarks.gpu import warm
 from benchmarks.gpu.report import device_of
-from megatron_wallfacer.cli import demo
 from megatron_wallfacer.megatron.needed_arguments import Libraries, complete_for_gpu
 from megatron_wallfacer.shipped import SCRIPT
+from megatron_wallfacer.training_runs import demo, local_run
 
 #: The same weights whatever the tensor-parallel size: drawn on the CPU and then split, with one padded vocabulary.
 _SAME_WEIGHTS = ("--use-cpu-initialization", "--make-vocab-size-divisible-by", "256")
@@ -36,7 +36,7 @@ class Trainer:
         if not self.on_gpu:
             # Where there is a GPU the launcher takes it otherwise.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        self._start = warm.train if options.smoke else demo.train
+        self._start = warm.train if options.smoke else local_run.train
         if options.smoke:
             warm.prepare()
         small = _SMALL if options.smoke else ()

@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 def train(
     script: Path, ranks: int, arguments: Sequence[str], log: Path, seen: Callable[[Iteration], None]
 ) -> list[Iteration]:
-    """Run a Megatron script, as :func:`megatron_wallfacer.cli.demo.train` does, on forks of this process.
+    """Run a Megatron script on forks of this process, like :func:`megatron_wallfacer.training_runs.local_run.train`.
 
     Raises:
         WallfacerError: a rank failed or did not end in time; with the last lines of the log.

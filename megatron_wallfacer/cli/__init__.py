@@ -1,1 +1,1 @@
-"""Commands that a person types."""
+"""Commands of ``wallfacer``: one file per command, with its parser, its call and its output."""

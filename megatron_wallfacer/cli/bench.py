@@ -9,6 +9,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from megatron_wallfacer.cli.torchrun_job import add_measurement_arguments, check_torchrun, dtype_of
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape
@@ -17,9 +18,19 @@ if TYPE_CHECKING:
     import torch
 
     from megatron_wallfacer.schedule.plan import Plan
-    from megatron_wallfacer.tuning.scheme_times import Row
+    from megatron_wallfacer.tuning.scheme_times import SchemeTimes
 
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+_COUNTS = {
+    "--seq": (8192, "tokens of the whole sequence"),
+    "--q-heads": (8, "query heads"),
+    "--kv-heads": (2, "kv heads"),
+    "--head-dim": (64, "channels per head"),
+    "--batch": (1, "sequences"),
+}
+_HEADINGS = (
+    "scheme", "grid", ">ms", ">forward", ">backward", ">fastest", ">slowest", ">ratio", ">tokens/s",
+    ">TFLOP/s per rank", ">difference",
+)  # fmt: skip
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -27,21 +38,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help="under torchrun: time attention of named schemes on the job's own ranks")
     parser.add_argument(
         "--schemes", nargs="+", choices=SCHEMES, default=["ring", "team-ring"], metavar="NAME",
-        help="as --wallfacer-scheme; the first is what others are compared with (default: ring team-ring)",
+        help="values of --wallfacer-scheme; the first is the reference (default: ring team-ring)",
     )  # fmt: skip
-    counts = {
-        "--seq": (8192, "tokens of the whole sequence"),
-        "--q-heads": (8, "query heads"),
-        "--kv-heads": (2, "kv heads"),
-        "--head-dim": (64, "channels of a head"),
-        "--batch": (1, "sequences"),
-        "--repeats": (5, "times of each, in turns"),
-    }
-    for flag, (default, what) in counts.items():
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{what} (default: {default})")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of q, k, v (default: bf16 on GPUs, fp32 on CPUs)")
-    parser.add_argument("--full-mask", action="store_true", help="all pairs are live, instead of a causal half")
-    parser.add_argument("--kernel", default="auto", help="as --wallfacer-kernel (default: auto)")
+    for flag, (default, noun) in _COUNTS.items():
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{noun} (default: {default})")
+    add_measurement_arguments(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON")
     output.add_argument("--csv", action="store_true", help="print comma-separated values")
@@ -52,33 +53,26 @@ def run_bench(arguments: argparse.Namespace) -> int:
     """Time and print. Collective over the job's ranks.
 
     Returns:
-        0; 1 where the schemes' outputs do not agree.
+        1 where outputs or gradients of the schemes differ by more than the tolerance, else 0.
 
     Raises:
-        WallfacerError: not under torchrun, or what was asked for does not fit: on every rank alike.
+        WallfacerError: the command runs without torchrun, or sizes do not fit; the same on every rank.
     """
-    if "RANK" not in os.environ:
-        raise WallfacerError(
-            "bench: must run under torchrun: torchrun --nproc-per-node N --no-python wallfacer bench ..."
-        )
+    check_torchrun("bench")
     ranks = int(os.environ["WORLD_SIZE"])
-    # Everything that may be refused is looked at before there is a group whose other ranks could wait.
+    # Before the process group exists: after an error on one rank the others would wait for it.
     shape, plans = _shape(arguments, ranks), _plans(arguments, ranks)
-    from megatron_wallfacer.tuning.job import job_device
+    from megatron_wallfacer.tuning.job import process_group
 
-    with job_device() as device:
-        found = _timed(arguments, plans, shape, device)
+    with process_group() as device:
+        results = _time(arguments, plans, shape, device)
     if os.environ["RANK"] == "0":
-        _print(arguments, found, shape, ranks)
-    return 0 if all(row.agrees for row in found) else 1
+        _print(arguments, results, f"{arguments.seq} tokens, {ranks} ranks, {shape.q_heads} x {shape.head_dim} q heads")
+    return 0 if all(result.agrees for result in results) else 1
 
 
 def _shape(arguments: argparse.Namespace, ranks: int) -> Shape:
-    """Of a rank's shard.
-
-    Raises:
-        OptionError: sizes that do not fit each other.
-    """
+    """Return the shape of one rank's shard."""
     for name in ("seq", "q_heads", "kv_heads", "head_dim", "batch", "repeats"):
         if getattr(arguments, name) < 1:
             raise OptionError(name, getattr(arguments, name), "a positive number")
@@ -91,43 +85,49 @@ def _shape(arguments: argparse.Namespace, ranks: int) -> Shape:
 
 
 def _plans(arguments: argparse.Namespace, ranks: int) -> list[Plan]:
-    heads = {"q_heads": arguments.q_heads, "kv_heads": arguments.kv_heads, "tokens": arguments.seq // ranks}
+    sizes = {"q_heads": arguments.q_heads, "kv_heads": arguments.kv_heads, "tokens": arguments.seq // ranks}
     plans = []
     for scheme in arguments.schemes:
         try:
-            plans.append(make_plan(scheme, ranks, **heads))
+            plans.append(make_plan(scheme, ranks, **sizes))
         except OptionError as error:
             raise WallfacerError(f"--schemes {scheme}: {error}") from error
     return plans
 
 
-def _timed(arguments: argparse.Namespace, plans: list[Plan], shape: Shape, device: torch.device) -> list[Row]:
-    import torch
+def _time(arguments: argparse.Namespace, plans: list[Plan], shape: Shape, device: torch.device) -> list[SchemeTimes]:
     import torch.distributed as dist
 
     from megatron_wallfacer.kernels import select_kernel
-    from megatron_wallfacer.tuning.attention_times import Setting, largest_differences, time_plans
-    from megatron_wallfacer.tuning.job import progress
-    from megatron_wallfacer.tuning.scheme_times import rows
+    from megatron_wallfacer.tuning.attention_times import AttentionWorkload, largest_differences, time_plans
+    from megatron_wallfacer.tuning.job import progress_bar
+    from megatron_wallfacer.tuning.scheme_times import scheme_times
 
-    dtype = getattr(torch, DTYPES[arguments.dtype or ("bf16" if device.type == "cuda" else "fp32")])
+    dtype = dtype_of(arguments, device)
     select_kernel(arguments.kernel, device=device, dtype=dtype, head_dim=shape.head_dim)
-    setting = Setting(shape, dtype, device, causal=not arguments.full_mask, kernel=arguments.kernel)
-    differences = largest_differences(plans, setting)
-    shown = dist.get_rank() == 0
-    with progress(len(plans) * (arguments.repeats + 1), shown=shown) as done:
-        times = time_plans(plans, setting, repeats=arguments.repeats, done=done)
-    return rows(arguments.schemes, plans, times, differences, setting)
+    workload = AttentionWorkload(shape, dtype, device, causal=not arguments.full_mask, kernel=arguments.kernel)
+    differences = largest_differences(plans, workload)
+    with progress_bar(len(plans) * (arguments.repeats + 1), shown=dist.get_rank() == 0) as done:
+        times = time_plans(plans, workload, repeats=arguments.repeats, done=done)
+    return scheme_times(arguments.schemes, plans, times, differences, workload)
 
 
-def _print(arguments: argparse.Namespace, found: list[Row], shape: Shape, ranks: int) -> None:
-    from megatron_wallfacer.tuning.scheme_times import as_csv, print_rows
+def _print(arguments: argparse.Namespace, results: list[SchemeTimes], title: str) -> None:
+    from megatron_wallfacer.cli.table import as_json, figure, show_table
+    from megatron_wallfacer.tuning.scheme_times import as_csv
 
     if arguments.json:
-        from megatron_wallfacer.cli.table import as_json
-
-        print(as_json(found))
+        print(as_json(results))
     elif arguments.csv:
-        print(as_csv(found), end="")
+        print(as_csv(results), end="")
     else:
-        print_rows(found, f"{arguments.seq} tokens, {ranks} ranks, {shape.q_heads} x {shape.head_dim} query heads")
+        rows = []
+        for one in results:
+            times = (one.median_ms, one.forward_ms, one.backward_ms, one.fastest_ms, one.slowest_ms, one.ratio)
+            difference = f"{one.difference:.1e}" + ("" if one.agrees else " TOO LARGE")
+            rates = (figure(one.tokens_s, 0), f"{one.tflops:.3g}")
+            rows.append((one.scheme, one.grid, *map(figure, times), *rates, difference))
+        print(title)
+        show_table(_HEADINGS, rows)
+        verdict = "agree" if all(one.agrees for one in results) else "DO NOT AGREE"
+        print(f"Outputs and gradients {verdict}: {results[0].tolerance:.0e} of the largest entry is allowed.")

@@ -1,10 +1,11 @@
-"""``wallfacer completion``: a script with which a shell completes commands, options, names and files."""
+"""``wallfacer --print-completion``: shtab's script with which a shell completes commands, options, names and files."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from megatron_wallfacer.errors import WallfacerError
 
@@ -12,56 +13,50 @@ SHELLS = ("bash", "zsh")
 _CLUSTER_OR_FILE = "_wallfacer_cluster_or_file"
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``completion``."""
-    parser = commands.add_parser(
-        "completion",
-        help="print a script that makes a shell complete these commands",
-        epilog='In ~/.bashrc: eval "$(wallfacer completion bash)"; in ~/.zshrc, after compinit, the same with zsh.',
-    )
-    parser.add_argument("shell", choices=SHELLS, help="which shell")
-    parser.set_defaults(run=run_completion)
+class PrintCompletion(argparse.Action):
+    """Option of shtab, with an import of shtab only when it is used."""
+
+    def __init__(self, option_strings: list[str], dest: str) -> None:
+        example = f'eval "$(wallfacer {option_strings[0]} bash)"'
+        super().__init__(option_strings, dest, choices=SHELLS, help=f"print a completion script; ~/.bashrc: {example}")
+
+    def __call__(self, parser: argparse.ArgumentParser, _: argparse.Namespace, shell: Any, *__: Any) -> None:
+        """Print the script and exit."""
+        print(completion_script(parser, shell))
+        parser.exit()
 
 
-def run_completion(arguments: argparse.Namespace) -> int:
-    """Print it.
+def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
+    """Return the completion script of a parser, whose actions are changed for it.
 
-    Raises:
-        WallfacerError: the library that writes it is not installed.
-    """
-    from megatron_wallfacer.cli.main import command_parser
-
-    print(script(command_parser(), arguments.shell))
-    return 0
-
-
-def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script for a parser, whose actions are changed: they are told what completes them.
+    Args:
+        parser: parser of all commands.
+        shell: one of :data:`SHELLS`.
 
     Raises:
-        WallfacerError: the library that writes it is not installed.
+        WallfacerError: shtab is not installed.
     """
     try:
         import shtab
     except ModuleNotFoundError as error:
-        raise WallfacerError("completion: needs the library shtab: pip install 'shtab>=1.7,<2'") from error
+        raise WallfacerError("--print-completion: needs the library shtab: pip install 'shtab>=1.7,<2'") from error
     names = _names()
     for action in _actions(parser):
         if action.dest in names:
             action.choices = names[action.dest]
-            # A cluster may be a file; zsh is told the names only.
+            # A cluster may be a file. In zsh only names are completed.
             if action.dest == "cluster" and shell == "bash":
                 action.complete = {"bash": _CLUSTER_OR_FILE}
         elif action.metavar == "DIR" or action.dest == "directory":
             action.complete = shtab.DIRECTORY
         elif action.type is Path:
             action.complete = shtab.FILE
-    both = f'{_CLUSTER_OR_FILE}() {{ compgen -W "{" ".join(names["cluster"])}" -- "$1"; compgen -f -- "$1"; }}'
-    return shtab.complete(parser, shell, preamble={"bash": both})
+    function = f'{_CLUSTER_OR_FILE}() {{ compgen -W "{" ".join(names["cluster"])}" -- "$1"; compgen -f -- "$1"; }}'
+    return shtab.complete(parser, shell, preamble={"bash": function})
 
 
 def _names() -> dict[str, tuple[str, ...]]:
-    """Words that an option takes and its parser does not check, by the option: the command itself does, later."""
+    """Return the values of options that commands check themselves, by option."""
     from megatron_wallfacer.planning.cluster_file import preset_names
     from megatron_wallfacer.planning.model import MODELS, RECOMPUTE
     from megatron_wallfacer.schedule.schemes import SCHEMES
@@ -70,9 +65,9 @@ def _names() -> dict[str, tuple[str, ...]]:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Of a parser and of those below it."""
+    """Return the actions of a parser and of its subparsers."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                yield from _actions(below)
+            for subparser in action.choices.values():
+                yield from _actions(subparser)

@@ -1,4 +1,4 @@
-"""Files that commands write: checked before a command does its work."""
+"""Check the files that a command writes before it does its work."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from megatron_wallfacer.errors import WallfacerError
 
 
 def check_output(flag: str, path: Path | None) -> None:
-    """Check that a file can be written: make its folder, open it, change nothing in it.
+    """Check that a file can be written, without changing its content. The folder is created.
 
     Args:
-        flag: that names the file.
-        path: of the file, which may exist; None where the command writes none.
+        flag: flag that names the file.
+        path: file, which may exist; None for a command that writes no file.
 
     Raises:
-        WallfacerError: it cannot be written.
+        WallfacerError: the file cannot be written.
     """
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
-        # Opening a pipe would wait for its other end.
+        # O_NONBLOCK: opening a pipe would wait for its reader.
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666))
         if is_new:
             path.unlink()

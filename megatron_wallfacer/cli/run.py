@@ -1,4 +1,4 @@
-"""``wallfacer run``: train what a preset says."""
+"""``wallfacer run``: run the training job of a preset."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 from megatron_wallfacer.cli.config import (
     add_preset_arguments,
     add_script_arguments,
-    checkout_of,
     print_problems,
-    script_to_read,
 )
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.presets import torchrun
-from megatron_wallfacer.presets.check import Verdict, check_presets
-from megatron_wallfacer.presets.launch import Launch, choose_script
-from megatron_wallfacer.presets.shared_gpus import sharing_here
+from megatron_wallfacer.presets.check import CheckResult, check_presets
+from megatron_wallfacer.presets.launch import Launch, checkout_of, choose_script, script_to_read
+from megatron_wallfacer.presets.shared_gpus import sharing_on_this_node
 
 if TYPE_CHECKING:
     from megatron_wallfacer.presets.preset import Preset
@@ -29,17 +27,20 @@ if TYPE_CHECKING:
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``run``."""
     parser = commands.add_parser(
-        "run", help="train what a preset says, under torchrun", epilog=f"Also torchrun's: {', '.join(torchrun.FLAGS)}."
+        "run", help="run the training job of a preset", epilog=f"Flags of torchrun: {', '.join(torchrun.FLAGS)}."
     )
     add_preset_arguments(parser)
     add_script_arguments(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the command, do not run it")
+    parser.add_argument("--dry-run", action="store_true", help="print the command without running it")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     parser.set_defaults(run=run_run, takes_flags=True)
 
 
 def run_run(arguments: argparse.Namespace) -> int:
-    """Launch; does not return where it succeeds. The exit code is 2 where Megatron or the plugin would not take a flag.
+    """Check the flags and start torchrun, which replaces this process.
+
+    Returns:
+        2 where Megatron or the plugin does not support a flag; 0 after ``--dry-run``.
 
     Raises:
         WallfacerError: the preset or an option is wrong.
@@ -47,14 +48,15 @@ def run_run(arguments: argparse.Namespace) -> int:
     from megatron_wallfacer.presets.preset import load_preset
 
     if arguments.json and not arguments.dry_run:
-        raise WallfacerError("--json: must be with --dry-run; what is trained prints as Megatron does")
+        raise WallfacerError("--json: needs --dry-run; without it Megatron prints its own log")
     preset = load_preset(arguments.config, arguments.flags, arguments.env)
     launch = Launch.of(preset, choose_script(arguments.script, arguments.megatron_path))
-    verdict = _verdict_before_launch(preset, arguments)
-    if verdict and verdict.problems:
-        print_problems(verdict)
+    result = _check(preset, arguments)
+    if result and result.problems:
+        print_problems(result)
         return 2
-    sharing = sharing_here(torchrun.ranks_per_node(preset.torchrun), preset.argv, os.environ | preset.environment)
+    ranks, environment = torchrun.ranks_per_node(preset.torchrun), os.environ | preset.environment
+    sharing = sharing_on_this_node(ranks, preset.argv, environment)
     if sharing.line:
         print(f"wallfacer: {sharing.line}", file=sys.stderr, flush=True)
     launch = Launch((*launch.command, *sharing.flags), launch.environment | sharing.environment)
@@ -64,10 +66,10 @@ def run_run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _verdict_before_launch(preset: Preset, arguments: argparse.Namespace) -> Verdict | None:
-    """What Megatron's parser says, once per job and not once per rank; None where there is no Megatron to ask here."""
+def _check(preset: Preset, arguments: argparse.Namespace) -> CheckResult | None:
+    """Check the flags once per job, not once per rank; return None where this node has no Megatron."""
     if os.environ.get("SLURM_NODEID", "0") != "0":
-        return None  # the first node of the job asks, and srun ends the others with it
+        return None  # The first node checks. After an error srun ends the other nodes.
     try:
         checkout = checkout_of(arguments.script, arguments.megatron_path)
         return check_presets([preset], checkout, script_to_read(arguments.script, checkout))[0]

@@ -1,4 +1,4 @@
-"""``wallfacer schemes``: every scheme by name at one size, and what it costs. Counted from the schedules."""
+"""``wallfacer schemes``: grid, volume, messages and buffers of every scheme at one size, counted in its schedules."""
 
 from __future__ import annotations
 
@@ -7,120 +7,122 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from megatron_wallfacer.cli.table import as_json, figure, show_table
-from megatron_wallfacer.cli.words import DOES_NOT_FIT, NAMED, named_plan
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.memory import peak_bytes
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.scheme_volumes import DOES_NOT_FIT, NAMED, named_plan
 from megatron_wallfacer.schedule.volume import Shape, messages, words
 
 CP_SIZE, Q_HEADS, KV_HEADS, HEAD_DIM = 16, 32, 8, 128
+_COUNTS = {
+    "--cp-size": (CP_SIZE, "P", "context-parallel ranks"),
+    "--q-heads": (Q_HEADS, "N", "query heads of a rank"),
+    "--kv-heads": (KV_HEADS, "N", "kv heads of a rank"),
+}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``schemes``."""
-    parser = commands.add_parser("schemes", help="list the schemes: grid, words, messages and buffers at one size")
-    counts = {
-        "--cp-size": (CP_SIZE, "P", "context-parallel ranks"),
-        "--q-heads": (Q_HEADS, "N", "query heads of a rank"),
-        "--kv-heads": (KV_HEADS, "N", "kv heads of a rank"),
-    }
-    for flag, (default, metavar, what) in counts.items():
-        parser.add_argument(flag, type=int, default=default, metavar=metavar, help=f"{what} (default: {default})")
+    parser = commands.add_parser("schemes", help="list the schemes: grid, volume, messages and buffers at one size")
+    for flag, (default, metavar, noun) in _COUNTS.items():
+        parser.add_argument(flag, type=int, default=default, metavar=metavar, help=f"{noun} (default: {default})")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_schemes)
 
 
 def run_schemes(arguments: argparse.Namespace) -> int:
-    """Print the table."""
-    found = rows(arguments.cp_size, arguments.q_heads, arguments.kv_heads)
+    """Print the costs of every scheme.
+
+    Raises:
+        OptionError: a size is not positive, or the kv heads do not divide the query heads.
+    """
+    q_heads, kv_heads = arguments.q_heads, arguments.kv_heads
+    if q_heads < 1:
+        raise OptionError("q_heads", q_heads, "a positive number")
+    if kv_heads < 1 or q_heads % kv_heads:
+        raise OptionError("kv_heads", kv_heads, f"a divisor of {q_heads} query heads")
+    shape = Shape(tokens=2, q_heads=q_heads, kv_heads=kv_heads, head_dim=HEAD_DIM)
+    costs = scheme_costs(arguments.cp_size, shape)
     if arguments.json:
-        print(as_json(found))
+        print(as_json(costs))
     else:
-        show(found)
+        _print(costs)
     return 0
 
 
 @dataclass(frozen=True)
-class Row:
-    """One scheme; figures of one rank for one layer and one pass.
+class SchemeCosts:
+    """Costs of one scheme for one layer, on the busiest rank.
 
     Attributes:
-        scheme, grid: its name and axes, or why there are none; then the rest is None.
-        riders: what rides the ring in forward and backward; a dash without a ring.
-        forward_words, backward_words: received, in units of n*H.
-        forward_messages, backward_messages: received, with the head groups that the heads allow.
-        forward_buffers, backward_buffers: most that is held at once beside the rank's own tensors, in units of a query
-            shard in the dtype of the inputs (two bytes; partial results and gradients have four).
+        scheme: name of the scheme.
+        grid: axis sizes with the least volume; or the reason why the scheme does not fit, and then no numbers follow.
+        ring_operands: operands that the ring passes in forward and in backward; a dash without a ring.
+        forward_volume: elements received in forward, in units of one Q shard.
+        backward_volume: elements received in backward, in units of one Q shard.
+        forward_messages: messages received in forward, with the head groups that the heads allow.
+        backward_messages: messages received in backward.
+        forward_buffers: peak of the buffers in forward, without the rank's own tensors, in units of the bytes of one Q
+            shard in a dtype of two bytes. Partial results and gradients have four bytes.
+        backward_buffers: peak of the buffers in backward.
     """
 
     scheme: str
     grid: str
-    riders: str = "-"
-    forward_words: float | None = None
-    backward_words: float | None = None
+    ring_operands: str = "-"
+    forward_volume: float | None = None
+    backward_volume: float | None = None
     forward_messages: int | None = None
     backward_messages: int | None = None
     forward_buffers: float | None = None
     backward_buffers: float | None = None
 
 
-def rows(cp_size: int = CP_SIZE, q_heads: int = Q_HEADS, kv_heads: int = KV_HEADS) -> Iterator[Row]:
-    """Every scheme, with the axes that move the fewest words.
-
-    Args:
-        cp_size: P.
-        q_heads, kv_heads: heads of a rank.
+def scheme_costs(cp_size: int, shape: Shape) -> Iterator[SchemeCosts]:
+    """Return the costs of every scheme.
 
     Raises:
-        OptionError: a size that is no group size, or heads that cannot be grouped.
+        OptionError: the size is not positive.
     """
-    if q_heads < 1:
-        raise OptionError("q_heads", q_heads, "a positive number")
-    if kv_heads < 1 or q_heads % kv_heads:
-        raise OptionError("kv_heads", kv_heads, f"a divisor of {q_heads} query heads")
-    shape = Shape(tokens=2, q_heads=q_heads, kv_heads=kv_heads, head_dim=HEAD_DIM)
     for scheme in NAMED:
-        yield _row(scheme, cp_size, shape)
+        plan = named_plan(scheme, cp_size, shape)
+        if plan is None:
+            yield SchemeCosts(scheme, DOES_NOT_FIT)
+            continue
+        rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
+        forward = forward_schedule(plan, rank, groups=groups)
+        backward = backward_schedule(plan, rank, groups=groups)
+        shard = shape.bytes("q")
+        yield SchemeCosts(
+            scheme=scheme,
+            grid=str(plan.grid),
+            ring_operands=f"{plan.forward}, {plan.backward}" if plan.grid.ring > 1 else "-",
+            forward_volume=words(forward, shape) / shape.unit,
+            backward_volume=words(backward, shape) / shape.unit,
+            forward_messages=messages(forward),
+            backward_messages=messages(backward),
+            forward_buffers=peak_bytes(forward, shape) / shard,
+            backward_buffers=peak_bytes(backward, shape) / shard,
+        )
 
 
-def show(found: Iterable[Row]) -> None:
-    """One line a row; forward and backward side by side."""
-    figures = (">words fwd", ">bwd", ">messages fwd", ">bwd", ">buffers fwd", ">bwd")
+def _print(costs: Iterable[SchemeCosts]) -> None:
+    """Print one row per scheme, with forward next to backward."""
+    headings = (">volume fwd", ">bwd", ">messages fwd", ">bwd", ">buffers fwd", ">bwd")
     rows = (
         (
-            row.scheme,
-            row.grid,
-            row.riders,
-            figure(row.forward_words),
-            figure(row.backward_words),
-            figure(row.forward_messages, 0),
-            figure(row.backward_messages, 0),
-            figure(row.forward_buffers, 1),
-            figure(row.backward_buffers, 1),
+            one.scheme,
+            one.grid,
+            one.ring_operands,
+            figure(one.forward_volume),
+            figure(one.backward_volume),
+            figure(one.forward_messages, 0),
+            figure(one.backward_messages, 0),
+            figure(one.forward_buffers, 1),
+            figure(one.backward_buffers, 1),
         )
-        for row in found
+        for one in costs
     )
-    show_table(("scheme", "grid", "riders", *figures), rows)
-
-
-def _row(scheme: str, cp_size: int, shape: Shape) -> Row:
-    plan = named_plan(scheme, cp_size, shape)
-    if plan is None:
-        return Row(scheme, DOES_NOT_FIT)
-    rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
-    forward = forward_schedule(plan, rank, groups=groups)
-    backward = backward_schedule(plan, rank, groups=groups)
-    shard = shape.bytes("q")
-    return Row(
-        scheme=scheme,
-        grid=str(plan.grid),
-        riders=f"{plan.forward}, {plan.backward}" if plan.grid.ring > 1 else "-",
-        forward_words=words(forward, shape) / shape.unit,
-        backward_words=words(backward, shape) / shape.unit,
-        forward_messages=messages(forward),
-        backward_messages=messages(backward),
-        forward_buffers=peak_bytes(forward, shape) / shard,
-        backward_buffers=peak_bytes(backward, shape) / shard,
-    )
+    show_table(("scheme", "grid", "on the ring", *headings), rows)

@@ -1,4 +1,4 @@
-"""Tables: drawn at a terminal; in a pipe plain columns, one line a row, for grep and awk; or as JSON."""
+"""Print tables: with lines at a terminal, as plain columns in a pipe, or as JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table of plain words.
+    """Print a table of text.
 
     Args:
-        headings: of the columns; ``>`` before one sets its column flush right.
-        rows: as many words each.
+        headings: headings of the columns; ``>`` at the start aligns a column to the right.
+        rows: one text per column for each row.
     """
     from rich.console import Console
     from rich.text import Text
@@ -25,38 +25,51 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     console = Console()
     table = new_table(console, *headings)
     for row in rows:
-        # Text, or rich would take what stands in brackets for markup.
+        # rich would read text in brackets as markup.
         table.add_row(*map(Text, row))
     print_table(console, table)
 
 
 def as_json(rows: Iterable[object]) -> str:
-    """A list of objects with the fields of the rows, which are dataclasses."""
+    """Return a JSON list of objects."""
     return json.dumps([asdict(row) for row in rows], indent=2)  # type: ignore[call-overload]
 
 
 def figure(value: float | None, digits: int = 2) -> str:
-    """A number as it stands in a table; a dash for none."""
+    """Return the text of a number in a table, or a dash for None.
+
+    Args:
+        value: number to print.
+        digits: digits after the decimal point.
+    """
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def new_table(
     console: Console, *headings: str, title: str | None = None, justify: Literal["left", "right"] = "left"
 ) -> Table:
-    """A table without rows, in the manner that fits where it will be printed; ``>`` before a heading: flush right."""
+    """Return a table without rows, in the style of a console.
+
+    Args:
+        console: console that will print the table.
+        headings: headings of the columns; ``>`` at the start aligns a column to the right.
+        title: text above the table.
+        justify: alignment of the other columns.
+    """
     from rich import box
     from rich.table import Table
 
-    drawn = console.is_terminal
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if drawn else None, pad_edge=drawn)
+    at_terminal = console.is_terminal
+    style = box.SIMPLE_HEAD if at_terminal else None
+    table = Table(title=title, title_justify="left", box=style, pad_edge=at_terminal)
     for heading in headings:
         side = "right" if heading.startswith(">") else justify
-        table.add_column(heading.removeprefix(">"), justify=side, no_wrap=not drawn, overflow="fold")
+        table.add_column(heading.removeprefix(">"), justify=side, no_wrap=not at_terminal, overflow="fold")
     return table
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print it; in a pipe as wide as it is, without blanks at the ends of lines."""
+    """Print a table. In a pipe lines have their full width and no trailing blanks."""
     from rich.console import Console
 
     if console.is_terminal:

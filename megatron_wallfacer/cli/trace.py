@@ -1,11 +1,11 @@
-"""``wallfacer trace``: the time lines of a run's ranks as one trace, one picture and one table."""
+"""``wallfacer trace``: merge the timelines of a run's ranks into one trace, one plot and one table."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,106 +13,126 @@ from megatron_wallfacer.cli.outputs import check_output
 from megatron_wallfacer.errors import OptionError, WallfacerError
 
 if TYPE_CHECKING:
-    from megatron_wallfacer.traces.timelines import RankLine
+    from megatron_wallfacer.traces.report import RankTotals
+    from megatron_wallfacer.traces.timelines import RankTimeline
 
 NAME = "timeline"
-PICTURES = ("png", "svg")
+FORMATS = ("png", "svg")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add ``trace``."""
-    parser = commands.add_parser("trace", help="what each rank of a run did, from the files of --wallfacer-timeline")
-    parser.add_argument("path", type=Path, metavar="DIR", help="folder of rank-R.json; or a file of plan --trace")
+    parser = commands.add_parser("trace", help="merge the files of --wallfacer-timeline: trace, plot, times per rank")
+    parser.add_argument("path", type=Path, metavar="DIR", help="folder of rank-R.json, or a file of plan --trace")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"where to write {NAME}.json and {NAME}.png (default: beside them)"
+        "--out", type=Path, metavar="DIR", help=f"folder for {NAME}.json and {NAME}.png (default: the input's folder)"
     )
-    parser.add_argument("--ranks", metavar="LIST", help="only these, such as 0-7 or 0,2,4-6 (default: all)")
+    parser.add_argument("--ranks", metavar="LIST", help="ranks such as 0-7 or 0,2,4-6 (default: all)")
     parser.add_argument(
-        "--pass", dest="pass_name", choices=("forward", "backward"), help="only these passes (default: both)"
+        "--pass", dest="pass_name", choices=("forward", "backward"), help="kind of attention pass (default: both)"
     )
-    parser.add_argument("--picture", choices=PICTURES, default=PICTURES[0], help="its format (default: png)")
+    parser.add_argument("--picture", choices=FORMATS, default=FORMATS[0], help="format of the plot (default: png)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_trace)
 
 
 def run_trace(arguments: argparse.Namespace) -> int:
-    """Write the trace and the picture, print the table."""
+    """Write the trace and the plot, and print times per rank.
+
+    Raises:
+        WallfacerError: a timeline cannot be read, or a file cannot be written.
+    """
     from megatron_wallfacer.traces.clocks import on_one_clock
-    from megatron_wallfacer.traces.report import as_dict, print_rows, row_of
-    from megatron_wallfacer.traces.timelines import ranks_named, read_lines
+    from megatron_wallfacer.traces.report import least_exposed, rank_totals, slowest
+    from megatron_wallfacer.traces.timelines import parse_ranks, read_timelines
 
     path: Path = arguments.path
-    files = _files(arguments)
+    files = _output_files(arguments)
     for file in files:
         check_output("--out", file)
-    ranks = None if arguments.ranks is None else ranks_named(arguments.ranks)
-    lines, clocks = on_one_clock(_passes(read_lines(path, ranks), arguments.pass_name, path))
-    rows = [row_of(line) for line in lines]
-    notes = {"clocks": clocks} | _times_of(lines)
-    _write(lines, arguments, files, notes)
+    ranks = None if arguments.ranks is None else parse_ranks(arguments.ranks)
+    timelines, clocks = on_one_clock(_select_passes(read_timelines(path, ranks), arguments.pass_name, path))
+    totals = [rank_totals(timeline) for timeline in timelines]
+    notes = {"clocks": clocks} | _note_on_times(timelines)
+    _write(timelines, arguments, files, notes)
     if arguments.json:
-        print(json.dumps(as_dict(rows) | notes | {"files": [str(file) for file in files]}, indent=2))
+        ends = {"slowest": slowest(totals).rank, "least_exposed": least_exposed(totals).rank}
+        summary = {"ranks": [asdict(one) for one in totals]} | ends | notes
+        print(json.dumps(summary | {"files": [str(file) for file in files]}, indent=2))
         return 0
-    print_rows(rows)
+    _print(totals)
     for name, note in notes.items():
         print(f"{name}: {note}")
     print(f"written: {files[0]} (open it in ui.perfetto.dev), {files[1]}")
     return 0
 
 
-def _passes(lines: Sequence[RankLine], name: str | None, path: Path) -> list[RankLine]:
-    """Only passes of this name, with what is in them; all unless given.
-
-    Raises:
-        WallfacerError: a rank has none.
-    """
+def _select_passes(timelines: Sequence[RankTimeline], name: str | None, path: Path) -> list[RankTimeline]:
+    """Return only passes with a name, and the events in them; everything if the name is None."""
     from megatron_wallfacer.engine.totals import by_pass
 
     if name is None:
-        return list(lines)
-    chosen = []
-    for line in lines:
-        events = tuple(x for one, inside in by_pass(line.events) if one.name == name for x in (one, *inside))
+        return list(timelines)
+    selected = []
+    for timeline in timelines:
+        passes = ((event, inside) for event, inside in by_pass(timeline.events) if event.name == name)
+        events = tuple(event for first, inside in passes for event in (first, *inside))
         if not events:
-            raise WallfacerError(f"{path}: no {name} pass in the time line of rank {line.rank}")
-        chosen.append(replace(line, events=events))
-    return chosen
+            raise WallfacerError(f"{path}: contains no {name} pass of rank {timeline.rank}")
+        selected.append(replace(timeline, events=events))
+    return selected
 
 
-def _times_of(lines: Sequence[RankLine]) -> dict[str, str]:
-    """What is to be known of the times, where they are not those of the work itself."""
-    if not any(line.origin and line.origin.device == "cuda" for line in lines):
+def _note_on_times(timelines: Sequence[RankTimeline]) -> dict[str, str]:
+    """Return a note where the host's times are not those of the GPU."""
+    if not any(timeline.origin and timeline.origin.device == "cuda" for timeline in timelines):
         return {}
-    return {"times": "of the host, which on CUDA launches and goes on; they say in which order, not how long"}
+    return {"times": "of the host, which launches CUDA work and continues; they show the order, not the duration"}
 
 
-def _files(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """The trace and the picture to write.
-
-    Raises:
-        OptionError: the trace would take the place of what is read.
-    """
+def _output_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """Return the trace file and the plot file, neither of which may replace the input."""
     source: Path = arguments.path
     folder: Path = arguments.out or (source if source.is_dir() else source.parent)
-    trace, picture = folder / f"{NAME}.json", folder / f"{NAME}.{arguments.picture}"
+    trace, plot = folder / f"{NAME}.json", folder / f"{NAME}.{arguments.picture}"
     if trace.resolve() == source.resolve():
-        raise OptionError("out", folder, f"another folder than that of {source}, which would be written over")
-    return trace, picture
+        raise OptionError("out", folder, f"another folder than that of {source}, which would be overwritten")
+    return trace, plot
 
 
 def _write(
-    lines: Sequence[RankLine], arguments: argparse.Namespace, files: tuple[Path, Path], notes: dict[str, str]
+    timelines: Sequence[RankTimeline], arguments: argparse.Namespace, files: tuple[Path, Path], notes: dict[str, str]
 ) -> None:
-    """Write one trace and one picture."""
     from megatron_wallfacer.engine.timeline import ROWS, trace_events, write_trace
-    from megatron_wallfacer.plots.timeline import draw_trace
+    from megatron_wallfacer.plots.timeline import draw_timelines
 
-    trace, picture = files
-    events = [event for line in lines for event in trace_events(line.rank, line.events, ROWS)]
+    trace, plot = files
+    events = [event for timeline in timelines for event in trace_events(timeline.rank, timeline.events, ROWS)]
     order = [
-        {"ph": "M", "pid": line.rank, "tid": 0, "name": "process_sort_index", "args": {"sort_index": line.rank}}
-        for line in lines
+        {"ph": "M", "pid": one.rank, "tid": 0, "name": "process_sort_index", "args": {"sort_index": one.rank}}
+        for one in timelines
     ]
     write_trace([*order, *events], trace, notes)
     kind = f"{arguments.pass_name} " if arguments.pass_name else ""
-    draw_trace(lines, picture, f"{kind}attention of {arguments.path.name or arguments.path}")
+    draw_timelines(timelines, plot, f"{kind}attention of {arguments.path.name or arguments.path}")
+
+
+def _print(totals: Sequence[RankTotals]) -> None:
+    """Print one row per rank, with hosts where there are several, and the ranks that limit the others."""
+    from megatron_wallfacer.cli.table import show_table
+    from megatron_wallfacer.traces.report import least_exposed, slowest
+
+    has_hosts = len({one.host for one in totals}) > 1
+    headings = (">rank", *([">host"] if has_hosts else []), ">passes")
+    times = (">attention s", ">computing s", ">exposed s", ">exposed")
+    rows = []
+    for one in totals:
+        seconds = (f"{value:.4f}" for value in (one.attention_s, one.computing_s, one.exposed_s))
+        host = [one.host] if has_hosts else []
+        rows.append((str(one.rank), *host, str(one.passes), *seconds, f"{one.exposed_share:.1%}"))
+    show_table((*headings, *times), rows)
+    last, least = slowest(totals), least_exposed(totals)
+    above = last.attention_s / (sum(one.attention_s for one in totals) / len(totals)) - 1
+    print(f"slowest: rank {last.rank}, {last.attention_s:.4f} s of attention, {above:.1%} above the mean")
+    if len(totals) > 1:
+        print(f"least exposed: rank {least.rank}, {least.exposed_s:.4f} s; the other ranks wait for it")

@@ -1,1 +1,1 @@
-"""``wallfacer doctor``: what is on this machine, what training would stumble over, and what to do about it."""
+"""Checks of this node for ``wallfacer doctor``: software, GPUs, kernels, network and environment variables."""

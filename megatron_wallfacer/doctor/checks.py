@@ -1,4 +1,4 @@
-"""The process that looks: it imports Megatron, and may die of what it imports. One finding a line, as JSON."""
+"""Process that makes all checks. It prints one finding per line as JSON, and may end at an import."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import json
 import os
 from dataclasses import asdict
 
-from megatron_wallfacer.doctor import interfaces as network
-from megatron_wallfacer.doctor import kernels, plugin, variables
-from megatron_wallfacer.doctor import pytorch as machine
-from megatron_wallfacer.doctor.finding import Check, examined
+from megatron_wallfacer.doctor import interfaces, kernels, plugin, pytorch, variables
+from megatron_wallfacer.doctor.finding import Check, run_check
 
 _TORCH, _MEGATRON = "install torch again", "give --megatron-path, or pip install 'megatron-core[training]>=0.17,<0.20'"
 _NETWORK = "see ip address"
-#: Name, check, and what to do where the check cannot be made; in the order of the report.
+#: Name, function, and remedy after an exception, in the order of the report.
 CHECKS: tuple[tuple[str, Check, str], ...] = (
-    ("python", machine.python, ""),
-    ("torch", machine.torch_version, _TORCH),
-    ("cuda", machine.cuda, _TORCH),
-    ("gpus", machine.gpus, "see nvidia-smi; install a torch that is built for this GPU"),
-    ("communication", machine.communication, _TORCH),
+    ("python", pytorch.python, ""),
+    ("torch", pytorch.torch_version, _TORCH),
+    ("cuda", pytorch.cuda, _TORCH),
+    ("gpus", pytorch.gpus, "see nvidia-smi; install a torch that is built for this GPU"),
+    ("communication", pytorch.communication, _TORCH),
     ("megatron", plugin.megatron, _MEGATRON),
     ("kernels", kernels.kernels, _TORCH),
     ("schemes", plugin.schemes, ""),
-    ("network", network.network, _NETWORK),
-    ("gloo interface", network.gloo_interface, _NETWORK),
-    ("nccl interface", network.nccl_interface, _NETWORK),
-    ("master address", network.meeting_point, _NETWORK),
+    ("network", interfaces.network, _NETWORK),
+    ("gloo interface", interfaces.gloo_interface, _NETWORK),
+    ("nccl interface", interfaces.nccl_interface, _NETWORK),
+    ("master address", interfaces.master_address, _NETWORK),
     ("connections", variables.connections, _TORCH),
     ("threads", variables.threads, _TORCH),
     ("restarts", variables.restarts, ""),
@@ -35,13 +33,13 @@ CHECKS: tuple[tuple[str, Check, str], ...] = (
 
 
 def main() -> None:
-    """Make every check, whatever is printed at import."""
-    answer = os.fdopen(os.dup(1), "w", buffering=1)
+    """Make all checks. Prints of libraries at import go to stderr."""
+    output = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    with answer:
+    with output:
         for name, check, remedy in CHECKS:
-            for finding in examined(name, check, remedy):
-                print(json.dumps(asdict(finding)), file=answer)
+            for finding in run_check(name, check, remedy):
+                print(json.dumps(asdict(finding)), file=output)
 
 
 if __name__ == "__main__":

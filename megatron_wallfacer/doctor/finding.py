@@ -1,4 +1,4 @@
-"""What a check says, and how a check that fails itself is told from one that finds something."""
+"""Findings of checks, and how a check runs that may raise an exception itself."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ Status = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """One row of the report.
 
     Attributes:
-        name: of what was looked at.
-        status: ``problem`` is what training would stumble over; ``note`` is worth knowing.
-        found: what is there.
-        remedy: what to do; empty where there is nothing to do.
+        name: name of the check.
+        status: ``problem`` where training would fail or run slowly, ``note`` for other information.
+        result: result of the check.
+        remedy: command or change that solves the problem; empty for none.
     """
 
     name: str
     status: Status
-    found: str
+    result: str
     remedy: str = ""
 
 
-#: Looks at one thing; what it needs is imported when it is called.
+#: Function that makes one check. It imports libraries when it is called.
 Check = Callable[[], Iterable[Finding]]
 
 
-def examined(name: str, check: Check, remedy: str) -> Iterator[Finding]:
-    """What a check finds; whatever it raises is a problem in one line.
+def run_check(name: str, check: Check, remedy: str) -> Iterator[Finding]:
+    """Return the findings of a check. An exception becomes a problem of one line.
 
     Args:
-        name: of the problem then.
-        check: to be run.
-        remedy: of the problem then.
+        name: name of the check.
+        check: function to call.
+        remedy: remedy after an exception.
     """
     try:
         yield from check()
     except WallfacerError as error:
         yield Finding(name, "problem", _one_line(error), remedy)
-    # Libraries that are broken raise what they like, and some end the process.
+    # A broken library may raise any exception, or exit.
     except (Exception, SystemExit) as error:
         yield Finding(name, "problem", f"{type(error).__name__}: {_one_line(error)}".removesuffix(": "), remedy)
 

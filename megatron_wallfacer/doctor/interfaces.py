@@ -1,4 +1,4 @@
-"""Which network interfaces gloo and NCCL would use."""
+"""Find the network interfaces that gloo and NCCL use."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from megatron_wallfacer.doctor.finding import Finding
 
 _GLOO, _NCCL, _MASTER = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "MASTER_ADDR"
-#: What NCCL tries one after the other where nothing is said (ncclFindInterfaces).
+_ONE_NODE = "none needed on one node; other nodes cannot be reached"
+#: Patterns that NCCL tries in order without NCCL_SOCKET_IFNAME (ncclFindInterfaces).
 _NCCL_ORDER = ("ib", "^docker,lo,virbr", "docker", "lo", "virbr")
 
 
 @dataclass(frozen=True)
 class Interface:
-    """One with an address.
+    """Network interface with an address.
 
     Attributes:
-        name: such as ``eth0``.
-        addresses: IPv4 and IPv6.
-        up: it runs.
+        name: name such as ``eth0``.
+        addresses: IPv4 and IPv6 addresses.
+        up: whether the interface is up.
     """
 
     name: str
@@ -30,8 +31,8 @@ class Interface:
     up: bool
 
     @property
-    def loopback(self) -> bool:
-        """It leads nowhere else."""
+    def is_loopback(self) -> bool:
+        """Whether it reaches this node only."""
         return all(_is_loopback(address) for address in self.addresses)
 
     def __str__(self) -> str:
@@ -39,42 +40,42 @@ class Interface:
 
 
 def interfaces() -> list[Interface]:
-    """Those of this machine that have an address."""
+    """Return the interfaces of this node that have an address."""
     import psutil
 
     stats = psutil.net_if_stats()
-    found = []
+    result = []
     for name, addresses in psutil.net_if_addrs().items():
         internet = tuple(a.address for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6))
         if internet:
-            found.append(Interface(name, internet, name in stats and stats[name].isup))
-    return found
+            result.append(Interface(name, internet, name in stats and stats[name].isup))
+    return result
 
 
 def network() -> Iterator[Finding]:
-    """All interfaces, and whether they lead anywhere."""
-    there = interfaces()
-    text = "; ".join(map(str, there)) or "none with an address"
-    if any(one.up and not one.loopback for one in there):
+    """Check that an interface reaches other nodes."""
+    present = interfaces()
+    text = "; ".join(map(str, present)) or "no interface with an address"
+    if any(one.up and not one.is_loopback for one in present):
         yield Finding("network", "ok", text)
     else:
-        yield Finding("network", "note", text, "nothing on one machine; other machines cannot be reached from here")
+        yield Finding("network", "note", text, _ONE_NODE)
 
 
 def gloo_interface() -> Iterator[Finding]:
-    """That of ``GLOO_SOCKET_IFNAME``, else the one with the address of the host name, as PyTorch chooses."""
-    named, there = os.environ.get(_GLOO), interfaces()
+    """Check gloo's interface: that of ``GLOO_SOCKET_IFNAME``, else that with the address of the host name."""
+    named, present = os.environ.get(_GLOO), interfaces()
     if named:
-        yield from _named(named, there)
+        yield from _gloo_by_variable(named, present)
         return
     host = socket.gethostname()
     addresses = resolved(host)
-    own = [one for one in there if set(addresses) & set(one.addresses)]
-    remedy = f"nothing on one machine; for several export {_GLOO}={_outward(there)} on each"
+    own = [one for one in present if set(addresses) & set(one.addresses)]
+    remedy = f"none needed on one node; for several nodes export {_GLOO}={_suggestion(present)} on each"
     if not addresses:
         yield Finding("gloo interface", "note", f"loopback: the host name {host} does not resolve", remedy)
     elif not own and not any(map(_is_loopback, addresses)):
-        text = f"the host name {host} is {', '.join(addresses)}, which no interface here has"
+        text = f"the host name {host} is {', '.join(addresses)}, and no interface has this address"
         yield Finding("gloo interface", "note", text, remedy)
     elif all(map(_is_loopback, addresses)):
         yield Finding("gloo interface", "note", f"loopback: the host name {host} is {', '.join(addresses)}", remedy)
@@ -83,49 +84,50 @@ def gloo_interface() -> Iterator[Finding]:
 
 
 def nccl_interface() -> Iterator[Finding]:
-    """Where NCCL's ranks meet; over InfiniBand, data take another way. Only where there are GPUs."""
+    """Check the interface of NCCL's bootstrap, on GPUs only. Data may use InfiniBand instead."""
     import torch
 
     if not torch.cuda.is_available():
         return
-    wanted, there = os.environ.get(_NCCL, ""), interfaces()
-    chosen = nccl_choice(there, wanted)
-    text = "; ".join(map(str, chosen)) or f"none matches {_NCCL}={wanted}"
-    if not chosen:
-        yield Finding("nccl interface", "problem", text, f"unset {_NCCL}, or export {_NCCL}={_outward(there)}")
-    elif all(one.loopback for one in chosen):
-        yield Finding("nccl interface", "note", text, "nothing on one machine; other machines cannot be reached so")
+    wanted, present = os.environ.get(_NCCL, ""), interfaces()
+    selected = nccl_interfaces(present, wanted)
+    text = "; ".join(map(str, selected)) or f"no interface matches {_NCCL}={wanted}"
+    if not selected:
+        yield Finding("nccl interface", "problem", text, f"unset {_NCCL}, or export {_NCCL}={_suggestion(present)}")
+    elif all(one.is_loopback for one in selected):
+        yield Finding("nccl interface", "note", text, _ONE_NODE)
     else:
         yield Finding("nccl interface", "ok", text)
 
 
-def meeting_point() -> Iterator[Finding]:
-    """``MASTER_ADDR``, if it is set: torchrun sets it for ranks that it starts."""
+def master_address() -> Iterator[Finding]:
+    """Check ``MASTER_ADDR`` if it is set. torchrun sets it for its ranks."""
     if not (host := os.environ.get(_MASTER)):
         return
     addresses = resolved(host)
     if addresses:
         yield Finding("master address", "ok", f"{_MASTER}={host} is {', '.join(addresses)}")
     else:
-        remedy = f"export {_MASTER} as the first machine is called, or its address"
+        remedy = f"export {_MASTER} as host name or address of the first node"
         yield Finding("master address", "problem", f"{_MASTER}={host} does not resolve", remedy)
 
 
-def nccl_choice(there: Sequence[Interface], wanted: str) -> list[Interface]:
-    """Interfaces that NCCL takes.
+def nccl_interfaces(present: Sequence[Interface], wanted: str) -> list[Interface]:
+    """Return the interfaces that NCCL selects.
 
     Args:
-        there: those that there are.
-        wanted: ``NCCL_SOCKET_IFNAME``: prefixes, with ``^`` those to be left out, with ``=`` whole names; or empty.
+        present: interfaces of this node.
+        wanted: value of ``NCCL_SOCKET_IFNAME``, or an empty text: prefixes; after ``^`` prefixes to leave out; after
+            ``=`` whole names.
     """
     for pattern in (wanted,) if wanted else _NCCL_ORDER:
-        if chosen := [one for one in there if one.up and _matches(pattern, one.name)]:
-            return chosen
+        if selected := [one for one in present if one.up and _matches(pattern, one.name)]:
+            return selected
     return []
 
 
 def resolved(host: str) -> list[str]:
-    """Addresses of a host name; none where it has none."""
+    """Return the addresses of a host name; an empty list if it does not resolve."""
     try:
         answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -133,25 +135,25 @@ def resolved(host: str) -> list[str]:
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
-def _named(named: str, there: Iterable[Interface]) -> Iterator[Finding]:
-    by_name = {one.name: one for one in there}
-    chosen = [by_name.get(name) for name in named.split(",")]
-    if None in chosen or not all(one.up for one in chosen if one):
-        text = f"{_GLOO}={named}: there is no such interface that is up and has an address"
+def _gloo_by_variable(named: str, present: Iterable[Interface]) -> Iterator[Finding]:
+    by_name = {one.name: one for one in present}
+    selected = [by_name.get(name) for name in named.split(",")]
+    if None in selected or not all(one.up for one in selected if one):
+        text = f"{_GLOO}={named}: no such interface is up and has an address"
         yield Finding("gloo interface", "problem", text, f"unset {_GLOO}, or one of {', '.join(by_name)}")
     else:
-        yield Finding("gloo interface", "ok", f"{'; '.join(map(str, chosen))}, by {_GLOO}")
+        yield Finding("gloo interface", "ok", f"{'; '.join(map(str, selected))}, by {_GLOO}")
 
 
 def _matches(pattern: str, name: str) -> bool:
-    without, exact = pattern.startswith("^"), pattern.lstrip("^").startswith("=")
-    words = pattern.lstrip("^").removeprefix("=").split(",")
-    return without != any(name == word if exact else name.startswith(word) for word in words)
+    excluded, exact = pattern.startswith("^"), pattern.lstrip("^").startswith("=")
+    names = pattern.lstrip("^").removeprefix("=").split(",")
+    return excluded != any(name == wanted if exact else name.startswith(wanted) for wanted in names)
 
 
-def _outward(there: Iterable[Interface]) -> str:
-    """An interface to propose."""
-    return next((one.name for one in there if one.up and not one.loopback), "NAME")
+def _suggestion(present: Iterable[Interface]) -> str:
+    """Return an interface that reaches other nodes."""
+    return next((one.name for one in present if one.up and not one.is_loopback), "NAME")
 
 
 def _is_loopback(address: str) -> bool:

@@ -1,9 +1,9 @@
-"""The process that calls kernels: a library may raise, crash or hang, and then only this process is lost.
+"""Process that calls kernels. A kernel library may raise, crash or hang, and then only this process ends.
 
     python -m megatron_wallfacer.doctor.kernel_process NAME...
 
-calls each kernel forward and backward on a small causal tile, and compares with the reference kernel in fp64. It prints
-one line of JSON for each stage that begins, and for each answer.
+calls each kernel forward and backward on a small causal tile, and compares its results with the reference kernel in
+fp64. It prints one line of JSON at the start of each stage, and one for each result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TextIO
 import torch
 
 from megatron_wallfacer.doctor.cudnn import folders_in_maps
-from megatron_wallfacer.doctor.kernel_result import DEADLINE_S, HEAD_DIM, Answer
+from megatron_wallfacer.doctor.kernel_result import DEADLINE_S, HEAD_DIM, KernelResult
 from megatron_wallfacer.errors import WallfacerError
 
 if TYPE_CHECKING:
@@ -30,56 +30,56 @@ if TYPE_CHECKING:
 
     from megatron_wallfacer.kernels import Kernel
 
-#: Tile: rows and columns, query heads, kv heads.
+#: Rows and columns of the tile, query heads, kv heads.
 TOKENS, Q_HEADS, KV_HEADS = 256, 4, 2
 DTYPE = torch.bfloat16
-#: Characters of an error that are shown: a compiler's has pages.
-LONGEST = 400
+#: Most characters of an error text. A compiler's error has pages.
+MAX_ERROR_LENGTH = 400
 
 
 def main(names: Sequence[str], deadline_s: int = DEADLINE_S) -> None:
-    """Call kernels in turn; end early after one that raised on a GPU, whose errors stay with the process.
+    """Call kernels in turn. After an exception on a GPU the process ends, because CUDA errors remain in it.
 
     Args:
-        names: of kernels.
-        deadline_s: for one stage of one kernel.
+        names: names of kernels.
+        deadline_s: seconds for one stage of one kernel.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for name in names:
-        answer = _answer(name, device, report, deadline_s)
-        print(json.dumps(asdict(answer)), file=report)
-        if answer.failed and device.type == "cuda":
+        result = _result(name, device, report, deadline_s)
+        print(json.dumps(asdict(result)), file=report)
+        if result.failure and device.type == "cuda":
             return
 
 
-def _answer(name: str, device: torch.device, report: TextIO, deadline_s: int) -> Answer:
+def _result(name: str, device: torch.device, report: TextIO, deadline_s: int) -> KernelResult:
     stage = ""
 
     def begin(text: str) -> None:
         nonlocal stage
-        # Ends the process, also where it hangs outside Python, and where its parent has died.
+        # The alarm ends the process even if it hangs outside Python, or its parent has ended.
         signal.alarm(deadline_s)
         stage = text
-        told = {"kernel": name, "stage": text, "deadline_s": deadline_s, "cudnn": _cudnn()}
-        print(json.dumps(told), file=report)
+        line = {"kernel": name, "stage": text, "deadline_s": deadline_s, "cudnn": _cudnn_folders()}
+        print(json.dumps(line), file=report)
 
     try:
-        found = _choose(name, device, begin) if name == "auto" else _call(name, device, begin)
+        fields = _select(name, device, begin) if name == "auto" else _call(name, device, begin)
     except Exception as error:
-        text = textwrap.shorten(str(error), LONGEST, placeholder=" ...")
+        text = textwrap.shorten(str(error), MAX_ERROR_LENGTH, placeholder=" ...")
         kind = "" if isinstance(error, WallfacerError) else f"{type(error).__name__}: "
-        found = {"failed": f"{stage}: {kind}{text}"}
+        fields = {"failure": f"{stage}: {kind}{text}"}
     signal.alarm(0)
-    return Answer(name, **found, cudnn=_cudnn())
+    return KernelResult(name, **fields, cudnn=_cudnn_folders())
 
 
-def _choose(name: str, device: torch.device, begin: Callable[[str], None]) -> dict[str, object]:
+def _select(name: str, device: torch.device, begin: Callable[[str], None]) -> dict[str, object]:
     from megatron_wallfacer.kernels import select_kernel
 
-    begin("choice")
-    return {"chosen": select_kernel(name, device=device, dtype=DTYPE, head_dim=HEAD_DIM).name}
+    begin("selection")
+    return {"selected": select_kernel(name, device=device, dtype=DTYPE, head_dim=HEAD_DIM).name}
 
 
 def _call(name: str, device: torch.device, begin: Callable[[str], None]) -> dict[str, object]:
@@ -89,18 +89,18 @@ def _call(name: str, device: torch.device, begin: Callable[[str], None]) -> dict
     begin("import")
     ((_, reason),) = candidates(name, **inputs)
     if reason is not None:
-        return {"absent": reason}
+        return {"unavailable": reason}
     kernel = select_kernel(name, **inputs)
-    return {"chosen": kernel.name, "errors": errors_of(kernel, device, begin)}
+    return {"selected": kernel.name, "errors": relative_errors(kernel, device, begin)}
 
 
-def errors_of(kernel: Kernel, device: torch.device, begin: Callable[[str], None]) -> dict[str, float]:
-    """Return the relative errors of one causal tile, by tensor.
+def relative_errors(kernel: Kernel, device: torch.device, begin: Callable[[str], None]) -> dict[str, float]:
+    """Call a kernel on a causal tile, and return the relative error of each tensor.
 
     Args:
-        kernel: called forward and backward.
-        device: where it is called.
-        begin: called with the name of each stage.
+        kernel: kernel to call forward and backward.
+        device: device of the tensors.
+        begin: function that is called with the name of each stage.
     """
     from megatron_wallfacer.kernels.reference import ReferenceKernel
 
@@ -109,14 +109,14 @@ def errors_of(kernel: Kernel, device: torch.device, begin: Callable[[str], None]
         torch.randn(TOKENS, 1, heads, HEAD_DIM, generator=generator).to(DTYPE)
         for heads in (Q_HEADS, KV_HEADS, KV_HEADS, Q_HEADS)
     ]
-    found = _passes(kernel, [x.to(device) for x in tile], begin)
-    wanted = _passes(ReferenceKernel(), [x.double() for x in tile], begin=lambda _: None)
-    pairs = zip(("out", "lse", "dq", "dk", "dv"), found, wanted, strict=True)
-    return {name: ((got.double() - want).norm() / want.norm()).item() for name, got, want in pairs}
+    results = _both_passes(kernel, [x.to(device) for x in tile], begin)
+    references = _both_passes(ReferenceKernel(), [x.double() for x in tile], begin=lambda _: None)
+    rows = zip(("out", "lse", "dq", "dk", "dv"), results, references, strict=True)
+    return {name: ((result.double() - exact).norm() / exact.norm()).item() for name, result, exact in rows}
 
 
-def _passes(kernel: Kernel, tile: Sequence[Tensor], begin: Callable[[str], None]) -> list[Tensor]:
-    """out, lse, dq, dk and dv on the CPU: copying waits for the GPU, and shows its errors."""
+def _both_passes(kernel: Kernel, tile: Sequence[Tensor], begin: Callable[[str], None]) -> list[Tensor]:
+    """Return out, lse, dq, dk and dv on the CPU. The copy waits for the GPU and raises its errors."""
     from megatron_wallfacer.kernels.protocol import AttnSpec
     from megatron_wallfacer.schedule.attn_tile import AttnTile
 
@@ -124,13 +124,13 @@ def _passes(kernel: Kernel, tile: Sequence[Tensor], begin: Callable[[str], None]
     call = AttnTile((0, TOKENS), (0, TOKENS), causal=True), AttnSpec(HEAD_DIM**-0.5)
     begin("forward")
     out, lse = kernel.forward(q, k, v, *call)
-    found = [out.cpu(), lse.cpu()]
+    results = [out.cpu(), lse.cpu()]
     begin("backward")
-    # As in a ring: the log-sum-exp is of more keys than the tile's.
-    return found + [x.cpu() for x in kernel.backward(dout, q, k, v, out, lse + math.log(2), *call)]
+    # In a ring the log-sum-exp includes keys of other tiles.
+    return results + [x.cpu() for x in kernel.backward(dout, q, k, v, out, lse + math.log(2), *call)]
 
 
-def _cudnn() -> tuple[str, ...]:
+def _cudnn_folders() -> tuple[str, ...]:
     maps = Path("/proc/self/maps")
     return folders_in_maps(maps.read_text()) if maps.exists() else ()
 

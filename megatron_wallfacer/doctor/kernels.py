@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_wallfacer.doctor.cudnn import cudnn_finding, cure, folder_of_loader, is_mixed
-from megatron_wallfacer.doctor.finding import Finding, examined
-from megatron_wallfacer.doctor.kernel_result import HEAD_DIM, TOLERANCE, Answer
+from megatron_wallfacer.doctor.cudnn import cudnn_finding, export_command, folder_of_loader, is_mixed
+from megatron_wallfacer.doctor.finding import Finding, run_check
+from megatron_wallfacer.doctor.kernel_result import HEAD_DIM, TOLERANCE, KernelResult
 
 if TYPE_CHECKING:
     import torch
@@ -26,121 +26,121 @@ COMMAND = (sys.executable, "-P", "-W", "ignore", "-m", _MODULE)
 
 
 def kernels() -> Iterator[Finding]:
-    """Every kernel by name, called on this machine's device, and the one that ``auto`` stands for."""
+    """Check every kernel on this node's device, and the kernel that ``auto`` selects."""
     import torch
 
     from megatron_wallfacer.kernels.select import KERNELS
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Two stand for several of the others; `auto` comes last, when it is known which answer.
+    # `auto` and `flash` select one of the other kernels. `auto` comes last, when the results of these are available.
     names = [name for name in KERNELS if name not in ("auto", "flash")]
-    answers = []
-    own = _own_cudnn()
-    for answer in tried([*names, "auto"]):
-        answers.append(answer)
-        yield _auto_finding(answers, device) if answer.kernel == "auto" else kernel_finding(answer, own)
-    yield from _cudnn(answers, own, on_gpu=device.type == "cuda")
-    yield from _idle_transformer_engine(device)
-    yield from examined("merging", partial(_merging, device), "install it; PyTorch's wheels bring it")
+    results = []
+    cudnn_of_torch = _cudnn_of_torch()
+    for result in call_kernels([*names, "auto"]):
+        results.append(result)
+        yield _auto_finding(results, device) if result.kernel == "auto" else kernel_finding(result, cudnn_of_torch)
+    yield from _cudnn(results, cudnn_of_torch, on_gpu=device.type == "cuda")
+    yield from _unused_transformer_engine(device)
+    yield from run_check("merging", partial(_merging, device), "install it; PyTorch's wheels contain it")
 
 
-def tried(names: Sequence[str], command: Sequence[str] = COMMAND) -> Iterator[Answer]:
-    """Answers of kernels in this order; a process that ends before its last answer is started again for the others.
-
-    Args:
-        names: of kernels.
-        command: of the process; names follow.
-    """
-    waiting = list(names)
-    while waiting:
-        for answer in _answers(waiting, command):
-            waiting.remove(answer.kernel)
-            yield answer
-
-
-def kernel_finding(answer: Answer, own_cudnn: str | None) -> Finding:
-    """Return what there is to say of one kernel.
+def call_kernels(names: Sequence[str], command: Sequence[str] = COMMAND) -> Iterator[KernelResult]:
+    """Return the results of kernels in order. A process that ends early is restarted for the remaining kernels.
 
     Args:
-        answer: of the kernel.
-        own_cudnn: folder of the cuDNN that comes with torch.
+        names: names of kernels.
+        command: command of the process, without the names.
     """
-    name = f"kernel {answer.kernel}"
-    if answer.absent:
-        return Finding(name, "note", answer.absent)
-    if answer.failed:
-        if own_cudnn is not None and is_mixed(answer.failed):
-            return Finding(name, "problem", answer.failed, cure(own_cudnn))
-        return Finding(name, "problem", answer.failed, _remedy(answer.kernel))
-    errors = ", ".join(f"{tensor} {error:.1e}" for tensor, error in answer.errors.items())
+    remaining = list(names)
+    while remaining:
+        for result in _results(remaining, command):
+            remaining.remove(result.kernel)
+            yield result
+
+
+def kernel_finding(result: KernelResult, cudnn_of_torch: str | None) -> Finding:
+    """Return the finding on one kernel.
+
+    Args:
+        result: result of the kernel.
+        cudnn_of_torch: folder of the cuDNN that PyTorch installs; None without one.
+    """
+    name = f"kernel {result.kernel}"
+    if result.unavailable:
+        return Finding(name, "note", result.unavailable)
+    if result.failure:
+        if cudnn_of_torch is not None and is_mixed(result.failure):
+            return Finding(name, "problem", result.failure, export_command(cudnn_of_torch))
+        return Finding(name, "problem", result.failure, _remedy(result.kernel))
+    errors = ", ".join(f"{tensor} {error:.1e}" for tensor, error in result.errors.items())
     text = f"called forward and backward: relative errors {errors}; allowed {TOLERANCE:.0e}"
-    if answer.right:
+    if result.is_accurate:
         return Finding(name, "ok", text)
-    return Finding(name, "problem", f"wrong numbers: {text}", _remedy(answer.kernel))
+    return Finding(name, "problem", f"wrong numbers: {text}", _remedy(result.kernel))
 
 
 def _remedy(kernel: str) -> str:
     return (
-        f"install it again for this torch and GPU, or give another --wallfacer-kernel; "
+        f"reinstall it for this torch and GPU, or use another --wallfacer-kernel; "
         f"python -X faulthandler -m {_MODULE} {kernel}"
     )
 
 
-def _answers(names: Sequence[str], command: Sequence[str]) -> Iterator[Answer]:
-    """Answers of one process, at least one: that of the kernel in which it died is made here."""
-    # The stage that has begun and has no answer yet.
+def _results(names: Sequence[str], command: Sequence[str]) -> Iterator[KernelResult]:
+    """Return the results of one process, at least one: if the process ends early, the last result is a failure."""
+    # The current stage; None between two kernels.
     begun: dict[str, Any] | None = {"kernel": names[0], "stage": "start", "deadline_s": None, "cudnn": ()}
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         with subprocess.Popen([*command, *names], stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 if not line.endswith("\n"):
-                    break  # It died within a line.
-                told = json.loads(line)
-                begun = told if "stage" in told else None
+                    break  # The process ended within a line.
+                report = json.loads(line)
+                begun = report if "stage" in report else None
                 if begun is None:
-                    yield Answer(**told)
+                    yield KernelResult(**report)
         if begun is not None:
             stderr.seek(0)
             last = next((line.strip() for line in reversed(stderr.read().splitlines()) if line.strip()), "")
             ending = _ending(process.returncode, begun["deadline_s"])
-            failed = f"{begun['stage']}: {ending}" + (f": {last}" if last else "")
-            yield Answer(begun["kernel"], failed=failed, cudnn=begun["cudnn"])
+            failure = f"{begun['stage']}: {ending}" + (f": {last}" if last else "")
+            yield KernelResult(begun["kernel"], failure=failure, cudnn=begun["cudnn"])
 
 
 def _ending(code: int, deadline_s: int | None) -> str:
     if code == -signal.SIGALRM:
-        return f"it did not return within {deadline_s} s"
+        return f"the call did not return within {deadline_s} s"
     return f"the process ended by {signal.Signals(-code).name}" if code < 0 else f"the process ended with {code}"
 
 
-def _auto_finding(answers: Sequence[Answer], device: torch.device) -> Finding:
-    """Of the last answer, which is that of ``auto``, and of the kernel that it stands for."""
+def _auto_finding(results: Sequence[KernelResult], device: torch.device) -> Finding:
+    """Return the finding on ``auto``, whose result is the last."""
     from megatron_wallfacer.kernels.switches import switches_in_effect
 
-    answer = answers[-1]
-    if answer.failed:
-        return Finding("kernel auto", "problem", answer.failed, "install one of those that it names")
+    auto = results[-1]
+    if auto.failure:
+        return Finding("kernel auto", "problem", auto.failure, "install one of the named libraries")
     variables = switches_in_effect(device)
-    text = f"{answer.chosen}, for bf16, head dim {HEAD_DIM}{f'; it obeys {variables}' if variables else ''}"
-    right = [one.kernel for one in answers[:-1] if one.right]
-    if answer.chosen in right:
+    text = f"{auto.selected}, for bf16, head dim {HEAD_DIM}{f', because of {variables}' if variables else ''}"
+    accurate = [result.kernel for result in results[:-1] if result.is_accurate]
+    if auto.selected in accurate:
         return Finding("kernel auto", "ok", text)
-    return Finding("kernel auto", "problem", f"{text}, which fails here", f"--wallfacer-kernel {' or '.join(right)}")
+    return Finding("kernel auto", "problem", f"{text}, which fails", f"--wallfacer-kernel {' or '.join(accurate)}")
 
 
-def _cudnn(answers: Sequence[Answer], own: str | None, *, on_gpu: bool) -> Iterator[Finding]:
-    """Whether the kernels' processes have one cuDNN each; nothing where there is none."""
-    loaded = max((answer.cudnn for answer in answers), key=len)
+def _cudnn(results: Sequence[KernelResult], of_torch: str | None, *, on_gpu: bool) -> Iterator[Finding]:
+    """Check that each process has one cuDNN. Without cuDNN there is no finding."""
+    loaded = max((result.cudnn for result in results), key=len)
     if not loaded:
         return
     loader = folder_of_loader(_library_path(), _loader_cache()) if on_gpu else None
-    broken = any(answer.broken for answer in answers if answer.kernel != "auto")
-    yield cudnn_finding(loaded, own or loaded[0], loader and os.path.realpath(loader), failed=broken)
+    broken = any(result.is_broken for result in results if result.kernel != "auto")
+    yield cudnn_finding(loaded, of_torch or loaded[0], loader and os.path.realpath(loader), failed=broken)
 
 
-def _own_cudnn() -> str | None:
-    """Folder of the cuDNN that torch's wheels depend on; None where it is not installed so."""
+def _cudnn_of_torch() -> str | None:
+    """Return the folder of the cuDNN that PyTorch's wheels depend on; None if it is not installed."""
     try:
         spec = importlib.util.find_spec("nvidia.cudnn")
     except ModuleNotFoundError:
@@ -151,13 +151,13 @@ def _own_cudnn() -> str | None:
 
 
 def _library_path() -> list[str]:
-    """Folders of ``LD_LIBRARY_PATH`` with cuDNN in them."""
+    """Return the folders of ``LD_LIBRARY_PATH`` that contain cuDNN."""
     folders = [Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
     return [os.path.realpath(folder) for folder in folders if any(folder.glob("libcudnn.so*"))]
 
 
 def _loader_cache() -> str:
-    """What ``ldconfig -p`` prints; nothing where it cannot be run."""
+    """Return the output of ``ldconfig -p``; an empty text if it cannot run."""
     try:
         path = f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin"
         return subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, env={"PATH": path}).stdout
@@ -165,12 +165,12 @@ def _loader_cache() -> str:
         return ""
 
 
-def _idle_transformer_engine(device: torch.device) -> Iterator[Finding]:
+def _unused_transformer_engine(device: torch.device) -> Iterator[Finding]:
     from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE
 
     if device.type == "cpu" and importlib.util.find_spec("transformer_engine") is not None:
-        text = f"{TRANSFORMER_ENGINE.title} is installed, and there is no GPU: CPU ranks train without it"
-        yield Finding("transformer-engine", "note", text, "nothing: they have Megatron's own layers")
+        text = f"{TRANSFORMER_ENGINE.title} is installed, but there is no GPU: CPU ranks train without it"
+        yield Finding("transformer-engine", "note", text, "none needed: CPU ranks use Megatron's own layers")
 
 
 def _merging(device: torch.device) -> Iterator[Any]:

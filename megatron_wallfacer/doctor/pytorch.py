@@ -1,4 +1,4 @@
-"""Python, PyTorch, and what it finds to compute and communicate with."""
+"""Check Python, PyTorch, its GPUs and its communication backends."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from megatron_wallfacer.doctor.finding import Finding
 from megatron_wallfacer.errors import WallfacerError
 
-#: As in setup.py.
+#: Oldest supported releases, as in setup.py.
 PYTHON, TORCH = (3, 12), (2, 6)
 
 
 def python() -> Iterator[Finding]:
-    """The interpreter."""
+    """Check the version of Python."""
     found = f"{platform.python_version()}, {sys.executable}"
     if sys.version_info[:2] < PYTHON:
         yield Finding("python", "problem", found, f"use Python {_text(PYTHON)} or newer")
@@ -23,7 +23,7 @@ def python() -> Iterator[Finding]:
 
 
 def torch_version() -> Iterator[Finding]:
-    """PyTorch itself."""
+    """Check the version of PyTorch."""
     import torch
 
     found = f"{torch.__version__}, {torch.__path__[0]}"
@@ -34,7 +34,7 @@ def torch_version() -> Iterator[Finding]:
 
 
 def cuda() -> Iterator[Finding]:
-    """Whether the launcher would train on GPUs, decided as it decides."""
+    """Check whether the launcher trains on GPUs, with the launcher's own rule."""
     import torch
 
     from megatron_wallfacer.megatron.launcher import refuse_a_gpu_that_torch_does_not_see
@@ -46,14 +46,14 @@ def cuda() -> Iterator[Finding]:
     try:
         refuse_a_gpu_that_torch_does_not_see()
     except WallfacerError as error:
-        remedy = "see nvidia-smi and the driver's version; a torch without CUDA must be replaced by one that has it"
+        remedy = "check nvidia-smi and the version of the driver; install a torch that is built with CUDA"
         yield Finding("cuda", "problem", f"{error} ({built})", remedy)
         return
-    yield Finding("cuda", "note", f"no GPU, {built}", "nothing: ranks are CPU processes over gloo")
+    yield Finding("cuda", "note", f"no GPU, {built}", "none needed: ranks are CPU processes over gloo")
 
 
 def gpus() -> Iterator[Finding]:
-    """Each GPU, computed on once: a build of torch without code for it shows here."""
+    """Run one operation on each GPU. It fails where PyTorch is built without code for this GPU."""
     import torch
 
     for index in range(torch.cuda.device_count()):
@@ -68,7 +68,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def communication() -> Iterator[Finding]:
-    """NCCL where there are GPUs; gloo anyway, which Megatron uses for checkpoints too."""
+    """Check NCCL on GPUs, and gloo, which Megatron also uses for checkpoints."""
     import torch
     import torch.distributed as dist
 
@@ -80,7 +80,7 @@ def communication() -> Iterator[Finding]:
     elif torch.cuda.is_available():
         yield Finding("nccl", "problem", "not in this torch", "install a torch that has NCCL")
     else:
-        yield Finding("nccl", "note", "not in this torch", "nothing: CPU ranks use gloo")
+        yield Finding("nccl", "note", "not in this torch", "none needed: CPU ranks use gloo")
     if dist.is_gloo_available():
         yield Finding("gloo", "ok", "in this torch")
     else:

@@ -1,4 +1,4 @@
-"""Environment variables that change how training runs."""
+"""Check environment variables that affect training."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from megatron_wallfacer.megatron.version import ALLOW_UNTESTED
 from megatron_wallfacer.presets.torchrun import OWN_STORE
 
 CONNECTIONS, THREADS = "CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS"
-_BLACKWELL = 10  # compute capability from which Megatron asks for no number of connections
-_SHOWN = ("NCCL_", "TORCH_NCCL_", "TORCH_FR_", "GLOO_", "TORCH_GLOO_", "TORCH_DISTRIBUTED_", "NVTE_", "WALLFACER_")
-_SHOWN_TOO = ("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "PYTORCH_CUDA_ALLOC_CONF")
-#: Settings that are left over from a search for a mistake more often than meant.
+_BLACKWELL = 10  # first compute capability for which Megatron does not check the variable
+_PREFIXES = ("NCCL_", "TORCH_NCCL_", "TORCH_FR_", "GLOO_", "TORCH_GLOO_", "TORCH_DISTRIBUTED_", "NVTE_", "WALLFACER_")
+_OTHERS = ("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "PYTORCH_CUDA_ALLOC_CONF")
+#: Values that slow down training, and are often left over from debugging.
 _SLOW = {
-    "CUDA_LAUNCH_BLOCKING=1": "unset it: nothing overlaps with it",
-    "NCCL_P2P_DISABLE=1": "unset it unless NVLink or PCIe peer access is broken: GPUs of a machine talk through memory",
-    "NCCL_SHM_DISABLE=1": "unset it unless shared memory is broken: GPUs of a machine talk through the network",
-    "NCCL_IB_DISABLE=1": "unset it where there is InfiniBand: NCCL takes sockets instead",
-    f"{ALLOW_UNTESTED}=1": "unset it: hooks are tried on a Megatron that nobody has tested",
+    "CUDA_LAUNCH_BLOCKING=1": "unset it: communication and computation cannot overlap",
+    "NCCL_P2P_DISABLE=1": "unset it unless NVLink or PCIe peer access is broken: data go through host memory",
+    "NCCL_SHM_DISABLE=1": "unset it unless shared memory is broken: data go through the network",
+    "NCCL_IB_DISABLE=1": "unset it on a node with InfiniBand: NCCL uses sockets instead",
+    f"{ALLOW_UNTESTED}=1": "unset it: this Megatron release is not tested",
 }
 
 
 def connections() -> Iterator[Finding]:
-    """Megatron stops before Blackwell, with tensor or context parallelism, where this is not 1."""
+    """Check the number of CUDA connections. Before Blackwell Megatron needs 1 for tensor and context parallelism."""
     import torch
 
     value = os.environ.get(CONNECTIONS)
@@ -41,21 +41,21 @@ def connections() -> Iterator[Finding]:
 
 
 def threads() -> Iterator[Finding]:
-    """More than one thread in each of several CPU ranks wait for each other."""
+    """Check the threads per rank. With several CPU ranks, more than one thread per rank is slow."""
     import torch
 
     value = os.environ.get(THREADS)
     if value is None:
         yield Finding("threads", "ok", f"{THREADS} is not set; torchrun sets 1 for several ranks")
     elif value != "1" and not torch.cuda.is_available():
-        remedy = f"export {THREADS}=1 for several ranks on a machine"
+        remedy = f"export {THREADS}=1 for several ranks on a node"
         yield Finding("threads", "note", f"{THREADS}={value} in each CPU rank", remedy)
     else:
         yield Finding("threads", "ok", f"{THREADS}={value}")
 
 
 def restarts() -> Iterator[Finding]:
-    """Over gloo a restarted job cannot join the store of torchrun's agent, which has the keys of the attempt before."""
+    """Check restarts over gloo: a restarted job needs a new store, because the old one has keys of the last attempt."""
     value = os.environ.get(OWN_STORE)
     if value == "1":
         yield Finding("restarts", "ok", f"{OWN_STORE}=1; torchrun --max-restarts works over gloo")
@@ -65,9 +65,9 @@ def restarts() -> Iterator[Finding]:
 
 
 def others() -> Iterator[Finding]:
-    """Everything else that is set and that PyTorch, NCCL, TransformerEngine or the plugin read."""
+    """Report other variables of PyTorch, NCCL, TransformerEngine and the plugin."""
     for name, value in sorted(os.environ.items()):
-        if name.startswith(_SHOWN) or name in _SHOWN_TOO:
+        if name.startswith(_PREFIXES) or name in _OTHERS:
             text = f"{name}={value}"
             remedy = _SLOW.get(text, "")
             yield Finding("variable", "note" if remedy else "ok", text, remedy)

@@ -1,9 +1,9 @@
-"""The process in which Megatron's parser is asked. Questions come as JSON on stdin, the answer goes as JSON to stdout.
+"""Process that runs Megatron's parser. Requests arrive as JSON on stdin, results leave as JSON on stdout.
 
-A question is one command line: ``flags`` (each with its words), ``own`` (flags that the script adds to Megatron's),
-``ranks``, ``device``. The answer to all:
-``megatron``, its version, and for each ``problems`` (``text``, a flag first), ``grid`` or null, ``rules`` and
-``kernel``: whether the plugin's rules, and the local kernel, were asked too. Or only ``error``.
+A request is one command line: ``flags`` (each with its values), ``script_flags`` (flags that the script adds to
+Megatron's), ``ranks``, ``device``. The output has ``megatron``, its version, and ``results``, one per request:
+``problems`` (``text``, which begins with a flag), ``grid`` or null, ``rules`` and ``kernel`` (whether the plugin's
+rules and the attention kernel were checked). After an error the output has only ``error``.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import Version, check_supported, megatron_version, version_text
 
-#: One of these, and it is more than a part of a preset: the rules can say something.
-_WHOLE = frozenset({"--num-attention-heads", "--seq-length", "--use-checkpoint-args"})
+#: Flags of a model. A preset with one of them is more than a part, and the plugin's rules apply.
+_MODEL_FLAGS = frozenset({"--num-attention-heads", "--seq-length", "--use-checkpoint-args"})
 Problem = dict[str, str]
 
 
 def main() -> None:
-    """Answer, whatever Megatron prints on stdout at import."""
-    answer = os.fdopen(os.dup(1), "w")
+    """Check all requests. Prints of Megatron at import go to stderr."""
+    output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    with answer:
-        json.dump(_answer(json.load(sys.stdin)), answer)
+    with output:
+        json.dump(_check_all(json.load(sys.stdin)), output)
 
 
-def _answer(questions: list[dict[str, Any]]) -> dict[str, Any]:
+def _check_all(requests: list[dict[str, Any]]) -> dict[str, Any]:
     try:
         version = megatron_version()
         check_supported(version)
-        verdicts = [_verdict(question, _session(version, torch.device(question["device"]))) for question in questions]
+        results = [_check(request, _session(version, torch.device(request["device"]))) for request in requests]
     except WallfacerError as error:
         return {"error": str(error)}
-    return {"megatron": version_text(version), "verdicts": verdicts}
+    return {"megatron": version_text(version), "results": results}
 
 
 def _session(version: Version, device: torch.device) -> Session:
-    is_here = device.type == "cpu" or torch.cuda.is_available()
-    return Session(version, device) if is_here else _SessionElsewhere(version, device)
+    has_device = device.type == "cpu" or torch.cuda.is_available()
+    return Session(version, device) if has_device else _SessionWithoutDevice(version, device)
 
 
-class _SessionElsewhere(Session):
-    """On a machine without the device: which kernel serves is known where it runs. A wrong name is wrong here too."""
+class _SessionWithoutDevice(Session):
+    """Session on a node without the device. It accepts every kernel name that exists."""
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
         assert self.settings is not None
@@ -68,19 +68,19 @@ class _SessionElsewhere(Session):
             raise as_flag_error(error) from error
 
 
-def _verdict(question: dict[str, Any], session: Session) -> dict[str, Any]:
-    """Flags that do not exist are all named; else what the parser finds first; else the first rule that is broken."""
+def _check(request: dict[str, Any], session: Session) -> dict[str, Any]:
+    """Return all unknown flags; else the parser's first error; else the first error of the plugin's rules."""
     hooks = Hooks(session)
     hooks.install()
     try:
         parser = pkgutil.resolve_name(hooks.always[0].target)(_Parser(allow_abbrev=False))
-        flags = [flag for flag, *_ in question["flags"]]
-        rules = not _WHOLE.isdisjoint(flags)
-        problems = list(_unknown({*parser._option_string_actions, *question["own"]}, flags))
+        flags = [flag for flag, *_ in request["flags"]]
+        rules = not _MODEL_FLAGS.isdisjoint(flags)
+        problems = list(_unknown({*parser._option_string_actions, *request["script_flags"]}, flags))
         if not problems:
             try:
-                _parse(parser, question, rules)
-            except (_Mistake, WallfacerError) as error:
+                _parse(parser, request, rules)
+            except (_ParserError, WallfacerError) as error:
                 problems = [{"text": str(error)}]
     finally:
         hooks.uninstall()
@@ -89,50 +89,50 @@ def _verdict(question: dict[str, Any], session: Session) -> dict[str, Any]:
         "problems": problems,
         "grid": f"{plan.scheme}: {plan.grid}" if plan else None,
         "rules": rules,
-        "kernel": rules and not isinstance(session, _SessionElsewhere),
+        "kernel": rules and not isinstance(session, _SessionWithoutDevice),
     }
 
 
 def _unknown(known: set[str], flags: list[str]) -> Iterator[Problem]:
     for flag in flags:
         if flag not in known:
-            near = difflib.get_close_matches(flag, sorted(known), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            similar = difflib.get_close_matches(flag, sorted(known), n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
             yield {"text": f"{flag}: this Megatron has no such flag{hint}"}
 
 
-def _parse(parser: argparse.ArgumentParser, question: dict[str, Any], rules: bool) -> None:
-    """First the parser alone, then as in a run: the plugin's rules follow its parsing."""
-    # What words a script's own flag takes is known to the script alone.
+def _parse(parser: argparse.ArgumentParser, request: dict[str, Any], rules: bool) -> None:
+    """Run the parser alone, then as in a training run, where the plugin's rules follow."""
+    # Only the script itself defines how many values its own flags have.
     known = parser._option_string_actions
-    flags = [words for words in question["flags"] if words[0] in known]
-    argv = [word for words in flags for word in words]
-    if question["device"] == "cpu":
+    flags = [arguments for arguments in request["flags"] if arguments[0] in known]
+    argv = [argument for arguments in flags for argument in arguments]
+    if request["device"] == "cpu":
         argv, _ = adapt_argv(argv)
     if _left_over(parser, argv):
-        # Whose words they are shows when each flag is parsed by itself.
-        strays = ((words[0], _left_over(parser, words)) for words in flags)
-        raise next(_Mistake(f"{flag}: takes no value {stray[0]}") for flag, stray in strays if stray)
+        # Parsing each flag alone shows the flag of the extra value.
+        extra = ((arguments[0], _left_over(parser, arguments)) for arguments in flags)
+        raise next(_ParserError(f"{flag}: takes no value {values[0]}") for flag, values in extra if values)
     if rules:
-        os.environ["WORLD_SIZE"] = str(question["ranks"])
+        os.environ["WORLD_SIZE"] = str(request["ranks"])
         sys.argv = ["pretrain_gpt.py", *argv]
         parser.parse_known_args(argv)
 
 
 def _left_over(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Words that belong to no flag. The hook wraps the method of this one parser; the class still has Megatron's."""
+    """Return arguments that belong to no flag, from the class's own method: the hook wraps that of the instance."""
     return argparse.ArgumentParser.parse_known_args(parser, argv)[1]
 
 
-class _Mistake(Exception):
-    """What the parser says of a flag's words."""
+class _ParserError(Exception):
+    """Error of Megatron's parser."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises where the original prints Megatron's whole usage and ends the process."""
+    """Parser that raises, where argparse prints the whole usage of Megatron and exits."""
 
     def error(self, message: str) -> NoReturn:
-        raise _Mistake(message.removeprefix("argument "))
+        raise _ParserError(message.removeprefix("argument "))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Pictures, drawn from the objects that the engine runs. The only floor that needs matplotlib, and this the only
-place that looks for it: whoever imports a picture passes here first.
+"""Plots of the objects that the engine runs. Only this package needs matplotlib.
 
-Figures are made without pyplot, so nothing global is changed and no window system is asked for.
+Figures are made without pyplot, so they change no global state and need no window system.
 """
 
 from __future__ import annotations
@@ -12,21 +11,26 @@ from typing import TYPE_CHECKING
 from megatron_wallfacer.errors import WallfacerError
 
 try:
-    import matplotlib as _matplotlib  # noqa: F401  asked for here so that the answer is ours
+    import matplotlib as _matplotlib  # noqa: F401  imported for the error message below
 except ImportError as error:
-    raise WallfacerError("pictures need matplotlib, which is not installed: pip install matplotlib") from error
+    raise WallfacerError("plots need matplotlib, which is not installed: pip install matplotlib") from error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GREY, PALE = "#1f2430", "#6b7280", "#eef0f3"
-"""Text and outlines; what matters less; backgrounds."""
+"""Colours of text and outlines, of secondary text, and of backgrounds."""
 
 DOTS_PER_INCH = 150
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, drawn by Agg."""
+    """Return an empty figure.
+
+    Args:
+        width: width in inches.
+        height: height in inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -36,6 +40,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, or as SVG where the file is called so; makes the folder."""
+    """Write a figure as PNG or SVG, and create the folder.
+
+    Args:
+        figure: figure to write.
+        path: file; SVG for the suffix ``.svg``, else PNG.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg" if path.suffix == ".svg" else "png")

@@ -1,4 +1,4 @@
-"""The picture of a grid: who shares what and which ring turns where, and the square that it covers."""
+"""Plot of a grid: its teams and rings, and which rank computes which pair of shards."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from megatron_wallfacer.plots import GREY, INK, new_figure, save
-from megatron_wallfacer.plots import grid_drawing as wheels
-from megatron_wallfacer.plots.shard_pairs import Pair, Work, draw_square, is_numbered, square_of
+from megatron_wallfacer.plots import GREY, INK, grid_drawing, grid_rings, new_figure, save
+from megatron_wallfacer.plots.shard_pairs import Pair, PairWork, draw_pairs, has_numbers, pairs_of
 from megatron_wallfacer.schedule import bounds
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.grid import AXES, Grid
@@ -23,45 +22,48 @@ from megatron_wallfacer.schedule.volume import Shape, words
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 WIDTH, HEIGHT = 13.0, 8.2  # inches
-LEFT, RIGHT = 0.035, 0.575  # where the two columns begin, in parts of the width
-TOP, BOTTOM, NOTES = 0.81, 0.18, 0.145  # of the panels, and the top of what is written below, in parts of the height
-TITLE = 62  # letters of the title for which there is room in its usual size
-NOTE = 10.0  # points of a letter below the panels
-NOTE_GAP = 0.75  # between lines there, in letters, where there are few of them
-RIDING = ("q", "dout", "k", "v", "dq", "dk", "dv")
-"""The order in which riders are named; statistics are not."""
+LEFT, RIGHT = 0.035, 0.575  # left edges of the two panels, as fractions of the width
+TOP, BOTTOM, LEGEND = 0.81, 0.18, 0.145  # edges of the panels and top of the legends, as fractions of the height
+TITLE_LENGTH = 62  # characters of a title in full size
+LEGEND_POINTS = 10.0  # font size of the legends
+MAX_LINE_GAP = 0.75  # largest gap between lines of a legend, in font sizes
+TENSOR_ORDER = ("q", "dout", "k", "v", "dq", "dk", "dv")
+"""Tensors of a ring in the order of the legend, without statistics."""
+
+LegendEntry = tuple[Artist, str]
 
 
 def draw_grid(plan: Plan, path: Path) -> None:
-    """Draw a plan as PNG: on the left who shares what, on the right who computes what.
+    """Draw a plan as PNG or SVG: teams and rings on the left, computed pairs on the right.
 
-    Both panels, and the words in the title, are read off the schedules that the engine runs.
+    Both panels, and the volume in the title, come from the schedules that the engine runs.
 
     Args:
-        plan: what to draw.
-        path: the file to write; its folder is made.
+        plan: plan to draw.
+        path: file to write; its folder is created.
     """
     schedules = [forward_schedule(plan, rank) for rank in range(plan.grid.cp_size)]
     backward = backward_schedule(plan, busiest_rank(plan))
-    colours = wheels.rank_colours(plan.grid, schedules)
-    square = square_of(plan)
+    colours = grid_rings.rank_colours(plan.grid, schedules)
+    pairs = pairs_of(plan)
     figure = new_figure(WIDTH, HEIGHT)
     title = _title(plan)
-    size = min(19.0, 19.0 * TITLE / len(title))
+    size = min(19.0, 19.0 * TITLE_LENGTH / len(title))
     figure.text(LEFT, 0.94, title, fontsize=size, fontweight="bold", color=INK, va="center")
-    told = _words(plan, schedules[busiest_rank(plan)], backward)
-    figure.text(LEFT, 0.891, told, fontsize=11, color=GREY, va="center")
-    wheels.draw_wheels(figure.add_axes((LEFT, BOTTOM, 0.475, TOP - BOTTOM)), plan.grid, schedules, colours)
+    volume = _volume(plan, schedules[busiest_rank(plan)], backward)
+    figure.text(LEFT, 0.891, volume, fontsize=11, color=GREY, va="center")
+    left = figure.add_axes((LEFT, BOTTOM, 0.475, TOP - BOTTOM))
+    grid_drawing.draw_ranks(left, plan.grid, schedules, colours)
     side = (TOP - BOTTOM) * HEIGHT / WIDTH
-    draw_square(figure.add_axes((RIGHT, BOTTOM, side, TOP - BOTTOM)), square, colours)
-    _notes(figure, LEFT, _signs(plan, schedules, backward), handlelength=2.2)
-    _notes(figure, RIGHT, [(Line2D([], [], ls="none"), line) for line in _captions(plan, square)])
+    draw_pairs(figure.add_axes((RIGHT, BOTTOM, side, TOP - BOTTOM)), pairs, colours)
+    _legend(figure, LEFT, _left_legend(plan, schedules, backward), handlelength=2.2)
+    _legend(figure, RIGHT, [(Line2D([], [], ls="none"), line) for line in _right_legend(plan, pairs)])
     save(figure, path)
 
 
 def _axis_name(grid: Grid, axis: str) -> str:
-    """A ring alone is neither inner nor outer."""
-    return axis if wheels.is_double(grid) else axis.replace("ring_outer", "ring").replace("ring_inner", "ring")
+    """Return the name of an axis; that of a single ring is neither inner nor outer."""
+    return axis if grid_rings.is_double(grid) else axis.replace("ring_outer", "ring").replace("ring_inner", "ring")
 
 
 def _title(plan: Plan) -> str:
@@ -72,119 +74,118 @@ def _title(plan: Plan) -> str:
     return f"{plan.scheme}  ·  cp size {grid.cp_size}" + (f" = {axes}" if axes else "")
 
 
-def _words(plan: Plan, forward: Schedule, backward: Schedule) -> str:
-    """The words that the busiest rank receives."""
+def _volume(plan: Plan, forward: Schedule, backward: Schedule) -> str:
+    """Return the volume that the busiest rank receives, and its ratio to the lower bound."""
     grid = plan.grid
-    # One word a shard of queries, and as many kv heads as q heads: the units of the bounds.
+    # One element per Q shard, and as many kv heads as query heads: the units of the bounds.
     shape = Shape(tokens=1, q_heads=grid.head, kv_heads=grid.head, head_dim=1)
-    limit, units = "the lower bound", "in units of n·H, kv heads = q heads"
+    limit, units = "the lower bound", "kv heads = query heads"
     if grid.head > 1:
         limit, units = "bound", f"{units}, bound for undivided heads"
-    told = []
+    passes = []
     for name, schedule, bound in (
         ("forward", forward, bounds.forward_bound(grid.cp_size, shape.kappa)),
         ("backward", backward, bounds.backward_bound(grid.cp_size, shape.kappa)),
     ):
         received = words(schedule, shape) / shape.unit
-        told.append(f"{name} {received:g} ({bounds.ratio(received, bound):.2f} {TIMES} {limit})")
-    return f"Words received by a rank:  {',  '.join(told)};  {units}"
+        passes.append(f"{name} {received:g} ({bounds.ratio(received, bound):.2f} {TIMES} {limit})")
+    return f"Q shards received per rank:  {',  '.join(passes)};  {units}"
 
 
-def _signs(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) -> list[tuple[Artist, str]]:
-    """What the signs of the left panel mean; only those that are there."""
+def _left_legend(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) -> list[LegendEntry]:
+    """Return the meaning of the signs in the left panel."""
     grid = plan.grid
-    signs: list[tuple[Artist, str]] = []
-    disc = {"ls": "none", "marker": "o", "ms": 11, "mfc": "white", "mec": INK, "mew": 1.6}
-    if grid.cp_size <= wheels.CHUNKED:
-        cut = f"rank, and which 2 of the {2 * grid.cp_size} chunks of the sequence it holds (zig-zag)"
-        signs.append((Line2D([], [], **disc), cut))
+    entries: list[LegendEntry] = []
+    if grid.cp_size <= grid_rings.MAX_WITH_CHUNKS:
+        disc = Line2D([], [], ls="none", marker="o", ms=11, mfc="white", mec=INK, mew=1.6)
+        entries.append((disc, f"rank with its 2 of the {2 * grid.cp_size} chunks of the sequence (zig-zag)"))
     if grid.head > 1:
-        signs.append(
-            (Patch(color=wheels.HEADS), f"head: all have each other's tokens, each 1/{grid.head} of the heads")
-        )
+        text = f"head: ranks exchange tokens, each has 1/{grid.head} of the heads"
+        entries.append((Patch(color=grid_drawing.HEADS), text))
     if grid.team > 1:
-        shared = ", ".join(tensor.upper() for tensor in wheels.gathered(schedules[0], "team"))
+        tensors = ", ".join(tensor.upper() for tensor in grid_rings.gathered(schedules[0], "team"))
         combines = any(move.channel == ("team", "results") for move in schedules[0].moves)
         results = "; combines partial outputs" if combines else ""
-        signs.append((Patch(color=wheels.TEAM), f"team: gathers {shared}{results}"))
-    signs += _ring_signs(plan, schedules, backward)
-    jumps = [schedule.rank for schedule in schedules if wheels.permutation(schedule) is not None]
-    if jumps:
-        shown = "" if set(jumps) <= wheels.permutation_shown(grid) else ", shown for two teams"
-        dashes = Line2D([], [], **{name: wheels.PERMUTATION[name] for name in ("color", "lw", "ls")})
-        what = "Q" if plan.forward == "q" else "K and V"
-        whose = "of the team" if plan.kv_order == "paper" else "of the rank"
-        signs.append((dashes, f"before the first visit: {what} {whose} go there (Algorithm 2{shown})"))
-    if wheels.kv_partners(schedules[0]):
+        entries.append((Patch(color=grid_drawing.TEAM), f"team: gathers {tensors}{results}"))
+    entries += _ring_legend(plan, schedules, backward)
+    permuted = {schedule.rank for schedule in schedules if grid_rings.permutation_target(schedule) is not None}
+    if permuted:
+        shown = "" if permuted <= grid_rings.permutation_shown(grid) else ", two teams shown"
+        dashes = Line2D([], [], **{name: grid_drawing.PERMUTATION[name] for name in ("color", "lw", "ls")})
+        tensors = "Q" if plan.forward == "q" else "K and V"
+        owner = "the team" if plan.kv_order == "paper" else "the rank"
+        text = f"before the ring: sends {tensors} of {owner} (Algorithm 2{shown})"
+        entries.append((dashes, text))
+    if grid_rings.kv_team_of(schedules[0]):
         dots = Line2D([], [], color=INK, lw=1.6, ls=":")
-        shared = ", ".join(tensor.upper() for tensor in wheels.gathered(schedules[0], "kv_team"))
-        signs.append((dots, f"kv_team: gathers {shared}; dotted outline: shares them with rank 0"))
-    return signs
+        tensors = ", ".join(tensor.upper() for tensor in grid_rings.gathered(schedules[0], "kv_team"))
+        entries.append((dots, f"kv_team: gathers {tensors}; dotted outline: shares them with rank 0"))
+    return entries
 
 
-def _ring_signs(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) -> list[tuple[Artist, str]]:
-    grid, axis = plan.grid, wheels.turning_axis(plan.grid)
-    rings = wheels.rings(schedules, axis)
+def _ring_legend(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) -> list[LegendEntry]:
+    grid, axis = plan.grid, grid_rings.step_axis(plan.grid)
+    rings = grid_rings.rings(schedules, axis)
     if len(rings[0]) == 1:
         return []
     arrow = Line2D([], [], lw=2.2, color=INK, marker=">", markevery=[1], ms=6)
-    kind = "inner ring" if wheels.is_double(grid) else "ring"
-    many = f"{len(rings)} {kind}s" if len(rings) > 1 else kind
-    way = "half way round in each direction" if plan.bidirectional else "hops while a visit computes"
-    text = f"{many} of {len(rings[0])}, {way}: {_riding(schedules[0], axis)}; in backward {_riding(backward, axis)}"
-    signs: list[tuple[Artist, str]] = [(arrow, text)]
-    if wheels.is_double(grid):
-        broad = Line2D([], [], lw=4.5, color=wheels.OUTER_RING, marker=">", markevery=[1], ms=9)
-        signs.append((broad, f"outer ring of {grid.ring_outer}: hops while the inner ring makes a turn"))
-    return signs
+    kind = "inner ring" if grid_rings.is_double(grid) else "ring"
+    count = f"{len(rings)} {kind}s" if len(rings) > 1 else kind
+    direction = "half in each direction" if plan.bidirectional else "one hop per ring step"
+    text = f"{count} of {len(rings[0])}, {direction}: {_on_ring(schedules[0], axis)}; in backward "
+    entries: list[LegendEntry] = [(arrow, text + _on_ring(backward, axis))]
+    if grid_rings.is_double(grid):
+        broad = Line2D([], [], lw=4.5, color=grid_drawing.OUTER_RING, marker=">", markevery=[1], ms=9)
+        entries.append((broad, f"outer ring of {grid.ring_outer}: one hop per pass of the inner ring"))
+    return entries
 
 
-def _riding(schedule: Schedule, axis: str) -> str:
-    """The tensors that go along a ring, results among them."""
-    found = {tensor for move in schedule.moves if move.axis == axis for tensor in move.payload}
+def _on_ring(schedule: Schedule, axis: str) -> str:
+    """Return the tensors that hop along a ring, operands and results."""
+    tensors = {tensor for move in schedule.moves if move.axis == axis for tensor in move.payload}
     names = {"dout": "dO", "dq": "dQ", "dk": "dK", "dv": "dV"}
-    return ", ".join(names.get(tensor, tensor.upper()) for tensor in RIDING if tensor in found)
+    return ", ".join(names.get(tensor, tensor.upper()) for tensor in TENSOR_ORDER if tensor in tensors)
 
 
-def _captions(plan: Plan, square: Mapping[Pair, Sequence[Work]]) -> list[str]:
-    """What the right panel shows."""
+def _right_legend(plan: Plan, pairs: Mapping[Pair, Sequence[PairWork]]) -> list[str]:
+    """Return what the right panel shows."""
     grid = plan.grid
-    mine = sum(work.rank == 0 for works in square.values() for work in works)
-    number = ", number: the visit of the ring" if is_numbered(square, grid.cp_size) else ""
-    stripe = f"; each stripe 1/{grid.head} of the heads" if grid.head > 1 else ""
-    captions = [
-        f"Colour: the rank that computes the pair{number}",
-        f"Outline: rank 0, {mine} of the {len(square)} pairs{stripe}",
+    of_rank_0 = sum(one.rank == 0 for work in pairs.values() for one in work)
+    number = ", number: ring step" if has_numbers(pairs, grid.cp_size) else ""
+    stripe = f"; each stripe is 1/{grid.head} of the heads" if grid.head > 1 else ""
+    lines = [
+        f"Colour: rank that computes the pair{number}",
+        f"Outline: rank 0, {of_rank_0} of the {len(pairs)} pairs{stripe}",
     ]
-    if len({work.area for works in square.values() for work in works}) == 1:
-        captions.append("Each pair once; each costs the same, causal mask and all")
+    if len({one.area for work in pairs.values() for one in work}) == 1:
+        lines.append("Each pair is computed once and costs the same under the causal mask")
     axes = [_axis_name(grid, axis) for axis in grid.placement]
     if len(axes) == 2:
-        captions.append(f"Ranks next to each other: along {axes[0]}, then {axes[1]}")
+        lines.append(f"Placement: consecutive ranks along {axes[0]}, then along {axes[1]}")
     elif len(axes) > 2:
-        captions.append(f"Axes, nearest ranks first: {', '.join(axes)}")
+        lines.append(f"Placement, fastest axis first: {', '.join(axes)}")
     if plan.head_groups > 1:
-        captions.append(f"Heads go through in {plan.head_groups} groups, one moves while another computes")
-    return captions
+        lines.append(f"{plan.head_groups} head groups: transfers of one overlap computation of another")
+    return lines
 
 
-def _notes(figure: Figure, left: float, notes: Sequence[tuple[Artist, str]], handlelength: float = 0) -> None:
-    """Lines below a panel, each with its sign; the same grid of lines below both."""
-    if not notes:
+def _legend(figure: Figure, left: float, entries: Sequence[LegendEntry], handlelength: float = 0) -> None:
+    """Draw a legend below a panel, with lines at the same heights below both panels."""
+    if not entries:
         return
-    signs, lines = zip(*notes, strict=True)
-    room = NOTES * HEIGHT * 72 / NOTE / len(lines) - 1.3  # letters between lines that there is room for
+    signs, lines = zip(*entries, strict=True)
+    available_gap = LEGEND * HEIGHT * 72 / LEGEND_POINTS / len(lines) - 1.3  # in font sizes
     figure.legend(
         signs,
         lines,
         loc="upper left",
-        bbox_to_anchor=(left, NOTES),
+        bbox_to_anchor=(left, LEGEND),
         borderaxespad=0,
         borderpad=0,
         frameon=False,
-        fontsize=NOTE,
+        fontsize=LEGEND_POINTS,
         labelcolor=INK,
-        labelspacing=min(NOTE_GAP, room),
+        labelspacing=min(MAX_LINE_GAP, available_gap),
         handlelength=handlelength,
         handletextpad=1.0 if handlelength else 0,
     )

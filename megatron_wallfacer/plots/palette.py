@@ -1,4 +1,4 @@
-"""Colours that colour-blind readers can tell apart: hues of Okabe and Ito, and viridis where there are not enough."""
+"""Colours for colour-blind readers: hues of Okabe and Ito, and viridis for larger numbers of colours."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from megatron_wallfacer.plots import INK
 
 Colour = tuple[float, float, float]
 
-#: Okabe and Ito (2008), without black, and without the yellow that nobody sees on white.
+#: Okabe and Ito (2008), without black, and without yellow, which is invisible on white.
 HUES: tuple[str, ...] = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 
 
 def hues(count: int) -> list[Colour]:
-    """So many colours that differ as much as they can."""
+    """Return colours that differ as much as possible."""
     if count <= len(HUES):
         return [to_rgb(hue) for hue in HUES[:count]]
     return ramp(count)
 
 
 def ramp(count: int) -> list[Colour]:
-    """So many colours in an order that the eye sees, dark to light."""
+    """Return colours from dark to light."""
     viridis = matplotlib.colormaps["viridis"]
     return [to_rgb(viridis(0.08 + 0.87 * index / max(count - 1, 1))) for index in range(count)]
 
 
 def tints(colour: Colour, count: int) -> list[Colour]:
-    """A colour, and so many in all on its way to white."""
+    """Return a colour and lighter tints of it."""
     return [_mix(colour, (1.0, 1.0, 1.0), 0.68 * index / max(count - 1, 1)) for index in range(count)]
 
 
-def ink_on(colour: Colour) -> str:
-    """Dark or white letters, whichever have more contrast on this colour."""
+def text_colour_on(colour: Colour) -> str:
+    """Return the colour of text, dark or white, with the larger contrast."""
     luminance = 0.2126 * colour[0] ** 2.2 + 0.7152 * colour[1] ** 2.2 + 0.0722 * colour[2] ** 2.2
     return "white" if luminance < 0.24 else INK
 
 
-def _mix(one: Colour, other: Colour, share: float) -> Colour:
-    red, green, blue = (a + (b - a) * share for a, b in zip(one, other, strict=True))
+def _mix(first: Colour, second: Colour, share: float) -> Colour:
+    red, green, blue = (a + (b - a) * share for a, b in zip(first, second, strict=True))
     return red, green, blue

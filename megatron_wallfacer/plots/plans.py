@@ -1,4 +1,4 @@
-"""Times of plans, as bars, each over its bound."""
+"""Plot predicted times of plans as bars with their bounds, and the time of a layer over the size of the cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BAR = 0.62
 
 
 class Timed(Protocol):
-    """A plan with its time in seconds; None where it was not simulated."""
+    """Plan with its predicted seconds, or None for a plan that was not simulated."""
 
     name: str
     grid: str
@@ -23,22 +23,22 @@ class Timed(Protocol):
 
 
 def draw_plans(path: Path, rows: Sequence[Timed], title: str) -> None:
-    """Draw the times of one attention layer, fastest first, named schemes in another colour.
+    """Draw the times of one attention layer, fastest first, with named schemes in another colour.
 
     Args:
-        path: the PNG to write.
-        rows: plans; those that were not simulated are left out.
-        title: what for.
+        path: PNG or SVG file to write; its folder is created.
+        rows: plans; those without a time are left out.
+        title: model, length and cluster.
     """
     simulated = sorted((row for row in rows if row.seconds is not None), key=lambda row: row.seconds, reverse=True)
     figure = new_figure(11, 1.3 + 0.34 * len(simulated))
     axes = figure.add_axes((0.42, 0.6 / figure.get_figheight(), 0.54, 1 - 1.2 / figure.get_figheight()))
-    ours, others = hues(2)
-    for place, row in enumerate(simulated):
-        axes.barh(place, 1e3 * row.seconds, _BAR, color=others if row.name else ours)
-        axes.plot([1e3 * row.bound_s] * 2, [place - 0.45, place + 0.45], color=INK, linewidth=1.4)
+    searched, named = hues(2)
+    for position, row in enumerate(simulated):
+        axes.barh(position, 1e3 * row.seconds, _BAR, color=named if row.name else searched)
+        axes.plot([1e3 * row.bound_s] * 2, [position - 0.45, position + 0.45], color=INK, linewidth=1.4)
     axes.set_yticks(range(len(simulated)), [_label(row) for row in simulated], fontsize=8.5, color=INK)
-    axes.set_xlabel("ms for one attention layer, forward and backward; the stroke is the bound", color=INK)
+    axes.set_xlabel("predicted ms of one attention layer, forward and backward (line: lower bound)", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=12, color=INK, loc="left")
     save(figure, path)

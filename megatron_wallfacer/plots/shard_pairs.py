@@ -1,4 +1,4 @@
-"""The square of (query shard, key shard): which ranks compute which pair, at which visit of the ring."""
+"""Matrix of pairs (query shard, key shard): the rank that computes each pair, and its ring step."""
 
 from __future__ import annotations
 
@@ -12,129 +12,142 @@ from matplotlib.collections import LineCollection
 from matplotlib.patheffects import withStroke
 
 from megatron_wallfacer.plots import GREY, INK
-from megatron_wallfacer.plots.palette import Colour, ink_on
+from megatron_wallfacer.plots.palette import Colour, text_colour_on
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.ops import Attend, Schedule
 from megatron_wallfacer.schedule.plan import Plan, Rider
 from megatron_wallfacer.schedule.schedule import forward_schedule
 from megatron_wallfacer.schedule.sides import ALL, OTHERS, OWN, visit_number
 
-#: Above these cp sizes a number in each cell (on stripes, half of it), and a label for each row, would not be read.
-NUMBERED, LABELLED = 32, 16
+#: Largest cp sizes at which cells have numbers (half of it with stripes), and each row has a label.
+MAX_NUMBERED, MAX_LABELLED = 32, 16
 
 Pair = tuple[int, int]
 
 
-class Work(NamedTuple):
-    """One rank's work on a pair at one visit of the ring; ``area`` in chunk squares, a causal one being half."""
+class PairWork(NamedTuple):
+    """Work of one rank on a pair of shards.
+
+    Attributes:
+        rank: rank that computes.
+        ring_step: ring step, from 0.
+        area: computed area in chunk pairs; a causal chunk pair counts as a half.
+    """
 
     rank: int
-    visit: int
+    ring_step: int
     area: float
 
 
-def who_computes(plan: Plan) -> dict[Pair, list[Work]]:
-    """All work on each (query shard, key shard), collected from the tiles of every rank's forward schedule.
+def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
+    """Return all work on each (query shard, key shard), found in the tiles of the forward schedules.
 
-    A correct plan has one entry a pair for each rank of the head axis, and the same area in each: the zig-zag layout's
-    balance.
+    A correct plan has one entry per pair and rank of the head axis. The zig-zag layout gives all entries one area.
     """
-    work: dict[Pair, list[Work]] = defaultdict(list)
+    work: dict[Pair, list[PairWork]] = defaultdict(list)
     for rank in range(plan.grid.cp_size):
         schedule = forward_schedule(plan, rank)
         areas: Counter[tuple[int, Pair]] = Counter()
         for attend in schedule.attends:
-            visit = visit_of(attend, plan.forward)
+            ring_step = ring_step_of(attend, plan.forward)
             for pair, area in _areas(schedule, attend).items():
-                areas[visit, pair] += area
-        for (visit, pair), area in areas.items():
-            work[pair].append(Work(rank, visit, area))
+                areas[ring_step, pair] += area
+        for (ring_step, pair), area in areas.items():
+            work[pair].append(PairWork(rank, ring_step, area))
     return dict(work)
 
 
-def visit_of(attend: Attend, rider: Rider) -> int:
-    """The visit whose block some tiles read; what the rank gathered itself belongs to the first, number 0."""
-    name = (attend.kv if rider == "kv" else attend.q)[0]
-    whose = name.split(".", 1)[0]
-    return 0 if whose in (OWN, OTHERS, ALL) else visit_number(whose)
+def ring_step_of(attend: Attend, ring_operand: Rider) -> int:
+    """Return the ring step of a group of tiles. Local and gathered rows belong to step 0."""
+    name = (attend.kv if ring_operand == "kv" else attend.q)[0]
+    rows = name.split(".", 1)[0]
+    return 0 if rows in (OWN, OTHERS, ALL) else visit_number(rows)
 
 
-def square_of(plan: Plan) -> dict[Pair, tuple[Work, ...]]:
-    """The work on each pair of the P x P square: for each part of the heads one rank's, in the order of the parts.
+def pairs_of(plan: Plan) -> dict[Pair, tuple[PairWork, ...]]:
+    """Return the work on each pair of the P x P matrix, one entry per head slice.
+
+    Args:
+        plan: plan of the grid.
 
     Raises:
-        ValueError, KeyError: a pair is computed twice for the same heads, or not at all. Better no picture than a
-            wrong one.
+        ValueError: a pair is computed twice for the same heads. A wrong plot would hide that.
+        KeyError: a pair is not computed.
     """
-    size, who = plan.grid.cp_size, who_computes(plan)
-    square: dict[Pair, tuple[Work, ...]] = {}
+    size, work = plan.grid.cp_size, work_by_pair(plan)
+    pairs: dict[Pair, tuple[PairWork, ...]] = {}
     for pair in product(range(size), repeat=2):
-        by_part = {plan.grid.coordinates(work.rank)["head"]: work for work in who[pair]}
-        if len(who[pair]) != len(by_part) or len(by_part) != plan.grid.head:
-            raise ValueError(f"{pair} is computed by ranks {[work.rank for work in who[pair]]}")
-        square[pair] = tuple(by_part[part] for part in range(plan.grid.head))
-    return square
+        by_slice = {plan.grid.coordinates(one.rank)["head"]: one for one in work[pair]}
+        if len(work[pair]) != len(by_slice) or len(by_slice) != plan.grid.head:
+            raise ValueError(f"{pair} is computed by ranks {[one.rank for one in work[pair]]}")
+        pairs[pair] = tuple(by_slice[index] for index in range(plan.grid.head))
+    return pairs
 
 
-def is_numbered(square: Mapping[Pair, Sequence[Work]], cp_size: int) -> bool:
-    """Whether the visits are written into the cells: there are several, and the cells are large enough."""
-    striped = len(square[0, 0]) > 1
-    return cp_size <= (NUMBERED // 2 if striped else NUMBERED) and any(
-        work.visit for works in square.values() for work in works
+def has_numbers(pairs: Mapping[Pair, Sequence[PairWork]], cp_size: int) -> bool:
+    """Return whether cells have the numbers of ring steps: there are several steps, and cells are large enough."""
+    has_stripes = len(pairs[0, 0]) > 1
+    return cp_size <= (MAX_NUMBERED // 2 if has_stripes else MAX_NUMBERED) and any(
+        one.ring_step for work in pairs.values() for one in work
     )
 
 
-def draw_square(axes: Axes, square: Mapping[Pair, Sequence[Work]], colours: Sequence[Colour]) -> None:
-    """Draw the pairs in the colours of their ranks, and an outline around those of rank 0.
+def draw_pairs(axes: Axes, pairs: Mapping[Pair, Sequence[PairWork]], colours: Sequence[Colour]) -> None:
+    """Draw each pair in the colour of its rank, and an outline around the pairs of rank 0.
 
-    Where several ranks have different heads of a pair, each has a stripe of it.
+    Where ranks divide the heads of a pair, each has a stripe.
+
+    Args:
+        axes: empty panel.
+        pairs: work on each pair.
+        colours: colour of each rank.
     """
     size = len(colours)
-    rows = [[colours[work.rank] for k in range(size) for work in square[q, k]] for q in range(size)]
+    rows = [[colours[one.rank] for k in range(size) for one in pairs[q, k]] for q in range(size)]
     axes.imshow(rows, extent=(-0.5, size - 0.5, size - 0.5, -0.5), interpolation="nearest")
-    if is_numbered(square, size):
-        _number(axes, square, colours)
-    _rule(axes, size)
-    _outline(axes, {pair for pair, works in square.items() if any(work.rank == 0 for work in works)})
-    _label(axes, size)
+    if has_numbers(pairs, size):
+        _draw_numbers(axes, pairs, colours)
+    _draw_lines(axes, size)
+    _draw_outline(axes, {pair for pair, work in pairs.items() if any(one.rank == 0 for one in work)})
+    _draw_labels(axes, size)
 
 
 def _areas(schedule: Schedule, attend: Attend) -> dict[Pair, float]:
-    """Chunk squares computed by some tiles, by (query shard, key shard)."""
+    """Return the computed area of a group of tiles, in chunk pairs, by (query shard, key shard)."""
     owner = {chunk: rank for rank in range(schedule.cp_size) for chunk in shard_chunks(rank, schedule.cp_size)}
     q_owners, k_owners = (
         [owner[chunk] for chunk in schedule.values[names[0]].chunks] for names in (attend.q, attend.kv)
     )
     areas: dict[Pair, float] = defaultdict(float)
     for tile in attend.tiles:
-        for down, row in enumerate(range(*tile.rows)):
-            for right, col in enumerate(range(*tile.cols)):
-                if not tile.causal or right <= down:
-                    areas[q_owners[row], k_owners[col]] += 0.5 if tile.causal and right == down else 1.0
+        for row_index, row in enumerate(range(*tile.rows)):
+            for col_index, col in enumerate(range(*tile.cols)):
+                if not tile.causal or col_index <= row_index:
+                    is_diagonal = tile.causal and col_index == row_index
+                    areas[q_owners[row], k_owners[col]] += 0.5 if is_diagonal else 1.0
     return areas
 
 
-def _number(axes: Axes, square: Mapping[Pair, Sequence[Work]], colours: Sequence[Colour]) -> None:
+def _draw_numbers(axes: Axes, pairs: Mapping[Pair, Sequence[PairWork]], colours: Sequence[Colour]) -> None:
     size = min(15.0, 190 / len(colours))
-    for (q, k), works in square.items():
-        visits = sorted({work.visit for work in works})
-        ink = ink_on(colours[works[0].rank]) if len(works) == 1 else INK
-        # On stripes of several colours a number needs an edge of its own.
-        edge = [] if len(works) == 1 else [withStroke(linewidth=0.22 * size, foreground="white")]
-        number = ",".join(map(str, visits))
-        style = {"ha": "center", "va": "center_baseline", "color": ink, "fontsize": size, "path_effects": edge}
-        axes.text(k, q, number, **style)
+    for (q, k), work in pairs.items():
+        ring_steps = sorted({one.ring_step for one in work})
+        colour = text_colour_on(colours[work[0].rank]) if len(work) == 1 else INK
+        # On stripes of several colours a number needs a white edge.
+        edge = [] if len(work) == 1 else [withStroke(linewidth=0.22 * size, foreground="white")]
+        style = {"ha": "center", "va": "center_baseline", "color": colour, "fontsize": size, "path_effects": edge}
+        axes.text(k, q, ",".join(map(str, ring_steps)), **style)
 
 
-def _rule(axes: Axes, size: int) -> None:
-    """White lines between the cells."""
+def _draw_lines(axes: Axes, size: int) -> None:
+    """Draw white lines between the cells."""
     between = [index - 0.5 for index in range(1, size)]
     width = min(1.5, 24 / size)
     axes.hlines(between, -0.5, size - 0.5, color="white", lw=width)
     axes.vlines(between, -0.5, size - 0.5, color="white", lw=width)
 
 
-def _outline(axes: Axes, cells: set[Pair]) -> None:
+def _draw_outline(axes: Axes, cells: set[Pair]) -> None:
     edges = []
     for q, k in cells:
         left, right, top, bottom = k - 0.5, k + 0.5, q - 0.5, q + 0.5
@@ -148,8 +161,8 @@ def _outline(axes: Axes, cells: set[Pair]) -> None:
     axes.add_collection(LineCollection(edges, colors=INK, lw=2.2, capstyle="projecting", clip_on=False))
 
 
-def _label(axes: Axes, size: int) -> None:
-    every = max(1, size // LABELLED)
+def _draw_labels(axes: Axes, size: int) -> None:
+    every = max(1, size // MAX_LABELLED)
     axes.set_xticks(range(0, size, every))
     axes.set_yticks(range(0, size, every))
     axes.tick_params(length=0, pad=5, labelsize=9, labelcolor=GREY, top=False, labeltop=True, labelbottom=False)

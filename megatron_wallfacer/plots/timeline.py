@@ -1,4 +1,4 @@
-"""Time lines of ranks below each other: all there is, and the pass that waited longest."""
+"""Plot the timelines of ranks: all passes, and the pass with the longest exposed communication."""
 
 from __future__ import annotations
 
@@ -15,58 +15,64 @@ from megatron_wallfacer.engine.totals import by_pass, is_move
 from megatron_wallfacer.plots import GREY, INK, PALE, new_figure, save
 from megatron_wallfacer.plots.palette import HUES, Colour, ramp
 
-#: What a rank does, one thing at a time; exposed is what stands out.
-DOES = {"compute": HUES[0], "copy": "#b4bac4", "wait": HUES[4]}
-CALLED = {"compute": "computing", "copy": "merging, packing", "wait": "exposed: waiting, nothing computes"}
-MOVES = (HUES[1], HUES[2], HUES[3], HUES[5])
-MOST_RANKS = 64
+#: Colours and labels of activities, of which a rank has one at a time.
+ACTIVITY_COLOURS = {"compute": HUES[0], "copy": "#b4bac4", "wait": HUES[4]}
+ACTIVITY_LABELS = {
+    "compute": "attention kernel",
+    "copy": "merge or copy",
+    "wait": "exposed communication: waiting, nothing is computed",
+}
+TRANSFER_COLOURS = (HUES[1], HUES[2], HUES[3], HUES[5])
+MAX_RANKS = 64
 WIDTH, HEAD, FOOT, GAP = 13.0, 0.75, 1.25, 0.95  # inches
-LEFT, RIGHT = 0.055, 0.985  # of the panels, in parts of the width
-LANE = 0.44  # of a rank's row is what it does, the rest what is on its way
+LEFT, RIGHT = 0.055, 0.985  # edges of the panels, as fractions of the figure width
+ACTIVITY_HEIGHT = 0.44  # height of the activities, as a fraction of a rank's row; transfers are below them
 
 
-class Line(Protocol):
-    """What a rank did."""
+class Timeline(Protocol):
+    """Timeline of one rank."""
 
     @property
     def rank(self) -> int:
-        """Of the job."""
+        """Rank of the job."""
 
     @property
     def events(self) -> Sequence[Event]:
-        """In seconds."""
+        """Events, in seconds."""
 
 
-def draw_trace(lines: Sequence[Line], path: Path, title: str) -> None:
-    """Draw time lines, a row a rank: what it does above, what is on its way below.
+def draw_timelines(timelines: Sequence[Timeline], path: Path, title: str) -> None:
+    """Draw one row per rank: activities above, transfers below.
 
     Args:
-        lines: of ranks, on one clock, with passes; beyond :data:`MOST_RANKS` they are left out, and the title says so.
-        path: the PNG or SVG to write; its folder is made.
-        title: what was recorded.
+        timelines: timelines on one clock, each with a pass. Only the first :data:`MAX_RANKS` are drawn; the title then
+            states their number.
+        path: PNG or SVG file to write; its folder is created.
+        title: name of the recorded run.
     """
-    shown = lines[:MOST_RANKS]
-    if len(shown) < len(lines):
-        title += f"; {len(shown)} of {len(lines)} ranks, --ranks chooses others"
-    colours = _move_colours(shown)
+    shown = timelines[:MAX_RANKS]
+    if len(shown) < len(timelines):
+        title += f"; {len(shown)} of {len(timelines)} ranks, --ranks selects others"
+    colours = _transfer_colours(shown)
     rows = len(shown) * min(0.5, max(0.11, 5.0 / len(shown)))
     height = HEAD + 2 * rows + GAP + FOOT
     figure = new_figure(WIDTH, height)
     figure.text(LEFT, 1 - 0.3 / height, title, fontsize=14, fontweight="bold", color=INK, va="center")
     worst, rank = _most_exposed(shown)
-    everything = min(e.start for line in shown for e in line.events), max(e.end for line in shown for e in line.events)
-    room = 0.03 * (worst.end - worst.start)
+    events = [event for timeline in shown for event in timeline.events]
+    everything = min(event.start for event in events), max(event.end for event in events)
+    margin = 0.03 * (worst.end - worst.start)
     panels = (
         ("all passes", everything),
-        (f"the {worst.name} pass in which a rank waited longest: rank {rank}", (worst.start - room, worst.end + room)),
+        (f"{worst.name} pass with the longest wait, on rank {rank}", (worst.start - margin, worst.end + margin)),
     )
     for number, (name, window) in enumerate(panels):
         bottom = FOOT + (1 - number) * (rows + GAP)
         axes = figure.add_axes((LEFT, bottom / height, RIGHT - LEFT, rows / height))
         _panel(axes, shown, colours, window)
         axes.set_title(name, loc="left", fontsize=10, color=INK, pad=6)
-    handles = [Patch(color=DOES[row], label=CALLED[row]) for row in DOES]
-    handles += [Patch(color=colour, label=f"on its way: {row}") for row, colour in colours.items()]
+    handles = [Patch(color=colour, label=ACTIVITY_LABELS[row]) for row, colour in ACTIVITY_COLOURS.items()]
+    handles += [Patch(color=colour, label=f"transfer: {row}") for row, colour in colours.items()]
     figure.legend(
         handles=handles, loc="lower left", bbox_to_anchor=(LEFT - 0.005, 0.0), ncols=4, frameon=False, fontsize=9,
         labelcolor=INK, borderpad=0.3, handlelength=1.4,
@@ -74,39 +80,44 @@ def draw_trace(lines: Sequence[Line], path: Path, title: str) -> None:
     save(figure, path)
 
 
-def _move_colours(lines: Sequence[Line]) -> dict[str, Colour | str]:
-    channels = sorted({event.row for line in lines for event in line.events if is_move(event)})
-    return dict(zip(channels, MOVES if len(channels) <= len(MOVES) else ramp(len(channels)), strict=False))
+def _transfer_colours(timelines: Sequence[Timeline]) -> dict[str, Colour | str]:
+    channels = sorted({event.row for timeline in timelines for event in timeline.events if is_move(event)})
+    few = len(channels) <= len(TRANSFER_COLOURS)
+    return dict(zip(channels, TRANSFER_COLOURS if few else ramp(len(channels)), strict=False))
 
 
-def _most_exposed(lines: Sequence[Line]) -> tuple[Event, int]:
-    """The pass that waited longest, and its rank."""
-    waited = [
-        (sum(event.end - event.start for event in inside if event.row == "wait"), -line.rank, one)
-        for line in lines
-        for one, inside in by_pass(line.events)
+def _most_exposed(timelines: Sequence[Timeline]) -> tuple[Event, int]:
+    """Return the pass with the longest wait, and its rank."""
+    waits = [
+        (sum(event.end - event.start for event in inside if event.row == "wait"), -timeline.rank, one)
+        for timeline in timelines
+        for one, inside in by_pass(timeline.events)
     ]
-    _, rank, worst = max(waited, key=lambda found: found[:2])
-    return worst, -rank
+    _, negative_rank, worst = max(waits, key=lambda found: found[:2])
+    return worst, -negative_rank
 
 
-def _panel(axes: Axes, lines: Sequence[Line], colours: Mapping[str, Colour | str], window: tuple[float, float]) -> None:
-    """What happened in a window of time, in ms since its beginning."""
+def _panel(
+    axes: Axes, timelines: Sequence[Timeline], colours: Mapping[str, Colour | str], window: tuple[float, float]
+) -> None:
+    """Draw the events in a window of time, in ms after its start."""
     start, end = window
-    lane = (1 - LANE - 0.12) / max(1, len(colours))
-    for place, line in enumerate(lines):
-        seen = [event for event in line.events if event.end >= start and event.start <= end]
-        spans = {row: [e for e in seen if e.row == row] for row in ("pass", *DOES, *colours)}
-        axes.broken_barh(_ms(spans["pass"], start), (place - 0.5 + 0.06, 0.88), facecolors=PALE)
-        for row, colour in DOES.items():
-            axes.broken_barh(_ms(spans[row], start), (place - 0.5 + 0.06, LANE), facecolors=colour)
+    height = (1 - ACTIVITY_HEIGHT - 0.12) / max(1, len(colours))
+    for index, timeline in enumerate(timelines):
+        visible = [event for event in timeline.events if event.end >= start and event.start <= end]
+        spans = {row: [e for e in visible if e.row == row] for row in ("pass", *ACTIVITY_COLOURS, *colours)}
+        top = index - 0.5 + 0.06
+        axes.broken_barh(_ms(spans["pass"], start), (top, 0.88), facecolors=PALE)
+        for row, colour in ACTIVITY_COLOURS.items():
+            axes.broken_barh(_ms(spans[row], start), (top, ACTIVITY_HEIGHT), facecolors=colour)
         for number, (row, colour) in enumerate(colours.items()):
-            where = place - 0.5 + 0.06 + LANE + number * lane
-            axes.broken_barh(_ms(spans[row], start), (where, 0.8 * lane), facecolors=colour)
+            below = top + ACTIVITY_HEIGHT + number * height
+            axes.broken_barh(_ms(spans[row], start), (below, 0.8 * height), facecolors=colour)
     axes.set_xlim(0, 1e3 * (end - start))
-    axes.set_ylim(len(lines) - 0.5, -0.5)
-    every = 1 + (len(lines) - 1) // 24
-    axes.set_yticks(range(0, len(lines), every), [str(line.rank) for line in lines[::every]])
+    axes.set_ylim(len(timelines) - 0.5, -0.5)
+    every = 1 + (len(timelines) - 1) // 24
+    labels = [str(timeline.rank) for timeline in timelines[::every]]
+    axes.set_yticks(range(0, len(timelines), every), labels)
     axes.set_ylabel("rank", fontsize=9, color=INK)
     axes.set_xlabel("ms", fontsize=9, color=INK, labelpad=1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10))
@@ -116,4 +127,5 @@ def _panel(axes: Axes, lines: Sequence[Line], colours: Mapping[str, Colour | str
 
 
 def _ms(events: Sequence[Event], start: float) -> list[tuple[float, float]]:
+    """Return start and duration of each event in ms."""
     return [(1e3 * (event.start - start), 1e3 * (event.end - event.start)) for event in events]

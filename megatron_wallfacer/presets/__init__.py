@@ -1,1 +1,1 @@
-"""Presets: YAML files that hold a Megatron command line, and what becomes of them."""
+"""Presets: YAML files that hold a Megatron command line. They are loaded, checked and run with torchrun."""

@@ -1,4 +1,4 @@
-"""Would Megatron take this command line? Asked of its own parser and of the plugin's rules, in another process."""
+"""Check a command line with Megatron's own parser and the plugin's rules, in another process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ _FLAG = re.compile(r"--[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, and where: file and line, or the preset as a whole where nobody wrote it."""
+    """One error in a preset.
+
+    Attributes:
+        place: file and line of the flag; the file alone where the flag is a default of Megatron.
+        text: error message, which begins with the flag.
+    """
 
     place: str
     text: str
@@ -33,15 +38,16 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """On one preset.
+class CheckResult:
+    """Result for one preset.
 
     Attributes:
-        megatron: version of the Megatron that was asked.
-        problems: none where it is good.
-        grid: scheme and axes that the plugin would use; None where it is off or was not asked.
-        rules: whether the plugin's rules were asked too. A part of a preset, without a model, has only its flags.
-        kernel: whether the local kernel was asked too; not where the device is on another machine.
+        megatron: version of the Megatron whose parser was used.
+        problems: errors; empty for a preset without errors.
+        grid: scheme and axes of the plugin; None where it is off or its rules were not checked.
+        rules: whether the plugin's rules were checked. They need a model, so a part of a preset has its flags checked
+            only.
+        kernel: whether the attention kernel was checked. It needs the preset's device on this node.
     """
 
     megatron: str
@@ -53,70 +59,73 @@ class Verdict:
 
 def check_presets(
     presets: Sequence[Preset], megatron_path: Path | None = None, script: Path | None = None
-) -> list[Verdict]:
-    """Check presets; one process for all, since importing Megatron takes longest.
+) -> list[CheckResult]:
+    """Check presets in one process, because the import of Megatron takes most of the time.
 
     Args:
-        presets: what to check, each for the device that it is meant for: the CPU where it hides all GPUs.
-        megatron_path: a checkout; the installed Megatron unless given.
-        script: Megatron script that is to run; flags that it adds itself are good.
+        presets: presets, each checked for its own device: the CPU where it hides all GPUs.
+        megatron_path: Megatron-LM checkout; None for the installed Megatron.
+        script: Megatron script; flags that it adds to the parser are allowed.
 
     Raises:
-        WallfacerError: there is no Megatron to ask, or it cannot be imported.
+        WallfacerError: Megatron is missing, or its import fails.
     """
-    own = flags_of_script(script) if script else frozenset[str]()
-    answer = _ask([_question(preset, own) for preset in presets], megatron_path)
+    script_flags = flags_of_script(script) if script else frozenset[str]()
+    output = _run_parser([_request(preset, script_flags) for preset in presets], megatron_path)
     return [
-        Verdict(
-            answer["megatron"],
-            tuple(_problem(preset, found) for found in verdict["problems"]),
-            verdict["grid"],
-            verdict["rules"],
-            verdict["kernel"],
+        CheckResult(
+            output["megatron"],
+            tuple(_problem(preset, problem["text"]) for problem in result["problems"]),
+            result["grid"],
+            result["rules"],
+            result["kernel"],
         )
-        for preset, verdict in zip(presets, answer["verdicts"], strict=True)
+        for preset, result in zip(presets, output["results"], strict=True)
     ]
 
 
 def environment_for(megatron_path: Path | None) -> dict[str, str]:
-    """Of a process that finds this checkout, if any, in front of what is installed.
+    """Return the environment of a process that imports a checkout in front of the installed Megatron.
+
+    Args:
+        megatron_path: Megatron-LM checkout; None for the installed Megatron.
 
     Raises:
-        WallfacerError: it is no checkout.
+        WallfacerError: the folder is not a checkout.
     """
     if megatron_path and not (megatron_path / "megatron").is_dir():
-        raise WallfacerError(f"--megatron-path {megatron_path}: must be a Megatron-LM checkout, with megatron/ in it")
+        raise WallfacerError(f"--megatron-path {megatron_path}: must be a Megatron-LM checkout with a folder megatron")
     paths = [str(megatron_path.resolve())] if megatron_path else []
     return os.environ | {"PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def _question(preset: Preset, own: frozenset[str] | None) -> dict[str, Any]:
-    # Where a script makes names of flags while it runs, any flag may be its own.
+def _request(preset: Preset, script_flags: frozenset[str] | None) -> dict[str, Any]:
+    # A script that computes names of flags at run time may add any flag.
     return {
-        "own": sorted(preset.model if own is None else own),
-        "flags": [setting.typed for setting in preset.model.values()],
+        "script_flags": sorted(preset.model if script_flags is None else script_flags),
+        "flags": [entry.arguments for entry in preset.model.values()],
         "ranks": preset.ranks,
         "device": "cuda" if preset.on_gpus else "cpu",
     }
 
 
-def _problem(preset: Preset, found: dict[str, str]) -> Problem:
-    """At the first flag that its text names and somebody wrote: a default of Megatron's is nobody's line."""
-    origins = map(preset.origin, _FLAG.findall(found["text"]))
-    place = next((str(origin) for origin in origins if origin), str(preset.path))
-    return Problem(place, found["text"])
+def _problem(preset: Preset, text: str) -> Problem:
+    """Return a problem at the first flag of its text that the preset contains."""
+    locations = map(preset.location, _FLAG.findall(text))
+    place = next((str(location) for location in locations if location), str(preset.path))
+    return Problem(place, text)
 
 
-def _ask(questions: list[dict[str, Any]], megatron_path: Path | None) -> dict[str, Any]:
-    """Run ``parser_process`` with the checkout, if any, in front of what is installed."""
+def _run_parser(requests: list[dict[str, Any]], megatron_path: Path | None) -> dict[str, Any]:
+    """Run ``parser_process`` with requests on stdin, and return its output."""
     environment = environment_for(megatron_path) | {"WORLD_SIZE": "1", "RANK": "0"}
-    # -P: a folder `megatron` where the user happens to stand is not the one that is asked.
+    # -P: the current folder may contain a folder `megatron` that is not Megatron.
     command = [sys.executable, "-P", "-W", "ignore", "-m", "megatron_wallfacer.megatron.parser_process"]
-    done = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, env=environment)
     if done.returncode != 0:
-        last = (done.stderr.strip() or "nothing was said").splitlines()[-1]
-        raise WallfacerError(f"Megatron's parser cannot be asked: {last}")
-    answer = json.loads(done.stdout)
-    if "error" in answer:
-        raise WallfacerError(answer["error"])
-    return answer
+        last_line = (done.stderr.strip() or "no error text").splitlines()[-1]
+        raise WallfacerError(f"Megatron's parser does not start: {last_line}")
+    output = json.loads(done.stdout)
+    if "error" in output:
+        raise WallfacerError(output["error"])
+    return output

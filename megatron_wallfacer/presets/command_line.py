@@ -1,4 +1,4 @@
-"""Flags and variables from the command line, in the same form as those of a file."""
+"""Entries that the user types behind CONFIG, in the same form as those of a file."""
 
 from __future__ import annotations
 
@@ -6,50 +6,52 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.presets import torchrun
-from megatron_wallfacer.presets.entry import COMMAND_LINE, Setting
+from megatron_wallfacer.presets.entry import COMMAND_LINE, PresetEntry
 
 
-def typed_settings(words: Sequence[str]) -> Iterator[Setting]:
-    """``--flag``, ``--flag value ...``, ``--flag=value``; ``--flag=false`` leaves a flag of the file out.
+def flag_entries(arguments: Sequence[str]) -> Iterator[PresetEntry]:
+    """Return the entries of ``--flag``, ``--flag value ...`` and ``--flag=value``.
+
+    ``--flag=false`` leaves out a flag of the file.
 
     Raises:
-        WallfacerError: the first word is no flag, or one of torchrun's has a wrong value.
+        WallfacerError: the first argument is not a flag, or a torchrun flag has a wrong value.
     """
-    for flag, values in _grouped(words):
+    for flag, following in _grouped(arguments):
         name, equals, value = flag.partition("=")
-        given = ((value,) if equals else ()) + tuple(values)
-        setting = Setting(name, None if flag == f"{name}=false" else given, COMMAND_LINE)
+        values = ((value,) if equals else ()) + tuple(following)
+        entry = PresetEntry(name, None if flag == f"{name}=false" else values, COMMAND_LINE)
         if name in torchrun.FLAGS:
-            if setting.words is None or len(setting.words) != 1:
+            if entry.values is None or len(entry.values) != 1:
                 raise WallfacerError(f"{name}: must have one value")
-            torchrun.check_torchrun(setting)
-        yield setting
+            torchrun.check_torchrun(entry)
+        yield entry
 
 
-def typed_variables(assignments: Iterable[str]) -> Iterator[Setting]:
-    """``NAME=VALUE``.
+def variable_entries(assignments: Iterable[str]) -> Iterator[PresetEntry]:
+    """Return the entries of ``--env NAME=VALUE``.
 
     Raises:
-        WallfacerError: one is not of this form.
+        WallfacerError: an assignment has another form.
     """
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or not name.isidentifier():
             raise WallfacerError(f"--env {assignment}: must be NAME=VALUE")
-        yield Setting(name, (value,), COMMAND_LINE)
+        yield PresetEntry(name, (value,), COMMAND_LINE)
 
 
-def _grouped(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each flag with the words up to the next."""
+def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Return each flag with the arguments up to the next flag."""
     group: list[str] = []
-    for word in words:
-        if word.startswith("--"):
+    for argument in arguments:
+        if argument.startswith("--"):
             if group:
                 yield group[0], group[1:]
-            group = [word]
+            group = [argument]
         elif group:
-            group.append(word)
+            group.append(argument)
         else:
-            raise WallfacerError(f"{word}: is no flag; only Megatron's flags follow CONFIG")
+            raise WallfacerError(f"{argument}: must be a flag; only Megatron's flags follow CONFIG")
     if group:
         yield group[0], group[1:]

@@ -1,4 +1,4 @@
-"""One line of a preset: a flag or a variable, its words, and where it was written."""
+"""One entry of a preset: a flag or an environment variable with its values and its location."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where something was written.
+class Location:
+    """Where an entry is written.
 
     Attributes:
-        file: as it is named in messages; empty for the command line.
-        line: from 1.
+        file: file name in messages; empty for the command line.
+        line: line number, from 1.
     """
 
     file: str = ""
@@ -21,24 +21,26 @@ class Origin:
         return f"{self.file}:{self.line}" if self.file else "command line"
 
 
-COMMAND_LINE = Origin()
+COMMAND_LINE = Location()
+#: Values of CUDA_VISIBLE_DEVICES with which the launcher trains on the CPU.
+NO_GPU = ("", "-1", "NoDevFiles")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A flag with its words, or a variable with its one.
+class PresetEntry:
+    """A flag with its values, or a variable with its value.
 
     Attributes:
-        name: ``--num-layers`` or ``NCCL_DEBUG``.
-        words: none for a switch; None where a flag is to be left out.
-        origin: where.
+        name: name such as ``--num-layers`` or ``NCCL_DEBUG``.
+        values: values as text; empty for a switch, None for a flag to leave out.
+        location: file and line of the entry.
     """
 
     name: str
-    words: tuple[str, ...] | None
-    origin: Origin
+    values: tuple[str, ...] | None
+    location: Location
 
     @property
-    def typed(self) -> list[str]:
-        """As on a command line."""
-        return [] if self.words is None else [self.name, *self.words]
+    def arguments(self) -> list[str]:
+        """Arguments of a command line."""
+        return [] if self.values is None else [self.name, *self.values]

@@ -1,4 +1,4 @@
-"""From a preset to the process that trains."""
+"""Turn a preset into the torchrun command that trains."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from megatron_wallfacer.presets.preset import Preset
 
 
-#: PyTorch's record of the last operations of each process group, which it writes at a timeout. Two names of one size:
-#: before and since PyTorch renamed it.
+#: PyTorch's flight recorder: the last operations of each process group, written to a file at a timeout. The buffer
+#: size has two names, because PyTorch has renamed it.
 FLIGHT_RECORDER = {
     "TORCH_FR_BUFFER_SIZE": "2000",
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
@@ -29,11 +29,11 @@ FLIGHT_RECORDER = {
 
 @dataclass(frozen=True)
 class Launch:
-    """A command and what it shall find in its environment.
+    """Command of a training job.
 
     Attributes:
-        command: torchrun, the plugin's launcher, the script, its arguments.
-        environment: variables to set beside those that are there.
+        command: torchrun, the plugin's launcher, the Megatron script and its arguments.
+        environment: environment variables to add to those of the shell.
     """
 
     command: tuple[str, ...]
@@ -41,40 +41,72 @@ class Launch:
 
     @classmethod
     def of(cls, preset: Preset, script: Path) -> Launch:
-        """Render a preset; one for GPUs that comes with the plugin is completed for the libraries of this machine.
+        """Return the command of a preset.
 
-        On GPUs PyTorch's flight recorder is on, unless a variable or the preset says otherwise.
+        A GPU preset of the plugin gets the arguments that the installed libraries need. On GPUs PyTorch's flight
+        recorder is on, unless a variable or the preset sets it.
 
         Raises:
-            WallfacerError: there are several nodes, and nothing says where they meet.
+            WallfacerError: there are several nodes and no rendezvous endpoint.
         """
         argv = preset.argv
         if preset.is_shipped and preset.on_gpus:
             argv = complete_for_gpu(argv, Libraries.here())
-        start = (sys.executable, "-m", "torch.distributed.run", *torchrun.words(preset.torchrun))
+        start = (sys.executable, "-m", "torch.distributed.run", *torchrun.torchrun_arguments(preset.torchrun))
         recorder = {name: value for name, value in FLIGHT_RECORDER.items() if name not in os.environ}
         recorder = recorder if preset.on_gpus else {}
-        environment = recorder | torchrun.variables(preset.torchrun) | preset.environment
+        environment = recorder | torchrun.torchrun_variables(preset.torchrun) | preset.environment
         return cls((*start, "-m", "megatron_wallfacer", str(script), *argv), environment)
 
     def __str__(self) -> str:
-        """One line for a shell."""
+        """Return one line for a shell."""
         variables = [f"{name}={value}" for name, value in self.environment.items()]
         return shlex.join(["env", *variables, *self.command])
 
     def replace_this_process(self) -> NoReturn:
-        """Become the command: signals of a batch system then reach torchrun, and its exit code is this one's."""
+        """Replace this process by torchrun, which then gets the signals of a batch system and sets the exit code."""
         sys.stdout.flush()
         os.execvpe(self.command[0], self.command, os.environ | self.environment)
 
 
 def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
-    """The Megatron script to run: the named one, that of the checkout, or the plugin's own.
+    """Return the Megatron script to run.
+
+    Args:
+        script: value of ``--script``; None for the checkout's ``pretrain_gpt.py``.
+        megatron_path: Megatron-LM checkout; None for the script of the plugin.
 
     Raises:
-        WallfacerError: there is no such file.
+        WallfacerError: the script is not a file.
     """
     chosen = script or (megatron_path / "pretrain_gpt.py" if megatron_path else SCRIPT)
     if not chosen.is_file():
-        raise WallfacerError(f"{chosen} is not a file; give --script, or --megatron-path with a Megatron-LM checkout")
+        raise WallfacerError(f"{chosen}: must be a file; use --script, or --megatron-path with a Megatron-LM checkout")
     return chosen
+
+
+def script_to_read(script: Path | None, checkout: Path | None) -> Path | None:
+    """Return the script whose own flags are allowed; None for the plugin's script, which adds none.
+
+    Args:
+        script: value of ``--script``.
+        checkout: Megatron-LM checkout; None for the installed Megatron.
+    """
+    chosen = choose_script(script, None) if script or not checkout else checkout / "pretrain_gpt.py"
+    return None if chosen == SCRIPT else chosen
+
+
+def checkout_of(script: Path | None, megatron_path: Path | None) -> Path | None:
+    """Return the checkout that will run: ``--megatron-path``, else the script's folder if it contains Megatron.
+
+    Args:
+        script: value of ``--script``.
+        megatron_path: value of ``--megatron-path``.
+
+    Returns:
+        The checkout; None for the installed Megatron.
+    """
+    if megatron_path or not script:
+        return megatron_path
+    folder = choose_script(script, None).parent
+    return folder if (folder / "megatron").is_dir() else None

@@ -1,4 +1,4 @@
-"""A whole preset: a file, the files that it extends, and what was typed, one on top of the other."""
+"""Load a preset: a file, the files that it extends, and typed entries, in rising priority."""
 
 from __future__ import annotations
 
@@ -8,40 +8,47 @@ from pathlib import Path
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.presets import torchrun
-from megatron_wallfacer.presets.command_line import typed_settings, typed_variables
-from megatron_wallfacer.presets.entry import COMMAND_LINE, Origin, Setting
-from megatron_wallfacer.presets.preset_file import ENVIRONMENT, MODEL, SECTIONS, TORCHRUN, Source, read_source
+from megatron_wallfacer.presets.command_line import flag_entries, variable_entries
+from megatron_wallfacer.presets.entry import COMMAND_LINE, NO_GPU, Location, PresetEntry
+from megatron_wallfacer.presets.preset_file import (
+    ENVIRONMENT,
+    MODEL,
+    SECTIONS,
+    TORCHRUN,
+    PresetFile,
+    read_preset_file,
+)
 from megatron_wallfacer.shipped import CONFIGS
 
-#: Files of a preset, each as often as it is extended: two that are extended twice each are four.
-FILES = 64
-#: Values of CUDA_VISIBLE_DEVICES with which the launcher trains on the CPU.
-_NO_GPU = ("", "-1", "NoDevFiles")
+#: Most files of a preset; a file counts each time that it is extended.
+MAX_FILES = 64
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What is to be run, and where each part of it comes from.
+    """A training job, and where each entry is written.
 
     Attributes:
-        path: of the file.
-        variables, torchrun, model: settings by name; flags that are left out are gone.
+        path: file of the preset.
+        variables: environment variables by name.
+        torchrun: torchrun flags by name.
+        model: Megatron's and the plugin's flags by name, without those to leave out.
     """
 
     path: Path
-    variables: dict[str, Setting]
-    torchrun: dict[str, Setting]
-    model: dict[str, Setting]
+    variables: dict[str, PresetEntry]
+    torchrun: dict[str, PresetEntry]
+    model: dict[str, PresetEntry]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables to set."""
-        return {name: setting.words[0] for name, setting in self.variables.items() if setting.words}
+        """Values of the environment variables."""
+        return {name: entry.values[0] for name, entry in self.variables.items() if entry.values}
 
     @property
     def argv(self) -> list[str]:
-        """Megatron's arguments and the plugin's."""
-        return [word for setting in self.model.values() for word in setting.typed]
+        """Arguments of the Megatron script."""
+        return [argument for entry in self.model.values() for argument in entry.arguments]
 
     @property
     def ranks(self) -> int:
@@ -50,74 +57,77 @@ class Preset:
 
     @property
     def on_gpus(self) -> bool:
-        """Whether it leaves the launcher any GPU; else it trains on the CPU."""
-        return self.environment.get("CUDA_VISIBLE_DEVICES", "all") not in _NO_GPU
+        """Whether the launcher may train on GPUs; otherwise it trains on the CPU."""
+        return self.environment.get("CUDA_VISIBLE_DEVICES", "all") not in NO_GPU
 
     @property
     def is_shipped(self) -> bool:
-        """Whether the file comes with the plugin; what is typed besides does not matter."""
+        """Whether the file belongs to the plugin, whatever the user adds."""
         return self.path.resolve().is_relative_to(CONFIGS.resolve())
 
-    def origin(self, name: str) -> Origin | None:
-        """Where a flag or variable was written; None where it was not."""
-        found = self.model.get(name) or self.torchrun.get(name) or self.variables.get(name)
-        return found.origin if found else None
+    def location(self, name: str) -> Location | None:
+        """Return where a flag or variable is written; None if the preset does not contain it."""
+        entry = self.model.get(name) or self.torchrun.get(name) or self.variables.get(name)
+        return entry.location if entry else None
 
 
-def load_preset(path: Path, words: Sequence[str] = (), variables: Iterable[str] = ()) -> Preset:
-    """Read a preset; what was typed beats the file, and a file beats those that it extends.
+def load_preset(path: Path, arguments: Sequence[str] = (), variables: Iterable[str] = ()) -> Preset:
+    """Read a preset. Typed entries override the file, and a file overrides the files that it extends.
 
     Args:
-        path: of the file; of one that comes with the plugin its name is enough.
-        words: typed flags, Megatron's, the plugin's and torchrun's.
-        variables: typed as ``NAME=VALUE``.
+        path: file, or name of a preset of the plugin.
+        arguments: typed flags of Megatron, the plugin and torchrun.
+        variables: typed environment variables, ``NAME=VALUE``.
 
     Raises:
-        WallfacerError: one line; with file and line number where it is a file's fault.
+        WallfacerError: one line, with file and line number for a mistake in a file.
     """
-    merged: dict[str, dict[str, Setting]] = {name: {} for name in SECTIONS}
+    merged: dict[str, dict[str, PresetEntry]] = {name: {} for name in SECTIONS}
     path = preset_path(path)
-    for source in _stack(path, COMMAND_LINE, (), [0]):
-        for name, settings in source.sections.items():
-            merged[name].update(settings)
-    for setting in typed_settings(words):
-        merged[TORCHRUN if setting.name in torchrun.FLAGS else MODEL][setting.name] = setting
-    for setting in typed_variables(variables):
-        merged[ENVIRONMENT][setting.name] = setting
-    kept = {name: setting for name, setting in merged[MODEL].items() if setting.words is not None}
-    return Preset(path, merged[ENVIRONMENT], merged[TORCHRUN], kept)
+    for file in _files(path, COMMAND_LINE, (), [0]):
+        for name, entries in file.sections.items():
+            merged[name].update(entries)
+    for entry in flag_entries(arguments):
+        merged[TORCHRUN if entry.name in torchrun.FLAGS else MODEL][entry.name] = entry
+    for entry in variable_entries(variables):
+        merged[ENVIRONMENT][entry.name] = entry
+    model = {name: entry for name, entry in merged[MODEL].items() if entry.values is not None}
+    return Preset(path, merged[ENVIRONMENT], merged[TORCHRUN], model)
 
 
 def preset_path(path: Path) -> Path:
-    """The file that is meant: ``tiny-cpu`` is the plugin's ``configs/tiny-cpu.yaml``, wherever it is installed.
-
-    Raises:
-        WallfacerError: it is neither a file nor a name.
-    """
-    own = CONFIGS / f"{path}.yaml"
-    if path.suffix or path.is_file():
-        return path
-    if not own.is_file():
-        names = ", ".join(sorted(one.stem for one in CONFIGS.glob("*.yaml")))
-        raise WallfacerError(f"{path}: is neither a file nor a preset; presets are {names}")
-    return own
-
-
-def _stack(path: Path, named: Origin, above: tuple[Path, ...], count: list[int]) -> list[Source]:
-    """The sources of a file, what it extends below it.
+    """Return the file of a preset: ``tiny-cpu`` is ``configs/tiny-cpu.yaml`` of the plugin.
 
     Args:
-        path: of the file.
-        named: where it is named.
-        above: the files that extend it, the outermost first.
-        count: files that were read up to now.
+        path: file, or name of a preset of the plugin.
+
+    Raises:
+        WallfacerError: there is no such file or preset.
+    """
+    shipped = CONFIGS / f"{path}.yaml"
+    if path.suffix or path.is_file():
+        return path
+    if not shipped.is_file():
+        names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+        raise WallfacerError(f"{path}: must be a file or one of the presets {names}")
+    return shipped
+
+
+def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], count: list[int]) -> list[PresetFile]:
+    """Return a file after the files that it extends.
+
+    Args:
+        path: file to read.
+        named_at: location of its name.
+        extended_by: files that extend it, the outermost first.
+        count: number of files read so far.
     """
     real = path.resolve()
-    if real in above:
-        raise WallfacerError(f"{named}: extends {path}, which extends this file in turn")
+    if real in extended_by:
+        raise WallfacerError(f"{named_at}: extends {path}, which extends this file in turn")
     count[0] += 1
-    if count[0] > FILES:
-        raise WallfacerError(f"{named}: extends {path}: must be at most {FILES} files in all")
-    source = read_source(path)
-    below = [_stack(target, origin, (*above, real), count) for target, origin in source.extends]
-    return [*(lower for stack in below for lower in stack), source]
+    if count[0] > MAX_FILES:
+        raise WallfacerError(f"{named_at}: extends {path}: must be at most {MAX_FILES} files in all")
+    file = read_preset_file(path)
+    below = [_files(target, location, (*extended_by, real), count) for target, location in file.extends]
+    return [*(lower for files in below for lower in files), file]

@@ -1,6 +1,6 @@
-"""One YAML file of a preset, read strictly: whatever is not understood is one line with file and line number.
+"""Read one YAML file of a preset strictly: every mistake is one line with file and line number.
 
-Words are taken as they are written: ``1e-5`` is three characters for Megatron's parser to read, not a number of YAML's.
+Values stay text: Megatron's parser reads the four characters of ``1e-5``, not a number of YAML's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.input_files import compose_yaml
-from megatron_wallfacer.presets.entry import Origin, Setting
+from megatron_wallfacer.presets.entry import Location, PresetEntry
 from megatron_wallfacer.presets.torchrun import FLAGS, check_torchrun
 
 ENVIRONMENT, TORCHRUN, MODEL, EXTENDS = "ENV_VARS", "TORCHRUN_ARGS", "MODEL_ARGS", "extends"
@@ -29,41 +29,41 @@ _TEXT = {_YAML + kind for kind in ("str", "int", "float", "timestamp")}
 
 
 @dataclass(frozen=True)
-class Source:
-    """What one file says.
+class PresetFile:
+    """Content of one file.
 
     Attributes:
-        extends: the files below it, the last one on top, each with the place that names it.
-        sections: settings by section and name, in the order of the file.
+        extends: files that this file extends, the last with the highest priority, and where each is named.
+        sections: entries by section and name, in the order of the file.
     """
 
-    extends: tuple[tuple[Path, Origin], ...]
-    sections: dict[str, dict[str, Setting]]
+    extends: tuple[tuple[Path, Location], ...]
+    sections: dict[str, dict[str, PresetEntry]]
 
 
-def read_source(path: Path) -> Source:
-    """Read one file; what it extends is named, not read.
+def read_preset_file(path: Path) -> PresetFile:
+    """Read one file, without the files that it extends.
 
     Raises:
-        WallfacerError: it cannot be read, is not YAML, or says something that is not understood.
+        WallfacerError: the file cannot be read, is not YAML, or has a wrong entry.
     """
-    file = _File(path)
-    extends: tuple[tuple[Path, Origin], ...] = ()
-    sections: dict[str, dict[str, Setting]] = {name: {} for name in SECTIONS}
-    readers = {ENVIRONMENT: file.variable, TORCHRUN: file.torchrun_flag, MODEL: file.flag}
-    for key, node in file.entries(file.root(), "the file"):
+    reader = _Reader(path)
+    extends: tuple[tuple[Path, Location], ...] = ()
+    sections: dict[str, dict[str, PresetEntry]] = {name: {} for name in SECTIONS}
+    readers = {ENVIRONMENT: reader.variable, TORCHRUN: reader.torchrun_flag, MODEL: reader.flag}
+    for key, node in reader.items(reader.root(), "the file"):
         name = key.value
         if name == EXTENDS:
-            extends = tuple(file.extended(node))
+            extends = tuple(reader.extended_files(node))
         elif name in readers:
-            sections[name] = dict(file.settings(name, node, readers[name]))
+            sections[name] = dict(reader.entries(name, node, readers[name]))
         else:
-            file.refuse(key, f"{name}: is not a key that exists; there are {', '.join((EXTENDS, *SECTIONS))}")
-    return Source(extends, sections)
+            reader.fail(key, f"{name}: must be one of {', '.join((EXTENDS, *SECTIONS))}")
+    return PresetFile(extends, sections)
 
 
-class _File:
-    """The nodes of one file. A node knows its line, which what PyYAML makes of it does not."""
+class _Reader:
+    """Reader of the YAML nodes of one file. PyYAML's nodes have line numbers, its values do not."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._name = path, os.path.normpath(path)
@@ -71,77 +71,79 @@ class _File:
     def root(self) -> yaml.Node:
         root = compose_yaml(self._path)
         if root is None:
-            raise WallfacerError(f"{Origin(self._name, 1)}: says nothing; write {EXTENDS} or {', '.join(SECTIONS)}")
+            raise WallfacerError(
+                f"{Location(self._name, 1)}: is empty; must contain {EXTENDS} or {', '.join(SECTIONS)}"
+            )
         return root
 
-    def refuse(self, node: yaml.Node, text: str) -> NoReturn:
-        raise WallfacerError(f"{self.origin(node)}: {text}")
+    def fail(self, node: yaml.Node, text: str) -> NoReturn:
+        raise WallfacerError(f"{self.location(node)}: {text}")
 
-    def origin(self, node: yaml.Node) -> Origin:
-        return Origin(self._name, node.start_mark.line + 1)
+    def location(self, node: yaml.Node) -> Location:
+        return Location(self._name, node.start_mark.line + 1)
 
-    def entries(self, node: yaml.Node, what: str) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
-        """Keys and values of a mapping; a key that stands twice is a mistake, where PyYAML takes the last."""
+    def items(self, node: yaml.Node, name: str) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
+        """Return keys and values of a mapping. A repeated key is an error; PyYAML would take the last."""
         if not isinstance(node, yaml.MappingNode):
-            self.refuse(node, f"{what}: must be a mapping of names to values")
-        seen: dict[str, Origin] = {}
+            self.fail(node, f"{name}: must be a mapping of names to values")
+        seen: dict[str, Location] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                self.refuse(key, f"{what}: a key must be a name")
+                self.fail(key, f"{name}: a key must be a name")
             if key.value in seen:
-                self.refuse(key, f"{key.value}: stands twice, first in line {seen[key.value].line}")
-            seen[key.value] = self.origin(key)
+                self.fail(key, f"{key.value}: must occur once, is already in line {seen[key.value].line}")
+            seen[key.value] = self.location(key)
             yield key, value
 
-    def extended(self, node: yaml.Node) -> Iterator[tuple[Path, Origin]]:
+    def extended_files(self, node: yaml.Node) -> Iterator[tuple[Path, Location]]:
         if not isinstance(node, yaml.SequenceNode):
-            self.refuse(node, f"{EXTENDS}: must be a list of files")
+            self.fail(node, f"{EXTENDS}: must be a list of files")
         for item in node.value:
             if not isinstance(item, yaml.ScalarNode) or item.tag != _YAML + "str" or not item.value:
-                self.refuse(item, f"{EXTENDS}: must be a list of files")
+                self.fail(item, f"{EXTENDS}: must be a list of files")
             target = Path(os.path.normpath(self._path.parent / item.value))
             if not target.is_file():
-                self.refuse(item, f"{EXTENDS} {item.value}: there is no file {target}")
-            yield target, self.origin(item)
+                self.fail(item, f"{EXTENDS} {item.value}: must be a file; {target} does not exist")
+            yield target, self.location(item)
 
-    def settings(
-        self, section: str, node: yaml.Node, read: Callable[[yaml.ScalarNode, yaml.Node], Setting]
-    ) -> Iterator[tuple[str, Setting]]:
-        for key, value in self.entries(node, section):
+    def entries(
+        self, section: str, node: yaml.Node, read: Callable[[yaml.ScalarNode, yaml.Node], PresetEntry]
+    ) -> Iterator[tuple[str, PresetEntry]]:
+        for key, value in self.items(node, section):
             yield key.value, read(key, value)
 
-    def variable(self, key: yaml.ScalarNode, node: yaml.Node) -> Setting:
+    def variable(self, key: yaml.ScalarNode, node: yaml.Node) -> PresetEntry:
         if not _VARIABLE.fullmatch(key.value):
-            self.refuse(key, f"{key.value}: is no name of a variable")
+            self.fail(key, f"{key.value}: must be the name of an environment variable")
         if not self._is_text(node):
-            self.refuse(node, f"{key.value}: must be one word or number; true, false and nothing need quotes")
-        return Setting(key.value, (node.value,), self.origin(key))
+            self.fail(node, f"{key.value}: must be one word or number; true, false and nothing need quotes")
+        return PresetEntry(key.value, (node.value,), self.location(key))
 
-    def torchrun_flag(self, key: yaml.ScalarNode, node: yaml.Node) -> Setting:
+    def torchrun_flag(self, key: yaml.ScalarNode, node: yaml.Node) -> PresetEntry:
         if not self._is_text(node):
-            self.refuse(node, f"{key.value}: must be one word or number")
-        setting = Setting(key.value, (node.value,), self.origin(key))
-        check_torchrun(setting)
-        return setting
+            self.fail(node, f"{key.value}: must be one word or number")
+        entry = PresetEntry(key.value, (node.value,), self.location(key))
+        check_torchrun(entry)
+        return entry
 
-    def flag(self, key: yaml.ScalarNode, node: yaml.Node) -> Setting:
+    def flag(self, key: yaml.ScalarNode, node: yaml.Node) -> PresetEntry:
         if not _FLAG.fullmatch(key.value):
-            self.refuse(key, f"{key.value}: must be a flag as it is typed, like --num-layers")
+            self.fail(key, f"{key.value}: must be a flag with its dashes, such as --num-layers")
         if key.value in FLAGS:
-            self.refuse(key, f"{key.value}: is torchrun's, so it belongs under {TORCHRUN}")
-        return Setting(key.value, self._words(key.value, node), self.origin(key))
+            self.fail(key, f"{key.value}: is a flag of torchrun and must be under {TORCHRUN}")
+        return PresetEntry(key.value, self._values(key.value, node), self.location(key))
 
-    def _words(self, name: str, node: yaml.Node) -> tuple[str, ...] | None:
+    def _values(self, name: str, node: yaml.Node) -> tuple[str, ...] | None:
         if isinstance(node, yaml.SequenceNode):
             if not node.value or not all(map(self._is_text, node.value)):
-                self.refuse(node, f"{name}: a list must hold words or numbers")
+                self.fail(node, f"{name}: a list must hold words or numbers")
             return tuple(item.value for item in node.value)
         if self._is_text(node):
             return (node.value,)
         if node.tag == _YAML + "bool" and node.value.lower() in ("true", "false"):
             return () if node.value.lower() == "true" else None
         written = f"{node.value}: " if isinstance(node, yaml.ScalarNode) and node.value else ""
-        self.refuse(node, f"{name}: {written}must be a word, a number, a list of them, or true or false for a switch")
+        self.fail(node, f"{name}: {written}must be a word, a number, a list of them, or true or false for a switch")
 
     @staticmethod
     def _is_text(node: yaml.Node) -> bool:

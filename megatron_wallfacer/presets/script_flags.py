@@ -1,4 +1,4 @@
-"""Flags that a Megatron script adds to Megatron's parser (``extra_args_provider``), read from its source."""
+"""Find the flags that a Megatron script adds to Megatron's parser (``extra_args_provider``) in its source."""
 
 from __future__ import annotations
 
@@ -9,24 +9,21 @@ from pathlib import Path
 
 
 def flags_of_script(script: Path) -> frozenset[str] | None:
-    """Return the flags that a script, or a module that it imports, names in a call of ``add_argument``.
+    """Return the flags in the ``add_argument`` calls of a script and of the modules that it imports.
 
-    Nothing is run. Modules in the script's folder are followed further; of others, such as Megatron's, only those
-    that the script itself imports are read.
-
-    Args:
-        script: path of the script.
+    The script is parsed, not run. Imports of modules in the script's folder are followed; other modules, such as
+    Megatron's, are read only where the script itself imports them.
 
     Returns:
-        The flags; None where a call in the script's folder makes names while it runs: any flag may then be good.
+        Flags; None where a module in the script's folder computes names at run time, so any flag is possible.
     """
     flags: set[str] = set()
-    folder, read, waiting = script.resolve().parent, set[Path](), [script.resolve()]
-    while waiting:
-        file = waiting.pop()
-        if file in read:
+    folder, done, to_read = script.resolve().parent, set[Path](), [script.resolve()]
+    while to_read:
+        file = to_read.pop()
+        if file in done:
             continue
-        read.add(file)
+        done.add(file)
         try:
             tree = ast.parse(file.read_bytes())
         except (OSError, SyntaxError, ValueError):
@@ -36,21 +33,21 @@ def flags_of_script(script: Path) -> frozenset[str] | None:
         if file.parent == folder:
             if None in added:
                 return None
-            waiting += _imported(tree, folder)
+            to_read += _imported(tree, folder)
     return frozenset(flags)
 
 
 def _added(tree: ast.AST) -> Iterator[str | None]:
-    """Names in calls of ``add_argument``; None for one that is no literal."""
+    """Return the names in calls of ``add_argument``; None for a name that is not a literal."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
-            for word in node.args:
-                literal = isinstance(word, ast.Constant) and isinstance(word.value, str)
-                yield word.value if literal else None
+            for argument in node.args:
+                is_literal = isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+                yield argument.value if is_literal else None
 
 
 def _imported(tree: ast.AST, folder: Path) -> Iterator[Path]:
-    """Files of imported modules, where one is found from the script's folder on."""
+    """Return the files of imported modules."""
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -58,13 +55,13 @@ def _imported(tree: ast.AST, folder: Path) -> Iterator[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for name in names:
-            # The standard library and packages without a path have no flags for Megatron.
+            # The standard library adds no flags to Megatron's parser.
             if name.partition(".")[0] not in sys.stdlib_module_names:
                 yield from _files(name, folder)
 
 
 def _files(name: str, folder: Path) -> Iterator[Path]:
-    """The file of a module in the script's folder, else on the path."""
+    """Return the file of a module in the script's folder, else on ``sys.path``."""
     for root in (folder, *map(Path, sys.path)):
         place = root.joinpath(*name.split("."))
         for file in (place.with_suffix(".py"), place / "__init__.py"):

@@ -1,4 +1,4 @@
-"""Several ranks on one GPU: what their environment and their arguments must have."""
+"""Environment variables and arguments for several ranks on one GPU."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-#: NCCL's first release that takes several ranks on one GPU.
+from megatron_wallfacer.presets.entry import NO_GPU
+
+#: First NCCL release that supports several ranks on one GPU.
 MULTI_RANK = (2, 30)
-#: Variable with which it does.
+#: NCCL variable that enables them.
 ENABLE = "NCCL_MULTI_RANK_GPU_ENABLE"
-#: Thread blocks that NCCL uses at most per operation of a rank with a GPU of its own (Hopper).
+#: Most thread blocks of one NCCL operation on a GPU with one rank (Hopper).
 USUAL_CTAS = 32
 BACKEND, TRANSFERS = "--distributed-backend", "--wallfacer-transfers"
-#: Values of CUDA_VISIBLE_DEVICES with which the launcher trains on the CPU.
-_NO_GPU = ("", "-1", "NoDevFiles")
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """How the ranks of one host share its GPUs.
+class GpuSharing:
+    """Settings with which the ranks of a node share its GPUs.
 
     Attributes:
-        environment: variables that the ranks need.
-        flags: arguments that the Megatron script needs.
-        line: one line for the log; empty where nothing is shared.
+        environment: environment variables to add.
+        flags: arguments of the Megatron script to add.
+        line: line for the log; empty where each rank has a GPU of its own.
     """
 
     environment: dict[str, str] = field(default_factory=dict)
@@ -37,81 +37,87 @@ class Sharing:
 
 
 @dataclass(frozen=True)
-class Gpus:
-    """GPUs of this host, and the NCCL that the ranks load.
+class NodeGpus:
+    """GPUs of this node, and its NCCL.
 
     Attributes:
-        count: number of GPUs that torch sees.
-        nccl: version of the loaded NCCL; None where there is none.
+        count: number of GPUs that PyTorch finds.
+        nccl: version of the NCCL that PyTorch loads; None without NCCL.
     """
 
     count: int = 0
     nccl: tuple[int, ...] | None = None
 
 
-def share_gpus(gpus: Gpus, ranks: int, arguments: Sequence[str]) -> Sharing:
-    """Decide how ranks share GPUs: over NCCL if it is new enough, else over gloo through host memory.
+def share_gpus(gpus: NodeGpus, ranks: int, arguments: Sequence[str]) -> GpuSharing:
+    """Return the settings for more ranks than GPUs: NCCL if it is new enough, else gloo through host memory.
 
     NCCL gives each rank thread blocks of its own, and a GPU can run out of them. So all ranks of one GPU together get
-    as many as one rank gets elsewhere.
+    as many as a single rank.
 
     Args:
-        gpus: of this host.
-        ranks: ranks of the job on this host.
-        arguments: Megatron's and the plugin's. A backend or a kind of transfers that they name is kept.
+        gpus: GPUs and NCCL of this node.
+        ranks: ranks on this node.
+        arguments: Megatron's and the plugin's arguments. Their backend and kind of transfers stay unchanged.
     """
     if gpus.count == 0 or ranks <= gpus.count:
-        return Sharing()
-    typed = {word.partition("=")[0] for word in arguments}
-    if typed & {BACKEND, TRANSFERS} and not _names_nccl(arguments):
-        return Sharing()
+        return GpuSharing()
+    names = {argument.partition("=")[0] for argument in arguments}
+    if names & {BACKEND, TRANSFERS} and not _names_nccl(arguments):
+        return GpuSharing()
     shared = f"{ranks} ranks share {gpus.count} GPU{'s' if gpus.count > 1 else ''}"
     version = "no NCCL" if gpus.nccl is None else f"NCCL {'.'.join(map(str, gpus.nccl))}"
     if gpus.nccl is not None and gpus.nccl[:2] >= MULTI_RANK:
-        of_one = -(-ranks // gpus.count)
-        environment = {ENABLE: "1", "NCCL_MAX_CTAS": str(max(1, USUAL_CTAS // of_one))}
-        words = " ".join(f"{name}={value}" for name, value in environment.items())
-        return Sharing(environment, (), f"{shared} over {version} ({words}): for debugging, not for speed")
-    flags = () if typed & {BACKEND, TRANSFERS} else (BACKEND, "gloo", TRANSFERS, "staged")
+        ranks_per_gpu = -(-ranks // gpus.count)
+        environment = {ENABLE: "1", "NCCL_MAX_CTAS": str(max(1, USUAL_CTAS // ranks_per_gpu))}
+        text = " ".join(f"{name}={value}" for name, value in environment.items())
+        return GpuSharing(environment, (), f"{shared} over {version} ({text}): for debugging, not for speed")
+    flags = () if names & {BACKEND, TRANSFERS} else (BACKEND, "gloo", TRANSFERS, "staged")
     needed = ".".join(map(str, MULTI_RANK))
-    how = f"messages go through host memory ({' '.join(flags)})" if flags else "NCCL will refuse"
-    return Sharing({}, flags, f"{shared}, {version} here, {needed} or newer is needed to share one: {how}")
+    effect = f"messages go through host memory ({' '.join(flags)})" if flags else "NCCL will stop with an error"
+    return GpuSharing({}, flags, f"{shared}, {version} is installed, sharing needs {needed} or newer: {effect}")
 
 
-def sharing_here(ranks: int, arguments: Sequence[str], environment: Mapping[str, str]) -> Sharing:
-    """Decide for this host.
+def sharing_on_this_node(ranks: int, arguments: Sequence[str], environment: Mapping[str, str]) -> GpuSharing:
+    """Return the settings for this node, without variables that are already set.
 
     Args:
-        ranks: ranks of the job on this host.
-        arguments: Megatron's and the plugin's.
-        environment: that the ranks will have. Variables that it sets are not in the answer's.
+        ranks: ranks on this node.
+        arguments: Megatron's and the plugin's arguments.
+        environment: environment variables of the ranks.
     """
-    if ranks == 1 or "--wallfacer-cp-size" not in {word.partition("=")[0] for word in arguments}:
-        return Sharing()
-    sharing = share_gpus(gpus_of_host(environment), ranks, arguments)
+    if ranks == 1 or "--wallfacer-cp-size" not in {argument.partition("=")[0] for argument in arguments}:
+        return GpuSharing()
+    sharing = share_gpus(gpus_of_node(environment), ranks, arguments)
     unset = {name: value for name, value in sharing.environment.items() if name not in environment}
-    return Sharing(unset, sharing.flags, sharing.line)
+    return GpuSharing(unset, sharing.flags, sharing.line)
 
 
-def gpus_of_host(environment: Mapping[str, str]) -> Gpus:
-    """Ask torch, in a process of its own with the ranks' environment; not where there is no GPU to ask about."""
-    hidden = environment.get("CUDA_VISIBLE_DEVICES") in _NO_GPU
+def gpus_of_node(environment: Mapping[str, str]) -> NodeGpus:
+    """Return GPUs and NCCL of this node, from a new process that imports PyTorch.
+
+    Without a GPU no process is started.
+
+    Args:
+        environment: environment variables of the ranks.
+    """
+    hidden = environment.get("CUDA_VISIBLE_DEVICES") in NO_GPU
     if hidden or not (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()):
-        return Gpus()
-    asked = subprocess.run(
+        return NodeGpus()
+    done = subprocess.run(
         [sys.executable, "-m", "megatron_wallfacer.engine.loaded_nccl"],
         env=dict(environment),
         capture_output=True,
         text=True,
     )
-    if asked.returncode != 0:
-        return Gpus()  # torch does not import: the ranks will say so
-    answer = json.loads(asked.stdout.splitlines()[-1])
-    return Gpus(answer["gpus"], tuple(answer["nccl"]) if answer["nccl"] else None)
+    if done.returncode != 0:
+        return NodeGpus()  # the import of PyTorch fails, and the ranks will print that error
+    output = json.loads(done.stdout.splitlines()[-1])
+    return NodeGpus(output["gpus"], tuple(output["nccl"]) if output["nccl"] else None)
 
 
 def _names_nccl(arguments: Sequence[str]) -> bool:
-    """Whether the arguments ask for NCCL's direct messages by name."""
-    words = [part for word in arguments for part in word.split("=", 1)]
-    values = {flag: value for flag, value in pairwise(words) if flag in (BACKEND, TRANSFERS)}
+    """Return whether the arguments select NCCL's direct messages."""
+    parts = [part for argument in arguments for part in argument.split("=", 1)]
+    values = {flag: value for flag, value in pairwise(parts) if flag in (BACKEND, TRANSFERS)}
     return values.get(BACKEND, "nccl") == "nccl" and values.get(TRANSFERS, "direct") == "direct"

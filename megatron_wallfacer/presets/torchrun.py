@@ -1,71 +1,71 @@
-"""The flags that are torchrun's, not Megatron's: how many ranks there are, and where they meet."""
+"""Flags of torchrun in a preset: number of ranks, rendezvous, restarts, logs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.presets.entry import Setting
+from megatron_wallfacer.presets.entry import PresetEntry
 
 NODES, RANKS_PER_NODE, ENDPOINT, BACKEND = "--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--rdzv-backend"
 COUNTS = (NODES, RANKS_PER_NODE)
 RESTARTS = "--max-restarts"
-#: PyTorch: each attempt has a store of its own, not the agent's.
+#: PyTorch variable: each attempt of a job has a store of its own instead of the agent's store.
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-#: None of these is a flag of Megatron's, so that both kinds can stand on one command line.
+#: Megatron has none of these flags, so one command line can contain flags of both.
 FLAGS = (*COUNTS, "--node-rank", "--rdzv-id", BACKEND, ENDPOINT, RESTARTS, "--log-dir", "--tee", "--role")
 
 
-def check_torchrun(setting: Setting) -> None:
-    """Check one flag by itself.
+def check_torchrun(entry: PresetEntry) -> None:
+    """Check one torchrun flag.
 
     Raises:
-        WallfacerError: it is none of :data:`FLAGS`, or a count that is not positive.
+        WallfacerError: the flag is not in :data:`FLAGS`, or a count is not positive.
     """
-    if setting.name not in FLAGS:
-        raise WallfacerError(f"{setting.origin}: {setting.name}: must be one of {', '.join(FLAGS)}")
-    (word,) = setting.words or ("",)
-    if setting.name in COUNTS and not (word.isascii() and word.isdigit() and int(word) > 0):
-        raise WallfacerError(f"{setting.origin}: {setting.name} {word}: must be a positive whole number")
+    if entry.name not in FLAGS:
+        raise WallfacerError(f"{entry.location}: {entry.name}: must be one of {', '.join(FLAGS)}")
+    (value,) = entry.values or ("",)
+    if entry.name in COUNTS and not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise WallfacerError(f"{entry.location}: {entry.name} {value}: must be a positive whole number")
 
 
-def ranks(settings: Mapping[str, Setting]) -> int:
-    """Ranks of the job; torchrun starts one where nothing is said."""
-    return _count(settings, NODES) * ranks_per_node(settings)
+def ranks(entries: Mapping[str, PresetEntry]) -> int:
+    """Return the ranks of the job; torchrun's default is 1."""
+    return _count(entries, NODES) * ranks_per_node(entries)
 
 
-def ranks_per_node(settings: Mapping[str, Setting]) -> int:
+def ranks_per_node(entries: Mapping[str, PresetEntry]) -> int:
     """Return the ranks that torchrun starts on each node."""
-    return _count(settings, RANKS_PER_NODE)
+    return _count(entries, RANKS_PER_NODE)
 
 
-def words(settings: Mapping[str, Setting]) -> list[str]:
-    """What follows ``torchrun``.
+def torchrun_arguments(entries: Mapping[str, PresetEntry]) -> list[str]:
+    """Return the arguments of torchrun.
 
     Raises:
-        WallfacerError: there are several nodes, and nothing says where they meet.
+        WallfacerError: there are several nodes and no rendezvous endpoint.
     """
-    typed = [word for setting in settings.values() for word in setting.typed]
-    if ENDPOINT in settings:
-        return typed if BACKEND in settings else [*typed, BACKEND, "c10d"]
-    if _count(settings, NODES) > 1:
-        nodes = settings[NODES]
+    arguments = [argument for entry in entries.values() for argument in entry.arguments]
+    if ENDPOINT in entries:
+        return arguments if BACKEND in entries else [*arguments, BACKEND, "c10d"]
+    if _count(entries, NODES) > 1:
+        nodes = entries[NODES]
         raise WallfacerError(
-            f"{nodes.origin}: {' '.join(nodes.typed)}: needs {ENDPOINT} HOST:PORT, the same on all nodes"
+            f"{nodes.location}: {' '.join(nodes.arguments)}: needs {ENDPOINT} HOST:PORT, the same on all nodes"
         )
-    return ["--standalone", *typed]
+    return ["--standalone", *arguments]
 
 
-def variables(settings: Mapping[str, Setting]) -> dict[str, str]:
-    """Return what torchrun needs for its flags: with restarts a new store for each attempt.
+def torchrun_variables(entries: Mapping[str, PresetEntry]) -> dict[str, str]:
+    """Return the environment variables that the flags need: with restarts, a new store for each attempt.
 
-    Ranks of the attempt before are still in the agent's store, and gloo tries to connect to them.
+    Without it the store still has the ranks of the previous attempt, and gloo tries to connect to them.
     """
-    restarts = settings.get(RESTARTS)
-    on = restarts is not None and restarts.words is not None and restarts.words != ("0",)
-    return {OWN_STORE: "1"} if on else {}
+    entry = entries.get(RESTARTS)
+    restarts = entry is not None and entry.values is not None and entry.values != ("0",)
+    return {OWN_STORE: "1"} if restarts else {}
 
 
-def _count(settings: Mapping[str, Setting], name: str) -> int:
-    setting = settings.get(name)
-    return int(setting.words[0]) if setting and setting.words else 1
+def _count(entries: Mapping[str, PresetEntry], name: str) -> int:
+    entry = entries.get(name)
+    return int(entry.values[0]) if entry and entry.values else 1

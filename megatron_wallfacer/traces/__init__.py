@@ -1,1 +1,1 @@
-"""What ``wallfacer trace`` is made of: time lines are read, put on one clock, summed up and written together."""
+"""Timelines of a training run: read from files, put on one clock, and summed up per rank."""

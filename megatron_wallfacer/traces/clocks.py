@@ -1,4 +1,4 @@
-"""Time lines of several hosts on one clock."""
+"""Put the timelines of several nodes on one clock."""
 
 from __future__ import annotations
 
@@ -6,55 +6,61 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from megatron_wallfacer.engine.timeline import Event
-from megatron_wallfacer.traces.timelines import RankLine
+from megatron_wallfacer.traces.timelines import RankTimeline
 
 
-def on_one_clock(lines: Sequence[RankLine]) -> tuple[list[RankLine], str]:
-    """Events in seconds since the first of all, and a sentence about how far to trust that across hosts.
+def on_one_clock(timelines: Sequence[RankTimeline]) -> tuple[list[RankTimeline], str]:
+    """Return timelines in seconds since the first event of any rank, and how exact this is.
 
-    Ranks of one host have one monotonic clock and are not moved against each other. Hosts are put where their wall
-    clocks say.
+    Ranks of one node share one monotonic clock, so their events keep their distances. Nodes are aligned by their wall
+    clocks.
+
+    Args:
+        timelines: one timeline per rank.
+
+    Returns:
+        The shifted timelines, and one sentence about the accuracy across nodes.
     """
-    shifts, told = _shifts(lines)
-    moved = [_moved(line, shift) for line, shift in zip(lines, shifts, strict=True)]
-    if strangers := _strangers(moved):
-        told += f"; even so {', '.join(strangers)} did nothing while {_host(moved[0])} did: its wall clock is wrong"
-    first = min(event.start for line in moved for event in line.events)
-    return [_moved(line, -first) for line in moved], told
+    shifts, accuracy = _shifts(timelines)
+    aligned = [_shifted(timeline, shift) for timeline, shift in zip(timelines, shifts, strict=True)]
+    if nodes := _nodes_without_overlap(aligned):
+        accuracy += f"; {', '.join(nodes)} and {_node(aligned[0])} are never busy together: a wall clock is wrong"
+    first = min(event.start for timeline in aligned for event in timeline.events)
+    return [_shifted(timeline, -first) for timeline in aligned], accuracy
 
 
-def _shifts(lines: Sequence[RankLine]) -> tuple[list[float], str]:
-    """Seconds by which each line is late, and what that is known from."""
-    if any(line.origin is None for line in lines):
-        return [0.0] * len(lines), "taken as one clock: the time lines do not say which host they are from"
-    # One offset a host: those of its ranks differ by how long reading two clocks takes.
+def _shifts(timelines: Sequence[RankTimeline]) -> tuple[list[float], str]:
+    """Return the seconds to add to each timeline, and the source of these numbers."""
+    if any(timeline.origin is None for timeline in timelines):
+        return [0.0] * len(timelines), "treated as one clock: the files do not name their nodes"
+    # One offset per node: reading two clocks takes time, so the offsets of its ranks differ by that.
     offsets: dict[str, float] = {}
-    for line in lines:
-        offsets.setdefault(_host(line), line.origin.wall_s)
-    shifts = [offsets[_host(line)] - offsets[_host(lines[0])] for line in lines]
+    for timeline in timelines:
+        offsets.setdefault(_node(timeline), timeline.origin.wall_s)
+    shifts = [offsets[_node(timeline)] - offsets[_node(timelines[0])] for timeline in timelines]
     if len(offsets) == 1:
-        return shifts, "one host, one clock"
+        return shifts, "one node, one clock"
     return shifts, (
-        f"{len(offsets)} hosts, put together by their wall clocks, which NTP keeps within milliseconds: "
-        "compare ranks of different hosts no closer"
+        f"{len(offsets)} nodes, aligned by their wall clocks, which NTP keeps within milliseconds: "
+        "smaller differences between nodes mean nothing"
     )
 
 
-def _strangers(lines: Sequence[RankLine]) -> list[str]:
-    """Hosts that were never busy at the same time as the first: ranks of a step are."""
+def _nodes_without_overlap(timelines: Sequence[RankTimeline]) -> list[str]:
+    """Return nodes that are never busy at the same time as the first node. Ranks of one training step always are."""
     spans: dict[str, tuple[float, float]] = {}
-    for line in lines:
-        start, end = min(event.start for event in line.events), max(event.end for event in line.events)
-        before = spans.get(_host(line), (start, end))
-        spans[_host(line)] = min(start, before[0]), max(end, before[1])
-    start, end = spans[_host(lines[0])]
-    return [host for host, (first, last) in spans.items() if last < start or first > end]
+    for timeline in timelines:
+        start, end = min(event.start for event in timeline.events), max(event.end for event in timeline.events)
+        before = spans.get(_node(timeline), (start, end))
+        spans[_node(timeline)] = min(start, before[0]), max(end, before[1])
+    start, end = spans[_node(timelines[0])]
+    return [node for node, (first, last) in spans.items() if last < start or first > end]
 
 
-def _host(line: RankLine) -> str:
-    return line.origin.host if line.origin else ""
+def _node(timeline: RankTimeline) -> str:
+    return timeline.origin.host if timeline.origin else ""
 
 
-def _moved(line: RankLine, seconds: float) -> RankLine:
-    events = (Event(event.row, event.name, event.start + seconds, event.end + seconds) for event in line.events)
-    return replace(line, events=tuple(events))
+def _shifted(timeline: RankTimeline, seconds: float) -> RankTimeline:
+    events = (Event(event.row, event.name, event.start + seconds, event.end + seconds) for event in timeline.events)
+    return replace(timeline, events=tuple(events))

@@ -1,4 +1,4 @@
-"""Where an item of a JSON file stands: values have no line numbers once they are read."""
+"""Line numbers of items in a JSON file. Values have no line numbers once they are parsed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def item_line(path: Path, name: str, index: int | None = None) -> int:
-    """Return the line at which an item begins, 1 where there is none.
+    """Return the line on which an item begins, or 1 if the file has no such item.
 
     Args:
-        path: of a file that holds an object, and has been read as JSON.
+        path: JSON file with an object at the top.
         name: key of the item.
-        index: of the element, where the item is a list; None for the item itself.
+        index: index of an element of the item, which is then a list; None for the item itself.
     """
     text = read_text(path, JSON_BYTES)
     try:
-        position = _after(text, _space(text, 0), "{")
+        position = _after(text, _skip_space(text, 0), "{")
         while (key := _value(text, position))[0] != name:
-            # Behind the key a colon and a value, behind these a comma.
+            # A key is followed by a colon and a value, a value by a comma.
             _, end = _value(text, _after(text, key[1], ":"))
             position = _after(text, end, ",")
         position = _after(text, key[1], ":")
@@ -36,21 +36,21 @@ def item_line(path: Path, name: str, index: int | None = None) -> int:
     return text.count("\n", 0, position) + 1
 
 
-def _space(text: str, position: int) -> int:
-    """Where the next token begins."""
-    found = _SPACE.match(text, position)
-    assert found is not None
-    return found.end()
+def _skip_space(text: str, position: int) -> int:
+    """Return the position of the next token."""
+    match = _SPACE.match(text, position)
+    assert match is not None
+    return match.end()
 
 
 def _after(text: str, position: int, sign: str) -> int:
-    """Where the token behind a sign begins."""
-    position = _space(text, position)
+    """Return the position of the token after a sign."""
+    position = _skip_space(text, position)
     if not text.startswith(sign, position):
         raise ValueError(f"no {sign}")
-    return _space(text, position + 1)
+    return _skip_space(text, position + 1)
 
 
 def _value(text: str, position: int) -> tuple[object, int]:
-    """The value that begins here, and where it ends."""
+    """Return the value at a position, and the position of its end."""
     return json.JSONDecoder().raw_decode(text, position)

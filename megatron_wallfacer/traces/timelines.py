@@ -1,4 +1,4 @@
-"""Time lines of a run, read back from the files that it wrote."""
+"""Read the timelines of a run from the files that its ranks have written."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from megatron_wallfacer.traces.json_items import item_line
 
 _EVENTS = "traceEvents"
 _NAME = re.compile(r"rank-(\d+)\.json")
-_SHOWN = 8  # ranks that a message names
-#: Thirty years: beyond it a picture has no end.
+#: Ranks that one message lists.
+_LISTED = 8
+#: Largest time in a file, in microseconds: thirty years.
 _LARGEST_US = 1e15
 
 
 @dataclass(frozen=True)
-class RankLine:
-    """What one rank did.
+class RankTimeline:
+    """Timeline of one rank.
 
     Attributes:
-        rank: of the job.
-        events: of all rows, in seconds.
-        origin: where it was recorded; None where the file does not say.
+        rank: rank of the job.
+        events: events of all rows, in seconds.
+        origin: run, node and clock of the recording; None where the file does not contain them.
     """
 
     rank: int
@@ -38,159 +39,162 @@ class RankLine:
     origin: Origin | None = None
 
 
-def ranks_named(text: str) -> frozenset[int]:
-    """``0-3,8`` as a set.
+def parse_ranks(text: str) -> frozenset[int]:
+    """Return the ranks of a list such as ``0-3,8``.
 
     Raises:
-        OptionError: it is not written so.
+        OptionError: the text is not a list of ranks.
     """
-    found = numbers_listed(text)
-    if found is None:
+    ranks = numbers_listed(text)
+    if ranks is None:
         raise OptionError("ranks", text, "ranks such as 0-7 or 0,2,4-6")
-    return found
+    return ranks
 
 
-def read_lines(path: Path, ranks: Collection[int] | None = None) -> list[RankLine]:
-    """Time lines, in the order of the ranks.
+def read_timelines(path: Path, ranks: Collection[int] | None = None) -> list[RankTimeline]:
+    """Return timelines in the order of the ranks.
 
     Args:
-        path: a folder of ``rank-R.json``, or a trace of several ranks in one file.
-        ranks: which; all unless given.
+        path: folder with files ``rank-R.json``, or one trace file of several ranks.
+        ranks: ranks to read; None for all.
 
     Raises:
-        WallfacerError: one of them is missing, cannot be read, or is of another run than the others.
+        WallfacerError: a timeline is missing, cannot be read, or belongs to another run than the others.
     """
     if path.is_dir():
-        lines = _of_folder(path, ranks)
+        timelines = _read_folder(path, ranks)
     elif path.is_file():
-        lines = _of_file(path, ranks)
+        timelines = _read_file(path, ranks)
     else:
-        raise WallfacerError(f"{path}: there is no such folder, nor such a file")
-    if not lines:
-        raise WallfacerError(f"{_place(path, _EVENTS)}: no event in it")
-    for line in lines:
-        if not any(event.row == "pass" for event in line.events):
-            place = _place(path / f"rank-{line.rank}.json" if path.is_dir() else path, _EVENTS)
-            raise WallfacerError(f"{place}: no pass of attention in the time line of rank {line.rank}")
-    return lines
+        raise WallfacerError(f"{path}: must be an existing folder or file")
+    if not timelines:
+        raise WallfacerError(f"{_location(path, _EVENTS)}: contains no event")
+    for timeline in timelines:
+        if not any(event.row == "pass" for event in timeline.events):
+            location = _location(path / f"rank-{timeline.rank}.json" if path.is_dir() else path, _EVENTS)
+            raise WallfacerError(f"{location}: contains no attention pass of rank {timeline.rank}")
+    return timelines
 
 
-def _of_folder(folder: Path, ranks: Collection[int] | None) -> list[RankLine]:
+def _read_folder(folder: Path, ranks: Collection[int] | None) -> list[RankTimeline]:
     files = {int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
     if not files:
-        raise WallfacerError(f"{folder}: no rank-R.json in it; training writes them with --wallfacer-timeline DIR")
+        raise WallfacerError(
+            f"{folder}: contains no rank-R.json; training writes these files with --wallfacer-timeline DIR"
+        )
     if max(files) >= MOST_RANKS:
-        raise WallfacerError(f"{folder}: rank-{max(files)}.json: must be of a rank below {MOST_RANKS}")
+        raise WallfacerError(f"{folder}: rank-{max(files)}.json: must name a rank below {MOST_RANKS}")
     if ranks is not None:
         _check_complete(folder, files, ranks)
-    lines = [_of_rank(path, rank) for rank, path in sorted(files.items()) if ranks is None or rank in ranks]
-    _check_one_run(folder, lines)
+    timelines = [_read_rank(path, rank) for rank, path in sorted(files.items()) if ranks is None or rank in ranks]
+    _check_one_run(folder, timelines)
     if ranks is None:
-        origin = lines[0].origin
+        origin = timelines[0].origin
         _check_complete(folder, files, range(origin.ranks if origin else max(files) + 1))
-    return lines
+    return timelines
 
 
-def _of_rank(path: Path, rank: int) -> RankLine:
+def _read_rank(path: Path, rank: int) -> RankTimeline:
     trace = _load(path)
     by_rank = _events(trace, path)
     if set(by_rank) != {rank}:
         raise WallfacerError(
-            f"{_place(path, _EVENTS, 0)}: is the time line of {_ranks(by_rank) or 'no rank'}, not of rank {rank}"
+            f"{_location(path, _EVENTS, 0)}: must contain rank {rank} only, contains {_ranks(by_rank) or 'no rank'}"
         )
     about = trace.get("otherData")
     try:
         origin = None if about is None else Origin.read(about)
     except (KeyError, ValueError, TypeError) as error:
-        place = _place(path, "otherData")
-        raise WallfacerError(f"{place}: what it says of its origin cannot be read: {error!r}") from error
-    return RankLine(rank, tuple(by_rank[rank]), origin)
+        location = _location(path, "otherData")
+        raise WallfacerError(f"{location}: run, node or clock cannot be read: {error!r}") from error
+    return RankTimeline(rank, tuple(by_rank[rank]), origin)
 
 
-def _of_file(path: Path, ranks: Collection[int] | None) -> list[RankLine]:
+def _read_file(path: Path, ranks: Collection[int] | None) -> list[RankTimeline]:
     by_rank = _events(_load(path), path)
     if ranks is not None:
         _check_complete(path, by_rank, ranks)
-    return [RankLine(rank, tuple(by_rank[rank])) for rank in sorted(by_rank) if ranks is None or rank in ranks]
+    return [RankTimeline(rank, tuple(by_rank[rank])) for rank in sorted(by_rank) if ranks is None or rank in ranks]
 
 
-def _check_complete(path: Path, found: Iterable[int], wanted: Iterable[int]) -> None:
-    missing = sorted(set(wanted) - set(found))
+def _check_complete(path: Path, present: Iterable[int], expected: Iterable[int]) -> None:
+    missing = sorted(set(expected) - set(present))
     if missing:
         raise WallfacerError(
-            f"{path}: {_ranks(missing)} missing; copy what other hosts wrote here, or name with --ranks those that are "
-            f"there: {_ranks(found)}"
+            f"{path}: {_ranks(missing)} missing; copy the files of the other nodes into this folder, or list with "
+            f"--ranks only ranks that are present: {_ranks(present)}"
         )
 
 
-def _check_one_run(folder: Path, lines: Sequence[RankLine]) -> None:
-    first = lines[0]
-    for line in lines[1:]:
-        runs = [one.origin and one.origin.run for one in (first, line)]
+def _check_one_run(folder: Path, timelines: Sequence[RankTimeline]) -> None:
+    first = timelines[0]
+    for timeline in timelines[1:]:
+        runs = [one.origin and one.origin.run for one in (first, timeline)]
         if runs[0] != runs[1]:
             raise WallfacerError(
-                f"{folder}: rank-{line.rank}.json is of another run than rank-{first.rank}.json; remove the older one"
+                f"{folder}: rank-{timeline.rank}.json and rank-{first.rank}.json belong to two runs; "
+                "remove the older file"
             )
 
 
 def _ranks(ranks: Iterable[int]) -> str:
-    """``rank 3``; ``ranks 0, 1, 2``; with dots where there are many."""
-    named = sorted(ranks)
-    text = ", ".join(map(str, named[:_SHOWN])) + (f", ... {named[-1]}" if len(named) > _SHOWN else "")
-    return f"rank{'' if len(named) == 1 else 's'} {text}"
+    """Return ``rank 3`` or ``ranks 0, 1, 2``, with dots for a long list."""
+    listed = sorted(ranks)
+    text = ", ".join(map(str, listed[:_LISTED])) + (f", ... {listed[-1]}" if len(listed) > _LISTED else "")
+    return f"rank{'' if len(listed) == 1 else 's'} {text}"
 
 
 def _load(path: Path) -> dict[str, Any]:
     trace = read_json(path)
     if not isinstance(trace, dict) or not isinstance(trace.get(_EVENTS), list):
-        raise WallfacerError(f"{_place(path, _EVENTS)}: is not a trace: it has no list {_EVENTS}")
+        raise WallfacerError(f"{_location(path, _EVENTS)}: must be a trace with a list {_EVENTS}")
     return trace
 
 
 def _events(trace: Mapping[str, Any], path: Path) -> dict[int, list[Event]]:
-    """Events by rank, as :func:`megatron_wallfacer.engine.timeline.trace_events` wrote them."""
+    """Return the events of each rank. :func:`megatron_wallfacer.engine.timeline.trace_events` is the writer."""
     numbers = count()
     try:
         return _parsed(event for event, _ in zip(trace[_EVENTS], numbers, strict=False))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        place = _place(path, _EVENTS, next(numbers) - 1)
-        raise WallfacerError(f"{place}: is not a time line of this program: {error!r}") from error
+        location = _location(path, _EVENTS, next(numbers) - 1)
+        raise WallfacerError(f"{location}: is not an event of --wallfacer-timeline: {error!r}") from error
 
 
-def _place(path: Path, name: str, index: int | None = None) -> str:
-    """File and line of an item of the trace."""
+def _location(path: Path, name: str, index: int | None = None) -> str:
+    """Return file and line of an item of the trace."""
     return f"{path}:{item_line(path, name, index)}"
 
 
 def _parsed(events: Iterable[Mapping[str, Any]]) -> dict[int, list[Event]]:
     rows: dict[tuple[int, int], str] = {}
     begun: dict[tuple[int, str], Mapping[str, Any]] = {}
-    found: dict[int, list[Event]] = {}
+    by_rank: dict[int, list[Event]] = {}
     for event in events:
         rank, kind = int(event["pid"]), event["ph"]
-        found.setdefault(rank, [])
+        by_rank.setdefault(rank, [])
         if kind == "M" and event["name"] == "thread_name":
             rows[rank, event["tid"]] = _text(event["args"]["name"])
         elif kind == "X":
             start = _seconds(event["ts"])
             row, name = rows[rank, event["tid"]], _text(event["name"])
-            found[rank].append(Event(row, name, start, start + _seconds(event["dur"])))
+            by_rank[rank].append(Event(row, name, start, start + _seconds(event["dur"])))
         elif kind == "b":
             begun[rank, event["id"]] = event
         elif kind == "e":
             first = begun.pop((rank, event["id"]))
             row, name = _text(first["cat"]), _text(first["name"])
-            found[rank].append(Event(row, name, _seconds(first["ts"]), _seconds(event["ts"])))
-    return found
+            by_rank[rank].append(Event(row, name, _seconds(first["ts"]), _seconds(event["ts"])))
+    return by_rank
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no name")
+        raise TypeError(f"{value!r:.40} is not a name")
     return value
 
 
 def _seconds(microseconds: object) -> float:
     if not isinstance(microseconds, int | float) or not abs(microseconds) <= _LARGEST_US:
-        raise TypeError(f"{microseconds!r:.40} is no time")
+        raise TypeError(f"{microseconds!r:.40} is not a time")
     return microseconds * 1e-6

@@ -1,27 +1,44 @@
-"""The runs of the demonstration, on a CPU and on GPUs.
+"""Training runs of ``wallfacer demo``: one small GPT on one rank and with context parallelism.
 
-On a CPU both runs are in fp32. On a GPU they are in bf16, because no fused attention kernel takes fp32. A third run
-there, on one rank in fp32 with Megatron's own layers, shows how far rounding alone takes the losses apart.
+On the CPU both runs are in fp32. On GPUs they are in bf16, because no fused attention kernel supports fp32. A third run
+there, on one rank in fp32 with Megatron's own layers, shows the effect of rounding alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_wallfacer.megatron.needed_arguments import Libraries, complete_for_gpu
 from megatron_wallfacer.training_runs.loss_comparison import EXACT, WHOLE
 
+SEQUENCE = 1024
+HEADS, KV_HEADS = 8, 4
+
+#: A small model with the features of current ones: GQA, RoPE, RMSNorm, SwiGLU.
+MODEL = (
+    "--num-layers 4 --hidden-size 128 --ffn-hidden-size 384 "
+    f"--num-attention-heads {HEADS} --group-query-attention --num-query-groups {KV_HEADS} "
+    "--position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear"
+).split()
+
+TRAINING = (
+    f"--seq-length {SEQUENCE} --max-position-embeddings {SEQUENCE} --micro-batch-size 1 --global-batch-size 2 "
+    "--lr 2e-3 --lr-decay-style constant --clip-grad 1.0 --weight-decay 0.1 --seed 1234 "
+    "--attention-dropout 0 --hidden-dropout 0 --split 98,2,0 --eval-iters 0 --log-interval 1"
+).split()
+
 
 @dataclass(frozen=True)
-class Run:
+class DemoRun:
     """One training run.
 
     Attributes:
-        name: in tables and pictures.
-        title: of the run, printed when it starts.
-        log: file name of its log.
-        ranks: processes.
-        flags: arguments beside those of all runs.
+        name: name in tables and plots.
+        title: description, printed when the run starts.
+        log: file name of the log.
+        ranks: number of ranks.
+        flags: arguments of this run only.
     """
 
     name: str
@@ -31,39 +48,69 @@ class Run:
     flags: tuple[str, ...]
 
 
-def runs_of(cp_size: int, scheme: str, resolved: str, gpus: int) -> list[Run]:
-    """List the runs, the reference first and the split run last.
+@dataclass(frozen=True)
+class DemoResult:
+    """Result of the demonstration, printed by ``--json``.
+
+    Attributes:
+        losses: loss by run and iteration.
+        differences: difference of the context-parallel run relative to the first run, by iteration.
+        largest: largest difference.
+        allowed: largest allowed difference.
+        agree: whether the largest difference is allowed.
+        pictures: files of the plots.
+    """
+
+    losses: dict[str, list[float]]
+    differences: list[float]
+    largest: float
+    allowed: float
+    agree: bool
+    pictures: list[str]
+
+
+def demo_runs(cp_size: int, scheme: str, resolved: str, gpus: int) -> list[DemoRun]:
+    """Return the runs, the reference first and the context-parallel run last.
 
     Args:
-        cp_size: context-parallel ranks of the split run.
-        scheme: value of `--wallfacer-scheme`.
-        resolved: scheme that this value stands for.
-        gpus: GPUs of this machine; 0 for the CPU.
+        cp_size: ranks of the context-parallel run.
+        scheme: value of ``--wallfacer-scheme``.
+        resolved: name of the scheme that this value selects.
+        gpus: number of GPUs on this node; 0 for the CPU.
     """
     dtype = ("--bf16",) if gpus else ()
-    split = ("--wallfacer-cp-size", str(cp_size), "--wallfacer-scheme", scheme)
-    exact = Run(EXACT, "Megatron as it is, 1 rank in fp32", "fp32.log", 1, ("--transformer-impl", "local"))
+    flags = ("--wallfacer-cp-size", str(cp_size), "--wallfacer-scheme", scheme)
+    exact = DemoRun(EXACT, "unmodified Megatron, 1 rank in fp32", "fp32.log", 1, ("--transformer-impl", "local"))
     in_dtype = " in bf16" if gpus else ""
     return [
         *([exact] if gpus else []),
-        Run(WHOLE, f"Megatron as it is, 1 rank{in_dtype}", "cp1.log", 1, dtype),
-        Run(
+        DemoRun(WHOLE, f"unmodified Megatron, 1 rank{in_dtype}", "cp1.log", 1, dtype),
+        DemoRun(
             f"{cp_size} ranks, {resolved}",
-            f"{' '.join(split)}, {cp_size} ranks{in_dtype}",
+            f"{' '.join(flags)}, {cp_size} ranks{in_dtype}",
             "wallfacer.log",
             cp_size,
-            (*dtype, *split),
+            (*dtype, *flags),
         ),
     ]
 
 
-def gpus_here() -> int:
-    """Count the GPUs that the launcher would train on; 0 where it takes the CPU."""
+def training_arguments(directory: Path, iterations: int) -> list[str]:
+    """Return Megatron's arguments for the model and its data, and build the data."""
+    from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
+    from megatron_wallfacer.megatron.version import megatron_version
+
+    data = ["--data-path", str(build_corpus(directory / "corpus")), *tokenizer_arguments(megatron_version()[:2])]
+    return [*MODEL, *TRAINING, *data, "--train-iters", str(iterations)]
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs that the launcher would train on; 0 for the CPU."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def complete(arguments: list[str], gpus: int) -> list[str]:
-    """Complete the arguments of a run for this machine; the launcher does it itself for CPU ranks."""
+def complete_arguments(arguments: list[str], gpus: int) -> list[str]:
+    """Add the arguments that the installed libraries need. The launcher adds those of CPU ranks itself."""
     return complete_for_gpu(arguments, Libraries.here()) if gpus else arguments

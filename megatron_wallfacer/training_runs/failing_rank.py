@@ -1,7 +1,7 @@
-"""Which rank failed first, and its last error lines, from the log of torchrun with ``--tee 3``.
+"""Find the rank that failed first, and its last error lines, in the log of torchrun with ``--tee 3``.
 
-torchrun's own summary comes last in a log and has no error of a rank. Where several ranks fail within a second it names
-the lowest of them, and ranks that only lost the connection to the first one fail as well.
+torchrun's own summary at the end of a log has no error of a rank. Where several ranks fail within one second it names
+the lowest of them. Ranks that only lose the connection to the failed rank fail as well.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import signal
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-#: Lines that are shown of a rank: of a traceback as many before the exception, and as many from it on; else the last.
+#: Lines to show of a rank: before the exception of a traceback, from the exception on, and without a traceback.
 FRAMES, MESSAGE, LAST = 6, 6, 15
-#: A line as ``--tee`` marks it, as PyTorch marks a traceback, or both.
+#: Line with the prefix of ``--tee``, with that of PyTorch's tracebacks, or with both.
 _RANK_LINE = re.compile(r"(?:\[(?!rank)\w+?(?P<local>\d+)\]:)?(?:\[rank(?P<rank>\d+)\]: ?)?(?P<text>.*)")
 _SUMMARY = re.compile(
     r"^ +time +: (\S+)\n +host +: .*\n +rank +: (\d+) \(local_rank: (\d+)\)\n +exitcode +: (-?\d+) ", re.MULTILINE
 )
 _TRACEBACK = "Traceback (most recent call last)"
-#: Errors of a rank whose peer has gone.
+#: Errors of a rank whose peer has ended.
 _PEER_LOST = re.compile(
     r"closed by peer|reset by peer|broken pipe|remote process exited|ncclRemoteError|DistNetworkError", re.IGNORECASE
 )
@@ -28,13 +28,13 @@ _PEER_LOST = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """How a rank failed.
+    """Failure of one rank.
 
     Attributes:
-        rank: of the whole job.
-        exit_code: of its process, negative for a signal; None where torchrun names none.
-        lines: its last error lines.
-        time: when torchrun saw it end, as text that sorts; empty where it names none.
+        rank: rank of the whole job.
+        exit_code: exit code of the process, negative for a signal; None where torchrun prints none.
+        lines: last error lines of the rank.
+        time: time of the end as sortable text; empty where torchrun prints none.
     """
 
     rank: int
@@ -44,7 +44,7 @@ class Failure:
 
     @property
     def follows(self) -> bool:
-        """The rank only lost the connection to another one, or torchrun ended it."""
+        """Whether the rank only lost its connection to another rank, or torchrun ended it."""
         return self.exit_code == -signal.SIGTERM or bool(_PEER_LOST.search("\n".join(self.lines)))
 
     def __str__(self) -> str:
@@ -53,56 +53,56 @@ class Failure:
 
 @dataclass
 class _Output:
-    """Lines of one rank.
+    """Output of one rank.
 
     Attributes:
-        lines: without prefixes.
-        places: of each line in the log.
+        lines: lines without prefixes.
+        line_numbers: number of each line in the log.
     """
 
     lines: list[str] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    line_numbers: list[int] = field(default_factory=list)
 
     @property
     def traceback(self) -> int | None:
-        """Index of the last traceback's first line."""
+        """Index of the first line of the last traceback."""
         return next((i for i in reversed(range(len(self.lines))) if _TRACEBACK in self.lines[i]), None)
 
     @property
-    def place(self) -> float:
-        """Where the error begins in the log."""
+    def error_line(self) -> float:
+        """Line number in the log at which the error begins."""
         if self.traceback is not None:
-            return self.places[self.traceback]
-        return self.places[-1] if self.places else math.inf
+            return self.line_numbers[self.traceback]
+        return self.line_numbers[-1] if self.line_numbers else math.inf
 
 
 def first_failure(log: str) -> Failure | None:
-    """Return the first rank that failed; None where the log shows no failing rank.
+    """Return the rank that failed first; None if the log has no failed rank.
 
     Args:
         log: stdout and stderr of torchrun on one node, with ``--tee 3``.
     """
     outputs: defaultdict[int, _Output] = defaultdict(_Output)
-    for place, line in enumerate(log.splitlines()):
-        found = _RANK_LINE.match(line)
-        if found and (rank := found["local"] or found["rank"]):
+    for number, line in enumerate(log.splitlines()):
+        match = _RANK_LINE.match(line)
+        if match and (rank := match["local"] or match["rank"]):
             output = outputs[int(rank)]
-            output.lines.append(found["text"])
-            output.places.append(place)
+            output.lines.append(match["text"])
+            output.line_numbers.append(number)
     ends = _SUMMARY.findall(log)
     codes = {int(local): (int(rank), int(code)) for _, rank, local, code in ends}
     times = {int(local): time for time, _, local, _ in ends}
-    by_itself = {local for local, (_, code) in codes.items() if code != -signal.SIGTERM}
-    failed = by_itself | {local for local, output in outputs.items() if output.traceback is not None}
+    not_ended_by_torchrun = {local for local, (_, code) in codes.items() if code != -signal.SIGTERM}
+    failed = not_ended_by_torchrun | {local for local, output in outputs.items() if output.traceback is not None}
     if not failed:
         return None
 
     def order(local: int) -> tuple[bool, bool, float, int]:
         _, code = codes.get(local, (local, None))
         lines = _excerpt(outputs[local], code)
-        # A rank that torchrun ended is not the first, unless the others have only lost their peer: its error may take
-        # longer to end the process than the news of it.
-        return bool(_PEER_LOST.search("\n".join(lines))), code == -signal.SIGTERM, outputs[local].place, local
+        # A rank that torchrun ended is not the first, unless all others have only lost their peer: the process of the
+        # failed rank may end later than theirs.
+        return bool(_PEER_LOST.search("\n".join(lines))), code == -signal.SIGTERM, outputs[local].error_line, local
 
     local = min(failed, key=order)
     number, code = codes.get(local, (local, None))
@@ -110,13 +110,13 @@ def first_failure(log: str) -> Failure | None:
 
 
 def failure_text(log: str) -> str:
-    """Return the first failure as text; the last lines of a log that shows none."""
+    """Return the first failure as text, or the last lines of a log without a failed rank."""
     failure = first_failure(log)
     return "\n".join(("its last lines:", *log.splitlines()[-LAST:])) if failure is None else str(failure)
 
 
 def _excerpt(output: _Output, code: int | None) -> list[str]:
-    """The lines to show: around the exception, or the last ones where no exception ended the process."""
+    """Return the lines around the exception, or the last lines if the process ended without an exception."""
     if output.traceback is None or code not in (1, -signal.SIGTERM, None):
         return [line for line in output.lines if line.strip()][-LAST:]
     lines = output.lines[output.traceback :]
@@ -126,5 +126,5 @@ def _excerpt(output: _Output, code: int | None) -> list[str]:
 
 def _ending(code: int | None) -> str:
     if code is None:
-        return "and torchrun names no exit code"
+        return "exit code unknown"
     return f"ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with exit code {code}"

@@ -1,4 +1,4 @@
-"""Reading Megatron's training log."""
+"""Read iterations from Megatron's training log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ _ITERATION = re.compile(
 
 @dataclass(frozen=True)
 class Iteration:
-    """One line of the log. Losses have seven digits there."""
+    """One iteration in the log.
+
+    Attributes:
+        number: number of the iteration, from 1.
+        loss: language-model loss, with the seven digits of the log.
+        grad_norm: gradient norm before clipping.
+    """
 
     number: int
     loss: float
@@ -20,8 +26,8 @@ class Iteration:
 
 
 def parse_iteration(line: str) -> Iteration | None:
-    """The iteration that a line reports, if it reports one."""
-    found = _ITERATION.search(line)
-    if found is None:
+    """Return the iteration that a line of the log reports; None for another line."""
+    match = _ITERATION.search(line)
+    if match is None:
         return None
-    return Iteration(int(found["iteration"]), float(found["loss"]), float(found["grad_norm"]))
+    return Iteration(int(match["iteration"]), float(match["loss"]), float(match["grad_norm"]))

@@ -1,1 +1,4 @@
-"""What ``wallfacer tune`` measures on a job's own ranks. Everything here is collective over the world."""
+"""Measurements on the ranks of a torchrun job: attention of plans, kernels, links and host memory.
+
+Every function that measures is collective over the default process group.
+"""

@@ -1,31 +1,34 @@
-"""Attention of several plans, timed in turns on the job's ranks, with real tensors, kernels and messages."""
+"""Time attention of several plans, with real tensors, kernels and messages, and compare their results."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_wallfacer.attention import attention
+from megatron_wallfacer.planning.choice import Choice
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.volume import Shape
+from megatron_wallfacer.tuning.timing import largest, time_call
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is computed, the same on every rank.
+class AttentionWorkload:
+    """Attention to compute, the same on every rank.
 
     Attributes:
-        shape: of a rank's shard.
-        dtype, device: of the tensors.
-        causal: the mask.
-        kernel: its name.
-        keep_gathered_q: as of :func:`megatron_wallfacer.attention.attention`.
+        shape: tokens, heads and channels of one rank's shard.
+        dtype: dtype of q, k, v.
+        device: device of this rank.
+        causal: causal mask, or none.
+        kernel: value of ``--wallfacer-kernel``.
+        keep_gathered_q: argument of :func:`megatron_wallfacer.attention.attention`.
     """
 
     shape: Shape
@@ -37,106 +40,129 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Time:
-    """Seconds of one run, of the slowest rank of each pass."""
+class PassTimes:
+    """Seconds of the slowest rank for one run of both passes."""
 
     forward_s: float
     backward_s: float
 
     @property
     def seconds(self) -> float:
-        """Of both passes."""
+        """Seconds of forward plus backward."""
         return self.forward_s + self.backward_s
 
 
 def time_plans(
-    plans: Sequence[Plan], settings: Setting | Sequence[Setting], *, repeats: int, done: Callable[[], None]
-) -> list[list[Time]]:
-    """Times of each plan, which take turns: a machine that slows down slows all. Collective.
+    plans: Sequence[Plan],
+    workloads: AttentionWorkload | Sequence[AttentionWorkload],
+    *,
+    repeats: int,
+    done: Callable[[], None],
+) -> list[list[PassTimes]]:
+    """Time plans in turns, so that a node that slows down slows all of them. Collective.
 
     Args:
-        plans: the same on every rank.
-        settings: one for all, or one for each.
-        repeats: of each; one more before them is not counted.
-        done: called after each run.
+        plans: plans, the same on every rank.
+        workloads: one workload for all plans, or one per plan.
+        repeats: timed runs of each plan; one run before them is not counted.
+        done: function that is called after each run.
+
+    Returns:
+        For each plan the times of its runs.
     """
-    settings = [settings] * len(plans) if isinstance(settings, Setting) else settings
-    times: list[list[Time]] = [[] for _ in plans]
-    for turn in range(repeats + 1):
-        for plan, setting, samples in zip(plans, settings, times, strict=True):
-            one = _run(plan, setting)
-            if turn:
-                samples.append(one)
+    workloads = [workloads] * len(plans) if isinstance(workloads, AttentionWorkload) else workloads
+    times: list[list[PassTimes]] = [[] for _ in plans]
+    for repeat in range(repeats + 1):
+        for plan, workload, samples in zip(plans, workloads, times, strict=True):
+            sample = _time_passes(plan, workload)
+            if repeat:
+                samples.append(sample)
             done()
     return times
 
 
-def largest_differences(plans: Sequence[Plan], setting: Setting) -> list[float]:
-    """How far each plan's output and gradients are from the first's, over the largest of these; of all ranks.
+def time_choices(
+    choices: Sequence[Choice],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    kernel: str,
+    repeats: int,
+    done: Callable[[], None],
+) -> list[float]:
+    """Time the planner's candidates. Collective.
 
-    The tensors are the same whatever the plan. Collective.
+    Args:
+        choices: candidates of one job, the same on every rank.
+        dtype: dtype of q, k, v.
+        device: device of this rank.
+        kernel: value of ``--wallfacer-kernel``.
+        repeats: timed runs of each candidate.
+        done: function that is called after each run.
+
+    Returns:
+        For each candidate the median seconds of forward plus backward.
     """
-    found, first = [], None
+    workloads = [
+        AttentionWorkload(
+            choice.job.shape, dtype, device, causal=choice.job.causal, kernel=kernel, keep_gathered_q=choice.q_kept
+        )
+        for choice in choices
+    ]
+    times = time_plans([choice.plan for choice in choices], workloads, repeats=repeats, done=done)
+    return [median(sample.seconds for sample in samples) for samples in times]
+
+
+def largest_differences(plans: Sequence[Plan], workload: AttentionWorkload) -> list[float]:
+    """Compare output and gradients of each plan with those of the first plan. Collective.
+
+    All plans compute attention of the same sequence.
+
+    Args:
+        plans: plans, the same on every rank.
+        workload: attention to compute.
+
+    Returns:
+        For each plan the largest difference over all ranks, relative to the largest entry of the tensor.
+    """
+    differences, first = [], None
     for plan in plans:
-        q, k, v, dout = _tensors(setting, seed=1)
-        out = _attend(plan, setting, q, k, v)
+        q, k, v, dout = _tensors(workload, seed=1)
+        out = _attend(plan, workload, q, k, v)
         out.backward(dout)
-        results = [x.detach().double() for x in (out, q.grad, k.grad, v.grad)]
+        results = [tensor.detach().double() for tensor in (out, q.grad, k.grad, v.grad)]
         first = results if first is None else first
-        apart = max(_apart(one, other) for one, other in zip(results, first, strict=True))
-        found.append(_largest(apart, setting.device))
-    return found
+        difference = max(_difference(result, wanted) for result, wanted in zip(results, first, strict=True))
+        differences.append(largest(difference, workload.device))
+    return differences
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    difference = ((one - other).abs().max() / other.abs().max().clamp_min(1e-30)).item()
-    # A NaN would be lost in a maximum.
+def _difference(result: Tensor, wanted: Tensor) -> float:
+    difference = ((result - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()
+    # max() would drop a NaN.
     return difference if difference == difference else float("inf")
 
 
-def _run(plan: Plan, setting: Setting) -> Time:
-    q, k, v, dout = _tensors(setting)
-    begin = _together(setting.device)
-    out = _attend(plan, setting, q, k, v)
-    forward = _since(begin, setting.device)
-    begin = _together(setting.device)
-    out.backward(dout)
-    return Time(forward, _since(begin, setting.device))
+def _time_passes(plan: Plan, workload: AttentionWorkload) -> PassTimes:
+    q, k, v, dout = _tensors(workload)
+    out, forward_s = time_call(lambda: _attend(plan, workload, q, k, v), workload.device)
+    _, backward_s = time_call(lambda: out.backward(dout), workload.device)
+    return PassTimes(forward_s, backward_s)
 
 
-def _attend(plan: Plan, setting: Setting, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    options = {"kernel": setting.kernel, "keep_gathered_q": setting.keep_gathered_q}
-    return attention(q, k, v, plan=plan, causal=setting.causal, **options)
+def _attend(plan: Plan, workload: AttentionWorkload, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    options = {"kernel": workload.kernel, "keep_gathered_q": workload.keep_gathered_q}
+    return attention(q, k, v, plan=plan, causal=workload.causal, **options)
 
 
-def _together(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    dist.barrier()
-    return time.perf_counter()
-
-
-def _since(begin: float, device: torch.device) -> float:
-    """Until the slowest rank is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return _largest(time.perf_counter() - begin, device)
-
-
-def _largest(value: float, device: torch.device) -> float:
-    found = torch.tensor(value, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return found.item()
-
-
-def _tensors(setting: Setting, seed: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """This rank's q, k, v and dout; each chunk has its own seed, so all plans see one sequence."""
-    shape, made = setting.shape, []
-    generator = torch.Generator(setting.device)
+def _tensors(workload: AttentionWorkload, seed: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return q, k, v and dO of this rank, ``[b, s/P, h, d]``. The seed belongs to the shard, whatever the plan."""
+    shape, tensors = workload.shape, []
+    generator = torch.Generator(workload.device)
     if seed is not None:
         generator.manual_seed(shard_chunks(dist.get_rank(), dist.get_world_size())[0] + 1000 * seed)
     for heads in (shape.q_heads, shape.kv_heads, shape.kv_heads, shape.q_heads):
         size = (shape.batch, shape.tokens, heads, shape.head_dim)
-        made.append(torch.randn(size, dtype=setting.dtype, device=setting.device, generator=generator))
-    q, k, v, dout = made
+        tensors.append(torch.randn(size, dtype=workload.dtype, device=workload.device, generator=generator))
+    q, k, v, dout = tensors
     return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), dout

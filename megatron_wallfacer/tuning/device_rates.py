@@ -1,13 +1,11 @@
-"""How fast a rank's kernels and copies are, while all ranks of its machine run theirs."""
+"""Measure the rates of a rank's attention kernel and of merging, while all ranks of the node compute."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from statistics import median
 
 import torch
-import torch.distributed as dist
 
 from megatron_wallfacer.engine.merge import merge_into
 from megatron_wallfacer.kernels import Kernel
@@ -16,72 +14,77 @@ from megatron_wallfacer.planning.cluster import Device
 from megatron_wallfacer.planning.costs import BACKWARD_FLOPS, FORWARD_FLOPS, MERGED
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.volume import Shape
+from megatron_wallfacer.tuning.timing import time_calls
 
-#: Tiles are a quarter and the whole of a rank's rows.
-PARTS, REPEATS = (4, 1), 5
+#: Rows of the two tiles as divisors of a rank's rows, and number of timed calls.
+DIVISORS, REPEATS = (4, 1), 5
 
 
 def measure_device(kernel: Kernel, shape: Shape, dtype: torch.dtype, device: torch.device) -> Device:
-    """Rate of forward and backward, time of a call, and rate of merging. Collective."""
-    small, large = (_times(kernel, _tensors(shape.tokens // part, shape, dtype, device)) for part in PARTS)
-    pairs = [(shape.tokens // part) ** 2 * shape.q_heads * shape.head_dim for part in PARTS]
+    """Measure forward and backward rates of a kernel, the time of a call, and the rate of merging. Collective.
+
+    Args:
+        kernel: attention kernel.
+        shape: tokens, heads and channels of one rank's shard.
+        dtype: dtype of q, k, v.
+        device: device of this rank.
+    """
+    small, large = (_tile_times(kernel, _tensors(shape.tokens // part, shape, dtype, device)) for part in DIVISORS)
+    products = [(shape.tokens // part) ** 2 * shape.q_heads * shape.head_dim for part in DIVISORS]
     rates, calls = [], []
     for flops, *seconds in ((FORWARD_FLOPS, small[0], large[0]), (BACKWARD_FLOPS, small[1], large[1])):
-        rate, call = _line(*((flops * count, took) for count, took in zip(pairs, seconds, strict=True)))
+        rate, call = _rate_and_call(*((flops * count, took) for count, took in zip(products, seconds, strict=True)))
         rates.append(rate)
         calls.append(call)
     peak = max(rates)
     return Device(
         peak / 1e12,
-        memory_gbyte_s=_merging(shape, dtype, device),
+        memory_gbyte_s=_merge_gbyte_s(shape, dtype, device),
         forward=rates[0] / peak,
         backward=rates[1] / peak,
         call_us=1e6 * min(calls),
     )
 
 
-def _times(kernel: Kernel, tensors: list[torch.Tensor]) -> tuple[float, float]:
-    """Seconds of a full tile: (forward, backward)."""
+def _tile_times(kernel: Kernel, tensors: list[torch.Tensor]) -> tuple[float, float]:
+    """Return the seconds of forward and backward of a full tile."""
     q, k, v, dout = tensors
-    full = AttnTile((0, len(q)), (0, len(k))), AttnSpec(q.shape[-1] ** -0.5)
-    out, lse = kernel.forward(q, k, v, *full)
-    forward = _seconds(lambda: kernel.forward(q, k, v, *full), q.device)
-    return forward, _seconds(lambda: kernel.backward(dout, q, k, v, out, lse, *full), q.device)
+    call = AttnTile((0, len(q)), (0, len(k))), AttnSpec(q.shape[-1] ** -0.5)
+    out, lse = kernel.forward(q, k, v, *call)
+    forward_s = _seconds(lambda: kernel.forward(q, k, v, *call), q.device)
+    return forward_s, _seconds(lambda: kernel.backward(dout, q, k, v, out, lse, *call), q.device)
 
 
-def _merging(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:
-    """1e9 bytes a second that merging a rank's output moves through memory."""
+def _merge_gbyte_s(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the 1e9 bytes per second that a merge of two partial outputs reads and writes."""
     wide = accumulation_dtype(dtype)
-    out, part = (
-        torch.zeros(shape.tokens, 1, shape.q_heads, shape.head_dim, dtype=wide, device=device) for _ in range(2)
-    )
-    lse, part_lse = (torch.zeros(shape.tokens, 1, shape.q_heads, dtype=wide, device=device) for _ in range(2))
-    seconds = _seconds(lambda: merge_into(out, lse, part, part_lse), device)
+    size = (shape.tokens, 1, shape.q_heads)
+    out, partial_out = (torch.zeros(*size, shape.head_dim, dtype=wide, device=device) for _ in range(2))
+    lse, partial_lse = (torch.zeros(*size, dtype=wide, device=device) for _ in range(2))
+    seconds = _seconds(lambda: merge_into(out, lse, partial_out, partial_lse), device)
     return MERGED * (out.nbytes + lse.nbytes) / seconds / 1e9
 
 
 def _tensors(rows: int, shape: Shape, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    """Return random q, k, v and dO, ``[rows, 1, heads, head_dim]``."""
     heads = (shape.q_heads, shape.kv_heads, shape.kv_heads, shape.q_heads)
     return [torch.randn(rows, 1, count, shape.head_dim, dtype=dtype, device=device) for count in heads]
 
 
-def _line(small: tuple[float, float], large: tuple[float, float]) -> tuple[float, float]:
-    """(operations a second, seconds of a call) of the line through two points; of the large one alone if it falls."""
+def _rate_and_call(small: tuple[float, float], large: tuple[float, float]) -> tuple[float, float]:
+    """Fit seconds = call + operations / rate to two measurements.
+
+    Args:
+        small: operations and seconds of the small tile.
+        large: operations and seconds of the large tile.
+
+    Returns:
+        Operations per second, and seconds of a call. Where the small tile is faster per operation, no call time.
+    """
     rate = (large[0] - small[0]) / max(large[1] - small[1], 1e-12)
     call = large[1] - large[0] / rate
     return (rate, call) if call >= 0 else (large[0] / large[1], 0.0)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median of a few calls, of the slowest rank."""
-    times = []
-    for _ in range(1 + REPEATS):
-        dist.barrier()
-        begin = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    slowest = torch.tensor(median(times[1:]), device=device)
-    dist.all_reduce(slowest, dist.ReduceOp.MAX)
-    return slowest.item()
+    return median(time_calls(work, device, REPEATS))

@@ -1,4 +1,4 @@
-"""A command's own job: its process group from torchrun, and a bar on its first rank."""
+"""The process group of a command under torchrun, and a progress bar on its first rank."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from megatron_wallfacer.attention.functional import forget_groups
 
 
 @contextmanager
-def job_device() -> Iterator[torch.device]:
-    """The rank's device while there is a process group of all ranks: NCCL on GPUs, gloo on CPUs."""
+def process_group() -> Iterator[torch.device]:
+    """Create the process group of all ranks, NCCL on GPUs and gloo on CPUs, and destroy it at the end.
+
+    Yields:
+        Device of this rank.
+    """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
@@ -24,7 +28,7 @@ def job_device() -> Iterator[torch.device]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield device
-        # Nobody takes down its end of a group while another rank is still in it.
+        # No rank destroys a group while another rank still uses it.
         forget_groups()
         dist.barrier()
     finally:
@@ -32,9 +36,16 @@ def job_device() -> Iterator[torch.device]:
 
 
 @contextmanager
-def progress(total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """A bar; used as ``with progress(...) as done: ... done()``."""
-    # On stderr: stdout is for whoever reads the figures.
+def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on stderr, because stdout has the results.
+
+    Args:
+        total: number of steps.
+        shown: whether this rank shows it.
+
+    Yields:
+        Function to call after each step.
+    """
     with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
         task = bar.add_task("timing", total=total)
         yield lambda: bar.advance(task)

@@ -1,59 +1,68 @@
-"""How fast messages are between ranks, inside a node and between two."""
+"""Measure bandwidth and latency of links: within a node, and between two nodes."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
-#: A large message, a short one, and how often each is sent.
+from megatron_wallfacer.tuning.timing import time_calls
+
+#: Bytes of a large and of a short message, and number of timed exchanges.
 LARGE, SHORT, REPEATS = 32 << 20, 1024, 5
 
 
-def exchange_s(pairs: Sequence[tuple[int, int]], size: int, device: torch.device) -> float:
-    """Seconds for messages of so many bytes, both ways between both ranks of all pairs at once; the best of several.
+def measure_link(pairs: Sequence[tuple[int, int]], device: torch.device) -> tuple[float, float]:
+    """Measure a link while pairs of ranks use it in both directions. Collective.
 
-    Collective: ranks in no pair wait.
+    Args:
+        pairs: ranks that exchange messages at the same time.
+        device: device of this rank.
+
+    Returns:
+        1e9 bytes per second and direction, and microseconds of a short message.
     """
-    partners = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
-    peer = partners.get(dist.get_rank())
-    best = float("inf")
-    for _ in range(REPEATS):
-        dist.barrier()
-        begin = time.perf_counter()
-        if peer is not None:
-            _exchange(peer, size, device)
-        took = torch.tensor(time.perf_counter() - begin if peer is not None else 0.0, device=device)
-        dist.all_reduce(took, dist.ReduceOp.MAX)
-        best = min(best, took.item())
-    return best
-
-
-def _exchange(peer: int, size: int, device: torch.device) -> None:
-    mine, theirs = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    works = dist.batch_isend_irecv([dist.P2POp(dist.irecv, theirs, peer), dist.P2POp(dist.isend, mine, peer)])
-    for work in works:
-        work.wait()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def link(pairs: Sequence[tuple[int, int]], device: torch.device) -> tuple[float, float]:
-    """(1e9 bytes a second of each direction, microseconds of a short message) of pairs that talk at once."""
-    exchange_s(pairs, SHORT, device)  # makes the connections
-    latency_s = exchange_s(pairs, SHORT, device)
-    large_s = exchange_s(pairs, LARGE, device)
+    latency_s = _exchange_s(pairs, SHORT, device)
+    large_s = _exchange_s(pairs, LARGE, device)
     return LARGE / max(large_s - latency_s, 1e-9) / 1e9, 1e6 * latency_s
 
 
-def cards_of_node(nodes: int, each: int, device: torch.device) -> tuple[float, float, int]:
-    """(rate of a card, latency, cards of a node), from one pair of ranks between two nodes and from all of them."""
+def measure_nics(nodes: int, ranks_per_node: int, device: torch.device) -> tuple[float, float, int]:
+    """Measure the NICs of a node: first one pair of ranks on two nodes, then all pairs at once. Collective.
+
+    Args:
+        nodes: number of nodes.
+        ranks_per_node: ranks on each node.
+        device: device of this rank.
+
+    Returns:
+        1e9 bytes per second of one NIC, microseconds of a short message, NICs per node.
+    """
     if nodes == 1:
-        return float("inf"), 0.0, each
-    alone, latency_us = link([(0, each)], device)
-    together, _ = link([(rank, each + rank) for rank in range(each)], device)
-    wanted = each * together / alone
-    cards = min((d for d in range(1, each + 1) if each % d == 0), key=lambda d: abs(d - wanted))
-    return together * each / cards, latency_us, cards
+        return float("inf"), 0.0, ranks_per_node
+    alone, latency_us = measure_link([(0, ranks_per_node)], device)
+    shared, _ = measure_link([(rank, ranks_per_node + rank) for rank in range(ranks_per_node)], device)
+    ratio = ranks_per_node * shared / alone
+    divisors = (size for size in range(1, ranks_per_node + 1) if ranks_per_node % size == 0)
+    nics = min(divisors, key=lambda size: abs(size - ratio))
+    return shared * ranks_per_node / nics, latency_us, nics
+
+
+def _exchange_s(pairs: Sequence[tuple[int, int]], size: int, device: torch.device) -> float:
+    """Return the seconds of the fastest exchange of ``size`` bytes. Ranks in no pair wait."""
+    peers = {rank: peer for pair in pairs for rank, peer in (pair, pair[::-1])}
+    peer = peers.get(dist.get_rank())
+
+    def exchange() -> None:
+        if peer is not None:
+            _exchange(peer, size, device)
+
+    return min(time_calls(exchange, device, REPEATS))
+
+
+def _exchange(peer: int, size: int, device: torch.device) -> None:
+    received, sent = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
+    works = dist.batch_isend_irecv([dist.P2POp(dist.irecv, received, peer), dist.P2POp(dist.isend, sent, peer)])
+    for work in works:
+        work.wait()

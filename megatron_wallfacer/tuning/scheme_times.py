@@ -1,4 +1,4 @@
-"""What comes of timed schemes: medians, spread, rates, and whether they agree."""
+"""Results of ``wallfacer bench``: medians, spread, rates, and agreement of the schemes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ import torch
 
 from megatron_wallfacer.planning.costs import BACKWARD_FLOPS, FORWARD_FLOPS
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.tuning.attention_times import Setting, Time
+from megatron_wallfacer.tuning.attention_times import AttentionWorkload, PassTimes
 
-#: Outputs and gradients of two schemes may differ by so much of the largest entry: sums in another order.
+#: Allowed difference between two schemes relative to the largest entry: they add in different orders.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One scheme.
+class SchemeTimes:
+    """Times of one scheme for one attention layer. Each time is that of the slowest rank.
 
     Attributes:
-        scheme, grid: its name and axes.
-        median_ms, forward_ms, backward_ms: of both passes, of each; medians of the slowest rank.
-        fastest_ms, slowest_ms: of both passes.
-        ratio: its median over that of the first scheme.
-        tokens_s: of the whole job, a layer forward and backward.
-        tflops: of a rank.
-        difference, tolerance: from the first scheme, over the largest entry; what is allowed.
+        scheme: value of ``--wallfacer-scheme``.
+        grid: axes with their sizes.
+        median_ms: median of forward plus backward, in ms.
+        forward_ms: median of forward, in ms.
+        backward_ms: median of backward, in ms.
+        fastest_ms: fastest run of forward plus backward, in ms.
+        slowest_ms: slowest run of forward plus backward, in ms.
+        ratio: ``median_ms`` divided by that of the first scheme.
+        tokens_s: tokens of the whole job per second.
+        tflops: 1e12 floating-point operations per second and rank; a causal mask halves the operations.
+        difference: largest difference of output and gradients from the first scheme, relative to the largest entry.
+        tolerance: allowed difference.
     """
 
     scheme: str
@@ -47,80 +52,61 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """The difference is allowed."""
+        """Whether the difference is within the tolerance."""
         return self.difference <= self.tolerance
 
 
-def rows(
+def scheme_times(
     schemes: Sequence[str],
     plans: Sequence[Plan],
-    times: Sequence[Sequence[Time]],
+    times: Sequence[Sequence[PassTimes]],
     differences: Sequence[float],
-    setting: Setting,
-) -> list[Row]:
-    """One for each scheme, in their order."""
-    shape, first = setting.shape, median(one.seconds for one in times[0])
-    found = []
+    workload: AttentionWorkload,
+) -> list[SchemeTimes]:
+    """Return the results of all schemes in their order.
+
+    Args:
+        schemes: names of the schemes.
+        plans: plan of each scheme.
+        times: runs of each scheme, at least one.
+        differences: difference of each scheme from the first.
+        workload: attention that was timed.
+    """
+    first = median(sample.seconds for sample in times[0])
+    results = []
     for scheme, plan, samples, difference in zip(schemes, plans, times, differences, strict=True):
-        seconds, tokens = [one.seconds for one in samples], shape.tokens * plan.grid.cp_size
-        middle = median(seconds)
-        # A rank's share of all pairs of the sequence.
-        pairs = tokens * shape.tokens * (0.5 if setting.causal else 1.0)
-        flops = (FORWARD_FLOPS + BACKWARD_FLOPS) * shape.batch * pairs * shape.q_heads * shape.head_dim
-        found.append(
-            Row(
+        seconds = [sample.seconds for sample in samples]
+        middle, cp_size = median(seconds), plan.grid.cp_size
+        results.append(
+            SchemeTimes(
                 scheme,
                 str(plan.grid),
                 median_ms=1e3 * middle,
-                forward_ms=1e3 * median(one.forward_s for one in samples),
-                backward_ms=1e3 * median(one.backward_s for one in samples),
+                forward_ms=1e3 * median(sample.forward_s for sample in samples),
+                backward_ms=1e3 * median(sample.backward_s for sample in samples),
                 fastest_ms=1e3 * min(seconds),
                 slowest_ms=1e3 * max(seconds),
                 ratio=middle / first,
-                tokens_s=shape.batch * tokens / middle,
-                tflops=flops / middle / 1e12,
+                tokens_s=workload.shape.batch * workload.shape.tokens * cp_size / middle,
+                tflops=_flops(workload, cp_size) / middle / 1e12,
                 difference=difference,
-                tolerance=TOLERANCES[setting.dtype],
+                tolerance=TOLERANCES[workload.dtype],
             )
         )
-    return found
+    return results
 
 
-def as_csv(found: Iterable[Row]) -> str:
-    """A heading and a line each."""
+def as_csv(results: Iterable[SchemeTimes]) -> str:
+    """Return a line of headings, and one line per scheme."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [one.name for one in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(SchemeTimes)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in found)
+    writer.writerows(asdict(result) for result in results)
     return text.getvalue()
 
 
-def print_rows(found: Sequence[Row], title: str) -> None:
-    """Print it."""
-    from rich.console import Console
-
-    from megatron_wallfacer.cli.table import new_table, print_table
-
-    console = Console()
-    headings = (
-        "scheme",
-        "grid",
-        "ms",
-        "forward",
-        "backward",
-        "from",
-        "to",
-        "ratio",
-        "tokens/s",
-        "TFLOP/s a rank",
-        "apart",
-    )
-    table = new_table(console, *headings, title=title, justify="right")
-    for row in found:
-        milliseconds = (row.median_ms, row.forward_ms, row.backward_ms, row.fastest_ms, row.slowest_ms)
-        apart = f"{row.difference:.1e}" + ("" if row.agrees else " TOO FAR")
-        rates = (f"{row.ratio:.2f}", f"{row.tokens_s:.0f}", f"{row.tflops:.3g}")
-        table.add_row(row.scheme, row.grid, *(f"{one:.2f}" for one in milliseconds), *rates, apart)
-    print_table(console, table)
-    verdict = "agree" if all(row.agrees for row in found) else "DO NOT AGREE"
-    print(f"Outputs and gradients {verdict} with the first scheme's to {found[0].tolerance:.0e} of the largest entry.")
+def _flops(workload: AttentionWorkload, cp_size: int) -> float:
+    """Return the operations of one rank: its share of all pairs of the sequence."""
+    shape = workload.shape
+    pairs = shape.tokens * cp_size * shape.tokens * (0.5 if workload.causal else 1.0)
+    return (FORWARD_FLOPS + BACKWARD_FLOPS) * shape.batch * pairs * shape.q_heads * shape.head_dim

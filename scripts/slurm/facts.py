@@ -25,20 +25,20 @@ def facts(preset: Preset) -> dict[str, str]:
     """
     for flag in ITS_OWN:
         if flag in preset.model:
-            raise WallfacerError(f"{preset.origin(flag)}: {flag}: on Slurm, set the variable CHECKPOINT_DIR instead")
+            raise WallfacerError(f"{preset.location(flag)}: {flag}: on Slurm, set the variable CHECKPOINT_DIR instead")
     ranks_per_node = _word(preset, torchrun.RANKS_PER_NODE, "1")
     on_cpu = preset.environment.get("CUDA_VISIBLE_DEVICES") == ""
     return {
         "nodes": _word(preset, torchrun.NODES, "1"),
         "ranks_per_node": ranks_per_node,
         "gpus_per_node": "0" if on_cpu else ranks_per_node,
-        "save_interval": preset.model["--save-interval"].words[0] if "--save-interval" in preset.model else "",
+        "save_interval": preset.model["--save-interval"].values[0] if "--save-interval" in preset.model else "",
     }
 
 
 def _word(preset: Preset, flag: str, default: str) -> str:
-    setting = preset.torchrun.get(flag)
-    return setting.words[0] if setting and setting.words else default
+    entry = preset.torchrun.get(flag)
+    return entry.values[0] if entry and entry.values else default
 
 
 def main(argv: Sequence[str]) -> int:

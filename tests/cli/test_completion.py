@@ -1,4 +1,4 @@
-"""``wallfacer completion``: the script is one that a shell takes, and it completes what there is."""
+"""``wallfacer --print-completion``: shells run the script, and it completes commands, options, names and files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ printf '%s\n' "${COMPREPLY[@]}"
 @pytest.fixture(scope="module")
 def bash(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("completion") / "wallfacer.bash"
-    file.write_text(completion.script(command_parser(), "bash"))
+    file.write_text(completion.completion_script(command_parser(), "bash"))
     return file
 
 
@@ -44,7 +44,8 @@ def completed(script: Path, *words: str, folder: Path | None = None) -> set[str]
 
 def test_commands(bash: Path) -> None:
     assert completed(bash, "wallfacer", "pl") == {"plan"}
-    assert {"run", "config", "doctor", "completion"} <= completed(bash, "wallfacer", "")
+    assert {"run", "config", "doctor", "volume"} <= completed(bash, "wallfacer", "")
+    assert completed(bash, "wallfacer", "--pr") == {"--print-completion"}
 
 
 def test_options(bash: Path) -> None:
@@ -59,7 +60,7 @@ def test_names_and_choices(bash: Path, tmp_path: Path) -> None:
     }
     assert "llama3-8b" in completed(bash, "wallfacer", "plan", "--model", "ll")
     assert "team-ring" in completed(bash, "wallfacer", "plan", "--scheme", "te")
-    assert completed(bash, "wallfacer", "tune", "--dtype", "b") == {"bfloat16"}
+    assert completed(bash, "wallfacer", "tune", "--dtype", "b") == {"bf16"}
 
 
 def test_files(bash: Path, tmp_path: Path) -> None:
@@ -72,26 +73,28 @@ def test_files(bash: Path, tmp_path: Path) -> None:
 
 def test_every_command_is_in_both(capsys: pytest.CaptureFixture[str]) -> None:
     for shell in completion.SHELLS:
-        assert main(["completion", shell]) == 0
+        with pytest.raises(SystemExit) as stopped:
+            main(["--print-completion", shell])
+        assert stopped.value.code == 0
         text = capsys.readouterr().out
-        for name in ("plan", "doctor", "completion"):
+        for name in ("plan", "doctor", "print-completion"):
             assert re.search(rf"\b{name}\b", text), (shell, name)
         assert str(Path.cwd()) not in text
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
 def test_zsh_reads_it(tmp_path: Path) -> None:
-    (tmp_path / "_wallfacer").write_text(completion.script(command_parser(), "zsh"))
+    (tmp_path / "_wallfacer").write_text(completion.completion_script(command_parser(), "zsh"))
     subprocess.run(["zsh", "-n", tmp_path / "_wallfacer"], check=True)
 
 
-def test_without_the_library_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_library_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
-    assert main(["completion", "bash"]) == 2
+    assert main(["--print-completion", "bash"]) == 2
     assert capsys.readouterr().err == (
-        "wallfacer: error: completion: needs the library shtab: pip install 'shtab>=1.7,<2'\n"
+        "wallfacer: error: --print-completion: needs the library shtab: pip install 'shtab>=1.7,<2'\n"
     )
 
 
-def test_the_library_is_required_as_the_message_says() -> None:
+def test_the_message_has_the_required_version() -> None:
     assert '"shtab>=1.7,<2"' in (Path(__file__).parents[2] / "setup.py").read_text()

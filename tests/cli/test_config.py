@@ -11,13 +11,14 @@ import pytest
 
 from megatron_wallfacer.cli import config
 from megatron_wallfacer.cli.main import main
-from megatron_wallfacer.presets.check import Problem, Verdict
+from megatron_wallfacer.presets.check import CheckResult, Problem
+from megatron_wallfacer.presets.launch import checkout_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = str(CONFIGS / "tiny-cpu.yaml")
 
 
-def test_show_prints_everything_and_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_every_entry_with_its_location(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", TINY, "--lr", "1e-5", "--mock-data=false", "--env", "A=1"]) == 0
     lines = [line.split(" # ") for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
     shown = {text.strip(): place for text, place in lines}
@@ -37,12 +38,12 @@ def test_show_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (shown["ranks"], shown["torchrun"]) == (4, ["--nproc-per-node", "4"])
     assert shown["argv"][:2] == ["--num-layers", "2"]
     assert shown["argv"][shown["argv"].index("--lr") + 1] == "1"
-    assert shown["origins"]["--num-layers"] == f"{CONFIGS}/model/tiny.yaml:3"
-    assert shown["origins"]["--lr"] == shown["origins"]["--nproc-per-node"] == "command line"
-    assert len(shown["origins"]) == 3 + sum(word.startswith("--") for word in shown["argv"])
+    assert shown["locations"]["--num-layers"] == f"{CONFIGS}/model/tiny.yaml:3"
+    assert shown["locations"]["--lr"] == shown["locations"]["--nproc-per-node"] == "command line"
+    assert len(shown["locations"]) == 3 + sum(word.startswith("--") for word in shown["argv"])
 
 
-def test_typed_words_keep_their_order_and_form(capsys: pytest.CaptureFixture[str]) -> None:
+def test_typed_arguments_keep_their_order_and_form(capsys: pytest.CaptureFixture[str]) -> None:
     """Also where they look like options, or stand around those of the command itself."""
     words = [
         "--a",
@@ -64,54 +65,57 @@ def test_typed_words_keep_their_order_and_form(capsys: pytest.CaptureFixture[str
     assert argv[-11:] == ["--a", "-1", "--data-path", "0.5 x", "y", "--c", "-3", "--no-value", "--d", "1", "2"]
 
 
-def test_check_asks_a_real_megatron(
+def test_check_uses_a_real_megatron(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The installed one, whatever folder the user stands in."""
+    """The installed Megatron, also if the current folder contains another megatron."""
     (tmp_path / "megatron").mkdir()
     (tmp_path / "megatron" / "__init__.py").write_text("raise ImportError('the wrong one')")
     monkeypatch.chdir(tmp_path)
     assert main(["config", "check", TINY]) == 0
     good = capfd.readouterr().out
-    assert good.startswith(f"{TINY}: good: megatron-core 0.")
+    assert good.startswith(f"{TINY}: valid: megatron-core 0.")
     assert good.endswith("2 ranks, team-ring: ring_outer 2\n")
 
 
 def test_check_names_each_problem(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     problems = (Problem("p.yaml:3", "--a: is bad"), Problem("command line", "--b: is worse"))
-    monkeypatch.setattr(config, "check_presets", lambda *_: [Verdict("0.19.2", problems, None, True, True)])
+    monkeypatch.setattr(config, "check_presets", lambda *_: [CheckResult("0.19.2", problems, None, True, True)])
     assert main(["config", "check", TINY]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == "wallfacer: error: p.yaml:3: --a: is bad\nwallfacer: error: command line: --b: is worse\n"
     assert main(["config", "check", TINY, "--json"]) == 1
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["config"], answer["good"], answer["megatron"]) == (TINY, False, "0.19.2")
+    assert (answer["config"], answer["valid"], answer["megatron"]) == (TINY, False, "0.19.2")
     assert answer["problems"][0] == {"place": "p.yaml:3", "text": "--a: is bad"}
 
 
 @pytest.mark.parametrize(
     ("verdict", "end"),
     [
-        (Verdict("0.19.2", (), None, False, False), "without a model in it, the plugin's rules were not asked"),
-        (Verdict("0.19.2", (), None, True, True), "the plugin is off"),
-        (Verdict("0.19.2", (), "ring: ring_outer 2", True, True), "2 ranks, ring: ring_outer 2"),
         (
-            Verdict("0.19.2", (), "ring: ring_outer 2", True, False),
-            "there is no GPU here, which kernel serves is seen where there is one",
+            CheckResult("0.19.2", (), None, False, False),
+            "the plugin's rules were not checked, because the preset has no model",
+        ),
+        (CheckResult("0.19.2", (), None, True, True), "the plugin is off"),
+        (CheckResult("0.19.2", (), "ring: ring_outer 2", True, True), "2 ranks, ring: ring_outer 2"),
+        (
+            CheckResult("0.19.2", (), "ring: ring_outer 2", True, False),
+            "the kernel was not checked, because this node has no GPU",
         ),
     ],
 )
-def test_check_says_what_was_not_asked(
-    verdict: Verdict, end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_check_reports_what_was_not_checked(
+    verdict: CheckResult, end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(config, "check_presets", lambda *_: [verdict])
     assert main(["config", "check", TINY]) == 0
     assert capsys.readouterr().out.endswith(f"; {end}\n")
 
 
-def test_check_asks_the_megatron_that_will_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """That of the path, that beside the script, or the installed one."""
+def test_check_uses_the_megatron_that_will_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The Megatron of --megatron-path, of the script's folder, or the installed one."""
     core = tmp_path / "megatron" / "core"
     core.mkdir(parents=True)
     (core / "__init__.py").touch()
@@ -120,7 +124,7 @@ def test_check_asks_the_megatron_that_will_run(tmp_path: Path, capsys: pytest.Ca
     for words in (["--megatron-path", str(tmp_path)], ["--script", str(tmp_path / "pretrain_gpt.py")]):
         assert main(["config", "check", TINY, *words]) == 2
         assert "wallfacer: error: megatron-core 0.3.1 is not supported" in capsys.readouterr().err
-    assert config.checkout_of(CONFIGS.parent / "scripts" / "pretrain_gpt.py", None) is None
+    assert checkout_of(CONFIGS.parent / "scripts" / "pretrain_gpt.py", None) is None
     assert main(["config", "check", TINY, "--megatron-path", str(CONFIGS)]) == 2
     assert "must be a Megatron-LM checkout" in capsys.readouterr().err
 
@@ -130,13 +134,13 @@ def test_a_megatron_that_cannot_be_imported_is_one_line(tmp_path: Path, capsys: 
     (tmp_path / "megatron" / "__init__.py").write_text("raise ImportError('no such luck')")
     assert main(["config", "check", TINY, "--megatron-path", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "wallfacer: error: Megatron's parser cannot be asked: ImportError: no such luck"
+    assert line == "wallfacer: error: Megatron's parser does not start: ImportError: no such luck"
 
 
 def test_show_and_a_dry_run_import_nothing_heavy() -> None:
     code = (
         "import sys; from megatron_wallfacer.cli import run; from megatron_wallfacer.cli.main import main; "
-        "run._verdict_before_launch = lambda *_: None; "  # in a process of its own
+        "run._check = lambda *_: None; "  # in a process of its own
         f"main(['config', 'show', {TINY!r}]); main(['run', {TINY!r}, '--dry-run']); "
         "print([name for name in ('torch', 'numpy', 'matplotlib', 'rich') if name in sys.modules])"
     )

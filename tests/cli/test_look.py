@@ -1,4 +1,4 @@
-"""What every command has in common: help for each option, JSON beside each table, and a quick start."""
+"""Properties of every command: help for each option, JSON for each table, and a quick start."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from megatron_wallfacer.cli.main import command_parser, main
 
 HEAVY = ("torch", "numpy", "matplotlib", "rich", "yaml", "psutil", "shtab")
-#: Commands that print no table: a group of commands, a script for a shell, and one that writes a page.
-WITHOUT_JSON = {"config", "completion", "page"}
+#: Commands without a table: a group of commands, and one that writes a page.
+WITHOUT_JSON = {"config", "view"}
 
 
 def parsers(
@@ -33,7 +33,7 @@ each_command = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 
 
 def test_there_are_these() -> None:
-    assert {"run", "config", "plan", "tune", "doctor", "demo", "words", "schemes", "completion"} <= {
+    assert {"run", "config", "plan", "tune", "bench", "doctor", "demo", "volume", "view", "schemes"} <= {
         words[0] for words in COMMANDS
     }
     assert {("config", "show"), ("config", "check")} <= set(COMMANDS)
@@ -70,7 +70,7 @@ def test_what_prints_a_table_prints_json(words: tuple[str, ...]) -> None:
 
 
 @each_command
-def test_each_command_says_what_it_runs(words: tuple[str, ...]) -> None:
+def test_each_command_sets_its_function(words: tuple[str, ...]) -> None:
     defaults = COMMANDS[words[:1]]._defaults
     assert callable(defaults["run"])
 

@@ -1,4 +1,4 @@
-"""The command itself: quick to answer, one line where it cannot do what it is asked."""
+"""The program: it starts quickly, and each error is one line."""
 
 import signal
 import subprocess
@@ -43,7 +43,7 @@ def test_an_error_of_the_system_is_one_line(
 
 def test_a_pipe_that_is_closed_ends_quietly() -> None:
     """Its reader ends at once: before the command has written anything."""
-    command = f"set -o pipefail; {sys.executable} -m megatron_wallfacer.cli.main completion bash | true"
+    command = f"set -o pipefail; {sys.executable} -m megatron_wallfacer.cli.main --print-completion bash | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGPIPE
     assert done.stderr == ""
@@ -51,7 +51,7 @@ def test_a_pipe_that_is_closed_ends_quietly() -> None:
 
 def test_a_missing_script_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--script", "/no/such/script.py"]) == 2
-    assert capsys.readouterr().err.startswith("wallfacer: error: /no/such/script.py is not a file")
+    assert capsys.readouterr().err.startswith("wallfacer: error: --script /no/such/script.py: must be a file")
 
 
 def test_a_grid_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ OUTPUTS = (
     ("plan", "--trace"),
     ("plan", "--plot"),
     ("plan --scheme ring", "--trace"),
-    ("page", "--out"),
+    ("view", "--out"),
     ("tune", "--cluster-out"),
     ("tune", "--save"),
     ("trace .", "--out"),
@@ -95,8 +95,8 @@ def test_outputs_are_checked_before_the_work(
 ) -> None:
     """Root may write anywhere but there."""
     monkeypatch.setenv("RANK", "0")
-    works = ("planning.cluster_file.load_cluster", "plots.viewer.data.page_data", "tuning.job.job_device")
-    for work in (*works, "traces.timelines.read_lines"):
+    works = ("planning.cluster_file.load_cluster", "plots.viewer.data.page_data", "tuning.job.process_group")
+    for work in (*works, "traces.timelines.read_timelines"):
         monkeypatch.setattr(f"megatron_wallfacer.{work}", lambda *_, **__: pytest.fail("the work has begun"))
     assert main([*command.split(), flag, path]) == 2
     said = capsys.readouterr()
@@ -124,5 +124,5 @@ def test_a_disk_that_is_full_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After the check, when the file is written."""
-    assert main(["page", "--cp-size", "2", "--out", "/dev/full"]) == 2
+    assert main(["view", "--cp-size", "2", "--out", "/dev/full"]) == 2
     assert capsys.readouterr() == ("", "wallfacer: error: No space left on device\n")

@@ -13,7 +13,7 @@ import pytest
 from megatron_wallfacer.cli import run
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.presets.check import Verdict
+from megatron_wallfacer.presets.check import CheckResult
 from megatron_wallfacer.presets.launch import Launch
 from megatron_wallfacer.presets.script_flags import flags_of_script
 from megatron_wallfacer.training_runs.training_log import parse_iteration
@@ -45,7 +45,7 @@ def test_the_tiny_preset_trains_on_two_ranks() -> None:
 @pytest.fixture
 def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Megatron's parser takes everything: asking takes seconds."""
-    monkeypatch.setattr(run, "check_presets", lambda *_: [Verdict("0.19.2", (), None, True, True)])
+    monkeypatch.setattr(run, "check_presets", lambda *_: [CheckResult("0.19.2", (), None, True, True)])
 
 
 def test_a_run_that_fails_fails_the_command(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_flags_whose_names_are_made_may_be_any(tmp_path: Path) -> None:
     assert flags_of_script(script) is None
 
 
-def test_in_a_slurm_job_the_first_node_asks(
+def test_in_a_slurm_job_the_first_node_checks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "check_presets", lambda *_: pytest.fail("asked"))
@@ -92,7 +92,7 @@ def test_in_a_slurm_job_the_first_node_asks(
     assert "-m megatron_wallfacer" in capsys.readouterr().out
 
 
-def test_without_a_megatron_to_ask_the_job_speaks(
+def test_without_megatron_flags_are_not_checked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def none(*_: object) -> None:
@@ -108,7 +108,7 @@ def test_without_a_megatron_to_ask_the_job_speaks(
 @pytest.mark.usefixtures("unasked")
 def test_a_dry_run_prints_the_command_that_a_shell_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", TINY, "--script", os.devnull, "--dry-run"]) == 2
-    assert "/dev/null is not a file" in capsys.readouterr().err
+    assert "/dev/null: must be a file" in capsys.readouterr().err
     assert main(["run", TINY, "--script", __file__, "--nproc-per-node", "4", "--env", "A=b c", "--dry-run"]) == 0
     command = capsys.readouterr().out
     # `env` and python are real, torchrun and the script are not run.
@@ -143,8 +143,8 @@ def test_a_dry_run_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["none.yaml"], "none.yaml: No such file or directory"),
-        ([TINY, "--megatron-path", "/nowhere"], "/nowhere/pretrain_gpt.py is not a file"),
-        ([TINY, "--json"], "--json: must be with --dry-run"),
+        ([TINY, "--megatron-path", "/nowhere"], "/nowhere/pretrain_gpt.py: must be a file"),
+        ([TINY, "--json"], "--json: needs --dry-run"),
         ([TINY, "--nnodes", "2"], "command line: --nnodes 2: needs --rdzv-endpoint"),
     ):
         assert main(["run", *words]) == 2
@@ -153,6 +153,6 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_other_commands_still_know_their_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["words", "--lr", "1"])
+        main(["volume", "--lr", "1"])
     assert stopped.value.code == 2
     assert "unrecognized arguments: --lr 1" in capsys.readouterr().err

@@ -40,8 +40,8 @@ def test_every_scheme_is_in_the_list_and_on_the_page(capsys: pytest.CaptureFixtu
 
 def test_known_figures(capsys: pytest.CaptureFixture[str]) -> None:
     rows = found(capsys, "--cp-size", "16", "--q-heads", "8", "--kv-heads", "8")
-    assert (rows["team-ring"]["forward_words"], rows["team-ring"]["backward_words"]) == (12, 21)
-    assert (rows["wallfacer"]["forward_words"], rows["wallfacer"]["backward_words"]) == (20, 31)
+    assert (rows["team-ring"]["forward_volume"], rows["team-ring"]["backward_volume"]) == (12, 21)
+    assert (rows["wallfacer"]["forward_volume"], rows["wallfacer"]["backward_volume"]) == (20, 31)
     assert (rows["ring"]["forward_messages"], rows["ring"]["backward_messages"]) == (15, 30)
     # Sixteen K and V shards of which the rank's own are copied too, and fp32 output: no less than 15 x 2 + 2.
     assert rows["all-gather"]["forward_buffers"] >= 32
@@ -49,9 +49,9 @@ def test_known_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert same == {key: value for key, value in rows["all-gather"].items() if key != "scheme"}
 
 
-def test_riders_are_named_where_there_is_a_ring(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ring_operands_are_named_where_there_is_a_ring(capsys: pytest.CaptureFixture[str]) -> None:
     rows = found(capsys, "--cp-size", "16", "--q-heads", "8", "--kv-heads", "8")
-    assert {name: rows[name]["riders"] for name in ("ring", "tokenring", "burst", "wallfacer", "mesh")} == {
+    assert {name: rows[name]["ring_operands"] for name in ("ring", "tokenring", "burst", "wallfacer", "mesh")} == {
         "ring": "kv, kv",
         "tokenring": "q, q",
         "burst": "kv, q",
@@ -60,10 +60,10 @@ def test_riders_are_named_where_there_is_a_ring(capsys: pytest.CaptureFixture[st
     }
 
 
-def test_a_scheme_that_cannot_divide_the_heads_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_scheme_that_cannot_divide_the_heads_has_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     row = found(capsys, "--cp-size", "16", "--q-heads", "8", "--kv-heads", "8")["ulysses"]
     assert row["grid"] == "heads do not divide"
-    assert row["forward_words"] is row["backward_messages"] is row["forward_buffers"] is None
+    assert row["forward_volume"] is row["backward_messages"] is row["forward_buffers"] is None
 
 
 @pytest.mark.parametrize(

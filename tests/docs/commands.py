@@ -89,7 +89,7 @@ ELSEWHERE = {
     "--wallfacer-timeline runs/lines": "the reader's own arguments; tests/megatron/test_timeline.py",
     "torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py <your arguments> --wallfacer-cp-size 4 "
     "--tensorboard-dir runs/tensorboard --wallfacer-log-metrics": "the same; tests/megatron/test_metrics.py",
-    "wallfacer page --cp-size 16 --out grid.html": "tests/plots/test_viewer.py",
+    "wallfacer view --cp-size 16 --out grid.html": "tests/plots/test_viewer.py",
     "scripts/gpu_acceptance.sh": _GPU,
     "python -m benchmarks.gpu.traffic": f"{_LONG}; tests/benchmarks/gpu/test_smoke.py counts some",
     "python -m benchmarks.gpu.traffic --launches": f"{_LONG}; tests/benchmarks/gpu/test_launches.py counts the same",

@@ -61,7 +61,7 @@ def _message(call: ast.Call, errors: set[str], constants: dict[str, str]) -> str
         message = f"{option}={value}: must be {allowed}"
     elif name in errors:
         message = parts[0]
-    elif isinstance(call.func, ast.Attribute) and call.func.attr == "refuse":
+    elif isinstance(call.func, ast.Attribute) and call.func.attr == "fail":
         # Of a preset's file: the place, then the text.
         message = f"{BLANK}: {parts[1]}"
     else:

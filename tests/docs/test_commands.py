@@ -70,7 +70,7 @@ def test_commands_are_found_in_every_form() -> None:
     output
 
 ```
-$ wallfacer words
+$ wallfacer volume
 wallfacer    team 2
 ```
 
@@ -81,4 +81,4 @@ wallfacer    team 2
     .venv/bin/wallfacer doctor
     wallfacer: error: is output
 """
-    assert list(commands(page)) == ['A=1 B="x y" scripts/a.sh --flag', "wallfacer words", "wallfacer doctor"]
+    assert list(commands(page)) == ['A=1 B="x y" scripts/a.sh --flag', "wallfacer volume", "wallfacer doctor"]

@@ -1,4 +1,4 @@
-"""The doctor's process that calls kernels, on libraries that are broken in every way. For ``test_doctor_kernels``."""
+"""Process that calls kernels which are broken in every way, for ``test_kernels``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_wallfacer.doctor import kernel_process as trial
+from megatron_wallfacer.doctor import kernel_process
 from megatron_wallfacer.kernels import select
 from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.reference import ReferenceKernel
@@ -56,4 +56,4 @@ KERNELS = {"te": Raises, "flash2": Crashes, "flash3": Hangs, "flash4": Wrong, "c
 
 if __name__ == "__main__":
     select._BUILT.update(KERNELS)
-    trial.main(sys.argv[1:], deadline_s=5)
+    kernel_process.main(sys.argv[1:], deadline_s=5)

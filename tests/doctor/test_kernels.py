@@ -1,4 +1,4 @@
-"""``wallfacer doctor`` calls every kernel: what it says of those that fail, and of cuDNN libraries."""
+"""Checks of kernels: findings on kernels that fail, and on cuDNN libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from megatron_wallfacer.doctor import kernels
 from megatron_wallfacer.doctor.cudnn import cudnn_finding, folder_of_loader, folders_in_maps
 from megatron_wallfacer.doctor.finding import Finding
-from megatron_wallfacer.doctor.kernel_result import Answer
+from megatron_wallfacer.doctor.kernel_result import KernelResult
 from megatron_wallfacer.kernels import KERNELS
 
 WHEEL, SYSTEM = "/site/nvidia/cudnn/lib", "/usr/lib/x86_64-linux-gnu"
@@ -23,13 +23,13 @@ MIXED = "forward: RuntimeError: cuDNN Error: CUDNN_STATUS_SUBLIBRARY_LOADING_FAI
 
 @pytest.fixture(scope="module")
 def broken() -> dict[str, Finding]:
-    """Of kernels that fail in every way, the one that crashes and the one that hangs before others."""
+    """Return the findings on kernels that fail in every way. One that crashes and one that hangs precede others."""
     names = ["te", "flash2", "flash3", "flash4", "cudnn", "torch", "reference", "auto"]
     command = (sys.executable, "-W", "ignore", "-m", "tests.doctor.broken_kernels")
-    answers = list(kernels.tried(names, command))
-    assert [answer.kernel for answer in answers] == names
-    found = [kernels.kernel_finding(answer, WHEEL) for answer in answers[:-1]]
-    return {finding.name: finding for finding in (*found, kernels._auto_finding(answers, torch.device("cpu")))}
+    results = list(kernels.call_kernels(names, command))
+    assert [result.kernel for result in results] == names
+    found = [kernels.kernel_finding(result, WHEEL) for result in results[:-1]]
+    return {finding.name: finding for finding in (*found, kernels._auto_finding(results, torch.device("cpu")))}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def broken() -> dict[str, Finding]:
     [
         ("te", "problem", MIXED),
         ("flash2", "problem", "backward: the process ended by SIGSEGV: corrupted double-linked list"),
-        ("flash3", "problem", "forward: it did not return within 5 s"),
+        ("flash3", "problem", "forward: the call did not return within 5 s"),
         ("flash4", "problem", "wrong numbers: called forward and backward: relative errors out "),
         ("cudnn", "problem", "wrong numbers: called forward and backward: relative errors out nan, lse "),
         ("torch", "ok", "called forward and backward: relative errors out "),
@@ -47,7 +47,7 @@ def broken() -> dict[str, Finding]:
 )
 def test_each_kernel_has_a_line_of_its_own(broken: dict[str, Finding], kernel: str, status: str, found: str) -> None:
     finding = broken[f"kernel {kernel}"]
-    assert (finding.status, finding.found[: len(found)]) == (status, found)
+    assert (finding.status, finding.result[: len(found)]) == (status, found)
     if status == "problem":
         assert (
             finding.remedy == CURE
@@ -56,36 +56,36 @@ def test_each_kernel_has_a_line_of_its_own(broken: dict[str, Finding], kernel: s
         )
 
 
-def test_a_process_that_says_nothing_costs_each_kernel_its_answer() -> None:
+def test_a_process_that_does_not_start_fails_each_kernel() -> None:
     command = (sys.executable, "-S", "-c", "import sys; sys.exit('no torch')")
-    assert [(answer.kernel, answer.failed) for answer in kernels.tried(["te", "auto"], command)] == [
+    assert [(result.kernel, result.failure) for result in kernels.call_kernels(["te", "auto"], command)] == [
         (name, "start: the process ended with 1: no torch") for name in ("te", "auto")
     ]
 
 
 def test_auto_is_a_problem_where_its_kernel_fails() -> None:
-    failed = Answer("te", failed=MIXED)
-    answers = [failed, Answer("flash2", "flash2", errors=RIGHT), Answer("auto", "te")]
-    finding = kernels._auto_finding(answers, torch.device("cuda"))
+    failed = KernelResult("te", failure=MIXED)
+    results = [failed, KernelResult("flash2", "flash2", errors=RIGHT), KernelResult("auto", "te")]
+    finding = kernels._auto_finding(results, torch.device("cuda"))
     assert (finding.status, finding.remedy) == ("problem", "--wallfacer-kernel flash2")
-    none = Answer("auto", failed="choice: kernel=auto: must be reference here")
+    none = KernelResult("auto", failure="selection: kernel=auto: must be reference here")
     assert kernels._auto_finding([failed, none], torch.device("cuda")).status == "problem"
 
 
-def test_auto_names_the_variables_that_it_obeys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_names_the_variables_that_limit_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
-    answers = [Answer("flash2", "flash2", errors=RIGHT), Answer("auto", "flash2")]
-    finding = kernels._auto_finding(answers, torch.device("cuda"))
-    assert (finding.status, finding.found) == ("ok", "flash2, for bf16, head dim 128; it obeys NVTE_FUSED_ATTN=0")
+    results = [KernelResult("flash2", "flash2", errors=RIGHT), KernelResult("auto", "flash2")]
+    finding = kernels._auto_finding(results, torch.device("cuda"))
+    assert (finding.status, finding.result) == ("ok", "flash2, for bf16, head dim 128, because of NVTE_FUSED_ATTN=0")
 
 
-def test_an_idle_transformer_engine_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unused_transformer_engine_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object())
-    (finding,) = kernels._idle_transformer_engine(torch.device("cpu"))
-    assert (finding.status, "CPU ranks train without it" in finding.found) == ("note", True)
-    assert not list(kernels._idle_transformer_engine(torch.device("cuda")))
+    (finding,) = kernels._unused_transformer_engine(torch.device("cpu"))
+    assert (finding.status, "CPU ranks train without it" in finding.result) == ("note", True)
+    assert not list(kernels._unused_transformer_engine(torch.device("cuda")))
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
-    assert not list(kernels._idle_transformer_engine(torch.device("cpu")))
+    assert not list(kernels._unused_transformer_engine(torch.device("cpu")))
 
 
 def maps(*paths: str) -> str:
@@ -131,24 +131,24 @@ def test_two_cudnn_libraries_are_found_and_cured(
     assert finding.status == status
     assert finding.remedy.endswith(CURE) == (status != "ok")
     if len(loaded) > 1:
-        assert finding.found == f"two cuDNN libraries in one process: {', '.join(loaded)}"
+        assert finding.result == f"two cuDNN libraries in one process: {', '.join(loaded)}"
 
 
 def test_all_kernels_and_what_they_loaded_are_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU: TransformerEngine fails on a second cuDNN, and ``auto`` stands for it."""
+    """On a GPU: TransformerEngine fails on a second cuDNN, and ``auto`` selects it."""
     asked: list[str] = []
 
-    def tried(names: list[str]) -> Iterator[Answer]:
+    def call_kernels(names: list[str]) -> Iterator[KernelResult]:
         asked.extend(names)
-        call = partial(Answer, cudnn=(WHEEL,))
+        call = partial(KernelResult, cudnn=(WHEEL,))
         yield from (
-            Answer("te", failed=MIXED, cudnn=(WHEEL, SYSTEM)) if n == "te" else call(n, n, errors=RIGHT)
+            KernelResult("te", failure=MIXED, cudnn=(WHEEL, SYSTEM)) if n == "te" else call(n, n, errors=RIGHT)
             for n in names[:-1]
         )
         yield call("auto", "te")
 
-    monkeypatch.setattr(kernels, "tried", tried)
-    monkeypatch.setattr(kernels, "_own_cudnn", lambda: WHEEL)
+    monkeypatch.setattr(kernels, "call_kernels", call_kernels)
+    monkeypatch.setattr(kernels, "_cudnn_of_torch", lambda: WHEEL)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     found = {finding.name: finding for finding in kernels.kernels()}
     assert asked == [name for name in KERNELS if name not in ("auto", "flash")] + ["auto"]

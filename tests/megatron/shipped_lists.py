@@ -15,11 +15,13 @@ from unittest import mock
 from benchmarks.gpu import jobs, parity
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.training import Trainer
-from megatron_wallfacer.cli import demo
+from megatron_wallfacer.cli import demo as demo_command
+from megatron_wallfacer.cli.main import command_parser
 from megatron_wallfacer.megatron.needed_arguments import Libraries, complete_for_gpu
 from megatron_wallfacer.presets.launch import Launch
 from megatron_wallfacer.presets.preset import load_preset
 from megatron_wallfacer.shipped import CONFIGS, SCRIPT
+from megatron_wallfacer.training_runs import demo, local_run
 from tests.megatron.training import corpus
 
 #: Shipped recipes for GPUs; `tiny-cpu` hides them.
@@ -73,9 +75,9 @@ def _of_model(name: str) -> List:
 
 
 def _demo(folder: Path) -> None:
-    asked = demo.Demo(folder)
-    with mock.patch.object(demo, "gpus_here", return_value=1):
-        asked._train(SimpleNamespace(print=lambda *_, **__: None), SCRIPT, asked._plan())
+    arguments = command_parser().parse_args(["demo", "--directory", str(folder)])
+    with mock.patch.object(demo, "count_gpus", return_value=1):
+        demo_command._train(arguments, SimpleNamespace(print=lambda *_, **__: None), "team-ring")
 
 
 def _runs(folder: Path) -> tuple[parity.Runs, Rows, argparse.Namespace]:
@@ -111,7 +113,7 @@ def _started(name: str, start: Callable[[Path], None]) -> list[List]:
         return SimpleNamespace(stdout=iter([LINE]), wait=lambda: 0, poll=lambda: 0)
 
     instead = SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(demo, "subprocess", instead):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(local_run, "subprocess", instead):
         (Path(folder) / "corpus").symlink_to(corpus().parents[1])
         start(Path(folder))
     return list(found.values())

@@ -1,4 +1,4 @@
-"""Pictures: the data behind them is right, they are PNGs, and no text leaves the page or lies on another."""
+"""Plots: their data are right, they are PNGs, and no text leaves the figure or overlaps another."""
 
 import importlib
 import struct
@@ -11,17 +11,16 @@ import pytest
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.plots import grid, loss
-from megatron_wallfacer.plots.grid_drawing import (
-    NODE,
-    both_ways,
+from megatron_wallfacer.plots.grid_layout import RADIUS, layout_of
+from megatron_wallfacer.plots.grid_rings import (
     gathered,
-    kv_partners,
-    permutation,
-    place,
+    is_bidirectional,
+    kv_team_of,
+    permutation_target,
     rings,
-    turning_axis,
+    step_axis,
 )
-from megatron_wallfacer.plots.shard_pairs import square_of, who_computes
+from megatron_wallfacer.plots.shard_pairs import pairs_of, work_by_pair
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.ring import visits
@@ -44,7 +43,7 @@ PLANS = {
     "wallfacer 64": make_plan("wallfacer", 64, team_size=4),
     "wallfacer 16, permuted": make_plan("wallfacer", 16, team_size=2, kv_order="permuted"),
     "tokenring 4": make_plan("tokenring", 4),
-    "team-ring 8, queries ride": make_plan("team-ring", 8, team_size=2, forward="q", backward="q"),
+    "team-ring 8, pass-q": make_plan("team-ring", 8, team_size=2, forward="q", backward="q"),
     "ring 5, both ways": make_plan("ring", 5, bidirectional=True),
     "ring 2, both ways": make_plan("ring", 2, bidirectional=True),
     "double-ring 8": make_plan("double-ring", 8),
@@ -72,7 +71,7 @@ def check_png(path, width, height):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved meanwhile."""
+    """Return the list of figures that the test saves."""
     figures = []
     for module in (grid, loss):
         save = module.save
@@ -83,7 +82,7 @@ def drawn(monkeypatch):
 
 
 def check_texts(figure):
-    """Every text is on the page, and none lies on another."""
+    """Check that every text is inside the figure, and that no two overlap."""
     from matplotlib.text import Text
 
     texts = {text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()}
@@ -110,55 +109,57 @@ def schedules_of(plan):
 
 
 @all_plans
-def test_the_square_is_covered_once_and_evenly(plan):
+def test_each_pair_is_computed_once_and_evenly(plan):
     size, heads = plan.grid.cp_size, plan.grid.head
-    who = who_computes(plan)
+    who = work_by_pair(plan)
     assert set(who) == set(product(range(size), repeat=2))
     for works in who.values():
-        # Once for each part of the heads, by ranks that share tokens.
+        # Once for each head slice, by ranks with the same tokens.
         assert tuple(sorted(work.rank for work in works)) == tuple(sorted(plan.grid.neighbours(works[0].rank, "head")))
-        # Zig-zag: half of a shard's 2 x 2 chunk squares are live, whichever two shards meet.
+        # Zig-zag: half of the 2 x 2 chunk pairs of two shards are unmasked.
         assert {work.area for work in works} == {2.0}
     everything = [work for works in who.values() for work in works]
     assert Counter(work.rank for work in everything) == dict.fromkeys(range(size), size * heads)
-    assert {work.visit for work in everything} == set(range(plan.grid.ring))
-    visits = Counter((work.rank, work.visit) for work in everything)
+    assert {work.ring_step for work in everything} == set(range(plan.grid.ring))
+    visits = Counter((work.rank, work.ring_step) for work in everything)
     assert set(visits.values()) == {size * heads // plan.grid.ring}
 
 
 @all_plans
-def test_the_visits_are_those_of_the_ring(plan):
-    """Whose block rank 0 has at a visit, told by the ring, is what stands in its cells of that number."""
+def test_ring_steps_are_those_of_the_ring(plan):
+    """The block of rank 0 at a ring step is that of its cells with this number."""
     if plan.kv_order != "native":
         return
     side = 1 if plan.forward == "kv" else 0
-    home = {"kv": "kv_team", "q": "team"}[plan.forward]
-    square = square_of(plan)
+    shared_axis = {"kv": "kv_team", "q": "team"}[plan.forward]
+    pairs = pairs_of(plan)
     for number, visit in enumerate(visits(plan.grid, 0, bidirectional=plan.bidirectional)):
         block = {
-            rank for member in plan.grid.neighbours(visit.origin, home) for rank in plan.grid.neighbours(member, "head")
+            rank
+            for member in plan.grid.neighbours(visit.origin, shared_axis)
+            for rank in plan.grid.neighbours(member, "head")
         }
         cells = {
-            pair[side] for pair, works in square.items() for work in works if (work.rank, work.visit) == (0, number)
+            pair[side] for pair, works in pairs.items() for work in works if (work.rank, work.ring_step) == (0, number)
         }
         assert cells == block
 
 
-def test_a_pair_that_is_computed_twice_is_not_drawn(monkeypatch):
-    from megatron_wallfacer.plots import shard_pairs as square
+def test_a_pair_that_is_computed_twice_is_an_error(monkeypatch):
+    from megatron_wallfacer.plots import shard_pairs
 
     plan = make_plan("ring", 3)
-    who = who_computes(plan)
+    who = work_by_pair(plan)
     who[0, 1].append(who[0, 1][0]._replace(rank=2))
-    monkeypatch.setattr(square, "who_computes", lambda _: who)
+    monkeypatch.setattr(shard_pairs, "work_by_pair", lambda _: who)
     with pytest.raises(ValueError, match=r"\(0, 1\) is computed by ranks"):
-        square_of(plan)
+        pairs_of(plan)
 
 
 @all_plans
 def test_rings_follow_the_hops(plan):
     schedules, grid = schedules_of(plan), plan.grid
-    axis = turning_axis(grid)
+    axis = step_axis(grid)
     found = rings(schedules, axis)
     assert sorted(rank for ring in found for rank in ring) == list(range(grid.cp_size))
     for ring in found:
@@ -167,30 +168,31 @@ def test_rings_follow_the_hops(plan):
         for rank, after in pairwise((*ring, ring[0]) if len(ring) > 1 else ring):
             assert (grid.coordinates(rank)[axis] + 1) % len(ring) == grid.coordinates(after)[axis]
     # On a ring of two both directions are one.
-    assert both_ways(schedules[0], axis) == (plan.bidirectional and len(found[0]) > 2)
+    assert is_bidirectional(schedules[0], axis) == (plan.bidirectional and len(found[0]) > 2)
 
 
 @all_plans
-def test_what_is_gathered_is_told(plan):
+def test_gathered_tensors_are_found(plan):
     schedule, grid = forward_schedule(plan, 0), plan.grid
     assert set(gathered(schedule, "team")) == (
         set() if grid.team == 1 else set("qkv") if plan.kv_order == "paper" else {"q"}
     )
     shares = grid.kv_team > 1 and plan.kv_order != "paper"
-    assert set(kv_partners(schedule)) == (set(grid.neighbours(0, "kv_team")) if shares else set())
+    assert set(kv_team_of(schedule)) == (set(grid.neighbours(0, "kv_team")) if shares else set())
     assert set(gathered(schedule, "kv_team")) == (set("kv") if shares else set())
 
 
 @all_plans
 def test_ranks_do_not_touch(plan):
-    places = place(plan.grid).places
-    assert all(dist(one, other) > 2 * NODE for one, other in combinations(places, 2))
+    positions = layout_of(plan.grid).positions
+    assert all(dist(one, other) > 2 * RADIUS for one, other in combinations(positions, 2))
 
 
-def test_only_the_published_scheme_jumps():
-    jumps = {name: permutation(forward_schedule(plan, 1)) for name, plan in PLANS.items() if plan.grid.cp_size > 1}
-    assert {name: jump is not None for name, jump in jumps.items()} == {
-        name: name.startswith("wallfacer") for name in jumps
+def test_only_the_papers_scheme_permutes():
+    several = {name: plan for name, plan in PLANS.items() if plan.grid.cp_size > 1}
+    targets = {name: permutation_target(forward_schedule(plan, 1)) for name, plan in several.items()}
+    assert {name: target is not None for name, target in targets.items()} == {
+        name: name.startswith("wallfacer") for name in targets
     }
 
 

@@ -1,4 +1,4 @@
-"""``wallfacer page``: what is written, and what a browser makes of it."""
+"""``wallfacer view``: the page, and its view in a browser."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def pairs(data: dict[str, Any], steps: list[dict[str, Any]]) -> Counter[tuple[in
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_live_pair_once_and_every_move(scheme: str, causal: bool) -> None:
+def test_every_unmasked_pair_once_and_every_transfer(scheme: str, causal: bool) -> None:
     plan = make_plan(scheme, 8, q_heads=32, kv_heads=8)
     data = page_data(plan, SHAPE, causal=causal)
-    live = {(q, k): plan.grid.head for q in range(16) for k in range(16) if not causal or q >= k}
+    unmasked = {(q, k): plan.grid.head for q in range(16) for k in range(16) if not causal or q >= k}
     for one, schedule_of in zip(data["passes"], (forward_schedule, backward_schedule), strict=True):
-        assert pairs(data, one["steps"]) == live
+        assert pairs(data, one["steps"]) == unmasked
         schedules = [schedule_of(plan, rank, causal=causal, groups=1) for rank in range(8)]
         sent = Counter(
             (s.rank, m.peer, move.axis, move.payload, m.chunks)
@@ -52,7 +52,7 @@ def test_every_live_pair_once_and_every_move(scheme: str, causal: bool) -> None:
         )
         shown: Counter[Any] = Counter()
         for step in one["steps"]:
-            for move in step["moves"]:
+            for move in step["transfers"]:
                 ends = move["ends"]
                 for i in range(0, len(ends), 3):
                     chunks = data["blocks"][ends[i + 2]]
@@ -62,7 +62,7 @@ def test_every_live_pair_once_and_every_move(scheme: str, causal: bool) -> None:
         assert one["steps"][-1]["sum"] == pytest.approx(received, abs=1e-3)
 
 
-def test_columns_follow_the_nearest_axis() -> None:
+def test_columns_follow_the_fastest_axis() -> None:
     assert columns(Grid(team=4, ring_outer=4), 8) == 4
     assert columns(Grid(ring_outer=16), 4) == 2
     assert columns(Grid(), 1) == 1
@@ -71,7 +71,7 @@ def test_columns_follow_the_nearest_axis() -> None:
 @pytest.mark.parametrize("scheme", ["ring", "team-ring", "all-gather"])
 def test_a_large_page_is_small_and_alone(tmp_path: Path, scheme: str) -> None:
     out = tmp_path / "grid.html"
-    assert main(["page", "--cp-size", "64", "--scheme", scheme, "--ranks-per-node", "8", "--out", str(out)]) == 0
+    assert main(["view", "--cp-size", "64", "--scheme", scheme, "--ranks-per-node", "8", "--out", str(out)]) == 0
     text = out.read_text(encoding="utf-8")
     assert len(text.encode()) < 2_000_000
     assert set(re.findall(r"https?://[^\s\"']+", text)) <= {"http://www.w3.org/2000/svg"}
@@ -91,7 +91,7 @@ def test_a_large_page_is_small_and_alone(tmp_path: Path, scheme: str) -> None:
     ],
 )
 def test_a_bad_value_is_one_line(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
-    assert main(["page", *flags.split()]) == 2
+    assert main(["view", *flags.split()]) == 2
     assert capsys.readouterr().err.startswith(f"wallfacer: error: {message}")
 
 
@@ -136,7 +136,7 @@ def test_in_a_browser(driver: Any, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     out = tmp_path / "grid.html"
-    assert main(["page", "--cp-size", "8", "--ranks-per-node", "4", "--out", str(out)]) == 0
+    assert main(["view", "--cp-size", "8", "--ranks-per-node", "4", "--out", str(out)]) == 0
     data = page_data(make_plan("auto", 8, q_heads=32, kv_heads=8), SHAPE)
     driver.get(out.as_uri())
     count = sum(len(one["steps"]) for one in data["passes"])
@@ -144,8 +144,8 @@ def test_in_a_browser(driver: Any, tmp_path: Path) -> None:
     for index in range(count):
         shown = driver.execute_script("return [...document.querySelectorAll('#messages tr')].length")
         step = [step for one in data["passes"] for step in one["steps"]][index]
-        assert shown == sum(len(move["ends"]) // 3 for move in step["moves"])
-        assert driver.find_element(By.ID, "says").text == step["says"]
+        assert shown == sum(len(move["ends"]) // 3 for move in step["transfers"])
+        assert driver.find_element(By.ID, "text").text == step["text"]
         if index == len(data["passes"][0]["steps"]) - 1 or index == count - 1:
             drawn = driver.execute_script(DRAWN)
             assert sorted((q, k) for q, k, _ in drawn) == [(q, k) for q in range(16) for k in range(q + 1)]

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_wallfacer.cli import config, run
 from megatron_wallfacer.cli.main import main
-from megatron_wallfacer.presets.check import Verdict
+from megatron_wallfacer.presets.check import CheckResult
 from megatron_wallfacer.presets.launch import Launch
 from megatron_wallfacer.presets.preset import load_preset
 
@@ -27,13 +27,13 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("wallfacer")])
-def test_a_command_works_as_it_is_typed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_documented_command_works(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where it would start to train or ask Megatron, which tests of their own do."""
     launched: list[Launch] = []
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(Launch, "replace_this_process", lambda launch: launched.append(launch))
     for command_module in (config, run):
-        monkeypatch.setattr(command_module, "check_presets", lambda *_: [Verdict("0.19.2", (), None, True, True)])
+        monkeypatch.setattr(command_module, "check_presets", lambda *_: [CheckResult("0.19.2", (), None, True, True)])
     words = shlex.split(command)[1:]
     assert main(words) == 0
     assert len(launched) == (words[0] == "run" and "--dry-run" not in words)

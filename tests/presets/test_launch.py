@@ -24,7 +24,7 @@ def preset_of(folder: Path, torchrun: str) -> Preset:
     return load_preset(folder / "p.yaml")
 
 
-def test_one_node_stands_alone(tmp_path: Path) -> None:
+def test_one_node_is_standalone(tmp_path: Path) -> None:
     launch = Launch.of(preset_of(tmp_path, "--nproc-per-node: 2"), Path("script.py"))
     expected = [
         *TORCHRUN,
@@ -71,7 +71,7 @@ def test_several_nodes_have_to_meet(tmp_path: Path) -> None:
 def test_which_script(tmp_path: Path) -> None:
     assert choose_script(None, None) == SCRIPT
     checkout, script = tmp_path / "pretrain_gpt.py", tmp_path / "other.py"
-    with pytest.raises(WallfacerError, match=r"pretrain_gpt\.py is not a file; give --script"):
+    with pytest.raises(WallfacerError, match=r"pretrain_gpt\.py: must be a file; use --script"):
         choose_script(None, tmp_path)
     checkout.touch()
     script.touch()

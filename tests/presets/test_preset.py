@@ -13,7 +13,7 @@ from megatron_wallfacer.shipped import CONFIGS
 
 @pytest.fixture
 def presets(tmp_path: Path) -> Path:
-    """base <- middle <- top, and other beside middle."""
+    """Return a folder with base <- middle <- top and other <- top."""
     files = {
         "below/base.yaml": "ENV_VARS:\n  A: 1\n  B: 1\nMODEL_ARGS:\n  --a: 1\n  --b: 1\n  --c: true\n  --d: 1\n",
         "below/middle.yaml": "extends: [base.yaml]\nMODEL_ARGS:\n  --b: [2, two]\n  --d: 2\n",
@@ -26,31 +26,31 @@ def presets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_later_files_win_and_each_word_knows_its_place(presets: Path) -> None:
+def test_later_files_win_and_each_entry_has_its_location(presets: Path) -> None:
     preset = load_preset(presets / "top.yaml")
     assert preset.argv == "--a 1 --b 2 two --d 3 --e 4".split()
     assert preset.environment == {"A": "1", "B": "3"}
     places = {"--a": "below/base.yaml:5", "--b": "below/middle.yaml:3", "--d": "other.yaml:4", "--e": "top.yaml:5"}
     places |= {"A": "below/base.yaml:2", "B": "other.yaml:2"}
-    assert {name: str(preset.origin(name)) for name in places} == {
+    assert {name: str(preset.location(name)) for name in places} == {
         name: f"{presets}/{place}" for name, place in places.items()
     }
-    assert preset.origin("--c") is None
+    assert preset.location("--c") is None
 
 
-def test_what_is_typed_beats_the_file(presets: Path) -> None:
+def test_typed_entries_override_the_file(presets: Path) -> None:
     words = "--a=9 --b=false --c --d -1 x --f=false --g false --nproc-per-node 3 --a 8".split()
     preset = load_preset(presets / "top.yaml", words, ["B=b=c", "C="])
     assert preset.argv == "--a 8 --c --d -1 x --e 4 --g false".split()
     assert preset.environment == {"A": "1", "B": "b=c", "C": ""}
     assert preset.ranks == 3
-    assert str(preset.origin("--d")) == str(preset.origin("B")) == "command line"
+    assert str(preset.location("--d")) == str(preset.location("B")) == "command line"
 
 
 @pytest.mark.parametrize(
     ("words", "variables", "message"),
     [
-        (["x", "--a"], [], "x: is no flag"),
+        (["x", "--a"], [], "x: must be a flag"),
         (["--nnodes"], [], "--nnodes: must have one value"),
         (["--nnodes=false"], [], "--nnodes: must have one value"),
         (["--nnodes", "0"], [], "command line: --nnodes 0: must be a positive whole number"),
@@ -84,5 +84,5 @@ def test_a_name_is_a_file_that_comes_with_the_plugin(tmp_path: Path, monkeypatch
     assert load_preset(Path("model/tiny")).path == CONFIGS / "model" / "tiny.yaml"
     Path("tiny-cpu").write_text("MODEL_ARGS: {--seed: 3}\n")
     assert load_preset(Path("tiny-cpu")).argv == ["--seed", "3"]
-    with pytest.raises(WallfacerError, match=r"^tiny: is neither a file nor a preset; presets are llama3-8b-128k, ll"):
+    with pytest.raises(WallfacerError, match=r"^tiny: must be a file or one of the presets llama3-8b-128k, ll"):
         load_preset(Path("tiny"))

@@ -1,4 +1,4 @@
-"""Ranks that share a GPU: over NCCL where the loaded one can, else through host memory."""
+"""Ranks that share a GPU: over a new enough NCCL, else through host memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from megatron_wallfacer.cli import demo, run
+from megatron_wallfacer.cli import run
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.engine import loaded_nccl
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.presets import shared_gpus as sharing
-from megatron_wallfacer.presets.check import Verdict
-from megatron_wallfacer.presets.shared_gpus import Gpus, Sharing, gpus_of_host, share_gpus, sharing_here
+from megatron_wallfacer.presets import shared_gpus
+from megatron_wallfacer.presets.check import CheckResult
+from megatron_wallfacer.presets.shared_gpus import GpuSharing, NodeGpus, gpus_of_node, share_gpus, sharing_on_this_node
+from megatron_wallfacer.training_runs import local_run
 
 ON = ["--wallfacer-cp-size", "4"]
 NEW, OLD = (2, 30, 7), (2, 29, 9)
@@ -28,15 +29,15 @@ STAGED = ("--distributed-backend", "gloo", "--wallfacer-transfers", "staged")
 
 @pytest.mark.parametrize(("gpus", "ranks"), [(0, 8), (4, 4), (8, 4), (1, 1)])
 def test_nothing_is_shared_without_need(gpus: int, ranks: int) -> None:
-    assert share_gpus(Gpus(gpus, NEW), ranks, ON) == Sharing()
+    assert share_gpus(NodeGpus(gpus, NEW), ranks, ON) == GpuSharing()
 
 
 @pytest.mark.parametrize(
     ("gpus", "ranks", "ctas", "who"),
     [(1, 4, "8", "4 ranks share 1 GPU"), (3, 8, "10", "8 ranks share 3 GPUs"), (1, 64, "1", "64 ranks share 1 GPU")],
 )
-def test_a_new_nccl_is_told_and_limited(gpus: int, ranks: int, ctas: str, who: str) -> None:
-    assert share_gpus(Gpus(gpus, NEW), ranks, ON) == Sharing(
+def test_a_new_nccl_is_enabled_and_limited(gpus: int, ranks: int, ctas: str, who: str) -> None:
+    assert share_gpus(NodeGpus(gpus, NEW), ranks, ON) == GpuSharing(
         {"NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_MAX_CTAS": ctas},
         (),
         f"{who} over NCCL 2.30.7 (NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_MAX_CTAS={ctas}): for debugging, not for speed",
@@ -45,55 +46,55 @@ def test_a_new_nccl_is_told_and_limited(gpus: int, ranks: int, ctas: str, who: s
 
 @pytest.mark.parametrize(("nccl", "name"), [(OLD, "NCCL 2.29.9"), ((2, 4, 8), "NCCL 2.4.8"), (None, "no NCCL")])
 def test_else_messages_go_through_host_memory(nccl: tuple[int, ...] | None, name: str) -> None:
-    assert share_gpus(Gpus(1, nccl), 4, ON) == Sharing(
+    assert share_gpus(NodeGpus(1, nccl), 4, ON) == GpuSharing(
         {},
         STAGED,
-        f"4 ranks share 1 GPU, {name} here, 2.30 or newer is needed to share one: messages go through host memory "
+        f"4 ranks share 1 GPU, {name} is installed, sharing needs 2.30 or newer: messages go through host memory "
         "(--distributed-backend gloo --wallfacer-transfers staged)",
     )
 
 
 def test_backend_and_transfers_stay_as_typed() -> None:
     for nccl in (OLD, NEW):
-        assert share_gpus(Gpus(1, nccl), 4, [*ON, *STAGED]) == Sharing()
-        assert share_gpus(Gpus(1, nccl), 4, [*ON, "--wallfacer-transfers=staged"]) == Sharing()
+        assert share_gpus(NodeGpus(1, nccl), 4, [*ON, *STAGED]) == GpuSharing()
+        assert share_gpus(NodeGpus(1, nccl), 4, [*ON, "--wallfacer-transfers=staged"]) == GpuSharing()
     nccl = [*ON, "--distributed-backend", "nccl"]
-    assert share_gpus(Gpus(1, NEW), 4, nccl).environment["NCCL_MULTI_RANK_GPU_ENABLE"] == "1"
-    old = share_gpus(Gpus(1, OLD), 4, nccl)
+    assert share_gpus(NodeGpus(1, NEW), 4, nccl).environment["NCCL_MULTI_RANK_GPU_ENABLE"] == "1"
+    old = share_gpus(NodeGpus(1, OLD), 4, nccl)
     assert old.flags == ()
-    assert old.line.endswith("NCCL will refuse")
+    assert old.line.endswith("NCCL will stop with an error")
 
 
 def test_only_ranks_of_the_plugin_share_and_variables_stay_as_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "gpus_of_host", lambda environment: Gpus(1, NEW))
-    assert sharing_here(4, ["--lr", "1"], {}) == Sharing()
-    assert sharing_here(1, ON, {}) == Sharing()
-    assert sharing_here(4, ["--wallfacer-cp-size=4"], {"NCCL_MAX_CTAS": "2"}).environment == {
+    monkeypatch.setattr(shared_gpus, "gpus_of_node", lambda environment: NodeGpus(1, NEW))
+    assert sharing_on_this_node(4, ["--lr", "1"], {}) == GpuSharing()
+    assert sharing_on_this_node(1, ON, {}) == GpuSharing()
+    assert sharing_on_this_node(4, ["--wallfacer-cp-size=4"], {"NCCL_MAX_CTAS": "2"}).environment == {
         "NCCL_MULTI_RANK_GPU_ENABLE": "1"
     }
 
 
-# --- the machine ---
+# --- the node ---
 
 
-def test_a_machine_without_gpus_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gpus_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *words, **options: pytest.fail("asked"))
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(()))
-    assert gpus_of_host({}) == Gpus()
+    assert gpus_of_node({}) == NodeGpus()
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter([Path("/dev/nvidia3")]))
-    assert gpus_of_host({"CUDA_VISIBLE_DEVICES": ""}) == Gpus()
+    assert gpus_of_node({"CUDA_VISIBLE_DEVICES": ""}) == NodeGpus()
 
 
 @pytest.mark.parametrize(
     ("answer", "code", "found"),
     [
-        ('a warning\n{"gpus": 1, "nccl": [2, 30, 7]}', 0, Gpus(1, NEW)),
-        ('{"gpus": 2, "nccl": null}', 0, Gpus(2)),
-        ("", 1, Gpus()),
+        ('a warning\n{"gpus": 1, "nccl": [2, 30, 7]}', 0, NodeGpus(1, NEW)),
+        ('{"gpus": 2, "nccl": null}', 0, NodeGpus(2)),
+        ("", 1, NodeGpus()),
     ],
 )
-def test_a_machine_with_gpus_is_asked_with_the_ranks_environment(
-    monkeypatch: pytest.MonkeyPatch, answer: str, code: int, found: Gpus
+def test_the_process_has_the_environment_of_the_ranks(
+    monkeypatch: pytest.MonkeyPatch, answer: str, code: int, found: NodeGpus
 ) -> None:
     asked = []
 
@@ -103,7 +104,7 @@ def test_a_machine_with_gpus_is_asked_with_the_ranks_environment(
 
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter([Path("/dev/nvidia0")]))
     monkeypatch.setattr(subprocess, "run", run)
-    assert gpus_of_host({"LD_PRELOAD": "libnccl.so.2"}) == found
+    assert gpus_of_node({"LD_PRELOAD": "libnccl.so.2"}) == found
     assert asked == [(["-m", "megatron_wallfacer.engine.loaded_nccl"], {"LD_PRELOAD": "libnccl.so.2"})]
 
 
@@ -127,7 +128,7 @@ class Library:
     ("preloaded", "mapped", "version"),
     [(None, 22903, (2, 29, 3)), (23007, 22903, (2, 30, 7)), (None, None, (2, 27, 5))],
 )
-def test_the_loaded_library_is_asked_and_not_torchs_build(
+def test_the_loaded_library_counts_and_not_torchs_build(
     monkeypatch: pytest.MonkeyPatch, preloaded: int | None, mapped: int | None, version: tuple[int, ...]
 ) -> None:
     import torch
@@ -164,12 +165,12 @@ def _installed(name: str) -> bool:
 
 @pytest.mark.parametrize("nccl", [NEW, OLD])
 def test_run_shares(nccl: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sharing, "gpus_of_host", lambda environment: Gpus(1, nccl))
-    monkeypatch.setattr(run, "check_presets", lambda *_: [Verdict("0.19.2", (), None, True, True)])
+    monkeypatch.setattr(shared_gpus, "gpus_of_node", lambda environment: NodeGpus(1, nccl))
+    monkeypatch.setattr(run, "check_presets", lambda *_: [CheckResult("0.19.2", (), None, True, True)])
     assert main(["run", "tiny-cpu", "--script", __file__, "--dry-run", "--json"]) == 0
     shown = capsys.readouterr()
     launch = json.loads(shown.out)
-    wanted = share_gpus(Gpus(1, nccl), 2, ON)
+    wanted = share_gpus(NodeGpus(1, nccl), 2, ON)
     assert wanted.line
     assert wanted.environment.items() <= launch["environment"].items()
     assert tuple(launch["command"][-4:]) == STAGED or not wanted.flags
@@ -184,19 +185,19 @@ def test_demo_shares(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         started.append((command, options["env"]))
         raise WallfacerError("enough")
 
-    monkeypatch.setattr(sharing, "gpus_of_host", lambda environment: Gpus(1, NEW))
-    monkeypatch.setattr(demo.subprocess, "Popen", start)
+    monkeypatch.setattr(shared_gpus, "gpus_of_node", lambda environment: NodeGpus(1, NEW))
+    monkeypatch.setattr(local_run.subprocess, "Popen", start)
     monkeypatch.delenv("NCCL_MAX_CTAS", raising=False)
     for ranks in (1, 4):
         with pytest.raises(WallfacerError, match="enough"):
-            demo.train(Path("script.py"), ranks, ON, tmp_path / "log", lambda iteration: None)
+            local_run.train(Path("script.py"), ranks, ON, tmp_path / "log", lambda iteration: None)
     (_, alone), (command, environment) = started
     assert "NCCL_MAX_CTAS" not in alone
     assert environment["NCCL_MAX_CTAS"] == "8"
     assert tuple(command[-2:]) == tuple(ON)
     assert capsys.readouterr().err.count("wallfacer: 4 ranks share 1 GPU over NCCL 2.30.7") == 1
-    monkeypatch.setattr(sharing, "gpus_of_host", lambda environment: Gpus(1, OLD))
+    monkeypatch.setattr(shared_gpus, "gpus_of_node", lambda environment: NodeGpus(1, OLD))
     with pytest.raises(WallfacerError, match="enough"):
-        demo.train(Path("script.py"), 4, ON, tmp_path / "log", lambda iteration: None)
+        local_run.train(Path("script.py"), 4, ON, tmp_path / "log", lambda iteration: None)
     assert tuple(started[-1][0][-4:]) == STAGED
     assert os.environ.get("NCCL_MAX_CTAS") is None

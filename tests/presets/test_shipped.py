@@ -1,4 +1,4 @@
-"""Every preset of this repository, asked of Megatron's own parser: the installed one, and those of MEGATRON_PATHS."""
+"""Every preset of this repository under Megatron's own parser: the installed one, and those of MEGATRON_PATHS."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.presets.check import Verdict, check_presets
-from megatron_wallfacer.presets.entry import COMMAND_LINE, Setting
+from megatron_wallfacer.presets.check import CheckResult, check_presets
+from megatron_wallfacer.presets.entry import COMMAND_LINE, PresetEntry
 from megatron_wallfacer.presets.preset import Preset, load_preset
 from megatron_wallfacer.presets.torchrun import FLAGS
 
@@ -39,10 +39,10 @@ def combined(folder: Path, *parts: str) -> Path:
 
 
 def with_flags(preset: Preset, *names: str) -> Preset:
-    return replace(preset, model={name: Setting(name, ("1",), COMMAND_LINE) for name in names})
+    return replace(preset, model={name: PresetEntry(name, ("1",), COMMAND_LINE) for name in names})
 
 
-def said(files: Sequence[Path], verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
+def said(files: Sequence[Path], verdicts: Sequence[CheckResult]) -> dict[str, list[str]]:
     return {
         file.name: [str(problem) for problem in verdict.problems] for file, verdict in zip(files, verdicts, strict=True)
     }
@@ -92,7 +92,7 @@ def test_megatron_validates_the_recipes_for_gpus() -> None:
     assert lines == ["paper-7b-64k 1 32 1000", "llama3-8b-128k 1 8 1000", "llama3-8b-1m 1 8 1000"]
 
 
-def test_what_cannot_be_used_is_named_with_its_place(tmp_path: Path) -> None:
+def test_wrong_entries_are_named_with_their_location(tmp_path: Path) -> None:
     """In one process, since it takes seconds to start: each command line with the one line that answers it."""
     base = CONFIGS / "tiny-cpu.yaml"
     gpu = "CUDA_VISIBLE_DEVICES=0"

@@ -152,7 +152,7 @@ def test_a_mistake_is_one_line(variables: dict[str, str], message: str) -> None:
     ("words", "message"),
     [
         (["--save", "/here"], "command line: --save: on Slurm, set the variable CHECKPOINT_DIR instead"),
-        (["7"], "7: is no flag"),
+        (["7"], "7: must be a flag"),
         (["--nproc-per-node", "x"], "command line: --nproc-per-node x: must be a positive whole number"),
     ],
 )

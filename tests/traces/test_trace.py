@@ -1,4 +1,4 @@
-"""``wallfacer trace``: files of ranks become one trace, one picture and one table, or one line says why not."""
+"""``wallfacer trace``: one trace, one plot and one table of the files of all ranks, or one line with the error."""
 
 from __future__ import annotations
 
@@ -6,57 +6,23 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import pytest
-from matplotlib.colors import to_rgba
 
 from megatron_wallfacer.cli.main import main
-from megatron_wallfacer.engine.origin import Origin
-from megatron_wallfacer.engine.timeline import ROWS, Event, trace_events, write_trace
+from megatron_wallfacer.engine.timeline import ROWS
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.plots import timeline as picture
 from megatron_wallfacer.traces.clocks import on_one_clock
-from megatron_wallfacer.traces.timelines import RankLine, ranks_named, read_lines
+from megatron_wallfacer.traces.timelines import parse_ranks, read_timelines
 from tests.engine.test_timeline import check_trace
-from tests.plots.test_plots import check_png, check_texts
-
-RANKS, RING, TEAM = 4, "ring_outer inputs", "team results"
-
-
-def events(rank: int, start: float = 1000.0) -> tuple[Event, ...]:
-    """Two forward passes of 1 s and a backward of 2 s, a second apart; rank r waits r * 0.1 s in each."""
-    found: list[Event] = []
-    for number, (name, seconds) in enumerate((("forward", 1.0), ("forward", 1.0), ("backward", 2.0))):
-        begin, wait = start + 2 * number, 0.1 * rank
-        end = begin + seconds
-        found += [
-            Event("copy", "Load", begin, begin + 0.1),
-            Event("compute", "own.q x own.kv", begin + 0.1, end - wait),
-            Event(RING, "block", begin + 0.05, end),
-            Event("wait", "block", end - wait, end),
-            Event("pass", name, begin, end),
-        ]
-    # Between passes, where other layers run: no pass has it.
-    return (*found, Event(TEAM, "part", start + 1.2, start + 1.8))
-
-
-def line(rank: int, host: str = "node", wall_s: float = 0.0, **changes: float) -> RankLine:
-    return RankLine(rank, events(rank, **changes), Origin(rank, RANKS, "a run", "cpu", host, wall_s))
-
-
-def write(folder: Path, lines: list[RankLine]) -> Path:
-    for one in lines:
-        about = one.origin and one.origin.as_dict()
-        write_trace(trace_events(one.rank, one.events, ROWS), folder / f"rank-{one.rank}.json", about)
-    return folder
+from tests.traces.recorded import RANKS, RING, TEAM, events, rank_timeline, write_run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of four ranks on one host."""
-    return write(tmp_path / "run", [line(rank) for rank in range(RANKS)])
+    return write_run(tmp_path / "run", [rank_timeline(rank) for rank in range(RANKS)])
 
 
 Told = Callable[..., dict]
@@ -76,32 +42,32 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
 # --- what comes out ---
 
 
-def test_the_table_says_what_each_rank_did(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_the_times_of_each_rank(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", str(run)]) == 0
     heading, *rows = capsys.readouterr().out.splitlines()
     assert heading.split() == "rank passes attention s computing s exposed s exposed".split()
     assert rows[0].split() == "0 3 4.0000 3.7000 0.0000 0.0%".split()
     assert rows[3].split() == "3 3 4.0000 2.8000 0.9000 22.5%".split()
     assert rows[4].startswith("slowest: rank ")
-    assert rows[5] == "waits least, so that others wait for it: rank 0, 0.0000 s exposed"
-    assert rows[6] == "clocks: one host, one clock"
+    assert rows[5] == "least exposed: rank 0, 0.0000 s; the other ranks wait for it"
+    assert rows[6] == "clocks: one node, one clock"
     assert rows[7] == f"written: {run}/timeline.json (open it in ui.perfetto.dev), {run}/timeline.png"
 
 
 def test_the_slowest_rank_is_named(tmp_path: Path, told: Told) -> None:
-    late = line(2)
+    late = rank_timeline(2)
     last = late.events[-2]
     assert last.row == "pass"
     late = replace(late, events=(*late.events[:-2], replace(last, end=last.end + 1.0), late.events[-1]))
-    found = told(write(tmp_path, [late if rank == 2 else line(rank) for rank in range(RANKS)]))
-    assert (found["slowest"], found["waits_least"]) == (2, 0)
+    found = told(write_run(tmp_path, [late if rank == 2 else rank_timeline(rank) for rank in range(RANKS)]))
+    assert (found["slowest"], found["least_exposed"]) == (2, 0)
     assert found["ranks"][2]["attention_s"] == pytest.approx(5.0)
 
 
 def test_one_file_has_every_rank(run: Path, told: Told, tmp_path: Path) -> None:
     found = told(run, "--out", tmp_path / "made" / "here")
     trace = json.loads(Path(found["files"][0]).read_text())
-    assert trace["otherData"]["clocks"] == "one host, one clock"
+    assert trace["otherData"]["clocks"] == "one node, one clock"
     assert {event["pid"] for event in trace["traceEvents"]} == set(range(RANKS))
     for rank in range(RANKS):
         mine = [event for event in trace["traceEvents"] if event["pid"] == rank]
@@ -112,7 +78,7 @@ def test_one_file_has_every_rank(run: Path, told: Told, tmp_path: Path) -> None:
     assert len(begun) == len(set(begun))
     assert min(event["ts"] for event in trace["traceEvents"] if "ts" in event) == 0
     # It can be read again.
-    again = read_lines(Path(found["files"][0]))
+    again = read_timelines(Path(found["files"][0]))
     assert [one.rank for one in again] == list(range(RANKS))
     assert [sum(event.row == row for event in again[3].events) for row in (*ROWS, RING, TEAM)] == [3, 3, 3, 3, 3, 1]
 
@@ -140,13 +106,13 @@ def test_some_ranks(run: Path, told: Told) -> None:
 
 @pytest.mark.parametrize(("text", "ranks"), [("0", {0}), ("0-3", {0, 1, 2, 3}), ("0,2, 4-5", {0, 2, 4, 5})])
 def test_ranks_are_named(text: str, ranks: set[int]) -> None:
-    assert ranks_named(text) == ranks
+    assert parse_ranks(text) == ranks
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-1", "0-", "-1", "0;1"])
 def test_ranks_that_are_not_written_so(text: str) -> None:
     with pytest.raises(OptionError, match="must be ranks such as 0-7"):
-        ranks_named(text)
+        parse_ranks(text)
 
 
 def test_planned_traces_are_read_too(tmp_path: Path, told: Told, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,48 +130,49 @@ def test_planned_traces_are_read_too(tmp_path: Path, told: Told, capsys: pytest.
 # --- clocks ---
 
 
-def test_ranks_of_a_host_are_not_moved_against_each_other() -> None:
+def test_ranks_of_one_node_keep_their_distances() -> None:
     """Their offsets differ by how long it took to read two clocks."""
-    lines, told = on_one_clock([line(0, wall_s=5.0), line(1, wall_s=5.0 + 1e-4)])
-    assert [one.events[0].start for one in lines] == [0.0, 0.0]
-    assert told == "one host, one clock"
+    timelines, told = on_one_clock([rank_timeline(0, wall_s=5.0), rank_timeline(1, wall_s=5.0 + 1e-4)])
+    assert [one.events[0].start for one in timelines] == [0.0, 0.0]
+    assert told == "one node, one clock"
 
 
-def test_hosts_are_put_together_by_their_wall_clocks() -> None:
-    """The same moment, told by machines that started at different times."""
-    lines, told = on_one_clock(
+def test_nodes_are_aligned_by_their_wall_clocks() -> None:
+    """The same moment on nodes that started at different times."""
+    timelines, told = on_one_clock(
         [
-            line(0, "a", wall_s=500.0),
-            line(1, "b", wall_s=1400.25, start=100.0),
-            line(2, "b", wall_s=1400.3, start=100.5),
+            rank_timeline(0, "a", wall_s=500.0),
+            rank_timeline(1, "b", wall_s=1400.25, start=100.0),
+            rank_timeline(2, "b", wall_s=1400.3, start=100.5),
         ]
     )
-    assert [one.events[0].start for one in lines] == pytest.approx([0.0, 0.25, 0.75])
-    assert told.startswith("2 hosts, put together by their wall clocks, which NTP keeps within milliseconds")
+    assert [one.events[0].start for one in timelines] == pytest.approx([0.0, 0.25, 0.75])
+    assert told.startswith("2 nodes, aligned by their wall clocks, which NTP keeps within milliseconds")
     assert "wrong" not in told
 
 
 def test_a_wall_clock_that_is_wrong_is_noticed() -> None:
-    _, told = on_one_clock([line(0, "a"), line(1, "b", wall_s=3600.0)])
-    assert told.endswith("even so b did nothing while a did: its wall clock is wrong")
+    _, told = on_one_clock([rank_timeline(0, "a"), rank_timeline(1, "b", wall_s=3600.0)])
+    assert told.endswith("b and a are never busy together: a wall clock is wrong")
 
 
-def test_files_that_do_not_name_their_host_are_said_to(tmp_path: Path, told: Told) -> None:
+def test_files_without_a_host_name_are_noted(tmp_path: Path, told: Told) -> None:
     """As the benchmarks write them."""
-    found = told(write(tmp_path, [replace(line(rank), origin=None) for rank in range(2)]))
-    assert found["clocks"] == "taken as one clock: the time lines do not say which host they are from"
+    found = told(write_run(tmp_path, [replace(rank_timeline(rank), origin=None) for rank in range(2)]))
+    assert found["clocks"] == "treated as one clock: the files do not name their nodes"
 
 
-def test_hosts_stand_in_the_table_where_there_are_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["trace", str(write(tmp_path, [line(rank, f"node-{rank // 2}") for rank in range(RANKS)]))]) == 0
+def test_the_table_has_hosts_where_there_are_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path, [rank_timeline(rank, f"node-{rank // 2}") for rank in range(RANKS)])
+    assert main(["trace", str(run)]) == 0
     assert capsys.readouterr().out.splitlines()[4].split()[:3] == ["3", "node-1", "3"]
 
 
-def test_times_of_a_host_that_only_launches_are_said_to_be(tmp_path: Path, told: Told) -> None:
-    lines = [line(rank) for rank in range(RANKS)]
-    cuda = [replace(one, origin=replace(one.origin, device="cuda")) for one in lines]
-    assert told(write(tmp_path, cuda))["times"].startswith("of the host, which on CUDA launches and goes on")
-    assert "times" not in told(write(tmp_path, lines))
+def test_times_of_a_host_that_only_launches_are_noted(tmp_path: Path, told: Told) -> None:
+    timelines = [rank_timeline(rank) for rank in range(RANKS)]
+    cuda = [replace(one, origin=replace(one.origin, device="cuda")) for one in timelines]
+    assert told(write_run(tmp_path, cuda))["times"].startswith("of the host, which launches CUDA work and continues")
+    assert "times" not in told(write_run(tmp_path, timelines))
 
 
 # --- what cannot be read ---
@@ -224,12 +191,12 @@ def foreign(run: Path) -> None:
 
 
 def other_run(run: Path) -> None:
-    other = line(2)
-    write(run, [replace(other, origin=replace(other.origin, run="another"))])
+    other = rank_timeline(2)
+    write_run(run, [replace(other, origin=replace(other.origin, run="another"))])
 
 
 def older_form(run: Path) -> None:
-    write(run, [replace(line(2), origin=None)])
+    write_run(run, [replace(rank_timeline(2), origin=None)])
 
 
 def no_origin(run: Path) -> None:
@@ -243,8 +210,8 @@ def other_rank(run: Path) -> None:
 
 
 def without_passes(run: Path) -> None:
-    one = line(2)
-    write(run, [replace(one, events=tuple(event for event in one.events if event.row != "pass"))])
+    one = rank_timeline(2)
+    write_run(run, [replace(one, events=tuple(event for event in one.events if event.row != "pass"))])
 
 
 def missing(run: Path) -> None:
@@ -257,30 +224,33 @@ def empty(run: Path) -> None:
     run.mkdir()
 
 
-SPOILT = {
+DAMAGES = {
     broken: "rank-2.json:1: cannot be read as JSON: ",
-    no_trace: "rank-2.json:1: is not a trace: it has no list traceEvents",
-    foreign: "rank-2.json:1: is not a time line of this program: KeyError",
-    other_run: "rank-2.json is of another run than rank-0.json; remove the older one",
-    older_form: "rank-2.json is of another run than rank-0.json; remove the older one",
-    no_origin: "rank-2.json:1: what it says of its origin cannot be read: KeyError('host')",
-    other_rank: "rank-2.json:1: is the time line of rank 1, not of rank 2",
-    without_passes: "no pass of attention in the time line of rank 2",
-    missing: "ranks 1, 3 missing; copy what other hosts wrote here, or name with --ranks those that are there: ranks 0",
-    empty: "no rank-R.json in it; training writes them with --wallfacer-timeline DIR",
+    no_trace: "rank-2.json:1: must be a trace with a list traceEvents",
+    foreign: "rank-2.json:1: is not an event of --wallfacer-timeline: KeyError",
+    other_run: "rank-2.json and rank-0.json belong to two runs; remove the older file",
+    older_form: "rank-2.json and rank-0.json belong to two runs; remove the older file",
+    no_origin: "rank-2.json:1: run, node or clock cannot be read: KeyError('host')",
+    other_rank: "rank-2.json:1: must contain rank 2 only, contains rank 1",
+    without_passes: "contains no attention pass of rank 2",
+    missing: (
+        "ranks 1, 3 missing; copy the files of the other nodes into this folder, or list with --ranks only ranks "
+        "that are present: ranks 0, 2"
+    ),
+    empty: "contains no rank-R.json; training writes these files with --wallfacer-timeline DIR",
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_what_cannot_be_read_is_one_line(
-    run: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
+    run: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
 ) -> None:
-    spoil(run)
-    check_refused(capsys, [str(run)], SPOILT[spoil])
+    damage(run)
+    check_error(capsys, [str(run)], DAMAGES[damage])
     assert not (run / "timeline.json").exists()
 
 
-def check_refused(capsys: pytest.CaptureFixture[str], words: list[str], why: str) -> None:
+def check_error(capsys: pytest.CaptureFixture[str], words: list[str], why: str) -> None:
     assert main(["trace", *words]) == 2
     told = capsys.readouterr().err
     assert told.startswith("wallfacer: error: ")
@@ -288,54 +258,19 @@ def check_refused(capsys: pytest.CaptureFixture[str], words: list[str], why: str
     assert told.count("\n") == 1
 
 
-def test_what_was_asked_for_and_is_not_there(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check_refused(capsys, [str(tmp_path / "nowhere")], "nowhere: there is no such folder, nor such a file")
-    check_refused(capsys, [str(run), "--ranks", "2-5"], "ranks 4, 5 missing")
-    one = write(tmp_path / "one", [replace(line(0), events=line(0).events[:5])])
-    check_refused(
-        capsys, [str(one), "--pass", "backward", "--ranks", "0"], "no backward pass in the time line of rank 0"
-    )
+def test_missing_input_is_an_error(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_error(capsys, [str(tmp_path / "nowhere")], "nowhere: must be an existing folder or file")
+    check_error(capsys, [str(run), "--ranks", "2-5"], "ranks 4, 5 missing")
+    one = write_run(tmp_path / "one", [replace(rank_timeline(0), events=rank_timeline(0).events[:5])])
+    check_error(capsys, [str(one), "--pass", "backward", "--ranks", "0"], "contains no backward pass of rank 0")
 
 
 def test_what_is_read_is_not_written_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", str(run)]) == 0
-    check_refused(capsys, [str(run / "timeline.json")], "which would be written over")
+    check_error(capsys, [str(run / "timeline.json")], "which would be overwritten")
 
 
-# --- the picture ---
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
-    """The figures that were saved meanwhile."""
-    figures, save = [], picture.save
-    monkeypatch.setattr(picture, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
-    return figures
-
-
-@pytest.mark.parametrize("ranks", [1, 4, 33, 80])
-def test_ranks_are_drawn(tmp_path: Path, drawn: list, ranks: int) -> None:
-    path = tmp_path / "made" / "line.png"
-    picture.draw_trace([RankLine(rank, events(rank % 4, 0.0)) for rank in range(ranks)], path, "attention of a run")
-    width, height = drawn[0].get_size_inches()
-    check_png(path, round(150 * width), int(150 * height))
-    check_texts(drawn[0])
-    said = drawn[0].texts[0].get_text()
-    assert said == "attention of a run" + ("; 64 of 80 ranks, --ranks chooses others" if ranks == 80 else "")
-
-
-def test_exposed_time_has_its_own_colour_and_the_longest_wait_a_panel(tmp_path: Path, drawn: list) -> None:
-    picture.draw_trace([RankLine(rank, events(rank, 0.0)) for rank in range(RANKS)], tmp_path / "line.png", "a run")
-    both, zoomed = drawn[0].axes
-    assert zoomed.get_title(loc="left") == "the forward pass in which a rank waited longest: rank 3"
-    assert zoomed.get_xlim()[1] == pytest.approx(1060)
-    exposed = to_rgba(picture.DOES["wait"])
-    marked = [boxes for boxes in both.collections if tuple(boxes.get_facecolor()[0]) == exposed]
-    widths = [path.get_extents().width for boxes in marked for path in boxes.get_paths()]
-    assert sorted(widths) == pytest.approx(sorted(100.0 * rank for rank, _ in product(range(RANKS), range(3))))
-
-
-def test_a_picture_may_be_svg(run: Path, told: Told) -> None:
+def test_the_plot_may_be_svg(run: Path, told: Told) -> None:
     path = Path(told(run, "--picture", "svg")["files"][1])
     assert path.name == "timeline.svg"
     assert "<svg" in path.read_text()[:2000]

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.cli import demo
+from megatron_wallfacer.cli.demo import compare_losses
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.schedule.schemes import make_plan
-from megatron_wallfacer.training_runs.demo import runs_of
+from megatron_wallfacer.training_runs.demo import HEADS, KV_HEADS, demo_runs
 from megatron_wallfacer.training_runs.loss_comparison import EXACT, WHOLE, compare
 
 SPLIT = "4 ranks, ring"
 
 
 def flags(gpus: int) -> dict[str, tuple[str, ...]]:
-    return {run.name: run.flags for run in runs_of(4, "auto", "ring", gpus)}
+    return {run.name: run.flags for run in demo_runs(4, "auto", "ring", gpus)}
 
 
 def test_a_cpu_trains_twice_in_fp32() -> None:
@@ -38,9 +38,9 @@ def test_gpus_train_in_bf16_beside_one_rank_in_fp32() -> None:
 
 @pytest.mark.parametrize(("last", "code"), [(3.0019, True), (3.0021, False)])
 def test_a_split_run_may_be_twice_as_far_from_fp32(tmp_path: Path, last: float, code: bool) -> None:
-    plan = make_plan("ring", 4, q_heads=demo.HEADS, kv_heads=demo.KV_HEADS)
+    plan = make_plan("ring", 4, q_heads=HEADS, kv_heads=KV_HEADS)
     losses = {EXACT: [4.0, 3.0], WHOLE: [4.0, 3.001], SPLIT: [4.0, last]}
-    result = demo.Demo(tmp_path, 4)._compare(plan, losses)
+    result = compare_losses(plan, losses, tmp_path)
     assert result.agree is code
     assert result.allowed == pytest.approx(2 * 0.001 / 3)
     assert result.losses == losses
@@ -53,5 +53,5 @@ def test_fp32_agrees_to_the_tolerance() -> None:
 
 
 def test_runs_that_cannot_be_compared() -> None:
-    with pytest.raises(WallfacerError, match="must be as many numbers of each run"):
+    with pytest.raises(WallfacerError, match="must be equally many numbers for each run"):
         compare([4.0], [4.0], {"a": [4.0, 3.0]})

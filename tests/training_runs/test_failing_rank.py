@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.cli.demo import train
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.training_runs.failing_rank import LAST, failure_text, first_failure
+from megatron_wallfacer.training_runs.local_run import train
 from megatron_wallfacer.training_runs.training_log import Iteration
 
 #: Rank 0 reports an iteration and waits; rank 1 raises when it has seen the report in the log.

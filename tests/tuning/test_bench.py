@@ -1,4 +1,4 @@
-"""``wallfacer bench``: its figures, its refusals, and one run on CPU ranks."""
+"""``wallfacer bench``: its results, its errors, and one run on CPU ranks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape
-from megatron_wallfacer.tuning.attention_times import Setting, Time, _apart
-from megatron_wallfacer.tuning.scheme_times import as_csv, rows
+from megatron_wallfacer.tuning.attention_times import AttentionWorkload, PassTimes, _difference
+from megatron_wallfacer.tuning.scheme_times import as_csv, scheme_times
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,11 +41,14 @@ def test_on_two_ranks() -> None:
     assert gathered["fastest_ms"] <= gathered["median_ms"] <= gathered["slowest_ms"]
 
 
-def test_figures() -> None:
+def test_results() -> None:
     plans = [make_plan(scheme, 4) for scheme in ("ring", "team-ring")]
-    times = [[Time(1, 2), Time(1, 1), Time(2, 3)], [Time(1, 5), Time(2, 4), Time(3, 3)]]
-    setting = Setting(Shape(8, 2, 1, 4), torch.float32, torch.device("cpu"))
-    first, second = rows(("ring", "team-ring"), plans, times, (0.0, 1.0), setting)
+    times = [
+        [PassTimes(1, 2), PassTimes(1, 1), PassTimes(2, 3)],
+        [PassTimes(1, 5), PassTimes(2, 4), PassTimes(3, 3)],
+    ]
+    workload = AttentionWorkload(Shape(8, 2, 1, 4), torch.float32, torch.device("cpu"))
+    first, second = scheme_times(("ring", "team-ring"), plans, times, (0.0, 1.0), workload)
     assert (first.median_ms, first.fastest_ms, first.slowest_ms, first.forward_ms) == (3000, 2000, 5000, 1000)
     assert (second.ratio, second.tokens_s) == (2, 32 / 6)
     # Of 32 x 32 / 2 pairs a rank has a quarter: 14 operations for each of 2 heads and 4 channels.
@@ -55,7 +58,7 @@ def test_figures() -> None:
 
 
 def test_a_nan_is_no_agreement() -> None:
-    assert _apart(torch.tensor([float("nan"), 1.0]), torch.ones(2)) == float("inf")
+    assert _difference(torch.tensor([float("nan"), 1.0]), torch.ones(2)) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_a_nan_is_no_agreement() -> None:
         ("--schemes ulysses --q-heads 2 --kv-heads 1", "--schemes ulysses: head_size=4: must be"),
     ],
 )
-def test_refused_before_there_is_a_group(
+def test_errors_come_before_the_process_group(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: str, message: str
 ) -> None:
     monkeypatch.setenv("RANK", "1")

@@ -15,15 +15,15 @@ import torch
 import yaml
 
 from megatron_wallfacer.cli.main import main
-from megatron_wallfacer.cli.tune import _shown_as_json
+from megatron_wallfacer.cli.tune import as_json
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.planning.choice import AttentionJob
 from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.search import named_choices
 from megatron_wallfacer.schedule.volume import Shape
-from megatron_wallfacer.tuning.device_rates import _line
-from megatron_wallfacer.tuning.host_memory import SIZE, host_memory
-from megatron_wallfacer.tuning.nodes import nodes_of
+from megatron_wallfacer.tuning.cluster import count_nodes
+from megatron_wallfacer.tuning.device_rates import _rate_and_call
+from megatron_wallfacer.tuning.host_memory import SIZE, measure_host_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def test_on_four_ranks(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^(\S*) +(\w+ .*?) {2,}([\d.]+) +([\d.]+)", done.stdout, re.MULTILINE)
     assert len(rows) >= 3
-    assert "host_link: not measured, ranks on CPUs have no link to host memory" in done.stdout
+    assert "host_link: not measured, CPU ranks have no link to host memory" in done.stdout
     measured = [float(row[3]) for row in rows]
     assert measured == sorted(measured)
     assert "ring" in {row[0] for row in rows}
@@ -68,7 +68,7 @@ def test_as_json(tmp_path: Path) -> None:
     cluster = load_cluster("h100-8x8")
     shape = Shape(tokens=1024, q_heads=8, kv_heads=8, head_dim=64)
     first, second = list(named_choices(AttentionJob(cluster, shape, 16), ("ring", "double-ring")))
-    shown = json.loads(_shown_as_json(cluster, [(first, 1.5), (second, 2.5)]))
+    shown = json.loads(as_json(cluster, [(first, 1.5), (second, 2.5)]))
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(shown["cluster"]))
     assert load_cluster(tmp_path / "cluster.yaml").intra == cluster.intra
     assert [(grid["name"], grid["measured_s"]) for grid in shown["grids"]] == [("ring", 1.5), ("double-ring", 2.5)]
@@ -76,7 +76,7 @@ def test_as_json(tmp_path: Path) -> None:
 
 
 def test_the_slower_direction_of_the_host_link_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock that stands still but for a copy: 2 ms to the host, 4 ms from it."""
+    """With a clock that only copies move: 2 ms to the host, 4 ms from it."""
     now, copies = [0.0], []
 
     class Memory:
@@ -90,24 +90,26 @@ def test_the_slower_direction_of_the_host_link_counts(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "empty", lambda *_, **kinds: Memory(0.002 if "pin_memory" in kinds else 0.004))
     monkeypatch.setattr(torch, "tensor", lambda value, **_: SimpleNamespace(item=lambda: value))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    rate, size = host_memory(torch.device("cuda"))
+    rate, size = measure_host_memory(torch.device("cuda"))
     assert rate == pytest.approx(SIZE / 0.004 / 1e9)
     assert set(copies) == {(0.002, 0.004), (0.004, 0.002)}
     assert size > 1
-    assert host_memory(torch.device("cpu")) == (None, None)
+    assert measure_host_memory(torch.device("cpu")) == (None, None)
 
 
-def test_nodes() -> None:
-    assert nodes_of(["a", "a", "b", "b"]) == (2, 2)
+def test_nodes_are_counted() -> None:
+    assert count_nodes(["a", "a", "b", "b"]) == (2, 2)
     for hosts in (["a", "b", "a", "b"], ["a", "a", "b"]):
-        with pytest.raises(WallfacerError, match="must be as many on each, and follow each other"):
-            nodes_of(hosts)
+        with pytest.raises(WallfacerError, match="must be consecutive, and equally many on each node"):
+            count_nodes(hosts)
 
 
-def test_rate_and_call_are_those_of_the_line_through_two_points() -> None:
-    assert _line((10.0, 3.0), (30.0, 5.0)) == (10.0, 2.0)
-    assert _line((10.0, 1.0), (40.0, 8.0)) == (5.0, 0.0)  # small calls are faster: no call costs less than nothing
+def test_rate_and_call_fit_two_measurements() -> None:
+    assert _rate_and_call((10.0, 3.0), (30.0, 5.0)) == (10.0, 2.0)
+    assert _rate_and_call((10.0, 1.0), (40.0, 8.0)) == (
+        5.0,
+        0.0,
+    )  # the small tile is faster: no call has a negative time

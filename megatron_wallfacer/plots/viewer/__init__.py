@@ -1,1 +1,1 @@
-"""One HTML file that shows a grid at work, step by step. It knows nothing but what the schedules say."""
+"""HTML page that steps through the schedules of a grid: transfers between ranks, and computed chunk pairs."""

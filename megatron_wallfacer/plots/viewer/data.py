@@ -1,4 +1,4 @@
-"""What is written into the page: places of the ranks, axes, and the steps of both passes."""
+"""Data of the page: positions of the ranks, axes, and the steps of both passes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import isqrt
 from typing import Any
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.plots.viewer.steps import Blocks, step_fields, steps
+from megatron_wallfacer.plots.viewer.steps import ChunkSets, step_fields, viewer_steps
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.hosts import axes_inside
 from megatron_wallfacer.schedule.layout import shard_chunks
@@ -16,39 +16,48 @@ from megatron_wallfacer.schedule.schedule import backward_schedule, forward_sche
 from megatron_wallfacer.schedule.schemes import divisors
 from megatron_wallfacer.schedule.volume import Shape
 
-#: More ranks would not be told apart on a page.
-MOST_RANKS = 64
-SHARES = {
-    "head": "share tokens, and divide the heads",
-    "team": "share queries",
-    "kv_team": "share keys and values",
-    "ring_outer": "blocks hop from rank to rank",
-    "ring_inner": "blocks hop from rank to rank, between two outer hops",
+#: Most ranks of a page: the circles of more ranks would be too small.
+MAX_RANKS = 64
+AXIS_TEXTS = {
+    "head": "ranks have the same tokens and different heads",
+    "team": "ranks share queries",
+    "kv_team": "ranks share keys and values",
+    "ring_outer": "tensors hop from rank to rank",
+    "ring_inner": "tensors hop from rank to rank between two outer hops",
 }
 
 
-def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: int = 4) -> dict[str, Any]:
-    """Everything that the page shows, as plain data for JSON.
-
-    Args:
-        plan: what to show; one group of heads is shown, since the others do the same.
-        shape: of a rank's shard, for words.
-        causal: the mask.
-        ranks_per_node: so many ranks that follow each other stand on a node; the last may have fewer.
+def check_sizes(cp_size: int, ranks_per_node: int) -> None:
+    """Check that a page can show the ranks.
 
     Raises:
-        OptionError: more ranks than a page shows, or no ranks on a node.
+        OptionError: there are too many ranks, or no ranks on a node.
     """
-    size = plan.grid.cp_size
-    if size > MOST_RANKS:
-        raise OptionError("cp_size", size, f"at most {MOST_RANKS}: more ranks are not told apart on a page")
+    if cp_size > MAX_RANKS:
+        raise OptionError("cp_size", cp_size, f"at most {MAX_RANKS}, the most ranks that a page can show")
     if ranks_per_node < 1:
         raise OptionError("ranks_per_node", ranks_per_node, "a positive number")
+
+
+def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: int = 4) -> dict[str, Any]:
+    """Return everything that the page shows, ready for JSON.
+
+    Args:
+        plan: plan to show, with one head group, because all head groups have the same steps.
+        shape: tokens, heads and channels of one rank's shard, for the volume.
+        causal: causal mask, or none.
+        ranks_per_node: consecutive ranks per node; the last node may have fewer.
+
+    Raises:
+        OptionError: there are too many ranks, or no ranks on a node.
+    """
+    size = plan.grid.cp_size
+    check_sizes(size, ranks_per_node)
     nodes = [rank // ranks_per_node for rank in range(size)]
-    blocks, passes = Blocks(), []
+    chunk_sets, passes = ChunkSets(), []
     for name, schedule_of in (("forward", forward_schedule), ("backward", backward_schedule)):
         schedules = [schedule_of(plan, rank, causal=causal) for rank in range(size)]
-        passes.append({"name": name, "steps": step_fields(steps(schedules, nodes, shape, blocks))})
+        passes.append({"name": name, "steps": step_fields(viewer_steps(schedules, nodes, shape, chunk_sets))})
     return {
         "scheme": plan.scheme,
         "grid": str(plan.grid),
@@ -60,28 +69,33 @@ def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: 
         "nodes": nodes,
         "columns": columns(plan.grid, min(ranks_per_node, size)),
         "axes": _axes(plan.grid, nodes),
-        "blocks": blocks.all,
+        "blocks": chunk_sets.all,
         "passes": passes,
     }
 
 
 def columns(grid: Grid, ranks: int) -> int:
-    """Columns of the ranks of a node: those nearest each other in a row, where that is not too long a row."""
-    nearest = grid.size_of(grid.placement[0]) if grid.placement else 1
-    if ranks % nearest == 0 and nearest * nearest >= ranks and nearest <= 4:
-        return nearest
+    """Return the columns in which the ranks of a node are drawn.
+
+    Args:
+        grid: grid, whose fastest varying axis makes one row if it is short enough.
+        ranks: ranks of the node.
+    """
+    fastest = grid.size_of(grid.placement[0]) if grid.placement else 1
+    if ranks % fastest == 0 and fastest * fastest >= ranks and fastest <= 4:
+        return fastest
     return next(columns for columns in divisors(ranks) if columns >= isqrt(ranks - 1) + 1)
 
 
 def rank_colours(plan: Plan) -> list[list[str]]:
-    """By rank its colour, as in the picture of the grid, and that of letters on it."""
+    """Return for each rank its colour, the same as in the plot of the grid, and the colour of text on it."""
     from matplotlib.colors import to_hex
 
-    from megatron_wallfacer.plots.grid_drawing import rank_colours as pictured
-    from megatron_wallfacer.plots.palette import ink_on
+    from megatron_wallfacer.plots.grid_rings import rank_colours as colours_of_plot
+    from megatron_wallfacer.plots.palette import text_colour_on
 
     schedules = [forward_schedule(plan, rank) for rank in range(plan.grid.cp_size)]
-    return [[to_hex(colour), ink_on(colour)] for colour in pictured(plan.grid, schedules)]
+    return [[to_hex(colour), text_colour_on(colour)] for colour in colours_of_plot(plan.grid, schedules)]
 
 
 def _axes(grid: Grid, nodes: Sequence[int]) -> list[dict[str, Any]]:
@@ -90,7 +104,7 @@ def _axes(grid: Grid, nodes: Sequence[int]) -> list[dict[str, Any]]:
         {
             "axis": axis,
             "size": grid.size_of(axis),
-            "shares": SHARES[axis],
+            "text": AXIS_TEXTS[axis],
             "inside": axis in inside,
             "groups": sorted({grid.neighbours(rank, axis) for rank in range(grid.cp_size)}),
         }

@@ -1,4 +1,4 @@
-"""The page as one file: template, style, script and data put together."""
+"""Put the page together in one file: template, style, script and data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from typing import Any
 
 
 def page_html(data: Mapping[str, Any]) -> str:
-    """The whole page.
-
-    Args:
-        data: from :func:`megatron_wallfacer.plots.viewer.data.page_data`.
-    """
+    """Return the whole page."""
     parts = files(__package__)
-    # A "<" inside a script could end it.
+    # A "<" in the data could end the script element.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return Template((parts / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"{data['scheme']} on {data['ranks']} ranks"),

@@ -16,10 +16,10 @@
     return node;
   };
   const every = data.passes.flatMap((pass) => pass.steps.map((step, index) => ({ pass, step, index })));
-  const MOST_ARROWS = 200, MOST_ROWS = 300, MOST_CELLS = 20000;
+  const MAX_ARROWS = 200, MAX_ROWS = 300, MAX_CELLS = 20000;
   let now = 0, follow = -1, timer = null;
 
-  // The map: nodes side by side, ranks on them in order.
+  // The map: nodes in rows, and the ranks of each node in order.
   const RADIUS = 19, PITCH = 64, PAD = 14, HEADING = 22, GAP = 30;
   const nodes = Math.max(...data.nodes) + 1, perNode = data.nodes.filter((node) => node === 0).length;
   const rows = Math.ceil(perNode / data.columns);
@@ -34,7 +34,7 @@
             top + HEADING + (Math.floor(first[rank] / data.columns) + 0.5) * PITCH];
   });
   const map = at("map"), width = across * (box.width + GAP) - GAP + 8, height = down * (box.height + GAP) - GAP + 8;
-  const smallest = 400;  // few ranks must not fill the page
+  const smallest = 400;  // few ranks do not fill the page
   const extra = Math.max(0, smallest - width) / 2;
   map.setAttribute("viewBox", `${-extra} 0 ${width + 2 * extra} ${height}`);
   const heads = make("defs", {}, map);
@@ -80,7 +80,7 @@
     make("text", { x: margin - 5, y: margin + (chunk + 0.5) * side + 3.5, "font-size": 10, "text-anchor": "end" }, square, chunk);
   }
   make("rect", { class: "frame", x: margin - 1, y: margin - 1, width: 482, height: 482 }, square);
-  const stripes = Math.max(1, Math.min(data.heads, Math.floor(MOST_CELLS / (chunks * chunks))));
+  const stripes = Math.max(1, Math.min(data.heads, Math.floor(MAX_CELLS / (chunks * chunks))));
   const cells = new Map();
   const cell = (q, k, part) => {
     const key = `${q},${k},${part}`;
@@ -88,7 +88,7 @@
       x: margin + k * side + part * side / stripes, y: margin + q * side, width: side / stripes, height: side }, square));
     return cells.get(key);
   };
-  // Who computes a pair, as the tiles say: one entry for each tile of each step.
+  // The rank of each pair, from the tiles: one entry per tile and step.
   const eachPair = (tiles, found) => {
     for (let i = 0; i < tiles.length; i += 8) {
       const [rank, q, k, row, rowEnd, col, colEnd, causal] = tiles.slice(i, i + 8);
@@ -123,7 +123,7 @@
       node.style.fill = data.colours[work.rank][0];
       node.dataset.rank = work.rank;
       const pale = follow >= 0 && work.rank !== follow ? " pale" : "";
-      if (work.step === index) square.append(node);  // its outline lies over its neighbours
+      if (work.step === index) square.append(node);  // draw its outline over its neighbours
       node.setAttribute("class", `cell ${work.step === index ? "now" : "before"}${pale}`);
     }
     const pairs = computed.size;
@@ -132,9 +132,9 @@
 
   function messages() {
     const found = [];
-    for (const move of every[now].step.moves) for (let i = 0; i < move.ends.length; i += 3) {
-      const [from, to, block] = move.ends.slice(i, i + 3);
-      found.push({ from, to, axis: move.axis, payload: move.payload, chunks: data.blocks[block] });
+    for (const transfer of every[now].step.transfers) for (let i = 0; i < transfer.ends.length; i += 3) {
+      const [from, to, block] = transfer.ends.slice(i, i + 3);
+      found.push({ from, to, axis: transfer.axis, payload: transfer.payload, chunks: data.blocks[block] });
     }
     return found;
   }
@@ -150,37 +150,37 @@
   }
 
   function draw() {
-    const all = messages(), near = all.filter((m) => follow < 0 || m.from === follow || m.to === follow);
-    // Two messages the same way along the same axis are one arrow.
-    let lines = [...new Map(near.map((m) => [`${m.from},${m.to},${m.axis}`, m])).values()];
-    const folded = lines.length > MOST_ARROWS;
+    const all = messages(), shown = all.filter((m) => follow < 0 || m.from === follow || m.to === follow);
+    // Messages with the same sender, receiver and axis share one arrow.
+    let lines = [...new Map(shown.map((m) => [`${m.from},${m.to},${m.axis}`, m])).values()];
+    const folded = lines.length > MAX_ARROWS;
     if (folded) lines = lines.filter((m) => m.from === 0 || m.to === 0);
     arrows.replaceChildren();
     for (const m of lines) arrow(m.from, m.to, m.axis);
     circles.forEach((circle, rank) => circle.classList.toggle("followed", rank === follow));
     map.setAttribute("aria-label", `${all.length} messages between ${data.ranks} ranks on ${nodes} nodes`);
-    at("shown").textContent = `${Math.min(near.length, MOST_ROWS)} of ${all.length} messages` +
-      (folded ? "; arrows are drawn for rank 0 only, too many others: follow a rank to see its own" : "");
+    at("shown").textContent = `${Math.min(shown.length, MAX_ROWS)} of ${all.length} messages` +
+      (folded ? "; arrows are drawn for rank 0 only, because there are too many: select a rank for its arrows" : "");
     at("messages").replaceChildren();
-    for (const m of near.slice(0, MOST_ROWS)) {
+    for (const m of shown.slice(0, MAX_ROWS)) {
       const row = add(at("messages"), "tr", "");
       for (const text of [m.from, m.to, m.axis, m.payload.join(", "), m.chunks.join(", ")]) add(row, "td", text);
     }
   }
 
-  function figures() {
+  function numbers() {
     const { pass, step, index } = every[now];
     at("where").textContent = `${pass.name[0].toUpperCase()}${pass.name.slice(1)}, step ${index + 1} of ${pass.steps.length}`;
-    at("says").textContent = step.says;
+    at("text").textContent = step.text;
     const total = pass.steps[pass.steps.length - 1].sum;
-    at("figures").replaceChildren();
+    at("numbers").replaceChildren();
     for (const [name, value] of [
       ["pairs computed", `${computed.size} of ${cells.size / stripes}`],
-      ["words to a rank, step", step.words],
-      ["words to a rank, so far", `${step.sum} of ${total}`],
-      ["share between nodes", step.all ? `${Math.round(100 * step.across / step.all)} %` : "\u2013"],
+      ["volume per rank, this step", step.volume],
+      ["volume per rank, so far", `${step.sum} of ${total}`],
+      ["share between nodes", step.all ? `${Math.round(100 * step.between_nodes / step.all)} %` : "\u2013"],
     ]) {
-      const item = add(at("figures"), "div", "");
+      const item = add(at("numbers"), "div", "");
       add(item, "dt", name); add(item, "dd", value);
     }
     at("slider").value = now;
@@ -190,7 +190,7 @@
 
   function show(step) {
     now = Math.max(0, Math.min(every.length - 1, step));
-    paint(); draw(); figures();
+    paint(); draw(); numbers();
   }
   function stop() { clearInterval(timer); timer = null; at("play").textContent = "Play"; at("play").setAttribute("aria-label", "Play"); }
   function play() {
@@ -204,13 +204,13 @@
 
   at("title").textContent = `${data.scheme} on ${data.ranks} ranks`;
   at("subtitle").textContent = `${data.grid}; ${data.causal ? "causal" : "full"} attention; ` +
-    `${chunks} chunks, two a rank; words in units of n\u00b7H`;
+    `${chunks} chunks, two per rank; volume in units of one Q shard`;
   for (const axis of [...data.axes]) {
     const item = add(at("legend"), "li", "");
     const sign = make("svg", { viewBox: "0 0 30 10", "aria-hidden": "true" }, item);
     make("line", { x1: 0, x2: 30, y1: 5, y2: 5, "stroke-width": 3, style: `stroke: var(--${axis.axis})`,
       "stroke-dasharray": axis.inside ? "none" : "6 4" }, sign);
-    add(item, "span", `${axis.axis} ${axis.size}: ${axis.shares}; ${axis.inside ? "inside a node" : "leaves the node (dashed)"}`);
+    add(item, "span", `${axis.axis} ${axis.size}: ${axis.text}; ${axis.inside ? "within a node" : "between nodes (dashed)"}`);
   }
   add(at("follow"), "option", "all ranks").value = -1;
   for (let rank = 0; rank < data.ranks; rank++) add(at("follow"), "option", `rank ${rank}`).value = rank;
@@ -228,8 +228,8 @@
     if (event.key in steps) { event.preventDefault(); go(steps[event.key]); }
     if (event.key === " " && event.target === document.body) { event.preventDefault(); play(); }
   });
-  const help = data.heads > 1 ? ` Stripes: ${stripes} of ${data.heads} parts of the heads.` : "";
-  const idle = `Strong: this step. Pale: earlier steps. Colour: the rank, as on the left.${help}`;
+  const help = data.heads > 1 ? ` Stripes: ${stripes} of ${data.heads} head slices.` : "";
+  const idle = `Strong: this step. Pale: earlier steps. Colour: rank, as on the left.${help}`;
   at("cell").textContent = idle;
   square.addEventListener("mousemove", (event) => {
     const { q, k } = event.target.dataset;

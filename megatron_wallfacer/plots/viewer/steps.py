@@ -1,8 +1,7 @@
-"""The steps of a pass over all ranks: what each computes, and what begins to move before that.
+"""Steps of one pass over all ranks: the tiles that each rank computes, and the transfers that start before them.
 
-A rank's steps are its groups of tiles (``Attend``). A move belongs to the step of the next group of tiles that the rank
-that sends it begins, so it is on its way while that step's tiles are computed; what starts after the last tiles is a
-step of its own.
+A step of a rank is one group of tiles (``Attend``). A transfer belongs to the step of the next group of tiles that its
+sender starts, so the transfer overlaps these tiles. Transfers after the last tiles are a step of their own.
 """
 
 from __future__ import annotations
@@ -16,138 +15,145 @@ from megatron_wallfacer.schedule.ops import Attend, Message, Move, Schedule, Sta
 from megatron_wallfacer.schedule.sides import ALL, OTHERS, OWN, visit_number
 from megatron_wallfacer.schedule.volume import STATISTICS, Shape, rows_elements
 
-#: In words, whose rows a value holds that is named so; other names are those of visits.
-_ROWS = {OWN: "own", OTHERS: "the team's", ALL: "own and the team's"}
+#: Text for the rows of a value, by the first part of its name. All other names are those of a ring step.
+_ROWS = {OWN: "local", OTHERS: "gathered", ALL: "local and gathered"}
 
-MoveKind = tuple[str, tuple[str, ...]]
+#: Axis and tensors of a transfer.
+TransferKind = tuple[str, tuple[str, ...]]
 
 
-class Blocks:
-    """Sets of chunks by number, each written into the page once."""
+class ChunkSets:
+    """Sets of chunks by number, so that the page contains each set once."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, ...], int] = {}
 
     def number(self, chunks: tuple[int, ...]) -> int:
-        """The number of a set."""
+        """Return the number of a set, which may be new."""
         return self._numbers.setdefault(chunks, len(self._numbers))
 
     @property
     def all(self) -> list[tuple[int, ...]]:
-        """The sets, in the order of their numbers."""
+        """Sets in the order of their numbers."""
         return list(self._numbers)
 
 
 @dataclass
-class Step:
-    """What all ranks do in one step.
+class ViewerStep:
+    """One step of all ranks.
 
     Attributes:
-        tiles: ``rank, query block, key block, first row, end, first column, end, causal`` of each, one after another.
-        moves: by axis and tensors, ``from, to, block`` of each message, one after another.
-        words: received by each rank, in units of n*H.
-        across: of all words, those that come from another node.
-        computes: how many ranks compute whose queries against whose keys.
+        tiles: for each tile rank, query set, key set, first row, end, first column, end, causal, in one flat list.
+        transfers: for each axis and tensors a flat list of sender, receiver and chunk set of each message.
+        volume: elements that each rank receives, in units of one Q shard.
+        between_nodes: volume of all ranks that crosses nodes.
+        computed: number of ranks, by the rows of queries and of keys that they compute.
     """
 
     tiles: list[int] = field(default_factory=list)
-    moves: dict[MoveKind, list[int]] = field(default_factory=lambda: defaultdict(list))
-    words: Counter[int] = field(default_factory=Counter)
-    across: float = 0.0
-    computes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    transfers: dict[TransferKind, list[int]] = field(default_factory=lambda: defaultdict(list))
+    volume: Counter[int] = field(default_factory=Counter)
+    between_nodes: float = 0.0
+    computed: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
-def steps(schedules: Sequence[Schedule], nodes: Sequence[int], shape: Shape, blocks: Blocks) -> list[Step]:
-    """The steps of one pass.
+def viewer_steps(
+    schedules: Sequence[Schedule], nodes: Sequence[int], shape: Shape, chunk_sets: ChunkSets
+) -> list[ViewerStep]:
+    """Return the steps of one pass.
 
     Args:
-        schedules: of every rank.
-        nodes: by rank, its node.
-        shape: of a rank's shard, for words.
-        blocks: takes up the chunks that are named.
+        schedules: schedule of every rank.
+        nodes: node of every rank.
+        shape: tokens, heads and channels of one rank's shard.
+        chunk_sets: sets of chunks, to which those of the pass are added.
     """
-    found: dict[int, Step] = defaultdict(Step)
+    steps: dict[int, ViewerStep] = defaultdict(ViewerStep)
     for schedule in schedules:
-        at = 0
+        number = 0
         for op in schedule.ops:
             if isinstance(op, Attend):
-                _add_tiles(found[at], schedule, op, blocks)
-                at += 1
+                _add_tiles(steps[number], schedule, op, chunk_sets)
+                number += 1
             elif isinstance(op, Start):
                 for message in op.move.sends:
-                    _add_message(found[at], schedule, op.move, message, nodes, shape, blocks)
-    return [found[index] for index in range(max(found, default=-1) + 1)]
+                    _add_message(steps[number], schedule, op.move, message, nodes, shape, chunk_sets)
+    return [steps[number] for number in range(max(steps, default=-1) + 1)]
 
 
-def step_fields(found: Sequence[Step]) -> list[dict[str, Any]]:
-    """As written into the page, with the sums up to and with each step."""
+def step_fields(steps: Sequence[ViewerStep]) -> list[dict[str, Any]]:
+    """Return the steps as data for the page, with the volume up to and including each step."""
     received: Counter[int] = Counter()
     rows = []
-    for step in found:
-        received.update(step.words)
+    for step in steps:
+        received.update(step.volume)
         rows.append(
             {
-                "says": _says(step),
+                "text": _text(step),
                 "tiles": step.tiles,
-                "moves": [
+                "transfers": [
                     {"axis": axis, "payload": list(payload), "ends": ends}
-                    for (axis, payload), ends in step.moves.items()
+                    for (axis, payload), ends in step.transfers.items()
                 ],
-                "words": _rounded(max(step.words.values(), default=0.0)),
+                "volume": _rounded(max(step.volume.values(), default=0.0)),
                 "sum": _rounded(max(received.values(), default=0.0)),
-                "all": _rounded(sum(step.words.values())),
-                "across": _rounded(step.across),
+                "all": _rounded(sum(step.volume.values())),
+                "between_nodes": _rounded(step.between_nodes),
             }
         )
     return rows
 
 
-def _add_tiles(step: Step, schedule: Schedule, attend: Attend, blocks: Blocks) -> None:
-    q, kv = (blocks.number(schedule.values[names[0]].chunks) for names in (attend.q, attend.kv))
+def _add_tiles(step: ViewerStep, schedule: Schedule, attend: Attend, chunk_sets: ChunkSets) -> None:
+    q, kv = (chunk_sets.number(schedule.values[names[0]].chunks) for names in (attend.q, attend.kv))
     for tile in attend.tiles:
         step.tiles += [schedule.rank, q, kv, *tile.rows, *tile.cols, int(tile.causal)]
-    step.computes[_whose(attend.q[0], "queries"), _whose(attend.kv[0], "keys")] += 1
+    step.computed[_rows_text(attend.q[0], "queries"), _rows_text(attend.kv[0], "keys")] += 1
 
 
 def _add_message(
-    step: Step, schedule: Schedule, move: Move, message: Message, nodes: Sequence[int], shape: Shape, blocks: Blocks
+    step: ViewerStep,
+    schedule: Schedule,
+    move: Move,
+    message: Message,
+    nodes: Sequence[int],
+    shape: Shape,
+    chunk_sets: ChunkSets,
 ) -> None:
-    step.moves[move.axis, move.payload] += [schedule.rank, message.peer, blocks.number(message.chunks)]
-    words = sum(
+    step.transfers[move.axis, move.payload] += [schedule.rank, message.peer, chunk_sets.number(message.chunks)]
+    elements = sum(
         rows_elements(schedule, shape, tensor, len(message.chunks))
         for tensor in move.payload
         if tensor not in STATISTICS
     )
-    step.words[message.peer] += words / shape.unit
-    step.across += words / shape.unit * (nodes[schedule.rank] != nodes[message.peer])
+    step.volume[message.peer] += elements / shape.unit
+    step.between_nodes += elements / shape.unit * (nodes[schedule.rank] != nodes[message.peer])
 
 
-def _whose(name: str, rows: str) -> str:
-    """In words, whose rows a value holds: its name begins with that."""
-    whose = name.split(".", 1)[0]
-    if whose in _ROWS:
-        return f"{_ROWS[whose]} {rows}"
-    return f"the {rows} of visit {visit_number(whose)}"
+def _rows_text(name: str, noun: str) -> str:
+    """Return text for the rows of a value, whose name begins with their kind."""
+    kind = name.split(".", 1)[0]
+    return f"{_ROWS[kind]} {noun}" if kind in _ROWS else f"{noun} of ring step {visit_number(kind)}"
 
 
-def _says(step: Step) -> str:
-    """One or two sentences."""
-    everybody = sum(step.computes.values())
-    computes = "; ".join(
-        (f"{count} ranks compute " if len(step.computes) > 1 else f"All {everybody} ranks compute ")
-        + f"{q} against {k}"
-        for (q, k), count in step.computes.most_common(3)
+def _text(step: ViewerStep) -> str:
+    """Return two sentences: one on computation and one on transfers."""
+    ranks = sum(step.computed.values())
+    computed = "; ".join(
+        (f"{count} ranks compute " if len(step.computed) > 1 else f"All {ranks} ranks compute ") + f"{q} x {k}"
+        for (q, k), count in step.computed.most_common(3)
     )
-    moves = ", ".join(
-        f"{'+'.join(payload)} along {axis} ({len(ends) // 3} messages)" for (axis, payload), ends in step.moves.items()
+    transfers = ", ".join(
+        f"{'+'.join(payload)} along {axis} ({len(ends) // 3} messages)"
+        for (axis, payload), ends in step.transfers.items()
     )
-    tail = "on their way meanwhile" if computes else "on their way"
+    overlap = "Meanwhile they send" if computed else "They send"
     sentences = (
-        f"{computes}." if computes else "No tiles are left.",
-        f"{moves}: {tail}." if moves else "Nothing moves.",
+        f"{computed}." if computed else "The ranks compute no tiles.",
+        f"{overlap} {transfers}." if transfers else "No transfer starts.",
     )
     return " ".join(sentences)
 
 
-def _rounded(words: float) -> float:
-    return round(words, 4)
+def _rounded(volume: float) -> float:
+    return round(volume, 4)

@@ -171,7 +171,7 @@ def test_logs_have_names_of_their_runs_and_stay(tmp_path: Path, monkeypatch: pyt
         logs.append(log)
         return [SimpleNamespace(loss=2.0)]
 
-    monkeypatch.setattr(training.demo, "train", train)
+    monkeypatch.setattr(training.local_run, "train", train)
     monkeypatch.setattr(training.demo, "training_arguments", lambda folder, iterations: [])
     forget(monkeypatch)
     trainer = training.Trainer(tmp_path, 2, argparse.Namespace(device="cuda", smoke=False))

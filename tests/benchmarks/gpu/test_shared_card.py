@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_wallfacer.presets.shared_gpus import gpus_of_host, share_gpus
+from megatron_wallfacer.presets.shared_gpus import gpus_of_node, share_gpus
 from megatron_wallfacer.schedule.schemes import SCHEMES
 
 RANKS = 4
@@ -19,7 +19,7 @@ RANKS = 4
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_every_scheme_is_exact_on_ranks_that_share_a_card() -> None:
-    gpus = gpus_of_host(os.environ)
+    gpus = gpus_of_node(os.environ)
     assert gpus.count == torch.cuda.device_count()
     sharing = share_gpus(gpus, RANKS, ())
     print(sharing.line)

@@ -1,4 +1,4 @@
-"""The command prints what the schedules count."""
+"""``wallfacer volume`` prints what the schedules count."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from megatron_wallfacer.cli.main import main
 from megatron_wallfacer.schedule.schemes import SCHEMES
 
-#: P = 64, MHA with 64 heads: forward words over the lower bound, and over that for whole shards.
+#: P = 64, MHA with 64 heads: forward volume divided by the lower bound, and by that for whole shards.
 NAMED = {
     "team-ring": 1.00,
     "wallfacer": 1.57,
@@ -29,7 +29,7 @@ NAMED = {
 
 
 def run(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    assert main(["words", *flags]) == 0
+    assert main(["volume", *flags]) == 0
     return capsys.readouterr().out
 
 
@@ -43,13 +43,13 @@ def test_json_has_the_known_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["scheme"]: round(row["forward_whole"], 2) for row in rows} == NAMED
 
 
-def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = run(capsys, "--cp-size", "64", "--group", "1").splitlines()[3:]
+def test_the_table_has_the_known_ratios(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run(capsys, "--cp-size", "64", "--group", "1").splitlines()[4:]
     assert {line.split()[2]: float(line.split()[-5]) for line in lines} == NAMED
 
 
-def test_columns_stand_under_their_headings(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = run(capsys).splitlines()[2:]
+def test_columns_are_aligned_with_their_headings(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run(capsys).splitlines()[3:]
     assert len({len(line) for line in lines}) == 1
     assert len(lines[0]) <= 120
 
@@ -74,7 +74,7 @@ def test_best_rows_are_no_worse_than_any_name(capsys: pytest.CaptureFixture[str]
         here = {row["scheme"]: row for row in rows if (row["cp_size"], row["group"]) == (cp_size, group)}
         for way in ("forward", "backward"):
             there = {name: row[way] for name, row in here.items() if row[way] is not None}
-            undivided = [words for name, words in there.items() if "head" not in here[name]["grid"]]
+            undivided = [volume for name, volume in there.items() if "head" not in here[name]["grid"]]
             assert there[f"best-{way}"] == pytest.approx(min(undivided))
             assert there[f"best-{way}-head"] == pytest.approx(min(there.values()))
 
@@ -87,7 +87,7 @@ def test_whole_shards_explain_the_tenth(capsys: pytest.CaptureFixture[str]) -> N
     assert best["forward_whole"] == 1.0
 
 
-def test_a_scheme_that_cannot_divide_the_heads_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_scheme_that_cannot_divide_the_heads_has_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--cp-size", "16", "--group", "1", "--q-heads", "8")
     (row,) = (row for row in found(capsys, *flags) if row["scheme"] == "ulysses")
     assert row["grid"] == "heads do not divide"
@@ -99,7 +99,7 @@ def test_a_scheme_that_cannot_divide_the_heads_says_so(capsys: pytest.CaptureFix
 def test_a_size_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Before any row, also where other sizes are good."""
     for sizes in (["0"], ["4", "0"]):
-        assert main(["words", "--cp-size", *sizes]) == 2
+        assert main(["volume", "--cp-size", *sizes]) == 2
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err.startswith("wallfacer: error: cp_size=0: must be")
@@ -107,5 +107,5 @@ def test_a_size_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("flags", ["--group 0", "--group 3", "--group 1 --q-heads 0"])
 def test_heads_that_cannot_be_grouped_are_one_line(capsys: pytest.CaptureFixture[str], flags: str) -> None:
-    assert main(["words", "--cp-size", "4", *flags.split()]) == 2
+    assert main(["volume", "--cp-size", "4", *flags.split()]) == 2
     assert capsys.readouterr().err.startswith("wallfacer: error: group=")

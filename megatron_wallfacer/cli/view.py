@@ -1,4 +1,4 @@
-"""``wallfacer page``: a grid as one HTML file, to step through."""
+"""``wallfacer view``: write the schedules of a grid as one HTML page to step through."""
 
 from __future__ import annotations
 
@@ -14,36 +14,33 @@ Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``page``."""
-    parser = commands.add_parser("page", help="a grid as one HTML file: step through what moves and what is computed")
+    """Add ``view``."""
+    parser = commands.add_parser("view", help="write an HTML page that steps through the transfers and tiles of a grid")
     parser.add_argument("--cp-size", type=int, default=16, metavar="P", help="ranks, at most 64 (default: 16)")
-    parser.add_argument("--scheme", choices=SCHEMES, default="auto", help="as --wallfacer-scheme (default: auto)")
-    parser.add_argument("--ranks-per-node", type=int, default=4, metavar="N", help="ranks on a node (default: 4)")
+    parser.add_argument("--scheme", choices=SCHEMES, default="auto", help="value of --wallfacer-scheme (default: auto)")
+    parser.add_argument("--ranks-per-node", type=int, default=4, metavar="N", help="ranks per node (default: 4)")
     parser.add_argument("--q-heads", type=int, default=Q_HEADS, metavar="N", help=f"query heads (default: {Q_HEADS})")
     parser.add_argument("--kv-heads", type=int, default=KV_HEADS, metavar="N", help=f"kv heads (default: {KV_HEADS})")
     mask = parser.add_mutually_exclusive_group()
-    mask.add_argument("--causal", dest="causal", action="store_true", default=True, help="the mask (default)")
-    mask.add_argument("--full", dest="causal", action="store_false", help="every pair is live")
+    mask.add_argument("--causal", dest="causal", action="store_true", default=True, help="causal mask (default)")
+    mask.add_argument("--full", dest="causal", action="store_false", help="no mask")
     parser.add_argument(
-        "--out", type=Path, default=Path("grid.html"), metavar="FILE", help="to write (default: grid.html)"
+        "--out", type=Path, default=Path("grid.html"), metavar="FILE", help="HTML file to write (default: grid.html)"
     )
-    parser.set_defaults(run=run_page)
+    parser.set_defaults(run=run_view)
 
 
-def run_page(arguments: argparse.Namespace) -> int:
-    """Write the file.
+def run_view(arguments: argparse.Namespace) -> int:
+    """Write the page.
 
     Raises:
-        OptionError: a size for which there is no page or no plan.
+        OptionError: a size is too large for a page, or has no plan.
         WallfacerError: the file cannot be written.
     """
-    from megatron_wallfacer.plots.viewer.data import MOST_RANKS, page_data
+    from megatron_wallfacer.plots.viewer.data import check_sizes, page_data
     from megatron_wallfacer.plots.viewer.html import page_html
 
-    if arguments.cp_size > MOST_RANKS:
-        raise OptionError(
-            "cp_size", arguments.cp_size, f"at most {MOST_RANKS}: more ranks are not told apart on a page"
-        )
+    check_sizes(arguments.cp_size, arguments.ranks_per_node)
     q_heads, kv_heads = arguments.q_heads, arguments.kv_heads
     if min(q_heads, kv_heads) < 1 or q_heads % kv_heads:
         raise OptionError("kv_heads", kv_heads, f"a divisor of {q_heads} query heads, both positive")

@@ -1,0 +1,63 @@
+"""``wallfacer volume``: communication volume of every scheme, compared with the lower bounds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+from megatron_wallfacer.cli.table import as_json, figure, show_table
+from megatron_wallfacer.schedule.scheme_volumes import SchemeVolume, scheme_volumes
+
+SIZES, GROUPS, Q_HEADS = (16, 64, 256, 1024), (1, 4, 8), 64
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add ``volume``."""
+    parser = commands.add_parser("volume", help="count the elements that each scheme makes a rank receive")
+    sizes, groups = (" ".join(map(str, default)) for default in (SIZES, GROUPS))
+    parser.add_argument(
+        "--cp-size", type=int, nargs="+", default=SIZES, metavar="P", help=f"context-parallel sizes (default: {sizes})"
+    )
+    parser.add_argument(
+        "--group", type=int, nargs="+", default=GROUPS, metavar="N", help=f"query heads per kv head (default: {groups})"
+    )
+    parser.add_argument("--q-heads", type=int, default=Q_HEADS, metavar="N", help="query heads of a rank (default: 64)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run_volume)
+
+
+def run_volume(arguments: argparse.Namespace) -> int:
+    """Print the volume of every scheme.
+
+    Raises:
+        OptionError: a size is not positive, or a group does not divide the query heads.
+    """
+    volumes = scheme_volumes(arguments.cp_size, arguments.group, arguments.q_heads)
+    if arguments.json:
+        print(as_json(volumes))
+    else:
+        _print(volumes)
+    return 0
+
+
+def _print(volumes: Iterable[SchemeVolume]) -> None:
+    print("Communication volume: elements received per rank for one layer, in units of one Q shard.")
+    print("/bound: divided by the lower bound for undivided heads (below 1, heads are divided);")
+    print("/whole: divided by the lower bound for whole shards.")
+    passes = (">fwd", ">/bound", ">/whole", ">bwd", ">/bound", ">/whole")
+    rows = (
+        (
+            str(one.cp_size),
+            str(one.group),
+            one.scheme,
+            one.grid,
+            figure(one.forward),
+            figure(one.forward_ratio),
+            figure(one.forward_whole),
+            figure(one.backward),
+            figure(one.backward_ratio),
+            figure(one.backward_whole),
+        )
+        for one in volumes
+    )
+    show_table((">P", ">q/kv", "scheme", "grid", *passes), rows)

@@ -1,0 +1,166 @@
+"""Communication volume of every scheme at one size, counted in its schedules and compared with the lower bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+
+from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.schedule.bounds import (
+    backward_bound,
+    forward_bound,
+    ratio,
+    whole_backward_bound,
+    whole_forward_bound,
+)
+from megatron_wallfacer.schedule.formulas import backward_words, busiest_rank, forward_words
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.heads import check_heads
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schemes import RIDERS, SCHEMES, factorisations, make_plan
+from megatron_wallfacer.schedule.volume import Shape, words
+
+#: Names of schemes. Each has the axis sizes with the least volume; ``auto`` selects one of them.
+NAMED = tuple(name for name in SCHEMES if name != "auto")
+#: Axes of a search for the best grid, by the name of its row. A double ring has the same volume as a ring.
+_WITHOUT_HEAD, _WITH_HEAD = ("team", "kv_team", "ring_outer"), ("head", "team", "kv_team", "ring_outer")
+BEST = {
+    "best-forward": (forward_words, backward_words, _WITHOUT_HEAD),
+    "best-backward": (backward_words, forward_words, _WITHOUT_HEAD),
+    "best-forward-head": (forward_words, backward_words, _WITH_HEAD),
+    "best-backward-head": (backward_words, forward_words, _WITH_HEAD),
+}
+DOES_NOT_FIT = "heads do not divide"
+
+Formula = Callable[..., float]
+
+
+@dataclass(frozen=True)
+class SchemeVolume:
+    """Elements that the busiest rank receives for one layer, in units of one Q shard.
+
+    Attributes:
+        cp_size: context-parallel size.
+        group: query heads per kv head.
+        scheme: name of a scheme, or of a search over all grids for the least volume of one pass.
+        grid: axis sizes; or the reason why the scheme does not fit, and then all numbers are None.
+        forward: volume of forward.
+        forward_ratio: ``forward`` divided by the lower bound.
+        forward_whole: ``forward`` divided by the lower bound for whole shards.
+        backward: volume of backward.
+        backward_ratio: ``backward`` divided by the lower bound.
+        backward_whole: ``backward`` divided by the lower bound for whole shards.
+    """
+
+    cp_size: int
+    group: int
+    scheme: str
+    grid: str
+    forward: float | None = None
+    forward_ratio: float | None = None
+    forward_whole: float | None = None
+    backward: float | None = None
+    backward_ratio: float | None = None
+    backward_whole: float | None = None
+
+
+def scheme_volumes(sizes: Iterable[int], groups: Sequence[int], q_heads: int) -> Iterator[SchemeVolume]:
+    """Return the volume of every scheme and of the best grids, for all sizes and groups.
+
+    Args:
+        sizes: context-parallel sizes.
+        groups: query heads per kv head.
+        q_heads: query heads of a rank.
+
+    Raises:
+        OptionError: a size is not positive, or a group does not divide the query heads.
+    """
+    sizes = tuple(sizes)
+    for cp_size in sizes:
+        if cp_size < 1:
+            raise OptionError("cp_size", cp_size, "a positive number of ranks")
+    for group in groups:
+        if q_heads < 1 or group < 1 or q_heads % group:
+            raise OptionError("group", group, f"a divisor of {q_heads} query heads")
+    return _volumes(sizes, groups, q_heads)
+
+
+def named_plan(scheme: str, cp_size: int, shape: Shape) -> Plan | None:
+    """Return the plan of a scheme; None if the scheme would divide heads that are not divisible.
+
+    Args:
+        scheme: name of the scheme.
+        cp_size: context-parallel size.
+        shape: tokens, heads and channels of one rank's shard.
+
+    Raises:
+        OptionError: the size is not positive.
+    """
+    try:
+        return make_plan(scheme, cp_size, q_heads=shape.q_heads, kv_heads=shape.kv_heads)
+    except OptionError as error:
+        if error.option != "head_size":
+            raise
+        return None
+
+
+def _volumes(sizes: Sequence[int], groups: Sequence[int], q_heads: int) -> Iterator[SchemeVolume]:
+    """Return one volume after the other, because large sizes take seconds."""
+    for cp_size, group in product(sizes, groups):
+        shape = Shape(tokens=2, q_heads=q_heads, kv_heads=q_heads // group, head_dim=1)
+        for scheme in NAMED:
+            yield _volume(scheme, named_plan(scheme, cp_size, shape), cp_size, shape)
+        for name, (first, second, axes) in BEST.items():
+            yield _volume(name, _best(cp_size, shape, axes, first, second), cp_size, shape)
+
+
+def _best(cp_size: int, shape: Shape, axes: Sequence[str], first: Formula, second: Formula) -> Plan:
+    """Return the plan with the least volume in one pass, then in the other, then with the fewest copies."""
+
+    def key(plan: Plan) -> tuple[float, ...]:
+        volumes = (formula(plan, shape.kappa, kv_heads=shape.kv_heads) for formula in (first, second))
+        return *(round(volume, 9) for volume in volumes), plan.grid.kv_team, plan.grid.team
+
+    return min(_all_plans(cp_size, shape, axes), key=key)
+
+
+def _all_plans(cp_size: int, shape: Shape, axes: Sequence[str]) -> Iterator[Plan]:
+    for sizes in factorisations(cp_size, axes):
+        grid = Grid(**sizes)
+        try:
+            check_heads(Plan(grid), shape.q_heads, shape.kv_heads)
+        except OptionError:
+            continue
+        for forward, backward in product(RIDERS, RIDERS):
+            yield Plan(grid, forward=forward, backward=backward)
+
+
+def _volume(name: str, plan: Plan | None, cp_size: int, shape: Shape) -> SchemeVolume:
+    group = shape.q_heads // shape.kv_heads
+    if plan is None:
+        return SchemeVolume(cp_size, group, name, DOES_NOT_FIT)
+    forward, backward = (
+        words(schedule, shape) / shape.unit for schedule in _schedules(replace(plan, scheme="", head_groups=1))
+    )
+    return SchemeVolume(
+        cp_size=cp_size,
+        group=group,
+        scheme=name,
+        grid=str(plan.grid),
+        forward=forward,
+        forward_ratio=ratio(forward, forward_bound(cp_size, shape.kappa)),
+        forward_whole=ratio(forward, whole_forward_bound(cp_size, shape.kappa)),
+        backward=backward,
+        backward_ratio=ratio(backward, backward_bound(cp_size, shape.kappa)),
+        backward_whole=ratio(backward, whole_backward_bound(cp_size, shape.kappa)),
+    )
+
+
+@cache
+def _schedules(plan: Plan) -> tuple[Schedule, Schedule]:
+    """Return both schedules of the busiest rank, which do not depend on the heads or on the name of the scheme."""
+    rank = busiest_rank(plan)
+    return forward_schedule(plan, rank), backward_schedule(plan, rank)
