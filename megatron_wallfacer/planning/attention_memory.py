@@ -54,9 +54,11 @@ def attention_memory(
     kept = returned_bytes(schedules[0], shape) - result_bytes(schedules[0], shape)
     exchanges = plan.grid.head > 1
     if cuda_graphs:
-        held = sum(graph_bytes(one, shape) + held_bytes(one, shape, aliases(one)) for one in schedules)
+        held = sum(
+            graph_bytes(schedule, shape) + held_bytes(schedule, shape, aliases(schedule)) for schedule in schedules
+        )
         return AttentionMemory(0.0, 0.0, kept, held, exchanges)
-    forward, backward = (peak_bytes(one, shape) - returned_bytes(one, shape) for one in schedules)
+    forward, backward = (peak_bytes(schedule, shape) - returned_bytes(schedule, shape) for schedule in schedules)
     return AttentionMemory(forward, backward, kept, 0.0, exchanges)
 
 

@@ -182,24 +182,24 @@ def _mapping(data: Any, where: str) -> dict[str, Any]:
 
 def _build(kind: type, data: Any, where: str) -> Any:
     """Return a dataclass from a mapping of its fields."""
-    entries, known = _mapping(data, where), {one.name: one for one in fields(kind)}
+    entries, allowed = _mapping(data, where), {field.name: field for field in fields(kind)}
     for key, value in entries.items():
         entry = f"{where}.{key}" if where else key
-        if key not in known:
+        if key not in allowed:
             shown = _short(entry, quote=False)
-            raise ClusterError(f"{shown}: is not an entry; use one of {', '.join(known)}", entry)
-        _check(entry, value, known[key])
-    for key, one in known.items():
-        if key not in entries and one.default is MISSING and one.default_factory is MISSING:
+            raise ClusterError(f"{shown}: is not an entry; use one of {', '.join(allowed)}", entry)
+        _check(entry, value, allowed[key])
+    for key, field in allowed.items():
+        if key not in entries and field.default is MISSING and field.default_factory is MISSING:
             entry = f"{where}.{key}" if where else key
             raise ClusterError(f"{entry}: is missing", entry)
     return kind(**entries)
 
 
-def _check(entry: str, value: Any, one: Field) -> None:
+def _check(entry: str, value: Any, field: Field) -> None:
     """Check one entry. Numbers are positive; a latency or an overhead may be zero. Optional entries may be None."""
-    wanted, name = str(one.type), one.name
-    if value is None and "None" in wanted:
+    kind, name = str(field.type), field.name
+    if value is None and "None" in kind:
         return
     if name == "kernels":
         if not isinstance(value, str) or value not in TABLES:
@@ -209,9 +209,9 @@ def _check(entry: str, value: Any, one: Field) -> None:
         if not isinstance(value, str) or value not in _TRANSPORTS:
             shown = _short(value, quote=False)
             raise ClusterError(f"transport={shown}: must be one of {', '.join(_TRANSPORTS)}", entry)
-    elif wanted.startswith("int"):
+    elif kind.startswith("int"):
         _check_whole(entry, value, _WHOLE[name])
-    elif wanted.startswith("float"):
+    elif kind.startswith("float"):
         _check_number(entry, value, may_be_zero=name.endswith(("_us", "_s_per_gbyte")))
         if name in ("forward", "backward", "matmul") and value > 1:
             raise ClusterError(f"{entry}={value!r}: must be a part of the peak, at most 1", entry)
@@ -238,7 +238,7 @@ def _ascending(messages: tuple[MessageCost, ...]) -> tuple[MessageCost, ...]:
     Raises:
         ClusterError: the largest message costs less than the one before, so that larger messages would cost nothing.
     """
-    ordered = tuple(sorted(messages, key=lambda one: one.size))
+    ordered = tuple(sorted(messages, key=lambda message: message.size))
     for below, above in pairwise(ordered[-2:]):
         if above.thread_us < below.thread_us or above.transport_us < below.transport_us:
             raise ClusterError(

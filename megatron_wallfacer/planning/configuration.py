@@ -100,9 +100,9 @@ def ranked(options: list[Configuration]) -> list[Configuration]:
     if not options:
         return options
     first = options[0]
-    equal = [one for one in options if one.is_tested == first.is_tested]
-    equal = [one for one in equal if one.step.seconds <= TIE * first.step.seconds]
-    chosen = min(equal, key=lambda one: (_used(one) > FREE_BELOW, one.step.host_gb, one.step.seconds))
+    alike = [option for option in options if option.is_tested == first.is_tested]
+    equal = [option for option in alike if option.step.seconds <= TIE * first.step.seconds]
+    chosen = min(equal, key=lambda option: (_used(option) > FREE_BELOW, option.step.host_gb, option.step.seconds))
     options.insert(0, options.pop(options.index(chosen)))
     return options
 
@@ -115,16 +115,16 @@ def _used(configuration: Configuration) -> float:
 def not_dominated(options: Iterable[Configuration]) -> list[Configuration]:
     """Return the configurations that no other one equals or beats in time, device memory and host memory."""
     kept: list[Configuration] = []
-    for one in sorted(options, key=lambda one: (not one.is_tested, one.step.seconds)):
-        if not any(_beats(other, one) for other in kept):
-            kept.append(one)
+    for option in sorted(options, key=lambda option: (not option.is_tested, option.step.seconds)):
+        if not any(_beats(better, option) for better in kept):
+            kept.append(option)
     return kept
 
 
-def _beats(one: Configuration, other: Configuration) -> bool:
-    """Return whether ``one`` is as good in all three. With equal sizes, device memory below a limit does not count."""
-    if one.step.seconds > other.step.seconds or one.step.host_gb > other.step.host_gb:
+def _beats(better: Configuration, other: Configuration) -> bool:
+    """Return whether ``better`` is as good in all three. With equal sizes, device memory below a limit is equal."""
+    if better.step.seconds > other.step.seconds or better.step.host_gb > other.step.host_gb:
         return False
-    if one.sizes == other.sizes:
-        return _used(one) <= _used(other)
-    return one.step.memory_gb <= other.step.memory_gb
+    if better.sizes == other.sizes:
+        return _used(better) <= _used(other)
+    return better.step.memory_gb <= other.step.memory_gb

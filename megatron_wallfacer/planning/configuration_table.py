@@ -93,7 +93,10 @@ def configuration_table(configurations: Iterable[Configuration], *, lengths: boo
     """
     headings = (">tp", "attention", ">groups", "recomputed", "on the host", ">loss, MLP tiles", "optimizer")
     figures = (">GB per rank", "peak", ">host GB", ">s", ">MFU %", "of which s")
-    rows = [(*((f"{one.request.tokens:,}",) if lengths else ()), *_cells(one)) for one in configurations]
+    rows = [
+        (*((f"{configuration.request.tokens:,}",) if lengths else ()), *_cells(configuration))
+        for configuration in configurations
+    ]
     return Table((*((">tokens",) if lengths else ()), *headings, *figures), tuple(rows))
 
 

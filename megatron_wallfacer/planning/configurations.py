@@ -63,18 +63,19 @@ def search_configurations(request: Request) -> PlanResult:
         OptionError: a size does not divide.
     """
     sizes = [(candidate, closed_forms(candidate)) for candidate in size_candidates(request)]
-    likely = [one for one in sizes if one[1].fastest_s is not None] or [min(sizes, key=lambda one: one[1].least_gb)]
-    likely.sort(key=lambda one: one[1].fastest_s or 0.0)
+    fitting_sizes = [pair for pair in sizes if pair[1].fastest_s is not None]
+    likely = fitting_sizes or [min(sizes, key=lambda pair: pair[1].least_gb)]
+    likely.sort(key=lambda pair: pair[1].fastest_s or 0.0)
     most = next((count for ranks, count in SIZES.items() if sizes[0][0].job.cp_size <= ranks), 1)
     simulated: list[Configuration] = []
     grids: dict[ParallelSizes, SearchResult] = {}
     for candidate, forms in likely[:most]:
         grids[candidate.sizes], pool = grid_pool(candidate, forms.leanest)
         simulated += _best_without_regard_to_tiles(candidate, pool, forms.combinations)
-    fitting = ranked(not_dominated([one for one in simulated if one.fits]))
-    least = min(simulated, key=lambda one: one.step.memory_gb)
-    first = (fitting or [least])[0]
-    return PlanResult(tuple(fitting), least, grids[first.sizes], sum(len(forms.combinations) for _, forms in sizes))
+    fitting = ranked(not_dominated([configuration for configuration in simulated if configuration.fits]))
+    leanest = min(simulated, key=lambda configuration: configuration.step.memory_gb)
+    first = (fitting or [leanest])[0]
+    return PlanResult(tuple(fitting), leanest, grids[first.sizes], sum(len(forms.combinations) for _, forms in sizes))
 
 
 @dataclass(frozen=True)
@@ -226,19 +227,19 @@ def _best_without_regard_to_tiles(
     for flags in combinations:
         by_kind.setdefault(flags.without_tiles, []).append(flags)
     ordered = sorted(pool, key=lambda choice: choice.simulation.seconds)
-    for same in by_kind.values():
+    for alike in by_kind.values():
         options: list[Configuration] = []
-        for flags in same:
+        for flags in alike:
             options.append(_with_best_grid(candidate, ordered, flags))
             # The first has no tiles. If it has one of the fastest grids, no other combination is faster.
             fast_s = TIE * ordered[0].simulation.seconds
             if options[0].fits and options[0].choice.simulation.seconds <= fast_s:
                 break
-        fitting = [one for one in options if one.fits]
+        fitting = [option for option in options if option.fits]
         if fitting:
-            yield min(fitting, key=lambda one: one.step.seconds)
+            yield min(fitting, key=lambda option: option.step.seconds)
         else:
-            yield min(options, key=lambda one: one.step.memory_gb)
+            yield min(options, key=lambda option: option.step.memory_gb)
 
 
 def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: FlagCombination) -> Configuration:
@@ -258,7 +259,7 @@ def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: 
     if fitting:
         choice, options, _ = fitting[preferred([(step.seconds, choice.volume) for choice, _, step in fitting])]
     else:
-        choice, options, _ = min(others, key=lambda one: one[2].memory_gb)
+        choice, options, _ = min(others, key=lambda other: other[2].memory_gb)
     return Configuration(candidate.request, candidate.sizes, options, choice)
 
 

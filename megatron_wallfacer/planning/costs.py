@@ -54,10 +54,10 @@ class CostModel:
     def __init__(self, cluster: Cluster, shape: Shape, *, out_proxy: bool = True) -> None:
         self.cluster, self.shape, self._out_proxy = cluster, shape, out_proxy
 
-    def of(self, schedule: Schedule) -> list[OpCost]:
+    def op_costs(self, schedule: Schedule) -> list[OpCost]:
         """Return the cost of each operation, in order."""
         views = {op.into for op in schedule.ops if isinstance(op, Load)}
-        costs = [self._of(op, schedule, views) for op in schedule.ops]
+        costs = [self._op_cost(op, schedule, views) for op in schedule.ops]
         # One launch accumulates the results of two tiles, or consecutive received rows.
         for index, launches in accumulations(schedule, self.shape, aliases(schedule)).items():
             # Rows that are sent are accumulated in their message.
@@ -75,7 +75,7 @@ class CostModel:
         device = self.cluster.device
         return 1e-6 * (device.host_backward_us if schedule.backward else device.host_forward_us)
 
-    def _of(self, op: Op, schedule: Schedule, views: Collection[str]) -> OpCost:
+    def _op_cost(self, op: Op, schedule: Schedule, views: Collection[str]) -> OpCost:
         match op:
             case Attend():
                 return self._attend(op, schedule)

@@ -66,4 +66,4 @@ def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
     ranks = [rank]
     for axis in axes:
         ranks = [other + first - rank for first in grid.neighbours(rank, axis) for other in ranks]
-    return tuple(sorted(chunk for one in ranks for chunk in shard_chunks(one, grid.cp_size)))
+    return tuple(sorted(chunk for member in ranks for chunk in shard_chunks(member, grid.cp_size)))

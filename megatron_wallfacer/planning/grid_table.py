@@ -56,8 +56,8 @@ def grid_rows(result: SearchResult, configuration: Configuration) -> tuple[list[
         result: result of the search for grids.
         configuration: sizes and flags around attention.
     """
-    best = [_row(configuration, one) for one in _in_best_placement(result)[:BEST]]
-    return best, [_row(configuration, one) for one in named_choices(configuration.choice.job)]
+    best = [_row(configuration, choice) for choice in _in_best_placement(result)[:BEST]]
+    return best, [_row(configuration, choice) for choice in named_choices(configuration.choice.job)]
 
 
 def grid_table(rows: Iterable[GridRow]) -> Table:

@@ -134,7 +134,7 @@ def inventory(work: Activations) -> tuple[Buffer, ...]:
 
 
 def layers_on_host(layers: int, fraction: float) -> int:
-    """Return the number of layers with a tensor in host memory. The last layers keep theirs on the device."""
+    """Return the number of layers with a tensor in host memory. The last layers keep the tensor on the device."""
     return int(layers * fraction + 1e-9)
 
 

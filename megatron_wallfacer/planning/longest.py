@@ -1,7 +1,7 @@
 """The longest sequence that a cluster trains.
 
 Memory grows in proportion to the tokens: attention's buffers come from the schedules of one length and are scaled. For
-each combination of flags the longest sequence is found in closed form. The longest of these is then searched as any
+each combination of flags the longest sequence is computed in closed form. The longest of these is then searched as any
 other length.
 """
 
@@ -62,7 +62,7 @@ class _ScaledConfiguration:
     def _step(self, tokens: int) -> StepEstimate:
         candidate, factor = self.candidate.with_tokens(tokens), tokens / self.candidate.request.tokens
         attention = attention_of(self.choice, self.flags)
-        times = (factor * factor * one for one in (attention.seconds, attention.kernel_s, attention.forward_s))
+        times = (factor * factor * seconds for seconds in (attention.seconds, attention.kernel_s, attention.forward_s))
         scaled = AttentionEstimate(*times, attention.memory.scaled(factor))
         return candidate.step(scaled, candidate.options(self.flags, scaled))
 
@@ -100,7 +100,9 @@ def _candidates(request: Request) -> list[SizeCandidate]:
     """Return sizes whose states leave memory for two tokens per rank."""
     shortest = 2 * request.cluster.ranks
     candidates = size_candidates(request, lambda sizes: SCALED_FROM * sizes.cp)
-    return [one for one in candidates if closed_forms(one.with_tokens(shortest)).fastest_s is not None]
+    return [
+        candidate for candidate in candidates if closed_forms(candidate.with_tokens(shortest)).fastest_s is not None
+    ]
 
 
 def _leanest_grids(candidate: SizeCandidate) -> list[Choice]:
@@ -139,6 +141,6 @@ def _simulated(request: Request) -> LongestSequence:
     while True:
         result = search_configurations(request)
         if result.best:
-            best = min(result.best, key=lambda one: (not one.is_tested, one.step.seconds))
+            best = min(result.best, key=lambda option: (not option.is_tested, option.step.seconds))
             return LongestSequence(best, unit, longer.leanest)
         request, longer = replace(request, tokens=request.tokens - unit), result

@@ -40,8 +40,10 @@ def memory_report(configuration: Configuration) -> Iterator[ReportPart]:
 
 def largest_buffers(configuration: Configuration, moment: Moment, count: int, separator: str) -> str:
     """Return the largest live buffers at a moment as text, each with its 1e9 bytes per rank."""
-    live = sorted((one for one in configuration.buffers if moment in one.moments), key=lambda one: -one.nbytes)
-    return separator.join(f"{one.name} {one.nbytes / 1e9:.1f}" for one in live[:count])
+    live = sorted(
+        (buffer for buffer in configuration.buffers if moment in buffer.moments), key=lambda buffer: -buffer.nbytes
+    )
+    return separator.join(f"{buffer.name} {buffer.nbytes / 1e9:.1f}" for buffer in live[:count])
 
 
 def savings(configuration: Configuration) -> list[tuple[str, float]]:
@@ -51,7 +53,7 @@ def savings(configuration: Configuration) -> list[tuple[str, float]]:
         (flag, peak(replace(configuration, options=options).buffers)[1])
         for flag, options in _alternatives(configuration)
     ]
-    return sorted(((flag, after) for flag, after in peaks if after < before), key=lambda one: one[1])
+    return sorted(((flag, after) for flag, after in peaks if after < before), key=lambda pair: pair[1])
 
 
 def _alternatives(configuration: Configuration) -> Iterator[tuple[str, TrainingOptions]]:

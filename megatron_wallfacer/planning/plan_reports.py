@@ -53,16 +53,16 @@ def _search_parts(request: Request, result: PlanResult, grids: bool) -> Iterator
     yield f"\n{result.considered} combinations in closed form, the likeliest simulated{others}"
     yield f"The first: {command_line(configuration_flags(best))}"
     if grids:
-        found, named = grid_rows(result.grids, best)
+        simulated, named = grid_rows(result.grids, best)
         yield f"\nGrids of attention, one layer, both passes; {best.sizes}\n"
-        yield grid_table([*found, *named])
+        yield grid_table([*simulated, *named])
         yield f"\n{grids_summary(result.grids, best.choice.job)}"
 
 
 def _search_fields(result: PlanResult) -> dict[str, Any]:
     best, named = grid_rows(result.grids, result.best[0])
     return {
-        "configurations": [asdict(configuration_row(one)) for one in result.best],
+        "configurations": [asdict(configuration_row(configuration)) for configuration in result.best],
         "best": [asdict(row) for row in best],
         "named": [asdict(row) for row in named],
     }
@@ -98,18 +98,18 @@ def longest_report(request: Request) -> Report:
 def _longest_parts(request: Request, longest: Sequence[LongestSequence]) -> Iterator[ReportPart]:
     yield f"{request.cluster}; {memory_line(request.cluster)}"
     yield f"{request.model.name}, longest sequence; predicted, of a step; norms and SwiGLU fused\n"
-    yield configuration_table((one.configuration for one in longest), lengths=True)
-    for one in longest:
-        tokens = one.configuration.request.tokens
-        yield f"\n{tokens:,} tokens: {command_line(configuration_flags(one.configuration))}"
-        yield f"{one.unit:,} tokens more: {limit_of_longer(one)}"
+    yield configuration_table((sequence.configuration for sequence in longest), lengths=True)
+    for sequence in longest:
+        tokens = sequence.configuration.request.tokens
+        yield f"\n{tokens:,} tokens: {command_line(configuration_flags(sequence.configuration))}"
+        yield f"{sequence.unit:,} tokens more: {limit_of_longer(sequence)}"
 
 
 def _longest_fields(longest: Sequence[LongestSequence]) -> list[dict[str, Any]]:
     return [
-        {"tokens": one.configuration.request.tokens, **asdict(configuration_row(one.configuration))}
-        | {"stops": limit_of_longer(one)}
-        for one in longest
+        {"tokens": sequence.configuration.request.tokens, **asdict(configuration_row(sequence.configuration))}
+        | {"stops": limit_of_longer(sequence)}
+        for sequence in longest
     ]
 
 

@@ -48,7 +48,7 @@ def rank_program(schedules: Sequence[Schedule], costs: CostModel) -> list[TimedO
     program: list[TimedOp] = []
     for number, schedule in enumerate(schedules):
         call_s, issued_s = costs.call_host_s(schedule), 0.0
-        for op, cost in zip(schedule.ops, costs.of(schedule), strict=True):
+        for op, cost in zip(schedule.ops, costs.op_costs(schedule), strict=True):
             first_issued_s = issued_s + (min(call_s, cost.host_s) if cost.kernel_s else cost.host_s)
             issued_s += cost.host_s
             program.append(TimedOp(number, schedule, op, reads(op), cost, first_issued_s, issued_s))

@@ -73,7 +73,8 @@ def search(
         raise OptionError("memory", f"{memory_bytes / 1e9:.2f} GB", allowed)
     for _ in range(ROUNDS // effort):
         best = tried.fastest
-        near = (one for one in waiting if _are_neighbours(best.plan.grid, one.plan.grid) and one not in tried)
+        grid = best.plan.grid
+        near = (other for other in waiting if _are_neighbours(grid, other.plan.grid) and other not in tried)
         for choice in islice(near, EACH_ROUND // effort):
             tried.add(choice)
         if best is tried.fastest:
@@ -161,7 +162,7 @@ def _by_estimate(choices: list[Choice], most: int) -> list[Choice]:
     """Return choices by estimated time. Measured kernels are estimated for the ``most`` likely at the best rate."""
     if not choices or choices[0].job.cluster.device.kernels is None:
         return sorted(choices, key=_estimate_s)
-    rough = sorted(choices, key=lambda one: one.bound.estimate_s(one.plan.head_groups, one.bound.kernel_s))
+    rough = sorted(choices, key=lambda choice: choice.bound.estimate_s(choice.plan.head_groups, choice.bound.kernel_s))
     return sorted(rough[:most], key=_estimate_s) + rough[most:]
 
 

@@ -107,7 +107,7 @@ class _Simulator:
         self._transfers = Transfers(costs, symmetry, self._clock, self._end_transfer)
         program_ranks = {rank: symmetry.program_rank(rank) for rank in symmetry.representatives}
         programs = {rank: rank_program(schedules(rank), costs) for rank in sorted(set(program_ranks.values()))}
-        self._ranks = {rank: RankState(rank, of, programs[of]) for rank, of in program_ranks.items()}
+        self._ranks = {rank: RankState(rank, first, programs[first]) for rank, first in program_ranks.items()}
         self._pass_s: dict[int, float] = {}
         self._record_spans = record_spans
         self._spans: list[Span] = []

@@ -38,7 +38,7 @@ class Symmetry:
     def representatives(self) -> tuple[int, ...]:
         """One rank of each class, ascending."""
         ranges = [range(self._periods[axis]) for axis in AXES]
-        return tuple(sorted(self.grid.rank(dict(zip(AXES, at, strict=True))) for at in product(*ranges)))
+        return tuple(sorted(self.grid.rank(dict(zip(AXES, place, strict=True))) for place in product(*ranges)))
 
     def class_of(self, rank: int) -> int:
         """Return the representative of a rank."""
@@ -58,8 +58,10 @@ class Symmetry:
 
     def count(self, rank: int, first: int, ranks: int) -> int:
         """Return the number of ranks in the class of ``rank`` among ``ranks`` consecutive ones from ``first``."""
-        wanted = self.class_of(rank)
-        return sum(self.class_of(other) == wanted for other in range(first, min(first + ranks, self.grid.cp_size)))
+        representative = self.class_of(rank)
+        return sum(
+            self.class_of(other) == representative for other in range(first, min(first + ranks, self.grid.cp_size))
+        )
 
     def unit(self, first: int, ranks: int) -> int:
         """Return the smallest class in a unit. Units that translations map onto each other have the same."""

@@ -23,7 +23,7 @@ class OverlapModel:
 
     Attributes:
         attention: part of attention's overlap that the program uses. 1: all that streams allow. 0: kernels and
-            transfers take turns.
+            transfers alternate.
         reduction: part of the reduction of gradients and the gather of weights that overlaps with backward. With
             ``--overlap-grad-reduce`` and ``--overlap-param-gather`` it is all but the last bucket and the first.
     """

@@ -190,7 +190,7 @@ def attention_seconds(choice: Choice, options: TrainingOptions) -> tuple[float, 
     """Return (attention of one layer, its kernels), forward and backward, in seconds.
 
     The simulation uses all overlap that streams allow. For a program with less, a second simulation without kernel
-    time gives the time in which kernels and transfers take turns.
+    time gives the time in which kernels and transfers alternate.
     """
     result, repeated = choice.simulation, 0.0
     seconds, kernel_s = result.seconds, result.kernel_s
@@ -199,9 +199,9 @@ def attention_seconds(choice: Choice, options: TrainingOptions) -> tuple[float, 
     if options.overlap.attention < 1:
         device = replace(choice.job.cluster.device, tflops=float("inf"), kernels=None, call_us=0.0)
         bare = replace(choice, job=replace(choice.job, cluster=replace(choice.job.cluster, device=device)))
-        taking_turns = bare.simulation.seconds + kernel_s
+        alternating_s = bare.simulation.seconds + kernel_s
         # Kernels of a rank may fill a pause of its own transfers only if some of them overlap.
-        exposed = (1 - options.overlap.attention) * max(0.0, taking_turns - seconds)
+        exposed = (1 - options.overlap.attention) * max(0.0, alternating_s - seconds)
         repeated *= (seconds + exposed) / seconds
         seconds += exposed
     return seconds + repeated, kernel_s

@@ -108,12 +108,12 @@ class Transfers:
 
         With NCCL the transfer waits until earlier transfers of its process group have ended.
         """
-        known = next((pending for pending in rank.open_transfers if pending.move is move), None)
-        pending = known or PendingTransfer(rank, move, len(move.sends) + len(move.receives), self._clock.now)
-        if known is None:
+        earlier = next((pending for pending in rank.open_transfers if pending.move is move), None)
+        pending = earlier or PendingTransfer(rank, move, len(move.sends) + len(move.receives), self._clock.now)
+        if earlier is None:
             rank.open_transfers.append(pending)
         rank.incoming |= {message.value: pending for message in move.receives}
-        ready = [end for end in ends if not (known is not None and end == "receive")]
+        ready = [end for end in ends if not (earlier is not None and end == "receive")]
         if self._cluster.transport == "gloo":
             self._post(op, pending, ready)
             return
@@ -176,7 +176,8 @@ class Transfers:
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
         """Return the uses of the links of a message, and the numbers of the links.
 
-        A link stands for all links that translations map onto it; the ranks of the class that share it count.
+        A link represents all links that translations map onto it. A flow counts once per rank of its class that shares
+        the link.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []

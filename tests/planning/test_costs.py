@@ -24,7 +24,7 @@ CLUSTERS = {
 def proxy_bytes(one: Choice, cluster: Cluster) -> list[float]:
     """Return the bytes of output proxies, for each operation of rank 0's backward that computes one."""
     backward = one.schedules(0)[1]
-    with_proxy, without = (CostModel(cluster, SHAPE, out_proxy=made).of(backward) for made in (True, False))
+    with_proxy, without = (CostModel(cluster, SHAPE, out_proxy=made).op_costs(backward) for made in (True, False))
     assert all(replace(a, memory_bytes=b.memory_bytes) == b for a, b in zip(with_proxy, without, strict=True))
     return [
         a.memory_bytes - b.memory_bytes
@@ -53,14 +53,14 @@ def test_an_output_proxy_is_computed_once_per_received_query(
 
 def test_forward_makes_none() -> None:
     forward = choice(scheme="ring").schedules(0)[0]
-    assert CostModel(PLAIN, SHAPE).of(forward) == CostModel(PLAIN, SHAPE, out_proxy=False).of(forward)
+    assert CostModel(PLAIN, SHAPE).op_costs(forward) == CostModel(PLAIN, SHAPE, out_proxy=False).op_costs(forward)
 
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_what_is_sent_is_what_is_received(name: str) -> None:
     """Ranks are alike, so each sends as much as it gets."""
     for schedule in choice(**ALIKE[name]).schedules(0):
-        costs = CostModel(PLAIN, SHAPE).of(schedule)
+        costs = CostModel(PLAIN, SHAPE).op_costs(schedule)
         assert sum(sum(cost.sends) for cost in costs) == pytest.approx(sum(received_bytes(schedule, SHAPE).values()))
         starts = [op for op in schedule.ops if isinstance(op, Start)]
         assert sum(len(cost.sends) for cost in costs) == sum(len(op.move.sends) for op in starts)
@@ -74,7 +74,7 @@ def test_only_local_rows_are_stored() -> None:
     stored = [
         [
             cost.memory_bytes
-            for op, cost in zip(schedule.ops, CostModel(PLAIN, SHAPE).of(schedule), strict=True)
+            for op, cost in zip(schedule.ops, CostModel(PLAIN, SHAPE).op_costs(schedule), strict=True)
             if type(op) is Store
         ]
         for one in (apart, merged)

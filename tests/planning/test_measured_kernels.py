@@ -72,7 +72,7 @@ def test_launches_are_those_of_the_lowered_program(name: str) -> None:
     shape = Shape(tokens=8, q_heads=8, kv_heads=8, head_dim=8, v_head_dim=16)
     one = choice(with_device(PLAIN, launch_us=1e6, host_launch_us=2e6), shape, **ALIKE[name])
     for schedule in one.schedules(0):
-        costs = one.job.costs.of(schedule)
+        costs = one.job.costs.op_costs(schedule)
         counted = sum(cost.launch_s for cost in costs)
         assert counted == pytest.approx(launches(schedule, shape, one.plan.grid.head), rel=0.1, abs=1)
         assert sum(cost.host_s for cost in costs) == pytest.approx(2 * counted)
@@ -90,7 +90,7 @@ def free(**device: float) -> Cluster:
 def test_a_pass_is_no_faster_than_its_host(name: str) -> None:
     costs = {"host_forward_us": 1000.0, "host_backward_us": 3000.0, "host_launch_us": 100.0, "host_transfer_us": 50.0}
     slow = choice(free(tflops=1e9, **costs), **ALIKE[name])
-    host = [sum(cost.host_s for cost in slow.job.costs.of(schedule)) for schedule in slow.schedules(0)]
+    host = [sum(cost.host_s for cost in slow.job.costs.op_costs(schedule)) for schedule in slow.schedules(0)]
     calls = [sum(len(op.tiles) for op in schedule.attends) for schedule in slow.schedules(0)]
     assert host[0] >= 1e-3 * calls[0]
     assert host[1] >= 3e-3 * calls[1]
