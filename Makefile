@@ -6,7 +6,7 @@ WALLFACER := $(dir $(PYTHON))wallfacer
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap demo test composition versions docs lint clean
+.PHONY: help bootstrap demo test composition versions docs pages figures lint clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -25,11 +25,17 @@ test: bootstrap ## run the tests
 composition: bootstrap ## train every pair of features with and without the plugin, and compare (45 minutes)
 	@$(PYTHON) -m tests.composition $(ARGS)
 
-versions: bootstrap ## try every Megatron version that is supported, and compare with docs/versions.md
-	@$(PYTHON) -m scripts.versions --check docs/versions.md $(ARGS)
+versions: bootstrap ## try every Megatron version that is supported, and compare with docs/compatibility.md
+	@$(PYTHON) -m scripts.versions --check docs/compatibility.md $(ARGS)
 
 docs: bootstrap ## build the documentation as a site in docs/_build/html
 	@$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+
+pages: bootstrap ## write the generated parts of the documentation
+	@$(PYTHON) -m scripts.pages $(ARGS)
+
+figures: bootstrap ## draw the pictures of the documentation
+	@$(PYTHON) -m scripts.figures $(ARGS)
 
 lint: bootstrap ## check style and format
 	@$(PYTHON) -m ruff check

@@ -1,6 +1,6 @@
 """Whether the simulator orders what was measured: ``python -m benchmarks.order``.
 
-Reads the committed tables of docs/benchmarks.md, one for each setting, and simulates each of our schemes in them. Links
+Reads the committed results of every setting (docs/data), and simulates each of our schemes in them. Links
 reach the goodput that those runs had; processors cost what ``configs/cluster/emulated-b-4x4.yaml`` (settings b) and
 ``emulated-c-4x4.yaml`` (the others) say, which was measured on another day. No number comes from a scheme.
 
@@ -11,7 +11,7 @@ schemes that was measured more than 5 % apart is simulated in the same order.
 from __future__ import annotations
 
 import argparse
-import re
+import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -26,7 +26,7 @@ from megatron_wallfacer.planning.cluster import HostProcessors
 from megatron_wallfacer.planning.cluster_file import load_cluster
 
 ROOT = Path(__file__).parents[1]
-RESULTS, CONFIGS = ROOT / "docs/benchmarks.md", ROOT / "benchmarks/configs"
+RESULTS, CONFIGS = ROOT / "docs/data/emulated-2026-11-20.csv", ROOT / "benchmarks/configs"
 #: Parts of the rates between and within nodes that one message reached in the committed runs.
 GOODPUT = {"inter": 0.973, "intra": 0.95}
 #: Measured times further apart than this are told apart; the choice may be slower than the fastest by so much.
@@ -67,15 +67,16 @@ class Setting:
         return self.choice <= NEAR and not self.wrong
 
 
-def measured(page: str) -> dict[str, dict[str, float]]:
-    """Return the measured medians in seconds, by setting and scheme, from the tables of the page."""
+def measured(results: Path = RESULTS) -> dict[str, dict[str, float]]:
+    """Return the measured medians in seconds, by setting and scheme.
+
+    Args:
+        results: CSV with a row for each setting and scheme.
+    """
     found: dict[str, dict[str, float]] = {}
-    for section in re.split(r"^#+ ", page, flags=re.MULTILINE)[1:]:
-        title, _, text = section.partition("\n")
-        name = re.search(r"\(`([\w-]+)`\)$", title)
-        rows = re.findall(r"^\| ([\w-]+) \| (\d+\.\d+) \|", text, flags=re.MULTILINE)
-        if name and rows:
-            found[name[1]] = {scheme: float(seconds) for scheme, seconds in rows}
+    with results.open(newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["setting"], {})[row["scheme"]] = float(row["median_s"])
     return found
 
 
@@ -128,10 +129,10 @@ def lines(settings: Sequence[Setting]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 if both claims hold in every setting, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.order", description=__doc__.partition("\n")[0])
-    parser.add_argument("--settings", nargs="+", metavar="NAME", help="(default: all of docs/benchmarks.md)")
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="(default: all that are committed)")
     parser.add_argument("--draws", type=int, default=3, help="simulated runs of each scheme (default: 3)")
     options = parser.parse_args(argv)
-    results = measured(RESULTS.read_text(encoding="utf-8"))
+    results = measured()
     settings = [simulated(name, results[name], options.draws) for name in options.settings or results]
     print("\n".join(lines(settings)))
     return 0 if all(one.holds for one in settings) else 1

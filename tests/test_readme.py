@@ -1,26 +1,34 @@
-"""The README is true: its example runs, and its flags are the plugin's flags."""
+"""The README is short and true: its example is part of a file that runs, its output is what commands print."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from megatron_wallfacer.megatron.arguments import add_arguments
+import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+from megatron_wallfacer.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLE = ROOT / "examples" / "plain_pytorch.py"
+#: Commands with what they print; a line ``...`` stands for lines that are left out.
+SHOWN = re.findall(r"^```text\n\$ wallfacer (.*)\n([^`]*)```$", README, re.MULTILINE)
 
 
-def test_the_plain_pytorch_example_is_exact(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    script = tmp_path / "example.py"
-    script.write_text(example)
+def test_it_is_short() -> None:
+    assert len(README.split()) <= 1100
+    assert len(README.splitlines()) <= 120
+
+
+def test_the_plain_pytorch_example_is_exact() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", str(script)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", str(EXAMPLE)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -31,13 +39,31 @@ def test_the_plain_pytorch_example_is_exact(tmp_path: Path) -> None:
     assert max(map(float, differences)) < 1e-12
 
 
-def test_the_flag_table_is_complete() -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    ours = {option for action in parser._actions for option in action.option_strings if "wallfacer" in option}
-    assert set(re.findall(r"^\| `(--wallfacer-[a-z-]+)", README, flags=re.MULTILINE)) == ours
+def test_the_function_call_is_that_of_the_example() -> None:
+    (shown,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.strip() for line in EXAMPLE.read_text().splitlines()]
+    assert all(line in lines for line in shown.splitlines()), shown
+
+
+def test_there_is_a_plan() -> None:
+    assert [command.split()[0] for command, _ in SHOWN] == ["plan"]
+
+
+@pytest.mark.parametrize(("command", "expected"), SHOWN, ids=[command for command, _ in SHOWN])
+def test_a_command_prints_what_is_shown(command: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(command)) == 0
+    parts = [part.strip("\n") for part in expected.split("\n...\n")]
+    printed = capsys.readouterr().out
+    assert all(f"\n{part}\n" in f"\n{printed}" for part in parts), printed
+    places = [printed.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_the_test_command_is_that_of_continuous_integration() -> None:
+    assert "    make test " in README
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make --no-print-directory test"
 
 
 def test_every_file_that_the_readme_links_to_exists() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (Path(__file__).parents[1] / target).exists(), target
+        assert target.startswith("http") or (ROOT / target).exists(), target

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Query heads and kv heads of an 8B model, context-parallel sizes, tokens per rank.
 Q_HEADS, KV_HEADS, SIZES, TOKENS = 32, 8, (8, 16, 64), 8192
-_OTHER_MEGATRON = "use a supported Megatron release (docs/versions.md), or a newer megatron-wallfacer"
+_OTHER_MEGATRON = "use a supported Megatron release (docs/compatibility.md), or a newer megatron-wallfacer"
 
 
 def megatron() -> Iterator[Finding]:

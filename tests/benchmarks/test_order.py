@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.order import RESULTS, Setting, lines, main, measured
+from benchmarks.order import Setting, lines, main, measured
 from benchmarks.predict import Prediction
 
 
@@ -14,7 +14,7 @@ def setting(*times: tuple[float, float]) -> Setting:
 
 
 def test_the_committed_tables_are_read() -> None:
-    found = measured(RESULTS.read_text())
+    found = measured()
     assert len(found) == 10
     assert found["c-4x4"]["u2-i2-c2-o2"] == 1.558
     assert set(found["c-4x2"]) == {"u1-i2-c2-o2", "u2-i1-c2-o2", "usp-2", "usp-4", "rfa-zigzag"}

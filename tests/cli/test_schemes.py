@@ -31,9 +31,9 @@ def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[st
 
 def test_every_scheme_is_in_the_list_and_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(found(capsys)) == NAMES
-    costs, systems = (
+    systems, costs = (
         set(re.findall(r"^\| `([a-z-]+)` \|", table, flags=re.MULTILINE))
-        for table in re.split(r"^\| name \| system \|$", PAGE, flags=re.MULTILINE)
+        for table in re.split(r"^\| name \| grid \|", PAGE, flags=re.MULTILINE)
     )
     assert costs == systems == NAMES
 

@@ -21,7 +21,6 @@ _ROOT = "needs root and minutes: network namespaces"
 _LONG = "minutes, and more"
 _PLAN = "tests/cli/test_plan.py, at sizes that take less time"
 _TINY = "tests/cli/test_run.py"
-_DRAW = "tests/plots/test_plots.py draws such grids"
 _DOCTOR = "tests/doctor/test_doctor.py"
 _SBATCH = "tests/slurm"
 
@@ -38,6 +37,8 @@ ELSEWHERE = {
     "--attention-dropout 0 --wallfacer-cp-size 8": "the reader's own arguments; tests/megatron/test_parity.py",
     "wallfacer config check configs/tiny-cpu.yaml": "tests/cli/test_config.py",
     "wallfacer run configs/tiny-cpu.yaml --train-iters 2": _TINY,
+    "wallfacer run tiny-cpu --train-iters 2": _TINY,
+    "wallfacer plan --cluster h100-8x8 --nodes 2 --model llama3-8b --seq 128K": "tests/test_readme.py",
     "wallfacer run configs/tiny-cpu.yaml --train-iters 3 --wallfacer-timeline runs/lines": _TINY,
     "wallfacer trace runs/lines": "tests/traces/test_trace.py",
     "wallfacer doctor": _DOCTOR,
@@ -45,7 +46,7 @@ ELSEWHERE = {
     "DRY_RUN=1 CONFIG=configs/llama3-8b-128k.yaml scripts/slurm/pretrain_gpt.sbatch": _SBATCH,
     "CONFIG=configs/llama3-8b-128k.yaml sbatch --nodes=2 scripts/slurm/pretrain_gpt.sbatch "
     "--train-iters 1000": _CLUSTER,
-    # docs/choosing.md, docs/concepts.md
+    # docs/choosing.md
     "torchrun --nproc-per-node 8 --no-python wallfacer tune --model llama3-8b --seq 128K --save best.yaml": _GPU,
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 64K": _PLAN,
     "wallfacer plan --cluster h200-8x8 --model llama3-8b --seq 64K": _PLAN,
@@ -58,7 +59,6 @@ ELSEWHERE = {
     "python -m benchmarks.choices": "tests/benchmarks/test_choices.py, with one scheme",
     "python -m benchmarks.order --draws 1": "tests/benchmarks/test_order.py, with one setting",
     # docs/benchmarks.md
-    "python -m benchmarks.emulated benchmarks/configs/c-4x4.yaml": _ROOT,
     "python -m benchmarks.emulated benchmarks/configs/b-4x4.yaml --schemes ring 'team-ring-*' 'usp-*' --repeats 9 "
     "--out DIR": _ROOT,
     "python -m pip install --no-deps --target benchmarks/.peers -r benchmarks/peers/requirements.txt": "a network",
@@ -75,10 +75,10 @@ ELSEWHERE = {
     "tokenring usp mesh wallfacer-4-in team-ring-4-in u2-i1-c2-o4": _LONG,
     "python -m benchmarks.processor benchmarks/configs/overhead-1x16-long.yaml --schemes all-gather burst "
     "double-ring": _LONG,
-    # docs/composition.md, docs/versions.md, docs/kernels.md
+    # docs/compatibility.md, docs/kernels.md
     "make composition": f"{_LONG}; tests/composition/test_short.py trains some of it",
     "python -m scripts.versions": f"{_LONG}; tests/versions",
-    "python -m scripts.versions --check docs/versions.md": f"{_LONG}; tests/versions",
+    "python -m scripts.versions --check docs/compatibility.md": f"{_LONG}; tests/versions",
     "MEGATRON_PATHS=/path/a:/path/b python -m scripts.versions": f"{_LONG}; tests/versions",
     "python -m pytest tests/kernels/test_contracts.py": "is a part of this",
     # docs/doctor.md, docs/seeing.md, docs/gpu.md
@@ -128,6 +128,3 @@ ELSEWHERE = {
     'SBATCH_ARGS="--nodes=2 --time=20" scripts/slurm/sweep.sh': _SBATCH,
     "scripts/slurm/sweep.sh --collect > sweep.csv": _SBATCH,
 }
-
-#: Commands that are long to repeat, by their beginning.
-BEGINNINGS = {"python -c": _DRAW}

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from megatron_wallfacer.cli.main import main
-from tests.docs.commands import BEGINNINGS, ELSEWHERE, HERE
+from tests.docs.commands import ELSEWHERE, HERE
 from tests.docs.pages import PAGES, ROOT, commands
 
 FOUND = {command: page.relative_to(ROOT) for page in PAGES for command in commands(page.read_text())}
@@ -22,17 +22,12 @@ HOW = (
 
 def test_every_command_is_accounted_for() -> None:
     known = {*HERE, *ELSEWHERE}
-    unknown = {
-        command: str(page)
-        for command, page in FOUND.items()
-        if command not in known and not command.startswith(tuple(BEGINNINGS))
-    }
+    unknown = {command: str(page) for command, page in FOUND.items() if command not in known}
     assert not unknown, f"{unknown}\n{HOW}"
 
 
 def test_nothing_is_listed_that_no_page_has() -> None:
     stale = {*HERE, *ELSEWHERE} - FOUND.keys()
-    stale |= {start for start in BEGINNINGS if not any(command.startswith(start) for command in FOUND)}
     assert not stale, f"no page has {sorted(stale)}"
 
 
@@ -41,7 +36,7 @@ def test_no_command_is_listed_twice() -> None:
 
 
 def test_the_tests_that_are_named_exist() -> None:
-    for command, reason in {**ELSEWHERE, **BEGINNINGS}.items():
+    for command, reason in ELSEWHERE.items():
         for name in re.findall(r"tests/[\w/.]+\w", reason):
             assert (ROOT / name).exists(), f"{command}: {name}"
 

@@ -1,4 +1,4 @@
-"""docs/errors.md has every error message, with what to do about it."""
+"""docs/errors.md explains messages whose cause is not in their own text; each of them is one that the package makes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from pathlib import Path
 from tests.docs.messages import messages
 
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
-#: Message by message, what to do.
+#: By message, its cause and what to do.
 ROWS = dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", PAGE, flags=re.MULTILINE))
 
 
-def test_every_message_has_a_remedy() -> None:
-    missing = {message: place for message, place in messages().items() if message not in ROWS}
-    assert not missing, "rows that docs/errors.md lacks:\n" + "\n".join(
-        f"| `{message}` | WHAT TO DO |   (megatron_wallfacer/{place})" for message, place in missing.items()
-    )
+def test_the_page_is_short() -> None:
+    """A message names its cause; the page is for the few that cannot."""
+    assert 0 < len(ROWS) <= 25
 
 
 def test_every_row_is_a_message() -> None:

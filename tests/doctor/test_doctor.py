@@ -102,7 +102,7 @@ def test_hooks_that_do_not_fit_are_problems(unfit: subprocess.CompletedProcess[s
     assert set(problems) == in_training >= {"hook arguments", "hook layer count"}
     assert "add_megatron_arguments has no parameter parser" in problems["hook arguments"].result
     assert "setup_model_and_optimizer does not exist" in problems["hook layer count"].result
-    assert all("docs/versions.md" in problem.remedy for problem in problems.values())
+    assert all("docs/compatibility.md" in problem.remedy for problem in problems.values())
     assert len(findings) > len(CHECKS)  # it went on
 
 

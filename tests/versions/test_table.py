@@ -10,7 +10,7 @@ import pytest
 from scripts.versions.table import Row, difference, markdown, mismatches, read, row
 from scripts.versions.wheels import RELEASES
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "versions.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
 FINE = {"version": "0.19.2", "hook groups": "ok", "groups": "ok", "layers": "ok", "loss": 0.0, "gradients": 1e-7}
 OURS = Row("0.19.2", "wheel", "ok", "ok", "ok", "ok")
 

@@ -1,0 +1,1 @@
+"""The pictures of the documentation: ``make figures`` draws them into docs/images."""
