@@ -122,12 +122,13 @@ def _print(arguments: argparse.Namespace, results: list[SchemeTimes], title: str
         print(as_csv(results), end="")
     else:
         rows = []
-        for one in results:
-            times = (one.median_ms, one.forward_ms, one.backward_ms, one.fastest_ms, one.slowest_ms, one.ratio)
-            difference = f"{one.difference:.1e}" + ("" if one.agrees else " TOO LARGE")
-            rates = (figure(one.tokens_s, 0), f"{one.tflops:.3g}")
-            rows.append((one.scheme, one.grid, *map(figure, times), *rates, difference))
+        for result in results:
+            passes = (result.median_ms, result.forward_ms, result.backward_ms)
+            times = (*passes, result.fastest_ms, result.slowest_ms, result.ratio)
+            difference = f"{result.difference:.1e}" + ("" if result.agrees else " TOO LARGE")
+            rates = (figure(result.tokens_s, 0), f"{result.tflops:.3g}")
+            rows.append((result.scheme, result.grid, *map(figure, times), *rates, difference))
         print(title)
         show_table(_HEADINGS, rows)
-        verdict = "agree" if all(one.agrees for one in results) else "DO NOT AGREE"
+        verdict = "agree" if all(result.agrees for result in results) else "DO NOT AGREE"
         print(f"Outputs and gradients {verdict}: {results[0].tolerance:.0e} of the largest entry is allowed.")

@@ -113,16 +113,16 @@ def _print(costs: Iterable[SchemeCosts]) -> None:
     headings = (">volume fwd", ">bwd", ">messages fwd", ">bwd", ">buffers fwd", ">bwd")
     rows = (
         (
-            one.scheme,
-            one.grid,
-            one.ring_operands,
-            figure(one.forward_volume),
-            figure(one.backward_volume),
-            figure(one.forward_messages, 0),
-            figure(one.backward_messages, 0),
-            figure(one.forward_buffers, 1),
-            figure(one.backward_buffers, 1),
+            row.scheme,
+            row.grid,
+            row.ring_operands,
+            figure(row.forward_volume),
+            figure(row.backward_volume),
+            figure(row.forward_messages, 0),
+            figure(row.backward_messages, 0),
+            figure(row.forward_buffers, 1),
+            figure(row.backward_buffers, 1),
         )
-        for one in costs
+        for row in costs
     )
     show_table(("scheme", "grid", "on the ring", *headings), rows)

@@ -57,7 +57,7 @@ def run_trace(arguments: argparse.Namespace) -> int:
     _write(timelines, arguments, files, notes)
     if arguments.json:
         ends = {"slowest": slowest(totals).rank, "least_exposed": least_exposed(totals).rank}
-        summary = {"ranks": [asdict(one) for one in totals]} | ends | notes
+        summary = {"ranks": [asdict(row) for row in totals]} | ends | notes
         print(json.dumps(summary | {"files": [str(file) for file in files]}, indent=2))
         return 0
     _print(totals)
@@ -109,8 +109,8 @@ def _write(
     trace, plot = files
     events = [event for timeline in timelines for event in trace_events(timeline.rank, timeline.events, ROWS)]
     order = [
-        {"ph": "M", "pid": one.rank, "tid": 0, "name": "process_sort_index", "args": {"sort_index": one.rank}}
-        for one in timelines
+        {"ph": "M", "pid": rank, "tid": 0, "name": "process_sort_index", "args": {"sort_index": rank}}
+        for rank in (timeline.rank for timeline in timelines)
     ]
     write_trace([*order, *events], trace, notes)
     kind = f"{arguments.pass_name} " if arguments.pass_name else ""
@@ -122,17 +122,17 @@ def _print(totals: Sequence[RankTotals]) -> None:
     from megatron_wallfacer.cli.table import show_table
     from megatron_wallfacer.traces.report import least_exposed, slowest
 
-    has_hosts = len({one.host for one in totals}) > 1
+    has_hosts = len({row.host for row in totals}) > 1
     headings = (">rank", *([">host"] if has_hosts else []), ">passes")
     times = (">attention s", ">computing s", ">exposed s", ">exposed")
     rows = []
-    for one in totals:
-        seconds = (f"{value:.4f}" for value in (one.attention_s, one.computing_s, one.exposed_s))
-        host = [one.host] if has_hosts else []
-        rows.append((str(one.rank), *host, str(one.passes), *seconds, f"{one.exposed_share:.1%}"))
+    for row in totals:
+        seconds = (f"{value:.4f}" for value in (row.attention_s, row.computing_s, row.exposed_s))
+        host = [row.host] if has_hosts else []
+        rows.append((str(row.rank), *host, str(row.passes), *seconds, f"{row.exposed_share:.1%}"))
     show_table((*headings, *times), rows)
     last, least = slowest(totals), least_exposed(totals)
-    above = last.attention_s / (sum(one.attention_s for one in totals) / len(totals)) - 1
+    above = last.attention_s / (sum(row.attention_s for row in totals) / len(totals)) - 1
     print(f"slowest: rank {last.rank}, {last.attention_s:.4f} s of attention, {above:.1%} above the mean")
     if len(totals) > 1:
         print(f"least exposed: rank {least.rank}, {least.exposed_s:.4f} s; the other ranks wait for it")

@@ -37,8 +37,8 @@ def run_view(arguments: argparse.Namespace) -> int:
         OptionError: a size is too large for a page, or has no plan.
         WallfacerError: the file cannot be written.
     """
+    from megatron_wallfacer.plots.viewer import page_html
     from megatron_wallfacer.plots.viewer.data import check_sizes, page_data
-    from megatron_wallfacer.plots.viewer.html import page_html
 
     check_sizes(arguments.cp_size, arguments.ranks_per_node)
     q_heads, kv_heads = arguments.q_heads, arguments.kv_heads

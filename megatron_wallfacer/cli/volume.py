@@ -47,17 +47,17 @@ def _print(volumes: Iterable[SchemeVolume]) -> None:
     passes = (">fwd", ">/bound", ">/whole", ">bwd", ">/bound", ">/whole")
     rows = (
         (
-            str(one.cp_size),
-            str(one.group),
-            one.scheme,
-            one.grid,
-            figure(one.forward),
-            figure(one.forward_ratio),
-            figure(one.forward_whole),
-            figure(one.backward),
-            figure(one.backward_ratio),
-            figure(one.backward_whole),
+            str(row.cp_size),
+            str(row.group),
+            row.scheme,
+            row.grid,
+            figure(row.forward),
+            figure(row.forward_ratio),
+            figure(row.forward_whole),
+            figure(row.backward),
+            figure(row.backward_ratio),
+            figure(row.backward_whole),
         )
-        for one in volumes
+        for row in volumes
     )
     show_table((">P", ">q/kv", "scheme", "grid", *passes), rows)

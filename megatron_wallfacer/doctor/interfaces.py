@@ -56,7 +56,7 @@ def network() -> Iterator[Finding]:
     """Check that an interface reaches other nodes."""
     present = interfaces()
     text = "; ".join(map(str, present)) or "no interface with an address"
-    if any(one.up and not one.is_loopback for one in present):
+    if any(interface.up and not interface.is_loopback for interface in present):
         yield Finding("network", "ok", text)
     else:
         yield Finding("network", "note", text, _ONE_NODE)
@@ -70,7 +70,7 @@ def gloo_interface() -> Iterator[Finding]:
         return
     host = socket.gethostname()
     addresses = resolved(host)
-    own = [one for one in present if set(addresses) & set(one.addresses)]
+    own = [interface for interface in present if set(addresses) & set(interface.addresses)]
     remedy = f"none needed on one node; for several nodes export {_GLOO}={_suggestion(present)} on each"
     if not addresses:
         yield Finding("gloo interface", "note", f"loopback: the host name {host} does not resolve", remedy)
@@ -94,7 +94,7 @@ def nccl_interface() -> Iterator[Finding]:
     text = "; ".join(map(str, selected)) or f"no interface matches {_NCCL}={wanted}"
     if not selected:
         yield Finding("nccl interface", "problem", text, f"unset {_NCCL}, or export {_NCCL}={_suggestion(present)}")
-    elif all(one.is_loopback for one in selected):
+    elif all(interface.is_loopback for interface in selected):
         yield Finding("nccl interface", "note", text, _ONE_NODE)
     else:
         yield Finding("nccl interface", "ok", text)
@@ -121,7 +121,7 @@ def nccl_interfaces(present: Sequence[Interface], wanted: str) -> list[Interface
             ``=`` whole names.
     """
     for pattern in (wanted,) if wanted else _NCCL_ORDER:
-        if selected := [one for one in present if one.up and _matches(pattern, one.name)]:
+        if selected := [interface for interface in present if interface.up and _matches(pattern, interface.name)]:
             return selected
     return []
 
@@ -136,9 +136,9 @@ def resolved(host: str) -> list[str]:
 
 
 def _gloo_by_variable(named: str, present: Iterable[Interface]) -> Iterator[Finding]:
-    by_name = {one.name: one for one in present}
+    by_name = {interface.name: interface for interface in present}
     selected = [by_name.get(name) for name in named.split(",")]
-    if None in selected or not all(one.up for one in selected if one):
+    if None in selected or not all(interface.up for interface in selected if interface):
         text = f"{_GLOO}={named}: no such interface is up and has an address"
         yield Finding("gloo interface", "problem", text, f"unset {_GLOO}, or one of {', '.join(by_name)}")
     else:
@@ -153,7 +153,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 def _suggestion(present: Iterable[Interface]) -> str:
     """Return an interface that reaches other nodes."""
-    return next((one.name for one in present if one.up and not one.is_loopback), "NAME")
+    return next((interface.name for interface in present if interface.up and not interface.is_loopback), "NAME")
 
 
 def _is_loopback(address: str) -> bool:

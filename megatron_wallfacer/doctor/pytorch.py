@@ -15,22 +15,22 @@ PYTHON, TORCH = (3, 12), (2, 6)
 
 def python() -> Iterator[Finding]:
     """Check the version of Python."""
-    found = f"{platform.python_version()}, {sys.executable}"
+    text = f"{platform.python_version()}, {sys.executable}"
     if sys.version_info[:2] < PYTHON:
-        yield Finding("python", "problem", found, f"use Python {_text(PYTHON)} or newer")
+        yield Finding("python", "problem", text, f"use Python {_text(PYTHON)} or newer")
     else:
-        yield Finding("python", "ok", found)
+        yield Finding("python", "ok", text)
 
 
 def torch_version() -> Iterator[Finding]:
     """Check the version of PyTorch."""
     import torch
 
-    found = f"{torch.__version__}, {torch.__path__[0]}"
+    text = f"{torch.__version__}, {torch.__path__[0]}"
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH:
-        yield Finding("torch", "problem", found, f"install torch {_text(TORCH)} or newer")
+        yield Finding("torch", "problem", text, f"install torch {_text(TORCH)} or newer")
     else:
-        yield Finding("torch", "ok", found)
+        yield Finding("torch", "ok", text)
 
 
 def cuda() -> Iterator[Finding]:
@@ -60,11 +60,11 @@ def gpus() -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         torch.ones(1, device=f"cuda:{index}").add(1).item()
-        found = (
+        text = (
             f"{properties.name}, compute capability {properties.major}.{properties.minor}, "
             f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
         )
-        yield Finding(f"gpu {index}", "ok", found)
+        yield Finding(f"gpu {index}", "ok", text)
 
 
 def communication() -> Iterator[Finding]:

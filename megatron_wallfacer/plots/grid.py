@@ -150,14 +150,14 @@ def _on_ring(schedule: Schedule, axis: str) -> str:
 def _right_legend(plan: Plan, pairs: Mapping[Pair, Sequence[PairWork]]) -> list[str]:
     """Return what the right panel shows."""
     grid = plan.grid
-    of_rank_0 = sum(one.rank == 0 for work in pairs.values() for one in work)
+    of_rank_0 = sum(entry.rank == 0 for work in pairs.values() for entry in work)
     number = ", number: ring step" if has_numbers(pairs, grid.cp_size) else ""
     stripe = f"; each stripe is 1/{grid.head} of the heads" if grid.head > 1 else ""
     lines = [
         f"Colour: rank that computes the pair{number}",
         f"Outline: rank 0, {of_rank_0} of the {len(pairs)} pairs{stripe}",
     ]
-    if len({one.area for work in pairs.values() for one in work}) == 1:
+    if len({entry.area for work in pairs.values() for entry in work}) == 1:
         lines.append("Each pair is computed once and costs the same under the causal mask")
     axes = [_axis_name(grid, axis) for axis in grid.placement]
     if len(axes) == 2:

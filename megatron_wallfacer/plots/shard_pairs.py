@@ -77,9 +77,9 @@ def pairs_of(plan: Plan) -> dict[Pair, tuple[PairWork, ...]]:
     size, work = plan.grid.cp_size, work_by_pair(plan)
     pairs: dict[Pair, tuple[PairWork, ...]] = {}
     for pair in product(range(size), repeat=2):
-        by_slice = {plan.grid.coordinates(one.rank)["head"]: one for one in work[pair]}
+        by_slice = {plan.grid.coordinates(entry.rank)["head"]: entry for entry in work[pair]}
         if len(work[pair]) != len(by_slice) or len(by_slice) != plan.grid.head:
-            raise ValueError(f"{pair} is computed by ranks {[one.rank for one in work[pair]]}")
+            raise ValueError(f"{pair} is computed by ranks {[entry.rank for entry in work[pair]]}")
         pairs[pair] = tuple(by_slice[index] for index in range(plan.grid.head))
     return pairs
 
@@ -88,7 +88,7 @@ def has_numbers(pairs: Mapping[Pair, Sequence[PairWork]], cp_size: int) -> bool:
     """Return whether cells have the numbers of ring steps: there are several steps, and cells are large enough."""
     has_stripes = len(pairs[0, 0]) > 1
     return cp_size <= (MAX_NUMBERED // 2 if has_stripes else MAX_NUMBERED) and any(
-        one.ring_step for work in pairs.values() for one in work
+        entry.ring_step for work in pairs.values() for entry in work
     )
 
 
@@ -103,12 +103,12 @@ def draw_pairs(axes: Axes, pairs: Mapping[Pair, Sequence[PairWork]], colours: Se
         colours: colour of each rank.
     """
     size = len(colours)
-    rows = [[colours[one.rank] for k in range(size) for one in pairs[q, k]] for q in range(size)]
+    rows = [[colours[entry.rank] for k in range(size) for entry in pairs[q, k]] for q in range(size)]
     axes.imshow(rows, extent=(-0.5, size - 0.5, size - 0.5, -0.5), interpolation="nearest")
     if has_numbers(pairs, size):
         _draw_numbers(axes, pairs, colours)
     _draw_lines(axes, size)
-    _draw_outline(axes, {pair for pair, work in pairs.items() if any(one.rank == 0 for one in work)})
+    _draw_outline(axes, {pair for pair, work in pairs.items() if any(entry.rank == 0 for entry in work)})
     _draw_labels(axes, size)
 
 
@@ -131,7 +131,7 @@ def _areas(schedule: Schedule, attend: Attend) -> dict[Pair, float]:
 def _draw_numbers(axes: Axes, pairs: Mapping[Pair, Sequence[PairWork]], colours: Sequence[Colour]) -> None:
     size = min(15.0, 190 / len(colours))
     for (q, k), work in pairs.items():
-        ring_steps = sorted({one.ring_step for one in work})
+        ring_steps = sorted({entry.ring_step for entry in work})
         colour = text_colour_on(colours[work[0].rank]) if len(work) == 1 else INK
         # On stripes of several colours a number needs a white edge.
         edge = [] if len(work) == 1 else [withStroke(linewidth=0.22 * size, foreground="white")]

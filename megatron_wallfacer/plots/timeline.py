@@ -89,11 +89,11 @@ def _transfer_colours(timelines: Sequence[Timeline]) -> dict[str, Colour | str]:
 def _most_exposed(timelines: Sequence[Timeline]) -> tuple[Event, int]:
     """Return the pass with the longest wait, and its rank."""
     waits = [
-        (sum(event.end - event.start for event in inside if event.row == "wait"), -timeline.rank, one)
+        (sum(event.end - event.start for event in inside if event.row == "wait"), -timeline.rank, attention_pass)
         for timeline in timelines
-        for one, inside in by_pass(timeline.events)
+        for attention_pass, inside in by_pass(timeline.events)
     ]
-    _, negative_rank, worst = max(waits, key=lambda found: found[:2])
+    _, negative_rank, worst = max(waits, key=lambda wait: wait[:2])
     return worst, -negative_rank
 
 

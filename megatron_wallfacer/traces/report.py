@@ -41,7 +41,7 @@ def rank_totals(timeline: RankTimeline) -> RankTotals:
 
 def slowest(totals: Sequence[RankTotals]) -> RankTotals:
     """Return the rank with the longest attention time."""
-    return max(totals, key=lambda one: one.attention_s)
+    return max(totals, key=lambda rank: rank.attention_s)
 
 
 def least_exposed(totals: Sequence[RankTotals]) -> RankTotals:
@@ -50,4 +50,4 @@ def least_exposed(totals: Sequence[RankTotals]) -> RankTotals:
     Args:
         totals: totals of all ranks of a step that they end together.
     """
-    return min(totals, key=lambda one: one.exposed_s)
+    return min(totals, key=lambda rank: rank.exposed_s)

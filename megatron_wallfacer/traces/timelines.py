@@ -129,7 +129,7 @@ def _check_complete(path: Path, present: Iterable[int], expected: Iterable[int])
 def _check_one_run(folder: Path, timelines: Sequence[RankTimeline]) -> None:
     first = timelines[0]
     for timeline in timelines[1:]:
-        runs = [one.origin and one.origin.run for one in (first, timeline)]
+        runs = [recorded.origin and recorded.origin.run for recorded in (first, timeline)]
         if runs[0] != runs[1]:
             raise WallfacerError(
                 f"{folder}: rank-{timeline.rank}.json and rank-{first.rank}.json belong to two runs; "
