@@ -1,6 +1,7 @@
 """Metadata of the package. How to build it, ruff and pytest are in pyproject.toml."""
 
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,9 @@ def version() -> str:
     return found.group(1)
 
 
+#: The table of Megatron releases, read as a file: it imports nothing of the package.
+RELEASES = runpy.run_path(str(HERE / "megatron_wallfacer" / "megatron" / "releases.py"))
+
 REQUIRED = [
     # The lower bound of Megatron-Core 0.17 to 0.19 itself. What we use is older: all_gather_into_tensor,
     # all_to_all_single, batch_isend_irecv, and reduce_scatter_tensor with async_op on gloo (2.3).
@@ -33,9 +37,9 @@ REQUIRED = [
 ]
 
 MEGATRON = [
-    # Whoever has GPUs brings a Megatron-LM checkout and its container, so Megatron is an extra. The versions that the
-    # hooks know; [training] is what `megatron.training` imports.
-    "megatron-core[training]>=0.17,<0.20",
+    # On GPUs Megatron-LM is usually a checkout in a container, so Megatron is an extra. [training] is what
+    # `megatron.training` imports.
+    RELEASES["REQUIREMENT"],
 ]
 
 DOCS = [

@@ -8,8 +8,9 @@ from dataclasses import asdict
 
 from megatron_wallfacer.doctor import interfaces, kernels, plugin, pytorch, variables
 from megatron_wallfacer.doctor.finding import Check, run_check
+from megatron_wallfacer.megatron.releases import REQUIREMENT
 
-_TORCH, _MEGATRON = "install torch again", "give --megatron-path, or pip install 'megatron-core[training]>=0.17,<0.20'"
+_TORCH, _MEGATRON = "install torch again", f"give --megatron-path, or pip install '{REQUIREMENT}'"
 _NETWORK = "see ip address"
 #: Name, function, and remedy after an exception, in the order of the report.
 CHECKS: tuple[tuple[str, Check, str], ...] = (

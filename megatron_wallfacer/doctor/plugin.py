@@ -22,7 +22,8 @@ _OTHER_MEGATRON = "use a supported Megatron release (docs/compatibility.md), or 
 
 def megatron() -> Iterator[Finding]:
     """Check the version of the Megatron that is imported, and each hook."""
-    from megatron_wallfacer.megatron.version import check_supported, megatron_version, version_text
+    from megatron_wallfacer.megatron.releases import version_text
+    from megatron_wallfacer.megatron.version import check_supported, megatron_version
 
     version = megatron_version()
     spec = importlib.util.find_spec("megatron.core")

@@ -12,8 +12,8 @@ from megatron_wallfacer.kernels.switches import switches_in_effect
 from megatron_wallfacer.megatron.arguments import Settings, dtype_of, shape_of
 from megatron_wallfacer.megatron.communicators import groups_text
 from megatron_wallfacer.megatron.packed import cuts_sequence
+from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.session import Session
-from megatron_wallfacer.megatron.version import version_text
 from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound, ratio
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups

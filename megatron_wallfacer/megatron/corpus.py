@@ -24,6 +24,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from megatron_wallfacer.megatron.releases import VOCABULARY_WITH_END
+
 EOD = 256
 """Token that ends a document; 0 to 255 are the bytes."""
 
@@ -43,7 +45,7 @@ def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
         megatron: Major and minor version of the Megatron that will read them. Up to 0.17 `--vocab-size` of the
             NullTokenizer does not count the end-of-document token, from 0.18 on it does.
     """
-    size = VOCABULARY if megatron >= (0, 18) else VOCABULARY - 1
+    size = VOCABULARY if megatron >= VOCABULARY_WITH_END else VOCABULARY - 1
     return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(size)]
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.version import SUPPORTED_TEXT, Version, untested_allowed, version_text
+from megatron_wallfacer.megatron.releases import SUPPORTED, UNTIL, Number, version_text
+from megatron_wallfacer.megatron.version import Version, untested_allowed
 
 
 @dataclass
@@ -20,17 +21,18 @@ class Hook:
     Attributes:
         name: what it is called in messages.
         target: dotted path, ``package.module:attribute`` or ``package.module:Class.attribute``.
-        since, until: Megatron versions (major, minor) that it is written for, half open.
+        since: first release (major, minor) that it is written for.
         parameters: names that the target's signature must have, because the replacement relies on them.
         wrap: makes the replacement from the original.
+        until: first release that it is no longer written for.
     """
 
     name: str
     target: str
-    since: tuple[int, int]
-    until: tuple[int, int]
+    since: Number
     parameters: tuple[str, ...]
     wrap: Callable[[Any], Any]
+    until: Number = UNTIL
     _original: Any = field(default=None, init=False, repr=False)
     _replacement: Any = field(default=None, init=False, repr=False)
 
@@ -45,7 +47,8 @@ class Hook:
             WallfacerError: it is not written for this version, or the target is missing or has changed.
         """
         if not self.fits(version) and not untested_allowed():
-            raise self._unfit(version, f"is known from {_text(self.since)} to before {_text(self.until)} only")
+            known = f"{version_text(self.since)} to before {version_text(self.until)}"
+            raise self._unfit(version, f"is known from {known} only")
         owner, attribute = self._owner(version)
         parameters = inspect.signature(getattr(owner, attribute)).parameters
         missing = [name for name in self.parameters if name not in parameters]
@@ -105,9 +108,5 @@ class Hook:
     def _unfit(self, version: Version, what: str) -> WallfacerError:
         return WallfacerError(
             f"hook '{self.name}': megatron-core {version_text(version)}: {self.target} {what}; "
-            f"use {SUPPORTED_TEXT}, or a newer megatron-wallfacer"
+            f"use {SUPPORTED}, or a newer megatron-wallfacer"
         )
-
-
-def _text(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))

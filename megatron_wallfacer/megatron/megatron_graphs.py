@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, LOCAL_GRAPHS, version_text
 from megatron_wallfacer.megatron.version import Version, megatron_version
 
 
@@ -30,9 +31,9 @@ class _Implementation(NamedTuple):
 #: (``TransformerLayer.create_mcore_cudagraph_manager``).
 _IMPLEMENTATIONS = {
     "local": _Implementation(
-        ("moe_router", "moe_preprocess"), (0, 19), "earlier releases reuse memory that backward reads"
+        ("moe_router", "moe_preprocess"), LOCAL_GRAPHS, "earlier releases reuse memory that backward reads"
     ),
-    "transformer_engine": _Implementation(("mlp", "moe", "moe_router", "moe_preprocess"), (0, 17)),
+    "transformer_engine": _Implementation(("mlp", "moe", "moe_router", "moe_preprocess"), FIRST_LAUNCHED),
 }
 #: Module that Megatron 0.18 and later takes for the implementation of that name.
 _WHOLE = "full_iteration"
@@ -107,7 +108,7 @@ def unsupported_graphs(args: argparse.Namespace, version: Version) -> str | None
         )
     if version[:2] < known.since:
         return (
-            f"{held}: needs Megatron {'.'.join(map(str, known.since))} or later with --wallfacer-cp-size, "
+            f"{held}: needs Megatron {version_text(known.since)} or later with --wallfacer-cp-size, "
             f"or {flag} limited to {', '.join(known.without)}: {known.why}"
         )
     for attribute, typed, why in _NOT_CAPTURED:

@@ -25,8 +25,9 @@ from megatron_wallfacer.kernels.select import KERNELS
 from megatron_wallfacer.megatron.arguments import as_flag_error
 from megatron_wallfacer.megatron.cpu_runtime import adapt_argv
 from megatron_wallfacer.megatron.hooks import Hooks
+from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.session import Session
-from megatron_wallfacer.megatron.version import Version, check_supported, megatron_version, version_text
+from megatron_wallfacer.megatron.version import Version, check_supported, megatron_version
 
 #: Flags of a model. A preset with one of them is more than a part, and the plugin's rules apply.
 _MODEL_FLAGS = frozenset({"--num-attention-heads", "--seq-length", "--use-checkpoint-args"})

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.megatron_graphs import mlp_in_graphs
-from megatron_wallfacer.megatron.version import megatron_version, version_text
+from megatron_wallfacer.megatron.releases import OUTPUT_PROCESSOR, version_text
+from megatron_wallfacer.megatron.version import megatron_version
 
 LOSS, MLP = "--wallfacer-loss-tiles", "--wallfacer-mlp-tiles"
 #: In place of a number: :mod:`megatron_wallfacer.megatron.auto_tiles` chooses it.
 AUTO = "auto"
-#: First Megatron (major, minor) whose model takes an ``output_processor``.
-LOSS_SINCE = (0, 18)
 
 _CHECKPOINT = "Megatron checkpoints it with a function of TransformerEngine"
 _CAPTURE = "a captured graph does not recompute"
@@ -68,8 +67,8 @@ def unsupported_with_loss_tiles(args: argparse.Namespace, argv: Sequence[str]) -
     if text_of(args, LOSS) is None:
         return None
     version = megatron_version()
-    if version[:2] < LOSS_SINCE:
-        return f"{LOSS}: needs megatron-core {'.'.join(map(str, LOSS_SINCE))} or newer, not {version_text(version)}"
+    if version[:2] < OUTPUT_PROCESSOR:
+        return f"{LOSS}: needs megatron-core {version_text(OUTPUT_PROCESSOR)} or newer, not {version_text(version)}"
     return _unsupported(LOSS, _OF_LOSS, args)
 
 

@@ -8,12 +8,10 @@ import os
 from pathlib import Path
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, REQUIREMENT, SUPPORTED, UNTIL, version_text
 
 Version = tuple[int, int, int]
 
-#: First supported, and first no longer supported (major, minor).
-SUPPORTED: tuple[tuple[int, int], tuple[int, int]] = ((0, 17), (0, 21))
-SUPPORTED_TEXT = "megatron-core 0.17 to 0.20"
 #: Set to 1 to try the hooks on another version; each still checks its own target.
 ALLOW_UNTESTED = "WALLFACER_ALLOW_UNTESTED"
 
@@ -31,7 +29,7 @@ def megatron_version() -> Version:
     if spec is None or not spec.submodule_search_locations:
         raise WallfacerError(
             "megatron.core is neither beside the script nor installed; "
-            "give the pretrain_gpt.py of a Megatron-LM checkout, or pip install 'megatron-core[training]>=0.17,<0.20'"
+            f"give the pretrain_gpt.py of a Megatron-LM checkout, or pip install '{REQUIREMENT}'"
         )
     return _read_version(Path(next(iter(spec.submodule_search_locations))) / "package_info.py")
 
@@ -42,11 +40,10 @@ def check_supported(version: Version) -> None:
     Raises:
         WallfacerError: naming the version, the supported range and the way out.
     """
-    first, end = SUPPORTED
-    if first <= version[:2] < end or untested_allowed():
+    if FIRST_LAUNCHED <= version[:2] < UNTIL or untested_allowed():
         return
     raise WallfacerError(
-        f"megatron-core {version_text(version)} is not supported: use {SUPPORTED_TEXT}, a newer megatron-wallfacer, "
+        f"megatron-core {version_text(version)} is not supported: use {SUPPORTED}, a newer megatron-wallfacer, "
         f"or set {ALLOW_UNTESTED}=1 to try"
     )
 
@@ -54,11 +51,6 @@ def check_supported(version: Version) -> None:
 def untested_allowed() -> bool:
     """Whether the user wants to try a Megatron that nobody has tested."""
     return os.environ.get(ALLOW_UNTESTED) == "1"
-
-
-def version_text(version: Version) -> str:
-    """``0.19.2``."""
-    return ".".join(map(str, version))
 
 
 def _read_version(package_info: Path) -> Version:

@@ -11,15 +11,14 @@ from pathlib import Path
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
+from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, MODEL_BUILDER
 from megatron_wallfacer.training_runs.local_run import train
 from scripts.versions.table import Findings, Row, difference, markdown, mismatches, read, row
-from scripts.versions.wheels import RELEASES, unpack
+from scripts.versions.wheels import WHEELS, unpack
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUNS = REPOSITORY / "runs" / "versions"
 ITERATIONS, TIMEOUT_S = 3, 600
-#: Below, no wheel has the training loop.
-FIRST_LOOP, FIRST_BUILDER = (0, 17), (0, 19)
 MODEL = (
     "--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --group-query-attention "
     "--num-query-groups 2 --position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear "
@@ -36,7 +35,7 @@ def main() -> int:
     parser.add_argument("--check", metavar="FILE", type=Path, help="compare with the table in this document")
     parser.add_argument("--only", metavar="X", action="append", help="of the wheels, these releases only")
     options = parser.parse_args()
-    found = [_wheel(release) for release in options.only or RELEASES]
+    found = [_wheel(release) for release in options.only or WHEELS]
     found += [_checkout(Path(path)) for path in os.environ.get("MEGATRON_PATHS", "").split(":") if path]
     print(markdown(found))
     if options.check is None:
@@ -51,10 +50,10 @@ def _wheel(release: str) -> Row:
     folder = unpack(release, RUNS)
     findings = _probe(folder)
     version = tuple(map(int, release.split(".")[:2]))
-    if version < FIRST_LOOP:
+    if version < FIRST_LAUNCHED:
         return row("wheel", findings, "none in the wheel")
     scripts = REPOSITORY / "scripts"
-    script = scripts / "pretrain_gpt.py" if version >= FIRST_BUILDER else scripts / "versions" / "loop.py"
+    script = scripts / "pretrain_gpt.py" if version >= MODEL_BUILDER else scripts / "versions" / "loop.py"
     return row("wheel", findings, _loop(script, folder, version))
 
 
@@ -62,7 +61,7 @@ def _checkout(folder: Path) -> Row:
     """A checkout brings its own pretrain_gpt.py, which is run as it is."""
     findings = _probe(folder)
     version = tuple(map(int, str(findings.get("version", "0.0")).split(".")[:2]))
-    if version < FIRST_LOOP:
+    if version < FIRST_LAUNCHED:
         return row("checkout", findings, "not tried")
     return row("checkout", findings, _loop(folder / "pretrain_gpt.py", folder, version))
 

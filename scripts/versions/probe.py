@@ -21,8 +21,9 @@ import torch.distributed as dist
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.layers import count_layers
+from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.session import Session
-from megatron_wallfacer.megatron.version import Version, megatron_version, version_text
+from megatron_wallfacer.megatron.version import Version, megatron_version
 from scripts.versions import model
 
 RANKS = 2

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: The newest release of each minor version that PyPI has a wheel of.
-RELEASES = ("0.13.1", "0.14.0", "0.15.3", "0.16.1", "0.17.1", "0.18.2", "0.19.2")
+from megatron_wallfacer.megatron.releases import RELEASES
+
+#: The newest version of each release that PyPI has a wheel of.
+WHEELS = tuple(one.tested for one in RELEASES if one.wheel)
 
 
 def unpack(release: str, cache: Path) -> Path:

@@ -79,7 +79,7 @@ def test_a_missing_target_names_version_target_and_remedy(host: types.ModuleType
 
 
 def test_a_missing_module_names_version_target_and_remedy() -> None:
-    missing = Hook("test", "wallfacer_no_such_module:f", (0, 13), (0, 20), (), lambda original: original)
+    missing = Hook("test", "wallfacer_no_such_module:f", (0, 13), (), lambda original: original, (0, 20))
     with pytest.raises(WallfacerError, match="does not exist"):
         missing.apply(VERSION)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.megatron.version import SUPPORTED
+from megatron_wallfacer.megatron.releases import RELEASES, version_text
 from megatron_wallfacer.presets.preset import load_preset
 from megatron_wallfacer.training_runs.training_log import parse_iteration
 
@@ -75,9 +75,8 @@ def refuses(checkout: Path, message: str, *words: str, **variables: str) -> None
 
 
 def test_there_is_a_patch_for_each_supported_release_and_it_is_one_line() -> None:
-    (major, first), (_, end) = SUPPORTED
     patches = {path.name: path.read_text().splitlines() for path in (REPOSITORY / "patches").iterdir()}
-    assert set(patches) == {f"core_{major}.{minor}.patch" for minor in range(first, end)}
+    assert set(patches) == {f"core_{version_text(one.number)}.patch" for one in RELEASES if one.launcher}
     for header, other, hunk, *lines in patches.values():
         assert header.startswith("--- ")
         assert other.startswith("+++ ")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.versions.table import Row, difference, markdown, mismatches, read, row
-from scripts.versions.wheels import RELEASES
+from scripts.versions.wheels import WHEELS
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
 FINE = {"version": "0.19.2", "hook groups": "ok", "groups": "ok", "layers": "ok", "loss": 0.0, "gradients": 1e-7}
@@ -16,7 +16,7 @@ OURS = Row("0.19.2", "wheel", "ok", "ok", "ok", "ok")
 
 
 def test_the_document_names_the_wheels_that_are_tried() -> None:
-    assert [row.megatron for row in read(DOCUMENT) if row.source == "wheel"] == list(RELEASES)
+    assert [row.megatron for row in read(DOCUMENT) if row.source == "wheel"] == list(WHEELS)
 
 
 def test_a_table_is_read_back_as_it_was_written() -> None:

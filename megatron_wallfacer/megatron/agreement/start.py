@@ -20,7 +20,8 @@ from megatron_wallfacer.errors import DisagreementError, WallfacerError
 from megatron_wallfacer.megatron.agreement import software
 from megatron_wallfacer.megatron.agreement.parsed import settings_of
 from megatron_wallfacer.megatron.arguments import Settings
-from megatron_wallfacer.megatron.version import Version, version_text
+from megatron_wallfacer.megatron.releases import version_text
+from megatron_wallfacer.megatron.version import Version
 from megatron_wallfacer.schedule.plan import Plan
 
 #: How long a rank tries to reach the store, beyond the timeout of groups.

@@ -21,6 +21,7 @@ from megatron_wallfacer.megatron.arguments import (
 from megatron_wallfacer.megatron.auto_tiles import choose_tiles
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.refusals import refuse_unsupported
+from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -65,8 +66,7 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
     return Hook(
         name="arguments",
         target="megatron.training.arguments:add_megatron_arguments",
-        since=(0, 13),
-        until=(0, 21),
+        since=FIRST_HOOKED,
         parameters=("parser",),
         wrap=wrap,
     )

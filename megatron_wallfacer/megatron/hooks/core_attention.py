@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_wallfacer.megatron.core_attention import core_attention_class
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 from megatron_wallfacer.megatron.session import Session
 
 PROVIDERS = {
@@ -31,8 +32,7 @@ def core_attention_hooks(session: Session) -> tuple[Hook, ...]:
         Hook(
             name=f"core attention, {name}",
             target=target,
-            since=(0, 13),
-            until=(0, 21),
+            since=FIRST_HOOKED,
             parameters=("self",),
             wrap=wrap,
         )

@@ -9,6 +9,7 @@ from typing import Any
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -37,8 +38,7 @@ def generation_hook(session: Session) -> Hook:
     return Hook(
         name="generation",
         target="megatron.core.transformer.attention:Attention._adjust_key_value_for_inference",
-        since=(0, 17),
-        until=(0, 21),
+        since=FIRST_LAUNCHED,
         parameters=("inference_context",),
         wrap=wrap,
     )

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron_wallfacer.megatron.banner import banner
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.refusals import refuse_unsupported
+from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -40,16 +41,14 @@ def groups_hooks(session: Session) -> tuple[Hook, Hook]:
     make = Hook(
         name="groups",
         target="megatron.core.parallel_state:initialize_model_parallel",
-        since=(0, 13),
-        until=(0, 21),
+        since=FIRST_HOOKED,
         parameters=("context_parallel_size",),
         wrap=wrap_initialize,
     )
     drop = Hook(
         name="groups, dropped",
         target="megatron.core.parallel_state:destroy_model_parallel",
-        since=(0, 13),
-        until=(0, 21),
+        since=FIRST_HOOKED,
         parameters=(),
         wrap=wrap_destroy,
     )

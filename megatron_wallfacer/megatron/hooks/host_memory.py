@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -23,8 +24,7 @@ def layer_inputs_hook(session: Session) -> Hook:
     return Hook(
         name="layer inputs",
         target="megatron.core.tensor_parallel:checkpoint",
-        since=(0, 17),
-        until=(0, 21),
+        since=FIRST_LAUNCHED,
         parameters=("function", "distribute_saved_activations"),
         wrap=wrap,
     )

@@ -12,6 +12,7 @@ from megatron_wallfacer.megatron.agreement.layers import check_model, name_mtp_l
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.host_memory.prepare import prepare_host_memory
 from megatron_wallfacer.megatron.layers import advice_of_the_plugin, check_layers, count_layers, gather_counts
+from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -44,8 +45,7 @@ def layers_hook(session: Session, verify: Callable[[], None]) -> Hook:
     return Hook(
         name="layer count",
         target="megatron.training.training:setup_model_and_optimizer",
-        since=(0, 13),
-        until=(0, 21),
+        since=FIRST_HOOKED,
         parameters=("model_type",),
         wrap=wrap,
     )

@@ -10,6 +10,7 @@ import torch
 
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.loss import LossFunction, mean_over_group, report_of_group
+from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -44,8 +45,7 @@ def loss_hook(session: Session) -> Hook:
     return Hook(
         name="mean loss",
         target="megatron.core.pipeline_parallel.schedules:forward_step_calc_loss",
-        since=(0, 17),
-        until=(0, 21),
+        since=FIRST_LAUNCHED,
         parameters=("loss_func", "config", "collect_non_loss_data"),
         wrap=wrap,
     )

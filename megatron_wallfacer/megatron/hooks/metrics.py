@@ -10,6 +10,7 @@ from typing import Any
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.metrics import log_step
 from megatron_wallfacer.megatron.outputs import Output
+from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -35,8 +36,7 @@ def metrics_hook(session: Session) -> Hook:
     return Hook(
         name="training log",
         target="megatron.training.training:training_log",
-        since=(0, 13),
-        until=(0, 21),
+        since=FIRST_HOOKED,
         parameters=("iteration",),
         wrap=wrap,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.mtp import GroupCounts
+from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
 
 
 def mtp_hooks() -> tuple[Hook, Hook]:
@@ -12,16 +13,14 @@ def mtp_hooks() -> tuple[Hook, Hook]:
     loss = Hook(
         name="MTP loss",
         target="megatron.core.models.gpt.gpt_model:process_mtp_loss",
-        since=(0, 17),
-        until=(0, 21),
+        since=FIRST_LAUNCHED,
         parameters=("labels", "loss_mask", "compute_language_model_loss", "config", "cp_group", "packed_seq_params"),
         wrap=counts.wrap_loss,
     )
     roll = Hook(
         name="MTP shift",
         target="megatron.core.transformer.multi_token_prediction:roll_tensor",
-        since=(0, 17),
-        until=(0, 21),
+        since=FIRST_LAUNCHED,
         parameters=("packed_seq_params",),
         wrap=counts.wrap_roll,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.releases import ROTARY_LAYOUT
 from megatron_wallfacer.megatron.rope import rotate_by_document
 
 
@@ -11,8 +12,7 @@ def rope_hook() -> Hook:
     return Hook(
         name="rope of packed sequences",
         target="megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_thd",
-        since=(0, 19),
-        until=(0, 21),
+        since=ROTARY_LAYOUT,
         parameters=("t", "cu_seqlens", "freqs", "cp_group"),
         wrap=rotate_by_document,
     )

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from megatron_wallfacer.megatron.agreement.start import check_start, takes_part
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -32,8 +33,7 @@ def start_hook(session: Session) -> Hook:
     return Hook(
         name="start",
         target="megatron.training.initialize:_initialize_distributed",
-        since=(0, 13),
-        until=(0, 21),
+        since=FIRST_HOOKED,
         parameters=("store",),
         wrap=wrap,
     )

@@ -11,8 +11,8 @@ from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.loss_tiles import TiledLoss
 from megatron_wallfacer.megatron.mlp_tiles import tiled_mlp_forward
+from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, OUTPUT_PROCESSOR
 from megatron_wallfacer.megatron.session import Session
-from megatron_wallfacer.megatron.tile_flags import LOSS_SINCE
 
 
 def loss_tiles_hook(session: Session) -> Hook:
@@ -38,8 +38,7 @@ def loss_tiles_hook(session: Session) -> Hook:
     return Hook(
         name="loss tiles",
         target="megatron.core.models.gpt.gpt_model:GPTModel.forward",
-        since=LOSS_SINCE,
-        until=(0, 21),
+        since=OUTPUT_PROCESSOR,
         parameters=("labels", "output_processor"),
         wrap=wrap,
     )
@@ -61,8 +60,7 @@ def mlp_tiles_hook(session: Session) -> Hook:
     return Hook(
         name="MLP tiles",
         target="megatron.core.transformer.mlp:MLP.forward",
-        since=(0, 17),
-        until=(0, 21),
+        since=FIRST_LAUNCHED,
         parameters=("hidden_states", "per_token_scale"),
         wrap=wrap,
     )

@@ -1,0 +1,68 @@
+"""Releases of Megatron-LM, and from which release on each feature works: the only place that has these numbers.
+
+Imports nothing of the package, Megatron or PyTorch, so that ``setup.py`` reads it as a file.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Number = tuple[int, int]
+
+
+class Release(NamedTuple):
+    """A release.
+
+    Attributes:
+        number: (major, minor).
+        tested: last version of it that ``python -m scripts.versions`` tries.
+        wheel: the version is on PyPI; else it is a checkout of the main branch.
+        launcher: the launcher runs it. An earlier release works as a library: hooks of model and process groups. Its
+            wheel has no training loop.
+    """
+
+    number: Number
+    tested: str
+    wheel: bool = True
+    launcher: bool = True
+
+
+RELEASES = (
+    Release((0, 13), "0.13.1", launcher=False),
+    Release((0, 14), "0.14.0", launcher=False),
+    Release((0, 15), "0.15.3", launcher=False),
+    Release((0, 16), "0.16.1", launcher=False),
+    Release((0, 17), "0.17.1"),
+    Release((0, 18), "0.18.2"),
+    Release((0, 19), "0.19.2"),
+    Release((0, 20), "0.20.0", wheel=False),
+)
+
+#: First release whose model and process groups the hooks fit, and first one that is too new for any hook.
+FIRST_HOOKED: Number = RELEASES[0].number
+UNTIL: Number = (RELEASES[-1].number[0], RELEASES[-1].number[1] + 1)
+#: First release that the launcher runs.
+FIRST_LAUNCHED: Number = next(one.number for one in RELEASES if one.launcher)
+
+#: First release in which ``--vocab-size`` of the ``NullTokenizer`` counts the end-of-document token.
+VOCABULARY_WITH_END: Number = (0, 18)
+#: First release whose model takes an ``output_processor``, which ``--wallfacer-loss-tiles`` needs.
+OUTPUT_PROCESSOR: Number = (0, 18)
+#: First release whose wheel is enough for ``scripts/pretrain_gpt.py``.
+MODEL_BUILDER: Number = (0, 19)
+#: First release whose ``--cuda-graph-impl local`` keeps what backward reads.
+LOCAL_GRAPHS: Number = (0, 19)
+#: First release whose rotary positions take the layout of packed documents as an argument.
+ROTARY_LAYOUT: Number = (0, 19)
+
+
+def version_text(number: tuple[int, ...]) -> str:
+    """Return a release or version as it is written: ``0.19``, ``0.19.2``."""
+    return ".".join(map(str, number))
+
+
+#: What the launcher runs, for messages.
+SUPPORTED = f"megatron-core {version_text(FIRST_LAUNCHED)} to {version_text(RELEASES[-1].number)}"
+_WITHOUT_WHEEL = next(one.number for one in RELEASES if not one.wheel)
+#: What pip installs.
+REQUIREMENT = f"megatron-core[training]>={version_text(FIRST_LAUNCHED)},<{version_text(_WITHOUT_WHEEL)}"
