@@ -96,8 +96,7 @@ def _check_combination(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> Report:
-    from megatron_wallfacer.planning.one_grid import grid_report
-    from megatron_wallfacer.planning.plan_reports import longest_report, search_report
+    from megatron_wallfacer.planning.plan_reports import grid_report, longest_report, search_report
 
     request = _request(arguments)
     if arguments.scheme:

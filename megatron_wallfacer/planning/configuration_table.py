@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import Any
 
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.configuration import Configuration
-from megatron_wallfacer.planning.configuration_flags import Flags, configuration_flags
+from megatron_wallfacer.planning.configuration_flags import configuration_flags
 from megatron_wallfacer.planning.inventory import peak
 from megatron_wallfacer.planning.report import Table, number
 from megatron_wallfacer.planning.training_options import TrainingOptions
@@ -26,62 +27,23 @@ _COSTS = {
 }
 
 
-@dataclass(frozen=True)
-class ConfigurationRow:
-    """One configuration, for the table and JSON. Memory in 1e9 bytes, times in seconds of a step.
-
-    Attributes:
-        tp, pp, cp, dp: tensor-, pipeline-, context- and data-parallel size.
-        grid: grid of attention.
-        head_groups: head groups of attention.
-        recompute: activations that backward recomputes.
-        memory_gb: device memory per rank.
-        peak: moment of the step with the most device memory.
-        host_gb: host memory per node.
-        seconds: time of the step.
-        mfu: model FLOPs over the peak; masked pairs are not counted.
-        costs_s: time that each memory-saving choice costs.
-        is_tested: whether this project's tests train with the optimizer flags.
-        flags: all flags except those of the model, the data and the learning rate.
-    """
-
-    tp: int
-    pp: int
-    cp: int
-    dp: int
-    grid: str
-    head_groups: int
-    recompute: str
-    memory_gb: float
-    peak: str
-    host_gb: float
-    seconds: float
-    mfu: float
-    costs_s: dict[str, float]
-    is_tested: bool
-    flags: Flags
-
-
-def configuration_row(configuration: Configuration) -> ConfigurationRow:
-    """Return the row of a configuration."""
+def configuration_fields(configuration: Configuration) -> dict[str, Any]:
+    """Return a configuration for JSON. Memory in 1e9 bytes, times in seconds of a step, ``flags`` as in a preset."""
     step, sizes, plan = configuration.step, configuration.sizes, configuration.choice.plan
-    return ConfigurationRow(
-        tp=sizes.tp,
-        pp=sizes.pp,
-        cp=sizes.cp,
-        dp=sizes.dp,
-        grid=str(plan.grid),
-        head_groups=plan.head_groups,
-        recompute=configuration.options.recompute,
-        memory_gb=step.memory_gb,
-        peak=peak(configuration.buffers)[0],
-        host_gb=step.host_gb,
-        seconds=step.seconds,
-        mfu=step.mfu,
-        costs_s=asdict(step.overheads),
-        is_tested=configuration.is_tested,
-        flags=configuration_flags(configuration),
-    )
+    return {
+        **{name: getattr(sizes, name) for name in ("tp", "pp", "cp", "dp")},
+        "grid": str(plan.grid),
+        "head_groups": plan.head_groups,
+        "recompute": configuration.options.recompute,
+        "memory_gb": step.memory_gb,
+        "peak": peak(configuration.buffers)[0],
+        "host_gb": step.host_gb,
+        "seconds": step.seconds,
+        "mfu": step.mfu,
+        "costs_s": asdict(step.overheads),
+        "is_tested": configuration.is_tested,
+        "flags": configuration_flags(configuration),
+    }
 
 
 def configuration_table(configurations: Iterable[Configuration], *, lengths: bool = False) -> Table:
@@ -109,21 +71,22 @@ def memory_line(cluster: Cluster) -> str:
 
 
 def _cells(configuration: Configuration) -> tuple[str, ...]:
-    row, options = configuration_row(configuration), configuration.options
+    step, options, plan = configuration.step, configuration.options, configuration.choice.plan
+    optimizer = _OPTIMIZER[options.adam], "bf16 gradients" * (options.gradient_bytes == 2)
     return (
-        str(row.tp),
-        row.grid,
-        str(row.head_groups),
-        _RECOMPUTED[row.recompute],
+        str(configuration.sizes.tp),
+        str(plan.grid),
+        str(plan.head_groups),
+        _RECOMPUTED[options.recompute],
         _on_host(options),
         f"{options.loss_tiles}, {options.mlp_tiles}",
-        ", ".join(filter(None, (_OPTIMIZER[options.adam], "bf16 gradients" * (options.gradient_bytes == 2)))) or "-",
-        number(row.memory_gb, 1),
-        row.peak,
-        number(row.host_gb, 0),
-        number(row.seconds, 1 if row.seconds >= 10 else 2),
-        number(100 * row.mfu, 1),
-        _cost(row),
+        ", ".join(filter(None, optimizer)) or "-",
+        number(step.memory_gb, 1),
+        peak(configuration.buffers)[0],
+        number(step.host_gb, 0),
+        number(step.seconds, 1 if step.seconds >= 10 else 2),
+        number(100 * step.mfu, 1),
+        _cost(configuration),
     )
 
 
@@ -133,6 +96,7 @@ def _on_host(options: TrainingOptions) -> str:
     return ", ".join(kept) or "-"
 
 
-def _cost(row: ConfigurationRow) -> str:
-    costs = [f"{_COSTS[name]} {seconds:.1f}" for name, seconds in row.costs_s.items() if seconds >= 0.05]
-    return ", ".join(costs + [UNTESTED] * (not row.is_tested)) or "-"
+def _cost(configuration: Configuration) -> str:
+    overheads = asdict(configuration.step.overheads)
+    costs = [f"{_COSTS[name]} {seconds:.1f}" for name, seconds in overheads.items() if seconds >= 0.05]
+    return ", ".join(costs + [UNTESTED] * (not configuration.is_tested)) or "-"

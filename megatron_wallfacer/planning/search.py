@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.choice import AttentionJob, Choice
-from megatron_wallfacer.planning.estimated_kernels import estimated_kernel_seconds
+from megatron_wallfacer.planning.time_bound import estimated_kernel_seconds
 from megatron_wallfacer.schedule.formulas import backward_words, forward_words
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import check_heads, head_groups

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from megatron_wallfacer.planning.clock import Callback, Clock
-from megatron_wallfacer.planning.costs import CostModel
+from megatron_wallfacer.planning.costs import CostModel, TimedOp, rank_program
 from megatron_wallfacer.planning.fluid import Fluid
 from megatron_wallfacer.planning.processors import CORES, WakeUpDelay, overhead_s, processor_use
-from megatron_wallfacer.planning.program import TimedOp, rank_program
 from megatron_wallfacer.planning.routing import SharedLink
 from megatron_wallfacer.planning.symmetry import Symmetry
 from megatron_wallfacer.planning.transfers import PendingTransfer, RankState, Transfers

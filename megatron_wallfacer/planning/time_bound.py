@@ -1,24 +1,37 @@
 """Lower bounds of the time of a plan in closed form: its kernels, and the traffic of its busiest links.
 
 An estimate of the time, for the order in which a search simulates plans, is next to the bound. In the estimate, the
-exchange along ``head`` overlaps only with another head group, and a part of all other traffic is exposed.
+exchange along ``head`` overlaps only with another head group, and a part of all other traffic is exposed. With measured
+kernels it counts the tiles of a few ring steps: a block of ranks that are not consecutive has one tile per chunk.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from megatron_wallfacer.planning.cluster import Cluster, Device
-from megatron_wallfacer.planning.measured_kernels import BACKWARD_FLOPS, FORWARD_FLOPS, best_rate, mean_head_dim
+from megatron_wallfacer.planning.measured_kernels import (
+    BACKWARD_FLOPS,
+    FORWARD_FLOPS,
+    best_rate,
+    call_seconds,
+    mean_head_dim,
+)
 from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.heads import head_groups
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK, shard_chunks
 from megatron_wallfacer.schedule.ops import DKV, DOUT, DQ, KV, PARTIAL_OUT, Q
 from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.tiles import Tile, tiles
 from megatron_wallfacer.schedule.volume import Shape
 
 #: Part of the traffic that is exposed, in the estimate. With it the best of 462 grids was among the first 24 in each of
 #: four settings of 32 and 64 ranks in which all were simulated.
 EXPOSED = 0.2
+#: Ring steps whose tiles are sampled, evenly spaced.
+SAMPLES = 4
 _RINGS = ("ring_outer", "ring_inner")
 
 
@@ -117,6 +130,53 @@ def pass_weights(device: Device) -> tuple[float, float]:
         return FORWARD_FLOPS / device.forward, BACKWARD_FLOPS / device.backward
     forward, backward = (best_rate(device.kernels, backward=backward) for backward in (False, True))
     return FORWARD_FLOPS / forward, BACKWARD_FLOPS / backward
+
+
+def estimated_kernel_seconds(plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True) -> float:
+    """Return the estimated seconds of a rank's attention calls, forward and backward, with host time.
+
+    Each call of the sampled ring steps takes the longer of its device and host time. Without measured kernels the
+    result is the bound.
+    """
+    device = cluster.device
+    if device.kernels is None:
+        return kernel_seconds(plan.grid.cp_size, cluster, shape, causal=causal)
+    heads = shape.q_heads / plan.grid.head / head_groups(plan, shape.q_heads, shape.kv_heads)
+    channels = mean_head_dim(shape)
+    chunk_pairs = (shape.tokens / CHUNKS_PER_RANK) ** 2 * shape.batch
+    sampled = _sampled_tiles(plan.grid, causal)
+    seconds = 0.0
+    for backward, host_us in ((False, device.host_forward_us), (True, device.host_backward_us)):
+        for tile in sampled:
+            size = tile.area * chunk_pairs, heads, channels
+            call_s = call_seconds(device.kernels, *size, backward=backward, causal=tile.causal)
+            seconds += max(call_s + device.call_us * 1e-6, host_us * 1e-6)
+    pairs = sum(tile.area for tile in sampled) * chunk_pairs
+    sampled_flops = pairs * heads * channels * (FORWARD_FLOPS + BACKWARD_FLOPS)
+    all_pairs = unmasked_pairs(plan.grid.cp_size, shape, causal=causal)
+    all_flops = all_pairs * shape.q_heads * channels * (FORWARD_FLOPS + BACKWARD_FLOPS)
+    return seconds * all_flops / sampled_flops
+
+
+@lru_cache(maxsize=256)
+def _sampled_tiles(grid: Grid, causal: bool) -> tuple[Tile, ...]:
+    """Return the tiles of rank 0's query block with the key blocks of some ring positions."""
+    q_chunks = _chunks(grid, 0, ("head", "team"))
+    sampled: list[Tile] = []
+    for number in range(min(SAMPLES, grid.ring)):
+        position = number * grid.ring // min(SAMPLES, grid.ring)
+        outer, inner = divmod(position, grid.ring_inner)
+        first = grid.rank(grid.coordinates(0) | {"ring_outer": outer, "ring_inner": inner})
+        sampled += tiles(q_chunks, _chunks(grid, first, ("head", "kv_team")), causal=causal)
+    return tuple(sampled)
+
+
+def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
+    """Return the chunks of the block that a rank shares along two axes, ascending."""
+    ranks = [rank]
+    for axis in axes:
+        ranks = [other + first - rank for first in grid.neighbours(rank, axis) for other in ranks]
+    return tuple(sorted(chunk for member in ranks for chunk in shard_chunks(member, grid.cp_size)))
 
 
 def bytes_by_axis(plan: Plan, shape: Shape, *, q_kept: bool = False) -> Counter[str]:

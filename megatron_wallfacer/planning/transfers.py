@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from megatron_wallfacer.planning.clock import Clock
-from megatron_wallfacer.planning.costs import CostModel
+from megatron_wallfacer.planning.costs import CostModel, TimedOp
 from megatron_wallfacer.planning.fluid import Uses
 from megatron_wallfacer.planning.processors import processor_use
-from megatron_wallfacer.planning.program import TimedOp
 from megatron_wallfacer.planning.routing import Routing, SharedLink
 from megatron_wallfacer.planning.symmetry import Symmetry
 from megatron_wallfacer.schedule.ops import Move

@@ -11,9 +11,9 @@ import pytest
 from megatron_wallfacer.planning.choice import AttentionJob
 from megatron_wallfacer.planning.cluster import Cluster, LinkSpeed
 from megatron_wallfacer.planning.cluster_file import load_cluster
-from megatron_wallfacer.planning.estimated_kernels import estimated_kernel_seconds
 from megatron_wallfacer.planning.measured_kernels import best_rate, call_seconds
 from megatron_wallfacer.planning.search import candidates
+from megatron_wallfacer.planning.time_bound import estimated_kernel_seconds
 from megatron_wallfacer.schedule import program as steps
 from megatron_wallfacer.schedule.lower import lower
 from megatron_wallfacer.schedule.mask import CAUSAL
