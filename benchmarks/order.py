@@ -1,11 +1,11 @@
-"""Whether the simulator orders what was measured: ``python -m benchmarks.order``.
+"""Compare the order of simulated with measured schemes: ``python -m benchmarks.order``.
 
-Reads the committed results of every setting (docs/data), and simulates each of our schemes in them. Links
-reach the goodput that those runs had; processors cost what ``configs/cluster/emulated-b-4x4.yaml`` (settings b) and
-``emulated-c-4x4.yaml`` (the others) say, which was measured on another day. No number comes from a scheme.
+Reads the committed results of every setting (docs/data), and simulates each of this project's schemes in them. Links
+have the goodput of those runs. Processor costs are those of ``configs/cluster/emulated-b-4x4.yaml`` (settings b) and
+``emulated-c-4x4.yaml`` (all others), measured on another day. No number comes from a scheme.
 
 Two claims for each setting: the measured time of the planner's choice is within 3 % of the fastest, and every pair of
-schemes that was measured more than 5 % apart is simulated in the same order.
+schemes whose measured times differ by more than 5 % is simulated in the same order.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ ROOT = Path(__file__).parents[1]
 RESULTS, CONFIGS = ROOT / "docs/data/emulated-2026-11-20.csv", ROOT / "benchmarks/configs"
 #: Parts of the rates between and within nodes that one message reached in the committed runs.
 GOODPUT = {"inter": 0.973, "intra": 0.95}
-#: Measured times further apart than this are told apart; the choice may be slower than the fastest by so much.
+#: Ratio of measured times above which two schemes differ; ratio of the choice to the fastest that a claim allows.
 APART, NEAR = 1.05, 1.03
 
 
 @dataclass(frozen=True)
-class Setting:
+class SettingResult:
     """Committed results of one setting, simulated.
 
     Attributes:
-        name: of its configuration.
-        predictions: one for each of our schemes.
+        name: name of the setting's configuration.
+        predictions: measured and predicted times of this project's schemes.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Setting:
 
     @property
     def pairs(self) -> list[tuple[Prediction, Prediction]]:
-        """Pairs (faster, slower) that were measured more than 5 % apart."""
-        ordered = sorted(self.predictions, key=lambda one: one.measured_s)
+        """Pairs (faster, slower) with measured times more than 5 % apart."""
+        ordered = sorted(self.predictions, key=lambda prediction: prediction.measured_s)
         return [(a, b) for a, b in combinations(ordered, 2) if b.measured_s > APART * a.measured_s]
 
     @property
     def wrong(self) -> list[tuple[Prediction, Prediction]]:
-        """Those of the pairs that are simulated the other way round."""
+        """Pairs that are simulated in the opposite order."""
         return [(a, b) for a, b in self.pairs if a.predicted_s >= b.predicted_s]
 
     @property
@@ -63,7 +63,7 @@ class Setting:
 
     @property
     def holds(self) -> bool:
-        """Whether both claims do."""
+        """Whether both claims hold."""
         return self.choice <= NEAR and not self.wrong
 
 
@@ -73,22 +73,22 @@ def measured(results: Path = RESULTS) -> dict[str, dict[str, float]]:
     Args:
         results: CSV with a row for each setting and scheme.
     """
-    found: dict[str, dict[str, float]] = {}
+    medians: dict[str, dict[str, float]] = {}
     with results.open(newline="") as file:
         for row in csv.DictReader(file):
-            found.setdefault(row["setting"], {})[row["scheme"]] = float(row["median_s"])
-    return found
+            medians.setdefault(row["setting"], {})[row["scheme"]] = float(row["median_s"])
+    return medians
 
 
-def simulated(name: str, seconds: dict[str, float], draws: int) -> Setting:
-    """Simulate our schemes of one setting."""
+def simulated(name: str, seconds: dict[str, float], draws: int) -> SettingResult:
+    """Simulate this project's schemes of one setting."""
     config = load_config(CONFIGS / f"{name}.yaml")
     topology = config.topology
     rates = {"inter": topology.inter_mbit, "intra": topology.intra_mbit}
     goodput = {link: GOODPUT[link] * rate for link, rate in rates.items() if rate is not None}
     cluster = cluster_of(config, goodput, processors(name))
     table = plan_table(topology.ranks, topology.ranks_per_node) | dict(config.schemes)
-    return Setting(
+    return SettingResult(
         name,
         [
             Prediction(scheme, took, *simulate(config, cluster, table[scheme], draws))
@@ -107,27 +107,31 @@ def processors(name: str) -> Processors:
     return Processors(**costs, **late, latency_us=cluster.intra.latency_us)
 
 
-def lines(settings: Sequence[Setting]) -> Iterator[str]:
+def lines(settings: Sequence[SettingResult]) -> Iterator[str]:
     """Yield the table, the wrong pairs and the sums."""
     yield "| setting | schemes | the choice over the fastest measured | pairs > 5 % apart | in order |"
     yield "| --- | --- | --- | --- | --- |"
-    for one in settings:
-        right = len(one.pairs) - len(one.wrong)
-        yield f"| `{one.name}` | {len(one.predictions)} | {one.choice:.3f} | {len(one.pairs)} | {right} |"
+    for setting in settings:
+        pairs, right = len(setting.pairs), len(setting.pairs) - len(setting.wrong)
+        yield f"| `{setting.name}` | {len(setting.predictions)} | {setting.choice:.3f} | {pairs} | {right} |"
     yield ""
-    for one in settings:
-        for fast, slow in one.wrong:
+    for setting in settings:
+        for fast, slow in setting.wrong:
             took = f"measured {fast.measured_s:.3f} and {slow.measured_s:.3f} s"
             simulated_as = f"simulated {fast.predicted_s:.3f} and {slow.predicted_s:.3f} s"
-            yield f"{one.name}: {fast.scheme} before {slow.scheme}: {took}, {simulated_as}"
-    pairs, wrong = (sum(len(getattr(one, kind)) for one in settings) for kind in ("pairs", "wrong"))
-    near = sum(one.choice <= NEAR for one in settings)
+            yield f"{setting.name}: {fast.scheme} before {slow.scheme}: {took}, {simulated_as}"
+    pairs, wrong = (sum(len(getattr(setting, kind)) for setting in settings) for kind in ("pairs", "wrong"))
+    near = sum(setting.choice <= NEAR for setting in settings)
     yield f"{pairs - wrong} of {pairs} pairs are in order."
     yield f"The choice is within 3 % of the fastest in {near} of {len(settings)} settings."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 if both claims hold in every setting, 1 if not."""
+    """Print the comparison.
+
+    Returns:
+        0 if both claims hold in every setting, else 1.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.order", description=__doc__.partition("\n")[0])
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="(default: all that are committed)")
     parser.add_argument("--draws", type=int, default=3, help="simulated runs of each scheme (default: 3)")
@@ -135,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = measured()
     settings = [simulated(name, results[name], options.draws) for name in options.settings or results]
     print("\n".join(lines(settings)))
-    return 0 if all(one.holds for one in settings) else 1
+    return 0 if all(setting.holds for setting in settings) else 1
 
 
 if __name__ == "__main__":

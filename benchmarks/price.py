@@ -1,6 +1,6 @@
-"""The grids that ``auto`` chooses by price, and what the simulator says of them: ``python -m benchmarks.price``.
+"""Simulate the grids that ``auto`` chooses by price: ``python -m benchmarks.price``.
 
-Each choice is simulated on as many nodes as it needs, beside the grid with the least volume (the choice without the
+Each choice is simulated on as many nodes as it needs, next to the grid with the least volume (the choice without a
 number of tokens) and the fastest team x kv_team x ring grid. Nothing is measured.
 """
 
@@ -25,16 +25,16 @@ _LARGEST_TEAM = 32
 
 
 @dataclass(frozen=True)
-class Row:
-    """One job: simulated choices.
+class PricedJob:
+    """Simulated choices for one job.
 
     Attributes:
-        cp_size: P.
+        cp_size: context-parallel size P.
         tokens: tokens per rank.
         heads: query and kv heads per rank.
-        auto: the choice by price.
+        auto: choice by price.
         least_volume: grid of the least communication volume.
-        fastest: the fastest of all grids that were simulated.
+        fastest: fastest of all simulated grids.
     """
 
     cp_size: int
@@ -46,34 +46,36 @@ class Row:
 
     @property
     def loss(self) -> float:
-        """Time of the choice by price over that of the fastest."""
+        """Time of the choice by price over that of the fastest grid."""
         return self.auto.simulation.seconds / self.fastest.simulation.seconds
 
     @property
     def loss_by_volume(self) -> float:
-        """Return the time of the grid with the least volume over that of the fastest."""
+        """Time of the grid with the least volume over that of the fastest grid."""
         return self.least_volume.simulation.seconds / self.fastest.simulation.seconds
 
     def cells(self) -> tuple[str, ...]:
-        """Cells of the table."""
+        """Return the cells of the table."""
         choices = (f"{c.plan.grid}: {figures(c)}" for c in (self.least_volume, self.auto, self.fastest))
         return str(self.cp_size), f"{self.tokens:,}", f"{self.heads[0]}, {self.heads[1]}", *choices
 
 
 def figures(choice: Choice) -> str:
-    """Simulated milliseconds of a layer, and gigabytes of attention buffers."""
+    """Return the simulated milliseconds of a layer and the gigabytes of attention buffers."""
     return f"{1e3 * choice.simulation.seconds:.2f} ms, {choice.buffer_bytes / 1e9:.2f} GB"
 
 
-def rows(cp_sizes: Sequence[int], tokens: Sequence[int], heads: Sequence[tuple[int, int]]) -> Iterator[Row]:
+def priced_jobs(
+    cp_sizes: Sequence[int], tokens: Sequence[int], heads: Sequence[tuple[int, int]]
+) -> Iterator[PricedJob]:
     """Simulate every job of these sizes."""
     for cp_size in cp_sizes:
         for each in tokens:
             for q_heads, kv_heads in heads:
-                yield row(cp_size, each, q_heads, kv_heads)
+                yield priced_job(cp_size, each, q_heads, kv_heads)
 
 
-def row(cp_size: int, tokens: int, q_heads: int, kv_heads: int) -> Row:
+def priced_job(cp_size: int, tokens: int, q_heads: int, kv_heads: int) -> PricedJob:
     """Simulate one job on h100-8x8, or above 64 ranks on h100-1024x8."""
     name = "h100-8x8" if cp_size <= 64 else "h100-1024x8"
     cluster = replace(load_cluster(name), nodes=max(1, cp_size // 8))
@@ -87,7 +89,7 @@ def row(cp_size: int, tokens: int, q_heads: int, kv_heads: int) -> Row:
                 grids[plan.grid] = Choice(job, plan)
     auto, least = (make_plan(scheme, cp_size, **options).grid for scheme in ("auto", "team-ring"))
     fastest = min(grids.values(), key=lambda choice: choice.simulation.seconds)
-    return Row(cp_size, tokens, (q_heads, kv_heads), grids[auto], grids[least], fastest)
+    return PricedJob(cp_size, tokens, (q_heads, kv_heads), grids[auto], grids[least], fastest)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,13 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="tokens per rank")
     options = parser.parse_args(argv)
     print("| P | tokens per rank | heads | least volume | `auto` | fastest |\n| --- | --- | --- | --- | --- | --- |")
-    found = []
-    for one in rows(options.cp_size, options.tokens, HEADS):
-        found.append(one)
-        print(f"| {' | '.join(one.cells())} |", flush=True)
-    by_price, by_volume = [one.loss for one in found], [one.loss_by_volume for one in found]
+    jobs = []
+    for job in priced_jobs(options.cp_size, options.tokens, HEADS):
+        jobs.append(job)
+        print(f"| {' | '.join(job.cells())} |", flush=True)
+    by_price, by_volume = [job.loss for job in jobs], [job.loss_by_volume for job in jobs]
     print(
-        f"\n{len(found)} jobs. Time over the fastest: `auto` {mean(by_price):.3f} (at most {max(by_price):.2f}), "
+        f"\n{len(jobs)} jobs. Time over the fastest: `auto` {mean(by_price):.3f} (at most {max(by_price):.2f}), "
         f"least volume {mean(by_volume):.3f} (at most {max(by_volume):.2f})"
     )
     return 0

@@ -1,16 +1,16 @@
-"""Whether the simulator orders the committed measurements: what is read, compared and printed."""
+"""The order of simulated and measured schemes: input, comparison and output."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.order import Setting, lines, main, measured
+from benchmarks.order import SettingResult, lines, main, measured
 from benchmarks.predict import Prediction
 
 
-def setting(*times: tuple[float, float]) -> Setting:
+def setting(*times: tuple[float, float]) -> SettingResult:
     """Schemes by (measured, simulated) seconds; the first has the least volume."""
-    return Setting("x", [Prediction(f"s{n}", *pair, volume=float(n)) for n, pair in enumerate(times)])
+    return SettingResult("x", [Prediction(f"s{n}", *pair, volume=float(n)) for n, pair in enumerate(times)])
 
 
 def test_the_committed_tables_are_read() -> None:
