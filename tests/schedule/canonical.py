@@ -1,0 +1,144 @@
+"""The canonical form of a schedule: what it does, without the names of operations and values.
+
+Operations are labelled by letters that do not change, values are numbered in the order of their first use. So two
+schedules have the same form if and only if they move the same tensors between the same ranks, and compute and
+accumulate the same tiles, in the same order. ``canonical_digests.json`` has a digest of the forms of every scheme.
+``python -m tests.schedule.canonical`` writes the file anew, after a deliberate change of schedules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+
+from megatron_wallfacer.schedule.mask import Mask, pattern_of
+from megatron_wallfacer.schedule.ops import (
+    Assemble,
+    Attend,
+    Expect,
+    Fold,
+    Load,
+    Message,
+    Move,
+    Op,
+    Schedule,
+    Start,
+    Store,
+)
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schemes import RIDERS, SCHEMES, make_plan
+
+DIGESTS = Path(__file__).with_name("canonical_digests.json")
+CP_SIZES = (4, 8, 16)
+#: Options of schemes that have more than one kind of schedule.
+VARIANTS = {
+    "ring": ({}, {"bidirectional": True}),
+    "team-ring": ({}, {"team_size": 2}, {"team_size": 2, "kv_team_size": 2}, {"head_size": 2, "team_size": 2}),
+    "wallfacer": ({}, {"kv_order": "permuted"}),
+}
+CHUNK_TOKENS = 4
+#: A window of one chunk: most chunk pairs are empty, those on the diagonals are partial.
+WINDOW = Mask(left=CHUNK_TOKENS)
+#: Mask, head groups, whether gathered queries are kept, and the work of a shard, which decides what is merged.
+PASSES = (
+    (True, 1, False, None),
+    (False, 1, False, None),
+    (True, 2, True, None),
+    (True, 1, True, 0),
+    (WINDOW, 2, True, None),
+)
+
+
+def canonical_form(schedule: Schedule) -> str:
+    """Return the canonical form, one line per operation."""
+    return "\n".join(_Form(schedule).lines())
+
+
+def digest_keys() -> Iterator[str]:
+    """Yield every key of the file of digests: scheme, P, pass and ring operand."""
+    for scheme, cp_size, pass_name, operand in product(SCHEMES, CP_SIZES, ("forward", "backward"), RIDERS):
+        yield f"{scheme} P={cp_size} {pass_name} pass-{operand}"
+
+
+def digest(key: str) -> str:
+    """Return the digest of all schedules of a key: of every variant, mask, number of head groups, and rank."""
+    scheme, cp_size, pass_name, operand = key.split()
+    build = forward_schedule if pass_name == "forward" else backward_schedule
+    found = sha256()
+    for plan in _plans(scheme, int(cp_size.removeprefix("P=")), operand.removeprefix("pass-")):
+        for mask, groups, q_kept, work in PASSES:
+            options = {"causal": mask}
+            if isinstance(mask, Mask):
+                options = {"pattern": pattern_of(mask, plan.grid.cp_size, CHUNK_TOKENS)}
+            for rank in range(plan.grid.cp_size):
+                schedule = build(replace(plan, shard_work=work), rank, groups=groups, q_kept=q_kept, **options)
+                found.update(canonical_form(schedule).encode())
+    return found.hexdigest()[:16]
+
+
+def _plans(scheme: str, cp_size: int, operand: str) -> Iterator[Plan]:
+    for options in VARIANTS.get(scheme, ({},)):
+        if options.get("team_size", 1) * options.get("kv_team_size", 1) * options.get("head_size", 1) <= cp_size:
+            plan = make_plan(scheme, cp_size, **options)
+            yield replace(plan, forward=operand, backward=operand)
+
+
+class _Form:
+    """The canonical form of one schedule, while it is written."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.numbers: dict[str, int] = {}
+
+    def lines(self) -> Iterator[str]:
+        schedule = self.schedule
+        yield f"rank {schedule.rank}/{schedule.cp_size} slices {schedule.parts} backward {schedule.backward:d}"
+        yield from map(self._operation, schedule.ops)
+        # Named values have no order of their own: they are sorted by name.
+        yield f"given {sorted(map(self._value, schedule.given))} kept {sorted(map(self._value, schedule.keeps))}"
+        yield from (f"{number} = {self._meaning(name)}" for name, number in self.numbers.items())
+
+    def _operation(self, op: Op) -> str:
+        match op:
+            case Load(into=into):
+                return f"L {self._value(into)}"
+            case Assemble(into=into, sources=sources):
+                return f"C {self._value(into)} {self._values(sources)}"
+            case Expect(move=move):
+                return f"P {self._transfer(move)}"
+            case Start(move=move):
+                return f"S {self._transfer(move)}"
+            case Fold(source=source, into=into):
+                return f"A {self._value(source)} {self._value(into)}"
+            case Store(sources=sources):
+                return f"W {self._values(sources)}"
+        assert isinstance(op, Attend)
+        into = self._values([name for name in (op.q_into, op.kv_into) if name is not None])
+        tiles = [(*tile.rows, *tile.cols, "causal" * tile.causal, "partial" * tile.masked) for tile in op.tiles]
+        return f"T {self._values(op.q)} {self._values(op.kv)} {into} {tiles}"
+
+    def _transfer(self, move: Move) -> str:
+        ends = [[self._message(message) for message in end] for end in (move.sends, move.receives)]
+        return f"{move.axis} {list(move.payload)} sends {ends[0]} receives {ends[1]}"
+
+    def _message(self, message: Message) -> tuple[object, ...]:
+        return message.peer, self._value(message.value), message.chunks, message.tag
+
+    def _values(self, names: Sequence[str]) -> list[int]:
+        return [self._value(name) for name in names]
+
+    def _value(self, name: str) -> int:
+        return self.numbers.setdefault(name, len(self.numbers))
+
+    def _meaning(self, name: str) -> str:
+        value = self.schedule.values[name]
+        return f"{list(value.payload)} chunks {value.chunks} slice {value.part}"
+
+
+if __name__ == "__main__":
+    DIGESTS.write_text(json.dumps({key: digest(key) for key in digest_keys()}, indent=0) + "\n")
