@@ -61,7 +61,7 @@ def _per_card(counted: Sequence[LinkBytes], topology: Topology) -> list[tuple[in
 def _flows(schedule: Schedule, shape: Shape) -> Flows:
     """What the rank of a schedule sends."""
     flows: Flows = Counter()
-    for move in schedule.moves:
+    for move in schedule.transfers:
         for message in move.sends:
             flows[schedule.rank, message.peer] += rows_bytes(schedule, shape, move.payload, len(message.chunks))
     return flows

@@ -33,7 +33,7 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.planning.cluster import MessageCost
 from megatron_wallfacer.planning.costs import MERGED
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.ops import Attend, Load, Store
+from megatron_wallfacer.schedule.ops import Attend, View, WriteResult
 from megatron_wallfacer.schedule.plan import Plan
 
 #: A block of 512 rows, 8 heads and 64 channels in fp32: what the settings of the repository merge at once.
@@ -256,8 +256,8 @@ def _operations() -> tuple[float, float, float]:
 
     call = Call(plan, Runtime(Transfers(alone), kernel, 1.0, timed))
     both = _rounds(lambda: attend(q, k, v, call).sum().backward(), 10)
-    operations = sum(map(sum, (found[kind] for kind in (Load, Attend, Store)))) / (len(found[Pass]) / 2)
-    return (both - operations) / 2, median(found[Attend]), median(found[Store])
+    operations = sum(map(sum, (found[kind] for kind in (View, Attend, WriteResult)))) / (len(found[Pass]) / 2)
+    return (both - operations) / 2, median(found[Attend]), median(found[WriteResult])
 
 
 def _lateness(seconds: float) -> list[float]:

@@ -17,7 +17,8 @@ from benchmarks.config import Config
 from benchmarks.contender import Contender
 from benchmarks.dense import NAMES, Problem, relative_error
 from benchmarks.groups import SharedGroups
-from megatron_wallfacer.engine.timeline import Timeline, nothing
+from megatron_wallfacer.chrome_trace import trace_events, write_trace
+from megatron_wallfacer.engine.timeline import Timeline, no_observer
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 
@@ -118,13 +119,13 @@ def timed(state: RankState, label: str, start: float) -> RankTiming:
 def recorded(state: RankState, label: str, start: float, directory: Path) -> float | None:
     """As :func:`timed`, once, with a time line of ours written to a file; the share of the time that it waited."""
     contender = state.contenders[label]
-    if not hasattr(contender, "recorder"):
+    if not hasattr(contender, "observer"):
         return None
     timeline = Timeline(dist.get_rank())
-    contender.recorder = timeline
+    contender.observer = timeline
     timed(state, label, start)
-    contender.recorder = nothing
-    timeline.write(directory / f"rank-{timeline.rank}.json")
+    contender.observer = no_observer
+    write_trace(trace_events(timeline.rank, timeline.events), directory / f"rank-{timeline.rank}.json")
     return timeline.exposed_share
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.timeline import Observer, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.schedule.heads import head_groups
@@ -46,7 +46,7 @@ class Ours:
         self._keep_gathered_q = bool(arguments.pop("keep_gathered_q", False))
         self._plan: Plan = make_plan(cp_size=ranks, q_heads=heads[0], kv_heads=heads[1], **arguments)
         self._transfers: Transfers | None = None
-        self.recorder: Recorder = nothing
+        self.observer: Observer = no_observer
 
     def prepare(self) -> None:
         self._transfers = Transfers(connect(None, self._plan.grid))
@@ -58,7 +58,7 @@ class Ours:
 
     def bind(self, kernel: Kernel, head_dim: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Attention of q, k and v, sbhd, with all else bound once, as Megatron's module binds it."""
-        runtime = Runtime(self._transfers, kernel, head_dim**-0.5, self.recorder)
+        runtime = Runtime(self._transfers, kernel, head_dim**-0.5, self.observer)
         return partial(attend, call=Call(self._plan, runtime, keep_gathered_q=self._keep_gathered_q))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
@@ -67,6 +67,6 @@ class Ours:
     def schedules(self, rank: int, shape: Shape) -> tuple[Schedule, Schedule]:
         options = {
             "groups": head_groups(self._plan, shape.q_heads, shape.kv_heads),
-            "q_kept": self._keep_gathered_q,
+            "keep_gathered_q": self._keep_gathered_q,
         }
         return forward_schedule(self._plan, rank, **options), backward_schedule(self._plan, rank, **options)

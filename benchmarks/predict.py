@@ -162,11 +162,11 @@ def simulate(config: Config, cluster: Cluster, arguments: dict[str, Any], draws:
         draws: simulated runs.
     """
     options, shape = dict(arguments), config.shard
-    q_kept = bool(options.pop("keep_gathered_q", False))
+    keep_gathered_q = bool(options.pop("keep_gathered_q", False))
     ranks = config.topology.ranks
     plan = make_plan(cp_size=ranks, q_heads=shape.q_heads, kv_heads=shape.kv_heads, **options)
     # Ranks share the processors, and so do not stay in step as those of a class would.
-    choice = Choice(AttentionJob(cluster, shape, ranks), plan, q_kept)
+    choice = Choice(AttentionJob(cluster, shape, ranks), plan, keep_gathered_q)
     return mean(choice.simulate_every_rank(draw).seconds for draw in range(draws)), choice.volume
 
 

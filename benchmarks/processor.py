@@ -23,7 +23,7 @@ PARTS = ("kernels", "merges and sums", "packing, unpacking", "waiting", "other",
 
 
 class Account:
-    """A kernel and a recorder that note processor seconds of the thread that calls them."""
+    """A kernel and an observer that note processor seconds of the thread that calls them."""
 
     def __init__(self, kernel: Any) -> None:
         self._kernel, self.name, self.capabilities = kernel, kernel.name, kernel.capabilities
@@ -39,11 +39,11 @@ class Account:
 
     @contextmanager
     def record(self, what: Any) -> Iterator[None]:
-        """A recorder of the engine's: an operation, or a move that is waited for; nothing is noted of a pass."""
+        """An observer of the engine's: an operation, or a move that is waited for; nothing is noted of a pass."""
         if type(what).__name__ == "Pass":
             yield
             return
-        kind = {"Move": "waiting", "Attend": "merges and sums", "Fold": "merges and sums"}
+        kind = {"Transfer": "waiting", "Attend": "merges and sums", "Accumulate": "merges and sums"}
         kernels = self.seconds["kernels"]
         with self._on(kind.get(type(what).__name__, "packing, unpacking")):
             yield
@@ -62,7 +62,7 @@ def accounted(state: Any, label: str) -> dict[str, float]:
     contender, account = state.contenders[label], Account(state.kernel)
     # Whatever is done once only: connections, code that is compiled or loaded.
     contender.attend(*(x[:, :2] for x in state.inputs), state.kernel).backward(state.dout[:, :2])
-    contender.recorder = account.record
+    contender.observer = account.record
     process, thread = time.process_time(), time.thread_time()
     contender.attend(*state.inputs, account).backward(state.dout)
     of_thread = time.thread_time() - thread

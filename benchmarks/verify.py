@@ -37,7 +37,7 @@ def ends(plan: Plan) -> list[MessageTensor]:
     found: list[MessageTensor] = []
     for build in (forward_schedule, backward_schedule):
         groups = head_groups(plan, SHAPE.q_heads, SHAPE.kv_heads)
-        schedule = build(plan, busiest_rank(plan), causal=True, groups=groups, q_kept=False, pattern=None)
+        schedule = build(plan, busiest_rank(plan), causal=True, groups=groups, keep_gathered_q=False, chunk_mask=None)
         names = ("q", "k", "v") if build is forward_schedule or plan.grid.head == 1 else ()
         names += ("dout", "out", "lse", "delta") if build is backward_schedule else ()
         strides = {name: contiguous(_own_shape(name)) for name in names}

@@ -20,6 +20,7 @@ FLOORS = (
     "offload",
     "kernels",
     "engine",
+    "chrome_trace",
     "attention",
     "planning",
     "megatron",

@@ -62,7 +62,7 @@ def record(setting: Setting, options: argparse.Namespace, trace: Path) -> None:
         options.scheme, setting.cp_size, q_heads=heads[0], kv_heads=heads[1], tokens=setting.tokens // setting.cp_size
     )
     kernel = kernel_of(options, device, dtype)
-    one = OneRank(plan, setting.tokens, heads, options.head_dim, kernel, device, dtype, recorder=Ranges())
+    one = OneRank(plan, setting.tokens, heads, options.head_dim, kernel, device, dtype, observer=Ranges())
     q, k, v, dout = one.inputs()
     for _ in range(2):
         one.backward(dout, q, k, v, one.forward(q, k, v))

@@ -15,14 +15,14 @@ from torch import Tensor
 from megatron_wallfacer.engine import operators
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.groups import AxisGroups
-from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.timeline import Observer, no_observer
 from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers
 from megatron_wallfacer.kernels.protocol import Kernel, accumulation_dtype
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.memory import workspace
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.program import Transfer
+from megatron_wallfacer.schedule.program import PointToPoint
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.volume import Shape
 
@@ -30,7 +30,7 @@ from megatron_wallfacer.schedule.volume import Shape
 class NoTransfers(Transfers):
     """Whatever is received has arrived, with the numbers that its memory held."""
 
-    def bind(self, number: int, transfer: Transfer, device: torch.device) -> BoundTransfer:
+    def bind(self, number: int, transfer: PointToPoint, device: torch.device) -> BoundTransfer:
         return BoundTransfer(None, _nothing, _nothing)
 
 
@@ -50,7 +50,7 @@ class OneRank:
         kernel: the local one.
         device: where.
         dtype: of q, k, v.
-        recorder: who looks on.
+        observer: who looks on.
     """
 
     plan: Plan
@@ -60,13 +60,13 @@ class OneRank:
     kernel: Kernel
     device: torch.device
     dtype: torch.dtype = torch.bfloat16
-    recorder: Recorder = nothing
+    observer: Observer = no_observer
     call: Call = field(init=False)
 
     def __post_init__(self) -> None:
         cp_size = self.plan.grid.cp_size
         groups = AxisGroups(self.plan.grid, busiest_rank(self.plan), tuple(range(cp_size)), ("one",) * cp_size, {})
-        runtime = Runtime(NoTransfers(groups), self.kernel, self.head_dim**-0.5, self.recorder)
+        runtime = Runtime(NoTransfers(groups), self.kernel, self.head_dim**-0.5, self.observer)
         self.call = Call(self.plan, runtime)
 
     @property

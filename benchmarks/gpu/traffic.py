@@ -103,7 +103,7 @@ class Traffic(TorchDispatchMode):
         return SimpleNamespace(RowLaunch=row_launch, note=self._add)
 
     def kernels(self) -> SimpleNamespace:
-        """In place of :mod:`megatron_wallfacer.engine.fused`: counted as kernels that touch everything once."""
+        """In place of :mod:`megatron_wallfacer.engine.triton_proxy`: counted as kernels that touch everything once."""
 
         def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
             delta = torch.empty(dout.shape[:3], dtype=dtype, device=dout.device)
@@ -202,7 +202,7 @@ def run(
         doing[0] = before
 
     with FakeTensorMode():
-        one = OneRank(plan, 2 * cp_size, heads, head_dim, NoKernel(), device, recorder=noted)
+        one = OneRank(plan, 2 * cp_size, heads, head_dim, NoKernel(), device, observer=noted)
         q, k, v, dout = one.inputs()
         inputs = [] if plan.grid.head > 1 else [q, k, v]
         # The first run fills what the second uses again.
@@ -222,7 +222,7 @@ def run(
 def _counted(doing: Sequence[str]) -> Iterator[Traffic]:
     with (
         Traffic(doing) as traffic,
-        mock.patch.object(merge, "_kernels", traffic.kernels),
+        mock.patch.object(merge, "kernels", traffic.kernels),
         mock.patch.object(row_lists, "kernels", traffic.list_kernels),
     ):
         yield traffic

@@ -17,7 +17,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from megatron_wallfacer.engine import compiled, fused, operators, steps
+from megatron_wallfacer.engine import compiled, operators, steps, triton_proxy
 
 #: What Triton's launcher takes before the arguments of a kernel: the grid, stream, function, metadata and hooks.
 BEFORE_ARGUMENTS = 9
@@ -46,8 +46,8 @@ def fake_device(launch: Callable[..., None]) -> Iterator[None]:
         for owner, name, value in (
             (JITFunction, "_do_compile", one_for_all),
             (compiled, "rows_in_one_launch", lambda device: True),
-            (steps, "out_proxy", fused.out_proxy),
-            (operators, "row_sums", fused.row_sums),
+            (steps, "out_proxy", triton_proxy.out_proxy),
+            (operators, "row_sums", triton_proxy.row_sums),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         try:
@@ -56,7 +56,7 @@ def fake_device(launch: Callable[..., None]) -> Iterator[None]:
             for kernel, found in made.items():
                 kernel.device_caches.clear()
                 found.module = None  # there is nothing to unload
-            fused._prepared.cache_clear()
+            triton_proxy._prepared.cache_clear()
             driver._active = before
 
 

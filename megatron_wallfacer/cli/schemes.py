@@ -13,7 +13,7 @@ from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.memory import peak_bytes
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.scheme_volumes import DOES_NOT_FIT, NAMED, named_plan
-from megatron_wallfacer.schedule.volume import Shape, messages, words
+from megatron_wallfacer.schedule.volume import Shape, messages, received_elements
 
 CP_SIZE, Q_HEADS, KV_HEADS, HEAD_DIM = 16, 32, 8, 128
 _COUNTS = {
@@ -99,8 +99,8 @@ def scheme_costs(cp_size: int, shape: Shape) -> Iterator[SchemeCosts]:
             scheme=scheme,
             grid=str(plan.grid),
             ring_operands=f"{plan.forward}, {plan.backward}" if plan.grid.ring > 1 else "-",
-            forward_volume=words(forward, shape) / shape.unit,
-            backward_volume=words(backward, shape) / shape.unit,
+            forward_volume=received_elements(forward, shape) / shape.unit,
+            backward_volume=received_elements(backward, shape) / shape.unit,
             forward_messages=messages(forward),
             backward_messages=messages(backward),
             forward_buffers=peak_bytes(forward, shape) / shard,

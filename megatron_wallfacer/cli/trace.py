@@ -103,11 +103,11 @@ def _output_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
 def _write(
     timelines: Sequence[RankTimeline], arguments: argparse.Namespace, files: tuple[Path, Path], notes: dict[str, str]
 ) -> None:
-    from megatron_wallfacer.engine.timeline import ROWS, trace_events, write_trace
+    from megatron_wallfacer.chrome_trace import trace_events, write_trace
     from megatron_wallfacer.plots.timeline import draw_timelines
 
     trace, plot = files
-    events = [event for timeline in timelines for event in trace_events(timeline.rank, timeline.events, ROWS)]
+    events = [event for timeline in timelines for event in trace_events(timeline.rank, timeline.events)]
     order = [
         {"ph": "M", "pid": rank, "tid": 0, "name": "process_sort_index", "args": {"sort_index": rank}}
         for rank in (timeline.rank for timeline in timelines)

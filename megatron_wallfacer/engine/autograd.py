@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_wallfacer.engine import operators
 from megatron_wallfacer.engine.call import Call
-from megatron_wallfacer.engine.packed import chunk_order, document_order
+from megatron_wallfacer.engine.document_order import chunk_order, document_order
 
 
 @dataclass(frozen=True)

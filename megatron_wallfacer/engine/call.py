@@ -1,4 +1,4 @@
-"""A call of attention: everything about it but its tensors, and the compiled passes for tensors of given sizes."""
+"""A call of attention: all of its arguments but the tensors, and the compiled passes for tensors of given sizes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from megatron_wallfacer.engine.compiled import CompiledPass, compile_pass
 from megatron_wallfacer.engine.execute import execute
 from megatron_wallfacer.engine.foreign import ForeignCaptures
 from megatron_wallfacer.engine.graphed import Graphs
-from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.timeline import Observer, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.engine.verify import VerifiedRun
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
+from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.heads import check_heads, head_groups
 from megatron_wallfacer.schedule.lower import lower
-from megatron_wallfacer.schedule.mask import CAUSAL, Mask, pattern_of
+from megatron_wallfacer.schedule.mask import CAUSAL, Mask
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.rows import contiguous
@@ -31,13 +32,13 @@ from megatron_wallfacer.schedule.volume import Shape
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs a schedule.
+    """The objects that run a schedule.
 
     Attributes:
-        transfers: of this rank's groups.
-        kernel: the local kernel.
-        scale: of the scores.
-        recorder: observes passes, operations and waits.
+        transfers: transfers of the process groups of this rank.
+        kernel: attention kernel of the rank.
+        scale: factor of the scores.
+        observer: observer of passes, operations and waits.
         softcap: cap of the scores; 0 for none.
         graphs: runs passes as CUDA graphs, or inside those of another owner; None for eager passes alone.
     """
@@ -45,24 +46,24 @@ class Runtime:
     transfers: Transfers
     kernel: Kernel
     scale: float
-    recorder: Recorder = nothing
+    observer: Observer = no_observer
     softcap: float = 0.0
     graphs: Graphs | ForeignCaptures | None = None
 
 
 @dataclass(frozen=True)
 class Call:
-    """Everything about one call of attention but its tensors.
+    """All arguments of one call of attention but its tensors.
 
     Attributes:
         plan: grid and choices.
-        runtime: transfers, kernel, scale.
-        mask: which pairs are unmasked.
-        keep_gathered_q: save the team's queries for backward instead of gathering them again.
+        runtime: transfers, kernel and constant arguments.
+        mask: set of unmasked pairs.
+        keep_gathered_q: whether forward keeps the gathered queries for backward, instead of gathering them again.
         layer: number of the layer in the whole model, from 1, or its name; None outside a model. For messages only.
-        verify: compare every message with its source; such a pass is no CUDA graph.
-        number: what operators know the call by (:func:`call_of_number`), for as long as it lives.
-        run: runs a compiled pass: :func:`megatron_wallfacer.engine.execute.execute`, or by its CUDA graph.
+        verify: whether every message is compared with its source. Such a pass is not a CUDA graph.
+        number: number by which operators find the call (:func:`call_of_number`) during its lifetime.
+        run: function that runs a compiled pass: :func:`megatron_wallfacer.engine.execute.execute`, or a CUDA graph.
     """
 
     plan: Plan
@@ -73,16 +74,16 @@ class Call:
     verify: bool = False
     number: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
     run: Callable[..., tuple[list[Tensor], list[Tensor]]] = field(init=False, compare=False, repr=False)
-    #: Strides for which passes are lowered.
+    #: Function that returns the strides for which passes are lowered.
     _strides: Callable[[Tensor], tuple[int, ...]] = field(init=False, compare=False, repr=False)
-    #: Passes of calls that are alike but for the recorder are compiled once.
+    #: Number that is equal for calls that differ in their observer only; they share compiled passes.
     _alike: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         runtime = self.runtime
         alike = self.plan, runtime.kernel, runtime.scale, runtime.softcap, self.mask, self.keep_gathered_q
         object.__setattr__(self, "_alike", runtime.transfers.passes.number_of(alike, self.mask.nbytes))
-        # Documents differ with every micro-batch: a graph of theirs would not be used again.
+        # Documents differ with every micro-batch, so their graph would not be replayed.
         graphs = runtime.graphs if self.mask.documents is None and not self.verify else None
         eager = VerifiedRun(self) if self.verify else execute
         object.__setattr__(self, "run", eager if graphs is None else graphs.run)
@@ -90,7 +91,7 @@ class Call:
         _calls[self.number] = weakref.ref(self, lambda _, number=self.number: _calls.pop(number, None))
 
     def forward_pass(self, q: Tensor, k: Tensor, v: Tensor, *, sinks: bool) -> CompiledPass:
-        """The compiled forward pass for tensors like these, sbhd.
+        """Return the compiled forward pass for tensors of these sizes, sbhd.
 
         Raises:
             OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
@@ -107,12 +108,11 @@ class Call:
         return found
 
     def backward_pass(self, own: Mapping[str, Tensor], kv_heads: int, head_dim: int) -> CompiledPass:
-        """The compiled backward pass. Its last own tensor is delta, contiguous ``[tokens / P, batch, q_heads]``.
+        """Return the compiled backward pass. Its last input is delta, contiguous ``[tokens / P, batch, q_heads]``.
 
         Args:
-            own: the rank's own tensors by name: dout, out, lse, and q, k, v unless forward kept what it had exchanged
-                along the head axis.
-            kv_heads: of the rank's own keys and values.
+            own: local tensors by name: dout, out, lse, and q, k, v unless forward kept exchanged ones.
+            kv_heads: heads of the local keys and values.
             head_dim: channels of a query or key head.
         """
         passes, out = self.runtime.transfers.passes, own["out"]
@@ -127,7 +127,7 @@ class Call:
         return found
 
     def check(self, q: Tensor, k: Tensor) -> None:
-        """Check that heads and mask fit the rank's own tensors, sbhd.
+        """Check that heads and mask fit the local tensors, sbhd.
 
         Raises:
             OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
@@ -148,14 +148,14 @@ class Call:
         return compile_pass(program, runtime.kernel, spec, runtime.transfers, like.device, like.dtype)
 
     def schedule(self, build: Any, shape: Shape) -> Schedule:
-        """This rank's schedule of one pass, by :func:`forward_schedule` or :func:`backward_schedule`."""
+        """Return the schedule of this rank, built by :func:`forward_schedule` or :func:`backward_schedule`."""
         return build(
             self.plan,
             self.runtime.transfers.groups.rank,
             causal=self.mask.right == 0,
             groups=head_groups(self.plan, shape.q_heads, shape.kv_heads),
-            q_kept=self.keep_gathered_q,
-            pattern=pattern_of(self.mask, self.plan.grid.cp_size, shape.tokens // 2),
+            keep_gathered_q=self.keep_gathered_q,
+            chunk_mask=chunk_mask_of(self.mask, self.plan.grid.cp_size, shape.tokens // 2),
         )
 
 
@@ -173,7 +173,7 @@ def _shape(like: Tensor, kv_heads: int, head_dim: int, v_head_dim: int) -> Shape
     )
 
 
-# Operators take numbers, not objects; the caller holds the call.
+# Arguments of operators are numbers, not objects. The caller holds the call.
 _calls: dict[int, weakref.ref[Call]] = {}
 
 

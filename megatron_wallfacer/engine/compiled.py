@@ -1,4 +1,4 @@
-"""A compiled pass: a program bound to its process groups and its kernel, with all that a run needs resolved.
+"""A compiled pass: a program bound to process groups and a kernel, so that a run needs no look-ups.
 
 It holds no memory of a pass. :mod:`megatron_wallfacer.engine.execute` runs it.
 """
@@ -15,7 +15,7 @@ from megatron_wallfacer.engine.timeline import Pass
 from megatron_wallfacer.engine.transfers import Action, Transfers
 from megatron_wallfacer.kernels.byte_cache import INTEGER_BYTES
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
-from megatron_wallfacer.schedule.ops import Move, Op
+from megatron_wallfacer.schedule.ops import Op, Transfer
 from megatron_wallfacer.schedule.program import AttendBackward, AttendForward, Program
 
 _ATTEND = (AttendForward, AttendBackward)
@@ -28,21 +28,21 @@ class CompiledPass:
     """One pass of one rank, ready to run.
 
     Attributes:
-        program: what was bound.
-        kernel: the local one.
-        device: of all tensors.
-        reads_delta: some step reads delta of the rank's own rows.
+        program: program that was bound.
+        kernel: attention kernel of the rank.
+        device: device of all tensors.
+        reads_delta: whether a step reads delta of the local rows.
         results: shape and dtype of each result.
         kept: bytes of each value that is kept for backward.
-        bases: what operands are views of: number of the buffer, and the dtype in which it is read, None for its own.
-            Buffers are numbered: own tensors, given values, results, kept values, the workspace.
-        operands: number, number of the base, shape, strides and offset, in elements, of each operand that a step takes
+        bases: number of the buffer of each base of operands, and the dtype in which it is read; None for the dtype of
+            the buffer. The order of buffers is: local tensors, given values, results, kept values, workspace.
+        operands: number, number of the base, shape, strides and offset (in elements) of each operand that a step needs
             as a tensor.
-        steps: every step, in order.
-        labelled: the same steps by operation or wait, for observers.
+        steps: calls of all steps, in order.
+        labelled: the same calls by operation or wait, for observers.
         transfers: number of transfers.
-        received: bytes received by (axis, tensor).
-        label: the pass itself, for observers.
+        received: bytes received, by (axis, tensor).
+        label: description of the pass, for observers.
     """
 
     program: Program
@@ -54,14 +54,14 @@ class CompiledPass:
     bases: tuple[tuple[int, torch.dtype | None], ...]
     operands: tuple[tuple[int, int, tuple[int, ...], tuple[int, ...], int], ...]
     steps: tuple[Action, ...]
-    labelled: tuple[tuple[Op | Move, tuple[Action, ...]], ...]
+    labelled: tuple[tuple[Op | Transfer, tuple[Action, ...]], ...]
     transfers: int
     received: tuple[tuple[tuple[str, str], int], ...]
     label: Pass
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of host memory, about: the steps, their operands, and the boundaries of documents."""
+        """Approximate bytes of host memory: the steps, their operands, and the boundaries of documents."""
         tiles = (step.tile for _, steps in self.program.steps for step in steps if isinstance(step, _ATTEND))
         documents = sum(2 * len(tile.cu_seqlens.q) for tile in tiles if tile.cu_seqlens is not None)
         return _OPERAND_BYTES * len(self.operands) + _STEP_BYTES * len(self.steps) + INTEGER_BYTES * documents
@@ -78,12 +78,12 @@ def compile_pass(
     """Bind a program.
 
     Args:
-        program: of this rank.
-        kernel: the local one.
-        spec: its constant arguments.
-        transfers: of this rank's groups.
-        device: of the tensors.
-        dtype: of the inputs.
+        program: program of this rank.
+        kernel: attention kernel of the rank.
+        spec: constant arguments of the kernel.
+        transfers: transfers of the process groups of this rank.
+        device: device of all tensors.
+        dtype: dtype of the inputs.
     """
     wide = accumulation_dtype(dtype)
     dtypes = {"input": dtype, "wide": wide, "bytes": None, "own": None}
@@ -118,10 +118,10 @@ def compile_pass(
 
 
 def rows_in_one_launch(device: torch.device) -> bool:
-    """Whether a list of row operations is one launch of a Triton kernel."""
+    """Return whether a list of row operations is one launch of a Triton kernel."""
     return device.type == "cuda"
 
 
 def _viewed(program: Program) -> list[int]:
-    """Operands that steps take as tensors; launches of lists take buffers."""
+    """Return the operands that steps need as tensors. Launches of row lists need buffers only."""
     return sorted({one for _, steps in program.steps for step in steps for one in taken(step, program.transfers)})

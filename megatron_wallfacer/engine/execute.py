@@ -1,4 +1,4 @@
-"""Run a compiled pass: allocate its buffers, make its operands, run its steps in order."""
+"""Run a compiled pass: allocate its buffers, create its operands as views, run its steps in order."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.compiled import CompiledPass
-from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.timeline import Observer, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 
 
 def execute(
-    compiled: CompiledPass, inputs: Sequence[Tensor], given: Sequence[Tensor], transfers: Transfers, recorder: Recorder
+    compiled: CompiledPass, inputs: Sequence[Tensor], given: Sequence[Tensor], transfers: Transfers, observer: Observer
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Run one pass on this rank. Collective over the grid's groups.
+    """Run one pass on this rank. Collective over the process groups of the grid.
 
     Args:
-        compiled: the pass.
-        inputs: the rank's own tensors, in the program's order, with the strides that it was lowered for.
-        given: bytes of what forward kept, in the program's order.
-        transfers: counts what is received.
-        recorder: observes the pass, each operation and each wait.
+        compiled: pass to run.
+        inputs: local tensors in the order of the program, with the strides for which it was lowered.
+        given: bytes of the values that forward kept, in the order of the program.
+        transfers: counters of the received bytes.
+        observer: observes the pass, each operation and each wait.
 
     Returns:
         The results in the program's order, and the bytes of what is kept for backward.
     """
     results, kept, workspace = allocate(compiled)
-    run_steps(compiled, [*inputs, *given, *results, *kept, workspace], recorder)
+    run_steps(compiled, [*inputs, *given, *results, *kept, workspace], observer)
     count_received(compiled, transfers)
     return results, kept
 
 
 def allocate(compiled: CompiledPass) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Allocate the results of a pass, the bytes of what it keeps, and its workspace."""
+    """Allocate the results of a pass, the bytes of its kept values, and its workspace."""
     device = compiled.device
     results = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in compiled.results]
     kept = [torch.empty(nbytes, dtype=torch.uint8, device=device) for nbytes in compiled.kept]
     return results, kept, torch.empty(compiled.program.workspace_bytes, dtype=torch.uint8, device=device)
 
 
-def run_steps(compiled: CompiledPass, buffers: Sequence[Tensor], recorder: Recorder) -> None:
+def run_steps(compiled: CompiledPass, buffers: Sequence[Tensor], observer: Observer) -> None:
     """Run the steps of a pass on its buffers, which are numbered as :attr:`CompiledPass.bases` says."""
     operands = _operands(compiled, buffers)
     works: list[Any] = [None] * compiled.transfers
-    if recorder is nothing:
+    if observer is no_observer:
         for step in compiled.steps:
             step(operands, works)
     else:
-        _observed(compiled, operands, works, recorder)
+        _observed(compiled, operands, works, observer)
 
 
 def count_received(compiled: CompiledPass, transfers: Transfers) -> None:
@@ -60,10 +60,10 @@ def count_received(compiled: CompiledPass, transfers: Transfers) -> None:
 
 
 def _operands(compiled: CompiledPass, buffers: Sequence[Tensor]) -> list[Any]:
-    """What steps number: operands as views of their buffers, no results yet, the buffers."""
+    """Return the list that steps index: operands as views of their buffers, empty slots, and the buffers."""
     as_strided = torch.as_strided
     bases = [buffers[number] if dtype is None else buffers[number].view(dtype) for number, dtype in compiled.bases]
-    # An own tensor may begin anywhere in its storage.
+    # A local tensor may begin anywhere in its storage.
     starts = [base.storage_offset() for base in bases]
     operands: list[Any] = [None] * (len(compiled.program.operands) + compiled.program.slots)
     for number, base, shape, strides, offset in compiled.operands:
@@ -72,10 +72,10 @@ def _operands(compiled: CompiledPass, buffers: Sequence[Tensor]) -> list[Any]:
     return operands
 
 
-def _observed(compiled: CompiledPass, operands: list[Any], works: list[Any], recorder: Recorder) -> None:
-    """The same steps, each operation and each wait inside the recorder's context."""
-    with recorder(compiled.label):
+def _observed(compiled: CompiledPass, operands: list[Any], works: list[Any], observer: Observer) -> None:
+    """Run the steps with each operation and each wait inside a context of the observer."""
+    with observer(compiled.label):
         for label, steps in compiled.labelled:
-            with recorder(label):
+            with observer(label):
                 for step in steps:
                     step(operands, works)

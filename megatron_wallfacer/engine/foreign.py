@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.compiled import CompiledPass
 from megatron_wallfacer.engine.execute import execute
-from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.timeline import Observer, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.kernels.prepared import prepared_calls
@@ -51,7 +51,7 @@ class ForeignCaptures:
         inputs: Sequence[Tensor],
         given: Sequence[Tensor],
         transfers: Transfers,
-        recorder: Recorder,
+        observer: Observer,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run one pass; see :func:`megatron_wallfacer.engine.execute.execute`.
 
@@ -61,7 +61,7 @@ class ForeignCaptures:
             WallfacerError: a capture of a pass that has not run before.
         """
         if not self.in_progress():
-            done = execute(compiled, inputs, given, transfers, recorder)
+            done = execute(compiled, inputs, given, transfers, observer)
             self._ran.add(compiled)
             return done
         if compiled not in self._ran:
@@ -70,7 +70,7 @@ class ForeignCaptures:
                 "run the layer once with them, outside the capture"
             )
         with prepared_calls(compiled.kernel) as calls:
-            done = execute(compiled, inputs, given, transfers, nothing)
+            done = execute(compiled, inputs, given, transfers, no_observer)
         self._held.update((id(kept), kept) for kept in (compiled, *calls))
         return done
 

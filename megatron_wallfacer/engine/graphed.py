@@ -21,7 +21,7 @@ from megatron_wallfacer.engine.compiled import CompiledPass
 from megatron_wallfacer.engine.execute import allocate, count_received, run_steps
 from megatron_wallfacer.engine.foreign import ForeignCaptures, capturing
 from megatron_wallfacer.engine.groups import AxisGroups
-from megatron_wallfacer.engine.timeline import Recorder, nothing, observes
+from megatron_wallfacer.engine.timeline import Observer, no_observer, observes
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.prepared import prepared_calls
 from megatron_wallfacer.schedule.rows import contiguous
@@ -132,7 +132,7 @@ class Graphs:
         inputs: Sequence[Tensor],
         given: Sequence[Tensor],
         transfers: Transfers,
-        recorder: Recorder,
+        observer: Observer,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run one pass as :func:`megatron_wallfacer.engine.execute.execute` does, by its graph where it has one.
 
@@ -140,13 +140,13 @@ class Graphs:
 
         Args:
             compiled: the pass, lowered for contiguous inputs.
-            inputs, given, transfers, recorder: as there; inputs may have any strides.
+            inputs, given, transfers, observer: as there; inputs may have any strides.
         """
-        eager = observes(recorder) or self._eager.in_progress()
+        eager = observes(observer) or self._eager.in_progress()
         static = None if eager else self._static_pass(compiled, (*inputs, *given))
         if static is None:
-            return self._eager.run(compiled, [x.contiguous() for x in inputs], given, transfers, recorder)
-        with recorder(compiled.label):
+            return self._eager.run(compiled, [x.contiguous() for x in inputs], given, transfers, observer)
+        with observer(compiled.label):
             results, kept = static.replay((*inputs, *given))
         count_received(compiled, transfers)
         return results, kept
@@ -201,7 +201,7 @@ class Graphs:
             results, kept, workspace = allocate(compiled)
             buffers = [*static, *results, *kept, workspace]
             with prepared_calls(compiled.kernel) as constants:
-                graph = self._capture(lambda: run_steps(compiled, buffers, nothing))
+                graph = self._capture(lambda: run_steps(compiled, buffers, no_observer))
         return _StaticPass(graph, static, results, kept, workspace, constants)
 
 

@@ -1,4 +1,4 @@
-"""Layers in words."""
+"""Names of layers in messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of a pass as its steps see it: one list of operands, held results and buffers."""
+"""The list that the steps of a pass index: operands, slots of held results, and buffers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from megatron_wallfacer.schedule.volume import STATISTICS
 
 @dataclass(frozen=True)
 class Memory:
-    """What the numbers in the list of a pass stand for: operands, then slots, then buffers.
+    """The indices of the list of a pass: operands, then slots, then buffers.
 
     Attributes:
-        operands: of the program.
-        slots: number of the first slot, which holds the results of an attention call.
-        buffers: number of each buffer by name.
-        wide: names of own tensors and results in the accumulation dtype.
-        dtype: of the inputs.
+        operands: operands of the program.
+        slots: index of the first slot. A slot holds the results of an attention call.
+        buffers: index of each buffer, by name.
+        wide: names of the local tensors and results in the accumulation dtype.
+        dtype: dtype of the inputs.
     """
 
     operands: Sequence[Operand] = ()
@@ -31,16 +31,16 @@ class Memory:
     dtype: torch.dtype = torch.float32
 
     def held(self, slots: Sequence[int]) -> tuple[int, ...]:
-        """Numbers of some slots."""
+        """Return the indices of some slots."""
         return tuple(self.slots + slot for slot in slots)
 
     def is_wide(self, operand: Operand) -> bool:
-        """Whether an operand is in the accumulation dtype."""
+        """Return whether an operand is in the accumulation dtype."""
         return operand.buffer in self.wide if operand.view == "own" else operand.view == "wide"
 
     @property
     def accumulation(self) -> torch.dtype:
-        """The accumulation dtype."""
+        """Accumulation dtype of the inputs."""
         return accumulation_dtype(self.dtype)
 
 
@@ -48,11 +48,11 @@ def memory_of(program: Program, dtype: torch.dtype) -> Memory:
     """Return the memory of a program.
 
     Args:
-        program: of this rank.
-        dtype: of the inputs.
+        program: program of this rank.
+        dtype: dtype of the inputs.
     """
     slots = len(program.operands)
-    # A result or a kept value has the name of a tensor or of a value, no two of them the same.
+    # Names of results and of kept values are those of tensors and values, which differ.
     names = (
         *program.inputs,
         *program.given,

@@ -1,43 +1,30 @@
-"""Row operations of a pass: copy, permute, sum and merge, safe where a row has seen no key yet (lse = -inf).
+"""Row operations of a pass: copy, permute, sum and merge, correct for rows that have seen no key (lse = -inf).
 
-On a GPU each is one launch of a Triton kernel (:mod:`megatron_wallfacer.engine.fused`); lists of copies, sums and
-merges go there by :mod:`megatron_wallfacer.engine.row_lists`. Elsewhere they are operators of PyTorch.
+On a GPU each is one launch of a Triton kernel (:mod:`megatron_wallfacer.engine.triton_kernels`). Lists of copies, sums
+and merges become one launch in :mod:`megatron_wallfacer.engine.row_lists`. On a CPU they are operators of PyTorch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.row_lists import kernels
-from megatron_wallfacer.kernels.optional import TRITON
+from megatron_wallfacer.engine.triton_kernels import kernels
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 
 #: Least length of a row of a gradient by which a proxy is divided; fp32 has it, and its square is no zero in fp64.
 _SHORTEST = 2.0**-126
 
 
-@lru_cache(maxsize=1)
-def _kernels() -> ModuleType:
-    TRITON.load()
-    # Only where there is a GPU: PyTorch's wheels for CPUs bring no Triton.
-    from megatron_wallfacer.engine import fused
-
-    return fused
-
-
 def check_rows(device: torch.device) -> None:
-    """Check that this module can serve a device.
+    """Check that the row operations can run on a device.
 
     Raises:
         UnavailableError: the device is a GPU, and Triton is not installed.
     """
     if device.type == "cuda":
-        _kernels()
         kernels()
 
 
@@ -126,7 +113,7 @@ def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
         dout, out: ``[rows, batch, heads, v_head_dim]``.
         dtype: of the sums, ``[rows, batch, heads]``.
     """
-    return _kernels().row_sums(dout, out, dtype) if dout.is_cuda else (dout.to(dtype) * out).sum(-1).contiguous()
+    return kernels().row_sums(dout, out, dtype) if dout.is_cuda else (dout.to(dtype) * out).sum(-1).contiguous()
 
 
 def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
@@ -142,7 +129,7 @@ def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
         proxy: shape and dtype of dout; written.
     """
     if dout.is_cuda:
-        _kernels().out_proxy(dout, delta, proxy)
+        kernels().out_proxy(dout, delta, proxy)
         return
     # The length in fp64: gradients are small, and their squares would underflow. Divided by twice, once each: the ratio
     # of the row sum to the square could overflow. Where the gradient is zero so is the row sum, and the proxy.

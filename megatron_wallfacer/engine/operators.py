@@ -86,7 +86,7 @@ def run_attention_backward(
 def _forward(call: Call, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Forward:
     compiled, runtime = call.forward_pass(q, k, v, sinks=sinks is not None), call.runtime
     with _dtypes_as_given(q):
-        (out, lse), kept = call.run(compiled, (q, k, v), (), runtime.transfers, runtime.recorder)
+        (out, lse), kept = call.run(compiled, (q, k, v), (), runtime.transfers, runtime.observer)
         if sinks is not None:
             add_sinks(out, lse, sinks)
             out = out.to(q.dtype)
@@ -113,7 +113,7 @@ def _backward(
         compiled, runtime = call.backward_pass(own, kv_heads, head_dim), call.runtime
         # Tiles of own rows read the output itself. Where no other rank is sent dout, nothing needs its row sums.
         delta = row_sums(dout, out, lse.dtype) if compiled.reads_delta or sinks is not None else lse
-        (dq, dk, dv), _ = call.run(compiled, (*own.values(), delta), kept, runtime.transfers, runtime.recorder)
+        (dq, dk, dv), _ = call.run(compiled, (*own.values(), delta), kept, runtime.transfers, runtime.observer)
         dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, delta, sinks)
     dtype = out.dtype
     return dq.to(dtype), dk.to(dtype), dv.to(dtype), dsinks

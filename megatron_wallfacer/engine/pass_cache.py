@@ -1,4 +1,4 @@
-"""Compiled passes of one set of process groups: made once, found by sizes, dropped with the groups."""
+"""The cache of compiled passes of one set of process groups, which is dropped with them."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class PassCache:
         """Keep a compiled pass, and return it.
 
         Args:
-            key: finds the pass.
-            compiled: pass.
+            key: key of the pass.
+            compiled: compiled pass.
             nbytes: bytes of the pass.
         """
         self._passes.add(key, compiled, nbytes)

@@ -1,4 +1,4 @@
-"""Named ranges for profilers: which step of which pass is running, and its tiles.
+"""Named ranges for profilers: the step of a pass, and its tiles.
 
 A range of ``torch.profiler`` is an NVTX range too wherever ``torch.autograd.profiler.emit_nvtx`` is on, as it is under
 Megatron's ``--profile``: one name in Nsight Systems and in PyTorch's own traces.
@@ -11,25 +11,25 @@ from contextlib import AbstractContextManager
 from torch.profiler import record_function
 
 from megatron_wallfacer.engine.timeline import Pass
-from megatron_wallfacer.schedule.ops import Attend, Move, Op
+from megatron_wallfacer.schedule.ops import Attend, Op, Transfer
 from megatron_wallfacer.schedule.tiles import Tile
 
 
 class Ranges:
-    """A recorder of the engine: opens a range for whatever runs. Steps are counted within a pass."""
+    """An observer that opens a range for each pass, operation and wait. Steps are counted within a pass."""
 
     def __init__(self) -> None:
         self._step = 0
 
-    def __call__(self, what: Pass | Op | Move) -> AbstractContextManager[None]:
+    def __call__(self, what: Pass | Op | Transfer) -> AbstractContextManager[None]:
         if isinstance(what, Pass):
             self._step = 0
         return record_function(f"wallfacer: {self._name(what)}")
 
-    def _name(self, what: Pass | Op | Move) -> str:
+    def _name(self, what: Pass | Op | Transfer) -> str:
         if isinstance(what, Pass):
             return str(what)
-        if isinstance(what, Move):
+        if isinstance(what, Transfer):
             return f"wait for {', '.join(message.value for message in what.receives) or 'what was sent'}"
         if isinstance(what, Attend):
             self._step += 1
@@ -39,7 +39,7 @@ class Ranges:
 
 
 def tile_name(tile: Tile) -> str:
-    """Chunks of its rows and columns, and what of it is live."""
-    kind = "causal" if tile.causal else "masked" if tile.masked else "full"
+    """Return the kind of a tile, and its rows and columns in chunks."""
+    kind = "causal" if tile.causal else "partial" if tile.partial else "full"
     (row, row_end), (col, col_end) = tile.rows, tile.cols
     return f"{kind} {row}:{row_end} x {col}:{col_end}"

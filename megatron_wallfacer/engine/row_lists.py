@@ -7,8 +7,6 @@ from one release of a library to another, and a table is made again where their 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 from megatron_wallfacer.engine.memory import Memory
 from megatron_wallfacer.engine.row_table import BASES, CONSTANTS, Place, RowOperation, RowTable, make_table
 from megatron_wallfacer.engine.transfers import Action
-from megatron_wallfacer.kernels.optional import TRITON
+from megatron_wallfacer.engine.triton_kernels import kernels
 from megatron_wallfacer.schedule.program import Copy, Fill, KernelRows, Merge, Source, Sum
 
 RowStep = Copy | Fill | Sum | Merge
@@ -25,20 +23,6 @@ RowStep = Copy | Fill | Sum | Merge
 _Layout = tuple[tuple[int, ...], torch.dtype]
 #: Operands that are written, and for each of their sources one of each.
 _Row = tuple[tuple[int, ...], tuple[tuple[Source | float, ...], ...]]
-
-
-@lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    """The Triton kernels of lists.
-
-    Raises:
-        UnavailableError: Triton is not installed.
-    """
-    TRITON.load()
-    # Only where there is a GPU: PyTorch's wheels for CPUs bring no Triton.
-    from megatron_wallfacer.engine import triton_rows
-
-    return triton_rows
 
 
 def row_list(step: RowStep, memory: Memory, device: torch.device) -> Action:

@@ -17,7 +17,7 @@ from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers
 from megatron_wallfacer.engine.waits.progress import PROGRESS
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.program import Transfer
+from megatron_wallfacer.schedule.program import PointToPoint
 
 #: ``direct``: from and to the tensors' own device, by the group's backend. ``staged``: through host memory, by gloo.
 TRANSFERS = ("direct", "staged")
@@ -26,15 +26,15 @@ TRANSFERS = ("direct", "staged")
 class StagedTransfers(Transfers):
     """Transfers through host memory; the groups' backend is gloo."""
 
-    def bind(self, number: int, transfer: Transfer, device: torch.device) -> BoundTransfer:
+    def bind(self, number: int, transfer: PointToPoint, device: torch.device) -> BoundTransfer:
         group = self.groups.groups[transfer.channel]
         sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
         labels = self._labels(transfer)
 
         def post(operands: Sequence[Tensor], works: list[Any]) -> None:
-            landings = [self._landing(operands[packet.operand]) for packet in receives]
+            landings = [self._landing(operands[message.operand]) for message in receives]
             works[number] = (
-                [group.recv([x], packet.peer, packet.tag) for x, packet in zip(landings, receives, strict=True)],
+                [group.recv([x], message.peer, message.tag) for x, message in zip(landings, receives, strict=True)],
                 landings,
                 [],
             )
@@ -59,19 +59,19 @@ class StagedTransfers(Transfers):
             finally:
                 PROGRESS.label = None
                 PROGRESS.waits += 1
-            for landing, packet in zip(landings, receives, strict=True):
-                operands[packet.operand].copy_(landing)
+            for landing, message in zip(landings, receives, strict=True):
+                operands[message.operand].copy_(landing)
             works[number] = None
 
         return BoundTransfer(post, start, wait)
 
-    def _landing(self, packet: Tensor) -> Tensor:
+    def _landing(self, message: Tensor) -> Tensor:
         """Where the bytes of a message are received."""
-        return torch.empty_like(packet, device="cpu")
+        return torch.empty_like(message, device="cpu")
 
-    def _departing(self, packet: Tensor) -> Tensor:
+    def _departing(self, message: Tensor) -> Tensor:
         """The bytes of a message as they are sent."""
-        return packet.to("cpu", copy=True)
+        return message.to("cpu", copy=True)
 
 
 def message_device(kind: str, device: torch.device) -> torch.device:

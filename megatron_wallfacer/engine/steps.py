@@ -19,7 +19,7 @@ from megatron_wallfacer.engine.row_lists import RowStep, row_list
 from megatron_wallfacer.engine.transfers import Action, BoundTransfer
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
 from megatron_wallfacer.schedule import program
-from megatron_wallfacer.schedule.program import Exchange, Source, Step, Transfer
+from megatron_wallfacer.schedule.program import AllToAll, PointToPoint, ProgramStep, Source
 
 Operands = list[Any]
 Works = list[Any]
@@ -27,15 +27,15 @@ Works = list[Any]
 
 @dataclass(frozen=True)
 class Binding:
-    """What steps are bound to.
+    """The objects that steps are bound to.
 
     Attributes:
-        kernel: the local kernel.
-        spec: its constant arguments.
-        transfers: by number.
-        memory: of the operands.
-        device: of all tensors.
-        one_launch: a list of row operations is one launch of a Triton kernel.
+        kernel: attention kernel of the rank.
+        spec: constant arguments of the kernel.
+        transfers: bound transfers by number.
+        memory: memory of the operands.
+        device: device of all tensors.
+        one_launch: whether a list of row operations is one launch of a Triton kernel.
     """
 
     kernel: Kernel
@@ -46,8 +46,8 @@ class Binding:
     one_launch: bool = False
 
 
-def bind(step: Step, to: Binding) -> Action | None:
-    """Return the call of a step; None where there is nothing to do."""
+def bind(step: ProgramStep, to: Binding) -> Action | None:
+    """Return the call of a step; None if the step has no effect."""
     match step:
         case program.AttendForward():
             return _attend_forward(step, to)
@@ -66,12 +66,12 @@ def bind(step: Step, to: Binding) -> Action | None:
     return row_list(step, to.memory, to.device) if to.one_launch else _on_rows(step, to.memory)
 
 
-def taken(step: Step, transfers: Sequence[Transfer | Exchange]) -> Iterator[int]:
-    """Return the numbers of the operands that a step takes as tensors where lists of row operations are one launch.
+def taken(step: ProgramStep, transfers: Sequence[PointToPoint | AllToAll]) -> Iterator[int]:
+    """Return the numbers of the operands that a step needs as tensors, if lists of row operations are one launch.
 
     Args:
-        step: of a program.
-        transfers: of the program.
+        step: step of a program.
+        transfers: transfers of the program.
     """
     match step:
         case program.AttendForward(q=q, k=k, v=v):
@@ -84,10 +84,10 @@ def taken(step: Step, transfers: Sequence[Transfer | Exchange]) -> Iterator[int]
             yield from (dout, delta, into)
         case program.SendReceive(transfer=number):
             transfer = transfers[number]
-            if isinstance(transfer, Exchange):
+            if isinstance(transfer, AllToAll):
                 yield from (transfer.send, transfer.receive)
             else:
-                yield from (packet.operand for packet in (*transfer.receives, *transfer.sends))
+                yield from (message.operand for message in (*transfer.receives, *transfer.sends))
 
 
 def _attend_forward(step: program.AttendForward, to: Binding) -> Action:
@@ -111,7 +111,7 @@ def _attend_backward(step: program.AttendBackward, to: Binding) -> Action:
 
 
 def _on_rows(step: RowStep, memory: Memory) -> Action:
-    """A list of row operations by functions on lists of tensors."""
+    """Return a list of row operations as a call of functions on lists of tensors."""
     match step:
         case program.Copy(pairs=pairs):
             return _copy(pairs)
@@ -168,7 +168,7 @@ def _merge(
 
 
 def _found(source: Source, slots: int) -> tuple[int, int | None, slice | None]:
-    """Where a source is: an operand; or a slot, the result in it, and its rows."""
+    """The position of a source: the number of an operand, or a slot, a result in it, and rows of the result."""
     if isinstance(source, int):
         return source, None, None
     return slots + source.slot, source.result, None if source.rows is None else slice(*source.rows)
@@ -180,7 +180,7 @@ def _permute(step: program.Permute, device: torch.device) -> Action:
     def permute(operands: Operands, works: Works) -> None:
         nonlocal index
         if index is None:
-            # In the first run and not before: a pass may be compiled while a program is traced, with fake tensors.
+            # Not before the first run: a pass may be compiled while a program is traced with fake tensors.
             index = torch.tensor(step.index).to(device, non_blocking=True)
         permute_rows(operands[into], operands[source], index)
 

@@ -1,4 +1,4 @@
-"""What the passes of a time line took."""
+"""Total times of the passes in a timeline."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_wallfacer.engine.timeline import ROWS, Event
+from megatron_wallfacer.engine.timeline import ROWS, TimelineEvent
 
 PASSES = ("forward", "backward")
 
 
 @dataclass(frozen=True)
 class Total:
-    """Of some passes of one rank, in seconds.
+    """Total times of some passes of one rank.
 
     Attributes:
-        passes: how many.
-        attention_s: from the beginning of each to its end.
-        computing_s: of it, in kernels.
-        exposed_s: of it, waiting for a move while nothing was computed.
-        exposed_share: of the attention.
+        passes: number of passes.
+        attention_s: seconds from the beginning to the end of each pass.
+        computing_s: part of these seconds in kernels.
+        exposed_s: part of these seconds in which the rank waited for a transfer and computed nothing.
     """
 
     passes: int
@@ -30,18 +29,18 @@ class Total:
 
     @property
     def exposed_share(self) -> float:
-        """Share of the time in which the rank waited and computed nothing."""
+        """Exposed seconds divided by the seconds of attention."""
         return self.exposed_s / self.attention_s if self.attention_s else 0.0
 
 
-def by_pass(events: Sequence[Event]) -> list[tuple[Event, list[Event]]]:
-    """Each pass with what began in it, moves too, in the order in which the passes began.
+def by_pass(events: Sequence[TimelineEvent]) -> list[tuple[TimelineEvent, list[TimelineEvent]]]:
+    """Return each pass and the events that began in it, in the order in which the passes began.
 
-    What lies outside of every pass is left out. Passes of a rank do not overlap.
+    Events outside of all passes are left out. Passes of a rank do not overlap.
     """
     passes = sorted((event for event in events if event.row == "pass"), key=lambda event: event.start)
     starts = [event.start for event in passes]
-    found: list[tuple[Event, list[Event]]] = [(event, []) for event in passes]
+    found: list[tuple[TimelineEvent, list[TimelineEvent]]] = [(event, []) for event in passes]
     for event in events:
         index = bisect_right(starts, event.start) - 1
         if event.row != "pass" and index >= 0 and event.start <= passes[index].end:
@@ -49,8 +48,8 @@ def by_pass(events: Sequence[Event]) -> list[tuple[Event, list[Event]]]:
     return found
 
 
-def total(events: Sequence[Event], name: str | None = None) -> Total:
-    """Of the passes of one name; of all unless given."""
+def total(events: Sequence[TimelineEvent], name: str | None = None) -> Total:
+    """Return the total times of the passes with a name; of all passes unless given."""
     chosen = [(one, inside) for one, inside in by_pass(events) if name in (None, one.name)]
 
     def seconds(row: str) -> float:
@@ -59,6 +58,6 @@ def total(events: Sequence[Event], name: str | None = None) -> Total:
     return Total(len(chosen), sum(one.end - one.start for one, _ in chosen), seconds("compute"), seconds("wait"))
 
 
-def is_move(event: Event) -> bool:
-    """Whether it was on its way, rather than done by the rank."""
+def is_transfer(event: TimelineEvent) -> bool:
+    """Return whether an event is a transfer, which may overlap other events."""
     return event.row not in ROWS

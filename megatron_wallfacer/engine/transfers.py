@@ -19,19 +19,19 @@ from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.pass_cache import PassCache
 from megatron_wallfacer.engine.waits.progress import PROGRESS, Label
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.schedule.program import Exchange, Packet, Transfer
+from megatron_wallfacer.schedule.program import AllToAll, MessageBuffer, PointToPoint
 
 #: Operands of a pass by number, and the works in flight by number of the transfer.
 Action = Callable[[Sequence[Tensor], list[Any]], None]
 
 
 class BoundTransfer(NamedTuple):
-    """What a program does with one transfer.
+    """The calls of one transfer.
 
     Attributes:
-        post: give its receives their buffers before it starts; None where a backend starts both halves at once.
-        start: start it; does not block.
-        wait: wait for it. To be called once.
+        post: call that posts the receives before the transfer starts; None if the backend starts both ends at once.
+        start: call that starts the transfer without blocking.
+        wait: call that waits for the transfer; allowed once.
     """
 
     post: Action | None
@@ -43,11 +43,11 @@ class Transfers:
     """Binds transfers to the process groups of a grid.
 
     Attributes:
-        groups: the process groups.
+        groups: process groups of the grid.
         passes: passes that were compiled for these groups.
-        received: bytes received so far by (axis, tensor name).
-        failure: what failed first in a pass over these groups, which are closed since; empty while they can be used.
-        graphs: CUDA graphs of passes, a :class:`megatron_wallfacer.engine.graphed.Graphs`; None unless there are any.
+        received: bytes received so far, by (axis, name of the tensor).
+        failure: first error of a pass over these groups, which are closed since; empty while they can be used.
+        graphs: CUDA graphs of passes (:class:`megatron_wallfacer.engine.graphed.Graphs`); None without CUDA graphs.
     """
 
     def __init__(self, groups: AxisGroups) -> None:
@@ -58,40 +58,40 @@ class Transfers:
 
     @property
     def all_to_all(self) -> bool:
-        """Whether a head exchange is one collective: where receives are not posted before a transfer starts."""
+        """Whether a head exchange is one collective: receives are not posted before a transfer starts."""
         return self.groups.backend != "gloo"
 
-    def bind(self, number: int, transfer: Transfer | Exchange, device: torch.device) -> BoundTransfer:
+    def bind(self, number: int, transfer: PointToPoint | AllToAll, device: torch.device) -> BoundTransfer:
         """Return the calls of one transfer.
 
         Args:
-            number: where its works are kept while it is in flight.
-            transfer: what goes where.
-            device: of the operands.
+            number: index of its works while it is in flight.
+            transfer: messages of the transfer.
+            device: device of the operands.
         """
         group = self.groups.groups[transfer.channel]
-        if isinstance(transfer, Exchange):
+        if isinstance(transfer, AllToAll):
             ranks = [self._rank_in(group, rank) for rank in transfer.ranks]
             return _all_to_all(number, group, transfer, ranks, self._label(transfer, transfer.ranks))
         sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
         if self.groups.backend == "gloo":
             return _in_halves(number, group, sends, receives, self._labels(transfer))
-        peers = [packet.peer for packet in (transfer.receives or transfer.sends)]
+        peers = [message.peer for message in (transfer.receives or transfer.sends)]
         label = self._label(transfer, peers, sends=not transfer.receives)
         return _at_once(number, group, sends, receives, device, label)
 
-    def _labels(self, transfer: Transfer) -> tuple[Label, ...]:
-        """The label of each work of a transfer: its receives, then its sends."""
-        receives = (self._label(transfer, [packet.peer]) for packet in transfer.receives)
-        return *receives, *(self._label(transfer, [packet.peer], sends=True) for packet in transfer.sends)
+    def _labels(self, transfer: PointToPoint) -> tuple[Label, ...]:
+        """Yield the label of each work of a transfer: its receives, then its sends."""
+        receives = (self._label(transfer, [message.peer]) for message in transfer.receives)
+        return *receives, *(self._label(transfer, [message.peer], sends=True) for message in transfer.sends)
 
-    def _label(self, transfer: Transfer | Exchange, peers: Sequence[int], *, sends: bool = False) -> Label:
+    def _label(self, transfer: PointToPoint | AllToAll, peers: Sequence[int], *, sends: bool = False) -> Label:
         others = tuple(self.groups.global_ranks[peer] for peer in peers if peer != self.groups.rank)
         return Label.of(transfer.payload, others, transfer.channel[0], sends=sends)
 
-    def _in_group(self, group: dist.ProcessGroup, packets: Sequence[Packet]) -> tuple[Packet, ...]:
-        """The same messages with peers as the group numbers them."""
-        return tuple(packet._replace(peer=self._rank_in(group, packet.peer)) for packet in packets)
+    def _in_group(self, group: dist.ProcessGroup, messages: Sequence[MessageBuffer]) -> tuple[MessageBuffer, ...]:
+        """Return the same messages with the ranks of a process group as peers."""
+        return tuple(message._replace(peer=self._rank_in(group, message.peer)) for message in messages)
 
     def _rank_in(self, group: dist.ProcessGroup, rank: int) -> int:
         return dist.get_group_rank(group, self.groups.global_ranks[rank])
@@ -100,8 +100,8 @@ class Transfers:
 def _in_halves(
     number: int,
     group: dist.ProcessGroup,
-    sends: Sequence[Packet],
-    receives: Sequence[Packet],
+    sends: Sequence[MessageBuffer],
+    receives: Sequence[MessageBuffer],
     labels: Sequence[Label],
 ) -> BoundTransfer:
     """Receives are posted before the transfer starts: with gloo a message waits at the sender until then.
@@ -135,8 +135,8 @@ def _in_halves(
 def _at_once(
     number: int,
     group: dist.ProcessGroup,
-    sends: Sequence[Packet],
-    receives: Sequence[Packet],
+    sends: Sequence[MessageBuffer],
+    receives: Sequence[MessageBuffer],
     device: torch.device,
     label: Label,
 ) -> BoundTransfer:
@@ -146,7 +146,7 @@ def _at_once(
     from leaving.
     """
 
-    # The works of a graph are not asked: their events are recorded in the capture.
+    # Works of a graph are not queried: their events are recorded in the capture.
     captures = torch.cuda.is_current_stream_capturing if device.type == "cuda" else bool
 
     def start(operands: Sequence[Tensor], works: list[Any]) -> None:
@@ -158,28 +158,28 @@ def _at_once(
         work = group._end_coalescing(device)
         works[number] = (work,)
         if not captures():
-            # After its wait the work holds no tensors, so it may outlive the pass.
+            # A work holds no tensors after its wait, so it may outlive the pass.
             PROGRESS.posted = label, work
 
     return BoundTransfer(None, start, _wait_for_all(number, (label,)))
 
 
 def _all_to_all(
-    number: int, group: dist.ProcessGroup, exchange: Exchange, ranks: Sequence[int], label: Label
+    number: int, group: dist.ProcessGroup, exchange: AllToAll, ranks: Sequence[int], label: Label
 ) -> BoundTransfer:
     """One collective on bytes.
 
     Args:
-        number: where its work is kept.
-        group: the head group.
-        exchange: what is sent and received.
-        ranks: of the parts, in the group.
-        label: of the wait.
+        number: index of its work while it is in flight.
+        group: process group of the head axis.
+        exchange: operands that are sent and received.
+        ranks: ranks of the parts in the process group.
+        label: label of the wait.
     """
     if list(ranks) != list(range(group.size())):
         raise WallfacerError(f"parts of a head exchange are for ranks {ranks} of a group of {group.size()}")
     send, receive, options = exchange.send, exchange.receive, dist.AllToAllOptions()
-    # Else the collective would run on the stream of the tiles.
+    # Otherwise the collective would run on the stream of the tiles.
     options.asyncOp = True
 
     def start(operands: Sequence[Tensor], works: list[Any]) -> None:

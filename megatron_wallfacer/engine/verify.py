@@ -19,12 +19,12 @@ from megatron_wallfacer.engine.checksum import checksum
 from megatron_wallfacer.engine.compiled import CompiledPass
 from megatron_wallfacer.engine.execute import allocate, count_received, run_steps
 from megatron_wallfacer.engine.failures import pass_name
-from megatron_wallfacer.engine.timeline import Pass, Recorder, nothing, together
+from megatron_wallfacer.engine.timeline import Observer, Pass, combined, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.engine.verify_exchange import Sum, compare_passes, compare_sums
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
-from megatron_wallfacer.schedule.messages import MessageTensor, MoveTensors, message_tensors
-from megatron_wallfacer.schedule.ops import Move, Op, Start
+from megatron_wallfacer.schedule.messages import MessageTensor, TransferTensors, message_tensors
+from megatron_wallfacer.schedule.ops import Op, SendRecv, Transfer
 from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Program
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 #: The rank's own tensors that a model makes; out, lse and delta come from the engine, and lse may be infinite.
 _GIVEN = ("q", "k", "v", "dout")
-_tensors: WeakKeyDictionary[CompiledPass, dict[int, MoveTensors]] = WeakKeyDictionary()
+_tensors: WeakKeyDictionary[CompiledPass, dict[int, TransferTensors]] = WeakKeyDictionary()
 
 
 class VerifiedRun:
@@ -51,7 +51,7 @@ class VerifiedRun:
         inputs: Sequence[Tensor],
         given: Sequence[Tensor],
         transfers: Transfers,
-        recorder: Recorder,
+        observer: Observer,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run one pass; arguments and result are those of ``execute``. Collective over the context-parallel group.
 
@@ -72,14 +72,14 @@ class VerifiedRun:
         compare_passes(groups, where, described, own, compiled.device)
         results, kept, workspace = allocate(compiled)
         sums = _Checksums(compiled, [*inputs, *given, *results, *kept, workspace])
-        run_steps(compiled, sums.buffers, sums if recorder is nothing else together([sums, recorder]))
+        run_steps(compiled, sums.buffers, sums if observer is no_observer else combined([sums, observer]))
         compare_sums(groups, where, sums.sent, sums.received, compiled.device)
         count_received(compiled, transfers)
         return results, kept
 
 
 class _Checksums:
-    """A recorder that takes checksums of what is sent, and of what has arrived.
+    """An observer that takes checksums of what is sent, and of what has arrived.
 
     Attributes:
         buffers: of the pass.
@@ -95,16 +95,16 @@ class _Checksums:
         self._dtypes = {"input": dtype, "wide": accumulation_dtype(dtype)}
         if compiled not in _tensors:
             _tensors[compiled] = message_tensors(program, {name: x.stride() for name, x in inputs.items()})
-        self._tensors: Mapping[int, MoveTensors] = _tensors[compiled]
+        self._tensors: Mapping[int, TransferTensors] = _tensors[compiled]
 
     @contextmanager
-    def __call__(self, what: Pass | Op | Move) -> Iterator[None]:
-        """Take the checksums of a move once it has started, or has been waited for."""
+    def __call__(self, what: Pass | Op | Transfer) -> Iterator[None]:
+        """Take the checksums of a transfer once it has started, or has been waited for."""
         yield
-        if isinstance(what, Start):
+        if isinstance(what, SendRecv):
             # What is on its way does not change, so its source is as it was before it was packed.
-            self.sent += map(self._sum, self._tensors[id(what.move)].sends)
-        elif isinstance(what, Move):
+            self.sent += map(self._sum, self._tensors[id(what.transfer)].sends)
+        elif isinstance(what, Transfer):
             self.received += map(self._sum, self._tensors[id(what)].receives)
 
     def _sum(self, tensor: MessageTensor) -> Sum:

@@ -174,7 +174,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         plan = _plan_by_hand(args)
     else:
         choice = _planned(args)
-        plan, keep_gathered_q = choice.plan, choice.q_kept
+        plan, keep_gathered_q = choice.plan, choice.keep_gathered_q
     return Settings(
         plan,
         args.wallfacer_kernel,

@@ -67,7 +67,7 @@ def choose_tiles(settings: Settings, args: argparse.Namespace) -> tuple[Settings
 
 def _activations(settings: Settings, args: argparse.Namespace, flag: str) -> Activations:
     shape, size = shape_of(args, dtype_of(args)), _model(args, flag)
-    passes = {"q_kept": settings.keep_gathered_q, "cuda_graphs": settings.cuda_graphs}
+    passes = {"keep_gathered_q": settings.keep_gathered_q, "cuda_graphs": settings.cuda_graphs}
     return Activations(
         size,
         shape.tokens * shape.batch,

@@ -14,17 +14,18 @@ from megatron_wallfacer.megatron.communicators import groups_text
 from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.session import Session
-from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound, ratio
+from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
-from megatron_wallfacer.schedule.hosts import describe
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.mask import Mask, pattern_of, window_mask
+from megatron_wallfacer.schedule.mask import Mask, window_mask
 from megatron_wallfacer.schedule.memory import graph_bytes, peak_bytes
+from megatron_wallfacer.schedule.nodes import describe
 from megatron_wallfacer.schedule.ops import Schedule
-from megatron_wallfacer.schedule.plan import Plan, Rider
+from megatron_wallfacer.schedule.plan import Plan, RingOperand
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule, is_sparse
-from megatron_wallfacer.schedule.volume import Shape, messages, received_bytes, words
+from megatron_wallfacer.schedule.volume import Shape, messages, received_bytes, received_elements
+from megatron_wallfacer.schedule.volume_bounds import backward_bound, forward_bound, ratio
 
 _RIDES = {
     ("forward", "kv"): "K, V ride",
@@ -92,24 +93,24 @@ def _plan_rows(plan: Plan, shape: Shape) -> dict[str, str]:
 
 
 def _cost_rows(
-    plan: Plan, shape: Shape, q_kept: bool, mask: Mask | None = None, *, graphs: bool = False
+    plan: Plan, shape: Shape, keep_gathered_q: bool, mask: Mask | None = None, *, graphs: bool = False
 ) -> dict[str, str]:
     """What attention receives; compared with the lower bound where the mask is the causal triangle.
 
     With ``graphs`` also the memory that the CUDA graphs of both passes hold.
     """
     rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
-    pattern = None if mask is None else pattern_of(mask, plan.grid.cp_size, shape.tokens // CHUNKS_PER_RANK)
-    options = {"groups": groups, "q_kept": q_kept, "pattern": pattern}
+    chunk_mask = None if mask is None else chunk_mask_of(mask, plan.grid.cp_size, shape.tokens // CHUNKS_PER_RANK)
+    options = {"groups": groups, "keep_gathered_q": keep_gathered_q, "chunk_mask": chunk_mask}
     rows, held = {}, 0
     for name, schedule, bound, rider in (
         ("forward", forward_schedule(plan, rank, **options), forward_bound, plan.forward),
         ("backward", backward_schedule(plan, rank, **options), backward_bound, plan.backward),
     ):
-        direct, held = is_sparse(plan, pattern), held + graph_bytes(schedule, shape)
+        direct, held = is_sparse(plan, chunk_mask), held + graph_bytes(schedule, shape)
         rows[name] = f"{DIRECT if direct else _riding(name, plan, rider)}{_cost(schedule, shape)}"
         if mask is None:
-            limit = ratio(words(schedule, shape) / shape.unit, bound(plan.grid.cp_size, shape.kappa))
+            limit = ratio(received_elements(schedule, shape) / shape.unit, bound(plan.grid.cp_size, shape.kappa))
             rows[name] += f"; {limit:.2f}x the lower bound{' for undivided heads' if plan.grid.head > 1 else ''}"
     return rows | ({"cuda graphs": f"one of each pass for all layers; the two hold {_size(held)}"} if graphs else {})
 
@@ -143,7 +144,7 @@ def _groups(groups: int, plan: Plan) -> str:
     return text if groups == plan.head_groups else f"{text}, for {plan.head_groups} they do not divide"
 
 
-def _riding(name: str, plan: Plan, rider: Rider) -> str:
+def _riding(name: str, plan: Plan, rider: RingOperand) -> str:
     """What goes round the ring, if there is one."""
     return f"{_RIDES[name, rider]}; " if plan.grid.ring > 1 else ""
 
@@ -151,7 +152,7 @@ def _riding(name: str, plan: Plan, rider: Rider) -> str:
 def _cost(schedule: Schedule, shape: Shape) -> str:
     everything = sum(received_bytes(schedule, shape).values())
     return (
-        f"{words(schedule, shape):,.0f} words received a rank in {messages(schedule)} messages, "
+        f"{received_elements(schedule, shape):,.0f} words received a rank in {messages(schedule)} messages, "
         f"{_size(everything)} with statistics, buffers up to {_size(peak_bytes(schedule, shape))}"
     )
 

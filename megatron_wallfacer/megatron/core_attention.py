@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.layer_names import layer_text
-from megatron_wallfacer.engine.timeline import nothing
+from megatron_wallfacer.engine.timeline import no_observer
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.megatron.arguments import as_flag_error
@@ -111,11 +111,11 @@ class WallfacerCoreAttention(nn.Module):
         self._tp_group = getattr(pg_collection, "tp", None)
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
         transfers = self.session.transfers(_cp_group(pg_collection), plan.grid)
-        runtime = Runtime(transfers, kernel, scale, self.session.recorder(), graphs=runner_of(settings, transfers))
+        runtime = Runtime(transfers, kernel, scale, self.session.observer(), graphs=runner_of(settings, transfers))
         mask = layer_mask(config, layer_number, self._causal)
         self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.keep_gathered_q, layer=layer_number)
         # Evaluation is no part of a training step: nobody looks on.
-        self._unseen = replace(self._call, runtime=replace(runtime, recorder=nothing))
+        self._unseen = replace(self._call, runtime=replace(runtime, observer=no_observer))
         self._steps = self.session.verified_steps()
         self._verified = replace(self._call, verify=True) if self._steps is not None else None
         self.keeper = Keeper(where) if settings.keep_attention_output else None

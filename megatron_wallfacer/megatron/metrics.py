@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from megatron_wallfacer.engine.timeline import Pass, nothing
+from megatron_wallfacer.engine.timeline import Pass, no_observer
 from megatron_wallfacer.engine.totals import PASSES
-from megatron_wallfacer.schedule.ops import Move, Op, Schedule
+from megatron_wallfacer.schedule.ops import Op, Schedule, Transfer
 from megatron_wallfacer.schedule.volume import Shape, received_bytes
 
 PREFIX = "wallfacer/"
@@ -72,7 +72,7 @@ class _Step:
 
 
 class StepSums:
-    """A recorder of the engine that keeps sums: seconds and bytes of attention in the steps since they were last read.
+    """An observer of the engine that keeps sums: seconds and bytes of attention in the steps since they were last read.
 
     Marks are kept until their step is over, on CUDA until the device is through with it too.
 
@@ -87,12 +87,12 @@ class StepSums:
         self._passes, self._received = Counter[str](), Counter[str]()
         self._known: dict[tuple[int, Shape], tuple[Schedule, float]] = {}
 
-    def __call__(self, what: Pass | Op | Move) -> AbstractContextManager[None]:
+    def __call__(self, what: Pass | Op | Transfer) -> AbstractContextManager[None]:
         if isinstance(what, Pass):
             self._step.passes[what.name] += 1
             self._step.received[what.name] += self._bytes(what)
             return self._timed(what.name)
-        return self._timed("wait") if isinstance(what, Move) else nothing(what)
+        return self._timed("wait") if isinstance(what, Transfer) else no_observer(what)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -142,7 +142,7 @@ class StepSums:
 
 
 def step_sums(device: torch.device) -> StepSums | None:
-    """The recorder of a rank that Megatron writes metrics on; None on the others, where nothing need be timed."""
+    """The observer of a rank that Megatron writes metrics on; None on the others, where nothing need be timed."""
     if not _writers():
         return None
     return StepSums(CudaClock() if device.type == "cuda" else HostClock())

@@ -15,9 +15,9 @@ from megatron_wallfacer.engine.backends import is_alive
 from megatron_wallfacer.engine.connections import close_groups, connected, find
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.leaving import at_exit
-from megatron_wallfacer.engine.origin import Origin
 from megatron_wallfacer.engine.ranges import Ranges
-from megatron_wallfacer.engine.timeline import Recorder, together
+from megatron_wallfacer.engine.timeline import Observer, combined
+from megatron_wallfacer.engine.trace_source import TraceSource
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
@@ -30,7 +30,7 @@ from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
 from megatron_wallfacer.megatron.metrics import StepSums, step_sums
 from megatron_wallfacer.megatron.outputs import check_folder
 from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
-from megatron_wallfacer.megatron.timeline import StepRecorder
+from megatron_wallfacer.megatron.timeline import StepObserver
 from megatron_wallfacer.megatron.verified import VerifiedSteps
 from megatron_wallfacer.megatron.version import Version
 from megatron_wallfacer.schedule.grid import Grid
@@ -68,7 +68,7 @@ class Session:
     sums: StepSums | None = None
     layer_inputs: LayerInputs | None = None
     _cp_groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
-    _recorder: Recorder | None = None
+    _observer: Observer | None = None
     _run: str = ""
     _documents: Documents | None = None
     _verified: VerifiedSteps | None = None
@@ -164,18 +164,18 @@ class Session:
             self._verified = VerifiedSteps(self.settings.verify_every)
         return self._verified
 
-    def recorder(self) -> Recorder:
+    def observer(self) -> Observer:
         """Who looks on while attention runs: nobody, unless a time line, metrics or a profile were asked for."""
-        if self._recorder is None:
-            self._recorder = together(self._recorders())
-        return self._recorder
+        if self._observer is None:
+            self._observer = combined(self._observers())
+        return self._observer
 
-    def _recorders(self) -> list[Recorder]:
+    def _observers(self) -> list[Observer]:
         assert self.settings is not None
-        found: list[Recorder] = []
+        found: list[Observer] = []
         if self.settings.timeline is not None:
-            origin = Origin.here(dist.get_rank(), dist.get_world_size(), self._run, self.device.type)
-            found.append(StepRecorder(self.settings.timeline, origin))
+            origin = TraceSource.here(dist.get_rank(), dist.get_world_size(), self._run, self.device.type)
+            found.append(StepObserver(self.settings.timeline, origin))
         if self.settings.log_metrics:
             self.sums = step_sums(self.device)
             found += [] if self.sums is None else [self.sums]

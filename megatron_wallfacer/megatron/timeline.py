@@ -8,17 +8,18 @@ from pathlib import Path
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from megatron_wallfacer.engine.origin import Origin
-from megatron_wallfacer.engine.timeline import Pass, Timeline, nothing
+from megatron_wallfacer.chrome_trace import trace_events, write_trace
+from megatron_wallfacer.engine.timeline import Pass, Timeline, no_observer
 from megatron_wallfacer.engine.totals import PASSES, total
+from megatron_wallfacer.engine.trace_source import TraceSource
 from megatron_wallfacer.megatron.outputs import Output
-from megatron_wallfacer.schedule.ops import Move, Op
+from megatron_wallfacer.schedule.ops import Op, Transfer
 
 STEP = 2
 
 
-class StepRecorder:
-    """A recorder of the engine: the attention of the second training step of one rank, written down when it is over.
+class StepObserver:
+    """An observer of the engine: the attention of the second training step of one rank, written down when it is over.
 
     The first step is left out: in it kernels are chosen, and buffers and connections made. A step ends when an
     optimizer first steps after some attention. On CUDA the times are those of the host, which launches and goes on.
@@ -28,16 +29,16 @@ class StepRecorder:
         origin: of this rank.
     """
 
-    def __init__(self, directory: Path, origin: Origin) -> None:
+    def __init__(self, directory: Path, origin: TraceSource) -> None:
         self._directory, self._origin = directory, origin
         self._output = Output(f"--wallfacer-timeline {directory}")
         self._timeline, self._step, self._busy = Timeline(origin.rank), 1, False
         register_optimizer_step_post_hook(lambda *_: self._stepped())
         atexit.register(self.say_if_cut_short)
 
-    def __call__(self, what: Pass | Op | Move) -> AbstractContextManager[None]:
+    def __call__(self, what: Pass | Op | Transfer) -> AbstractContextManager[None]:
         self._busy = True
-        return self._timeline(what) if self.observing else nothing(what)
+        return self._timeline(what) if self.observing else no_observer(what)
 
     @property
     def observing(self) -> bool:
@@ -71,6 +72,6 @@ class StepRecorder:
 
     def _write(self) -> None:
         path = self._directory / f"rank-{self._timeline.rank}.json"
-        self._timeline.write(path, self._origin.as_dict())
+        write_trace(trace_events(self._timeline.rank, self._timeline.events), path, self._origin.as_dict())
         if self._timeline.rank == 0:
             print(f"wallfacer: time line of step {STEP} in {self._directory}: attention {self.summary()}", flush=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.held import held_bytes
-from megatron_wallfacer.schedule.memory import aliases, graph_bytes, peak_bytes, result_bytes, returned_bytes
+from megatron_wallfacer.schedule.lifetimes import aliases
+from megatron_wallfacer.schedule.memory import graph_bytes, peak_bytes, result_bytes, returned_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
@@ -63,16 +64,19 @@ def attention_memory(
 
 
 def busiest_rank_memory(
-    plan: Plan, shape: Shape, *, q_kept: bool = False, cuda_graphs: bool = False
+    plan: Plan, shape: Shape, *, keep_gathered_q: bool = False, cuda_graphs: bool = False
 ) -> AttentionMemory:
     """Return the memory of both passes on the rank with the most work under a causal mask.
 
     Args:
         plan: grid and options of attention.
         shape: sizes of the rank's shard.
-        q_kept: whether gathered queries are kept from forward to backward.
+        keep_gathered_q: whether gathered queries are kept from forward to backward.
         cuda_graphs: whether the passes are CUDA graphs.
     """
     rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
-    passes = [build(plan, rank, groups=groups, q_kept=q_kept) for build in (forward_schedule, backward_schedule)]
+    passes = [
+        build(plan, rank, groups=groups, keep_gathered_q=keep_gathered_q)
+        for build in (forward_schedule, backward_schedule)
+    ]
     return attention_memory(plan, passes, shape, cuda_graphs=cuda_graphs)

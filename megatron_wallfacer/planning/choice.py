@@ -18,7 +18,7 @@ from megatron_wallfacer.schedule.memory import graphed_peak_bytes, peak_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.schemes import total_words
+from megatron_wallfacer.schedule.schemes import total_volume
 from megatron_wallfacer.schedule.volume import Shape
 
 #: Most ranks of a plan whose ranks are not alike, so that every rank is simulated.
@@ -60,24 +60,26 @@ class Choice:
     Attributes:
         job: attention layer and cluster.
         plan: grid and options of attention.
-        q_kept: gathered queries are kept from forward to backward.
+        keep_gathered_q: gathered queries are kept from forward to backward.
         name: name of the scheme; None for a grid without one.
     """
 
     job: AttentionJob
     plan: Plan
-    q_kept: bool = False
+    keep_gathered_q: bool = False
     name: str | None = None
 
     @cached_property
     def bound(self) -> TimeBound:
         """Time that no overlap can undercut."""
-        return time_bound(self.plan, self.job.cluster, self.job.shape, causal=self.job.causal, q_kept=self.q_kept)
+        return time_bound(
+            self.plan, self.job.cluster, self.job.shape, causal=self.job.causal, keep_gathered_q=self.keep_gathered_q
+        )
 
     @property
     def volume(self) -> float:
         """Communication volume of both passes: elements received per rank, in units of one Q shard."""
-        return total_words(self.plan, self.job.shape.kappa, kv_heads=self.job.shape.kv_heads)
+        return total_volume(self.plan, self.job.shape.kappa, kv_heads=self.job.shape.kv_heads)
 
     @property
     def simulation(self) -> SimulationResult:
@@ -134,7 +136,7 @@ class Choice:
         options = {
             "causal": self.job.causal,
             "groups": head_groups(self.plan, shape.q_heads, shape.kv_heads),
-            "q_kept": self.q_kept,
+            "keep_gathered_q": self.keep_gathered_q,
         }
         return forward_schedule(self.plan, rank, **options), backward_schedule(self.plan, rank, **options)
 

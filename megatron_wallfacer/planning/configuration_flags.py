@@ -26,7 +26,7 @@ def grid_flags(choice: Choice) -> Flags:
         flags[f"--wallfacer-{flag}"] = grid.size_of(axis)
     flags |= placement | {"--wallfacer-forward": plan.forward, "--wallfacer-backward": plan.backward}
     flags["--wallfacer-head-groups"] = plan.head_groups
-    if choice.q_kept:
+    if choice.keep_gathered_q:
         flags["--wallfacer-keep-gathered-q"] = True
     return flags
 

@@ -210,12 +210,12 @@ def _ring(job: AttentionJob) -> Choice:
 
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
     """Yield the same grids with other numbers of head groups. The last choice is new, the others were simulated."""
-    seen: set[tuple[Plan, bool]] = {(choice.plan, choice.q_kept) for choice in choices[:-1]}
+    seen: set[tuple[Plan, bool]] = {(choice.plan, choice.keep_gathered_q) for choice in choices[:-1]}
     for choice in choices:
         for count in GROUPS:
             plan, shape = replace(choice.plan, head_groups=count), choice.job.shape
-            if head_groups(plan, shape.q_heads, shape.kv_heads) == count and (plan, choice.q_kept) not in seen:
-                seen.add((plan, choice.q_kept))
+            if head_groups(plan, shape.q_heads, shape.kv_heads) == count and (plan, choice.keep_gathered_q) not in seen:
+                seen.add((plan, choice.keep_gathered_q))
                 yield replace(choice, plan=plan)
 
 

@@ -9,8 +9,8 @@ from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.measured_kernels import BACKWARD_FLOPS, FORWARD_FLOPS, call_seconds, mean_head_dim
 from megatron_wallfacer.schedule.held import accumulations
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.memory import aliases, own_views
-from megatron_wallfacer.schedule.ops import Assemble, Attend, Fold, Load, Op, Schedule, Start, Store, reads
+from megatron_wallfacer.schedule.lifetimes import aliases, local_views
+from megatron_wallfacer.schedule.ops import Accumulate, Attend, Concat, Op, Schedule, SendRecv, View, WriteResult, reads
 from megatron_wallfacer.schedule.tiles import Tile
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
@@ -56,12 +56,12 @@ class CostModel:
 
     def op_costs(self, schedule: Schedule) -> list[OpCost]:
         """Return the cost of each operation, in order."""
-        views = {op.into for op in schedule.ops if isinstance(op, Load)}
+        views = {op.into for op in schedule.ops if isinstance(op, View)}
         costs = [self._op_cost(op, schedule, views) for op in schedule.ops]
         # One launch accumulates the results of two tiles, or consecutive received rows.
         for index, launches in accumulations(schedule, self.shape, aliases(schedule)).items():
             # Rows that are sent are accumulated in their message.
-            if not (isinstance(schedule.ops[index], Start) and costs[index].memory_bytes):
+            if not (isinstance(schedule.ops[index], SendRecv) and costs[index].memory_bytes):
                 costs[index] = self._with_launches(costs[index], launches)
         if self._out_proxy and schedule.backward:
             for index, rows in _out_proxy_rows(schedule).items():
@@ -79,21 +79,21 @@ class CostModel:
         match op:
             case Attend():
                 return self._attend(op, schedule)
-            case Assemble(into=into, sources=sources) if len(sources) > 1:
+            case Concat(into=into, sources=sources) if len(sources) > 1:
                 return self._with_launches(OpCost(memory_bytes=COPIED * self._bytes(schedule, into)), 1)
-            case Fold(source=source):
+            case Accumulate(source=source):
                 return OpCost(memory_bytes=MERGED * self._bytes(schedule, source))
-            case Store(sources=sources):
+            case WriteResult(sources=sources):
                 # An accumulator may have more rows than the local ones, and only these are stored.
                 payloads = (schedule.values[source].payload for source in sources)
                 stored = sum(rows_bytes(schedule, self.shape, payload, CHUNKS_PER_RANK) for payload in payloads)
                 return OpCost(memory_bytes=COPIED * stored)
-            case Start():
+            case SendRecv():
                 return self._transfer(op, schedule, views)
         return OpCost()
 
-    def _transfer(self, op: Start, schedule: Schedule, views: Collection[str]) -> OpCost:
-        move = op.move
+    def _transfer(self, op: SendRecv, schedule: Schedule, views: Collection[str]) -> OpCost:
+        move = op.transfer
         sizes = [rows_bytes(schedule, self.shape, move.payload, len(message.chunks)) for message in move.sends]
         # A whole value with a buffer of its own is sent without a copy.
         copied = [
@@ -154,7 +154,7 @@ class CostModel:
 def _out_proxy_rows(schedule: Schedule) -> dict[int, int]:
     """Return query chunks by operation of backward: those for which it is the first to need an output proxy."""
     first: dict[tuple[str, ...], int] = {}
-    views = own_views(schedule)
+    views = local_views(schedule)
     for index, op in enumerate(schedule.ops):
         # Local rows have their output.
         if isinstance(op, Attend) and not views.issuperset(op.q):

@@ -9,8 +9,8 @@ from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.configuration import Configuration
 from megatron_wallfacer.planning.report import Table, number
 from megatron_wallfacer.planning.search import TIE, SearchResult, named_choices
-from megatron_wallfacer.schedule.bounds import backward_bound, forward_bound
 from megatron_wallfacer.schedule.grid import AXES
+from megatron_wallfacer.schedule.volume_bounds import backward_bound, forward_bound
 
 #: Simulated grids in the table.
 BEST = 10
@@ -25,7 +25,7 @@ class GridRow:
         grid: axes with their sizes.
         placement: axes, fastest varying first.
         ring_operands: operand that moves around the ring, forward and backward.
-        q_kept: whether gathered queries are kept from forward to backward.
+        keep_gathered_q: whether gathered queries are kept from forward to backward.
         seconds: simulated time; None where a simulation would take long.
         bound_s: time that no overlap can undercut.
         buffers_gb: buffers and results of attention.
@@ -39,7 +39,7 @@ class GridRow:
     grid: str
     placement: tuple[str, ...]
     ring_operands: tuple[str, str]
-    q_kept: bool
+    keep_gathered_q: bool
     seconds: float | None
     bound_s: float
     buffers_gb: float | None
@@ -96,7 +96,7 @@ def _row(configuration: Configuration, choice: Choice) -> GridRow:
         "grid": str(plan.grid),
         "placement": plan.grid.placement,
         "ring_operands": (plan.forward, plan.backward),
-        "q_kept": choice.q_kept,
+        "keep_gathered_q": choice.keep_gathered_q,
         "bound_s": bound.seconds,
     }
     if not choice.can_be_simulated:

@@ -7,7 +7,7 @@ from random import Random
 from megatron_wallfacer.planning.cluster import HostProcessors
 from megatron_wallfacer.planning.fluid import Uses
 from megatron_wallfacer.planning.symmetry import Symmetry
-from megatron_wallfacer.schedule.ops import Attend, Load, Op
+from megatron_wallfacer.schedule.ops import Attend, Op, View
 
 #: The processors as a resource of the fluid model.
 CORES = "cores"
@@ -18,7 +18,7 @@ def overhead_s(host: HostProcessors, op: Op | None) -> float:
     match op:
         case None:
             return host.pass_us * 1e-6
-        case Load():
+        case View():
             return 0.0  # names a tensor, without work
         case Attend():
             return host.attend_us * 1e-6

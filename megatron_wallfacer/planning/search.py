@@ -10,11 +10,12 @@ from operator import attrgetter
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.time_bound import estimated_kernel_seconds
-from megatron_wallfacer.schedule.formulas import backward_words, forward_words
+from megatron_wallfacer.schedule.factorisation import factorisations
+from megatron_wallfacer.schedule.formulas import backward_volume, forward_volume
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import check_heads, head_groups
 from megatron_wallfacer.schedule.plan import Plan, shard_work
-from megatron_wallfacer.schedule.schemes import RIDERS, SCHEMES, factorisations, make_plan
+from megatron_wallfacer.schedule.schemes import RING_OPERANDS, SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
 #: Axes of the search. A kv_team is never better than a team and a ring, so only named schemes have one.
@@ -186,9 +187,9 @@ def _with_ring_operands(plan: Plan, shape: Shape) -> Plan:
     def volume(operands: tuple) -> float:
         plan_ = replace(plan, forward=operands[0], backward=operands[1])
         kappa, kv_heads = shape.kappa, shape.kv_heads
-        return forward_words(plan_, kappa, kv_heads=kv_heads) + backward_words(plan_, kappa, kv_heads=kv_heads)
+        return forward_volume(plan_, kappa, kv_heads=kv_heads) + backward_volume(plan_, kappa, kv_heads=kv_heads)
 
-    forward, backward = min(product(RIDERS, RIDERS), key=volume)
+    forward, backward = min(product(RING_OPERANDS, RING_OPERANDS), key=volume)
     return replace(plan, forward=forward, backward=backward)
 
 
@@ -203,8 +204,8 @@ def _choices(job: AttentionJob, plan: Plan) -> Iterator[Choice]:
     With measured kernels, smaller tiles may cost more than two groups overlap. So one group is a choice too.
     """
     gathers = plan.grid.head > 1 or plan.grid.team > 1
-    yield Choice(job, replace(plan, head_groups=2 if gathers else 1), q_kept=plan.grid.team > 1)
+    yield Choice(job, replace(plan, head_groups=2 if gathers else 1), keep_gathered_q=plan.grid.team > 1)
     if gathers and job.cluster.device.kernels is not None:
         two = replace(plan, head_groups=2)
         if head_groups(two, job.shape.q_heads, job.shape.kv_heads) > 1:
-            yield Choice(job, replace(plan, head_groups=1), q_kept=plan.grid.team > 1)
+            yield Choice(job, replace(plan, head_groups=1), keep_gathered_q=plan.grid.team > 1)

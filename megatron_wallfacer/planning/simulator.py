@@ -17,7 +17,7 @@ from megatron_wallfacer.planning.processors import CORES, WakeUpDelay, overhead_
 from megatron_wallfacer.planning.routing import SharedLink
 from megatron_wallfacer.planning.symmetry import Symmetry
 from megatron_wallfacer.planning.transfers import PendingTransfer, RankState, Transfers
-from megatron_wallfacer.schedule.ops import Expect, Schedule, Start
+from megatron_wallfacer.schedule.ops import PostRecv, Schedule, SendRecv
 
 
 @dataclass(frozen=True)
@@ -234,10 +234,10 @@ class _Simulator:
                 self._record(rank, "pass", "backward" if op.schedule.backward else "forward", rank.pass_start_s)
                 rank.pass_start_s = self._clock.now
                 self._pass_s[op.pass_number] = max(self._pass_s.get(op.pass_number, 0.0), self._clock.now)
-            case Expect(move=move):
+            case PostRecv(transfer=move):
                 if self._cluster.transport == "gloo":
                     self._transfers.begin(rank, op, move, ends=("receive",))
-            case Start(move=move):
+            case SendRecv(transfer=move):
                 self._transfers.begin(rank, op, move, ends=("receive", "send"))
 
     def _end_transfer(self, pending: PendingTransfer) -> None:

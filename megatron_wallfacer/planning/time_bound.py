@@ -81,7 +81,9 @@ class TimeBound:
         return max(seconds, key=seconds.__getitem__)
 
 
-def time_bound(plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True, q_kept: bool = False) -> TimeBound:
+def time_bound(
+    plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True, keep_gathered_q: bool = False
+) -> TimeBound:
     """Return the bound of a plan.
 
     Args:
@@ -89,9 +91,9 @@ def time_bound(plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = Tru
         cluster: cluster with rank r on device r.
         shape: sizes of a rank's shard.
         causal: causal mask, else full attention.
-        q_kept: gathered queries are kept from forward to backward.
+        keep_gathered_q: gathered queries are kept from forward to backward.
     """
-    by_axis = bytes_by_axis(plan, shape, q_kept=q_kept)
+    by_axis = bytes_by_axis(plan, shape, keep_gathered_q=keep_gathered_q)
     grid, per_node = plan.grid, cluster.gpus_per_node
     ranks_per_nic, nics = max(1, per_node // cluster.nics), max(1.0, cluster.nics / per_node)
     busiest = sum(size * _edge(plan, axis, per_node) for axis, size in by_axis.items())
@@ -179,7 +181,7 @@ def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
     return tuple(sorted(chunk for member in ranks for chunk in shard_chunks(member, grid.cp_size)))
 
 
-def bytes_by_axis(plan: Plan, shape: Shape, *, q_kept: bool = False) -> Counter[str]:
+def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) -> Counter[str]:
     """Return the bytes that a rank receives along each axis, forward and backward, with statistics.
 
     The paper's order of K and V counts as native; it moves at least as many bytes.
@@ -189,7 +191,7 @@ def bytes_by_axis(plan: Plan, shape: Shape, *, q_kept: bool = False) -> Counter[
     for ring_operand, q_in, kv_in, q_out, kv_out in passes:
         for operand, inputs, results in (("q", q_in, q_out), ("kv", kv_in, kv_out)):
             received.update(_operand_bytes(plan, shape, operand, inputs, results, in_ring=operand == ring_operand))
-    if q_kept:
+    if keep_gathered_q:
         received["team"] -= (plan.grid.team - 1) * _shard_bytes(plan, shape, "q")
     # Exchanged once each: q, k, v and out; in backward dout with its statistics, and all gradients.
     head = plan.grid.head

@@ -13,7 +13,7 @@ from megatron_wallfacer.planning.fluid import Uses
 from megatron_wallfacer.planning.processors import processor_use
 from megatron_wallfacer.planning.routing import Routing, SharedLink
 from megatron_wallfacer.planning.symmetry import Symmetry
-from megatron_wallfacer.schedule.ops import Move
+from megatron_wallfacer.schedule.ops import Transfer
 from megatron_wallfacer.schedule.volume import rows_bytes
 
 Channel = tuple[str, str]
@@ -31,7 +31,7 @@ class PendingTransfer:
     """
 
     rank: RankState
-    move: Move
+    move: Transfer
     left: int
     start_s: float
 
@@ -102,7 +102,7 @@ class Transfers:
         """Bytes that the simulated ranks have moved over each link."""
         return Counter({link: self._link_bytes[number] for link, number in self._links.items()})
 
-    def begin(self, rank: RankState, op: TimedOp, move: Move, ends: Iterable[str]) -> None:
+    def begin(self, rank: RankState, op: TimedOp, move: Transfer, ends: Iterable[str]) -> None:
         """Post ends of a transfer: ``receive``, ``send``.
 
         With NCCL the transfer waits until earlier transfers of its process group have ended.

@@ -12,13 +12,13 @@ from matplotlib.patches import Patch
 
 from megatron_wallfacer.plots import GREY, INK, grid_drawing, grid_rings, new_figure, save
 from megatron_wallfacer.plots.shard_pairs import Pair, PairWork, draw_pairs, has_numbers, pairs_of
-from megatron_wallfacer.schedule import bounds
+from megatron_wallfacer.schedule import volume_bounds
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.grid import AXES, Grid
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.volume import Shape, words
+from megatron_wallfacer.schedule.volume import Shape, received_elements
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 WIDTH, HEIGHT = 13.0, 8.2  # inches
@@ -84,11 +84,11 @@ def _volume(plan: Plan, forward: Schedule, backward: Schedule) -> str:
         limit, units = "bound", f"{units}, bound for undivided heads"
     passes = []
     for name, schedule, bound in (
-        ("forward", forward, bounds.forward_bound(grid.cp_size, shape.kappa)),
-        ("backward", backward, bounds.backward_bound(grid.cp_size, shape.kappa)),
+        ("forward", forward, volume_bounds.forward_bound(grid.cp_size, shape.kappa)),
+        ("backward", backward, volume_bounds.backward_bound(grid.cp_size, shape.kappa)),
     ):
-        received = words(schedule, shape) / shape.unit
-        passes.append(f"{name} {received:g} ({bounds.ratio(received, bound):.2f} {TIMES} {limit})")
+        received = received_elements(schedule, shape) / shape.unit
+        passes.append(f"{name} {received:g} ({volume_bounds.ratio(received, bound):.2f} {TIMES} {limit})")
     return f"Q shards received per rank:  {',  '.join(passes)};  {units}"
 
 
@@ -104,7 +104,7 @@ def _left_legend(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) 
         entries.append((Patch(color=grid_drawing.HEADS), text))
     if grid.team > 1:
         tensors = ", ".join(tensor.upper() for tensor in grid_rings.gathered(schedules[0], "team"))
-        combines = any(move.channel == ("team", "results") for move in schedules[0].moves)
+        combines = any(move.channel == ("team", "results") for move in schedules[0].transfers)
         results = "; combines partial outputs" if combines else ""
         entries.append((Patch(color=grid_drawing.TEAM), f"team: gathers {tensors}{results}"))
     entries += _ring_legend(plan, schedules, backward)
@@ -142,7 +142,7 @@ def _ring_legend(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) 
 
 def _on_ring(schedule: Schedule, axis: str) -> str:
     """Return the tensors that hop along a ring, operands and results."""
-    tensors = {tensor for move in schedule.moves if move.axis == axis for tensor in move.payload}
+    tensors = {tensor for move in schedule.transfers if move.axis == axis for tensor in move.payload}
     names = {"dout": "dO", "dq": "dQ", "dk": "dK", "dv": "dV"}
     return ", ".join(names.get(tensor, tensor.upper()) for tensor in TENSOR_ORDER if tensor in tensors)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from megatron_wallfacer.plots.palette import Colour, hues, ramp, tints
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.ops import Move, Schedule
+from megatron_wallfacer.schedule.ops import Schedule, Transfer
 
 #: Largest cp sizes for which the chunks of each rank are written, and the whole permutation is drawn.
 MAX_WITH_CHUNKS, MAX_PERMUTED = 16, 8
@@ -22,9 +22,9 @@ def step_axis(grid: Grid) -> str:
     return "ring_inner" if grid.ring_inner > 1 else "ring_outer"
 
 
-def hops(schedule: Schedule, axis: str) -> tuple[Move, ...]:
+def hops(schedule: Schedule, axis: str) -> tuple[Transfer, ...]:
     """Return the transfers of ring operands along a ring."""
-    return tuple(move for move in schedule.moves if move.channel == (axis, "inputs"))
+    return tuple(move for move in schedule.transfers if move.channel == (axis, "inputs"))
 
 
 def next_rank(schedule: Schedule, axis: str) -> int:
@@ -64,20 +64,20 @@ def rank_colours(grid: Grid, schedules: Sequence[Schedule]) -> list[Colour]:
 
 def gathered(schedule: Schedule, axis: str) -> tuple[str, ...]:
     """Return which of q, k, v are gathered along an axis."""
-    tensors = {tensor for move in schedule.moves if move.axis == axis for tensor in move.payload}
+    tensors = {tensor for move in schedule.transfers if move.axis == axis for tensor in move.payload}
     return tuple(tensor for tensor in ("q", "k", "v") if tensor in tensors)
 
 
 def kv_team_of(schedule: Schedule) -> tuple[int, ...]:
     """Return the ranks that share keys and values with a rank along ``kv_team``; empty without such an axis."""
-    transfers = [move for move in schedule.moves if move.channel == ("kv_team", "inputs")]
+    transfers = [move for move in schedule.transfers if move.channel == ("kv_team", "inputs")]
     peers = {message.peer for move in transfers for message in move.receives}
     return tuple(sorted(peers | {schedule.rank} if transfers else ()))
 
 
 def permutation_target(schedule: Schedule) -> int | None:
     """Return the rank that gets a rank's tensors before the first ring step (Algorithm 2); None without permutation."""
-    transfers = (move for move in schedule.moves if move.channel == ("cp", "inputs"))
+    transfers = (move for move in schedule.transfers if move.channel == ("cp", "inputs"))
     return next((move.sends[0].peer for move in transfers), None)
 
 

@@ -15,9 +15,8 @@ from megatron_wallfacer.plots import GREY, INK
 from megatron_wallfacer.plots.palette import Colour, text_colour_on
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.ops import Attend, Schedule
-from megatron_wallfacer.schedule.plan import Plan, Rider
+from megatron_wallfacer.schedule.plan import Plan, RingOperand
 from megatron_wallfacer.schedule.schedule import forward_schedule
-from megatron_wallfacer.schedule.sides import ALL, OTHERS, OWN, visit_number
 
 #: Largest cp sizes at which cells have numbers (half of it with stripes), and each row has a label.
 MAX_NUMBERED, MAX_LABELLED = 32, 16
@@ -49,7 +48,7 @@ def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
         schedule = forward_schedule(plan, rank)
         areas: Counter[tuple[int, Pair]] = Counter()
         for attend in schedule.attends:
-            ring_step = ring_step_of(attend, plan.forward)
+            ring_step = ring_step_of(schedule, attend, plan.forward)
             for pair, area in _areas(schedule, attend).items():
                 areas[ring_step, pair] += area
         for (ring_step, pair), area in areas.items():
@@ -57,11 +56,11 @@ def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
     return dict(work)
 
 
-def ring_step_of(attend: Attend, ring_operand: Rider) -> int:
+def ring_step_of(schedule: Schedule, attend: Attend, ring_operand: RingOperand) -> int:
     """Return the ring step of a group of tiles. Local and gathered rows belong to step 0."""
-    name = (attend.kv if ring_operand == "kv" else attend.q)[0]
-    rows = name.split(".", 1)[0]
-    return 0 if rows in (OWN, OTHERS, ALL) else visit_number(rows)
+    rows = schedule.values[(attend.kv if ring_operand == "kv" else attend.q)[0]].rows
+    assert rows is not None
+    return rows.step
 
 
 def pairs_of(plan: Plan) -> dict[Pair, tuple[PairWork, ...]]:

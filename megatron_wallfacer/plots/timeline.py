@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from megatron_wallfacer.engine.timeline import Event
-from megatron_wallfacer.engine.totals import by_pass, is_move
+from megatron_wallfacer.engine.timeline import TimelineEvent
+from megatron_wallfacer.engine.totals import by_pass, is_transfer
 from megatron_wallfacer.plots import GREY, INK, PALE, new_figure, save
 from megatron_wallfacer.plots.palette import HUES, Colour, ramp
 
@@ -37,7 +37,7 @@ class Timeline(Protocol):
         """Rank of the job."""
 
     @property
-    def events(self) -> Sequence[Event]:
+    def events(self) -> Sequence[TimelineEvent]:
         """Events, in seconds."""
 
 
@@ -81,12 +81,12 @@ def draw_timelines(timelines: Sequence[Timeline], path: Path, title: str) -> Non
 
 
 def _transfer_colours(timelines: Sequence[Timeline]) -> dict[str, Colour | str]:
-    channels = sorted({event.row for timeline in timelines for event in timeline.events if is_move(event)})
+    channels = sorted({event.row for timeline in timelines for event in timeline.events if is_transfer(event)})
     few = len(channels) <= len(TRANSFER_COLOURS)
     return dict(zip(channels, TRANSFER_COLOURS if few else ramp(len(channels)), strict=False))
 
 
-def _most_exposed(timelines: Sequence[Timeline]) -> tuple[Event, int]:
+def _most_exposed(timelines: Sequence[Timeline]) -> tuple[TimelineEvent, int]:
     """Return the pass with the longest wait, and its rank."""
     waits = [
         (sum(event.end - event.start for event in inside if event.row == "wait"), -timeline.rank, attention_pass)
@@ -126,6 +126,6 @@ def _panel(
     axes.tick_params(length=0, pad=3, labelsize=8.5, labelcolor=GREY)
 
 
-def _ms(events: Sequence[Event], start: float) -> list[tuple[float, float]]:
+def _ms(events: Sequence[TimelineEvent], start: float) -> list[tuple[float, float]]:
     """Return start and duration of each event in ms."""
     return [(1e3 * (event.start - start), 1e3 * (event.end - event.start)) for event in events]

@@ -1,7 +1,7 @@
-"""Accumulators: which rows hold something, and what is still to be added to them.
+"""Accumulators: which rows have been written, and which parts are still to be added to them.
 
-Parts wait here until something reads the rows or the engine is to let go of an attention call's results. Then all of
-them are added in one launch, which reads and writes each row of an accumulator once.
+Parts are collected until an operation reads the rows, or until the results of an attention call must be freed. Then one
+launch adds all of them, and reads and writes each row of the accumulator once.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Sources = tuple[Operand | KernelRows, ...]
 
 
 class Part(NamedTuple):
-    """Rows that are added to rows of an accumulator.
+    """Rows that are to be added to rows of an accumulator.
 
     Attributes:
-        rows: half-open range of the accumulator's rows.
-        cut: returns the sources of some of these rows, one for each tensor.
-        slot: of the attention call whose results they are; None if they are in memory.
-        op: the operation of the schedule that makes them.
+        rows: half-open range of rows of the accumulator.
+        cut: function that returns the sources of some of these rows, one for each tensor.
+        slot: slot of the attention call that computes them; None if they are in memory.
+        op: operation of the schedule that computes them.
     """
 
     rows: Range
@@ -39,13 +39,13 @@ class Part(NamedTuple):
 
 @dataclass(slots=True)
 class Accumulator:
-    """Rows that are summed.
+    """Rows to which partial results are added.
 
     Attributes:
-        rows: their memory.
+        rows: memory of the rows.
         tokens: number of rows.
-        written: boundaries of the row ranges that hold something, ascending: from, to, from, to ...
-        parts: what is to be added, in its order.
+        written: boundaries of the row ranges that have been written, ascending: start, end, start, end, ...
+        parts: parts that are to be added, in this order.
     """
 
     rows: Rows
@@ -55,14 +55,14 @@ class Accumulator:
 
     @property
     def is_deep(self) -> bool:
-        """Whether as many operations have parts here as may wait for one another."""
+        """Whether parts of the largest allowed number of operations have been collected."""
         return len({id(part.op) for part in self.parts if part.op is not None}) >= DEPTH
 
     def take(self) -> list[tuple[Range, bool, tuple[Part, ...]]]:
-        """Mark all rows with parts as written, and forget the parts.
+        """Mark all rows with parts as written, and remove the parts.
 
         Returns:
-            Ranges with the same parts each: whether they held something before, and the parts.
+            Row ranges with the same parts, whether the rows had been written before, and the parts.
         """
         if not self.parts:
             return []
@@ -73,16 +73,16 @@ class Accumulator:
         self.parts = []
         return found
 
-    def pass_on(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
-        """Give what some rows hold, and their parts, to another accumulator. Nothing may read the rows after that.
+    def hand_over(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
+        """Hand some rows and their parts over to another accumulator. No operation may read the rows afterwards.
 
-        They count as written, so that nothing fills them.
+        The rows count as written, so that no step fills them.
 
         Args:
-            rows: all of them hold something or have a part.
-            into: is given them as parts.
-            first: row of ``into`` that stands for the first.
-            own: returns the operands of some rows of this accumulator.
+            rows: half-open range of rows, each of which has been written or has a part.
+            into: accumulator that receives them as parts.
+            first: row of ``into`` that corresponds to the first row.
+            own: function that returns the operands of some rows of this accumulator.
         """
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):
@@ -95,7 +95,7 @@ class Accumulator:
         self._mark(rows)
 
     def unwritten(self, rows: Range) -> list[Range]:
-        """Mark some rows as written; return the ranges that neither held anything nor have a part."""
+        """Mark some rows as written, and return the ranges that had not been written and have no part."""
         found = [part for part, held, parts in self._split(rows, self.parts) if not (held or parts)]
         for part in found:
             self._mark(part)
@@ -136,7 +136,7 @@ def _common(a: Range, b: Range) -> Range | None:
 
 
 def _without(part: Part, rows: Range) -> Iterator[Part]:
-    """What is left of a part without some rows."""
+    """Yield a part without some of its rows: the rows before them, and the rows after them."""
     for side in ((part.rows[0], min(part.rows[1], rows[0])), (max(part.rows[0], rows[1]), part.rows[1])):
         if side[0] < side[1]:
             yield part._replace(rows=side)

@@ -1,4 +1,4 @@
-"""The one description of a kernel call's mask, from :class:`megatron_wallfacer.schedule.mask.Mask` to the library."""
+"""The description of one kernel call and its mask, from the schedule to the attention library."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 
 class TileWindow(NamedTuple):
-    """The diagonals of a tile that are unmasked, counted from its top-left corner.
+    """The unmasked diagonals of a tile, counted from its top-left corner.
 
     Attributes:
-        left: row i sees columns j >= i - left; None for no limit; may be negative.
-        right: row i sees columns j <= i + right; None for no limit; may be negative.
+        left: limit of the columns j >= i - left that row i sees; None for no limit; may be negative.
+        right: limit of the columns j <= i + right that row i sees; None for no limit; may be negative.
     """
 
     left: int | None = None
@@ -22,13 +22,13 @@ class TileWindow(NamedTuple):
 
 @dataclass(frozen=True)
 class CuSeqlens:
-    """Boundaries of the documents of a tile, in tokens from the tile's first row and first column.
+    """Boundaries of the documents of a tile, in tokens from its first row and its first column.
 
     The hash is computed once: a sequence may hold 65,536 documents.
 
     Attributes:
-        q: ``[documents + 1]`` ascending from 0: document d has rows q[d] to q[d + 1].
-        k: ``[documents + 1]`` ascending from 0: document d has columns k[d] to k[d + 1].
+        q: row boundaries ``[documents + 1]``, ascending from 0: document d has rows q[d] to q[d + 1].
+        k: column boundaries ``[documents + 1]``, ascending from 0: document d has columns k[d] to k[d + 1].
     """
 
     q: tuple[int, ...]
@@ -43,7 +43,7 @@ class CuSeqlens:
 
     @cached_property
     def longest(self) -> tuple[int, int]:
-        """The most rows and the most columns of a document."""
+        """Largest number of rows, and largest number of columns, of a document."""
         q, k = (max(end - start for start, end in pairwise(side)) for side in (self.q, self.k))
         return q, k
 
@@ -52,11 +52,11 @@ class AttnTile(NamedTuple):
     """Query rows against key columns: one kernel call.
 
     Attributes:
-        rows: token rows of the query block, half-open.
-        cols: token columns of the key block, half-open.
-        causal: a square's lower triangle; with ``cu_seqlens`` that of each document.
-        window: unmasked diagonals, in place of ``causal``; each row and each column has an unmasked pair.
-        cu_seqlens: several documents in one call, each of which sees itself alone; no window then.
+        rows: half-open range of token rows of the query block.
+        cols: half-open range of token columns of the key block.
+        causal: whether only the lower triangle of a square is unmasked; with ``cu_seqlens``, that of each document.
+        window: unmasked diagonals, in place of ``causal``. Each row and each column has an unmasked pair.
+        cu_seqlens: boundaries of several documents, each of which sees only itself. Excludes a window.
     """
 
     rows: tuple[int, int]

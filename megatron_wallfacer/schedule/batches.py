@@ -1,8 +1,8 @@
-"""Documents whose kernel calls are one: a kernel that knows packed sequences takes them together.
+"""Varlen calls: kernel calls of several documents that are joined into one call with ``cu_seqlens``.
 
-A packed call wants the rows of its documents one after the other, and their columns too. In a tile of several chunks
-the calls come document by document, each with one chunk after the other; what can be one call is then a diagonal of
-them, and several such diagonals are open at a time.
+A varlen call needs the rows of its documents one after the other, and their columns too. In a tile of several chunks
+calls are ordered by document, then by chunk. So the calls that can be joined form diagonals, several of which are open
+at the same time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def joined_calls(
 ) -> tuple[AttnTile, ...]:
     """Return the calls of a mask (:meth:`Mask.calls`, with its arguments), joined.
 
-    Without a window the calls of one query chunk are known from the boundaries of its documents, and are not made one
-    by one: where documents are cut, each has a call in each pair of chunks.
+    Without a window the boundaries of the documents determine the calls of one query chunk. They are not built one by
+    one: if documents are cut, each document has a call in each pair of chunks.
     """
     if mask.documents is None or mask.has_window or len(q_chunks) != 1:
         return batches(mask.calls(q_chunks, k_chunks, cp_size, size))
@@ -35,7 +35,7 @@ def _joined_calls(mask: Mask, q_chunk: int, k_chunks: Sequence[int], cp_size: in
             if k_chunk <= q_chunk or mask.right is None:
                 yield from _of_all_documents(mask, q_chunk, (cp_size, size), index * size, causal=causal)
             continue
-        # In a cut sequence two chunks have one document in common at most.
+        # If the sequence is cut, two chunks have at most one document in common.
         for call in mask.calls((q_chunk,), (k_chunk,), cp_size, size):
             cols = call.cols[0] + index * size, call.cols[1] + index * size
             yield AttnTile(call.rows, cols, call.causal)
@@ -57,22 +57,22 @@ def _of_all_documents(
 
 @lru_cache(maxsize=1)
 def _boundaries(mask: Mask, chunk: int, cp_size: int, size: int) -> CuSeqlens:
-    """Return where the documents of a chunk begin and end in it. The last result is kept: one mask has many tiles."""
+    """Return the boundaries of the documents in a chunk. The last result is cached: one mask has many tiles."""
     ends = mask.boundaries(chunk, cp_size, size)
     return CuSeqlens(ends, ends)
 
 
 def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:
-    """The same live pairs in fewer calls.
+    """Return fewer calls for the same unmasked pairs.
 
-    Joined are causal squares, or rectangles of which all is live, where each begins at the row and the column at which
-    the one before it ends. Bands, and calls that follow no other, stay what they are.
+    Causal squares, or full rectangles, are joined if each begins at the row and the column where the one before it
+    ends. Calls with a window, and calls that follow no other call, are returned as they are.
 
     Args:
-        calls: of a tile; no pair is live in two of them.
+        calls: calls of one tile, which have no unmasked pair in common.
     """
     groups: list[_Group] = []
-    # By the row and the column at which it ends: one group only, as the pair before that is live in no other.
+    # Groups by the row and the column where they end. These are unique, since no two calls have a pair in common.
     ending: dict[tuple[int, int], _Group] = {}
     for call in calls:
         group = ending.pop((call.rows[0], call.cols[0]), None) if call.window is None else None
@@ -87,7 +87,7 @@ def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:
 
 @dataclass
 class _Group:
-    """Calls that will be one; ``causal`` is None while they are single pairs, which are both."""
+    """Calls that are joined; ``causal`` is None as long as all of them are single pairs, which are both kinds."""
 
     calls: list[AttnTile] = field(default_factory=list)
     causal: bool | None = None
@@ -112,5 +112,5 @@ class _Group:
 
 
 def _is_pair(call: AttnTile) -> bool:
-    """One row and one column: causal or not is the same."""
+    """Return whether a call has one row and one column, so that it is both full and causal."""
     return call.rows[1] - call.rows[0] == 1 == call.cols[1] - call.cols[0]

@@ -1,7 +1,7 @@
 """The kernel calls of a mask: tiles that cover the unmasked pairs of query chunks and key chunks.
 
-The time is linear in documents and calls. In a cut sequence only the first and the last document of a chunk reach into
-other chunks; all others have one call, in the chunk itself. Where documents are cut, each has a piece in every chunk.
+The time is linear in documents and calls. If the sequence is cut, only the first and the last document of a chunk
+extend into other chunks, and each other document has one call. If documents are cut, each has a piece in every chunk.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def call_of(mask: Mask, q: Segment, k: Segment) -> AttnTile | None:
     apart = k.position - q.position
     lower = -q.length if mask.left is None else -mask.left - apart
     upper = k.length if mask.right is None else mask.right - apart
-    # Row i sees columns i + lower to i + upper; off with rows that see none, and columns that none sees.
+    # Row i sees columns i + lower to i + upper. Rows that see no column and columns that no row sees are cut off.
     first_row, end_row = max(0, -upper), min(q.length, k.length - lower)
     first_col, end_col = max(0, first_row + lower), min(k.length, end_row + upper)
     if first_row >= end_row or first_col >= end_col:
@@ -95,14 +95,14 @@ def _of_cut_sequence(
 def _of_document(
     mask: Mask, ends: Sequence[int], document: int, query: tuple[int, int], k_chunks: Sequence[int], size: int
 ) -> Iterator[AttnTile]:
-    """Yield the calls of one document of a query chunk, which may reach into other chunks."""
+    """Yield the calls of one document of a query chunk, which may extend into other chunks."""
     q, *keys = (_segment(ends, document, place, size) for place in (query, *enumerate(k_chunks)))
     assert q is not None
     return _some(call_of(mask, q, k) for k in keys if k is not None)
 
 
 def _segment(ends: Sequence[int], document: int, place: tuple[int, int], size: int) -> Segment | None:
-    """Return what a chunk, given by its index in the block and its id, has of a document of a cut sequence."""
+    """Return the part of a document in a chunk, given by its index in the block and its id, of a cut sequence."""
     index, chunk = place
     start, low = ends[document], max(chunk * size, ends[document])
     length = min((chunk + 1) * size, ends[document + 1]) - low
@@ -130,7 +130,7 @@ def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) ->
         cols: column of position 0, and whether only the lower triangle is unmasked, for each key chunk.
     """
     return (
-        # One row and one column: causal or not is the same.
+        # A call of one row and one column is full and causal.
         AttnTile((start + row, end + row), (start + col, end + col), causal and end - start > 1)
         for start, end in pairwise(ends)
         for col, causal in cols

@@ -1,4 +1,4 @@
-"""Few copies in place of many: operands at equal distances become one pair, and blocks in any order one step."""
+"""Fewer copies: operands at equal distances become one strided copy, and blocks in any order one permutation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from megatron_wallfacer.schedule.program import WORKSPACE, Operand
 from megatron_wallfacer.schedule.rows import contiguous
 from megatron_wallfacer.schedule.workspace import ALIGNMENT
 
-#: (into, source) of one copy.
+#: (destination, source) of one copy.
 Pair = tuple[Operand, Operand]
-#: Pairs that stay a strided copy each; more of them are blocks of one permutation where they can be.
+#: Largest number of pairs that stay strided copies; more of them become a permutation if possible.
 STRIDED = 2
 #: Smallest block of a permutation in bytes, and the most blocks.
 SMALLEST, MOST = 16, 1 << 14
@@ -36,9 +36,9 @@ class _Block(NamedTuple):
 
 
 def strided(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return the same copies in fewer pairs: those at equal distances become one pair with one more dimension.
+    """Return the same copies as fewer pairs: pairs at equal distances become one pair with one more dimension.
 
-    The pairs must be independent of one another: none writes what another reads or writes.
+    The pairs must be independent: none writes elements that another one reads or writes.
     """
     found = list(pairs)
     while len(shorter := _joined(found)) < len(found):
@@ -47,15 +47,15 @@ def strided(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def permutation(pairs: Sequence[Pair], itemsize: Callable[[Operand], int], wide: int) -> Permutation | None:
-    """Return the same copies as one permutation of blocks; None where they are none.
+    """Return the same copies as one permutation of blocks; None if they are not a permutation.
 
-    They are one if they move contiguous rows of the workspace, and fill what they write but for the padding between
-    buffers. Padding gets the first block's bytes.
+    The copies must read contiguous rows of the workspace, and leave no gap in the written range except padding between
+    buffers. The padding receives the bytes of the first block.
 
     Args:
-        pairs: independent of one another.
-        itemsize: bytes of an element of an operand.
-        wide: bytes of an element in the accumulation dtype, in which blocks are read and written.
+        pairs: independent (destination, source) pairs.
+        itemsize: function that returns the bytes of an element of an operand.
+        wide: bytes of an element of the accumulation dtype, in which blocks are read and written.
     """
     (into, source), *_ = pairs
     if source.buffer != WORKSPACE or not all(_is_block(pair, into.buffer) for pair in pairs):
@@ -87,14 +87,14 @@ def permutation(pairs: Sequence[Pair], itemsize: Callable[[Operand], int], wide:
 
 
 def _is_block(pair: Pair, buffer: str) -> bool:
-    """Whether a pair moves contiguous rows from the workspace to a buffer, in one dtype."""
+    """Return whether a pair copies contiguous rows from the workspace to a buffer, in one dtype."""
     into, source = pair
     same = into.buffer == buffer and source.buffer == WORKSPACE and into.view == source.view
     return same and all(one.view != "own" and one.strides == contiguous(one.shape) for one in pair)
 
 
 def _fills(blocks: Sequence[_Block]) -> bool:
-    """Whether blocks, in order, leave no gap but what aligns the next buffer."""
+    """Return whether ordered blocks leave no gap except padding that aligns the next buffer."""
     ends = ((one.into + one.nbytes, after.into) for one, after in pairwise(blocks))
     return all(end == start or (end < start == -(-end // ALIGNMENT) * ALIGNMENT) for end, start in ends)
 
@@ -113,7 +113,7 @@ def _joined(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def _series(pairs: Sequence[Pair]) -> Iterable[Pair]:
-    """Pairs of equal shapes, each series of equal steps as one."""
+    """Return pairs of equal shapes with each series of equal distances joined."""
     steps = [
         (after[0].offset - before[0].offset, after[1].offset - before[1].offset) for before, after in pairwise(pairs)
     ]

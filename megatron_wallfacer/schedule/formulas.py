@@ -1,27 +1,27 @@
-"""Words that a rank receives, in closed form; the tests hold them against what is counted from the schedules.
+"""Communication volume in closed form. Tests compare it with the volume counted from the schedules.
 
-Units: words per rank and attention layer, divided by n*H, where n is the tokens of a rank and H the query width
-(heads x head dim). kappa is kv heads / q heads. After the exchange along ``head`` a rank has U times the tokens and
-1/U of the heads, so that a query shard is n*H on every grid; a key shard is kappa*n*H, times ``rho`` where there are
-fewer kv heads than ranks to divide them and several ranks have the same one.
+Units: elements received per rank and attention layer, in query shards of n*H elements, where n is the tokens per rank
+and H the query width (heads x head dim). kappa is kv heads / query heads. After the exchange along ``head`` a rank has
+U times the tokens and 1/U of the heads, so a query shard has n*H elements on every grid. A key shard has kappa*n*H,
+times ``rho`` if there are fewer kv heads than ranks of the head axis, so that several ranks have the same kv head.
 """
 
 from __future__ import annotations
 
-from megatron_wallfacer.schedule.plan import Plan, Rider
+from megatron_wallfacer.schedule.plan import Plan, RingOperand
 
-#: What one element counts: in the dtype of the inputs, and in the dtype of partial results and gradients.
+#: Weight of one element of the inputs, and of one element of partial results and gradients.
 Sizes = tuple[float, float]
 
 
-def forward_words(plan: Plan, kappa: float, *, kv_heads: int | None = None, sizes: Sizes = (1, 1)) -> float:
-    """Words of the forward pass: Q in and partial O out; K and V in.
+def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, sizes: Sizes = (1, 1)) -> float:
+    """Return the volume of the forward pass: Q in and partial O out; K and V in.
 
     Args:
         plan: grid and choices.
         kappa: kv heads / q heads.
-        kv_heads: how many there are; as many as the head axis can divide unless given.
-        sizes: what one element counts; the bytes of an element give bytes.
+        kv_heads: number of kv heads; enough for the head axis unless given.
+        sizes: weights of an element; with the bytes of an element the volume is in bytes per n*H.
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes
@@ -29,10 +29,10 @@ def forward_words(plan: Plan, kappa: float, *, kv_heads: int | None = None, size
     return (q + kv) * _exchanged(plan) + q * _shards(plan, "q", plan.forward) + kv * _shards(plan, "kv", plan.forward)
 
 
-def backward_words(
-    plan: Plan, kappa: float, *, kv_heads: int | None = None, q_kept: bool = False, sizes: Sizes = (1, 1)
+def backward_volume(
+    plan: Plan, kappa: float, *, kv_heads: int | None = None, keep_gathered_q: bool = False, sizes: Sizes = (1, 1)
 ) -> float:
-    """Words of the backward pass: Q and dO in, dQ out; K and V in, dK and dV out.
+    """Return the volume of the backward pass: Q and dO in, dQ out; K and V in, dK and dV out.
 
     The exchanged q, k, v are kept from forward, so that only dO, dQ, dK and dV are exchanged along ``head``.
 
@@ -40,45 +40,45 @@ def backward_words(
         plan: grid and choices.
         kappa: kv heads / q heads.
         kv_heads: how many there are; as many as the head axis can divide unless given.
-        q_kept: the team's queries are kept from forward and not gathered again.
+        keep_gathered_q: whether forward keeps the gathered queries, which are then not gathered again.
         sizes: what one element counts; the bytes of an element give bytes.
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes
     q, kv = 2 * given + summed, 2 * width * (given + summed)
     exchange = (given + summed + 2 * width * summed) * _exchanged(plan)
-    # Permuted queries that ride are gathered from other ranks than those of the team, so the passes differ in them.
+    # In the permuted order pass-Q gathers queries of other ranks than the team, which the other pass cannot reuse.
     gathered_otherwise = plan.kv_order == "permuted" and "q" in (plan.forward, plan.backward)
-    saved = plan.grid.team - 1 if q_kept and not gathered_otherwise else 0
+    saved = plan.grid.team - 1 if keep_gathered_q and not gathered_otherwise else 0
     return exchange + q * _shards(plan, "q", plan.backward) - given * saved + kv * _shards(plan, "kv", plan.backward)
 
 
 def busiest_rank(plan: Plan) -> int:
-    """A rank that receives as much as any. All do, but that the published order leaves some ranks their block."""
+    """Return a rank with the largest volume. All ranks are equal, except that some keep their block in paper order."""
     return plan.grid.rank({axis: 0 for axis in plan.grid.placement} | {"team": min(1, plan.grid.team - 1)})
 
 
 def _exchanged(plan: Plan) -> float:
-    """Part of a shard that comes from others when heads are divided over U ranks."""
+    """Return the part of a shard that other ranks send when heads are divided over U ranks."""
     return (plan.grid.head - 1) / plan.grid.head
 
 
 def _copies(plan: Plan, kv_heads: int | None) -> float:
-    """rho: ranks of the head axis that have the same kv head."""
+    """Return rho, the number of ranks of the head axis that have the same kv head."""
     return 1 if kv_heads is None else max(1, plan.grid.head / kv_heads)
 
 
-def _published(plan: Plan) -> bool:
+def _is_permuted(plan: Plan) -> bool:
     return plan.kv_order != "native" and plan.grid.team > 1
 
 
-def _shards(plan: Plan, side: Rider, rider: Rider) -> int:
-    """Shards of one tensor of a side that come to a rank; of a result of that side, shards that come home."""
+def _shards(plan: Plan, side: RingOperand, ring_operand: RingOperand) -> int:
+    """Return the number of shards of one tensor of a side that a rank receives, in a gather or from the ring."""
     grid = plan.grid
     team = grid.team if side == "q" else grid.kv_team
-    if side != rider:
+    if side != ring_operand:
         return team - 1
-    if not _published(plan):
+    if not _is_permuted(plan):
         return team * grid.ring - 1
-    # One move more than the ring has hops: of gathered blocks in the paper, of single shards if they are moved first.
+    # The permutation is one more transfer than the ring has hops: of blocks, or of shards before they are gathered.
     return team * grid.ring + (team - 1 if plan.kv_order == "paper" else 0)

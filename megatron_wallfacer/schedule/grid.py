@@ -1,12 +1,12 @@
-"""The grid: how the P x P square of (query shard, key shard) pairs is spread over P ranks.
+"""The grid: the division of the P x P square of (query shard, key shard) pairs among P ranks.
 
 A rank has one coordinate per axis. Ranks that differ only along
 
 * ``head`` share the same tokens, and have different heads of them (all-to-all before and after),
 * ``team`` share the same queries (Q is gathered, partial O combined),
 * ``kv_team`` share the same keys and values (K, V are gathered, dK, dV reduced),
-* ``ring_outer``, ``ring_inner`` share nothing: blocks hop from one to the next. With both, a block goes round the
-  inner ring between two hops of the outer one. A single ring is an outer one.
+* ``ring_outer``, ``ring_inner`` share nothing: blocks hop from one rank to the next. With both axes a block makes a
+  pass of the inner ring between two hops of the outer ring. A single ring uses ``ring_outer``.
 
 The product of the axes is the context-parallel size P.
 """
@@ -21,7 +21,7 @@ from megatron_wallfacer.errors import OptionError
 
 AXES: tuple[str, ...] = ("head", "team", "kv_team", "ring_outer", "ring_inner")
 
-#: Fastest varying first: what talks most stands nearest.
+#: Fastest varying first: the axis with the most traffic varies fastest.
 DEFAULT_PLACEMENT: tuple[str, ...] = ("head", "ring_inner", "team", "ring_outer", "kv_team")
 #: The two placements of the paper (section 4.4), as axis orders.
 TEAMS_ADJACENT: tuple[str, ...] = ("head", "team", "ring_inner", "ring_outer", "kv_team")
@@ -36,12 +36,13 @@ class Grid:
         head: U, ranks that share tokens and divide heads.
         team: C, ranks that share the same queries.
         kv_team: G, ranks that share the same keys and values.
-        ring_outer, ring_inner: ranks between which blocks hop; R is their product.
-        placement: an order of the axes, fastest varying over neighbouring ranks first. Axes of one rank may be left
-            out, and are dropped: equal grids compare equal.
+        ring_outer: ranks of the outer ring, between which blocks hop.
+        ring_inner: ranks of the inner ring; R is the product of both.
+        placement: order of the axes, fastest varying over neighbouring ranks first. Axes of one rank may be left out
+            and are dropped, so that equal grids compare equal.
 
     Raises:
-        OptionError: an axis below 1, or a placement that does not name every wide axis once.
+        OptionError: An axis is below 1, or the placement does not name every axis with several ranks once.
     """
 
     head: int = 1
@@ -74,22 +75,22 @@ class Grid:
         return self.ring_outer * self.ring_inner
 
     def size_of(self, axis: str) -> int:
-        """Number of ranks along one axis."""
+        """Return the number of ranks along one axis."""
         return getattr(self, axis)
 
     def coordinates(self, rank: int) -> dict[str, int]:
-        """Coordinate of ``rank`` (its index in the context-parallel group) on every axis."""
+        """Return the coordinates of a rank, given its index in the context-parallel group, by axis."""
         coordinates = dict.fromkeys(AXES, 0)
         for axis, (stride, size) in self._strides.items():
             coordinates[axis] = rank // stride % size
         return coordinates
 
     def rank(self, coordinates: Mapping[str, int]) -> int:
-        """Inverse of :meth:`coordinates`."""
+        """Return the rank with some coordinates: the inverse of :meth:`coordinates`."""
         return sum(stride * coordinates[axis] for axis, (stride, _) in self._strides.items())
 
     def neighbours(self, rank: int, axis: str) -> tuple[int, ...]:
-        """The ranks that differ from ``rank`` along ``axis`` only, itself among them, in axis order."""
+        """Return the ranks that differ from a rank along one axis only, in axis order; the rank itself is included."""
         stride, size = self._strides.get(axis, (1, 1))
         first = rank - stride * (rank // stride % size)
         return tuple(range(first, first + stride * size, stride))

@@ -1,7 +1,7 @@
-"""How heads are divided: U ranks of the ``head`` axis, and on each rank groups that are pipelined.
+"""The division of heads: over U ranks of the ``head`` axis, and on each rank into head groups.
 
-The query heads are cut into U x groups equal *parts*, rank by rank. A part needs the kv heads of its query heads;
-where there are fewer kv heads than parts, several parts have the same kv head and its words are moved for each.
+The query heads are cut into U x groups equal *head slices*, rank by rank. A slice has the kv heads of its query heads.
+If there are fewer kv heads than slices, several slices have the same kv head, which is sent for each of them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from megatron_wallfacer.schedule.plan import Plan
 
 
 def check_heads(plan: Plan, q_heads: int, kv_heads: int) -> None:
-    """Whether the head axis can divide these heads.
+    """Check that the head axis can divide the heads.
 
     Raises:
-        OptionError: it cannot; says which sizes can.
+        OptionError: It cannot. The message lists the sizes that can.
     """
     size = plan.grid.head
     if q_heads % size or (kv_heads % size and size % kv_heads):
@@ -25,14 +25,14 @@ def check_heads(plan: Plan, q_heads: int, kv_heads: int) -> None:
 
 
 def head_groups(plan: Plan, q_heads: int, kv_heads: int) -> int:
-    """Groups that are pipelined: the most, up to those of the plan, that leave no kv head in two of them."""
+    """Return the number of head groups: the most, up to that of the plan, for which no two groups share a kv head."""
     size = plan.grid.head
     wanted = range(min(plan.head_groups, q_heads), 1, -1)
     return next((g for g in wanted if q_heads % (size * g) == 0 and kv_heads % (size * g) == 0), 1)
 
 
 def part_heads(part: int, parts: int, q_heads: int, kv_heads: int) -> tuple[range, range]:
-    """Query heads and kv heads of one part."""
+    """Return the query heads and the kv heads of one head slice."""
     width = q_heads // parts
     first, group = part * width, q_heads // kv_heads
     return range(first, first + width), range(first // group, (first + width - 1) // group + 1)

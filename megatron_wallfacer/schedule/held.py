@@ -1,7 +1,7 @@
-"""Results of attention calls that are held: how many bytes they take, and when they are accumulated.
+"""Held results of attention calls: their bytes, and when they are accumulated.
 
-An accumulator is read and written once for all parts that are added to it together. So results of calls are held until
-something reads their rows, or until a third operation adds to the same accumulator. Those of large calls are not held.
+One launch adds several results to an accumulator, and reads and writes it once. So results of calls are held until an
+operation reads their rows, or until a third operation adds to the same accumulator. Those of large calls are not held.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from megatron_wallfacer.schedule.ops import Attend, Fold, Op, Schedule, Start, Store, is_last_fold
+from megatron_wallfacer.schedule.ops import Accumulate, Attend, Op, Schedule, SendRecv, WriteResult, is_last_accumulate
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
-#: Operations whose results for one accumulator are held at the same time, at most.
+#: Largest number of operations whose results for one accumulator are held at the same time.
 DEPTH = 2
-#: Bytes of a shard of queries whose calls are so long that launches beside them take no time, but held results memory.
+#: Bytes of a query shard from which on results are not held: launches are short against calls, and memory counts.
 LARGE = 2**28
 
 
 def holds_results(shape: Shape) -> bool:
-    """Return whether results are held at all, rather than accumulated after each call.
+    """Return whether results are held, instead of accumulated after each call.
 
     Args:
-        shape: sizes of the rank's shard.
+        shape: sizes of the shard of one rank.
     """
     return shape.bytes("q") < LARGE
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Results of one tile for one accumulator: the tile by number, its operation, and the rows that are left."""
+    """Results of one tile for one accumulator: number of the tile, index of the operation, chunks that are held."""
 
     tile: int
     op: int
@@ -43,9 +43,9 @@ class _Held:
     """Results that are held.
 
     Attributes:
-        parts: by accumulator.
-        sizes: bytes by tile.
-        most: most bytes of tiles so far of which some results are held.
+        parts: held results by accumulator.
+        sizes: bytes by number of the tile.
+        most: largest number of bytes so far.
     """
 
     parts: dict[str, list[_Part]] = field(default_factory=dict)
@@ -53,16 +53,16 @@ class _Held:
     most: float = 0.0
 
     def note(self) -> None:
-        """Take note of what is held now."""
+        """Update :attr:`most`."""
         tiles = {part.tile for parts in self.parts.values() for part in parts}
         self.most = max(self.most, sum(self.sizes[tile] for tile in tiles))
 
     def is_deep(self, name: str) -> bool:
-        """Whether an accumulator must be settled before another operation adds to it."""
+        """Return whether an accumulator must be finalized before another operation adds to it."""
         return len({part.op for part in self.parts.get(name, ())}) >= DEPTH
 
     def take(self, name: str, chunks: tuple[int, ...]) -> bool:
-        """Accumulate some rows; whether there was anything to do."""
+        """Accumulate some rows, and return whether any results were held for the accumulator."""
         before = self.parts.get(name, [])
         for part in before:
             part.chunks.difference_update(chunks)
@@ -75,12 +75,12 @@ class _Held:
 
 
 def held_bytes(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> int:
-    """Return the most bytes that results of calls take: of one that runs, and held ones.
+    """Return the largest number of bytes that results of attention calls take, held ones and those of a running call.
 
     Args:
-        schedule: the pass of one rank.
-        shape: sizes of the rank's shard.
-        aliases: by value, the one whose buffer it shares.
+        schedule: schedule of one rank.
+        shape: sizes of the shard of one rank.
+        aliases: value whose buffer another value shares, by name.
     """
     held = _Held()
     for _ in _accumulated(schedule, shape, aliases, held):
@@ -89,24 +89,24 @@ def held_bytes(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> 
 
 
 def accumulations(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> Counter[int]:
-    """Return the launches that accumulate results, by index of the operation; a partial tile is taken as one call.
+    """Return the number of launches that accumulate results, by index of the operation. A partial tile is one call.
 
     Args:
-        schedule: the pass of one rank.
-        shape: sizes of the rank's shard.
-        aliases: by value, the one whose buffer it shares.
+        schedule: schedule of one rank.
+        shape: sizes of the shard of one rank.
+        aliases: value whose buffer another value shares, by name.
     """
     return Counter(_accumulated(schedule, shape, aliases, _Held()))
 
 
 def _accumulated(schedule: Schedule, shape: Shape, aliases: Mapping[str, str], held: _Held) -> Iterator[int]:
-    """Operations that accumulate, once for each launch."""
+    """Yield the index of the operation for each launch that accumulates results."""
     for index, op in enumerate(schedule.ops):
         if isinstance(op, Attend):
             yield from _attend(index, op, schedule, shape, held)
             continue
         taken = [held.take(aliases.get(name, name), chunks) for name, chunks in _reads(index, op, schedule)]
-        if any(taken) or is_last_fold(schedule, index) or isinstance(op, Store):
+        if any(taken) or is_last_accumulate(schedule, index) or isinstance(op, WriteResult):
             yield index
 
 
@@ -117,7 +117,7 @@ def _attend(index: int, op: Attend, schedule: Schedule, shape: Shape, held: _Hel
         held.take(name, schedule.values[name].chunks)
     if deep:
         yield index
-    # A kernel's results have the dtype of its inputs, whose sizes they share; statistics are wide.
+    # Results of a kernel have the dtype and the sizes of its inputs; statistics have the accumulation dtype.
     by_row, by_col = (("q",), ("k", "v")) if schedule.backward else (("dout", "lse"), ())
     for tile in op.tiles:
         sides = (by_row, tile.rows), (by_col, tile.cols)
@@ -126,21 +126,21 @@ def _attend(index: int, op: Attend, schedule: Schedule, shape: Shape, held: _Hel
             chunks = set(schedule.values[block[0]].chunks[slice(*rows)])
             held.parts.setdefault(name, []).append(_Part(len(held.sizes) - 1, index, chunks))
         held.note()
-        if tile.masked or not holds_results(shape):
-            # Results of several calls for parts of a tile are together no larger than those of the whole.
+        if tile.partial or not holds_results(shape):
+            # Results of several calls for parts of a tile are together no larger than results of the whole tile.
             held.parts.clear()
             yield index
 
 
 def _reads(index: int, op: Op, schedule: Schedule) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Rows of values that an operation reads, or that are accumulated with what it adds."""
+    """Yield the rows that an operation reads, or that are accumulated together with the rows that it adds."""
     match op:
-        case Start(move=move):
-            yield from ((message.value, message.chunks) for message in move.sends)
-        case Store(sources=sources):
+        case SendRecv(transfer=transfer):
+            yield from ((message.value, message.chunks) for message in transfer.sends)
+        case WriteResult(sources=sources):
             yield from ((name, schedule.values[name].chunks) for name in sources)
-        case Fold(source=source):
+        case Accumulate(source=source):
             yield source, schedule.values[source].chunks
-            if is_last_fold(schedule, index):
-                together = takewhile(lambda one: isinstance(one, Fold), reversed(schedule.ops[: index + 1]))
+            if is_last_accumulate(schedule, index):
+                together = takewhile(lambda one: isinstance(one, Accumulate), reversed(schedule.ops[: index + 1]))
                 yield from ((one.into, schedule.values[one.into].chunks) for one in together)

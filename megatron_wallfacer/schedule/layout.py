@@ -1,11 +1,11 @@
-"""The zig-zag layout: which chunks of the sequence a rank holds.
+"""The zig-zag layout: the chunks of the sequence that each rank holds.
 
-The sequence is cut into 2P equal chunks and rank r holds chunks r and 2P-1-r. This is the layout
-that Megatron already uses, and it makes causal attention balanced for every grid: any query shard
-against any key shard costs exactly half a shard square (``docs/design.md``).
+The sequence is cut into 2P equal chunks, and rank r holds chunks r and 2P-1-r. This is Megatron's own layout. It
+balances causal attention on every grid: any query shard against any key shard costs exactly half a shard square
+(``docs/design.md``).
 
-A *block* is the union of several ranks' shards. Its chunks are kept sorted by position, so that the
-rows that a key chunk can see are always a suffix of it.
+A *block* is the union of the shards of several ranks. Its chunks are sorted by position, so the query rows that see a
+key chunk are always a suffix of a block.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ CHUNKS_PER_RANK = 2
 
 
 def shard_chunks(rank: int, cp_size: int) -> tuple[int, int]:
-    """Ids of the two chunks that ``rank`` holds, in the order in which it holds them."""
+    """Return the ids of the two chunks of a rank, in the order in which the rank holds them."""
     return rank, 2 * cp_size - 1 - rank
 
 
 def block_chunks(ranks: Iterable[int], cp_size: int) -> tuple[int, ...]:
-    """Chunk ids of the block made of these ranks' shards, sorted by position."""
+    """Return the chunk ids of the block of several ranks, sorted by position."""
     return tuple(sorted(chunk for rank in ranks for chunk in shard_chunks(rank, cp_size)))
 
 
 def runs(chunks: Sequence[int], block: Sequence[int]) -> list[tuple[int, int]]:
-    """Where chunks stand in a block that has them all: half-open ranges of its rows, as few as there are.
+    """Return the positions of chunks in a block that has all of them, as the fewest half-open ranges.
 
     Both are sorted by position.
     """

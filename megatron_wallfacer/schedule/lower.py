@@ -1,7 +1,7 @@
-"""Lower a schedule: give every value its place in memory, and every operation its steps.
+"""Lower a schedule: assign an offset in memory to every value, and steps to every operation.
 
-Where rows of an accumulator have been written is known here, so the program writes them the first time and merges or
-adds after that; rows that nothing reaches are filled before they are read.
+Which rows of an accumulator have been written is known here. So the program writes rows the first time, and merges or
+adds afterwards. Rows that no result reaches are filled before they are read.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from megatron_wallfacer.schedule.lower_transfers import Transfers
 from megatron_wallfacer.schedule.lower_values import Values
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.memory import result_tensors
-from megatron_wallfacer.schedule.ops import Move, Op, Schedule
+from megatron_wallfacer.schedule.ops import Op, Schedule, Transfer
 from megatron_wallfacer.schedule.places import Places
-from megatron_wallfacer.schedule.program import Program, Step
+from megatron_wallfacer.schedule.program import Program, ProgramStep
 from megatron_wallfacer.schedule.rows import Rows, common_rows, cut_heads
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Steps of an operation, or of the wait for a move.
-Labelled = tuple[Op | Move, tuple[Step, ...]]
+#: An operation, or a transfer that is waited for, and its steps.
+Labelled = tuple[Op | Transfer, tuple[ProgramStep, ...]]
 
 
 def lower(
@@ -40,21 +40,21 @@ def lower(
     """Return the program of one pass.
 
     Args:
-        schedule: the pass of one rank.
-        shape: sizes of the rank's shard.
-        mask: which pairs of partial tiles are unmasked.
-        strides: of the rank's own tensors ``[tokens / P, batch, heads, channels]``, statistics without channels: in
-            forward q, k, v; in backward dout, out, lse, delta too, and q, k, v unless they were exchanged along the
-            head axis.
-        varlen: the kernel takes several documents in one call.
-        sinks: sinks are merged into the output after the pass, so it stays in the accumulation dtype.
-        all_to_all: the backend of the messages has this collective; it then makes each head exchange.
+        schedule: schedule of one rank.
+        shape: sizes of the shard of the rank.
+        mask: mask that decides which pairs of partial tiles are unmasked.
+        strides: strides of the local tensors ``[tokens / P, batch, heads, channels]``, statistics without channels, by
+            name. Forward has q, k, v. Backward has dout, out, lse, delta, and q, k, v unless they were exchanged along
+            the head axis.
+        varlen: whether the kernel accepts several documents in one call.
+        sinks: whether sinks are merged into the output after the pass, which then has the accumulation dtype.
+        all_to_all: whether each head exchange is one collective, which the backend must have.
     """
     return _Lowering(schedule, shape, mask, strides, varlen=varlen, sinks=sinks, all_to_all=all_to_all).run()
 
 
 class _Lowering:
-    """The program so far."""
+    """The program of one pass, while it is built."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class _Lowering:
         self.transfers = Transfers(self.values, all_to_all=all_to_all)
         self.results = {tensor: self.places.result(tensor) for tensor in result_tensors(schedule)}
         self.stored: dict[tuple[str, int], Accumulator] = {}
-        self.folding: list[Accumulator] = []
+        self.accumulating: list[Accumulator] = []
         self.steps: list[Labelled] = []
 
     def run(self) -> Program:
@@ -92,7 +92,7 @@ class _Lowering:
             given=schedule.given,
             results=tuple(self.results.values()),
             kept=tuple((name, self.places.nbytes(schedule.values[name])) for name in schedule.keeps),
-            workspace_bytes=self.places.placement.nbytes,
+            workspace_bytes=self.places.layout.nbytes,
             operands=self.places.operands,
             slots=self.values.slots,
             transfers=tuple(self.transfers.made),
@@ -100,24 +100,24 @@ class _Lowering:
             received=self.transfers.received(),
         )
 
-    def _steps(self, index: int, op: Op) -> Iterator[Step]:
+    def _steps(self, index: int, op: Op) -> Iterator[ProgramStep]:
         match op:
-            case ops.Load(into=name):
+            case ops.View(into=name):
                 self.values.rows[name] = self.places.own(name)
-            case ops.Assemble(into=name, sources=sources):
-                yield from self._assemble(index, name, sources)
-            case ops.Expect(move=move):
-                yield self.transfers.expect(move)
-            case ops.Start(move=move):
-                yield from self.transfers.start(index, move)
+            case ops.Concat(into=name, sources=sources):
+                yield from self._concat(index, name, sources)
+            case ops.PostRecv(transfer=transfer):
+                yield self.transfers.post_recv(transfer)
+            case ops.SendRecv(transfer=transfer):
+                yield from self.transfers.send_recv(index, transfer)
             case ops.Attend():
                 yield from self.tiles.attend(op)
-            case ops.Fold(source=source, into=into):
-                yield from self._fold(index, source, into)
-            case ops.Store(sources=sources):
+            case ops.Accumulate(source=source, into=into):
+                yield from self._accumulate(index, source, into)
+            case ops.WriteResult(sources=sources):
                 yield from self._store(index, sources)
 
-    def _assemble(self, index: int, name: str, sources: Sequence[str]) -> Iterator[Step]:
+    def _concat(self, index: int, name: str, sources: Sequence[str]) -> Iterator[ProgramStep]:
         if name in self.values.aliases:
             return
         whole = self.values.rows[name] = self.places.buffer(name)
@@ -128,26 +128,26 @@ class _Lowering:
             pairs += self.values.row_pairs(rows, whole, rows.chunks)
         yield from self.values.copy(pairs)
 
-    def _fold(self, index: int, source: str, into: str) -> Iterator[Step]:
-        """Merge or add the rows that both have, in one step with what waits, and with the operations that follow."""
+    def _accumulate(self, index: int, source: str, into: str) -> Iterator[ProgramStep]:
+        """Merge or add common rows, in one step with held results and with the operations of the same run."""
         rows, steps = self.values.read(source)
         yield from steps
-        total = self.values.sum(into)
-        self.folding.append(total)
+        total = self.values.accumulator_of(into)
+        self.accumulating.append(total)
         both = sorted(set(rows.chunks) & set(total.rows.chunks))
         for there, here in common_rows(rows.chunks, total.rows.chunks, both):
             self.values.add_rows(total, self.places.rows(here), rows, self.places.rows(there)[0])
-        if ops.is_last_fold(self.schedule, index):
-            yield from self.values.settle(self.folding)
-            self.folding = []
+        if ops.is_last_accumulate(self.schedule, index):
+            yield from self.values.finalize(self.accumulating)
+            self.accumulating = []
 
-    def _store(self, index: int, sources: Sequence[str]) -> Iterator[Step]:
-        """Put the rank's own chunks of finished values into its results. Parts that share kv heads are added up."""
+    def _store(self, index: int, sources: Sequence[str]) -> Iterator[ProgramStep]:
+        """Write the local rows of finished values into the results. kv heads that head slices share are summed."""
         mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
         for source in sources:
             name = self.values.aliases.get(source, source)
             result = self._result(name)
-            total = None if self.values.is_exchanged(index, source) else self.values.sums.get(name)
+            total = None if self.values.is_exchanged(index, source) else self.values.accumulators.get(name)
             rows = total.rows if total is not None else self.values.read_part(index, source)[0]
             for there, here in common_rows(rows.chunks, mine, mine):
                 some, first = self.places.rows(there), self.places.rows(here)[0]
@@ -155,11 +155,11 @@ class _Lowering:
                     self.values.add_rows(result, self.places.rows(here), rows, some[0])
                 else:
                     yield from self.values.fill(total, some)
-                    self.values.pass_on(total, some, result, first)
-        yield from self.values.settle(list(self.stored.values()))
+                    self.values.hand_over(total, some, result, first)
+        yield from self.values.finalize(list(self.stored.values()))
 
     def _result(self, name: str) -> Accumulator:
-        """The results of the tensors and heads of a value."""
+        """Return the accumulator of the results of the tensors and heads of a value."""
         value = self.schedule.values[name]
         tensors = {
             tensor: cut_heads(self.places.whole(self.results[tensor]), self.places.heads(tensor, value.part))

@@ -1,4 +1,4 @@
-"""Lower attention: the kernel calls of each operation, and how long their results are held."""
+"""Lower attention: the kernel calls of each operation, and the steps that accumulate their results."""
 
 from __future__ import annotations
 
@@ -11,41 +11,39 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.batches import joined_calls
 from megatron_wallfacer.schedule.held import holds_results
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
+from megatron_wallfacer.schedule.lifetimes import local_views, proxy_key
 from megatron_wallfacer.schedule.lower_values import Values
 from megatron_wallfacer.schedule.mask import Mask
-from megatron_wallfacer.schedule.memory import own_views, proxy_key
-from megatron_wallfacer.schedule.program import WORKSPACE, AttendBackward, AttendForward, Operand, OutProxy, Step
+from megatron_wallfacer.schedule.program import WORKSPACE, AttendBackward, AttendForward, Operand, OutProxy, ProgramStep
 from megatron_wallfacer.schedule.rows import Range, contiguous, cut, cut_heads, moved
 from megatron_wallfacer.schedule.tiles import Tile
 
-#: Calls for parts of a tile whose results are accumulated together, at most.
+#: Largest number of calls for parts of a tile whose results are accumulated together.
 TOGETHER = 16
 
 
 class Tiles:
-    """Kernel calls of a pass.
-
-    Results are held until they are accumulated with others (:mod:`megatron_wallfacer.schedule.held` says when).
+    """Kernel calls of a pass. Results are held as :mod:`megatron_wallfacer.schedule.held` describes.
 
     Args:
-        values: of the pass.
-        mask: which pairs of partial tiles are unmasked.
-        varlen: the kernel takes several documents in one call.
+        values: values of the pass.
+        mask: mask that decides which pairs of partial tiles are unmasked.
+        varlen: whether the kernel accepts several documents in one call.
     """
 
     def __init__(self, values: Values, mask: Mask, *, varlen: bool) -> None:
         self.values, self.places, self.schedule = values, values.places, values.schedule
         self.mask, self.varlen = mask, varlen
-        self.views = own_views(self.schedule)
+        self.views = local_views(self.schedule)
         self.proxies: dict[tuple[str, ...], Operand] = {}
 
-    def attend(self, op: ops.Attend) -> Iterator[Step]:
-        """The calls of an operation, and the steps that accumulate their results."""
+    def attend(self, op: ops.Attend) -> Iterator[ProgramStep]:
+        """Return the calls of an operation, and the steps that accumulate their results."""
         return self._backward(op) if self.schedule.backward else self._forward(op)
 
-    def _forward(self, op: ops.Attend) -> Iterator[Step]:
-        q, kv, total = self.values.tensors(op.q), self.values.tensors(op.kv), self.values.sum(op.q_into)
-        yield from self._settle_deep(total)
+    def _forward(self, op: ops.Attend) -> Iterator[ProgramStep]:
+        q, kv, total = self.values.tensors(op.q), self.values.tensors(op.kv), self.values.accumulator_of(op.q_into)
+        yield from self._finalize_deep(total)
         number = self.places.number
         for tile, held in self._tiles(op):
             slot = self.values.free_slot()
@@ -57,13 +55,13 @@ class Tiles:
                 slot,
             )
             self.values.add_results(op, total, self._chunks(op.q), tile.rows, slot, 0)
-            yield from () if held else self.values.settle()
+            yield from () if held else self.values.finalize()
 
-    def _backward(self, op: ops.Attend) -> Iterator[Step]:
+    def _backward(self, op: ops.Attend) -> Iterator[ProgramStep]:
         q, kv = self.values.tensors(op.q), self.values.tensors(op.kv)
         assert op.kv_into is not None
-        q_total, kv_total = self.values.sum(op.q_into), self.values.sum(op.kv_into)
-        yield from self._settle_deep(q_total, kv_total)
+        q_total, kv_total = self.values.accumulator_of(op.q_into), self.values.accumulator_of(op.kv_into)
+        yield from self._finalize_deep(q_total, kv_total)
         out, made = self._out(op.q, q)
         yield from made
         q = q | {"out": out}
@@ -74,15 +72,15 @@ class Tiles:
             yield AttendBackward(**rows, **cols, tile=tile, slot=slot)
             self.values.add_results(op, q_total, self._chunks(op.q), tile.rows, slot, 0)
             self.values.add_results(op, kv_total, self._chunks(op.kv), tile.cols, slot, 1)
-            yield from () if held else self.values.settle()
+            yield from () if held else self.values.finalize()
 
-    def _settle_deep(self, *totals: Accumulator) -> tuple[Step, ...]:
-        """Steps before an operation adds to accumulators that wait for enough results."""
+    def _finalize_deep(self, *totals: Accumulator) -> tuple[ProgramStep, ...]:
+        """Return the steps that must precede an operation which adds to accumulators with enough held results."""
         deep = [total for total in totals if total.is_deep]
-        return self.values.settle(deep) if deep else ()
+        return self.values.finalize(deep) if deep else ()
 
-    def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[Step, ...]]:
-        """The output of a query block: of own rows it is there, for received rows a proxy is made once."""
+    def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[ProgramStep, ...]]:
+        """Return the output of a query block and the steps that compute it: local rows have one, others a proxy."""
         if self.views.issuperset(names):
             shape = self.places.shape_of("out", CHUNKS_PER_RANK, None)
             whole = Operand("out", "own", shape, self.places.strides["out"], 0)
@@ -90,16 +88,16 @@ class Tiles:
         if names in self.proxies:
             return self.proxies[names], ()
         shape = q["dout"].shape
-        offset = self.places.placement.offsets[proxy_key(names)] // self.places.shape.itemsize
+        offset = self.places.layout.offsets[proxy_key(names)] // self.places.shape.itemsize
         proxy = self.proxies[names] = Operand(WORKSPACE, "input", shape, contiguous(shape), offset)
         return proxy, (OutProxy(*map(self.places.number, (q["dout"], q["delta"], proxy))),)
 
     def _tiles(self, op: ops.Attend) -> Iterator[tuple[AttnTile, bool]]:
-        """Kernel calls of an operation, rows and columns counted in its two blocks; whether results are held."""
+        """Yield the kernel calls of an operation in tokens of its two blocks, and whether their results are held."""
         hold = holds_results(self.places.shape)
         for tile in op.tiles:
             rows, cols = self.places.rows(tile.rows), self.places.rows(tile.cols)
-            if tile.masked:
+            if tile.partial:
                 yield from _together(self._calls(op, tile), rows, cols)
             else:
                 yield AttnTile(rows, cols, causal=tile.causal), hold
@@ -114,9 +112,9 @@ class Tiles:
 
 
 def _together(calls: Sequence[AttnTile], rows: Range, cols: Range) -> Iterator[tuple[AttnTile, bool]]:
-    """Calls for the parts of a tile, moved to its rows and columns; whether their results wait for those of the next.
+    """Yield the calls for the parts of a tile in tokens of the two blocks, and whether their results are held.
 
-    Together they are no larger than results of the whole tile.
+    Held results are together no larger than the results of the whole tile.
     """
     number, height, width = 0, 0, 0
     for call, following in zip_longest(calls, calls[1:]):

@@ -1,4 +1,4 @@
-"""Where the rows of each value of a pass are: what the parts of lowering share."""
+"""The rows of each value and the parts of each accumulator of a pass, while it is lowered."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.accumulator import Accumulator, Part, Sources
 from megatron_wallfacer.schedule.copies import STRIDED, Pair, permutation, strided
 from megatron_wallfacer.schedule.layout import shard_chunks
-from megatron_wallfacer.schedule.memory import OwnPart, aliases, own_key, own_parts
+from megatron_wallfacer.schedule.lifetimes import LocalPart, aliases, local_part_key, local_parts
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.places import Places
-from megatron_wallfacer.schedule.program import Copy, Fill, KernelRows, Merge, Operand, Permute, Source, Step, Sum
+from megatron_wallfacer.schedule.program import (
+    Copy,
+    Fill,
+    KernelRows,
+    Merge,
+    Operand,
+    Permute,
+    ProgramStep,
+    Source,
+    Sum,
+)
 from megatron_wallfacer.schedule.rows import Range, Rows, common_rows, cut, moved, placed_rows
 
 _EMPTY = {"lse": float("-inf")}
@@ -22,60 +32,60 @@ class Values:
     """Values and accumulators of a pass, while it is lowered.
 
     Args:
-        schedule: the pass.
-        places: its memory.
+        schedule: schedule of one rank.
+        places: memory of the pass.
 
     Attributes:
-        rows: by name, rows that are not summed here.
-        sums: accumulators by name.
-        aliases: by name, the value whose buffer it shares.
-        slots: attention calls whose results wait to be accumulated, at most.
+        rows: rows of the values that are not accumulators, by name.
+        accumulators: accumulators by name.
+        aliases: value whose buffer another value shares, by name.
+        slots: largest number of attention calls whose results are held.
     """
 
     def __init__(self, schedule: Schedule, places: Places) -> None:
         self.schedule, self.places = schedule, places
         self.aliases = aliases(schedule)
         self.rows: dict[str, Rows] = {}
-        self.sums: dict[str, Accumulator] = {}
+        self.accumulators: dict[str, Accumulator] = {}
         self.slots = 0
         self._pending: list[Accumulator] = []
-        self._own_parts = {(part.reader, part.source): part for part in own_parts(schedule)}
+        self._local_parts = {(part.reader, part.source): part for part in local_parts(schedule)}
 
     # --- reading ---
 
-    def read(self, name: str) -> tuple[Rows, tuple[Step, ...]]:
-        """A value that is complete now, and the steps that make it so: rows that nothing has reached are filled."""
+    def read(self, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
+        """Return the rows of a value, and the steps that complete them. Rows that no result has reached are filled."""
         name = self.aliases.get(name, name)
-        if name not in self.sums:
+        if name not in self.accumulators:
             return self.rows[name], ()
-        total = self.sums[name]
-        settled = self.settle([total]) if total.parts else ()
-        return total.rows, (*settled, *self.fill(total, (0, total.tokens)))
+        total = self.accumulators[name]
+        finalized = self.finalize([total]) if total.parts else ()
+        return total.rows, (*finalized, *self.fill(total, (0, total.tokens)))
 
-    def read_part(self, reader: int, name: str) -> tuple[Rows, tuple[Step, ...]]:
-        """What an operation reads of a value: of the source of a head exchange, the part that stays on the rank."""
-        part = self._own_parts.get((reader, name))
-        return self.read(name) if part is None else (self.own_part(part, "received"), ())
+    def read_part(self, reader: int, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
+        """Return the rows that an operation reads of a value: of the source of a head exchange, the local part."""
+        part = self._local_parts.get((reader, name))
+        return self.read(name) if part is None else (self.local_part(part, "received"), ())
 
     def is_exchanged(self, reader: int, name: str) -> bool:
-        """Whether an operation reads only the part of a value that stays on the rank."""
-        return (reader, name) in self._own_parts
+        """Return whether an operation reads only the local part of a value."""
+        return (reader, name) in self._local_parts
 
-    def own_part(self, part: OwnPart, end: str) -> Rows:
-        """Rows of the rank's own part of a head exchange, among those sent or received."""
+    def local_part(self, part: LocalPart, end: str) -> Rows:
+        """Return the rows of the local part of a head exchange, among the parts that are ``sent`` or ``received``."""
         mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
-        return self.places.placed(part.source, own_key(part.start, end), mine)
+        return self.places.placed(part.source, local_part_key(part.start, end), mine)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Operand]:
-        """Tensors of values that have the same rows. Tiles read inputs only, so nothing need be filled."""
+        """Return the tensors of values with the same rows. Tiles read inputs only, which need not be filled."""
         return {
             tensor: operand
             for name in names
             for tensor, operand in self.rows[self.aliases.get(name, name)].tensors.items()
         }
 
-    def fill(self, total: Accumulator, rows: Range) -> tuple[Step, ...]:
-        """Steps that fill those of some rows that nothing has reached."""
+    def fill(self, total: Accumulator, rows: Range) -> tuple[ProgramStep, ...]:
+        """Return the steps that fill those of some rows that no result has reached."""
         empty = [
             (self.places.number(cut(operand, some)), _EMPTY.get(tensor, 0.0))
             for some in total.unwritten(rows)
@@ -85,18 +95,18 @@ class Values:
 
     # --- accumulating ---
 
-    def sum(self, name: str) -> Accumulator:
-        """The accumulator of this name."""
-        if name not in self.sums:
-            self.sums[name] = self.accumulator(self.places.buffer(name))
-        return self.sums[name]
+    def accumulator_of(self, name: str) -> Accumulator:
+        """Return the accumulator with a name, which is created if necessary."""
+        if name not in self.accumulators:
+            self.accumulators[name] = self.accumulator(self.places.buffer(name))
+        return self.accumulators[name]
 
     def accumulator(self, rows: Rows) -> Accumulator:
-        """An accumulator in some memory."""
+        """Return a new accumulator in some memory."""
         return Accumulator(rows, len(rows.chunks) * self.places.chunk)
 
     def free_slot(self) -> int:
-        """A slot for the results of an attention call."""
+        """Return a free slot for the results of an attention call."""
         used = self._used()
         slot = next(slot for slot in range(self.slots + 1) if slot not in used)
         self.slots = max(self.slots, slot + 1)
@@ -108,15 +118,15 @@ class Values:
     def add_results(
         self, op: ops.Attend, total: Accumulator, block: Sequence[int], rows: Range, slot: int, first: int
     ) -> None:
-        """Hold an attention call's results for some rows of an accumulator until :meth:`settle`.
+        """Hold the results of an attention call for some rows of an accumulator until :meth:`finalize`.
 
         Args:
-            op: the operation.
-            total: the accumulator, which has all rows of the block, or more.
+            op: operation of the call.
+            total: accumulator, which has all rows of the block, and may have more.
             block: chunk ids of the block.
-            rows: half-open range of the block's rows.
-            slot: of the call.
-            first: index of the first of its tensors among the call's results.
+            rows: half-open range of rows of the block.
+            slot: slot of the call.
+            first: index of the first tensor among the results of the call.
         """
 
         for here, there in placed_rows(rows, block, total.rows.chunks, self.places.chunk):
@@ -129,27 +139,27 @@ class Values:
             self.add(total, Part(there, some, slot, op))
 
     def add_rows(self, total: Accumulator, rows: Range, source: Rows, first: int) -> None:
-        """Have rows of a value, from row ``first`` on, added to rows of an accumulator by :meth:`settle`."""
+        """Let :meth:`finalize` add rows of a value, from row ``first`` on, to rows of an accumulator."""
         operands = _in_order(source)
         self.add(total, Part(rows, lambda wanted: _cut_all(operands, moved(wanted, first - rows[0]))))
 
     def add(self, total: Accumulator, part: Part) -> None:
-        """Have a part added to an accumulator by :meth:`settle`."""
+        """Let :meth:`finalize` add a part to an accumulator."""
         self._note(total)
         total.parts.append(part)
 
-    def pass_on(self, total: Accumulator, rows: Range, into: Accumulator, first: int) -> None:
-        """Have some rows of an accumulator added to rows of another, from ``first`` on. Nothing reads them again."""
+    def hand_over(self, total: Accumulator, rows: Range, into: Accumulator, first: int) -> None:
+        """Let :meth:`finalize` add some rows to another accumulator from row ``first`` on. No operation reads them."""
         self._note(into)
         operands = _in_order(total.rows)
-        total.pass_on(rows, into, first, lambda wanted: _cut_all(operands, wanted))
+        total.hand_over(rows, into, first, lambda wanted: _cut_all(operands, wanted))
 
     def _note(self, total: Accumulator) -> None:
         if not any(one is total for one in self._pending):
             self._pending.append(total)
 
-    def settle(self, totals: Sequence[Accumulator] | None = None) -> tuple[Step, ...]:
-        """Add the parts of some accumulators, or of all, in one step."""
+    def finalize(self, totals: Sequence[Accumulator] | None = None) -> tuple[ProgramStep, ...]:
+        """Return one step that adds the parts of some accumulators, or of all."""
         totals = [total for total in self._pending if totals is None or any(total is one for one in totals)]
         rows: list[tuple[Sources, tuple[Sources, ...]]] = []
         used = self._used()
@@ -178,15 +188,15 @@ class Values:
     # --- copying ---
 
     def row_pairs(self, source: Rows, into: Rows, chunks: Iterable[int]) -> list[Pair]:
-        """(into, source) of some chunks that both have."""
+        """Return (destination, source) pairs for some chunks that both values have."""
         return [
             (cut(into.tensors[tensor], self.places.rows(here)), cut(operand, self.places.rows(there)))
             for there, here in common_rows(source.chunks, into.chunks, chunks)
             for tensor, operand in source.tensors.items()
         ]
 
-    def copy(self, pairs: Sequence[Pair]) -> Iterator[Step]:
-        """One step for some copies: strided pairs where they are few, else a permutation where they are one."""
+    def copy(self, pairs: Sequence[Pair]) -> Iterator[ProgramStep]:
+        """Yield one step for some copies: a permutation if many strided copies would be needed, and it is possible."""
         few = strided(pairs)
         if len(few) > STRIDED and (found := permutation(pairs, self.places.itemsize, self.places.wide)):
             yield Permute(self.places.number(found.into), self.places.number(found.source), found.index)
@@ -195,7 +205,7 @@ class Values:
 
 
 def _in_order(rows: Rows) -> tuple[Operand, ...]:
-    """Tensors in the order of a kernel's results."""
+    """Return the tensors in the order of the results of a kernel."""
     names = ops.PARTIAL_OUT if _PARTIAL_OUT.issuperset(rows.tensors) else tuple(sorted(rows.tensors))
     return tuple(rows.tensors[name] for name in names)
 

@@ -1,4 +1,4 @@
-"""Where the rows of each message are: at its sender before they are packed, at its receiver when they have arrived."""
+"""The rows of each message: at the sender before they are packed, at the receiver after they have arrived."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_wallfacer.schedule import ops
-from megatron_wallfacer.schedule.memory import aliases, own_views
-from megatron_wallfacer.schedule.ops import Message, Move, Schedule
+from megatron_wallfacer.schedule.lifetimes import aliases, local_views
+from megatron_wallfacer.schedule.ops import Message, Schedule, Transfer
 from megatron_wallfacer.schedule.places import Places
-from megatron_wallfacer.schedule.program import Exchange, Operand, Program
+from megatron_wallfacer.schedule.program import AllToAll, Operand, Program
 from megatron_wallfacer.schedule.rows import common_rows, cut
 from megatron_wallfacer.schedule.workspace import aligned
 
@@ -19,11 +19,11 @@ class MessageTensor:
     """One tensor of one end of a message.
 
     Attributes:
-        axis: along which it goes; ``cp`` if along none.
-        peer: the other end, by its index in the context-parallel group.
-        tag: of the message.
-        name: of the tensor.
-        pieces: its rows in their order; of what has arrived, one piece.
+        axis: grid axis of the message; ``cp`` if it follows no axis.
+        peer: rank of the other end in the context-parallel group.
+        tag: tag of the message.
+        name: name of the tensor.
+        pieces: operands that hold its rows, in order; a received tensor is one piece.
     """
 
     axis: str
@@ -34,22 +34,22 @@ class MessageTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class MoveTensors:
-    """The tensors of a move's messages."""
+class TransferTensors:
+    """The tensors of the messages of a transfer."""
 
     sends: tuple[MessageTensor, ...]
     receives: tuple[MessageTensor, ...]
 
 
-def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) -> dict[int, MoveTensors]:
-    """Return the tensors of every message of a program, by ``id`` of the move.
+def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) -> dict[int, TransferTensors]:
+    """Return the tensors of every message of a program, by ``id`` of the transfer.
 
-    What is sent of the rank's own tensors, or of a block, is named where it was before it was packed. What is sent of
-    an accumulator, which may be summed into its message, is named in the message.
+    Sent rows of local tensors and of blocks are those before packing. Sent rows of an accumulator, which may be summed
+    into the message, are those in the message.
 
     Args:
-        program: of this rank.
-        strides: of the rank's own tensors, as the program was lowered for.
+        program: program of this rank.
+        strides: strides of the local tensors for which the program was lowered, by name.
     """
     return _Messages(program, strides).run()
 
@@ -57,25 +57,25 @@ def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) ->
 class _Messages:
     def __init__(self, program: Program, strides: Mapping[str, tuple[int, ...]]) -> None:
         self.program, self.schedule = program, program.schedule
-        # Results are not asked for, and only they depend on sinks.
+        # Only results depend on sinks, and no message holds a result.
         self.places = Places(self.schedule, program.shape, strides, sinks=False)
-        self.views, self.aliases = own_views(self.schedule), aliases(self.schedule)
-        self.sums = _accumulators(self.schedule)
+        self.views, self.aliases = local_views(self.schedule), aliases(self.schedule)
+        self.accumulators = _accumulators(self.schedule)
 
-    def run(self) -> dict[int, MoveTensors]:
+    def run(self) -> dict[int, TransferTensors]:
         return {
-            id(move): MoveTensors(
-                tuple(tensor for i, m in enumerate(move.sends) for tensor in self._sent(move, number, i, m)),
-                tuple(tensor for m in move.receives for tensor in self._received(move, m)),
+            id(transfer): TransferTensors(
+                tuple(tensor for i, m in enumerate(transfer.sends) for tensor in self._sent(transfer, number, i, m)),
+                tuple(tensor for m in transfer.receives for tensor in self._received(transfer, m)),
             )
-            for number, move in enumerate(_in_order(self.schedule))
+            for number, transfer in enumerate(_in_order(self.schedule))
         }
 
-    def _sent(self, move: Move, number: int, index: int, message: Message) -> Iterator[MessageTensor]:
+    def _sent(self, transfer: Transfer, number: int, index: int, message: Message) -> Iterator[MessageTensor]:
         name = self.aliases.get(message.value, message.value)
-        if name in self.sums:
-            packet = self._packet(number, index, message)
-            rows = self.places.packed(name, packet.buffer, packet.offset, message.chunks)
+        if name in self.accumulators:
+            as_bytes = self._message_bytes(number, index, message)
+            rows = self.places.packed(name, as_bytes.buffer, as_bytes.offset, message.chunks)
         elif name in self.views:
             rows = self.places.own(name)
         elif name in self.schedule.given:
@@ -85,17 +85,17 @@ class _Messages:
         there = sorted(common_rows(rows.chunks, message.chunks, message.chunks), key=lambda pair: pair[1])
         for tensor in self.schedule.values[message.value].payload:
             pieces = tuple(cut(rows.tensors[tensor], self.places.rows(some)) for some, _ in there)
-            yield MessageTensor(move.axis, message.peer, message.tag, tensor, pieces)
+            yield MessageTensor(transfer.axis, message.peer, message.tag, tensor, pieces)
 
-    def _received(self, move: Move, message: Message) -> Iterator[MessageTensor]:
+    def _received(self, transfer: Transfer, message: Message) -> Iterator[MessageTensor]:
         rows = self.places.buffer(message.value)
         for tensor in self.schedule.values[message.value].payload:
-            yield MessageTensor(move.axis, message.peer, message.tag, tensor, (rows.tensors[tensor],))
+            yield MessageTensor(transfer.axis, message.peer, message.tag, tensor, (rows.tensors[tensor],))
 
-    def _packet(self, number: int, index: int, message: Message) -> Operand:
-        """The bytes of a message."""
+    def _message_bytes(self, number: int, index: int, message: Message) -> Operand:
+        """Return the buffer of a sent message."""
         transfer = self.program.transfers[number]
-        if not isinstance(transfer, Exchange):
+        if not isinstance(transfer, AllToAll):
             return self.program.operands[transfer.sends[index].operand]
         region = self.program.operands[transfer.send]
         length = region.shape[0] // len(transfer.ranks)
@@ -103,18 +103,18 @@ class _Messages:
         return region._replace(offset=region.offset + length * transfer.ranks.index(message.peer))
 
 
-def _in_order(schedule: Schedule) -> Sequence[Move]:
-    """Moves in the order of their transfers: as operations first name them."""
-    named = (op.move for op in schedule.ops if isinstance(op, ops.Expect | ops.Start))
-    return list({id(move): move for move in named}.values())
+def _in_order(schedule: Schedule) -> Sequence[Transfer]:
+    """Return the transfers in the order of their numbers, in which operations first name them."""
+    named = (op.transfer for op in schedule.ops if isinstance(op, ops.PostRecv | ops.SendRecv))
+    return list({id(transfer): transfer for transfer in named}.values())
 
 
 def _accumulators(schedule: Schedule) -> frozenset[str]:
-    """Names of values that are summed on this rank."""
+    """Return the names of the accumulators."""
     found: set[str | None] = set()
     for op in schedule.ops:
         if isinstance(op, ops.Attend):
             found |= {op.q_into, op.kv_into}
-        elif isinstance(op, ops.Fold):
+        elif isinstance(op, ops.Accumulate):
             found.add(op.into)
     return frozenset(name for name in found if name is not None)

@@ -1,12 +1,12 @@
-"""What a schedule is made of: operations of one rank on named values, in the order in which they are begun.
+"""The operations of a schedule: what one rank does on named values, in the order in which it starts to do it.
 
-A *value* is a block: some chunks of the sequence of some tensors, for one part of the heads. Tensors are named ``q k v
-dout`` as the model sees them, ``out lse delta`` for partial results and statistics of softmax, ``dq dk dv`` for
+A *value* is a block: some chunks of the sequence of a group of tensors, for one slice of the heads. Tensors are named
+``q k v dout`` as in the model, ``out lse delta`` for partial results and statistics of softmax, ``dq dk dv`` for
 gradients. Rows of a value are sorted by position. Ranks are indices in the context-parallel group.
 
-Nothing waits but for what it reads. An operation that reads a value which a move brings waits for that whole move:
-until all it brings has arrived and all it sends has left. A value lives from the operation that first names it to
-the last that reads it; if a move sends it, to where that move is waited for.
+An operation waits only for the values that it reads. If a transfer brings one of them, the operation waits until the
+whole transfer has completed: all its receives have arrived, and all its sends have left. A value lives from the first
+operation that names it to the last one that reads it, or to the end of the last transfer that sends it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from megatron_wallfacer.schedule.row_set import RowSet
 from megatron_wallfacer.schedule.tiles import Tile
 
 Q, KV = ("q",), ("k", "v")
 PARTIAL_OUT = ("out", "lse")
-#: What a rank needs of a query block, besides q, to compute gradients against any key block.
+#: Tensors of a query block, besides q, from which gradients against any key block are computed.
 DOUT = ("dout", "lse", "delta")
 DQ, DKV = ("dq",), ("dk", "dv")
 #: Tensors that are summed or merged; all others are inputs.
@@ -28,17 +29,19 @@ RESULTS = frozenset({"out", "dq", "dk", "dv"})
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What a name stands for.
+    """The meaning of a name.
 
     Attributes:
-        payload: its tensors.
-        chunks: its rows, ascending.
-        part: which of the parts of the heads.
+        payload: names of the tensors.
+        chunks: chunk ids of the rows, ascending.
+        part: index of the head slice.
+        rows: which rows of an operand of attention the value holds; None for other values.
     """
 
     payload: tuple[str, ...]
     chunks: tuple[int, ...]
     part: int
+    rows: RowSet | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,10 @@ class Message:
     """One end of a message.
 
     Attributes:
-        peer: the other end.
-        value: what is sent, or what comes to life by the arrival.
-        chunks: rows of it that are sent; of an arrival, all.
-        tag: the same at both ends, different for messages of one pass between the same two ranks.
+        peer: rank of the other end.
+        value: name of the value that is sent, or that the message creates at its receiver.
+        chunks: chunk ids of the rows that are sent; at the receiver, all rows of the value.
+        tag: number that is equal at both ends, and unique among the messages of one pass between two ranks.
     """
 
     peer: int
@@ -59,13 +62,14 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """Messages that are begun together.
+class Transfer:
+    """Sends and receives that are posted together.
 
     Attributes:
-        axis: the axis along which they go; ``cp`` if along none.
-        payload: the tensors of each message.
-        sends, receives: what leaves, what arrives.
+        axis: grid axis of the messages; ``cp`` if they follow no axis.
+        payload: names of the tensors in each message.
+        sends: messages that leave this rank.
+        receives: messages that arrive at this rank.
     """
 
     axis: str
@@ -75,49 +79,50 @@ class Move:
 
     @property
     def channel(self) -> tuple[str, str]:
-        """Moves of one channel may wait for each other: (axis, inputs or results)."""
+        """The axis, and ``inputs`` or ``results``. Transfers of one channel may have to wait for each other."""
         return self.axis, "results" if RESULTS.intersection(self.payload) else "inputs"
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """Name some heads of the rank's own tensors."""
+class View:
+    """Name some heads of the rank's local tensors. Nothing is copied."""
 
     into: str
 
 
 @dataclass(frozen=True, slots=True)
-class Assemble:
-    """One value out of several of the same tensors and heads, rows sorted by position."""
+class Concat:
+    """Concatenate values of the same tensors and heads; rows are sorted by position."""
 
     into: str
     sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Expect:
-    """Give a move's receives their buffers before it starts: a message then finds where to go. May be ignored."""
+class PostRecv:
+    """Post the receives of a transfer before it starts, so that no sender waits for a buffer. May be ignored."""
 
-    move: Move
+    transfer: Transfer
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """Begin a move. What it sends may no longer change."""
+class SendRecv:
+    """Start a transfer without blocking. The rows that it sends must not change afterwards."""
 
-    move: Move
+    transfer: Transfer
 
 
 @dataclass(frozen=True, slots=True)
 class Attend:
-    """Kernel calls: query rows against key rows.
+    """Compute attention of query rows against key rows, tile by tile.
 
     Attributes:
-        q, kv: values that have the tensors of each side between them; each side's values have the same rows.
-        q_into: forward, the partial output (out, lse) that is merged into; backward, the dq that is added to. It has
-            all query rows, and may have more.
-        kv_into: backward, the (dk, dv) that are added to; it has all key rows, and may have more.
-        tiles: rows and columns in chunks of the two sides.
+        q: names of values with the same query rows, which together hold all tensors of the query side.
+        kv: names of values with the same key rows, which together hold all tensors of the key side.
+        q_into: accumulator of the query side: the partial output (out, lse) in forward, dq in backward. It holds all
+            query rows, and may hold more.
+        kv_into: accumulator of dk and dv in backward, None in forward. It holds all key rows, and may hold more.
+        tiles: rows and columns of each tile, in chunks of the two blocks.
     """
 
     q: tuple[str, ...]
@@ -128,21 +133,21 @@ class Attend:
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
-    """Merge a partial output, or add a gradient, into another: the rows that both have."""
+class Accumulate:
+    """Merge a partial output, or add a gradient, into the rows that an accumulator has in common with it."""
 
     source: str
     into: str
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
-    """Put the rank's own chunks of finished values into its results; kv heads that several parts share are summed."""
+class WriteResult:
+    """Write the local rows of finished values into the results. kv heads that several head slices share are summed."""
 
     sources: tuple[str, ...]
 
 
-Op = Load | Assemble | Expect | Start | Attend | Fold | Store
+Op = View | Concat | PostRecv | SendRecv | Attend | Accumulate | WriteResult
 
 
 @dataclass(frozen=True)
@@ -151,13 +156,13 @@ class Schedule:
 
     Attributes:
         rank: index in the context-parallel group.
-        cp_size: P.
-        parts: parts into which the heads are cut, over all ranks and groups.
-        backward: this is the gradient pass.
-        values: what each name stands for.
-        ops: in the order in which they are begun.
-        given: names that have a value before the first operation: what forward keeps, in its order.
-        keeps: names that keep their value for backward, in the order of their names.
+        cp_size: P, the number of context-parallel ranks.
+        parts: number of head slices over all ranks and head groups.
+        backward: whether this is the backward pass.
+        values: meaning of each name.
+        ops: operations in the order in which they start.
+        given: names of the values that forward kept and backward reads.
+        keeps: names of the values that forward keeps for backward, sorted.
     """
 
     rank: int
@@ -170,65 +175,65 @@ class Schedule:
     keeps: tuple[str, ...] = ()
 
     @property
-    def moves(self) -> tuple[Move, ...]:
-        """Every move, in the order in which they start."""
-        return tuple(op.move for op in self.ops if isinstance(op, Start))
+    def transfers(self) -> tuple[Transfer, ...]:
+        """All transfers, in the order in which they start."""
+        return tuple(op.transfer for op in self.ops if isinstance(op, SendRecv))
 
     @property
     def attends(self) -> tuple[Attend, ...]:
-        """Every group of kernel calls, in order."""
+        """All attention operations, in order."""
         return tuple(op for op in self.ops if isinstance(op, Attend))
 
     @cached_property
     def last_mentions(self) -> Mapping[str, int]:
-        """The last operation that names each value; one that is kept for backward outlives them all."""
+        """Index of the last operation that names each value. Kept values outlive the last operation by one."""
         last = {name: index for index, op in enumerate(self.ops) for name in (*reads(op), *writes(op))}
         return last | dict.fromkeys(self.keeps, len(self.ops))
 
     @cached_property
     def drops(self) -> Mapping[int, tuple[str, ...]]:
-        """By operation, the values that no later one names."""
-        found: dict[int, tuple[str, ...]] = {}
+        """The values that no later operation names, by index of the operation."""
+        dropped: dict[int, tuple[str, ...]] = {}
         for name, index in self.last_mentions.items():
-            found[index] = (*found.get(index, ()), name)
-        return found
+            dropped[index] = (*dropped.get(index, ()), name)
+        return dropped
 
     @cached_property
     def last_copies(self) -> Mapping[str, Op]:
-        """The last move that sends each view of the rank's own tensors: with it the copy that is sent is let go of."""
-        views = {op.into for op in self.ops if isinstance(op, Load)}
-        starts = [op for op in self.ops if isinstance(op, Start)]
-        return {message.value: op for op in starts for message in op.move.sends if message.value in views}
+        """The last operation that sends each view of the local tensors: after it the copy that is sent can be freed."""
+        views = {op.into for op in self.ops if isinstance(op, View)}
+        starts = [op for op in self.ops if isinstance(op, SendRecv)]
+        return {message.value: op for op in starts for message in op.transfer.sends if message.value in views}
 
 
 def reads(op: Op) -> tuple[str, ...]:
-    """Names whose values an operation needs."""
+    """Return the names of the values that an operation reads."""
     match op:
-        case Assemble(sources=sources) | Store(sources=sources):
+        case Concat(sources=sources) | WriteResult(sources=sources):
             return sources
-        case Start(move=move):
-            return tuple(message.value for message in move.sends)
+        case SendRecv(transfer=transfer):
+            return tuple(message.value for message in transfer.sends)
         case Attend():
             return (*op.q, *op.kv)
-        case Fold(source=source):
+        case Accumulate(source=source):
             return (source,)
     return ()
 
 
 def writes(op: Op) -> tuple[str, ...]:
-    """Names that an operation gives a value, or changes the value of."""
+    """Return the names of the values that an operation creates or changes."""
     match op:
-        case Load(into=into) | Assemble(into=into) | Fold(into=into):
+        case View(into=into) | Concat(into=into) | Accumulate(into=into):
             return (into,)
-        case Start(move=move) | Expect(move=move):
-            return tuple(message.value for message in move.receives)
+        case SendRecv(transfer=transfer) | PostRecv(transfer=transfer):
+            return tuple(message.value for message in transfer.receives)
         case Attend(q_into=q_into, kv_into=kv_into):
             return (q_into,) if kv_into is None else (q_into, kv_into)
     return ()
 
 
-def is_last_fold(schedule: Schedule, index: int) -> bool:
-    """Return whether an operation ends a run of folds, all of which are added in one launch."""
-    return isinstance(schedule.ops[index], Fold) and not any(
-        isinstance(op, Fold) for op in schedule.ops[index + 1 : index + 2]
+def is_last_accumulate(schedule: Schedule, index: int) -> bool:
+    """Return whether an operation ends a run of :class:`Accumulate`. One launch performs the whole run."""
+    return isinstance(schedule.ops[index], Accumulate) and not any(
+        isinstance(op, Accumulate) for op in schedule.ops[index + 1 : index + 2]
     )

@@ -1,4 +1,4 @@
-"""Places: where the rows of each value lie in memory, and the numbers of operands."""
+"""The memory of a pass: operands for the rows of each value, and their numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from math import prod
 from megatron_wallfacer.schedule.copies import Pair
 from megatron_wallfacer.schedule.heads import part_heads
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.memory import kept_buffers, result_is_wide, value_key, workspace
+from megatron_wallfacer.schedule.lifetimes import value_key
+from megatron_wallfacer.schedule.memory import kept_buffers, result_is_wide, workspace
 from megatron_wallfacer.schedule.ops import Schedule, Value
 from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Result
 from megatron_wallfacer.schedule.rows import Range, Rows, contiguous, cut_heads
@@ -16,13 +17,13 @@ from megatron_wallfacer.schedule.volume import ACCUMULATED, KV_TENSORS, STATISTI
 
 
 class Places:
-    """Memory of one pass.
+    """The memory of one pass.
 
     Args:
-        schedule: the pass of one rank.
-        shape: sizes of the rank's shard.
-        strides: strides of the rank's own tensors, by name.
-        sinks: sinks are merged into the output after the pass.
+        schedule: schedule of one rank.
+        shape: sizes of the shard of the rank.
+        strides: strides of the local tensors, by name.
+        sinks: whether sinks are merged into the output after the pass.
 
     Attributes:
         chunk: tokens of a chunk.
@@ -35,17 +36,17 @@ class Places:
     ) -> None:
         self.schedule, self.shape, self.strides, self._sinks = schedule, shape, strides, sinks
         self.chunk, self.wide = shape.tokens // CHUNKS_PER_RANK, shape.accumulate_itemsize
-        self.placement = workspace(schedule, shape)
+        self.layout = workspace(schedule, shape)
         self._kept = kept_buffers(schedule)
         self._numbers: dict[Operand, int] = {}
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        """All operands that have a number, in its order."""
+        """Operands in the order of their numbers."""
         return tuple(self._numbers)
 
     def own(self, name: str) -> Rows:
-        """Return some heads of the rank's own tensors, as views."""
+        """Return the heads of a view of the local tensors."""
         value = self.schedule.values[name]
         tensors = {}
         for tensor in value.payload:
@@ -55,20 +56,21 @@ class Places:
         return Rows(tensors, value.chunks)
 
     def buffer(self, name: str) -> Rows:
-        """Return the rows of a value in its own buffer: in the workspace, or kept for backward."""
+        """Return the rows of a value in its buffer, which is in the workspace or kept for backward."""
         key = value_key(name)
         if key in self._kept:
             return self.packed(name, self._kept[key], 0)
         return self.placed(name, key)
 
     def placed(self, name: str, key: Hashable, chunks: tuple[int, ...] | None = None) -> Rows:
-        """Return the rows of a value in the buffer of the workspace that has this key."""
-        return self.packed(name, WORKSPACE, self.placement.offsets[key], chunks)
+        """Return the rows of a value in the buffer of the workspace with a key."""
+        return self.packed(name, WORKSPACE, self.layout.offsets[key], chunks)
 
     def packed(self, name: str, buffer: str, offset: int, chunks: tuple[int, ...] | None = None) -> Rows:
-        """Return a value's tensors side by side in a buffer from ``offset`` bytes on, the wider dtype first.
+        """Return the tensors of a value side by side in a buffer, from ``offset`` bytes on.
 
-        So every tensor is aligned to its own elements, whatever the sizes. All chunks unless some are given.
+        The wider dtype comes first, so that every tensor is aligned to its elements. The rows are those of all chunks
+        unless some are given.
         """
         value = self.schedule.values[name]
         chunks = value.chunks if chunks is None else chunks
@@ -86,11 +88,11 @@ class Places:
         return Result(tensor, self.shape_of(tensor, CHUNKS_PER_RANK, None), wide)
 
     def whole(self, result: Result) -> Operand:
-        """Return all of a result."""
+        """Return the operand of a whole result."""
         return Operand(result.name, "own", result.shape, contiguous(result.shape), 0)
 
     def shape_of(self, tensor: str, chunks: int, part: int | None) -> tuple[int, ...]:
-        """Return the shape of some chunks of a tensor: of one part of the heads, or of all heads if that is None."""
+        """Return the shape of some chunks of a tensor, for one head slice or, if that is None, for all heads."""
         shape = self.shape
         if part is None:
             heads = shape.kv_heads if tensor in KV_TENSORS else shape.q_heads
@@ -103,7 +105,7 @@ class Places:
         return (*rows, v_head_dim if tensor in ("v", "dv", "out", "dout") else shape.head_dim)
 
     def heads(self, tensor: str, part: int) -> range:
-        """Return the heads of a tensor that belong to a part."""
+        """Return the heads of a tensor in a head slice."""
         q_heads, kv_heads = part_heads(part, self.schedule.parts, self.shape.q_heads, self.shape.kv_heads)
         return kv_heads if tensor in KV_TENSORS else q_heads
 
@@ -112,7 +114,7 @@ class Places:
         return chunks[0] * self.chunk, chunks[1] * self.chunk
 
     def number(self, operand: Operand) -> int:
-        """Return the number of an operand; equal operands have one."""
+        """Return the number of an operand, which is the same for equal operands."""
         return self._numbers.setdefault(operand, len(self._numbers))
 
     def numbers_of(self, pairs: Iterable[Pair]) -> tuple[tuple[int, int], ...]:

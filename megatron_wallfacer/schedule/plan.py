@@ -8,38 +8,40 @@ from typing import Literal, get_args
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import Grid
 
-Rider = Literal["kv", "q"]
+RingOperand = Literal["kv", "q"]
 Order = Literal["native", "paper", "permuted"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides the schedule of every rank.
+    """All choices that determine the schedule of every rank.
 
     Attributes:
-        grid: axes and placement.
-        scheme: the name under which it was asked for; for messages only.
-        kv_order: how the rider's first block comes together. ``native``: it is that of the rank's own team along the
-            rider's axis, and nothing is permuted. ``paper``: gathered in the *team*, then whole blocks are permuted
-            (Algorithm 2). ``permuted``: the same blocks, but single shards are permuted and gathered after, which
-            moves about half. The last two need ``team == kv_team``.
-        forward, backward: what rides the ring, K and V (in backward with their gradients) or Q (in forward its partial
-            output goes straight home, in backward dO and dQ ride with it).
-        bidirectional: blocks leave home in both directions and each goes half way round. A single ring only.
-        head_groups: groups of heads whose schedules are interleaved, so that the moves of one hide behind the kernels
-            of another; fewer where the heads do not divide (:func:`megatron_wallfacer.schedule.heads.head_groups`).
-        shard_work: work of one query shard against one key shard where sizes are known
-            (:func:`shard_work`). Small calls are merged (:mod:`megatron_wallfacer.schedule.merging`).
+        grid: sizes of the axes, and placement.
+        scheme: name of the scheme, for messages only.
+        kv_order: order of the first block of the ring operand. ``native``: the block of the team of the rank, without
+            permutation. ``paper``: blocks are gathered in the *team*, then whole blocks are permuted (Algorithm 2 of
+            the paper). ``permuted``: the same blocks, but single shards are permuted first and gathered afterwards,
+            with about half the volume. The last two need ``team == kv_team``.
+        forward: ring operand of the forward pass. ``kv`` (pass-KV): K and V are passed around the ring. ``q`` (pass-Q):
+            Q is, and its partial outputs are returned to the origin directly.
+        backward: ring operand of the backward pass. ``kv``: K, V and their gradients are passed around the ring.
+            ``q``: Q, dO and dQ are.
+        bidirectional: whether blocks of a single ring are sent half way around in each direction.
+        head_groups: number of head groups, whose schedules are interleaved so that kernels of one hide transfers of
+            another. There are fewer if the heads do not divide (:func:`megatron_wallfacer.schedule.heads.head_groups`).
+        shard_work: work of one query shard against one key shard (:func:`shard_work`), if sizes are known. It decides
+            which small calls are merged (:mod:`megatron_wallfacer.schedule.merging`).
 
     Raises:
-        OptionError: a combination for which no schedule exists.
+        OptionError: No schedule exists for the combination.
     """
 
     grid: Grid
     scheme: str = "grid"
     kv_order: Order = "native"
-    forward: Rider = "kv"
-    backward: Rider = "kv"
+    forward: RingOperand = "kv"
+    backward: RingOperand = "kv"
     bidirectional: bool = False
     head_groups: int = 1
     shard_work: int | None = None
@@ -48,7 +50,11 @@ class Plan:
         grid = self.grid
         if not isinstance(grid, Grid):
             raise OptionError("grid", grid, "a Grid")
-        for name, names in (("kv_order", get_args(Order)), ("forward", get_args(Rider)), ("backward", get_args(Rider))):
+        for name, names in (
+            ("kv_order", get_args(Order)),
+            ("forward", get_args(RingOperand)),
+            ("backward", get_args(RingOperand)),
+        ):
             if getattr(self, name) not in names:
                 raise OptionError(name, getattr(self, name), f"one of {', '.join(names)}")
         if self.kv_order != "native" and grid.team != grid.kv_team:
@@ -66,6 +72,6 @@ def shard_work(tokens: int, q_heads: int) -> int:
 
     Args:
         tokens: tokens per rank.
-        q_heads: query heads at hand, after tensor parallelism.
+        q_heads: query heads per rank after tensor parallelism.
     """
     return tokens * tokens * q_heads

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_wallfacer.schedule.formulas import backward_words, forward_words
+from megatron_wallfacer.schedule.formulas import backward_volume, forward_volume
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.plan import Plan
 
@@ -99,7 +99,7 @@ def received_bytes(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> floa
         ranks_per_node: ranks of the context-parallel group in one node.
     """
     options = {"kappa": kv_heads / q_heads, "kv_heads": kv_heads, "sizes": SIZES}
-    received = forward_words(plan, **options) + backward_words(plan, **options)
+    received = forward_volume(plan, **options) + backward_volume(plan, **options)
     # Equal sums of different order are equal.
     return round(received, 9) * tokens * q_heads * HEAD_DIM
 

@@ -1,8 +1,7 @@
-"""A lowered schedule: every tensor is an operand with its place in memory, every operation a list of steps on operands.
+"""A lowered schedule: each tensor is an operand with an offset in memory, each operation a list of steps on operands.
 
-A schedule says what one rank does on named chunks; a program says the same with sizes. Nothing is left to look up while
-it runs. Both are plain data: the engine binds a program to a kernel and to process groups, and runs it.
-
+A schedule names chunks; a program has sizes and offsets, so that a run needs no look-ups. Both are plain data. The
+engine binds a program to a kernel and to process groups, and runs it.
 """
 
 from __future__ import annotations
@@ -12,38 +11,39 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from megatron_wallfacer.schedule.attn_tile import AttnTile
-from megatron_wallfacer.schedule.ops import Move, Op, Schedule
+from megatron_wallfacer.schedule.ops import Op, Schedule, Transfer
 from megatron_wallfacer.schedule.volume import Shape
 
-#: How a buffer is read: in the dtype of the inputs, in the accumulation dtype, as bytes, or in its own dtype.
-View = Literal["input", "wide", "bytes", "own"]
+#: Dtype in which a buffer is read: that of the inputs, the accumulation dtype, bytes, or the dtype of the buffer.
+DtypeView = Literal["input", "wide", "bytes", "own"]
 WORKSPACE = "workspace"
 
 
 class Operand(NamedTuple):
-    """A strided tensor in a buffer; steps name it by its number.
+    """A strided tensor in a buffer. Steps refer to it by its number.
 
     Attributes:
-        buffer: ``workspace``, one of the rank's own tensors, a result, or a kept value, by name.
-        view: dtype in which the buffer is read. Own tensors and results have a dtype of their own.
-        shape, strides: in elements.
+        buffer: ``workspace``, or the name of a local tensor, a result, or a kept value.
+        view: dtype in which the buffer is read. Local tensors and results are read in their dtype (``own``).
+        shape: elements along each dimension.
+        strides: strides in elements.
         offset: elements from the start of the buffer.
     """
 
     buffer: str
-    view: View
+    view: DtypeView
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
 
 
 class KernelRows(NamedTuple):
-    """Rows of a result of an attention call, which is held until they are accumulated.
+    """Rows of a result of an attention call. The result is held until they are accumulated.
 
     Attributes:
-        slot: of the call's results.
-        result: index among the results: (out, lse), or (dq, dk, dv).
-        rows: half-open range; None for all.
+        slot: slot that holds the results of the call.
+        result: index among the results: (out, lse) in forward, (dq, dk, dv) in backward.
+        rows: half-open range of rows; None for all rows.
     """
 
     slot: int
@@ -56,14 +56,14 @@ Source = int | KernelRows
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Copy rows: pack, put together, store. Pairs of (into, source)."""
+    """Copy rows. Pairs of (destination, source)."""
 
     pairs: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Permute:
-    """Copy blocks of equal size in another order: ``into[i] = source[index[i]]``, both ``[blocks, elements]``."""
+    """Copy blocks of equal size in another order: ``into[i] = source[index[i]]``, both of ``[blocks, elements]``."""
 
     into: int
     source: int
@@ -72,18 +72,19 @@ class Permute:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Write rows that nothing is added to. Pairs of (operand, value)."""
+    """Fill rows that no result has reached. Pairs of (operand, value)."""
 
     rows: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Write partial outputs that are merged by log-sum-exp.
+    """Merge partial outputs by log-sum-exp.
 
     Attributes:
-        rows: (out, lse), and the (out, lse) of each part. Where the rows hold something, they are the first part.
-        frees: slots of attention calls whose results nothing reads after this.
+        rows: pairs of the (out, lse) that are written, and the (out, lse) of each part. Rows that have been written
+            before are the first part.
+        frees: slots whose results no later step reads.
     """
 
     rows: tuple[tuple[tuple[int, int], tuple[tuple[Source, Source], ...]], ...]
@@ -92,11 +93,12 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """Write sums of gradients.
+    """Sum gradients.
 
     Attributes:
-        rows: (into, sources). Where the rows hold something, they are the first source.
-        frees: slots of attention calls whose results nothing reads after this.
+        rows: pairs of the operand that is written, and its sources. Rows that have been written before are the first
+            source.
+        frees: slots whose results no later step reads.
     """
 
     rows: tuple[tuple[int, tuple[Source, ...]], ...]
@@ -105,7 +107,7 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class OutProxy:
-    """Make a tensor that has the rowsum(dO * O) of the forward output (:func:`..engine.merge.out_proxy`)."""
+    """Compute a tensor with the rowsum(dO * O) of the output (:func:`megatron_wallfacer.engine.merge.out_proxy`)."""
 
     dout: int
     delta: int
@@ -114,7 +116,7 @@ class OutProxy:
 
 @dataclass(frozen=True, slots=True)
 class AttendForward:
-    """One kernel call; a slot holds its output and lse."""
+    """Call the kernel in forward. A slot holds its out and lse."""
 
     q: int
     k: int
@@ -125,7 +127,7 @@ class AttendForward:
 
 @dataclass(frozen=True, slots=True)
 class AttendBackward:
-    """One kernel call; a slot holds dq, dk and dv. ``out`` is the output or its proxy."""
+    """Call the kernel in backward. A slot holds its dq, dk and dv. ``out`` is the output or its proxy."""
 
     dout: int
     q: int
@@ -139,32 +141,38 @@ class AttendBackward:
 
 @dataclass(frozen=True, slots=True)
 class PostReceives:
-    """Give the receives of a transfer their buffers before it starts. May be left out."""
+    """Post the receives of a transfer before it starts. The engine may ignore it."""
 
     transfer: int
 
 
 @dataclass(frozen=True, slots=True)
 class SendReceive:
-    """Start a transfer; does not block."""
+    """Start a transfer without blocking."""
 
     transfer: int
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait until all that a transfer receives has arrived and all that it sends has left."""
+    """Wait until all receives of a transfer have arrived and all its sends have left."""
 
     transfer: int
 
 
-Step = (
+ProgramStep = (
     Copy | Permute | Fill | Merge | Sum | OutProxy | AttendForward | AttendBackward | PostReceives | SendReceive | Wait
 )
 
 
-class Packet(NamedTuple):
-    """One end of a message: the peer's index in the context-parallel group, the operand of its bytes, its tag."""
+class MessageBuffer(NamedTuple):
+    """One end of a message.
+
+    Attributes:
+        peer: rank of the other end in the context-parallel group.
+        operand: number of the operand that has its bytes.
+        tag: tag of the message.
+    """
 
     peer: int
     operand: int
@@ -172,29 +180,31 @@ class Packet(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Transfer:
-    """Sends and receives that start together.
+class PointToPoint:
+    """A transfer as sends and receives that are posted together.
 
     Attributes:
-        channel: (axis, ``inputs`` or ``results``), which names the process group.
-        sends, receives: the messages.
-        payload: names of the tensors in each message, for messages about it.
+        channel: (axis, ``inputs`` or ``results``), the key of the process group.
+        sends: buffers that are sent.
+        receives: buffers that are received.
+        payload: names of the tensors in each message, for error messages.
     """
 
     channel: tuple[str, str]
-    sends: tuple[Packet, ...]
-    receives: tuple[Packet, ...]
+    sends: tuple[MessageBuffer, ...]
+    receives: tuple[MessageBuffer, ...]
     payload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
-    """A transfer as one all-to-all: every rank of a group sends each, itself too, a part of equal size.
+class AllToAll:
+    """A transfer as one all-to-all collective, in which each rank sends every rank a part of equal size.
 
     Attributes:
-        channel: names the process group, as that of a transfer.
-        ranks: the group's ranks in its order, by their indices in the context-parallel group.
-        send, receive: operands of the bytes of all parts, side by side in the order of ranks.
+        channel: (axis, ``inputs`` or ``results``), the key of the process group.
+        ranks: ranks of the process group in its order, as indices in the context-parallel group.
+        send: number of the operand with the bytes of all sent parts, in the order of ranks.
+        receive: number of the operand with the bytes of all received parts, in the order of ranks.
         payload: names of the tensors in each part.
     """
 
@@ -206,7 +216,7 @@ class Exchange:
 
 
 class Result(NamedTuple):
-    """A tensor that the pass gives to its caller."""
+    """A tensor that a pass returns."""
 
     name: str
     shape: tuple[int, ...]
@@ -215,21 +225,21 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """One pass of one rank with all sizes.
+    """One pass of one rank, with sizes and offsets.
 
     Attributes:
-        schedule: what it was lowered from.
-        shape: sizes of the rank's shard.
-        inputs: names of the rank's own tensors.
+        schedule: schedule that was lowered.
+        shape: sizes of the shard of the rank.
+        inputs: names of the local tensors.
         given: names of the kept values that backward reads, each a buffer of bytes.
-        results: tensors that are given to the caller.
+        results: tensors that the pass returns.
         kept: name and bytes of each value that is kept for backward.
-        workspace_bytes: size of the one buffer that holds everything else.
-        operands: what the steps name by number.
-        slots: attention calls whose results are held at the same time, at most.
-        transfers: what the steps name by number.
-        steps: by operation of the schedule, or by the move that is waited for.
-        received: bytes received by (axis, tensor).
+        workspace_bytes: size of the workspace, which holds all other buffers.
+        operands: operands by number.
+        slots: largest number of attention calls whose results are held at the same time.
+        transfers: transfers by number.
+        steps: steps of each operation of the schedule, or of the wait for a transfer.
+        received: bytes received, by (axis, tensor).
     """
 
     schedule: Schedule
@@ -241,6 +251,6 @@ class Program:
     workspace_bytes: int
     operands: tuple[Operand, ...]
     slots: int
-    transfers: tuple[Transfer | Exchange, ...]
-    steps: tuple[tuple[Op | Move, tuple[Step, ...]], ...]
+    transfers: tuple[PointToPoint | AllToAll, ...]
+    steps: tuple[tuple[Op | Transfer, tuple[ProgramStep, ...]], ...]
     received: Mapping[tuple[str, str], int]

@@ -1,11 +1,11 @@
-"""The ring: which block visits a rank when, where it comes from and goes to, and how its gradient comes home.
+"""The ring: which block a rank has in each ring step, and where the block and its gradient come from and go to.
 
-A block leaves its home and visits every position of the ring. On a single ring it goes from one to the next, or, in
-both directions at once, half way round. On a double ring it goes round the inner ring of its home; meanwhile its home
-sends it to the next inner ring, where it goes round in its turn, and so on.
+A block leaves its origin rank and reaches every position of the ring. On a single ring it hops from one position to
+the next, or, in both directions at once, half way around. On a double ring it makes one pass of the inner ring of its
+origin. Meanwhile the origin sends it over the outer ring to the next inner ring, where it makes a pass too, and so on.
 
-Its gradient is summed along the same paths and ends at home; the part computed at home never leaves. So the rider and
-its gradient make R - 1 hops each, whatever the shape of the ring.
+The gradient of a block is accumulated along the same paths and ends at the origin. The part computed at the origin is
+never sent. So the ring operand and its gradient make R - 1 hops each, whatever the shape of the ring.
 """
 
 from __future__ import annotations
@@ -16,134 +16,144 @@ from megatron_wallfacer.schedule.grid import Grid
 
 
 @dataclass(frozen=True)
-class Link:
-    """One end of a message: along an axis, to or from a peer, for a visit at the receiver's.
+class Hop:
+    """One end of a message between two positions of the ring.
 
     Attributes:
-        axis: along which it goes.
-        peer: the other end.
-        visit: index of the receiver's visit that it is for.
-        closes: it brings what a turn of the inner ring has summed, and not what stands one position before.
+        axis: grid axis along which the message is sent.
+        peer: rank of the other end.
+        step: ring step of the receiver that the message belongs to.
+        closes_pass: whether the message carries the gradient that a whole pass of the inner ring has accumulated.
     """
 
     axis: str
     peer: int
-    visit: int
-    closes: bool = False
+    step: int
+    closes_pass: bool = False
 
 
 @dataclass(frozen=True)
-class Visit:
-    """One block at this rank.
+class RingStep:
+    """One block of the ring operand at one rank.
 
     Attributes:
-        origin: the rank, of those that differ from this one along the ring, at whose place the block is at home.
-        arrives: where it comes from; None for the rank's own.
-        forwards: where it is sent on.
-        sums: what is added to its gradient here.
-        returns: where the sum goes; None at home.
-        turn: which turn of the inner ring it is in.
+        origin: rank where the block starts, among the ranks that differ from this one along the ring only.
+        source: hop that brings the block; None for the local block.
+        destinations: hops that send the block on.
+        gradient_sources: hops that bring partial gradients of the block, which are accumulated here.
+        gradient_destination: hop that sends the accumulated gradient; None at the origin.
     """
 
     origin: int
-    arrives: Link | None
-    forwards: tuple[Link, ...]
-    sums: tuple[Link, ...]
-    returns: Link | None
-    turn: int
+    source: Hop | None
+    destinations: tuple[Hop, ...]
+    gradient_sources: tuple[Hop, ...]
+    gradient_destination: Hop | None
 
 
-def visits(grid: Grid, rank: int, *, bidirectional: bool = False) -> tuple[Visit, ...]:
-    """The R visits at ``rank`` in the order in which they are computed, its own block first."""
+def ring_steps(grid: Grid, rank: int, *, bidirectional: bool = False) -> tuple[RingStep, ...]:
+    """Return the R ring steps of a rank in the order in which they are computed, the local block first.
+
+    Args:
+        grid: sizes of the axes.
+        rank: index in the context-parallel group.
+        bidirectional: blocks of a single ring are sent half way around in each direction.
+    """
     if bidirectional:
-        return _both_ways(grid, rank)
-    return tuple(_visit(grid, rank, turn, step) for turn in range(grid.ring_outer) for step in range(grid.ring_inner))
+        return _bidirectional_steps(grid, rank)
+    return tuple(
+        _ring_step(grid, rank, outer, inner) for outer in range(grid.ring_outer) for inner in range(grid.ring_inner)
+    )
 
 
-def origin_of(grid: Grid, rank: int, visit: int) -> int:
-    """At whose place the block of a visit is at home, on a ring in one direction."""
-    turn, step = divmod(visit, grid.ring_inner)
-    return peer_along(grid, rank, -turn, -step)
+def block_origin(grid: Grid, rank: int, step: int) -> int:
+    """Return the origin of the block that a rank has in a ring step, on a ring in one direction."""
+    outer, inner = divmod(step, grid.ring_inner)
+    return peer_along(grid, rank, -outer, -inner)
 
 
-def host_of(grid: Grid, home: int, origin: int) -> int:
-    """The rank that has the block of ``home`` when ``home`` has that of ``origin``: as far away, the other way."""
-    here, there = grid.coordinates(home), grid.coordinates(origin)
-    return peer_along(grid, home, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
+def block_holder(grid: Grid, rank: int, origin: int) -> int:
+    """Return the rank that has the block of ``rank`` in the ring step in which ``rank`` has the block of ``origin``."""
+    here, there = grid.coordinates(rank), grid.coordinates(origin)
+    return peer_along(grid, rank, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
 
 
 def peer_along(grid: Grid, rank: int, outer: int, inner: int) -> int:
-    """The rank so many positions further along each ring."""
-    here = grid.coordinates(rank)
-    here["ring_outer"] = (here["ring_outer"] + outer) % grid.ring_outer
-    here["ring_inner"] = (here["ring_inner"] + inner) % grid.ring_inner
-    return grid.rank(here)
+    """Return the rank that is ``outer`` and ``inner`` positions further along the two rings."""
+    coordinates = grid.coordinates(rank)
+    coordinates["ring_outer"] = (coordinates["ring_outer"] + outer) % grid.ring_outer
+    coordinates["ring_inner"] = (coordinates["ring_inner"] + inner) % grid.ring_inner
+    return grid.rank(coordinates)
 
 
-def _visit(grid: Grid, rank: int, turn: int, step: int) -> Visit:
+def _ring_step(grid: Grid, rank: int, outer_step: int, inner_step: int) -> RingStep:
     inner, outer = grid.ring_inner, grid.ring_outer
-    index = turn * inner + step
+    step = outer_step * inner + inner_step
 
-    def beside(axis: str, way: int, visit: int, closes: bool = False) -> Link:
-        at = (way, 0) if axis == "ring_outer" else (0, way)
-        return Link(axis, peer_along(grid, rank, *at), visit, closes)
+    def hop(axis: str, distance: int, receiver_step: int, closes_pass: bool = False) -> Hop:
+        distances = (distance, 0) if axis == "ring_outer" else (0, distance)
+        return Hop(axis, peer_along(grid, rank, *distances), receiver_step, closes_pass)
 
-    forwards = [beside("ring_outer", 1, index + inner)] if step == 0 and turn < outer - 1 else []
-    forwards += [beside("ring_inner", 1, index + 1)] if step < inner - 1 else []
-    arrives = returns = None
-    sums = []
-    if step > 0:
-        arrives = beside("ring_inner", -1, index)
-        sums += [beside("ring_inner", -1, index)] if step > 1 else []
-        last = step == inner - 1
-        returns = beside("ring_inner", 1, turn * inner if last else index + 1, closes=last)
+    destinations = [hop("ring_outer", 1, step + inner)] if inner_step == 0 and outer_step < outer - 1 else []
+    destinations += [hop("ring_inner", 1, step + 1)] if inner_step < inner - 1 else []
+    source = gradient_destination = None
+    gradient_sources = []
+    if inner_step > 0:
+        source = hop("ring_inner", -1, step)
+        gradient_sources += [hop("ring_inner", -1, step)] if inner_step > 1 else []
+        ends_pass = inner_step == inner - 1
+        gradient_destination = hop(
+            "ring_inner", 1, outer_step * inner if ends_pass else step + 1, closes_pass=ends_pass
+        )
     else:
-        sums += [beside("ring_inner", -1, index, closes=True)] if inner > 1 else []
-        if turn > 0:
-            arrives = beside("ring_outer", -1, index)
-            sums += [beside("ring_outer", -1, index)] if turn > 1 else []
-            returns = beside("ring_outer", 1, index + inner if turn < outer - 1 else 0)
+        gradient_sources += [hop("ring_inner", -1, step, closes_pass=True)] if inner > 1 else []
+        if outer_step > 0:
+            source = hop("ring_outer", -1, step)
+            gradient_sources += [hop("ring_outer", -1, step)] if outer_step > 1 else []
+            gradient_destination = hop("ring_outer", 1, step + inner if outer_step < outer - 1 else 0)
         else:
-            sums += [beside("ring_outer", -1, 0)] if outer > 1 else []
-    return Visit(origin_of(grid, rank, index), arrives, tuple(forwards), tuple(sums), returns, turn)
+            gradient_sources += [hop("ring_outer", -1, 0)] if outer > 1 else []
+    return RingStep(
+        block_origin(grid, rank, step), source, tuple(destinations), tuple(gradient_sources), gradient_destination
+    )
 
 
-def _both_ways(grid: Grid, rank: int) -> tuple[Visit, ...]:
-    """A single ring of which blocks go half the way in each direction; the two directions take turns."""
+def _bidirectional_steps(grid: Grid, rank: int) -> tuple[RingStep, ...]:
+    """Return the steps of a single ring whose blocks go half way in each direction; the directions alternate."""
     axis = "ring_inner" if grid.ring_inner > 1 else "ring_outer"
     ring, position = grid.neighbours(rank, axis), grid.coordinates(rank)[axis]
     size = len(ring)
-    # Blocks that go up arrive from below at visits 1, 3, 5, ...; those that go down at 2, 4, 6, ...
+    # Blocks sent upwards arrive from below in steps 1, 3, 5, ...; blocks sent downwards arrive in steps 2, 4, 6, ...
     distances = {1: [*range(1, size // 2 + 1)], -1: [*range(1, (size - 1) // 2 + 1)]}
 
-    def index(way: int, distance: int) -> int:
-        return 2 * distance - (way == 1)
+    def step_of(direction: int, distance: int) -> int:
+        return 2 * distance - (direction == 1)
 
-    def at(offset: int) -> int:
+    def peer(offset: int) -> int:
         return ring[(position + offset) % size]
 
-    found = {}
-    for way, reach in distances.items():
+    steps = {}
+    for direction, reach in distances.items():
         for distance in reach:
-            last = distance == reach[-1]
-            here = index(way, distance)
-            # The last visitor of a direction is the farthest; what it has summed goes home in one jump.
-            returns = Link(axis, at(-way * distance), 0, way == 1) if last else None
-            found[here] = Visit(
-                origin=at(-way * distance),
-                arrives=Link(axis, at(-way), here),
-                forwards=() if last else (Link(axis, at(way), index(way, distance + 1)),),
-                sums=(Link(axis, at(-way), here),) if distance > 1 else (),
-                returns=returns or Link(axis, at(way), index(way, distance + 1)),
-                turn=0,
+            is_last = distance == reach[-1]
+            step = step_of(direction, distance)
+            # The last block of a direction has the farthest origin: its gradient is sent there in one hop.
+            direct = Hop(axis, peer(-direction * distance), 0, direction == 1) if is_last else None
+            steps[step] = RingStep(
+                origin=peer(-direction * distance),
+                source=Hop(axis, peer(-direction), step),
+                destinations=() if is_last else (Hop(axis, peer(direction), step_of(direction, distance + 1)),),
+                gradient_sources=(Hop(axis, peer(-direction), step),) if distance > 1 else (),
+                gradient_destination=direct or Hop(axis, peer(direction), step_of(direction, distance + 1)),
             )
-    ways = [way for way, reach in distances.items() if reach]
-    found[0] = Visit(
+    directions = [direction for direction, reach in distances.items() if reach]
+    steps[0] = RingStep(
         origin=rank,
-        arrives=None,
-        forwards=tuple(Link(axis, at(way), index(way, 1)) for way in ways),
-        sums=tuple(Link(axis, at(way * distances[way][-1]), 0, way == 1) for way in ways),
-        returns=None,
-        turn=0,
+        source=None,
+        destinations=tuple(Hop(axis, peer(direction), step_of(direction, 1)) for direction in directions),
+        gradient_sources=tuple(
+            Hop(axis, peer(direction * distances[direction][-1]), 0, direction == 1) for direction in directions
+        ),
+        gradient_destination=None,
     )
-    return tuple(found[i] for i in sorted(found))
+    return tuple(steps[step] for step in sorted(steps))

@@ -1,4 +1,4 @@
-"""Rows of a value in memory."""
+"""Rows of values in memory."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A value in memory.
+    """The rows of a value in memory.
 
     Attributes:
-        tensors: by name, ``[rows, batch, heads, channels]``, statistics ``[rows, batch, heads]``.
+        tensors: operands ``[rows, batch, heads, channels]``, statistics ``[rows, batch, heads]``, by name.
         chunks: chunk ids of the rows, ascending.
-        packet: all tensors as one range of bytes, if they lie in one buffer.
+        as_bytes: operand of the bytes of all tensors, if they are in one buffer.
     """
 
     tensors: Mapping[str, Operand]
     chunks: tuple[int, ...]
-    packet: Operand | None = None
+    as_bytes: Operand | None = None
 
 
 def cut(operand: Operand, rows: Range) -> Operand:
     """Return some rows of an operand."""
     buffer, view, shape, strides, offset = operand
-    # Once or more for each document: the constructor is several times faster than `_replace`.
+    # Called at least once for each document: the constructor is several times faster than `_replace`.
     return Operand(buffer, view, (rows[1] - rows[0], *shape[1:]), strides, offset + rows[0] * strides[0])
 
 
@@ -50,11 +50,12 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
-    """Ranges of chunks, in each of two blocks, that hold the same rows, as long as they come.
+    """Yield the longest ranges of chunks with the same rows in two blocks, as (range of source, range of into).
 
     Args:
-        source, into: chunk ids of the blocks, ascending.
-        chunks: those wanted, which both blocks have.
+        source: chunk ids of the first block, ascending.
+        into: chunk ids of the second block, ascending.
+        chunks: chunk ids to look for, which both blocks have.
     """
     here = {chunk: index for index, chunk in enumerate(into)}
     for first, end in runs(tuple(chunks), source):
@@ -67,11 +68,12 @@ def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int
 
 
 def placed_rows(rows: Range, block: Sequence[int], into: Sequence[int], chunk: int) -> Iterator[tuple[Range, Range]]:
-    """Ranges of token rows, in a block and in another that has all its chunks, that hold the same rows.
+    """Yield ranges of equal token rows in a block and in another block that has all its chunks.
 
     Args:
-        rows: those wanted, in the block.
-        block, into: chunk ids of the blocks, ascending.
+        rows: range of rows of the block.
+        block: chunk ids of the block, ascending.
+        into: chunk ids of the other block, ascending.
         chunk: tokens of a chunk.
     """
     if block == into:
@@ -85,5 +87,5 @@ def placed_rows(rows: Range, block: Sequence[int], into: Sequence[int], chunk: i
 
 
 def moved(rows: Range, by: int) -> Range:
-    """Return a range that begins so many rows later."""
+    """Return a range of rows shifted by a number of rows."""
     return rows[0] + by, rows[1] + by

@@ -1,26 +1,28 @@
-"""The schedule of one rank: the lanes of its head groups, interleaved so that moves hide behind tiles.
+"""The schedule of one rank: the operations of its head groups, interleaved so that tiles hide transfers.
 
-The engine runs it, the counters count it, the pictures draw it, and the property tests prove it, so
-there is no second description of an algorithm anywhere. Building the schedule of one rank needs no other rank.
+The engine runs it, the counters count it, the pictures draw it, and the property tests prove it, so there is no second
+description of an algorithm. The schedule of one rank is built without those of other ranks.
 
-The order follows two rules. What somebody waits for is computed first and sent at once. What nobody waits for, own rows
-against own rows above all, is computed where something is on its way: at the start, and at the very end.
+The order follows two rules. Results that other ranks wait for are computed first and sent at once. Tiles that no other
+rank waits for, above all local rows against local rows, are computed while transfers are in flight: at the start and at
+the very end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_wallfacer.schedule.lane import Lane
-from megatron_wallfacer.schedule.mask import Pattern
-from megatron_wallfacer.schedule.ops import Attend, Expect, Op, Schedule, Start, Value
+from megatron_wallfacer.schedule.chunk_mask import ChunkMask
+from megatron_wallfacer.schedule.dense import HeadGroupBuilder
+from megatron_wallfacer.schedule.emitter import OpEmitter
+from megatron_wallfacer.schedule.operands import Operands
+from megatron_wallfacer.schedule.ops import Attend, Op, PostRecv, Schedule, SendRecv, Value
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.sides import OTHERS, OWN, at, visit_number
-from megatron_wallfacer.schedule.sparse import SparseLane, write_sparse
-from megatron_wallfacer.schedule.writer import Writer
+from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, RowSet, received
+from megatron_wallfacer.schedule.sparse import SparseHeadGroupBuilder, append_sparse
 
-#: By how many groups of tiles the receives of a move are posted before it starts.
-EXPECT_AHEAD = 1
+#: Number of attention operations by which the receives of a transfer are posted before the transfer starts.
+POST_AHEAD = 1
 
 
 def forward_schedule(
@@ -29,21 +31,23 @@ def forward_schedule(
     *,
     causal: bool = True,
     groups: int = 1,
-    q_kept: bool = False,
-    pattern: Pattern | None = None,
+    keep_gathered_q: bool = False,
+    chunk_mask: ChunkMask | None = None,
 ) -> Schedule:
-    """Schedule of the forward pass for one rank.
+    """Return the schedule of the forward pass of one rank.
 
     Args:
         plan: grid and choices.
         rank: index in the context-parallel group.
-        causal: causal mask, else full attention.
-        groups: head groups, from :func:`megatron_wallfacer.schedule.heads.head_groups`.
-        q_kept: keep the gathered queries for backward.
-        pattern: what is live, in place of ``causal``. Where it is sparse nothing hops around the ring
-            (:mod:`megatron_wallfacer.schedule.sparse`), except in the published order, which stays as published.
+        causal: causal mask, otherwise full attention.
+        groups: number of head groups, from :func:`megatron_wallfacer.schedule.heads.head_groups`.
+        keep_gathered_q: forward keeps the gathered queries for backward.
+        chunk_mask: unmasked chunk pairs, in place of ``causal``. Where they are sparse nothing hops around the ring
+            (:mod:`megatron_wallfacer.schedule.sparse`), except in the orders of the paper, which stay as published.
     """
-    return _schedule(plan, rank, groups, backward=False, causal=causal, q_kept=q_kept, pattern=pattern)
+    return _schedule(
+        plan, rank, groups, backward=False, causal=causal, keep_gathered_q=keep_gathered_q, chunk_mask=chunk_mask
+    )
 
 
 def backward_schedule(
@@ -52,183 +56,212 @@ def backward_schedule(
     *,
     causal: bool = True,
     groups: int = 1,
-    q_kept: bool = False,
-    pattern: Pattern | None = None,
+    keep_gathered_q: bool = False,
+    chunk_mask: ChunkMask | None = None,
 ) -> Schedule:
-    """Schedule of the backward pass for one rank; arguments as in forward."""
-    return _schedule(plan, rank, groups, backward=True, causal=causal, q_kept=q_kept, pattern=pattern)
+    """Return the schedule of the backward pass of one rank; arguments are those of :func:`forward_schedule`."""
+    return _schedule(
+        plan, rank, groups, backward=True, causal=causal, keep_gathered_q=keep_gathered_q, chunk_mask=chunk_mask
+    )
 
 
-def is_sparse(plan: Plan, pattern: Pattern | None) -> bool:
-    """Whether rows are sent straight to those who use them: the pattern leaves much dead, and no order is published."""
-    return pattern is not None and pattern.is_sparse and plan.kv_order == "native"
+def is_sparse(plan: Plan, chunk_mask: ChunkMask | None) -> bool:
+    """Return whether rows are sent directly to the ranks that need them: many chunk pairs are empty."""
+    return chunk_mask is not None and chunk_mask.is_sparse and plan.kv_order == "native"
 
 
 def _schedule(
-    plan: Plan, rank: int, groups: int, *, backward: bool, causal: bool, q_kept: bool, pattern: Pattern | None
+    plan: Plan,
+    rank: int,
+    groups: int,
+    *,
+    backward: bool,
+    causal: bool,
+    keep_gathered_q: bool,
+    chunk_mask: ChunkMask | None,
 ) -> Schedule:
     program: list[Op] = []
     values: dict[str, Value] = {}
     first = plan.grid.coordinates(rank)["head"] * groups
-    sparse = is_sparse(plan, pattern)
-    lanes = [
-        (SparseLane if sparse else Lane)(
+    sparse = is_sparse(plan, chunk_mask)
+    builders = [
+        (SparseHeadGroupBuilder if sparse else HeadGroupBuilder)(
             plan,
             rank,
-            Writer(first + group, group, groups, program, values),
+            OpEmitter(first + group, group, groups, program, values),
             backward=backward,
             causal=causal,
-            q_kept=q_kept,
-            pattern=pattern,
+            keep_gathered_q=keep_gathered_q,
+            chunk_mask=chunk_mask,
         )
         for group in range(groups)
     ]
+    operands = builders[0].operands
     if sparse:
-        write_sparse(lanes)
+        append_sparse(builders)
+    elif operands.results(operands.ring_operand):
+        _append_with_ring_results(builders, operands)
     else:
-        (_with_travelling_results if lanes[0].results(lanes[0].rider) else _with_resting_results)(lanes)
+        _append_without_ring_results(builders, operands)
     return Schedule(
         rank=rank,
         cp_size=plan.grid.cp_size,
         parts=plan.grid.head * groups,
         backward=backward,
         values=values,
-        ops=_expect_early(program),
-        given=tuple(sorted(name for lane in lanes for name in lane.given)),
-        keeps=tuple(sorted(name for lane in lanes for name in lane.keeps)),
+        ops=_post_early(program),
+        given=tuple(sorted(name for builder in builders for name in builder.group.given)),
+        keeps=tuple(sorted(name for builder in builders for name in builder.group.keeps)),
     )
 
 
-def _with_resting_results(lanes: Sequence[Lane]) -> None:
-    """Nothing travels with the rider: each resident row is complete when all visits are over.
+def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: Operands) -> None:
+    """Append all operations of a pass whose results stay with the stationary operand.
 
-    Own rows meet the home turn before anything else, and the last turn only when others' rows are on their way home.
+    Local rows against the first pass of the ring come before anything else. Local rows against its last pass come when
+    the results of gathered rows are in flight.
     """
-    one = lanes[0]
-    riders = [*one.home_parts, *(at(visit) for visit in range(1, len(one.visits)))]
-    early, late = one.home_turn, one.last_turn if OTHERS in one.resident_parts else riders[-1:]
-    # With one block only, own against own is all that there is to hide what is sent home.
-    starting = lanes[:1] if riders == [OWN] else lanes
-    _begin(lanes, starting)
-    for index, lane in enumerate(lanes):
-        done = early if lane in starting else ()
-        for rider in riders:
-            lane.arrive(rider)
-            own = rider not in (*done, *late)
-            if OTHERS in lane.resident_parts and rider == riders[-1]:
-                lane.attend_last(rider)
+    ring = [*operands.first_block, *map(received, range(1, len(operands.ring_steps)))]
+    gathers = GATHERED in operands.stationary_rows
+    early, late = operands.first_pass, operands.last_pass if gathers else ring[-1:]
+    # With one block only, local rows against local rows are all that can hide the results in flight.
+    starting = builders[:1] if ring == [LOCAL] else builders
+    _begin(builders, starting, operands)
+    for index, builder in enumerate(builders):
+        computed = early if builder in starting else ()
+        for rows in ring:
+            builder.ring.send_next(rows)
+            if gathers and rows == ring[-1]:
+                builder.compute_last_gathered(rows)
             else:
-                lane.attend_resident(rider, own=own)
-            if rider == riders[0]:
-                _start_next(lanes, index)
+                builder.compute_stationary(rows, local=rows not in (*computed, *late))
+            if rows == ring[0]:
+                _start_next(builders, index)
         if index:
-            lanes[index - 1].finish()
-        for rider in late:
-            if rider not in done:
-                lane.attend(OWN, rider)
-    _end(lanes)
+            builders[index - 1].group.join_heads()
+        for rows in late:
+            if rows not in computed:
+                builder.group.compute_tiles(LOCAL, rows)
+    _end(builders)
 
 
-def _with_travelling_results(lanes: Sequence[Lane]) -> None:
-    """Results travel with the rider: those that go far come first, then the home turn, and own against own last.
+def _append_with_ring_results(builders: Sequence[HeadGroupBuilder], operands: Operands) -> None:
+    """Append all operations of a pass in which results are sent along with the ring operand.
 
-    The first lane has nothing to do yet but own rows against the home turn while the first blocks are on their way.
+    Results with a long way come first, then those of the first pass, and local rows against local rows last. At the
+    start the first head group computes local rows against the first pass of the ring, while its first blocks arrive.
     """
-    alone = len(lanes) == 1
-    _begin(lanes, lanes[:1], results=True, keep_own=alone and len(lanes[0].home_turn) > 1)
-    for index, lane in enumerate(lanes):
-        homes, done = lane.home_parts, lane.home_turn if index == 0 else ()
-        if OTHERS in homes:
-            lane.arrive(OTHERS)
-        _travel(lanes, index, done)
-        for rider in homes if OWN in homes else ():
-            if OTHERS in lane.resident_parts and rider == homes[-1]:
-                lane.attend_last(rider)
-            elif OTHERS in lane.resident_parts:
-                lane.attend_others(rider)
-            if rider != OWN:
-                lane.attend(OWN, rider)
-        if OWN not in homes:
-            lane.send_home(lane.resident)
+    is_alone = len(builders) == 1
+    blocks, gathers = operands.first_block, GATHERED in operands.stationary_rows
+    leaves_local = is_alone and len(operands.first_pass) > 1
+    _begin(builders, builders[:1], operands, sends_results=True, leaves_local=leaves_local)
+    for index, builder in enumerate(builders):
+        computed = operands.first_pass if index == 0 else ()
+        if GATHERED in blocks:
+            builder.ring.send_next(GATHERED)
+        _append_ring(builders, index, computed)
+        for rows in blocks if LOCAL in blocks else ():
+            if gathers and rows == blocks[-1]:
+                builder.compute_last_gathered(rows)
+            elif gathers:
+                builder.compute_gathered(rows)
+            if rows != LOCAL:
+                builder.group.compute_tiles(LOCAL, rows)
+        if LOCAL not in blocks:
+            builder.return_results(operands.stationary)
         if index:
-            lanes[index - 1].finish()
-        if OWN in homes and (index or (alone and len(done) > 1)):
-            lane.attend(OWN, OWN)
-        if homes != (OWN,):
-            lane.take_in(lane.rider, homes[-1])
-            lane.send_home(lane.rider)
-    _end(lanes)
+            builders[index - 1].group.join_heads()
+        if LOCAL in blocks and (index or leaves_local):
+            builder.group.compute_tiles(LOCAL, LOCAL)
+        if blocks != (LOCAL,):
+            builder.group.accumulate(builder.group.accumulator(operands.ring_operand, blocks[-1]))
+            builder.return_results(operands.ring_operand)
+    _end(builders)
 
 
-def _begin(lanes: Sequence[Lane], starting: Sequence[Lane], *, results: bool = False, keep_own: bool = False) -> None:
-    """Own rows of the starting lanes against their home turn, while the moves of the first lane are on their way.
+def _begin(
+    builders: Sequence[HeadGroupBuilder],
+    starting: Sequence[HeadGroupBuilder],
+    operands: Operands,
+    *,
+    sends_results: bool = False,
+    leaves_local: bool = False,
+) -> None:
+    """Append local rows of some head groups against the first pass, while transfers of the first group are in flight.
 
     Args:
-        lanes: all lanes.
-        starting: those that compute now.
-        results: send the rider's results of visits that need no others' rows.
-        keep_own: leave own against own for later.
+        builders: all head groups.
+        starting: head groups whose local rows are computed now.
+        operands: rows of both operands at this rank.
+        sends_results: send results of the ring operand that need no gathered rows.
+        leaves_local: leave local rows against local rows for later.
     """
-    lanes[0].split()
-    for index, lane in enumerate(lanes):
+    builders[0].group.split_heads()
+    for index, builder in enumerate(builders):
         if index == 0:
-            lane.start_far()
-        lane.start_near()
-        if index + 1 < len(lanes):
-            lanes[index + 1].split()
-        for rider in lane.home_turn if lane in starting else ():
-            if not (keep_own and rider == OWN):
-                lane.arrive(rider)
-                lane.attend(OWN, rider)
-            if results and rider != OWN and OTHERS not in lane.resident_parts:
-                lane.send_travelled(visit_number(rider))
+            builder.start_transfers()
+        builder.start_inner_ring()
+        if index + 1 < len(builders):
+            builders[index + 1].group.split_heads()
+        for rows in operands.first_pass if builder in starting else ():
+            if not (leaves_local and rows == LOCAL):
+                builder.ring.send_next(rows)
+                builder.group.compute_tiles(LOCAL, rows)
+            if sends_results and rows != LOCAL and GATHERED not in operands.stationary_rows:
+                builder.ring.send_results(rows.step)
 
 
-def _start_next(lanes: Sequence[Lane], index: int) -> None:
-    """The moves of the next lane, when this one's first have arrived: sooner they would only delay those."""
-    if index + 1 < len(lanes):
-        lanes[index + 1].start_far()
+def _start_next(builders: Sequence[HeadGroupBuilder], index: int) -> None:
+    """Start the transfers of the next head group. Before those of this group have arrived, they would delay them."""
+    if index + 1 < len(builders):
+        builders[index + 1].start_transfers()
 
 
-def _travel(lanes: Sequence[Lane], index: int, done: Sequence[str]) -> None:
-    """All visits that bring results: those from afar, then those of the home turn; ``done`` have met own rows."""
-    lane, turn_end = lanes[index], None
-    near = () if done and OTHERS not in lane.resident_parts else lane.home_turn[1:]
-    # Where the home turn is own rows alone, there is not much to hide the next lane's moves behind: they start now.
-    if not near:
-        _start_next(lanes, index)
-    for rider in (*lane.far_visits, *near):
-        lane.arrive(rider)
-        lane.attend_resident(rider, own=rider not in done)
-        if near and rider == lane.far_visits[0]:
-            _start_next(lanes, index)
-        if turn_end is not None:
-            lane.send_travelled(turn_end)
-            turn_end = None
-        visit = visit_number(rider)
-        if visit == 0 or lane.is_turn_start(visit):
+def _append_ring(builders: Sequence[HeadGroupBuilder], index: int, computed: Sequence[RowSet]) -> None:
+    """Append the ring steps whose results are sent: the later steps, then the first pass.
+
+    Args:
+        builders: all head groups.
+        index: index of the head group.
+        computed: row sets of the ring operand that local rows have been computed against.
+    """
+    builder, operands, pass_start = builders[index], builders[index].operands, None
+    first_pass = () if computed and GATHERED not in operands.stationary_rows else operands.first_pass[1:]
+    # Where the first pass is local rows alone, it can hide little of the next group's transfers: they start now.
+    if not first_pass:
+        _start_next(builders, index)
+    for rows in (*operands.later_steps, *first_pass):
+        builder.ring.send_next(rows)
+        builder.compute_stationary(rows, local=rows not in computed)
+        if first_pass and rows == operands.later_steps[0]:
+            _start_next(builders, index)
+        if pass_start is not None:
+            builder.ring.send_results(pass_start)
+            pass_start = None
+        step = rows.step
+        if step == 0 or operands.starts_pass(step):
             continue
-        lane.send_travelled(visit)
-        # What a turn has summed comes to its start; it is waited for one visit later.
-        if lane.is_turn_start(visit + 1) or visit + 1 == len(lane.visits):
-            turn_end = lane.turn_start(visit)
-    if turn_end is not None:
-        lane.send_travelled(turn_end)
+        builder.ring.send_results(step)
+        # The gradient of a pass is collected at the rank of its first step, which waits for it one step later.
+        if operands.starts_pass(step + 1) or step + 1 == len(operands.ring_steps):
+            pass_start = operands.pass_start(step)
+    if pass_start is not None:
+        builder.ring.send_results(pass_start)
 
 
-def _end(lanes: Sequence[Lane]) -> None:
-    lanes[-1].finish()
-    for lane in lanes:
-        lane.store()
+def _end(builders: Sequence[HeadGroupBuilder]) -> None:
+    builders[-1].group.join_heads()
+    for builder in builders:
+        builder.group.write_results()
 
 
-def _expect_early(program: Sequence[Op]) -> tuple[Op, ...]:
-    """Post the receives of each move some tiles before it starts, so that no message waits for its receiver."""
-    tiles = [index for index, op in enumerate(program) if isinstance(op, Attend)]
-    expected: dict[int, list[Op]] = {}
+def _post_early(program: Sequence[Op]) -> tuple[Op, ...]:
+    """Return the operations with the receives of each transfer posted some tiles before it starts."""
+    attends = [index for index, op in enumerate(program) if isinstance(op, Attend)]
+    posted: dict[int, list[Op]] = {}
     seen = 0
     for op in program:
         seen += isinstance(op, Attend)
-        if isinstance(op, Start) and op.move.receives and seen:
-            expected.setdefault(tiles[max(0, seen - EXPECT_AHEAD)], []).append(Expect(op.move))
-    return tuple(step for index, op in enumerate(program) for step in (*expected.get(index, ()), op))
+        if isinstance(op, SendRecv) and op.transfer.receives and seen:
+            posted.setdefault(attends[max(0, seen - POST_AHEAD)], []).append(PostRecv(op.transfer))
+    return tuple(step for index, op in enumerate(program) for step in (*posted.get(index, ()), op))

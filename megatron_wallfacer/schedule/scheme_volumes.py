@@ -8,30 +8,31 @@ from functools import cache
 from itertools import product
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.bounds import (
+from megatron_wallfacer.schedule.factorisation import factorisations
+from megatron_wallfacer.schedule.formulas import backward_volume, busiest_rank, forward_volume
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.heads import check_heads
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.schemes import RING_OPERANDS, SCHEMES, make_plan
+from megatron_wallfacer.schedule.volume import Shape, received_elements
+from megatron_wallfacer.schedule.volume_bounds import (
     backward_bound,
     forward_bound,
     ratio,
     whole_backward_bound,
     whole_forward_bound,
 )
-from megatron_wallfacer.schedule.formulas import backward_words, busiest_rank, forward_words
-from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.heads import check_heads
-from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.schemes import RIDERS, SCHEMES, factorisations, make_plan
-from megatron_wallfacer.schedule.volume import Shape, words
 
 #: Names of schemes. Each has the axis sizes with the least volume; ``auto`` selects one of them.
 NAMED = tuple(name for name in SCHEMES if name != "auto")
 #: Axes of a search for the best grid, by the name of its row. A double ring has the same volume as a ring.
 _WITHOUT_HEAD, _WITH_HEAD = ("team", "kv_team", "ring_outer"), ("head", "team", "kv_team", "ring_outer")
 BEST = {
-    "best-forward": (forward_words, backward_words, _WITHOUT_HEAD),
-    "best-backward": (backward_words, forward_words, _WITHOUT_HEAD),
-    "best-forward-head": (forward_words, backward_words, _WITH_HEAD),
-    "best-backward-head": (backward_words, forward_words, _WITH_HEAD),
+    "best-forward": (forward_volume, backward_volume, _WITHOUT_HEAD),
+    "best-backward": (backward_volume, forward_volume, _WITHOUT_HEAD),
+    "best-forward-head": (forward_volume, backward_volume, _WITH_HEAD),
+    "best-backward-head": (backward_volume, forward_volume, _WITH_HEAD),
 }
 DOES_NOT_FIT = "heads do not divide"
 
@@ -134,7 +135,7 @@ def _all_plans(cp_size: int, shape: Shape, axes: Sequence[str]) -> Iterator[Plan
             check_heads(Plan(grid), shape.q_heads, shape.kv_heads)
         except OptionError:
             continue
-        for forward, backward in product(RIDERS, RIDERS):
+        for forward, backward in product(RING_OPERANDS, RING_OPERANDS):
             yield Plan(grid, forward=forward, backward=backward)
 
 
@@ -143,7 +144,8 @@ def _volume(name: str, plan: Plan | None, cp_size: int, shape: Shape) -> SchemeV
     if plan is None:
         return SchemeVolume(cp_size, group, name, DOES_NOT_FIT)
     forward, backward = (
-        words(schedule, shape) / shape.unit for schedule in _schedules(replace(plan, scheme="", head_groups=1))
+        received_elements(schedule, shape) / shape.unit
+        for schedule in _schedules(replace(plan, scheme="", head_groups=1))
     )
     return SchemeVolume(
         cp_size=cp_size,

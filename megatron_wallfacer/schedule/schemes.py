@@ -4,9 +4,9 @@
 name                 grid                                              source
 ===================  ================================================  =======================================
 ``ring``             ring_outer = P                                    Ring Attention, Megatron's p2p
-``tokenring``        ring_outer = P, queries ride in forward           TokenRing
+``tokenring``        ring_outer = P, pass-Q in forward                 TokenRing
 ``double-ring``      ring_outer x ring_inner                           LoongTrain's rings
-``burst``            the same, queries ride in backward                BurstAttention, BurstEngine
+``burst``            the same, pass-Q in backward                      BurstAttention, BurstEngine
 ``ulysses``          head = P                                          DeepSpeed-Ulysses, Megatron's a2a
 ``usp``              head x ring_outer                                 USP, Megatron's a2a+p2p
 ``loongtrain``       head x ring_outer x ring_inner                    LoongTrain's 2D-Attention
@@ -21,44 +21,46 @@ name                 grid                                              source
 fused step in backward, which is what a ``kv_team`` of all ranks does; its second averaging of the gradients is what
 Megatron does over data and context parallel ranks together.
 
-``auto`` is the ``team-ring`` with the lowest price (:mod:`megatron_wallfacer.schedule.price`), a ``kv_team`` among its
-axes; where the number of tokens is not known, the one that moves the fewest words, with a ``kv_team`` by hand only.
+``auto`` is the ``team-ring`` with the lowest price (:mod:`megatron_wallfacer.schedule.price`), with a ``kv_team`` among
+its axes. If the number of tokens is not known it is the one with the least communication volume, and has a ``kv_team``
+only if one is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import isqrt
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.formulas import backward_words, forward_words
+from megatron_wallfacer.schedule.factorisation import factorisations
+from megatron_wallfacer.schedule.formulas import backward_volume, forward_volume
 from megatron_wallfacer.schedule.grid import DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
 from megatron_wallfacer.schedule.heads import check_heads
-from megatron_wallfacer.schedule.plan import Order, Plan, Rider, shard_work
+from megatron_wallfacer.schedule.plan import Order, Plan, RingOperand, shard_work
 from megatron_wallfacer.schedule.price import NODE, cheapest
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a name fixes, and what it leaves open.
+    """The choices that a scheme fixes or leaves open.
 
     Attributes:
-        axes: the axes that it has; where there is a choice it is by words.
-        by_hand: axes of one rank unless asked for.
-        all_wide: as many of its axes as possible have more than one rank, even where that costs words.
-        orders: orders of K and V that it may have, the default first.
-        forward, backward: what rides as published; None for the cheaper.
-        note: said where an axis is refused.
+        axes: axes of the scheme; sizes that are open are chosen by communication volume.
+        by_hand: axes that have one rank unless a size is given.
+        all_wide: whether as many axes as possible have more than one rank, even if that costs volume.
+        orders: orders of K and V that are allowed, the default first.
+        forward: ring operand of the forward pass; None for the one with less volume.
+        backward: ring operand of the backward pass; None for the one with less volume.
+        note: addition to the error message for a size that does not fit.
     """
 
     axes: tuple[str, ...]
     by_hand: tuple[str, ...] = ()
     all_wide: bool = False
     orders: tuple[Order, ...] = ("native",)
-    forward: Rider | None = "kv"
-    backward: Rider | None = "kv"
+    forward: RingOperand | None = "kv"
+    backward: RingOperand | None = "kv"
     note: str = ""
 
 
@@ -97,7 +99,7 @@ PLACEMENTS: Mapping[str, tuple[str, ...]] = {
     "head-first": ("head", "ring_inner", "ring_outer", "team", "kv_team"),
     "ring-first": ("ring_inner", "ring_outer", "head", "team", "kv_team"),
 }
-RIDERS: tuple[Rider, ...] = ("kv", "q")
+RING_OPERANDS: tuple[RingOperand, ...] = ("kv", "q")
 #: ``auto`` where it chooses by price.
 _PRICED = replace(_OURS, axes=("team", "kv_team", "ring_outer"), by_hand=("head", "ring_inner"))
 #: The option that sets an axis. What these leave over is ``ring_outer``, or the one axis that is not given.
@@ -129,27 +131,27 @@ def make_plan(
     tokens: int | None = None,
     ranks_per_node: int = NODE,
 ) -> Plan:
-    """The plan for a scheme by name.
+    """Return the plan of a scheme.
 
-    Axes that are not given are chosen by words, forward and backward together; with ``auto`` by price, where ``tokens``
-    and heads are given. A window is chosen as near to the square root of its ring as it can be.
-    Without ``q_heads`` and ``kv_heads`` any head size is thought to fit.
+    Sizes that are not given are chosen by communication volume, forward and backward together; with ``auto`` by price,
+    if ``tokens`` and heads are given. The inner ring is as near to the square root of the ring as possible.
+    Without ``q_heads`` and ``kv_heads`` any head size is allowed.
 
     Args:
         scheme: one of :data:`SCHEMES`.
-        cp_size: P.
-        head_size, team_size, kv_team_size: U, C, G, where the scheme leaves them open.
-        ring_window: ranks of the inner ring, where the scheme leaves it open.
-        placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest first, in which ``ring`` is short for
-            ``ring_inner,ring_outer`` and axes of one rank may be left out. By default what talks most stands nearest.
-        kv_order: ``native``, ``paper`` or ``permuted``; ``paper`` with ``wallfacer``, else ``native``.
-        forward, backward: what rides, ``kv`` or ``q``; ``auto`` is as published, or the cheaper by words where nothing
-            is.
-        bidirectional: blocks go half way round in each direction.
-        head_groups: groups of heads that are pipelined; by default 2 where there is something to gather and, if
-            ``tokens`` and heads are given, kernel calls of half the heads are large enough (:data:`SPLIT_WORK`).
-        q_heads, kv_heads: heads at hand (after tensor parallelism); both or neither.
-        kappa: kv heads / q heads, where heads are not given.
+        cp_size: P, the number of context-parallel ranks.
+        head_size, team_size, kv_team_size: U, C and G, if the scheme leaves them open.
+        ring_window: ranks of the inner ring, if the scheme leaves it open.
+        placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest varying first. ``ring`` is short for
+            ``ring_inner,ring_outer``, and axes of one rank may be left out.
+        kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
+        forward, backward: ring operand of the pass, ``kv`` or ``q``; ``auto`` is as published, or the one with less
+            volume.
+        bidirectional: blocks are sent half way around the ring in each direction.
+        head_groups: number of head groups; by default 2 if rows are gathered and, if ``tokens`` and heads are given,
+            kernel calls of half the heads are large enough (:data:`SPLIT_WORK`).
+        q_heads, kv_heads: heads per rank after tensor parallelism; both or neither.
+        kappa: kv heads / query heads, if heads are not given.
         tokens: tokens per rank. With them and heads, small attention calls are merged
             (:mod:`megatron_wallfacer.schedule.merging`).
         ranks_per_node: ranks of the context-parallel group in one node, for the price of ``auto``.
@@ -169,14 +171,15 @@ def make_plan(
     kappa = heads[1] / heads[0] if heads else kappa
     given = {"head": head_size, "team": team_size, "kv_team": kv_team_size, "ring_inner": ring_window}
     order = _order(scheme, rule, kv_order)
-    riders = _riders("forward", forward, rule.forward), _riders("backward", backward, rule.backward)
+    published = {"forward": (forward, rule.forward), "backward": (backward, rule.backward)}
+    operands = tuple(_ring_operands(name, *choice) for name, choice in published.items())
     given = {axis: size for axis, size in given.items() if size is not None}
     grids = _open_grids(scheme, rule, cp_size, given, order)
     if heads and head_size is None:
         # Where none fits, the check below says so.
         grids = [grid for grid in grids if _fits(grid, heads)] or grids
     name = "team-ring" if scheme == "auto" else scheme
-    plans = [_cheapest_riders(Plan(grid, name, order), riders, kappa, heads) for grid in grids]
+    plans = [_with_cheapest_operands(Plan(grid, name, order), operands, kappa, heads) for grid in grids]
     by_words = partial(_preference, rule, kappa=kappa, heads=heads)
     plan = cheapest(plans, tokens, *heads, ranks_per_node=ranks_per_node) if priced else min(plans, key=by_words)
     if heads:
@@ -190,33 +193,16 @@ def make_plan(
     )
 
 
-def divisors(number: int) -> tuple[int, ...]:
-    """All divisors, ascending."""
-    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
-    return (*small, *(number // d for d in reversed(small) if d * d != number))
-
-
-def factorisations(number: int, axes: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Every way to write a number as the product of sizes of these axes."""
-    first, *rest = axes
-    if not rest:
-        yield {first: number}
-        return
-    for size in divisors(number):
-        for others in factorisations(number // size, rest):
-            yield {first: size, **others}
-
-
-def total_words(plan: Plan, kappa: float, *, kv_heads: int | None = None) -> float:
-    """Words that a rank receives, forward and backward, in units of n*H."""
-    return forward_words(plan, kappa, kv_heads=kv_heads) + backward_words(plan, kappa, kv_heads=kv_heads)
+def total_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None) -> float:
+    """Return the elements that a rank receives, forward and backward, in units of one query shard."""
+    return forward_volume(plan, kappa, kv_heads=kv_heads) + backward_volume(plan, kappa, kv_heads=kv_heads)
 
 
 def _open_grids(scheme: str, rule: Rule, cp_size: int, given: Mapping[str, int], order: Order) -> list[Grid]:
-    """The grids of a scheme that have the axes that are given.
+    """Return the grids of a scheme that have the given sizes.
 
     Raises:
-        OptionError: there is none; says which sizes the first axis without a fit could have.
+        OptionError: There is none. The message lists the sizes that the first axis without a fit may have.
     """
     axes = [*rule.axes, *(axis for axis in rule.by_hand if axis in given)]
     if order != "native" and "kv_team" not in axes:
@@ -244,31 +230,32 @@ def _fits(grid: Grid, heads: tuple[int, int]) -> bool:
     return True
 
 
-def _cheapest_riders(
-    plan: Plan, riders: tuple[Sequence[Rider], Sequence[Rider]], kappa: float, heads: tuple[int, int] | None
+def _with_cheapest_operands(
+    plan: Plan, operands: Sequence[Sequence[RingOperand]], kappa: float, heads: tuple[int, int] | None
 ) -> Plan:
-    """The plan with the rider of each pass that moves fewer words; K and V where there is no difference."""
+    """Return the plan with the ring operand of least volume in each pass; K and V if there is no difference."""
     kv_heads = heads[1] if heads else None
-    forward = min(
-        riders[0], key=lambda way: _rounded(forward_words(replace(plan, forward=way), kappa, kv_heads=kv_heads))
-    )
-    backward = min(
-        riders[1], key=lambda way: _rounded(backward_words(replace(plan, backward=way), kappa, kv_heads=kv_heads))
-    )
-    return replace(plan, forward=forward, backward=backward)
+
+    def forward_cost(operand: RingOperand) -> float:
+        return _rounded(forward_volume(replace(plan, forward=operand), kappa, kv_heads=kv_heads))
+
+    def backward_cost(operand: RingOperand) -> float:
+        return _rounded(backward_volume(replace(plan, backward=operand), kappa, kv_heads=kv_heads))
+
+    return replace(plan, forward=min(operands[0], key=forward_cost), backward=min(operands[1], key=backward_cost))
 
 
 def _preference(rule: Rule, plan: Plan, *, kappa: float, heads: tuple[int, int] | None) -> tuple[float, ...]:
-    """What is least is taken: fewest words, then the smallest team, then a window near the square root of the ring."""
+    """Return a key whose least value is best: least volume, the smallest team, an inner ring near sqrt(R)."""
     grid = plan.grid
     wide = sum(grid.size_of(axis) > 1 for axis in rule.axes) if rule.all_wide else 0
-    words = _rounded(total_words(plan, kappa, kv_heads=heads[1] if heads else None))
-    return -wide, words, grid.team, max(grid.ring_outer, grid.ring_inner), grid.ring_inner
+    volume = _rounded(total_volume(plan, kappa, kv_heads=heads[1] if heads else None))
+    return -wide, volume, grid.team, max(grid.ring_outer, grid.ring_inner), grid.ring_inner
 
 
-def _rounded(words: float) -> float:
-    """Equal sums of different order are equal."""
-    return round(words, 9)
+def _rounded(volume: float) -> float:
+    """Return a volume without rounding errors, so that sums in different orders are equal."""
+    return round(volume, 9)
 
 
 def _order(scheme: str, rule: Rule, kv_order: str | None) -> Order:
@@ -279,13 +266,13 @@ def _order(scheme: str, rule: Rule, kv_order: str | None) -> Order:
     return kv_order  # type: ignore[return-value]
 
 
-def _riders(option: str, asked: str, published: Rider | None) -> Sequence[Rider]:
-    """The riders to choose from."""
-    if asked not in ("auto", *RIDERS):
-        raise OptionError(option, asked, _either(("auto", *RIDERS)))
+def _ring_operands(option: str, asked: str, published: RingOperand | None) -> Sequence[RingOperand]:
+    """Return the ring operands to choose from."""
+    if asked not in ("auto", *RING_OPERANDS):
+        raise OptionError(option, asked, _either(("auto", *RING_OPERANDS)))
     if asked != "auto":
         return (asked,)  # type: ignore[return-value]
-    return RIDERS if published is None else (published,)
+    return RING_OPERANDS if published is None else (published,)
 
 
 def _either(words: Sequence[str]) -> str:
@@ -305,7 +292,7 @@ def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
 
 
 def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
-    """Two where something is gathered that the other group's kernels can hide, and both groups have enough work."""
+    """Return 2 if rows are gathered, which kernels of the other group can hide, and both groups have enough work."""
     if grid.head == 1 and grid.team == 1:
         return 1
     return 1 if tokens and q_heads and shard_work(tokens, q_heads) < SPLIT_WORK else 2

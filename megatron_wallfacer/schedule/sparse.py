@@ -1,205 +1,252 @@
-"""Schedules for masks that leave much of the square dead: windows, and documents in a sequence.
+"""Schedules for sparse masks, which leave many chunk pairs empty: windows, and documents in a sequence.
 
-Who computes which pairs is as the grid says. But a block that hops from rank to rank passes many to whom it is of no
-use, so here nothing hops: every rank is sent what it will use of each block by the ranks that have it at home, and
-sends what it computed for others' rows straight home. Chunks that nobody sees are neither sent nor computed.
+The grid decides which rank computes which pairs, as always. But a block that hops around the ring would reach many
+ranks that need none of its rows. So nothing hops here: each rank receives exactly the chunks that it needs, from the
+ranks where they are local, and returns its results directly. Chunks that no query sees are neither sent nor computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from megatron_wallfacer.schedule.lane import Lane, after
-from megatron_wallfacer.schedule.mask import Pattern
-from megatron_wallfacer.schedule.ops import Attend
-from megatron_wallfacer.schedule.ring import host_of, origin_of
-from megatron_wallfacer.schedule.sides import OTHERS, OWN, TENSORS, at, visit_number
+from megatron_wallfacer.schedule.chunk_mask import ChunkMask
+from megatron_wallfacer.schedule.emitter import OpEmitter
+from megatron_wallfacer.schedule.head_group import HeadGroup
+from megatron_wallfacer.schedule.operands import TENSORS, Operands, after
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.ring import block_holder, block_origin
+from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, RowSet, received
 
-#: By how many visits a block is sent for before it is used.
+#: Number of ring steps by which rows are requested before they are used.
 AHEAD = 2
 
+ChunksByRank = dict[int, tuple[int, ...]]
 
-class SparseLane(Lane):
-    """One head group on one rank, where a pattern says what is live; arguments as for a lane.
 
-    The blocks of visits are the teams' of the ranks along the ring, in the order of a ring in one direction.
+class NeededBlocks:
+    """The rows that each rank needs of each other rank.
+
+    Blocks are those of the teams along the ring, in the order of a ring in one direction.
+
+    Args:
+        operands: rows of both operands at this rank.
+        emitter: names the values.
+        chunk_mask: unmasked chunk pairs.
     """
 
-    def __init__(self, *args: Any, pattern: Pattern, q_kept: bool, **kwargs: Any) -> None:
-        super().__init__(*args, pattern=pattern, q_kept=False, **kwargs)
-        self.merges_rows = False
-        # What is gathered of the team's queries depends on what rides.
-        self.q_kept = q_kept and self.plan.forward == self.plan.backward
-        self._uses: dict[tuple[int, str], frozenset[int]] = {}
+    def __init__(self, operands: Operands, emitter: OpEmitter, chunk_mask: ChunkMask) -> None:
+        self._operands, self._emitter, self._chunk_mask = operands, emitter, chunk_mask
+        self._needed: dict[tuple[int, str], frozenset[int]] = {}
 
-    # --- who uses what ---
+    def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
+        """Return the chunks of a row set of a side, ascending."""
+        if rows == LOCAL:
+            return self._operands.chunks(side, rows)
+        return tuple(sorted(chunk for chunks in self.senders(side, rows).values() for chunk in chunks))
 
-    def uses(self, rank: int, side: str) -> frozenset[int]:
-        """Chunks of a side that a rank computes something with."""
-        if (rank, side) not in self._uses:
-            other = self._assigned(rank, "kv" if side == "q" else "q")
-            live = self.pattern.live
+    def sources(self, tensors: str, side: str, rows: RowSet) -> list[str]:
+        """Return the names of the received values that make up a row set of a tensor group."""
+        return [self.received_name(tensors, rows, rank) for rank in self.senders(side, rows)]
+
+    def received_name(self, tensors: str, rows: RowSet, rank: int) -> str:
+        """Return the name of the rows of a row set that a rank sends."""
+        return self._emitter.name(f"{rows}from{rank}", tensors)
+
+    def senders(self, side: str, rows: RowSet) -> ChunksByRank:
+        """Return the ranks that send rows of a row set to this rank, and the chunks that each sends."""
+        operands = self._operands
+        ranks: Iterable[int] = after(operands.rank, operands.team(side))
+        if rows != GATHERED:
+            ranks = self._rotated(operands.team(side, block_origin(operands.grid, operands.rank, rows.step)))
+        chunks = {rank: self._needed_of(rank, operands.rank, side) for rank in ranks}
+        return {rank: needed for rank, needed in chunks.items() if needed}
+
+    def receivers(self, side: str, rows: RowSet) -> ChunksByRank:
+        """Return the ranks to which this rank sends local rows for a row set, and the chunks that each receives."""
+        operands, grid = self._operands, self._operands.grid
+        ranks: Iterable[int] = after(operands.rank, operands.team(side))
+        if rows != GATHERED:
+            team = self._rotated(operands.team(side))
+            ranks = (block_holder(grid, member, block_origin(grid, member, rows.step)) for member in team)
+        chunks = {rank: self._needed_of(operands.rank, rank, side) for rank in ranks}
+        return {rank: needed for rank, needed in chunks.items() if needed}
+
+    def _rotated(self, team: Sequence[int]) -> tuple[int, ...]:
+        """Return a team from the position of this rank on, so that ranks do not all send to the same peer first."""
+        operands = self._operands
+        position = operands.team(operands.ring_operand).index(operands.rank)
+        return (*team[position:], *team[:position])
+
+    def _needed_of(self, owner: int, rank: int, side: str) -> tuple[int, ...]:
+        """Return the chunks of the shard of ``owner`` that ``rank`` needs."""
+        needed = self._needed_chunks(rank, side)
+        return tuple(chunk for chunk in self._operands.shard(owner) if chunk in needed)
+
+    def _needed_chunks(self, rank: int, side: str) -> frozenset[int]:
+        """Return the chunks of a side that have an unmasked pair at a rank."""
+        if (rank, side) not in self._needed:
+            q_chunks, k_chunks = self._assigned(rank, "q"), self._assigned(rank, "kv")
+            seen = self._chunk_mask.nonempty
             if side == "q":
-                found = (c for c in self._assigned(rank, "q") if any(live[c][0] <= k < live[c][1] for k in other))
+                needed = (c for c in q_chunks if any(seen[c][0] <= k < seen[c][1] for k in k_chunks))
             else:
-                seen = {k for c in other for k in range(*live[c])}
-                found = (k for k in self._assigned(rank, "kv") if k in seen)
-            self._uses[rank, side] = frozenset(found)
-        return self._uses[rank, side]
+                seen_by_any = {k for c in q_chunks for k in range(*seen[c])}
+                needed = (k for k in k_chunks if k in seen_by_any)
+            self._needed[rank, side] = frozenset(needed)
+        return self._needed[rank, side]
 
     def _assigned(self, rank: int, side: str) -> tuple[int, ...]:
-        """Chunks of a side that a rank meets, whatever is live."""
-        if side == self.resident:
-            return self.block(self.team(side, rank))
-        origins = (origin_of(self.grid, rank, visit) for visit in range(self.grid.ring))
-        return self.block(member for origin in origins for member in self.team(side, origin))
+        """Return the chunks of a side that the grid assigns to a rank, whatever is masked."""
+        operands = self._operands
+        if side == operands.stationary:
+            return operands.block(operands.team(side, rank))
+        origins = (block_origin(operands.grid, rank, step) for step in range(operands.grid.ring))
+        return operands.block(member for origin in origins for member in operands.team(side, origin))
 
-    def _used_of(self, member: int, rank: int, side: str) -> tuple[int, ...]:
-        """What a rank uses of another's rows."""
-        uses = self.uses(rank, side)
-        return tuple(chunk for chunk in self.shard(member) if chunk in uses)
 
-    def members(self, side: str, whose: str) -> dict[int, tuple[int, ...]]:
-        """Whose rows a rank is sent for a part of a side, and which; those of whom it uses nothing are left out."""
-        ranks: Iterable[int] = after(self.rank, self.team(side))
-        if whose != OTHERS:
-            ranks = self._in_turn(self.team(side, origin_of(self.grid, self.rank, visit_number(whose))))
-        found = {member: self._used_of(member, self.rank, side) for member in ranks}
-        return {member: chunks for member, chunks in found.items() if chunks}
+class SparseHeadGroupBuilder:
+    """Appends the operations of one head group for a sparse mask.
 
-    def users(self, side: str, whose: str) -> dict[int, tuple[int, ...]]:
-        """To whom a rank sends its own rows for a part of a side, and which of them: the other end of `members`."""
-        ranks: Iterable[int] = after(self.rank, self.team(side))
-        if whose != OTHERS:
-            visit, homes = visit_number(whose), self._in_turn(self.team(side))
-            ranks = (host_of(self.grid, home, origin_of(self.grid, home, visit)) for home in homes)
-        found = {user: self._used_of(self.rank, user, side) for user in ranks}
-        return {user: chunks for user, chunks in found.items() if chunks}
+    Args:
+        plan: grid and choices.
+        rank: index in the context-parallel group.
+        emitter: appends the operations.
+        backward: whether this is the backward pass.
+        causal: causal mask, otherwise full attention.
+        keep_gathered_q: forward keeps the gathered queries for backward.
+        chunk_mask: unmasked chunk pairs.
+    """
 
-    def _in_turn(self, team: Sequence[int]) -> tuple[int, ...]:
-        """A team from the rank's own place in its team on: so not everyone sends to the same one first."""
-        place = self.team(self.rider).index(self.rank)
-        return (*team[place:], *team[:place])
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int,
+        emitter: OpEmitter,
+        *,
+        backward: bool,
+        causal: bool,
+        keep_gathered_q: bool,
+        chunk_mask: ChunkMask,
+    ) -> None:
+        self.operands = Operands(plan, rank, backward=backward)
+        self.blocks = NeededBlocks(self.operands, emitter, chunk_mask)
+        self.group = HeadGroup(
+            self.operands,
+            emitter,
+            self.blocks,
+            causal=causal,
+            chunk_mask=chunk_mask,
+            # Passes with different ring operands gather different queries.
+            keep_gathered_q=keep_gathered_q and plan.forward == plan.backward,
+        )
+        self._stationary_gathers = len(self.operands.team(self.operands.stationary)) > 1
 
     # --- inputs ---
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """The parts of the rider that are others' rows in the order of their use: the team's, then each visit's."""
-        team = (OTHERS,) if len(self.team(self.rider)) > 1 else ()
-        return (*team, *(at(visit) for visit in range(1, self.grid.ring)))
+    def ring_rows(self) -> tuple[RowSet, ...]:
+        """Row sets of the ring operand that come from other ranks, in the order of their use."""
+        gathered = (GATHERED,) if len(self.operands.team(self.operands.ring_operand)) > 1 else ()
+        return (*gathered, *(received(step) for step in range(1, self.operands.grid.ring)))
 
-    def send_for_resident(self) -> None:
-        """Exchange the resident's rows in its team."""
-        if len(self.team(self.resident)) > 1:
-            for bundle in self.bundles(self.resident):
-                self._fetch(bundle, self.resident, OTHERS, self.axis(self.resident))
+    def exchange_stationary(self) -> None:
+        """Exchange rows of the stationary operand in its team."""
+        if self._stationary_gathers:
+            for tensors in self.operands.tensor_groups(self.operands.stationary):
+                self._exchange(tensors, self.operands.stationary, GATHERED)
 
-    def send_for(self, part: int) -> None:
-        """Exchange the rows of a part of the rider: its team's first, then visit by visit."""
-        for whose in self.parts[part : part + 1]:
-            for bundle in self.bundles(self.rider):
-                self._fetch(bundle, self.rider, whose, self._axis_of(whose))
+    def exchange_ring(self, index: int) -> None:
+        """Exchange the rows of one of :attr:`ring_rows`, if there are so many."""
+        for rows in self.ring_rows[index : index + 1]:
+            for tensors in self.operands.tensor_groups(self.operands.ring_operand):
+                self._exchange(tensors, self.operands.ring_operand, rows)
 
-    def _axis_of(self, whose: str) -> str:
-        """Along which axis a part of the rider moves: visits are of ranks anywhere."""
-        return self.axis(self.rider) if whose == OTHERS else "cp"
+    def _axis(self, side: str, rows: RowSet) -> str:
+        """Return the axis of messages. Rows of a ring step may come from any rank."""
+        return self.operands.axis(side) if rows == GATHERED else "cp"
 
-    def _fetch(self, bundle: str, side: str, whose: str, axis: str) -> None:
-        write, coming, leaving = self.writer, self.members(side, whose), self.users(side, whose)
-        if bundle == "q" and self.q_kept and self.backward:
-            # The other end was told the same.
-            if coming:
-                rows = sorted(chunk for chunks in coming.values() for chunk in chunks)
-                self.given.append(write.value(write.name(whose, bundle), TENSORS[bundle], rows))
+    def _exchange(self, tensors: str, side: str, rows: RowSet) -> None:
+        group, emitter = self.group, self.group.emitter
+        senders = self.blocks.senders(side, rows)
+        if tensors == "q" and group.keep_gathered_q and self.operands.backward:
+            # The ranks that would send these queries leave the messages out by the same condition.
+            if senders:
+                name = emitter.name(rows, tensors)
+                chunks = self.blocks.chunks(side, rows)
+                group.given.append(emitter.value(name, TENSORS[tensors], chunks, rows=rows))
             return
-        own = self._rows(bundle, side, OWN)
-        number = 0 if whose == OTHERS else visit_number(whose)
-        sends = [write.message(user, own, "gather", bundle, number, chunks) for user, chunks in leaving.items()]
+        local, receivers = group.tensor_rows(tensors, side, LOCAL), self.blocks.receivers(side, rows)
+        sends = [
+            emitter.message(rank, local, "gather", tensors, rows.step, chunks) for rank, chunks in receivers.items()
+        ]
         receives = []
-        for member, chunks in coming.items():
-            name = write.value(write.name(f"{whose}from{member}", bundle), TENSORS[bundle], chunks)
-            receives.append(write.message(member, name, "gather", bundle, number))
-        write.start(axis, sends, receives)
-
-    def _rows(self, bundle: str, side: str, whose: str) -> str:
-        name, write = self.writer.name(whose, bundle), self.writer
-        if whose == OWN or name in write.values:
-            return super()._rows(bundle, side, whose)
-        write.assemble(name, [write.name(f"{whose}from{member}", bundle) for member in self.members(side, whose)])
-        if bundle == "q" and self.q_kept and not self.backward:
-            self.keeps[name] = None
-        return name
+        for rank, chunks in senders.items():
+            name = emitter.value(self.blocks.received_name(tensors, rows, rank), TENSORS[tensors], chunks)
+            receives.append(emitter.message(rank, name, "gather", tensors, rows.step))
+        emitter.send_recv(self._axis(side, rows), sends, receives)
 
     # --- tiles and results ---
 
-    def chunks(self, side: str, whose: str) -> tuple[int, ...]:
-        if whose == OWN:
-            return super().chunks(side, whose)
-        return tuple(sorted(chunk for chunks in self.members(side, whose).values() for chunk in chunks))
-
-    def meet(self, rider: str, *, resident: str) -> None:
-        """The tiles of some of the resident's rows against some of the rider's, if there are any."""
-        if rider != OWN and not self.members(self.rider, rider):
+    def compute_tiles(self, ring: RowSet, *, stationary: RowSet) -> None:
+        """Compute the tiles of some rows of the ring operand against some of the stationary operand, if any."""
+        operands = self.operands
+        if ring != LOCAL and not self.blocks.senders(operands.ring_operand, ring):
             return
-        if resident == OTHERS and not (len(self.team(self.resident)) > 1 and self.members(self.resident, OTHERS)):
+        if stationary == GATHERED and not (
+            self._stationary_gathers and self.blocks.senders(operands.stationary, GATHERED)
+        ):
             return
-        self.attend(resident, rider)
-        last = self.writer.program[-1]
-        assert isinstance(last, Attend)
-        # Own rows against own rows make the sums that a rank of nothing but padding has, too: zeros.
-        if not last.tiles and (resident, rider) != (OWN, OWN):
-            self.writer.program.pop()
+        # Local tiles create the accumulators, which a rank of nothing but padding needs too: it returns zeros.
+        self.group.compute_tiles(stationary, ring, if_any=(stationary, ring) != (LOCAL, LOCAL))
 
-    def return_rider(self, whose: str) -> None:
-        """Send home what was computed for others' rows of a part of the rider; receive the same for one's own."""
-        if self.results(self.rider):
-            self._send_back(self.rider, whose, self._axis_of(whose))
+    def return_ring_results(self, rows: RowSet) -> None:
+        """Return the results of received rows of the ring operand, and receive results of the local rows."""
+        if self.operands.results(self.operands.ring_operand):
+            self._return_results(self.operands.ring_operand, rows)
 
-    def return_resident(self) -> None:
-        """The same for the resident."""
-        if self.results(self.resident) and len(self.team(self.resident)) > 1:
-            self._send_back(self.resident, OTHERS, self.axis(self.resident))
+    def return_stationary_results(self) -> None:
+        """Return the results of gathered rows of the stationary operand, and receive results of the local rows."""
+        if self.operands.results(self.operands.stationary) and self._stationary_gathers:
+            self._return_results(self.operands.stationary, GATHERED)
 
-    def _send_back(self, side: str, whose: str, axis: str) -> None:
-        write, number = self.writer, 0 if whose == OTHERS else visit_number(whose)
-        into, sends, receives = self._sum(side, OWN), [], []
-        for member, chunks in self.members(side, whose).items():
-            source = self._sum(side, whose)
-            sends.append(write.message(member, source, "home", side, number, chunks))
-        for user, chunks in self.users(side, whose).items():
-            coming = write.value(write.name(f"{whose}back{user}", side), self.results(side), chunks)
-            receives.append(write.message(user, coming, "home", side, number))
-            self._coming.setdefault(into, []).append(coming)
-        write.start(axis, sends, receives)
+    def _return_results(self, side: str, rows: RowSet) -> None:
+        group, emitter = self.group, self.group.emitter
+        into, sends, receives = group.accumulator(side, LOCAL), [], []
+        for rank, chunks in self.blocks.senders(side, rows).items():
+            source = group.accumulator(side, rows)
+            sends.append(emitter.message(rank, source, "return", side, rows.step, chunks))
+        for rank, chunks in self.blocks.receivers(side, rows).items():
+            arriving = emitter.value(emitter.name(f"{rows}back{rank}", side), self.operands.results(side), chunks)
+            receives.append(emitter.message(rank, arriving, "return", side, rows.step))
+            group.add_arriving(into, arriving)
+        emitter.send_recv(self._axis(side, rows), sends, receives)
 
 
-def write_sparse(lanes: Sequence[SparseLane]) -> None:
-    """The whole program: first what is sent for, own rows meanwhile, then part after part; results leave at once."""
-    for lane in lanes:
-        lane.split()
-        lane.send_for_resident()
-        for part in range(AHEAD):
-            lane.send_for(part)
-    # Own rows are what nobody waits for: the first lane's while its inputs are on their way here, the others' while
-    # their results are on their way home.
-    lanes[0].meet(OWN, resident=OWN)
-    for index, lane in enumerate(lanes):
-        _visit_all(lane)
+def append_sparse(builders: Sequence[SparseHeadGroupBuilder]) -> None:
+    """Append all operations: exchanges first, local tiles meanwhile, then the row sets one after the other."""
+    for builder in builders:
+        builder.group.split_heads()
+        builder.exchange_stationary()
+        for index in range(AHEAD):
+            builder.exchange_ring(index)
+    # No rank waits for local tiles. Those of the first head group are computed while its inputs arrive, those of the
+    # other head groups while results of the group before are sent.
+    builders[0].compute_tiles(LOCAL, stationary=LOCAL)
+    for index, builder in enumerate(builders):
+        _compute_received(builder)
         if index:
-            lanes[index - 1].finish()
-            lane.meet(OWN, resident=OWN)
-    lanes[-1].finish()
-    for lane in lanes:
-        lane.store()
+            builders[index - 1].group.join_heads()
+            builder.compute_tiles(LOCAL, stationary=LOCAL)
+    builders[-1].group.join_heads()
+    for builder in builders:
+        builder.group.write_results()
 
 
-def _visit_all(lane: SparseLane) -> None:
-    lane.meet(OWN, resident=OTHERS)
-    for part, rider in enumerate(lane.parts):
-        lane.send_for(part + AHEAD)
-        lane.meet(rider, resident=OTHERS)
-        lane.meet(rider, resident=OWN)
-        lane.return_rider(rider)
-    lane.return_resident()
+def _compute_received(builder: SparseHeadGroupBuilder) -> None:
+    builder.compute_tiles(LOCAL, stationary=GATHERED)
+    for index, rows in enumerate(builder.ring_rows):
+        builder.exchange_ring(index + AHEAD)
+        builder.compute_tiles(rows, stationary=GATHERED)
+        builder.compute_tiles(rows, stationary=LOCAL)
+        builder.return_ring_results(rows)
+    builder.return_stationary_results()

@@ -1,9 +1,8 @@
 """Tiles: the fewest kernel calls that cover a query block against a key block.
 
-Everything is decided from chunk ids. With both blocks sorted by position, query chunk c sees the
-prefix of key chunks with smaller ids, and its own id under the causal triangle. So rows with the
-same prefix form one full rectangle, and runs of chunks that stand in both blocks form one square
-causal tile.
+Chunk ids decide. With both blocks sorted by position, query chunk c sees the prefix of key chunks with smaller ids, and
+the causal triangle of its own. So rows with the same prefix form one full rectangle, and runs of chunks that are in
+both blocks form one square causal tile.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from megatron_wallfacer.schedule.mask import Pattern
+from megatron_wallfacer.schedule.chunk_mask import ChunkMask
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +22,18 @@ class Tile:
     Attributes:
         rows: half-open range of chunks of the query block.
         cols: half-open range of chunks of the key block.
-        causal: the tile is square and only its lower triangle is live; else every pair is.
-        masked: some pairs are live, and which they are is for the mask to say.
+        causal: whether the tile is square and only its lower triangle is unmasked.
+        partial: whether the mask decides which pairs are unmasked. All are, if the tile is neither causal nor partial.
     """
 
     rows: tuple[int, int]
     cols: tuple[int, int]
     causal: bool = False
-    masked: bool = False
+    partial: bool = False
 
     @property
     def area(self) -> float:
-        """Work in chunk squares; a causal tile counts half, a masked one in full."""
+        """Work in chunk squares; a causal tile counts half, a partial one in full."""
         square = (self.rows[1] - self.rows[0]) * (self.cols[1] - self.cols[0])
         return square / 2 if self.causal else float(square)
 
@@ -45,29 +44,29 @@ def tiles(
     *,
     causal: bool,
     only: Collection[int] | None = None,
-    pattern: Pattern | None = None,
+    chunk_mask: ChunkMask | None = None,
 ) -> tuple[Tile, ...]:
-    """Tiles of one query block against one key block.
+    """Return the tiles of one query block against one key block.
 
     Args:
         q_chunks: chunk ids of the query rows, ascending.
         k_chunks: chunk ids of the key columns, ascending.
-        causal: mask keys after the query's position; otherwise every pair is live.
-        only: query chunks that are wanted; all unless given.
-        pattern: what is live, in place of ``causal``.
+        causal: causal mask, otherwise full attention.
+        only: query chunks that are computed; all unless given.
+        chunk_mask: unmasked chunk pairs, in place of ``causal``.
 
     Returns:
-        Tiles that cover each live pair of a wanted chunk exactly once; none where nothing is live.
+        Tiles that cover each unmasked pair of a computed chunk exactly once; none where every pair is masked.
     """
-    if pattern is not None:
+    if chunk_mask is not None:
         wanted = [only is None or chunk in only for chunk in q_chunks]
-        return tuple(_by_pattern(q_chunks, k_chunks, wanted, pattern))
-    return _without_pattern(tuple(q_chunks), tuple(k_chunks), causal, None if only is None else frozenset(only))
+        return tuple(_by_chunk_mask(q_chunks, k_chunks, wanted, chunk_mask))
+    return _without_chunk_mask(tuple(q_chunks), tuple(k_chunks), causal, None if only is None else frozenset(only))
 
 
 # A search asks for the same blocks in many plans.
 @lru_cache(maxsize=1024)
-def _without_pattern(
+def _without_chunk_mask(
     q_chunks: tuple[int, ...], k_chunks: tuple[int, ...], causal: bool, only: frozenset[int] | None
 ) -> tuple[Tile, ...]:
     wanted = [only is None or chunk in only for chunk in q_chunks]
@@ -82,23 +81,24 @@ def _without_pattern(
     return (*diagonals, *_full_rectangles([(0, end) for end in prefix]))
 
 
-def _by_pattern(
-    q_chunks: Sequence[int], k_chunks: Sequence[int], wanted: Sequence[bool], pattern: Pattern
+def _by_chunk_mask(
+    q_chunks: Sequence[int], k_chunks: Sequence[int], wanted: Sequence[bool], chunk_mask: ChunkMask
 ) -> Iterator[Tile]:
-    """Masked tiles, a row of chunks each; then rectangles of what is live as a whole."""
-    whole = []
+    """Yield partial tiles, one row of chunks each, then rectangles of full chunk pairs."""
+    full_cols = []
     for row, (chunk, want) in enumerate(zip(q_chunks, wanted, strict=True)):
-        live, all_live = ([bisect_left(k_chunks, end) for end in ends[chunk]] for ends in (pattern.live, pattern.whole))
-        whole.append((all_live[0], all_live[1]) if want and all_live[0] < all_live[1] else (0, 0))
-        first, end = whole[-1] if whole[-1][1] else (live[1], live[1])
-        for cols in ((live[0], first), (end, live[1])):
+        first, end = (bisect_left(k_chunks, bound) for bound in chunk_mask.nonempty[chunk])
+        full = tuple(bisect_left(k_chunks, bound) for bound in chunk_mask.full[chunk])
+        full_cols.append(full if want and full[0] < full[1] else (0, 0))
+        full_first, full_end = full_cols[-1] if full_cols[-1][1] else (end, end)
+        for cols in ((first, full_first), (full_end, end)):
             if want and cols[0] < cols[1]:
-                yield Tile((row, row + 1), cols, masked=True)
-    yield from _full_rectangles(whole)
+                yield Tile((row, row + 1), cols, partial=True)
+    yield from _full_rectangles(full_cols)
 
 
 def _diagonal_runs(q_chunks: Sequence[int], k_chunks: Sequence[int]) -> list[Tile]:
-    """Maximal runs of chunks that follow each other in both blocks, as square causal tiles."""
+    """Return maximal runs of chunks that follow each other in both blocks, as square causal tiles."""
     column = {chunk: index for index, chunk in enumerate(k_chunks)}
     runs: list[Tile] = []
     for row, chunk in enumerate(q_chunks):
@@ -114,7 +114,7 @@ def _diagonal_runs(q_chunks: Sequence[int], k_chunks: Sequence[int]) -> list[Til
 
 
 def _full_rectangles(cols: Sequence[tuple[int, int]]) -> list[Tile]:
-    """One rectangle for each stretch of rows that see the same keys, at least one."""
+    """Return one full rectangle for each run of rows that see the same keys, at least one."""
     rectangles: list[Tile] = []
     start = 0
     for row in range(1, len(cols) + 1):

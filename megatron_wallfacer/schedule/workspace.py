@@ -1,7 +1,7 @@
-"""Workspace: offsets for buffers whose lifetimes are known, so that one allocation holds them all.
+"""Workspace: offsets for buffers with known lifetimes, so that one allocation holds all of them.
 
-Buffers that are alive at the same time never overlap. Finding the smallest such arrangement is NP-hard (dynamic storage
-allocation); the two greedy orders here come within a few percent of the bytes alive at once for every scheme.
+Buffers that are alive at the same time never overlap. The smallest arrangement is NP-hard to find (dynamic storage
+allocation). The two greedy orders here need a few percent more than the bytes alive at once, for every scheme.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
-#: Offsets are multiples of it: what vector loads of 16 bytes and full memory transactions need.
+#: Offsets in bytes are multiples of it: vector loads of 16 bytes and full memory transactions need that.
 ALIGNMENT = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """One buffer to place.
+    """One buffer.
 
     Attributes:
-        key: identifies the buffer in the result.
-        first, last: steps between which it is alive, both included.
-        nbytes: its size.
+        key: key of the buffer in the layout.
+        first: first operation during which the buffer is alive.
+        last: last operation during which the buffer is alive.
+        nbytes: size of the buffer.
     """
 
     key: Hashable
@@ -31,8 +32,8 @@ class Buffer:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where each buffer lies.
+class WorkspaceLayout:
+    """The position of each buffer.
 
     Attributes:
         offsets: bytes from the start of the workspace, by key.
@@ -44,8 +45,8 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bundle:
-    """Buffers with the same lifetime, placed side by side."""
+class _SameLifetime:
+    """Buffers with the same lifetime, which are placed side by side."""
 
     first: int
     last: int
@@ -53,19 +54,19 @@ class _Bundle:
     buffers: tuple[Buffer, ...]
 
 
-_ORDERS: tuple[Callable[[_Bundle], tuple[int, ...]], ...] = (
-    lambda bundle: (-bundle.nbytes, bundle.first),
-    lambda bundle: (bundle.first, -bundle.nbytes),
+_ORDERS: tuple[Callable[[_SameLifetime], tuple[int, ...]], ...] = (
+    lambda group: (-group.nbytes, group.first),
+    lambda group: (group.first, -group.nbytes),
 )
 
 
-def place(buffers: Iterable[Buffer]) -> Placement:
-    """Return the smaller of two greedy placements: largest buffers first, and in order of birth.
+def arrange(buffers: Iterable[Buffer]) -> WorkspaceLayout:
+    """Return the smaller of two greedy layouts: largest buffers first, and in order of creation.
 
-    Each buffer takes the tightest gap between those that are alive at the same time.
+    Each buffer takes the tightest gap between the buffers that are alive at the same time.
     """
-    bundles = _bundles(buffers)
-    return min((_place(sorted(bundles, key=order)) for order in _ORDERS), key=attrgetter("nbytes"))
+    groups = _by_lifetime(buffers)
+    return min((_layout(sorted(groups, key=order)) for order in _ORDERS), key=attrgetter("nbytes"))
 
 
 def aligned(nbytes: int) -> int:
@@ -73,39 +74,41 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _bundles(buffers: Iterable[Buffer]) -> list[_Bundle]:
-    by_life: dict[tuple[int, int], list[Buffer]] = {}
+def _by_lifetime(buffers: Iterable[Buffer]) -> list[_SameLifetime]:
+    groups: dict[tuple[int, int], list[Buffer]] = {}
     for buffer in buffers:
-        by_life.setdefault((buffer.first, buffer.last), []).append(buffer)
+        groups.setdefault((buffer.first, buffer.last), []).append(buffer)
     return [
-        _Bundle(first, last, sum(aligned(buffer.nbytes) for buffer in same), tuple(same))
-        for (first, last), same in by_life.items()
+        _SameLifetime(first, last, sum(aligned(buffer.nbytes) for buffer in same), tuple(same))
+        for (first, last), same in groups.items()
     ]
 
 
-def _place(bundles: Iterable[_Bundle]) -> Placement:
-    placed: list[tuple[int, _Bundle]] = []
+def _layout(groups: Iterable[_SameLifetime]) -> WorkspaceLayout:
+    placed: list[tuple[int, _SameLifetime]] = []
     offsets: dict[Hashable, int] = {}
     size = 0
-    for bundle in bundles:
-        at = _tightest_gap(bundle, placed)
-        placed.append((at, bundle))
-        size = max(size, at + bundle.nbytes)
-        for buffer in bundle.buffers:
-            offsets[buffer.key] = at
-            at += aligned(buffer.nbytes)
-    return Placement(offsets, size)
+    for group in groups:
+        offset = _tightest_gap(group, placed)
+        placed.append((offset, group))
+        size = max(size, offset + group.nbytes)
+        for buffer in group.buffers:
+            offsets[buffer.key] = offset
+            offset += aligned(buffer.nbytes)
+    return WorkspaceLayout(offsets, size)
 
 
-def _tightest_gap(bundle: _Bundle, placed: Iterable[tuple[int, _Bundle]]) -> int:
-    """Offset of the smallest gap that holds the bundle; above all others where no gap does."""
-    beside = sorted(
-        (at, at + other.nbytes) for at, other in placed if other.first <= bundle.last and bundle.first <= other.last
+def _tightest_gap(group: _SameLifetime, placed: Iterable[tuple[int, _SameLifetime]]) -> int:
+    """Return the offset of the smallest gap that holds the buffers, or the end of all others if no gap does."""
+    occupied = sorted(
+        (offset, offset + other.nbytes)
+        for offset, other in placed
+        if other.first <= group.last and group.first <= other.last
     )
     best, smallest, end = None, 0, 0
-    for start, stop in beside:
+    for start, stop in occupied:
         gap = start - end
-        if gap >= bundle.nbytes and (best is None or gap < smallest):
+        if gap >= group.nbytes and (best is None or gap < smallest):
             best, smallest = end, gap
         end = max(end, stop)
     return end if best is None else best

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from megatron_wallfacer.engine.timeline import Event
+from megatron_wallfacer.engine.timeline import TimelineEvent
 from megatron_wallfacer.traces.timelines import RankTimeline
 
 
@@ -62,5 +62,7 @@ def _node(timeline: RankTimeline) -> str:
 
 
 def _shifted(timeline: RankTimeline, seconds: float) -> RankTimeline:
-    events = (Event(event.row, event.name, event.start + seconds, event.end + seconds) for event in timeline.events)
+    events = (
+        TimelineEvent(event.row, event.name, event.start + seconds, event.end + seconds) for event in timeline.events
+    )
     return replace(timeline, events=tuple(events))

@@ -9,8 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from megatron_wallfacer.engine.origin import MOST_RANKS, Origin
-from megatron_wallfacer.engine.timeline import Event
+from megatron_wallfacer.engine.timeline import TimelineEvent
+from megatron_wallfacer.engine.trace_source import MOST_RANKS, TraceSource
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.input_files import read_json
 from megatron_wallfacer.lists import numbers_listed
@@ -35,8 +35,8 @@ class RankTimeline:
     """
 
     rank: int
-    events: tuple[Event, ...]
-    origin: Origin | None = None
+    events: tuple[TimelineEvent, ...]
+    origin: TraceSource | None = None
 
 
 def parse_ranks(text: str) -> frozenset[int]:
@@ -103,7 +103,7 @@ def _read_rank(path: Path, rank: int) -> RankTimeline:
         )
     about = trace.get("otherData")
     try:
-        origin = None if about is None else Origin.read(about)
+        origin = None if about is None else TraceSource.read(about)
     except (KeyError, ValueError, TypeError) as error:
         location = _location(path, "otherData")
         raise WallfacerError(f"{location}: run, node or clock cannot be read: {error!r}") from error
@@ -151,8 +151,8 @@ def _load(path: Path) -> dict[str, Any]:
     return trace
 
 
-def _events(trace: Mapping[str, Any], path: Path) -> dict[int, list[Event]]:
-    """Return the events of each rank. :func:`megatron_wallfacer.engine.timeline.trace_events` is the writer."""
+def _events(trace: Mapping[str, Any], path: Path) -> dict[int, list[TimelineEvent]]:
+    """Return the events of each rank. :func:`megatron_wallfacer.chrome_trace.trace_events` is the writer."""
     numbers = count()
     try:
         return _parsed(event for event, _ in zip(trace[_EVENTS], numbers, strict=False))
@@ -166,10 +166,10 @@ def _location(path: Path, name: str, index: int | None = None) -> str:
     return f"{path}:{item_line(path, name, index)}"
 
 
-def _parsed(events: Iterable[Mapping[str, Any]]) -> dict[int, list[Event]]:
+def _parsed(events: Iterable[Mapping[str, Any]]) -> dict[int, list[TimelineEvent]]:
     rows: dict[tuple[int, int], str] = {}
     begun: dict[tuple[int, str], Mapping[str, Any]] = {}
-    by_rank: dict[int, list[Event]] = {}
+    by_rank: dict[int, list[TimelineEvent]] = {}
     for event in events:
         rank, kind = int(event["pid"]), event["ph"]
         by_rank.setdefault(rank, [])
@@ -178,13 +178,13 @@ def _parsed(events: Iterable[Mapping[str, Any]]) -> dict[int, list[Event]]:
         elif kind == "X":
             start = _seconds(event["ts"])
             row, name = rows[rank, event["tid"]], _text(event["name"])
-            by_rank[rank].append(Event(row, name, start, start + _seconds(event["dur"])))
+            by_rank[rank].append(TimelineEvent(row, name, start, start + _seconds(event["dur"])))
         elif kind == "b":
             begun[rank, event["id"]] = event
         elif kind == "e":
             first = begun.pop((rank, event["id"]))
             row, name = _text(first["cat"]), _text(first["name"])
-            by_rank[rank].append(Event(row, name, _seconds(first["ts"]), _seconds(event["ts"])))
+            by_rank[rank].append(TimelineEvent(row, name, _seconds(first["ts"]), _seconds(event["ts"])))
     return by_rank
 
 

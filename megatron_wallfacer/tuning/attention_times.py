@@ -105,7 +105,12 @@ def time_choices(
     """
     workloads = [
         AttentionWorkload(
-            choice.job.shape, dtype, device, causal=choice.job.causal, kernel=kernel, keep_gathered_q=choice.q_kept
+            choice.job.shape,
+            dtype,
+            device,
+            causal=choice.job.causal,
+            kernel=kernel,
+            keep_gathered_q=choice.keep_gathered_q,
         )
         for choice in choices
     ]

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.ops import (
-    Assemble,
+    Accumulate,
     Attend,
-    Expect,
-    Fold,
-    Load,
+    Concat,
     Message,
     Op,
+    PostRecv,
     Schedule,
-    Start,
-    Store,
+    SendRecv,
     Value,
+    View,
+    WriteResult,
 )
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
@@ -42,13 +42,13 @@ def schedule_text(grid: Grid, rank: int, *, backward: bool = False) -> str:
 def _op_lines(op: Op, schedule: Schedule) -> Iterator[str]:
     values = schedule.values
     match op:
-        case Load(into=into):
+        case View(into=into):
             yield f"View        {_block(values[into])}{_heads(schedule, into)}"
-        case Assemble(into=into):
+        case Concat(into=into):
             yield f"Concat      {_block(values[into])}"
-        case Expect(move=move):
+        case PostRecv(transfer=move):
             yield f"PostRecv    {move.axis}: {_messages('receive', move.receives, move.payload, 'from')}"
-        case Start(move=move):
+        case SendRecv(transfer=move):
             parts = [
                 _messages("send", move.sends, move.payload, "to"),
                 _messages("receive", move.receives, move.payload, "from"),
@@ -58,9 +58,9 @@ def _op_lines(op: Op, schedule: Schedule) -> Iterator[str]:
             rows, columns = values[op.q[0]].chunks, values[op.kv[0]].chunks
             for tile in op.tiles:
                 yield f"Attend      {_tile(tile, rows, columns)}"
-        case Fold(source=source):
+        case Accumulate(source=source):
             yield f"Accumulate  received {_block(values[source])}"
-        case Store(sources=sources):
+        case WriteResult(sources=sources):
             names = dict.fromkeys(name for source in sources for name in values[source].payload)
             yield f"WriteResult {_tensors(tuple(names))}"
 

@@ -100,7 +100,7 @@ def test_what_it_saves_is_what_megatron_parses(
     assert str(settings.plan.grid) == best["grid"]
     assert list(settings.plan.grid.placement) == best["placement"]
     assert (settings.plan.forward, settings.plan.backward) == tuple(best["ring_operands"])
-    assert settings.keep_gathered_q == best["q_kept"]
+    assert settings.keep_gathered_q == best["keep_gathered_q"]
 
 
 def test_json_has_every_configuration_with_its_flags(capsys: pytest.CaptureFixture[str]) -> None:

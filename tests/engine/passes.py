@@ -14,13 +14,14 @@ from megatron_wallfacer.attention import attention, forget_groups
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.connections import connected
-from megatron_wallfacer.engine.timeline import Recorder, nothing
+from megatron_wallfacer.engine.timeline import Observer, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels import select_kernel
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
+from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.heads import head_groups
-from megatron_wallfacer.schedule.mask import Mask, pattern_of
+from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
@@ -46,8 +47,8 @@ class Case:
 
     def schedules(self, rank: int) -> tuple[Schedule, Schedule]:
         """Forward and backward of a rank."""
-        options = {"causal": self.problem.causal, "groups": self.groups, "q_kept": self.keep_gathered_q}
-        options["pattern"] = pattern_of(mask_of(self.problem), self.problem.cp_size, self.problem.chunk)
+        options = {"causal": self.problem.causal, "groups": self.groups, "keep_gathered_q": self.keep_gathered_q}
+        options["chunk_mask"] = chunk_mask_of(mask_of(self.problem), self.problem.cp_size, self.problem.chunk)
         return forward_schedule(self.plan, rank, **options), backward_schedule(self.plan, rank, **options)
 
     @property
@@ -78,10 +79,10 @@ def leaves(rank: int, problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def call_of(
-    case: Case, transfers: Transfers, kernel: Kernel | None = None, recorder: Recorder = nothing, scale: float = 0.3
+    case: Case, transfers: Transfers, kernel: Kernel | None = None, observer: Observer = no_observer, scale: float = 0.3
 ) -> Call:
     """A call of the engine below the public function."""
-    runtime = Runtime(transfers, kernel or TorchCpuKernel(), scale, recorder)
+    runtime = Runtime(transfers, kernel or TorchCpuKernel(), scale, observer)
     return Call(case.plan, runtime, mask=mask_of(case.problem), keep_gathered_q=case.keep_gathered_q)
 
 

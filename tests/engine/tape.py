@@ -123,7 +123,7 @@ class TapedTransfers(Transfers):
 
     def bind(self, number: int, transfer: Any, device: torch.device) -> BoundTransfer:
         bound = super().bind(number, transfer, device)
-        operands = [packet.operand for packet in (*transfer.sends, *transfer.receives)]
+        operands = [message.operand for message in (*transfer.sends, *transfer.receives)]
         return BoundTransfer(
             *(self._taped(f"{kind} {number}", action, operands) for kind, action in bound._asdict().items())
         )

@@ -66,7 +66,7 @@ def test_a_warm_call_compiles_nothing(call: Call, lowered: list[object]) -> None
 
 def test_calls_that_are_alike_share_their_passes(call: Call, lowered: list[object]) -> None:
     run(call, qkv())
-    observed = replace(call, runtime=replace(call.runtime, recorder=Timeline(0)))
+    observed = replace(call, runtime=replace(call.runtime, observer=Timeline(0)))
     run(observed, qkv())
     run(replace(call), qkv())
     assert len(lowered) == 2

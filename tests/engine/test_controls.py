@@ -17,7 +17,7 @@ from megatron_wallfacer.attention import forget_groups
 from megatron_wallfacer.engine import call
 from megatron_wallfacer.schedule.accumulator import Accumulator, Part
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.ops import Assemble, Expect, Fold, Message, Op, Schedule, Start
+from megatron_wallfacer.schedule.ops import Accumulate, Concat, Message, Op, PostRecv, Schedule, SendRecv
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.rows import Range
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
@@ -76,28 +76,33 @@ def _with_ops(schedule: Schedule, ops: Iterable[Op]) -> Schedule:
     return replace(schedule, ops=tuple(ops))
 
 
-def _without_a_fold(schedule: Schedule) -> Schedule:
-    """What the last fold adds is still waited for."""
-    last = next(op for op in reversed(schedule.ops) if isinstance(op, Fold))
+def _without_a_result(schedule: Schedule) -> Schedule:
+    """What the last Accumulate adds is still waited for."""
+    last = next(op for op in reversed(schedule.ops) if isinstance(op, Accumulate))
     unused = {"unused": schedule.values[last.source]}
-    ops = (Assemble("unused", (last.source,)) if op is last else op for op in schedule.ops)
+    ops = (Concat("unused", (last.source,)) if op is last else op for op in schedule.ops)
     return replace(schedule, ops=tuple(ops), values={**schedule.values, **unused})
 
 
-def _with_a_fold_twice(schedule: Schedule) -> Schedule:
-    folds = [index for index, op in enumerate(schedule.ops) if isinstance(op, Fold)]
-    return _with_ops(schedule, (op for index, op in enumerate(schedule.ops) for _ in range(1 + (index in folds[-1:]))))
+def _with_a_result_twice(schedule: Schedule) -> Schedule:
+    indices = [index for index, op in enumerate(schedule.ops) if isinstance(op, Accumulate)]
+    return _with_ops(
+        schedule, (op for index, op in enumerate(schedule.ops) for _ in range(1 + (index in indices[-1:])))
+    )
 
 
 def _with_receives(schedule: Schedule, changed: Mapping[Message, Message]) -> Schedule:
-    """Expect and Start of a move know each other by its identity, so they get the same new move."""
-    moves = {
-        id(move): replace(move, receives=tuple(changed.get(message, message) for message in move.receives))
-        for move in schedule.moves
+    """Expect and Start of a transfer know each other by its identity, so they get the same new transfer."""
+    transfers = {
+        id(transfer): replace(transfer, receives=tuple(changed.get(message, message) for message in transfer.receives))
+        for transfer in schedule.transfers
     }
     return _with_ops(
         schedule,
-        (replace(op, move=moves[id(op.move)]) if isinstance(op, Expect | Start) else op for op in schedule.ops),
+        (
+            replace(op, transfer=transfers[id(op.transfer)]) if isinstance(op, PostRecv | SendRecv) else op
+            for op in schedule.ops
+        ),
     )
 
 
@@ -106,16 +111,16 @@ def _with_tags_swapped(schedule: Schedule) -> Schedule:
     if schedule.rank:
         return schedule
     alike: dict[tuple[int, tuple[str, ...], int], list[Message]] = defaultdict(list)
-    for move in schedule.moves:
-        for message in move.receives:
-            alike[message.peer, move.payload, len(message.chunks)].append(message)
+    for transfer in schedule.transfers:
+        for message in transfer.receives:
+            alike[message.peer, transfer.payload, len(message.chunks)].append(message)
     first, second = next(messages[:2] for messages in alike.values() if len(messages) > 1)
     return _with_receives(schedule, {first: replace(first, tag=second.tag), second: replace(second, tag=first.tag)})
 
 
 def _with_peers_swapped(schedule: Schedule) -> Schedule:
-    """What two ranks send in one move is taken for one another."""
-    first, second, *_ = next(move.receives for move in schedule.moves if len(move.receives) > 1)
+    """What two ranks send in one transfer is taken for one another."""
+    first, second, *_ = next(transfer.receives for transfer in schedule.transfers if len(transfer.receives) > 1)
     return _with_receives(
         schedule, {first: replace(first, value=second.value), second: replace(second, value=first.value)}
     )
@@ -142,18 +147,18 @@ class Sabotage:
 
 WITH_TEAMS = ("team-ring", "wallfacer", "mesh")
 SABOTAGE = {
-    "causal flag of a tile flipped": Sabotage(TENSORS, f"{PACKAGE}.schedule.lane.tiles", _flipped),
-    "a tile dropped": Sabotage(TENSORS, f"{PACKAGE}.schedule.lane.tiles", _dropped),
+    "causal flag of a tile flipped": Sabotage(TENSORS, f"{PACKAGE}.schedule.head_group.tiles", _flipped),
+    "a tile dropped": Sabotage(TENSORS, f"{PACKAGE}.schedule.head_group.tiles", _dropped),
     "lse ignored in a merge": Sabotage(("out",), f"{PACKAGE}.engine.merge.merge_into", _plain_mean),
     "results replaced, not added": Sabotage(TENSORS, f"{PACKAGE}.schedule.accumulator.Accumulator.take", _last_wins),
     "delta ignored in backward": Sabotage(("dq", "dk"), f"{PACKAGE}.engine.steps.out_proxy", _no_delta),
     "rows left unsorted": Sabotage(
         ("out",), f"{PACKAGE}.schedule.lower_values.common_rows", _shifted, plans=("loongtrain", "wallfacer", "mesh")
     ),
-    "a fold dropped in forward": Sabotage(TENSORS, forward=_without_a_fold, plans=WITH_TEAMS),
-    "a fold dropped in backward": Sabotage((), backward=_without_a_fold),
-    "a fold done twice in forward": Sabotage(("out",), forward=_with_a_fold_twice, plans=WITH_TEAMS),
-    "a fold done twice in backward": Sabotage((), backward=_with_a_fold_twice),
+    "a result not accumulated in forward": Sabotage(TENSORS, forward=_without_a_result, plans=WITH_TEAMS),
+    "a result not accumulated in backward": Sabotage((), backward=_without_a_result),
+    "a result accumulated twice in forward": Sabotage(("out",), forward=_with_a_result_twice, plans=WITH_TEAMS),
+    "a result accumulated twice in backward": Sabotage((), backward=_with_a_result_twice),
     # Elsewhere swapped tags come to nothing: the ranks wait for each other.
     "tags swapped in forward": Sabotage(("out",), forward=_with_tags_swapped, plans=("team-ring",)),
     "peers swapped in forward": Sabotage(TENSORS, forward=_with_peers_swapped, plans=("mesh",)),

@@ -11,11 +11,11 @@ from math import prod
 
 import pytest
 
+from megatron_wallfacer.schedule.factorisation import divisors
 from megatron_wallfacer.schedule.grid import AXES, Grid
-from megatron_wallfacer.schedule.lane import Lane
+from megatron_wallfacer.schedule.merging import merges_rows
+from megatron_wallfacer.schedule.operands import Operands
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schemes import divisors
-from megatron_wallfacer.schedule.writer import Writer
 from tests.engine.passes import Case, errors, run_cases
 from tests.support.dense import Problem
 from tests.support.pool import Pool
@@ -40,7 +40,7 @@ LARGE = (
 )
 #: Up to this size either rider in either pass, beyond it one of each.
 ALL_RIDERS = 8
-RIDERS = (("kv", "kv"), ("kv", "q"), ("q", "q"), ("q", "kv"))
+RING_OPERANDS = (("kv", "kv"), ("kv", "q"), ("q", "q"), ("q", "kv"))
 
 
 def all_grids(cp_size: int) -> Iterator[Grid]:
@@ -60,7 +60,7 @@ def plans(grid: Grid, first: int) -> Iterator[Plan]:
     ways = (False, True) if grid.ring > 1 and 1 in (grid.ring_outer, grid.ring_inner) else (False,)
     for index, (order, way) in enumerate(product(orders, ways), start=first):
         chosen = (index % 4, (index + 2) % 4) if grid.cp_size <= ALL_RIDERS else (index % 4,)
-        for forward, backward in (RIDERS[number] for number in chosen):
+        for forward, backward in (RING_OPERANDS[number] for number in chosen):
             yield Plan(grid, "any", order, forward, backward, bidirectional=way)
 
 
@@ -101,9 +101,8 @@ def cases() -> dict[tuple[str, int, int], list[Case]]:
 
 def merges(case: Case) -> bool:
     """Whether local and gathered rows are computed in one call in either pass."""
-    plan, writer = case.plan, Writer(0, 0, case.groups, [], {})
-    passes = (Lane(plan, 0, writer, backward=way, causal=True, q_kept=False) for way in (False, True))
-    return any(lane.merges_rows for lane in passes)
+    passes = (Operands(case.plan, 0, backward=backward) for backward in (False, True))
+    return any(merges_rows(operands, case.groups) for operands in passes)
 
 
 def features(case: Case) -> set[str]:

@@ -14,7 +14,7 @@ from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.program import Exchange, Transfer
+from megatron_wallfacer.schedule.program import AllToAll, PointToPoint
 from tests.engine.passes import Case, call_of, leaves
 from tests.support.dense import Problem
 from tests.support.pool import Pool
@@ -29,7 +29,7 @@ CASES = [
 ]
 
 
-class AllToAll(Transfers):
+class AllToAllTransfers(Transfers):
     """Transfers whose backend has the collective: gloo has it on a CPU.
 
     Attributes:
@@ -38,8 +38,8 @@ class AllToAll(Transfers):
 
     all_to_all, exchanges = True, 0
 
-    def bind(self, number: int, transfer: Transfer | Exchange, device: torch.device) -> BoundTransfer:
-        self.exchanges += isinstance(transfer, Exchange)
+    def bind(self, number: int, transfer: PointToPoint | AllToAll, device: torch.device) -> BoundTransfer:
+        self.exchanges += isinstance(transfer, AllToAll)
         return super().bind(number, transfer, device)
 
 
@@ -56,7 +56,7 @@ def run_both(rank: int, cases: list[Case]) -> list[tuple[bool, bool, int]]:
     found = []
     for case in cases:
         groups = connect(None, case.plan.grid)
-        messages, collectives = Transfers(groups), AllToAll(groups)
+        messages, collectives = Transfers(groups), AllToAllTransfers(groups)
         same = run_pass(messages, case, rank) == run_pass(collectives, case, rank)
         found.append((same, messages.received == collectives.received, collectives.exchanges))
         groups.close()
@@ -73,7 +73,7 @@ def run_wrong_ranks(rank: int) -> str:
     """On a worker: an exchange whose parts are in another order than the group's ranks."""
     groups = connect(None, Grid(head=2))
     try:
-        Transfers(groups).bind(0, Exchange(("head", "inputs"), (1, 0), 0, 1), torch.device("cpu"))
+        Transfers(groups).bind(0, AllToAll(("head", "inputs"), (1, 0), 0, 1), torch.device("cpu"))
     except WallfacerError as error:
         return str(error)
     finally:

@@ -23,7 +23,7 @@ from megatron_wallfacer.engine.execute import execute, run_steps
 from megatron_wallfacer.engine.graphed import EAGER_PASSES, LIMIT, CudaCapture, Graphs, contiguous_strides
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.pass_cache import PassCache
-from megatron_wallfacer.engine.timeline import Timeline, nothing
+from megatron_wallfacer.engine.timeline import Timeline, no_observer
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.megatron.keep import Keeper
 from megatron_wallfacer.schedule.grid import Grid
@@ -65,8 +65,8 @@ def make_call(plan: Plan, *, graphs: bool = True, failing: bool = False, **optio
     transfers, capture = TapedTransfers(connect(None, plan.grid)), TapeCapture(failing=failing)
     if graphs:
         transfers.graphs = Graphs(transfers.groups, capture)
-    recorder, mask = options.pop("recorder", nothing), options.pop("mask", Mask(right=0))
-    runtime = Runtime(transfers, TorchCpuKernel(), 0.3, recorder, graphs=transfers.graphs)
+    observer, mask = options.pop("observer", no_observer), options.pop("mask", Mask(right=0))
+    runtime = Runtime(transfers, TorchCpuKernel(), 0.3, observer, graphs=transfers.graphs)
     return Call(plan, runtime, mask=mask), capture
 
 
@@ -141,7 +141,7 @@ def captured_alike(compiled: CompiledPass, static: Any, capture: TapeCapture) ->
     def inside(tape: Tape) -> list[tuple[str, list[int]]]:
         return [(c.name, [p for p in c.addresses if any(a <= p < b for a, b in spans)]) for c in tape.calls]
 
-    again = [TapeCapture()(lambda: run_steps(compiled, buffers, nothing)) for _ in range(2)]
+    again = [TapeCapture()(lambda: run_steps(compiled, buffers, no_observer)) for _ in range(2)]
     first = next(tape for tape in capture.tapes if tape is static.graph)
     assert sum(map(len, dict(inside(first)).values())), "no call has a static address"
     return all(inside(tape) == inside(first) for tape in again)
@@ -225,7 +225,7 @@ def test_contiguous_strides_are_those_of_torch() -> None:
 
 def test_an_observed_pass_runs_eagerly() -> None:
     timeline = Timeline(0)
-    call, capture = make_call(Plan(Grid()), recorder=timeline)
+    call, capture = make_call(Plan(Grid()), observer=timeline)
     for seed in range(RUNS):
         both_passes(call, seed)
     assert capture.tapes == []
@@ -281,15 +281,15 @@ def test_a_recorder_that_rests_hears_of_each_pass_and_stops_no_graph() -> None:
 
         def __call__(self, what: object) -> Any:
             self.seen += 1
-            return nothing(what)
+            return no_observer(what)
 
-    recorder = Resting()
-    call, capture = make_call(Plan(Grid()), recorder=recorder)
+    observer = Resting()
+    call, capture = make_call(Plan(Grid()), observer=observer)
     for seed in range(EAGER_PASSES):
         both_passes(call, seed)
-    before = recorder.seen
+    before = observer.seen
     both_passes(call, EAGER_PASSES)
-    assert (recorder.seen - before, [tape.replays for tape in capture.tapes]) == (2, [1, 1])
+    assert (observer.seen - before, [tape.replays for tape in capture.tapes]) == (2, [1, 1])
 
 
 def test_packed_documents_run_eagerly() -> None:

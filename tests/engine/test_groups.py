@@ -133,14 +133,14 @@ def test_axis_of_one_rank_has_no_group(pools: Callable[[int], Pool]) -> None:
         assert {axis for axis, _ in groups} == {"cp", "team", "ring_outer"}
 
 
-def test_every_move_of_every_scheme_has_a_group(pools: Callable[[int], Pool]) -> None:
+def test_every_transfer_of_every_scheme_has_a_group(pools: Callable[[int], Pool]) -> None:
     for plan in (TEAM_RING, RING, PUBLISHED, USP, Plan(Grid(ring_outer=2, ring_inner=2), backward="q")):
         ranks = pools(4).run(channel_ranks, plan.grid)
         for rank, (groups, _) in enumerate(ranks):
             for schedule in Case(plan, Problem(4)).schedules(rank):
-                for move in schedule.moves:
-                    peers = {message.peer for message in (*move.sends, *move.receives)}
-                    assert peers | {rank} <= set(groups[move.channel])
+                for transfer in schedule.transfers:
+                    peers = {message.peer for message in (*transfer.sends, *transfer.receives)}
+                    assert peers | {rank} <= set(groups[transfer.channel])
 
 
 def test_closing_leaves_the_group_that_was_given(pools: Callable[[int], Pool]) -> None:

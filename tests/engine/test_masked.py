@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_wallfacer.engine.compiled import compile_pass
 from megatron_wallfacer.engine.execute import execute
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.timeline import nothing
+from megatron_wallfacer.engine.timeline import no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
@@ -19,7 +19,7 @@ from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.lower import lower
 from megatron_wallfacer.schedule.mask import Mask
-from megatron_wallfacer.schedule.ops import Attend, Fold, Schedule, Value
+from megatron_wallfacer.schedule.ops import Accumulate, Attend, Schedule, Value
 from megatron_wallfacer.schedule.tiles import Tile
 from megatron_wallfacer.schedule.volume import Shape
 
@@ -69,25 +69,25 @@ def one_pass(
     sums = {"dq": ("dq",), "dkv": ("dk", "dv")} if backward else {"partial": ("out", "lse")}
     sides = {"q": chunks[0], "kv": chunks[1], "dq": chunks[0], "dkv": chunks[1], "partial": chunks[0]}
     values = {name: Value(payload, sides[name], 0) for name, payload in (rows | sums).items()}
-    whole = Tile((0, len(chunks[0])), (0, len(chunks[1])), masked=True)
+    whole = Tile((0, len(chunks[0])), (0, len(chunks[1])), partial=True)
     into, *others = sums
     attend = Attend(("q",), ("kv",), into, *(others or [None]), (whole,))
-    fold = [Fold(name, f"{name} kept") for name in sums]
+    accumulate = [Accumulate(name, f"{name} kept") for name in sums]
     values |= {f"{name} kept": Value(payload, sides[name], 0) for name, payload in sums.items()}
     keeps = tuple(f"{name} kept" for name in sums)
-    schedule = Schedule(0, CP_SIZE, 1, backward, values, (attend, *fold), given=tuple(rows), keeps=keeps)
+    schedule = Schedule(0, CP_SIZE, 1, backward, values, (attend, *accumulate), given=tuple(rows), keeps=keeps)
     shape = Shape(2 * CHUNK, 4, 2, 8, itemsize=8, accumulate_itemsize=8)
     program = lower(schedule, shape, mask, {}, varlen=varlen)
     transfers = Transfers(connect(None, Grid()))
     device, dtype = torch.device("cpu"), torch.float64
     compiled = compile_pass(program, kernel, AttnSpec(SCALE), transfers, device, dtype)
     given = [torch.cat([tensors[name].flatten() for name in rows[side]]).view(torch.uint8) for side in rows]
-    _, kept = execute(compiled, (), given, transfers, nothing)
+    _, kept = execute(compiled, (), given, transfers, no_observer)
     found = {}
-    for name, packet in zip(sums, kept, strict=True):
+    for name, message in zip(sums, kept, strict=True):
         likes = {"out": "q", "lse": "lse", "dq": "q", "dk": "k", "dv": "v"}
         shapes = [tensors["q"].shape[:3] if one == "lse" else tensors[likes[one]].shape for one in sums[name]]
-        pieces = packet.view(torch.float64).split([shape.numel() for shape in shapes])
+        pieces = message.view(torch.float64).split([shape.numel() for shape in shapes])
         found |= {one: piece.view(shape) for one, piece, shape in zip(sums[name], pieces, shapes, strict=True)}
     return found
 

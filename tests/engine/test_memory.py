@@ -19,7 +19,7 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.memory import peak_bytes
-from megatron_wallfacer.schedule.ops import Move, Op
+from megatron_wallfacer.schedule.ops import Op, Transfer
 from megatron_wallfacer.schedule.plan import Plan
 from tests.engine.passes import Case, call_of, leaves
 from tests.support.dense import Problem
@@ -63,7 +63,7 @@ def alive(known: set[int]) -> int:
 
 
 class Spy(TorchCpuKernel):
-    """A kernel and a recorder: notes the bytes of a pass at each call, and before and after each operation."""
+    """A kernel and an observer: notes the bytes of a pass at each call, and before and after each operation."""
 
     def __init__(self, known: Iterable[Tensor], counted: float) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Spy(TorchCpuKernel):
             self.most, self.when = found, self.doing
 
     @contextmanager
-    def record(self, what: Op | Move) -> Iterator[None]:
+    def record(self, what: Op | Transfer) -> Iterator[None]:
         self.doing = str(what)
         self.note()
         yield

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_wallfacer.engine import merge
+from megatron_wallfacer.engine import merge, triton_kernels
 from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
@@ -38,8 +38,8 @@ def by(request: pytest.FixtureRequest) -> Iterator[ModuleType | SimpleNamespace]
     if request.param == "torch":
         yield merge
     else:
-        with kernels("fused", interpreted=True) as fused, kernels("triton_rows", interpreted=True) as rows:
-            yield SimpleNamespace(merge_into=rows.merge_into, row_sums=fused.row_sums, out_proxy=fused.out_proxy)
+        with kernels("triton_proxy", interpreted=True) as proxy, kernels("triton_rows", interpreted=True) as rows:
+            yield SimpleNamespace(merge_into=rows.merge_into, row_sums=proxy.row_sums, out_proxy=proxy.out_proxy)
 
 
 @pytest.fixture
@@ -223,12 +223,12 @@ def test_kernels_compile_for_gpus_that_are_not_here(generation: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    with kernels("fused", interpreted=False) as fused, kernels("triton_rows", interpreted=False) as rows:
+    with kernels("triton_proxy", interpreted=False) as proxy, kernels("triton_rows", interpreted=False) as rows:
         on_rows = {"ROWS": 8, "WIDTH": 128}
         of_lists = on_rows | {"SOURCES": 3, "NARROW": tl.bfloat16, "WIDE": tl.float32, "ALIGNED": True}
         pointers = {
-            fused._row_sums: (("*bf16", "*bf16", "*fp32"), "i32", on_rows),
-            fused._out_proxy: (("*bf16", "*fp32", "*bf16"), "i32", on_rows),
+            proxy._row_sums: (("*bf16", "*bf16", "*fp32"), "i32", on_rows),
+            proxy._out_proxy: (("*bf16", "*fp32", "*bf16"), "i32", on_rows),
             rows._sum: (("*i64",), "i64", of_lists),
             rows._merge: (("*i64",), "i64", of_lists),
         }
@@ -243,7 +243,6 @@ def test_tensors_on_a_gpu_are_given_to_its_kernels(monkeypatch: pytest.MonkeyPat
     called = []
     names = ("merge_into", "row_sums", "out_proxy")
     gpu = SimpleNamespace(**{name: partial(lambda name, *_: called.append(name), name) for name in names})
-    monkeypatch.setattr(merge, "_kernels", lambda: gpu)
     monkeypatch.setattr(merge, "kernels", lambda: gpu)
     with FakeTensorMode():
         out, lse = torch.empty(4, 1, 2, 8, device="cuda"), torch.empty(4, 1, 2, device="cuda")
@@ -254,8 +253,9 @@ def test_tensors_on_a_gpu_are_given_to_its_kernels(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_gpu_without_triton_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "TRITON", replace(merge.TRITON, modules=("no_such_module",)))
-    merge._kernels.cache_clear()
+    missing = replace(triton_kernels.TRITON, modules=("no_such_module",))
+    monkeypatch.setattr(triton_kernels, "TRITON", missing)
+    triton_kernels.kernels.cache_clear()
     merge.check_rows(torch.device("cpu"))
     with pytest.raises(UnavailableError, match="triton is not installed: pip install triton"):
         merge.check_rows(torch.device("cuda"))

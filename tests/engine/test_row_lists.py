@@ -15,7 +15,7 @@ from megatron_wallfacer.engine.row_lists import row_list
 from megatron_wallfacer.engine.row_table import BASES, Place, RowOperation, RowTable, make_table
 from megatron_wallfacer.engine.steps import Binding, bind
 from megatron_wallfacer.kernels.protocol import AttnSpec
-from megatron_wallfacer.schedule.program import WORKSPACE, Copy, Fill, KernelRows, Merge, Operand, Step, Sum
+from megatron_wallfacer.schedule.program import WORKSPACE, Copy, Fill, KernelRows, Merge, Operand, ProgramStep, Sum
 from megatron_wallfacer.schedule.rows import contiguous
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ class Pass:
         numbers = {name: first + number for number, name in enumerate(self.buffers)}
         return Memory(self.operands, len(self.operands), numbers, frozenset(self.wide_names), self.dtype)
 
-    def run(self, step: Step, *, as_one: bool) -> list[Tensor]:
+    def run(self, step: ProgramStep, *, as_one: bool) -> list[Tensor]:
         """All buffers after a step, which runs on copies of them."""
         # One storage each, from the same place in it.
         copies = []
@@ -113,7 +113,7 @@ class Pass:
         return copies
 
 
-def check(made: Pass, step: Step, launched: list[str], launches: int = 1) -> None:
+def check(made: Pass, step: ProgramStep, launched: list[str], launches: int = 1) -> None:
     """As one launch it gives what lists of tensors give."""
     for got, want in zip(made.run(step, as_one=True), made.run(step, as_one=False), strict=True):
         dtype = made.wide if got.dtype == torch.uint8 else got.dtype

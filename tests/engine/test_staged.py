@@ -34,16 +34,16 @@ class Counting(StagedTransfers):
 
     landed = departed = 0
 
-    def _landing(self, packet: Tensor) -> Tensor:
-        landing = super()._landing(packet)
+    def _landing(self, message: Tensor) -> Tensor:
+        landing = super()._landing(message)
         assert landing.device.type == "cpu"
-        assert landing.data_ptr() != packet.data_ptr()
+        assert landing.data_ptr() != message.data_ptr()
         self.landed += 1
         return landing
 
-    def _departing(self, packet: Tensor) -> Tensor:
+    def _departing(self, message: Tensor) -> Tensor:
         self.departed += 1
-        return super()._departing(packet)
+        return super()._departing(message)
 
 
 def run_both(rank: int, plan: Plan) -> tuple[list[list[np.ndarray]], list[dict], tuple[int, int]]:

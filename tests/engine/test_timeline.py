@@ -11,20 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_wallfacer.chrome_trace import trace_events, write_trace
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.timeline import Event, Timeline, nothing, together
+from megatron_wallfacer.engine.timeline import Timeline, TimelineEvent, combined, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.ops import Attend, Expect, Fold, Load, Message, Move, Start, Store
+from megatron_wallfacer.schedule.ops import Accumulate, Attend, Message, PostRecv, SendRecv, Transfer, View, WriteResult
 from megatron_wallfacer.schedule.plan import Plan
 from tests.engine.passes import Case, call_of, leaves
 from tests.support.dense import Problem
 from tests.support.pool import Pool
 
-KV_MOVE = Move("ring_outer", ("k", "v"), (), (Message(1, "block", (0,), 0),))
-OUT_MOVE = Move("team", ("out", "lse"), (), (Message(1, "part", (0,), 0),))
-TILES = Attend(("own.q",), ("own.kv",), "sum", None, ())
+KV_MOVE = Transfer("ring_outer", ("k", "v"), (), (Message(1, "block", (0,), 0),))
+OUT_MOVE = Transfer("team", ("out", "lse"), (), (Message(1, "part", (0,), 0),))
+TILES = Attend(("local.q",), ("local.kv",), "sum", None, ())
 
 
 @pytest.fixture
@@ -42,11 +43,11 @@ def record(line: Timeline, clock: list[float], what: object, seconds: float = 0.
 
 @pytest.fixture
 def line(clock: list[float]) -> Timeline:
-    """Two moves of which one is waited for: 1 s copy, 4 s compute, 2 s wait, 1 s nothing, 2 s compute."""
+    """Two transfers of which one is waited for: 1 s copy, 4 s compute, 2 s wait, 1 s nothing, 2 s compute."""
     made = Timeline(3)
-    record(made, clock, Load("own.q"), 1)
-    record(made, clock, Start(KV_MOVE))
-    record(made, clock, Start(OUT_MOVE))
+    record(made, clock, View("local.q"), 1)
+    record(made, clock, SendRecv(KV_MOVE))
+    record(made, clock, SendRecv(OUT_MOVE))
     record(made, clock, TILES, 4)
     record(made, clock, KV_MOVE, 2)
     clock[0] += 1
@@ -55,20 +56,24 @@ def line(clock: list[float]) -> Timeline:
     return made
 
 
+def trace_of(line: Timeline) -> list[dict[str, object]]:
+    return trace_events(line.rank, line.events)
+
+
 # --- what is recorded ---
 
 
 def test_events_of_a_pass(line: Timeline) -> None:
     assert line.events == [
-        Event("copy", "Load", 100, 101),
-        Event("copy", "Start", 101, 101),
-        Event("copy", "Start", 101, 101),
-        Event("compute", "own.q x own.kv", 101, 105),
-        Event("wait", "block", 105, 107),
-        Event("ring_outer inputs", "block", 101, 107),
-        Event("compute", "own.q x own.kv", 108, 110),
-        Event("wait", "part", 110, 110),
-        Event("team results", "part", 101, 110),
+        TimelineEvent("copy", "View", 100, 101),
+        TimelineEvent("copy", "SendRecv", 101, 101),
+        TimelineEvent("copy", "SendRecv", 101, 101),
+        TimelineEvent("compute", "local.q x local.kv", 101, 105),
+        TimelineEvent("wait", "block", 105, 107),
+        TimelineEvent("ring_outer inputs", "block", 101, 107),
+        TimelineEvent("compute", "local.q x local.kv", 108, 110),
+        TimelineEvent("wait", "part", 110, 110),
+        TimelineEvent("team results", "part", 101, 110),
     ]
 
 
@@ -87,18 +92,18 @@ def test_nothing_exposed_where_nothing_is_recorded() -> None:
     assert (empty.span_s, empty.exposed_share, empty.seconds("wait")) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("what", [Load("x"), Store(("x",)), Fold("x", "y"), Expect(KV_MOVE)])
+@pytest.mark.parametrize("what", [View("x"), WriteResult(("x",)), Accumulate("x", "y"), PostRecv(KV_MOVE)])
 def test_what_neither_computes_nor_waits_is_copying(clock: list[float], what: object) -> None:
     made = Timeline(0)
     record(made, clock, what, 3)
-    assert made.events == [Event("copy", type(what).__name__, 100, 103)]
+    assert made.events == [TimelineEvent("copy", type(what).__name__, 100, 103)]
 
 
-def test_a_move_that_starts_again_in_a_later_pass_has_its_own_times(clock: list[float]) -> None:
-    """Schedules are kept: a later pass has the very same moves."""
+def test_a_transfer_that_starts_again_in_a_later_pass_has_its_own_times(clock: list[float]) -> None:
+    """Schedules are kept: a later pass has the very same transfers."""
     made = Timeline(0)
     for _ in range(2):
-        record(made, clock, Start(KV_MOVE), 1)
+        record(made, clock, SendRecv(KV_MOVE), 1)
         record(made, clock, KV_MOVE, 2)
         clock[0] += 7
     assert [(e.start, e.end) for e in made.events if e.row == "ring_outer inputs"] == [(100, 103), (110, 113)]
@@ -106,20 +111,20 @@ def test_a_move_that_starts_again_in_a_later_pass_has_its_own_times(clock: list[
 
 def test_several_recorders_are_told_the_same(clock: list[float]) -> None:
     lines = [Timeline(0), Timeline(1)]
-    record(together(lines), clock, TILES, 2)
-    assert lines[0].events == lines[1].events == [Event("compute", "own.q x own.kv", 100, 102)]
-    assert (together(lines[:1]), together([])) == (lines[0], nothing)
+    record(combined(lines), clock, TILES, 2)
+    assert lines[0].events == lines[1].events == [TimelineEvent("compute", "local.q x local.kv", 100, 102)]
+    assert (combined(lines[:1]), combined([])) == (lines[0], no_observer)
 
 
 def test_the_recorder_of_nothing_is_a_context() -> None:
-    assert isinstance(nothing(TILES), nullcontext)
+    assert isinstance(no_observer(TILES), nullcontext)
 
 
 # --- the picture ---
 
 
 def test_rows_of_the_picture_are_named(line: Timeline) -> None:
-    named = [event for event in line.trace() if event["ph"] == "M"]
+    named = [event for event in trace_of(line) if event["ph"] == "M"]
     threads = {event["tid"]: event["args"]["name"] for event in named if event["name"] == "thread_name"}
     processes = {event["pid"]: event["args"]["name"] for event in named if event["name"] == "process_name"}
     assert threads == dict(enumerate(("pass", "compute", "wait", "copy", "ring_outer inputs", "team results")))
@@ -154,7 +159,7 @@ def check_trace(trace: list[dict]) -> None:
 
 
 def test_every_event_is_in_the_picture(line: Timeline) -> None:
-    trace = line.trace()
+    trace = trace_of(line)
     check_trace(trace)
     assert sum(event["ph"] in "Xb" for event in trace) == len(line.events)
     (block,) = [event for event in trace if event["ph"] == "b" and event["name"] == "block"]
@@ -165,24 +170,24 @@ def test_every_event_is_in_the_picture(line: Timeline) -> None:
 
 def test_the_file_is_json_that_perfetto_reads(line: Timeline, tmp_path: Path) -> None:
     path = tmp_path / "new" / "rank3.json"
-    line.write(path)
-    assert json.loads(path.read_text()) == {"traceEvents": line.trace(), "displayTimeUnit": "ms"}
-    line.write(path, {"rank": 3})
+    write_trace(trace_of(line), path)
+    assert json.loads(path.read_text()) == {"traceEvents": trace_of(line), "displayTimeUnit": "ms"}
+    write_trace(trace_of(line), path, {"rank": 3})
     assert json.loads(path.read_text())["otherData"] == {"rank": 3}
 
 
 # --- a real pass ---
 
 
-def run_recorded(rank: int, case: Case) -> list[tuple[list[Event], list[dict], float]]:
+def run_recorded(rank: int, case: Case) -> list[tuple[list[TimelineEvent], list[dict], float]]:
     """On a worker: events, trace and exposed share of a forward and of a backward."""
     transfers, lines = Transfers(connect(None, case.plan.grid)), [Timeline(rank), Timeline(rank)]
     q, k, v, dout = leaves(rank, case.problem)
-    out = attend(q, k, v, call_of(case, transfers, recorder=lines[0]))
-    out.grad_fn.call = call_of(case, transfers, recorder=lines[1])
+    out = attend(q, k, v, call_of(case, transfers, observer=lines[0]))
+    out.grad_fn.call = call_of(case, transfers, observer=lines[1])
     out.backward(dout)
     transfers.groups.close()
-    return [(line.events, line.trace(), line.exposed_share) for line in lines]
+    return [(line.events, trace_of(line), line.exposed_share) for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,7 @@ def run_recorded(rank: int, case: Case) -> list[tuple[list[Event], list[dict], f
     ],
     ids=["ring", "team", "head"],  # a set has another order in another process, and so would the name
 )
-def test_a_pass_computes_waits_and_moves(
+def test_a_pass_computes_waits_and_transfers(
     pools: Callable[[int], Pool], grid: Grid, channels: tuple[set[str], set[str]]
 ) -> None:
     case = Case(Plan(grid), Problem(2, chunk=16, dtype=torch.float32))
@@ -206,8 +211,8 @@ def test_a_pass_computes_waits_and_moves(
             assert whole.name == ("backward" if schedule.backward else "forward")
             assert all(whole.start <= event.start <= event.end <= whole.end for event in events)
             assert sum(event.row == "compute" for event in events) == len(schedule.attends)
-            moves = [event for event in events if event.row in rows]
-            assert len(moves) == len(schedule.moves) == sum(event.row == "wait" for event in events)
+            transfers = [event for event in events if event.row in rows]
+            assert len(transfers) == len(schedule.transfers) == sum(event.row == "wait" for event in events)
             assert 0 <= exposed < 1
             for event in events:
                 assert event.start <= event.end
@@ -216,9 +221,9 @@ def test_a_pass_computes_waits_and_moves(
 def test_recording_changes_nothing() -> None:
     case = Case(Plan(Grid()), Problem(1))
     results = []
-    for recorder in (nothing, Timeline(0)):
+    for observer in (no_observer, Timeline(0)):
         q, k, v, dout = leaves(0, case.problem)
-        out = attend(q, k, v, call_of(case, Transfers(connect(None, Grid())), recorder=recorder))
+        out = attend(q, k, v, call_of(case, Transfers(connect(None, Grid())), observer=observer))
         out.backward(dout)
         results.append((out, q.grad, k.grad, v.grad))
     assert all(torch.equal(plain, recorded) for plain, recorded in zip(*results, strict=True))

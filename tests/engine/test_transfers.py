@@ -1,4 +1,4 @@
-"""What moves, what is counted, and what really crosses the wire."""
+"""What transfers, what is counted, and what really crosses the wire."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.lower import lower
 from megatron_wallfacer.schedule.mask import CAUSAL
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.program import Copy, Packet
+from megatron_wallfacer.schedule.program import Copy, MessageBuffer
 from megatron_wallfacer.schedule.rows import contiguous
 from megatron_wallfacer.schedule.volume import received_bytes
 from tests.engine import traffic, wire
@@ -39,7 +39,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 # --- single transfers between four ranks, a chunk is one row ---
 
 
-def run_moves(rank: int, early: bool) -> dict[str, dict]:
+def run_transfers(rank: int, early: bool) -> dict[str, dict]:
     """On a worker: what arrives in each kind of transfer."""
     transfers = Transfers(connect(None, Grid(ring_outer=4)))
     made = {
@@ -55,7 +55,7 @@ def run_moves(rank: int, early: bool) -> dict[str, dict]:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["at once", "posted early"])
 def moved(request: pytest.FixtureRequest, pools: Callable[[int], Pool]) -> list[dict[str, dict]]:
-    return pools(4).run(run_moves, request.param)
+    return pools(4).run(run_transfers, request.param)
 
 
 def from_rank(rank: int, of: int | None = None) -> list[float]:
@@ -110,12 +110,12 @@ def test_only_views_and_some_rows_are_copied_to_be_sent_and_views_once() -> None
     program = lower(forward, case.shape, CAUSAL, strides, varlen=False)
     copied = {into for _, found in program.steps for step in found if isinstance(step, Copy) for into, _ in step.pairs}
     buffers = {program.operands[number].offset * program.shape.itemsize for number in copied}
-    sent = [packet for transfer in program.transfers for packet in transfer.sends]
-    views = [m.value for move in forward.moves for m in move.sends if m.value.startswith("own.q")]
+    sent = [message for transfer in program.transfers for message in transfer.sends]
+    views = [m.value for transfer in forward.transfers for m in transfer.sends if m.value.startswith("local.q")]
     assert len(views) == 3  # to each of the team
-    queries = {packet.operand for packet in sent if packet.peer in (1, 2, 3)}
+    queries = {message.operand for message in sent if message.peer in (1, 2, 3)}
     assert len({program.operands[one].offset for one in queries} & buffers) >= 1
-    assert len({packet.operand for packet in sent[:3]}) == 1  # the three copies are one
+    assert len({message.operand for message in sent[:3]}) == 1  # the three copies are one
 
 
 def run_waited(rank: int) -> tuple[bool, dict]:
@@ -201,8 +201,8 @@ def counted(case: dict) -> int:
     return sum(case["counted"].values())
 
 
-@pytest.mark.parametrize("kind", traffic.MOVES)
-def test_move_carries_what_is_counted(measured: wire.Measured, kind: str) -> None:
+@pytest.mark.parametrize("kind", traffic.TRANSFERS)
+def test_transfer_carries_what_is_counted(measured: wire.Measured, kind: str) -> None:
     case = measured[kind]
     assert counted(case) <= case["carried"] <= counted(case) * (1 + HEADERS)
 
@@ -214,9 +214,9 @@ def test_a_pass_carries_what_is_counted(measured: wire.Measured, scheme: str, di
     assert counted(case) <= case["carried"] <= counted(case) * (1 + HEADERS)
 
 
-def test_counted_bytes_of_a_move_are_those_of_all_ranks(measured: wire.Measured) -> None:
+def test_counted_bytes_of_a_transfer_are_those_of_all_ranks(measured: wire.Measured) -> None:
     shard = traffic.SHARD_BYTES
-    assert {kind: counted(measured[kind]) for kind in traffic.MOVES} == {
+    assert {kind: counted(measured[kind]) for kind in traffic.TRANSFERS} == {
         "hop": 8 * shard,
         "gather": 8 * 7 * shard,
         "scatter": 8 * 7 * shard,
@@ -245,7 +245,7 @@ def test_a_message_that_cannot_begin_says_to_which_rank(gone: int, works: list[i
     """Gloo raises there where the other end is gone already; its text names no rank."""
     peers = (0, 1, 2, 3)
     labels = [Label.of(("k",), (peer,), "team", sends=peer > 1) for peer in peers]
-    receives, sends = ([Packet(peer, 0, tag) for peer in some] for some, tag in ((peers[:2], 6), (peers[2:], 7)))
+    receives, sends = ([MessageBuffer(peer, 0, tag) for peer in some] for some, tag in ((peers[:2], 6), (peers[2:], 7)))
     bound, posted = _in_halves(0, Broken(gone), sends, receives, labels), [None]
     with pytest.raises(RuntimeError, match="closed"):
         bound.start([torch.empty(1)], posted)

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from triton.runtime.jit import JITFunction
 
 from benchmarks.host.fake_triton import BEFORE_ARGUMENTS, fake_device
-from megatron_wallfacer.engine import fused, triton_launch
+from megatron_wallfacer.engine import triton_launch, triton_proxy
 from megatron_wallfacer.engine.row_table import Place, RowOperation, make_table
 from megatron_wallfacer.engine.triton_rows import RowLaunch
 
@@ -79,8 +79,8 @@ def test_a_triton_whose_compiled_kernels_take_no_constants_searches_each_time(
 def test_tensors_of_the_same_layout_are_one_kernel(launches: list[tuple[Any, ...]], searches: mock.Mock) -> None:
     dout, out = (torch.empty(4, 1, 2, 8, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(2):
-        fused.row_sums(dout, out, torch.float32)
-    fused.row_sums(dout[:2], out[:2], torch.float32)
+        triton_proxy.row_sums(dout, out, torch.float32)
+    triton_proxy.row_sums(dout[:2], out[:2], torch.float32)
     assert searches.call_count == 2
     assert [one[0] for one in launches] == [1, 1, 1]
     assert launches[0][4] is out

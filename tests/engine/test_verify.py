@@ -24,7 +24,7 @@ from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.schedule.grid import AXES, Grid
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.messages import message_tensors
-from megatron_wallfacer.schedule.ops import Expect, Start
+from megatron_wallfacer.schedule.ops import PostRecv, SendRecv
 from megatron_wallfacer.schedule.plan import Plan
 from tests.engine.passes import Case, call_of, leaves
 from tests.support.dense import Problem
@@ -140,11 +140,11 @@ def places(compiled: CompiledPass, inputs: dict[str, Tensor]) -> dict[tuple[str,
     """By axis and tensor, the place of the last message that brings it."""
     program, found = compiled.program, {}
     tensors = message_tensors(program, {name: x.stride() for name, x in inputs.items()})
-    moves = {id(op.move): op.move for op in program.schedule.ops if isinstance(op, Expect | Start)}
+    transfers = {id(op.transfer): op.transfer for op in program.schedule.ops if isinstance(op, PostRecv | SendRecv)}
     sizes = {"input": SMALL.dtype.itemsize, "wide": 4}
-    for number, move in enumerate(moves.values()):
+    for number, transfer in enumerate(transfers.values()):
         operands = {(one.peer, one.tag): one.operand for one in program.transfers[number].receives}
-        for tensor in tensors[id(move)].receives:
+        for tensor in tensors[id(transfer)].receives:
             operand, (piece,) = operands[tensor.peer, tensor.tag], tensor.pieces
             size = sizes[piece.view]
             start = piece.offset * size - program.operands[operand].offset
@@ -242,8 +242,8 @@ def run_wrong(rank: int) -> list[str]:
 
     def packed_wrongly(number: int, operands: Any) -> None:
         if rank == 1 and number == 0:
-            packet = operands[transfers_of(passes)[0].sends[0].operand]
-            packet.copy_(packet.roll(SMALL.dtype.itemsize * SMALL.head_dim))
+            message = operands[transfers_of(passes)[0].sends[0].operand]
+            message.copy_(message.roll(SMALL.dtype.itemsize * SMALL.head_dim))
 
     wire.leaving = packed_wrongly
     errors = [error_of(passes.forward)]

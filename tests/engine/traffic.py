@@ -1,4 +1,4 @@
-"""What :mod:`tests.engine.wire` measures: single moves and whole passes of a few MB. Runs on workers."""
+"""What :mod:`tests.engine.wire` measures: single transfers and whole passes of a few MB. Runs on workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.program import Packet, Transfer
+from megatron_wallfacer.schedule.program import MessageBuffer, PointToPoint
 
 RANKS = 8
 TOKENS = 256  # of a rank in a pass
@@ -52,14 +52,14 @@ PLANS = {
 class HandMade:
     """A transfer, the rows of each of its operands, and which operand each received block is."""
 
-    transfer: Transfer
+    transfer: PointToPoint
     operands: list[Tensor]
     received: dict[str, int]
 
     @property
     def nbytes(self) -> int:
         """Bytes that it receives."""
-        return sum(self.operands[packet.operand].nbytes for packet in self.transfer.receives)
+        return sum(self.operands[message.operand].nbytes for message in self.transfer.receives)
 
 
 CHANNEL = ("ring_outer", "inputs")
@@ -74,7 +74,7 @@ def hop(rank: int, ranks: int, rows: int, way: int = 1, tag: int = 0) -> HandMad
     """Every rank sends its shard so many ranks further."""
     to, came_from = (rank + way) % ranks, (rank - way) % ranks
     mine = numbered(shard_chunks(rank, ranks), rank, rows)
-    transfer = Transfer(CHANNEL, (Packet(to, 0, tag),), (Packet(came_from, 1, tag),))
+    transfer = PointToPoint(CHANNEL, (MessageBuffer(to, 0, tag),), (MessageBuffer(came_from, 1, tag),))
     return HandMade(transfer, [mine, torch.empty_like(mine)], {f"from{came_from}": 1})
 
 
@@ -83,10 +83,10 @@ def gather(rank: int, ranks: int, rows: int) -> HandMade:
     others = [peer for peer in range(ranks) if peer != rank]
     mine = numbered(shard_chunks(rank, ranks), rank, rows)
     received = {f"from{peer}": index for index, peer in enumerate(others, 1)}
-    transfer = Transfer(
+    transfer = PointToPoint(
         CHANNEL,
-        tuple(Packet(peer, 0, 0) for peer in others),
-        tuple(Packet(peer, received[f"from{peer}"], 0) for peer in others),
+        tuple(MessageBuffer(peer, 0, 0) for peer in others),
+        tuple(MessageBuffer(peer, received[f"from{peer}"], 0) for peer in others),
     )
     return HandMade(transfer, [mine, *(torch.empty_like(mine) for _ in others)], received)
 
@@ -96,15 +96,15 @@ def scatter(rank: int, ranks: int, rows: int) -> HandMade:
     others = [peer for peer in range(ranks) if peer != rank]
     leaving = [numbered(shard_chunks(peer, ranks), rank, rows) for peer in others]
     received = {f"from{peer}": len(others) + index for index, peer in enumerate(others)}
-    transfer = Transfer(
+    transfer = PointToPoint(
         CHANNEL,
-        tuple(Packet(peer, index, 0) for index, peer in enumerate(others)),
-        tuple(Packet(peer, received[f"from{peer}"], 0) for peer in others),
+        tuple(MessageBuffer(peer, index, 0) for index, peer in enumerate(others)),
+        tuple(MessageBuffer(peer, received[f"from{peer}"], 0) for peer in others),
     )
     return HandMade(transfer, [*leaving, *map(torch.empty_like, leaving)], received)
 
 
-MOVES = {"hop": hop, "gather": gather, "scatter": scatter}
+TRANSFERS = {"hop": hop, "gather": gather, "scatter": scatter}
 
 
 class Flight:
@@ -132,11 +132,11 @@ class Flight:
 
 def cases() -> dict[str, dict[str, Job]]:
     """Jobs by case and part."""
-    moves = {kind: {"": (run_move, (kind,))} for kind in MOVES}
+    transfers = {kind: {"": (run_transfer, (kind,))} for kind in TRANSFERS}
     passes = {
         name: {"forward": (run_forward, (plan,)), "backward": (run_backward, (plan,))} for name, plan in PLANS.items()
     }
-    return moves | passes
+    return transfers | passes
 
 
 @cache
@@ -152,9 +152,9 @@ def counted(transfers: Transfers, run: Callable[[], object]) -> Count:
     return Counter({" ".join(key): size for key, size in (transfers.received - before).items()})
 
 
-def run_move(rank: int, kind: str) -> Count:
+def run_transfer(rank: int, kind: str) -> Count:
     """One transfer over all ranks."""
-    made = MOVES[kind](rank, RANKS, SHARD_ROWS)
+    made = TRANSFERS[kind](rank, RANKS, SHARD_ROWS)
     Flight(call_of(PLANS["ring"]).runtime.transfers, made).start().wait()
     return Counter({" ".join(CHANNEL): made.nbytes})
 

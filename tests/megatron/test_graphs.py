@@ -17,7 +17,7 @@ from megatron_wallfacer.engine import graphed
 from megatron_wallfacer.engine.foreign import ForeignCaptures
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.ranges import Ranges
-from megatron_wallfacer.engine.timeline import nothing
+from megatron_wallfacer.engine.timeline import no_observer
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import graphs
 from megatron_wallfacer.megatron import session as session_module
@@ -135,16 +135,16 @@ def test_graphs_of_megatron_are_freed_before_groups(monkeypatch: pytest.MonkeyPa
 
 def test_a_profile_shows_graphs() -> None:
     session = lone(profile=True)
-    assert session.recorder() is nothing
+    assert session.observer() is no_observer
     without = lone(profile=True)
     without.settings = Settings(make_plan("ring", 1), "auto", False)
-    assert isinstance(without.recorder(), Ranges)
+    assert isinstance(without.observer(), Ranges)
 
 
 def test_the_start_block_has_what_graphs_hold() -> None:
     plan, shape = make_plan("ring", 2), Shape(tokens=2048, q_heads=32, kv_heads=8, head_dim=128)
-    assert "cuda graphs" not in _cost_rows(plan, shape, q_kept=False)
-    row = _cost_rows(plan, shape, q_kept=False, graphs=True)["cuda graphs"]
+    assert "cuda graphs" not in _cost_rows(plan, shape, keep_gathered_q=False)
+    row = _cost_rows(plan, shape, keep_gathered_q=False, graphs=True)["cuda graphs"]
     assert re.fullmatch(r"one of each pass for all layers; the two hold [\d.]+ MiB", row)
 
 

@@ -14,7 +14,7 @@ from megatron.training import global_vars
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.timeline import Pass, Timeline, nothing
+from megatron_wallfacer.engine.timeline import Pass, Timeline, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.arguments import Settings
@@ -22,7 +22,7 @@ from megatron_wallfacer.megatron.hooks import metrics as hook
 from megatron_wallfacer.megatron.metrics import CudaClock, HostClock, StepSums, log_step
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.ops import Load, Message, Move
+from megatron_wallfacer.schedule.ops import Message, Transfer, View
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -38,7 +38,7 @@ from tests.support.pool import Pool
 RANKS, ITERATIONS = 4, 3
 PLAN = make_plan("team-ring", RANKS, team_size=2, q_heads=4, kv_heads=2)
 SHAPE = Shape(tokens=256 // RANKS, q_heads=4, kv_heads=2, head_dim=16, itemsize=4, accumulate_itemsize=4)
-MOVE = Move("ring_outer", ("k", "v"), (), (Message(1, "block", (0,), 0),))
+MOVE = Transfer("ring_outer", ("k", "v"), (), (Message(1, "block", (0,), 0),))
 
 
 # --- a training run ---
@@ -83,7 +83,7 @@ def run_counted(rank: int, case: Case) -> list[tuple[int, dict[str, float]]]:
     transfers, sums = Transfers(connect(None, case.plan.grid)), StepSums(HostClock())
     q, k, v, dout = leaves(rank, case.problem)
     results, counted = [], 0
-    out = attend(q, k, v, call_of(case, transfers, recorder=sums))
+    out = attend(q, k, v, call_of(case, transfers, observer=sums))
     for step in (lambda: None, lambda: out.backward(dout)):
         step()
         sums.end_step()
@@ -149,7 +149,7 @@ def play(sums: StepSums, clock: FakeClock, *, backward: bool, seconds: float, wa
     """A pass that waits once."""
     schedule = (backward_schedule if backward else forward_schedule)(PLAN, 0)
     with sums(Pass(schedule, SHAPE)):
-        with sums(Load("q")):
+        with sums(View("q")):
             clock.now += seconds - wait
         with sums(MOVE):
             clock.now += wait
@@ -283,17 +283,17 @@ def test_only_ranks_with_a_writer_are_timed(monkeypatch: pytest.MonkeyPatch) -> 
         settings = Settings(make_plan("ring", 1), "auto", False, log_metrics=log_metrics)
         return Session((0, 19, 2), torch.device("cpu"), settings=settings)
 
-    assert session(log_metrics=True).recorder() is nothing
+    assert session(log_metrics=True).observer() is no_observer
     monkeypatch.setattr(global_vars, "_GLOBAL_TENSORBOARD_WRITER", Writer())
-    assert session(log_metrics=False).recorder() is nothing
+    assert session(log_metrics=False).observer() is no_observer
     writing = session(log_metrics=True)
-    assert isinstance(writing.recorder(), StepSums)
-    assert writing.recorder() is writing.sums
+    assert isinstance(writing.observer(), StepSums)
+    assert writing.observer() is writing.sums
 
 
 def test_evaluation_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Timeline(0)
-    monkeypatch.setattr(Session, "recorder", lambda self: line)
+    monkeypatch.setattr(Session, "observer", lambda self: line)
     layer = build().eval()
     layer(q(), q(), q(), None)
     assert not line.events

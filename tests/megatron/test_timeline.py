@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch import nn
 
-from megatron_wallfacer.engine.origin import Origin
-from megatron_wallfacer.engine.timeline import Pass, nothing
+from megatron_wallfacer.engine.timeline import Pass, no_observer
+from megatron_wallfacer.engine.trace_source import TraceSource
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import session as session_module
 from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.outputs import Output, check_folder
 from megatron_wallfacer.megatron.session import Session
-from megatron_wallfacer.megatron.timeline import StepRecorder
+from megatron_wallfacer.megatron.timeline import StepObserver
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -53,7 +53,7 @@ def test_a_run_leaves_a_trace_for_each_rank(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [f"rank-{rank}.json" for rank in range(4)]
     plan = make_plan("team-ring", 4, team_size=2, q_heads=4, kv_heads=2, tokens=TOKENS)
     files = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(4)]
-    origins = [Origin.read(file["otherData"]) for file in files]
+    origins = [TraceSource.read(file["otherData"]) for file in files]
     assert [(one.rank, one.ranks, one.device) for one in origins] == [(rank, 4, "cpu") for rank in range(4)]
     assert len({one.run for one in origins}) == len({one.host for one in origins}) == 1
     # The clocks of a host are one.
@@ -79,20 +79,20 @@ def test_a_run_leaves_a_trace_for_each_rank(tmp_path: Path) -> None:
 
 def test_nobody_looks_on_without_the_flag() -> None:
     session = Session((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ring", 1), "auto", False))
-    assert session.recorder() is nothing
+    assert session.observer() is no_observer
 
 
-def play(recorder: StepRecorder, schedule: Schedule) -> None:
+def play(observer: StepObserver, schedule: Schedule) -> None:
     """What the engine tells of a pass, moves left out."""
-    with recorder(Pass(schedule, Shape(2, 2, 2, 1))):
+    with observer(Pass(schedule, Shape(2, 2, 2, 1))):
         for op in schedule.ops:
-            with recorder(op):
+            with observer(op):
                 pass
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[StepRecorder]:
-    made = StepRecorder(tmp_path, Origin.here(0, 2, "a run", "cpu"))
+def observer(tmp_path: Path) -> Iterator[StepObserver]:
+    made = StepObserver(tmp_path, TraceSource.here(0, 2, "a run", "cpu"))
     yield made
     atexit.unregister(made.say_if_cut_short)
 
@@ -104,15 +104,15 @@ def step() -> object:
     return torch.optim.SGD([weight], lr=0.1).step
 
 
-def test_only_the_second_step_is_written(recorder: StepRecorder, step, tmp_path: Path, capsys) -> None:
+def test_only_the_second_step_is_written(observer: StepObserver, step, tmp_path: Path, capsys) -> None:
     plan = make_plan("ulysses", 2)
     passes = forward_schedule(plan, 0, groups=2), backward_schedule(plan, 0, groups=2)
     step()  # before any attention: no step of training
     for number in range(1, 5):
         for schedule in (*passes, *passes)[: 3 if number == 2 else 4]:
             # In other steps passes may be CUDA graphs.
-            assert recorder.observing == (number == 2)
-            play(recorder, schedule)
+            assert observer.observing == (number == 2)
+            play(observer, schedule)
         assert (tmp_path / "rank-0.json").exists() == (number > 2)
         step()
         step()  # of a second optimizer
@@ -121,13 +121,13 @@ def test_only_the_second_step_is_written(recorder: StepRecorder, step, tmp_path:
     computed = [event for event in events if event["ph"] == "X" and event["tid"] == row]
     assert len(computed) == 2 * len(passes[0].attends) + len(passes[1].attends)
     assert re.search("forward .* in 2 calls, 0% exposed; backward .* in 1 calls, 0% exposed", capsys.readouterr().out)
-    recorder.say_if_cut_short()
+    observer.say_if_cut_short()
     assert capsys.readouterr().out == ""
 
 
 def test_a_trace_that_cannot_be_written_does_not_end_the_run(step, tmp_path: Path, capsys) -> None:
     """The disk is full at step 2."""
-    made = StepRecorder(tmp_path / "a file" / "folder", Origin.here(0, 2, "a run", "cpu"))
+    made = StepObserver(tmp_path / "a file" / "folder", TraceSource.here(0, 2, "a run", "cpu"))
     atexit.unregister(made.say_if_cut_short)
     (tmp_path / "a file").touch()
     for _ in range(4):
@@ -170,22 +170,22 @@ def test_metrics_that_fail_are_switched_off_with_one_warning(capsys: pytest.Capt
     assert said == "wallfacer: warning: --wallfacer-log-metrics is switched off: No space left on device\n"
 
 
-def test_a_run_that_ends_too_early_says_so(recorder: StepRecorder, step, tmp_path: Path, capsys) -> None:
-    play(recorder, forward_schedule(make_plan("ulysses", 2), 0))
+def test_a_run_that_ends_too_early_says_so(observer: StepObserver, step, tmp_path: Path, capsys) -> None:
+    play(observer, forward_schedule(make_plan("ulysses", 2), 0))
     step()
-    recorder.say_if_cut_short()
+    observer.say_if_cut_short()
     assert capsys.readouterr().out == (
         f"wallfacer: --wallfacer-timeline {tmp_path}: nothing was written, the run ended before its step 2 did\n"
     )
-    StepRecorder(tmp_path, Origin.here(1, 2, "a run", "cpu")).say_if_cut_short()
+    StepObserver(tmp_path, TraceSource.here(1, 2, "a run", "cpu")).say_if_cut_short()
     assert capsys.readouterr().out == ""
 
 
 def test_it_says_so_when_the_process_ends(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from megatron_wallfacer.engine.origin import Origin;"
-        "from megatron_wallfacer.megatron.timeline import StepRecorder;"
-        f"StepRecorder(Path({str(tmp_path)!r}), Origin.here(0, 1, 'a run', 'cpu'))"
+        "from pathlib import Path; from megatron_wallfacer.engine.trace_source import TraceSource;"
+        "from megatron_wallfacer.megatron.timeline import StepObserver;"
+        f"StepObserver(Path({str(tmp_path)!r}), TraceSource.here(0, 1, 'a run', 'cpu'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "nothing was written" in done.stdout

@@ -33,8 +33,10 @@ ALIKE: dict[str, dict[str, Any]] = {
 def choice(cluster: Cluster = PLAIN, shape: Shape = SHAPE, cp_size: int = 16, **options: Any) -> Choice:
     """Return a plan on a cluster."""
     heads = {"q_heads": shape.q_heads, "kv_heads": shape.kv_heads}
-    q_kept = options.pop("q_kept", False)
-    return Choice(AttentionJob(cluster, shape, cp_size), make_plan(cp_size=cp_size, **heads, **options), q_kept)
+    keep_gathered_q = options.pop("keep_gathered_q", False)
+    return Choice(
+        AttentionJob(cluster, shape, cp_size), make_plan(cp_size=cp_size, **heads, **options), keep_gathered_q
+    )
 
 
 def with_device(cluster: Cluster, **changes: float) -> Cluster:

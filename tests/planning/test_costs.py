@@ -8,7 +8,7 @@ import pytest
 
 from megatron_wallfacer.planning.cluster import Cluster, HostProcessors
 from megatron_wallfacer.planning.costs import COPIED, OUT_PROXY, CostModel
-from megatron_wallfacer.schedule.ops import Attend, Start, Store
+from megatron_wallfacer.schedule.ops import Attend, SendRecv, WriteResult
 from megatron_wallfacer.schedule.volume import received_bytes
 from tests.planning.clusters import ALIKE, PLAIN, SHAPE, Choice, choice
 
@@ -62,8 +62,8 @@ def test_what_is_sent_is_what_is_received(name: str) -> None:
     for schedule in choice(**ALIKE[name]).schedules(0):
         costs = CostModel(PLAIN, SHAPE).op_costs(schedule)
         assert sum(sum(cost.sends) for cost in costs) == pytest.approx(sum(received_bytes(schedule, SHAPE).values()))
-        starts = [op for op in schedule.ops if isinstance(op, Start)]
-        assert sum(len(cost.sends) for cost in costs) == sum(len(op.move.sends) for op in starts)
+        starts = [op for op in schedule.ops if isinstance(op, SendRecv)]
+        assert sum(len(cost.sends) for cost in costs) == sum(len(op.transfer.sends) for op in starts)
         assert not any(cost.sends for op, cost in zip(schedule.ops, costs, strict=True) if isinstance(op, Attend))
 
 
@@ -75,7 +75,7 @@ def test_only_local_rows_are_stored() -> None:
         [
             cost.memory_bytes
             for op, cost in zip(schedule.ops, CostModel(PLAIN, SHAPE).op_costs(schedule), strict=True)
-            if type(op) is Store
+            if type(op) is WriteResult
         ]
         for one in (apart, merged)
         for schedule in one.schedules(0)

@@ -10,7 +10,8 @@ from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.measured_kernels import best_rate
 from megatron_wallfacer.schedule import price
-from megatron_wallfacer.schedule.schemes import divisors, make_plan
+from megatron_wallfacer.schedule.factorisation import divisors
+from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
 H200 = load_cluster("h200-8x8")

@@ -83,7 +83,7 @@ def test_micro_batches_in_flight_are_counted() -> None:
 
 
 def test_queries_that_are_kept_take_memory_in_every_layer() -> None:
-    kept, gathered = (choice(scheme="team-ring", team_size=4, q_kept=q) for q in (True, False))
+    kept, gathered = (choice(scheme="team-ring", team_size=4, keep_gathered_q=q) for q in (True, False))
     queries = 3 * kept.job.shape.elements("q") * kept.job.shape.itemsize
     assert kept.memory.kept - gathered.memory.kept == queries
     sizes = [peak(rank_buffers(LLAMA, TOKENS, one.memory, CP8, TILED))[1] for one in (kept, gathered)]

@@ -13,7 +13,7 @@ from megatron_wallfacer.planning.routing import Routing
 from megatron_wallfacer.planning.simulator import DeadlockError, SimulationResult, simulate
 from megatron_wallfacer.planning.symmetry import Symmetry
 from megatron_wallfacer.planning.time_bound import kernel_seconds
-from megatron_wallfacer.schedule.ops import Assemble, Attend, Expect, Fold, Op, Schedule, Start, Store
+from megatron_wallfacer.schedule.ops import Accumulate, Attend, Concat, Op, PostRecv, Schedule, SendRecv, WriteResult
 from megatron_wallfacer.schedule.volume import received_bytes
 from tests.planning.clusters import ALIKE, PLAIN, SHAPE, choice, with_device
 
@@ -117,7 +117,7 @@ FAST_LINKS = {"intra": LinkSpeed(1e4, 0.0), "inter": LinkSpeed(1e4, 0.0)}
 
 def held_up(each_s: float, **of_a_message: float) -> float:
     """Return the part of the messages' time, ``each_s`` each, by which a ring takes longer."""
-    count = sum(len(op.move.sends) for op in operations() if isinstance(op, Start))
+    count = sum(len(op.transfer.sends) for op in operations() if isinstance(op, SendRecv))
     costly = replace(FREE, **messages(transport_s_per_gbyte=1e-9, **of_a_message))
     return (with_host(costly, **FAST_LINKS) - with_host(FREE, **FAST_LINKS)) / (count * each_s)
 
@@ -133,7 +133,11 @@ def test_what_moves_it_then_is_hidden_behind_kernels_if_they_are_longer() -> Non
 
 @pytest.mark.parametrize(
     ("name", "kinds"),
-    [("attend_us", (Attend,)), ("operation_us", (Assemble, Expect, Fold, Start, Store)), ("pass_us", ())],
+    [
+        ("attend_us", (Attend,)),
+        ("operation_us", (Concat, PostRecv, Accumulate, SendRecv, WriteResult)),
+        ("pass_us", ()),
+    ],
 )
 def test_operations_take_processors_whatever_their_size(name: str, kinds: tuple[type, ...]) -> None:
     count = sum(isinstance(op, kinds) for op in operations()) if kinds else 2
@@ -169,7 +173,7 @@ def test_every_wake_up_may_be_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
     one = choice(replace(PLAIN, transport="gloo", host=replace(FREE, wake_up_us=1.0), **slow), **ALIKE["ring"])
     ops = [op for rank in range(16) for schedule in one.schedules(rank) for op in schedule.ops]
     tiles = sum(len(op.tiles) for op in ops if isinstance(op, Attend))
-    hops = [len(op.move.sends) for op in ops if isinstance(op, Start)]
+    hops = [len(op.transfer.sends) for op in ops if isinstance(op, SendRecv)]
     simulated(one, every_rank=True)
     assert sum(woken) == tiles + sum(hops) + len(hops)
 
@@ -209,8 +213,8 @@ def test_a_message_that_no_rank_sends_is_an_error() -> None:
     def without_a_send(rank: int) -> tuple[Schedule, ...]:
         forward = one.schedules(rank)[0]
         ops = list(forward.ops)
-        first = next(index for index, op in enumerate(ops) if isinstance(op, Start))
-        ops[first] = Start(replace(ops[first].move, sends=()))
+        first = next(index for index, op in enumerate(ops) if isinstance(op, SendRecv))
+        ops[first] = SendRecv(replace(ops[first].transfer, sends=()))
         return (replace(forward, ops=tuple(ops)),)
 
     with pytest.raises(DeadlockError, match="wait for messages that no rank sends"):

@@ -58,7 +58,7 @@ def test_ranks_with_other_heads_have_the_same_program_but_for_peers(grid: Grid) 
             # Which chunks they are differs, how many does not.
             sorted((symmetry.translated(one.peer, start, end), one.tag, len(one.chunks)) for one in ends)
             for schedule in schedules
-            for move in schedule.moves
+            for move in schedule.transfers
             for ends in (move.sends, move.receives)
         ]
 

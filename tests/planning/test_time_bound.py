@@ -14,16 +14,16 @@ from tests.planning.clusters import ALIKE, PLAIN, choice
 
 
 @pytest.mark.parametrize("kv_heads", [8, 2])
-@pytest.mark.parametrize("q_kept", [False, True])
+@pytest.mark.parametrize("keep_gathered_q", [False, True])
 @pytest.mark.parametrize("name", sorted(set(ALIKE) - {"both ways"}))
-def test_bytes_of_each_axis(name: str, q_kept: bool, kv_heads: int) -> None:
+def test_bytes_of_each_axis(name: str, keep_gathered_q: bool, kv_heads: int) -> None:
     shape = Shape(tokens=512, q_heads=8, kv_heads=kv_heads, head_dim=64)
-    one = choice(shape=shape, q_kept=q_kept, **ALIKE[name])
+    one = choice(shape=shape, keep_gathered_q=keep_gathered_q, **ALIKE[name])
     counted: Counter[str] = Counter()
     for schedule in one.schedules(0):
         for (axis, _), size in received_bytes(schedule, shape).items():
             counted[axis] += size
-    assert dict(counted) == pytest.approx(dict(bytes_by_axis(one.plan, shape, q_kept=q_kept)))
+    assert dict(counted) == pytest.approx(dict(bytes_by_axis(one.plan, shape, keep_gathered_q=keep_gathered_q)))
 
 
 def test_the_limiting_resource_is_named() -> None:

@@ -23,7 +23,7 @@ from megatron_wallfacer.plots.grid_rings import (
 from megatron_wallfacer.plots.shard_pairs import pairs_of, work_by_pair
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.ring import visits
+from megatron_wallfacer.schedule.ring import ring_steps
 from megatron_wallfacer.schedule.schedule import forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
 
@@ -133,7 +133,7 @@ def test_ring_steps_are_those_of_the_ring(plan):
     side = 1 if plan.forward == "kv" else 0
     shared_axis = {"kv": "kv_team", "q": "team"}[plan.forward]
     pairs = pairs_of(plan)
-    for number, visit in enumerate(visits(plan.grid, 0, bidirectional=plan.bidirectional)):
+    for number, visit in enumerate(ring_steps(plan.grid, 0, bidirectional=plan.bidirectional)):
         block = {
             rank
             for member in plan.grid.neighbours(visit.origin, shared_axis)

@@ -16,7 +16,7 @@ from megatron_wallfacer.plots.viewer.data import columns, page_data
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
-from megatron_wallfacer.schedule.volume import Shape, words
+from megatron_wallfacer.schedule.volume import Shape, received_elements
 from tests.plots.browser import browser, why_not
 
 SHAPE = Shape(tokens=2, q_heads=32, kv_heads=8, head_dim=4)
@@ -47,7 +47,7 @@ def test_every_unmasked_pair_once_and_every_transfer(scheme: str, causal: bool) 
         sent = Counter(
             (s.rank, m.peer, move.axis, move.payload, m.chunks)
             for s in schedules
-            for move in s.moves
+            for move in s.transfers
             for m in move.sends
         )
         shown: Counter[Any] = Counter()
@@ -58,7 +58,7 @@ def test_every_unmasked_pair_once_and_every_transfer(scheme: str, causal: bool) 
                     chunks = data["blocks"][ends[i + 2]]
                     shown[ends[i], ends[i + 1], move["axis"], tuple(move["payload"]), chunks] += 1
         assert shown == sent
-        received = max(words(schedule, SHAPE) for schedule in schedules) / SHAPE.unit
+        received = max(received_elements(schedule, SHAPE) for schedule in schedules) / SHAPE.unit
         assert one["steps"][-1]["sum"] == pytest.approx(received, abs=1e-3)
 
 

@@ -38,8 +38,8 @@ def test_one_node_is_standalone(tmp_path: Path) -> None:
         "it's",
     ]
     assert list(launch.command) == expected
-    recorder = [f"{name}={value}" for name, value in FLIGHT_RECORDER.items()]
-    assert shlex.split(str(launch)) == ["env", *recorder, "A=a b", *expected]
+    observer = [f"{name}={value}" for name, value in FLIGHT_RECORDER.items()]
+    assert shlex.split(str(launch)) == ["env", *observer, "A=a b", *expected]
 
 
 def test_the_flight_recorder_is_the_users_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The canonical form of a schedule: what it does, without the names of operations and values.
 
 Operations are labelled by letters that do not change, values are numbered in the order of their first use. So two
-schedules have the same form if and only if they move the same tensors between the same ranks, and compute and
+schedules have the same form if and only if they transfer the same tensors between the same ranks, and compute and
 accumulate the same tiles, in the same order. ``canonical_digests.json`` has a digest of the forms of every scheme.
 ``python -m tests.schedule.canonical`` writes the file anew, after a deliberate change of schedules.
 """
@@ -15,23 +15,24 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
-from megatron_wallfacer.schedule.mask import Mask, pattern_of
+from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
+from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.ops import (
-    Assemble,
+    Accumulate,
     Attend,
-    Expect,
-    Fold,
-    Load,
+    Concat,
     Message,
-    Move,
     Op,
+    PostRecv,
     Schedule,
-    Start,
-    Store,
+    SendRecv,
+    Transfer,
+    View,
+    WriteResult,
 )
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.schemes import RIDERS, SCHEMES, make_plan
+from megatron_wallfacer.schedule.schemes import RING_OPERANDS, SCHEMES, make_plan
 
 DIGESTS = Path(__file__).with_name("canonical_digests.json")
 CP_SIZES = (4, 8, 16)
@@ -61,7 +62,7 @@ def canonical_form(schedule: Schedule) -> str:
 
 def digest_keys() -> Iterator[str]:
     """Yield every key of the file of digests: scheme, P, pass and ring operand."""
-    for scheme, cp_size, pass_name, operand in product(SCHEMES, CP_SIZES, ("forward", "backward"), RIDERS):
+    for scheme, cp_size, pass_name, operand in product(SCHEMES, CP_SIZES, ("forward", "backward"), RING_OPERANDS):
         yield f"{scheme} P={cp_size} {pass_name} pass-{operand}"
 
 
@@ -71,12 +72,14 @@ def digest(key: str) -> str:
     build = forward_schedule if pass_name == "forward" else backward_schedule
     found = sha256()
     for plan in _plans(scheme, int(cp_size.removeprefix("P=")), operand.removeprefix("pass-")):
-        for mask, groups, q_kept, work in PASSES:
+        for mask, groups, keep_gathered_q, work in PASSES:
             options = {"causal": mask}
             if isinstance(mask, Mask):
-                options = {"pattern": pattern_of(mask, plan.grid.cp_size, CHUNK_TOKENS)}
+                options = {"chunk_mask": chunk_mask_of(mask, plan.grid.cp_size, CHUNK_TOKENS)}
             for rank in range(plan.grid.cp_size):
-                schedule = build(replace(plan, shard_work=work), rank, groups=groups, q_kept=q_kept, **options)
+                schedule = build(
+                    replace(plan, shard_work=work), rank, groups=groups, keep_gathered_q=keep_gathered_q, **options
+                )
                 found.update(canonical_form(schedule).encode())
     return found.hexdigest()[:16]
 
@@ -105,26 +108,26 @@ class _Form:
 
     def _operation(self, op: Op) -> str:
         match op:
-            case Load(into=into):
+            case View(into=into):
                 return f"L {self._value(into)}"
-            case Assemble(into=into, sources=sources):
+            case Concat(into=into, sources=sources):
                 return f"C {self._value(into)} {self._values(sources)}"
-            case Expect(move=move):
-                return f"P {self._transfer(move)}"
-            case Start(move=move):
-                return f"S {self._transfer(move)}"
-            case Fold(source=source, into=into):
+            case PostRecv(transfer=transfer):
+                return f"P {self._transfer(transfer)}"
+            case SendRecv(transfer=transfer):
+                return f"S {self._transfer(transfer)}"
+            case Accumulate(source=source, into=into):
                 return f"A {self._value(source)} {self._value(into)}"
-            case Store(sources=sources):
+            case WriteResult(sources=sources):
                 return f"W {self._values(sources)}"
         assert isinstance(op, Attend)
         into = self._values([name for name in (op.q_into, op.kv_into) if name is not None])
-        tiles = [(*tile.rows, *tile.cols, "causal" * tile.causal, "partial" * tile.masked) for tile in op.tiles]
+        tiles = [(*tile.rows, *tile.cols, "causal" * tile.causal, "partial" * tile.partial) for tile in op.tiles]
         return f"T {self._values(op.q)} {self._values(op.kv)} {into} {tiles}"
 
-    def _transfer(self, move: Move) -> str:
-        ends = [[self._message(message) for message in end] for end in (move.sends, move.receives)]
-        return f"{move.axis} {list(move.payload)} sends {ends[0]} receives {ends[1]}"
+    def _transfer(self, transfer: Transfer) -> str:
+        ends = [[self._message(message) for message in end] for end in (transfer.sends, transfer.receives)]
+        return f"{transfer.axis} {list(transfer.payload)} sends {ends[0]} receives {ends[1]}"
 
     def _message(self, message: Message) -> tuple[object, ...]:
         return message.peer, self._value(message.value), message.chunks, message.tag

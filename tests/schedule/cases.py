@@ -19,7 +19,7 @@ from tests.schedule.proof import LARGEST, Programs
 PUBLISHED = ((8, 2), (16, 2), (16, 4), (32, 2), (32, 4), (64, 2), (64, 4), (64, 8), (128, 8))
 #: Up to this size every placement is looked at, beyond it two.
 ALL_PLACEMENTS = 4
-RIDERS = ("kv", "q")
+RING_OPERANDS = ("kv", "q")
 #: Work of a shard with which all calls are merged that can be.
 SMALL_CALLS = 0
 
@@ -42,10 +42,10 @@ def plans_of(grid: Grid) -> Iterator[Plan]:
     """Every plan with this grid. What rides in one pass makes no difference to the other: both have the same rider."""
     orders = ("native", "paper", "permuted") if grid.team == grid.kv_team > 1 else ("native",)
     ways = (False, True) if grid.ring > 2 and 1 in (grid.ring_outer, grid.ring_inner) else (False,)
-    for order, rider, both_ways in product(orders, RIDERS, ways):
-        plan = Plan(grid, kv_order=order, forward=rider, backward=rider, bidirectional=both_ways)
+    for order, ring_operand, both_ways in product(orders, RING_OPERANDS, ways):
+        plan = Plan(grid, kv_order=order, forward=ring_operand, backward=ring_operand, bidirectional=both_ways)
         yield plan
-        if grid.team > 1 and (rider == "kv" or order != "native"):
+        if grid.team > 1 and (ring_operand == "kv" or order != "native"):
             yield replace(plan, shard_work=SMALL_CALLS)
 
 
@@ -72,7 +72,7 @@ def _factorisations(number: int, factors: int) -> Iterator[tuple[int, ...]]:
 placements = st.permutations(AXES).map(tuple)
 #: Everything that a pass is asked besides its plan.
 passes = st.fixed_dictionaries(
-    {"backward": st.booleans(), "causal": st.booleans(), "groups": st.integers(1, 3), "q_kept": st.booleans()}
+    {"backward": st.booleans(), "causal": st.booleans(), "groups": st.integers(1, 3), "keep_gathered_q": st.booleans()}
 )
 
 
@@ -103,6 +103,6 @@ def plans(draw: st.DrawFn, largest: int = LARGEST, widest: int = 64, longest_rin
     grid = draw(grids(**limits) | _published_grids(**limits))
     order = draw(st.sampled_from(("native", "paper", "permuted"))) if grid.team == grid.kv_team else "native"
     single = 1 in (grid.ring_outer, grid.ring_inner)
-    riders = draw(st.sampled_from(RIDERS)), draw(st.sampled_from(RIDERS))
+    ring_operands = draw(st.sampled_from(RING_OPERANDS)), draw(st.sampled_from(RING_OPERANDS))
     work = draw(st.sampled_from((None, SMALL_CALLS, LEAST_WORK // 3)))
-    return Plan(grid, "any", order, *riders, bidirectional=single and draw(st.booleans()), shard_work=work)
+    return Plan(grid, "any", order, *ring_operands, bidirectional=single and draw(st.booleans()), shard_work=work)

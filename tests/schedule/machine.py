@@ -1,10 +1,10 @@
 """An abstract machine: runs the programs of all ranks as the engine would, with the names of things for tensors.
 
-An input is what it is: tensors, chunks and a part of the heads. A sum (partial output, gradient) is the set of pairs
-that have gone into it. A rank waits where it reads what a move brings that is not done, and nowhere else. The network
-is the least helpful one: the moves of a channel start strictly in the order in which a rank started them, a message
-leaves only when its receiver has come to the very move that receives it, and a move is done when all its messages
-have arrived and left. What ends here ends anywhere.
+An input is its tensors, its chunks and its head slice. An accumulator (partial output, gradient) is the set of pairs
+that have been added to it. A rank waits only where it reads a value of a transfer that has not completed. The network
+is the least helpful one: the transfers of a channel start strictly in the order in which a rank started them, a message
+leaves only when its receiver has reached the transfer that receives it, and a transfer completes when all its messages
+have arrived and left. A schedule that ends here ends on any network.
 """
 
 from __future__ import annotations
@@ -12,8 +12,20 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from megatron_wallfacer.schedule.mask import Pattern
-from megatron_wallfacer.schedule.ops import Assemble, Attend, Expect, Fold, Load, Message, Move, Op, Start, Store, Value
+from megatron_wallfacer.schedule.chunk_mask import ChunkMask
+from megatron_wallfacer.schedule.ops import (
+    Accumulate,
+    Attend,
+    Concat,
+    Message,
+    Op,
+    PostRecv,
+    SendRecv,
+    Transfer,
+    Value,
+    View,
+    WriteResult,
+)
 from tests.schedule.proof import ENDS, KV, Q_SIDE, Broken, Names, Programs, chunks_of, computed, live, needs
 
 Channel = tuple[str, str]
@@ -61,10 +73,10 @@ Content = Value | Sum
 
 @dataclass(eq=False)
 class Started:
-    """A move that a rank has started, and the messages of it that have not met their counterparts."""
+    """A transfer that a rank has started, and the messages of it that have not met their counterparts."""
 
     rank: int
-    move: Move
+    transfer: Transfer
     to_send: dict[tuple[int, int], Message]
     to_receive: dict[tuple[int, int], Message]
 
@@ -81,38 +93,40 @@ def _by_peer_and_tag(messages: tuple[Message, ...]) -> dict[tuple[int, int], Mes
 
 
 class Network:
-    """Queues of moves, one for each rank and channel; messages of moves at the heads of their queues meet."""
+    """Queues of transfers, one for each rank and channel; messages of transfers at the heads of their queues meet."""
 
     def __init__(self, ranks: list[Rank]) -> None:
         self._ranks = ranks
         self._queues: dict[tuple[int, Channel], deque[Started]] = {}
 
     def start(self, started: Started) -> None:
-        queue = self._queues.setdefault((started.rank, started.move.channel), deque())
+        queue = self._queues.setdefault((started.rank, started.transfer.channel), deque())
         queue.append(started)
         if queue[0] is started:
             self._meet([started])
 
-    def left(self) -> list[tuple[int, Move]]:
-        return [(started.rank, started.move) for queue in self._queues.values() for started in queue]
+    def left(self) -> list[tuple[int, Transfer]]:
+        return [(started.rank, started.transfer) for queue in self._queues.values() for started in queue]
 
     def _head(self, rank: int, channel: Channel) -> Started | None:
         queue = self._queues.get((rank, channel))
         return queue[0] if queue else None
 
     def _meet(self, heads: list[Started]) -> None:
-        """Let moves that have come to the heads of their queues exchange all that they can, and those after them."""
+        """Exchange all messages that transfers at the heads of their queues can exchange, then those behind them."""
         while heads:
             here = heads.pop()
-            channel = here.move.channel
+            channel = here.transfer.channel
             for peer, tag in list(here.to_send):
                 self._try(here, self._head(peer, channel), tag)
             for peer, tag in list(here.to_receive):
                 self._try(self._head(peer, channel), here, tag)
-            heads += self._advance(channel, {here.rank, *(m.peer for m in (*here.move.sends, *here.move.receives))})
+            heads += self._advance(
+                channel, {here.rank, *(m.peer for m in (*here.transfer.sends, *here.transfer.receives))}
+            )
 
     def _advance(self, channel: Channel, ranks: set[int]) -> list[Started]:
-        """Moves whose turn has come because the one before them is done."""
+        """Transfers whose turn has come because the one before them is done."""
         come = []
         for rank in ranks:
             queue = self._queues.get((rank, channel))
@@ -126,9 +140,13 @@ class Network:
         if sender is None or receiver is None:
             return
         there, back = (receiver.rank, tag), (sender.rank, tag)
-        if there in sender.to_send and back in receiver.to_receive and sender.move.payload == receiver.move.payload:
+        if (
+            there in sender.to_send
+            and back in receiver.to_receive
+            and sender.transfer.payload == receiver.transfer.payload
+        ):
             sent, received = sender.to_send.pop(there), receiver.to_receive.pop(back)
-            content = self._ranks[sender.rank].sent(sent, sender.move.payload)
+            content = self._ranks[sender.rank].sent(sent, sender.transfer.payload)
             self._ranks[receiver.rank].arrive(received, content)
 
 
@@ -160,12 +178,12 @@ class Rank:
         return self._at > begun
 
     def _is_waited_for(self, name: str) -> bool:
-        """Whether it is still on its way. What has been waited for has arrived with all that its move brings."""
+        """Whether it is still on its way. What has been waited for has arrived with all that its transfer brings."""
         if name not in self._bringing:
             return False
         started = self._bringing[name]
         if started.done:
-            for message in started.move.receives:
+            for message in started.transfer.receives:
                 del self._bringing[message.value]
         return not started.done
 
@@ -187,22 +205,22 @@ class Rank:
 
     def _do(self, op: Op, network: Network) -> None:
         match op:
-            case Load():
+            case View():
                 value = self.schedule.values[op.into]
                 own = tuple(chunks_of([self.rank], self._programs.cp_size))
                 self._name(op.into, Value(value.payload, own, value.part))
-            case Assemble():
-                self._name(op.into, self._assembled(op))
-            case Start():
-                self._start(op.move, network)
+            case Concat():
+                self._name(op.into, self._concatenated(op))
+            case SendRecv():
+                self._start(op.transfer, network)
             case Attend():
                 self._attend(op)
-            case Fold():
-                self._fold(op)
-            case Store():
+            case Accumulate():
+                self._accumulate(op)
+            case WriteResult():
                 for source in op.sources:
                     self._store(source)
-            case Expect():
+            case PostRecv():
                 pass
 
     def _get(self, name: str) -> Content:
@@ -231,7 +249,7 @@ class Rank:
             raise Broken(f"rank {self.rank}: {name} is added to, and is an input")
         return found
 
-    def _assembled(self, op: Assemble) -> Content:
+    def _concatenated(self, op: Concat) -> Content:
         """Rows of the sources by position; sums as they are now."""
         sources = [self._get(name) for name in op.sources]
         kinds = {(type(source), source.payload, source.part) for source in sources}
@@ -243,13 +261,13 @@ class Rank:
             return Sum(payload, part, dict(sorted(pairs)))
         return Value(payload, tuple(sorted(chunk for source in sources for chunk in source.chunks)), part)
 
-    def _start(self, move: Move, network: Network) -> None:
-        for message in move.sends:
+    def _start(self, transfer: Transfer, network: Network) -> None:
+        for message in transfer.sends:
             content = self._get(message.value)
             if isinstance(content, Sum):
                 content.fixed.update(message.chunks)
-        started = Started(self.rank, move, _by_peer_and_tag(move.sends), _by_peer_and_tag(move.receives))
-        self._bringing |= {message.value: started for message in move.receives}
+        started = Started(self.rank, transfer, _by_peer_and_tag(transfer.sends), _by_peer_and_tag(transfer.receives))
+        self._bringing |= {message.value: started for message in transfer.receives}
         network.start(started)
 
     def _attend(self, op: Attend) -> None:
@@ -279,7 +297,7 @@ class Rank:
             raise Broken(f"rank {self.rank}: results of {of} are added to {name}, which is {total.value}")
         total.add(pairs)
 
-    def _fold(self, op: Fold) -> None:
+    def _accumulate(self, op: Accumulate) -> None:
         source, into = self._get(op.source), self._sum(op.into)
         if not isinstance(source, Sum) or (source.payload, source.part) != (into.payload, into.part):
             raise Broken(f"rank {self.rank}: {op} adds {source} to {into}")
@@ -329,8 +347,8 @@ def check_play(programs: Programs) -> None:
 
 
 def _wanted(payload: Names, chunk: int, everything: int, programs: Programs) -> int:
-    if payload == ("dk", "dv") and isinstance(programs.causal, Pattern):
-        return sum(1 << q for q, (first, end) in enumerate(programs.causal.live) if first <= chunk < end)
+    if payload == ("dk", "dv") and isinstance(programs.causal, ChunkMask):
+        return sum(1 << q for q, (first, end) in enumerate(programs.causal.nonempty) if first <= chunk < end)
     if payload == ("dk", "dv"):
         return everything if not programs.causal else everything >> chunk << chunk
     full, triangle = live(chunk, everything, programs.causal)

@@ -12,19 +12,19 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from operator import or_
 
-from megatron_wallfacer.schedule.mask import Pattern
+from megatron_wallfacer.schedule.chunk_mask import ChunkMask
 from megatron_wallfacer.schedule.ops import (
-    Assemble,
+    Accumulate,
     Attend,
-    Expect,
-    Fold,
-    Load,
+    Concat,
     Message,
-    Move,
     Op,
+    PostRecv,
     Schedule,
-    Start,
-    Store,
+    SendRecv,
+    Transfer,
+    View,
+    WriteResult,
 )
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
@@ -60,24 +60,26 @@ class Programs(dict[int, Schedule]):
         plan: Plan,
         *,
         backward: bool = False,
-        causal: bool | Pattern = True,
+        causal: bool | ChunkMask = True,
         groups: int = 1,
-        q_kept: bool = False,
+        keep_gathered_q: bool = False,
     ) -> None:
         super().__init__()
-        self.plan, self.backward, self.causal, self.groups, self.q_kept = plan, backward, causal, groups, q_kept
+        self.plan, self.backward, self.causal, self.groups = plan, backward, causal, groups
+        self.keep_gathered_q = keep_gathered_q
         self.cp_size, self.parts = plan.grid.cp_size, plan.grid.head * groups
         self._ends: dict[int, tuple[Schedule, Ends]] = {}
 
     def __missing__(self, rank: int) -> Schedule:
         build = backward_schedule if self.backward else forward_schedule
-        mask = {"pattern": self.causal} if isinstance(self.causal, Pattern) else {"causal": self.causal}
-        self[rank] = build(self.plan, rank, groups=self.groups, q_kept=self.q_kept, **mask)
+        mask = {"chunk_mask": self.causal} if isinstance(self.causal, ChunkMask) else {"causal": self.causal}
+        self[rank] = build(self.plan, rank, groups=self.groups, keep_gathered_q=self.keep_gathered_q, **mask)
         return self[rank]
 
     def __repr__(self) -> str:
         passing = "backward" if self.backward else "forward"
-        return f"{passing} of {self.plan}, causal={self.causal}, groups={self.groups}, q_kept={self.q_kept}"
+        kept = f"keep_gathered_q={self.keep_gathered_q}"
+        return f"{passing} of {self.plan}, causal={self.causal}, groups={self.groups}, {kept}"
 
     def messages(self, rank: int, peer: int, end: str, channel: Channel) -> list[tuple]:
         """What a rank sends to (``end`` is "sends") or receives from a peer over a channel, in order."""
@@ -97,13 +99,13 @@ class Programs(dict[int, Schedule]):
 
 def _by_route(schedule: Schedule) -> Ends:
     found: Ends = {}
-    for move in schedule.moves:
+    for transfer in schedule.transfers:
         for end in ("sends", "receives"):
-            # Within a move nothing comes first.
-            for message in sorted(getattr(move, end), key=lambda message: message.tag):
+            # Within a transfer nothing comes first.
+            for message in sorted(getattr(transfer, end), key=lambda message: message.tag):
                 part = schedule.values[message.value].part
-                described = (message.tag, move.payload, message.chunks, part)
-                found.setdefault((message.peer, end, move.channel), []).append(described)
+                described = (message.tag, transfer.payload, message.chunks, part)
+                found.setdefault((message.peer, end, transfer.channel), []).append(described)
     return found
 
 
@@ -120,13 +122,13 @@ def holders(chunks: Iterable[int], cp_size: int) -> set[int]:
     return {min(chunk, 2 * cp_size - 1 - chunk) for chunk in chunks}
 
 
-def live(q_chunk: int, k_chunks: int, causal: bool | Pattern) -> tuple[int, int]:
+def live(q_chunk: int, k_chunks: int, causal: bool | ChunkMask) -> tuple[int, int]:
     """Of these key chunks, those that a query chunk sees in full, and those of which it sees the lower triangle.
 
     With a pattern in place of ``causal``, the part is for its mask to say.
     """
-    if isinstance(causal, Pattern):
-        some, every = (sum(1 << chunk for chunk in range(*ends[q_chunk])) for ends in (causal.live, causal.whole))
+    if isinstance(causal, ChunkMask):
+        some, every = (sum(1 << chunk for chunk in range(*ends[q_chunk])) for ends in (causal.nonempty, causal.full))
         return k_chunks & every, k_chunks & some & ~every
     if not causal:
         return k_chunks, 0
@@ -141,13 +143,13 @@ def is_result(payload: Iterable[str]) -> bool:
 def needs(op: Op) -> Names:
     """Names that an operation reads."""
     match op:
-        case Assemble() | Store():
+        case Concat() | WriteResult():
             return op.sources
-        case Start():
-            return tuple(message.value for message in op.move.sends)
+        case SendRecv():
+            return tuple(message.value for message in op.transfer.sends)
         case Attend():
             return (*op.q, *op.kv)
-        case Fold():
+        case Accumulate():
             return (op.source,)
     return ()
 
@@ -155,17 +157,17 @@ def needs(op: Op) -> Names:
 def makes(op: Op) -> Names:
     """Names to which an operation gives their whole value."""
     match op:
-        case Load() | Assemble():
+        case View() | Concat():
             return (op.into,)
-        case Start():
-            return tuple(message.value for message in op.move.receives)
+        case SendRecv():
+            return tuple(message.value for message in op.transfer.receives)
     return ()
 
 
 def accumulators(op: Op) -> Names:
     """Names to which an operation adds."""
     match op:
-        case Fold():
+        case Accumulate():
             return (op.into,)
         case Attend():
             return (op.q_into,) if op.kv_into is None else (op.q_into, op.kv_into)
@@ -175,7 +177,7 @@ def accumulators(op: Op) -> Names:
 def changes(op: Op, schedule: Schedule) -> dict[str, set[int]]:
     """Rows of accumulators to which an operation adds."""
     match op:
-        case Fold():
+        case Accumulate():
             source, into = schedule.values[op.source], schedule.values[op.into]
             return {op.into: set(source.chunks) & set(into.chunks)}
         case Attend():
@@ -190,20 +192,20 @@ def changes(op: Op, schedule: Schedule) -> dict[str, set[int]]:
 # --- one rank's program ---
 
 
-def check_program(schedule: Schedule, *, causal: bool | Pattern) -> None:
+def check_program(schedule: Schedule, *, causal: bool | ChunkMask) -> None:
     """All that can be seen in the program of one rank alone."""
     check_values(schedule)
     check_order(schedule)
     check_own(schedule)
-    check_expects(schedule)
+    check_posted_receives(schedule)
     for op in schedule.ops:
         match op:
             case Attend():
                 check_attend(schedule, op, causal)
-            case Assemble():
-                check_assemble(schedule, op)
-            case Fold():
-                check_fold(schedule, op)
+            case Concat():
+                check_concat(schedule, op)
+            case Accumulate():
+                check_accumulate(schedule, op)
 
 
 def check_values(schedule: Schedule) -> None:
@@ -222,10 +224,10 @@ def check_values(schedule: Schedule) -> None:
 def check_order(schedule: Schedule) -> None:
     """What is read has a value, is made once, and does not change once it was sent or stored; nothing is made in vain.
 
-    Nothing is added to a value that a move brings before that move was waited for.
+    Nothing is added to a value that a transfer brings before that transfer was waited for.
     """
     written, read = set(schedule.given), set(schedule.keeps)
-    arriving: dict[str, Move] = {}
+    arriving: dict[str, Transfer] = {}
     fixed: dict[str, set[int]] = {}
     for op in schedule.ops:
         for name in needs(op):
@@ -246,8 +248,8 @@ def check_order(schedule: Schedule) -> None:
             written.add(name)
         for name, rows in _fixes(op, schedule):
             fixed.setdefault(name, set()).update(rows)
-        if isinstance(op, Start):
-            arriving |= {message.value: op.move for message in op.move.receives}
+        if isinstance(op, SendRecv):
+            arriving |= {message.value: op.transfer for message in op.transfer.receives}
     if written - read:
         raise Broken(f"rank {schedule.rank}: nobody reads {sorted(written - read)}")
     if missing := set(schedule.keeps) - written:
@@ -256,9 +258,9 @@ def check_order(schedule: Schedule) -> None:
 
 def _fixes(op: Op, schedule: Schedule) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Rows that may not change after an operation."""
-    if isinstance(op, Start):
-        yield from ((message.value, message.chunks) for message in op.move.sends)
-    if isinstance(op, Store):
+    if isinstance(op, SendRecv):
+        yield from ((message.value, message.chunks) for message in op.transfer.sends)
+    if isinstance(op, WriteResult):
         yield from ((source, tuple(chunks_of([schedule.rank], schedule.cp_size))) for source in op.sources)
 
 
@@ -267,35 +269,35 @@ def check_own(schedule: Schedule) -> None:
     own = tuple(chunks_of([schedule.rank], schedule.cp_size))
     stored: Counter[tuple[Names, int]] = Counter()
     for op in schedule.ops:
-        names = (op.into,) if isinstance(op, Load) else op.sources if isinstance(op, Store) else ()
+        names = (op.into,) if isinstance(op, View) else op.sources if isinstance(op, WriteResult) else ()
         for value in (schedule.values[name] for name in names):
             # With a head axis a sum has the rows of all who share the tokens; only the rank's own are stored.
-            if value.chunks != own and not (isinstance(op, Store) and set(own) <= set(value.chunks)):
+            if value.chunks != own and not (isinstance(op, WriteResult) and set(own) <= set(value.chunks)):
                 raise Broken(f"rank {schedule.rank}: {op} of chunks {value.chunks}, which are not its own")
-            if isinstance(op, Load) and not set(value.payload) <= LOADED[schedule.backward]:
+            if isinstance(op, View) and not set(value.payload) <= LOADED[schedule.backward]:
                 raise Broken(f"rank {schedule.rank} loads {value.payload}, which no rank has yet")
-            if isinstance(op, Store):
+            if isinstance(op, WriteResult):
                 stored[value.payload, value.part] += 1
     wanted = Counter((payload, part) for payload in ENDS[schedule.backward] for part in range(schedule.parts))
     if stored != wanted:
         raise Broken(f"rank {schedule.rank} does not store every result once: {dict(stored)}")
 
 
-def check_expects(schedule: Schedule) -> None:
-    """A move is expected at most once, and starts, as it was expected, later."""
-    expected: list[Move] = []
+def check_posted_receives(schedule: Schedule) -> None:
+    """A transfer is expected at most once, and starts, as it was expected, later."""
+    expected: list[Transfer] = []
     for op in schedule.ops:
-        if isinstance(op, Expect):
-            if op.move in expected:
-                raise Broken(f"rank {schedule.rank} expects twice {op.move}")
-            expected.append(op.move)
-        if isinstance(op, Start) and op.move in expected:
-            expected.remove(op.move)
+        if isinstance(op, PostRecv):
+            if op.transfer in expected:
+                raise Broken(f"rank {schedule.rank} expects twice {op.transfer}")
+            expected.append(op.transfer)
+        if isinstance(op, SendRecv) and op.transfer in expected:
+            expected.remove(op.transfer)
     if expected:
         raise Broken(f"rank {schedule.rank} expects and does not start later {expected}")
 
 
-def check_assemble(schedule: Schedule, op: Assemble) -> None:
+def check_concat(schedule: Schedule, op: Concat) -> None:
     """The rows of the sources, which do not overlap and are of the same tensors and heads."""
     into, sources = schedule.values[op.into], [schedule.values[name] for name in op.sources]
     rows = sorted(chunk for source in sources for chunk in source.chunks)
@@ -304,7 +306,7 @@ def check_assemble(schedule: Schedule, op: Assemble) -> None:
         raise Broken(f"rank {schedule.rank}: {op} is of {sources} into {into}")
 
 
-def check_fold(schedule: Schedule, op: Fold) -> None:
+def check_accumulate(schedule: Schedule, op: Accumulate) -> None:
     """Two different accumulators of the same tensors and heads that have some rows in common."""
     source, into = schedule.values[op.source], schedule.values[op.into]
     same = (source.payload, source.part) == (into.payload, into.part) and is_result(into.payload)
@@ -315,7 +317,7 @@ def check_fold(schedule: Schedule, op: Fold) -> None:
 # --- tiles ---
 
 
-def check_attend(schedule: Schedule, attend: Attend, causal: bool | Pattern) -> None:
+def check_attend(schedule: Schedule, attend: Attend, causal: bool | ChunkMask) -> None:
     """Both sides have what tiles read, of the same heads; so have the accumulators; only live pairs are computed."""
     _check_side(schedule, attend, attend.q, Q_SIDE[schedule.backward], attend.q_into, ENDS[schedule.backward][0])
     if (attend.kv_into is not None) != schedule.backward:
@@ -357,8 +359,10 @@ def computed(schedule: Schedule, attend: Attend) -> tuple[Masks, Masks]:
         for row in range(*tile.rows):
             q_chunk = q_chunks[row]
             on = first + row - tile.rows[0]
-            seen = before[on if tile.causal else first if tile.masked else end] ^ before[first]
-            triangle = before[on + 1] ^ before[on] if tile.causal else before[end] ^ before[first] if tile.masked else 0
+            seen = before[on if tile.causal else first if tile.partial else end] ^ before[first]
+            triangle = (
+                before[on + 1] ^ before[on] if tile.causal else before[end] ^ before[first] if tile.partial else 0
+            )
             if (full[q_chunk] | triangles[q_chunk]) & (seen | triangle):
                 raise Broken(f"query chunk {q_chunk} meets a key chunk twice in one go: {attend.tiles}")
             full[q_chunk] |= seen
@@ -395,7 +399,7 @@ class Seen:
                     raise Broken(f"query chunk {q_chunk}: rank {schedule.rank} computes again what was computed before")
                 seen[part, q_chunk] = seen.get((part, q_chunk), 0) | mask
 
-    def check(self, q_chunks: Iterable[int], parts: Iterable[int], keys: int, causal: bool | Pattern) -> None:
+    def check(self, q_chunks: Iterable[int], parts: Iterable[int], keys: int, causal: bool | ChunkMask) -> None:
         """Of these keys, these queries have seen exactly those that they must."""
         for part in parts:
             for q_chunk in q_chunks:
@@ -419,15 +423,15 @@ def check_turn(programs: Programs, rank: int) -> None:
     With this for every rank, coverage follows.
     """
     plan, grid = programs.plan, programs.plan.grid
-    rider = plan.backward if programs.backward else plan.forward
+    ring_operand = plan.backward if programs.backward else plan.forward
     # Published blocks are those of the team on both sides.
-    axis = "team" if rider == "kv" or plan.kv_order != "native" else "kv_team"
+    axis = "team" if ring_operand == "kv" or plan.kv_order != "native" else "kv_team"
     first = grid.coordinates(rank)["head"] * programs.groups
     parts, chunks = range(first, first + programs.groups), 2 * programs.cp_size
     seen, own = Seen(), chunks_of([rank], programs.cp_size)
     for member in grid.neighbours(rank, axis):
         seen.add(programs[member], parts)
-    if rider == "kv":
+    if ring_operand == "kv":
         seen.check(own, parts, (1 << chunks) - 1, programs.causal)
     else:
         seen.check(range(chunks), parts, sum(1 << chunk for chunk in own), programs.causal)
@@ -442,37 +446,37 @@ def check_balance(programs: Programs, ranks: Iterable[int]) -> None:
             raise Broken(f"rank {rank} does work {area}, its share is {share}")
 
 
-# --- moves ---
+# --- transfers ---
 
 
-def check_moves(programs: Programs, rank: int) -> None:
-    """Each move stays on its axis, sends what is there, and brings values whole; no two of its messages look alike."""
+def check_transfers(programs: Programs, rank: int) -> None:
+    """Each transfer stays on its axis, sends rows that exist, and receives whole values; its messages differ."""
     schedule, grid, looks = programs[rank], programs.plan.grid, set()
-    for move in schedule.moves:
-        if not (move.sends or move.receives):
-            raise Broken(f"rank {rank} starts a move of nothing: {move}")
-        along = set(programs.ranks if move.axis == "cp" else grid.neighbours(rank, move.axis)) - {rank}
-        if outside := {message.peer for message in (*move.sends, *move.receives)} - along:
-            raise Broken(f"rank {rank}: a move reaches {outside}, outside its axis: {move}")
-        for message in move.sends:
-            _check_sent(schedule, move, message)
-        for message in move.receives:
+    for transfer in schedule.transfers:
+        if not (transfer.sends or transfer.receives):
+            raise Broken(f"rank {rank} starts a transfer of nothing: {transfer}")
+        along = set(programs.ranks if transfer.axis == "cp" else grid.neighbours(rank, transfer.axis)) - {rank}
+        if outside := {message.peer for message in (*transfer.sends, *transfer.receives)} - along:
+            raise Broken(f"rank {rank}: a transfer reaches {outside}, outside its axis: {transfer}")
+        for message in transfer.sends:
+            _check_sent(schedule, transfer, message)
+        for message in transfer.receives:
             value = schedule.values[message.value]
-            if (value.payload, value.chunks) != (move.payload, message.chunks):
-                raise Broken(f"rank {rank}: {message} of {move.payload} makes {value}")
+            if (value.payload, value.chunks) != (transfer.payload, message.chunks):
+                raise Broken(f"rank {rank}: {message} of {transfer.payload} makes {value}")
         for end in ("sends", "receives"):
-            for message in getattr(move, end):
-                look = (end, message.peer, move.channel, message.tag)
+            for message in getattr(transfer, end):
+                look = (end, message.peer, transfer.channel, message.tag)
                 if look in looks:
                     raise Broken(f"rank {rank}: {message} has a tag that was used before")
                 looks.add(look)
 
 
-def _check_sent(schedule: Schedule, move: Move, message: Message) -> None:
+def _check_sent(schedule: Schedule, transfer: Transfer, message: Message) -> None:
     value = schedule.values[message.value]
-    inside = move.payload == value.payload and set(message.chunks) <= set(value.chunks)
+    inside = transfer.payload == value.payload and set(message.chunks) <= set(value.chunks)
     if not inside or not message.chunks or list(message.chunks) != sorted(set(message.chunks)):
-        raise Broken(f"rank {schedule.rank}: {message} of {move.payload} is not in {value}")
+        raise Broken(f"rank {schedule.rank}: {message} of {transfer.payload} is not in {value}")
 
 
 def check_messages(programs: Programs, rank: int, most_peers: int = LARGEST) -> None:
@@ -481,9 +485,9 @@ def check_messages(programs: Programs, rank: int, most_peers: int = LARGEST) -> 
     Only the first ``most_peers`` peers of each channel are asked.
     """
     peers: dict[Channel, dict[int, None]] = {}
-    for move in programs[rank].moves:
-        here = peers.setdefault(move.channel, {})
-        here.update(dict.fromkeys(message.peer for message in (*move.sends, *move.receives)))
+    for transfer in programs[rank].transfers:
+        here = peers.setdefault(transfer.channel, {})
+        here.update(dict.fromkeys(message.peer for message in (*transfer.sends, *transfer.receives)))
     for channel, asked in peers.items():
         for peer in list(asked)[:most_peers]:
             for sender, receiver in ((rank, peer), (peer, rank)):

@@ -105,7 +105,7 @@ def test_what_is_passed_on_arrives_once_and_the_rest_stays(
         here = [str(number) for number, one in enumerate(waiting) if token in range(*one)]
         wanted[token] += here
         stays[token] = here
-    total.pass_on(rows, into, first, own)
+    total.hand_over(rows, into, first, own)
     arrived = {
         token - first + rows[0]: [one.buffer for part in parts for one in part.cut((token, token + 1))]
         for some, held, parts in into.take()

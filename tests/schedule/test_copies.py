@@ -1,4 +1,4 @@
-"""Few copies in place of many: they move the same bytes to the same places."""
+"""Few copies in place of many: they transfer the same bytes to the same places."""
 
 from __future__ import annotations
 

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.formulas import backward_words, busiest_rank, forward_words
+from megatron_wallfacer.schedule.formulas import backward_volume, busiest_rank, forward_volume
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import check_heads
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.volume import Shape, messages, words
+from megatron_wallfacer.schedule.volume import Shape, messages, received_elements
 from tests.schedule.cases import all_plans, plans, published
 
 #: Query and kv heads; the last two have fewer kv heads than some head axes, and so copies.
@@ -28,44 +28,51 @@ def fits(plan: Plan, heads: tuple[int, int]) -> bool:
 
 
 def counted(
-    plan: Plan, heads: tuple[int, int], *, rank: int | None = None, q_kept: bool = False
+    plan: Plan, heads: tuple[int, int], *, rank: int | None = None, keep_gathered_q: bool = False
 ) -> tuple[float, float]:
     """Words of a rank, forward and backward, in units of n*H, from its schedules."""
     shape, rank = Shape(2, *heads, head_dim=1), busiest_rank(plan) if rank is None else rank
-    schedules = forward_schedule(plan, rank, q_kept=q_kept), backward_schedule(plan, rank, q_kept=q_kept)
-    forward, backward = (words(schedule, shape) / shape.unit for schedule in schedules)
+    schedules = (
+        forward_schedule(plan, rank, keep_gathered_q=keep_gathered_q),
+        backward_schedule(plan, rank, keep_gathered_q=keep_gathered_q),
+    )
+    forward, backward = (received_elements(schedule, shape) / shape.unit for schedule in schedules)
     return forward, backward
 
 
-def formulas(plan: Plan, heads: tuple[int, int], *, q_kept: bool = False) -> tuple[float, float]:
+def formulas(plan: Plan, heads: tuple[int, int], *, keep_gathered_q: bool = False) -> tuple[float, float]:
     kappa, kv_heads = heads[1] / heads[0], heads[1]
-    return forward_words(plan, kappa, kv_heads=kv_heads), backward_words(plan, kappa, kv_heads=kv_heads, q_kept=q_kept)
+    return forward_volume(plan, kappa, kv_heads=kv_heads), backward_volume(
+        plan, kappa, kv_heads=kv_heads, keep_gathered_q=keep_gathered_q
+    )
 
 
-@pytest.mark.parametrize("q_kept", [False, True])
+@pytest.mark.parametrize("keep_gathered_q", [False, True])
 @pytest.mark.parametrize("cp_size", [1, 2, 3, 4, 6, 8, 9, 12, 16])
-def test_formulas_are_what_is_counted_for_every_small_plan(cp_size: int, q_kept: bool) -> None:
+def test_formulas_are_what_is_counted_for_every_small_plan(cp_size: int, keep_gathered_q: bool) -> None:
     compared = 0
     for plan in all_plans(cp_size):
         for heads in HEADS:
             if fits(plan, heads):
-                expected = pytest.approx(counted(plan, heads, q_kept=q_kept))
-                assert formulas(plan, heads, q_kept=q_kept) == expected, plan
+                expected = pytest.approx(counted(plan, heads, keep_gathered_q=keep_gathered_q))
+                assert formulas(plan, heads, keep_gathered_q=keep_gathered_q) == expected, plan
                 compared += 1
     assert compared >= len(HEADS)
 
 
 @settings(max_examples=150, deadline=None)
 @given(plans(largest=512, longest_ring=64), st.booleans())
-def test_formulas_are_what_is_counted_for_larger_plans(plan: Plan, q_kept: bool) -> None:
+def test_formulas_are_what_is_counted_for_larger_plans(plan: Plan, keep_gathered_q: bool) -> None:
     heads = (plan.grid.head * 4, plan.grid.head)
-    assert formulas(plan, heads, q_kept=q_kept) == pytest.approx(counted(plan, heads, q_kept=q_kept))
+    assert formulas(plan, heads, keep_gathered_q=keep_gathered_q) == pytest.approx(
+        counted(plan, heads, keep_gathered_q=keep_gathered_q)
+    )
 
 
 def test_without_a_number_of_kv_heads_none_has_copies() -> None:
     plan = Plan(Grid(head=8, ring_outer=2))
-    assert forward_words(plan, 1 / 4) == pytest.approx(forward_words(plan, 1 / 4, kv_heads=8))
-    assert forward_words(plan, 1 / 4) < forward_words(plan, 1 / 4, kv_heads=2)
+    assert forward_volume(plan, 1 / 4) == pytest.approx(forward_volume(plan, 1 / 4, kv_heads=8))
+    assert forward_volume(plan, 1 / 4) < forward_volume(plan, 1 / 4, kv_heads=2)
 
 
 # --- the formulas of docs/schemes.md, written out ---
@@ -74,17 +81,17 @@ def test_without_a_number_of_kv_heads_none_has_copies() -> None:
 @pytest.mark.parametrize("kappa", [1, 1 / 4, 1 / 8])
 def test_known_cases(kappa: float) -> None:
     ring, mesh, ulysses = Plan(Grid(ring_outer=16)), Plan(Grid(team=4, kv_team=4)), Plan(Grid(head=16))
-    assert (forward_words(ring, kappa), backward_words(ring, kappa)) == (2 * kappa * 15, 4 * kappa * 15)
-    assert forward_words(mesh, kappa) == 2 * 3 + 2 * kappa * 3
-    assert backward_words(mesh, kappa) == 3 * 3 + 4 * kappa * 3
-    assert forward_words(ulysses, kappa) == backward_words(ulysses, kappa) == (2 + 2 * kappa) * 15 / 16
+    assert (forward_volume(ring, kappa), backward_volume(ring, kappa)) == (2 * kappa * 15, 4 * kappa * 15)
+    assert forward_volume(mesh, kappa) == 2 * 3 + 2 * kappa * 3
+    assert backward_volume(mesh, kappa) == 3 * 3 + 4 * kappa * 3
+    assert forward_volume(ulysses, kappa) == backward_volume(ulysses, kappa) == (2 + 2 * kappa) * 15 / 16
     burst = Plan(Grid(ring_outer=16), backward="q")
-    assert backward_words(burst, kappa) == 3 * 15
+    assert backward_volume(burst, kappa) == 3 * 15
     paper = published(64, 4)
-    assert forward_words(paper, kappa) == 2 * 3 + 2 * kappa * (3 + 16)
-    assert backward_words(paper, kappa) == 3 * (3 + 16) + 4 * kappa * 3
+    assert forward_volume(paper, kappa) == 2 * 3 + 2 * kappa * (3 + 16)
+    assert backward_volume(paper, kappa) == 3 * (3 + 16) + 4 * kappa * 3
     cheap = published(64, 4, order="permuted")
-    assert forward_words(cheap, kappa) == 2 * 3 + 2 * kappa * 16
+    assert forward_volume(cheap, kappa) == 2 * 3 + 2 * kappa * 16
 
 
 # --- the busiest rank ---
@@ -116,10 +123,10 @@ def messages_of(plan: Plan) -> tuple[int, int]:
     """Messages that a rank receives for one head group: Q, O and K+V; in backward Q, dO, dQ, K+V and dK+dV."""
     grid = plan.grid
 
-    def each(side: str, rider: str) -> int:
+    def each(side: str, ring_operand: str) -> int:
         team = grid.team if side == "q" else grid.kv_team
         entry = plan.kv_order != "native" and grid.team > 1
-        return team - 1 + (grid.ring - 1 + entry if side == rider else 0)
+        return team - 1 + (grid.ring - 1 + entry if side == ring_operand else 0)
 
     exchange = 3 * (grid.head - 1)
     forward = 2 * each("q", plan.forward) + each("kv", plan.forward)

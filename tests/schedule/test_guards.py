@@ -9,7 +9,17 @@ from functools import partial
 import pytest
 
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.ops import Assemble, Attend, Expect, Fold, Message, Move, Op, Start, Store
+from megatron_wallfacer.schedule.ops import (
+    Accumulate,
+    Attend,
+    Concat,
+    Message,
+    Op,
+    PostRecv,
+    SendRecv,
+    Transfer,
+    WriteResult,
+)
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.tiles import Tile
 from tests.schedule.cases import published
@@ -21,9 +31,9 @@ from tests.schedule.proof import (
     check_coverage,
     check_kept,
     check_messages,
-    check_moves,
     check_own,
     check_program,
+    check_transfers,
     check_turn,
 )
 
@@ -58,7 +68,7 @@ def kept(programs: Programs) -> None:
 
 program = each(lambda programs, rank: check_program(programs[rank], causal=programs.causal))
 own = each(lambda programs, rank: check_own(programs[rank]))
-turn, moves, messages = each(check_turn), each(check_moves), each(check_messages)
+turn, transfers, messages = each(check_turn), each(check_transfers), each(check_messages)
 
 
 # --- how to break ---
@@ -89,12 +99,14 @@ def twice(op: Op) -> Iterable[Op]:
     return op, op
 
 
-def with_move(**fields: object) -> Change:
-    return lambda op: replace(op, move=replace(op.move, **fields))
+def with_transfer(**fields: object) -> Change:
+    return lambda op: replace(op, transfer=replace(op.transfer, **fields))
 
 
 def with_sent(**fields: object) -> Change:
-    return lambda op: replace(op, move=replace(op.move, sends=tuple(replace(m, **fields) for m in op.move.sends)))
+    return lambda op: replace(
+        op, transfer=replace(op.transfer, sends=tuple(replace(m, **fields) for m in op.transfer.sends))
+    )
 
 
 def with_tile(**fields: object) -> Change:
@@ -102,7 +114,7 @@ def with_tile(**fields: object) -> Change:
 
 
 def before(kind: type[Op], index: int, other: type[Op], other_index: int, rank: int = RANK) -> Callable:
-    """Move an operation to just before another."""
+    """Transfer an operation to just before another."""
 
     def apply(broken: Programs) -> None:
         ops = list(broken[rank].ops)
@@ -150,15 +162,15 @@ def both(*breakings: Callable[[Programs], None]) -> Callable[[Programs], None]:
     return apply
 
 
-def receive_then_send(op: Start) -> Iterable[Op]:
+def receive_then_send(op: SendRecv) -> Iterable[Op]:
     """Everyone waits for the peer before, before anything leaves for the one after."""
-    yield Start(replace(op.move, sends=()))
-    yield Start(replace(op.move, receives=()))
+    yield SendRecv(replace(op.transfer, sends=()))
+    yield SendRecv(replace(op.transfer, receives=()))
 
 
-def with_send_more(op: Store) -> Iterable[Op]:
+def with_send_more(op: WriteResult) -> Iterable[Op]:
     """A message that nobody expects."""
-    yield Start(Move("team", ("q",), (Message(3, "own.q.0", (2, 13), 999),), ()))
+    yield SendRecv(Transfer("team", ("q",), (Message(3, "local.q.0", (2, 13), 999),), ()))
     yield op
 
 
@@ -166,29 +178,29 @@ def keep_nothing(broken: Programs) -> None:
     broken[RANK] = replace(broken[RANK], keeps=())
 
 
-def with_ends(move: Move, **fields: object) -> Move:
+def with_ends(transfer: Transfer, **fields: object) -> Transfer:
     """Every message otherwise, at both ends."""
-    sends, receives = (tuple(replace(m, **fields) for m in end) for end in (move.sends, move.receives))
-    return replace(move, sends=sends, receives=receives)
+    sends, receives = (tuple(replace(m, **fields) for m in end) for end in (transfer.sends, transfer.receives))
+    return replace(transfer, sends=sends, receives=receives)
 
 
-def same_tag(op: Start) -> Op:
-    """The tag of the move before."""
-    return replace(op, move=with_ends(op.move, tag=88))
+def same_tag(op: SendRecv) -> Op:
+    """The tag of the transfer before."""
+    return replace(op, transfer=with_ends(op.transfer, tag=88))
 
 
 def with_copy_more(broken: Programs) -> None:
     """Everyone sends its own keys on twice."""
     for rank in broken.ranks:
         values = broken[rank].values
-        broken[rank] = replace(broken[rank], values={**values, "copy": values["visit1.kv.0"]})
-        change(Start, 1, _and_again, rank)(broken)
+        broken[rank] = replace(broken[rank], values={**values, "copy": values["step1.kv.0"]})
+        change(SendRecv, 1, _and_again, rank)(broken)
 
 
-def _and_again(op: Start) -> Iterable[Op]:
-    again = with_ends(op.move, tag=1)
+def _and_again(op: SendRecv) -> Iterable[Op]:
+    again = with_ends(op.transfer, tag=1)
     yield op
-    yield Start(replace(again, receives=tuple(replace(message, value="copy") for message in again.receives)))
+    yield SendRecv(replace(again, receives=tuple(replace(message, value="copy") for message in again.receives)))
 
 
 @dataclass(frozen=True)
@@ -252,124 +264,124 @@ FORWARD = [
     Case(
         "keys of another visit",
         TEAM_RING,
-        change(Attend, 5, with_(kv=("visit3.kv.0",))),
+        change(Attend, 5, with_(kv=("step3.kv.0",))),
         {check_coverage: "computes again", check_play: "counted twice"},
     ),
     Case(
         "results into others' accumulator",
         TEAM_RING,
-        change(Attend, 5, with_(q_into="others.sum.q.0")),
+        change(Attend, 5, with_(q_into="gathered.acc.q.0")),
         {program: "adds to", check_play: "are added to"},
     ),
     Case(
         "keys of another part of the heads",
         HEADS,
-        change(Attend, 1, with_(kv=("own.kv.0",))),
+        change(Attend, 1, with_(kv=("local.kv.0",))),
         {program: "different parts", check_play: "meet keys of part"},
     ),
     # Names.
-    Case("an unknown name", TEAM_RING, without_value("visit1.kv.0"), {program: "nothing says what"}),
-    Case("rows out of order", TEAM_RING, value("own.q.0", chunks=(13, 2)), {program: "has rows"}),
+    Case("an unknown name", TEAM_RING, without_value("step1.kv.0"), {program: "nothing says what"}),
+    Case("rows out of order", TEAM_RING, value("local.q.0", chunks=(13, 2)), {program: "has rows"}),
     Case(
         "others' rows loaded",
         TEAM_RING,
-        value("own.q.0", chunks=(3, 12)),
+        value("local.q.0", chunks=(3, 12)),
         {program: "not its own", check_play: "should be"},
     ),
-    Case("a part that does not exist", TEAM_RING, value("own.q.0", part=1), {program: "of part 1"}),
+    Case("a part that does not exist", TEAM_RING, value("local.q.0", part=1), {program: "of part 1"}),
     Case(
         "a gradient loaded",
         TEAM_RING,
-        value("own.q.0", payload=("dq",)),
+        value("local.q.0", payload=("dq",)),
         {program: "which no rank has yet"},
     ),
     Case(
-        "an assembly without one source",
+        "a Concat without one source",
         HEADS,
-        change(Assemble, 0, lambda op: replace(op, sources=op.sources[1:])),
+        change(Concat, 0, lambda op: replace(op, sources=op.sources[1:])),
         {program: "nobody reads", check_play: "should be"},
     ),
     Case(
-        "an assembly with one source twice",
+        "a Concat with one source twice",
         HEADS,
-        change(Assemble, 0, lambda op: replace(op, sources=(*op.sources, op.sources[0]))),
+        change(Concat, 0, lambda op: replace(op, sources=(*op.sources, op.sources[0]))),
         {program: "is of", check_play: "should be"},
     ),
     # Order.
     Case(
-        "a block read before its move starts",
+        "a block read before its transfer starts",
         TEAM_RING,
-        before(Attend, 3, Start, 0),
+        before(Attend, 3, SendRecv, 0),
         {program: "has no value yet", check_play: "does not exist"},
     ),
     Case(
         "a partial output sent before it is complete",
         TEAM_RING,
-        before(Start, 4, Attend, 6),
+        before(SendRecv, 4, Attend, 6),
         {program: "which were sent or stored", check_play: "after it was sent or stored"},
     ),
     Case(
         "a result stored before it is complete",
         TEAM_RING,
-        before(Store, 0, Fold, 0),
+        before(WriteResult, 0, Accumulate, 0),
         {program: "which were sent or stored", check_play: "after it was sent or stored"},
     ),
     Case(
         "something added to what is on its way here",
         TEAM_RING,
-        change(Start, 4, lambda op: (op, Fold("own.sum.q.0", "scatter3.q.0"))),
+        change(SendRecv, 4, lambda op: (op, Accumulate("local.acc.q.0", "scatter3.q.0"))),
         {program: "still on its way", check_play: "while it is on its way"},
     ),
     # Results.
     Case(
-        "a fold missing",
+        "an Accumulate missing",
         TEAM_RING,
-        change(Fold, 0, drop),
+        change(Accumulate, 0, drop),
         {program: "nobody reads", check_play: INCOMPLETE},
     ),
-    Case("a fold twice", TEAM_RING, change(Fold, 0, twice), {check_play: "counted twice"}),
+    Case("an Accumulate twice", TEAM_RING, change(Accumulate, 0, twice), {check_play: "counted twice"}),
     Case(
-        "a fold into rows of others",
+        "an Accumulate into rows of others",
         TEAM_RING,
-        change(Fold, 0, with_(into="others.sum.q.0")),
-        {program: "Fold", check_play: INCOMPLETE},
+        change(Accumulate, 0, with_(into="gathered.acc.q.0")),
+        {program: "Accumulate", check_play: INCOMPLETE},
     ),
     Case(
         "a result not stored",
         TEAM_RING,
-        change(Store, 0, drop),
+        change(WriteResult, 0, drop),
         {program: "nobody reads", own: "store every result once", check_play: "ends with"},
     ),
     Case(
         "a part of the heads not stored",
         HEADS,
-        change(Store, 0, lambda op: replace(op, sources=op.sources[:-1])),
+        change(WriteResult, 0, lambda op: replace(op, sources=op.sources[:-1])),
         {program: "nobody reads", own: "store every result once", check_play: "ends with"},
     ),
     Case(
         "a result stored twice",
         TEAM_RING,
-        change(Store, 0, twice),
+        change(WriteResult, 0, twice),
         {program: "store every result once", check_play: "stores"},
     ),
     Case(
         "others' results stored",
         TEAM_RING,
-        change(Store, 0, with_(sources=("others.sum.q.0",))),
+        change(WriteResult, 0, with_(sources=("gathered.acc.q.0",))),
         {program: "nobody reads", own: "not its own", check_play: "its own are"},
     ),
     Case("what backward needs is not kept", HEADS, keep_nothing, {kept: "is given"}),
     Case(
         "something else is kept for backward",
         HEADS,
-        value("own.q.0", chunks=(0, 1)),
+        value("local.q.0", chunks=(0, 1)),
         {kept: "in backward", check_play: "should be"},
     ),
     # Merged rows.
     Case(
         "merged rows computed after they were sent",
         MERGED,
-        before(Attend, 2, Store, 0),
+        before(Attend, 2, WriteResult, 0),
         {program: "which were sent or stored", check_play: "after it was sent or stored"},
     ),
     Case(
@@ -381,146 +393,146 @@ FORWARD = [
     Case(
         "an accumulator without the rows of a rank",
         MERGED,
-        value("all.sum.q.0", chunks=(1, 2, 21, 22)),
+        value("team.acc.q.0", chunks=(1, 2, 21, 22)),
         {program: "adds to", check_play: "are added to"},
     ),
     Case(
         "merged rows against columns of the last ring step",
         MERGED,
-        change(Attend, 3, with_(kv=("visit3.kv.0",))),
+        change(Attend, 3, with_(kv=("step3.kv.0",))),
         {check_coverage: "computes again", check_play: "counted twice"},
     ),
     Case(
         "merged results sent to another rank of the team",
         MERGED,
-        change(Start, -1, with_sent(chunks=(2, 21))),
+        change(SendRecv, -1, with_sent(chunks=(2, 21))),
         {messages: "expected", check_play: "should be"},
     ),
-    # Moves.
+    # Transfers.
     Case(
         "a message to a wrong peer",
         TEAM_RING,
-        change(Start, 2, with_sent(peer=6)),
+        change(SendRecv, 2, with_sent(peer=6)),
         {messages: "expected", check_play: "stuck"},
     ),
     Case(
         "a message off its axis",
         TEAM_RING,
-        change(Start, 2, with_sent(peer=3)),
-        {moves: "outside its axis", messages: "expected", check_play: "stuck"},
+        change(SendRecv, 2, with_sent(peer=3)),
+        {transfers: "outside its axis", messages: "expected", check_play: "stuck"},
     ),
     Case(
         "a message to oneself",
         TEAM_RING,
-        change(Start, 2, with_sent(peer=RANK)),
-        {moves: "outside its axis", check_play: "stuck"},
+        change(SendRecv, 2, with_sent(peer=RANK)),
+        {transfers: "outside its axis", check_play: "stuck"},
     ),
     Case(
         "a message with another tag",
         TEAM_RING,
-        change(Start, 2, with_sent(tag=7)),
+        change(SendRecv, 2, with_sent(tag=7)),
         {messages: "expected", check_play: "stuck"},
     ),
     Case(
         "two messages with the same tag",
         TEAM_RING,
-        everywhere(change, Start, 3, same_tag),
-        {moves: "used before"},
+        everywhere(change, SendRecv, 3, same_tag),
+        {transfers: "used before"},
     ),
     Case(
         "some rows only",
         TEAM_RING,
-        change(Start, 2, with_sent(chunks=(0,))),
+        change(SendRecv, 2, with_sent(chunks=(0,))),
         {messages: "expected", check_play: "should be"},
     ),
     Case(
         "rows that are not there",
         TEAM_RING,
-        change(Start, 2, with_sent(chunks=(2, 13))),
-        {moves: "is not in", messages: "expected", check_play: "sends"},
+        change(SendRecv, 2, with_sent(chunks=(2, 13))),
+        {transfers: "is not in", messages: "expected", check_play: "sends"},
     ),
     Case(
         "another value sent",
         TEAM_RING,
-        change(Start, 2, with_sent(value="own.kv.0", chunks=(2, 13))),
+        change(SendRecv, 2, with_sent(value="local.kv.0", chunks=(2, 13))),
         {messages: "expected", check_play: "should be"},
     ),
     Case(
         "another part of the heads sent",
         HEADS,
-        value("own.q.0>3", part=1),
+        value("local.q.0>3", part=1),
         {messages: "expected", check_play: "should be"},
     ),
     Case(
         "another payload",
         TEAM_RING,
-        change(Start, 2, with_move(payload=("v", "k"))),
-        {moves: "is not in", messages: "expected", check_play: "stuck"},
+        change(SendRecv, 2, with_transfer(payload=("v", "k"))),
+        {transfers: "is not in", messages: "expected", check_play: "stuck"},
     ),
     Case(
         "a message not sent",
         TEAM_RING,
-        change(Start, 0, with_move(sends=())),
+        change(SendRecv, 0, with_transfer(sends=())),
         {messages: "expected", check_play: "stuck"},
     ),
     Case(
         "a message not received",
         TEAM_RING,
-        change(Start, 4, with_move(receives=())),
+        change(SendRecv, 4, with_transfer(receives=())),
         {program: "has no value yet", messages: "expected", check_play: "does not exist"},
     ),
     Case(
-        "a move of nothing",
+        "a transfer of nothing",
         TEAM_RING,
-        change(Start, 0, lambda op: (op, Start(replace(op.move, sends=(), receives=())))),
-        {moves: "a move of nothing"},
+        change(SendRecv, 0, lambda op: (op, SendRecv(replace(op.transfer, sends=(), receives=())))),
+        {transfers: "a transfer of nothing"},
     ),
     Case(
-        "a move left out",
+        "a transfer left out",
         TEAM_RING,
-        change(Start, 2, drop),
+        change(SendRecv, 2, drop),
         {program: "has no value yet", messages: "expected", check_play: "does not exist"},
     ),
     Case(
         "a message that nobody expects",
         TEAM_RING,
-        change(Store, 0, with_send_more),
+        change(WriteResult, 0, with_send_more),
         {messages: "expected", check_play: "started and never met"},
     ),
     Case("an arrival that nobody reads", TEAM_RING, with_copy_more, {program: "nobody reads"}),
     Case(
         "everyone receives before sending",
         TEAM_RING,
-        everywhere(change, Start, 1, receive_then_send),
+        everywhere(change, SendRecv, 1, receive_then_send),
         {check_play: "stuck"},
     ),
     # Expectations.
     Case(
-        "another move expected",
+        "another transfer expected",
         TEAM_RING,
-        change(Expect, 0, with_move(axis="team")),
+        change(PostRecv, 0, with_transfer(axis="team")),
         {program: "expects and does not start later"},
     ),
-    Case("a move expected twice", TEAM_RING, change(Expect, 0, twice), {program: "expects twice"}),
+    Case("a transfer expected twice", TEAM_RING, change(PostRecv, 0, twice), {program: "expects twice"}),
     Case(
-        "a move expected after it started",
+        "a transfer expected after it started",
         TEAM_RING,
-        lambda broken: change(Store, 0, lambda op: (Expect(broken[RANK].moves[0]), op))(broken),
+        lambda broken: change(WriteResult, 0, lambda op: (PostRecv(broken[RANK].transfers[0]), op))(broken),
         {program: "expects and does not start later"},
     ),
 ]
 BACKWARD = [
     Case(
-        "two moves of a channel in another order than at the peers'",
+        "two transfers of a channel in another order than at the peers'",
         TEAM_RING,
-        before(Start, 1, Start, 0),
+        before(SendRecv, 1, SendRecv, 0),
         {messages: "expected", check_play: "stuck"},
         backward=True,
     ),
     Case(
         "gradients without what comes along",
         TEAM_RING,
-        change(Attend, 0, with_(q=("own.q.0",))),
+        change(Attend, 0, with_(q=("local.q.0",))),
         {program: "does not have", check_play: "and needs"},
         backward=True,
     ),
@@ -534,28 +546,28 @@ BACKWARD = [
     Case(
         "a gradient passed on without what had come",
         TEAM_RING,
-        change(Fold, 0, drop),
+        change(Accumulate, 0, drop),
         {program: "nobody reads", check_play: INCOMPLETE},
         backward=True,
     ),
     Case(
         "a gradient passed on before what had come is added",
         TEAM_RING,
-        before(Fold, 0, Store, 0),
+        before(Accumulate, 0, WriteResult, 0),
         {program: "which were sent or stored", check_play: "after it was sent or stored"},
         backward=True,
     ),
     Case(
         "a gradient passed on before it is computed",
         TEAM_RING,
-        before(Start, 4, Attend, 2),
+        before(SendRecv, 4, Attend, 2),
         {program: "which were sent or stored", check_play: "after it was sent or stored"},
         backward=True,
     ),
     Case(
         "a gradient that leaves the published order for another rank",
         PAPER,
-        change(Start, -2, with_sent(peer=5)),
+        change(SendRecv, -2, with_sent(peer=5)),
         {messages: "expected", check_play: "stuck"},
         backward=True,
     ),
@@ -569,8 +581,8 @@ BACKWARD = [
     Case(
         "keys' gradients folded into queries'",
         TEAM_RING,
-        change(Fold, -1, with_(into="own.sum.q.0")),
-        {program: "Fold", check_play: "adds"},
+        change(Accumulate, -1, with_(into="local.acc.q.0")),
+        {program: "Accumulate", check_play: "adds"},
         backward=True,
     ),
 ]
@@ -588,13 +600,13 @@ def test_breakage_is_found(case: Case) -> None:
 @pytest.mark.parametrize("of", [TEAM_RING, MERGED, HEADS, PAPER])
 @pytest.mark.parametrize("backward", [False, True])
 def test_nothing_is_found_where_nothing_is_broken(of: Callable[..., Programs], backward: bool) -> None:
-    for check in (program, check_coverage, turn, balance, moves, messages, check_play):
+    for check in (program, check_coverage, turn, balance, transfers, messages, check_play):
         check(of(backward=backward, causal=True))
 
 
 def test_order_over_different_channels_is_free_where_nobody_waits_between() -> None:
     programs = TEAM_RING(causal=True)
-    before(Start, 1, Start, 0)(programs)
+    before(SendRecv, 1, SendRecv, 0)(programs)
     messages(programs)
     check_play(programs)
 
@@ -602,8 +614,8 @@ def test_order_over_different_channels_is_free_where_nobody_waits_between() -> N
 def test_waits_that_only_the_machine_sees() -> None:
     """Each message has its counterpart, in the same order, and still everyone waits for everyone."""
     programs = TEAM_RING(causal=True)
-    everywhere(change, Start, 1, receive_then_send)(programs)
-    for check in (program, moves, messages):
+    everywhere(change, SendRecv, 1, receive_then_send)(programs)
+    for check in (program, transfers, messages):
         check(programs)
     with pytest.raises(Broken, match="stuck"):
         check_play(programs)

@@ -8,7 +8,7 @@ from megatron_wallfacer.schedule import held as held_results
 from megatron_wallfacer.schedule import program as steps
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.held import LARGE, accumulations, held_bytes, holds_results
-from megatron_wallfacer.schedule.memory import aliases
+from megatron_wallfacer.schedule.lifetimes import aliases
 from megatron_wallfacer.schedule.program import Program
 from megatron_wallfacer.schedule.schemes import make_plan
 from tests.schedule.cases import all_plans

@@ -10,24 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_wallfacer.schedule import program as steps
+from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
-from megatron_wallfacer.schedule.lower import lower
-from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask, pattern_of
-from megatron_wallfacer.schedule.memory import (
+from megatron_wallfacer.schedule.lifetimes import (
     aliases,
-    kept_buffers,
-    lives,
-    own_key,
-    own_parts,
+    lifetimes,
+    local_part_key,
+    local_parts,
     proxy_key,
     rows_key,
     value_key,
-    workspace,
 )
-from megatron_wallfacer.schedule.ops import Assemble, Attend, Fold, Move, Op, Schedule, Start, reads, writes
+from megatron_wallfacer.schedule.lower import lower
+from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask
+from megatron_wallfacer.schedule.memory import kept_buffers, workspace
+from megatron_wallfacer.schedule.ops import Accumulate, Attend, Concat, Op, Schedule, SendRecv, Transfer, reads, writes
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Program, Step
+from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Program, ProgramStep
 from megatron_wallfacer.schedule.rows import contiguous
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.volume import Shape, received_bytes, rows_bytes
@@ -54,14 +54,22 @@ def strides_of(shape: Shape, schedule: Schedule, head: int) -> dict[str, tuple[i
 
 
 def lowered(
-    plan: Plan, rank: int, *, backward: bool, mask: Mask = CAUSAL, q_kept: bool = False, all_to_all: bool = False
+    plan: Plan,
+    rank: int,
+    *,
+    backward: bool,
+    mask: Mask = CAUSAL,
+    keep_gathered_q: bool = False,
+    all_to_all: bool = False,
 ) -> Program:
     heads = 2 * plan.grid.head, 2 * plan.grid.head
     shape = shape_of(heads)
     build = backward_schedule if backward else forward_schedule
-    pattern = pattern_of(mask, plan.grid.cp_size, CHUNK)
+    chunk_mask = chunk_mask_of(mask, plan.grid.cp_size, CHUNK)
     groups = head_groups(plan, *heads)
-    schedule = build(plan, rank, causal=mask.right == 0, groups=groups, q_kept=q_kept, pattern=pattern)
+    schedule = build(
+        plan, rank, causal=mask.right == 0, groups=groups, keep_gathered_q=keep_gathered_q, chunk_mask=chunk_mask
+    )
     strides = strides_of(shape, schedule, plan.grid.head)
     return lower(schedule, shape, mask, strides, varlen=False, all_to_all=all_to_all)
 
@@ -85,7 +93,7 @@ def spans(program: Program, operand: Operand) -> list[Bytes]:
     return [(start * size, end * size) for start, end in ranges]
 
 
-def touched(step: Step) -> tuple[set[int], set[int]]:
+def touched(step: ProgramStep) -> tuple[set[int], set[int]]:
     """Operands that a step reads, and those that it writes."""
     match step:
         case steps.Copy(pairs=pairs):
@@ -113,7 +121,7 @@ def in_workspace(program: Program, numbers: set[int]) -> Iterator[Bytes]:
             yield from spans(program, operand)
 
 
-def bytes_of(program: Program, step: Step) -> tuple[list[Bytes], list[Bytes]]:
+def bytes_of(program: Program, step: ProgramStep) -> tuple[list[Bytes], list[Bytes]]:
     """Ranges of the workspace that a step reads, and those that it writes."""
     if isinstance(step, steps.Permute):
         into, source = program.operands[step.into], program.operands[step.source]
@@ -134,10 +142,10 @@ def _blocks(program: Program, operand: Operand, numbers: Iterable[int]) -> Itera
 def ends_of(program: Program, number: int) -> tuple[list[Bytes], list[Bytes]]:
     """Ranges of the workspace that a transfer sends, and those that it receives."""
     transfer = program.transfers[number]
-    if isinstance(transfer, steps.Exchange):
+    if isinstance(transfer, steps.AllToAll):
         ends = {transfer.send}, {transfer.receive}
     else:
-        ends = tuple({packet.operand for packet in end} for end in (transfer.sends, transfer.receives))
+        ends = tuple({message.operand for message in end} for end in (transfer.sends, transfer.receives))
     sent, received = (list(in_workspace(program, end)) for end in ends)
     return sent, received
 
@@ -153,12 +161,12 @@ def regions_of(schedule: Schedule, index: int, op: Op) -> set[object]:
     """Keys of the buffers that an operation may touch."""
     other_names = aliases(schedule)
     found = {value_key(other_names.get(name, name)) for name in (*reads(op), *writes(op))}
-    if isinstance(op, Assemble) and len(op.sources) == 1:
+    if isinstance(op, Concat) and len(op.sources) == 1:
         return set()
-    if isinstance(op, Start):
-        found |= {rows_key(index, position) for position in range(len(op.move.sends))}
-        found |= {own_key(index, "sent"), own_key(index, "received")}
-    found |= {own_key(part.start, "received") for part in own_parts(schedule) if part.reader == index}
+    if isinstance(op, SendRecv):
+        found |= {rows_key(index, position) for position in range(len(op.transfer.sends))}
+        found |= {local_part_key(index, "sent"), local_part_key(index, "received")}
+    found |= {local_part_key(part.start, "received") for part in local_parts(schedule) if part.reader == index}
     if isinstance(op, Attend):
         found |= {proxy_key(op.q)}
     return found
@@ -172,10 +180,10 @@ def waiting(schedule: Schedule, index: int) -> set[object]:
 
 
 def folded_together(schedule: Schedule, index: int) -> set[object]:
-    """Keys of buffers that the last of several folds may touch for all of them."""
-    folds = list(takewhile(lambda op: isinstance(op, Fold), reversed(schedule.ops[: index + 1])))
+    """Keys of buffers that the last of several Accumulates may touch for all of them."""
+    run = list(takewhile(lambda op: isinstance(op, Accumulate), reversed(schedule.ops[: index + 1])))
     other_names = aliases(schedule)
-    return {value_key(other_names.get(name, name)) for op in folds for name in (op.source, op.into)}
+    return {value_key(other_names.get(name, name)) for op in run for name in (op.source, op.into)}
 
 
 def check_regions(program: Program) -> None:
@@ -183,7 +191,7 @@ def check_regions(program: Program) -> None:
     schedule, shape = program.schedule, program.shape
     placement, kept = workspace(schedule, shape), kept_buffers(schedule)
     regions: dict[object, tuple[int, int, Bytes]] = {}
-    for life in lives(schedule):
+    for life in lifetimes(schedule):
         if life.key not in kept:
             start = placement.offsets[life.key]
             # A permutation fills the padding too.
@@ -191,7 +199,7 @@ def check_regions(program: Program) -> None:
             regions[life.key] = life.first, life.last, (start, end)
     indices = {id(op): index for index, op in enumerate(schedule.ops)}
     for label, found in program.steps:
-        if isinstance(label, Move):
+        if isinstance(label, Transfer):
             continue
         index = indices[id(label)]
         keys = regions_of(schedule, index, label) | folded_together(schedule, index)
@@ -261,12 +269,12 @@ def check(program: Program) -> None:
 def check_exchanges(plan: Plan, rank: int, program: Program) -> None:
     """Every transfer along the head axis is one all-to-all of that group, with a part for each rank."""
     check(program)
-    for move, transfer in zip(program.schedule.moves, program.transfers, strict=True):
-        assert isinstance(transfer, steps.Exchange) == (move.axis == "head")
-        if isinstance(transfer, steps.Exchange):
+    for planned, transfer in zip(program.schedule.transfers, program.transfers, strict=True):
+        assert isinstance(transfer, steps.AllToAll) == (planned.axis == "head")
+        if isinstance(transfer, steps.AllToAll):
             assert transfer.ranks == plan.grid.neighbours(rank, "head")
             sizes = [program.operands[number].shape[0] for number in (transfer.send, transfer.receive)]
-            part = rows_bytes(program.schedule, program.shape, move.payload, 2)
+            part = rows_bytes(program.schedule, program.shape, planned.payload, 2)
             assert sizes == [len(transfer.ranks) * aligned(int(part))] * 2
 
 
@@ -274,10 +282,12 @@ def check_exchanges(plan: Plan, rank: int, program: Program) -> None:
 @pytest.mark.parametrize("cp_size", [1, 2, 3, 4, 6])
 def test_every_small_plan(cp_size: int, backward: bool) -> None:
     for plan in all_plans(cp_size):
-        for rank, q_kept in product({0, busiest_rank(plan)}, (False, True)):
-            check(lowered(plan, rank, backward=backward, q_kept=q_kept))
+        for rank, keep_gathered_q in product({0, busiest_rank(plan)}, (False, True)):
+            check(lowered(plan, rank, backward=backward, keep_gathered_q=keep_gathered_q))
             if plan.grid.head > 1:
-                check_exchanges(plan, rank, lowered(plan, rank, backward=backward, q_kept=q_kept, all_to_all=True))
+                check_exchanges(
+                    plan, rank, lowered(plan, rank, backward=backward, keep_gathered_q=keep_gathered_q, all_to_all=True)
+                )
 
 
 @settings(max_examples=60)
@@ -328,8 +338,8 @@ def test_tensors_of_a_message_lie_side_by_side_each_aligned_to_its_elements(
         for name in ("q", "k", "v", "dout", "out", "lse", "delta")
     }
     program = lower(schedule, shape, CAUSAL, strides, varlen=False)
-    packets = {packet.operand for transfer in program.transfers for packet in (*transfer.sends, *transfer.receives)}
-    assert packets
-    for packet in (program.operands[number] for number in packets):
-        assert packet.view == "bytes"
-        assert packet.offset % 128 == 0
+    messages = {message.operand for transfer in program.transfers for message in (*transfer.sends, *transfer.receives)}
+    assert messages
+    for message in (program.operands[number] for number in messages):
+        assert message.view == "bytes"
+        assert message.offset % 128 == 0

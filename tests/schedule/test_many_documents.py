@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.batches import batches, joined_calls
 from megatron_wallfacer.schedule.calls import Segment, call_of
+from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.lower import lower
-from megatron_wallfacer.schedule.mask import Mask, pattern_of
+from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.program import AttendBackward, AttendForward
@@ -150,7 +151,7 @@ def test_a_call_per_document_is_lowered_in_few_operations() -> None:
 
 
 def _pass(mask: Mask, grid: Grid, build: Callable[..., Schedule]) -> Schedule:
-    return build(Plan(grid), CP_SIZE - 1, pattern=pattern_of(mask, CP_SIZE, SIZE))
+    return build(Plan(grid), CP_SIZE - 1, chunk_mask=chunk_mask_of(mask, CP_SIZE, SIZE))
 
 
 def _attends(schedule: Schedule, mask: Mask, shape: Shape) -> int:

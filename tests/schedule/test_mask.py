@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
-from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask, pattern_of
+from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
+from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask
 from megatron_wallfacer.schedule.tiles import tiles
 
 Token = tuple[int, int]
@@ -72,19 +73,19 @@ def cells(call: AttnTile) -> list[tuple[int, int]]:
 @given(layouts())
 def test_a_pattern_says_which_chunks_are_live_and_which_wholly(layout: tuple[Mask, int, int]) -> None:
     mask, cp_size, size = layout
-    pattern = pattern_of(mask, cp_size, size)
-    assume(pattern is not None)
+    chunk_mask = chunk_mask_of(mask, cp_size, size)
+    assume(chunk_mask is not None)
     chunks = [tokens_of(chunk, mask, cp_size, size) for chunk in range(2 * cp_size)]
     for row, queries in enumerate(chunks):
         pairs = [[sees(q, k, mask) for q in queries for k in keys] for keys in chunks]
-        assert [col for col, found in enumerate(pairs) if any(found)] == list(range(*pattern.live[row]))
+        assert [col for col, found in enumerate(pairs) if any(found)] == list(range(*chunk_mask.nonempty[row]))
         wholly = {col for col, found in enumerate(pairs) if all(found)}
-        claimed = set(range(*pattern.whole[row]))
+        claimed = set(range(*chunk_mask.full[row]))
         # Where a chunk is of several documents, none is claimed, and none is.
         assert claimed <= wholly
         if len({document for document, _ in queries}) == 1 and queries[0] != PADDING:
             assert claimed == wholly
-    assert pattern.is_sparse == any(
+    assert chunk_mask.is_sparse == any(
         not any(sees(q, k, mask) for q in chunks[row] for k in chunks[col])
         for row in range(2 * cp_size)
         for col in range(row + 1)
@@ -94,16 +95,16 @@ def test_a_pattern_says_which_chunks_are_live_and_which_wholly(layout: tuple[Mas
 @given(layouts(), st.data())
 def test_tiles_and_calls_cover_each_live_pair_once(layout: tuple[Mask, int, int], data: st.DataObject) -> None:
     mask, cp_size, size = layout
-    pattern = pattern_of(mask, cp_size, size)
-    assume(pattern is not None)
+    chunk_mask = chunk_mask_of(mask, cp_size, size)
+    assume(chunk_mask is not None)
     some = st.sets(st.integers(0, 2 * cp_size - 1), min_size=1).map(sorted)
     q_chunks, k_chunks = data.draw(some), data.draw(some)
     only = data.draw(st.none() | st.sets(st.sampled_from(q_chunks)))
     found: list[tuple[int, int]] = []
-    for tile in tiles(q_chunks, k_chunks, causal=False, only=only, pattern=pattern):
+    for tile in tiles(q_chunks, k_chunks, causal=False, only=only, chunk_mask=chunk_mask):
         height, width = (tile.rows[1] - tile.rows[0]) * size, (tile.cols[1] - tile.cols[0]) * size
         calls: Sequence[AttnTile] = [AttnTile((0, height), (0, width))]
-        if tile.masked:
+        if tile.partial:
             calls = mask.calls(q_chunks[slice(*tile.rows)], k_chunks[slice(*tile.cols)], cp_size, size)
             assert calls, "a masked tile of which nothing is live"
         for call in calls:
@@ -124,8 +125,8 @@ def test_tiles_and_calls_cover_each_live_pair_once(layout: tuple[Mask, int, int]
 
 
 def test_plain_masks_need_no_tokens() -> None:
-    assert pattern_of(CAUSAL, 4, 8) is pattern_of(FULL, 4, 8) is None
-    assert pattern_of(Mask(documents=(0, 64)), 4, 8) is not None
+    assert chunk_mask_of(CAUSAL, 4, 8) is chunk_mask_of(FULL, 4, 8) is None
+    assert chunk_mask_of(Mask(documents=(0, 64)), 4, 8) is not None
 
 
 def test_a_window_is_diagonals_of_its_tiles() -> None:

@@ -6,15 +6,8 @@ import pytest
 
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.memory import (
-    Life,
-    graph_bytes,
-    graphed_peak_bytes,
-    lives,
-    peak_bytes,
-    returned_bytes,
-    waits,
-)
+from megatron_wallfacer.schedule.lifetimes import Lifetime, lifetimes, waits
+from megatron_wallfacer.schedule.memory import graph_bytes, graphed_peak_bytes, peak_bytes, returned_bytes
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.volume import Shape
@@ -69,16 +62,16 @@ def test_all_gather() -> None:
 
 
 def test_what_is_kept_for_backward_outlives_the_pass() -> None:
-    schedule = forward_schedule(Plan(Grid(team=2, ring_outer=2)), 0, q_kept=True)
+    schedule = forward_schedule(Plan(Grid(team=2, ring_outer=2)), 0, keep_gathered_q=True)
     (name,) = schedule.keeps
     assert schedule.last_mentions[name] == len(schedule.ops)
 
 
 def test_what_forward_kept_is_not_counted_again() -> None:
     plan = Plan(Grid(team=2, ring_outer=2))
-    kept, again = (backward_schedule(plan, 0, q_kept=q_kept) for q_kept in (True, False))
-    assert "others.q.0" in kept.given
-    assert all(life.name not in kept.given for life in lives(kept) if life.payload != ("dout",))
+    kept, again = (backward_schedule(plan, 0, keep_gathered_q=keep_gathered_q) for keep_gathered_q in (True, False))
+    assert "gathered.q.0" in kept.given
+    assert all(life.name not in kept.given for life in lifetimes(kept) if life.payload != ("dout",))
     assert peak_bytes(kept, SHAPE) < peak_bytes(again, SHAPE)
 
 
@@ -89,10 +82,10 @@ def test_more_head_groups_hold_less() -> None:
 
 
 @pytest.mark.parametrize("build", [forward_schedule, backward_schedule])
-def test_a_move_is_waited_for_where_its_arrival_is_first_read(build: object) -> None:
+def test_a_transfer_is_waited_for_where_its_arrival_is_first_read(build: object) -> None:
     schedule = build(Plan(Grid(team=2, ring_outer=2, ring_inner=2)), 0)
     for start, end in waits(schedule).items():
-        brought = {message.value for message in schedule.ops[start].move.receives}
+        brought = {message.value for message in schedule.ops[start].transfer.receives}
         between = schedule.ops[start + 1 : end]
         assert brought.isdisjoint(name for op in between for name in ops.reads(op))
         assert not brought.isdisjoint(ops.reads(schedule.ops[end]))
@@ -102,10 +95,10 @@ def test_a_buffer_lives_until_what_sends_it_has_left() -> None:
     schedule = backward_schedule(Plan(Grid(ring_outer=4)), 0)
     until = waits(schedule)
     for start, op in enumerate(schedule.ops):
-        if isinstance(op, ops.Start):
-            for message in op.move.sends:
-                assert any(covers(life, message.value, start, until[start] - 1) for life in lives(schedule))
+        if isinstance(op, ops.SendRecv):
+            for message in op.transfer.sends:
+                assert any(covers(life, message.value, start, until[start] - 1) for life in lifetimes(schedule))
 
 
-def covers(life: Life, name: str, first: int, last: int) -> bool:
+def covers(life: Lifetime, name: str, first: int, last: int) -> bool:
     return life.name == name and life.first <= first and life.last >= last

@@ -9,7 +9,7 @@ import pytest
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.merging import LEAST_WORK, ranks_per_call
-from megatron_wallfacer.schedule.ops import Attend, Fold, Schedule, Start
+from megatron_wallfacer.schedule.ops import Accumulate, Attend, Schedule, SendRecv
 from megatron_wallfacer.schedule.plan import Plan, shard_work
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -50,27 +50,27 @@ def test_attention_calls_at_2048_tokens_per_rank(
 
 
 def test_local_and_gathered_rows_are_one_call_in_the_ring_steps_between_the_first_and_the_last() -> None:
-    assert query_values(forward_schedule(TEAM_RING, 0)) == ["own", "all", "all", "all", "all", "own"]
-    assert query_values(backward_schedule(TEAM_RING, 0)) == ["own", "all", "all", "all", "all"]
+    assert query_values(forward_schedule(TEAM_RING, 0)) == ["local", "team", "team", "team", "team", "local"]
+    assert query_values(backward_schedule(TEAM_RING, 0)) == ["local", "team", "team", "team", "team"]
 
 
 def test_results_of_merged_rows_are_one_accumulator() -> None:
     for schedule in (forward_schedule(TEAM_RING, 0), backward_schedule(TEAM_RING, 0)):
-        assert {op.q_into for op in schedule.attends} == {"all.sum.q.0"}
-        assert {op.into for op in schedule.ops if isinstance(op, Fold) and ".q." in op.into} == {"all.sum.q.0"}
+        assert {op.q_into for op in schedule.attends} == {"team.acc.q.0"}
+        assert {op.into for op in schedule.ops if isinstance(op, Accumulate) and ".q." in op.into} == {"team.acc.q.0"}
 
 
 def test_first_ring_step_does_not_wait_for_the_gather() -> None:
     for schedule in (forward_schedule(TEAM_RING, 0), backward_schedule(TEAM_RING, 0)):
         first = next(op for op in schedule.ops if isinstance(op, Attend))
-        assert first.q[0] == "own.q.0"
+        assert first.q[0] == "local.q.0"
 
 
 def test_local_rows_of_the_last_ring_step_are_computed_while_results_are_sent_home() -> None:
     ops = forward_schedule(TEAM_RING, 0).ops
     last = max(index for index, op in enumerate(ops) if isinstance(op, Attend))
-    assert ops[last].q == ("own.q.0",)
-    assert [op.move.axis for op in ops[:last] if isinstance(op, Start)][-1] == "team"
+    assert ops[last].q == ("local.q.0",)
+    assert [op.transfer.axis for op in ops[:last] if isinstance(op, SendRecv)][-1] == "team"
 
 
 @pytest.mark.parametrize(("tokens", "ranks"), [(1024, 16), (2048, 4), (4096, 1), (16384, 1)])
@@ -97,19 +97,19 @@ def test_ranks_share_a_call_until_it_has_the_least_work(tokens: int, ranks: int)
 )
 def test_rows_are_merged_where_that_pays(grid: Grid, work: int | None, merged: bool) -> None:
     schedule = forward_schedule(Plan(grid, shard_work=work), 0)
-    assert ("all" in query_values(schedule)) == merged
+    assert ("team" in query_values(schedule)) == merged
 
 
 def test_published_blocks_are_merged_in_both_passes() -> None:
     plan = replace(published(16, 2, order="permuted"), shard_work=SMALL_CALLS)
-    assert "all" in query_values(forward_schedule(plan, 0))
-    assert {op.kv[0] for op in backward_schedule(plan, 0).attends} == {"all.kv.0"}
+    assert "team" in query_values(forward_schedule(plan, 0))
+    assert {op.kv[0] for op in backward_schedule(plan, 0).attends} == {"team.kv.0"}
 
 
 def test_merged_rows_send_no_more() -> None:
     for build in (forward_schedule, backward_schedule):
         apart, merged = (
-            sum(len(message.chunks) for move in build(plan, 5).moves for message in move.receives)
+            sum(len(message.chunks) for transfer in build(plan, 5).transfers for message in transfer.receives)
             for plan in (replace(TEAM_RING, shard_work=None), TEAM_RING)
         )
         assert apart == merged

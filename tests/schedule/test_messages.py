@@ -8,7 +8,7 @@ import pytest
 
 from megatron_wallfacer.schedule.messages import MessageTensor, message_tensors
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.program import Exchange, Program
+from megatron_wallfacer.schedule.program import AllToAll, Program
 from tests.schedule.cases import all_plans
 from tests.schedule.test_lower import lowered, shape_of, strides_of
 
@@ -19,7 +19,9 @@ def tensors(program: Program, plan: Plan) -> tuple[list[MessageTensor], list[Mes
     """(sent, received)."""
     heads = 2 * plan.grid.head, 2 * plan.grid.head
     found = message_tensors(program, strides_of(shape_of(heads), program.schedule, plan.grid.head)).values()
-    return [one for move in found for one in move.sends], [one for move in found for one in move.receives]
+    return [one for transfer in found for one in transfer.sends], [
+        one for transfer in found for one in transfer.receives
+    ]
 
 
 def shapes(ends: list[MessageTensor]) -> dict[tuple[int, int, str, str], tuple[int, ...]]:
@@ -54,6 +56,6 @@ def test_an_all_to_all_carries_the_same_tensors_from_the_same_places() -> None:
         if plan.grid.head == 1:
             continue
         one, other = (lowered(plan, 1, backward=backward, all_to_all=way) for way in (False, True))
-        exchanges += sum(isinstance(transfer, Exchange) for transfer in other.transfers)
+        exchanges += sum(isinstance(transfer, AllToAll) for transfer in other.transfers)
         assert tensors(one, plan) == tensors(other, plan), plan
     assert exchanges

@@ -9,17 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.schedule.factorisation import divisors, factorisations
 from megatron_wallfacer.schedule.grid import AXES, DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schemes import (
-    PLACEMENTS,
-    RIDERS,
-    SCHEMES,
-    divisors,
-    factorisations,
-    make_plan,
-    total_words,
-)
+from megatron_wallfacer.schedule.schemes import PLACEMENTS, RING_OPERANDS, SCHEMES, make_plan, total_volume
 from tests.schedule.cases import published
 from tests.schedule.test_formulas import counted
 
@@ -37,7 +30,10 @@ def words(plan: Plan, heads: tuple[int, int]) -> float:
 def fewest_words(grids: Iterable[Grid], heads: tuple[int, int]) -> float:
     """Of all grids with all riders. What rides in one pass is nothing to the other, so a grid's best riders are the
     best of each pass, and both passes are counted twice instead of four times."""
-    both = ([counted(Plan(grid, forward=rider, backward=rider), heads) for rider in RIDERS] for grid in grids)
+    both = (
+        [counted(Plan(grid, forward=ring_operand, backward=ring_operand), heads) for ring_operand in RING_OPERANDS]
+        for grid in grids
+    )
     return min(sum(map(min, zip(*found, strict=True))) for found in both)
 
 
@@ -162,8 +158,8 @@ def test_riders_are_as_published_or_the_cheaper(scheme: str, kappa: float, forwa
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("forward", RIDERS)
-@pytest.mark.parametrize("backward", RIDERS)
+@pytest.mark.parametrize("forward", RING_OPERANDS)
+@pytest.mark.parametrize("backward", RING_OPERANDS)
 def test_any_rider_may_be_asked_for(scheme: str, forward: str, backward: str) -> None:
     plan = make_plan(scheme, 16, forward=forward, backward=backward)
     assert (plan.forward, plan.backward) == (forward, backward)
@@ -264,7 +260,8 @@ def test_auto_chooses_beside_a_given_kv_team(rest: int, kv_team: int, heads: tup
 )
 def test_what_rides_in_one_pass_is_nothing_to_the_other(grid: Grid) -> None:
     found = {
-        riders: counted(Plan(grid, forward=riders[0], backward=riders[1]), (8, 2)) for riders in product(RIDERS, RIDERS)
+        ring_operands: counted(Plan(grid, forward=ring_operands[0], backward=ring_operands[1]), (8, 2))
+        for ring_operands in product(RING_OPERANDS, RING_OPERANDS)
     }
     for (forward, backward), (forward_words, backward_words) in found.items():
         assert forward_words == found[forward, forward][0]
@@ -290,7 +287,7 @@ def test_mesh_chooses_the_fewest_words_of_all_its_teams(cp_size: int, heads: tup
 
 def test_total_words_are_both_passes() -> None:
     plan = make_plan("team-ring", 16)
-    assert total_words(plan, 1.0) == pytest.approx(words(plan, (8, 8))) == 33
+    assert total_volume(plan, 1.0) == pytest.approx(words(plan, (8, 8))) == 33
 
 
 @given(st.integers(1, 100_000))

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_wallfacer.schedule.bounds import forward_bound, ratio
+from megatron_wallfacer.schedule.factorisation import divisors
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.schemes import divisors
-from megatron_wallfacer.schedule.volume import Shape, messages, received_bytes, rows_bytes, words
+from megatron_wallfacer.schedule.volume import Shape, messages, received_bytes, received_elements, rows_bytes
+from megatron_wallfacer.schedule.volume_bounds import forward_bound, ratio
 from tests.schedule.cases import published
 
 SHAPE = Shape(tokens=8, q_heads=4, kv_heads=2, head_dim=16)
@@ -47,8 +47,8 @@ def shape_of(q_heads: int, kv_heads: int) -> Shape:
 
 
 def jumps(schedule: Schedule) -> int:
-    """Moves across the whole group: into the published order, and out of it."""
-    return sum(move.axis == "cp" for move in schedule.moves)
+    """Transfers across the whole group: into the published order, and out of it."""
+    return sum(transfer.axis == "cp" for transfer in schedule.transfers)
 
 
 # --- the closed formulas, q and kv being the words of one shard of Q and of K ---
@@ -60,16 +60,19 @@ def test_native_forward_words(grid: Grid, heads: tuple[int, int], data: st.DataO
     (q, kv), (c, g, r) = heads, (grid.team, grid.kv_team, grid.ring)
     rank = data.draw(st.integers(0, grid.cp_size - 1))
     expected = 2 * (c - 1) * q + 2 * (g - 1) * kv + 2 * g * (r - 1) * kv
-    assert words(forward_schedule(Plan(grid), rank), shape_of(q, kv)) == expected
+    assert received_elements(forward_schedule(Plan(grid), rank), shape_of(q, kv)) == expected
 
 
 @settings(max_examples=400)
 @given(grids(), heads, st.booleans(), st.data())
-def test_native_backward_words(grid: Grid, heads: tuple[int, int], q_kept: bool, data: st.DataObject) -> None:
+def test_native_backward_words(grid: Grid, heads: tuple[int, int], keep_gathered_q: bool, data: st.DataObject) -> None:
     (q, kv), (c, g, r) = heads, (grid.team, grid.kv_team, grid.ring)
     rank = data.draw(st.integers(0, grid.cp_size - 1))
-    expected = (3 - q_kept) * (c - 1) * q + 4 * (g - 1) * kv + 4 * g * (r - 1) * kv
-    assert words(backward_schedule(Plan(grid), rank, q_kept=q_kept), shape_of(q, kv)) == expected
+    expected = (3 - keep_gathered_q) * (c - 1) * q + 4 * (g - 1) * kv + 4 * g * (r - 1) * kv
+    assert (
+        received_elements(backward_schedule(Plan(grid), rank, keep_gathered_q=keep_gathered_q), shape_of(q, kv))
+        == expected
+    )
 
 
 @settings(max_examples=400)
@@ -78,22 +81,27 @@ def test_published_forward_words(plan: Plan, heads: tuple[int, int], data: st.Da
     (q, kv), (c, r) = heads, (plan.grid.team, plan.grid.ring)
     schedule = forward_schedule(plan, data.draw(st.integers(0, plan.grid.cp_size - 1)))
     permuted = jumps(schedule)
-    assert words(schedule, shape_of(q, kv)) == 2 * (q + kv) * (c - 1) + 2 * kv * c * (r - 1) + 2 * kv * c * permuted
+    assert (
+        received_elements(schedule, shape_of(q, kv))
+        == 2 * (q + kv) * (c - 1) + 2 * kv * c * (r - 1) + 2 * kv * c * permuted
+    )
 
 
 @settings(max_examples=400)
 @given(published_plans(), heads, st.booleans(), st.data())
-def test_published_backward_words(plan: Plan, heads: tuple[int, int], q_kept: bool, data: st.DataObject) -> None:
+def test_published_backward_words(
+    plan: Plan, heads: tuple[int, int], keep_gathered_q: bool, data: st.DataObject
+) -> None:
     (q, kv), (c, r) = heads, (plan.grid.team, plan.grid.ring)
     rank = data.draw(st.integers(0, plan.grid.cp_size - 1))
-    schedule = backward_schedule(plan, rank, q_kept=q_kept)
-    gathered = (2 - q_kept) * q * (c - 1) + 2 * kv * (c - 1)
+    schedule = backward_schedule(plan, rank, keep_gathered_q=keep_gathered_q)
+    gathered = (2 - keep_gathered_q) * q * (c - 1) + 2 * kv * (c - 1)
     reduced = q * (c - 1) + 2 * kv * (c - 1)
     ring = 3 * q * c * (r - 1)
     # Q in one jump, dO in another, and dQ home; none of a rank that keeps its block.
     permuted = 3 * q * c * bool(jumps(schedule))
     assert jumps(schedule) in (0, 3)
-    assert words(schedule, shape_of(q, kv)) == gathered + reduced + ring + permuted
+    assert received_elements(schedule, shape_of(q, kv)) == gathered + reduced + ring + permuted
 
 
 @settings(max_examples=100)
@@ -103,7 +111,7 @@ def test_head_dim_of_values_counts_for_values_and_outputs(grid: Grid, data: st.D
     shape = Shape(tokens=4, q_heads=4, kv_heads=2, head_dim=3, v_head_dim=5, batch=7)
     rows = 4 * 7
     moved = (grid.team - 1) * 4 * (3 + 5) + (grid.cp_size // grid.team - 1) * 2 * (3 + 5)
-    assert words(schedule, shape) == rows * moved
+    assert received_elements(schedule, shape) == rows * moved
 
 
 # --- bytes ---
@@ -160,7 +168,7 @@ def test_words_are_the_bytes_without_statistics(grid: Grid, data: st.DataObject)
     shape = Shape(tokens=2, q_heads=4, kv_heads=2, head_dim=8, itemsize=1, accumulate_itemsize=1)
     schedule = backward_schedule(Plan(grid), data.draw(st.integers(0, grid.cp_size - 1)))
     by_tensor = received_bytes(schedule, shape)
-    assert words(schedule, shape) == sum(
+    assert received_elements(schedule, shape) == sum(
         size for (_, tensor), size in by_tensor.items() if tensor not in ("lse", "delta")
     )
 
@@ -180,7 +188,7 @@ def busiest(plan: Plan) -> Schedule:
 def forward_words(plan: Plan, group: int) -> float:
     """In units of n*H, for ``group`` query heads to a kv head."""
     shape = shape_of(group, 1)
-    return words(busiest(plan), shape) / shape.unit
+    return received_elements(busiest(plan), shape) / shape.unit
 
 
 def forward_ratio(plan: Plan, group: int = 1) -> float:

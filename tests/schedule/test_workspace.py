@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
-from megatron_wallfacer.schedule.memory import kept_buffers, lives, workspace
+from megatron_wallfacer.schedule.lifetimes import lifetimes
+from megatron_wallfacer.schedule.memory import kept_buffers, workspace
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
-from megatron_wallfacer.schedule.workspace import ALIGNMENT, Buffer, Placement, aligned, place
+from megatron_wallfacer.schedule.workspace import ALIGNMENT, Buffer, WorkspaceLayout, aligned, arrange
 
 #: Size of the workspace over the bytes alive at once, of any scheme.
 WASTE = 1.15
 
 
-def check(buffers: list[Buffer], found: Placement) -> None:
+def check(buffers: list[Buffer], found: WorkspaceLayout) -> None:
     assert found.offsets.keys() == {buffer.key for buffer in buffers}
     assert all(offset % ALIGNMENT == 0 for offset in found.offsets.values())
     assert all(found.offsets[buffer.key] + buffer.nbytes <= found.nbytes for buffer in buffers)
@@ -46,20 +47,20 @@ def alive_at_once(buffers: list[Buffer]) -> int:
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 8), st.integers(1, 2000)), max_size=20))
 def test_buffers_that_are_alive_together_never_overlap(found: list[tuple[int, int, int]]) -> None:
     buffers = [Buffer(key, first, first + length, size) for key, (first, length, size) in enumerate(found)]
-    placement = place(buffers)
+    placement = arrange(buffers)
     check(buffers, placement)
     assert placement.nbytes >= alive_at_once(buffers)
 
 
 def test_a_buffer_takes_the_place_of_one_that_is_gone() -> None:
     buffers = [Buffer("a", 0, 1, 256), Buffer("b", 2, 3, 256), Buffer("c", 0, 3, 128)]
-    assert place(buffers).nbytes == 256 + 128
+    assert arrange(buffers).nbytes == 256 + 128
 
 
 def test_overlap_would_be_seen() -> None:
     buffers = [Buffer("a", 0, 2, 256), Buffer("b", 2, 3, 256)]
     with pytest.raises(AssertionError):
-        check(buffers, Placement({"a": 0, "b": 128}, 512))
+        check(buffers, WorkspaceLayout({"a": 0, "b": 128}, 512))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -72,7 +73,7 @@ def test_every_scheme(scheme: str, cp_size: int) -> None:
         kept = kept_buffers(schedule)
         buffers = [
             Buffer(life.key, life.first, life.last, int(rows_bytes(schedule, shape, life.payload, life.chunks)))
-            for life in lives(schedule)
+            for life in lifetimes(schedule)
             if life.key not in kept
         ]
         placement = workspace(schedule, shape)

@@ -17,8 +17,8 @@ def flipping(self: Transfers, number: int, transfer: Any, *args: Any) -> BoundTr
     def wait(operands: Any, works: Any) -> None:
         bound.wait(operands, works)
         if dist.get_rank() == 1:
-            for packet in transfer.receives:
-                operands[packet.operand][0] ^= 1
+            for message in transfer.receives:
+                operands[message.operand][0] ^= 1
 
     return bound._replace(wait=wait)
 

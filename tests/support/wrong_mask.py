@@ -4,8 +4,8 @@ import runpy
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_wallfacer.schedule import lane
+from megatron_wallfacer.schedule import head_group
 
-right = lane.tiles
-lane.tiles = lambda *args, **kwargs: tuple(replace(tile, causal=False) for tile in right(*args, **kwargs))
+right = head_group.tiles
+head_group.tiles = lambda *args, **kwargs: tuple(replace(tile, causal=False) for tile in right(*args, **kwargs))
 runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "pretrain_gpt.py"), run_name="__main__")

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_wallfacer.schedule.ops import Attend, Message, Move, Schedule, Start
-from megatron_wallfacer.schedule.sides import ALL, OTHERS, OWN, visit_number
+from megatron_wallfacer.schedule.ops import Attend, Message, Schedule, SendRecv, Transfer, Value
 from megatron_wallfacer.schedule.volume import STATISTICS, Shape, rows_elements
 
-#: Text for the rows of a value, by the first part of its name. All other names are those of a ring step.
-_ROWS = {OWN: "local", OTHERS: "gathered", ALL: "local and gathered"}
+#: Text for the kinds of row sets that are not those of a ring step.
+_ROWS = {"local": "local", "gathered": "gathered", "team": "local and gathered"}
 
 #: Axis and tensors of a transfer.
 TransferKind = tuple[str, tuple[str, ...]]
@@ -75,9 +74,9 @@ def viewer_steps(
             if isinstance(op, Attend):
                 _add_tiles(steps[number], schedule, op, chunk_sets)
                 number += 1
-            elif isinstance(op, Start):
-                for message in op.move.sends:
-                    _add_message(steps[number], schedule, op.move, message, nodes, shape, chunk_sets)
+            elif isinstance(op, SendRecv):
+                for message in op.transfer.sends:
+                    _add_message(steps[number], schedule, op.transfer, message, nodes, shape, chunk_sets)
     return [steps[number] for number in range(max(steps, default=-1) + 1)]
 
 
@@ -108,13 +107,15 @@ def _add_tiles(step: ViewerStep, schedule: Schedule, attend: Attend, chunk_sets:
     q, kv = (chunk_sets.number(schedule.values[names[0]].chunks) for names in (attend.q, attend.kv))
     for tile in attend.tiles:
         step.tiles += [schedule.rank, q, kv, *tile.rows, *tile.cols, int(tile.causal)]
-    step.computed[_rows_text(attend.q[0], "queries"), _rows_text(attend.kv[0], "keys")] += 1
+    step.computed[
+        _rows_text(schedule.values[attend.q[0]], "queries"), _rows_text(schedule.values[attend.kv[0]], "keys")
+    ] += 1
 
 
 def _add_message(
     step: ViewerStep,
     schedule: Schedule,
-    move: Move,
+    move: Transfer,
     message: Message,
     nodes: Sequence[int],
     shape: Shape,
@@ -130,10 +131,11 @@ def _add_message(
     step.between_nodes += elements / shape.unit * (nodes[schedule.rank] != nodes[message.peer])
 
 
-def _rows_text(name: str, noun: str) -> str:
-    """Return text for the rows of a value, whose name begins with their kind."""
-    kind = name.split(".", 1)[0]
-    return f"{_ROWS[kind]} {noun}" if kind in _ROWS else f"{noun} of ring step {visit_number(kind)}"
+def _rows_text(value: Value, noun: str) -> str:
+    """Return text for the rows of an operand of attention."""
+    assert value.rows is not None
+    kind, step = value.rows
+    return f"{_ROWS[kind]} {noun}" if kind in _ROWS else f"{noun} of ring step {step}"
 
 
 def _text(step: ViewerStep) -> str:

@@ -22,7 +22,7 @@ def test_a_ring_of_two_launches_what_can_be_counted_by_hand() -> None:
     _, (forward, backward) = launches.count(2, "auto")
     # K and V are packed; both results are merged straight into the output.
     assert (forward.calls, forward.batches) == (2, 1)
-    assert forward.others == {("Start", "copies"): 1, ("Store", "merges"): 1}
+    assert forward.others == {("SendRecv", "copies"): 1, ("WriteResult", "merges"): 1}
     # The visitors' sums go home before they are complete, and come back as received rows.
     assert (backward.calls, backward.batches) == (2, 2)
     assert backward.others.total() == 4
@@ -34,20 +34,20 @@ def test_a_ring_of_two_launches_what_can_be_counted_by_hand() -> None:
 def test_a_check_fails_above_each_limit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], calls: int, others: int, within: bool
 ) -> None:
-    kinds = Counter({("Start", "copies"): others})
+    kinds = Counter({("SendRecv", "copies"): others})
     both = Launches(2, kinds, 1), Launches(calls, kinds, 1, most=(2, 3))
     monkeypatch.setattr(launches, "LIMITS", {(2, "ring"): ()})
     monkeypatch.setattr(launches, "count", lambda *_: ("ring_outer 2", both))
     assert launches.report([(2, "ring")], kinds=True) == (0 if within else 1)
     printed = capsys.readouterr().out
     assert f"| backward | {calls} | 2 | {others} | 3 | 1 | {'ok' if within else 'above'} |" in printed
-    assert f"| Start | copies | {others} |" in printed
+    assert f"| SendRecv | copies | {others} |" in printed
 
 
 def test_every_operator_that_is_no_view_is_a_launch() -> None:
-    seen = traffic.Traffic(["Start"])
+    seen = traffic.Traffic(["SendRecv"])
     with seen:
         x = torch.zeros(4, 2)
         x[2:].copy_(x[:2])
         x.view(8).add_(1)
-    assert seen.launches == {("Start", name): 1 for name in ("zeros", "copy_", "add_")}
+    assert seen.launches == {("SendRecv", name): 1 for name in ("zeros", "copy_", "add_")}

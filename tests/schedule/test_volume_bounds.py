@@ -4,17 +4,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_wallfacer.schedule.bounds import (
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
+from megatron_wallfacer.schedule.volume import Shape, received_elements
+from megatron_wallfacer.schedule.volume_bounds import (
     backward_bound,
     forward_bound,
     ratio,
     whole_backward_bound,
     whole_forward_bound,
 )
-from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.volume import Shape, words
 from tests.schedule.cases import plans
 
 HEADS = [(8, 8), (8, 4), (8, 2), (8, 1), (32, 1)]
@@ -95,7 +95,7 @@ undivided = plans(longest_ring=256).filter(lambda plan: plan.grid.head == 1)
 @given(undivided, st.sampled_from(HEADS), st.data())
 def test_no_grid_beats_the_forward_bounds(plan: Plan, heads: tuple[int, int], data: st.DataObject) -> None:
     shape = Shape(2, *heads, head_dim=1)
-    received = words(forward_schedule(plan, _some_rank(plan, data)), shape) / shape.unit
+    received = received_elements(forward_schedule(plan, _some_rank(plan, data)), shape) / shape.unit
     assert received >= forward_bound(plan.grid.cp_size, shape.kappa) - 1e-6
     assert received >= whole_forward_bound(plan.grid.cp_size, shape.kappa) - 1e-6
 
@@ -104,14 +104,14 @@ def test_no_grid_beats_the_forward_bounds(plan: Plan, heads: tuple[int, int], da
 @given(undivided, st.sampled_from(HEADS), st.data())
 def test_no_grid_beats_the_backward_bounds(plan: Plan, heads: tuple[int, int], data: st.DataObject) -> None:
     shape = Shape(2, *heads, head_dim=1)
-    received = words(backward_schedule(plan, _some_rank(plan, data)), shape) / shape.unit
+    received = received_elements(backward_schedule(plan, _some_rank(plan, data)), shape) / shape.unit
     assert received >= backward_bound(plan.grid.cp_size, shape.kappa) - 1e-6
     assert received >= whole_backward_bound(plan.grid.cp_size, shape.kappa) - 1e-6
 
 
 def test_dividing_heads_does_beat_them() -> None:
     shape = Shape(2, 16, 16, head_dim=1)
-    received = words(forward_schedule(Plan(Grid(head=16)), 0), shape) / shape.unit
+    received = received_elements(forward_schedule(Plan(Grid(head=16)), 0), shape) / shape.unit
     assert received == 4 * 15 / 16 < forward_bound(16, 1)
 
 

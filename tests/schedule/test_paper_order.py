@@ -49,7 +49,7 @@ def teams_met(rank: int, cp_size: int, team: int) -> Teams:
     return found
 
 
-def riders(schedule: Schedule, side: str) -> Teams:
+def ring_operands(schedule: Schedule, side: str) -> Teams:
     """The ranks whose rows of a side are attended to, visit by visit."""
     blocks = [schedule.values[(attend.kv if side == "kv" else attend.q)[0]].chunks for attend in schedule.attends]
     return [tuple(sorted(holders(chunks, schedule.cp_size))) for chunks, _ in groupby(blocks)]
@@ -61,9 +61,11 @@ def residents(schedule: Schedule, side: str) -> set[int]:
 
 
 def peers(schedule: Schedule, axis: str) -> list[tuple[int, int]]:
-    """(to, from) of every move of inputs over an axis."""
-    moves = [move for move in schedule.moves if move.axis == axis and not is_result(move.payload)]
-    return [(send.peer, receive.peer) for m in moves for send, receive in zip(m.sends, m.receives, strict=True)]
+    """(to, from) of every transfer of inputs over an axis."""
+    transfers = [
+        transfer for transfer in schedule.transfers if transfer.axis == axis and not is_result(transfer.payload)
+    ]
+    return [(send.peer, receive.peer) for m in transfers for send, receive in zip(m.sends, m.receives, strict=True)]
 
 
 def passes(cp_size: int, team: int, order: str = "paper") -> list[tuple[str, Programs]]:
@@ -74,38 +76,38 @@ def passes(cp_size: int, team: int, order: str = "paper") -> list[tuple[str, Pro
 @sizes
 @orders
 def test_blocks_that_a_rank_meets_are_those_of_the_paper(cp_size: int, team: int, order: str) -> None:
-    for rider, programs in passes(cp_size, team, order):
+    for ring_operand, programs in passes(cp_size, team, order):
         for rank in programs.ranks:
-            assert riders(programs[rank], rider) == teams_met(rank, cp_size, team)
+            assert ring_operands(programs[rank], ring_operand) == teams_met(rank, cp_size, team)
 
 
 @sizes
 @orders
 def test_other_side_of_every_tile_is_the_rank_s_own_team(cp_size: int, team: int, order: str) -> None:
-    for rider, programs in passes(cp_size, team, order):
+    for ring_operand, programs in passes(cp_size, team, order):
         for rank in programs.ranks:
             first = rank // team * team
-            assert residents(programs[rank], "q" if rider == "kv" else "kv") == set(range(first, first + team))
+            assert residents(programs[rank], "q" if ring_operand == "kv" else "kv") == set(range(first, first + team))
 
 
 @sizes
 @orders
 def test_permutation_is_algorithm_2(cp_size: int, team: int, order: str) -> None:
     receive_from = {get_init_send(rank, cp_size, team): rank for rank in range(cp_size)}
-    for rider, programs in passes(cp_size, team, order):
+    for ring_operand, programs in passes(cp_size, team, order):
         for rank in programs.ranks:
             there = (get_init_send(rank, cp_size, team), receive_from[rank])
             # In backward dO and what goes with it follow the queries.
-            bundles = {"kv": 1, "q": 2}[rider]
+            bundles = {"kv": 1, "q": 2}[ring_operand]
             assert peers(programs[rank], "cp") == ([there] * bundles if there[0] != rank else [])
 
 
 @sizes
 def test_ring_hops_are_algorithm_3(cp_size: int, team: int) -> None:
-    for rider, programs in passes(cp_size, team):
+    for ring_operand, programs in passes(cp_size, team):
         for rank in programs.ranks:
             hops = peers(programs[rank], "ring_outer")
-            assert hops == [get_p2p(rank, cp_size, team)] * ({"kv": 1, "q": 2}[rider] * (cp_size // team**2 - 1))
+            assert hops == [get_p2p(rank, cp_size, team)] * ({"kv": 1, "q": 2}[ring_operand] * (cp_size // team**2 - 1))
 
 
 @sizes
@@ -113,8 +115,8 @@ def test_gradients_leave_by_the_way_the_queries_came(cp_size: int, team: int) ->
     programs = both_passes(published(cp_size, team))[1]
     came_from = {get_init_send(rank, cp_size, team): rank for rank in range(cp_size)}
     for rank in programs.ranks:
-        home = [message.peer for move in programs[rank].moves if move.axis == "cp" and move.payload == ("dq",)
-                for message in move.sends]  # fmt: skip
+        exits = (one for one in programs[rank].transfers if one.axis == "cp" and one.payload == ("dq",))
+        home = [message.peer for one in exits for message in one.sends]
         assert home == ([came_from[rank]] if came_from[rank] != rank else [])
 
 
@@ -122,7 +124,7 @@ def test_gradients_leave_by_the_way_the_queries_came(cp_size: int, team: int) ->
 def test_whole_blocks_are_permuted_or_single_shards(cp_size: int, team: int) -> None:
     for order, shards in (("paper", team), ("permuted", 1)):
         schedule = both_passes(published(cp_size, team, order=order))[0][1]
-        sizes = {len(m.chunks) for move in schedule.moves if move.axis == "cp" for m in move.sends}
+        sizes = {len(m.chunks) for transfer in schedule.transfers if transfer.axis == "cp" for m in transfer.sends}
         assert sizes == {2 * shards}
 
 
@@ -139,5 +141,5 @@ def test_rings_adjacent_placement_is_the_same_arrangement_on_other_ranks() -> No
     for here, there in zip(both_passes(adjacent), both_passes(apart), strict=True):
         side = "q" if here.backward else "kv"
         for rank in range(32):
-            expected = [tuple(sorted(renamed[r] for r in block)) for block in riders(here[rank], side)]
-            assert riders(there[renamed[rank]], side) == expected
+            expected = [tuple(sorted(renamed[r] for r in block)) for block in ring_operands(here[rank], side)]
+            assert ring_operands(there[renamed[rank]], side) == expected

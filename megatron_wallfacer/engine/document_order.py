@@ -1,7 +1,7 @@
-"""Packed sequences whose documents are cut one by one: the order in which a rank holds their rows.
+"""The order of the rows of a rank in packed sequences, if each document is cut into chunks.
 
-Megatron and TransformerEngine hold document after document, of each first the low chunk and then the high one. A
-schedule knows chunks of the whole sequence: the low chunks of all documents, then the high ones.
+Megatron and TransformerEngine order rows by document, and in each document the low chunk before the high one. A
+schedule orders rows by chunk of the sequence: the low chunks of all documents, then their high chunks.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from megatron_wallfacer.schedule.mask import Mask
 
 
 def chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
-    """Rows of a shard, document after document, as the schedule knows them. The same where the sequence is cut.
+    """Return rows that are ordered by document in the order of the schedule. If the sequence is cut, both are equal.
 
     Args:
-        x: ``[tokens / P, ...]``.
-        mask: documents and how they are cut.
-        cp_size: P.
+        x: rows ``[tokens / P, ...]`` of a shard.
+        mask: documents and their layout.
+        cp_size: P, the number of context-parallel ranks.
     """
     if not mask.reorders:
         return x
@@ -29,7 +29,7 @@ def chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
 
 
 def document_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
-    """The inverse of :func:`chunk_order`."""
+    """Return rows in the order of documents: the inverse of :func:`chunk_order`."""
     if not mask.reorders:
         return x
     halves = _halves(mask, cp_size)
@@ -39,5 +39,5 @@ def document_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
 
 
 def _halves(mask: Mask, cp_size: int) -> list[int]:
-    """Rows of each document's low and high chunk, in turns."""
+    """Return the number of rows of the low and the high chunk of each document, alternately."""
     return [(end - start) // (2 * cp_size) for start, end in pairwise(mask.documents or ()) for _ in range(2)]

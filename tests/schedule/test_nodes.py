@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.hosts import axes_inside, describe
+from megatron_wallfacer.schedule.nodes import axes_inside, describe
 
 TWO = ("a",) * 4 + ("b",) * 4
 

@@ -1,0 +1,165 @@
+"""The builder of a head group where blocks of the ring operand hop around the ring.
+
+:mod:`megatron_wallfacer.schedule.schedule` decides in which order its parts are appended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_wallfacer.schedule.chunk_mask import ChunkMask
+from megatron_wallfacer.schedule.emitter import OpEmitter
+from megatron_wallfacer.schedule.head_group import HeadGroup
+from megatron_wallfacer.schedule.merging import merges_rows, ranks_per_call
+from megatron_wallfacer.schedule.operands import Operands, after
+from megatron_wallfacer.schedule.paper_transfers import PaperTransfers
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.ring_transfers import RingTransfers
+from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, TEAM, RowSet
+from megatron_wallfacer.schedule.team_transfers import TeamTransfers
+
+
+class TeamBlocks:
+    """Blocks whose rows come from the whole team.
+
+    Args:
+        operands: rows of both operands at this rank.
+        emitter: names the values.
+    """
+
+    def __init__(self, operands: Operands, emitter: OpEmitter) -> None:
+        self._operands, self._emitter = operands, emitter
+
+    def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
+        """Return the chunks of a row set of a side, ascending."""
+        return self._operands.chunks(side, rows)
+
+    def sources(self, tensors: str, side: str, rows: RowSet) -> list[str]:
+        """Return the names of the gathered values."""
+        peers = after(self._operands.rank, self._operands.team(side))
+        return [self._emitter.name(f"from{peer}", tensors) for peer in peers]
+
+
+class HeadGroupBuilder:
+    """Appends the operations of one head group.
+
+    Args:
+        plan: grid and choices.
+        rank: index in the context-parallel group.
+        emitter: appends the operations.
+        backward: whether this is the backward pass.
+        causal: causal mask, otherwise full attention.
+        keep_gathered_q: forward keeps the gathered queries for backward.
+        chunk_mask: unmasked chunk pairs, in place of ``causal``.
+
+    Attributes:
+        operands: rows of both operands at this rank.
+        group: values, tiles and accumulators.
+        ring: transfers along the ring.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int,
+        emitter: OpEmitter,
+        *,
+        backward: bool,
+        causal: bool,
+        keep_gathered_q: bool,
+        chunk_mask: ChunkMask | None = None,
+    ) -> None:
+        self.plan, self.operands = plan, Operands(plan, rank, backward=backward)
+        # In the permuted order the queries of pass-Q are not gathered in the team.
+        is_gathered_elsewhere = plan.kv_order == "permuted" and "q" in (plan.forward, plan.backward)
+        self.group = HeadGroup(
+            self.operands,
+            emitter,
+            TeamBlocks(self.operands, emitter),
+            causal=causal,
+            chunk_mask=chunk_mask,
+            keep_gathered_q=keep_gathered_q and not is_gathered_elsewhere,
+            merges_rows=merges_rows(self.operands, emitter.groups),
+        )
+        self.teams, self.ring = TeamTransfers(self.group), RingTransfers(self.group)
+        self.paper = PaperTransfers(self.teams)
+
+    # --- inputs ---
+
+    def start_inner_ring(self) -> None:
+        """Send the local block of the ring operand around the inner ring."""
+        if len(self.operands.first_pass) > 1:
+            self.ring.start_hops(0, "ring_inner")
+
+    def start_transfers(self) -> None:
+        """Gather rows, first of the stationary operand, and start the hops of the ring operand."""
+        operands = self.operands
+        for tensors in operands.tensor_groups(operands.stationary):
+            self.teams.gather(tensors, operands.stationary)
+        for tensors in operands.tensor_groups(operands.ring_operand):
+            if operands.is_permuted:
+                self.paper.enter(tensors)
+            else:
+                self.teams.gather(tensors, operands.ring_operand)
+        if operands.first_block == (LOCAL,):
+            self.ring.start_hops(0, *(("ring_outer",) if len(operands.first_pass) > 1 else ()))
+
+    # --- tiles ---
+
+    def compute_stationary(self, ring: RowSet, *, local: bool) -> None:
+        """Compute tiles of the gathered rows of the stationary operand and, if ``local``, of the local rows."""
+        operands = self.operands
+        if local and self.group.merges_rows:
+            self.group.compute_tiles(TEAM, ring)
+            return
+        # Local rows need not wait for a gather. But results of gathered rows that stay at this rank until the end of
+        # the ring are sent back sooner if gathered rows come first.
+        results_move = operands.results(operands.ring_operand)
+        for rows in operands.stationary_rows if results_move else reversed(operands.stationary_rows):
+            if rows == GATHERED:
+                self.compute_gathered(ring)
+            elif local:
+                self.group.compute_tiles(LOCAL, ring)
+
+    def compute_gathered(self, ring: RowSet, ranks: Sequence[int] = ()) -> None:
+        """Compute tiles of gathered rows of the stationary operand.
+
+        Args:
+            ring: row set of the ring operand.
+            ranks: ranks whose rows are computed; all of the team unless given.
+        """
+        operands = self.operands
+        chunks = operands.block(ranks or after(operands.rank, operands.team(operands.stationary)))
+        if self.group.merges_rows:
+            self.group.compute_tiles(TEAM, ring, only=chunks)
+        else:
+            self.group.compute_tiles(GATHERED, ring, only=chunks if ranks else None)
+
+    def compute_last_gathered(self, ring: RowSet) -> None:
+        """Compute the last tiles of gathered rows, call by call, and return the results of each call at once."""
+        stationary = self.operands.stationary
+        if stationary != "q":
+            self.compute_gathered(ring)
+        for ranks in self._returns() if self.operands.results(stationary) else ():
+            if stationary == "q":
+                self.compute_gathered(ring, ranks)
+            self.teams.scatter(stationary, ranks)
+
+    def _returns(self) -> list[tuple[int, ...]]:
+        """Return the other ranks of the team in the order in which their results are returned, grouped by call."""
+        peers = after(self.operands.rank, self.operands.team(self.operands.stationary))
+        each = ranks_per_call(self.plan, self.group.emitter.groups) if self.group.merges_rows else 1
+        return [peers[first : first + each] for first in range(0, len(peers), each)]
+
+    # --- results ---
+
+    def return_results(self, side: str) -> None:
+        """Return the results of received rows of a side to their ranks, and receive those of the local rows."""
+        operands = self.operands
+        if not operands.results(side):
+            return
+        if operands.is_permuted and side == operands.ring_operand:
+            self.paper.leave()
+        else:
+            for peer in after(operands.rank, operands.team(side)):
+                self.teams.scatter(side, [peer])

@@ -1,0 +1,126 @@
+"""The emitter: appends the operations of one head group to a schedule, and names values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_wallfacer.schedule.ops import (
+    Accumulate,
+    Concat,
+    Message,
+    Op,
+    SendRecv,
+    Transfer,
+    Value,
+    View,
+    WriteResult,
+)
+from megatron_wallfacer.schedule.row_set import RowSet
+
+#: Kinds of messages, which differ in their tags. A pass has at most one message of a kind between two ranks for each
+#: head group, tensor group and ring step.
+KINDS = (
+    "split",
+    "join",
+    "gather",
+    "entry",
+    "regather",
+    "block",
+    "sum",
+    "close",
+    "return",
+    "scatter",
+    "unenter",
+    "exit",
+)
+TENSOR_GROUPS = ("q", "kv", "dout")
+
+
+class OpEmitter:
+    """Appends operations of one head group to the schedule of a rank.
+
+    Args:
+        part: index of the head slice.
+        group: index of the head group on this rank.
+        groups: number of head groups on this rank.
+        program: operations of all head groups so far.
+        values: meaning of each name, of all head groups.
+    """
+
+    def __init__(self, part: int, group: int, groups: int, program: list[Op], values: dict[str, Value]) -> None:
+        self.part, self.group, self.groups = part, group, groups
+        self.program, self.values = program, values
+
+    def name(self, label: str | RowSet, tensors: str) -> str:
+        """Return a name that is unique to the head group.
+
+        Args:
+            label: purpose of the value, or the rows that it holds.
+            tensors: tensor group, or the operand whose results it holds.
+        """
+        return f"{label}.{tensors}.{self.group}"
+
+    def value(
+        self,
+        name: str,
+        payload: tuple[str, ...],
+        chunks: Sequence[int],
+        *,
+        part: int | None = None,
+        rows: RowSet | None = None,
+    ) -> str:
+        """Define a name, and return it.
+
+        Args:
+            name: name of the value.
+            payload: names of the tensors.
+            chunks: chunk ids of the rows.
+            part: head slice; that of the head group unless given.
+            rows: row set, if the value is an operand of attention.
+        """
+        self.values[name] = Value(payload, tuple(sorted(chunks)), self.part if part is None else part, rows)
+        return name
+
+    def view(self, name: str) -> str:
+        """Make a defined name a view of the local tensors, and return it."""
+        self.program.append(View(name))
+        return name
+
+    def concat(self, name: str, sources: Sequence[str], rows: RowSet | None = None) -> str:
+        """Concatenate values unless this has been done, and return the name of the result."""
+        if name not in self.values:
+            chunks = [chunk for source in sources for chunk in self.values[source].chunks]
+            self.value(name, self.values[sources[0]].payload, chunks, rows=rows)
+            self.program.append(Concat(name, tuple(sources)))
+        return name
+
+    def accumulate(self, source: str, into: str) -> None:
+        """Merge or add a value into an accumulator."""
+        self.program.append(Accumulate(source, into))
+
+    def write_result(self, *sources: str) -> None:
+        """Write finished values into the results of the pass."""
+        self.program.append(WriteResult(sources))
+
+    def message(
+        self, peer: int, value: str, kind: str, tensors: str, step: int = 0, chunks: Sequence[int] | None = None
+    ) -> Message:
+        """Return one end of a message.
+
+        Args:
+            peer: rank of the other end.
+            value: name of the value that is sent or received.
+            kind: one of :data:`KINDS`.
+            tensors: one of :data:`TENSOR_GROUPS`.
+            step: ring step that the message belongs to.
+            chunks: chunk ids of the rows that are sent; all rows of the value unless given.
+        """
+        tag = (step * len(KINDS) + KINDS.index(kind)) * len(TENSOR_GROUPS) + TENSOR_GROUPS.index(tensors)
+        rows = self.values[value].chunks if chunks is None else tuple(sorted(chunks))
+        return Message(peer, value, rows, tag * self.groups + self.group)
+
+    def send_recv(self, axis: str, sends: Sequence[Message], receives: Sequence[Message]) -> None:
+        """Start a transfer along an axis; without messages there is no transfer."""
+        if sends or receives:
+            payload = self.values[(receives or sends)[0].value].payload
+            self.program.append(SendRecv(Transfer(axis, payload, tuple(sends), tuple(receives))))

@@ -1,0 +1,201 @@
+"""One head group at one rank: its values, tiles, accumulators and the exchange along the head axis.
+
+All kinds of schedules share this part. Builders (:mod:`megatron_wallfacer.schedule.dense`,
+:mod:`megatron_wallfacer.schedule.sparse`) add the transfers between teams and along the ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from megatron_wallfacer.schedule.chunk_mask import ChunkMask
+from megatron_wallfacer.schedule.emitter import OpEmitter
+from megatron_wallfacer.schedule.layout import shard_chunks
+from megatron_wallfacer.schedule.operands import SIDES, TENSORS, Operands, after
+from megatron_wallfacer.schedule.ops import Attend
+from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, TEAM, RowSet
+from megatron_wallfacer.schedule.tiles import tiles
+
+
+class Blocks(Protocol):
+    """The rows that other ranks send to this one."""
+
+    def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
+        """Return the chunks of a row set of a side, ascending."""
+
+    def sources(self, tensors: str, side: str, rows: RowSet) -> Sequence[str]:
+        """Return the names of the received values that make up a row set of a tensor group."""
+
+
+class HeadGroup:
+    """The operations of one head group that every kind of schedule has.
+
+    Args:
+        operands: rows of both operands at this rank.
+        emitter: appends the operations.
+        blocks: rows that other ranks send to this one.
+        causal: causal mask, otherwise full attention.
+        chunk_mask: unmasked chunk pairs, in place of ``causal``.
+        keep_gathered_q: forward keeps the gathered queries for backward.
+        merges_rows: local and gathered rows of the stationary operand are one block with one accumulator.
+
+    Attributes:
+        keeps: names of the values that are kept for backward.
+        given: names of the values that forward has kept.
+    """
+
+    def __init__(
+        self,
+        operands: Operands,
+        emitter: OpEmitter,
+        blocks: Blocks,
+        *,
+        causal: bool,
+        chunk_mask: ChunkMask | None,
+        keep_gathered_q: bool,
+        merges_rows: bool = False,
+    ) -> None:
+        self.operands, self.emitter, self.blocks = operands, emitter, blocks
+        self.causal, self.chunk_mask = causal, chunk_mask
+        self.keep_gathered_q, self.merges_rows = keep_gathered_q, merges_rows
+        self.keeps: dict[str, None] = {}
+        self.given: list[str] = []
+        self._arriving: dict[str, list[str]] = {}
+        self._heads = operands.grid.neighbours(operands.rank, "head")
+        self._local_chunks = shard_chunks(operands.rank, operands.grid.cp_size)
+
+    # --- rows ---
+
+    def split_heads(self) -> None:
+        """Name the local rows. On a head axis, send every rank its heads of them."""
+        operands, emitter = self.operands, self.emitter
+        for tensors in dict.fromkeys(group for side in SIDES for group in operands.tensor_groups(side)):
+            name = emitter.name(LOCAL, tensors)
+            if operands.grid.head == 1:
+                emitter.view(emitter.value(name, TENSORS[tensors], self._local_chunks, rows=LOCAL))
+            elif operands.backward and tensors != "dout":
+                # Forward has kept what it received: a second exchange would cost volume and save no memory.
+                rows = operands.shard(operands.rank)
+                self.given.append(emitter.value(name, TENSORS[tensors], rows, rows=LOCAL))
+            else:
+                self._split_heads(tensors, name)
+
+    def _split_heads(self, tensors: str, name: str) -> None:
+        emitter, payload, rank = self.emitter, TENSORS[tensors], self.operands.rank
+        emitter.view(emitter.value(f"{name}<{rank}", payload, self._local_chunks))
+        sends, receives = [], []
+        for peer in after(rank, self._heads):
+            sent = emitter.value(f"{name}>{peer}", payload, self._local_chunks, part=self._head_slice(peer))
+            emitter.view(sent)
+            chunks = shard_chunks(peer, self.operands.grid.cp_size)
+            arriving = emitter.value(f"{name}<{peer}", payload, chunks)
+            sends.append(emitter.message(peer, sent, "split", tensors))
+            receives.append(emitter.message(peer, arriving, "split", tensors))
+        emitter.send_recv("head", sends, receives)
+
+    def rows(self, side: str, rows: RowSet) -> tuple[str, ...]:
+        """Return names of values that together hold a row set of a side. Missing values are concatenated now."""
+        return tuple(self.tensor_rows(tensors, side, rows) for tensors in self.operands.tensor_groups(side))
+
+    def tensor_rows(self, tensors: str, side: str, rows: RowSet) -> str:
+        """Return the name of a row set of one tensor group. A missing value is concatenated now."""
+        emitter, name = self.emitter, self.emitter.name(rows, tensors)
+        if name in emitter.values:
+            return name
+        keeps_queries = tensors == "q" and self.keep_gathered_q
+        if rows == LOCAL:
+            emitter.concat(name, [f"{name}<{peer}" for peer in self._heads], rows)
+        elif rows == TEAM:
+            local = self.tensor_rows(tensors, side, LOCAL)
+            # Kept queries are one value; others are read where they have arrived.
+            if keeps_queries:
+                gathered: Sequence[str] = [self.tensor_rows(tensors, side, GATHERED)]
+            else:
+                gathered = self.blocks.sources(tensors, side, GATHERED)
+            emitter.concat(name, [local, *gathered], rows)
+        else:
+            emitter.concat(name, self.blocks.sources(tensors, side, rows), rows)
+        if not self.operands.backward and (rows == LOCAL or (keeps_queries and rows != TEAM)):
+            self.keeps[name] = None
+        return name
+
+    # --- tiles ---
+
+    def compute_tiles(
+        self, stationary: RowSet, ring: RowSet, *, only: Sequence[int] | None = None, if_any: bool = False
+    ) -> None:
+        """Compute the tiles of some rows of the stationary operand against some rows of the ring operand.
+
+        Args:
+            stationary: row set of the stationary operand.
+            ring: row set of the ring operand.
+            only: query chunks that are computed; all unless given.
+            if_any: leave the operation out if every pair is masked.
+        """
+        operands = self.operands
+        rows = {operands.stationary: stationary, operands.ring_operand: ring}
+        names = {side: self.rows(side, rows[side]) for side in SIDES}
+        q_chunks, k_chunks = (self.emitter.values[names[side][0]].chunks for side in SIDES)
+        unmasked = tiles(q_chunks, k_chunks, causal=self.causal, only=only, chunk_mask=self.chunk_mask)
+        if if_any and not unmasked:
+            return
+        into = {side: self.accumulator(side, rows[side]) for side in SIDES if operands.results(side)}
+        self.emitter.program.append(Attend(names["q"], names["kv"], into["q"], into.get("kv"), unmasked))
+
+    # --- accumulators ---
+
+    def accumulator_name(self, side: str, rows: RowSet) -> str:
+        """Return the name of the accumulator of a row set."""
+        return self.emitter.name(f"{self._accumulated_rows(side, rows)}.acc", side)
+
+    def accumulator(self, side: str, rows: RowSet) -> str:
+        """Return the name of the accumulator of a row set, which is created with it."""
+        name = self.accumulator_name(side, rows)
+        if name not in self.emitter.values:
+            chunks = self.blocks.chunks(side, self._accumulated_rows(side, rows))
+            self.emitter.value(name, self.operands.results(side), chunks)
+        return name
+
+    def _accumulated_rows(self, side: str, rows: RowSet) -> RowSet:
+        is_merged = self.merges_rows and side == self.operands.stationary and rows in (LOCAL, GATHERED)
+        return TEAM if is_merged else rows
+
+    def add_arriving(self, accumulator: str, source: str) -> None:
+        """Have a value that arrives later added to an accumulator by :meth:`accumulate`."""
+        self._arriving.setdefault(accumulator, []).append(source)
+
+    def accumulate(self, accumulator: str) -> None:
+        """Add to an accumulator all values that have been sent towards it, which waits for them."""
+        for source in self._arriving.pop(accumulator, ()):
+            self.emitter.accumulate(source, accumulator)
+
+    # --- results ---
+
+    def join_heads(self) -> None:
+        """Complete the local results. On a head axis, send every rank its rows of them."""
+        for side in SIDES:
+            if self.operands.results(side):
+                self.accumulate(self.accumulator(side, LOCAL))
+                self._join_heads(side)
+
+    def _join_heads(self, side: str) -> None:
+        emitter, rank, cp_size = self.emitter, self.operands.rank, self.operands.grid.cp_size
+        complete, sends, receives = self.accumulator_name(side, LOCAL), [], []
+        for peer in after(rank, self._heads):
+            name, payload = emitter.name(f"joined{peer}", side), self.operands.results(side)
+            arriving = emitter.value(name, payload, self._local_chunks, part=self._head_slice(peer))
+            sends.append(emitter.message(peer, complete, "join", side, chunks=shard_chunks(peer, cp_size)))
+            receives.append(emitter.message(peer, arriving, "join", side))
+        emitter.send_recv("head", sends, receives)
+
+    def write_results(self) -> None:
+        """Write the local results of both sides into the results of the pass."""
+        sides = [side for side in SIDES if self.operands.results(side)]
+        peers = after(self.operands.rank, self._heads)
+        joined = [self.emitter.name(f"joined{peer}", side) for side in sides for peer in peers]
+        self.emitter.write_result(*(self.accumulator_name(side, LOCAL) for side in sides), *joined)
+
+    def _head_slice(self, rank: int) -> int:
+        """Return the head slice that a rank has in this head group."""
+        return self.operands.grid.coordinates(rank)["head"] * self.emitter.groups + self.emitter.group

@@ -1,0 +1,242 @@
+"""Lifetimes of the buffers of a schedule: from the operation that creates a buffer to the last one that needs it.
+
+A view of the local tensors needs no buffer. A copy of it that is sent does, and so do rows of an accumulator that are
+copied to be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+
+from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
+from megatron_wallfacer.schedule.ops import (
+    Accumulate,
+    Attend,
+    Concat,
+    Message,
+    Schedule,
+    SendRecv,
+    Transfer,
+    View,
+    WriteResult,
+    is_last_accumulate,
+    reads,
+    writes,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPart:
+    """The part of a head exchange that stays on its rank. It has a buffer among the parts of each end.
+
+    Attributes:
+        source: name of the value that holds its rows.
+        start: index of the operation that starts the transfer of the other parts.
+        reader: index of the operation that reads all parts.
+    """
+
+    source: str
+    start: int
+    reader: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """The lifetime of one buffer.
+
+    Attributes:
+        key: key of the buffer: :func:`value_key`, :func:`rows_key`, :func:`local_part_key` or :func:`proxy_key`.
+        name: name of the value that the buffer holds in full or in part.
+        first: index of the first operation that needs the buffer.
+        last: index of the last operation that needs the buffer.
+        payload: names of its tensors.
+        chunks: number of its rows, in chunks.
+    """
+
+    key: Hashable
+    name: str
+    first: int
+    last: int
+    payload: tuple[str, ...]
+    chunks: int
+
+
+def value_key(name: str) -> Hashable:
+    """Return the key of the buffer of a value; for a view of the local tensors, of the copy that is sent."""
+    return "value", name
+
+
+def rows_key(start: int, position: int) -> Hashable:
+    """Return the key of the copied rows of one send.
+
+    Args:
+        start: index of the operation that starts the transfer.
+        position: index among the sends of the transfer.
+    """
+    return "rows", start, position
+
+
+def local_part_key(start: int, end: str) -> Hashable:
+    """Return the key of the local part of a head exchange.
+
+    Args:
+        start: index of the operation that starts the transfer.
+        end: ``sent`` or ``received``.
+    """
+    return "local part", start, end
+
+
+def proxy_key(names: tuple[str, ...]) -> Hashable:
+    """Return the key of the proxy for the output of a query block, given the values that the tiles read of it."""
+    return "proxy", names
+
+
+def waits(schedule: Schedule) -> dict[int, int]:
+    """Return the index of the operation that waits for a transfer, by index of the operation that starts it.
+
+    This is the first operation that reads a received value. A transfer that receives nothing is waited for at the end.
+    """
+    started: dict[str, int] = {}
+    sends_only = [i for i, op in enumerate(schedule.ops) if isinstance(op, SendRecv) and not op.transfer.receives]
+    waiting = dict.fromkeys(sends_only, len(schedule.ops))
+    for index, op in enumerate(schedule.ops):
+        for name in (*reads(op), *(writes(op) if isinstance(op, Attend | Accumulate) else ())):
+            if name in started:
+                waiting.setdefault(started[name], index)
+        if isinstance(op, SendRecv):
+            started |= {message.value: index for message in op.transfer.receives}
+    return waiting
+
+
+def lifetimes(schedule: Schedule) -> Iterator[Lifetime]:
+    """Yield the lifetime of every buffer of a pass. Kept values live one operation longer than the pass."""
+    last, first = dict(schedule.last_mentions), {}
+    for index, op in enumerate(schedule.ops):
+        for name in writes(op):
+            first.setdefault(name, index)
+    buffers = aliases(schedule)
+    for name, buffer in buffers.items():
+        last[buffer] = max(last[buffer], last.pop(name))
+    for name, end in _ends_of_runs(schedule):
+        name = buffers.get(name, name)
+        last[name] = max(last[name], end)
+    views = local_views(schedule)
+    until = waits(schedule)
+    sends = _whole_sends(schedule, buffers, until)
+    for name, index in last.items():
+        value = schedule.values[name]
+        # A view has a buffer only for the copy of it that is sent.
+        start, end = sends[name] if name in views and name in sends else (first.get(name, 0), index)
+        if name not in schedule.given and (name not in views or name in sends):
+            end = max(end, sends.get(name, (0, 0))[1])
+            yield Lifetime(value_key(name), name, start, end, value.payload, len(value.chunks))
+    yield from _copied_rows(schedule, until)
+    for part in local_parts(schedule):
+        transfer, payload = _transfer(schedule, part), schedule.values[part.source].payload
+        created = min(first[message.value] for message in transfer.receives)
+        spans = {"sent": (part.start, until[part.start] - 1), "received": (created, part.reader)}
+        for end, span in spans.items():
+            yield Lifetime(local_part_key(part.start, end), part.source, *span, payload, CHUNKS_PER_RANK)
+    yield from _proxies(schedule, views)
+
+
+def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
+    """Yield the local part of each head exchange. One operation reads it together with all received parts."""
+    starts = {
+        tuple(sorted(message.value for message in op.transfer.receives)): index
+        for index, op in enumerate(schedule.ops)
+        if isinstance(op, SendRecv) and op.transfer.axis == "head" and op.transfer.receives
+    }
+    for names, start in starts.items():
+        for reader, op in enumerate(schedule.ops):
+            if isinstance(op, Concat | WriteResult) and set(names) < set(op.sources):
+                # WriteResult reads the results of both sides.
+                payload = schedule.values[names[0]].payload
+                others = [name for name in op.sources if name not in names]
+                (source,) = (name for name in others if schedule.values[name].payload == payload)
+                yield LocalPart(source, start, reader)
+
+
+def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
+    """Return the peer of each part of a head exchange, by key of its buffer. Parts lie in memory in this order."""
+    peers: dict[Hashable, int] = {}
+    for part in local_parts(schedule):
+        transfer = _transfer(schedule, part)
+        for position, message in enumerate(transfer.sends):
+            is_whole = len(message.chunks) == len(schedule.values[message.value].chunks)
+            peers[value_key(message.value) if is_whole else rows_key(part.start, position)] = message.peer
+        peers |= {value_key(message.value): message.peer for message in transfer.receives}
+        peers |= {local_part_key(part.start, end): schedule.rank for end in ("sent", "received")}
+    return peers
+
+
+def aliases(schedule: Schedule) -> dict[str, str]:
+    """Return the value whose buffer another value shares, by name of a value concatenated from one source."""
+    shared: dict[str, str] = {}
+    for op in schedule.ops:
+        if isinstance(op, Concat) and len(op.sources) == 1:
+            shared[op.into] = shared.get(op.sources[0], op.sources[0])
+    return shared
+
+
+def local_views(schedule: Schedule) -> frozenset[str]:
+    """Return the names of the values that are views of the local tensors."""
+    return frozenset(op.into for op in schedule.ops if isinstance(op, View))
+
+
+def _transfer(schedule: Schedule, part: LocalPart) -> Transfer:
+    op = schedule.ops[part.start]
+    assert isinstance(op, SendRecv)
+    return op.transfer
+
+
+def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
+    """Yield each accumulated value, and the index of the last operation of its run of :class:`Accumulate`."""
+    end = 0
+    for index in reversed(range(len(schedule.ops))):
+        op = schedule.ops[index]
+        if isinstance(op, Accumulate):
+            end = index if is_last_accumulate(schedule, index) else end
+            yield op.source, end
+
+
+def _whole_sends(
+    schedule: Schedule, buffers: Mapping[str, str], until: Mapping[int, int]
+) -> dict[str, tuple[int, int]]:
+    """Return the first and the last operation between which sends of all rows are in flight, by buffer."""
+    spans: dict[str, tuple[int, int]] = {}
+    for index, _, message in _sends(schedule):
+        if len(message.chunks) == len(schedule.values[message.value].chunks):
+            name = buffers.get(message.value, message.value)
+            start, end = spans.get(name, (index, index))
+            spans[name] = min(start, index), max(end, until[index] - 1)
+    return spans
+
+
+def _copied_rows(schedule: Schedule, until: Mapping[int, int]) -> Iterator[Lifetime]:
+    """Yield the buffers into which some rows of a value are copied to be sent."""
+    for index, position, message in _sends(schedule):
+        value = schedule.values[message.value]
+        if len(message.chunks) < len(value.chunks):
+            key = rows_key(index, position)
+            yield Lifetime(key, message.value, index, until[index] - 1, value.payload, len(message.chunks))
+
+
+def _sends(schedule: Schedule) -> Iterator[tuple[int, int, Message]]:
+    """Yield (index of the operation that starts the transfer, index among its sends, message)."""
+    for index, op in enumerate(schedule.ops):
+        if isinstance(op, SendRecv):
+            for position, message in enumerate(op.transfer.sends):
+                yield index, position, message
+
+
+def _proxies(schedule: Schedule, views: frozenset[str]) -> Iterator[Lifetime]:
+    """Yield the proxies for the output of query blocks in backward. Local rows have their output."""
+    used: dict[tuple[str, ...], list[int]] = {}
+    for index, op in enumerate(schedule.ops):
+        if isinstance(op, Attend) and schedule.backward and not views.issuperset(op.q):
+            used.setdefault(op.q, []).append(index)
+    for names, indices in used.items():
+        chunks = len(schedule.values[names[0]].chunks)
+        yield Lifetime(proxy_key(names), names[-1], indices[0], indices[-1], ("dout",), chunks)

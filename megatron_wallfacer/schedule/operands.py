@@ -1,0 +1,169 @@
+"""The operands of attention at one rank: which rows of Q and of K/V it has in which ring step, and their results.
+
+One operand, the *ring operand*, is passed around the ring: K and V (pass-KV), or Q (pass-Q). The other one is
+*stationary*. A rank has *local* rows of both. Its teams send it *gathered* rows of the stationary operand, and of the
+first block of the ring operand. Later blocks of the ring operand are *received* from other positions of the ring.
+
+Tensors that are sent together form a *tensor group*: ``q``, ``kv``, and in backward ``dout`` with its statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule.layout import block_chunks
+from megatron_wallfacer.schedule.paper_order import entering, team_of
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.ring import ring_steps
+from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, TEAM, RowSet, received
+
+TENSORS = {"q": ops.Q, "kv": ops.KV, "dout": ops.DOUT}
+AXIS = {"q": "team", "kv": "kv_team"}
+SIDES = ("q", "kv")
+
+
+class Operands:
+    """The rows of both operands at one rank in one pass. A *side* is ``q`` or ``kv``.
+
+    Args:
+        plan: grid and choices.
+        rank: index in the context-parallel group.
+        backward: whether this is the backward pass.
+
+    Attributes:
+        ring_operand: side that is passed around the ring.
+        stationary: side that stays.
+        is_permuted: whether blocks of the ring operand are those of the paper, which come from other teams.
+        ring_steps: ring steps in the order in which they are computed.
+    """
+
+    def __init__(self, plan: Plan, rank: int, *, backward: bool) -> None:
+        self.plan, self.grid, self.rank, self.backward = plan, plan.grid, rank, backward
+        self.ring_operand = plan.backward if backward else plan.forward
+        self.stationary = "q" if self.ring_operand == "kv" else "kv"
+        self.is_permuted = plan.kv_order != "native"
+        self.ring_steps = ring_steps(self.grid, rank, bidirectional=plan.bidirectional)
+        self._shards: dict[int, tuple[int, ...]] = {}
+        self._teams: dict[tuple[str, int], tuple[int, ...]] = {}
+
+    # --- tensors ---
+
+    def tensor_groups(self, side: str) -> tuple[str, ...]:
+        """Return the tensor groups of a side that attention reads."""
+        return ("q", "dout") if side == "q" and self.backward else (side,)
+
+    def results(self, side: str) -> tuple[str, ...]:
+        """Return the names of the tensors that attention computes for a side."""
+        if self.backward:
+            return ops.DKV if side == "kv" else ops.DQ
+        return ops.PARTIAL_OUT if side == "q" else ()
+
+    # --- ranks and chunks ---
+
+    def shard(self, rank: int) -> tuple[int, ...]:
+        """Return the chunks of a rank after the exchange along ``head``: those of all ranks that share its tokens."""
+        if rank not in self._shards:
+            self._shards[rank] = block_chunks(self.grid.neighbours(rank, "head"), self.grid.cp_size)
+        return self._shards[rank]
+
+    def block(self, ranks: Iterable[int]) -> tuple[int, ...]:
+        """Return the chunks of the shards of several ranks, ascending."""
+        return tuple(sorted(chunk for rank in ranks for chunk in self.shard(rank)))
+
+    def team(self, side: str, rank: int | None = None) -> tuple[int, ...]:
+        """Return the ranks that gather each other's rows of a side: the team of this rank unless another is given."""
+        rank = self.rank if rank is None else rank
+        if (side, rank) not in self._teams:
+            team = team_of(self.grid, rank) if self.is_permuted else self.grid.neighbours(rank, AXIS[side])
+            self._teams[side, rank] = team
+        return self._teams[side, rank]
+
+    def axis(self, side: str) -> str:
+        """Return the axis along which the team of a side extends."""
+        return "team" if self.is_permuted else AXIS[side]
+
+    def block_of(self, origin: int) -> tuple[int, ...]:
+        """Return the chunks of the block of the ring operand that starts its way around the ring at a rank."""
+        return self.block(entering(self.grid, origin)[1] if self.is_permuted else self.team(self.ring_operand, origin))
+
+    def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
+        """Return the chunks of a row set of a side."""
+        if rows == LOCAL:
+            return self.shard(self.rank)
+        if rows == GATHERED:
+            return self.block(rank for rank in self.team(side) if rank != self.rank)
+        if rows == TEAM:
+            return self.block(self.team(side))
+        return self.block_of(self.ring_steps[rows.step].origin)
+
+    # --- row sets ---
+
+    @property
+    def first_block(self) -> tuple[RowSet, ...]:
+        """Row sets of the first block of the ring operand. In the paper's order it is a received block too."""
+        if self.is_permuted:
+            return (received(0),)
+        return (LOCAL, GATHERED) if len(self.team(self.ring_operand)) > 1 else (LOCAL,)
+
+    @property
+    def stationary_rows(self) -> tuple[RowSet, ...]:
+        """Row sets of the stationary operand."""
+        return (LOCAL, GATHERED) if len(self.team(self.stationary)) > 1 else (LOCAL,)
+
+    @property
+    def merged_steps(self) -> int:
+        """Number of ring steps in which one call may compute local and gathered rows of the stationary operand.
+
+        Both have arrived then, and results of neither are sent in that step.
+        """
+        if self.results(self.ring_operand):
+            return len(self.later_steps)
+        return len(self.first_block) - 1 + len(self.ring_steps) - len(self.first_pass) - len(self.last_pass)
+
+    # --- passes of the inner ring ---
+
+    @property
+    def _pass_steps(self) -> int:
+        """Ring steps of a pass of the inner ring on a double ring; on a single ring each step is a pass."""
+        double = self.grid.ring_inner > 1 and self.grid.ring_outer > 1
+        return self.grid.ring_inner if double else 1
+
+    @property
+    def first_pass(self) -> tuple[RowSet, ...]:
+        """Rows of the ring operand that are local, or come over the inner ring; none if the rank must wait for them."""
+        if self.is_permuted:
+            return ()
+        steps = self._pass_steps if self.first_block == (LOCAL,) else 1
+        return (LOCAL, *(received(step) for step in range(1, steps)))
+
+    @property
+    def later_steps(self) -> tuple[RowSet, ...]:
+        """Blocks of the ring steps after the first pass."""
+        return tuple(received(step) for step in range(len(self.first_pass), len(self.ring_steps)))
+
+    @property
+    def last_pass(self) -> tuple[RowSet, ...]:
+        """Blocks of the last pass; the last rows of the first block if no block is received."""
+        first = max(1, len(self.ring_steps) - self._pass_steps)
+        return tuple(received(step) for step in range(first, len(self.ring_steps))) or self.first_block[-1:]
+
+    def starts_pass(self, step: int) -> bool:
+        """Return whether a ring step starts a pass of the inner ring, whose gradients are collected at this rank."""
+        return self._pass_steps > 1 and step % self._pass_steps == 0 and step < len(self.ring_steps)
+
+    def pass_start(self, step: int) -> int | None:
+        """Return the first ring step of the pass of a step; None if its results stay at this rank."""
+        return step - step % self._pass_steps or None if self._pass_steps > 1 else None
+
+
+def after(rank: int, ranks: Sequence[int]) -> tuple[int, ...]:
+    """Return the other ranks, starting with the next one, so that ranks do not all send to the same peer first."""
+    position = ranks.index(rank)
+    return (*ranks[position + 1 :], *ranks[:position])
+
+
+def opposite_pairs(rank: int, ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (destination, source) for each other rank: the source is as far before as the destination is after."""
+    others = after(rank, ranks)
+    return list(zip(others, reversed(others), strict=True))

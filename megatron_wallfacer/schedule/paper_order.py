@@ -1,0 +1,52 @@
+"""The arrangement of blocks in the paper: the team of each rank, and the destination of each copy of a team's block.
+
+Paper (arXiv 2407.00611), Algorithms 2 and 3. There are C * R teams of C ranks, in C groups of R = P / C^2 teams. Member
+a of team t sends its copy of the team's block to group a, to team t // C of the group, member t % C. Then blocks hop
+around C^2 rings of R ranks.
+"""
+
+from __future__ import annotations
+
+from megatron_wallfacer.schedule.grid import Grid
+
+
+def team_of(grid: Grid, rank: int) -> tuple[int, ...]:
+    """Return the ranks whose queries, keys and values the team of a rank gathers."""
+    return _team(grid, rank, _team_number(grid, rank))
+
+
+def entering(grid: Grid, rank: int) -> tuple[int, tuple[int, ...]]:
+    """Return the rank whose copy of a block ``rank`` receives before the first ring step, and the team of the block."""
+    here = grid.coordinates(rank)
+    team = _team(grid, rank, _position(grid, rank) * grid.team + here["team"])
+    return team[here["kv_team"]], team
+
+
+def target(grid: Grid, rank: int) -> int:
+    """Return the rank to which ``rank`` sends its copy of the block of its team."""
+    position, index = divmod(_team_number(grid, rank), grid.team)
+    return _rank(grid, rank, grid.coordinates(rank)["team"], position, index)
+
+
+def _position(grid: Grid, rank: int) -> int:
+    """Return the position of a rank on its ring."""
+    here = grid.coordinates(rank)
+    return here["ring_outer"] * grid.ring_inner + here["ring_inner"]
+
+
+def _team_number(grid: Grid, rank: int) -> int:
+    """Return t, the number of the team of a rank."""
+    return grid.coordinates(rank)["kv_team"] * grid.ring + _position(grid, rank)
+
+
+def _team(grid: Grid, like: int, number: int) -> tuple[int, ...]:
+    """Return the ranks of a team that have the same heads as the rank ``like``."""
+    group, position = divmod(number, grid.ring)
+    return tuple(_rank(grid, like, group, position, index) for index in range(grid.team))
+
+
+def _rank(grid: Grid, like: int, kv_team: int, position: int, team: int) -> int:
+    """Return the rank with these coordinates that has the same heads as the rank ``like``."""
+    outer, inner = divmod(position, grid.ring_inner)
+    coordinates = {"kv_team": kv_team, "ring_outer": outer, "ring_inner": inner, "team": team}
+    return grid.rank({**grid.coordinates(like), **coordinates})

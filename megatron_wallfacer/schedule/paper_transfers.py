@@ -1,0 +1,104 @@
+"""Transfers into the paper's arrangement of blocks before the ring starts, and out of it when the ring has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_wallfacer.schedule.operands import TENSORS, after, opposite_pairs
+from megatron_wallfacer.schedule.paper_order import entering, target
+from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, RowSet, received
+from megatron_wallfacer.schedule.team_transfers import TeamTransfers
+
+
+class PaperTransfers:
+    """Permutations of the blocks of the ring operand.
+
+    Args:
+        teams: gathers and scatters of the head group.
+    """
+
+    def __init__(self, teams: TeamTransfers) -> None:
+        self.teams, self.group = teams, teams.group
+        self.operands, self.emitter = teams.operands, teams.emitter
+        self.is_gathered_first = self.operands.plan.kv_order == "paper"
+
+    def enter(self, tensors: str) -> None:
+        """Send the local rows of the ring operand to where the paper's arrangement places them."""
+        operands, emitter, grid = self.operands, self.emitter, self.operands.grid
+        side, rows = operands.ring_operand, received(0)
+        local, block = self.group.tensor_rows(tensors, side, LOCAL), emitter.name(rows, tensors)
+        origin, team = entering(grid, operands.rank)
+        if self.is_gathered_first:
+            self.teams.gather(tensors, side)
+            gathered = () if len(team) == 1 else (self.group.tensor_rows(tensors, side, GATHERED),)
+            whole = emitter.concat(emitter.name("first", tensors), [local, *gathered])
+            self._permute("entry", tensors, whole, block, TENSORS[tensors], operands.block(team), origin, rows)
+            return
+        shard = emitter.name("entered", tensors)
+        self._permute("entry", tensors, local, shard, TENSORS[tensors], operands.shard(origin), origin)
+        ranks = grid.neighbours(operands.rank, "kv_team")
+        chunks = {peer: operands.shard(entering(grid, peer)[0]) for peer in ranks}
+        self.teams.exchange("regather", tensors, "kv_team", shard, chunks)
+        arrived = [emitter.name(f"from{peer}", tensors) for peer in after(operands.rank, ranks)]
+        emitter.concat(block, [shard, *arrived], rows)
+
+    def leave(self) -> None:
+        """Return the results of the first block to the ranks that its rows belong to."""
+        operands, emitter, side = self.operands, self.emitter, self.operands.ring_operand
+        total = self.group.accumulator(side, received(0))
+        self.group.accumulate(total)
+        origin = entering(operands.grid, operands.rank)[0]
+        payload, exited = operands.results(side), emitter.name("exited", side)
+        if self.is_gathered_first:
+            self._permute("exit", side, total, exited, payload, operands.block(operands.team(side)), origin)
+            self.group.add_arriving(self.group.accumulator(side, LOCAL), exited)
+            for peer in after(operands.rank, operands.team(side)):
+                self.teams.scatter(side, [peer], exited)
+            return
+        shard = self._reduced_shard(side, total, operands.shard(origin))
+        self._permute("exit", side, shard, exited, payload, operands.shard(operands.rank), origin)
+        self.group.add_arriving(self.group.accumulator(side, LOCAL), exited)
+
+    def _reduced_shard(self, side: str, total: str, chunks: tuple[int, ...]) -> str:
+        """Return the name of the results of one shard, summed over the ranks that have its block."""
+        operands, emitter = self.operands, self.emitter
+        shard = emitter.value(emitter.name("leaving.acc", side), operands.results(side), chunks)
+        emitter.accumulate(total, shard)
+        ranks = operands.grid.neighbours(operands.rank, "kv_team")
+        for destination, source in opposite_pairs(operands.rank, ranks):
+            sent = operands.shard(entering(operands.grid, destination)[0])
+            self.teams.return_rows("unenter", side, "kv_team", total, shard, [(destination, source, sent)], chunks)
+        self.group.accumulate(shard)
+        return shard
+
+    def _permute(
+        self,
+        kind: str,
+        tensors: str,
+        source: str,
+        into: str,
+        payload: tuple[str, ...],
+        chunks: Sequence[int],
+        origin: int,
+        rows: RowSet | None = None,
+    ) -> None:
+        """Send a value across the context-parallel group, into the paper's arrangement or out of it.
+
+        Args:
+            kind: ``entry`` or ``exit``.
+            tensors: tensor group, or side of the results.
+            source: name of the value that is sent.
+            into: name of the value that is received.
+            payload: names of the tensors.
+            chunks: chunk ids of the received value.
+            origin: rank whose block this rank has in the paper's arrangement.
+            rows: row set of the received value, if attention reads it.
+        """
+        emitter, own_target = self.emitter, target(self.operands.grid, self.operands.rank)
+        if own_target == self.operands.rank:
+            emitter.concat(into, [source], rows)
+            return
+        destination, sender = (own_target, origin) if kind == "entry" else (origin, own_target)
+        emitter.value(into, payload, chunks, rows=rows)
+        sends = [emitter.message(destination, source, kind, tensors)]
+        emitter.send_recv("cp", sends, [emitter.message(sender, into, kind, tensors)])

@@ -1,0 +1,109 @@
+"""Transfers along the ring: blocks of the ring operand, and their results on the way to the origin of each block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_wallfacer.schedule.head_group import HeadGroup
+from megatron_wallfacer.schedule.operands import TENSORS
+from megatron_wallfacer.schedule.ring import Hop, block_holder
+from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, RowSet, received
+
+
+class RingTransfers:
+    """Hops of one head group.
+
+    Args:
+        group: the head group.
+    """
+
+    def __init__(self, group: HeadGroup) -> None:
+        self.group, self.operands, self.emitter = group, group.operands, group.emitter
+        self._sent: set[int] = set()
+
+    def send_next(self, rows: RowSet) -> None:
+        """Send a block of the ring operand on, before its rows are used for the first time.
+
+        The first block is complete, and is sent, when its gathered rows have arrived.
+        """
+        if rows != LOCAL:
+            self.start_hops(0 if rows == GATHERED else rows.step)
+
+    def start_hops(self, step: int, *axes: str) -> None:
+        """Send the block of a ring step on, and receive the block of the ring step that its receiver is in then.
+
+        The hops wait for the block if it has not arrived.
+
+        Args:
+            step: ring step of the block.
+            axes: axes along which the block is sent; all that have not been used unless given.
+        """
+        operands, emitter = self.operands, self.emitter
+        for hop in operands.ring_steps[step].destinations:
+            if hop.step in self._sent or (axes and hop.axis not in axes):
+                continue
+            self._sent.add(hop.step)
+            for tensors in operands.tensor_groups(operands.ring_operand):
+                block = self._first_block(tensors) if step == 0 else emitter.name(received(step), tensors)
+                arriving, rows = operands.ring_steps[hop.step], received(hop.step)
+                name = emitter.name(rows, tensors)
+                emitter.value(name, TENSORS[tensors], operands.block_of(arriving.origin), rows=rows)
+                send = emitter.message(hop.peer, block, "block", tensors, hop.step)
+                receive = emitter.message(arriving.source.peer, name, "block", tensors, hop.step)
+                emitter.send_recv(hop.axis, [send], [receive])
+
+    def _first_block(self, tensors: str) -> str:
+        """Return the name of the first block of the ring operand as one value."""
+        side = self.operands.ring_operand
+        names = [self.group.tensor_rows(tensors, side, rows) for rows in self.operands.first_block]
+        return names[0] if len(names) == 1 else self.emitter.concat(self.emitter.name("first", tensors), names)
+
+    def send_results(self, step: int) -> None:
+        """Send the results of a ring step towards the origin of its block.
+
+        Gradients follow the path of the block and are accumulated on the way. A partial output is sent to the origin
+        directly.
+        """
+        side = self.operands.ring_operand
+        if not self.operands.results(side):
+            return
+        if self.operands.backward:
+            self.group.accumulate(self.group.accumulator(side, received(step)))
+            self._send_gradient(step, self.operands.ring_steps[step].gradient_destination)
+        else:
+            self._send_partial_output(step)
+
+    def _send_gradient(self, step: int, hop: Hop) -> None:
+        arriving = self.operands.ring_steps[hop.step]
+        along = hop.axis, hop.closes_pass
+        peer = next(one.peer for one in arriving.gradient_sources if (one.axis, one.closes_pass) == along)
+        kind, chunks = "close" if hop.closes_pass else "sum", self.operands.block_of(arriving.origin)
+        self._exchange_results(kind, hop.axis, step, hop.step, (hop.peer, peer), chunks, hop.step)
+
+    def _send_partial_output(self, step: int) -> None:
+        operands, origin = self.operands, self.operands.ring_steps[step].origin
+        for rows in operands.first_block:
+            self.group.accumulate(self.group.accumulator(operands.ring_operand, rows))
+        holder = block_holder(operands.grid, operands.rank, origin)
+        self._exchange_results("return", "cp", step, 0, (origin, holder), operands.block_of(operands.rank), step)
+
+    def _exchange_results(
+        self, kind: str, axis: str, step: int, into: int, peers: tuple[int, int], chunks: Sequence[int], number: int
+    ) -> None:
+        """Send the results of a ring step, and receive results that are added to those of another ring step.
+
+        Args:
+            kind: kind of the messages.
+            axis: grid axis of the messages.
+            step: ring step whose results are sent.
+            into: ring step to whose accumulators the received results are added.
+            peers: destination, and source of the received results.
+            chunks: chunk ids of the received results.
+            number: number that tells apart messages of one kind between two ranks.
+        """
+        operands, emitter, side = self.operands, self.emitter, self.operands.ring_operand
+        arriving = emitter.value(emitter.name(f"{kind}{number}.{axis}", side), operands.results(side), chunks)
+        send = emitter.message(peers[0], self.group.accumulator_name(side, received(step)), kind, side, number)
+        emitter.send_recv(axis, [send], [emitter.message(peers[1], arriving, kind, side, number)])
+        for rows in operands.first_block if into == 0 else (received(into),):
+            self.group.add_arriving(self.group.accumulator_name(side, rows), arriving)

@@ -1,0 +1,94 @@
+"""Transfers within a team: rows are gathered before they are used, and their results are returned afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule.head_group import HeadGroup
+from megatron_wallfacer.schedule.operands import TENSORS, after, opposite_pairs
+from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL
+
+
+class TeamTransfers:
+    """Gathers and scatters of one head group.
+
+    Args:
+        group: the head group.
+    """
+
+    def __init__(self, group: HeadGroup) -> None:
+        self.group, self.operands, self.emitter = group, group.operands, group.emitter
+
+    def gather(self, tensors: str, side: str) -> None:
+        """Send the local rows to every other rank of the team, and receive theirs."""
+        ranks, operands = self.operands.team(side), self.operands
+        if len(ranks) > 1 and tensors == "q" and operands.backward and self.group.keep_gathered_q:
+            chunks = operands.block(rank for rank in ranks if rank != operands.rank)
+            name = self.emitter.name(GATHERED, "q")
+            self.group.given.append(self.emitter.value(name, ops.Q, chunks, rows=GATHERED))
+            return
+        local = self.group.tensor_rows(tensors, side, LOCAL)
+        self.exchange("gather", tensors, operands.axis(side), local, {peer: operands.shard(peer) for peer in ranks})
+
+    def exchange(self, kind: str, tensors: str, axis: str, source: str, chunks: Mapping[int, tuple[int, ...]]) -> None:
+        """Send a value to each of some ranks, and receive a value from each of them.
+
+        Args:
+            kind: kind of the messages.
+            tensors: tensor group of the values.
+            axis: grid axis of the messages.
+            source: name of the value that is sent.
+            chunks: chunk ids of the value of each rank; its keys are the ranks, this one among them.
+        """
+        emitter, peers = self.emitter, after(self.operands.rank, tuple(chunks))
+        names = {peer: emitter.name(f"from{peer}", tensors) for peer in peers}
+        for peer, name in names.items():
+            emitter.value(name, TENSORS[tensors], chunks[peer])
+        sends = [emitter.message(peer, source, kind, tensors) for peer in peers]
+        receives = [emitter.message(peer, name, kind, tensors) for peer, name in names.items()]
+        emitter.send_recv(axis, sends, receives)
+
+    def scatter(self, side: str, peers: Sequence[int], source: str | None = None) -> None:
+        """Return to some ranks the results of their rows, and receive results of the local rows from as many.
+
+        Args:
+            side: side of the results.
+            peers: ranks of the team.
+            source: name of the value that holds the results; the accumulator of gathered rows unless given.
+        """
+        operands = self.operands
+        origins = dict(opposite_pairs(operands.rank, operands.team(side)))
+        source = source or self.group.accumulator_name(side, GATHERED)
+        into = self.group.accumulator(side, LOCAL)
+        ends = [(peer, origins[peer], operands.shard(peer)) for peer in peers]
+        self.return_rows("scatter", side, operands.axis(side), source, into, ends, operands.shard(operands.rank))
+
+    def return_rows(
+        self,
+        kind: str,
+        side: str,
+        axis: str,
+        source: str,
+        into: str,
+        ends: Sequence[tuple[int, int, Sequence[int]]],
+        chunks: Sequence[int],
+    ) -> None:
+        """Send rows of a value to the ranks that they belong to, and receive partial results in exchange.
+
+        Args:
+            kind: kind of the messages.
+            side: side of the results.
+            axis: grid axis of the messages.
+            source: name of the value whose rows are sent.
+            into: name of the accumulator to which the received rows are added later.
+            ends: (destination, source, chunk ids that are sent) of each pair of messages.
+            chunks: chunk ids of the rows that each rank sends here.
+        """
+        emitter, sends, receives = self.emitter, [], []
+        for destination, origin, sent in ends:
+            arriving = emitter.value(emitter.name(f"{kind}{origin}", side), self.operands.results(side), chunks)
+            sends.append(emitter.message(destination, source, kind, side, chunks=sent))
+            receives.append(emitter.message(origin, arriving, kind, side))
+            self.group.add_arriving(into, arriving)
+        emitter.send_recv(axis, sends, receives)
