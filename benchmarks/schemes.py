@@ -28,9 +28,9 @@ def plan_table(ranks: int, ranks_per_node: int) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {name: {"scheme": name} for name in ("ring", "all-gather", "tokenring")}
     if 1 < ranks_per_node < ranks:
         for groups in (1, 2):
-            double = {"ring_window": ranks_per_node, "head_groups": groups}
+            double = {"ring_inner_size": ranks_per_node, "head_groups": groups}
             table[f"double-ring-{groups}"] = {"scheme": "double-ring", **double}
-        table["burst"] = {"scheme": "burst", "ring_window": ranks_per_node}
+        table["burst"] = {"scheme": "burst", "ring_inner_size": ranks_per_node}
     for size in divisors(ranks)[1:-1]:
         for where, placement in PLACEMENTS.items():
             plan = {"scheme": "team-ring", "team_size": size, "placement": placement, "head_groups": 1}
@@ -52,7 +52,7 @@ def _grids(ranks: int) -> dict[str, dict[str, Any]]:
                 outer = ranks // head // inner // team
                 if outer == 1 and inner > 1:
                     continue  # a single ring, which stands last
-                axes = {"head_size": head, "ring_window": inner, "team_size": team}
+                axes = {"head_size": head, "ring_inner_size": inner, "team_size": team}
                 plan = {"scheme": "team-ring", **axes, "placement": "head,ring_inner,team,ring_outer"}
                 label = f"u{head}-i{inner}-c{team}-o{outer}"
                 table[label] = {**plan, "head_groups": 2, "keep_gathered_q": True}

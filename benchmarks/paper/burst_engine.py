@@ -32,8 +32,8 @@ HEADS, HEAD_DIM = 40, 128
 #: Arguments of :func:`make_plan` by published scheme. Inner rings and head groups have the size of a node.
 SCHEMES = {
     "ring": {"scheme": "ring"},
-    "double-ring": {"scheme": "double-ring", "ring_window": 8},
-    "burst": {"scheme": "burst", "ring_window": 8},
+    "double-ring": {"scheme": "double-ring", "ring_inner_size": 8},
+    "burst": {"scheme": "burst", "ring_inner_size": 8},
     "usp-head-first": {"scheme": "usp", "head_size": 8, "placement": "head-first"},
     "usp-ring-first": {"scheme": "usp", "head_size": 8, "placement": "ring-first"},
 }

@@ -26,7 +26,7 @@ from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape
 
 PREFIX = "--wallfacer-"
-NUMBERS = ("cp_size", "head_size", "team_size", "kv_team_size", "ring_window", "head_groups", "verify_every")
+NUMBERS = ("cp_size", "head_size", "team_size", "kv_team_size", "ring_inner_size", "head_groups", "verify_every")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(f"{PREFIX}head-size", metavar="U", help="ranks that divide heads (default: from the scheme)")
     add(f"{PREFIX}team-size", metavar="C", help="ranks that share queries (default: fewest words; auto: lowest price)")
     add(f"{PREFIX}kv-team-size", metavar="G", help="ranks that share keys and values (default: from the scheme)")
-    add(f"{PREFIX}ring-window", metavar="W", help="ranks of the inner ring of a double ring (default: from the scheme)")
+    add(
+        f"{PREFIX}ring-inner-size",
+        metavar="W",
+        help="ranks of the inner ring of a double ring (default: from the scheme)",
+    )
     add(f"{PREFIX}placement", help=f"{', '.join(PLACEMENTS)}, or an axis order, fastest first")
     add(f"{PREFIX}kv-order", help="blocks as published: paper, or permuted to move less; else native")
     add(f"{PREFIX}forward", default="auto", help="what rides the ring in forward: kv, q or auto")
@@ -236,7 +240,7 @@ def _plan_by_hand(args: argparse.Namespace) -> Plan:
             head_size=args.wallfacer_head_size,
             team_size=args.wallfacer_team_size,
             kv_team_size=args.wallfacer_kv_team_size,
-            ring_window=args.wallfacer_ring_window,
+            ring_inner_size=args.wallfacer_ring_inner_size,
             placement=args.wallfacer_placement,
             kv_order=args.wallfacer_kv_order,
             forward=args.wallfacer_forward,

@@ -23,7 +23,7 @@ DECIDED = {
     "head_size": None,
     "team_size": None,
     "kv_team_size": None,
-    "ring_window": None,
+    "ring_inner_size": None,
     "placement": None,
     "kv_order": None,
     "forward": "auto",

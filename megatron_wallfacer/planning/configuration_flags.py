@@ -22,7 +22,7 @@ def grid_flags(choice: Choice) -> Flags:
     if choice.name:
         # A named scheme sets every other flag, and does not allow them.
         return flags | placement
-    for axis, flag in (("head", "head-size"), ("team", "team-size"), ("ring_inner", "ring-window")):
+    for axis, flag in (("head", "head-size"), ("team", "team-size"), ("ring_inner", "ring-inner-size")):
         flags[f"--wallfacer-{flag}"] = grid.size_of(axis)
     flags |= placement | {"--wallfacer-forward": plan.forward, "--wallfacer-backward": plan.backward}
     flags["--wallfacer-head-groups"] = plan.head_groups

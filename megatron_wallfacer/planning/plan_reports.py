@@ -170,7 +170,7 @@ def grid_report(
     job = attention_job(request.model, cluster, request.tokens, sizes, options, causal=request.causal)
     job, shape = replace(job, cuda_graphs=request.cuda_graphs), job.shape
     heads = {"q_heads": shape.q_heads, "kv_heads": shape.kv_heads, "tokens": shape.tokens}
-    plan = make_plan(scheme, job.cp_size, ring_window=ring_inner_size, **heads, **axes)
+    plan = make_plan(scheme, job.cp_size, ring_inner_size=ring_inner_size, **heads, **axes)
     choice = Choice(job, plan, keep_gathered_q=keep_gathered_q)
     _check_size(scheme, choice)
     configuration = Configuration(replace(request, tp=sizes.tp, cp=sizes.cp), sizes, options, choice)

@@ -103,7 +103,7 @@ RING_OPERANDS: tuple[RingOperand, ...] = ("kv", "q")
 #: ``auto`` where it chooses by price.
 _PRICED = replace(_OURS, axes=("team", "kv_team", "ring_outer"), by_hand=("head", "ring_inner"))
 #: The option that sets an axis. What these leave over is ``ring_outer``, or the one axis that is not given.
-_OPTIONS = {"head": "head_size", "team": "team_size", "kv_team": "kv_team_size", "ring_inner": "ring_window"}
+_OPTIONS = {"head": "head_size", "team": "team_size", "kv_team": "kv_team_size", "ring_inner": "ring_inner_size"}
 
 #: Least tokens per rank squared x query heads with which heads are split in two groups: 16,384 tokens with 32 heads. A
 #: ring step is then a call of 16,384 x 8,192 rows and columns, and half of its heads run at 95 % of its rate on an H200
@@ -118,7 +118,7 @@ def make_plan(
     head_size: int | None = None,
     team_size: int | None = None,
     kv_team_size: int | None = None,
-    ring_window: int | None = None,
+    ring_inner_size: int | None = None,
     placement: str | Sequence[str] | None = None,
     kv_order: str | None = None,
     forward: str = "auto",
@@ -141,7 +141,7 @@ def make_plan(
         scheme: one of :data:`SCHEMES`.
         cp_size: P, the number of context-parallel ranks.
         head_size, team_size, kv_team_size: U, C and G, if the scheme leaves them open.
-        ring_window: ranks of the inner ring, if the scheme leaves it open.
+        ring_inner_size: ranks of the inner ring, if the scheme leaves it open.
         placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest varying first. ``ring`` is short for
             ``ring_inner,ring_outer``, and axes of one rank may be left out.
         kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
@@ -169,7 +169,7 @@ def make_plan(
     priced = scheme == "auto" and heads and tokens and kv_order in (None, "native")
     rule = _PRICED if priced else RULES[scheme]
     kappa = heads[1] / heads[0] if heads else kappa
-    given = {"head": head_size, "team": team_size, "kv_team": kv_team_size, "ring_inner": ring_window}
+    given = {"head": head_size, "team": team_size, "kv_team": kv_team_size, "ring_inner": ring_inner_size}
     order = _order(scheme, rule, kv_order)
     published = {"forward": (forward, rule.forward), "backward": (backward, rule.backward)}
     operands = tuple(_ring_operands(name, *choice) for name, choice in published.items())

@@ -127,7 +127,7 @@ def test_layers_may_be_left_to_megatron_and_told_how_to_split(parse: Parse) -> N
 def test_each_axis_and_choice_reaches_the_plan(parse: Parse) -> None:
     flags = (
         "--wallfacer-cp-size 16 --wallfacer-head-size 2 --wallfacer-team-size 2 --wallfacer-kv-team-size 2 "
-        "--wallfacer-ring-window 2 --wallfacer-placement team,ring,kv_team,head --wallfacer-forward q "
+        "--wallfacer-ring-inner-size 2 --wallfacer-placement team,ring,kv_team,head --wallfacer-forward q "
         "--wallfacer-backward q --wallfacer-kv-order permuted --wallfacer-head-groups 4"
     )
     plan = parse(*flags.split(), world=16).settings.plan
@@ -216,8 +216,11 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
         ("--wallfacer-head-size two", r"--wallfacer-head-size two: must be a whole number"),
         ("--wallfacer-head-groups 0", r"--wallfacer-head-groups 0: must be a positive number"),
         ("--wallfacer-head-groups x", r"--wallfacer-head-groups x: must be a whole number"),
-        ("--wallfacer-ring-window 3", r"--wallfacer-ring-window 3: must be one of 1, 2, 4, 8 with scheme auto"),
-        ("--wallfacer-scheme ring --wallfacer-ring-window 2", r"--wallfacer-ring-window 2: must be 1 with scheme ring"),
+        ("--wallfacer-ring-inner-size 3", r"--wallfacer-ring-inner-size 3: must be one of 1, 2, 4, 8 with scheme auto"),
+        (
+            "--wallfacer-scheme ring --wallfacer-ring-inner-size 2",
+            r"--wallfacer-ring-inner-size 2: must be 1 with scheme ring",
+        ),
         ("--wallfacer-scheme ulysses --wallfacer-head-size 2", r"--wallfacer-head-size 2: must be 8 with scheme"),
         (
             "--num-attention-heads 12 --wallfacer-head-size 8",

@@ -31,7 +31,7 @@ REFUSED = {
     "--num-attention-heads 3 --num-query-groups 3 --wallfacer-head-size 2": (
         "--wallfacer-head-size 2: must be one of 1, 3 for 3 query and 3 kv heads"
     ),
-    "--wallfacer-ring-window 4": "--wallfacer-ring-window 4: must be one of 1, 2 with scheme auto",
+    "--wallfacer-ring-inner-size 4": "--wallfacer-ring-inner-size 4: must be one of 1, 2 with scheme auto",
     "--wallfacer-kernel te": "--wallfacer-kernel te: must be auto or reference here, because te cannot",
     "--seq-length 254": "--seq-length 254: must be a multiple of 2 x --wallfacer-cp-size = 4",
     "--attention-dropout 0.1": "--attention-dropout 0.1: must be 0",

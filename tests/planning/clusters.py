@@ -17,14 +17,14 @@ SHAPE = Shape(tokens=512, q_heads=8, kv_heads=8, head_dim=64)
 ALIKE: dict[str, dict[str, Any]] = {
     "ring": {"scheme": "ring"},
     "tokenring": {"scheme": "tokenring"},
-    "double-ring": {"scheme": "double-ring", "ring_window": 4},
-    "burst": {"scheme": "burst", "ring_window": 4},
+    "double-ring": {"scheme": "double-ring", "ring_inner_size": 4},
+    "burst": {"scheme": "burst", "ring_inner_size": 4},
     "all-gather": {"scheme": "all-gather"},
     "mesh": {"scheme": "mesh", "team_size": 4},
     "usp": {"scheme": "usp", "head_size": 4},
     "team of 2 inside": {"scheme": "team-ring", "team_size": 2, "placement": "teams-adjacent"},
     "team of 8 across": {"scheme": "team-ring", "team_size": 8, "placement": "rings-adjacent"},
-    "all axes": {"scheme": "team-ring", "head_size": 2, "team_size": 2, "ring_window": 2},
+    "all axes": {"scheme": "team-ring", "head_size": 2, "team_size": 2, "ring_inner_size": 2},
     "queries ride": {"scheme": "team-ring", "team_size": 4, "forward": "q", "backward": "q"},
     "both ways": {"scheme": "ring", "bidirectional": True},
 }

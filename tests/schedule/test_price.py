@@ -91,7 +91,7 @@ def test_without_tokens_words_decide_and_no_keys_are_gathered() -> None:
 def test_an_axis_by_hand_stays() -> None:
     assert chosen(8, 1024, kv_team_size=1).kv_team == 1
     assert chosen(64, 1024, team_size=8).team == 8
-    assert chosen(64, 1024, head_size=8, ring_window=2).head == 8
+    assert chosen(64, 1024, head_size=8, ring_inner_size=2).head == 8
 
 
 def test_equal_prices_go_to_what_holds_least_without_many_more_bytes() -> None:

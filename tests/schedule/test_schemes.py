@@ -48,12 +48,12 @@ def test_every_corner_that_is_named_is_built() -> None:
     ("scheme", "options", "axes"),
     [
         ("ring", {}, {"ring_outer": 16}),
-        ("ring", {"head_size": 1, "team_size": 1, "kv_team_size": 1, "ring_window": 1}, {"ring_outer": 16}),
+        ("ring", {"head_size": 1, "team_size": 1, "kv_team_size": 1, "ring_inner_size": 1}, {"ring_outer": 16}),
         ("tokenring", {}, {"ring_outer": 16}),
         ("double-ring", {}, {"ring_outer": 4, "ring_inner": 4}),
-        ("double-ring", {"ring_window": 2}, {"ring_outer": 8, "ring_inner": 2}),
-        ("double-ring", {"ring_window": 16}, {"ring_inner": 16}),
-        ("burst", {"ring_window": 8}, {"ring_outer": 2, "ring_inner": 8}),
+        ("double-ring", {"ring_inner_size": 2}, {"ring_outer": 8, "ring_inner": 2}),
+        ("double-ring", {"ring_inner_size": 16}, {"ring_inner": 16}),
+        ("burst", {"ring_inner_size": 8}, {"ring_outer": 2, "ring_inner": 8}),
         ("ulysses", {}, {"head": 16}),
         ("ulysses", {"head_size": 16}, {"head": 16}),
         ("usp", {"head_size": 4}, {"head": 4, "ring_outer": 4}),
@@ -61,7 +61,7 @@ def test_every_corner_that_is_named_is_built() -> None:
         ("usp", {"q_heads": 8, "kv_heads": 8}, {"head": 8, "ring_outer": 2}),
         ("usp", {"q_heads": 4, "kv_heads": 4}, {"head": 4, "ring_outer": 4}),
         ("loongtrain", {"head_size": 2}, {"head": 2, "ring_outer": 4, "ring_inner": 2}),
-        ("loongtrain", {"head_size": 2, "ring_window": 4}, {"head": 2, "ring_outer": 2, "ring_inner": 4}),
+        ("loongtrain", {"head_size": 2, "ring_inner_size": 4}, {"head": 2, "ring_outer": 2, "ring_inner": 4}),
         ("loongtrain", {"q_heads": 8, "kv_heads": 8}, {"head": 4, "ring_outer": 2, "ring_inner": 2}),
         ("all-gather", {}, {"kv_team": 16}),
         ("all-gather", {"team_size": 1, "kv_team_size": 16}, {"kv_team": 16}),
@@ -72,11 +72,11 @@ def test_every_corner_that_is_named_is_built() -> None:
         ("mesh", {"kv_team_size": 16}, {"kv_team": 16}),
         ("team-ring", {"team_size": 2}, {"team": 2, "ring_outer": 8}),
         ("team-ring", {"team_size": 2, "kv_team_size": 4}, {"team": 2, "kv_team": 4, "ring_outer": 2}),
-        ("team-ring", {"team_size": 2, "ring_window": 2}, {"team": 2, "ring_outer": 4, "ring_inner": 2}),
+        ("team-ring", {"team_size": 2, "ring_inner_size": 2}, {"team": 2, "ring_outer": 4, "ring_inner": 2}),
         ("team-ring", {"head_size": 4, "team_size": 2}, {"head": 4, "team": 2, "ring_outer": 2}),
         (
             "team-ring",
-            {"head_size": 2, "team_size": 2, "kv_team_size": 2, "ring_window": 2},
+            {"head_size": 2, "team_size": 2, "kv_team_size": 2, "ring_inner_size": 2},
             {"head": 2, "team": 2, "kv_team": 2, "ring_inner": 2},
         ),
         ("wallfacer", {"team_size": 2}, {"team": 2, "kv_team": 2, "ring_outer": 4}),
@@ -188,7 +188,7 @@ def test_ours_takes_the_cheaper_rider_of_a_ring(kappa: float, backward: str) -> 
     ],
 )
 def test_placement_by_name_or_by_order(placement: object, order: tuple[str, ...]) -> None:
-    sizes = {"head_size": 2, "team_size": 2, "kv_team_size": 2, "ring_window": 2}
+    sizes = {"head_size": 2, "team_size": 2, "kv_team_size": 2, "ring_inner_size": 2}
     assert make_plan("team-ring", 32, placement=placement, **sizes).grid.placement == order
 
 
@@ -205,7 +205,7 @@ def test_axes_of_one_rank_may_be_left_out_of_a_placement() -> None:
 
 
 def test_loongtrain_is_head_first_unless_told_otherwise() -> None:
-    sizes = {"head_size": 2, "ring_window": 2}
+    sizes = {"head_size": 2, "ring_inner_size": 2}
     assert make_plan("loongtrain", 8, **sizes) == make_plan("loongtrain", 8, placement="head-first", **sizes)
     ring_first = make_plan("loongtrain", 8, placement="ring-first", **sizes).grid
     assert ring_first.placement == ("ring_inner", "ring_outer", "head")
@@ -316,22 +316,29 @@ REFUSED = [
     ("ring", 8, {"team_size": 2}, "team_size", 2, "1 with scheme ring, cp size 8"),
     ("ring", 8, {"kv_team_size": 8}, "kv_team_size", 8, "1 with scheme ring, cp size 8"),
     ("ring", 8, {"head_size": 2}, "head_size", 2, "1 with scheme ring, cp size 8"),
-    ("ring", 8, {"ring_window": 2}, "ring_window", 2, "1 with scheme ring, cp size 8"),
-    ("tokenring", 8, {"ring_window": 2}, "ring_window", 2, "1 with scheme tokenring, cp size 8"),
-    ("double-ring", 8, {"ring_window": 3}, "ring_window", 3, "one of 1, 2, 4, 8 with scheme double-ring, cp size 8"),
+    ("ring", 8, {"ring_inner_size": 2}, "ring_inner_size", 2, "1 with scheme ring, cp size 8"),
+    ("tokenring", 8, {"ring_inner_size": 2}, "ring_inner_size", 2, "1 with scheme tokenring, cp size 8"),
+    (
+        "double-ring",
+        8,
+        {"ring_inner_size": 3},
+        "ring_inner_size",
+        3,
+        "one of 1, 2, 4, 8 with scheme double-ring, cp size 8",
+    ),
     ("double-ring", 8, {"head_size": 2}, "head_size", 2, "1 with scheme double-ring, cp size 8"),
     ("burst", 8, {"team_size": 2}, "team_size", 2, "1 with scheme burst, cp size 8"),
     ("all-gather", 8, {"team_size": 8}, "team_size", 8, "1 with scheme all-gather, cp size 8"),
     ("all-gather", 8, {"kv_team_size": 4}, "kv_team_size", 4, "8 with scheme all-gather, cp size 8"),
     ("lss", 8, {"kv_team_size": 4}, "kv_team_size", 4, "8 with scheme lss, cp size 8"),
     ("ulysses", 8, {"head_size": 4}, "head_size", 4, "8 with scheme ulysses, cp size 8"),
-    ("usp", 8, {"ring_window": 2}, "ring_window", 2, "1 with scheme usp, cp size 8"),
+    ("usp", 8, {"ring_inner_size": 2}, "ring_inner_size", 2, "1 with scheme usp, cp size 8"),
     ("usp", 8, {"head_size": 3}, "head_size", 3, "one of 1, 2, 4, 8 with scheme usp, cp size 8"),
     (
         "loongtrain",
         8,
-        {"head_size": 4, "ring_window": 4},
-        "ring_window",
+        {"head_size": 4, "ring_inner_size": 4},
+        "ring_inner_size",
         4,
         "one of 1, 2 with scheme loongtrain, cp size 8, head 4",
     ),
@@ -342,7 +349,7 @@ REFUSED = [
     ("team-ring", 8, {"team_size": 16}, "team_size", 16, _ANY_OF_8),
     ("team-ring", 8, {"kv_team_size": 3}, "kv_team_size", 3, _ANY_OF_8),
     ("team-ring", 8, {"head_size": 3}, "head_size", 3, _ANY_OF_8),
-    ("team-ring", 8, {"ring_window": 0}, "ring_window", 0, _ANY_OF_8),
+    ("team-ring", 8, {"ring_inner_size": 0}, "ring_inner_size", 0, _ANY_OF_8),
     ("auto", 8, {"kv_team_size": 0}, "kv_team_size", 0, "one of 1, 2, 4, 8 with scheme auto, cp size 8"),
     (
         "team-ring",
@@ -355,8 +362,8 @@ REFUSED = [
     (
         "team-ring",
         8,
-        {"head_size": 2, "team_size": 2, "kv_team_size": 2, "ring_window": 2},
-        "ring_window",
+        {"head_size": 2, "team_size": 2, "kv_team_size": 2, "ring_inner_size": 2},
+        "ring_inner_size",
         2,
         "1 with scheme team-ring, cp size 8, head 2, team 2, kv_team 2",
     ),
