@@ -93,12 +93,12 @@ class CostModel:
         return OpCost()
 
     def _transfer(self, op: SendRecv, schedule: Schedule, views: Collection[str]) -> OpCost:
-        move = op.transfer
-        sizes = [rows_bytes(schedule, self.shape, move.payload, len(message.chunks)) for message in move.sends]
+        transfer = op.transfer
+        sizes = [rows_bytes(schedule, self.shape, transfer.payload, len(message.chunks)) for message in transfer.sends]
         # A whole value with a buffer of its own is sent without a copy.
         copied = [
             size
-            for size, message in zip(sizes, move.sends, strict=True)
+            for size, message in zip(sizes, transfer.sends, strict=True)
             if message.value in views or len(message.chunks) < len(schedule.values[message.value].chunks)
         ]
         posted_s = 1e-6 * self.cluster.device.host_transfer_us

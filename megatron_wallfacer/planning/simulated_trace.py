@@ -24,7 +24,7 @@ def trace_events(spans: Iterable[Span]) -> list[dict[str, Any]]:
 
 def _event(span: Span) -> timeline.TimelineEvent:
     if span.kind not in ROWS:
-        return timeline.TimelineEvent(f"move {span.name.partition(':')[0]}", span.name, span.start_s, span.end_s)
+        return timeline.TimelineEvent(f"transfer {span.name.partition(':')[0]}", span.name, span.start_s, span.end_s)
     name = f"{span.kind}: {span.name or 'end of pass'}" if span.kind in ("wait", "copy") else span.name
     return timeline.TimelineEvent(ROWS[span.kind], name, span.start_s, span.end_s)
 

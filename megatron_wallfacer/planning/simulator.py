@@ -26,7 +26,7 @@ class Span:
 
     Attributes:
         rank: the rank.
-        kind: ``pass``, ``kernel``, ``copy`` (merging and packing), ``wait`` or ``move`` (a transfer).
+        kind: ``pass``, ``kernel``, ``copy`` (merging and packing), ``wait`` or ``transfer``.
         name: type of the operation; axis and tensors of a transfer; ``forward`` or ``backward`` of a pass.
         start_s, end_s: seconds since the start of the simulation.
     """
@@ -234,15 +234,15 @@ class _Simulator:
                 self._record(rank, "pass", "backward" if op.schedule.backward else "forward", rank.pass_start_s)
                 rank.pass_start_s = self._clock.now
                 self._pass_s[op.pass_number] = max(self._pass_s.get(op.pass_number, 0.0), self._clock.now)
-            case PostRecv(transfer=move):
+            case PostRecv(transfer=transfer):
                 if self._cluster.transport == "gloo":
-                    self._transfers.begin(rank, op, move, ends=("receive",))
-            case SendRecv(transfer=move):
-                self._transfers.begin(rank, op, move, ends=("receive", "send"))
+                    self._transfers.begin(rank, op, transfer, ends=("receive",))
+            case SendRecv(transfer=transfer):
+                self._transfers.begin(rank, op, transfer, ends=("receive", "send"))
 
     def _end_transfer(self, pending: PendingTransfer) -> None:
-        rank, move = pending.rank, pending.move
-        self._record(rank, "move", f"{move.axis}: {' '.join(move.payload)}", pending.start_s)
+        rank, transfer = pending.rank, pending.transfer
+        self._record(rank, "transfer", f"{transfer.axis}: {' '.join(transfer.payload)}", pending.start_s)
         if rank.waiting_since_s is not None:
             self._clock.after_wake_up(lambda: self._advance(rank))
 

@@ -25,13 +25,13 @@ class PendingTransfer:
 
     Attributes:
         rank: rank whose transfer it is.
-        move: sends and receives of the transfer.
+        transfer: sends and receives posted together.
         left: messages that have not arrived.
         start_s: time at which its first end was posted.
     """
 
     rank: RankState
-    move: Transfer
+    transfer: Transfer
     left: int
     start_s: float
 
@@ -102,22 +102,24 @@ class Transfers:
         """Bytes that the simulated ranks have moved over each link."""
         return Counter({link: self._link_bytes[number] for link, number in self._links.items()})
 
-    def begin(self, rank: RankState, op: TimedOp, move: Transfer, ends: Iterable[str]) -> None:
+    def begin(self, rank: RankState, op: TimedOp, transfer: Transfer, ends: Iterable[str]) -> None:
         """Post ends of a transfer: ``receive``, ``send``.
 
         With NCCL the transfer waits until earlier transfers of its process group have ended.
         """
-        earlier = next((pending for pending in rank.open_transfers if pending.move is move), None)
-        pending = earlier or PendingTransfer(rank, move, len(move.sends) + len(move.receives), self._clock.now)
+        earlier = next((pending for pending in rank.open_transfers if pending.transfer is transfer), None)
+        pending = earlier or PendingTransfer(
+            rank, transfer, len(transfer.sends) + len(transfer.receives), self._clock.now
+        )
         if earlier is None:
             rank.open_transfers.append(pending)
-        rank.incoming |= {message.value: pending for message in move.receives}
+        rank.incoming |= {message.value: pending for message in transfer.receives}
         ready = [end for end in ends if not (earlier is not None and end == "receive")]
         if self._cluster.transport == "gloo":
             self._post(op, pending, ready)
             return
-        self._queues[rank.number, move.channel].append(partial(self._post, op, pending, ready))
-        self._start_next(rank.number, move.channel)
+        self._queues[rank.number, transfer.channel].append(partial(self._post, op, pending, ready))
+        self._start_next(rank.number, transfer.channel)
 
     def _start_next(self, rank: int, channel: Channel) -> None:
         """Post the next queued transfers. Inputs and results of an axis have a process group, and a queue, each."""
@@ -132,9 +134,9 @@ class Transfers:
 
     def _post(self, op: TimedOp, pending: PendingTransfer, ends: Iterable[str]) -> PendingTransfer:
         """Post ends of all messages. A message whose other end is posted too begins to flow after the latency."""
-        rank, move, symmetry = pending.rank, pending.move, self._symmetry
+        rank, transfer, symmetry = pending.rank, pending.transfer, self._symmetry
         for end in ends:
-            for message in move.sends if end == "send" else move.receives:
+            for message in transfer.sends if end == "send" else transfer.receives:
                 peer = symmetry.translated(message.peer, rank.program_rank, rank.number)
                 source, target = (rank.number, peer) if end == "send" else (peer, rank.number)
                 key = (op.pass_number, symmetry.class_of(source), symmetry.offset(source, target), message.tag)
@@ -142,7 +144,7 @@ class Transfers:
                 both[end] = pending
                 if len(both) == 2:
                     del self._posted[key]
-                    size = rows_bytes(op.schedule, self._shape, move.payload, len(message.chunks))
+                    size = rows_bytes(op.schedule, self._shape, transfer.payload, len(message.chunks))
                     latency_s = self._routing.latency_s(source, target)
                     self._clock.after(latency_s, partial(self._flow, source, target, size, both))
         return pending
@@ -169,7 +171,7 @@ class Transfers:
         for pending in {id(pending): pending for pending in both.values()}.values():
             if not pending.left:
                 if self._cluster.transport != "gloo":
-                    self._start_next(pending.rank.number, pending.move.channel)
+                    self._start_next(pending.rank.number, pending.transfer.channel)
                 self._on_end(pending)
 
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:

@@ -199,7 +199,7 @@ def test_spans_do_not_overlap_on_a_rank_but_for_moves() -> None:
     )
     assert busy
     assert all(end <= start + 1e-12 for (_, end), (start, _) in pairwise(busy))
-    assert {span.kind for span in spans} == {"pass", "kernel", "copy", "wait", "move"}
+    assert {span.kind for span in spans} == {"pass", "kernel", "copy", "wait", "transfer"}
     passes = [span for span in spans if span.kind == "pass" and span.rank == 0]
     assert [span.name for span in passes] == ["forward", "backward"]
     assert passes[0].start_s == 0
