@@ -28,6 +28,7 @@ def texts() -> dict[Path, str]:
     return {path: path.read_text() for path in paths if path.suffix in KINDS and path not in EXEMPT and path.is_file()}
 
 
+@cache
 def parts(identifier: str) -> str:
     """An identifier's words in lower case, between underscores: ``NextVisit`` is ``_next_visit_``."""
     return f"_{'_'.join(PART.findall(identifier)).lower()}_"
