@@ -64,7 +64,7 @@ def test_old_phrases_stay_out(old: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("NextVisit", "_next_visit_"), ("ring_window", "_ring_window_"), ("LSEOf", "_lse_of_")]
+    ("text", "found"), [("NextVisit", "_next_visit_"), ("head_dim", "_head_dim_"), ("LSEOf", "_lse_of_")]
 )
 def test_identifiers_are_split_at_underscores_and_capitals(text: str, found: str) -> None:
     assert parts(text) == found
