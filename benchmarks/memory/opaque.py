@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.memory.live import LiveBytes
-from megatron_wallfacer.engine.autograd import Finished, attend, finish
+from megatron_wallfacer.engine.autograd import ForwardResult, attend, run_forward
 from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
 from megatron_wallfacer.schedule.attn_tile import AttnTile
@@ -143,13 +143,13 @@ class EngineAttention(nn.Module):
     def __init__(self, call: Call, *, keep: bool) -> None:
         super().__init__()
         self._call, self._keep = call, keep
-        self._kept: list[Finished] = []
+        self._kept: list[ForwardResult] = []
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
         mark("forward")
         finished = None
         if self._keep and not torch.is_grad_enabled():
-            finished = finish(q, k, v, self._call)
+            finished = run_forward(q, k, v, self._call)
             self._kept.append(finished)
         elif self._keep:
             finished = self._kept.pop(0)

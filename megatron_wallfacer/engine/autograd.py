@@ -14,13 +14,13 @@ from megatron_wallfacer.engine.document_order import chunk_order, document_order
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A forward pass that has run: all that backward wants of it, but for the rank's own q, k and v.
+class ForwardResult:
+    """The tensors of a forward pass that backward needs, without the local q, k and v.
 
     Attributes:
-        out: sbhd, in the dtype of q.
-        lse: ``[tokens, batch, q_heads]``.
-        kept: packets of what the schedule keeps, in its order.
+        out: output, sbhd, in the dtype of q.
+        lse: log-sum-exp of the scores, ``[tokens, batch, q_heads]``.
+        kept: bytes of the values that the schedule keeps, in its order.
     """
 
     out: Tensor
@@ -29,47 +29,49 @@ class Finished:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, call: Call, finished: Finished | None = None, sinks: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, call: Call, result: ForwardResult | None = None, sinks: Tensor | None = None
 ) -> Tensor:
-    """Differentiable attention on local shards, sbhd; collective over the context-parallel group.
+    """Return differentiable attention on local shards, sbhd. Collective over the context-parallel group.
 
     Args:
-        q, k, v: sbhd.
-        call: the rest.
-        finished: the forward pass of these q, k and v, where it has run before; it is then not run again.
-        sinks: ``[q_heads]``, a logit that every query of a head sees beside its keys, with a value of zero; its
-            gradient is that of this rank's rows.
+        q: local queries, sbhd.
+        k: local keys, sbhd.
+        v: local values, sbhd.
+        call: all other arguments of attention.
+        result: result of an earlier forward pass on the same q, k and v, which is reused.
+        sinks: one additional logit with a value of zero per head, ``[q_heads]``. Its gradient is that of the rows of
+            this rank.
 
     Raises:
-        OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
+        OptionError: The heads do not divide along the head axis, or the mask does not fit the sequence.
     """
     if call.mask.documents is None:
-        return _Attention.apply(q, k, v, sinks, call, finished)
-    out = _Attention.apply(*_in_chunk_order(q, k, v, call), sinks, call, finished)
+        return _Attention.apply(q, k, v, sinks, call, result)
+    out = _Attention.apply(*_in_chunk_order(q, k, v, call), sinks, call, result)
     return document_order(out, call.mask, call.plan.grid.cp_size) if call.mask.reorders else out
 
 
-def finish(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None = None) -> Finished:
-    """The forward pass alone, for :func:`attend` to take up later. Collective, not differentiable.
+def run_forward(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None = None) -> ForwardResult:
+    """Return the result of the forward pass, which :func:`attend` can reuse. Collective, not differentiable.
 
     Raises:
-        OptionError: as :func:`attend`.
+        OptionError: The heads do not divide along the head axis, or the mask does not fit the sequence.
     """
     with torch.no_grad():
-        return _finish(*_in_chunk_order(q, k, v, call), call, sinks)
+        return _run_forward(*_in_chunk_order(q, k, v, call), call, sinks)
 
 
 def _in_chunk_order(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, ...]:
-    """q, k, v with rows in the order that the schedule numbers them."""
+    """Return q, k, v with rows in the order of the schedule."""
     if not call.mask.reorders:
         return q, k, v
     call.check(q, k)
     return tuple(chunk_order(x, call.mask, call.plan.grid.cp_size) for x in (q, k, v))
 
 
-def _finish(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None) -> Finished:
+def _run_forward(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None) -> ForwardResult:
     out, lse, kept = operators.attention(q, k, v, sinks, call.number)
-    return Finished(out, lse, tuple(kept))
+    return ForwardResult(out, lse, tuple(kept))
 
 
 class _Attention(torch.autograd.Function):
@@ -81,17 +83,17 @@ class _Attention(torch.autograd.Function):
         v: Tensor,
         sinks: Tensor | None,
         call: Call,
-        finished: Finished | None,
+        result: ForwardResult | None,
     ) -> Tensor:
-        finished = finished or _finish(q, k, v, call, sinks)
-        # Backward holds the call, not only its number: the operators know it for as long as it lives.
+        result = result or _run_forward(q, k, v, call, sinks)
+        # The call is held, not only its number: operators find it by its number during its lifetime.
         ctx.call, ctx.kv_heads, ctx.head_dim = call, k.shape[2], k.shape[3]
-        # Autograd writes into what is returned: the keeper's own tensor stays as it is.
-        out = finished.out.detach()
-        # Where q, k and v were exchanged along the head axis, backward reads what came, not what was there before.
+        # Autograd writes into the returned tensor, so the tensor of a kept result must not be returned itself.
+        out = result.out.detach()
+        # If q, k and v were exchanged along the head axis, backward reads the exchanged tensors, which are kept.
         inputs = () if call.plan.grid.head > 1 else (q, k, v)
-        ctx.kept, ctx.has_sinks = len(finished.kept), sinks is not None
-        ctx.save_for_backward(out, finished.lse, *finished.kept, *inputs, *([sinks] if ctx.has_sinks else []))
+        ctx.kept, ctx.has_sinks = len(result.kept), sinks is not None
+        ctx.save_for_backward(out, result.lse, *result.kept, *inputs, *([sinks] if ctx.has_sinks else []))
         return out
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The process's only cache of axis groups: one :class:`Transfers` for each context-parallel group, grid and kind."""
+"""The cache of process groups: one :class:`Transfers` for each context-parallel group, grid and kind of transfers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.engine.waits.watch import start_watch
 from megatron_wallfacer.schedule.grid import Grid
 
-# The key holds the group itself and not its ranks: two groups of the same ranks die at different times. As long as an
-# entry holds a group, no new one can have its identity.
+# The key holds the group instead of its ranks: two groups of the same ranks are destroyed at different times. While an
+# entry holds a group, no new group can have the same identity.
 _Key = tuple[dist.ProcessGroup | None, Grid, str, str]
 _made: dict[_Key, Transfers] = {}
 
 
 def find(group: dist.ProcessGroup | None, grid: Grid, kind: str, device: torch.device) -> Transfers | None:
-    """Return the transfers that :func:`connected` made for these arguments, or None."""
+    """Return the transfers that :func:`connected` has created for these arguments; None if there are none."""
     return _made.get((_named(group), grid, kind, device.type))
 
 
@@ -41,20 +41,20 @@ def connected(
 ) -> Transfers:
     """Return the transfers of a context-parallel group along the axes of a grid.
 
-    Making groups is collective and slow, so it is done in the first call only; that call is collective over the world,
-    as :func:`megatron_wallfacer.engine.groups.connect` is. It also destroys what belongs to groups that are gone.
-    Ctrl-C takes effect after the groups are made.
+    Groups are created in the first call only, which is slow and collective over the world, like
+    :func:`megatron_wallfacer.engine.groups.connect`. It also drops the entries of groups that have been destroyed.
+    Ctrl-C takes effect after the groups are created.
 
     Args:
-        group: the context-parallel group; None for the world, or for one process without torch.distributed.
-        grid: its ``cp_size`` must be the group's size.
+        group: context-parallel group; None for the world, or for one process without torch.distributed.
+        grid: grid whose ``cp_size`` is the size of the group.
         kind: one of :data:`megatron_wallfacer.engine.staged.TRANSFERS`.
-        device: device of the tensors that are moved.
-        timeout: of the groups that are made; torch.distributed's default unless given.
-        options: makes the ``pg_options`` of one group; for NCCL only.
+        device: device of the tensors that are sent.
+        timeout: timeout of the created groups; the default of torch.distributed unless given.
+        options: function that creates the ``pg_options`` of one group, for NCCL only.
 
     Raises:
-        OptionError: the group is destroyed or of another size, or its backend cannot move tensors of the device.
+        OptionError: The group is destroyed or has another size, or its backend cannot send tensors of the device.
     """
     group = _named(group)
     check_alive(group)
@@ -76,20 +76,20 @@ def connected(
 
 
 def connections_of(global_ranks: Sequence[int]) -> list[Transfers]:
-    """Return the transfers of every grid of the context-parallel groups that have these ranks."""
+    """Return the transfers of all grids of the context-parallel groups with these ranks."""
     return [made for made in _made.values() if made.groups.global_ranks == tuple(global_ranks)]
 
 
 def close_groups() -> None:
-    """Destroy the process groups of every entry, in the order in which they were made. Collective on NCCL."""
+    """Destroy the process groups of every entry in the order of creation. Collective on NCCL."""
     _close(lambda cp: True)
 
 
 def _close(chosen: Callable[[dist.ProcessGroup | None], bool]) -> None:
-    """Destroy and forget the entries of the chosen context-parallel groups."""
+    """Destroy the process groups of the chosen context-parallel groups, and drop their entries."""
     for key in [key for key in _made if chosen(key[0])]:
         transfers = _made.pop(key)
-        # Graphs hold operations of the groups' communicators, which then cannot be destroyed.
+        # Graphs hold operations of the communicators, which cannot be destroyed before them.
         if transfers.graphs is not None:
             transfers.graphs.drop()
         # Compiled passes hold their groups.
@@ -98,5 +98,5 @@ def _close(chosen: Callable[[dist.ProcessGroup | None], bool]) -> None:
 
 
 def _named(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """Return the group itself where None stands for the world."""
+    """Return the group; if it is None, the group of the world."""
     return dist.group.WORLD if group is None and dist.is_initialized() else group

@@ -24,7 +24,7 @@ from megatron_wallfacer.kernels.prepared import prepared_calls
 
 
 def capturing() -> bool:
-    """Return whether what is launched on the current stream is recorded into a CUDA graph."""
+    """Return whether launches on the current stream are recorded into a CUDA graph."""
     return torch.cuda.is_current_stream_capturing()
 
 
@@ -32,11 +32,11 @@ class ForeignCaptures:
     """Runs passes, some of them inside captures of another owner.
 
     Args:
-        free: frees the owner's graphs; called before the groups are closed if a pass was captured.
-        in_progress: whether a capture records what is launched at present.
+        free: function that frees the graphs of the owner, called before the groups are closed if a pass was captured.
+        in_progress: function that returns whether a capture records launches at present.
     """
 
-    #: Strides for which passes are lowered: those of the tensors.
+    #: Function that returns the strides for which passes are lowered: those of the tensors.
     strides = staticmethod(Tensor.stride)
 
     def __init__(self, free: Callable[[], None] = lambda: None, in_progress: Callable[[], bool] = capturing) -> None:
@@ -55,10 +55,10 @@ class ForeignCaptures:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run one pass; see :func:`megatron_wallfacer.engine.execute.execute`.
 
-        Inside a capture nothing observes it, and received bytes are counted once, not at each replay.
+        Inside a capture the pass is not observed, and received bytes are counted once, not at each replay.
 
         Raises:
-            WallfacerError: a capture of a pass that has not run before.
+            WallfacerError: A pass is captured that has not run before.
         """
         if not self.in_progress():
             done = execute(compiled, inputs, given, transfers, observer)
@@ -75,14 +75,14 @@ class ForeignCaptures:
         return done
 
     def drop(self) -> None:
-        """Have the owner's graphs freed. To be called before their process groups are destroyed."""
+        """Free the graphs of the owner. Must be called before their process groups are destroyed."""
         if self._held:
             self._free()
         self._held.clear()
 
 
 def foreign_captures(transfers: Transfers, free: Callable[[], None]) -> ForeignCaptures:
-    """Return what runs passes over these groups, made once."""
+    """Return the object that runs passes over some groups, which is created once."""
     if transfers.graphs is None:
         transfers.graphs = ForeignCaptures(free)
     return transfers.graphs

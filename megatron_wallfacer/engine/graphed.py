@@ -1,9 +1,9 @@
 """Passes as CUDA graphs: two eager passes, then a capture, then replays.
 
-Where shards are short, the host needs longer to launch a pass than the GPU to run it; a graph is one launch. Its
-addresses are fixed, so inputs are copied into static buffers and results out of them: one forward and one backward
-graph serve all layers and micro-batches of a shape. The eager passes fill the caches of kernels and make NCCL's
-connections, neither of which a capture may do.
+If shards are short, the host needs longer to launch a pass than the GPU to run it. A graph is one launch. Its addresses
+are fixed, so inputs are copied into static buffers, and results out of them. One forward and one backward graph serve
+all layers and micro-batches of a shape. The eager passes fill the caches of kernels and create the connections of NCCL,
+which a capture may not do.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels.prepared import prepared_calls
 from megatron_wallfacer.schedule.rows import contiguous
 
-#: Passes that run eagerly before a capture.
+#: Number of passes that run eagerly before a capture.
 EAGER_PASSES = 2
-#: Captures per set of groups. Each holds memory; a model has one for each kind of layer and pass.
+#: Largest number of captures per set of groups. Each holds memory; a model has one for each kind of layer and pass.
 LIMIT = 16
 
 
 class Graph(Protocol):
-    """Calls that were captured."""
+    """A captured sequence of launches."""
 
     def replay(self) -> None:
-        """Run them again, on the same addresses."""
+        """Run the launches again on the same addresses."""
 
     def reset(self) -> None:
-        """Free them."""
+        """Free the launches."""
 
 
 class Capture(Protocol):
-    """Makes graphs."""
+    """A function that creates graphs."""
 
     def __call__(self, run: Callable[[], None]) -> Graph:
-        """Capture what a function launches, without running it."""
+        """Capture the launches of a function without running them."""
 
     def in_progress(self) -> bool:
-        """Whether a capture of another owner records what is launched at present."""
+        """Return whether a capture of another owner records launches at present."""
 
 
 class CudaCapture:
@@ -60,8 +60,8 @@ class CudaCapture:
 
     def __call__(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # NCCL's watchdog queries events in a thread of its own meanwhile. A failed capture leaves its stream current;
-        # the outer context brings the caller's stream back.
+        # NCCL's watchdog queries events in another thread during the capture. A failed capture leaves its stream
+        # current; the outer context restores the stream of the caller.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
@@ -75,14 +75,15 @@ class CudaCapture:
 
 @dataclass(frozen=True, eq=False)
 class _StaticPass:
-    """A captured pass and its buffers, all of them outside the graph's pool.
+    """A captured pass and its buffers, which are outside the memory pool of the graph.
 
     Attributes:
-        graph: its launches.
-        inputs: the rank's own tensors and given values.
-        results, kept: what the pass returns.
-        workspace: everything else.
-        constants: of the kernel, whose tensors the graph reads.
+        graph: captured launches.
+        inputs: local tensors and given values.
+        results: results of the pass.
+        kept: values that the pass keeps for backward.
+        workspace: buffer of all other values.
+        constants: prepared calls of the kernel, whose tensors the graph reads.
     """
 
     graph: Graph
@@ -93,7 +94,7 @@ class _StaticPass:
     constants: list[Callable[..., object]]
 
     def replay(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Run the pass on other tensors of the same shapes; results and kept values are new tensors."""
+        """Run the pass on tensors of the same shapes, and return its results and kept values as new tensors."""
         for static, x in zip(self.inputs, inputs, strict=True):
             static.copy_(x)
         self.graph.replay()
@@ -109,21 +110,22 @@ class Graphs:
     """The captured passes of one set of process groups.
 
     Args:
-        groups: of this rank; all ranks of the context-parallel group capture the same passes, in the same order.
-        capture: makes a graph.
-        free: frees graphs of another owner; see :class:`megatron_wallfacer.engine.foreign.ForeignCaptures`.
+        groups: process groups of this rank. All ranks of the context-parallel group capture the same passes in the same
+            order.
+        capture: function that creates a graph.
+        free: function that frees graphs of another owner (:class:`megatron_wallfacer.engine.foreign.ForeignCaptures`).
     """
 
-    #: Strides for which passes are lowered. Static inputs are contiguous, whatever the call's tensors are.
+    #: Function that returns the strides for which passes are lowered. Static inputs are contiguous.
     strides = staticmethod(contiguous_strides)
 
     def __init__(self, groups: AxisGroups, capture: Capture, free: Callable[[], None] = lambda: None) -> None:
         self._groups, self._capture = groups, capture
         self._eager = ForeignCaptures(free, capture.in_progress)
-        # Keyed by object; an entry ends with its compiled pass.
+        # An entry lives as long as its compiled pass.
         self._runs: WeakKeyDictionary[CompiledPass, int] = WeakKeyDictionary()
         self._passes: WeakKeyDictionary[CompiledPass, _StaticPass | None] = WeakKeyDictionary()
-        # Counted, because the number of live entries could differ between ranks.
+        # Counted, because the number of entries could differ between ranks.
         self._captures = 0
 
     def run(
@@ -134,13 +136,16 @@ class Graphs:
         transfers: Transfers,
         observer: Observer,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Run one pass as :func:`megatron_wallfacer.engine.execute.execute` does, by its graph where it has one.
+        """Run one pass by its graph if it has one; otherwise as :func:`megatron_wallfacer.engine.execute.execute` does.
 
-        A pass that is observed runs eagerly: a graph has no steps. A pass inside another capture is recorded there.
+        An observed pass runs eagerly, because a graph has no steps. A pass inside another capture is recorded there.
 
         Args:
-            compiled: the pass, lowered for contiguous inputs.
-            inputs, given, transfers, observer: as there; inputs may have any strides.
+            compiled: pass that was lowered for contiguous inputs.
+            inputs: local tensors with any strides, in the order of the program.
+            given: bytes of the values that forward kept, in the order of the program.
+            transfers: counters of the received bytes.
+            observer: observer of the pass, each operation and each wait.
         """
         eager = observes(observer) or self._eager.in_progress()
         static = None if eager else self._static_pass(compiled, (*inputs, *given))
@@ -152,7 +157,7 @@ class Graphs:
         return results, kept
 
     def drop(self) -> None:
-        """Free all graphs. To be called before their process groups are destroyed."""
+        """Free all graphs. Must be called before their process groups are destroyed."""
         for static in self._passes.values():
             if static is not None:
                 static.graph.reset()
@@ -161,7 +166,7 @@ class Graphs:
         self._eager.drop()
 
     def _static_pass(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass | None:
-        """The captured pass; None where it runs eagerly. Captures it after its eager passes, which is collective."""
+        """Return the captured pass; None if it runs eagerly. The capture after the eager passes is collective."""
         if compiled in self._passes:
             return self._passes[compiled]
         runs = self._runs[compiled] = self._runs.get(compiled, 0) + 1
@@ -173,13 +178,13 @@ class Graphs:
         return static
 
     def _agreed(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass | None:
-        """Capture a pass on all ranks of the context-parallel group; None on all of them where one could not."""
+        """Capture a pass on all ranks of the context-parallel group; return None on all if one of them fails."""
         static, reason = None, ""
         try:
             if self._captures > LIMIT:
                 raise RuntimeError(f"{LIMIT} passes have one already")
             static = self._captured(compiled, inputs)
-        except Exception as error:  # whatever a library raises in a capture, eager passes work
+        except Exception as error:  # after any error of a library in a capture, eager passes work
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         failed = _first_failed(self._groups, compiled.device, bool(reason))
         if failed is None:
@@ -195,7 +200,7 @@ class Graphs:
         return None
 
     def _captured(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass:
-        # Buffers that are made in inference mode could not be written outside it.
+        # Buffers that are created in inference mode could not be written outside it.
         with torch.inference_mode(False), torch.no_grad():
             static = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
             results, kept, workspace = allocate(compiled)
@@ -206,14 +211,14 @@ class Graphs:
 
 
 def graphs_of(transfers: Transfers, free: Callable[[], None] = lambda: None) -> Graphs:
-    """Return the CUDA graphs of passes over these groups; made once, dropped before the groups are closed."""
+    """Return the CUDA graphs of passes over some groups. They are created once, and dropped before the groups."""
     if transfers.graphs is None:
         transfers.graphs = Graphs(transfers.groups, CudaCapture(), free)
     return transfers.graphs
 
 
 def _first_failed(groups: AxisGroups, device: torch.device, failed: bool) -> int | None:
-    """Return the lowest context-parallel rank that failed, the same on all of them; None where none did."""
+    """Return the lowest context-parallel rank that failed, which is equal on all ranks; None if none failed."""
     size = groups.grid.cp_size
     first = torch.tensor([groups.rank if failed else size], device=device)
     if ("cp", "inputs") in groups.groups:

@@ -1,8 +1,7 @@
-"""Transfers through host memory: several ranks on one GPU, for a developer's machine or a card of CI.
+"""Transfers through host memory, for several ranks on one GPU in development and CI.
 
-NCCL before 2.30 needs a GPU for each rank, and gloo sends nothing from a GPU. So every message is copied to the host,
-sent by gloo, and copied back. The host waits for each copy: this shows that something works, and is never fast. It has
-to be requested.
+NCCL before 2.30 needs one GPU per rank, and gloo cannot send from a GPU. So every message is copied to the host, sent
+by gloo, and copied back. The host waits for each copy, so this is a functional test only. It must be requested.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from megatron_wallfacer.engine.waits.progress import PROGRESS
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.program import PointToPoint
 
-#: ``direct``: from and to the tensors' own device, by the group's backend. ``staged``: through host memory, by gloo.
+#: ``direct``: between devices, by the backend of the group. ``staged``: through host memory, by gloo.
 TRANSFERS = ("direct", "staged")
 
 
 class StagedTransfers(Transfers):
-    """Transfers through host memory; the groups' backend is gloo."""
+    """Transfers through host memory over groups with backend gloo."""
 
     def bind(self, number: int, transfer: PointToPoint, device: torch.device) -> BoundTransfer:
         group = self.groups.groups[transfer.channel]
@@ -44,7 +43,7 @@ class StagedTransfers(Transfers):
                 post(operands, works)
             posted, _, sent = works[number]
             for peer, operand, tag in sends:
-                # The copy has to live until it has left.
+                # The copy must exist until it has been sent.
                 sent.append(self._departing(operands[operand]))
                 posted.append(group.send([sent[-1]], peer, tag))
 
@@ -66,30 +65,30 @@ class StagedTransfers(Transfers):
         return BoundTransfer(post, start, wait)
 
     def _landing(self, message: Tensor) -> Tensor:
-        """Where the bytes of a message are received."""
+        """Return the host buffer into which a message is received."""
         return torch.empty_like(message, device="cpu")
 
     def _departing(self, message: Tensor) -> Tensor:
-        """The bytes of a message as they are sent."""
+        """Return the copy of a message in host memory."""
         return message.to("cpu", copy=True)
 
 
 def message_device(kind: str, device: torch.device) -> torch.device:
-    """Return the device on which torch.distributed finds the messages of tensors on ``device``."""
+    """Return the device of the messages that torch.distributed sends for tensors on ``device``."""
     return torch.device("cpu") if kind == "staged" else device
 
 
 def check_transfers(kind: str, device: torch.device, backend: str | None) -> None:
-    """Whether tensors on such a device can be moved so, before any group is made.
+    """Check that transfers of a kind can send tensors of a device, before any group is created.
 
     Args:
         kind: one of :data:`TRANSFERS`.
-        device: of the tensors.
-        backend: of the groups, for the device of the messages; None where there is one process only, and the group's
-            whole configuration (``cuda:nccl``) where it has none for that device.
+        device: device of the tensors.
+        backend: backend of the groups for the device of the messages. None for a single process. The configuration of
+            the group (``cuda:nccl``) if it has no backend for that device.
 
     Raises:
-        OptionError: they cannot.
+        OptionError: They cannot.
     """
     if kind not in TRANSFERS:
         raise OptionError("transfers", kind, f"one of {', '.join(TRANSFERS)}")
@@ -104,5 +103,5 @@ def check_transfers(kind: str, device: torch.device, backend: str | None) -> Non
 
 
 def make_transfers(kind: str, groups: AxisGroups) -> Transfers:
-    """Transfers of a kind that :func:`check_transfers` has let pass."""
+    """Return transfers of a kind that :func:`check_transfers` has accepted."""
     return StagedTransfers(groups) if kind == "staged" else Transfers(groups)

@@ -1,8 +1,8 @@
-"""A verified pass: every message is compared with its source, and all ranks stop where one differs.
+"""A verified pass: every message is compared with its source, and all ranks stop if one differs.
 
-The same compiled pass runs. Before its first message the ranks compare what they are about to do, and whether their own
-tensors are finite. A checksum is taken of the source of what a rank sends, and of what it receives as soon as it has
-arrived. After the last step the ranks exchange and compare them. Nothing waits for a GPU but the two comparisons.
+The same compiled pass runs. Before its first message the ranks compare their arguments, and check that their local
+tensors are finite. Checksums are computed of the source of each sent message, and of each received message on arrival.
+After the last step the ranks exchange and compare them. Only the two comparisons wait for a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Program
 if TYPE_CHECKING:
     from megatron_wallfacer.engine.call import Call
 
-#: The rank's own tensors that a model makes; out, lse and delta come from the engine, and lse may be infinite.
+#: Local tensors that come from a model. The engine computes out, lse and delta, and lse may be infinite.
 _GIVEN = ("q", "k", "v", "dout")
 _tensors: WeakKeyDictionary[CompiledPass, dict[int, TransferTensors]] = WeakKeyDictionary()
 
@@ -39,7 +39,7 @@ class VerifiedRun:
     """Runs the passes of a call as :func:`megatron_wallfacer.engine.execute.execute` does, verified.
 
     Args:
-        call: the call of attention.
+        call: call of attention.
     """
 
     def __init__(self, call: Call) -> None:
@@ -56,8 +56,8 @@ class VerifiedRun:
         """Run one pass; arguments and result are those of ``execute``. Collective over the context-parallel group.
 
         Raises:
-            WallfacerError: on every rank of the context-parallel group, because ranks differ in what they run, a tensor
-                of one is not finite, or what one received is not what was sent.
+            WallfacerError: Ranks differ in their arguments, a tensor of one rank is not finite, or a received message
+                differs from the sent one. Raised on every rank of the context-parallel group.
         """
         groups, program = transfers.groups, compiled.program
         where = pass_name(compiled.label.name, self._layer)
@@ -79,11 +79,12 @@ class VerifiedRun:
 
 
 class _Checksums:
-    """An observer that takes checksums of what is sent, and of what has arrived.
+    """An observer that computes checksums of sent and of received messages.
 
     Attributes:
-        buffers: of the pass.
-        sent, received: the checksums so far.
+        buffers: buffers of the pass.
+        sent: checksums of sent messages so far.
+        received: checksums of received messages so far.
     """
 
     def __init__(self, compiled: CompiledPass, buffers: Sequence[Tensor]) -> None:
@@ -99,10 +100,10 @@ class _Checksums:
 
     @contextmanager
     def __call__(self, what: Pass | Op | Transfer) -> Iterator[None]:
-        """Take the checksums of a transfer once it has started, or has been waited for."""
+        """Compute the checksums of a transfer after its start, and after the wait for it."""
         yield
         if isinstance(what, SendRecv):
-            # What is on its way does not change, so its source is as it was before it was packed.
+            # Rows in flight do not change, so the source still equals the packed message.
             self.sent += map(self._sum, self._tensors[id(what.transfer)].sends)
         elif isinstance(what, Transfer):
             self.received += map(self._sum, self._tensors[id(what)].receives)

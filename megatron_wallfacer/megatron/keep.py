@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from megatron_wallfacer.engine.autograd import Finished, attend, finish
+from megatron_wallfacer.engine.autograd import ForwardResult, attend, run_forward
 from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.errors import WallfacerError
 
@@ -38,8 +38,8 @@ class Keeper:
     def __init__(self, where: str) -> None:
         self._where = where
         #: Keeps a finished pass until the returned function is called.
-        self.hold: Callable[[Finished], Callable[[], Finished]] = on_device
-        self._kept: deque[tuple[tuple[Tensor, ...], Callable[[], Finished]]] = deque()
+        self.hold: Callable[[ForwardResult], Callable[[], ForwardResult]] = on_device
+        self._kept: deque[tuple[tuple[Tensor, ...], Callable[[], ForwardResult]]] = deque()
         _watch(self)
 
     @property
@@ -54,13 +54,13 @@ class Keeper:
             WallfacerError: this forward is a replay, but not of one that was kept.
         """
         if not torch.is_grad_enabled():
-            finished = finish(q, k, v, call, sinks)
+            finished = run_forward(q, k, v, call, sinks)
             self._kept.append((_sample(q, k), self.hold(finished)))
         else:
             finished = self._take(q, k) if self._kept else None
         return attend(q, k, v, call, finished, sinks)
 
-    def _take(self, q: Tensor, k: Tensor) -> Finished:
+    def _take(self, q: Tensor, k: Tensor) -> ForwardResult:
         """The oldest pass that began with these tensors."""
         wanted = _sample(q, k)
         for index, (sample, take) in enumerate(self._kept):
@@ -85,7 +85,7 @@ class Keeper:
             )
 
 
-def on_device(finished: Finished) -> Callable[[], Finished]:
+def on_device(finished: ForwardResult) -> Callable[[], ForwardResult]:
     """Keep a finished pass where it is."""
     return lambda: finished
 

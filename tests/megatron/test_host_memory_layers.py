@@ -85,9 +85,9 @@ def test_a_replay_does_not_overwrite_an_output_on_its_way(pools: Callable[[int],
 def test_sizes_are_those_of_the_tensors(name: str) -> None:
     call, _ = make_call(Plan(Grid()))
     with torch.no_grad():
-        from megatron_wallfacer.engine.autograd import finish
+        from megatron_wallfacer.engine.autograd import run_forward
 
-        finished = finish(*inputs(0, 0)[0], call)
+        finished = run_forward(*inputs(0, 0)[0], call)
     tensors = finished.out, finished.lse, *finished.kept
     assert kept_sizes(call, SHAPE) == tuple(tensor.nbytes for tensor in tensors)
 

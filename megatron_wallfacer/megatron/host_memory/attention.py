@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from megatron_wallfacer.engine.autograd import Finished
+from megatron_wallfacer.engine.autograd import ForwardResult
 from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.offload.queue import OffloadQueue
 from megatron_wallfacer.schedule.schedule import forward_schedule
@@ -27,7 +27,7 @@ def kept_sizes(call: Call, shape: Shape) -> tuple[int, ...]:
     )
 
 
-def keep_on_host(queue: OffloadQueue, chunk: int, layer: int) -> Callable[[Finished], Callable[[], Finished]]:
+def keep_on_host(queue: OffloadQueue, chunk: int, layer: int) -> Callable[[ForwardResult], Callable[[], ForwardResult]]:
     """Return a function that moves a finished forward pass to host memory, and returns one that brings it back.
 
     Args:
@@ -35,12 +35,12 @@ def keep_on_host(queue: OffloadQueue, chunk: int, layer: int) -> Callable[[Finis
         chunk, layer: both from 0.
     """
 
-    def hold(finished: Finished) -> Callable[[], Finished]:
+    def hold(finished: ForwardResult) -> Callable[[], ForwardResult]:
         stored = queue.store(chunk, layer, (finished.out, finished.lse, *finished.kept))
 
-        def take() -> Finished:
+        def take() -> ForwardResult:
             out, lse, *kept = queue.load(stored)
-            return Finished(out, lse, tuple(kept))
+            return ForwardResult(out, lse, tuple(kept))
 
         return take
 
