@@ -12,9 +12,9 @@ from megatron_wallfacer.engine.staged import TRANSFERS
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.select import KERNELS
-from megatron_wallfacer.megatron.chosen import Chosen, chosen_layers
 from megatron_wallfacer.megatron.graphs import wants_graphs
 from megatron_wallfacer.megatron.host_memory.flags import INPUTS, KEEP, Fraction, fraction_of
+from megatron_wallfacer.megatron.layer_selection import LayerSelection, select_layers
 from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs
 from megatron_wallfacer.megatron.planned import planned
 from megatron_wallfacer.megatron.tile_flags import LOSS, MLP, tiles_of
@@ -42,7 +42,7 @@ class Settings:
         window_plan: of layers with a sliding window; None for that of the others.
         log_metrics: write attention's times and bytes where Megatron writes its own.
         transfers: ``direct``, or ``staged`` through host memory.
-        layers: those that are the plugin's; None for all.
+        layers: layers whose attention the plugin computes; None for all.
         cuda_graphs: run passes as CUDA graphs.
         loss_tiles: tiles of tokens of the head and loss; None for all tokens at once.
         mlp_tiles: tiles of tokens of each dense MLP; None for all tokens at once.
@@ -60,7 +60,7 @@ class Settings:
     window_plan: Plan | None = None
     log_metrics: bool = False
     transfers: str = "direct"
-    layers: Chosen | None = None
+    layers: LayerSelection | None = None
     cuda_graphs: bool = False
     loss_tiles: int | None = None
     mlp_tiles: int | None = None
@@ -188,7 +188,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         _window_plan(args),
         _log_metrics(args),
         args.wallfacer_transfers,
-        chosen_layers(args),
+        select_layers(args),
         wants_graphs(args),
         tiles_of(args, LOSS),
         tiles_of(args, MLP),

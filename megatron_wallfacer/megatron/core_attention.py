@@ -16,11 +16,11 @@ from megatron_wallfacer.engine.timeline import no_observer
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.megatron.arguments import as_flag_error
-from megatron_wallfacer.megatron.chosen import left_to_megatron
 from megatron_wallfacer.megatron.extra_state import say_extra_state_is_ignored
 from megatron_wallfacer.megatron.graphs import runner_of
 from megatron_wallfacer.megatron.host_memory.attention import kept_sizes
 from megatron_wallfacer.megatron.keep import Keeper
+from megatron_wallfacer.megatron.layer_selection import mark_as_megatrons
 from megatron_wallfacer.megatron.masks import is_window_layer, layer_mask
 from megatron_wallfacer.megatron.megatron_graphs import check_config
 from megatron_wallfacer.megatron.packed import Batch, check_layout
@@ -62,12 +62,12 @@ class WallfacerCoreAttention(nn.Module):
     theirs: ClassVar[Callable[..., nn.Module] | None] = None
 
     def __new__(cls, config: Any, layer_number: int, *args: Any, **kwargs: Any) -> Any:
-        """This module, or Megatron's own for a layer that ``--wallfacer-layers`` leaves out."""
-        chosen = cls.session.settings.layers
-        if chosen is None or chosen.has(config, layer_number):
+        """Return this module, or Megatron's own attention for a layer that ``--wallfacer-layers`` does not select."""
+        selection = cls.session.settings.layers
+        if selection is None or selection.includes(config, layer_number):
             return super().__new__(cls)
         assert cls.theirs is not None
-        return left_to_megatron(cls.theirs(config, layer_number, *args, **kwargs))
+        return mark_as_megatrons(cls.theirs(config, layer_number, *args, **kwargs))
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ def core_attention_class(
 
     Args:
         session: this one.
-        theirs: Megatron's own, for layers that are left to it.
+        theirs: Megatron's own attention, for layers that ``--wallfacer-layers`` does not select.
     """
     return type("WallfacerCoreAttention", (WallfacerCoreAttention,), {"session": session, "theirs": theirs})
 

@@ -1,4 +1,4 @@
-"""Whether every attention layer of a built model is the plugin's."""
+"""Count the attention layers of a built model: the plugin's, and Megatron's own."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ import torch.distributed as dist
 from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.chosen import FLAG, is_left
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
+from megatron_wallfacer.megatron.layer_selection import FLAG, is_megatrons
 
 
 @dataclass(frozen=True)
 class LayerCount:
-    """Attention layers on one rank: ``ours`` of ``total``, what the others are, and what is left to Megatron."""
+    """Attention layers on one rank.
+
+    Attributes:
+        ours: number of layers whose attention the plugin computes.
+        total: number of attention layers.
+        others: class names of layers that are neither the plugin's nor marked as Megatron's own, sorted.
+        megatrons: class names of layers that ``--wallfacer-layers`` does not select, sorted.
+    """
 
     ours: int
     total: int
     others: tuple[str, ...]
-    left: tuple[str, ...] = ()
+    megatrons: tuple[str, ...] = ()
 
 
 def count_layers(model: Iterable[nn.Module]) -> LayerCount:
@@ -38,10 +45,11 @@ def count_layers(model: Iterable[nn.Module]) -> LayerCount:
                 if isinstance(layer, nn.Module) and not _is_nothing(layer) and not hasattr(layer, "core_attention"):
                     found[id(layer)] = layer
     foreign = [layer for layer in found.values() if not isinstance(layer, WallfacerCoreAttention)]
-    left, others = (
-        tuple(sorted(type(layer).__name__ for layer in foreign if is_left(layer) == wanted)) for wanted in (True, False)
+    megatrons, others = (
+        tuple(sorted(type(layer).__name__ for layer in foreign if is_megatrons(layer) == marked))
+        for marked in (True, False)
     )
-    return LayerCount(len(found) - len(foreign), len(found), others, left)
+    return LayerCount(len(found) - len(foreign), len(found), others, megatrons)
 
 
 def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
@@ -59,8 +67,8 @@ def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
     # Counted per copy only for the message: a single foreign layer on a single rank is enough to stop.
     ours, total = (sum(getattr(count, name) for count in counts) // pipelines for name in ("ours", "total"))
     if ours > 0 and not others:
-        left = sorted({kind for count in counts for kind in count.left})
-        rest = f"; the others are Megatron's {', '.join(left)}, as {FLAG} says" if left else ""
+        megatrons = sorted({kind for count in counts for kind in count.megatrons})
+        rest = f"; {FLAG} leaves the others to Megatron's {', '.join(megatrons)}" if megatrons else ""
         return f"wallfacer: {ours} of {total} attention layers{rest}"
     raise WallfacerError(
         f"--wallfacer-cp-size reaches {ours} of {total} attention layers, not {', '.join(others) or 'a single one'}: "

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.chosen import refuse_left_layers
 from megatron_wallfacer.megatron.host_memory.flags import unsupported_with_keep_on_host, unsupported_with_layer_inputs
 from megatron_wallfacer.megatron.keep import refuse_keeping
+from megatron_wallfacer.megatron.layer_selection import unsupported_layer_selection
 from megatron_wallfacer.megatron.masks import window_refusal
 from megatron_wallfacer.megatron.megatron_graphs import graphs_around_attention
 from megatron_wallfacer.megatron.packed import cuts_sequence
@@ -82,10 +82,10 @@ def _world(args: Args, argv: Sequence[str]) -> str | None:
 
 def _other_context_parallelism(args: Args, argv: Sequence[str]) -> str | None:
     flags = ("--cp-comm-type", "--hierarchical-context-parallel-sizes", "--hybrid-context-parallel")
-    # Layers that are left to Megatron may be told how to split.
-    left = ("--cp-comm-type",) if getattr(args, "wallfacer_layers", None) is not None else ()
+    # --cp-comm-type applies to layers that keep Megatron's own attention.
+    allowed = ("--cp-comm-type",) if getattr(args, "wallfacer_layers", None) is not None else ()
     for name in flags:
-        if given(argv, name) and name not in left:
+        if given(argv, name) and name not in allowed:
             value = getattr(args, name.removeprefix("--").replace("-", "_"), None)
             return f"{_shown(name, value)}: must be left out, --wallfacer-cp-size decides how attention is split"
     return None
@@ -207,7 +207,7 @@ RULES: tuple[Rule, ...] = (
     _position_bias,
     _attention_variant,
     refuse_keeping,
-    refuse_left_layers,
+    unsupported_layer_selection,
     unsupported_with_loss_tiles,
     unsupported_with_mlp_tiles,
     unsupported_with_keep_on_host,

@@ -12,8 +12,8 @@ import torch
 from megatron_wallfacer.engine.pass_cache import PassCache
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.arguments import Settings
-from megatron_wallfacer.megatron.chosen import Chosen, is_left
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention, core_attention_class
+from megatron_wallfacer.megatron.layer_selection import LayerSelection, is_megatrons
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.mask import Mask
@@ -63,17 +63,19 @@ class Theirs(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "window", "ours"),
+    ("selection", "window", "ours"),
     [
         (None, None, [1, 2, 3, 4]),
-        (Chosen("1,3-4", frozenset({1, 3, 4})), None, [1, 3, 4]),
+        (LayerSelection("1,3-4", frozenset({1, 3, 4})), None, [1, 3, 4]),
         # Every second layer has no window.
-        (Chosen("full", None), (4, 0), [2, 4]),
-        (Chosen("window", None), (4, 0), [1, 3]),
+        (LayerSelection("full", None), (4, 0), [2, 4]),
+        (LayerSelection("window", None), (4, 0), [1, 3]),
     ],
 )
-def test_layers_that_are_left_are_megatrons_own(chosen: Chosen | None, window: object, ours: list[int]) -> None:
-    settings = Settings(make_plan("ring", 1), "auto", False, layers=chosen)
+def test_other_layers_keep_megatrons_attention(
+    selection: LayerSelection | None, window: object, ours: list[int]
+) -> None:
+    settings = Settings(make_plan("ring", 1), "auto", False, layers=selection)
     session = LoneSession((0, 19, 2), torch.device("cpu"), args=Namespace(), settings=settings)
     kind, of = core_attention_class(session, theirs=Theirs), config(window_size=window, window_attn_skip_freq=2)
     keywords = {"attention_type": "self", "pg_collection": SimpleNamespace(cp="group"), "cp_comm_type": "a2a"}
@@ -81,7 +83,7 @@ def test_layers_that_are_left_are_megatrons_own(chosen: Chosen | None, window: o
     assert [layer.layer_number for layer in layers if isinstance(layer, WallfacerCoreAttention)] == ours
     others = [layer for layer in layers if isinstance(layer, Theirs)]
     assert len(others) == 4 - len(ours)
-    assert all(layer.keywords == {"attn_mask_type": CAUSAL} | keywords and is_left(layer) for layer in others)
+    assert all(layer.keywords == {"attn_mask_type": CAUSAL} | keywords and is_megatrons(layer) for layer in others)
 
 
 class PlannedSession(LoneSession):

@@ -4,8 +4,8 @@ import pytest
 from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.chosen import left_to_megatron
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
+from megatron_wallfacer.megatron.layer_selection import mark_as_megatrons
 from megatron_wallfacer.megatron.layers import LayerCount, advice_of_the_plugin, check_layers, count_layers
 
 
@@ -40,15 +40,15 @@ def test_a_layer_with_another_core_attention_is_named(our_core: nn.Module) -> No
     assert count_layers([model]) == LayerCount(1, 2, ("Dropout",))
 
 
-def test_a_layer_that_is_left_to_megatron_is_said_and_no_error(our_core: nn.Module) -> None:
-    model = nn.ModuleList([Layer(our_core), Layer(left_to_megatron(nn.Dropout()))])
+def test_a_layer_with_megatrons_own_attention_is_printed_and_no_error(our_core: nn.Module) -> None:
+    model = nn.ModuleList([Layer(our_core), Layer(mark_as_megatrons(nn.Dropout()))])
     count = count_layers([model])
     assert count == LayerCount(1, 2, (), ("Dropout",))
-    line = "wallfacer: 1 of 2 attention layers; the others are Megatron's Dropout, as --wallfacer-layers says"
+    line = "wallfacer: 1 of 2 attention layers; --wallfacer-layers leaves the others to Megatron's Dropout"
     assert check_layers([count], pipelines=1) == line
 
 
-def test_nothing_but_layers_that_are_left_is_an_error() -> None:
+def test_a_model_with_only_megatrons_own_attention_is_an_error() -> None:
     with pytest.raises(WallfacerError, match="0 of 2"):
         check_layers([LayerCount(0, 2, (), ("Dropout",))], pipelines=1)
 

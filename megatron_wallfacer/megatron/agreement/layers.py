@@ -18,8 +18,8 @@ from torch import nn
 from megatron_wallfacer.engine.agreement.compare import Verdict, difference, ranks_text
 from megatron_wallfacer.engine.agreement.exchange import Meeting
 from megatron_wallfacer.errors import DisagreementError
-from megatron_wallfacer.megatron.chosen import is_left
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
+from megatron_wallfacer.megatron.layer_selection import is_megatrons
 
 #: Multi-token prediction numbers its layers from 1, like the decoder.
 _MTP = re.compile(r"(?:^|\.)mtp\.layers\.(\d+)\.")
@@ -61,7 +61,7 @@ def layers_of(model: Iterable[nn.Module]) -> dict[str, dict[str, str]]:
             place = f"{depth}, " if depth else ""
             if isinstance(module, WallfacerCoreAttention):
                 found[f"{place}layer {module.layer_number}"] = module.described()
-            elif is_left(module):
+            elif is_megatrons(module):
                 number = getattr(module, "layer_number", path)
                 found[f"{place}layer {number}"] = {"attention": type(module).__name__}
     return found

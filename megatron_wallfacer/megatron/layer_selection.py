@@ -1,0 +1,109 @@
+"""Layers whose attention the plugin computes: ``--wallfacer-layers``. The other layers keep Megatron's own attention.
+
+Megatron's own attention splits a sequence only with TransformerEngine. Its zig-zag layout is that of the plugin, so
+one model can hold both kinds of layers there, and ``--cp-comm-type`` applies to Megatron's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.lists import numbers_listed
+from megatron_wallfacer.megatron.masks import is_window_layer
+
+FLAG = "--wallfacer-layers"
+#: Layers without and with a sliding window, where ``--window-attn-skip-freq`` gives a window to some layers only.
+KINDS = ("full", "window")
+
+
+@dataclass(frozen=True)
+class LayerSelection:
+    """Layers whose attention the plugin computes.
+
+    Attributes:
+        text: value of the flag as typed.
+        numbers: layer numbers from 1, over all pipeline stages; None where the flag names a kind of layer.
+    """
+
+    text: str
+    numbers: frozenset[int] | None
+
+    def includes(self, config: Any, layer_number: int) -> bool:
+        """Return whether the plugin computes the attention of a layer.
+
+        Args:
+            config: Megatron's transformer configuration of the layer.
+            layer_number: number of the layer from 1, over all pipeline stages.
+        """
+        if self.numbers is not None:
+            return layer_number in self.numbers
+        return is_window_layer(config, layer_number) == (self.text == "window")
+
+
+def select_layers(args: argparse.Namespace) -> LayerSelection | None:
+    """Return the selected layers, or None where the plugin computes all layers.
+
+    Args:
+        args: Megatron's parsed arguments.
+
+    Raises:
+        WallfacerError: the value is neither a kind of layer nor a list of layers of the model.
+    """
+    text = args.wallfacer_layers
+    if text is None:
+        return None
+    if text in KINDS:
+        if getattr(args, "window_size", None) is None:
+            raise WallfacerError(f"{FLAG} {text}: needs --window-size LEFT,RIGHT, else all layers are of one kind")
+        return LayerSelection(text, None)
+    numbers = numbers_listed(text)
+    if numbers is None:
+        raise WallfacerError(f"{FLAG} {text}: must be {', '.join(KINDS)}, or layers like 1,3-8")
+    layers = getattr(args, "num_layers", None)
+    outside = sorted(number for number in numbers if number < 1 or (layers is not None and number > layers))
+    if outside:
+        raise WallfacerError(f"{FLAG} {text}: must be layers from 1 to {layers}, not {outside[0]}")
+    return LayerSelection(text, numbers)
+
+
+def unsupported_layer_selection(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
+    """Return the error of a selection whose other layers cannot split a sequence, or None.
+
+    Args:
+        args: Megatron's parsed arguments.
+        argv: the command line, unused.
+    """
+    text, implementation = getattr(args, "wallfacer_layers", None), getattr(args, "transformer_impl", None)
+    if text is None or implementation == "transformer_engine" or args.wallfacer_cp_size == 1:
+        return None
+    return (
+        f"{FLAG} {text}: must be left out with --transformer-impl {implementation}, the attention of the other layers "
+        "splits sequences only with transformer_engine"
+    )
+
+
+def mark_as_megatrons(layer: nn.Module) -> nn.Module:
+    """Mark an attention module as one that keeps Megatron's own attention, and return it.
+
+    The count of layers reads the mark: a module without it that is not the plugin's is an error.
+
+    Args:
+        layer: Megatron's attention module.
+    """
+    layer.wallfacer_keeps_megatrons = True
+    return layer
+
+
+def is_megatrons(layer: nn.Module) -> bool:
+    """Return whether :func:`mark_as_megatrons` marked an attention module.
+
+    Args:
+        layer: any module.
+    """
+    return getattr(layer, "wallfacer_keeps_megatrons", False)
