@@ -37,14 +37,14 @@ def cuda() -> Iterator[Finding]:
     """Check whether the launcher trains on GPUs, with the launcher's own rule."""
     import torch
 
-    from megatron_wallfacer.megatron.launcher import refuse_a_gpu_that_torch_does_not_see
+    from megatron_wallfacer.megatron.launcher import check_that_torch_sees_gpus
 
     if torch.cuda.is_available():
         yield Finding("cuda", "ok", f"{torch.version.cuda}, {torch.cuda.device_count()} devices")
         return
     built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
     try:
-        refuse_a_gpu_that_torch_does_not_see()
+        check_that_torch_sees_gpus()
     except WallfacerError as error:
         remedy = "check nvidia-smi and the version of the driver; install a torch that is built with CUDA"
         yield Finding("cuda", "problem", f"{error} ({built})", remedy)

@@ -341,7 +341,7 @@ def flag(option: str) -> str:
 
 
 def as_flag_error(error: OptionError) -> WallfacerError:
-    """The same refusal in the words of the command line."""
+    """Return an error of an option as an error of its flag."""
     return WallfacerError(f"{flag(error.option)} {error.value}: must be {error.allowed}")
 
 

@@ -46,7 +46,7 @@ class WallfacerCoreAttention(nn.Module):
         softmax_scale: of the scores; 1 / sqrt(head dim) if None.
         pg_collection: Megatron's process groups; ``cp`` is used.
         model_comm_pgs: what it was called in Megatron 0.13 and 0.14.
-        cp_comm_type: Megatron's own kind of context parallelism; refused on the command line, not read here.
+        cp_comm_type: Megatron's own kind of context parallelism; not supported on the command line, not read here.
         k_channels, v_channels: channels of a head's keys and values; the configuration's ``kv_channels`` if None.
         attention_dropout, num_splits: must be None or 0.
 
@@ -136,7 +136,7 @@ class WallfacerCoreAttention(nn.Module):
             query: sbhd ``[tokens / P, batch, q_heads, head_dim]``, packed thd ``[tokens / P, q_heads, head_dim]``.
             key: the same with ``kv_heads``; ``value``: with ``v_head_dim`` too.
             attention_mask: not read: the mask is what ``attn_mask_type`` says, and flags that make it say less
-                than the tensor (``--reset-attention-mask``) are refused at start.
+                than the tensor (``--reset-attention-mask``) stop the run at start.
             attn_mask_type: of this call, else that of the layer.
             attention_bias: must be None.
             packed_seq_params: Megatron's PackedSeqParams, where documents are packed into one sequence.

@@ -90,8 +90,8 @@ def on_device(finished: ForwardResult) -> Callable[[], ForwardResult]:
     return lambda: finished
 
 
-def refuse_keeping(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
-    """A rule of :mod:`megatron_wallfacer.megatron.refusals`: without recomputation the flag would do nothing."""
+def unsupported_recompute(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
+    """A rule of :mod:`megatron_wallfacer.megatron.unsupported`: without recomputation the flag would do nothing."""
     if not getattr(args, "wallfacer_keep_attention_output", False):
         return None
     # Megatron's validation turns --recompute-activations into the granularity and removes it.

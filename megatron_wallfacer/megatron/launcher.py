@@ -81,7 +81,7 @@ def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
     if torch.cuda.is_available() and not cpu_runtime.is_installed():
         _say(f"CUDA, {torch.cuda.device_count()} devices here")
         return "cuda", arguments
-    refuse_a_gpu_that_torch_does_not_see()
+    check_that_torch_sees_gpus()
     adapted, added = cpu_runtime.adapt_argv(arguments)
     ranks = os.environ.get("WORLD_SIZE", "1")
     _say(f"no CUDA here: {ranks} ranks on the CPU over gloo; added {' '.join(added) or 'nothing'}")
@@ -89,8 +89,8 @@ def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
     return "cpu", adapted
 
 
-def refuse_a_gpu_that_torch_does_not_see() -> None:
-    """A broken node must not join a job of GPUs as CPU ranks.
+def check_that_torch_sees_gpus() -> None:
+    """Check that torch finds CUDA where there is a GPU: a broken node must not join a job of GPUs as CPU ranks.
 
     Raises:
         WallfacerError: There is a GPU here, or one was asked for, and torch finds no CUDA.

@@ -24,9 +24,9 @@ def layer_mask(config: Any, layer_number: int, causal: bool) -> Mask:
     """
     if not is_window_layer(config, layer_number):
         return Mask(right=0 if causal else None)
-    refusal = window_refusal(config.window_size)
-    if refusal is not None:
-        raise WallfacerError(f"layer {layer_number}: {refusal}")
+    message = unsupported_window(config.window_size)
+    if message is not None:
+        raise WallfacerError(f"layer {layer_number}: {message}")
     return window_mask(config.window_size, causal)
 
 
@@ -42,7 +42,7 @@ def is_window_layer(config: Any, layer_number: int) -> bool:
     return is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
 
 
-def window_refusal(window: Any) -> str | None:
+def unsupported_window(window: Any) -> str | None:
     """Why this is not a window size, as a line that names the flag; None if it is one, or there is none."""
     if window is None:
         return None

@@ -63,7 +63,7 @@ def tiles_of(args: argparse.Namespace, flag: str) -> int | None:
 
 
 def unsupported_with_loss_tiles(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
-    """Return why a tiled loss is not supported with these arguments, or None. A rule of ``refusals``."""
+    """Return why a tiled loss is not supported with these arguments, or None. A rule of ``unsupported``."""
     if text_of(args, LOSS) is None:
         return None
     version = megatron_version()
@@ -73,7 +73,7 @@ def unsupported_with_loss_tiles(args: argparse.Namespace, argv: Sequence[str]) -
 
 
 def unsupported_with_mlp_tiles(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
-    """Return why tiled MLPs are not supported with these arguments, or None. A rule of ``refusals``."""
+    """Return why tiled MLPs are not supported with these arguments, or None. A rule of ``unsupported``."""
     if text_of(args, MLP) is None:
         return None
     modules = getattr(args, "recompute_modules", None) or ()

@@ -87,7 +87,7 @@ def _whole(rank: int, scratch: Path) -> dict[str, str | float]:
 
 def _split(rank: int, scratch: Path) -> dict[str, str | float]:
     """With the plugin: groups by the hook, every layer ours, loss and gradients of the whole."""
-    os.environ["WORLD_SIZE"] = str(RANKS)  # which our refusals read, as torchrun sets it
+    os.environ["WORLD_SIZE"] = str(RANKS)  # read by the checks of unsupported combinations; torchrun sets it
     session = Session(megatron_version(), torch.device("cpu"))
     hooks = Hooks(session)
     model.settle(session, RANKS)

@@ -164,7 +164,7 @@ def test_groups_are_made_once_for_a_grid_and_forgotten_when_asked(pools: Callabl
     assert pools(4).run(run_groups_made, Problem(4)) == [[1, 1, 2, 2, 0]] * 4
 
 
-# --- refusals ---
+# --- errors ---
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_plan_of_another_size_than_the_group_is_refused() -> None:
         attention(*tensors(), plan=Plan(Grid(ring_outer=2)))
 
 
-def test_refusals_are_of_the_projects_own_kind() -> None:
+def test_errors_are_of_the_projects_own_kind() -> None:
     with pytest.raises(WallfacerError):
         attention(*tensors(), plan=Grid(ring_outer=2))
 

@@ -10,7 +10,7 @@ import pytest
 from tests.docs.pages import PAGES, ROOT
 
 #: Pages that are made of a table in the code, or keep what is superseded.
-NOT_COUNTED = ("CHANGELOG.md", "archive.md", "flags.md", "refusals.md")
+NOT_COUNTED = ("CHANGELOG.md", "archive.md", "flags.md", "unsupported.md")
 LARGEST_PAGE, LARGEST_SUM = 2000, 22_000
 #: Blocks that commands print or write: schedules, tables between comments, output below a prompt, a shown file.
 GENERATED = (

@@ -1,6 +1,6 @@
 """Unsupported means: one line that names flag, value and what is allowed, on every rank, soon, and no hang.
 
-The rules themselves are tested in test_refusals.py and test_arguments.py; here whole runs end as they should.
+The rules themselves are tested in test_unsupported.py and test_arguments.py; here whole runs end as they should.
 """
 
 from __future__ import annotations

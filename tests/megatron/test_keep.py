@@ -18,7 +18,7 @@ from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.keep import Keeper, _keepers, refuse_keeping
+from megatron_wallfacer.megatron.keep import Keeper, _keepers, unsupported_recompute
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.plan import Plan
 from tests.engine.passes import Case, call_of, leaves
@@ -207,5 +207,5 @@ def test_what_stays_is_noticed(pools: Callable[[int], Pool]) -> None:
 )
 def test_it_is_refused_where_attention_is_not_recomputed(given: dict[str, object], refusal: str | None) -> None:
     plain = {"wallfacer_keep_attention_output": True, "recompute_granularity": None, "recompute_modules": None}
-    found = refuse_keeping(argparse.Namespace(**(plain | given)), [])
+    found = unsupported_recompute(argparse.Namespace(**(plain | given)), [])
     assert found is None if refusal is None else refusal in found and "--wallfacer-keep-attention-output" in found

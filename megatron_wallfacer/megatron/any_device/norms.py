@@ -25,7 +25,7 @@ def install() -> None:
 
 
 def _marking(original: Callable[..., Any]) -> staticmethod:
-    """A constructor that marks the parameters where `original` would refuse."""
+    """Return a constructor that marks the parameters where `original` raises an error."""
 
     def build(cls: type, config: Any, *args: Any, **kwargs: Any) -> Any:
         """The norm that Megatron builds without sequence parallelism, its parameters marked."""

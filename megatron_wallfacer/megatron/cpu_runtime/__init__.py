@@ -7,7 +7,7 @@ not. Two calls, both made by the launcher; nothing else of this project knows th
     argv, added = adapt_argv(argv)  what Megatron has to be told
 
 Limits: the redirection of tensors (`tensors`) holds on the thread that called `install`; features that need kernels or
-an allocator of CUDA (FP8, CUDA graphs, offloading, Transformer Engine) are refused by `adapt_argv`.
+an allocator of CUDA (FP8, CUDA graphs, offloading, Transformer Engine) are errors of `adapt_argv`.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from megatron_wallfacer.megatron.arguments import (
 )
 from megatron_wallfacer.megatron.auto_tiles import choose_tiles
 from megatron_wallfacer.megatron.hook import Hook
-from megatron_wallfacer.megatron.refusals import refuse_unsupported
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.unsupported import check_supported
 
 
 def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
@@ -34,11 +34,11 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
         if not is_on(args):
             return
         settings = settings_from(args)
-        refuse_unsupported(args)
+        check_supported(args)
         session.args = args
         session.settings, session.chosen_tiles = choose_tiles(settings, args)
         if (channels := head_dim(args)) is not None:
-            # Refuses now what it would refuse at model build.
+            # An unsupported head dim stops the run now, not when the model is built.
             session.kernel(dtype_of(args), channels, v_head_dim(args))
         args.context_parallel_size = args.wallfacer_cp_size
         if session.settings.transfers == "staged" or os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":

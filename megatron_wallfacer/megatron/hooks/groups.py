@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from megatron_wallfacer.megatron.banner import banner
 from megatron_wallfacer.megatron.hook import Hook
-from megatron_wallfacer.megatron.refusals import refuse_unsupported
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.unsupported import check_supported
 
 
 def groups_hooks(session: Session) -> tuple[Hook, Hook]:
@@ -23,7 +23,7 @@ def groups_hooks(session: Session) -> tuple[Hook, Hook]:
             from megatron.core import parallel_state
 
             # Again, now that checkpoint arguments and Megatron's own validation have had their say.
-            refuse_unsupported(session.args)
+            check_supported(session.args)
             original(*args, **kwargs)
             session.connect(parallel_state.get_context_parallel_group())
             if dist.get_rank() == 0:

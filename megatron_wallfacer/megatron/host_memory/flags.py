@@ -51,7 +51,7 @@ def fraction_of(args: argparse.Namespace, flag: str) -> Fraction | None:
 
 
 def unsupported_with_keep_on_host(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
-    """Return why kept outputs cannot be in host memory with these arguments, or None. A rule of ``refusals``."""
+    """Return why kept outputs cannot be in host memory with these arguments, or None. A rule of ``unsupported``."""
     value = fraction_of(args, KEEP)
     if value is None:
         return None
@@ -61,7 +61,7 @@ def unsupported_with_keep_on_host(args: argparse.Namespace, argv: Sequence[str])
 
 
 def unsupported_with_layer_inputs(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
-    """Return why layer inputs cannot be in host memory with these arguments, or None. A rule of ``refusals``."""
+    """Return why layer inputs cannot be in host memory with these arguments, or None. A rule of ``unsupported``."""
     value = fraction_of(args, INPUTS)
     if value is None:
         return None

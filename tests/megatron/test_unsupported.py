@@ -1,4 +1,4 @@
-"""What is not supported is refused by name, and every rule names a flag that Megatron really has."""
+"""Unsupported combinations are errors that name the flag, and every rule names a flag that Megatron really has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron import core_attention, refusals
+from megatron_wallfacer.megatron import core_attention, unsupported
 from megatron_wallfacer.megatron.hooks import arguments as hooks_arguments
 from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs, unsupported_graphs
 from megatron_wallfacer.megatron.version import Version
@@ -23,9 +23,9 @@ GRAPHS = "--cuda-graph-impl local"
 ON_HOST = "--wallfacer-keep-on-host 1 --wallfacer-keep-attention-output --recompute-activations"
 INPUTS = "--wallfacer-layer-inputs-on-host 1 --recompute-granularity full"
 LOCAL, OUTSIDE = (f"--cuda-graph-impl {name} {MODULES}" for name in ("local", "transformer_engine"))
-TABLES = Path(__file__).resolve().parents[2] / "docs" / "refusals.md"
+TABLES = Path(__file__).resolve().parents[2] / "docs" / "unsupported.md"
 
-REFUSED = {
+UNSUPPORTED = {
     "--yaml-cfg job.yaml": "--yaml-cfg job.yaml: must be left out",
     "--context-parallel-size 4": "--context-parallel-size 4: must be 8",
     "--context-parallel-size 1": "--context-parallel-size 1: must be 8",
@@ -102,14 +102,14 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("flags", REFUSED)
-def test_refused_with_flag_value_and_what_is_allowed(parse: Parse, flags: str) -> None:  # noqa: F811
-    with pytest.raises(WallfacerError, match=re.escape(REFUSED[flags])) as error:
+@pytest.mark.parametrize("flags", UNSUPPORTED)
+def test_an_error_has_flag_value_and_what_is_allowed(parse: Parse, flags: str) -> None:  # noqa: F811
+    with pytest.raises(WallfacerError, match=re.escape(UNSUPPORTED[flags])) as error:
         parse(*ON.split(), *flags.split())
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("flags", [flags for flags in REFUSED if not flags.startswith("--wallfacer-")])
+@pytest.mark.parametrize("flags", [flags for flags in UNSUPPORTED if not flags.startswith("--wallfacer-")])
 def test_none_of_it_is_our_business_when_the_plugin_is_off(parse: Parse, flags: str) -> None:  # noqa: F811
     parse(*flags.split())
 
@@ -118,7 +118,7 @@ def test_megatrons_default_dropout_is_named_as_a_default(parse: Parse, monkeypat
     session = parse(*ON.split())
     session.args.attention_dropout = 0.1
     with pytest.raises(WallfacerError, match=r"--attention-dropout 0\.1 \(Megatron's default\): must be 0"):
-        refusals.refuse_unsupported(session.args, argv=[])
+        unsupported.check_supported(session.args, argv=[])
 
 
 def tables() -> list[list[str]]:
@@ -132,13 +132,13 @@ def tables() -> list[list[str]]:
     return found
 
 
-def test_the_docs_list_what_is_refused() -> None:
-    """Each row is typed above; spellings of the same refusal need no row of their own."""
+def test_the_docs_list_what_is_unsupported() -> None:
+    """Each row is typed above; other spellings of a combination need no row of their own."""
     spellings = {"--context-parallel-size 1", "--context-parallel-size=2", "--encoder-seq-length 1000"}
-    assert set(tables()[0]) == set(REFUSED) - spellings
+    assert set(tables()[0]) == set(UNSUPPORTED) - spellings
 
 
-def test_the_docs_list_what_a_layer_refuses() -> None:
+def test_the_docs_list_the_settings_that_a_layer_checks() -> None:
     class Asked(dict):
         """A configuration that has what is wanted, and remembers what that was."""
 
@@ -174,8 +174,8 @@ def test_the_docs_list_what_a_layer_refuses() -> None:
         f"{OUTSIDE} attn --recompute-activations",
     ],
 )
-def test_what_is_supported_is_not_refused(parse: Parse, flags: str) -> None:  # noqa: F811
-    refusals.refuse_unsupported(parse(*ON.split(), *flags.split()).args)
+def test_a_supported_combination_is_no_error(parse: Parse, flags: str) -> None:  # noqa: F811
+    unsupported.check_supported(parse(*ON.split(), *flags.split()).args)
 
 
 WHOLE = "must be left out with --wallfacer-cp-size, attention inside a graph of the whole iteration is not supported"
@@ -223,11 +223,11 @@ def test_every_rule_fires_for_some_real_flag(parse: Parse, monkeypatch: pytest.M
     fired: set[int] = set()
 
     def every_rule(args: argparse.Namespace) -> None:
-        fired.update(number for number, rule in enumerate(refusals.RULES) if rule(args, sys.argv) is not None)
+        fired.update(number for number, rule in enumerate(unsupported.RULES) if rule(args, sys.argv) is not None)
         raise WallfacerError("read")
 
-    monkeypatch.setattr(hooks_arguments, "refuse_unsupported", every_rule)
-    for flags in REFUSED:
+    monkeypatch.setattr(hooks_arguments, "check_supported", every_rule)
+    for flags in UNSUPPORTED:
         with pytest.raises(WallfacerError):
             parse(*ON.split(), *flags.split())
-    assert fired == set(range(len(refusals.RULES)))
+    assert fired == set(range(len(unsupported.RULES)))

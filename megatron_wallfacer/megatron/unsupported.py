@@ -1,6 +1,6 @@
-"""What the plugin does not do, said before the first step. One rule a line of thought; each names its flag.
+"""Combinations of flags that the plugin does not support, checked before the first step. Each rule names one flag.
 
-Attributes that a Megatron version does not have are taken as not given.
+A rule treats an attribute that a Megatron release lacks as not given.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.host_memory.flags import unsupported_with_keep_on_host, unsupported_with_layer_inputs
-from megatron_wallfacer.megatron.keep import refuse_keeping
+from megatron_wallfacer.megatron.keep import unsupported_recompute
 from megatron_wallfacer.megatron.layer_selection import unsupported_layer_selection
-from megatron_wallfacer.megatron.masks import window_refusal
+from megatron_wallfacer.megatron.masks import unsupported_window
 from megatron_wallfacer.megatron.megatron_graphs import graphs_around_attention
 from megatron_wallfacer.megatron.packed import cuts_sequence
 from megatron_wallfacer.megatron.tile_flags import unsupported_with_loss_tiles, unsupported_with_mlp_tiles
@@ -23,25 +23,25 @@ Args = argparse.Namespace
 Rule = Callable[[Args, Sequence[str]], str | None]
 
 
-def refuse_unsupported(args: Args, argv: Sequence[str] | None = None) -> None:
-    """Check Megatron's arguments against what the plugin supports.
+def check_supported(args: Args, argv: Sequence[str] | None = None) -> None:
+    """Check that the plugin supports Megatron's arguments.
 
     Args:
         args: parsed arguments with the plugin on; ``context_parallel_size`` as Megatron parsed it, or already P.
-        argv: the command line, to tell a default from an explicit value; ``sys.argv`` unless given.
+        argv: words of the command line, which distinguish a default from a typed value; ``sys.argv`` unless given.
 
     Raises:
-        WallfacerError: the first rule that is broken, as one line.
+        WallfacerError: the first unsupported combination, as one line.
     """
     argv = sys.argv[1:] if argv is None else argv
     for rule in RULES:
-        refusal = rule(args, argv)
-        if refusal is not None:
-            raise WallfacerError(refusal)
+        message = rule(args, argv)
+        if message is not None:
+            raise WallfacerError(message)
 
 
 def given(argv: Sequence[str], name: str) -> bool:
-    """Whether a flag stands on the command line."""
+    """Return whether a flag is on the command line."""
     return any(word == name or word.startswith(f"{name}=") for word in argv)
 
 
@@ -123,7 +123,7 @@ def _dropout(args: Args, argv: Sequence[str]) -> str | None:
 
 
 def _window(args: Args, argv: Sequence[str]) -> str | None:
-    return window_refusal(getattr(args, "window_size", None))
+    return unsupported_window(getattr(args, "window_size", None))
 
 
 def _sequence_cut_across_documents(args: Args, argv: Sequence[str]) -> str | None:
@@ -206,7 +206,7 @@ RULES: tuple[Rule, ...] = (
     _attention_backend,
     _position_bias,
     _attention_variant,
-    refuse_keeping,
+    unsupported_recompute,
     unsupported_layer_selection,
     unsupported_with_loss_tiles,
     unsupported_with_mlp_tiles,
