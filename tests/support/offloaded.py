@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron.core.pipeline_parallel import schedules
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from benchmarks.memory import live
+from benchmarks.memory.live import LiveBytes
 from megatron_wallfacer.megatron.host_memory import prepare
 from megatron_wallfacer.offload.copies import DeferredCopies
 from megatron_wallfacer.offload.queue import OffloadQueue, Stored
@@ -21,7 +21,8 @@ FORGOTTEN = os.environ.get("OFFLOADED_WITHOUT_WAIT")
 #: What happened: name, number, addresses or key, number of earlier copies; as Record.
 records: list[list] = []
 peaks: list[int] = []
-live.SMALLEST = 1 << 13
+#: Bytes of the smallest storage that is counted.
+SMALLEST = 1 << 13
 
 
 class Copies(DeferredCopies):
@@ -47,7 +48,8 @@ def measured(get_function):
             records.append(["step", 0, [], None])
             parameters = [one for chunk in kwargs["model"] for one in chunk.parameters()]
             slots = [queue._slots._memory for queue in queues]
-            counted = live.LiveBytes([*parameters, *(one.main_grad for one in parameters), *slots])
+            known = [*parameters, *(one.main_grad for one in parameters), *slots]
+            counted = LiveBytes(known, SMALLEST)
             counted.moment = "step"
             with counted:
                 result = run(*args, **kwargs)
