@@ -115,12 +115,15 @@ def interrupted_while_groups_are_made(rank: int, ranks: tuple[int, ...]) -> tupl
         return members(*arguments, **keywords)
 
     members = groups._everyone
+    # A job that a shell has put in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         if rank in ranks:
             patch.setattr(groups, "_everyone", everyone)
         started = time.monotonic()
         first = one_call(group)
         seconds = time.monotonic() - started
+    signal.signal(signal.SIGINT, before)
     dist.barrier(group)
     again = one_call(group)
     forget_groups()
