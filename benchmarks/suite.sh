@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Every measurement of docs/benchmarks.md: benchmarks/suite.sh OUT [SETTING ...]. Root, an idle machine, about 45 minutes.
+# REPEATS, samples of each scheme, is 7 unless set.
 # What it shows is printed by: python -m benchmarks.claims OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,5 +26,5 @@ order="c-4x4 b-4x4 b-half-4x4 nic50-4x4 c-4x4-gqa nic50-4x4-gqa nic25-4x4-gqa ni
 set -f # the patterns are the benchmark's, not the shell's
 for setting in ${*:-$order}; do
   # shellcheck disable=SC2086
-  $python -m benchmarks.emulated "benchmarks/configs/$setting.yaml" --schemes ${schemes[$setting]} --timelines --out "$out/$setting"
+  $python -m benchmarks.emulated "benchmarks/configs/$setting.yaml" --schemes ${schemes[$setting]} --timelines --repeats "${REPEATS:-7}" --out "$out/$setting"
 done
