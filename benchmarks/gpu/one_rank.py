@@ -34,6 +34,12 @@ class NoTransfers(Transfers):
         return BoundTransfer(None, _nothing, _nothing)
 
 
+def no_transfers(plan: Plan) -> NoTransfers:
+    """Return the transfers of the busiest rank of a plan, which sends nothing."""
+    size = plan.grid.cp_size
+    return NoTransfers(AxisGroups(plan.grid, busiest_rank(plan), tuple(range(size)), ("node",) * size, {}))
+
+
 def _nothing(operands: Sequence[Tensor], works: list[Any]) -> None:
     """A message that is there at once."""
 
@@ -64,9 +70,7 @@ class OneRank:
     call: Call = field(init=False)
 
     def __post_init__(self) -> None:
-        cp_size = self.plan.grid.cp_size
-        groups = AxisGroups(self.plan.grid, busiest_rank(self.plan), tuple(range(cp_size)), ("one",) * cp_size, {})
-        runtime = Runtime(NoTransfers(groups), self.kernel, self.head_dim**-0.5, self.observer)
+        runtime = Runtime(no_transfers(self.plan), self.kernel, self.head_dim**-0.5, self.observer)
         self.call = Call(self.plan, runtime)
 
     @property

@@ -21,14 +21,14 @@ import torch
 
 from benchmarks.gpu.clock import medians
 from benchmarks.gpu.memory import added_bytes
+from benchmarks.gpu.one_rank import no_transfers
 from benchmarks.gpu.report import add_options, device_of, kernel_of
 from benchmarks.gpu.rows import Rows
 from benchmarks.memory.model import build, run_step
-from benchmarks.memory.one_rank import FreshResults, groups_without_messages, no_transfers
-from benchmarks.memory.setting import Setting
+from benchmarks.memory.one_rank import FreshResults, groups_without_messages
+from benchmarks.memory.setting import Setting, step_setting
 from megatron_wallfacer.kernels.protocol import Kernel
-from megatron_wallfacer.planning.attention_memory import busiest_rank_memory
-from megatron_wallfacer.planning.inventory import Activations, inventory, peak
+from megatron_wallfacer.planning.inventory import inventory, peak
 from megatron_wallfacer.planning.model import MODELS, Model
 from megatron_wallfacer.schedule.schemes import make_plan
 
@@ -55,8 +55,7 @@ def setting_of(model: Model, tokens: int, feature: str) -> Setting:
         feature: one of :data:`FEATURES`.
     """
     plan = make_plan("ring", CP_SIZE, q_heads=model.q_heads, kv_heads=model.kv_heads)
-    work = Activations(model, tokens, layers=LAYERS, fused_gradients=False, **FEATURES[feature])
-    return Setting(replace(work, attention=busiest_rank_memory(plan, model.shape(tokens))), plan)
+    return step_setting(model, plan, tokens, layers=LAYERS, **FEATURES[feature])
 
 
 def expected_bytes(setting: Setting) -> float:

@@ -14,15 +14,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from benchmarks.gpu.tables import markdown
 from benchmarks.memory.live import Peak
-from benchmarks.memory.setting import Setting
-from megatron_wallfacer.planning.attention_memory import busiest_rank_memory
-from megatron_wallfacer.planning.inventory import MOMENTS, Activations, Moment, bytes_at, inventory
+from benchmarks.memory.setting import Setting, step_setting
+from megatron_wallfacer.planning.inventory import MOMENTS, Moment, bytes_at, inventory
 from megatron_wallfacer.planning.model import MODELS, RECOMPUTE, Model
-from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import make_plan
 
 HEADING = ("moment", "counted GB", "inventory GB", "inventory / counted")
@@ -59,19 +57,6 @@ CHECKED_ON_RANKS = (
     "--cp 2 --tp 2 --recompute keep-attention --layers 4 --loss-tiles 4",
     "--cp 4 --recompute full --mlp-tiles 8 --loss-tiles 16 --unfused-norms",
 )
-
-
-def activations(model: Model, plan: Plan, tokens: int, **options: Any) -> Activations:
-    """Return what one rank does, with what its attention allocates.
-
-    Args:
-        model: of the training.
-        plan: of attention.
-        tokens: tokens per context-parallel rank.
-        options: others of :class:`Activations`.
-    """
-    work = Activations(model, tokens, fused_gradients=False, **options)
-    return replace(work, attention=busiest_rank_memory(plan, model.shape(tokens, tp=work.tp)))
 
 
 def compared(setting: Setting) -> dict[Moment, tuple[Peak, float]]:
@@ -163,7 +148,7 @@ def setting_of(options: argparse.Namespace, model: Model, tokens: int) -> Settin
     plan = make_plan(options.scheme, options.cp, **heads)
     names = ("tp", "layers", "recompute", "loss_tiles", "mlp_tiles")
     chosen = {name: getattr(options, name) for name in names}
-    return Setting(activations(model, plan, tokens, fused_norms=not options.unfused_norms, **chosen), plan)
+    return step_setting(model, plan, tokens, fused_norms=not options.unfused_norms, **chosen)
 
 
 def count_one(options: argparse.Namespace) -> bool:

@@ -70,7 +70,7 @@ def _watch(model: Any, live: LiveBytes) -> None:
         return lambda *_: setattr(live, "module", name)
 
     def begin(moment: str) -> Any:
-        return lambda *_: setattr(live, "moment", moment)
+        return lambda *_: opaque.mark(moment)
 
     for name, module in model.named_modules():
         module.register_forward_pre_hook(enter(name))

@@ -12,15 +12,12 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.gpu.one_rank import NoTransfers
+from benchmarks.gpu.one_rank import no_transfers
 from benchmarks.memory.live import SMALLEST, Peak
 from benchmarks.memory.model import count_step
 from benchmarks.memory.setting import Setting
 from megatron_wallfacer.engine import steps
-from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.kernels.capabilities import Capabilities
-from megatron_wallfacer.schedule.formulas import busiest_rank
-from megatron_wallfacer.schedule.plan import Plan
 
 
 class FreshResults:
@@ -41,12 +38,6 @@ def count(setting: Setting) -> dict[str, Peak]:
     size = setting.plan.grid.cp_size
     with groups_without_messages(setting.work.tp, size), _without_values(), FakeTensorMode(allow_non_fake_inputs=True):
         return count_step(setting, no_transfers(setting.plan), FreshResults(), SMALLEST)
-
-
-def no_transfers(plan: Plan) -> NoTransfers:
-    """Return the transfers of the busiest rank of a plan, which does not send."""
-    size = plan.grid.cp_size
-    return NoTransfers(AxisGroups(plan.grid, busiest_rank(plan), tuple(range(size)), ("node",) * size, {}))
 
 
 @contextmanager

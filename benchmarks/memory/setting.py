@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from megatron_wallfacer.planning.attention_memory import busiest_rank_memory
 from megatron_wallfacer.planning.inventory import Activations
+from megatron_wallfacer.planning.model import Model
 from megatron_wallfacer.schedule.plan import Plan
 
 
@@ -19,3 +22,17 @@ class Setting:
 
     work: Activations
     plan: Plan
+
+
+def step_setting(model: Model, plan: Plan, tokens: int, **options: Any) -> Setting:
+    """Return the step of the rank whose attention needs most memory.
+
+    Args:
+        model: model that is trained.
+        plan: grid of attention.
+        tokens: tokens per context-parallel rank.
+        options: other fields of :class:`Activations`.
+    """
+    work = Activations(model, tokens, fused_gradients=False, **options)
+    attention = busiest_rank_memory(plan, model.shape(tokens, tp=work.tp))
+    return Setting(replace(work, attention=attention), plan)
