@@ -11,8 +11,9 @@ from benchmarks.paper.scaling import scaling_rows
 from benchmarks.paper.throughput import READINGS, Case, PlannerGrid, planner_grid, simulate_figure, summary
 from benchmarks.paper.usp import PUBLISHED_MFU, usp_steps
 from megatron_wallfacer.cli.table import as_json as rows_as_json
-from megatron_wallfacer.cli.table import figure, show_table
+from megatron_wallfacer.cli.table import show_table
 from megatron_wallfacer.planning.cluster import Cluster
+from megatron_wallfacer.planning.report import number
 
 #: Reading that is printed in full; of the others a summary is printed.
 MAIN = "each"
@@ -60,10 +61,10 @@ def print_others(*, as_json: bool = False) -> None:
     rows = (
         (
             step.recompute,
-            figure(100 * PUBLISHED_MFU, 0),
-            figure(100 * step.mfu, 1),
-            figure(step.seconds, 1),
-            figure(step.memory_gb, 1),
+            number(100 * PUBLISHED_MFU, 0),
+            number(100 * step.mfu, 1),
+            number(step.seconds, 1),
+            number(step.memory_gb, 1),
             "fits" if step.fits else "does not fit",
         )
         for step in steps
@@ -83,8 +84,8 @@ def print_scaling(cluster: Cluster, *, as_json: bool = False) -> None:
             row.attention,
             str(row.devices),
             str(row.tokens),
-            figure(row.seconds, 3),
-            figure(row.seconds / row.kernel_s, 3),
+            number(row.seconds, 3),
+            number(row.seconds / row.kernel_s, 3),
             row.grid,
             ", ".join(row.placement),
             row.bound_by,
@@ -101,7 +102,7 @@ def _case_rows(case: Case) -> Iterator[tuple[str, ...]]:
         if scheme != "ring":
             gains = tuple(f"{case.gain(scheme, paper=paper):+.1f}" for paper in (True, False))
             mark = _best_size(case) if case.ours[scheme] == best else ""
-        yield case.name, scheme, figure(rate), figure(case.ours[scheme]), *gains, mark
+        yield case.name, scheme, number(rate), number(case.ours[scheme]), *gains, mark
 
 
 def _best_size(case: Case) -> str:
@@ -112,7 +113,7 @@ def _best_size(case: Case) -> str:
 
 
 def _planner_row(row: PlannerGrid) -> tuple[str, ...]:
-    speedups = figure(row.paper_s / row.ours_s), figure(row.paper_overlapped_s / row.ours_overlapped_s)
+    speedups = number(row.paper_s / row.ours_s), number(row.paper_overlapped_s / row.ours_overlapped_s)
     step = f"{row.paper_k_tokens_s:.2f} -> {row.ours_k_tokens_s:.2f}"
     return row.case.name, _grid(row), *speedups, step, row.reason
 
@@ -129,7 +130,7 @@ def _rate_rows(rates: Sequence[AttentionRate]) -> Iterable[tuple[str, ...]]:
         for place, rate in enumerate(published):
             ours = predicted.index(rate)
             mark = "" if ours == place else f"published {place + 1}, ours {ours + 1}"
-            yield f"{tokens // 1024}K", rate.scheme, figure(rate.published, 1), figure(rate.predicted, 1), mark
+            yield f"{tokens // 1024}K", rate.scheme, number(rate.published, 1), number(rate.predicted, 1), mark
 
 
 def _case_fields(case: Case) -> dict:

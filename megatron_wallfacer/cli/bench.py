@@ -113,7 +113,8 @@ def _time(arguments: argparse.Namespace, plans: list[Plan], shape: Shape, device
 
 
 def _print(arguments: argparse.Namespace, results: list[SchemeTimes], title: str) -> None:
-    from megatron_wallfacer.cli.table import as_json, figure, show_table
+    from megatron_wallfacer.cli.table import as_json, show_table
+    from megatron_wallfacer.planning.report import number
     from megatron_wallfacer.tuning.scheme_times import as_csv
 
     if arguments.json:
@@ -126,8 +127,8 @@ def _print(arguments: argparse.Namespace, results: list[SchemeTimes], title: str
             passes = (result.median_ms, result.forward_ms, result.backward_ms)
             times = (*passes, result.fastest_ms, result.slowest_ms, result.ratio)
             difference = f"{result.difference:.1e}" + ("" if result.agrees else " TOO LARGE")
-            rates = (figure(result.tokens_s, 0), f"{result.tflops:.3g}")
-            rows.append((result.scheme, result.grid, *map(figure, times), *rates, difference))
+            rates = (number(result.tokens_s, 0), f"{result.tflops:.3g}")
+            rows.append((result.scheme, result.grid, *map(number, times), *rates, difference))
         print(title)
         show_table(_HEADINGS, rows)
         verdict = "agree" if all(result.agrees for result in results) else "DO NOT AGREE"

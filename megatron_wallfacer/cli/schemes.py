@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from megatron_wallfacer.cli.table import as_json, figure, show_table
+from megatron_wallfacer.cli.table import as_json, show_table
 from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.planning.report import number
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.memory import peak_bytes
@@ -116,12 +117,12 @@ def _print(costs: Iterable[SchemeCosts]) -> None:
             row.scheme,
             row.grid,
             row.ring_operands,
-            figure(row.forward_volume),
-            figure(row.backward_volume),
-            figure(row.forward_messages, 0),
-            figure(row.backward_messages, 0),
-            figure(row.forward_buffers, 1),
-            figure(row.backward_buffers, 1),
+            number(row.forward_volume),
+            number(row.backward_volume),
+            number(row.forward_messages, 0),
+            number(row.backward_messages, 0),
+            number(row.forward_buffers, 1),
+            number(row.backward_buffers, 1),
         )
         for row in costs
     )

@@ -35,16 +35,6 @@ def as_json(rows: Iterable[object]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=2)  # type: ignore[call-overload]
 
 
-def figure(value: float | None, digits: int = 2) -> str:
-    """Return the text of a number in a table, or a dash for None.
-
-    Args:
-        value: number to print.
-        digits: digits after the decimal point.
-    """
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
 def new_table(
     console: Console, *headings: str, title: str | None = None, justify: Literal["left", "right"] = "left"
 ) -> Table:

@@ -104,15 +104,16 @@ def _report(arguments: argparse.Namespace, cluster: Cluster, timed: list[tuple[C
 
 
 def _print(cluster: Cluster, timed: list[tuple[Choice, float]]) -> None:
-    from megatron_wallfacer.cli.table import figure, show_table
+    from megatron_wallfacer.cli.table import show_table
+    from megatron_wallfacer.planning.report import number
 
     print(cluster)
-    host_link = f"host_link: {figure(cluster.host_link)} GB/s per device and direction, all devices at once"
+    host_link = f"host_link: {number(cluster.host_link)} GB/s per device and direction, all devices at once"
     print(host_link if cluster.offers_host_memory else NO_HOST_LINK)
     rows = []
     for choice, seconds in timed:
-        grid, predicted = choice.plan.grid, figure(1e3 * choice.simulation.seconds)
-        rows.append((choice.name or "-", str(grid), predicted, figure(1e3 * seconds), ", ".join(grid.placement)))
+        grid, predicted = choice.plan.grid, number(1e3 * choice.simulation.seconds)
+        rows.append((choice.name or "-", str(grid), predicted, number(1e3 * seconds), ", ".join(grid.placement)))
     show_table(("scheme", "grid", ">predicted ms", ">measured ms", "placement"), rows)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
-from megatron_wallfacer.cli.table import as_json, figure, show_table
+from megatron_wallfacer.cli.table import as_json, show_table
+from megatron_wallfacer.planning.report import number
 from megatron_wallfacer.schedule.scheme_volumes import SchemeVolume, scheme_volumes
 
 SIZES, GROUPS, Q_HEADS = (16, 64, 256, 1024), (1, 4, 8), 64
@@ -51,12 +52,12 @@ def _print(volumes: Iterable[SchemeVolume]) -> None:
             str(row.group),
             row.scheme,
             row.grid,
-            figure(row.forward),
-            figure(row.forward_ratio),
-            figure(row.forward_whole),
-            figure(row.backward),
-            figure(row.backward_ratio),
-            figure(row.backward_whole),
+            number(row.forward),
+            number(row.forward_ratio),
+            number(row.forward_whole),
+            number(row.backward),
+            number(row.backward_ratio),
+            number(row.backward_whole),
         )
         for row in volumes
     )

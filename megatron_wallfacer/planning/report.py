@@ -50,5 +50,10 @@ class Report:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Return a number as text; a dash for None."""
+    """Return a number as text; a dash for None.
+
+    Args:
+        value: number to print.
+        digits: digits after the decimal point.
+    """
     return "-" if value is None else f"{value:.{digits}f}"
