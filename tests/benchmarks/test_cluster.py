@@ -15,6 +15,7 @@ from benchmarks.cluster.cluster import Cluster, existing, leftovers, network_of,
 from benchmarks.cluster.tools import ClusterUnavailable, require_namespaces
 from benchmarks.cluster.topology import Topology
 from tests.benchmarks.support import SMOKE, needs_cluster, start, wait_for
+from tests.support import machine
 
 TOPOLOGY = Topology(nodes=2, ranks_per_node=2, inter_mbit=100, intra_mbit=1000)
 RUN = (str(SMOKE), "--allow-busy", "--schemes", "ring")
@@ -99,6 +100,7 @@ def test_the_cluster_of_a_living_process_is_not_a_leftover():
 @needs_cluster
 @pytest.mark.alone
 def test_a_run_end_to_end_is_limited_counted_and_exact(tmp_path):
+    slowness = machine.slowness()
     begin = time.monotonic()
     schemes = ("ring", "team-ring-2-in", "wallfacer-2-x", "all-gather")
     run = start(str(SMOKE), "--allow-busy", "--repeats", "1", "--out", str(tmp_path), "--schemes", *schemes)
@@ -129,7 +131,7 @@ def test_a_run_end_to_end_is_limited_counted_and_exact(tmp_path):
         assert label in printed
     assert (tmp_path / "times.png").stat().st_size > 0
     assert of(run.pid) == []
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 20 * max(slowness, machine.slowness())
 
 
 def fake_tool(folder, name, script):

@@ -6,7 +6,8 @@ import fcntl
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -20,6 +21,32 @@ def shared(*, alone: bool) -> Iterator[None]:
         fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(door, fcntl.LOCK_UN)
         yield
+
+
+#: Seconds of :func:`_fixed_work` on the machine on which the tests' time limits were set, idle: 2 cores, Python 3.12.1.
+REFERENCE_S = 0.1
+
+
+def slowness(clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of a fixed piece of work now, relative to the machine on which time limits were set; 1 on a faster one.
+
+    A limit in seconds is multiplied by it: the same work takes twice as long where a neighbour shares the core.
+
+    Args:
+        clock: returns seconds; ``time.process_time`` for limits of processor time.
+    """
+    begin = clock()
+    _fixed_work()
+    return max(1.0, (clock() - begin) / REFERENCE_S)
+
+
+def _fixed_work() -> int:
+    """Calls, objects and dictionaries, as pure Python code has them."""
+    seen: dict[tuple[int, int], int] = {}
+    for number in range(200_000):
+        key = number % 251, number % 241
+        seen[key] = max(seen.get(key, 0), number)
+    return len(sorted(seen.items()))
 
 
 def install(packages: Sequence[str]) -> str | None:

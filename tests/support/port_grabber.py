@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import time
 from collections import deque
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def main() -> None:
     while True:
         held.popleft().close()
         held.append(socket.create_server((HOST, 0)))
+        # Hundreds of ports a second are enough; without a pause it takes half of a core from the tests.
+        time.sleep(0.001)
 
 
 if __name__ == "__main__":
