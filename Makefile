@@ -2,6 +2,8 @@
 PYTHON := $(or $(WALLFACER_PYTHON),.venv/bin/python)
 # The commands of an environment lie beside its interpreter.
 WALLFACER := $(dir $(PYTHON))wallfacer
+# Ranks and commands are started hundreds of times: what one of them compiles is there for the next.
+export PYTHONDONTWRITEBYTECODE :=
 # More arguments for demo and test: make test ARGS="-k ring -x"
 ARGS ?=
 

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, product
 
 Row = dict[str, str]
@@ -44,6 +45,7 @@ class Space:
         self._by_factor = {
             name: [constraint for constraint in constraints if name in constraint.factors] for name in factors
         }
+        self._allows = cache(self._found)
 
     def broken(self, row: Mapping[str, str], factor: str) -> Constraint | None:
         """The first constraint on `factor` that `row`, whole or not, breaks."""
@@ -54,24 +56,23 @@ class Space:
                 return constraint
         return None
 
-    def complete(self, row: Mapping[str, str]) -> Row | None:
-        """Some whole row that holds `row`; None if there is none."""
-        if any(self.broken(row, factor) for factor in row):
-            return None
-        return self._complete(dict(row), [name for name in self.factors if name not in row])
+    def allows(self, row: Mapping[str, str]) -> bool:
+        """Whether some whole row holds `row`. Factors without a constraint decide nothing, so they are left out."""
+        return self._allows(frozenset(item for item in row.items() if self._by_factor[item[0]]))
 
-    def _complete(self, row: Row, open_factors: Sequence[str]) -> Row | None:
+    def _found(self, constrained: frozenset[tuple[str, str]]) -> bool:
+        row = dict(constrained)
+        if any(self.broken(row, factor) for factor in row):
+            return False
+        return self._completes(row, [name for name, own in self._by_factor.items() if own and name not in row])
+
+    def _completes(self, row: Row, open_factors: Sequence[str]) -> bool:
         """Depth first: `row` breaks nothing so far."""
         if not open_factors:
-            return row
+            return True
         factor, *rest = open_factors
-        for level in self.factors[factor]:
-            longer = row | {factor: level}
-            if self.broken(longer, factor) is None:
-                found = self._complete(longer, rest)
-                if found is not None:
-                    return found
-        return None
+        longer = (row | {factor: level} for level in self.factors[factor])
+        return any(self.broken(one, factor) is None and self._completes(one, rest) for one in longer)
 
     def pairs(self) -> Iterator[Pair]:
         """Every pair of levels of two factors, allowed or not."""
@@ -81,7 +82,7 @@ class Space:
 
     def allowed_pairs(self) -> set[Pair]:
         """Those that some whole row holds."""
-        return {pair for pair in self.pairs() if self.complete(dict(pair)) is not None}
+        return {pair for pair in self.pairs() if self.allows(dict(pair))}
 
 
 def pairs_of(row: Mapping[str, str]) -> Iterator[Pair]:
@@ -158,7 +159,7 @@ def _row(space: Space, missing: Mapping[Pair, None], dice: random.Random) -> Row
         gains = {level: _gain(row, factor, level, missing) for level in space.factors[factor]}
         # What gains nothing comes in its own order: the first level of a factor is the cheapest to run.
         levels = sorted(gains, key=lambda level: (-gains[level], dice.random() if gains[level] else 0))
-        row[factor] = next(level for level in levels if space.complete(row | {factor: level}) is not None)
+        row[factor] = next(level for level in levels if space.allows(row | {factor: level}))
     return {name: row[name] for name in space.factors}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu import efficiency
 from benchmarks.gpu.acceptance import Acceptance
 from benchmarks.gpu.parts import Command, Part, parts
 from benchmarks.gpu.tables import table_rows
@@ -165,10 +166,32 @@ def test_every_part_runs_small_on_a_cpu(tmp_path: Path) -> None:
     assert {row["verdict"] for row in graphs if row["scheme"] in ("team-ring", "ring", "ulysses")} == {"ok"}
     tiles = table_rows(out["graphs"] / "graph-tiles" / "graph-tiles.csv")
     assert {row["tile"] for row in tiles if row["verdict"] == "ok"} >= {"causal", "full", "wide", "tall", "window"}
+    check_speed(out["speed"])
+    host = table_rows(out["activations"] / "on-host" / "on-host.csv")
+    assert [row["verdict"] for row in host] == ["ok: not measured"] * 3
     step = table_rows(out["activations"] / "step" / "step.csv")
     assert {row["verdict"] for row in step} == {"ok: not measured"}
     peers = table_rows(out["peers"] / "peers-2" / "peers-2.csv")
     assert {row["verdict"] for row in peers if row["contender"].startswith(("auto", "stand-in for te p2p"))} == {"ok"}
+
+
+def check_speed(out: Path) -> None:
+    """Tables of the part that measures speed and memory, and its profile."""
+    timed = table_rows(out / "efficiency" / "efficiency.csv")
+    assert [row["scheme"] for row in timed] == list(efficiency.SCHEMES) * 2
+    assert all(float(row[name]) > 0 for row in timed for name in ("forward", "backward", "forward host ms"))
+    tiles = [row for row in table_rows(out / "tiles" / "tiles.csv") if row["kernel"] in ("cudnn", "torch")]
+    assert [(row["kernel"], row["mask"]) for row in tiles] == [("cudnn", "all"), ("torch", "full"), ("torch", "causal")]
+    assert tiles[0]["verdict"].startswith("left out: kernel=cudnn")
+    assert float(tiles[1]["backward host us"]) > 0
+    memory = table_rows(out / "memory" / "memory.csv")
+    assert len(memory) == 2 * len(efficiency.SCHEMES)
+    assert all(row["verdict"] == "not measured" and float(row["counted MiB"]) > 0 for row in memory)
+    trace = (out / "gaps" / "profile-p8-2k.json").read_text()
+    shown = ("forward pass", "backward pass", "step 2: ")
+    assert all(f"wallfacer: {words}" in trace for words in shown)
+    assert all(words in trace for words in (": causal 0:2 x 0:2", ": full 1:2 x 0:2"))
+    assert (out / "gaps" / "profile-p8-2k.svg").stat().st_size > 1000
 
 
 def smoke(out: Path, chosen: Sequence[str]) -> tuple[int, str]:

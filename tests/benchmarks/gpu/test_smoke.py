@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import accuracy, efficiency, exact, gaps, memory, on_host, parity, step, tiles, traffic
+from benchmarks.gpu import accuracy, efficiency, exact, gaps, memory, on_host, parity, step, traffic
 from benchmarks.gpu.no_kernel import NoKernel
 from benchmarks.gpu.profiled import COPY, Busy, copies_under_kernels
 from benchmarks.gpu.ranks import Ranks
@@ -25,21 +25,6 @@ SMOKE = ["--smoke", "--device", "cpu"]
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def test_tiles_of_a_rank_are_timed(tmp_path: Path) -> None:
-    assert efficiency.main([*SMOKE, "--out", str(tmp_path)]) == 0
-    rows = table(tmp_path / "efficiency.csv")
-    assert [row["scheme"] for row in rows] == list(efficiency.SCHEMES) * 2
-    assert all(float(row[name]) > 0 for row in rows for name in ("forward", "backward", "forward host ms"))
-
-
-def test_tiles_of_each_kernel_are_timed(tmp_path: Path) -> None:
-    assert tiles.main([*SMOKE, "--kernels", "torch", "cudnn", "--out", str(tmp_path)]) == 0
-    rows = table(tmp_path / "tiles.csv")
-    assert [(row["kernel"], row["mask"]) for row in rows] == [("cudnn", "all"), ("torch", "full"), ("torch", "causal")]
-    assert rows[0]["verdict"].startswith("left out: kernel=cudnn")
-    assert float(rows[1]["backward host us"]) > 0
 
 
 def test_a_rank_does_its_share_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,13 +83,6 @@ def test_kernels_of_our_own_leave_a_rank_less_to_move() -> None:
     assert backward > without
 
 
-def test_memory_is_counted_where_it_cannot_be_measured(tmp_path: Path) -> None:
-    assert memory.main([*SMOKE, "--out", str(tmp_path)]) == 0
-    rows = table(tmp_path / "memory.csv")
-    assert len(rows) == 2 * len(efficiency.SCHEMES)
-    assert all(row["verdict"] == "not measured" and float(row["counted MiB"]) > 0 for row in rows)
-
-
 def test_verdicts_of_memory() -> None:
     row = memory.Row("", (100.0, 100.0), (109, 109), 0)
     assert row.verdict == "ok"
@@ -135,17 +113,6 @@ def test_a_wrong_tile_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(accuracy, "_passes", too_small)
     assert accuracy.main([*SMOKE, "--kernels", "torch", "--out", str(tmp_path)]) == 1
     assert {row["verdict"] for row in table(tmp_path / "accuracy-bfloat16.csv")} == {"wrong", LEFT_OUT}
-
-
-def test_a_profile_has_steps_tiles_and_gaps(tmp_path: Path) -> None:
-    assert gaps.main([*SMOKE, "--out", str(tmp_path)]) == 0
-    trace = (tmp_path / "profile-p8-2k.json").read_text()
-    assert "wallfacer: forward pass" in trace
-    assert "wallfacer: backward pass" in trace
-    assert "wallfacer: step 2: " in trace
-    assert ": causal 0:2 x 0:2" in trace
-    assert ": full 1:2 x 0:2" in trace
-    assert (tmp_path / "profile-p8-2k.svg").stat().st_size > 1000
 
 
 def test_gaps_are_where_nothing_runs() -> None:
@@ -191,12 +158,6 @@ def test_layers_of_transformer_engine_are_trained_where_they_can_be(monkeypatch:
     assert parity.kinds(False, "bfloat16") == parity.kinds(True, "float32") == (parity.OWN,)
     monkeypatch.setattr(parity.importlib.util, "find_spec", lambda name: None)
     assert parity.kinds(True, "bfloat16") == (parity.OWN,)
-
-
-def test_outputs_in_host_memory(tmp_path: Path) -> None:
-    assert on_host.main([*SMOKE, "--out", str(tmp_path)]) == 0
-    rows = table(tmp_path / "on-host.csv")
-    assert [row["verdict"] for row in rows] == ["ok: not measured"] * 3
 
 
 def test_verdicts_of_host_memory() -> None:
