@@ -29,7 +29,7 @@ def checked(
     causal: bool,
     window_size: object,
     cu_seqlens: object,
-    cut: object,
+    shard_mode: object,
     sinks: object,
     softcap: object,
     scale: object,
@@ -47,7 +47,7 @@ def checked(
     plan = plan_of(plan)
     check_tensors(q, k, v)
     cp_group = group_of(group, plan.grid)
-    mask = mask_of(causal, window_size, cu_seqlens, cut, plan.grid.cp_size, plan.grid.cp_size * q.shape[1])
+    mask = mask_of(causal, window_size, cu_seqlens, shard_mode, plan.grid.cp_size, plan.grid.cp_size * q.shape[1])
     if mask.documents is not None and q.shape[0] > 1:
         raise OptionError("cu_seqlens", f"with a batch of {q.shape[0]}", "given with a batch of one packed sequence")
     if q.shape[1] % CHUNKS_PER_RANK:

@@ -28,7 +28,7 @@ def attention(
     causal: bool = True,
     window_size: tuple[int, int] = (-1, -1),
     cu_seqlens: Sequence[int] | None = None,
-    cut: Literal["sequence", "document"] = "sequence",
+    shard_mode: Literal["sequence", "per_document"] = "sequence",
     sinks: Tensor | None = None,
     softcap: float = 0.0,
     scale: float | None = None,
@@ -54,8 +54,8 @@ def attention(
             none after it.
         cu_seqlens: boundaries of the documents of a packed sequence, from 0 to the tokens of all ranks; documents do
             not see each other. Of any length, 0 too; a batch of one sequence only. A tensor on a GPU is waited for.
-        cut: what is laid out zig-zag: the whole ``sequence``, or each ``document`` for itself (its length a multiple of
-            2P), as TransformerEngine and Megatron's ``--sft`` have it.
+        shard_mode: layout of documents. ``sequence``: the whole sequence is divided into 2P chunks. ``per_document``:
+            each document is, and its length is a multiple of 2P, as in TransformerEngine and with Megatron's ``--sft``.
         sinks: ``[q_heads]``, a logit that each query of a head sees beside its keys, with a value of zero. Its gradient
             is that of this rank's rows.
         softcap: c > 0 turns scores s into c tanh(s / c); kernels ``reference`` and ``flash`` only.
@@ -78,7 +78,7 @@ def attention(
     first = first_call(group)
     try:
         plan, cp_group, mask, chosen, scale, softcap = checked(
-            q, k, v, plan, group, causal, window_size, cu_seqlens, cut, sinks, softcap, scale, kernel,
+            q, k, v, plan, group, causal, window_size, cu_seqlens, shard_mode, sinks, softcap, scale, kernel,
             keep_gathered_q, transfers,
         )  # fmt: skip
     except BaseException as error:
@@ -86,7 +86,9 @@ def attention(
         raise
     if first is not None:
         options = {"sinks": sinks is not None, "keep_gathered_q": keep_gathered_q, "transfers": transfers}
-        first.compare(described(q, k, v, plan, mask, causal, window_size, cut, scale, softcap, chosen.name, options))
+        first.compare(
+            described(q, k, v, plan, mask, causal, window_size, shard_mode, scale, softcap, chosen.name, options)
+        )
     if not q.numel():
         return empty_output(q, k, v, sinks)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.mask import CUTS, NO_LIMIT, Mask, window_mask
+from megatron_wallfacer.schedule.mask import NO_LIMIT, SHARD_MODES, Mask, window_mask
 from megatron_wallfacer.schedule.plan import Plan
 
 _SHOWN = 60
@@ -89,14 +89,14 @@ def softcap_of(value: object) -> float:
     return number
 
 
-def mask_of(causal: bool, window_size: object, cu_seqlens: object, cut: Any, cp_size: int, tokens: int) -> Mask:
+def mask_of(causal: bool, window_size: object, cu_seqlens: object, shard_mode: Any, cp_size: int, tokens: int) -> Mask:
     """Return the mask of a call.
 
     Args:
         causal: a query sees no key after it.
         window_size: (left, right).
         cu_seqlens: boundaries of the documents of the whole sequence, or None.
-        cut: one of :data:`megatron_wallfacer.schedule.mask.CUTS`.
+        shard_mode: layout of documents, one of :data:`megatron_wallfacer.schedule.mask.SHARD_MODES`.
         cp_size: P.
         tokens: of the whole sequence.
 
@@ -104,15 +104,15 @@ def mask_of(causal: bool, window_size: object, cu_seqlens: object, cut: Any, cp_
         OptionError: one of them has a type or a value that is not allowed.
     """
     check_switch("causal", causal)
-    check_name("cut", cut, CUTS)
+    check_name("shard_mode", shard_mode, SHARD_MODES)
     window = window_mask(_window(window_size), causal)
     documents = None if cu_seqlens is None else _documents(cu_seqlens)
     if documents is None:
         return window
     # Documents without tokens change nothing. Where all are, one remains.
     ends = tuple(dict.fromkeys(documents))
-    mask = Mask(window.left, window.right, ends if len(ends) > 1 else None, cut)
-    # Documents first: where one cannot be cut, the length of the sequence is wrong only in consequence.
+    mask = Mask(window.left, window.right, ends if len(ends) > 1 else None, shard_mode)
+    # Documents first: where one cannot be divided, the length of the sequence is wrong only in consequence.
     mask.check_lengths(cp_size)
     if documents[-1] != tokens:
         raise OptionError("cu_seqlens", f"ending at {documents[-1]}", f"ending at the {tokens} tokens of q")

@@ -1,4 +1,4 @@
-"""The order of the rows of a rank in packed sequences, if each document is cut into chunks.
+"""The order of the rows of a rank in packed sequences, if each document is divided into chunks.
 
 Megatron and TransformerEngine order rows by document, and in each document the low chunk before the high one. A
 schedule orders rows by chunk of the sequence: the low chunks of all documents, then their high chunks.
@@ -15,7 +15,7 @@ from megatron_wallfacer.schedule.mask import Mask
 
 
 def chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
-    """Return rows that are ordered by document in the order of the schedule. If the sequence is cut, both are equal.
+    """Return rows that are ordered by document in the order of the schedule: the same one if the sequence is divided.
 
     Args:
         x: rows ``[tokens / P, ...]`` of a shard.

@@ -11,7 +11,7 @@ from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.switches import switches_in_effect
 from megatron_wallfacer.megatron.arguments import Settings, dtype_of, shape_of
 from megatron_wallfacer.megatron.communicators import groups_text
-from megatron_wallfacer.megatron.packed import cuts_sequence
+from megatron_wallfacer.megatron.packed import shards_whole_sequence
 from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
@@ -130,7 +130,7 @@ def _switches(kernel: str, device: torch.device) -> str:
 
 def _packing(args: argparse.Namespace) -> str:
     """How packed sequences are cut, if there are any."""
-    if cuts_sequence(args):
+    if shards_whole_sequence(args):
         text = "packed; the sequence is cut, and rotary positions are counted in each document"
     elif getattr(args, "sft", False):
         text = "packed; each document is cut"

@@ -13,16 +13,16 @@ from torch import Tensor
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.schedule.mask import Mask
 
-Cut = Literal["sequence", "document"]
+ShardMode = Literal["sequence", "per_document"]
 #: Attributes by which versions of Megatron name how tokens are split over context-parallel ranks.
 LAYOUT_NAMES = ("cp_partition_mode", "attention_cp_layout")
 
 
-def cuts_sequence(args: argparse.Namespace) -> bool:
-    """Whether Megatron packs documents and cuts their sequence as a whole into 2P chunks.
+def shards_whole_sequence(args: argparse.Namespace) -> bool:
+    """Whether Megatron packs documents and divides their sequence as a whole into 2P chunks.
 
-    ``pretrain_gpt.py`` does with --dataloader-inter-document-masking, unless --sft is given too. Everybody else who
-    packs cuts each document, as TransformerEngine's attention expects it.
+    ``pretrain_gpt.py`` does with --dataloader-inter-document-masking, unless --sft is given too. All other packed
+    batches have each document divided, as TransformerEngine's attention expects it.
     """
     return getattr(args, "dataloader_inter_document_masking", False) and not getattr(args, "sft", False)
 
@@ -44,12 +44,12 @@ class Documents:
 
     Args:
         cp_size: P.
-        cut: what is cut into 2P chunks.
+        shard_mode: layout of documents, one of :data:`megatron_wallfacer.schedule.mask.SHARD_MODES`.
     """
 
-    def __init__(self, cp_size: int, cut: Cut) -> None:
-        # Without context parallelism nothing is cut, and Megatron does not pad documents to an even length.
-        self._cp_size, self.cut = cp_size, cut if cp_size > 1 else "sequence"
+    def __init__(self, cp_size: int, shard_mode: ShardMode) -> None:
+        # Without context parallelism nothing is divided, and Megatron does not pad documents to an even length.
+        self._cp_size, self.shard_mode = cp_size, shard_mode if cp_size > 1 else "sequence"
         # What was read last. By identity: a tensor's content cannot be compared without waiting for the device.
         self._boundaries: weakref.ref[Tensor] | None = None
         self._version = 0
@@ -84,7 +84,7 @@ class Documents:
             documents: boundaries that :meth:`read` returned last.
         """
         if of_layer not in self._masks:
-            self._masks[of_layer] = replace(of_layer, documents=documents, cut=self.cut)
+            self._masks[of_layer] = replace(of_layer, documents=documents, shard_mode=self.shard_mode)
         return self._masks[of_layer]
 
     def _read(self, packed: Any, boundaries: Tensor, tokens: int, where: str) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ class Documents:
         if others is not None and others is not boundaries and tuple(dict.fromkeys(others.tolist())) != documents:
             raise WallfacerError(f"{where}: --wallfacer-cp-size needs the same documents in queries and keys")
         try:
-            Mask(documents=documents, cut=self.cut).check(self._cp_size, tokens * self._cp_size)
+            Mask(documents=documents, shard_mode=self.shard_mode).check(self._cp_size, tokens * self._cp_size)
         except OptionError as error:
             raise WallfacerError(f"{where}: {error.option} {error.value}: must be {error.allowed}") from error
         return documents

@@ -29,7 +29,7 @@ from megatron_wallfacer.megatron.graphs import FLAG, check_graphs
 from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
 from megatron_wallfacer.megatron.metrics import StepSums, step_sums
 from megatron_wallfacer.megatron.outputs import check_folder
-from megatron_wallfacer.megatron.packed import Documents, cuts_sequence
+from megatron_wallfacer.megatron.packed import Documents, shards_whole_sequence
 from megatron_wallfacer.megatron.timeline import StepObserver
 from megatron_wallfacer.megatron.verified import VerifiedSteps
 from megatron_wallfacer.megatron.version import Version
@@ -153,8 +153,8 @@ class Session:
         assert self.settings is not None
         assert self.args is not None
         if self._documents is None:
-            cut = "sequence" if cuts_sequence(self.args) else "document"
-            self._documents = Documents(self.settings.plan.grid.cp_size, cut)
+            shard_mode = "sequence" if shards_whole_sequence(self.args) else "per_document"
+            self._documents = Documents(self.settings.plan.grid.cp_size, shard_mode)
         return self._documents
 
     def verified_steps(self) -> VerifiedSteps | None:

@@ -16,7 +16,7 @@ from megatron_wallfacer.megatron.keep import unsupported_recompute
 from megatron_wallfacer.megatron.layer_selection import unsupported_layer_selection
 from megatron_wallfacer.megatron.masks import unsupported_window
 from megatron_wallfacer.megatron.megatron_graphs import graphs_around_attention
-from megatron_wallfacer.megatron.packed import cuts_sequence
+from megatron_wallfacer.megatron.packed import shards_whole_sequence
 from megatron_wallfacer.megatron.tile_flags import unsupported_with_loss_tiles, unsupported_with_mlp_tiles
 
 Args = argparse.Namespace
@@ -128,7 +128,7 @@ def _window(args: Args, argv: Sequence[str]) -> str | None:
 
 def _sequence_cut_across_documents(args: Args, argv: Sequence[str]) -> str | None:
     """What takes a packed sequence for one in which each document is cut, where it is not."""
-    if not cuts_sequence(args) or args.wallfacer_cp_size == 1:
+    if not shards_whole_sequence(args) or args.wallfacer_cp_size == 1:
         return None
     flag, where = "--dataloader-inter-document-masking", "with --wallfacer-cp-size above 1"
     embedding = getattr(args, "position_embedding_type", None)

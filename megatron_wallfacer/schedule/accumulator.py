@@ -26,13 +26,13 @@ class Part(NamedTuple):
 
     Attributes:
         rows: half-open range of rows of the accumulator.
-        cut: function that returns the sources of some of these rows, one for each tensor.
+        sources: function that returns the sources of some of these rows, one for each tensor.
         slot: slot of the attention call that computes them; None if they are in memory.
         op: operation of the schedule that computes them.
     """
 
     rows: Range
-    cut: Callable[[Range], Sources]
+    sources: Callable[[Range], Sources]
     slot: int | None = None
     op: Op | None = None
 
@@ -87,9 +87,9 @@ class Accumulator:
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):
             if both := _common(part.rows, rows):
-                cut = part.cut
+                sources = part.sources
                 into.parts.append(
-                    part._replace(rows=moved(both, by), cut=lambda wanted, cut=cut: cut(moved(wanted, -by)))
+                    part._replace(rows=moved(both, by), sources=lambda wanted, of=sources: of(moved(wanted, -by)))
                 )
         self.parts = [left for part in self.parts for left in _without(part, rows)]
         self._mark(rows)

@@ -21,7 +21,7 @@ def joined_calls(
     """Return the calls of a mask (:meth:`Mask.calls`, with its arguments), joined.
 
     Without a window the boundaries of the documents determine the calls of one query chunk. They are not built one by
-    one: if documents are cut, each document has a call in each pair of chunks.
+    one: if each document is divided, it has a call in each pair of chunks.
     """
     if mask.documents is None or mask.has_window or len(q_chunks) != 1:
         return batches(mask.calls(q_chunks, k_chunks, cp_size, size))
@@ -31,11 +31,11 @@ def joined_calls(
 def _joined_calls(mask: Mask, q_chunk: int, k_chunks: Sequence[int], cp_size: int, size: int) -> Iterator[AttnTile]:
     for index, k_chunk in enumerate(k_chunks):
         causal = mask.right == 0 and k_chunk == q_chunk
-        if k_chunk == q_chunk or mask.cuts_documents:
+        if k_chunk == q_chunk or mask.is_per_document:
             if k_chunk <= q_chunk or mask.right is None:
                 yield from _of_all_documents(mask, q_chunk, (cp_size, size), index * size, causal=causal)
             continue
-        # If the sequence is cut, two chunks have at most one document in common.
+        # If the sequence is divided, two chunks have at most one document in common.
         for call in mask.calls((q_chunk,), (k_chunk,), cp_size, size):
             cols = call.cols[0] + index * size, call.cols[1] + index * size
             yield AttnTile(call.rows, cols, call.causal)
@@ -45,7 +45,7 @@ def _of_all_documents(
     mask: Mask, chunk: int, sizes: tuple[int, int], first_col: int, *, causal: bool
 ) -> Iterator[AttnTile]:
     """Yield the one call of all documents of a query chunk against the same documents of a key chunk, if any."""
-    documents = _boundaries(mask, 0 if mask.cuts_documents else chunk, *sizes)
+    documents = _boundaries(mask, 0 if mask.is_per_document else chunk, *sizes)
     extent, number = documents.q[-1], len(documents.q) - 1
     if not extent:
         return

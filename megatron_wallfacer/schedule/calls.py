@@ -1,7 +1,8 @@
 """The kernel calls of a mask: tiles that cover the unmasked pairs of query chunks and key chunks.
 
-The time is linear in documents and calls. If the sequence is cut, only the first and the last document of a chunk
-extend into other chunks, and each other document has one call. If documents are cut, each has a piece in every chunk.
+The time is linear in documents and calls. If the whole sequence is divided into chunks, only the first and the last
+document of a chunk extend into other chunks, and each other document has one call. If each document is divided, it has
+a piece in every chunk.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ def calls_of(
 ) -> Iterator[AttnTile]:
     """Yield the tiles of :meth:`Mask.calls`, with its arguments: by row, then by column."""
     for index, q_chunk in enumerate(q_chunks):
-        if not mask.cuts_documents:
-            yield from _of_cut_sequence(mask, (index, q_chunk), k_chunks, cp_size, size)
+        if not mask.is_per_document:
+            yield from _of_sequence(mask, (index, q_chunk), k_chunks, cp_size, size)
         elif mask.has_window:
-            yield from _of_cut_documents(mask, (index, q_chunk), k_chunks, cp_size, size)
+            yield from _of_each_document(mask, (index, q_chunk), k_chunks, cp_size, size)
         else:
             ends = mask.boundaries(q_chunk, cp_size, size)
             cols = [(col, k_chunk == q_chunk) for col, k_chunk in enumerate(k_chunks) if _sees(mask, q_chunk, k_chunk)]
@@ -68,7 +69,7 @@ def call_of(mask: Mask, q: Segment, k: Segment) -> AttnTile | None:
     return AttnTile(rows, cols, window=None if window == TileWindow() else window)
 
 
-def _of_cut_sequence(
+def _of_sequence(
     mask: Mask, query: tuple[int, int], k_chunks: Sequence[int], cp_size: int, size: int
 ) -> Iterator[AttnTile]:
     """Yield the calls of one query chunk, given by its index in the block and its id."""
@@ -102,17 +103,17 @@ def _of_document(
 
 
 def _segment(ends: Sequence[int], document: int, place: tuple[int, int], size: int) -> Segment | None:
-    """Return the part of a document in a chunk, given by its index in the block and its id, of a cut sequence."""
+    """Return the part of a document in a chunk of a divided sequence, given by its index in the block and its id."""
     index, chunk = place
     start, low = ends[document], max(chunk * size, ends[document])
     length = min((chunk + 1) * size, ends[document + 1]) - low
     return Segment(document, low - start, (index - chunk) * size + low, length) if length > 0 else None
 
 
-def _of_cut_documents(
+def _of_each_document(
     mask: Mask, query: tuple[int, int], k_chunks: Sequence[int], cp_size: int, size: int
 ) -> Iterator[AttnTile]:
-    """Yield the calls of one query chunk where documents are cut and a window ends somewhere."""
+    """Yield the calls of one query chunk where each document is divided and a window ends somewhere."""
     index, chunk = query
     for document, (start, end) in enumerate(pairwise(mask.boundaries(chunk, cp_size, size))):
         piece = end - start

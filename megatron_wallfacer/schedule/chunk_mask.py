@@ -45,7 +45,7 @@ def chunk_mask_of(mask: Mask, cp_size: int, size: int) -> ChunkMask | None:
 
 def _row(mask: Mask, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
     """Return the nonempty and the full key chunks of one query chunk."""
-    if mask.cuts_documents:
+    if mask.is_per_document:
         # The shortest document has the most chunks within its window.
         piece = mask.shortest // (2 * cp_size)
         queries, keys = (chunk * piece, (chunk + 1) * piece), (0, 2 * cp_size * piece)

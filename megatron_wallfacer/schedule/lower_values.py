@@ -167,7 +167,7 @@ class Values:
             operands = _in_order(total.rows)
             for some, held, parts in total.take():
                 into = _cut_all(operands, some)
-                rows.append((into, (*((into,) if held else ()), *(part.cut(some) for part in parts))))
+                rows.append((into, (*((into,) if held else ()), *(part.sources(some) for part in parts))))
         frees = tuple(sorted(slot for slot in used - self._used() if slot is not None))
         self._pending = [total for total in self._pending if total.parts]
         if not rows:

@@ -1,9 +1,9 @@
 """Masks: which keys a query sees.
 
 Documents of a packed sequence do not see each other. A window limits how far a query sees. Positions alone decide both.
-Packed sequences have two layouts. ``sequence`` cuts the whole sequence into 2P chunks, wherever documents end
-(Megatron's ``--dataloader-inter-document-masking``). ``document`` cuts each document into 2P chunks, and chunk c of the
-sequence consists of the chunks c of all documents (Megatron's ``--sft``, TransformerEngine's thd).
+Packed sequences have two layouts. ``sequence``: the whole sequence is divided into 2P chunks, wherever documents end
+(Megatron's ``--dataloader-inter-document-masking``). ``per_document``: each document is divided into 2P chunks, and
+chunk c of the sequence consists of the chunks c of all documents (Megatron's ``--sft``, TransformerEngine's thd).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.calls import calls_of, overlapping
 
-#: Layouts: the whole sequence or each document is cut into 2P chunks.
-CUTS = ("sequence", "document")
+#: Layouts of documents: the whole sequence or each document is divided into 2P chunks.
+SHARD_MODES = ("sequence", "per_document")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Mask:
         right: number of keys after its own position that a query sees; None for no limit, 0 for a causal mask.
         documents: boundaries of the documents in the sequence, ascending from 0; None for a single document. Tokens
             after the last document (padding) see no key and are seen by no query.
-        cut: ``sequence`` or ``document``: what is cut into 2P chunks.
+        shard_mode: layout of documents, one of :data:`SHARD_MODES`.
 
     Raises:
         OptionError: A window is negative, or boundaries do not ascend from 0.
@@ -40,7 +40,7 @@ class Mask:
     left: int | None = None
     right: int | None = 0
     documents: tuple[int, ...] | None = None
-    cut: Literal["sequence", "document"] = "sequence"
+    shard_mode: Literal["sequence", "per_document"] = "sequence"
 
     def __post_init__(self) -> None:
         if any(side is not None and side < 0 for side in (self.left, self.right)):
@@ -55,7 +55,7 @@ class Mask:
     @cached_property
     def _hash(self) -> int:
         # Computed once: a sequence may hold 65,536 documents, and each layer looks up its passes by its mask.
-        return hash((self.left, self.right, self.documents, self.cut))
+        return hash((self.left, self.right, self.documents, self.shard_mode))
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -78,39 +78,39 @@ class Mask:
         return self.left is not None or self.right not in (0, None)
 
     @property
-    def cuts_documents(self) -> bool:
-        """Whether each document is cut into 2P chunks, instead of the sequence."""
-        return self.cut == "document" and self.documents is not None
+    def is_per_document(self) -> bool:
+        """Whether each document is divided into 2P chunks, instead of the sequence."""
+        return self.shard_mode == "per_document" and self.documents is not None
 
     @property
     def reorders(self) -> bool:
         """Whether the rows of a rank must be reordered: they are given in another order than its two chunks."""
-        return self.documents is not None and self.cut == "document" and len(self.documents) > 2
+        return self.documents is not None and self.shard_mode == "per_document" and len(self.documents) > 2
 
     def check(self, cp_size: int, tokens: int) -> None:
-        """Check that the documents fit the sequence and can be cut.
+        """Check that the documents fit the sequence and can be divided.
 
         Args:
             cp_size: P, the number of context-parallel ranks.
             tokens: tokens of the whole sequence.
 
         Raises:
-            OptionError: They do not fit, or cannot be cut.
+            OptionError: They do not fit, or cannot be divided.
         """
         if self.documents is None:
             return
         end = self.documents[-1]
-        if end > tokens or (end < tokens and self.cut == "document"):
+        if end > tokens or (end < tokens and self.shard_mode == "per_document"):
             raise OptionError("cu_seqlens", f"ending at {end}", f"ending at the {tokens} tokens of q")
         self.check_lengths(cp_size)
 
     def check_lengths(self, cp_size: int) -> None:
-        """Check that each document can be cut into 2P chunks, if documents are cut.
+        """Check that each document can be divided into 2P chunks, if the layout is ``per_document``.
 
         Raises:
             OptionError: The length of a document is not a multiple of 2P.
         """
-        if not self.cuts_documents:
+        if not self.is_per_document:
             return
         for length in self.lengths:
             if length % (2 * cp_size):
@@ -130,7 +130,7 @@ class Mask:
             cp_size: P, the number of context-parallel ranks.
             size: tokens of a chunk.
         """
-        if self.cuts_documents:
+        if self.is_per_document:
             return tuple(accumulate((length // (2 * cp_size) for length in self.lengths), initial=0))
         first, end = chunk * size, (chunk + 1) * size
         ends = self.documents or (0, 2 * cp_size * size)

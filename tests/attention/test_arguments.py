@@ -83,10 +83,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"cu_seqlens": (0, 4)}, "cu_seqlens=ending at 4: must be ending at the 8 tokens of q"),
     ({"cu_seqlens": (0,)}, "cu_seqlens=ending at 0: must be ending at the 8 tokens of q"),
     ({"cu_seqlens": (0, 12)}, "cu_seqlens=ending at 12: must be ending at the 8 tokens of q"),
-    ({"cu_seqlens": (0, 8), "cut": "documents"}, "cut=documents: must be one of sequence, document"),
-    ({"cut": "contiguous"}, "cut=contiguous: must be one of sequence, document"),
-    ({"cut": None}, "cut=None: must be one of sequence, document"),
-    ({"cu_seqlens": (0, 3, 8), "cut": "document"}, "cu_seqlens=with a document of 3 tokens: must be padded"),
+    ({"cu_seqlens": (0, 8), "shard_mode": "documents"}, "shard_mode=documents: must be one of sequence, per_document"),
+    ({"shard_mode": "contiguous"}, "shard_mode=contiguous: must be one of sequence, per_document"),
+    ({"shard_mode": None}, "shard_mode=None: must be one of sequence, per_document"),
+    ({"cu_seqlens": (0, 3, 8), "shard_mode": "per_document"}, "cu_seqlens=with a document of 3 tokens: must be padded"),
     ({"sinks": [0.0] * 4}, "sinks=a list: must be a torch.Tensor"),
     ({"sinks": torch.zeros(2)}, "sinks=(2,): must be one for each of the 4 query heads"),
     ({"sinks": torch.zeros(4, dtype=torch.int64)}, "sinks.dtype=torch.int64: must be one of torch.float64"),
@@ -153,7 +153,7 @@ JUNK = st.one_of(
     st.sampled_from([object(), Ellipsis, {1: 2}, {0, 8}, torch.zeros(2, 2), torch.tensor(3), np.arange(3), int, len]),
 )
 ARGUMENTS = [
-    *("q", "k", "v", "plan", "group", "causal", "window_size", "cu_seqlens", "cut", "sinks"),
+    *("q", "k", "v", "plan", "group", "causal", "window_size", "cu_seqlens", "shard_mode", "sinks"),
     *("softcap", "scale", "kernel", "keep_gathered_q", "transfers"),
 ]
 
@@ -184,13 +184,13 @@ def error_of(**changed: Any) -> OptionError | None:
 
 def test_an_odd_length_hides_no_document() -> None:
     """Documents of 10, 18 and 30 tokens give each of two ranks 29; one of 10 is the cause."""
-    wrong = {"cu_seqlens": (0, 10, 28, 58), "cut": "document"}
+    wrong = {"cu_seqlens": (0, 10, 28, 58), "shard_mode": "per_document"}
     message = "cu_seqlens=with a document of 10 tokens: must be padded to multiples of 2P = 4"
     assert refused_by_mask(GRID, 29, wrong) == message
 
 
 def test_a_document_comes_before_the_end_of_the_sequence() -> None:
-    wrong = {"cu_seqlens": (0, 10, 58), "cut": "document"}
+    wrong = {"cu_seqlens": (0, 10, 58), "shard_mode": "per_document"}
     assert refused_by_mask(GRID, 28, wrong).startswith("cu_seqlens=with a document of 10 tokens")
 
 
@@ -219,9 +219,11 @@ def refused_by_mask(grid: Grid, tokens: int, changed: dict[str, Any]) -> str:
     ],
     ids=["list", "repeated", "tensor", "array", "range"],
 )
-@pytest.mark.parametrize("cut", ["sequence", "document"])
-def test_boundaries_of_any_kind_are_the_same(cu_seqlens: Any, cut: str) -> None:
-    assert torch.equal(call(cu_seqlens=cu_seqlens, cut=cut), call(cu_seqlens=(0, 4, 8), cut=cut))
+@pytest.mark.parametrize("shard_mode", ["sequence", "per_document"])
+def test_boundaries_of_any_kind_are_the_same(cu_seqlens: Any, shard_mode: str) -> None:
+    assert torch.equal(
+        call(cu_seqlens=cu_seqlens, shard_mode=shard_mode), call(cu_seqlens=(0, 4, 8), shard_mode=shard_mode)
+    )
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -267,7 +269,7 @@ def run_repeated(rank: int, problem: Problem, cu_seqlens: tuple[int, ...], group
     """On a worker: out, dq, dk, dv where boundaries are repeated."""
     q, k, v, dout = (problem.shard(x, rank) for x in problem.tensors())
     q, k, v = (x.requires_grad_() for x in (q, k, v))
-    out = attention(q, k, v, plan=GRID, group=group, cu_seqlens=cu_seqlens, cut=problem.cut)
+    out = attention(q, k, v, plan=GRID, group=group, cu_seqlens=cu_seqlens, shard_mode=problem.shard_mode)
     out.backward(dout)
     forget_groups()
     return [x.detach().numpy() for x in (out, q.grad, k.grad, v.grad)]
@@ -287,6 +289,6 @@ def test_wrong_arguments_leave_no_trace_on_ranks(pools: Callable[[int], Pool]) -
 
 
 def test_repeated_boundaries_are_exact_where_documents_are_cut(pools: Callable[[int], Pool]) -> None:
-    problem = Problem(2, chunk=3, documents=(0, 4, 12), cut="document")
+    problem = Problem(2, chunk=3, documents=(0, 4, 12), shard_mode="per_document")
     ranks = pools(2).run(run_repeated, problem, (0, 0, 4, 4, 12))
     assert max(errors(problem, ranks).values()) <= 1e-12

@@ -69,7 +69,7 @@ class Case:
 def mask_of(problem: Problem) -> Mask:
     """The mask of a problem as the engine knows it."""
     left, right = (None if side == -1 else side for side in problem.window)
-    return Mask(left, 0 if problem.causal else right, problem.documents, problem.cut)
+    return Mask(left, 0 if problem.causal else right, problem.documents, problem.shard_mode)
 
 
 def leaves(rank: int, problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -92,7 +92,7 @@ def run_case(rank: int, case: Case, group: object = None) -> list[np.ndarray]:
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     problem, sinks = case.problem, case.problem.sink_logits()
     options = {"causal": problem.causal, "keep_gathered_q": case.keep_gathered_q, "window_size": problem.window}
-    options |= {"cu_seqlens": problem.documents, "cut": problem.cut, "softcap": problem.softcap}
+    options |= {"cu_seqlens": problem.documents, "shard_mode": problem.shard_mode, "softcap": problem.softcap}
     options |= {"kernel": "reference" if problem.softcap else case.kernel}
     if sinks is not None:
         options["sinks"] = sinks.requires_grad_()

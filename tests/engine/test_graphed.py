@@ -293,7 +293,7 @@ def test_a_recorder_that_rests_hears_of_each_pass_and_stops_no_graph() -> None:
 
 
 def test_packed_documents_run_eagerly() -> None:
-    documents = Mask(right=0, documents=(0, 6, 8), cut="sequence")
+    documents = Mask(right=0, documents=(0, 6, 8), shard_mode="sequence")
     call, capture = make_call(Plan(Grid()), mask=documents)
     assert call.run is execute
     (q, k, v), _ = inputs(0, 0)

@@ -29,8 +29,8 @@ MASKS = {
     "causal": Mask(documents=(0, 5, 6, 17, 30, 48)),
     "full": Mask(right=None, documents=(0, 5, 6, 17, 30, 48)),
     "padding": Mask(documents=(0, 4, 11, 20)),
-    "cut": Mask(documents=(0, 8, 16, 48), cut="document"),
-    "cut, full": Mask(right=None, documents=(0, 8, 16, 48), cut="document"),
+    "per document": Mask(documents=(0, 8, 16, 48), shard_mode="per_document"),
+    "per document, full": Mask(right=None, documents=(0, 8, 16, 48), shard_mode="per_document"),
     "window": Mask(left=3, documents=(0, 5, 6, 17, 30, 48)),
 }
 TILES = {
@@ -101,7 +101,9 @@ def test_packed_calls_and_single_ones_give_the_same(mask: str, tile: str) -> Non
         torch.testing.assert_close(packed[name], want, rtol=1e-12, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("mask", [Mask(documents=(0, 3, 7, 48)), Mask(documents=(0, 8, 16, 48), cut="document")])
+@pytest.mark.parametrize(
+    "mask", [Mask(documents=(0, 3, 7, 48)), Mask(documents=(0, 8, 16, 48), shard_mode="per_document")]
+)
 def test_documents_of_a_tile_are_one_call(mask: Mask) -> None:
     for varlen, told in ((True, [True]), (False, [False] * 3)):
         kernel = Mock(wraps=ReferenceKernel())

@@ -40,9 +40,9 @@ def masks(cp_size: int) -> Iterator[dict[str, object]]:
     yield {"documents": (0, 1, 1 + tokens // 3)}  # and padding
     yield {"documents": (0, 1, 1 + tokens // 3), "causal": False, "sinks": True}
     yield {"documents": some, "window": (CHUNK, 0)}
-    yield {"documents": pieces, "cut": "document"}
-    yield {"documents": pieces, "cut": "document", "causal": False}
-    yield {"documents": pieces, "cut": "document", "window": (2, 0)}
+    yield {"documents": pieces, "shard_mode": "per_document"}
+    yield {"documents": pieces, "shard_mode": "per_document", "causal": False}
+    yield {"documents": pieces, "shard_mode": "per_document", "window": (2, 0)}
     yield {"sinks": True}
     yield {"sinks": True, "window": (5, 0), "kv_heads": 2}
     yield {"softcap": 0.7}

@@ -62,7 +62,7 @@ class Total:
         for some, held, parts in self._held.take():
             into = tuple(range(len(operands), len(operands) + len(self.tensors)))
             operands += [tensor[slice(*some)] for tensor in self.tensors.values()]
-            rows.append((into, (*((into,) if held else ()), *(part.cut(some) for part in parts))))
+            rows.append((into, (*((into,) if held else ()), *(part.sources(some) for part in parts))))
         frees = tuple(range(len(self._parts)))
         if "lse" in self.tensors:
             step = program.Merge(tuple(rows), frees)

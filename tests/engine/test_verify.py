@@ -45,7 +45,7 @@ PLANS = {
 }
 MASKED = [
     Case(PLANS["rings"], replace(SMALL, window=(3, 0))),
-    Case(PLANS["team q"], replace(SMALL, documents=(0, 8, 16), cut="document"), keep_gathered_q=True),
+    Case(PLANS["team q"], replace(SMALL, documents=(0, 8, 16), shard_mode="per_document"), keep_gathered_q=True),
     Case(PLANS["kv_team"], replace(SMALL, documents=(0, 3, 16), dtype=torch.float64, causal=False)),
 ]
 

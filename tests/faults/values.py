@@ -19,7 +19,7 @@ ROWS: tuple[Row, ...] = (
         "every rank raises the same error before the first message; the next call works",
         "at once",
         "-",
-        "`cut=documents: must be one of sequence, document`",
+        "`shard_mode=documents: must be one of sequence, per_document`",
         "nothing",
         ("tests/attention/test_arguments.py",),
     ),

@@ -13,7 +13,7 @@ from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.any_device.thd import partitioned_indices
 from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.core_attention import core_attention_class
-from megatron_wallfacer.megatron.packed import Documents, as_laid_out, cuts_sequence
+from megatron_wallfacer.megatron.packed import Documents, as_laid_out, shards_whole_sequence
 from megatron_wallfacer.megatron.rope import positions_in_documents, rotate_by_document
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -35,8 +35,8 @@ def packed(ends: tuple[int, ...] = ENDS, **changes: object) -> SimpleNamespace:
 
 @pytest.mark.parametrize(("inter", "sft", "whole"), [(False, False, False), (True, False, True), (True, True, False)])
 def test_what_megatrons_batches_cut(inter: bool, sft: bool, whole: bool) -> None:
-    assert cuts_sequence(SimpleNamespace(dataloader_inter_document_masking=inter, sft=sft)) is whole
-    assert cuts_sequence(SimpleNamespace(sft=sft)) is False  # Megatron before 0.19
+    assert shards_whole_sequence(SimpleNamespace(dataloader_inter_document_masking=inter, sft=sft)) is whole
+    assert shards_whole_sequence(SimpleNamespace(sft=sft)) is False  # Megatron before 0.19
 
 
 def test_boundaries_are_read_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_boundaries_are_read_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_repeated_boundaries_are_no_documents() -> None:
-    assert Documents(1, "document").read(packed((0, 0, 8, 8, 32, 32)), 32, "").documents == (0, 8, 32)
+    assert Documents(1, "per_document").read(packed((0, 0, 8, 8, 32, 32)), 32, "").documents == (0, 8, 32)
 
 
 def test_a_shift_sees_documents_with_their_padding() -> None:
@@ -69,8 +69,8 @@ def test_a_shift_sees_documents_with_their_padding() -> None:
 def test_documents_with_their_padding_are_what_lies_in_memory() -> None:
     padded = torch.tensor([0, 8, 32])
     batch = packed((0, 5, 29), cu_seqlens_q_padded=padded, cu_seqlens_kv_padded=padded)
-    assert Documents(2, "document").read(batch, 16, "") == ((0, 8, 32), True)
-    assert Documents(2, "document").read(packed((0, 8, 32)), 16, "") == ((0, 8, 32), False)
+    assert Documents(2, "per_document").read(batch, 16, "") == ((0, 8, 32), True)
+    assert Documents(2, "per_document").read(packed((0, 8, 32)), 16, "") == ((0, 8, 32), False)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_documents_with_their_padding_are_what_lies_in_memory() -> None:
 )
 def test_a_batch_that_is_not_supported_is_refused(batch: SimpleNamespace, message: str) -> None:
     with pytest.raises(WallfacerError, match=message):
-        Documents(2, "document").read(batch, 16, "layer 2")
+        Documents(2, "per_document").read(batch, 16, "layer 2")
 
 
 # --- attention on one rank against the formula ---
@@ -127,9 +127,13 @@ def test_padding_is_refused_where_it_would_be_seen() -> None:
 
 
 def test_the_layout_that_attention_computes_may_be_named() -> None:
-    assert Documents(2, "document").read(packed((0, 8, 32), cp_partition_mode="zigzag"), 16, "").documents == (0, 8, 32)
+    assert Documents(2, "per_document").read(packed((0, 8, 32), cp_partition_mode="zigzag"), 16, "").documents == (
+        0,
+        8,
+        32,
+    )
     # On one rank all layouts are one.
-    assert Documents(1, "document").read(packed(cp_partition_mode="contiguous"), 32, "").documents == ENDS
+    assert Documents(1, "per_document").read(packed(cp_partition_mode="contiguous"), 32, "").documents == ENDS
 
 
 def test_another_layout_without_documents_is_refused() -> None:
@@ -151,7 +155,7 @@ def test_cut_documents_are_cut_as_the_mask_says(cp_size: int) -> None:
     for rank in range(cp_size):
         found = partitioned_indices(torch.tensor(ends), 64, cp_size, rank)
         seen += found.tolist()
-        mask = Mask(documents=(0, 8, 32, 40, 64), cut="document")
+        mask = Mask(documents=(0, 8, 32, 40, 64), shard_mode="per_document")
         chunks = rank, 2 * cp_size - 1 - rank
         want = []
         for document, (first, end) in enumerate(pairwise(mask.boundaries(rank, cp_size, 32 // cp_size))):

@@ -24,11 +24,11 @@ def part(rows: Range, name: str = "part", first: int | None = None) -> Part:
     """Rows of a named source; row ``first`` of it comes first."""
     first = rows[0] if first is None else first
 
-    def cut(wanted: Range) -> tuple[Operand, ...]:
+    def sources(wanted: Range) -> tuple[Operand, ...]:
         start = wanted[0] - rows[0] + first
         return (Operand(name, "input", (wanted[1] - wanted[0],), (1,), start),)
 
-    return Part(rows, cut)
+    return Part(rows, sources)
 
 
 def own(rows: Range) -> tuple[Operand, ...]:
@@ -77,7 +77,7 @@ def test_every_row_is_written_first_and_gets_each_of_its_parts_once(together: li
         got = defaultdict(list)
         for rows, known, parts in total.take():
             assert all(held[token] == known for token in range(*rows))
-            for source in itertools.chain(*(one.cut(rows) for one in parts)):
+            for source in itertools.chain(*(one.sources(rows) for one in parts)):
                 for row, token in enumerate(range(*rows)):
                     got[token].append((source.buffer, source.offset + row))
         assert got == wanted
@@ -107,7 +107,7 @@ def test_what_is_passed_on_arrives_once_and_the_rest_stays(
         stays[token] = here
     total.hand_over(rows, into, first, own)
     arrived = {
-        token - first + rows[0]: [one.buffer for part in parts for one in part.cut((token, token + 1))]
+        token - first + rows[0]: [one.buffer for part in parts for one in part.sources((token, token + 1))]
         for some, held, parts in into.take()
         for token in range(*some)
         if not held
@@ -116,7 +116,7 @@ def test_what_is_passed_on_arrives_once_and_the_rest_stays(
     left = defaultdict(list)
     for one in total.parts:
         for token in range(*one.rows):
-            (source,) = one.cut((token, token + 1))
+            (source,) = one.sources((token, token + 1))
             assert source.offset == token - waiting[int(source.buffer)][0] + waiting[int(source.buffer)][0]
             left[token].append(source.buffer)
     assert {token: left[token] for token in range(TOKENS) if token not in range(*rows) and left[token]} == {

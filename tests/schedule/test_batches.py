@@ -66,7 +66,7 @@ def test_documents_of_a_chunk_are_one_call() -> None:
 @pytest.mark.parametrize("documents", [2, 7])
 def test_documents_that_are_cut_are_a_call_for_each_pair_of_chunks(documents: int) -> None:
     """Four ranks; each document has two tokens in each of eight chunks."""
-    mask = Mask(documents=tuple(range(0, 16 * documents + 1, 16)), cut="document")
+    mask = Mask(documents=tuple(range(0, 16 * documents + 1, 16)), shard_mode="per_document")
     for k_chunk, causal in ((2, False), (3, True)):
         calls = mask.calls([3], [k_chunk], 4, 2 * documents)
         assert len(calls) == documents
@@ -75,7 +75,7 @@ def test_documents_that_are_cut_are_a_call_for_each_pair_of_chunks(documents: in
 
 
 def test_pairs_of_chunks_on_a_diagonal_are_one_call() -> None:
-    mask = Mask(documents=(0, 16, 32), cut="document")
+    mask = Mask(documents=(0, 16, 32), shard_mode="per_document")
     calls = mask.calls([5, 6], [0, 1], 4, 4)
     assert len(calls) == 8
     assert [call.rows for call in batches(calls)] == [(0, 8), (0, 4), (4, 8)]

@@ -41,7 +41,7 @@ def all_segments(mask: Mask, chunks: Sequence[int], cp_size: int, size: int) -> 
     for index, chunk in enumerate(chunks):
         row, first = index * size, chunk * size
         for document, (start, stop) in enumerate(pairwise(mask.documents or (0, 2 * cp_size * size))):
-            if mask.cuts_documents:
+            if mask.is_per_document:
                 piece = (stop - start) // (2 * cp_size)
                 found.append(Segment(document, chunk * piece, row, piece))
                 row += piece
@@ -89,32 +89,32 @@ def measured[Result](work: Callable[[], Result]) -> tuple[Result, float]:
     return result, min(seconds)
 
 
-def documents(cut: str) -> tuple[int, ...]:
+def documents(shard_mode: str) -> tuple[int, ...]:
     """65,536 documents in 1M tokens: of random lengths, or where they are cut the shortest possible, 2P tokens."""
-    if cut == "document":
+    if shard_mode == "per_document":
         return tuple(range(0, TOKENS + 1, 2 * CP_SIZE))
     return (0, *sorted(random.Random(0).sample(range(1, TOKENS), DOCUMENTS - 1)), TOKENS)
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("cut", ["sequence", "document"])
-def test_calls_of_65536_documents_take_a_fifth_of_a_second(cut: str) -> None:
-    mask = Mask(documents=documents(cut), cut=cut)
-    chunks = range(2 * CP_SIZE) if cut == "sequence" else (3,)
+@pytest.mark.parametrize("shard_mode", ["sequence", "per_document"])
+def test_calls_of_65536_documents_take_a_fifth_of_a_second(shard_mode: str) -> None:
+    mask = Mask(documents=documents(shard_mode), shard_mode=shard_mode)
+    chunks = range(2 * CP_SIZE) if shard_mode == "sequence" else (3,)
     calls, seconds = measured(lambda: mask.calls(chunks, chunks, CP_SIZE, SIZE))
     assert len(calls) >= DOCUMENTS
     assert seconds < CALLS_LIMIT
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("cut", ["sequence", "document"])
+@pytest.mark.parametrize("shard_mode", ["sequence", "per_document"])
 @pytest.mark.parametrize("grid", [Grid(ring_outer=CP_SIZE), Grid(team=2, ring_outer=CP_SIZE // 2)], ids=str)
-def test_host_work_on_65536_documents_takes_half_a_second(cut: str, grid: Grid) -> None:
+def test_host_work_on_65536_documents_takes_half_a_second(shard_mode: str, grid: Grid) -> None:
     """Of one rank, forward and backward: mask, pattern, tiles, schedule, lowering."""
-    boundaries, shape = documents(cut), _shape()
+    boundaries, shape = documents(shard_mode), _shape()
 
     def work() -> list[int]:
-        mask = Mask(documents=boundaries, cut=cut)
+        mask = Mask(documents=boundaries, shard_mode=shard_mode)
         mask.check(CP_SIZE, TOKENS)
         return [_attends(_pass(mask, grid, build), mask, shape) for build in (forward_schedule, backward_schedule)]
 

@@ -30,7 +30,7 @@ def layouts(draw: st.DrawFn) -> tuple[Mask, int, int]:
         ends = [0]
         for piece in pieces:
             ends.append(ends[-1] + 2 * cp_size * piece)
-        return Mask(left, draw(st.sampled_from((0, right))), tuple(ends), "document"), cp_size, sum(pieces)
+        return Mask(left, draw(st.sampled_from((0, right))), tuple(ends), "per_document"), cp_size, sum(pieces)
     size = draw(st.integers(1, 5))
     tokens = 2 * cp_size * size
     inner = draw(st.none() | st.sets(st.integers(1, tokens - 1), min_size=1, max_size=8))
@@ -43,7 +43,7 @@ def tokens_of(chunk: int, mask: Mask, cp_size: int, size: int) -> list[Token]:
     """What a chunk consists of."""
     ends = mask.documents or (0, 2 * cp_size * size)
     whole = [(index, at) for index, (start, end) in enumerate(pairwise(ends)) for at in range(end - start)]
-    if mask.cut == "sequence":
+    if mask.shard_mode == "sequence":
         whole += [PADDING] * (2 * cp_size * size - len(whole))
         return whole[chunk * size : (chunk + 1) * size]
     found = []
@@ -153,8 +153,8 @@ def test_documents_must_fill_the_sequence_and_divide() -> None:
     with pytest.raises(OptionError, match="cu_seqlens=ending at 17: must be ending at the 16 tokens of q"):
         Mask(documents=(0, 17)).check(2, 16)
     with pytest.raises(OptionError, match="cu_seqlens=ending at 8: must be ending at the 16 tokens of q"):
-        Mask(documents=(0, 8), cut="document").check(2, 16)
+        Mask(documents=(0, 8), shard_mode="per_document").check(2, 16)
     with pytest.raises(OptionError, match="with a document of 6 tokens: must be padded to multiples of 2P = 4"):
-        Mask(documents=(0, 6, 16), cut="document").check(2, 16)
+        Mask(documents=(0, 6, 16), shard_mode="per_document").check(2, 16)
     Mask(documents=(0, 6, 16)).check(2, 16)
     Mask(documents=(0, 6, 9)).check(2, 16)  # what comes after is padding

@@ -28,7 +28,7 @@ class Problem:
     seed: int = 0
     window: tuple[int, int] = (-1, -1)
     documents: tuple[int, ...] | None = None
-    cut: str = "sequence"
+    shard_mode: str = "sequence"
     v_head_dim: int | None = None
     sinks: bool = False
     softcap: float = 0.0
@@ -53,7 +53,7 @@ class Problem:
 
     def shard(self, whole: Tensor, rank: int) -> Tensor:
         """Chunks rank and 2P-1-rank of a bshd tensor; of each of its documents, if those are what is cut."""
-        ends = self.documents if self.cut == "document" and self.documents else (0, self.tokens)
+        ends = self.documents if self.shard_mode == "per_document" and self.documents else (0, self.tokens)
         pieces = []
         for document in whole.split([end - start for start, end in pairwise(ends)], dim=1):
             chunks = document.chunk(2 * self.cp_size, dim=1)

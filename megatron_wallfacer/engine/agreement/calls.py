@@ -128,7 +128,7 @@ def described(
     mask: Mask,
     causal: bool,
     window_size: Sequence[int],
-    cut: str,
+    shard_mode: str,
     scale: float,
     softcap: float,
     kernel: str,
@@ -138,7 +138,7 @@ def described(
 
     Args:
         q, k, v: this rank's tensors.
-        plan, mask, causal, window_size, cut, scale, softcap: of the call.
+        plan, mask, causal, window_size, shard_mode, scale, softcap: of the call.
         kernel: the name of the chosen one.
         options: other arguments by name.
     """
@@ -147,7 +147,7 @@ def described(
         "causal": causal,
         "window_size": tuple(window_size),
         "cu_seqlens": mask.documents,
-        "cut": cut,
+        "shard_mode": shard_mode,
         "scale": scale,
         "softcap": softcap,
         "kernel": kernel,

@@ -15,7 +15,7 @@ from megatron_wallfacer.megatron.hooks.mtp import mtp_hooks
 from megatron_wallfacer.megatron.hooks.rope import rope_hook
 from megatron_wallfacer.megatron.hooks.start import start_hook
 from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook, mlp_tiles_hook
-from megatron_wallfacer.megatron.packed import cuts_sequence
+from megatron_wallfacer.megatron.packed import shards_whole_sequence
 from megatron_wallfacer.megatron.session import Session
 
 
@@ -95,7 +95,7 @@ class Hooks:
         for wanted, hooks in (
             (True, self.when_on),
             (True, self.when_looped),
-            (cuts_sequence(self.session.args), self.when_packed),
+            (shards_whole_sequence(self.session.args), self.when_packed),
             (settings.log_metrics, self.when_logged),
             (settings.loss_tiles is not None, self.loss_in_tiles),
             (settings.mlp_tiles is not None, self.mlp_in_tiles),
