@@ -13,7 +13,7 @@ from math import prod
 import torch
 
 from benchmarks.gpu.tables import markdown
-from megatron_wallfacer.engine.checksum import checksum
+from megatron_wallfacer.engine.verify import checksum
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.lower import lower

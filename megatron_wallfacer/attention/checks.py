@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
-from megatron_wallfacer.attention.groups import group_of
 from megatron_wallfacer.attention.tensors import check_sinks, check_tensors
-from megatron_wallfacer.attention.values import check_name, check_switch, mask_of, plan_of, scale_of, softcap_of
+from megatron_wallfacer.attention.values import check_name, check_switch, mask_of, plan_of, scale_of, shown, softcap_of
+from megatron_wallfacer.engine.groups import check_alive, check_size
 from megatron_wallfacer.engine.staged import TRANSFERS
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels import KERNELS, Kernel, select_kernel
+from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import check_heads
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan
 
+Group = dist.ProcessGroup | DeviceMesh | None
 #: Plan, context-parallel group, mask, kernel, scale and softcap of one call.
 Checked = tuple[Plan, dist.ProcessGroup | None, Mask, Kernel, float, float]
 
@@ -71,3 +74,31 @@ def _kernel(name: str, q: Tensor, v: Tensor, softcap: float, mask: Mask) -> Kern
         softcap=softcap,
         window=mask.has_window,
     )
+
+
+def group_of(group: object, grid: Grid) -> dist.ProcessGroup | None:
+    """Return the process group of a group, a device mesh or None.
+
+    Args:
+        group: process group or mesh of one dimension that this rank is in; None for the world.
+        grid: its ``cp_size`` must be the group's size.
+
+    Raises:
+        OptionError: it is none of these, or has another size.
+    """
+    if isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise OptionError(
+                "group", f"a mesh of {group.ndim} dimensions", "a mesh of one dimension, such as mesh['cp']"
+            )
+        if group.get_coordinate() is None:
+            raise OptionError("group", "a mesh of other ranks", "a mesh that this rank is in")
+        group = group.get_group()
+    if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise OptionError("group", "a group of other ranks", "a process group that this rank is in")
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise OptionError("group", shown(group), "a process group, a DeviceMesh of one dimension, or None")
+    if group is not None:
+        check_alive(group)
+    check_size(dist.get_world_size(group) if dist.is_initialized() else 1, grid)
+    return group

@@ -7,9 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from megatron_wallfacer.attention.checks import checked
-from megatron_wallfacer.attention.empty import empty_output
-from megatron_wallfacer.attention.groups import Group
+from megatron_wallfacer.attention.checks import Group, checked
 from megatron_wallfacer.engine.agreement.calls import described, end_call, first_call
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
@@ -99,6 +97,18 @@ def attention(
     runtime = Runtime(groups, chosen, scale, softcap=softcap)
     call = Call(plan, runtime, mask=mask, keep_gathered_q=keep_gathered_q)
     return attend(*(x.transpose(0, 1) for x in (q, k, v)), call, sinks=sinks).transpose(0, 1)
+
+
+def empty_output(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+    """Return the output of a batch or a sequence of none, ``[batch, tokens / P, q_heads, v_head_dim]``.
+
+    It depends on its inputs, so that each gets a gradient: empty for q, k and v, zeros for sinks.
+    """
+    # Sums of nothing are 0. A product would give NaN where a sink is not finite.
+    total = q.sum() + k.sum() + v.sum()
+    if sinks is not None:
+        total = total + sinks[:0].sum().to(q.dtype)
+    return q.new_empty((*q.shape[:3], v.shape[3])) + total
 
 
 def forget_groups() -> None:

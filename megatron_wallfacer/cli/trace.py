@@ -69,7 +69,7 @@ def run_trace(arguments: argparse.Namespace) -> int:
 
 def _select_passes(timelines: Sequence[RankTimeline], name: str | None, path: Path) -> list[RankTimeline]:
     """Return only passes with a name, and the events in them; everything if the name is None."""
-    from megatron_wallfacer.engine.totals import by_pass
+    from megatron_wallfacer.engine.timeline import by_pass
 
     if name is None:
         return list(timelines)

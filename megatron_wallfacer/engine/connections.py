@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_wallfacer.engine.backends import backend_of, check_alive, is_alive
-from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.interrupts import deferred_interrupts
+from megatron_wallfacer.engine.groups import backend_of, check_alive, connect, is_alive
 from megatron_wallfacer.engine.leaving import at_exit
 from megatron_wallfacer.engine.merge import check_rows
 from megatron_wallfacer.engine.staged import check_transfers, make_transfers, message_device
@@ -100,3 +102,29 @@ def _close(chosen: Callable[[dist.ProcessGroup | None], bool]) -> None:
 def _named(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     """Return the group; if it is None, the group of the world."""
     return dist.group.WORLD if group is None and dist.is_initialized() else group
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Deliver a SIGINT that arrives inside of the block when the block ends.
+
+    A rank that ends between two collective calls that create groups would block all other ranks of the job until the
+    timeout of process groups: the groups whose connections could be closed do not exist yet.
+
+    Without effect outside of the main thread, and where a program has set SIGINT to be ignored or to end the process.
+
+    Raises:
+        KeyboardInterrupt: by Python's own handler, at the end of the block.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: arrived.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if arrived:
+        handler(*arrived[0])

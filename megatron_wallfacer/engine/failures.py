@@ -15,12 +15,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_wallfacer.engine.agreement.compare import ranks_text
-from megatron_wallfacer.engine.backends import is_alive
 from megatron_wallfacer.engine.connections import connections_of
-from megatron_wallfacer.engine.groups import AxisGroups
-from megatron_wallfacer.engine.layer_names import layer_text
+from megatron_wallfacer.engine.groups import AxisGroups, is_alive
 from megatron_wallfacer.engine.transfers import Transfers
-from megatron_wallfacer.engine.waits.progress import PROGRESS, Label
+from megatron_wallfacer.engine.waits.progress import PROGRESS, Label, layer_text
 from megatron_wallfacer.errors import WallfacerError
 
 if TYPE_CHECKING:

@@ -1,21 +1,38 @@
 """Row operations of a pass: copy, permute, sum and merge, correct for rows that have seen no key (lse = -inf).
 
-On a GPU each is one launch of a Triton kernel (:mod:`megatron_wallfacer.engine.triton_kernels`). Lists of copies, sums
-and merges become one launch in :mod:`megatron_wallfacer.engine.row_lists`. On a CPU they are operators of PyTorch.
+On a GPU each is one launch of a Triton kernel (:func:`kernels`). Lists of copies, sums and merges
+become one launch in :mod:`megatron_wallfacer.engine.row_lists`. On a CPU they are operators of PyTorch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.triton_kernels import kernels
+from megatron_wallfacer.kernels.optional import TRITON
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 
 #: Least length of a row of a gradient by which a proxy is divided; fp32 has it, and its square is no zero in fp64.
 _SHORTEST = 2.0**-126
+
+
+@lru_cache(maxsize=1)
+def kernels() -> SimpleNamespace:
+    """Return the kernels by name: ``RowLaunch``, ``merge_into``, ``row_sums`` and ``out_proxy``.
+
+    Raises:
+        UnavailableError: Triton is not installed.
+    """
+    TRITON.load()
+    # Imported only where there is a GPU.
+    from megatron_wallfacer.engine.triton_proxy import out_proxy, row_sums
+    from megatron_wallfacer.engine.triton_rows import RowLaunch, merge_into
+
+    return SimpleNamespace(RowLaunch=RowLaunch, merge_into=merge_into, row_sums=row_sums, out_proxy=out_proxy)
 
 
 def check_rows(device: torch.device) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.memory import Memory
+from megatron_wallfacer.engine.merge import kernels
 from megatron_wallfacer.engine.row_table import BASES, CONSTANTS, Place, RowOperation, RowTable, make_table
 from megatron_wallfacer.engine.transfers import Action
-from megatron_wallfacer.engine.triton_kernels import kernels
 from megatron_wallfacer.schedule.program import Copy, Fill, KernelRows, Merge, Source, Sum
 
 RowStep = Copy | Fill | Sum | Merge

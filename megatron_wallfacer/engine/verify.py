@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.checksum import checksum
 from megatron_wallfacer.engine.compiled import CompiledPass
 from megatron_wallfacer.engine.execute import allocate, count_received, run_steps
 from megatron_wallfacer.engine.failures import pass_name
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 #: Local tensors that come from a model. The engine computes out, lse and delta, and lse may be infinite.
 _GIVEN = ("q", "k", "v", "dout")
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+#: Elements that are widened to 64 bits at a time: 32 MiB.
+_ELEMENTS = 2**22
+_SEEDS = {"row": 1, "place": 2}
 _tensors: WeakKeyDictionary[CompiledPass, dict[int, TransferTensors]] = WeakKeyDictionary()
 
 
@@ -121,3 +126,37 @@ def _names(program: Program) -> tuple[str, ...]:
     """Names of the buffers of a pass in their order."""
     results = (result.name for result in program.results)
     return (*program.inputs, *program.given, *results, *(name for name, _ in program.kept), WORKSPACE)
+
+
+def checksum(pieces: Sequence[Tensor]) -> Tensor:
+    """Return the checksum of consecutive rows as an int64 scalar on their device; nothing waits for the device.
+
+    Each element, read as an integer, is multiplied by an odd number for its place in the row. The bits of the sum of a
+    row are mixed, and rows are summed times an odd number for each row, modulo 2^64. One flipped bit, or a change
+    within one row that changes the row's sum, always changes the checksum; others pass with a probability near 2^-64.
+
+    Args:
+        pieces: ``[rows, ...]`` of equal shapes but for the rows, with any strides.
+    """
+    device, first = pieces[0].device, 0
+    total = torch.zeros((), dtype=torch.int64, device=device)
+    places = _odd("place", prod(pieces[0].shape[1:]), device)
+    rows = _odd("row", sum(len(piece) for piece in pieces), device)
+    for piece in pieces:
+        step = max(1, _ELEMENTS // max(1, places.numel()))
+        for some in piece.split(step):
+            integers = some.reshape(len(some), -1).view(_INTEGERS[some.element_size()])
+            sums = torch.mul(integers, places).sum(-1)
+            # Without this, changes of several rows could cancel wherever they are multiples of each other.
+            sums ^= (sums >> 32) & 0xFFFFFFFF
+            total += (sums * rows[first : first + len(some)]).sum()
+            first += len(some)
+    return total
+
+
+@lru_cache(maxsize=64)
+def _odd(kind: str, length: int, device: torch.device) -> Tensor:
+    """Odd pseudo-random numbers, the same on every rank: ``[length]``, int64."""
+    generator = torch.Generator().manual_seed(_SEEDS[kind])
+    numbers = torch.randint(-(2**62), 2**62, (length,), generator=generator, dtype=torch.int64)
+    return ((numbers << 1) | 1).to(device)

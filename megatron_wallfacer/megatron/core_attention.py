@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
-from megatron_wallfacer.engine.layer_names import layer_text
 from megatron_wallfacer.engine.timeline import no_observer
+from megatron_wallfacer.engine.waits.progress import layer_text
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.megatron.arguments import as_flag_error

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from megatron_wallfacer.engine.timeline import Pass, no_observer
-from megatron_wallfacer.engine.totals import PASSES
+from megatron_wallfacer.engine.timeline import PASSES, Pass, no_observer
 from megatron_wallfacer.schedule.ops import Op, Schedule, Transfer
 from megatron_wallfacer.schedule.volume import Shape, received_bytes
 

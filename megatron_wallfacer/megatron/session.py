@@ -11,13 +11,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from megatron_wallfacer.engine.backends import is_alive
+from megatron_wallfacer.chrome_trace import TraceSource
 from megatron_wallfacer.engine.connections import close_groups, connected, find
-from megatron_wallfacer.engine.groups import AxisGroups
+from megatron_wallfacer.engine.groups import AxisGroups, is_alive
 from megatron_wallfacer.engine.leaving import at_exit
 from megatron_wallfacer.engine.ranges import Ranges
 from megatron_wallfacer.engine.timeline import Observer, combined
-from megatron_wallfacer.engine.trace_source import TraceSource
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from megatron_wallfacer.chrome_trace import trace_events, write_trace
-from megatron_wallfacer.engine.timeline import Pass, Timeline, no_observer
-from megatron_wallfacer.engine.totals import PASSES, total
-from megatron_wallfacer.engine.trace_source import TraceSource
+from megatron_wallfacer.chrome_trace import TraceSource, trace_events, write_trace
+from megatron_wallfacer.engine.timeline import PASSES, Pass, Timeline, no_observer, total
 from megatron_wallfacer.megatron.outputs import Output
 from megatron_wallfacer.schedule.ops import Op, Transfer
 

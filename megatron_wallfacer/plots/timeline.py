@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from megatron_wallfacer.engine.timeline import TimelineEvent
-from megatron_wallfacer.engine.totals import by_pass, is_transfer
+from megatron_wallfacer.engine.timeline import TimelineEvent, by_pass, is_transfer
 from megatron_wallfacer.plots import GREY, INK, PALE, new_figure, save
 from megatron_wallfacer.plots.palette import HUES, Colour, ramp
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from megatron_wallfacer.engine.totals import total
+from megatron_wallfacer.engine.timeline import total
 from megatron_wallfacer.traces.timelines import RankTimeline
 
 

@@ -9,8 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from megatron_wallfacer.chrome_trace import MOST_RANKS, TraceSource
 from megatron_wallfacer.engine.timeline import TimelineEvent
-from megatron_wallfacer.engine.trace_source import MOST_RANKS, TraceSource
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.input_files import read_json
 from megatron_wallfacer.lists import numbers_listed

@@ -13,8 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from megatron_wallfacer.attention import attention, forget_groups
 from megatron_wallfacer.engine import connections
-from megatron_wallfacer.engine.backends import backend_of, is_alive
-from megatron_wallfacer.engine.groups import KINDS, Channel, _free_bytes, connect
+from megatron_wallfacer.engine.groups import KINDS, Channel, _free_bytes, backend_of, connect, is_alive
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import AXES, Grid
 from megatron_wallfacer.schedule.plan import Plan

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_wallfacer.engine import merge, triton_kernels
+from megatron_wallfacer.engine import merge
 from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.reference import ReferenceKernel
@@ -253,9 +253,9 @@ def test_tensors_on_a_gpu_are_given_to_its_kernels(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_gpu_without_triton_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = replace(triton_kernels.TRITON, modules=("no_such_module",))
-    monkeypatch.setattr(triton_kernels, "TRITON", missing)
-    triton_kernels.kernels.cache_clear()
+    missing = replace(merge.TRITON, modules=("no_such_module",))
+    monkeypatch.setattr(merge, "TRITON", missing)
+    merge.kernels.cache_clear()
     merge.check_rows(torch.device("cpu"))
     with pytest.raises(UnavailableError, match="triton is not installed: pip install triton"):
         merge.check_rows(torch.device("cuda"))

@@ -15,11 +15,11 @@ from torch import Tensor
 from megatron_wallfacer.attention import forget_groups
 from megatron_wallfacer.engine import operators
 from megatron_wallfacer.engine.call import Call
-from megatron_wallfacer.engine.checksum import checksum
 from megatron_wallfacer.engine.compiled import CompiledPass
 from megatron_wallfacer.engine.connections import connected
 from megatron_wallfacer.engine.groups import CPU
 from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers
+from megatron_wallfacer.engine.verify import checksum
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.schedule.grid import AXES, Grid
 from megatron_wallfacer.schedule.mask import Mask
@@ -343,5 +343,5 @@ def test_order_matters_in_every_dimension(dim: int) -> None:
 
 def test_large_tensors_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = checksum([rows(torch.float32)])
-    monkeypatch.setattr("megatron_wallfacer.engine.checksum._ELEMENTS", 30)
+    monkeypatch.setattr("megatron_wallfacer.engine.verify._ELEMENTS", 30)
     assert checksum([rows(torch.float32)]) == whole

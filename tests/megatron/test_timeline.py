@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
+from megatron_wallfacer.chrome_trace import TraceSource
 from megatron_wallfacer.engine.timeline import Pass, no_observer
-from megatron_wallfacer.engine.trace_source import TraceSource
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import session as session_module
 from megatron_wallfacer.megatron.arguments import Settings
@@ -183,7 +183,7 @@ def test_a_run_that_ends_too_early_says_so(observer: StepObserver, step, tmp_pat
 
 def test_it_says_so_when_the_process_ends(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from megatron_wallfacer.engine.trace_source import TraceSource;"
+        "from pathlib import Path; from megatron_wallfacer.chrome_trace import TraceSource;"
         "from megatron_wallfacer.megatron.timeline import StepObserver;"
         f"StepObserver(Path({str(tmp_path)!r}), TraceSource.here(0, 1, 'a run', 'cpu'))"
     )

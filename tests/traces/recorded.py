@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_wallfacer.chrome_trace import trace_events, write_trace
+from megatron_wallfacer.chrome_trace import TraceSource, trace_events, write_trace
 from megatron_wallfacer.engine.timeline import TimelineEvent
-from megatron_wallfacer.engine.trace_source import TraceSource
 from megatron_wallfacer.traces.timelines import RankTimeline
 
 RANKS, RING, TEAM = 4, "ring_outer inputs", "team results"

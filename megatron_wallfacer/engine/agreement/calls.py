@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from megatron_wallfacer.engine.agreement.compare import Verdict, difference
 from megatron_wallfacer.engine.agreement.exchange import Meeting
-from megatron_wallfacer.engine.backends import is_alive
 from megatron_wallfacer.engine.failures import fail_outside, reason_of
+from megatron_wallfacer.engine.groups import is_alive
 from megatron_wallfacer.errors import DisagreementError, OptionError, WallfacerError
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan

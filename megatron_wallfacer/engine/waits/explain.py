@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from megatron_wallfacer.engine.layer_names import layer_text
-from megatron_wallfacer.engine.waits.progress import Label
+from megatron_wallfacer.engine.waits.progress import Label, layer_text
 
 
 @dataclass(frozen=True)
