@@ -60,7 +60,7 @@ class SchemeCosts:
     Attributes:
         scheme: name of the scheme.
         grid: axis sizes with the least volume; or the reason why the scheme does not fit, and then no numbers follow.
-        ring_operands: operands that the ring passes in forward and in backward; a dash without a ring.
+        ring_variants: pass-KV or pass-Q in forward and in backward; a dash without a ring.
         forward_volume: elements received in forward, in units of one Q shard.
         backward_volume: elements received in backward, in units of one Q shard.
         forward_messages: messages received in forward, with the head groups that the heads allow.
@@ -72,7 +72,7 @@ class SchemeCosts:
 
     scheme: str
     grid: str
-    ring_operands: str = "-"
+    ring_variants: str = "-"
     forward_volume: float | None = None
     backward_volume: float | None = None
     forward_messages: int | None = None
@@ -99,7 +99,7 @@ def scheme_costs(cp_size: int, shape: Shape) -> Iterator[SchemeCosts]:
         yield SchemeCosts(
             scheme=scheme,
             grid=str(plan.grid),
-            ring_operands=f"{plan.forward}, {plan.backward}" if plan.grid.ring > 1 else "-",
+            ring_variants=f"{plan.forward}, {plan.backward}" if plan.grid.ring > 1 else "-",
             forward_volume=received_elements(forward, shape) / shape.unit,
             backward_volume=received_elements(backward, shape) / shape.unit,
             forward_messages=messages(forward),
@@ -116,7 +116,7 @@ def _print(costs: Iterable[SchemeCosts]) -> None:
         (
             row.scheme,
             row.grid,
-            row.ring_operands,
+            row.ring_variants,
             number(row.forward_volume),
             number(row.backward_volume),
             number(row.forward_messages, 0),
@@ -126,4 +126,4 @@ def _print(costs: Iterable[SchemeCosts]) -> None:
         )
         for row in costs
     )
-    show_table(("scheme", "grid", "on the ring", *headings), rows)
+    show_table(("scheme", "grid", "ring fwd, bwd", *headings), rows)

@@ -22,16 +22,17 @@ from megatron_wallfacer.schedule.mask import Mask, window_mask
 from megatron_wallfacer.schedule.memory import graph_bytes, peak_bytes
 from megatron_wallfacer.schedule.nodes import describe
 from megatron_wallfacer.schedule.ops import Schedule
-from megatron_wallfacer.schedule.plan import Plan, RingOperand
+from megatron_wallfacer.schedule.plan import Plan, RingVariant
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule, is_sparse
 from megatron_wallfacer.schedule.volume import Shape, messages, received_bytes, received_elements
 from megatron_wallfacer.schedule.volume_bounds import backward_bound, forward_bound, ratio
 
-_RIDES = {
-    ("forward", "kv"): "K, V ride",
-    ("forward", "q"): "Q rides",
-    ("backward", "kv"): "K, V, dK, dV ride",
-    ("backward", "q"): "Q, dO, dQ ride",
+#: Tensors that are passed around the ring in each pass, by ring variant.
+_IN_RING = {
+    ("forward", "pass-kv"): "K, V",
+    ("forward", "pass-q"): "Q",
+    ("backward", "pass-kv"): "K, V, dK, dV",
+    ("backward", "pass-q"): "Q, dO, dQ",
 }
 
 
@@ -103,12 +104,12 @@ def _cost_rows(
     chunk_mask = None if mask is None else chunk_mask_of(mask, plan.grid.cp_size, shape.tokens // CHUNKS_PER_RANK)
     options = {"groups": groups, "keep_gathered_q": keep_gathered_q, "chunk_mask": chunk_mask}
     rows, held = {}, 0
-    for name, schedule, bound, rider in (
+    for name, schedule, bound, variant in (
         ("forward", forward_schedule(plan, rank, **options), forward_bound, plan.forward),
         ("backward", backward_schedule(plan, rank, **options), backward_bound, plan.backward),
     ):
         direct, held = is_sparse(plan, chunk_mask), held + graph_bytes(schedule, shape)
-        rows[name] = f"{DIRECT if direct else _riding(name, plan, rider)}{_cost(schedule, shape)}"
+        rows[name] = f"{DIRECT if direct else _ring_text(name, plan, variant)}{_cost(schedule, shape)}"
         if mask is None:
             limit = ratio(received_elements(schedule, shape) / shape.unit, bound(plan.grid.cp_size, shape.kappa))
             rows[name] += f"; {limit:.2f}x the lower bound{' for undivided heads' if plan.grid.head > 1 else ''}"
@@ -144,9 +145,9 @@ def _groups(groups: int, plan: Plan) -> str:
     return text if groups == plan.head_groups else f"{text}, for {plan.head_groups} they do not divide"
 
 
-def _riding(name: str, plan: Plan, rider: RingOperand) -> str:
-    """What goes round the ring, if there is one."""
-    return f"{_RIDES[name, rider]}; " if plan.grid.ring > 1 else ""
+def _ring_text(name: str, plan: Plan, variant: RingVariant) -> str:
+    """Return the ring variant of a pass and the tensors in the ring; nothing without a ring."""
+    return f"{variant}, {_IN_RING[name, variant]} in the ring; " if plan.grid.ring > 1 else ""
 
 
 def _cost(schedule: Schedule, shape: Shape) -> str:

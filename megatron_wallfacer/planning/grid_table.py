@@ -10,6 +10,7 @@ from megatron_wallfacer.planning.configuration import Configuration
 from megatron_wallfacer.planning.report import Table, number
 from megatron_wallfacer.planning.search import TIE, SearchResult, named_choices
 from megatron_wallfacer.schedule.grid import AXES
+from megatron_wallfacer.schedule.plan import RingVariant
 from megatron_wallfacer.schedule.volume_bounds import backward_bound, forward_bound
 
 #: Simulated grids in the table.
@@ -24,7 +25,7 @@ class GridRow:
         name: name of the scheme; empty for a grid of the search.
         grid: axes with their sizes.
         placement: axes, fastest varying first.
-        ring_operands: operand that moves around the ring, forward and backward.
+        ring_variants: pass-KV or pass-Q, of the forward and of the backward pass.
         keep_gathered_q: whether gathered queries are kept from forward to backward.
         seconds: simulated time; None where a simulation would take long.
         bound_s: time that no overlap can undercut.
@@ -38,7 +39,7 @@ class GridRow:
     name: str
     grid: str
     placement: tuple[str, ...]
-    ring_operands: tuple[str, str]
+    ring_variants: tuple[RingVariant, RingVariant]
     keep_gathered_q: bool
     seconds: float | None
     bound_s: float
@@ -95,7 +96,7 @@ def _row(configuration: Configuration, choice: Choice) -> GridRow:
         "name": choice.name or "",
         "grid": str(plan.grid),
         "placement": plan.grid.placement,
-        "ring_operands": (plan.forward, plan.backward),
+        "ring_variants": (plan.forward, plan.backward),
         "keep_gathered_q": choice.keep_gathered_q,
         "bound_s": bound.seconds,
     }

@@ -198,7 +198,7 @@ def _grid_fields(configuration: Configuration) -> dict[str, Any]:
         "sizes": asdict(configuration.sizes),
         "grid": str(plan.grid),
         "placement": plan.grid.placement,
-        "ring_operands": (plan.forward, plan.backward),
+        "ring_variants": (plan.forward, plan.backward),
         "bound_by": choice.bound.resource,
         "of_bound": choice.simulation.seconds / choice.bound.seconds,
         "step": asdict(step) | {"layer_s": step.layer_s, "exposed_s": step.exposed_s},
@@ -228,11 +228,11 @@ def _grid_parts(configuration: Configuration) -> Iterator[ReportPart]:
 
 
 def _attention(choice: Choice) -> str:
-    grid = choice.plan.grid
+    plan, grid = choice.plan, choice.plan.grid
     if not grid.placement:
         return str(grid)
-    forward, backward = (f"pass-{operand.upper()}" for operand in (choice.plan.forward, choice.plan.backward))
-    return f"{grid}; fastest varying first: {', '.join(grid.placement)}; {forward} forward, {backward} backward"
+    variants = f"{plan.forward} forward, {plan.backward} backward"
+    return f"{grid}; fastest varying first: {', '.join(grid.placement)}; {variants}"
 
 
 def _ms(seconds: float) -> str:

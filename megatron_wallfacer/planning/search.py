@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, permutations, product
 from operator import attrgetter
 
@@ -11,11 +12,10 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.time_bound import estimated_kernel_seconds
 from megatron_wallfacer.schedule.factorisation import factorisations
-from megatron_wallfacer.schedule.formulas import backward_volume, forward_volume
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import check_heads, head_groups
-from megatron_wallfacer.schedule.plan import Plan, shard_work
-from megatron_wallfacer.schedule.schemes import RING_OPERANDS, SCHEMES, make_plan
+from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan, shard_work
+from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan, total_volume
 from megatron_wallfacer.schedule.volume import Shape
 
 #: Axes of the search. A kv_team is never better than a team and a ring, so only named schemes have one.
@@ -136,7 +136,7 @@ def candidates(job: AttentionJob) -> Iterator[Choice]:
         plan = Plan(Grid(**sizes), "team-ring", shard_work=shard_work(shape.tokens, shape.q_heads))
         if not _divides_heads(plan, shape) or (sizes["ring_inner"] > 1 and sizes["ring_outer"] == 1):
             continue
-        plan = _with_ring_operands(plan, shape)
+        plan = _with_cheapest_variants(plan, shape)
         is_empty = False
         for grid in _placements(plan.grid):
             yield from _choices(job, replace(plan, grid=grid))
@@ -181,16 +181,11 @@ def _divides_heads(plan: Plan, shape: Shape) -> bool:
     return True
 
 
-def _with_ring_operands(plan: Plan, shape: Shape) -> Plan:
-    """Return the plan with the ring operands that have the least traffic."""
-
-    def volume(operands: tuple) -> float:
-        plan_ = replace(plan, forward=operands[0], backward=operands[1])
-        kappa, kv_heads = shape.kappa, shape.kv_heads
-        return forward_volume(plan_, kappa, kv_heads=kv_heads) + backward_volume(plan_, kappa, kv_heads=kv_heads)
-
-    forward, backward = min(product(RING_OPERANDS, RING_OPERANDS), key=volume)
-    return replace(plan, forward=forward, backward=backward)
+def _with_cheapest_variants(plan: Plan, shape: Shape) -> Plan:
+    """Return the plan with the ring variants that have the least volume, both passes together."""
+    variants = product(RING_VARIANTS, repeat=2)
+    plans = [replace(plan, forward=forward, backward=backward) for forward, backward in variants]
+    return min(plans, key=partial(total_volume, kappa=shape.kappa, kv_heads=shape.kv_heads))
 
 
 def _placements(grid: Grid) -> list[Grid]:

@@ -187,8 +187,9 @@ def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) ->
     The paper's order of K and V counts as native; it moves at least as many bytes.
     """
     received: Counter[str] = Counter()
-    passes = ((plan.forward, Q, KV, PARTIAL_OUT, ()), (plan.backward, (*Q, *DOUT), KV, DQ, DKV))
-    for ring_operand, q_in, kv_in, q_out, kv_out in passes:
+    passes = ((False, Q, KV, PARTIAL_OUT, ()), (True, (*Q, *DOUT), KV, DQ, DKV))
+    for backward, q_in, kv_in, q_out, kv_out in passes:
+        ring_operand = plan.ring_operand(backward=backward)
         for operand, inputs, results in (("q", q_in, q_out), ("kv", kv_in, kv_out)):
             received.update(_operand_bytes(plan, shape, operand, inputs, results, in_ring=operand == ring_operand))
     if keep_gathered_q:

@@ -112,7 +112,7 @@ def _left_legend(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) 
     if permuted:
         shown = "" if permuted <= grid_rings.permutation_shown(grid) else ", two teams shown"
         dashes = Line2D([], [], **{name: grid_drawing.PERMUTATION[name] for name in ("color", "lw", "ls")})
-        tensors = "Q" if plan.forward == "q" else "K and V"
+        tensors = "Q" if plan.forward == "pass-q" else "K and V"
         owner = "the team" if plan.kv_order == "paper" else "the rank"
         text = f"before the ring: sends {tensors} of {owner} (Algorithm 2{shown})"
         entries.append((dashes, text))

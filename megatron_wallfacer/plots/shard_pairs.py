@@ -48,7 +48,7 @@ def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
         schedule = forward_schedule(plan, rank)
         areas: Counter[tuple[int, Pair]] = Counter()
         for attend in schedule.attends:
-            ring_step = ring_step_of(schedule, attend, plan.forward)
+            ring_step = ring_step_of(schedule, attend, plan.ring_operand(backward=False))
             for pair, area in _areas(schedule, attend).items():
                 areas[ring_step, pair] += area
         for (ring_step, pair), area in areas.items():

@@ -71,7 +71,7 @@ class HeadGroupBuilder:
     ) -> None:
         self.plan, self.operands = plan, Operands(plan, rank, backward=backward)
         # In the permuted order the queries of pass-Q are not gathered in the team.
-        is_gathered_elsewhere = plan.kv_order == "permuted" and "q" in (plan.forward, plan.backward)
+        is_gathered_elsewhere = plan.kv_order == "permuted" and "pass-q" in (plan.forward, plan.backward)
         self.group = HeadGroup(
             self.operands,
             emitter,

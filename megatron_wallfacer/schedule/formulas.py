@@ -26,7 +26,8 @@ def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, siz
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes
     q, kv = given + summed, 2 * width * given
-    return (q + kv) * _exchanged(plan) + q * _shards(plan, "q", plan.forward) + kv * _shards(plan, "kv", plan.forward)
+    shards = {operand: _shards(plan, operand, backward=False) for operand in ("q", "kv")}
+    return (q + kv) * _exchanged(plan) + q * shards["q"] + kv * shards["kv"]
 
 
 def backward_volume(
@@ -48,9 +49,10 @@ def backward_volume(
     q, kv = 2 * given + summed, 2 * width * (given + summed)
     exchange = (given + summed + 2 * width * summed) * _exchanged(plan)
     # In the permuted order pass-Q gathers queries of other ranks than the team, which the other pass cannot reuse.
-    gathered_otherwise = plan.kv_order == "permuted" and "q" in (plan.forward, plan.backward)
+    gathered_otherwise = plan.kv_order == "permuted" and "pass-q" in (plan.forward, plan.backward)
     saved = plan.grid.team - 1 if keep_gathered_q and not gathered_otherwise else 0
-    return exchange + q * _shards(plan, "q", plan.backward) - given * saved + kv * _shards(plan, "kv", plan.backward)
+    shards = {operand: _shards(plan, operand, backward=True) for operand in ("q", "kv")}
+    return exchange + q * shards["q"] - given * saved + kv * shards["kv"]
 
 
 def busiest_rank(plan: Plan) -> int:
@@ -72,11 +74,11 @@ def _is_permuted(plan: Plan) -> bool:
     return plan.kv_order != "native" and plan.grid.team > 1
 
 
-def _shards(plan: Plan, side: RingOperand, ring_operand: RingOperand) -> int:
-    """Return the number of shards of one tensor of a side that a rank receives, in a gather or from the ring."""
+def _shards(plan: Plan, operand: RingOperand, *, backward: bool) -> int:
+    """Return the number of shards of one tensor of an operand that a rank receives, in a gather or from the ring."""
     grid = plan.grid
-    team = grid.team if side == "q" else grid.kv_team
-    if side != ring_operand:
+    team = grid.team if operand == "q" else grid.kv_team
+    if operand != plan.ring_operand(backward=backward):
         return team - 1
     if not _is_permuted(plan):
         return team * grid.ring - 1

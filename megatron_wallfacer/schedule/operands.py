@@ -40,7 +40,7 @@ class Operands:
 
     def __init__(self, plan: Plan, rank: int, *, backward: bool) -> None:
         self.plan, self.grid, self.rank, self.backward = plan, plan.grid, rank, backward
-        self.ring_operand = plan.backward if backward else plan.forward
+        self.ring_operand = plan.ring_operand(backward=backward)
         self.stationary = "q" if self.ring_operand == "kv" else "kv"
         self.is_permuted = plan.kv_order != "native"
         self.ring_steps = ring_steps(self.grid, rank, bidirectional=plan.bidirectional)

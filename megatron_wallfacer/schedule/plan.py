@@ -9,6 +9,9 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import Grid
 
 RingOperand = Literal["kv", "q"]
+#: Variants of ring attention (arXiv 2411.01783), by the operand that is passed around the ring.
+RingVariant = Literal["pass-kv", "pass-q"]
+RING_VARIANTS: tuple[RingVariant, ...] = get_args(RingVariant)
 Order = Literal["native", "paper", "permuted"]
 
 
@@ -23,10 +26,10 @@ class Plan:
             permutation. ``paper``: blocks are gathered in the *team*, then whole blocks are permuted (Algorithm 2 of
             the paper). ``permuted``: the same blocks, but single shards are permuted first and gathered afterwards,
             with about half the volume. The last two need ``team == kv_team``.
-        forward: ring operand of the forward pass. ``kv`` (pass-KV): K and V are passed around the ring. ``q`` (pass-Q):
-            Q is, and its partial outputs are returned to the origin directly.
-        backward: ring operand of the backward pass. ``kv``: K, V and their gradients are passed around the ring.
-            ``q``: Q, dO and dQ are.
+        forward: ring variant of the forward pass. ``pass-kv``: K and V are passed around the ring. ``pass-q``: Q is
+            passed around the ring, and its partial outputs are returned to the origin directly.
+        backward: ring variant of the backward pass. ``pass-kv``: K, V and their gradients are passed around the ring.
+            ``pass-q``: Q, dO and dQ are passed around the ring.
         bidirectional: whether blocks of a single ring are sent half way around in each direction.
         head_groups: number of head groups, whose schedules are interleaved so that kernels of one hide transfers of
             another. There are fewer if the heads do not divide (:func:`megatron_wallfacer.schedule.heads.head_groups`).
@@ -40,8 +43,8 @@ class Plan:
     grid: Grid
     scheme: str = "grid"
     kv_order: Order = "native"
-    forward: RingOperand = "kv"
-    backward: RingOperand = "kv"
+    forward: RingVariant = "pass-kv"
+    backward: RingVariant = "pass-kv"
     bidirectional: bool = False
     head_groups: int = 1
     shard_work: int | None = None
@@ -50,13 +53,9 @@ class Plan:
         grid = self.grid
         if not isinstance(grid, Grid):
             raise OptionError("grid", grid, "a Grid")
-        for name, names in (
-            ("kv_order", get_args(Order)),
-            ("forward", get_args(RingOperand)),
-            ("backward", get_args(RingOperand)),
-        ):
-            if getattr(self, name) not in names:
-                raise OptionError(name, getattr(self, name), f"one of {', '.join(names)}")
+        for name, values in (("kv_order", get_args(Order)), ("forward", RING_VARIANTS), ("backward", RING_VARIANTS)):
+            if getattr(self, name) not in values:
+                raise OptionError(name, getattr(self, name), f"one of {', '.join(values)}")
         if self.kv_order != "native" and grid.team != grid.kv_team:
             raise OptionError(
                 "kv_team_size", grid.kv_team, f"the team size {grid.team}: the published blocks need team = kv_team"
@@ -65,6 +64,10 @@ class Plan:
             raise OptionError("bidirectional", grid, "a single ring: ring_inner or ring_outer must be 1")
         if not isinstance(self.head_groups, int) or self.head_groups < 1:
             raise OptionError("head_groups", self.head_groups, "a positive number")
+
+    def ring_operand(self, *, backward: bool) -> RingOperand:
+        """Return the operand that is passed around the ring in one pass; the other one is stationary."""
+        return "kv" if (self.backward if backward else self.forward) == "pass-kv" else "q"
 
 
 def shard_work(tokens: int, q_heads: int) -> int:

@@ -12,9 +12,9 @@ from megatron_wallfacer.schedule.factorisation import factorisations
 from megatron_wallfacer.schedule.formulas import backward_volume, busiest_rank, forward_volume
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import check_heads
-from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan
 from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.schemes import RING_OPERANDS, SCHEMES, make_plan
+from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape, received_elements
 from megatron_wallfacer.schedule.volume_bounds import (
     backward_bound,
@@ -135,7 +135,7 @@ def _all_plans(cp_size: int, shape: Shape, axes: Sequence[str]) -> Iterator[Plan
             check_heads(Plan(grid), shape.q_heads, shape.kv_heads)
         except OptionError:
             continue
-        for forward, backward in product(RING_OPERANDS, RING_OPERANDS):
+        for forward, backward in product(RING_VARIANTS, repeat=2):
             yield Plan(grid, forward=forward, backward=backward)
 
 

@@ -37,7 +37,7 @@ from megatron_wallfacer.schedule.factorisation import factorisations
 from megatron_wallfacer.schedule.formulas import backward_volume, forward_volume
 from megatron_wallfacer.schedule.grid import DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
 from megatron_wallfacer.schedule.heads import check_heads
-from megatron_wallfacer.schedule.plan import Order, Plan, RingOperand, shard_work
+from megatron_wallfacer.schedule.plan import RING_VARIANTS, Order, Plan, RingVariant, shard_work
 from megatron_wallfacer.schedule.price import NODE, cheapest
 
 
@@ -50,8 +50,8 @@ class Rule:
         by_hand: axes that have one rank unless a size is given.
         all_wide: whether as many axes as possible have more than one rank, even if that costs volume.
         orders: orders of K and V that are allowed, the default first.
-        forward: ring operand of the forward pass; None for the one with less volume.
-        backward: ring operand of the backward pass; None for the one with less volume.
+        forward: ring variant of the forward pass; None for the variant with less volume.
+        backward: ring variant of the backward pass; None for the variant with less volume.
         note: addition to the error message for a size that does not fit.
     """
 
@@ -59,8 +59,8 @@ class Rule:
     by_hand: tuple[str, ...] = ()
     all_wide: bool = False
     orders: tuple[Order, ...] = ("native",)
-    forward: RingOperand | None = "kv"
-    backward: RingOperand | None = "kv"
+    forward: RingVariant | None = "pass-kv"
+    backward: RingVariant | None = "pass-kv"
     note: str = ""
 
 
@@ -76,7 +76,7 @@ RULES: Mapping[str, Rule] = {
     "wallfacer": Rule(
         axes=("team", "kv_team", "ring_outer"),
         orders=("paper", "permuted"),
-        backward="q",
+        backward="pass-q",
         note="team = kv_team = C, and C^2 divides cp size",
     ),
     "team-ring": _OURS,
@@ -89,8 +89,8 @@ RULES: Mapping[str, Rule] = {
     "lss": Rule(axes=("kv_team",)),
     "mesh": Rule(axes=("team", "kv_team")),
     # The paper is about inference and has no backward.
-    "tokenring": Rule(axes=("ring_outer",), forward="q", backward=None),
-    "burst": Rule(axes=("ring_outer", "ring_inner"), all_wide=True, backward="q"),
+    "tokenring": Rule(axes=("ring_outer",), forward="pass-q", backward=None),
+    "burst": Rule(axes=("ring_outer", "ring_inner"), all_wide=True, backward="pass-q"),
 }
 SCHEMES: tuple[str, ...] = tuple(RULES)
 PLACEMENTS: Mapping[str, tuple[str, ...]] = {
@@ -99,7 +99,6 @@ PLACEMENTS: Mapping[str, tuple[str, ...]] = {
     "head-first": ("head", "ring_inner", "ring_outer", "team", "kv_team"),
     "ring-first": ("ring_inner", "ring_outer", "head", "team", "kv_team"),
 }
-RING_OPERANDS: tuple[RingOperand, ...] = ("kv", "q")
 #: ``auto`` where it chooses by price.
 _PRICED = replace(_OURS, axes=("team", "kv_team", "ring_outer"), by_hand=("head", "ring_inner"))
 #: The option that sets an axis. What these leave over is ``ring_outer``, or the one axis that is not given.
@@ -145,8 +144,8 @@ def make_plan(
         placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest varying first. ``ring`` is short for
             ``ring_inner,ring_outer``, and axes of one rank may be left out.
         kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
-        forward, backward: ring operand of the pass, ``kv`` or ``q``; ``auto`` is as published, or the one with less
-            volume.
+        forward, backward: ring variant of the pass, ``pass-kv`` or ``pass-q``; ``auto`` is the published variant, or
+            the variant with less volume where the scheme leaves it open.
         bidirectional: blocks are sent half way around the ring in each direction.
         head_groups: number of head groups; by default 2 if rows are gathered and, if ``tokens`` and heads are given,
             kernel calls of half the heads are large enough (:data:`SPLIT_WORK`).
@@ -172,16 +171,16 @@ def make_plan(
     given = {"head": head_size, "team": team_size, "kv_team": kv_team_size, "ring_inner": ring_inner_size}
     order = _order(scheme, rule, kv_order)
     published = {"forward": (forward, rule.forward), "backward": (backward, rule.backward)}
-    operands = tuple(_ring_operands(name, *choice) for name, choice in published.items())
+    variants = tuple(_ring_variants(name, *choice) for name, choice in published.items())
     given = {axis: size for axis, size in given.items() if size is not None}
     grids = _open_grids(scheme, rule, cp_size, given, order)
     if heads and head_size is None:
         # Where none fits, the check below says so.
         grids = [grid for grid in grids if _fits(grid, heads)] or grids
     name = "team-ring" if scheme == "auto" else scheme
-    plans = [_with_cheapest_operands(Plan(grid, name, order), operands, kappa, heads) for grid in grids]
-    by_words = partial(_preference, rule, kappa=kappa, heads=heads)
-    plan = cheapest(plans, tokens, *heads, ranks_per_node=ranks_per_node) if priced else min(plans, key=by_words)
+    plans = [_with_cheapest_variants(Plan(grid, name, order), variants, kappa, heads) for grid in grids]
+    by_volume = partial(_preference, rule, kappa=kappa, heads=heads)
+    plan = cheapest(plans, tokens, *heads, ranks_per_node=ranks_per_node) if priced else min(plans, key=by_volume)
     if heads:
         check_heads(plan, *heads)
     return replace(
@@ -230,19 +229,19 @@ def _fits(grid: Grid, heads: tuple[int, int]) -> bool:
     return True
 
 
-def _with_cheapest_operands(
-    plan: Plan, operands: Sequence[Sequence[RingOperand]], kappa: float, heads: tuple[int, int] | None
+def _with_cheapest_variants(
+    plan: Plan, variants: Sequence[Sequence[RingVariant]], kappa: float, heads: tuple[int, int] | None
 ) -> Plan:
-    """Return the plan with the ring operand of least volume in each pass; K and V if there is no difference."""
+    """Return the plan with the ring variant of least volume in each pass; pass-KV if both have the same volume."""
     kv_heads = heads[1] if heads else None
 
-    def forward_cost(operand: RingOperand) -> float:
-        return _rounded(forward_volume(replace(plan, forward=operand), kappa, kv_heads=kv_heads))
+    def forward_cost(variant: RingVariant) -> float:
+        return _rounded(forward_volume(replace(plan, forward=variant), kappa, kv_heads=kv_heads))
 
-    def backward_cost(operand: RingOperand) -> float:
-        return _rounded(backward_volume(replace(plan, backward=operand), kappa, kv_heads=kv_heads))
+    def backward_cost(variant: RingVariant) -> float:
+        return _rounded(backward_volume(replace(plan, backward=variant), kappa, kv_heads=kv_heads))
 
-    return replace(plan, forward=min(operands[0], key=forward_cost), backward=min(operands[1], key=backward_cost))
+    return replace(plan, forward=min(variants[0], key=forward_cost), backward=min(variants[1], key=backward_cost))
 
 
 def _preference(rule: Rule, plan: Plan, *, kappa: float, heads: tuple[int, int] | None) -> tuple[float, ...]:
@@ -266,13 +265,13 @@ def _order(scheme: str, rule: Rule, kv_order: str | None) -> Order:
     return kv_order  # type: ignore[return-value]
 
 
-def _ring_operands(option: str, asked: str, published: RingOperand | None) -> Sequence[RingOperand]:
-    """Return the ring operands to choose from."""
-    if asked not in ("auto", *RING_OPERANDS):
-        raise OptionError(option, asked, _either(("auto", *RING_OPERANDS)))
-    if asked != "auto":
-        return (asked,)  # type: ignore[return-value]
-    return RING_OPERANDS if published is None else (published,)
+def _ring_variants(option: str, given: str, published: RingVariant | None) -> Sequence[RingVariant]:
+    """Return the ring variants to choose from."""
+    if given not in ("auto", *RING_VARIANTS):
+        raise OptionError(option, given, _either(("auto", *RING_VARIANTS)))
+    if given != "auto":
+        return (given,)  # type: ignore[return-value]
+    return RING_VARIANTS if published is None else (published,)
 
 
 def _either(words: Sequence[str]) -> str:

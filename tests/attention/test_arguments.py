@@ -126,8 +126,8 @@ def test_a_distributed_tensor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("fields", "message"),
     [
         ({"kv_order": "papers"}, "kv_order=papers: must be one of native, paper, permuted"),
-        ({"forward": "k"}, "forward=k: must be one of kv, q"),
-        ({"backward": None}, "backward=None: must be one of kv, q"),
+        ({"forward": "k"}, "forward=k: must be one of pass-kv, pass-q"),
+        ({"backward": None}, "backward=None: must be one of pass-kv, pass-q"),
         ({"head_groups": 1.5}, "head_groups=1.5: must be a positive number"),
     ],
 )

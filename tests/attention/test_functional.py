@@ -89,7 +89,8 @@ def test_gradients_of_finite_differences() -> None:
 def test_plan_may_be_a_grid_or_a_plan() -> None:
     q, k, v = tensors()
     assert torch.equal(
-        attention(q, k, v, plan=ALONE), attention(q, k, v, plan=Plan(ALONE, "any", "paper", "q", "q", head_groups=2))
+        attention(q, k, v, plan=ALONE),
+        attention(q, k, v, plan=Plan(ALONE, "any", "paper", "pass-q", "pass-q", head_groups=2)),
     )
 
 

@@ -103,7 +103,7 @@ def test_what_it_saves_is_what_megatron_parses(
     settings = settings_from(parse(*argv, world=16).args)
     assert str(settings.plan.grid) == best["grid"]
     assert list(settings.plan.grid.placement) == best["placement"]
-    assert (settings.plan.forward, settings.plan.backward) == tuple(best["ring_operands"])
+    assert (settings.plan.forward, settings.plan.backward) == tuple(best["ring_variants"])
     assert settings.keep_gathered_q == best["keep_gathered_q"]
 
 

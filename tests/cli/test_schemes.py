@@ -49,13 +49,13 @@ def test_known_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert same == {key: value for key, value in rows["all-gather"].items() if key != "scheme"}
 
 
-def test_ring_operands_are_named_where_there_is_a_ring(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ring_variants_are_named_where_there_is_a_ring(capsys: pytest.CaptureFixture[str]) -> None:
     rows = found(capsys, "--cp-size", "16", "--q-heads", "8", "--kv-heads", "8")
-    assert {name: rows[name]["ring_operands"] for name in ("ring", "tokenring", "burst", "wallfacer", "mesh")} == {
-        "ring": "kv, kv",
-        "tokenring": "q, q",
-        "burst": "kv, q",
-        "wallfacer": "kv, q",
+    assert {name: rows[name]["ring_variants"] for name in ("ring", "tokenring", "burst", "wallfacer", "mesh")} == {
+        "ring": "pass-kv, pass-kv",
+        "tokenring": "pass-q, pass-q",
+        "burst": "pass-kv, pass-q",
+        "wallfacer": "pass-kv, pass-q",
         "mesh": "-",
     }
 

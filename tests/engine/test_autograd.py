@@ -23,15 +23,15 @@ from tests.support.pool import Pool
 
 WITH_TEAMS = {
     "team-ring": Plan(Grid(team=2, ring_outer=4)),
-    "team-ring, q rides": Plan(Grid(team=2, ring_outer=4), forward="q", backward="q", head_groups=2),
-    "wallfacer": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="paper", backward="q"),
+    "team-ring, pass-q": Plan(Grid(team=2, ring_outer=4), forward="pass-q", backward="pass-q", head_groups=2),
+    "wallfacer": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="paper", backward="pass-q"),
     "mesh": Plan(Grid(team=4, kv_team=2)),
     "head x team x ring": Plan(Grid(head=2, team=2, ring_outer=2)),
 }
 PLANS = WITH_TEAMS | {
     "ring": Plan(Grid(ring_outer=8)),
     "loongtrain": Plan(Grid(head=2, ring_outer=2, ring_inner=2)),
-    "usp, two head groups": Plan(Grid(head=2, ring_outer=4), forward="q", head_groups=2),
+    "usp, two head groups": Plan(Grid(head=2, ring_outer=4), forward="pass-q", head_groups=2),
 }
 SHARDED = Problem(8, q_heads=8, kv_heads=4, dtype=torch.float32)
 

@@ -29,8 +29,8 @@ from tests.support.pool import Pool
 PACKAGE = "megatron_wallfacer"
 PLANS = {
     "team-ring": Plan(Grid(team=2, ring_outer=4)),
-    "loongtrain": Plan(Grid(head=2, ring_outer=4), backward="q", head_groups=2),
-    "wallfacer": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="paper", backward="q"),
+    "loongtrain": Plan(Grid(head=2, ring_outer=4), backward="pass-q", head_groups=2),
+    "wallfacer": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="paper", backward="pass-q"),
     "mesh": Plan(Grid(team=4, kv_team=2)),
 }
 GRADIENTS = TENSORS[1:]
@@ -209,7 +209,7 @@ def test_comparison_notices_sabotage(pools: Callable[[int], Pool], name: str, pl
     case, spoils = case_of(plan), SABOTAGE[name].spoils
     found = errors(case.problem, pools(8).run(sabotaged, case, name))
     assert all(found[tensor] > 1e-3 for tensor in spoils), found
-    # What spoils the backward pass spoils some gradient; which one depends on what rides. Forward stays as it is.
+    # What spoils the backward pass spoils some gradient; which one depends on the ring variant. Forward stays as it is.
     if not spoils:
         assert max(found[tensor] for tensor in GRADIENTS) > 1e-3 > 1e-12 >= found["out"], found
 

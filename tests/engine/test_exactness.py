@@ -38,9 +38,9 @@ LARGE = (
     Grid(2, 3, 1, 2, 2, ("ring_inner", "head", "ring_outer", "team")),
     Grid(1, 2, 2, 3, 2, ("kv_team", "ring_outer", "team", "ring_inner")),
 )
-#: Up to this size either rider in either pass, beyond it one of each.
-ALL_RIDERS = 8
-RING_OPERANDS = (("kv", "kv"), ("kv", "q"), ("q", "q"), ("q", "kv"))
+#: Up to this size two pairs of ring variants per order and direction, beyond it one.
+ALL_VARIANTS = 8
+VARIANTS = (("pass-kv", "pass-kv"), ("pass-kv", "pass-q"), ("pass-q", "pass-q"), ("pass-q", "pass-kv"))
 
 
 def all_grids(cp_size: int) -> Iterator[Grid]:
@@ -55,12 +55,12 @@ def other_placements(grid: Grid) -> Iterator[Grid]:
 
 
 def plans(grid: Grid, first: int) -> Iterator[Plan]:
-    """Every order and direction that exists for a grid, each with some of the riders, from the ``first`` on."""
+    """Every order and direction that exists for a grid, each with some ring variants, from the ``first`` on."""
     orders = ("native", "paper", "permuted") if grid.team == grid.kv_team > 1 else ("native",)
     ways = (False, True) if grid.ring > 1 and 1 in (grid.ring_outer, grid.ring_inner) else (False,)
     for index, (order, way) in enumerate(product(orders, ways), start=first):
-        chosen = (index % 4, (index + 2) % 4) if grid.cp_size <= ALL_RIDERS else (index % 4,)
-        for forward, backward in (RING_OPERANDS[number] for number in chosen):
+        chosen = (index % 4, (index + 2) % 4) if grid.cp_size <= ALL_VARIANTS else (index % 4,)
+        for forward, backward in (VARIANTS[number] for number in chosen):
             yield Plan(grid, "any", order, forward, backward, bidirectional=way)
 
 
@@ -110,8 +110,8 @@ def features(case: Case) -> set[str]:
     plan, problem = case.plan, case.problem
     found = {axis for axis in AXES if plan.grid.size_of(axis) > 1}
     flags = {
-        "q rides forward": plan.forward == "q",
-        "q rides backward": plan.backward == "q",
+        "pass-q forward": plan.forward == "pass-q",
+        "pass-q backward": plan.backward == "pass-q",
         plan.kv_order: True,
         "bidirectional": plan.bidirectional,
         "head groups": case.groups > 1,

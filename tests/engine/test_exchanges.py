@@ -25,7 +25,7 @@ CASES = [
     # Sizes that need padding, and kv heads that several ranks share.
     Case(Plan(Grid(head=4)), Problem(4, chunk=3, q_heads=4, kv_heads=1, head_dim=5, dtype=torch.float32)),
     Case(Plan(Grid(head=2, ring_outer=2), head_groups=2), Problem(4, q_heads=8, kv_heads=4, dtype=BF16)),
-    Case(Plan(Grid(head=2, team=2), backward="q"), Problem(4, documents=(0, 3, 16), dtype=BF16)),
+    Case(Plan(Grid(head=2, team=2), backward="pass-q"), Problem(4, documents=(0, 3, 16), dtype=BF16)),
 ]
 
 

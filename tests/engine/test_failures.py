@@ -32,9 +32,9 @@ from tests.support.pool import Pool
 PROBLEM = Problem(4, kv_heads=4)
 PLANS = {
     "ring": Plan(Grid(ring_outer=4)),
-    "team-ring": Plan(Grid(team=2, ring_outer=2), backward="q"),
+    "team-ring": Plan(Grid(team=2, ring_outer=2), backward="pass-q"),
     "heads": Plan(Grid(head=4)),
-    "published": Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="q"),
+    "published": Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="pass-q"),
 }
 ERRORS = {"memory": torch.OutOfMemoryError, "interrupt": KeyboardInterrupt}
 

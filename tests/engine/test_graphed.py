@@ -40,7 +40,7 @@ PLANS = {
     "ring": Plan(Grid(ring_outer=2)),
     "team": Plan(Grid(team=2)),
     "ulysses": Plan(Grid(head=2)),
-    "tokenring": Plan(Grid(ring_outer=2), forward="q", backward="q"),
+    "tokenring": Plan(Grid(ring_outer=2), forward="pass-q", backward="pass-q"),
 }
 
 

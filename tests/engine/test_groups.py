@@ -24,8 +24,8 @@ from tests.support.pool import Pool
 ADJACENT = ((0, 1, 2, 3), (4, 5, 6, 7))
 STRIDED = ((0, 2, 4, 6), (1, 3, 5, 7))
 TEAM_RING, RING = Plan(Grid(team=2, ring_outer=2)), Plan(Grid(ring_outer=4))
-PUBLISHED = Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="q")
-USP = Plan(Grid(head=2, ring_outer=2), forward="q")
+PUBLISHED = Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="pass-q")
+USP = Plan(Grid(head=2, ring_outer=2), forward="pass-q")
 
 
 def run_in_groups(rank: int, members: tuple[tuple[int, ...], ...], work: list[Case]) -> object:
@@ -133,7 +133,7 @@ def test_axis_of_one_rank_has_no_group(pools: Callable[[int], Pool]) -> None:
 
 
 def test_every_transfer_of_every_scheme_has_a_group(pools: Callable[[int], Pool]) -> None:
-    for plan in (TEAM_RING, RING, PUBLISHED, USP, Plan(Grid(ring_outer=2, ring_inner=2), backward="q")):
+    for plan in (TEAM_RING, RING, PUBLISHED, USP, Plan(Grid(ring_outer=2, ring_inner=2), backward="pass-q")):
         ranks = pools(4).run(channel_ranks, plan.grid)
         for rank, (groups, _) in enumerate(ranks):
             for schedule in Case(plan, Problem(4)).schedules(rank):

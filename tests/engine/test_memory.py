@@ -30,8 +30,8 @@ PLANS = {
     "ring": Plan(Grid(ring_outer=8)),
     "double ring": Plan(Grid(ring_outer=4, ring_inner=2)),
     "bidirectional ring": Plan(Grid(ring_outer=8), bidirectional=True),
-    "tokenring": Plan(Grid(ring_outer=8), forward="q"),
-    "burst": Plan(Grid(ring_outer=4, ring_inner=2), backward="q"),
+    "tokenring": Plan(Grid(ring_outer=8), forward="pass-q"),
+    "burst": Plan(Grid(ring_outer=4, ring_inner=2), backward="pass-q"),
     "ulysses": Plan(Grid(head=8)),
     "usp": Plan(Grid(head=2, ring_outer=4)),
     "ring of two": Plan(Grid(team=4, ring_outer=2)),
@@ -42,12 +42,12 @@ PLANS = {
     "kv_team x ring": Plan(Grid(kv_team=2, ring_outer=4)),
     "all-gather": Plan(Grid(kv_team=8)),
     "mesh": Plan(Grid(team=2, kv_team=4)),
-    "wallfacer": Plan(PUBLISHED, kv_order="paper", backward="q"),
-    "wallfacer permuted": Plan(PUBLISHED, kv_order="permuted", backward="q"),
+    "wallfacer": Plan(PUBLISHED, kv_order="paper", backward="pass-q"),
+    "wallfacer permuted": Plan(PUBLISHED, kv_order="permuted", backward="pass-q"),
     "usp, two head groups": Plan(Grid(head=2, ring_outer=4), head_groups=2),
     "team-ring, two head groups": Plan(Grid(team=2, ring_outer=4), head_groups=2),
     "ring of two, kept q": Plan(Grid(team=4, ring_outer=2)),
-    "wallfacer, kept q": Plan(PUBLISHED, kv_order="paper", backward="q"),
+    "wallfacer, kept q": Plan(PUBLISHED, kv_order="paper", backward="pass-q"),
 }
 KEPT = "kept q"
 #: Delta of the rank's own tokens, and other things of one number a head.

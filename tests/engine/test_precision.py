@@ -19,11 +19,11 @@ from tests.support.pool import Pool
 
 SCHEMES = {
     "ring": Plan(Grid(ring_outer=8)),
-    "tokenring": Plan(Grid(ring_outer=8), forward="q"),
-    "burst": Plan(Grid(ring_outer=4, ring_inner=2), backward="q"),
+    "tokenring": Plan(Grid(ring_outer=8), forward="pass-q"),
+    "burst": Plan(Grid(ring_outer=4, ring_inner=2), backward="pass-q"),
     "loongtrain": Plan(Grid(head=2, ring_outer=2, ring_inner=2)),
-    "team-ring": Plan(Grid(team=2, ring_outer=4), backward="q", head_groups=2),
-    "wallfacer": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="paper", backward="q"),
+    "team-ring": Plan(Grid(team=2, ring_outer=4), backward="pass-q", head_groups=2),
+    "wallfacer": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="paper", backward="pass-q"),
     "all-gather": Plan(Grid(kv_team=8)),
 }
 GRIDS = SCHEMES | {

@@ -23,7 +23,7 @@ from tests.support.pool import Pool
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PLANS = (
     Plan(Grid(team=2, ring_outer=2)),
-    Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="q"),
+    Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="pass-q"),
     Plan(Grid(head=2, ring_outer=2), bidirectional=True),
 )
 PROBLEM = Problem(4, q_heads=8, kv_heads=4, dtype=torch.float32)

@@ -30,8 +30,8 @@ PLANS = traffic.PLANS | {
     "one team": Plan(Grid(team=8)),
     "heads only": Plan(Grid(head=8)),
     "rings adjacent": Plan(Grid(team=2, kv_team=2, ring_outer=2, placement=RINGS_ADJACENT)),
-    "team-ring, two head groups": Plan(Grid(team=2, ring_outer=4), backward="q", head_groups=2),
-    "wallfacer without teams": Plan(Grid(ring_outer=8), kv_order="paper", backward="q"),
+    "team-ring, two head groups": Plan(Grid(team=2, ring_outer=4), backward="pass-q", head_groups=2),
+    "wallfacer without teams": Plan(Grid(ring_outer=8), kv_order="paper", backward="pass-q"),
 }
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 

@@ -36,11 +36,11 @@ PLANS = {
     "head": Plan(Grid(head=4)),
     "head groups": Plan(Grid(head=2, ring_outer=2), head_groups=2),
     "team": Plan(Grid(team=4)),
-    "team q": Plan(Grid(team=2, ring_outer=2), forward="q", backward="q"),
-    "kv_team": Plan(Grid(kv_team=4), forward="q", backward="q"),
+    "team q": Plan(Grid(team=2, ring_outer=2), forward="pass-q", backward="pass-q"),
+    "kv_team": Plan(Grid(kv_team=4), forward="pass-q", backward="pass-q"),
     "rings": Plan(Grid(ring_outer=2, ring_inner=2)),
-    "rings q": Plan(Grid(ring_outer=2, ring_inner=2), forward="q", backward="q"),
-    "paper": Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="q"),
+    "rings q": Plan(Grid(ring_outer=2, ring_inner=2), forward="pass-q", backward="pass-q"),
+    "paper": Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="pass-q"),
     "permuted": Plan(Grid(team=2, kv_team=2), kv_order="permuted"),
 }
 MASKED = [

@@ -33,15 +33,15 @@ PLANS = {
     "ring": Plan(Grid(ring_outer=RANKS)),
     "double ring": Plan(Grid(ring_outer=4, ring_inner=2)),
     "bidirectional ring": Plan(Grid(ring_outer=RANKS), bidirectional=True),
-    "tokenring": Plan(Grid(ring_outer=RANKS), forward="q"),
-    "burst": Plan(Grid(ring_outer=4, ring_inner=2), backward="q"),
+    "tokenring": Plan(Grid(ring_outer=RANKS), forward="pass-q"),
+    "burst": Plan(Grid(ring_outer=4, ring_inner=2), backward="pass-q"),
     "usp": Plan(Grid(head=2, ring_outer=4), head_groups=2),
     "all-gather": Plan(Grid(kv_team=RANKS)),
     "team-ring": Plan(Grid(team=4, ring_outer=2)),
     "head x team x ring": Plan(Grid(head=2, team=2, ring_outer=2)),
     "mesh": Plan(Grid(team=4, kv_team=2)),
-    "wallfacer": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="paper", backward="q"),
-    "wallfacer permuted": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="permuted", backward="q"),
+    "wallfacer": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="paper", backward="pass-q"),
+    "wallfacer permuted": Plan(Grid(team=2, kv_team=2, ring_outer=2), kv_order="permuted", backward="pass-q"),
 }
 
 

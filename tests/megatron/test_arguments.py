@@ -110,7 +110,7 @@ def test_each_flag_reaches_the_plan(parse: Parse) -> None:
     settings = parse(*flags.split(), "--wallfacer-placement", "rings-adjacent", "--wallfacer-keep-gathered-q").settings
     placement = ("ring_outer", "team", "kv_team")
     assert settings.plan.grid == Grid(team=2, kv_team=2, ring_outer=2, placement=placement)
-    assert (settings.plan.backward, settings.kernel, settings.keep_gathered_q) == ("q", "reference", True)
+    assert (settings.plan.backward, settings.kernel, settings.keep_gathered_q) == ("pass-q", "reference", True)
 
 
 def test_transfers_are_direct_unless_asked_for(parse: Parse) -> None:
@@ -127,13 +127,13 @@ def test_layers_may_be_left_to_megatron_and_told_how_to_split(parse: Parse) -> N
 def test_each_axis_and_choice_reaches_the_plan(parse: Parse) -> None:
     flags = (
         "--wallfacer-cp-size 16 --wallfacer-head-size 2 --wallfacer-team-size 2 --wallfacer-kv-team-size 2 "
-        "--wallfacer-ring-inner-size 2 --wallfacer-placement team,ring,kv_team,head --wallfacer-forward q "
-        "--wallfacer-backward q --wallfacer-kv-order permuted --wallfacer-head-groups 4"
+        "--wallfacer-ring-inner-size 2 --wallfacer-placement team,ring,kv_team,head --wallfacer-forward pass-q "
+        "--wallfacer-backward pass-q --wallfacer-kv-order permuted --wallfacer-head-groups 4"
     )
     plan = parse(*flags.split(), world=16).settings.plan
     placement = ("team", "ring_inner", "ring_outer", "kv_team", "head")
     assert plan.grid == Grid(head=2, team=2, kv_team=2, ring_inner=2, placement=placement)
-    assert (plan.forward, plan.backward, plan.kv_order, plan.head_groups) == ("q", "q", "permuted", 4)
+    assert (plan.forward, plan.backward, plan.kv_order, plan.head_groups) == ("pass-q", "pass-q", "permuted", 4)
     assert not plan.bidirectional
 
 
@@ -240,7 +240,7 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
         ),
         ("--wallfacer-kv-order odd", r"--wallfacer-kv-order odd: must be native, paper or permuted"),
         ("--wallfacer-scheme ring --wallfacer-kv-order paper", r"--wallfacer-kv-order paper: must be native"),
-        ("--wallfacer-forward both", r"--wallfacer-forward both: must be auto, kv or q"),
+        ("--wallfacer-forward both", r"--wallfacer-forward both: must be auto, pass-kv or pass-q"),
         (
             "--wallfacer-scheme double-ring --wallfacer-bidirectional",
             r"--wallfacer-bidirectional .*: must be a single ring",
@@ -266,7 +266,7 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
             "--wallfacer-cp-size 8 --wallfacer-placement sideways",
             r"--wallfacer-placement sideways: must be an order of",
         ),
-        ("--wallfacer-backward both", r"--wallfacer-backward both: must be auto, kv or q"),
+        ("--wallfacer-backward both", r"--wallfacer-backward both: must be auto, pass-kv or pass-q"),
         (
             "--wallfacer-kernel te",
             r"--wallfacer-kernel te: must be auto or reference here, because te cannot: transform",

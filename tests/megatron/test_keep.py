@@ -30,7 +30,7 @@ PLANS = {
     "ring": Plan(Grid(ring_outer=4)),
     "team-ring": Plan(Grid(team=2, ring_outer=2)),
     "usp": Plan(Grid(head=2, ring_outer=2), head_groups=2),
-    "wallfacer": Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="q"),
+    "wallfacer": Plan(Grid(team=2, kv_team=2), kv_order="paper", backward="pass-q"),
     "all-gather": Plan(Grid(kv_team=4)),
 }
 

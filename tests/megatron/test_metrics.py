@@ -97,10 +97,10 @@ def run_counted(rank: int, case: Case) -> list[tuple[int, dict[str, float]]]:
     ("grid", "choices"),
     [
         (Grid(ring_outer=4), {}),
-        (Grid(ring_outer=4), {"backward": "q"}),
+        (Grid(ring_outer=4), {"backward": "pass-q"}),
         (Grid(team=2, ring_outer=2), {}),
         (Grid(head=2, kv_team=2), {}),
-        (Grid(team=2, kv_team=2), {"kv_order": "paper", "backward": "q"}),
+        (Grid(team=2, kv_team=2), {"kv_order": "paper", "backward": "pass-q"}),
     ],
     ids=str,
 )

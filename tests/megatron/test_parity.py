@@ -53,7 +53,7 @@ OTHERS = {
     "wallfacer --wallfacer-kv-order permuted": (8, "--wallfacer-team-size 2 --wallfacer-head-groups 2"),
     "team-ring --wallfacer-head-size 2": (
         8,
-        "--wallfacer-team-size 2 --wallfacer-kv-team-size 2 --wallfacer-forward q --wallfacer-head-groups 2",
+        "--wallfacer-team-size 2 --wallfacer-kv-team-size 2 --wallfacer-forward pass-q --wallfacer-head-groups 2",
     ),
     "ring --wallfacer-bidirectional": (4, ""),
     "double-ring": (8, ""),

@@ -25,7 +25,7 @@ ALIKE: dict[str, dict[str, Any]] = {
     "team of 2 inside": {"scheme": "team-ring", "team_size": 2, "placement": "teams-adjacent"},
     "team of 8 across": {"scheme": "team-ring", "team_size": 8, "placement": "rings-adjacent"},
     "all axes": {"scheme": "team-ring", "head_size": 2, "team_size": 2, "ring_inner_size": 2},
-    "queries ride": {"scheme": "team-ring", "team_size": 4, "forward": "q", "backward": "q"},
+    "pass-q": {"scheme": "team-ring", "team_size": 4, "forward": "pass-q", "backward": "pass-q"},
     "both ways": {"scheme": "ring", "bidirectional": True},
 }
 

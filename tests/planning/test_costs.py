@@ -38,8 +38,8 @@ def proxy_bytes(one: Choice, cluster: Cluster) -> list[float]:
     ("options", "made", "shards"),
     [
         ({"scheme": "ring"}, 0, 0),  # local queries have their output
-        ({"scheme": "ring", "backward": "q"}, 15, 15),  # of each received block
-        ({"scheme": "team-ring", "team_size": 4, "backward": "kv", "head_groups": 1}, 1, 3),  # gathered queries
+        ({"scheme": "ring", "backward": "pass-q"}, 15, 15),  # of each received block
+        ({"scheme": "team-ring", "team_size": 4, "backward": "pass-kv", "head_groups": 1}, 1, 3),  # gathered queries
     ],
 )
 def test_an_output_proxy_is_computed_once_per_received_query(
@@ -69,7 +69,7 @@ def test_what_is_sent_is_what_is_received(name: str) -> None:
 
 def test_only_local_rows_are_stored() -> None:
     """An accumulator of merged rows has the rows of the whole team."""
-    one = choice(scheme="team-ring", team_size=4, backward="kv", head_groups=1)
+    one = choice(scheme="team-ring", team_size=4, backward="pass-kv", head_groups=1)
     apart, merged = (replace(one, plan=replace(one.plan, shard_work=work)) for work in (None, 0))
     stored = [
         [

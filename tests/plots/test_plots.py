@@ -43,7 +43,7 @@ PLANS = {
     "wallfacer 64": make_plan("wallfacer", 64, team_size=4),
     "wallfacer 16, permuted": make_plan("wallfacer", 16, team_size=2, kv_order="permuted"),
     "tokenring 4": make_plan("tokenring", 4),
-    "team-ring 8, pass-q": make_plan("team-ring", 8, team_size=2, forward="q", backward="q"),
+    "team-ring 8, pass-q": make_plan("team-ring", 8, team_size=2, forward="pass-q", backward="pass-q"),
     "ring 5, both ways": make_plan("ring", 5, bidirectional=True),
     "ring 2, both ways": make_plan("ring", 2, bidirectional=True),
     "double-ring 8": make_plan("double-ring", 8),
@@ -54,9 +54,9 @@ PLANS = {
     "loongtrain 16": make_plan("loongtrain", 16),
     "mesh 12": make_plan("mesh", 12),
     "lss 4": make_plan("lss", 4),
-    "head x team x kv_team": Plan(Grid(head=2, team=2, kv_team=2), forward="q"),
+    "head x team x kv_team": Plan(Grid(head=2, team=2, kv_team=2), forward="pass-q"),
     "head x team x ring": Plan(Grid(head=2, team=2, ring_inner=3), head_groups=3),
-    "every axis": Plan(Grid(head=2, team=2, kv_team=2, ring_outer=2, ring_inner=2), "every axis", backward="q"),
+    "every axis": Plan(Grid(head=2, team=2, kv_team=2, ring_outer=2, ring_inner=2), "every axis", backward="pass-q"),
 }
 
 all_plans = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -130,8 +130,8 @@ def test_ring_steps_are_those_of_the_ring(plan):
     """The block of rank 0 at a ring step is that of its cells with this number."""
     if plan.kv_order != "native":
         return
-    side = 1 if plan.forward == "kv" else 0
-    shared_axis = {"kv": "kv_team", "q": "team"}[plan.forward]
+    side = 1 if plan.forward == "pass-kv" else 0
+    shared_axis = {"pass-kv": "kv_team", "pass-q": "team"}[plan.forward]
     pairs = pairs_of(plan)
     for number, visit in enumerate(ring_steps(plan.grid, 0, bidirectional=plan.bidirectional)):
         block = {

@@ -30,9 +30,9 @@ from megatron_wallfacer.schedule.ops import (
     View,
     WriteResult,
 )
-from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan, RingVariant
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
-from megatron_wallfacer.schedule.schemes import RING_OPERANDS, SCHEMES, make_plan
+from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
 
 DIGESTS = Path(__file__).with_name("canonical_digests.json")
 CP_SIZES = (4, 8, 16)
@@ -61,17 +61,17 @@ def canonical_form(schedule: Schedule) -> str:
 
 
 def digest_keys() -> Iterator[str]:
-    """Yield every key of the file of digests: scheme, P, pass and ring operand."""
-    for scheme, cp_size, pass_name, operand in product(SCHEMES, CP_SIZES, ("forward", "backward"), RING_OPERANDS):
-        yield f"{scheme} P={cp_size} {pass_name} pass-{operand}"
+    """Yield every key of the file of digests: scheme, P, pass and ring variant."""
+    for scheme, cp_size, pass_name, variant in product(SCHEMES, CP_SIZES, ("forward", "backward"), RING_VARIANTS):
+        yield f"{scheme} P={cp_size} {pass_name} {variant}"
 
 
 def digest(key: str) -> str:
     """Return the digest of all schedules of a key: of every variant, mask, number of head groups, and rank."""
-    scheme, cp_size, pass_name, operand = key.split()
+    scheme, cp_size, pass_name, variant = key.split()
     build = forward_schedule if pass_name == "forward" else backward_schedule
     found = sha256()
-    for plan in _plans(scheme, int(cp_size.removeprefix("P=")), operand.removeprefix("pass-")):
+    for plan in _plans(scheme, int(cp_size.removeprefix("P=")), variant):
         for mask, groups, keep_gathered_q, work in PASSES:
             options = {"causal": mask}
             if isinstance(mask, Mask):
@@ -84,11 +84,11 @@ def digest(key: str) -> str:
     return found.hexdigest()[:16]
 
 
-def _plans(scheme: str, cp_size: int, operand: str) -> Iterator[Plan]:
+def _plans(scheme: str, cp_size: int, variant: RingVariant) -> Iterator[Plan]:
     for options in VARIANTS.get(scheme, ({},)):
         if options.get("team_size", 1) * options.get("kv_team_size", 1) * options.get("head_size", 1) <= cp_size:
             plan = make_plan(scheme, cp_size, **options)
-            yield replace(plan, forward=operand, backward=operand)
+            yield replace(plan, forward=variant, backward=variant)
 
 
 class _Form:

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from megatron_wallfacer.schedule.grid import AXES, DEFAULT_PLACEMENT, Grid
 from megatron_wallfacer.schedule.merging import LEAST_WORK
-from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan
 from tests.schedule.proof import LARGEST, Programs
 
 #: Some (P, C) for which the published arrangement exists.
 PUBLISHED = ((8, 2), (16, 2), (16, 4), (32, 2), (32, 4), (64, 2), (64, 4), (64, 8), (128, 8))
 #: Up to this size every placement is looked at, beyond it two.
 ALL_PLACEMENTS = 4
-RING_OPERANDS = ("kv", "q")
 #: Work of a shard with which all calls are merged that can be.
 SMALL_CALLS = 0
 
@@ -27,25 +26,25 @@ SMALL_CALLS = 0
 def published(
     cp_size: int, team: int, placement: tuple[str, ...] = ("team", "ring_outer", "kv_team"), order: str = "paper"
 ) -> Plan:
-    """The paper's arrangement: team = kv_team = C, ring = P / C^2; in backward the queries ride."""
+    """The paper's arrangement: team = kv_team = C, ring = P / C^2; pass-Q in backward."""
     grid = Grid(team=team, kv_team=team, ring_outer=cp_size // team**2, placement=placement)
-    return Plan(grid, "wallfacer", kv_order=order, backward="q")
+    return Plan(grid, "wallfacer", kv_order=order, backward="pass-q")
 
 
 @cache
 def all_plans(cp_size: int) -> tuple[Plan, ...]:
-    """Every plan of this size: all factorisations and, of small sizes, placements; all orders and riders."""
+    """Every plan of this size: all factorisations and, of small sizes, placements; all orders and ring variants."""
     return tuple(plan for grid in _all_grids(cp_size) for plan in plans_of(grid))
 
 
 def plans_of(grid: Grid) -> Iterator[Plan]:
-    """Every plan with this grid. What rides in one pass makes no difference to the other: both have the same rider."""
+    """Every plan with this grid. The variant of one pass makes no difference to the other: both have the same."""
     orders = ("native", "paper", "permuted") if grid.team == grid.kv_team > 1 else ("native",)
     ways = (False, True) if grid.ring > 2 and 1 in (grid.ring_outer, grid.ring_inner) else (False,)
-    for order, ring_operand, both_ways in product(orders, RING_OPERANDS, ways):
-        plan = Plan(grid, kv_order=order, forward=ring_operand, backward=ring_operand, bidirectional=both_ways)
+    for order, variant, both_ways in product(orders, RING_VARIANTS, ways):
+        plan = Plan(grid, kv_order=order, forward=variant, backward=variant, bidirectional=both_ways)
         yield plan
-        if grid.team > 1 and (ring_operand == "kv" or order != "native"):
+        if grid.team > 1 and (variant == "pass-kv" or order != "native"):
             yield replace(plan, shard_work=SMALL_CALLS)
 
 
@@ -103,6 +102,6 @@ def plans(draw: st.DrawFn, largest: int = LARGEST, widest: int = 64, longest_rin
     grid = draw(grids(**limits) | _published_grids(**limits))
     order = draw(st.sampled_from(("native", "paper", "permuted"))) if grid.team == grid.kv_team else "native"
     single = 1 in (grid.ring_outer, grid.ring_inner)
-    ring_operands = draw(st.sampled_from(RING_OPERANDS)), draw(st.sampled_from(RING_OPERANDS))
+    variants = draw(st.sampled_from(RING_VARIANTS)), draw(st.sampled_from(RING_VARIANTS))
     work = draw(st.sampled_from((None, SMALL_CALLS, LEAST_WORK // 3)))
-    return Plan(grid, "any", order, *ring_operands, bidirectional=single and draw(st.booleans()), shard_work=work)
+    return Plan(grid, "any", order, *variants, bidirectional=single and draw(st.booleans()), shard_work=work)

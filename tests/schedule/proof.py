@@ -423,7 +423,7 @@ def check_turn(programs: Programs, rank: int) -> None:
     With this for every rank, coverage follows.
     """
     plan, grid = programs.plan, programs.plan.grid
-    ring_operand = plan.backward if programs.backward else plan.forward
+    ring_operand = plan.ring_operand(backward=programs.backward)
     # Published blocks are those of the team on both sides.
     axis = "team" if ring_operand == "kv" or plan.kv_order != "native" else "kv_team"
     first = grid.coordinates(rank)["head"] * programs.groups

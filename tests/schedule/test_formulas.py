@@ -85,7 +85,7 @@ def test_known_cases(kappa: float) -> None:
     assert forward_volume(mesh, kappa) == 2 * 3 + 2 * kappa * 3
     assert backward_volume(mesh, kappa) == 3 * 3 + 4 * kappa * 3
     assert forward_volume(ulysses, kappa) == backward_volume(ulysses, kappa) == (2 + 2 * kappa) * 15 / 16
-    burst = Plan(Grid(ring_outer=16), backward="q")
+    burst = Plan(Grid(ring_outer=16), backward="pass-q")
     assert backward_volume(burst, kappa) == 3 * 15
     paper = published(64, 4)
     assert forward_volume(paper, kappa) == 2 * 3 + 2 * kappa * (3 + 16)
@@ -129,8 +129,9 @@ def messages_of(plan: Plan) -> tuple[int, int]:
         return team - 1 + (grid.ring - 1 + entry if side == ring_operand else 0)
 
     exchange = 3 * (grid.head - 1)
-    forward = 2 * each("q", plan.forward) + each("kv", plan.forward)
-    return exchange + forward, exchange + 3 * each("q", plan.backward) + 2 * each("kv", plan.backward)
+    forward, backward = (plan.ring_operand(backward=backward) for backward in (False, True))
+    received_forward = 2 * each("q", forward) + each("kv", forward)
+    return exchange + received_forward, exchange + 3 * each("q", backward) + 2 * each("kv", backward)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -328,7 +328,7 @@ def test_tensors_of_a_message_lie_side_by_side_each_aligned_to_its_elements(
     chunk: int, heads: tuple[int, int], itemsize: int
 ) -> None:
     """Odd sizes too: with bfloat16 no view of the statistics may begin at a multiple of two only."""
-    plan = Plan(all_plans(4)[-1].grid, backward="q")
+    plan = Plan(all_plans(4)[-1].grid, backward="pass-q")
     wide = max(4, itemsize)
     shape = Shape(2 * chunk, *heads, 5, 7, itemsize=itemsize, accumulate_itemsize=wide)
     schedule = backward_schedule(plan, 0)

@@ -69,7 +69,7 @@ def peers(schedule: Schedule, axis: str) -> list[tuple[int, int]]:
 
 
 def passes(cp_size: int, team: int, order: str = "paper") -> list[tuple[str, Programs]]:
-    """Both passes, with what rides: keys and values in forward, queries in backward."""
+    """Both passes, with their ring operand: keys and values in forward, queries in backward."""
     return list(zip(("kv", "q"), both_passes(published(cp_size, team, order=order)), strict=True))
 
 

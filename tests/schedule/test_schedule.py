@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import Accumulate, Attend, Concat, Op, PostRecv, Schedule, SendRecv, reads, writes
-from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan, RingVariant
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from tests.schedule.cases import all_plans, both_passes, grids, passes, plans
 from tests.schedule.machine import check_play
@@ -231,13 +231,15 @@ def without_tiles(schedule: Schedule) -> Schedule:
 
 
 @settings(max_examples=100)
-@given(grids(largest=256), st.sampled_from(["kv", "q"]), st.booleans())
-def test_native_order_jumps_only_to_bring_partial_outputs_home(grid: Grid, ring_operand: str, backward: bool) -> None:
-    plan = Plan(grid, forward=ring_operand, backward=ring_operand)
+@given(grids(largest=256), st.sampled_from(RING_VARIANTS), st.booleans())
+def test_native_order_jumps_only_to_bring_partial_outputs_home(
+    grid: Grid, variant: RingVariant, backward: bool
+) -> None:
+    plan = Plan(grid, forward=variant, backward=variant)
     jumps = [transfer for transfer in Programs(plan, backward=backward)[0].transfers if transfer.axis == "cp"]
-    # Queries that ride in forward leave their partial output where it is computed: it goes straight home.
+    # With pass-Q in forward a partial output is returned directly from the rank that computes it to its origin rank.
     assert {transfer.payload for transfer in jumps} <= (
-        {("out", "lse")} if ring_operand == "q" and not backward else set()
+        {("out", "lse")} if variant == "pass-q" and not backward else set()
     )
 
 
@@ -249,7 +251,7 @@ def test_native_order_jumps_only_to_bring_partial_outputs_home(grid: Grid, ring_
 def test_first_tiles_of_a_native_schedule_wait_for_nobody(plan: Plan, options: dict, data: st.DataObject) -> None:
     """Own rows against own rows, while everything that can be on its way is: the transfers start before."""
     plan = replace(plan, kv_order="native", grid=replace(plan.grid, head=1))
-    if options["backward"] or plan.forward == "q":
+    if options["backward"] or plan.forward == "pass-q":
         # What travels with results on a double ring leaves own rows for the end, where there is nothing else.
         plan = replace(plan, grid=replace(plan.grid, ring_inner=1))
     rank = data.draw(st.integers(0, plan.grid.cp_size - 1))
@@ -262,20 +264,20 @@ def test_first_tiles_of_a_native_schedule_wait_for_nobody(plan: Plan, options: d
     begun = {op.transfer.axis for place, op in starts(schedule) if place < first}
     # A block that has to come together first goes round a ring only after that.
     together = {axis for axis in ("team", "kv_team") if plan.grid.size_of(axis) > 1}
-    if options["backward"] and options["keep_gathered_q"] and plan.backward == "kv":
+    if options["backward"] and options["keep_gathered_q"] and plan.backward == "pass-kv":
         together &= begun | {"kv_team"}
     assert together <= begun
     if plan.grid.ring > 1 and not together:
         assert begun
 
 
-@pytest.mark.parametrize("ring_operand", ["kv", "q"])
+@pytest.mark.parametrize("variant", RING_VARIANTS)
 @pytest.mark.parametrize("team", [1, 2])
 @builds
-def test_outer_hop_is_hidden_behind_a_turn_of_the_inner_ring(ring_operand: str, team: int, backward: bool) -> None:
+def test_outer_hop_is_hidden_behind_a_turn_of_the_inner_ring(variant: RingVariant, team: int, backward: bool) -> None:
     """It starts before the turn's tiles and is waited for after them."""
     grid = Grid(team=team, ring_outer=3, ring_inner=4)
-    for schedule in Programs(Plan(grid, forward=ring_operand, backward=ring_operand), backward=backward).by_rank():
+    for schedule in Programs(Plan(grid, forward=variant, backward=variant), backward=backward).by_rank():
         hops = [
             (place, message)
             for place, op in starts(schedule)
@@ -286,7 +288,7 @@ def test_outer_hop_is_hidden_behind_a_turn_of_the_inner_ring(ring_operand: str, 
         for begun, message in hops:
             waited = next(place for place, op in enumerate(schedule.ops) if message.value in needs(op))
             between = {
-                block(op, ring_operand, schedule, grid) for op in schedule.ops[begun:waited] if isinstance(op, Attend)
+                block(op, variant, schedule, grid) for op in schedule.ops[begun:waited] if isinstance(op, Attend)
             }
             turn = (outer_of(message, schedule, grid) + 1) % grid.ring_outer
             visitors = {(turn, inner) for inner in range(grid.ring_inner)}
@@ -294,9 +296,9 @@ def test_outer_hop_is_hidden_behind_a_turn_of_the_inner_ring(ring_operand: str, 
             assert visitors - {(here["ring_outer"], here["ring_inner"])} <= between
 
 
-def block(attend: Attend, ring_operand: str, schedule: Schedule, grid: Grid) -> tuple[int, int]:
-    """Where the rider's rows are at home: (outer, inner)."""
-    name = (attend.kv if ring_operand == "kv" else attend.q)[0]
+def block(attend: Attend, variant: RingVariant, schedule: Schedule, grid: Grid) -> tuple[int, int]:
+    """Return the coordinates (outer, inner) of the origin rank of the ring operand's rows."""
+    name = (attend.kv if variant == "pass-kv" else attend.q)[0]
     here = grid.coordinates(min(holders(schedule.values[name].chunks, schedule.cp_size)))
     return here["ring_outer"], here["ring_inner"]
 
@@ -343,13 +345,13 @@ def test_receives_of_transfers_after_tiles_are_posted_before(case: tuple[Program
 
 @settings(max_examples=80)
 @given(plans(largest=256, widest=8), passes, st.data())
-def test_rider_and_its_gradient_hop_to_every_other_place_of_the_ring(
+def test_ring_operand_and_its_gradient_hop_to_every_other_place_of_the_ring(
     plan: Plan, options: dict, data: st.DataObject
 ) -> None:
     """A block needs ring - 1 hops to be everywhere; its gradient, or its partial outputs, as many to be home."""
     rank = data.draw(st.integers(0, plan.grid.cp_size - 1))
     programs = Programs(plan, **options)
-    ring_operand = plan.backward if programs.backward else plan.forward
+    ring_operand = plan.ring_operand(backward=programs.backward)
     tensors = {"kv": [("k", "v")], "q": [("q",), ("dout", "lse", "delta")][: 1 + programs.backward]}[ring_operand]
     results = {"kv": [("dk", "dv")], "q": [("dq",)]}[ring_operand] if programs.backward else []
     for payload in tensors + results:
@@ -374,7 +376,7 @@ def hops(schedule: Schedule, payload: tuple[str, ...]) -> int:
 def test_queries_that_were_kept_are_not_gathered_again(plan: Plan, options: dict, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, plan.grid.cp_size - 1))
     schedule = Programs(plan, **{**options, "backward": True, "keep_gathered_q": True})[rank]
-    if plan.forward == plan.backward == "kv":
+    if plan.forward == plan.backward == "pass-kv":
         assert not [
             transfer for transfer in schedule.transfers if transfer.axis == "team" and transfer.payload == ("q",)
         ]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.factorisation import divisors, factorisations
 from megatron_wallfacer.schedule.grid import AXES, DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
-from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.schemes import PLACEMENTS, RING_OPERANDS, SCHEMES, make_plan, total_volume
+from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan
+from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES, make_plan, total_volume
 from tests.schedule.cases import published
 from tests.schedule.test_formulas import counted
 
@@ -28,11 +28,13 @@ def words(plan: Plan, heads: tuple[int, int]) -> float:
 
 
 def fewest_words(grids: Iterable[Grid], heads: tuple[int, int]) -> float:
-    """Of all grids with all riders. What rides in one pass is nothing to the other, so a grid's best riders are the
-    best of each pass, and both passes are counted twice instead of four times."""
+    """Return the least volume of all grids with all ring variants.
+
+    The variant of one pass makes no difference to the other pass. So the best variants of a grid are the best of each
+    pass, and both passes are counted twice instead of four times.
+    """
     both = (
-        [counted(Plan(grid, forward=ring_operand, backward=ring_operand), heads) for ring_operand in RING_OPERANDS]
-        for grid in grids
+        [counted(Plan(grid, forward=variant, backward=variant), heads) for variant in RING_VARIANTS] for grid in grids
     )
     return min(sum(map(min, zip(*found, strict=True))) for found in both)
 
@@ -108,7 +110,7 @@ def test_the_cheap_order_is_chosen_by_name() -> None:
 
 
 def test_a_team_ring_may_have_the_published_order() -> None:
-    plan = make_plan("team-ring", 32, head_size=2, team_size=2, kv_order="paper", backward="q")
+    plan = make_plan("team-ring", 32, head_size=2, team_size=2, kv_order="paper", backward="pass-q")
     assert plan.grid == Grid(head=2, team=2, kv_team=2, ring_outer=4)
     assert plan.kv_order == "paper"
 
@@ -133,41 +135,41 @@ def test_a_chosen_head_axis_fits_the_heads(scheme: str, heads: tuple[int, int], 
     assert heads[1] % plan.grid.head == 0 or plan.grid.head % heads[1] == 0
 
 
-# --- riders ---
+# --- ring variants ---
 
 
 @pytest.mark.parametrize(
     ("scheme", "kappa", "forward", "backward"),
     [
-        ("ring", 1, "kv", "kv"),
-        ("double-ring", 1, "kv", "kv"),
-        ("usp", 1, "kv", "kv"),
-        ("loongtrain", 1, "kv", "kv"),
-        ("burst", 1, "kv", "q"),
-        ("burst", 1 / 8, "kv", "q"),
-        ("wallfacer", 1, "kv", "q"),
-        ("wallfacer", 1 / 8, "kv", "q"),
-        ("tokenring", 1, "q", "q"),
-        ("tokenring", 1 / 2, "q", "kv"),
-        ("team-ring", 1, "kv", "kv"),
+        ("ring", 1, "pass-kv", "pass-kv"),
+        ("double-ring", 1, "pass-kv", "pass-kv"),
+        ("usp", 1, "pass-kv", "pass-kv"),
+        ("loongtrain", 1, "pass-kv", "pass-kv"),
+        ("burst", 1, "pass-kv", "pass-q"),
+        ("burst", 1 / 8, "pass-kv", "pass-q"),
+        ("wallfacer", 1, "pass-kv", "pass-q"),
+        ("wallfacer", 1 / 8, "pass-kv", "pass-q"),
+        ("tokenring", 1, "pass-q", "pass-q"),
+        ("tokenring", 1 / 2, "pass-q", "pass-kv"),
+        ("team-ring", 1, "pass-kv", "pass-kv"),
     ],
 )
-def test_riders_are_as_published_or_the_cheaper(scheme: str, kappa: float, forward: str, backward: str) -> None:
+def test_ring_variants_are_as_published_or_the_cheaper(scheme: str, kappa: float, forward: str, backward: str) -> None:
     plan = make_plan(scheme, 16, kappa=kappa)
     assert (plan.forward, plan.backward) == (forward, backward)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("forward", RING_OPERANDS)
-@pytest.mark.parametrize("backward", RING_OPERANDS)
-def test_any_rider_may_be_asked_for(scheme: str, forward: str, backward: str) -> None:
+@pytest.mark.parametrize("forward", RING_VARIANTS)
+@pytest.mark.parametrize("backward", RING_VARIANTS)
+def test_any_ring_variant_may_be_given(scheme: str, forward: str, backward: str) -> None:
     plan = make_plan(scheme, 16, forward=forward, backward=backward)
     assert (plan.forward, plan.backward) == (forward, backward)
 
 
-@pytest.mark.parametrize(("kappa", "backward"), [(1, "q"), (3 / 4, "kv"), (1 / 2, "kv")])
-def test_ours_takes_the_cheaper_rider_of_a_ring(kappa: float, backward: str) -> None:
-    """Q, dO and dQ are three tensors, K, V, dK and dV four; equal words go to K and V."""
+@pytest.mark.parametrize(("kappa", "backward"), [(1, "pass-q"), (3 / 4, "pass-kv"), (1 / 2, "pass-kv")])
+def test_team_ring_takes_the_cheaper_variant_of_a_ring(kappa: float, backward: str) -> None:
+    """Q, dO and dQ are three tensors, K, V, dK and dV four; equal volume goes to pass-KV."""
     assert make_plan("team-ring", 8, team_size=1, kappa=kappa).backward == backward
 
 
@@ -258,10 +260,10 @@ def test_auto_chooses_beside_a_given_kv_team(rest: int, kv_team: int, heads: tup
 @pytest.mark.parametrize(
     "grid", [Grid(ring_outer=8), Grid(team=4, ring_outer=4), Grid(team=2, kv_team=2, ring_outer=3)]
 )
-def test_what_rides_in_one_pass_is_nothing_to_the_other(grid: Grid) -> None:
+def test_the_variant_of_one_pass_makes_no_difference_to_the_other(grid: Grid) -> None:
     found = {
-        ring_operands: counted(Plan(grid, forward=ring_operands[0], backward=ring_operands[1]), (8, 2))
-        for ring_operands in product(RING_OPERANDS, RING_OPERANDS)
+        variants: counted(Plan(grid, forward=variants[0], backward=variants[1]), (8, 2))
+        for variants in product(RING_VARIANTS, repeat=2)
     }
     for (forward, backward), (forward_words, backward_words) in found.items():
         assert forward_words == found[forward, forward][0]
@@ -401,8 +403,8 @@ REFUSED = [
         "ring,ring,team",
         "an order of team, ring_outer, each once",
     ),
-    ("ring", 8, {"forward": "both"}, "forward", "both", "auto, kv or q"),
-    ("ring", 8, {"backward": "both"}, "backward", "both", "auto, kv or q"),
+    ("ring", 8, {"forward": "both"}, "forward", "both", "auto, pass-kv or pass-q"),
+    ("ring", 8, {"backward": "both"}, "backward", "both", "auto, pass-kv or pass-q"),
     ("ring", 8, {"head_groups": 0}, "head_groups", 0, "a positive number"),
     (
         "ulysses",

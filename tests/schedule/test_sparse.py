@@ -13,7 +13,7 @@ from megatron_wallfacer.schedule.chunk_mask import ChunkMask, chunk_mask_of
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.ops import Attend, SendRecv
-from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan, RingVariant
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape, messages, received_elements
@@ -72,16 +72,16 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize(("name", "ring_operands"), product(GRIDS, ("kv", "q")))
-def test_a_window_of_one_chunk_costs_one_shard_whatever_the_number_of_ranks(name: str, ring_operands: str) -> None:
+@pytest.mark.parametrize(("name", "variant"), product(GRIDS, RING_VARIANTS))
+def test_a_window_of_one_chunk_costs_one_shard_whatever_the_number_of_ranks(name: str, variant: RingVariant) -> None:
     """Each chunk sees itself and the one before it. On a ring alone that is what is received: two chunks of K and V."""
     grid = GRIDS[name]
     plan, chunk_mask = (
-        Plan(grid, forward=ring_operands, backward=ring_operands),
+        Plan(grid, forward=variant, backward=variant),
         chunk_mask_of(Mask(left=4), grid.cp_size, 4),
     )
     check_all(plan, chunk_mask)
-    if name == "ring" and ring_operands == "kv":
+    if name == "ring" and variant == "pass-kv":
         shape = Shape(tokens=8, q_heads=1, kv_heads=1, head_dim=1)
         for rank in range(1, 7):
             assert received_elements(forward_schedule(plan, rank, chunk_mask=chunk_mask), shape) == 2 * 8
