@@ -12,7 +12,6 @@ from megatron_wallfacer.engine.staged import TRANSFERS
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.select import KERNELS
-from megatron_wallfacer.megatron.graphs import wants_graphs
 from megatron_wallfacer.megatron.host_memory.flags import INPUTS, KEEP, Fraction, fraction_of
 from megatron_wallfacer.megatron.layer_selection import LayerSelection, select_layers
 from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs
@@ -189,11 +188,11 @@ def settings_from(args: argparse.Namespace) -> Settings:
         _log_metrics(args),
         args.wallfacer_transfers,
         select_layers(args),
-        wants_graphs(args),
+        args.wallfacer_cuda_graphs,
         tiles_of(args, LOSS),
         tiles_of(args, MLP),
         attention_in_graphs(args),
-        verify_every_of(args, attention_in_graphs(args)),
+        verify_every_of(args),
         fraction_of(args, KEEP),
         fraction_of(args, INPUTS),
     )

@@ -16,6 +16,7 @@ from megatron_wallfacer.engine.waits.progress import layer_text
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.megatron.arguments import as_flag_error
+from megatron_wallfacer.megatron.combination import When
 from megatron_wallfacer.megatron.extra_state import say_extra_state_is_ignored
 from megatron_wallfacer.megatron.graphs import runner_of
 from megatron_wallfacer.megatron.host_memory.attention import kept_sizes
@@ -23,9 +24,10 @@ from megatron_wallfacer.megatron.keep import Keeper
 from megatron_wallfacer.megatron.layer_selection import mark_as_megatrons
 from megatron_wallfacer.megatron.masks import is_window_layer, layer_mask
 from megatron_wallfacer.megatron.megatron_graphs import check_config
-from megatron_wallfacer.megatron.packed import Batch, check_layout
+from megatron_wallfacer.megatron.packed import Batch
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.sinks import NAME, add_sinks, sharded_sinks
+from megatron_wallfacer.megatron.unsupported import unsupported
 from megatron_wallfacer.schedule.heads import check_heads
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan
@@ -89,12 +91,12 @@ class WallfacerCoreAttention(nn.Module):
         where = f"layer {layer_number}"
         if attention_type != "self":
             raise WallfacerError(f"{where}: --wallfacer-cp-size supports only self attention, not {attention_type}")
-        _check_config(config, where)
+        settings = self.session.settings
+        assert settings is not None
+        _check("model", config, settings.plan.grid.cp_size, where)
         for name, value in {"attention_dropout": attention_dropout, "num_splits": num_splits}.items():
             if value:
                 raise WallfacerError(f"{where}: {name} {value} is not supported with --wallfacer-cp-size")
-        settings = self.session.settings
-        assert settings is not None
         check_config(config, settings.megatron_graphs, where)
         self.layer_number, self._config = layer_number, config
         self._causal = _is_causal(attn_mask_type, where)
@@ -153,8 +155,9 @@ class WallfacerCoreAttention(nn.Module):
         if attn_mask_type is not None and _is_causal(attn_mask_type, where) != self._causal:
             raise WallfacerError(f"{where}: mask type {attn_mask_type.name} differs from that of the layer")
         call = self._call_now()
+        source = self._config if packed_seq_params is None else packed_seq_params
+        _check("call", source, call.plan.grid.cp_size, where)
         if packed_seq_params is None:
-            check_layout(self._config, call.plan.grid.cp_size, where)
             return self._attend(query, key, value, call).flatten(2)
         batch = self.session.documents().read(packed_seq_params, query.shape[0], where)
         call = replace(call, mask=self._packed_mask(batch, where))
@@ -242,19 +245,11 @@ def core_attention_class(
     return type("WallfacerCoreAttention", (WallfacerCoreAttention,), {"session": session, "theirs": theirs})
 
 
-def _check_config(config: Any, where: str) -> None:
-    """What the command line was checked for, once more where a script may have set it in code."""
-    wanted = {
-        "attention_dropout": 0,
-        "qk_clip": False,
-        "log_max_attention_logit": False,
-        "fp8_dot_product_attention": False,
-        "fp8_multi_head_attention": False,
-    }
-    for name, only in wanted.items():
-        value = getattr(config, name, only)
-        if value != only:
-            raise WallfacerError(f"{where}: {name} {value} is not supported with --wallfacer-cp-size, only {only}")
+def _check(when: When, checked: Any, cp_size: int, where: str) -> None:
+    """Check a layer's configuration, which a script may have set in code, or what is passed to a call."""
+    message = unsupported(when, checked, cp_size)
+    if message is not None:
+        raise WallfacerError(f"{where}: {message}")
 
 
 def _heads(config: Any) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -22,23 +21,6 @@ FLAG = "--wallfacer-cuda-graphs"
 _NCCL_ACROSS_NODES = (2, 30, 4)
 #: Values with which torch takes a variable for off.
 _OFF = ("", "0", "f", "false", "n", "no")
-
-
-def wants_graphs(args: argparse.Namespace) -> bool:
-    """Return whether ``--wallfacer-cuda-graphs`` is given.
-
-    Raises:
-        WallfacerError: it stands with a flag under which no pass could be a graph.
-    """
-    if not args.wallfacer_cuda_graphs:
-        return False
-    if args.wallfacer_transfers == "staged":
-        raise WallfacerError(f"{FLAG}: must be left out with --wallfacer-transfers staged, the host copies messages")
-    if args.wallfacer_log_metrics:
-        raise WallfacerError(
-            f"{FLAG}: must be left out with --wallfacer-log-metrics, which times each wait of each step"
-        )
-    return True
 
 
 def runner_of(settings: Settings, transfers: Transfers) -> Graphs | ForeignCaptures | None:

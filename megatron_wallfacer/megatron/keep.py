@@ -7,10 +7,9 @@ messages of forward are repeated. The paper calls it a rematerialisation-aware c
 
 from __future__ import annotations
 
-import argparse
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -88,22 +87,6 @@ class Keeper:
 def on_device(finished: ForwardResult) -> Callable[[], ForwardResult]:
     """Keep a finished pass where it is."""
     return lambda: finished
-
-
-def unsupported_recompute(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
-    """A rule of :mod:`megatron_wallfacer.megatron.unsupported`: without recomputation the flag would do nothing."""
-    if not getattr(args, "wallfacer_keep_attention_output", False):
-        return None
-    # Megatron's validation turns --recompute-activations into the granularity and removes it.
-    granularity = "selective" if getattr(args, "recompute_activations", False) else args.recompute_granularity
-    modules = getattr(args, "recompute_modules", None) or ["core_attn"]
-    if granularity == "full" or (granularity == "selective" and "core_attn" in modules):
-        return None
-    found = "--recompute-granularity" if granularity is None else f"--recompute-modules {' '.join(modules)}"
-    return (
-        f"{FLAG}: needs attention to be recomputed: --recompute-granularity full, or selective with core_attn "
-        f"among --recompute-modules; {found}{' is not given' if granularity is None else ' leaves it out'}"
-    )
 
 
 def _sample(*tensors: Tensor) -> tuple[Tensor, ...]:

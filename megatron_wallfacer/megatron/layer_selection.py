@@ -7,7 +7,6 @@ one model can hold both kinds of layers there, and ``--cp-comm-type`` applies to
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,22 +69,6 @@ def select_layers(args: argparse.Namespace) -> LayerSelection | None:
     if outside:
         raise WallfacerError(f"{FLAG} {text}: must be layers from 1 to {layers}, not {outside[0]}")
     return LayerSelection(text, numbers)
-
-
-def unsupported_layer_selection(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
-    """Return the error of a selection whose other layers cannot split a sequence, or None.
-
-    Args:
-        args: Megatron's parsed arguments.
-        argv: the command line, unused.
-    """
-    text, implementation = getattr(args, "wallfacer_layers", None), getattr(args, "transformer_impl", None)
-    if text is None or implementation == "transformer_engine" or args.wallfacer_cp_size == 1:
-        return None
-    return (
-        f"{FLAG} {text}: must be left out with --transformer-impl {implementation}, the attention of the other layers "
-        "splits sequences only with transformer_engine"
-    )
 
 
 def mark_as_megatrons(layer: nn.Module) -> nn.Module:

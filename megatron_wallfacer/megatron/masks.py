@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.schedule.mask import NO_LIMIT, Mask, window_mask
+from megatron_wallfacer.schedule.mask import Mask, window_mask
 
 
 def layer_mask(config: Any, layer_number: int, causal: bool) -> Mask:
@@ -18,15 +17,9 @@ def layer_mask(config: Any, layer_number: int, causal: bool) -> Mask:
         config: Megatron's TransformerConfig.
         layer_number: 1-based, over all pipeline stages.
         causal: whether the layer is.
-
-    Raises:
-        WallfacerError: the window is not a pair of sizes.
     """
     if not is_window_layer(config, layer_number):
         return Mask(right=0 if causal else None)
-    message = unsupported_window(config.window_size)
-    if message is not None:
-        raise WallfacerError(f"layer {layer_number}: {message}")
     return window_mask(config.window_size, causal)
 
 
@@ -40,14 +33,3 @@ def is_window_layer(config: Any, layer_number: int) -> bool:
     from megatron.core.transformer.utils import is_layer_window_attention
 
     return is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
-
-
-def unsupported_window(window: Any) -> str | None:
-    """Why this is not a window size, as a line that names the flag; None if it is one, or there is none."""
-    if window is None:
-        return None
-    pair = isinstance(window, (tuple, list)) and len(window) == 2
-    if pair and all(isinstance(side, int) and side >= NO_LIMIT for side in window):
-        return None
-    shown = ",".join(map(str, window)) if isinstance(window, (tuple, list)) else window
-    return f"--window-size {shown}: must be LEFT,RIGHT, numbers of tokens, 0 or more, or {NO_LIMIT} for no limit"

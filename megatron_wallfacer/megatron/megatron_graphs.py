@@ -1,59 +1,21 @@
-"""Megatron's own CUDA graphs: which of them may hold the plugin's attention, by release, and how they are freed."""
+"""Megatron's own CUDA graphs: which of them hold attention, and how they are freed."""
 
 from __future__ import annotations
 
 import argparse
 import gc
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, LOCAL_GRAPHS, version_text
-from megatron_wallfacer.megatron.version import Version, megatron_version
 
-
-class _Implementation(NamedTuple):
-    """One of Megatron's implementations of CUDA graphs.
-
-    Attributes:
-        without: modules of its graphs that hold no attention.
-        since: first release whose graphs may hold the plugin's attention.
-        why: what earlier releases lack.
-    """
-
-    without: tuple[str, ...]
-    since: tuple[int, int]
-    why: str = ""
-
-
-#: With ``local`` a layer that has ``attn``, ``mlp`` or ``moe`` among its modules is captured whole
-#: (``TransformerLayer.create_mcore_cudagraph_manager``).
-_IMPLEMENTATIONS = {
-    "local": _Implementation(
-        ("moe_router", "moe_preprocess"), LOCAL_GRAPHS, "earlier releases reuse memory that backward reads"
-    ),
-    "transformer_engine": _Implementation(("mlp", "moe", "moe_router", "moe_preprocess"), FIRST_LAUNCHED),
+#: Modules whose graphs hold no attention, by implementation. With ``local`` a layer that has ``attn``, ``mlp`` or
+#: ``moe`` among its modules is captured whole (``TransformerLayer.create_mcore_cudagraph_manager``).
+_WITHOUT_ATTENTION = {
+    "local": ("moe_router", "moe_preprocess"),
+    "transformer_engine": ("mlp", "moe", "moe_router", "moe_preprocess"),
 }
 #: Module that Megatron 0.18 and later takes for the implementation of that name.
 _WHOLE = "full_iteration"
-#: What cannot run where Megatron's graphs hold attention: attribute, its value as typed, and why.
-_NOT_CAPTURED = (
-    ("sft", "--sft", "documents differ with each micro-batch"),
-    (
-        "dataloader_inter_document_masking",
-        "--dataloader-inter-document-masking",
-        "documents differ with each micro-batch",
-    ),
-    ("wallfacer_keep_attention_output", "--wallfacer-keep-attention-output", "it reads numbers from the device"),
-    ("wallfacer_timeline", "--wallfacer-timeline", "a replay has no steps to record"),
-    ("wallfacer_log_metrics", "--wallfacer-log-metrics", "a replay has no waits to time"),
-)
-
-
-def graphs_around_attention(args: argparse.Namespace, argv: Sequence[str]) -> str | None:
-    """Return why Megatron's CUDA graphs are not supported; None where they are, hold no attention, or are off."""
-    return None if attention_in_graphs(args) is None else unsupported_graphs(args, megatron_version())
 
 
 def attention_in_graphs(args: argparse.Namespace) -> str | None:
@@ -68,12 +30,10 @@ def attention_in_graphs(args: argparse.Namespace) -> str | None:
         return None
     if not modules:
         return typed
-    known = _IMPLEMENTATIONS.get(implementation)
-    if known is not None and set(modules) <= set(known.without):
+    if set(modules) <= set(_WITHOUT_ATTENTION.get(implementation, ())):
         return None
-    return (
-        f"{flag} {' '.join(modules)}" if known is None or _WHOLE in modules else f"{typed} {flag} {' '.join(modules)}"
-    )
+    alone = implementation not in _WITHOUT_ATTENTION or _WHOLE in modules
+    return f"{flag} {' '.join(modules)}" if alone else f"{typed} {flag} {' '.join(modules)}"
 
 
 def mlp_in_graphs(args: argparse.Namespace) -> str | None:
@@ -92,31 +52,24 @@ def mlp_in_graphs(args: argparse.Namespace) -> str | None:
     return f"{typed} {flag} {' '.join(modules)}" if modules else typed
 
 
-def unsupported_graphs(args: argparse.Namespace, version: Version) -> str | None:
-    """Return why Megatron's CUDA graphs around attention are not supported; None where they are.
+def whole_iteration_graph(args: argparse.Namespace) -> str | None:
+    """Return the flag, as typed, by which one CUDA graph holds a whole iteration; None where none does.
 
     Args:
-        args: Megatron's arguments, with graphs that hold attention.
-        version: of Megatron.
+        args: Megatron's arguments.
     """
-    held, (implementation, _), (flag, modules) = attention_in_graphs(args), _implementation(args), _modules(args)
-    known = _IMPLEMENTATIONS.get(implementation)
-    if known is None or _WHOLE in modules:
-        return (
-            f"{held}: must be left out with --wallfacer-cp-size, "
-            "attention inside a graph of the whole iteration is not supported"
-        )
-    if version[:2] < known.since:
-        return (
-            f"{held}: needs Megatron {version_text(known.since)} or later with --wallfacer-cp-size, "
-            f"or {flag} limited to {', '.join(known.without)}: {known.why}"
-        )
-    for attribute, typed, why in _NOT_CAPTURED:
-        if getattr(args, attribute, None):
-            return f"{held}: must be left out with {typed}, or {flag} limited to {', '.join(known.without)}: {why}"
-    if getattr(args, "wallfacer_transfers", "direct") == "staged":
-        return f"{held}: must be left out with --wallfacer-transfers staged, the host copies messages"
-    return None
+    (implementation, _), (_, modules) = _implementation(args), _modules(args)
+    known = implementation in _WITHOUT_ATTENTION and _WHOLE not in modules
+    return None if known else attention_in_graphs(args)
+
+
+def local_graphs_around_attention(args: argparse.Namespace) -> str | None:
+    """Return the flag, as typed, by which CUDA graphs of ``local`` hold attention; None where they hold none.
+
+    Args:
+        args: Megatron's arguments.
+    """
+    return attention_in_graphs(args) if _implementation(args)[0] == "local" else None
 
 
 def _implementation(args: argparse.Namespace) -> tuple[str, str]:

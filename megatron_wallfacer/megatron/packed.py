@@ -67,8 +67,7 @@ class Documents:
         Raises:
             WallfacerError: what ``packed`` describes is not supported.
         """
-        check_layout(packed, self._cp_size, where)
-        ends = _boundaries(packed, where)
+        ends = _boundaries(packed)
         known = None if self._boundaries is None else self._boundaries()
         if known is not ends or self._version != ends._version:
             self._documents = self._read(packed, ends, tokens, where)
@@ -117,45 +116,9 @@ def as_laid_out(packed: Any) -> Any:
     return packed
 
 
-def _boundaries(packed: Any, where: str) -> Tensor:
-    """Where documents begin and end in the sequence as it lies in memory, with their padding.
-
-    Raises:
-        WallfacerError: this is no thd batch of the whole context-parallel group.
-    """
-    for name in ("cp_group", "local_cp_size"):
-        if getattr(packed, name, None) is not None:
-            raise WallfacerError(
-                f"{where}: packed sequences with {name} (--hybrid-context-parallel) "
-                "are not supported with --wallfacer-cp-size"
-            )
-    if packed.qkv_format != "thd":
-        raise WallfacerError(
-            f"{where}: packed sequences in the format {packed.qkv_format} are not supported with --wallfacer-cp-size, "
-            "only thd"
-        )
+def _boundaries(packed: Any) -> Tensor:
+    """Return where documents begin and end in the sequence in memory, with their padding."""
     return getattr(packed, f"cu_seqlens_q{_suffix(packed)}")
-
-
-def check_layout(source: Any, cp_size: int, where: str) -> None:
-    """Check that tokens are split over the ranks as attention computes them: rank r has chunks r and 2P-1-r.
-
-    Args:
-        source: Megatron's PackedSeqParams or TransformerConfig. Its dev branch names the layout there.
-        cp_size: P.
-        where: the layer, for messages.
-
-    Raises:
-        WallfacerError: another layout is named, such as ``contiguous``.
-    """
-    if cp_size == 1:
-        return
-    for name in LAYOUT_NAMES:
-        layout = getattr(source, name, None)
-        if layout is not None and layout != "zigzag":
-            raise WallfacerError(
-                f"{where}: {name} {layout}: must be zigzag with --wallfacer-cp-size, attention computes no other layout"
-            )
 
 
 def _suffix(packed: Any) -> str:

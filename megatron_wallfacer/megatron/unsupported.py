@@ -1,29 +1,279 @@
-"""Combinations of flags that the plugin does not support, checked before the first step. Each rule names one flag.
+"""Combinations of arguments that the plugin does not support: one list for the checks, their messages, docs and tests.
 
-A rule treats an attribute that a Megatron release lacks as not given.
+The first combination that is present is the error, so the order of the list is that of the checks.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any, get_args
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.host_memory.flags import unsupported_with_keep_on_host, unsupported_with_layer_inputs
-from megatron_wallfacer.megatron.keep import unsupported_recompute
-from megatron_wallfacer.megatron.layer_selection import unsupported_layer_selection
-from megatron_wallfacer.megatron.masks import unsupported_window
-from megatron_wallfacer.megatron.megatron_graphs import graphs_around_attention
-from megatron_wallfacer.megatron.packed import shards_whole_sequence
-from megatron_wallfacer.megatron.tile_flags import unsupported_with_loss_tiles, unsupported_with_mlp_tiles
+from megatron_wallfacer.megatron.combination import (
+    Combination,
+    When,
+    apart,
+    attention_dropout,
+    both,
+    context_parallel_size,
+    cp_comm_type,
+    given,
+    left_out,
+    packed,
+    packed_in_whole_sequence,
+    ranks,
+    reads,
+    sequence_length,
+    several_sequences,
+    typed,
+    window,
+)
+from megatron_wallfacer.megatron.megatron_graphs import (
+    attention_in_graphs,
+    local_graphs_around_attention,
+    whole_iteration_graph,
+)
+from megatron_wallfacer.megatron.packed import LAYOUT_NAMES
+from megatron_wallfacer.megatron.releases import LOCAL_GRAPHS
+from megatron_wallfacer.megatron.unsupported_memory import KEEP, MEMORY, RECOMPUTED
+from megatron_wallfacer.megatron.version import megatron_version
+from megatron_wallfacer.schedule.mask import NO_LIMIT
 
-Args = argparse.Namespace
-Rule = Callable[[Args, Sequence[str]], str | None]
+VERIFY = "--wallfacer-verify-every"
+PACKED = "--dataloader-inter-document-masking"
+GRAPHS, MODULES = "--cuda-graph-impl", "--cuda-graph-modules"
+ATTENTION = reads(attention_in_graphs)
+ROPE = given("--position-embedding-type", "rope")
+
+SPLIT = "--wallfacer-scheme decides how attention is split over the ranks"
+LOGITS = "no kernel of the plugin returns the largest attention logit"
+SHARDS = "it takes each document as split over the ranks, but with this flag the whole sequence is split"
+BYPASS = "Megatron builds this attention without its layer specs, so the plugin cannot replace it"
+DOCUMENTS = "documents differ between micro-batches, but a captured graph does not change"
+ONE_GROUP = "all packed documents share the context-parallel group of the job"
 
 
-def check_supported(args: Args, argv: Sequence[str] | None = None) -> None:
+def captured(example: str, other: str, reason: str) -> Combination:
+    """Return the combination of Megatron's graphs around attention with another flag."""
+    flag, *values = other.split()
+    instead = f"limit {MODULES} to moe_router and moe_preprocess"
+    return Combination(example, both(ATTENTION, given(flag, *values)), f"be left out with {other}", reason, instead)
+
+
+def on_layer(flag: str, reason: str, instead: str = "") -> Combination:
+    """Return the combination of a setting of a layer, which has no flag, with the plugin."""
+    return Combination(f"{flag}=True", given(flag), "be False", reason, instead, when=("model",))
+
+
+UNSUPPORTED: tuple[Combination, ...] = (
+    left_out("--yaml-cfg job.yaml", "Megatron then ignores every flag, --wallfacer-cp-size too", "give the flags"),
+    Combination(
+        "--context-parallel-size 4",
+        context_parallel_size,
+        "be {cp_size}, the value of --wallfacer-cp-size, or be left out",
+        "both are the number of context-parallel ranks",
+        also=("--context-parallel-size 1", "--context-parallel-size=2"),
+    ),
+    Combination(
+        "--sft --micro-batch-size 2 --pipeline-model-parallel-size 2",
+        both(several_sequences, packed),
+        f"be 1 with --sft or {PACKED} on several pipeline stages",
+        "a packed micro-batch is one sequence, but Megatron's stages receive one tensor per sequence",
+        "put more documents into one sequence",
+        also=(f"{PACKED} --no-rope-fusion --micro-batch-size 2 --pipeline-model-parallel-size 2",),
+    ),
+    Combination(
+        "--tensor-model-parallel-size 2",
+        ranks,
+        "divide the number of ranks",
+        "data parallelism takes the quotient",
+        "use more ranks or smaller sizes",
+    ),
+    Combination(
+        "--seq-length 1000",
+        sequence_length,
+        "be a multiple of 2 x --wallfacer-cp-size {cp_size}",
+        "each rank holds two chunks of equal length",
+        also=("--encoder-seq-length 1000",),
+    ),
+    Combination("--cp-comm-type p2p", cp_comm_type, "be left out", SPLIT, "use --wallfacer-scheme ring"),
+    Combination(
+        "--hierarchical-context-parallel-sizes 2 4",
+        typed("--hierarchical-context-parallel-sizes"),
+        "be left out",
+        SPLIT,
+        "use --wallfacer-scheme usp or loongtrain",
+    ),
+    Combination(
+        "--hybrid-context-parallel",
+        typed("--hybrid-context-parallel"),
+        "be left out",
+        "it changes the context-parallel group with each batch, but the plugin makes its groups once",
+    ),
+    Combination(
+        "--attention-dropout 0.1",
+        attention_dropout,
+        "be 0 with --wallfacer-cp-size",
+        "no kernel of the plugin can repeat the same dropout in backward",
+        "use --attention-dropout 0",
+        when=("parse", "model"),
+    ),
+    Combination(
+        "--window-size 128",
+        window,
+        f"be LEFT,RIGHT, numbers of tokens from 0 or {NO_LIMIT} for no limit",
+        "a window has two sides",
+        "use --window-size 128,0 for 128 tokens before each token",
+        when=("parse", "model"),
+        also=("--window-size 128,-2",),
+    ),
+    Combination(
+        f"{PACKED} --position-embedding-type rope",
+        both(packed_in_whole_sequence, given("--apply-rope-fusion"), ROPE),
+        "be given with --no-rope-fusion",
+        "the fused kernel rotates by the position in a document that is split over the ranks",
+        distributed_only=True,
+    ),
+    Combination(
+        f"{PACKED} --position-embedding-type mrope",
+        both(given("--position-embedding-type", "mrope"), packed_in_whole_sequence),
+        f"not be given with {PACKED}",
+        SHARDS,
+        "use --position-embedding-type rope",
+        distributed_only=True,
+    ),
+    Combination(
+        f"{PACKED} --mtp-num-layers 1",
+        both(given("--mtp-num-layers"), packed_in_whole_sequence),
+        f"be left out with {PACKED}",
+        SHARDS,
+        "pack with --sft",
+        distributed_only=True,
+    ),
+    left_out("--reset-attention-mask", "the plugin reads no mask tensor", f"use {PACKED} of Megatron 0.19"),
+    left_out("--qk-clip", LOGITS, when=("parse", "model")),
+    left_out("--log-max-attention-logit", LOGITS, when=("parse", "model")),
+    Combination(
+        f"{GRAPHS} full_iteration",
+        reads(whole_iteration_graph),
+        "be left out",
+        "the plugin does not capture its attention inside a graph of a whole iteration",
+        f"use {GRAPHS} local or transformer_engine",
+        also=("--cuda-graph-scope full_iteration",),
+    ),
+    Combination(
+        f"{GRAPHS} local",
+        reads(local_graphs_around_attention),
+        "be left out",
+        "earlier releases reuse memory that backward reads",
+        f"limit {MODULES}, in Megatron 0.17 --cuda-graph-scope, to moe_router and moe_preprocess",
+        before=LOCAL_GRAPHS,
+        also=(f"{GRAPHS} local {MODULES} moe_router mlp",),
+    ),
+    captured(f"{GRAPHS} local {MODULES} mlp --sft", "--sft", DOCUMENTS),
+    captured(f"{GRAPHS} transformer_engine {MODULES} attn moe_router {PACKED}", PACKED, DOCUMENTS),
+    captured(f"{RECOMPUTED} {GRAPHS} local", KEEP, "the host reads numbers of a kept output from the device"),
+    captured(f"--wallfacer-timeline x {GRAPHS} local", "--wallfacer-timeline", "a replay has no steps to record"),
+    captured(
+        f"--wallfacer-log-metrics --tensorboard-dir x {GRAPHS} local",
+        "--wallfacer-log-metrics",
+        "a replay has no waits to time",
+    ),
+    captured(
+        f"--wallfacer-transfers staged {GRAPHS} local", "--wallfacer-transfers staged", "the host copies messages"
+    ),
+    captured(f"{VERIFY} 2 {GRAPHS} local", VERIFY, "a replay compares no messages"),
+    Combination(
+        "--wallfacer-cuda-graphs --wallfacer-transfers staged",
+        both(given("--wallfacer-cuda-graphs"), given("--wallfacer-transfers", "staged")),
+        "be left out with --wallfacer-transfers staged",
+        "the host copies messages",
+    ),
+    apart(
+        "--wallfacer-cuda-graphs",
+        "--wallfacer-log-metrics",
+        "each wait is timed, but a replay has no waits",
+        needs="--tensorboard-dir x",
+    ),
+    Combination(
+        "--attention-backend flash",
+        given("--attention-backend", off="auto"),
+        "be auto",
+        "it chooses a kernel of TransformerEngine's attention, which the plugin replaces",
+        "use --wallfacer-kernel",
+    ),
+    Combination(
+        "--position-embedding-type relative",
+        given("--position-embedding-type", "relative"),
+        "be rope, mrope, yarn, learned_absolute or none",
+        "the plugin adds no bias to attention scores",
+    ),
+    Combination(
+        "--transformer-impl inference_optimized",
+        given("--transformer-impl", "inference_optimized"),
+        "be local or transformer_engine",
+        "its layers do not train",
+    ),
+    Combination(
+        "--wallfacer-layers 1 --transformer-impl local",
+        both(given("--wallfacer-layers"), given("--transformer-impl", "local")),
+        "be left out with --transformer-impl local",
+        "the attention of the other layers splits sequences only with TransformerEngine",
+        distributed_only=True,
+    ),
+    *MEMORY,
+    left_out("--heterogeneous-layers-config-path x.json", BYPASS),
+    left_out("--heterogeneous-layers-config-encoded-json {}", BYPASS),
+    left_out("--experimental-attention-variant gated_delta_net", BYPASS),
+    left_out("--hybrid-layer-pattern M*M*", BYPASS),
+    left_out("--hybrid-override-pattern M*M*", BYPASS),
+    on_layer("fp8_dot_product_attention", "no kernel of the plugin computes attention in fp8"),
+    on_layer("fp8_multi_head_attention", "no kernel of the plugin computes attention in fp8"),
+    *(
+        Combination(f"{name}=x", given(name), "be None", ONE_GROUP, "leave --hybrid-context-parallel out", ("call",))
+        for name in ("cp_group", "local_cp_size")
+    ),
+    Combination(
+        "qkv_format=sbhd",
+        given("qkv_format", off="thd"),
+        "be thd",
+        "documents are packed along one dimension of tokens",
+        when=("call",),
+    ),
+    *(
+        Combination(
+            f"{name}=contiguous",
+            given(name, off="zigzag"),
+            "be zigzag",
+            "rank r holds chunks r and 2P-1-r",
+            when=("call",),
+            distributed_only=True,
+        )
+        for name in LAYOUT_NAMES
+    ),
+)
+#: Every call of every layer is checked: it looks at its few combinations only.
+_CHECKED_AT = {when: tuple(one for one in UNSUPPORTED if when in one.when) for when in get_args(When)}
+
+
+def unsupported(when: When, checked: Any, cp_size: int, argv: Sequence[str] = ()) -> str | None:
+    """Return the message of the first unsupported combination, or None.
+
+    Args:
+        when: kind of the checked object.
+        checked: Megatron's arguments, TransformerConfig or PackedSeqParams.
+        cp_size: P.
+        argv: words of the command line.
+    """
+    for combination in _CHECKED_AT[when]:
+        found = None if combination.distributed_only and cp_size == 1 else combination.find(checked, argv)
+        if found and (combination.before is None or megatron_version()[:2] < combination.before):
+            return combination.message(found, cp_size)
+    return None
+
+
+def check_supported(args: Any, argv: Sequence[str] | None = None) -> None:
     """Check that the plugin supports Megatron's arguments.
 
     Args:
@@ -33,184 +283,6 @@ def check_supported(args: Args, argv: Sequence[str] | None = None) -> None:
     Raises:
         WallfacerError: the first unsupported combination, as one line.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    for rule in RULES:
-        message = rule(args, argv)
-        if message is not None:
-            raise WallfacerError(message)
-
-
-def given(argv: Sequence[str], name: str) -> bool:
-    """Return whether a flag is on the command line."""
-    return any(word == name or word.startswith(f"{name}=") for word in argv)
-
-
-def _yaml(args: Args, argv: Sequence[str]) -> str | None:
-    if getattr(args, "yaml_cfg", None) is None:
-        return None
-    return f"--yaml-cfg {args.yaml_cfg}: must be left out, Megatron then ignores every flag, --wallfacer-cp-size too"
-
-
-def _size(args: Args, argv: Sequence[str]) -> str | None:
-    size, ours = args.context_parallel_size, args.wallfacer_cp_size
-    # A value that is neither the default nor ours was given somehow, if not on the command line.
-    if size == ours or (size == 1 and not given(argv, "--context-parallel-size")):
-        return None
-    return f"--context-parallel-size {size}: must be {ours} as --wallfacer-cp-size says, or be left out"
-
-
-def _sequence(args: Args, argv: Sequence[str]) -> str | None:
-    multiple = 2 * args.wallfacer_cp_size
-    for name in ("seq_length", "encoder_seq_length"):
-        length = getattr(args, name, None)
-        if length is not None and length % multiple:
-            shown = f"--{name.replace('_', '-')} {length}"
-            return f"{shown}: must be a multiple of 2 x --wallfacer-cp-size = {multiple}"
-    return None
-
-
-def _world(args: Args, argv: Sequence[str]) -> str | None:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    others = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
-    if world % (others * args.wallfacer_cp_size) == 0:
-        return None
-    return (
-        f"--wallfacer-cp-size {args.wallfacer_cp_size}: times tensor and pipeline parallel size ({others}) "
-        f"it must divide the {world} ranks of the job"
-    )
-
-
-def _other_context_parallelism(args: Args, argv: Sequence[str]) -> str | None:
-    flags = ("--cp-comm-type", "--hierarchical-context-parallel-sizes", "--hybrid-context-parallel")
-    # --cp-comm-type applies to layers that keep Megatron's own attention.
-    allowed = ("--cp-comm-type",) if getattr(args, "wallfacer_layers", None) is not None else ()
-    for name in flags:
-        if given(argv, name) and name not in allowed:
-            value = getattr(args, name.removeprefix("--").replace("-", "_"), None)
-            return f"{_shown(name, value)}: must be left out, --wallfacer-cp-size decides how attention is split"
-    return None
-
-
-def _only(name: str, allowed: object, why: str) -> Rule:
-    """A rule: this argument must have this value (or be absent from this Megatron)."""
-
-    def rule(args: Args, argv: Sequence[str]) -> str | None:
-        attribute = name.removeprefix("--").replace("-", "_")
-        value = getattr(args, attribute, allowed)
-        if value == allowed:
-            return None
-        wanted = "left out" if allowed in (None, False) else allowed
-        return f"{_shown(name, value)}: must be {wanted} with --wallfacer-cp-size, {why}"
-
-    return rule
-
-
-def _shown(name: str, value: object) -> str:
-    """A flag and its value as they are typed."""
-    if value is True:
-        return name
-    return f"{name} {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
-
-
-def _dropout(args: Args, argv: Sequence[str]) -> str | None:
-    if not args.attention_dropout:
-        return None
-    default = "" if given(argv, "--attention-dropout") else " (Megatron's default)"
-    return (
-        f"--attention-dropout {args.attention_dropout}{default}: must be 0 with --wallfacer-cp-size, "
-        "no kernel here can draw the same dropout again in backward"
-    )
-
-
-def _window(args: Args, argv: Sequence[str]) -> str | None:
-    return unsupported_window(getattr(args, "window_size", None))
-
-
-def _sequence_cut_across_documents(args: Args, argv: Sequence[str]) -> str | None:
-    """What takes a packed sequence for one in which each document is cut, where it is not."""
-    if not shards_whole_sequence(args) or args.wallfacer_cp_size == 1:
-        return None
-    flag, where = "--dataloader-inter-document-masking", "with --wallfacer-cp-size above 1"
-    embedding = getattr(args, "position_embedding_type", None)
-    if getattr(args, "apply_rope_fusion", False) and embedding == "rope":
-        return f"{flag}: needs --no-rope-fusion {where}, the fused kernel turns by the angles of another cut"
-    if embedding == "mrope":
-        return f"--position-embedding-type mrope: must be another with {flag} {where}, its angles are of another cut"
-    if getattr(args, "mtp_num_layers", None):
-        return f"--mtp-num-layers {args.mtp_num_layers}: must be left out with {flag} {where}, it shifts another cut"
-    return None
-
-
-def _packed_through_a_pipeline(args: Args, argv: Sequence[str]) -> str | None:
-    """Packed sequences of a micro-batch follow each other; what a stage is sent is shaped for them side by side."""
-    flags = ("dataloader_inter_document_masking", "sft")
-    packed = next((f"--{name.replace('_', '-')}" for name in flags if getattr(args, name, False)), None)
-    stages, sequences = args.pipeline_model_parallel_size, getattr(args, "micro_batch_size", None) or 1
-    if packed is None or stages == 1 or sequences == 1:
-        return None
-    return (
-        f"--micro-batch-size {sequences}: must be 1 with {packed} and --pipeline-model-parallel-size {stages}, "
-        "Megatron's stages are not sent packed sequences as one"
-    )
-
-
-def _position_bias(args: Args, argv: Sequence[str]) -> str | None:
-    if getattr(args, "position_embedding_type", None) != "relative":
-        return None
-    return (
-        "--position-embedding-type relative: must be rope, mrope, yarn, learned_absolute or none "
-        "with --wallfacer-cp-size, an attention bias is not built yet"
-    )
-
-
-def _attention_backend(args: Args, argv: Sequence[str]) -> str | None:
-    # An enum in Megatron; its names are what is typed.
-    backend = getattr(getattr(args, "attention_backend", None), "name", "auto")
-    if backend == "auto":
-        return None
-    return (
-        f"--attention-backend {backend}: must be auto with --wallfacer-cp-size, --wallfacer-kernel chooses the kernel"
-    )
-
-
-def _attention_variant(args: Args, argv: Sequence[str]) -> str | None:
-    if getattr(args, "transformer_impl", None) != "inference_optimized":
-        return None
-    return "--transformer-impl inference_optimized: must be local or transformer_engine with --wallfacer-cp-size"
-
-
-def _bypassing_layers() -> Iterator[Rule]:
-    """Layer kinds whose attention Megatron does not take from the spec provider, so that the hook never sees it."""
-    why = "its attention does not pass through the plugin"
-    yield _only("--heterogeneous-layers-config-path", None, why)
-    yield _only("--heterogeneous-layers-config-encoded-json", None, why)
-    yield _only("--experimental-attention-variant", None, why)
-    yield _only("--hybrid-layer-pattern", None, why)
-    yield _only("--hybrid-override-pattern", None, why)
-
-
-RULES: tuple[Rule, ...] = (
-    _yaml,
-    _size,
-    _packed_through_a_pipeline,
-    _world,
-    _sequence,
-    _other_context_parallelism,
-    _dropout,
-    _window,
-    _sequence_cut_across_documents,
-    _only("--reset-attention-mask", False, "--dataloader-inter-document-masking keeps documents apart"),
-    _only("--qk-clip", False, "it needs the largest logits"),
-    _only("--log-max-attention-logit", False, "it needs the largest logits"),
-    graphs_around_attention,
-    _attention_backend,
-    _position_bias,
-    _attention_variant,
-    unsupported_recompute,
-    unsupported_layer_selection,
-    unsupported_with_loss_tiles,
-    unsupported_with_mlp_tiles,
-    unsupported_with_keep_on_host,
-    unsupported_with_layer_inputs,
-    *_bypassing_layers(),
-)
+    message = unsupported("parse", args, args.wallfacer_cp_size, sys.argv[1:] if argv is None else argv)
+    if message is not None:
+        raise WallfacerError(message)

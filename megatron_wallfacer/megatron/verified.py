@@ -11,21 +11,18 @@ from megatron_wallfacer.errors import WallfacerError
 VERIFY = "--wallfacer-verify-every"
 
 
-def verify_every_of(args: argparse.Namespace, graphs: str | None) -> int | None:
+def verify_every_of(args: argparse.Namespace) -> int | None:
     """Return the steps from one verified step to the next, None for no verification.
 
     Args:
         args: Megatron's, with our numbers read.
-        graphs: flag by which Megatron's CUDA graphs hold attention, as typed; None where they do not.
 
     Raises:
-        WallfacerError: the value is not positive, or graphs would replay attention without a check.
+        WallfacerError: the value is not positive.
     """
     every = args.wallfacer_verify_every
     if every is not None and every < 1:
         raise WallfacerError(f"{VERIFY} {every}: must be a positive number of steps")
-    if every is not None and graphs is not None:
-        raise WallfacerError(f"{VERIFY}: must be left out with {graphs}, a graph that is replayed compares nothing")
     return every
 
 

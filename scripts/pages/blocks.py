@@ -1,21 +1,31 @@
-"""Generated blocks of a page: a comment that says what follows, and the fenced block that is generated from it.
+"""Generated blocks of a page: a comment that names what follows, and the text that is generated from it.
 
-``<!-- schedule: team=2 ring_outer=2, rank 1, forward -->`` stands before the schedule of rank 1 on that grid.
+``<!-- schedule: team=2 ring_outer=2, rank 1, forward -->`` stands before the schedule of rank 1 on that grid, and
+``<!-- rows of unsupported combinations: call -->`` before the rows of a table of :data:`TABLES`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from megatron_wallfacer.schedule.grid import Grid
 from scripts.pages.schedules import schedule_text
+from scripts.pages.unsupported import combination_rows
 
 DOCS = Path(__file__).parents[2] / "docs"
 #: Pages that have generated blocks.
-PAGES = (DOCS / "walkthrough.md",)
-_HEAD = r"(<!-- schedule: ([\w= ]+), rank (\d+), (forward|backward) -->\n```text\n)"
-_BLOCK = re.compile(_HEAD + r".*?(?=^```$)", re.MULTILINE | re.DOTALL)
+PAGES = (DOCS / "walkthrough.md", DOCS / "unsupported.md")
+#: Rows of a table by the name in the comment before them.
+TABLES: dict[str, Callable[[], str]] = {
+    f"unsupported combinations: {when}": partial(combination_rows, when) for when in ("parse", "model", "call")
+}
+_SCHEDULE = re.compile(
+    r"(<!-- schedule: ([\w= ]+), rank (\d+), (forward|backward) -->\n```text\n).*?(?=^```$)", re.MULTILINE | re.DOTALL
+)
+_ROWS = re.compile(r"(<!-- rows of ([\w ]+(?:: \w+)?) -->\n).*?(?=<!-- end of rows -->$)", re.MULTILINE | re.DOTALL)
 
 
 def regenerated(text: str) -> str:
@@ -24,12 +34,14 @@ def regenerated(text: str) -> str:
     Raises:
         ValueError: the page has no generated block.
     """
-    if not _BLOCK.search(text):
+    text, schedules = _SCHEDULE.subn(_schedule, text)
+    text, tables = _ROWS.subn(lambda match: f"{match[1]}{TABLES[match[2]]()}\n", text)
+    if schedules + tables == 0:
         raise ValueError("no block follows a comment such as <!-- schedule: team=2, rank 0, forward -->")
-    return _BLOCK.sub(_block, text)
+    return text
 
 
-def _block(match: re.Match[str]) -> str:
+def _schedule(match: re.Match[str]) -> str:
     head, axes, rank, direction = match.groups()
     sizes = {name: int(size) for name, size in (axis.split("=") for axis in axes.split())}
     return f"{head}{schedule_text(Grid(**sizes), int(rank), backward=direction == 'backward')}\n"

@@ -25,7 +25,7 @@ REFUSED = {
     "--wallfacer-team-size 3": "--wallfacer-team-size 3: must be one of 1, 2 with scheme auto",
     "--wallfacer-team-size 2 --wallfacer-kv-team-size 2": "--wallfacer-kv-team-size 2: must be 1 with",
     "--wallfacer-scheme wallfacer --wallfacer-team-size 2": "--wallfacer-team-size 2: must be 1 with",
-    "--tensor-model-parallel-size 2": "--wallfacer-cp-size 2: times tensor and pipeline parallel size (2) it must",
+    "--tensor-model-parallel-size 2": "--wallfacer-cp-size 2 x tensor and pipeline parallel size 2 on 2 ranks: must",
     "--wallfacer-scheme nonsense": "--wallfacer-scheme nonsense: must be one of",
     "--wallfacer-head-size 4": "--wallfacer-head-size 4: must be one of 1, 2 with scheme auto",
     "--num-attention-heads 3 --num-query-groups 3 --wallfacer-head-size 2": (
@@ -33,7 +33,7 @@ REFUSED = {
     ),
     "--wallfacer-ring-inner-size 4": "--wallfacer-ring-inner-size 4: must be one of 1, 2 with scheme auto",
     "--wallfacer-kernel te": "--wallfacer-kernel te: must be auto or reference here, because te cannot",
-    "--seq-length 254": "--seq-length 254: must be a multiple of 2 x --wallfacer-cp-size = 4",
+    "--seq-length 254": "--seq-length 254: must be a multiple of 2 x --wallfacer-cp-size 2, because",
     "--attention-dropout 0.1": "--attention-dropout 0.1: must be 0",
     "--window-size 64": "--window-size 64: must be LEFT,RIGHT",
     "--qk-clip": "--qk-clip: must be left out",

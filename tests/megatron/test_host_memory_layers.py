@@ -14,17 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.host_memory.attention import keep_on_host, kept_sizes
-from megatron_wallfacer.megatron.host_memory.flags import (
-    INPUTS,
-    KEEP,
-    fraction_of,
-    unsupported_with_keep_on_host,
-    unsupported_with_layer_inputs,
-)
+from megatron_wallfacer.megatron.host_memory.flags import INPUTS, KEEP, fraction_of
 from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
 from megatron_wallfacer.megatron.host_memory.kinds import recomputed_groups
 from megatron_wallfacer.megatron.host_memory.share import RESERVE, RankNeeds, Wanted, auto_fraction, check_room
 from megatron_wallfacer.megatron.keep import Keeper
+from megatron_wallfacer.megatron.unsupported_memory import MEMORY
 from megatron_wallfacer.offload.copies import DeferredCopies
 from megatron_wallfacer.offload.host import HostSlots, Left, slot_bytes
 from megatron_wallfacer.offload.order import Pipeline, passes_of_step
@@ -152,8 +147,8 @@ def test_arguments_that_only_a_configuration_has() -> None:
         "recompute_granularity": "full",
         "cpu_offloading": True,
     }
-    for rule in (unsupported_with_keep_on_host, unsupported_with_layer_inputs):
-        assert "must be left out with --cpu-offloading, it moves activations" in rule(argparse.Namespace(**given), [])
+    found = [one.find(argparse.Namespace(**given), []) for one in MEMORY if "--cpu-offloading-" in one.example]
+    assert found == [f"{KEEP} 1", f"{INPUTS} 1"]
 
 
 def test_a_block_without_its_checkpoints_is_an_error() -> None:

@@ -18,7 +18,8 @@ from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.keep import Keeper, _keepers, unsupported_recompute
+from megatron_wallfacer.megatron.keep import Keeper, _keepers
+from megatron_wallfacer.megatron.unsupported import KEEP, UNSUPPORTED
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.plan import Plan
 from tests.engine.passes import Case, call_of, leaves
@@ -194,18 +195,19 @@ def test_what_stays_is_noticed(pools: Callable[[int], Pool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "refusal"),
+    ("given", "supported"),
     [
-        ({}, "--recompute-granularity is not given"),
-        ({"recompute_granularity": "selective", "recompute_modules": ["mlp"]}, "--recompute-modules mlp leaves it out"),
-        ({"recompute_granularity": "selective"}, None),
-        ({"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}, None),
-        ({"recompute_granularity": "full", "recompute_modules": ["mlp"]}, None),
-        ({"recompute_activations": True}, None),
-        ({"wallfacer_keep_attention_output": False}, None),
+        ({}, False),
+        ({"recompute_granularity": "selective", "recompute_modules": ["mlp"]}, False),
+        ({"recompute_granularity": "selective"}, True),
+        ({"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]}, True),
+        ({"recompute_granularity": "full", "recompute_modules": ["mlp"]}, True),
+        ({"recompute_activations": True}, True),
+        ({"wallfacer_keep_attention_output": False}, True),
     ],
 )
-def test_it_is_refused_where_attention_is_not_recomputed(given: dict[str, object], refusal: str | None) -> None:
+def test_it_is_an_error_where_attention_is_not_recomputed(given: dict[str, object], supported: bool) -> None:
     plain = {"wallfacer_keep_attention_output": True, "recompute_granularity": None, "recompute_modules": None}
-    found = unsupported_recompute(argparse.Namespace(**(plain | given)), [])
-    assert found is None if refusal is None else refusal in found and "--wallfacer-keep-attention-output" in found
+    (combination,) = (one for one in UNSUPPORTED if one.example == KEEP)
+    found = combination.find(argparse.Namespace(**(plain | given)), [])
+    assert found == (None if supported else KEEP)

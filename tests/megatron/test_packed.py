@@ -15,6 +15,7 @@ from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.core_attention import core_attention_class
 from megatron_wallfacer.megatron.packed import Documents, as_laid_out, shards_whole_sequence
 from megatron_wallfacer.megatron.rope import positions_in_documents, rotate_by_document
+from megatron_wallfacer.megatron.unsupported import unsupported
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.schemes import make_plan
 from tests.megatron.test_core_attention import CAUSAL, PlannedSession, build, config, dense, q
@@ -76,11 +77,6 @@ def test_documents_with_their_padding_are_what_lies_in_memory() -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (packed(cp_group=object()), r"layer 2: packed sequences with cp_group \(--hybrid-context-parallel\)"),
-        (packed(local_cp_size=1), r"layer 2: packed sequences with local_cp_size \(--hybrid-context-parallel\)"),
-        (packed(cp_partition_mode="contiguous"), "layer 2: cp_partition_mode contiguous: must be zigzag with"),
-        (packed(attention_cp_layout="striped"), "layer 2: attention_cp_layout striped: must be zigzag with"),
-        (packed(qkv_format="sbhd"), "layer 2: packed sequences in the format sbhd"),
         (packed(cu_seqlens_kv=torch.tensor([0, 32])), "layer 2: .* the same documents in queries and keys"),
         (packed((0, 8, 30)), "layer 2: cu_seqlens ending at 30: must be ending at the 32 tokens of q"),
         (packed((0, 6, 32)), "layer 2: cu_seqlens with a document of 6 tokens: must be padded to multiples of 2P = 4"),
@@ -127,13 +123,24 @@ def test_padding_is_refused_where_it_would_be_seen() -> None:
 
 
 def test_the_layout_that_attention_computes_may_be_named() -> None:
-    assert Documents(2, "per_document").read(packed((0, 8, 32), cp_partition_mode="zigzag"), 16, "").documents == (
-        0,
-        8,
-        32,
-    )
+    assert unsupported("call", packed(cp_partition_mode="zigzag"), 2) is None
     # On one rank all layouts are one.
-    assert Documents(1, "per_document").read(packed(cp_partition_mode="contiguous"), 32, "").documents == ENDS
+    assert unsupported("call", packed(cp_partition_mode="contiguous"), 1) is None
+    message = unsupported("call", packed(attention_cp_layout="striped"), 2)
+    assert message.startswith("attention_cp_layout striped: must be zigzag, because")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cp_group": object()}, r"layer 3: cp_group .*: must be None, .*leave --hybrid-context-parallel out"),
+        ({"local_cp_size": 1}, r"layer 3: local_cp_size 1: must be None, .*leave --hybrid-context-parallel out"),
+        ({"qkv_format": "sbhd"}, "layer 3: qkv_format sbhd: must be thd"),
+    ],
+)
+def test_a_call_with_another_kind_of_packing_is_an_error(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(WallfacerError, match=message):
+        build()(thd(), thd(), thd(), None, packed_seq_params=packed(**changes))
 
 
 def test_another_layout_without_documents_is_refused() -> None:

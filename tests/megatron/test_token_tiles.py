@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron import tile_flags
 from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook
 from megatron_wallfacer.megatron.loss_tiles import TiledLoss
 from tests.megatron.training import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, arguments, baseline, largest_differences
@@ -90,12 +88,3 @@ def test_an_output_processor_of_the_script_is_refused_and_a_model_without_labels
     assert forward(None) is None
     with pytest.raises(WallfacerError, match=r"--wallfacer-loss-tiles: must be left out, the script passes"):
         forward(None, labels="labels", output_processor=print)
-
-
-def test_megatron_0_17_has_no_place_for_a_tiled_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    args = argparse.Namespace(wallfacer_loss_tiles="4", wallfacer_mlp_tiles=None)
-    monkeypatch.setattr(tile_flags, "megatron_version", lambda: (0, 17, 1))
-    found = tile_flags.unsupported_with_loss_tiles(args, [])
-    assert found == "--wallfacer-loss-tiles: needs megatron-core 0.18 or newer, not 0.17.1"
-    monkeypatch.setattr(tile_flags, "megatron_version", lambda: (0, 18, 0))
-    assert tile_flags.unsupported_with_loss_tiles(args, []) is None
