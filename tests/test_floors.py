@@ -1,4 +1,4 @@
-"""Imports go down the floors only; one floor imports Megatron, and two parse command lines."""
+"""Imports go down the floors only; one floor and the corpus import Megatron, and two floors parse command lines."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def test_imports_go_down(module: Path) -> None:
         if package == "megatron_wallfacer" and rest:
             assert FLOORS.index(rest[0]) <= here, f"{module} imports {name}"
         if package == "megatron":
-            assert module.parts[1] == "megatron", f"{module} imports {name}"
+            # The demonstration writes its corpus with Megatron's own writer.
+            assert module.parts[1] == "megatron" or module.match("training_runs/corpus.py"), f"{module} imports {name}"
         if module.parts[1] in ("schedule", "planning"):
             assert package not in ("torch", "numpy"), f"{module} imports {name}"
         if module.parts[1] not in ("cli", "megatron"):

@@ -97,8 +97,8 @@ def demo_runs(cp_size: int, scheme: str, resolved: str, gpus: int) -> list[DemoR
 
 def training_arguments(directory: Path, iterations: int) -> list[str]:
     """Return Megatron's arguments for the model and its data, and build the data."""
-    from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
     from megatron_wallfacer.megatron.version import megatron_version
+    from megatron_wallfacer.training_runs.corpus import build_corpus, tokenizer_arguments
 
     data = ["--data-path", str(build_corpus(directory / "corpus")), *tokenizer_arguments(megatron_version()[:2])]
     return [*MODEL, *TRAINING, *data, "--train-iters", str(iterations)]

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
 from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, MODEL_BUILDER
+from megatron_wallfacer.training_runs.corpus import build_corpus, tokenizer_arguments
 from megatron_wallfacer.training_runs.local_run import train
 from scripts.versions.table import Findings, Row, difference, markdown, mismatches, read, row
 from scripts.versions.wheels import WHEELS, unpack

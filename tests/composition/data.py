@@ -8,8 +8,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from megatron_wallfacer.megatron.corpus import tokenizer_arguments
 from megatron_wallfacer.megatron.version import megatron_version
+from megatron_wallfacer.training_runs.corpus import tokenizer_arguments
 from tests.megatron.training import corpus
 from tests.support.short_documents import write_conversations, write_documents
 

@@ -91,7 +91,7 @@ ROWS: tuple[Row, ...] = (
         "-",
         "-",
         "nothing",
-        ("tests/megatron/test_corpus.py::test_a_damaged_corpus_is_written_again",),
+        ("tests/training_runs/test_corpus.py::test_a_damaged_corpus_is_written_again",),
     ),
     Row(
         "Slurm: ranks, checkpoint writers or ports of an earlier job are left on a node",

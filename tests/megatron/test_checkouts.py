@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.megatron.corpus import tokenizer_arguments
 from megatron_wallfacer.megatron.version import _read_version
+from megatron_wallfacer.training_runs.corpus import tokenizer_arguments
 from tests.megatron.training import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, arguments, differences
 from tests.support.megatron_runs import train
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from megatron_wallfacer.megatron.corpus import build_corpus, tokenizer_arguments
 from megatron_wallfacer.megatron.version import megatron_version
+from megatron_wallfacer.training_runs.corpus import build_corpus, tokenizer_arguments
 from tests.support.megatron_runs import RunResult, train
 
 ITERATIONS = 20

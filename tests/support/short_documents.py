@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_wallfacer.megatron.corpus import EOD
+from megatron_wallfacer.training_runs.corpus import EOD
 
 #: Characters of the conversations, one token each.
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"

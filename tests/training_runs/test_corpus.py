@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.megatron import corpus
+from megatron_wallfacer.training_runs import corpus
 
 
 @pytest.fixture

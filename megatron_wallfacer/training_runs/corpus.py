@@ -1,11 +1,10 @@
-"""A real text corpus without any download: the sources of Python's standard library, one token a byte.
+"""A text corpus without a download: the sources of Python's standard library, one token per byte.
 
-Every machine that runs Python has some ten megabytes of it. Written in Megatron's .bin/.idx format, it is what the
-demonstration and the tests train on.
+The demonstration and the tests train on it. Python's library has some ten megabytes of sources; Megatron's own writer
+stores them as .bin and .idx files.
 
-Megatron's own `ByteLevelTokenizer` cannot be chosen on its command line (`build_tokenizer` has no name for it, in any
-version up to main of 2026-08). Its `NullTokenizer`, which takes ids as they are, can: `tokenizer_arguments` gives the
-flags.
+Megatron's command line cannot name its `ByteLevelTokenizer` (`build_tokenizer`, up to main of 2026-08). It can name its
+`NullTokenizer`, which takes token ids: `tokenizer_arguments` returns the flags.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ _SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packa
 
 
 def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
-    """Megatron's flags for this corpus.
+    """Return Megatron's flags for this corpus.
 
     Args:
-        megatron: Major and minor version of the Megatron that will read them. Up to 0.17 `--vocab-size` of the
+        megatron: major and minor version of the Megatron that reads the flags. Up to 0.17 `--vocab-size` of the
             NullTokenizer does not count the end-of-document token, from 0.18 on it does.
     """
     size = VOCABULARY if megatron >= VOCABULARY_WITH_END else VOCABULARY - 1
@@ -50,17 +49,17 @@ def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
 
 
 def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
-    """Write the corpus into `directory`, unless it is there already, whole and unchanged.
+    """Write the corpus into a folder, unless the folder holds it whole and unchanged.
 
-    One document a file, in the order of the paths, each ended by `EOD`; files are taken until `megabytes` million
-    tokens are reached. Whoever is killed on the way leaves a folder of another name behind, never half a corpus.
+    Each source file is one document, ended by `EOD`, in the order of paths, until there are `megabytes` million
+    tokens. A process that is killed leaves a folder of another name, never a part of a corpus.
 
     Args:
-        directory: Where to; made if absent. Several processes may build at the same time.
-        megabytes: Wanted number of tokens in millions, at least. The whole library has some ten.
+        directory: folder for corpora; made if absent. Several processes may build at the same time.
+        megabytes: least number of tokens in millions; the whole library has some ten.
 
     Returns:
-        The prefix for `--data-path`: the two files are `<prefix>.bin` and `<prefix>.idx`.
+        Prefix for `--data-path`: the two files are `<prefix>.bin` and `<prefix>.idx`.
 
     Raises:
         ValueError: `megabytes` is not positive, or the library has less.
@@ -103,7 +102,7 @@ def _seal(corpus: Path) -> None:
 
 
 def _is_whole(corpus: Path) -> bool:
-    """Whether a corpus is there and its files are as they were written; Megatron keeps its index beside them."""
+    """Return whether a corpus is complete and unchanged. Megatron keeps its index in the same folder."""
     try:
         return json.loads((corpus / _SEAL).read_text()) == _digests(corpus)
     except (OSError, ValueError):
@@ -116,7 +115,7 @@ def _digests(corpus: Path) -> dict[str, str]:
 
 
 def library_sources() -> Iterator[Path]:
-    """The .py files of the standard library, tests and installed packages left out, in the order of their paths."""
+    """Yield the .py files of the standard library in the order of paths, without tests and installed packages."""
     root = Path(os.__file__).parent
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED)
@@ -126,10 +125,10 @@ def library_sources() -> Iterator[Path]:
 
 
 def _write(prefix: Path, wanted: int) -> None:
-    """Tokenise sources into `<prefix>.bin` and `<prefix>.idx` until there are `wanted` tokens.
+    """Write sources as tokens into `<prefix>.bin` and `<prefix>.idx` until there are `wanted` tokens.
 
     Raises:
-        ValueError: There are not that many.
+        ValueError: the library has fewer.
     """
     import numpy
 
@@ -157,6 +156,6 @@ def _write(prefix: Path, wanted: int) -> None:
 
 
 def _progress() -> Progress:
-    """A progress bar on stderr; drawn live on a terminal, written once at the end into a pipe."""
+    """Return a progress bar on stderr: live on a terminal, written once at the end into a pipe."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True))
