@@ -94,6 +94,7 @@ def _shown(preset: Preset) -> str:
     for title, rows in paragraphs.items():
         if rows:
             lines += [f"# {title}", *(f"{text:<48} # {entry.location}" for text, entry in rows)]
+    lines += [f"# {name}: {text}" for name, texts in preset.statements.items() for text in texts]
     return "\n".join(lines)
 
 
@@ -109,6 +110,7 @@ def _shown_as_json(preset: Preset) -> str:
         "ranks": preset.ranks,
         "torchrun": [argument for entry in preset.torchrun.values() for argument in entry.arguments],
         "argv": preset.argv,
+        **preset.statements,
         "locations": {name: str(entry.location) for section in sections for name, entry in section.items()},
     }
     return json.dumps(shown, indent=2)

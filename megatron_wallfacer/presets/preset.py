@@ -33,12 +33,15 @@ class Preset:
         variables: environment variables by name.
         torchrun: torchrun flags by name.
         model: Megatron's and the plugin's flags by name, without those to leave out.
+        statements: where the file says that it was run and measured, and its limitations; those of the files that it
+            extends do not count.
     """
 
     path: Path
     variables: dict[str, PresetEntry]
     torchrun: dict[str, PresetEntry]
     model: dict[str, PresetEntry]
+    statements: dict[str, tuple[str, ...]]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -84,7 +87,8 @@ def load_preset(path: Path, arguments: Sequence[str] = (), variables: Iterable[s
     """
     merged: dict[str, dict[str, PresetEntry]] = {name: {} for name in SECTIONS}
     path = preset_path(path)
-    for file in _files(path, COMMAND_LINE, (), [0]):
+    files = _files(path, COMMAND_LINE, (), [0])
+    for file in files:
         for name, entries in file.sections.items():
             merged[name].update(entries)
     for entry in flag_entries(arguments):
@@ -92,7 +96,7 @@ def load_preset(path: Path, arguments: Sequence[str] = (), variables: Iterable[s
     for entry in variable_entries(variables):
         merged[ENVIRONMENT][entry.name] = entry
     model = {name: entry for name, entry in merged[MODEL].items() if entry.values is not None}
-    return Preset(path, merged[ENVIRONMENT], merged[TORCHRUN], model)
+    return Preset(path, merged[ENVIRONMENT], merged[TORCHRUN], model, files[-1].statements)
 
 
 def preset_path(path: Path) -> Path:

@@ -21,6 +21,8 @@ from megatron_wallfacer.presets.torchrun import FLAGS, check_torchrun
 
 ENVIRONMENT, TORCHRUN, MODEL, EXTENDS = "ENV_VARS", "TORCHRUN_ARGS", "MODEL_ARGS", "extends"
 SECTIONS = (ENVIRONMENT, TORCHRUN, MODEL)
+#: Statements about a preset, for its readers: where it was run, what was measured there, what it does not cover.
+STATEMENTS = ("validated_on", "measured", "known_limitations")
 
 _FLAG = re.compile(r"--[A-Za-z0-9][A-Za-z0-9_-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -35,10 +37,12 @@ class PresetFile:
     Attributes:
         extends: files that this file extends, the last with the highest priority, and where each is named.
         sections: entries by section and name, in the order of the file.
+        statements: texts by name, of :data:`STATEMENTS`.
     """
 
     extends: tuple[tuple[Path, Location], ...]
     sections: dict[str, dict[str, PresetEntry]]
+    statements: dict[str, tuple[str, ...]]
 
 
 def read_preset_file(path: Path) -> PresetFile:
@@ -50,6 +54,7 @@ def read_preset_file(path: Path) -> PresetFile:
     reader = _Reader(path)
     extends: tuple[tuple[Path, Location], ...] = ()
     sections: dict[str, dict[str, PresetEntry]] = {name: {} for name in SECTIONS}
+    statements: dict[str, tuple[str, ...]] = {}
     readers = {ENVIRONMENT: reader.variable, TORCHRUN: reader.torchrun_flag, MODEL: reader.flag}
     for key, node in reader.items(reader.root(), "the file"):
         name = key.value
@@ -57,9 +62,11 @@ def read_preset_file(path: Path) -> PresetFile:
             extends = tuple(reader.extended_files(node))
         elif name in readers:
             sections[name] = dict(reader.entries(name, node, readers[name]))
+        elif name in STATEMENTS:
+            statements[name] = reader.statement(name, node)
         else:
-            reader.fail(key, f"{name}: must be one of {', '.join((EXTENDS, *SECTIONS))}")
-    return PresetFile(extends, sections)
+            reader.fail(key, f"{name}: must be one of {', '.join((EXTENDS, *SECTIONS, *STATEMENTS))}")
+    return PresetFile(extends, sections, statements)
 
 
 class _Reader:
@@ -105,6 +112,12 @@ class _Reader:
             if not target.is_file():
                 self.fail(item, f"{EXTENDS} {item.value}: must be a file; {target} does not exist")
             yield target, self.location(item)
+
+    def statement(self, name: str, node: yaml.Node) -> tuple[str, ...]:
+        items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        if not items or not all(self._is_text(item) and item.value for item in items):
+            self.fail(node, f"{name}: must be a text or a list of texts")
+        return tuple(" ".join(item.value.split()) for item in items)
 
     def entries(
         self, section: str, node: yaml.Node, read: Callable[[yaml.ScalarNode, yaml.Node], PresetEntry]

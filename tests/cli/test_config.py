@@ -20,7 +20,9 @@ TINY = str(CONFIGS / "tiny-cpu.yaml")
 
 def test_show_prints_every_entry_with_its_location(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", TINY, "--lr", "1e-5", "--mock-data=false", "--env", "A=1"]) == 0
-    lines = [line.split(" # ") for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    output = capsys.readouterr().out.splitlines()
+    assert "# validated_on: CPU, 2 ranks over gloo, trained by the tests" in output
+    lines = [line.split(" # ") for line in output if not line.startswith("#")]
     shown = {text.strip(): place for text, place in lines}
     assert shown["--lr 1e-5"] == shown["A=1"] == "command line"
     assert shown["--num-layers 2"] == f"{CONFIGS}/model/tiny.yaml:3"
@@ -38,6 +40,7 @@ def test_show_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (shown["ranks"], shown["torchrun"]) == (4, ["--nproc-per-node", "4"])
     assert shown["argv"][:2] == ["--num-layers", "2"]
     assert shown["argv"][shown["argv"].index("--lr") + 1] == "1"
+    assert shown["validated_on"] == ["CPU, 2 ranks over gloo, trained by the tests"]
     assert shown["locations"]["--num-layers"] == f"{CONFIGS}/model/tiny.yaml:3"
     assert shown["locations"]["--lr"] == shown["locations"]["--nproc-per-node"] == "command line"
     assert len(shown["locations"]) == 3 + sum(word.startswith("--") for word in shown["argv"])

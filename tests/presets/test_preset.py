@@ -38,6 +38,13 @@ def test_later_files_win_and_each_entry_has_its_location(presets: Path) -> None:
     assert preset.location("--c") is None
 
 
+def test_statements_are_those_of_the_file_itself(presets: Path) -> None:
+    (presets / "below" / "base.yaml").write_text("measured: below\nMODEL_ARGS:\n  --a: 1\n")
+    assert load_preset(presets / "top.yaml").statements == {}
+    (presets / "top.yaml").write_text("extends: [below/base.yaml]\nmeasured: nothing\nvalidated_on: [a b, c]\n")
+    assert load_preset(presets / "top.yaml").statements == {"measured": ("nothing",), "validated_on": ("a b", "c")}
+
+
 def test_typed_entries_override_the_file(presets: Path) -> None:
     words = "--a=9 --b=false --c --d -1 x --f=false --g false --nproc-per-node 3 --a 8".split()
     preset = load_preset(presets / "top.yaml", words, ["B=b=c", "C="])

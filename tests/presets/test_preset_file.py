@@ -41,6 +41,8 @@ MISTAKES = {
     "extends no list": ("extends: a.yaml\n", 1, "extends: must be a list of files"),
     "extends no word": ("extends:\n  - 3\n", 2, "extends: must be a list of files"),
     "extends what is not there": ("extends:\n  - other.yaml\n", 2, "extends other.yaml: must be a file"),
+    "statement of nothing": ("MODEL_ARGS: {}\nmeasured:\n", 2, "measured: must be a text or a list of texts"),
+    "statement with a switch": ("MODEL_ARGS: {}\nmeasured: [true]\n", 2, "measured: must be a text or a list"),
     "not YAML": ("MODEL_ARGS:\n  --a: [1\n", 3, "not YAML: expected ',' or ']'"),
     "two documents": ("MODEL_ARGS: {}\n---\nMODEL_ARGS: {}\n", 2, "not YAML: but found another document"),
     "a control character": ("MODEL_ARGS: {}\n# \x07\n", 2, "not YAML: special characters are not allowed"),

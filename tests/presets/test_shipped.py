@@ -14,6 +14,7 @@ import pytest
 from megatron_wallfacer.presets.check import CheckResult, check_presets
 from megatron_wallfacer.presets.entry import COMMAND_LINE, PresetEntry
 from megatron_wallfacer.presets.preset import Preset, load_preset
+from megatron_wallfacer.presets.preset_file import STATEMENTS
 from megatron_wallfacer.presets.torchrun import FLAGS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -74,6 +75,15 @@ def test_all_are_good_alone_and_combined(tmp_path: Path, megatron: Path | None) 
     assert all(verdict.grid for verdict in verdicts[len(FILES) :])
     parts_of_presets = {file.parent.name for file, verdict in zip(FILES, verdicts, strict=False) if not verdict.rules}
     assert parts_of_presets == {"parallel", "env", "data", "train"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_states_where_it_was_run_and_what_it_does_not_cover(name: str) -> None:
+    statements = load_preset(Path(name)).statements
+    assert tuple(statements) == STATEMENTS
+    assert all(all(texts) for texts in statements.values())
+    if name != "tiny-cpu":
+        assert statements["validated_on"][0].startswith("no GPU")
 
 
 def test_megatron_validates_the_recipes_for_gpus() -> None:
