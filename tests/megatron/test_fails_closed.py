@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_wallfacer.megatron.releases import SUPPORTED
 from tests.megatron.training import arguments
 from tests.support.megatron_runs import REPOSITORY, SCRIPT, RunResult, train
 
@@ -154,7 +155,7 @@ def test_an_unsupported_megatron(tmp_path: Path) -> None:
     assert code != 0
     assert seconds < LIMIT_S
     (error,) = our_errors(output)
-    assert "megatron-core 0.12.3 is not supported: use megatron-core 0.17 to 0.20" in error
+    assert f"megatron-core 0.12.3 is not supported: use {SUPPORTED}" in error
 
 
 @pytest.mark.alone

@@ -17,8 +17,8 @@ from megatron_wallfacer.training_runs.training_log import parse_iteration
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "apply_patch.sh"
 LINE = "import megatron_wallfacer.auto  # noqa: F401\n"
-#: The lines of a made-up script down to where the import goes, and the line of it, by release.
-PLACES = {"0.17": 8, "0.18": 9, "0.19": 9, "0.20": 9}
+#: Line of the import in Megatron's script by release: the same from 0.18 on, until a release moves it.
+PLACES = {version_text(one.number): 9 for one in RELEASES if one.launcher} | {"0.17": 8}
 CHECKOUTS = [Path(path) for path in os.environ.get("MEGATRON_PATHS", "").split(":") if path]
 checkouts = pytest.mark.parametrize("checkout", CHECKOUTS, ids=str)
 needs_checkouts = pytest.mark.skipif(not CHECKOUTS, reason="MEGATRON_PATHS names no Megatron-LM checkout")
