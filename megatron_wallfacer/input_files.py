@@ -106,7 +106,7 @@ def read_yaml(path: Path) -> PlainFile:
     """Return the values of a YAML file.
 
     Raises:
-        WallfacerError: not YAML, beyond the limits, a key that stands twice, or a number or date that is none.
+        WallfacerError: not YAML, beyond the limits, a repeated key, or a number or date that is none.
     """
     node, lines = compose_yaml(path), {"": 1}
     return PlainFile(None if node is None else _plain(node, "", os.path.normpath(path), lines), lines)
@@ -116,7 +116,7 @@ def read_json(path: Path) -> Any:
     """Return what a JSON file holds.
 
     Raises:
-        WallfacerError: not JSON, beyond the limits, a key that stands twice, or NaN or Infinity.
+        WallfacerError: not JSON, beyond the limits, a repeated key, or NaN or Infinity.
     """
     text, name = read_text(path, JSON_BYTES), os.path.normpath(path)
     if text.count("[") + text.count("{") > JSON_CONTAINERS or text.count(",") > JSON_VALUES:
@@ -146,7 +146,7 @@ def _plain(node: yaml.Node, entry: str, name: str, lines: dict[str, int]) -> Any
             if not isinstance(key, yaml.ScalarNode):
                 raise WallfacerError(f"{where}: a key must be a name")
             if key.value in found:
-                raise WallfacerError(f"{where}: {_one_line(key.value)}: stands twice")
+                raise WallfacerError(f"{where}: {_one_line(key.value)}: must occur once")
             found[key.value] = _plain(value, f"{entry}.{key.value}" if entry else key.value, name, lines)
         return found
     if isinstance(node, yaml.SequenceNode):
@@ -185,7 +185,7 @@ def _loader_class() -> type:
 
 
 class _JSONError(ValueError):
-    """A key that stands twice, or a number that JSON does not have."""
+    """A repeated key, or a number that JSON does not have."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
-        raise _JSONError(f"the key {twice} stands twice")
+        raise _JSONError(f"the key {twice} must occur once")
     return found
 
 

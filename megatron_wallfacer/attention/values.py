@@ -72,7 +72,9 @@ def scale_of(value: object, head_dim: int) -> float:
         return head_dim**-0.5
     number = _number("scale", value, "a positive number, or None for head_dim ** -0.5")
     if number <= 0:
-        raise OptionError("scale", value, "positive: with other scales PyTorch's CPU kernel gives NaN in silence")
+        raise OptionError(
+            "scale", value, "positive, because PyTorch's CPU kernel returns NaN for other scales without an error"
+        )
     return number
 
 

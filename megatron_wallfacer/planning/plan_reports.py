@@ -182,7 +182,9 @@ def _check_size(scheme: str, choice: Choice) -> None:
         return
     size = choice.job.cp_size
     if choice.plan.kv_order != "native":
-        raise OptionError("cp", size, f"at most {MOST_RANKS_UNALIKE} with scheme {scheme}, whose ranks are not alike")
+        raise OptionError(
+            "cp", size, f"at most {MOST_RANKS_UNALIKE} with scheme {scheme}, because each of its ranks is simulated"
+        )
     raise OptionError("scheme", scheme, f"a grid with no axis above {LONGEST_AXIS}, unlike {choice.plan.grid}")
 
 
