@@ -178,7 +178,7 @@ def _permutation_arrow(axes: Axes, start: Position, end: Position, scale: float)
             start,
             end,
             arrowstyle="-|>",
-            connectionstyle=f"arc3,rad={-0.5 if is_short else -0.2}",
+            connectionstyle=f"arc3,rad={0.55 if is_short else -0.2}",
             mutation_scale=min(13.0, 0.34 * scale),
             shrinkA=RADIUS * scale + 1.5,
             shrinkB=RADIUS * scale + 1.5,
