@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.config import Compute, Shape
-from megatron_wallfacer.kernels.capabilities import Capabilities, Inputs
-from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
+from megatron_wallfacer.kernels.protocol import AttnSpec, Capabilities, Inputs, Kernel, accumulation_dtype
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 

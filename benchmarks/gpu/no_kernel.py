@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.kernels.capabilities import Capabilities
-from megatron_wallfacer.kernels.protocol import AttnSpec, accumulation_dtype
+from megatron_wallfacer.kernels.protocol import AttnSpec, Capabilities, accumulation_dtype
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 
 

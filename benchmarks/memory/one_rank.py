@@ -17,7 +17,7 @@ from benchmarks.memory.live import SMALLEST, Peak
 from benchmarks.memory.model import count_step
 from benchmarks.memory.setting import Setting
 from megatron_wallfacer.engine import steps
-from megatron_wallfacer.kernels.capabilities import Capabilities
+from megatron_wallfacer.kernels.protocol import Capabilities
 
 
 class FreshResults:

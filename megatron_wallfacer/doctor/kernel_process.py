@@ -84,13 +84,13 @@ def _select(name: str, device: torch.device, begin: Callable[[str], None]) -> di
 
 def _call(name: str, device: torch.device, begin: Callable[[str], None]) -> dict[str, object]:
     from megatron_wallfacer.kernels import candidates, select_kernel
+    from megatron_wallfacer.kernels.protocol import Inputs
 
-    inputs = {"device": device, "dtype": DTYPE, "head_dim": HEAD_DIM}
     begin("import")
-    ((_, reason),) = candidates(name, **inputs)
+    ((_, reason),) = candidates(name, Inputs(device, DTYPE, HEAD_DIM, HEAD_DIM))
     if reason is not None:
         return {"unavailable": reason}
-    kernel = select_kernel(name, **inputs)
+    kernel = select_kernel(name, device=device, dtype=DTYPE, head_dim=HEAD_DIM)
     return {"selected": kernel.name, "errors": relative_errors(kernel, device, begin)}
 
 

@@ -116,7 +116,7 @@ def _ending(code: int, deadline_s: int | None) -> str:
 
 def _auto_finding(results: Sequence[KernelResult], device: torch.device) -> Finding:
     """Return the finding on ``auto``, whose result is the last."""
-    from megatron_wallfacer.kernels.switches import switches_in_effect
+    from megatron_wallfacer.kernels.select import switches_in_effect
 
     auto = results[-1]
     if auto.failure:

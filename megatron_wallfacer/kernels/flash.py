@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.kernels.capabilities import FUSED, Capabilities
-from megatron_wallfacer.kernels.library import LibraryKernel
 from megatron_wallfacer.kernels.optional import FLASH_ATTN_2, FLASH_ATTN_3, FLASH_ATTN_4, Library
-from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, TensorKind
-from megatron_wallfacer.kernels.protocol import AttnSpec
-from megatron_wallfacer.kernels.signatures import LibraryFunction, OptionalArgument
-from megatron_wallfacer.kernels.varlen import cu_seqlens_tensor
-from megatron_wallfacer.kernels.windows import WindowSize, bottom_right
+from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
+from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, Capabilities
+from megatron_wallfacer.kernels.signatures import LibraryFunction, LoadedLibrary, OptionalArgument
+from megatron_wallfacer.kernels.windows import WindowSize, bottom_right, cu_seqlens_tensor
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
 #: Parameters for documents.
@@ -101,10 +98,19 @@ FLASH4 = FlashVersion(
 )
 
 
-class FlashKernel(LibraryKernel):
-    """A version of FlashAttention; see :class:`LibraryKernel`.
+class FlashKernel(PreparedKernel):
+    """A version of FlashAttention.
 
     All releases write gradients into tensors that they are given. Some return them too, some do not.
+
+    Args:
+        version: names and arguments of the version.
+        module: module with the functions; None for the installed library.
+        title: name and version of the library, for messages.
+        deterministic: see :class:`PreparedKernel`.
+
+    Raises:
+        UnavailableError: the library is not installed, or of a version that does not fit.
     """
 
     def __init__(
@@ -115,7 +121,8 @@ class FlashKernel(LibraryKernel):
         title: str | None = None,
         deterministic: bool | None = None,
     ) -> None:
-        super().__init__(version.library, version.needs, module, title, deterministic)
+        super().__init__(deterministic=deterministic)
+        self._library = LoadedLibrary(version.library, version.needs, module, title)
         self._version, self.name, self.capabilities = version, version.name, version.capabilities
         self._functions = self._find(version.functions)
         self._varlen_functions = self._find(version.varlen_functions or version.functions)
@@ -142,7 +149,7 @@ class FlashKernel(LibraryKernel):
 
     def _find(self, names: tuple[str, str]) -> tuple[LibraryFunction, LibraryFunction]:
         gradients = ("dout", "q", "k", "v", "out", self._version.lse, "dq", "dk", "dv")
-        return self._function(names[0], "qkv"), self._function(names[1], gradients)
+        return self._library.function(names[0], "qkv"), self._library.function(names[1], gradients)
 
     def _forward_arguments(self, function: LibraryFunction, tile: AttnTile, spec: AttnSpec) -> dict[str, Any]:
         softcap = spec.softcap or self._version.no_softcap

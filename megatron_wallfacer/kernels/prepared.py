@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -14,9 +14,7 @@ from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.byte_cache import INTEGER_BYTES, byte_cache
-from megatron_wallfacer.kernels.capabilities import Capabilities, Inputs
-from megatron_wallfacer.kernels.pieces import backward_in_pieces, forward_in_pieces
-from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
+from megatron_wallfacer.kernels.protocol import AttnSpec, Capabilities, Inputs, Kernel
 from megatron_wallfacer.kernels.windows import strips
 from megatron_wallfacer.schedule.attn_tile import AttnTile, documents_of
 
@@ -162,6 +160,51 @@ def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
     finally:
         for name, lookup in lookups.items():
             setattr(kernel, name, lookup)
+
+
+def forward_in_pieces(
+    kernel: Kernel, pieces: Sequence[AttnTile], spec: AttnSpec, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return (out, lse) of a tile; see :meth:`Kernel.forward`.
+
+    Args:
+        kernel: kernel that computes each piece.
+        pieces: tiles whose rows and columns are counted in q and k.
+        spec: scale and softcap.
+        q, k, v: sbhd, of the whole tile.
+    """
+    parts = [
+        kernel.forward(q[slice(*piece.rows)], k[slice(*piece.cols)], v[slice(*piece.cols)], piece, spec)
+        for piece in pieces
+    ]
+    out, lse = (torch.cat(rows) for rows in zip(*parts, strict=True))
+    return out, lse
+
+
+def backward_in_pieces(
+    kernel: Kernel,
+    pieces: Sequence[AttnTile],
+    spec: AttnSpec,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (dq, dk, dv) of a tile; see :meth:`Kernel.backward` and :func:`forward_in_pieces`.
+
+    Strips share columns: their parts of dk and dv are summed in the accumulation dtype.
+    """
+    dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=lse.dtype) for x in (k, v))
+    for piece in pieces:
+        rows, cols = slice(*piece.rows), slice(*piece.cols)
+        dq[rows], dk_part, dv_part = kernel.backward(
+            dout[rows], q[rows], k[cols], v[cols], out[rows], lse[rows], piece, spec
+        )
+        dk[cols] += dk_part
+        dv[cols] += dv_part
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
 def deterministic_requested() -> bool:

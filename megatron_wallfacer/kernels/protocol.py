@@ -1,14 +1,108 @@
-"""The interface of a local attention kernel."""
+"""The interface of a local attention kernel, and what a kernel declares that it supports."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.kernels.capabilities import Capabilities, Inputs
 from megatron_wallfacer.schedule.attn_tile import AttnTile
+
+HALF = (torch.float16, torch.bfloat16)
+_DEVICES = {"cuda": "a CUDA device", "cpu": "a CPU"}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Tensors and masks of a model, as far as they are known before the first call.
+
+    Attributes:
+        device: device of the tensors.
+        dtype: dtype of q, k and v.
+        head_dim: channels per query or key head.
+        v_head_dim: channels per value head.
+        softcap: cap of the logits; 0 for none.
+        window: some tiles have a :class:`TileWindow`; those of a sliding window do.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    v_head_dim: int
+    softcap: float = 0.0
+    window: bool = False
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a kernel supports.
+
+    Attributes:
+        devices: device types; None for any.
+        dtypes: dtypes of q, k and v; None for any.
+        compute_capabilities: major compute capabilities of GPUs, e.g. 9 for Hopper; None for 8 and later.
+        max_head_dim: the largest number of channels per head; None for no limit.
+        head_dim_multiple: channels per head are a multiple of it.
+        v_head_dim: value heads may have another number of channels than query and key heads.
+        softcap: caps logits.
+        window: masks any :class:`TileWindow`; without it, at most windows that equal a causal mask.
+        varlen: takes the documents of ``cu_seqlens`` in one library call; without it, one call per document.
+    """
+
+    devices: tuple[str, ...] | None = None
+    dtypes: tuple[torch.dtype, ...] | None = None
+    compute_capabilities: tuple[int, ...] | None = None
+    max_head_dim: int | None = None
+    head_dim_multiple: int = 1
+    v_head_dim: bool = False
+    softcap: bool = False
+    window: bool = False
+    varlen: bool = False
+
+    def unsupported_reason(self, inputs: Inputs) -> str | None:
+        """Return why the kernel does not support such inputs, as a phrase; None if it does."""
+        if self.devices is not None and inputs.device.type not in self.devices:
+            return f"it runs on {_DEVICES[self.devices[0]]}, the tensors are on {inputs.device.type}"
+        if self.dtypes is not None and inputs.dtype not in self.dtypes:
+            return f"it computes in fp16 and bf16, the tensors are {str(inputs.dtype).removeprefix('torch.')}"
+        if inputs.softcap and not self.softcap:
+            return f"it does not cap logits, softcap is {inputs.softcap}"
+        if inputs.window and not self.window:
+            return "its windows end at the diagonal, and a sliding window needs others"
+        return self._head_dim_reason(inputs.head_dim, inputs.v_head_dim) or self._gpu_reason(inputs.device)
+
+    def _head_dim_reason(self, head_dim: int, v_head_dim: int) -> str | None:
+        largest = max(head_dim, v_head_dim)
+        if self.max_head_dim is not None and largest > self.max_head_dim:
+            return f"its head dims go up to {self.max_head_dim}, here it is {largest}"
+        odd = next((dim for dim in (head_dim, v_head_dim) if dim % self.head_dim_multiple), None)
+        if odd is not None:
+            return f"its head dims are multiples of {self.head_dim_multiple}, here it is {odd}"
+        if head_dim != v_head_dim and not self.v_head_dim:
+            return f"its head dims are equal, here they are {head_dim} and {v_head_dim}"
+        return None
+
+    def _gpu_reason(self, device: torch.device) -> str | None:
+        if self.devices != ("cuda",):
+            return None
+        found, majors = capability(device), self.compute_capabilities
+        if found is None:
+            return "there is no GPU here"
+        if found[0] < 8 or (majors is not None and found[0] not in majors):
+            wanted = "8.0 and later" if majors is None else " or ".join(f"{major}.x" for major in majors)
+            return f"it runs on GPUs of compute capability {wanted}, this one is {found[0]}.{found[1]}"
+        return None
+
+
+#: The fused kernels for GPUs. They read channels in vectors of 16 bytes.
+FUSED = Capabilities(("cuda",), HALF, max_head_dim=256, head_dim_multiple=8, window=True)
+
+
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Return the compute capability of a GPU; None without a GPU."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
 
 
 class AttnSpec(NamedTuple):

@@ -7,9 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.kernels.capabilities import Capabilities
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
-from megatron_wallfacer.kernels.protocol import AttnSpec, accumulation_dtype
+from megatron_wallfacer.kernels.protocol import AttnSpec, Capabilities, accumulation_dtype
 from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow, documents_of
 
 _CAUSAL = TileWindow(None, 0)

@@ -1,34 +1,69 @@
-"""Which kernel runs: chosen once, by name or by device, never changed behind the user's back."""
+"""The attention kernels, and the choice of one of them: by name or by device, once per layer, without a fallback."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.capabilities import Inputs
 from megatron_wallfacer.kernels.flash import FLASH2, FLASH3, FLASH4, FlashKernel
 from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.prepared import deterministic_requested
-from megatron_wallfacer.kernels.protocol import Kernel
+from megatron_wallfacer.kernels.protocol import Capabilities, Inputs, Kernel
 from megatron_wallfacer.kernels.reference import ReferenceKernel
-from megatron_wallfacer.kernels.switches import switched_off
 from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.kernels.torch_cuda import TorchCudnnKernel, TorchFlashKernel
 
-_FLASH = ("flash4", "flash3", "flash2")
-KERNELS: tuple[str, ...] = ("auto", "te", "flash", *reversed(_FLASH), "cudnn", "torch", "reference")
-_BUILT: dict[str, Callable[[], Kernel]] = {
-    "te": TransformerEngineKernel,
-    "flash4": partial(FlashKernel, FLASH4),
-    "flash3": partial(FlashKernel, FLASH3),
-    "flash2": partial(FlashKernel, FLASH2),
-    "cudnn": TorchCudnnKernel,
-    "reference": ReferenceKernel,
-}
+
+@dataclass(frozen=True)
+class KernelEntry:
+    """One kernel of :data:`REGISTRY`.
+
+    Attributes:
+        name: value of ``--wallfacer-kernel``. Entries for different devices may share it.
+        build: constructor of the kernel. It raises :class:`UnavailableError` if a library is missing.
+        capabilities: inputs that the newest release of the library supports. A built kernel may support fewer.
+        in_auto: whether ``auto`` tries the kernel.
+        in_flash: whether ``flash`` tries the kernel.
+        variable: variable of TransformerEngine that excludes the kernel from ``auto`` if it is 0.
+    """
+
+    name: str
+    build: Callable[[], Kernel]
+    capabilities: Capabilities
+    in_auto: bool = False
+    in_flash: bool = False
+    variable: str | None = None
+
+
+_FUSED, _FLASH = "NVTE_FUSED_ATTN", "NVTE_FLASH_ATTN"
+#: All kernels. ``auto`` and ``flash`` try them in this order.
+REGISTRY = (
+    KernelEntry("te", TransformerEngineKernel, TransformerEngineKernel.capabilities, in_auto=True, variable=_FUSED),
+    *(
+        KernelEntry(
+            version.name,
+            partial(FlashKernel, version),
+            version.capabilities,
+            in_auto=True,
+            in_flash=True,
+            variable=_FLASH,
+        )
+        for version in (FLASH4, FLASH3, FLASH2)
+    ),
+    KernelEntry("cudnn", TorchCudnnKernel, TorchCudnnKernel.capabilities, variable=_FUSED),
+    # On a GPU it is PyTorch's copy of FlashAttention 2.
+    KernelEntry("torch", TorchFlashKernel, TorchFlashKernel.capabilities, in_auto=True, variable=_FLASH),
+    KernelEntry("torch", TorchCpuKernel, TorchCpuKernel.capabilities, in_auto=True),
+    KernelEntry("reference", ReferenceKernel, ReferenceKernel.capabilities),
+)
+#: Values of ``--wallfacer-kernel``.
+KERNELS = ("auto", "flash", *dict.fromkeys(entry.name for entry in REGISTRY))
 
 
 def select_kernel(
@@ -41,64 +76,78 @@ def select_kernel(
     softcap: float = 0.0,
     window: bool = False,
 ) -> Kernel:
-    """The kernel of that name; with ``auto`` or ``flash`` the first of several that is installed and serves the inputs.
+    """Return the kernel of a name; for ``auto`` or ``flash`` the first one that is installed and supports the inputs.
+
+    Args:
+        name: one of :data:`KERNELS`.
+        device: device of the tensors.
+        dtype: dtype of q, k and v.
+        head_dim: channels per query or key head.
+        v_head_dim: channels per value head; ``head_dim`` unless given.
+        softcap: cap of the logits; 0 for none.
+        window: whether some tiles have a :class:`TileWindow`.
 
     Raises:
-        OptionError: the name is unknown, or the kernels that it stands for are not installed or cannot serve such
-            inputs; with the reason of each.
+        OptionError: The name is unknown, or no kernel of this name is installed and supports the inputs. The message
+            has the reason of each kernel.
     """
     if name not in KERNELS:
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}")
     inputs = Inputs(device, dtype, head_dim, v_head_dim or head_dim, softcap, window)
     reasons, others = [], "a kernel by its name" if name == "auto" else "auto or reference"
-    for candidate in _candidates(name, device):
-        kernel, reason = _try(candidate, inputs, by_auto=name == "auto")
+    for entry in _entries(name, device):
+        kernel, reason = _built(entry, inputs, by_auto=name == "auto")
         if kernel is not None and reason is None:
             return kernel
-        reasons.append(f"{candidate} cannot: {reason}")
+        reasons.append(f"{entry.name} cannot: {reason}")
         if kernel is not None:
             others = "reference"
     raise OptionError("kernel", name, f"{others} here, because {'; '.join(reasons)}")
 
 
-def candidates(
-    name: str = "auto",
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    v_head_dim: int | None = None,
-    softcap: float = 0.0,
-    window: bool = False,
-) -> list[tuple[str, str | None]]:
-    """The kernels that a name stands for, in the order of trying, and why each is not taken; None if it could be.
+def candidates(name: str, inputs: Inputs) -> list[tuple[str, str | None]]:
+    """Return the kernels of a name in the order of trying, each with the reason why it is unsupported, or None.
 
-    The first with None is what :func:`select_kernel` takes.
+    :func:`select_kernel` returns the first kernel with None.
     """
-    inputs = Inputs(device, dtype, head_dim, v_head_dim or head_dim, softcap, window)
-    return [(one, _try(one, inputs, by_auto=name == "auto")[1]) for one in _candidates(name, device)]
+    return [(entry.name, _built(entry, inputs, by_auto=name == "auto")[1]) for entry in _entries(name, inputs.device)]
 
 
-def _candidates(name: str, device: torch.device) -> tuple[str, ...]:
+def switches_in_effect(device: torch.device) -> str:
+    """Return the variables that exclude kernels from ``auto``, e.g. ``NVTE_FLASH_ATTN=0``; empty if none is 0."""
+    entries = _entries("auto", device)
+    return ", ".join(dict.fromkeys(f"{entry.variable}=0" for entry in entries if _is_switched_off(entry)))
+
+
+def _entries(name: str, device: torch.device) -> Sequence[KernelEntry]:
+    """Return the entries of a name; entries of ``auto``, and of a name that two devices share, are for the device."""
+    kind = "cuda" if device.type == "cuda" else "cpu"
     if name == "auto":
-        return ("te", *_FLASH, "torch") if device.type == "cuda" else ("torch",)
-    return _FLASH if name == "flash" else (name,)
+        return [entry for entry in REGISTRY if entry.in_auto and _runs_on(entry, kind)]
+    if name == "flash":
+        return [entry for entry in REGISTRY if entry.in_flash]
+    named = [entry for entry in REGISTRY if entry.name == name]
+    return [entry for entry in named if _runs_on(entry, kind)] or named[:1]
 
 
-def _try(name: str, inputs: Inputs, *, by_auto: bool) -> tuple[Kernel | None, str | None]:
-    """A kernel, or the reason why there is none; both if it is there and cannot serve the inputs."""
-    if by_auto and (reason := switched_off(name, inputs.device)):
-        return None, reason
+def _runs_on(entry: KernelEntry, kind: str) -> bool:
+    devices = entry.capabilities.devices
+    return devices is None or kind in devices
+
+
+def _is_switched_off(entry: KernelEntry) -> bool:
+    return entry.variable is not None and os.environ.get(entry.variable, "1").strip() == "0"
+
+
+def _built(entry: KernelEntry, inputs: Inputs, *, by_auto: bool) -> tuple[Kernel | None, str | None]:
+    """Return a kernel, or the reason why there is none; both if the kernel does not support the inputs."""
+    if by_auto and _is_switched_off(entry):
+        return None, f"{entry.variable}=0 turns it off for auto"
     try:
-        kernel = _make(name, inputs.device)
+        kernel = _shared(entry.build, deterministic_requested())
     except UnavailableError as error:
         return None, str(error)
     return kernel, kernel.unsupported_reason(inputs)
-
-
-def _make(name: str, device: torch.device) -> Kernel:
-    torch_kernel = TorchFlashKernel if device.type == "cuda" else TorchCpuKernel
-    return _shared(torch_kernel if name == "torch" else _BUILT[name], deterministic_requested())
 
 
 @lru_cache(maxsize=32)
@@ -107,6 +156,6 @@ def _shared(build: Callable[[], Kernel], deterministic: bool) -> Kernel:
 
     Args:
         build: constructor of the kernel.
-        deterministic: what the constructor finds requested.
+        deterministic: whether the constructor finds deterministic gradients requested.
     """
     return build()

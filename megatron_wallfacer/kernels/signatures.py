@@ -11,11 +11,12 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from megatron_wallfacer.kernels.optional import UnavailableError
+from megatron_wallfacer.kernels.optional import Library, UnavailableError
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -142,3 +143,29 @@ class LibraryFunction:
         """
         arguments = self.signature.arguments(self._tensors | dict(values))
         return partial(self._function, **{name: arguments[name] for name in arguments if name not in self._tensors})
+
+
+class LoadedLibrary:
+    """The functions of one release of a library.
+
+    Args:
+        library: package and modules, which are imported unless ``module`` is given.
+        needs: releases that fit, for messages.
+        module: module with the functions; None for the installed library.
+        title: name and version of the library, for messages.
+
+    Raises:
+        UnavailableError: the library is not installed.
+    """
+
+    def __init__(self, library: Library, needs: str, module: ModuleType | None, title: str | None) -> None:
+        self.module, self.title, self.needs = module or library.load(), title or library.title, needs
+
+    def function(self, name: str, tensors: Iterable[str]) -> LibraryFunction:
+        """Return a function of the library; see :class:`LibraryFunction`.
+
+        Raises:
+            UnavailableError: the function does not exist, or its parameters cannot be seen.
+        """
+        function = getattr(self.module, name, None)
+        return LibraryFunction(function, name=name, tensors=tensors, owner=self.title, needs=self.needs)

@@ -16,14 +16,11 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.capabilities import FUSED, capability
-from megatron_wallfacer.kernels.library import LibraryKernel
 from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableError
-from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, TensorKind
-from megatron_wallfacer.kernels.protocol import AttnSpec
-from megatron_wallfacer.kernels.signatures import OptionalArgument
-from megatron_wallfacer.kernels.varlen import cu_seqlens_tensor
-from megatron_wallfacer.kernels.windows import WindowSize, top_left
+from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
+from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, capability
+from megatron_wallfacer.kernels.signatures import LoadedLibrary, OptionalArgument
+from megatron_wallfacer.kernels.windows import WindowSize, cu_seqlens_tensor, top_left
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
 _NEEDS = "transformer-engine >= 2.1"
@@ -34,24 +31,34 @@ _WINDOWS_SINCE = (2, 16)
 _VARLEN_SINCE = 90600
 
 
-class TransformerEngineKernel(LibraryKernel):
-    """``fused_attn_fwd`` and ``fused_attn_bwd`` of TransformerEngine; see :class:`LibraryKernel`.
+class TransformerEngineKernel(PreparedKernel):
+    """``fused_attn_fwd`` and ``fused_attn_bwd`` of TransformerEngine.
 
     The library checks at the call which head dims, GPUs and versions of cuDNN go together. It reads memory without
     looking at strides: all tensors are made contiguous.
+
+    Args:
+        module: module with the functions; None for the installed library.
+        title: name and version of the library, for messages.
+        deterministic: see :class:`PreparedKernel`.
+
+    Raises:
+        UnavailableError: the library is not installed, or of a version that does not fit.
     """
 
     name = "te"
+    capabilities = replace(FUSED, v_head_dim=True, window=True, varlen=True)
 
     def __init__(
         self, module: ModuleType | None = None, *, title: str | None = None, deterministic: bool | None = None
     ) -> None:
-        super().__init__(TRANSFORMER_ENGINE, _NEEDS, module, title, deterministic)
-        window = _release(self._title) >= _WINDOWS_SINCE
-        self.capabilities = replace(FUSED, v_head_dim=True, window=window, varlen=self._has_varlen())
+        super().__init__(deterministic=deterministic)
+        self._library = LoadedLibrary(TRANSFORMER_ENGINE, _NEEDS, module, title)
+        window = _release(self._library.title) >= _WINDOWS_SINCE
+        self.capabilities = replace(self.capabilities, window=window, varlen=self._has_varlen())
         self._backend = self._find_backend()
-        self._attend = self._function("fused_attn_fwd", "qkv")
-        self._differentiate = self._function("fused_attn_bwd", ("q", "k", "v", "o", "d_o", "aux_ctx_tensors"))
+        self._attend = self._library.function("fused_attn_fwd", "qkv")
+        self._differentiate = self._library.function("fused_attn_bwd", ("q", "k", "v", "o", "d_o", "aux_ctx_tensors"))
         for documents in (None, CuSeqlens((0, 1), (0, 1))):
             call = (
                 AttnTile((0, 1), (0, 1), cu_seqlens=documents),
@@ -64,7 +71,7 @@ class TransformerEngineKernel(LibraryKernel):
     def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
         """See :meth:`PreparedKernel.prepare_forward`."""
         call = self._attend.bind(self._forward_arguments(tile, spec, tensors))
-        return _forward_sbhd(call) if tile.cu_seqlens is None else _forward_thd(call, self._title)
+        return _forward_sbhd(call) if tile.cu_seqlens is None else _forward_thd(call, self._library.title)
 
     def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
         """See :meth:`PreparedKernel.prepare_backward`."""
@@ -74,13 +81,13 @@ class TransformerEngineKernel(LibraryKernel):
 
     def _find_backend(self) -> Any:
         try:
-            return self._module.FusedAttnBackend[_BACKEND]
+            return self._library.module.FusedAttnBackend[_BACKEND]
         except (AttributeError, KeyError) as error:
-            raise UnavailableError(f"{self._title}: there is no backend {_BACKEND}; needs {self._needs}") from error
+            raise UnavailableError(f"{self._library.title}: there is no backend {_BACKEND}; needs {_NEEDS}") from error
 
     def _has_varlen(self) -> bool:
         """Return whether cuDNN takes documents here and returns packed statistics."""
-        gpu, cudnn = capability(torch.device("cuda")), getattr(self._module, "tex", None)
+        gpu, cudnn = capability(torch.device("cuda")), getattr(self._library.module, "tex", None)
         version = getattr(cudnn, "get_cudnn_version", lambda: 0)()
         return gpu is not None and gpu >= (9, 0) and gpu != (12, 0) and version >= _VARLEN_SINCE
 
@@ -113,7 +120,7 @@ class TransformerEngineKernel(LibraryKernel):
         """Return TransformerEngine's dtype; None for None, where only names are checked."""
         if dtype is None:
             return None
-        return next(library for library, ours in self._module.TORCH_DType.items() if ours == dtype)
+        return next(library for library, ours in self._library.module.TORCH_DType.items() if ours == dtype)
 
     def _plain_arguments(self, tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
         """Sizes, the same in each sequence of the batch, and the mask.

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from megatron_wallfacer.kernels.capabilities import Capabilities
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
-from megatron_wallfacer.kernels.protocol import AttnSpec
+from megatron_wallfacer.kernels.protocol import AttnSpec, Capabilities
 from megatron_wallfacer.kernels.reference import unmasked_pairs
 from megatron_wallfacer.kernels.windows import strips
 from megatron_wallfacer.schedule.attn_tile import AttnTile, documents_of

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.capabilities import FUSED, Inputs
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
-from megatron_wallfacer.kernels.protocol import AttnSpec
+from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, Inputs
 from megatron_wallfacer.kernels.windows import WindowSize, bottom_right
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 

@@ -1,4 +1,4 @@
-"""Windows of tiles as the window sizes of flash kernels.
+"""Windows and documents of tiles as the arguments of flash kernels.
 
 A :class:`TileWindow` counts diagonals from the top-left corner. FlashAttention counts from the bottom-right one: row i
 of ``rows`` is at column i + cols - rows, and sees ``left`` columns before that and ``right`` after it.
@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.kernels.byte_cache import INTEGER_BYTES, byte_cache
 from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
 from megatron_wallfacer.schedule.mask import NO_LIMIT
 
@@ -87,3 +91,22 @@ def _check(tile: AttnTile) -> None:
         raise WallfacerError(
             f"{tile.window} of a tile of {tile.height} x {tile.width}: a row or a column has no unmasked pair"
         )
+
+
+#: Boundaries that are kept, with their copies on the device.
+_LIMIT = 64 << 20
+
+
+def _nbytes(boundaries: tuple[int, ...], device: torch.device) -> int:
+    """Bytes of the tuple, of the pinned copy and of the tensor."""
+    return len(boundaries) * (INTEGER_BYTES + 2 * torch.int32.itemsize)
+
+
+@byte_cache(_LIMIT, _nbytes)
+def cu_seqlens_tensor(boundaries: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return boundaries as int32 ``[documents + 1]`` on a device.
+
+    Built once for all layers, and copied without waiting for the GPU.
+    """
+    made = torch.tensor(boundaries, dtype=torch.int32, pin_memory=device.type == "cuda")
+    return made.to(device, non_blocking=True)

@@ -8,7 +8,7 @@ import torch
 
 from megatron_wallfacer import __version__
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
-from megatron_wallfacer.kernels.switches import switches_in_effect
+from megatron_wallfacer.kernels.select import switches_in_effect
 from megatron_wallfacer.megatron.arguments import Settings, dtype_of, shape_of
 from megatron_wallfacer.megatron.communicators import groups_text
 from megatron_wallfacer.megatron.packed import shards_whole_sequence
@@ -16,11 +16,11 @@ from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.formulas import busiest_rank
+from megatron_wallfacer.schedule.nodes import describe
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.mask import Mask, window_mask
 from megatron_wallfacer.schedule.memory import graph_bytes, peak_bytes
-from megatron_wallfacer.schedule.nodes import describe
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan, RingVariant
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule, is_sparse

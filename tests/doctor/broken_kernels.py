@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -55,5 +56,5 @@ def absent() -> None:
 KERNELS = {"te": Raises, "flash2": Crashes, "flash3": Hangs, "flash4": Wrong, "cudnn": NotANumber, "reference": absent}
 
 if __name__ == "__main__":
-    select._BUILT.update(KERNELS)
+    select.REGISTRY = tuple(replace(entry, build=KERNELS.get(entry.name, entry.build)) for entry in select.REGISTRY)
     kernel_process.main(sys.argv[1:], deadline_s=5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from megatron_wallfacer.kernels.byte_cache import byte_cache
-from megatron_wallfacer.kernels.varlen import _LIMIT, cu_seqlens_tensor
+from megatron_wallfacer.kernels.windows import _LIMIT, cu_seqlens_tensor
 
 
 def test_entries_are_made_once_and_never_weigh_more_than_the_limit() -> None:

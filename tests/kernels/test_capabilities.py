@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_wallfacer.kernels import capabilities, prepared
-from megatron_wallfacer.kernels.capabilities import FUSED, Inputs
+from megatron_wallfacer.kernels import prepared, protocol
+from megatron_wallfacer.kernels.protocol import FUSED, Inputs
 from megatron_wallfacer.kernels.torch_cuda import TorchCudnnKernel
 from tests.kernels.releases import ADAPTERS
 
@@ -15,7 +15,7 @@ FITS = Inputs(torch.device("cuda"), torch.bfloat16, 128, 128)
 
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(protocol, "capability", lambda device: (9, 0))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -49,7 +49,7 @@ def test_what_no_kernel_supports(name: str, change: dict, reason: str) -> None:
 def test_generations(
     monkeypatch: pytest.MonkeyPatch, found: object, generations: tuple[int, ...] | None, reason: str | None
 ) -> None:
-    monkeypatch.setattr(capabilities, "capability", lambda device: found)
+    monkeypatch.setattr(protocol, "capability", lambda device: found)
     assert replace(FUSED, compute_capabilities=generations).unsupported_reason(FITS) == reason
 
 

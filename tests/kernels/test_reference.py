@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_wallfacer.kernels.capabilities import Inputs
-from megatron_wallfacer.kernels.protocol import AttnSpec
+from megatron_wallfacer.kernels.protocol import AttnSpec, Inputs
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from tests.kernels.problems import LocalProblem, worst
 

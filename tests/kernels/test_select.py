@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels import capabilities, select
+from megatron_wallfacer.kernels import protocol, select
 from megatron_wallfacer.kernels.optional import UnavailableError
+from megatron_wallfacer.kernels.protocol import Inputs
 from megatron_wallfacer.kernels.select import KERNELS, candidates, select_kernel
 from megatron_wallfacer.megatron.banner import _switches
 from tests.kernels.releases import ADAPTERS
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 64}
 CUDA = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_dim": 64}
-_NAMES = "one of auto, te, flash, flash2, flash3, flash4, cudnn, torch, reference"
+INPUTS = Inputs(**CUDA, v_head_dim=64)
+_NAMES = "one of auto, flash, te, flash4, flash3, flash2, cudnn, torch, reference"
 _INSTALLED = {
     "te": "transformer-engine 2.20.2",
     "flash4": "flash-attn-4 4.0.0b36",
@@ -36,9 +39,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         return fail
 
     def make(capability: tuple[int, int], *installed: str) -> None:
-        monkeypatch.setattr(capabilities, "capability", lambda device: capability)
-        for name, title in _INSTALLED.items():
-            monkeypatch.setitem(select._BUILT, name, ADAPTERS[title] if name in installed else absent(name))
+        monkeypatch.setattr(protocol, "capability", lambda device: capability)
+        build = {name: ADAPTERS[title] if name in installed else absent(name) for name, title in _INSTALLED.items()}
+        entries = tuple(replace(entry, build=build.get(entry.name, entry.build)) for entry in select.REGISTRY)
+        monkeypatch.setattr(select, "REGISTRY", entries)
 
     return make
 
@@ -89,7 +93,8 @@ def test_auto_on_cuda_takes_the_first_that_is_installed_and_fits(
 ) -> None:
     machine(capability, *installed)
     assert select_kernel("auto", **CUDA).name == chosen
-    assert candidates(**CUDA)[[reason for _, reason in candidates(**CUDA)].index(None)] == (chosen, None)
+    tried = candidates("auto", INPUTS)
+    assert tried[[reason for _, reason in tried].index(None)] == (chosen, None)
 
 
 def test_flash_is_the_newest_that_fits(machine: Machine) -> None:
@@ -112,7 +117,7 @@ def test_a_kernel_by_its_name_is_that_one_or_an_error(machine: Machine, name: st
 
 def test_every_candidate_says_why_it_is_not_taken(machine: Machine) -> None:
     machine((8, 0), "te", "flash3", "flash2")
-    assert candidates(**CUDA, softcap=30.0) == [
+    assert candidates("auto", replace(INPUTS, softcap=30.0)) == [
         ("te", "it does not cap logits, softcap is 30.0"),
         ("flash4", "flash4 is not installed: get it"),
         ("flash3", "it runs on GPUs of compute capability 9.x, this one is 8.0"),
@@ -174,7 +179,7 @@ def test_with_both_kinds_off_auto_takes_nothing_and_names_work(
         "kernel=auto: must be a kernel by its name here, because "
         f"te cannot: NVTE_FUSED_ATTN=0 turns it off for auto; {flash}"
     )
-    assert all(reason is not None for _, reason in candidates(**CUDA))
+    assert all(reason is not None for _, reason in candidates("auto", INPUTS))
     for name in (*_INSTALLED, "torch", "cudnn", "reference"):
         assert select_kernel(name, **CUDA).name == name
     assert select_kernel("flash", **CUDA).name == "flash4"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_wallfacer.kernels.capabilities import Inputs
+from megatron_wallfacer.kernels.protocol import Inputs
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from tests.kernels.problems import LocalProblem, worst
 
