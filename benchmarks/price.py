@@ -14,7 +14,7 @@ from statistics import mean
 
 from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.cluster_file import load_cluster
-from megatron_wallfacer.schedule.factorisation import divisors
+from megatron_wallfacer.schedule.grid import divisors
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape
 

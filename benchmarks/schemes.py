@@ -18,7 +18,7 @@ from benchmarks.ours import Ours
 from benchmarks.peers.ring_flash import RingFlashAttention
 from benchmarks.peers.usp import Usp
 from megatron_wallfacer.errors import OptionError, WallfacerError
-from megatron_wallfacer.schedule.factorisation import divisors
+from megatron_wallfacer.schedule.grid import divisors
 
 PLACEMENTS = {"in": "teams-adjacent", "x": "rings-adjacent"}
 

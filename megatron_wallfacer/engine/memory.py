@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
+from megatron_wallfacer.schedule.ops import STATISTICS
 from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Program
-from megatron_wallfacer.schedule.volume import STATISTICS
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.formulas import busiest_rank
-from megatron_wallfacer.schedule.nodes import describe
+from megatron_wallfacer.schedule.grid import describe_nodes
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.mask import Mask, window_mask
@@ -55,7 +55,7 @@ def banner(session: Session) -> str:
         "cp size": f"{settings.plan.grid.cp_size}",
         **_plan_rows(settings.plan, shape),
         **({"planned": f"for {args.wallfacer_cluster}"} if args.wallfacer_cluster else {}),
-        "hosts": describe(settings.plan.grid, session.axis_groups[0].hosts),
+        "hosts": describe_nodes(settings.plan.grid, session.axis_groups[0].hosts),
         "groups": groups_text(session.axis_groups),
         "kernel": f"{kernel.name} on {session.device.type}{_switches(settings.kernel, session.device)}",
         **_TRANSFERS.get(settings.transfers, {}),

@@ -11,8 +11,7 @@ from operator import attrgetter
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.time_bound import estimated_kernel_seconds
-from megatron_wallfacer.schedule.factorisation import factorisations
-from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.grid import Grid, factorisations
 from megatron_wallfacer.schedule.heads import check_heads, head_groups
 from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan, shard_work
 from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan, total_volume

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from math import ceil, cos, pi, sin, sqrt
 
 from megatron_wallfacer.plots.grid_rings import is_double, step_axis
-from megatron_wallfacer.schedule.factorisation import divisors
-from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.grid import Grid, divisors
 
 RADIUS = 0.5  # of a rank; all lengths are in diameters of a rank
 MEMBER_GAP = 1.16  # between the members of a team

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_wallfacer.schedule.chunk_mask import ChunkMask
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.head_group import HeadGroup
 from megatron_wallfacer.schedule.merging import merges_rows, ranks_per_call
-from megatron_wallfacer.schedule.operands import Operands, after
+from megatron_wallfacer.schedule.operands import Operands, PassSpec, after
+from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TEAM, RowSet
 from megatron_wallfacer.schedule.paper_transfers import PaperTransfers
-from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.ring_transfers import RingTransfers
-from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, TEAM, RowSet
 from megatron_wallfacer.schedule.team_transfers import TeamTransfers
 
 
@@ -44,13 +42,8 @@ class HeadGroupBuilder:
     """Appends the operations of one head group.
 
     Args:
-        plan: grid and choices.
-        rank: index in the context-parallel group.
-        emitter: appends the operations.
-        backward: whether this is the backward pass.
-        causal: causal mask, otherwise full attention.
-        keep_gathered_q: forward keeps the gathered queries for backward.
-        chunk_mask: unmasked chunk pairs, in place of ``causal``.
+        spec: arguments of the pass.
+        emitter: emitter of the operations of the head group.
 
     Attributes:
         operands: rows of both operands at this rank.
@@ -58,27 +51,17 @@ class HeadGroupBuilder:
         ring: transfers along the ring.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        rank: int,
-        emitter: OpEmitter,
-        *,
-        backward: bool,
-        causal: bool,
-        keep_gathered_q: bool,
-        chunk_mask: ChunkMask | None = None,
-    ) -> None:
-        self.plan, self.operands = plan, Operands(plan, rank, backward=backward)
+    def __init__(self, spec: PassSpec, emitter: OpEmitter) -> None:
+        plan = self.plan = spec.plan
+        self.operands = Operands(plan, spec.rank, backward=spec.backward)
         # In the permuted order the queries of pass-Q are not gathered in the team.
         is_gathered_elsewhere = plan.kv_order == "permuted" and "pass-q" in (plan.forward, plan.backward)
         self.group = HeadGroup(
+            spec,
             self.operands,
             emitter,
             TeamBlocks(self.operands, emitter),
-            causal=causal,
-            chunk_mask=chunk_mask,
-            keep_gathered_q=keep_gathered_q and not is_gathered_elsewhere,
+            keep_gathered_q=spec.keep_gathered_q and not is_gathered_elsewhere,
             merges_rows=merges_rows(self.operands, emitter.groups),
         )
         self.teams, self.ring = TeamTransfers(self.group), RingTransfers(self.group)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_wallfacer.schedule.ops import (
+    TENSORS,
     Accumulate,
     Concat,
     Message,
     Op,
+    RowSet,
     SendRecv,
     Transfer,
     Value,
     View,
     WriteResult,
 )
-from megatron_wallfacer.schedule.row_set import RowSet
 
 #: Kinds of messages, which differ in their tags. A pass has at most one message of a kind between two ranks for each
 #: head group, tensor group and ring step.
@@ -33,7 +34,6 @@ KINDS = (
     "unenter",
     "exit",
 )
-TENSOR_GROUPS = ("q", "kv", "dout")
 
 
 class OpEmitter:
@@ -111,11 +111,11 @@ class OpEmitter:
             peer: rank of the other end.
             value: name of the value that is sent or received.
             kind: one of :data:`KINDS`.
-            tensors: one of :data:`TENSOR_GROUPS`.
+            tensors: tensor group, a key of :data:`TENSORS`.
             step: ring step that the message belongs to.
             chunks: chunk ids of the rows that are sent; all rows of the value unless given.
         """
-        tag = (step * len(KINDS) + KINDS.index(kind)) * len(TENSOR_GROUPS) + TENSOR_GROUPS.index(tensors)
+        tag = (step * len(KINDS) + KINDS.index(kind)) * len(TENSORS) + list(TENSORS).index(tensors)
         rows = self.values[value].chunks if chunks is None else tuple(sorted(chunks))
         return Message(peer, value, rows, tag * self.groups + self.group)
 

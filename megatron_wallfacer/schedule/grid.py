@@ -13,9 +13,10 @@ The product of the axes is the context-parallel size P.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isqrt
 
 from megatron_wallfacer.errors import OptionError
 
@@ -106,3 +107,49 @@ class Grid:
 
     def __str__(self) -> str:
         return " x ".join(f"{axis} {self.size_of(axis)}" for axis in AXES if self.size_of(axis) > 1) or "one rank"
+
+
+def divisors(number: int) -> tuple[int, ...]:
+    """Return all divisors, ascending."""
+    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
+    return (*small, *(number // d for d in reversed(small) if d * d != number))
+
+
+def factorisations(number: int, axes: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Yield every way to write a number as the product of the sizes of some axes."""
+    first, *rest = axes
+    if not rest:
+        yield {first: number}
+        return
+    for size in divisors(number):
+        for others in factorisations(number // size, rest):
+            yield {first: size, **others}
+
+
+def axes_inside(grid: Grid, nodes: Sequence[str]) -> tuple[str, ...]:
+    """Return the axes with several ranks along which all neighbours of a rank are on its node, in placement order.
+
+    Args:
+        grid: sizes of the axes, and placement.
+        nodes: name of the node of each rank of the context-parallel group.
+    """
+    ranks = range(grid.cp_size)
+    return tuple(
+        axis
+        for axis in grid.placement
+        if all(len({nodes[peer] for peer in grid.neighbours(rank, axis)}) == 1 for rank in ranks)
+    )
+
+
+def describe_nodes(grid: Grid, nodes: Sequence[str]) -> str:
+    """Return one line about the number of ranks per node, and the axes that stay inside a node or cross nodes."""
+    counts = sorted({nodes.count(node) for node in set(nodes)})
+    if len(set(nodes)) == 1:
+        return f"{len(nodes)} context-parallel ranks on one"
+    each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    inside = axes_inside(grid, nodes)
+    across = [axis for axis in grid.placement if axis not in inside]
+    return (
+        f"{len(nodes)} context-parallel ranks on {len(set(nodes))}, {each} on each; "
+        f"inside one: {', '.join(inside) or 'no axis'}; across: {', '.join(across) or 'no axis'}"
+    )

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from megatron_wallfacer.schedule.chunk_mask import ChunkMask
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.layout import shard_chunks
-from megatron_wallfacer.schedule.operands import SIDES, TENSORS, Operands, after
-from megatron_wallfacer.schedule.ops import Attend
-from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, TEAM, RowSet
+from megatron_wallfacer.schedule.operands import SIDES, Operands, PassSpec, after
+from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TEAM, TENSORS, Attend, RowSet
 from megatron_wallfacer.schedule.tiles import tiles
 
 
@@ -32,12 +30,11 @@ class HeadGroup:
     """The operations of one head group that every kind of schedule has.
 
     Args:
+        spec: arguments of the pass.
         operands: rows of both operands at this rank.
-        emitter: appends the operations.
+        emitter: emitter of the operations.
         blocks: rows that other ranks send to this one.
-        causal: causal mask, otherwise full attention.
-        chunk_mask: unmasked chunk pairs, in place of ``causal``.
-        keep_gathered_q: forward keeps the gathered queries for backward.
+        keep_gathered_q: whether forward keeps the gathered queries for backward.
         merges_rows: local and gathered rows of the stationary operand are one block with one accumulator.
 
     Attributes:
@@ -47,17 +44,15 @@ class HeadGroup:
 
     def __init__(
         self,
+        spec: PassSpec,
         operands: Operands,
         emitter: OpEmitter,
         blocks: Blocks,
         *,
-        causal: bool,
-        chunk_mask: ChunkMask | None,
         keep_gathered_q: bool,
         merges_rows: bool = False,
     ) -> None:
-        self.operands, self.emitter, self.blocks = operands, emitter, blocks
-        self.causal, self.chunk_mask = causal, chunk_mask
+        self.spec, self.operands, self.emitter, self.blocks = spec, operands, emitter, blocks
         self.keep_gathered_q, self.merges_rows = keep_gathered_q, merges_rows
         self.keeps: dict[str, None] = {}
         self.given: list[str] = []
@@ -137,7 +132,8 @@ class HeadGroup:
         rows = {operands.stationary: stationary, operands.ring_operand: ring}
         names = {side: self.rows(side, rows[side]) for side in SIDES}
         q_chunks, k_chunks = (self.emitter.values[names[side][0]].chunks for side in SIDES)
-        unmasked = tiles(q_chunks, k_chunks, causal=self.causal, only=only, chunk_mask=self.chunk_mask)
+        causal, chunk_mask = self.spec.causal, self.spec.chunk_mask
+        unmasked = tiles(q_chunks, k_chunks, causal=causal, only=only, chunk_mask=chunk_mask)
         if if_any and not unmasked:
             return
         into = {side: self.accumulator(side, rows[side]) for side in SIDES if operands.results(side)}

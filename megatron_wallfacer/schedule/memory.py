@@ -10,8 +10,8 @@ from collections.abc import Hashable, Sequence
 
 from megatron_wallfacer.schedule.held import held_bytes
 from megatron_wallfacer.schedule.lifetimes import aliases, head_exchange_ranks, lifetimes, value_key
-from megatron_wallfacer.schedule.ops import Schedule, View
-from megatron_wallfacer.schedule.volume import KV_TENSORS, STATISTICS, Shape, rows_bytes
+from megatron_wallfacer.schedule.ops import KV_TENSORS, STATISTICS, Schedule, View
+from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 from megatron_wallfacer.schedule.workspace import Buffer, WorkspaceLayout, arrange
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from math import sqrt
 
 from megatron_wallfacer.schedule.operands import Operands
+from megatron_wallfacer.schedule.ops import GATHERED
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.row_set import GATHERED
 
 #: Least work of a call: rows x columns x query heads. 4,096 rows and columns of 32 heads run at 89 % of the best
 #: measured rate, 2,048 at 57 % (docs/planning.md).

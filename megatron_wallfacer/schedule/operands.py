@@ -10,17 +10,40 @@ Tensors that are sent together form a *tensor group*: ``q``, ``kv``, and in back
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule.chunk_mask import ChunkMask
 from megatron_wallfacer.schedule.layout import block_chunks
+from megatron_wallfacer.schedule.ops import DKV, DQ, GATHERED, LOCAL, PARTIAL_OUT, TEAM, RowSet, received
 from megatron_wallfacer.schedule.paper_order import entering, team_of
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.ring import ring_steps
-from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, TEAM, RowSet, received
 
-TENSORS = {"q": ops.Q, "kv": ops.KV, "dout": ops.DOUT}
 AXIS = {"q": "team", "kv": "kv_team"}
 SIDES = ("q", "kv")
+
+
+@dataclass(frozen=True)
+class PassSpec:
+    """All that determines the operations of one pass on one rank.
+
+    Attributes:
+        plan: grid and choices.
+        rank: index in the context-parallel group.
+        backward: whether this is the backward pass.
+        causal: causal mask, otherwise full attention.
+        keep_gathered_q: whether forward keeps the gathered queries for backward.
+        chunk_mask: unmasked chunk pairs, in place of ``causal``.
+        groups: number of head groups on each rank.
+    """
+
+    plan: Plan
+    rank: int
+    backward: bool
+    causal: bool = True
+    keep_gathered_q: bool = False
+    chunk_mask: ChunkMask | None = None
+    groups: int = 1
 
 
 class Operands:
@@ -56,8 +79,8 @@ class Operands:
     def results(self, side: str) -> tuple[str, ...]:
         """Return the names of the tensors that attention computes for a side."""
         if self.backward:
-            return ops.DKV if side == "kv" else ops.DQ
-        return ops.PARTIAL_OUT if side == "q" else ()
+            return DKV if side == "kv" else DQ
+        return PARTIAL_OUT if side == "q" else ()
 
     # --- ranks and chunks ---
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal, NamedTuple
 
-from megatron_wallfacer.schedule.row_set import RowSet
 from megatron_wallfacer.schedule.tiles import Tile
 
 Q, KV = ("q",), ("k", "v")
@@ -23,8 +23,38 @@ PARTIAL_OUT = ("out", "lse")
 #: Tensors of a query block, besides q, from which gradients against any key block are computed.
 DOUT = ("dout", "lse", "delta")
 DQ, DKV = ("dq",), ("dk", "dv")
+#: Tensors that are sent together, by the name of the tensor group.
+TENSORS = {"q": Q, "kv": KV, "dout": DOUT}
 #: Tensors that are summed or merged; all others are inputs.
 RESULTS = frozenset({"out", "dq", "dk", "dv"})
+#: Tensors that are sent in the accumulation dtype; the others are sent in the dtype of the inputs.
+ACCUMULATED = frozenset({"out", "lse", "delta", "dq", "dk", "dv"})
+STATISTICS = frozenset({"lse", "delta"})
+KV_TENSORS = frozenset({"k", "v", "dk", "dv"})
+
+
+class RowSet(NamedTuple):
+    """Rows of one operand at one rank.
+
+    Attributes:
+        kind: ``local``: the rank's own shard. ``gathered``: the shards of the other ranks of its team. ``team``: local
+            and gathered rows in one block. ``step``: the block of a ring step, received from another rank.
+        step: ring step of a received block; 0 for the other kinds, which belong to the first ring step.
+    """
+
+    kind: Literal["local", "gathered", "team", "step"]
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"step{self.step}" if self.kind == "step" else self.kind
+
+
+LOCAL, GATHERED, TEAM = RowSet("local"), RowSet("gathered"), RowSet("team")
+
+
+def received(step: int) -> RowSet:
+    """Return the row set of the block that a ring step receives."""
+    return RowSet("step", step)
 
 
 @dataclass(frozen=True, slots=True)

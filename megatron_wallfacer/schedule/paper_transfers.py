@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_wallfacer.schedule.operands import TENSORS, after, opposite_pairs
+from megatron_wallfacer.schedule.operands import after, opposite_pairs
+from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS, RowSet, received
 from megatron_wallfacer.schedule.paper_order import entering, target
-from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, RowSet, received
 from megatron_wallfacer.schedule.team_transfers import TeamTransfers
 
 

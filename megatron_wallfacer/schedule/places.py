@@ -10,10 +10,10 @@ from megatron_wallfacer.schedule.heads import part_heads
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.lifetimes import value_key
 from megatron_wallfacer.schedule.memory import kept_buffers, result_is_wide, workspace
-from megatron_wallfacer.schedule.ops import Schedule, Value
+from megatron_wallfacer.schedule.ops import ACCUMULATED, KV_TENSORS, STATISTICS, Schedule, Value
 from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Result
 from megatron_wallfacer.schedule.rows import Range, Rows, contiguous, cut_heads
-from megatron_wallfacer.schedule.volume import ACCUMULATED, KV_TENSORS, STATISTICS, Shape, rows_bytes
+from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
 
 class Places:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_wallfacer.schedule.head_group import HeadGroup
-from megatron_wallfacer.schedule.operands import TENSORS
+from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS, RowSet, received
 from megatron_wallfacer.schedule.ring import Hop, block_holder
-from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, RowSet, received
 
 
 class RingTransfers:

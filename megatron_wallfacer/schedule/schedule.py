@@ -15,10 +15,20 @@ from collections.abc import Sequence
 from megatron_wallfacer.schedule.chunk_mask import ChunkMask
 from megatron_wallfacer.schedule.dense import HeadGroupBuilder
 from megatron_wallfacer.schedule.emitter import OpEmitter
-from megatron_wallfacer.schedule.operands import Operands
-from megatron_wallfacer.schedule.ops import Attend, Op, PostRecv, Schedule, SendRecv, Value
+from megatron_wallfacer.schedule.operands import Operands, PassSpec
+from megatron_wallfacer.schedule.ops import (
+    GATHERED,
+    LOCAL,
+    Attend,
+    Op,
+    PostRecv,
+    RowSet,
+    Schedule,
+    SendRecv,
+    Value,
+    received,
+)
 from megatron_wallfacer.schedule.plan import Plan
-from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, RowSet, received
 from megatron_wallfacer.schedule.sparse import SparseHeadGroupBuilder, append_sparse
 
 #: Number of attention operations by which the receives of a transfer are posted before the transfer starts.
@@ -45,9 +55,7 @@ def forward_schedule(
         chunk_mask: unmasked chunk pairs, in place of ``causal``. Where they are sparse nothing hops around the ring
             (:mod:`megatron_wallfacer.schedule.sparse`), except in the orders of the paper, which stay as published.
     """
-    return _schedule(
-        plan, rank, groups, backward=False, causal=causal, keep_gathered_q=keep_gathered_q, chunk_mask=chunk_mask
-    )
+    return _schedule(PassSpec(plan, rank, False, causal, keep_gathered_q, chunk_mask, groups))
 
 
 def backward_schedule(
@@ -60,9 +68,7 @@ def backward_schedule(
     chunk_mask: ChunkMask | None = None,
 ) -> Schedule:
     """Return the schedule of the backward pass of one rank; arguments are those of :func:`forward_schedule`."""
-    return _schedule(
-        plan, rank, groups, backward=True, causal=causal, keep_gathered_q=keep_gathered_q, chunk_mask=chunk_mask
-    )
+    return _schedule(PassSpec(plan, rank, True, causal, keep_gathered_q, chunk_mask, groups))
 
 
 def is_sparse(plan: Plan, chunk_mask: ChunkMask | None) -> bool:
@@ -70,32 +76,14 @@ def is_sparse(plan: Plan, chunk_mask: ChunkMask | None) -> bool:
     return chunk_mask is not None and chunk_mask.is_sparse and plan.kv_order == "native"
 
 
-def _schedule(
-    plan: Plan,
-    rank: int,
-    groups: int,
-    *,
-    backward: bool,
-    causal: bool,
-    keep_gathered_q: bool,
-    chunk_mask: ChunkMask | None,
-) -> Schedule:
+def _schedule(spec: PassSpec) -> Schedule:
+    grid, groups = spec.plan.grid, spec.groups
     program: list[Op] = []
     values: dict[str, Value] = {}
-    first = plan.grid.coordinates(rank)["head"] * groups
-    sparse = is_sparse(plan, chunk_mask)
-    builders = [
-        (SparseHeadGroupBuilder if sparse else HeadGroupBuilder)(
-            plan,
-            rank,
-            OpEmitter(first + group, group, groups, program, values),
-            backward=backward,
-            causal=causal,
-            keep_gathered_q=keep_gathered_q,
-            chunk_mask=chunk_mask,
-        )
-        for group in range(groups)
-    ]
+    first = grid.coordinates(spec.rank)["head"] * groups
+    sparse = is_sparse(spec.plan, spec.chunk_mask)
+    builder = SparseHeadGroupBuilder if sparse else HeadGroupBuilder
+    builders = [builder(spec, OpEmitter(first + group, group, groups, program, values)) for group in range(groups)]
     operands = builders[0].operands
     if sparse:
         append_sparse(builders)
@@ -104,10 +92,10 @@ def _schedule(
     else:
         _append_without_ring_results(builders, operands)
     return Schedule(
-        rank=rank,
-        cp_size=plan.grid.cp_size,
-        parts=plan.grid.head * groups,
-        backward=backward,
+        rank=spec.rank,
+        cp_size=grid.cp_size,
+        parts=grid.head * groups,
+        backward=spec.backward,
         values=values,
         ops=_post_early(program),
         given=tuple(sorted(name for builder in builders for name in builder.group.given)),

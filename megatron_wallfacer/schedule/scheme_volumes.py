@@ -8,9 +8,8 @@ from functools import cache
 from itertools import product
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.factorisation import factorisations
 from megatron_wallfacer.schedule.formulas import backward_volume, busiest_rank, forward_volume
-from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.grid import Grid, factorisations
 from megatron_wallfacer.schedule.heads import check_heads
 from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan
 from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule

@@ -33,9 +33,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.factorisation import factorisations
 from megatron_wallfacer.schedule.formulas import backward_volume, forward_volume
-from megatron_wallfacer.schedule.grid import DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
+from megatron_wallfacer.schedule.grid import DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid, factorisations
 from megatron_wallfacer.schedule.heads import check_heads
 from megatron_wallfacer.schedule.plan import RING_VARIANTS, Order, Plan, RingVariant, shard_work
 from megatron_wallfacer.schedule.price import NODE, cheapest

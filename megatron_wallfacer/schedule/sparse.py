@@ -12,10 +12,9 @@ from collections.abc import Iterable, Sequence
 from megatron_wallfacer.schedule.chunk_mask import ChunkMask
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.head_group import HeadGroup
-from megatron_wallfacer.schedule.operands import TENSORS, Operands, after
-from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.operands import Operands, PassSpec, after
+from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS, RowSet, received
 from megatron_wallfacer.schedule.ring import block_holder, block_origin
-from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL, RowSet, received
 
 #: Number of ring steps by which rows are requested before they are used.
 AHEAD = 2
@@ -108,37 +107,17 @@ class SparseHeadGroupBuilder:
     """Appends the operations of one head group for a sparse mask.
 
     Args:
-        plan: grid and choices.
-        rank: index in the context-parallel group.
-        emitter: appends the operations.
-        backward: whether this is the backward pass.
-        causal: causal mask, otherwise full attention.
-        keep_gathered_q: forward keeps the gathered queries for backward.
-        chunk_mask: unmasked chunk pairs.
+        spec: arguments of the pass, with a chunk mask.
+        emitter: emitter of the operations of the head group.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        rank: int,
-        emitter: OpEmitter,
-        *,
-        backward: bool,
-        causal: bool,
-        keep_gathered_q: bool,
-        chunk_mask: ChunkMask,
-    ) -> None:
-        self.operands = Operands(plan, rank, backward=backward)
-        self.blocks = NeededBlocks(self.operands, emitter, chunk_mask)
-        self.group = HeadGroup(
-            self.operands,
-            emitter,
-            self.blocks,
-            causal=causal,
-            chunk_mask=chunk_mask,
-            # Passes with different ring operands gather different queries.
-            keep_gathered_q=keep_gathered_q and plan.forward == plan.backward,
-        )
+    def __init__(self, spec: PassSpec, emitter: OpEmitter) -> None:
+        assert spec.chunk_mask is not None
+        self.operands = Operands(spec.plan, spec.rank, backward=spec.backward)
+        self.blocks = NeededBlocks(self.operands, emitter, spec.chunk_mask)
+        # Passes with different ring operands gather different queries.
+        keep_gathered_q = spec.keep_gathered_q and spec.plan.forward == spec.plan.backward
+        self.group = HeadGroup(spec, self.operands, emitter, self.blocks, keep_gathered_q=keep_gathered_q)
         self._stationary_gathers = len(self.operands.team(self.operands.stationary)) > 1
 
     # --- inputs ---

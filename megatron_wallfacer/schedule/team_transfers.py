@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.head_group import HeadGroup
-from megatron_wallfacer.schedule.operands import TENSORS, after, opposite_pairs
-from megatron_wallfacer.schedule.row_set import GATHERED, LOCAL
+from megatron_wallfacer.schedule.operands import after, opposite_pairs
+from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS
 
 
 class TeamTransfers:

@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.ops import Schedule
-
-#: Tensors that are sent in the accumulation dtype; the others are sent in the dtype of the inputs.
-ACCUMULATED = frozenset({"out", "lse", "delta", "dq", "dk", "dv"})
-STATISTICS = frozenset({"lse", "delta"})
-KV_TENSORS = frozenset({"k", "v", "dk", "dv"})
+from megatron_wallfacer.schedule.ops import ACCUMULATED, KV_TENSORS, STATISTICS, Schedule
 
 
 @dataclass(frozen=True)

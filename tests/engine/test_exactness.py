@@ -11,8 +11,7 @@ from math import prod
 
 import pytest
 
-from megatron_wallfacer.schedule.factorisation import divisors
-from megatron_wallfacer.schedule.grid import AXES, Grid
+from megatron_wallfacer.schedule.grid import AXES, Grid, divisors
 from megatron_wallfacer.schedule.merging import merges_rows
 from megatron_wallfacer.schedule.operands import Operands
 from megatron_wallfacer.schedule.plan import Plan

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.nodes import axes_inside, describe
+from megatron_wallfacer.schedule.grid import Grid, axes_inside, describe_nodes
 
 TWO = ("a",) * 4 + ("b",) * 4
 
@@ -30,8 +29,10 @@ def test_axes_inside_a_host(placement: tuple[str, ...], hosts: tuple[str, ...], 
 
 def test_one_line() -> None:
     grid = Grid(head=2, team=2, ring_outer=2)
-    assert describe(grid, ("a",) * 8) == "8 context-parallel ranks on one"
-    assert describe(grid, TWO) == (
+    assert describe_nodes(grid, ("a",) * 8) == "8 context-parallel ranks on one"
+    assert describe_nodes(grid, TWO) == (
         "8 context-parallel ranks on 2, 4 on each; inside one: head, team; across: ring_outer"
     )
-    assert describe(grid, tuple("aaabbbbc")).startswith("8 context-parallel ranks on 3, 1 to 4 on each; inside one: no")
+    assert describe_nodes(grid, tuple("aaabbbbc")).startswith(
+        "8 context-parallel ranks on 3, 1 to 4 on each; inside one: no"
+    )

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.ops import STATISTICS
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.price import attention_calls, cheapest, layer_seconds, received_bytes
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import make_plan
-from megatron_wallfacer.schedule.volume import STATISTICS, Shape
+from megatron_wallfacer.schedule.volume import Shape
 from megatron_wallfacer.schedule.volume import received_bytes as counted_bytes
 from tests.schedule.cases import plans
 

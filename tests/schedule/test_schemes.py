@@ -9,8 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.schedule.factorisation import divisors, factorisations
-from megatron_wallfacer.schedule.grid import AXES, DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid
+from megatron_wallfacer.schedule.grid import (
+    AXES,
+    DEFAULT_PLACEMENT,
+    RINGS_ADJACENT,
+    TEAMS_ADJACENT,
+    Grid,
+    divisors,
+    factorisations,
+)
 from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan
 from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES, make_plan, total_volume
 from tests.schedule.cases import published

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_wallfacer.schedule.factorisation import divisors
-from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.grid import Grid, divisors
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule

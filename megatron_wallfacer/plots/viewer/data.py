@@ -8,10 +8,8 @@ from typing import Any
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.plots.viewer.steps import ChunkSets, step_fields, viewer_steps
-from megatron_wallfacer.schedule.factorisation import divisors
-from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.grid import Grid, axes_inside, divisors
 from megatron_wallfacer.schedule.layout import shard_chunks
-from megatron_wallfacer.schedule.nodes import axes_inside
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.volume import Shape

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_wallfacer.schedule.ops import Attend, Message, Schedule, SendRecv, Transfer, Value
-from megatron_wallfacer.schedule.volume import STATISTICS, Shape, rows_elements
+from megatron_wallfacer.schedule.ops import STATISTICS, Attend, Message, Schedule, SendRecv, Transfer, Value
+from megatron_wallfacer.schedule.volume import Shape, rows_elements
 
 #: Text for the kinds of row sets that are not those of a ring step.
 _ROWS = {"local": "local", "gathered": "gathered", "team": "local and gathered"}
