@@ -1,4 +1,4 @@
-"""A cache of results that is bounded by bytes: a thousand entries of 65,536 documents each would be gigabytes."""
+"""A cache that is bounded by bytes: a thousand entries of 65,536 documents each would need gigabytes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from functools import cache
 from typing import Any, TypeVar
 
 Made = TypeVar("Made")
-#: Bytes of an integer in a tuple: its pointer, and the integer itself, which nothing else may hold.
+#: Bytes of an integer in a tuple: the pointer, and the integer, if no other object refers to it.
 INTEGER_BYTES = 36
 
 
 def byte_cache(limit: int, nbytes: Callable[..., int]) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-    """Return a decorator as ``functools.lru_cache``, for positional arguments, bounded by bytes.
+    """Return a decorator like ``functools.lru_cache`` that is bounded by bytes. Arguments must be positional.
 
-    A warm call is that of ``lru_cache``, which is no Python call. Before the limit is passed the cache is emptied; a
-    result larger than the limit is kept alone.
+    A cached call costs no Python call, as with ``functools.cache``. If an entry would exceed the limit, the cache is
+    emptied first. A result larger than the limit is the only entry.
 
     Args:
-        limit: bytes of all entries.
-        nbytes: bytes of an entry, from the arguments of the call.
+        limit: largest number of bytes of all entries.
+        nbytes: function that returns the bytes of an entry, given the arguments of the call.
     """
 
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:

@@ -1,6 +1,7 @@
-"""FlashAttention 2, 3 and 4: what differs is a table, the rest is one kernel.
+"""FlashAttention 2, 3 and 4: one kernel, and a table of the differences.
 
-bshd with any strides, windows from the bottom-right corner. Documents are thd, their lse ``[heads, rows]``.
+Tensors are bshd with any strides. Windows are counted from the bottom-right corner. Packed documents are thd, and
+their lse is ``[heads, rows]``.
 """
 
 from __future__ import annotations
@@ -20,27 +21,28 @@ from megatron_wallfacer.kernels.signatures import LibraryFunction, LoadedLibrary
 from megatron_wallfacer.kernels.windows import WindowSize, bottom_right, cu_seqlens_tensor
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
-#: Parameters for documents.
+#: Parameters for packed documents.
 _VARLEN = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 _CAPABILITIES = replace(FUSED, softcap=True, varlen=True)
 
 
 @dataclass(frozen=True)
 class FlashVersion:
-    """What one version does differently.
+    """The differences of one version.
 
     Attributes:
         name: name of the kernel.
         library: package and modules.
-        needs: the releases that fit, for messages.
-        capabilities: what it supports.
+        needs: supported releases, for messages.
+        capabilities: supported inputs.
         functions: names of the functions of forward and backward.
-        varlen_functions: those for documents; None if they are the same.
-        lse: the parameter of backward for the log-sum-exp.
-        forward, backward: arguments that are the same in each call.
-        no_limit: a side of a window without limit.
-        no_softcap: the cap of logits of forward without a cap; that of backward is 0.0 in all versions.
-        lse_places: where the lse is in the result of forward, by its length, where it is not second.
+        varlen_functions: names of the functions for packed documents; None if they are the same.
+        lse: name of the parameter of backward for the log-sum-exp.
+        forward: constant arguments of forward.
+        backward: constant arguments of backward.
+        no_limit: value of a side of a window without limit.
+        no_softcap: value of ``softcap`` in forward without a cap; in backward it is 0.0 in all versions.
+        lse_places: index of the lse in the result of forward, by length of the result; 1 unless given.
     """
 
     name: str
@@ -60,16 +62,16 @@ class FlashVersion:
 FLASH2 = FlashVersion(
     name="flash2",
     library=FLASH_ATTN_2,
-    # The cap of logits exists from 2.6 on, and the lse has the layout that is read here.
+    # Releases before 2.6 have no cap of logits and another layout of the lse.
     needs="flash-attn >= 2.6, < 3",
     capabilities=_CAPABILITIES,
     varlen_functions=("_flash_attn_varlen_forward", "_flash_attn_varlen_backward"),
     forward={"return_softmax": False, "dropout_p": 0.0, "alibi_slopes": None},
     backward={"dropout_p": 0.0, "alibi_slopes": None},
-    # Up to 2.6 the inputs are returned, too: (out, q, k, v, out_padded, lse, ...), later (out, lse, ...).
+    # Up to 2.6 the result includes the inputs: (out, q, k, v, out_padded, lse, ...). Later it is (out, lse, ...).
     lse_places={8: 5},
 )
-#: Of caches and fp8. In releases up to 2.8.3 they have no defaults.
+#: Parameters for caches and fp8. In releases up to 2.8.3 they have no defaults.
 _UNUSED_FORWARD = (
     *("k_new", "v_new", "qv", "out", "cu_seqlens_k_new", "seqused_q", "seqused_k", "page_table", "kv_batch_idx"),
     *("leftpad_k", "rotary_cos", "rotary_sin", "seqlens_rotary", "q_descale", "k_descale", "v_descale"),
@@ -101,7 +103,7 @@ FLASH4 = FlashVersion(
 class FlashKernel(PreparedKernel):
     """A version of FlashAttention.
 
-    All releases write gradients into tensors that they are given. Some return them too, some do not.
+    All releases write gradients into tensors of the caller. Some releases also return them.
 
     Args:
         version: names and arguments of the version.
@@ -160,7 +162,7 @@ class FlashKernel(PreparedKernel):
         return {**self._version.backward} | more | self._mask_arguments(function, tile, spec)
 
     def _mask_arguments(self, function: LibraryFunction, tile: AttnTile, spec: AttnSpec) -> dict[str, Any]:
-        """Scale, mask and window. Some releases spell them differently in the two directions."""
+        """Return scale, mask and window. In some releases their names differ between forward and backward."""
         causal = {"is_causal" if function.has("is_causal") else "causal": tile.causal}
         size = bottom_right(tile)
         sides = WindowSize(*(self._version.no_limit if side is None else side for side in size))
@@ -199,7 +201,7 @@ def _backward_bshd(call: Callable[..., Any], lse_name: str) -> BackwardCall:
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        # The lse is read without looking at strides.
+        # The library ignores the strides of the lse.
         stats = {lse_name: lse.permute(1, 2, 0).contiguous()}
         call(dout=dout.transpose(0, 1), q=q, k=k, v=v, out=out.transpose(0, 1), dq=dq, dk=dk, dv=dv, **stats)
         return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)

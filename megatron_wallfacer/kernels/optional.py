@@ -1,4 +1,4 @@
-"""Libraries that may be there or not: imported when a kernel is made, by name, and never before."""
+"""Optional libraries, which are imported when a kernel is created."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Library:
     """One optional library.
 
     Attributes:
-        package: its name on the package index.
-        modules: where its functions may be, in the order of trying.
-        install: how to get it.
+        package: name on the package index.
+        modules: names of the modules that may have its functions, in the order of trying.
+        install: command that installs the library.
     """
 
     package: str
@@ -31,17 +31,17 @@ class Library:
 
     @property
     def title(self) -> str:
-        """Name and version, e.g. ``flash-attn 2.8.3``; the name alone where nothing says which version it is."""
+        """Name and version, e.g. ``flash-attn 2.8.3``; the name alone if the version is unknown."""
         try:
             return f"{self.package} {metadata.version(self.package)}"
         except metadata.PackageNotFoundError:
             return self.package
 
     def load(self) -> ModuleType:
-        """The first of its modules that is there.
+        """Import the first module that is installed, and return it.
 
         Raises:
-            UnavailableError: there is none, or it is there and fails to import.
+            UnavailableError: No module is installed, or the module fails to import.
         """
         for name in self.modules:
             root = name.partition(".")[0]
@@ -50,11 +50,11 @@ class Library:
             try:
                 return importlib.import_module(name)
             except ModuleNotFoundError as error:
-                # Of the library itself, or of something that it needs: the second is worth saying.
+                # If a dependency of the library is missing, the message names it.
                 if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                     raise UnavailableError(f"{self.title} does not import: {error}") from error
             except Exception as error:
-                # Compiled against another torch or CUDA, it fails as it likes: OSError, RuntimeError, AttributeError.
+                # A library for another torch or CUDA raises OSError, RuntimeError or AttributeError.
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UnavailableError(f"{self.title} does not import: {reason}") from error
         raise UnavailableError(f"{self.package} is not installed: {self.install}")
@@ -70,10 +70,10 @@ FLASH_ATTN_2 = Library(
 )
 FLASH_ATTN_3 = Library(
     "flash-attn-3",
-    # The second is where TransformerEngine's instructions put it.
+    # TransformerEngine's instructions install it as the second module.
     ("flash_attn_interface", "flash_attn_3.flash_attn_interface"),
     "python setup.py install in the folder hopper of the flash-attention repository",
 )
-#: The row operations of a GPU are written in it; PyTorch's wheels for GPUs bring it.
+#: Library of the row operations on a GPU, which PyTorch's wheels for GPUs include.
 TRITON = Library("triton", ("triton",), "pip install triton")
 FLASH_ATTN_4 = Library("flash-attn-4", ("flash_attn.cute.interface",), "pip install flash-attn-4")

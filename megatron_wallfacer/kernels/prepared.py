@@ -1,4 +1,4 @@
-"""A kernel whose calls are prepared: all arguments of a library but the tensors are built once per tile and kept."""
+"""A kernel with prepared calls: all arguments of a library call except the tensors are built once per tile."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ ForwardCall = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 #: (dout, q, k, v, out, lse) -> (dq, dk, dv) of one tile.
 BackwardCall = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
-#: Prepared calls that are kept, by direction. A ring of 512 ranks has 512 tiles per direction and mask.
+#: Largest number of cached calls per direction. A ring of 512 ranks has 512 tiles per direction and mask.
 _TILES = 4096
-#: Bytes of those with documents, by direction: one of 65,536 documents keeps 5 MiB of boundaries.
+#: Largest number of bytes of cached calls with documents, per direction: 65,536 documents have 5 MiB of boundaries.
 _VARLEN_LIMIT = 256 << 20
 #: Bytes of a tile in a list of pieces.
 _TILE_BYTES = 400
 
 
 class TensorKind(NamedTuple):
-    """What a prepared call depends on besides tile and spec: batch size, dtype and device of q, k and v."""
+    """The properties of q, k and v that a prepared call depends on: batch size, dtype and device."""
 
     batch: int
     dtype: torch.dtype
@@ -42,12 +42,12 @@ class TensorKind(NamedTuple):
 class PreparedKernel(ABC):
     """A kernel; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
 
-    A warm call looks up its prepared call with one hash and calls it: two Python calls, and one library call.
-    A tile that the library does not take as a whole is prepared as several: a tall window as strips, ``cu_seqlens``
-    without the capability ``varlen`` as one tile per document.
+    A cached call looks up its prepared call by one hash and runs it: two Python calls, and one library call.
+    A tile that the library does not accept as a whole is prepared as several tiles: a tall window as strips,
+    ``cu_seqlens`` without the capability ``varlen`` as one tile per document.
 
     Args:
-        deterministic: gradients repeat bit by bit; None: as :func:`deterministic_requested` says.
+        deterministic: whether gradients repeat bit by bit; :func:`deterministic_requested` decides if it is None.
     """
 
     name: str
@@ -89,14 +89,14 @@ class PreparedKernel(ABC):
 
     @abstractmethod
     def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
-        """Return the forward call of a tile that the library takes as a whole."""
+        """Return the forward call of a tile that the library accepts as a whole."""
 
     @abstractmethod
     def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
-        """Return the backward call of a tile that the library takes as a whole."""
+        """Return the backward call of a tile that the library accepts as a whole."""
 
     def pieces(self, tile: AttnTile) -> list[AttnTile]:
-        """Return the tiles computed in place of this one, counted from its corner; empty where it is computed whole."""
+        """Return the tiles that replace a tile, counted from its corner; an empty list if none do."""
         if tile.cu_seqlens is not None:
             return [] if self.capabilities.varlen else documents_of(tile)
         return strips(tile, tile.width) if tile.window is not None and tile.height > tile.width else []
@@ -116,7 +116,7 @@ class PreparedKernel(ABC):
         return self.prepare_backward(tile, spec, TensorKind(*kind))
 
     def _nbytes(self, tile: AttnTile, *rest: object) -> int:
-        """Bytes that the prepared call of a tile with documents keeps: their boundaries, or a tile of each."""
+        """Return the bytes of a prepared call with documents: their boundaries, or one tile for each."""
         assert tile.cu_seqlens is not None
         each = 2 * INTEGER_BYTES if self.capabilities.varlen else _TILE_BYTES
         return each * len(tile.cu_seqlens.q)
@@ -138,7 +138,7 @@ def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
     owner of the graph holds the calls.
 
     Args:
-        kernel: of one that prepares nothing, nothing is collected.
+        kernel: kernel of the graph. A kernel without prepared calls gives an empty list.
     """
     used: list[Callable[..., object]] = []
     if not isinstance(kernel, PreparedKernel):
@@ -169,9 +169,11 @@ def forward_in_pieces(
 
     Args:
         kernel: kernel that computes each piece.
-        pieces: tiles whose rows and columns are counted in q and k.
+        pieces: tiles whose rows and columns are counted in q and k. Their rows follow one another and cover the tile.
         spec: scale and softcap.
-        q, k, v: sbhd, of the whole tile.
+        q: queries of the whole tile, sbhd.
+        k: keys of the whole tile, sbhd.
+        v: values of the whole tile, sbhd.
     """
     parts = [
         kernel.forward(q[slice(*piece.rows)], k[slice(*piece.cols)], v[slice(*piece.cols)], piece, spec)
@@ -194,7 +196,7 @@ def backward_in_pieces(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (dq, dk, dv) of a tile; see :meth:`Kernel.backward` and :func:`forward_in_pieces`.
 
-    Strips share columns: their parts of dk and dv are summed in the accumulation dtype.
+    Strips share columns, so their contributions to dk and dv are summed in the accumulation dtype.
     """
     dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=lse.dtype) for x in (k, v))
     for piece in pieces:
@@ -208,7 +210,7 @@ def backward_in_pieces(
 
 
 def deterministic_requested() -> bool:
-    """Return whether PyTorch, or TransformerEngine's variable for ``--deterministic-mode``, requests it."""
+    """Return whether PyTorch, or TransformerEngine's variable for ``--deterministic-mode``, requests determinism."""
     return (
         torch.are_deterministic_algorithms_enabled() or os.environ.get("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1") == "0"
     )

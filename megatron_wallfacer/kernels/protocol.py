@@ -1,4 +1,4 @@
-"""The interface of a local attention kernel, and what a kernel declares that it supports."""
+"""The interface of a local attention kernel, and its declared capabilities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEVICES = {"cuda": "a CUDA device", "cpu": "a CPU"}
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tensors and masks of a model, as far as they are known before the first call.
+    """The properties of tensors and masks that are known before the first call.
 
     Attributes:
         device: device of the tensors.
@@ -24,7 +24,7 @@ class Inputs:
         head_dim: channels per query or key head.
         v_head_dim: channels per value head.
         softcap: cap of the logits; 0 for none.
-        window: some tiles have a :class:`TileWindow`; those of a sliding window do.
+        window: whether some tiles have a :class:`TileWindow`, as with a sliding window.
     """
 
     device: torch.device
@@ -37,18 +37,18 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a kernel supports.
+    """The inputs that a kernel supports.
 
     Attributes:
         devices: device types; None for any.
         dtypes: dtypes of q, k and v; None for any.
         compute_capabilities: major compute capabilities of GPUs, e.g. 9 for Hopper; None for 8 and later.
-        max_head_dim: the largest number of channels per head; None for no limit.
-        head_dim_multiple: channels per head are a multiple of it.
-        v_head_dim: value heads may have another number of channels than query and key heads.
-        softcap: caps logits.
-        window: masks any :class:`TileWindow`; without it, at most windows that equal a causal mask.
-        varlen: takes the documents of ``cu_seqlens`` in one library call; without it, one call per document.
+        max_head_dim: largest number of channels per head; None for no limit.
+        head_dim_multiple: divisor of the number of channels per head.
+        v_head_dim: whether value heads may have another number of channels than query and key heads.
+        softcap: whether logits can be capped.
+        window: whether any :class:`TileWindow` is supported; otherwise only windows that equal a causal mask.
+        varlen: whether one library call computes all documents of ``cu_seqlens``; otherwise each has a call.
     """
 
     devices: tuple[str, ...] | None = None
@@ -96,7 +96,7 @@ class Capabilities:
         return None
 
 
-#: The fused kernels for GPUs. They read channels in vectors of 16 bytes.
+#: Capabilities of fused kernels for GPUs, which read channels in vectors of 16 bytes.
 FUSED = Capabilities(("cuda",), HALF, max_head_dim=256, head_dim_multiple=8, window=True)
 
 
@@ -106,11 +106,11 @@ def capability(device: torch.device) -> tuple[int, int] | None:
 
 
 class AttnSpec(NamedTuple):
-    """What all tiles of a layer have in common.
+    """The arguments that are equal for all tiles of a layer.
 
     Attributes:
         scale: factor of the scores, before the cap.
-        softcap: c > 0 turns scores s into c tanh(s / c); 0 for none.
+        softcap: c > 0, which turns scores s into c tanh(s / c); 0 for no cap.
     """
 
     scale: float
@@ -121,11 +121,11 @@ class Kernel(Protocol):
     """Attention of query rows against key columns on one device.
 
     Layout: q, out, dout, dq are sbhd ``[rows, batch, q_heads, head_dim]``; k, v, dk, dv are sbhd ``[cols, batch,
-    kv_heads, head_dim]`` with kv_heads dividing q_heads, never expanded by the caller; lse is
-    ``[rows, batch, q_heads]``, natural logarithm, scale applied, in the accumulation dtype (fp32, or fp64 for fp64).
+    kv_heads, head_dim]``, whose heads are not expanded: kv_heads divides q_heads; lse is ``[rows, batch, q_heads]``, a
+    natural logarithm of scaled scores, in the accumulation dtype (fp32, or fp64 for fp64).
 
-    Tensors are already cut to ``tile.rows`` and ``tile.cols``. A causal tile is square: rows and cols are the same
-    positions. With ``tile.cu_seqlens`` the batch is 1.
+    Tensors have the rows ``tile.rows`` and the columns ``tile.cols`` only. A causal tile is square: rows and columns
+    are the same positions. With ``tile.cu_seqlens`` the batch is 1.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Kernel(Protocol):
         """Return (out, lse) of this tile alone.
 
         Raises:
-            OptionError: the kernel does not support the tile's window or the cap of logits.
+            OptionError: The kernel does not support the tile's window or the cap of logits.
         """
         ...
 
@@ -154,12 +154,12 @@ class Kernel(Protocol):
         tile: AttnTile,
         spec: AttnSpec,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return this tile's part of (dq, dk, dv), given the *global* lse of the rows.
+        """Return the contribution of this tile to (dq, dk, dv), given the lse of the rows over *all* keys.
 
-        ``out`` enters only through rowsum(dout * out): any tensor with the right row sums gives the same result.
+        The result depends on ``out`` only through rowsum(dout * out): any tensor with these row sums is allowed.
 
         Raises:
-            OptionError: as :meth:`forward`.
+            OptionError: The kernel does not support the tile's window or the cap of logits.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Attention written out, for checking: the whole score matrix, in the accumulation dtype, on any device."""
+"""The reference for tests: attention with the whole score matrix in the accumulation dtype, on any device."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _CAUSAL = TileWindow(None, 0)
 
 
 class ReferenceKernel(PreparedKernel):
-    """Plain softmax attention. Memory grows with rows x cols; any head dims, dtype, window and softcap.
+    """Plain softmax attention for any head dims, dtype, window and softcap. Memory grows with rows x columns.
 
-    The documents of ``cu_seqlens`` are computed one by one: the libraries' varlen calls are compared with it.
+    The documents of ``cu_seqlens`` are computed one by one: tests compare the libraries' varlen calls with it.
     """
 
     name = "reference"
@@ -67,13 +67,15 @@ def _backward(
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
-    """[s, b, q_heads, ...] -> [s, b, kv_heads, q_heads / kv_heads, ...]."""
+    """Return ``[s, b, q_heads, ...]`` as ``[s, b, kv_heads, q_heads / kv_heads, ...]``."""
     return x.unflatten(2, (groups, -1))
 
 
 def _scores(q: Tensor, k: Tensor, window: TileWindow | None, spec: AttnSpec) -> tuple[Tensor, Tensor | float]:
-    """Scaled, capped and masked scores [b, kv_heads, q_heads / kv_heads, rows, cols] in the accumulation dtype, and the
-    derivative of the cap."""
+    """Return scaled, capped and masked scores in the accumulation dtype, and the derivative of the cap.
+
+    Both are ``[b, kv_heads, q_heads / kv_heads, rows, cols]``.
+    """
     dtype = accumulation_dtype(q.dtype)
     scores = torch.einsum("qbgrd,kbgd->bgrqk", _grouped(q.to(dtype), k.shape[2]), k.to(dtype)) * spec.scale
     slope: Tensor | float = 1.0

@@ -1,7 +1,7 @@
-"""Functions of libraries: signatures read once, arguments bound by keyword, an error by name where they do not fit.
+"""Functions of libraries: signatures are read once, arguments are bound by keyword, and errors name the parameter.
 
-The libraries rename, add and drop parameters between releases, of functions that begin with an underscore or are
-positional throughout. A parameter that a release does not have may be left out only if its value says the same.
+Releases of the libraries rename, add and drop parameters of these functions. A parameter that a release does not have
+may be left out only if the function then computes the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @dataclass(frozen=True)
 class OptionalArgument:
-    """A value whose parameter a release may not have: without it the function does the same."""
+    """A value for a parameter that some releases do not have: without it the function computes the same."""
 
     value: Any
 
@@ -33,11 +33,11 @@ class Signature:
     """Parameters of a function.
 
     Attributes:
-        owner: the library and its version, for messages.
-        function: its name.
-        names: of all parameters that can be given by keyword.
-        required: those without a default.
-        needs: which release has all that is asked for, for messages.
+        owner: name and version of the library, for messages.
+        function: name of the function.
+        names: names of all parameters that can be given by keyword.
+        required: names of the parameters without a default.
+        needs: releases that have all parameters, for messages.
     """
 
     owner: str
@@ -48,10 +48,10 @@ class Signature:
 
     @classmethod
     def of(cls, function: Callable[..., Any], *, name: str, owner: str, needs: str) -> Signature:
-        """Of a Python function or of a torch operator.
+        """Return the signature of a Python function or of a torch operator.
 
         Raises:
-            UnavailableError: it takes ``*args`` or ``**kwargs``, which say nothing.
+            UnavailableError: The function takes ``*args`` or ``**kwargs``, so that its parameters are unknown.
         """
         schema = _schema(function)
         if schema is not None:
@@ -65,7 +65,7 @@ class Signature:
 
     @classmethod
     def of_source(cls, definition: ast.FunctionDef, *, owner: str, needs: str) -> Signature:
-        """Of a function that is only read: its ``def`` statement."""
+        """Return the signature of a function that is not imported, from its ``def`` statement."""
         arguments = definition.args
         positional = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
         required = set(positional[: len(positional) - len(arguments.defaults)])
@@ -75,17 +75,17 @@ class Signature:
         return cls(owner, definition.name, names, frozenset(required), needs)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a parameter."""
+        """Return whether the function has a parameter."""
         return name in self.names
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The keywords to call it with.
+        """Return the keyword arguments of a call.
 
         Args:
-            values: by parameter; :class:`OptionalArgument` ones are left out where there is no such parameter.
+            values: value of each parameter. An :class:`OptionalArgument` is left out if the parameter does not exist.
 
         Raises:
-            UnavailableError: a parameter is missing that matters, or there is one without a default that is not given.
+            UnavailableError: A required value has no parameter, or a parameter without a default has no value.
         """
         missing = [
             name for name, value in values.items() if name not in self.names and not isinstance(value, OptionalArgument)
@@ -102,7 +102,7 @@ class Signature:
 
 
 def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
-    """Of a torch operator, whose Python signature is ``(*args, **kwargs)``."""
+    """Return the schema of a torch operator, whose Python signature is ``(*args, **kwargs)``; else None."""
     if isinstance(function, torch.library.CustomOpDef):
         function = function._opoverload
     if isinstance(function, torch._ops.OpOverloadPacket):
@@ -111,16 +111,17 @@ def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
 
 
 class LibraryFunction:
-    """A function of a library: its signature is read once, and calls are prepared by binding all but the tensors.
+    """A function of a library, whose signature is read once. Calls are prepared with all arguments but the tensors.
 
     Args:
-        function: the function; None if the library has none of that name.
-        name: its name.
-        tensors: parameters that each call passes, by keyword.
-        owner, needs: see :class:`Signature`.
+        function: function of the library; None if it does not exist.
+        name: name of the function.
+        tensors: names of the parameters that each call passes by keyword.
+        owner: name and version of the library, for messages.
+        needs: releases that have all parameters, for messages.
 
     Raises:
-        UnavailableError: the function does not exist, or its parameters cannot be seen.
+        UnavailableError: The function does not exist, or its parameters are unknown.
     """
 
     def __init__(
@@ -132,14 +133,14 @@ class LibraryFunction:
         self.signature = Signature.of(function, name=name, owner=owner, needs=needs)
 
     def has(self, name: str) -> bool:
-        """Return whether it has such a parameter."""
+        """Return whether the function has a parameter."""
         return self.signature.has(name)
 
     def bind(self, values: Mapping[str, Any]) -> Callable[..., Any]:
         """Return the function with all arguments but the tensors; see :meth:`Signature.arguments`.
 
         Raises:
-            UnavailableError: as :meth:`Signature.arguments`.
+            UnavailableError: The arguments do not fit the signature.
         """
         arguments = self.signature.arguments(self._tensors | dict(values))
         return partial(self._function, **{name: arguments[name] for name in arguments if name not in self._tensors})
@@ -155,7 +156,7 @@ class LoadedLibrary:
         title: name and version of the library, for messages.
 
     Raises:
-        UnavailableError: the library is not installed.
+        UnavailableError: The library is not installed.
     """
 
     def __init__(self, library: Library, needs: str, module: ModuleType | None, title: str | None) -> None:
@@ -165,7 +166,7 @@ class LoadedLibrary:
         """Return a function of the library; see :class:`LibraryFunction`.
 
         Raises:
-            UnavailableError: the function does not exist, or its parameters cannot be seen.
+            UnavailableError: The function does not exist, or its parameters are unknown.
         """
         function = getattr(self.module, name, None)
         return LibraryFunction(function, name=name, tensors=tensors, owner=self.title, needs=self.needs)

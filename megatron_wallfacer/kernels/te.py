@@ -1,6 +1,7 @@
-"""TransformerEngine's fused attention, which is cuDNN's: sbhd without conversion, windows from the top-left corner.
+"""TransformerEngine's fused attention, which calls cuDNN.
 
-Documents are thd, their statistics ``[rows, heads, 1]``.
+Tensors are sbhd, and windows are counted from the top-left corner. Packed documents are thd, and their statistics are
+``[rows, heads, 1]``.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
 _NEEDS = "transformer-engine >= 2.1"
 _BACKEND = "F16_arbitrary_seqlen"
-#: From this release on it passes windows to cuDNN that do not end at the diagonal.
+#: First release that passes windows to cuDNN which do not end at the diagonal.
 _WINDOWS_SINCE = (2, 16)
-#: cuDNN from which on its statistics of documents are packed, too; before, each is padded to the longest.
+#: First cuDNN that packs the statistics of documents. Earlier ones pad each document to the longest.
 _VARLEN_SINCE = 90600
 
 
 class TransformerEngineKernel(PreparedKernel):
     """``fused_attn_fwd`` and ``fused_attn_bwd`` of TransformerEngine.
 
-    The library checks at the call which head dims, GPUs and versions of cuDNN go together. It reads memory without
-    looking at strides: all tensors are made contiguous.
+    The library checks in each call whether head dims, GPU and version of cuDNN fit together. It ignores strides, so all
+    tensors are made contiguous.
 
     Args:
         module: module with the functions; None for the installed library.
@@ -86,13 +87,13 @@ class TransformerEngineKernel(PreparedKernel):
             raise UnavailableError(f"{self._library.title}: there is no backend {_BACKEND}; needs {_NEEDS}") from error
 
     def _has_varlen(self) -> bool:
-        """Return whether cuDNN takes documents here and returns packed statistics."""
+        """Return whether cuDNN supports documents on this GPU and returns packed statistics."""
         gpu, cudnn = capability(torch.device("cuda")), getattr(self._library.module, "tex", None)
         version = getattr(cudnn, "get_cudnn_version", lambda: 0)()
         return gpu is not None and gpu >= (9, 0) and gpu != (12, 0) and version >= _VARLEN_SINCE
 
     def _arguments(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> dict[str, Any]:
-        """Arguments of both directions."""
+        """Return the arguments that forward and backward have in common."""
         layout = _layout(tile)
         return {
             "fused_attention_backend": self._backend,
@@ -100,7 +101,7 @@ class TransformerEngineKernel(PreparedKernel):
             "attn_scale": spec.scale,
             "attn_bias_type": "no_bias",
             "qkv_layout": _three(layout),
-            # Before 2.15 the layouts of all else follow from that of q, k and v.
+            # Before 2.15 all other layouts follow from that of q, k and v.
             "o_format": OptionalArgument(layout),
             "bottom_right_diagonal": OptionalArgument(False),
             "fake_dtype": tensors.dtype,
@@ -112,24 +113,24 @@ class TransformerEngineKernel(PreparedKernel):
     def _backward_arguments(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> dict[str, Any]:
         layout = _layout(tile)
         layouts = {"do_format": OptionalArgument(layout), "dqkv_layout": OptionalArgument(_three(layout))}
-        if self._differentiate.has("dqkv_dtype"):  # until 2.14; later the gradients are as q
+        if self._differentiate.has("dqkv_dtype"):  # until 2.14; later gradients have the dtype of q
             layouts["dqkv_dtype"] = self._library_dtype(tensors.dtype)
         return self._arguments(tile, spec, tensors) | layouts | {"deterministic": self.deterministic}
 
     def _library_dtype(self, dtype: torch.dtype | None) -> Any:
-        """Return TransformerEngine's dtype; None for None, where only names are checked."""
+        """Return TransformerEngine's name of a dtype; None for None, if only names of parameters are checked."""
         if dtype is None:
             return None
-        return next(library for library, ours in self._library.module.TORCH_DType.items() if ours == dtype)
+        return next(library for library, of_torch in self._library.module.TORCH_DType.items() if of_torch == dtype)
 
     def _plain_arguments(self, tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
-        """Sizes, the same in each sequence of the batch, and the mask.
+        """Return the sizes, which are equal for all sequences of the batch, and the mask.
 
         Raises:
-            OptionError: a window that the release does not support: its own message would not say what to do.
+            OptionError: The release does not support the window. Its own message would not name an alternative.
         """
         window = WindowSize(None, 0) if tile.causal else top_left(tile)
-        # A window that ends at the diagonal is a causal mask, which may begin later: known to all releases.
+        # A window that ends at the diagonal is a causal mask with a limit, which all releases support.
         kind = "causal" if window.right == 0 else "no_mask"
         if kind == "no_mask" and window != WindowSize() and not self.capabilities.window:
             raise OptionError(
@@ -146,7 +147,7 @@ class TransformerEngineKernel(PreparedKernel):
 
 
 def _varlen_arguments(tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
-    """Sizes of documents and their mask. Padded boundaries differ where there is padding between: here is none."""
+    """Return sizes and mask of documents. There is no padding, so the padded boundaries are the same."""
     documents = tile.cu_seqlens
     starts = _boundaries(documents.q, documents.k, tensors.device)
     return {
@@ -168,7 +169,7 @@ def _layout(tile: AttnTile) -> str:
 
 
 def _three(layout: str) -> str:
-    """Return the layout of q, k and v, each in a tensor of its own."""
+    """Return the layout of q, k and v as three tensors."""
     return "_".join([layout] * 3)
 
 
@@ -195,7 +196,7 @@ def _backward_sbhd(call: Callable[..., Any], random_state: Tensor) -> BackwardCa
     def backward(
         dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # What forward would have left, with the lse of all keys in the place of this tile's.
+        # The auxiliary tensors of forward, but with the lse over all keys.
         aux = [lse.permute(1, 2, 0).unsqueeze(-1).contiguous(), random_state]
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         dq, dk, dv, *_ = call(q=q, k=k, v=v, o=out.contiguous(), d_o=dout.contiguous(), aux_ctx_tensors=aux)
@@ -218,12 +219,12 @@ def _backward_thd(call: Callable[..., Any], random_state: Tensor) -> BackwardCal
 
 
 def _release(title: str) -> tuple[int, ...]:
-    """(2, 16) of ``transformer-engine 2.16.1``; empty where the title has no version."""
+    """Return (2, 16) for ``transformer-engine 2.16.1``; an empty tuple if the title has no version."""
     found = re.search(r" (\d+)\.(\d+)", title)
     return tuple(int(number) for number in found.groups()) if found else ()
 
 
 @lru_cache(maxsize=64)
 def _random_state(device: torch.device) -> Tensor:
-    """Return the seed and offset of the dropout that is not applied: backward takes only their address."""
+    """Return the seed and offset of dropout, which is off: backward requires a tensor."""
     return torch.zeros(2, dtype=torch.int64, device=device)

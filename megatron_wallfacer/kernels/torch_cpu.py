@@ -1,4 +1,4 @@
-"""PyTorch's own flash attention on a CPU: fp64, fp32, bf16 and fp16, native GQA."""
+"""PyTorch's flash attention on a CPU: fp64, fp32, bf16 and fp16, with native GQA."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile, documents_of
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-#: Rows of a tile with a window that are one call: masked pairs in their columns are computed in vain.
+#: Rows of a call for a tile with a window. Masked pairs in its columns are computed too.
 _STRIP = 128
 
 
 class TorchCpuKernel(PreparedKernel):
     """The CPU flash op of PyTorch. Its non-square causal mask is aligned top-left, so causal tiles must be square.
 
-    It requires equal head dims: the narrower of q, k and v is padded with zeros, which changes no result.
+    It requires equal head dims, so narrower tensors are padded with zeros, which changes no result.
     """
 
     name = "torch"
@@ -68,7 +68,7 @@ def _backward(
 
 
 def _bias(tile: AttnTile, q: Tensor) -> Tensor:
-    """Return what is added to the scores ``[rows, cols]``: 0, or -inf for masked pairs. Too large to be kept."""
+    """Return the bias of the scores ``[rows, cols]``: 0, or -inf for masked pairs. It is too large to be cached."""
     masked = ~unmasked_pairs(tile.window, tile.height, tile.width, device=q.device)
     bias = torch.zeros(masked.shape, dtype=q.dtype, device=q.device)
     return bias.masked_fill_(masked, float("-inf"))

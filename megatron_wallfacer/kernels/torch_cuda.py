@@ -1,4 +1,4 @@
-"""PyTorch's own fused attention on a GPU: its copy of FlashAttention 2, and cuDNN. No other library is needed."""
+"""PyTorch's fused attention on a GPU: its copy of FlashAttention 2, and cuDNN. No other library is needed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile
 class TorchFlashKernel(PreparedKernel):
     """``aten::_flash_attention_forward`` and ``_backward``: bshd, with windows as in FlashAttention 2.
 
-    Arguments are passed in order: names and meanings of the random state, which is not used, differ by release.
+    Arguments are positional: the names of the random state, which is not used, differ between releases.
 
     Args:
         aten: namespace of the operators; PyTorch's by default.
-        deterministic: not used: the operators look at ``torch.use_deterministic_algorithms``.
+        deterministic: see :class:`PreparedKernel`; the operators follow ``torch.use_deterministic_algorithms`` instead.
     """
 
     name = "torch"
@@ -53,7 +53,7 @@ class TorchFlashKernel(PreparedKernel):
             dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
             bshd = [x.transpose(0, 1) for x in (dout, q, k, v, out)]
-            # The lse is read without looking at strides.
+            # The operator ignores the strides of the lse.
             dq, dk, dv = call(*bshd, lse.permute(1, 2, 0).contiguous(), *rest, **options)
             return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
 
@@ -65,7 +65,7 @@ class TorchCudnnKernel(PreparedKernel):
 
     Args:
         aten: namespace of the operators; PyTorch's by default.
-        deterministic: see :class:`PreparedKernel`; not supported: its backward is not deterministic.
+        deterministic: see :class:`PreparedKernel`. True is not supported: backward is not deterministic.
     """
 
     name = "cudnn"
@@ -74,7 +74,7 @@ class TorchCudnnKernel(PreparedKernel):
     def __init__(self, aten: Any = torch.ops.aten, *, deterministic: bool | None = None) -> None:
         super().__init__(deterministic=deterministic)
         self._aten = aten
-        #: Whether the lse of this release is [b, h, s, 1] and not [b, h, s]: backward takes what forward returned.
+        #: Whether the lse of this release is [b, h, s, 1] instead of [b, h, s]. Backward takes the same shape.
         self._lse_has_width = False
 
     def unsupported_reason(self, inputs: Inputs) -> str | None:
@@ -132,5 +132,5 @@ def _require_no_window(tile: AttnTile) -> None:
 
 @lru_cache(maxsize=64)
 def _no_seed(device: torch.device) -> Tensor:
-    """Return the state of the dropout that is not applied: an argument that has to be a tensor."""
+    """Return the random state of dropout, which is off: the argument must be a tensor."""
     return torch.zeros((), dtype=torch.int64, device=device)

@@ -25,17 +25,17 @@ class WindowSize(NamedTuple):
 
     @property
     def numbers(self) -> tuple[int, int]:
-        """The same with -1 for no limit."""
+        """Both sides, with -1 for no limit."""
         return tuple(NO_LIMIT if side is None else side for side in self)
 
 
 def bottom_right(tile: AttnTile) -> WindowSize:
     """Return the window size that FlashAttention takes for the window of a tile.
 
-    Sides that limit nothing are None, so that the faster kernel without a window is taken.
+    Sides without effect are None, so that FlashAttention runs its faster kernel without a window.
 
     Raises:
-        WallfacerError: a row or a column has no unmasked pair; the size would be negative, which means no limit.
+        WallfacerError: A row or a column has no unmasked pair. The size would be negative, which means no limit.
     """
     left, right = top_left(tile)
     if tile.window is None:
@@ -47,10 +47,10 @@ def bottom_right(tile: AttnTile) -> WindowSize:
 
 
 def top_left(tile: AttnTile) -> WindowSize:
-    """Return the window size for kernels that count from the top-left corner; cuDNN does.
+    """Return the window size for kernels that count from the top-left corner, as cuDNN does.
 
     Raises:
-        WallfacerError: as :func:`bottom_right`.
+        WallfacerError: A row or a column has no unmasked pair.
     """
     if tile.window is None:
         return WindowSize()
@@ -62,27 +62,27 @@ def top_left(tile: AttnTile) -> WindowSize:
 
 
 def strips(tile: AttnTile, height: int) -> list[AttnTile]:
-    """Cut a tile with a window into strips of rows; their rows and columns are counted from the tile's corner.
+    """Divide a tile with a window into strips of rows. Rows and columns are counted from the tile's corner.
 
-    In tiles that are taller than wide FlashAttention 2 takes ``right >= cols`` for no limit and, where left is limited,
-    no limit for ``right = cols``; both are wrong there. cuDNN takes none. Strips as tall as the tile is wide are not
-    taller than wide themselves. Columns that no row of a strip sees are left out.
+    In tiles that are taller than wide FlashAttention 2 treats ``right >= cols`` as no limit and, if left is limited, no
+    limit as ``right = cols``. Both are wrong there. cuDNN supports no such tiles. So strips are at most as tall as the
+    tile is wide. Columns that no row of a strip sees are left out.
 
     Args:
         tile: tile with a window; each row and each column has an unmasked pair.
-        height: rows of a strip; the last may have fewer.
+        height: number of rows of a strip; the last strip may have fewer.
     """
     assert tile.window is not None
     left, right = tile.window
-    cut = []
+    found = []
     for first in range(0, tile.height, height):
         end = min(first + height, tile.height)
         start = 0 if left is None else max(0, first - left)
         stop = tile.width if right is None else min(tile.width, end + right)
         shift = first - start
         window = TileWindow(None if left is None else left - shift, None if right is None else right + shift)
-        cut.append(AttnTile((first, end), (start, stop), window=window))
-    return cut
+        found.append(AttnTile((first, end), (start, stop), window=window))
+    return found
 
 
 def _check(tile: AttnTile) -> None:
@@ -93,12 +93,12 @@ def _check(tile: AttnTile) -> None:
         )
 
 
-#: Boundaries that are kept, with their copies on the device.
+#: Largest number of bytes of cached boundaries, with their copies on the device.
 _LIMIT = 64 << 20
 
 
 def _nbytes(boundaries: tuple[int, ...], device: torch.device) -> int:
-    """Bytes of the tuple, of the pinned copy and of the tensor."""
+    """Return the bytes of the tuple, the pinned copy and the tensor."""
     return len(boundaries) * (INTEGER_BYTES + 2 * torch.int32.itemsize)
 
 
@@ -106,7 +106,7 @@ def _nbytes(boundaries: tuple[int, ...], device: torch.device) -> int:
 def cu_seqlens_tensor(boundaries: tuple[int, ...], device: torch.device) -> Tensor:
     """Return boundaries as int32 ``[documents + 1]`` on a device.
 
-    Built once for all layers, and copied without waiting for the GPU.
+    They are built once for all layers, and the host does not wait for the copy.
     """
     made = torch.tensor(boundaries, dtype=torch.int32, pin_memory=device.type == "cuda")
     return made.to(device, non_blocking=True)

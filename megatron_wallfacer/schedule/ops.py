@@ -228,13 +228,6 @@ class Schedule:
             dropped[index] = (*dropped.get(index, ()), name)
         return dropped
 
-    @cached_property
-    def last_copies(self) -> Mapping[str, Op]:
-        """The last operation that sends each view of the local tensors: after it the copy that is sent can be freed."""
-        views = {op.into for op in self.ops if isinstance(op, View)}
-        starts = [op for op in self.ops if isinstance(op, SendRecv)]
-        return {message.value: op for op in starts for message in op.transfer.sends if message.value in views}
-
 
 def reads(op: Op) -> tuple[str, ...]:
     """Return the names of the values that an operation reads."""

@@ -225,7 +225,7 @@ def test_where_transformer_engine_has_varlen(
     monkeypatch: pytest.MonkeyPatch, gpu: tuple[int, int] | None, cudnn: int, together: bool
 ) -> None:
     monkeypatch.setattr(te, "capability", lambda device: gpu)
-    library = ADAPTERS["transformer-engine 2.20.2"]()._module
+    library = ADAPTERS["transformer-engine 2.20.2"]()._library.module
     library.tex.get_cudnn_version = lambda: cudnn
     kernel = te.TransformerEngineKernel(library, title="transformer-engine 2.20.2")
     assert kernel.capabilities.varlen == together
