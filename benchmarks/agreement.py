@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megatron_wallfacer.engine.agreement.compare import Record, Verdict, compare
-from megatron_wallfacer.engine.agreement.exchange import Meeting
+from megatron_wallfacer.engine.agreement.exchange import Exchange
 
 #: Arguments of Megatron 0.19.
 ARGUMENTS = 806
@@ -36,8 +36,8 @@ def seconds_of(ranks: int, odd: int) -> tuple[float, Verdict]:
     verdicts: list[Verdict] = []
 
     def join(rank: int) -> None:
-        meeting = Meeting(clients[rank], range(ranks), rank, TIMEOUT)
-        verdicts.append(meeting.exchange(other if rank < odd else usual, Record.from_text, compare))
+        exchange = Exchange(clients[rank], range(ranks), rank, TIMEOUT)
+        verdicts.append(exchange.run(other if rank < odd else usual, Record.from_text, compare))
 
     threads = [threading.Thread(target=join, args=(rank,)) for rank in range(ranks)]
     started = time.perf_counter()

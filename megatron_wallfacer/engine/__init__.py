@@ -1,1 +1,1 @@
-"""The engine floor: runs a schedule on process groups and kernels. Knows torch.distributed, not Megatron."""
+"""The engine: runs schedules on process groups and kernels. It imports torch.distributed, but not Megatron."""

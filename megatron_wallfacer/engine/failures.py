@@ -1,7 +1,7 @@
-"""An exception in a pass: its groups close, so that ranks that wait raise, and all ranks name the first cause.
+"""An exception in a pass: its groups are closed, so that waiting ranks raise too, and all ranks report the first cause.
 
-Messages are on their way then, and a later pass would take them for its own. So the groups of the context-parallel
-group are not used again, until :func:`megatron_wallfacer.attention.forget_groups` has destroyed them on every rank.
+Messages of the pass may still be in flight, and a later pass would receive them. So the groups of the context-parallel
+group are not used again until :func:`megatron_wallfacer.attention.forget_groups` has destroyed them on every rank.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _AT_ONCE = timedelta(milliseconds=1)
 
 
 def closed_error(cause: str) -> WallfacerError:
-    """Return the error of a pass over groups that are closed.
+    """Return the error of a pass over closed groups.
 
     Args:
-        cause: what failed first, and where.
+        cause: first failure, with its rank and pass.
     """
     return WallfacerError(
         f"{cause}; attention's groups are closed: start the job again, or call forget_groups() on every rank"
@@ -42,7 +42,7 @@ def closed_error(cause: str) -> WallfacerError:
 
 
 def pass_name(phase: str, layer: int | str | None) -> str:
-    """Return a pass in words.
+    """Return the name of a pass for messages.
 
     Args:
         phase: ``forward`` or ``backward``.
@@ -54,24 +54,24 @@ def pass_name(phase: str, layer: int | str | None) -> str:
 def fail(call: Call, phase: str, error: BaseException) -> None:
     """Close the groups of a call after an exception in a pass.
 
-    The first rank that fails publishes why in the store of the job, then closes its connections. Ranks that wait for it
-    get an error of gloo at once; they come here too, find the cause, and raise it. A rank that is killed publishes
-    nothing: the first that waits for it publishes that it is gone.
+    The first rank that fails publishes the cause in the store of the job, then closes its connections. On gloo waiting
+    ranks get an error at once. They call this function too, read the cause, and raise it. A killed rank publishes
+    nothing: the first rank that waits for it publishes that its connection is lost.
 
     Args:
-        call: the call of attention.
+        call: call of attention.
         phase: ``forward`` or ``backward``.
-        error: what was raised.
+        error: exception of this rank.
 
     Raises:
-        WallfacerError: the error only follows from that of another rank, or from its end. That rank is named.
+        WallfacerError: The error follows from the failure of another rank, which the message names.
     """
     transfers = call.runtime.transfers
     if transfers.groups.grid.cp_size == 1 or not dist.is_initialized():
         return
     broken, PROGRESS.broken = PROGRESS.broken if _follows(error) else None, None
-    did = "failed" if broken is None else f"lost its connection to {_peers(broken)}"
-    own = f"rank {dist.get_rank()} {did} in the {pass_name(phase, call.layer)}: {reason_of(error)}"
+    failure = "failed" if broken is None else f"lost its connection to {_peers(broken)}"
+    own = f"rank {dist.get_rank()} {failure} in the {pass_name(phase, call.layer)}: {reason_of(error)}"
     # A rank may wait in a pass of another grid.
     _close([transfers, *connections_of(transfers.groups.global_ranks)], own)
     if _follows(error) and (transfers.failure != own or broken is not None):
@@ -79,11 +79,11 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
 
 
 def fail_outside(group: dist.ProcessGroup, error: BaseException) -> None:
-    """Close the groups of a context-parallel group after an exception outside of a pass that others may have begun.
+    """Close the groups of a context-parallel group after an exception before a pass that other ranks may have begun.
 
     Args:
-        group: the context-parallel group.
-        error: what was raised.
+        group: context-parallel group.
+        error: exception of this rank.
     """
     own = f"rank {dist.get_rank()} failed before a pass: {reason_of(error)}"
     _close(connections_of(dist.get_process_group_ranks(group)), own)
@@ -96,11 +96,11 @@ def reason_of(error: BaseException) -> str:
 
 
 def _close(connections: Sequence[Transfers], own: str) -> None:
-    """Close the connections of all grids of a context-parallel group; why is known before the first is closed.
+    """Close the connections of all grids of a context-parallel group. The cause is stored before the first is closed.
 
     Args:
-        connections: of this rank, each once or more.
-        own: why this rank failed.
+        connections: transfers of this rank over the groups of each grid; duplicates are allowed.
+        own: failure of this rank.
     """
     affected = {id(one): one for one in connections}.values()
     for one in affected:
@@ -110,19 +110,19 @@ def _close(connections: Sequence[Transfers], own: str) -> None:
 
 
 def _first_cause(groups: AxisGroups, own: str) -> str:
-    """Publish why this rank failed, and return why the first one did."""
+    """Publish the failure of this rank, and return the first published failure of any rank."""
     key = f"wallfacer/failure/{groups.number}/{groups.global_ranks[0]}"
     try:
         return dist.distributed_c10d._get_default_store().compare_set(key, "", own).decode()
     except RuntimeError:
-        return own  # the store went with the rank that held it
+        return own  # the rank that held the store has ended
 
 
 def _close_connections(groups: AxisGroups) -> None:
-    """Close this rank's connections of groups that were made for the grid.
+    """Close the connections of this rank in the groups that were created for the grid.
 
-    Gloo closes a connection where a wait runs out of time, at both of its ends, and everything that is posted on it
-    ends in an error. On NCCL nothing is done: its watchdog ends the process.
+    Gloo closes both ends of a connection when a wait on it times out, and all posted messages end in an error. On NCCL
+    nothing is done: its watchdog ends the process.
     """
     if groups.backend != "gloo":
         return
@@ -134,11 +134,11 @@ def _close_connections(groups: AxisGroups) -> None:
 
 
 def _peers(label: Label) -> str:
-    """The ranks at the other ends of a wait in words, and the axis."""
+    """Return the ranks at the other ends of a wait, and the axis, as a phrase."""
     several = "one of " if len(label.peers) > 1 else ""
     return f"{several}{ranks_text(label.peers)} ({label.axis})"
 
 
 def _follows(error: BaseException) -> bool:
-    """Whether an error is of a transfer, and not a rank's own."""
+    """Return whether an error comes from a transfer, which another rank may have broken."""
     return type(error) is RuntimeError or isinstance(error, dist.DistError)

@@ -59,9 +59,10 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """See :meth:`Capture.__call__`."""
         graph = torch.cuda.CUDAGraph()
         # NCCL's watchdog queries events in another thread during the capture. A failed capture leaves its stream
-        # current; the outer context restores the stream of the caller.
+        # current. The outer context restores the stream of the caller.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
@@ -70,6 +71,7 @@ class CudaCapture:
         return graph
 
     def in_progress(self) -> bool:
+        """See :meth:`Capture.in_progress`."""
         return capturing()
 
 

@@ -1,8 +1,7 @@
 """Teardown when the interpreter exits: all ranks together, or none.
 
 NCCL's teardown of a communicator waits for all of its ranks. A rank that ends alone, after an error, would wait for
-ranks that still train, and torchrun would never see it end. So ranks agree first, through the store that
-torch.distributed started with.
+ranks that still train, and torchrun would not notice its end. So ranks agree first, through the store of the job.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-#: How long a rank waits at its end for the others.
+#: Longest time that a rank waits for the other ranks when it exits.
 WAIT = timedelta(seconds=10)
 _COUNT, _VERDICT = "wallfacer/leaving", "wallfacer/verdict"
 
@@ -23,9 +22,12 @@ _steps: list[Callable[[], None]] = []
 
 
 def at_exit(step: Callable[[], None]) -> None:
-    """Have the interpreter's exit call a step, after the steps that were given before; a step given twice runs once.
+    """Register a function that is called when the interpreter exits, after those registered before, and only once.
 
-    Nothing is called after an uncaught exception, without torch.distributed, or where another rank does not exit.
+    It is not called after an uncaught exception, without torch.distributed, or if another rank does not exit.
+
+    Args:
+        step: function without arguments.
     """
     if not _steps:
         atexit.register(_leave)
@@ -34,27 +36,27 @@ def at_exit(step: Callable[[], None]) -> None:
 
 
 def all_leave(store: dist.Store, ranks: int, wait: timedelta = WAIT) -> bool:
-    """Return whether all ranks call this within ``wait`` of the first one; the same answer on every rank.
+    """Return whether all ranks call this function within ``wait`` of the first call. The result is equal on all ranks.
 
     Args:
         store: store that the ranks share.
-        ranks: number of them.
-        wait: time after which a rank decides that the others stay.
+        ranks: number of ranks.
+        wait: time after which a rank decides that the other ranks do not exit.
     """
     verdict = "close"
     try:
         if store.add(_COUNT, 1) < ranks:
             verdict = "stay"
-            with contextlib.suppress(RuntimeError):  # time is up: this rank decides, unless another one has
+            with contextlib.suppress(RuntimeError):  # after a timeout this rank decides, unless another rank has
                 store.wait([_VERDICT], wait)
-        # The first rank to know sets it, every later one reads it.
+        # The first rank that decides sets the verdict, and all others read it.
         return store.compare_set(_VERDICT, "", verdict) == b"close"
     except RuntimeError:
-        return False  # the store went with the rank that held it
+        return False  # the rank that held the store has ended
 
 
 def _leave() -> None:
-    """Run the steps if this rank ends well and every other one does."""
+    """Run the registered functions if all ranks exit without an exception."""
     if hasattr(sys, "last_exc") or not dist.is_initialized():
         return
     if all_leave(dist.distributed_c10d._get_default_store(), dist.get_world_size()):

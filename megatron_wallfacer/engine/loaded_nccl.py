@@ -1,7 +1,7 @@
 """The NCCL that a process loads with torch. ``python -m megatron_wallfacer.engine.loaded_nccl`` prints it as JSON.
 
-``torch.cuda.nccl.version()`` is the release that torch was built with. Another one may be loaded, by ``LD_PRELOAD`` or
-``LD_LIBRARY_PATH``.
+``torch.cuda.nccl.version()`` is the release that torch was built with. ``LD_PRELOAD`` or ``LD_LIBRARY_PATH`` may load
+another one.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from pathlib import Path
 
 
 def loaded_nccl() -> tuple[int, ...] | None:
-    """Return the version of the NCCL in this process, (major, minor, patch); None where torch has none."""
+    """Return the version of the NCCL in this process, (major, minor, patch); None if torch has no NCCL."""
     import torch
     import torch.distributed as dist
 
-    # A preloaded library is found first, as torch's calls find it.
+    # A preloaded library is found first, as in torch's calls.
     for path in (None, *_mapped()):
         library = ctypes.CDLL(path)
         if hasattr(library, "ncclGetVersion"):
             code = ctypes.c_int()
             library.ncclGetVersion(ctypes.byref(code))
             return version_of(code.value)
-    # No library of its own: it is linked into torch.
+    # NCCL is linked into torch.
     return tuple(torch.cuda.nccl.version()[:3]) if dist.is_nccl_available() else None
 
 
 def version_of(code: int) -> tuple[int, int, int]:
-    """Return the version that ``ncclGetVersion`` means: 23007 is 2.30.7, and before 2.9 2804 is 2.8.4."""
+    """Return the version for a result of ``ncclGetVersion``: 23007 is 2.30.7, and before 2.9 2804 is 2.8.4."""
     unit = 10_000 if code >= 10_000 else 1_000
     return code // unit, code % unit // 100, code % 100
 

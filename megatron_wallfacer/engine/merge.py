@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron_wallfacer.kernels.optional import TRITON
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 
-#: Least length of a row of a gradient by which a proxy is divided; fp32 has it, and its square is no zero in fp64.
+#: Smallest divisor of an output proxy: fp32 represents it, and its square is not zero in fp64.
 _SHORTEST = 2.0**-126
 
 
@@ -39,14 +39,14 @@ def check_rows(device: torch.device) -> None:
     """Check that the row operations can run on a device.
 
     Raises:
-        UnavailableError: the device is a GPU, and Triton is not installed.
+        UnavailableError: The device is a GPU, and Triton is not installed.
     """
     if device.type == "cuda":
         kernels()
 
 
 def copy_rows(into: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into the tensor of the same shape at its place, in that tensor's dtype."""
+    """Copy each source into the tensor at the same index, which has the same shape, in the dtype of that tensor."""
     torch._foreach_copy_(into, sources)
 
 
@@ -56,11 +56,11 @@ def permute_rows(into: Tensor, source: Tensor, index: Tensor) -> None:
 
 
 def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> None:
-    """Write into each tensor the sum of its sources, added up in their order in the accumulation dtype.
+    """Write the sum of its sources into each tensor. Sums are computed in order, in the accumulation dtype.
 
     Args:
-        into: what is written.
-        sources: of each, of its shape. The first may be the tensor itself, which is then added to.
+        into: tensors that are written.
+        sources: sources of each tensor, of its shape. The first source may be the tensor itself.
     """
     totals = [_total(to, of[0], len(of)) for to, of in zip(into, sources, strict=True)]
     started = [(total, of[0]) for total, of in zip(totals, sources, strict=True) if total is not of[0]]
@@ -73,11 +73,11 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
 
 
 def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
-    """Write into each (out, lse) its parts merged by log-sum-exp, in their order, in the accumulation dtype.
+    """Write the sources merged by log-sum-exp into each (out, lse), in order and in the accumulation dtype.
 
     Args:
-        into: what is written.
-        sources: (out, lse) of the parts of each, of its shape. The first may be the tensors themselves.
+        into: (out, lse) pairs that are written.
+        sources: (out, lse) of the partial results of each pair, of its shape. The first may be the pair itself.
     """
     totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]
@@ -91,7 +91,7 @@ def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence
 
 
 def _total(into: Tensor, first: Tensor, parts: int) -> Tensor:
-    """The tensor in which parts are added up: that which is written, unless it is narrow."""
+    """Return the tensor in which partial results are added: the written one, or a new one if its dtype is narrow."""
     wide = accumulation_dtype(into.dtype)
     return into if parts == 1 or into is first or into.dtype == wide else torch.empty_like(into, dtype=wide)
 
@@ -105,30 +105,31 @@ def _finish(into: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
 def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
     """Merge a partial result of the same rows over other keys, in place.
 
-    The weights of the two add up to one, so this is an interpolation: one pass over the outputs, which are
-    read once and written once.
+    The weights of both results add up to one, so this is an interpolation that reads and writes the outputs once.
 
     Args:
-        out, part_out: ``[rows, batch, heads, v_head_dim]``, normalised over the keys that each has seen, zero where
-            that is none.
-        lse, part_lse: ``[rows, batch, heads]``, -inf where no key has been seen.
+        out: output over the keys so far, ``[rows, batch, heads, v_head_dim]``; zero for rows without a key.
+        lse: log-sum-exp over the keys so far, ``[rows, batch, heads]``; -inf for rows without a key.
+        part_out: output over the other keys, of the same shape.
+        part_lse: log-sum-exp over the other keys, of the same shape.
     """
     if out.is_cuda:
         kernels().merge_into(out, lse, part_out, part_lse)
         return
-    # exp(part - total) is the logistic function of part - lse. With -inf replaced in lse, the weight is 0 where neither
-    # has seen a key, and a NaN stays one.
+    # exp(part - total) is the logistic function of part - lse. With -inf replaced in lse, the weight is 0 for rows
+    # without any key, and a NaN stays a NaN.
     weight = torch.sub(part_lse, lse.clamp_min(torch.finfo(lse.dtype).min)).sigmoid_()
     out.lerp_(part_out.to(out.dtype), weight.unsqueeze(-1))
     torch.logaddexp(lse, part_lse, out=lse)
 
 
 def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return delta of the rows, rowsum(dout * out), contiguous and in ``dtype``.
+    """Return delta = rowsum(dout * out), contiguous ``[rows, batch, heads]``.
 
     Args:
-        dout, out: ``[rows, batch, heads, v_head_dim]``.
-        dtype: of the sums, ``[rows, batch, heads]``.
+        dout: gradient of the output, ``[rows, batch, heads, v_head_dim]``.
+        out: output, of the same shape.
+        dtype: dtype of the sums.
     """
     return kernels().row_sums(dout, out, dtype) if dout.is_cuda else (dout.to(dtype) * out).sum(-1).contiguous()
 
@@ -136,32 +137,32 @@ def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
 def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
     """Fill a proxy for the forward output: a tensor with rowsum(dout * proxy) = delta.
 
-    Flash kernels take the forward output in backward, but use nothing of it beyond that row sum. So a rank
-    that has dO and delta of a query block needs no copy of its O: one tensor less on the wire. Of all such
-    proxies this is the shortest, never longer than the true output, so it cannot overflow where that did not.
+    The backward of flash kernels reads the forward output, but depends on this row sum only. So a rank that has dO and
+    delta of a query block needs no copy of O, and one tensor less is sent. This proxy is the shortest: it is never
+    longer than the true output, so it overflows in no case in which the output did not.
 
     Args:
-        dout: ``[rows, batch, heads, v_head_dim]``.
-        delta: ``[rows, batch, heads]``, rowsum(dout * out) in the accumulation dtype.
-        proxy: shape and dtype of dout; written.
+        dout: gradient of the output, ``[rows, batch, heads, v_head_dim]``.
+        delta: rowsum(dout * out) in the accumulation dtype, ``[rows, batch, heads]``.
+        proxy: tensor that is written, with shape and dtype of dout.
     """
     if dout.is_cuda:
         kernels().out_proxy(dout, delta, proxy)
         return
-    # The length in fp64: gradients are small, and their squares would underflow. Divided by twice, once each: the ratio
-    # of the row sum to the square could overflow. Where the gradient is zero so is the row sum, and the proxy.
+    # The length is computed in fp64, because squares of small gradients underflow. Both factors are divided by it,
+    # because the ratio of the row sum to the square can overflow. A zero gradient has a zero row sum and proxy.
     length = torch.linalg.vector_norm(dout, dim=-1, keepdim=True, dtype=torch.float64).clamp_min_(_SHORTEST)
     length = length.to(delta.dtype)
     torch.mul(dout / length, delta.unsqueeze(-1) / length, out=proxy)
 
 
 def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
-    """Merge a logit that every row sees beside its keys, with a value of zero, in place: once, when all keys are in.
+    """Merge sinks in place, after all keys: one additional logit per head with a value of zero.
 
     Args:
-        out: ``[rows, batch, heads, v_head_dim]``.
-        lse: ``[rows, batch, heads]``.
-        sinks: ``[heads]``.
+        out: output over all keys, ``[rows, batch, heads, v_head_dim]``.
+        lse: log-sum-exp over all keys, ``[rows, batch, heads]``.
+        sinks: logit of each head, ``[heads]``.
     """
     total = torch.logaddexp(lse, sinks.to(lse.dtype).expand_as(lse))
     out.mul_(_weight(lse, total))
@@ -169,16 +170,16 @@ def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
 
 
 def sinks_gradient(lse: Tensor, delta: Tensor, sinks: Tensor) -> Tensor:
-    """Gradient of ``sinks``, ``[heads]``: the part of softmax that each row gave its sink, times -delta.
+    """Return the gradient of sinks, ``[heads]``: the softmax weight of the sink of each row, times -delta, summed.
 
     Args:
-        lse: ``[rows, batch, heads]``, the sinks among the logits.
-        delta: ``[rows, batch, heads]``, rowsum(dout * out).
-        sinks: ``[heads]``.
+        lse: log-sum-exp over all keys and the sink, ``[rows, batch, heads]``.
+        delta: rowsum(dout * out), ``[rows, batch, heads]``.
+        sinks: logit of each head, ``[heads]``.
     """
     return -(torch.exp(sinks.to(lse.dtype) - lse) * delta).sum((0, 1)).to(sinks.dtype)
 
 
 def _weight(part: Tensor, total: Tensor) -> Tensor:
-    """exp(part - total) with a last dimension to broadcast; 0 where nothing has been seen at all."""
+    """Return exp(part - total) with a last dimension of one; 0 for rows without any logit."""
     return torch.exp(part - torch.where(total == float("-inf"), 0.0, total)).unsqueeze(-1)

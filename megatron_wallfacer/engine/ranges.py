@@ -1,7 +1,7 @@
-"""Named ranges for profilers: the step of a pass, and its tiles.
+"""Named ranges for profilers: passes, steps with their tiles, and waits.
 
-A range of ``torch.profiler`` is an NVTX range too wherever ``torch.autograd.profiler.emit_nvtx`` is on, as it is under
-Megatron's ``--profile``: one name in Nsight Systems and in PyTorch's own traces.
+A range of ``torch.profiler`` is also an NVTX range if ``torch.autograd.profiler.emit_nvtx`` is on, as with Megatron's
+``--profile``. So Nsight Systems and PyTorch's traces show the same names.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from megatron_wallfacer.schedule.tiles import Tile
 
 
 class Ranges:
-    """An observer that opens a range for each pass, operation and wait. Steps are counted within a pass."""
+    """An observer that opens a range for each pass, operation and wait. Steps are numbered within a pass."""
 
     def __init__(self) -> None:
         self._step = 0
 
-    def __call__(self, what: Pass | Op | Transfer) -> AbstractContextManager[None]:
-        if isinstance(what, Pass):
+    def __call__(self, label: Pass | Op | Transfer) -> AbstractContextManager[None]:
+        """Return the range of a pass, an operation or a wait."""
+        if isinstance(label, Pass):
             self._step = 0
-        return record_function(f"wallfacer: {self._name(what)}")
+        return record_function(f"wallfacer: {self._name(label)}")
 
-    def _name(self, what: Pass | Op | Transfer) -> str:
-        if isinstance(what, Pass):
-            return str(what)
-        if isinstance(what, Transfer):
-            return f"wait for {', '.join(message.value for message in what.receives) or 'what was sent'}"
-        if isinstance(what, Attend):
+    def _name(self, label: Pass | Op | Transfer) -> str:
+        if isinstance(label, Pass):
+            return str(label)
+        if isinstance(label, Transfer):
+            return f"wait for {', '.join(message.value for message in label.receives) or 'sends'}"
+        if isinstance(label, Attend):
             self._step += 1
-            tiles = "; ".join(map(tile_name, what.tiles))
-            return f"step {self._step}: {'+'.join(what.q)} x {'+'.join(what.kv)}: {tiles}"
-        return type(what).__name__.lower()
+            tiles = "; ".join(map(tile_name, label.tiles))
+            return f"step {self._step}: {'+'.join(label.q)} x {'+'.join(label.kv)}: {tiles}"
+        return type(label).__name__.lower()
 
 
 def tile_name(tile: Tile) -> str:

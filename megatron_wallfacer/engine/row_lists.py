@@ -1,7 +1,7 @@
-"""Lists of row operations on a GPU: one launch each, over a table that is made in the first run.
+"""Lists of row operations on a GPU: one launch each, over a table that the first run creates.
 
-The table names buffers, not addresses, so it serves every run; only the results of attention calls may lie otherwise
-from one release of a library to another, and a table is made again where their strides have changed.
+The table has numbers of buffers instead of addresses, so it is valid for every run. It is created again if the strides
+of the results of attention calls change.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from megatron_wallfacer.schedule.program import Copy, Fill, KernelRows, Merge, S
 RowStep = Copy | Fill | Sum | Merge
 #: Strides and dtype of a result.
 _Layout = tuple[tuple[int, ...], torch.dtype]
-#: Operands that are written, and for each of their sources one of each.
+#: Operands that are written, and sources with as many operands or constants each.
 _Row = tuple[tuple[int, ...], tuple[tuple[Source | float, ...], ...]]
 
 
 def row_list(step: RowStep, memory: Memory, device: torch.device) -> Action:
-    """Return the call of a list of copies, fills, sums or merges, as one launch.
+    """Return the call that runs a list of copies, fills, sums or merges as one launch.
 
     Args:
-        step: the list.
-        memory: of its operands.
-        device: of all tensors.
+        step: list of row operations.
+        memory: indices of the operands, slots and buffers.
+        device: device of all tensors.
     """
     frees = memory.held(getattr(step, "frees", ()))
     lists = [_RowList(rows, memory, device) for rows in _within_bases(_rows(step), memory)]
@@ -58,10 +58,14 @@ class _RowList:
         self._layouts: list[_Layout] = []
 
     def launch(self, x: list[Any]) -> None:
-        """Run all operations on the list of a pass."""
+        """Run all operations.
+
+        Args:
+            x: list of a pass, which :class:`Memory` indexes.
+        """
         results = [x[slot][number] for slot, number in self._slots]
         layouts = [(result.stride(), result.dtype) for result in results]
-        # In the first run and not before: a pass may be compiled while a program is traced, with fake tensors.
+        # Not before the first run: a pass may be compiled while a program is traced with fake tensors.
         if self._run is None or layouts != self._layouts:
             self._run = kernels().RowLaunch(self._make(layouts), merges=self._merges)
             self._layouts = layouts
@@ -115,7 +119,7 @@ def _rows(step: RowStep) -> list[_Row]:
 
 
 def _within_bases(rows: Sequence[_Row], memory: Memory) -> Iterator[list[_Row]]:
-    """The same operations in as few lists as name at most so many buffers each as a kernel takes."""
+    """Yield the operations in as few lists as possible. Each list has at most as many buffers as a kernel accepts."""
     part: list[_Row] = []
     for row in rows:
         if part and _bases([*part, row], memory) > BASES:
@@ -131,7 +135,7 @@ def _bases(rows: Sequence[_Row], memory: Memory) -> int:
 
 
 def _buffers(rows: Sequence[_Row], memory: Memory) -> Iterator[int]:
-    """Buffers of all operands."""
+    """Yield the buffers of all operands."""
     for number in (*(one for into, _ in rows for one in into), *_sources(rows, int)):
         yield memory.buffers[memory.operands[number].buffer]
 

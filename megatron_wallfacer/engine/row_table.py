@@ -1,4 +1,4 @@
-"""Tables of row operations: what one launch of a kernel copies, sums or merges, as numbers in memory of a device."""
+"""Tables of row operations: the copies, sums or merges of one launch, as integers in device memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Buffers that a kernel takes.
+#: Largest number of buffers of a launch.
 BASES = 16
-#: Base of a source that is a constant, by its value; of a source that is not there.
+#: Base of a constant source, by its value; base of an absent source.
 CONSTANTS, ABSENT = {0.0: -1, float("-inf"): -2}, -3
-#: Elements that a program reads side by side, at most.
+#: Largest number of contiguous elements that a program reads.
 WIDEST = 1024
 _OUTER = 3
 
@@ -24,10 +24,10 @@ class Place(NamedTuple):
     """A tensor of a row operation.
 
     Attributes:
-        base: number of its buffer among the addresses of a launch; of a source, or one of :data:`CONSTANTS`.
-        wide: it is in the accumulation dtype; else in that of the inputs.
-        offset: elements from the buffer's address.
-        strides: in elements.
+        base: index of the buffer among the addresses of a launch; for a source also a value of :data:`CONSTANTS`.
+        wide: whether the tensor has the accumulation dtype instead of the dtype of the inputs.
+        offset: elements from the address of the buffer.
+        strides: strides in elements.
     """
 
     base: int
@@ -37,9 +37,12 @@ class Place(NamedTuple):
 
 
 class RowOperation(NamedTuple):
-    """A copy, sum or fill: the tensor that is written and its sources, of one shape.
+    """A copy, sum, fill or merge of tensors of one shape.
 
-    A merge has the statistics too: ``[rows, batch, heads]`` where the outputs have channels.
+    Attributes:
+        shape: shape of the tensors.
+        into: tensor that is written. A merge has two: outputs, and statistics without channels.
+        sources: tensors that are read, as many for each source as ``into`` has.
     """
 
     shape: tuple[int, ...]
@@ -52,12 +55,13 @@ class RowTable:
     """A list of row operations.
 
     Attributes:
-        values: int64 ``[number, columns]``, on the device.
-        rows: most rows of an operation.
-        width: most elements of a row.
-        sources: most sources of an operation.
-        dtype, wide: of the inputs, and of accumulators.
-        aligned: rows of the wide tensors begin at multiples of eight elements.
+        values: table on the device, int64 ``[number, columns]``.
+        rows: largest number of rows of an operation.
+        width: largest number of elements of a row.
+        sources: largest number of sources of an operation.
+        dtype: dtype of the inputs.
+        wide: dtype of accumulators.
+        aligned: whether rows of the outputs begin at multiples of eight elements.
         nbytes: bytes that a launch reads and writes.
     """
 
@@ -76,20 +80,20 @@ class RowTable:
         return len(self.values)
 
     def blocks(self, rows: int) -> int:
-        """Programs of so many rows that the longest operation needs."""
+        """Return the number of programs for the longest operation, given the rows of a program."""
         return -(-self.rows // rows)
 
 
 def make_table(
     operations: Sequence[RowOperation], dtype: torch.dtype, wide: torch.dtype, device: torch.device
 ) -> RowTable:
-    """Return the table of some row operations, all of them merges or none.
+    """Return the table of some row operations.
 
     Args:
-        operations: independent of one another.
-        dtype: of the inputs.
+        operations: independent row operations, either all merges or none.
+        dtype: dtype of the inputs.
         wide: accumulation dtype.
-        device: of the table.
+        device: device of the table.
     """
     sources = max((len(one.sources) for one in operations), default=1)
     entries = [entry for one in operations for entry in _entries(one)]
@@ -102,18 +106,18 @@ def make_table(
         for place in places:
             row += [place.base, place.wide, place.offset, *place.strides]
         table.append(row)
-        # Statistics of a merge are one number a row.
+        # Statistics of a merge have one number per row.
         rows = places[:: len(into)]
         aligned &= not gcd(width, *(number for place in rows for number in (place.offset, *place.strides))) % 8
         most, widest = max(most, row[0]), max(widest, width)
-    # Without waiting for the device.
+    # The host does not wait for the copy.
     values = torch.tensor(table, dtype=torch.int64).to(device, non_blocking=True)
     sizes = {False: dtype.itemsize, True: wide.itemsize}
     return RowTable(values, most, widest, sources, dtype, wide, aligned, sum(_nbytes(one, sizes) for one in operations))
 
 
 def _nbytes(one: RowOperation, sizes: dict[bool, int]) -> int:
-    """Bytes of all tensors of an operation."""
+    """Return the bytes of all tensors of an operation."""
     elements = [prod(one.shape), prod(one.shape[:-1])]
     tensors = [one.into, *one.sources]
     return sum(
@@ -128,7 +132,7 @@ _Entry = tuple[tuple[int, ...], int, list[Place], list[list[Place]]]
 
 
 def _entries(one: RowOperation) -> Iterator[_Entry]:
-    """An operation as entries with three outer sizes and rows of contiguous elements; none where it has no rows."""
+    """Yield an operation as entries with three outer sizes and rows of contiguous elements; none without rows."""
     if 0 in one.shape:
         return
     if len(one.into) > 1:
@@ -150,18 +154,18 @@ def _entries(one: RowOperation) -> Iterator[_Entry]:
 
 
 def _by_row(places: Sequence[Place]) -> list[Place]:
-    """Places of outputs and statistics by their rows, sequences and heads."""
+    """Return places with the strides of rows, sequences and heads only."""
     return [place._replace(strides=place.strides[:_OUTER]) for place in places]
 
 
 def _few(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
-    """The same elements in the fewest dimensions, the last one contiguous in every tensor."""
+    """Return sizes and strides of the same elements in the fewest dimensions; the last one is contiguous."""
     dims = [(size, [one[axis] for one in strides]) for axis, size in enumerate(shape) if size > 1]
     if not dims or any(step != 1 for step in dims[-1][1]):
         dims.append((1, [1] * len(strides)))
     last = dims.pop()
     if last[0] > WIDEST:
-        # A program has rows of at most so many elements.
+        # Longer rows do not fit a program.
         width = max(one for one in range(1, WIDEST + 1) if last[0] % one == 0)
         dims.append((last[0] // width, [step * width for step in last[1]]))
         last = width, last[1]

@@ -26,6 +26,7 @@ class StagedTransfers(Transfers):
     """Transfers through host memory over groups with backend gloo."""
 
     def bind(self, number: int, transfer: PointToPoint, device: torch.device) -> BoundTransfer:
+        """See :meth:`Transfers.bind`."""
         group = self.groups.groups[transfer.channel]
         sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
         labels = self._labels(transfer)

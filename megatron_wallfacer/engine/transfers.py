@@ -1,8 +1,7 @@
 """Transfers of a program as calls of process groups.
 
-A message is one buffer of bytes, whatever tensors are in it. Starting a transfer does not block; waiting blocks until
-all that it receives has arrived and all that it sends has left. On NCCL it is the device's current stream that waits,
-not the host.
+A message is one buffer of bytes with all of its tensors. Starting a transfer does not block. Waiting blocks until all
+receives have arrived and all sends have left. On NCCL the device's current stream waits, not the host.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ class Transfers:
         return _at_once(number, group, sends, receives, device, label)
 
     def _labels(self, transfer: PointToPoint) -> tuple[Label, ...]:
-        """Yield the label of each work of a transfer: its receives, then its sends."""
+        """Return the label of each work of a transfer: its receives, then its sends."""
         receives = (self._label(transfer, [message.peer]) for message in transfer.receives)
         return *receives, *(self._label(transfer, [message.peer], sends=True) for message in transfer.sends)
 
@@ -104,9 +103,9 @@ def _in_halves(
     receives: Sequence[MessageBuffer],
     labels: Sequence[Label],
 ) -> BoundTransfer:
-    """Receives are posted before the transfer starts: with gloo a message waits at the sender until then.
+    """Return a transfer whose receives are posted before it starts: gloo delays a message at the sender until then.
 
-    Where the other end of a connection is gone, gloo raises as a message begins, or in its wait.
+    If the other end of a connection has ended, gloo raises when a message begins, or in its wait.
     """
 
     def post(operands: Sequence[Tensor], works: list[Any]) -> None:
@@ -140,13 +139,11 @@ def _at_once(
     device: torch.device,
     label: Label,
 ) -> BoundTransfer:
-    """One group operation, as ``torch.distributed.batch_isend_irecv`` makes it, without its checks of every call.
+    """Return a transfer as one group operation, like ``torch.distributed.batch_isend_irecv`` without its checks.
 
-    NCCL runs the operations of a communicator one after the other: a receive that stands before a send would keep it
-    from leaving.
+    NCCL runs the operations of a communicator in order: a receive before a send would delay the send.
     """
-
-    # Works of a graph are not queried: their events are recorded in the capture.
+    # Works of a graph are not queried, because their events belong to the capture.
     captures = torch.cuda.is_current_stream_capturing if device.type == "cuda" else bool
 
     def start(operands: Sequence[Tensor], works: list[Any]) -> None:
@@ -167,13 +164,13 @@ def _at_once(
 def _all_to_all(
     number: int, group: dist.ProcessGroup, exchange: AllToAll, ranks: Sequence[int], label: Label
 ) -> BoundTransfer:
-    """One collective on bytes.
+    """Return a head exchange as one collective on bytes.
 
     Args:
         number: index of its work while it is in flight.
         group: process group of the head axis.
         exchange: operands that are sent and received.
-        ranks: ranks of the parts in the process group.
+        ranks: rank of each part in the process group.
         label: label of the wait.
     """
     if list(ranks) != list(range(group.size())):
@@ -189,7 +186,7 @@ def _all_to_all(
 
 
 def _wait_for_all(number: int, labels: Sequence[Label]) -> Action:
-    """Wait for the works of a transfer; each is named by a label meanwhile (:mod:`megatron_wallfacer.engine.waits`)."""
+    """Return the wait for the works of a transfer. Labels explain it (:mod:`megatron_wallfacer.engine.waits`)."""
 
     def wait(operands: Sequence[Tensor], works: list[Any]) -> None:
         try:

@@ -66,7 +66,7 @@ class VerifiedRun:
         """
         groups, program = transfers.groups, compiled.program
         where = pass_name(compiled.label.name, self._layer)
-        own = {name: x for name, x in zip(program.inputs, inputs, strict=True) if name in _GIVEN}
+        local = {name: x for name, x in zip(program.inputs, inputs, strict=True) if name in _GIVEN}
         described = {
             "pass": compiled.label.name,
             "layer": self._layer,
@@ -74,7 +74,7 @@ class VerifiedRun:
             "mask": self._mask,
             "shape": (program.shape, inputs[0].dtype),
         }
-        compare_passes(groups, where, described, own, compiled.device)
+        compare_passes(groups, where, described, local, compiled.device)
         results, kept, workspace = allocate(compiled)
         sums = _Checksums(compiled, [*inputs, *given, *results, *kept, workspace])
         run_steps(compiled, sums.buffers, sums if observer is no_observer else combined([sums, observer]))
@@ -147,7 +147,7 @@ def checksum(pieces: Sequence[Tensor]) -> Tensor:
         for some in piece.split(step):
             integers = some.reshape(len(some), -1).view(_INTEGERS[some.element_size()])
             sums = torch.mul(integers, places).sum(-1)
-            # Without this, changes of several rows could cancel wherever they are multiples of each other.
+            # Otherwise changes of several rows could cancel if they are multiples of each other.
             sums ^= (sums >> 32) & 0xFFFFFFFF
             total += (sums * rows[first : first + len(some)]).sum()
             first += len(some)
@@ -156,7 +156,7 @@ def checksum(pieces: Sequence[Tensor]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _odd(kind: str, length: int, device: torch.device) -> Tensor:
-    """Odd pseudo-random numbers, the same on every rank: ``[length]``, int64."""
+    """Return odd pseudo-random numbers, which are equal on all ranks: ``[length]``, int64."""
     generator = torch.Generator().manual_seed(_SEEDS[kind])
     numbers = torch.randint(-(2**62), 2**62, (length,), generator=generator, dtype=torch.int64)
     return ((numbers << 1) | 1).to(device)

@@ -1,6 +1,6 @@
-"""What ranks compare in a verified pass, by collectives over the context-parallel group.
+"""The comparisons of a verified pass, by collectives over the context-parallel group.
 
-Every rank finds the same differences, and raises the same error.
+Every rank finds the same differences and raises the same error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_wallfacer.schedule.grid import AXES
 from megatron_wallfacer.schedule.messages import MessageTensor
 
 Sum = tuple[MessageTensor, Tensor]
-#: Differences that each rank reports.
+#: Largest number of differences that each rank reports.
 _SHOWN = 3
 _PLACES = (*AXES, "cp")
 _TENSORS = ("q", "k", "v", "out", "lse", "dout", "delta", "dq", "dk", "dv")
@@ -29,7 +29,14 @@ _NONE = 2**62
 
 
 class Difference(NamedTuple):
-    """A tensor that arrived otherwise than it was sent; ranks are indices in the context-parallel group."""
+    """A received tensor that differs from the sent one.
+
+    Attributes:
+        sender: rank that sent the tensor, an index in the context-parallel group.
+        receiver: rank that received the tensor, an index in the context-parallel group.
+        axis: grid axis of the message.
+        tensor: name of the tensor.
+    """
 
     sender: int
     receiver: int
@@ -38,22 +45,22 @@ class Difference(NamedTuple):
 
 
 def compare_passes(
-    groups: AxisGroups, where: str, described: Mapping[str, object], own: Mapping[str, Tensor], device: torch.device
+    groups: AxisGroups, where: str, described: Mapping[str, object], local: Mapping[str, Tensor], device: torch.device
 ) -> None:
-    """Compare what ranks are about to run, and name those whose own tensors are not finite.
+    """Compare the next pass of all ranks, and check that the local tensors of all ranks are finite.
 
     Args:
-        groups: of this rank.
-        where: the pass in words.
-        described: what has to be equal on all ranks; values with the same ``repr`` are equal.
-        own: the rank's own tensors by name, the same names on all ranks.
+        groups: process groups of this rank.
+        where: name of the pass, for messages.
+        described: values that must be equal on all ranks, by name. Values with the same ``repr`` are equal.
+        local: local tensors by name; the names are equal on all ranks.
         device: device of the tensors.
 
     Raises:
-        WallfacerError: on every rank.
+        WallfacerError: Ranks differ, or a tensor is not finite. Raised on every rank.
     """
     digests = torch.tensor([_digest(value) for value in described.values()], dtype=torch.int64, device=device)
-    finite = torch.stack([torch.isfinite(x).all() for x in own.values()]).to(torch.int64)
+    finite = torch.stack([torch.isfinite(x).all() for x in local.values()]).to(torch.int64)
     rows = _gathered(groups, torch.cat([digests, finite]))
     for number, name in enumerate(described):
         values = [row[number] for row in rows]
@@ -64,7 +71,7 @@ def compare_passes(
             raise WallfacerError(
                 f"{where}: {name} of {_ranks(groups, others)} differs from that of {_ranks(groups, rest)}"
             )
-    for number, name in enumerate(own, len(described)):
+    for number, name in enumerate(local, len(described)):
         others = [rank for rank, row in enumerate(rows) if not row[number]]
         if others:
             raise WallfacerError(f"{where}: {name} of {_ranks(groups, others)} has values that are not finite")
@@ -73,16 +80,17 @@ def compare_passes(
 def compare_sums(
     groups: AxisGroups, where: str, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
 ) -> None:
-    """Compare the checksums of what each rank sent with those of what arrived.
+    """Compare the checksums of all sent tensors with those of the received tensors.
 
     Args:
-        groups: of this rank.
-        where: the pass in words.
-        sent, received: checksums of one pass.
+        groups: process groups of this rank.
+        where: name of the pass, for messages.
+        sent: checksums of the tensors that this rank sent in the pass.
+        received: checksums of the tensors that this rank received in the pass.
         device: device of the checksums.
 
     Raises:
-        WallfacerError: on every rank.
+        WallfacerError: A tensor differs. Raised on every rank.
     """
     if groups.grid.cp_size == 1:
         return
@@ -106,20 +114,20 @@ def compare_sums(
 def _exchanged(
     groups: AxisGroups, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Codes of the received tensors, and whether each differs from what was sent: ``[received]``."""
+    """Return codes of the received tensors, and whether each differs from the sent one: ``[received]``."""
     place = {rank: dist.get_group_rank(_whole(groups), one) for rank, one in enumerate(groups.global_ranks)}
 
     def ordered(sums: Sequence[Sum]) -> tuple[list[Sum], list[int]]:
-        # Both ends of a message have its tag and its tensors in common, and messages of two ranks differ in their tags.
+        # Both ends of a message have equal tags and tensors, and the messages between two ranks have different tags.
         some = sorted(sums, key=lambda one: (place[one[0].peer], one[0].tag, one[0].name))
         counts = Counter(place[tensor.peer] for tensor, _ in some)
         return some, [counts[rank] for rank in range(len(place))]
 
     (out, out_counts), (into, into_counts) = ordered(sent), ordered(received)
-    theirs = torch.empty(len(into), dtype=torch.int64, device=_messages(groups, device))
-    dist.all_to_all_single(theirs, _stacked(groups, out, device), into_counts, out_counts, group=_whole(groups))
-    codes = torch.tensor([_coded(tensor) for tensor, _ in into], dtype=torch.int64, device=theirs.device)
-    return codes, theirs != _stacked(groups, into, device)
+    expected = torch.empty(len(into), dtype=torch.int64, device=_messages(groups, device))
+    dist.all_to_all_single(expected, _stacked(groups, out, device), into_counts, out_counts, group=_whole(groups))
+    codes = torch.tensor([_coded(tensor) for tensor, _ in into], dtype=torch.int64, device=expected.device)
+    return codes, expected != _stacked(groups, into, device)
 
 
 def _stacked(groups: AxisGroups, sums: Sequence[Sum], device: torch.device) -> Tensor:
@@ -128,7 +136,7 @@ def _stacked(groups: AxisGroups, sums: Sequence[Sum], device: torch.device) -> T
 
 
 def _coded(tensor: MessageTensor) -> int:
-    """Sender, axis and name of a tensor as one number."""
+    """Return sender, axis and name of a tensor as one number."""
     return (tensor.peer * len(_PLACES) + _PLACES.index(tensor.axis)) * len(_TENSORS) + _TENSORS.index(tensor.name)
 
 
@@ -139,7 +147,7 @@ def _decoded(code: int, receiver: int) -> Difference:
 
 
 def _gathered(groups: AxisGroups, row: Tensor) -> list[list[int]]:
-    """The rows of all ranks by their index in the context-parallel group; waits for the device."""
+    """Return the rows of all ranks, by index in the context-parallel group. Waits for the device."""
     if groups.grid.cp_size == 1:
         return [row.tolist()]
     row = row.to(_messages(groups, row.device))
@@ -154,7 +162,7 @@ def _whole(groups: AxisGroups) -> dist.ProcessGroup:
 
 
 def _messages(groups: AxisGroups, device: torch.device) -> torch.device:
-    """The device of messages: gloo's are in host memory."""
+    """Return the device of messages, which are in host memory for gloo."""
     return CPU if groups.backend == "gloo" else device
 
 

@@ -132,11 +132,12 @@ class WallfacerCoreAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """Attention of this rank's tokens.
+        """Return attention of the tokens of this rank.
 
         Args:
             query: sbhd ``[tokens / P, batch, q_heads, head_dim]``, packed thd ``[tokens / P, q_heads, head_dim]``.
-            key: the same with ``kv_heads``; ``value``: with ``v_head_dim`` too.
+            key: keys of the same layout with ``kv_heads``.
+            value: values of the same layout with ``kv_heads`` and ``v_head_dim``.
             attention_mask: not read: the mask is what ``attn_mask_type`` says, and flags that make it say less
                 than the tensor (``--reset-attention-mask``) stop the run at start.
             attn_mask_type: of this call, else that of the layer.
@@ -230,6 +231,7 @@ class WallfacerCoreAttention(nn.Module):
         return sharded_sinks(self, self._tp_group, prefix, sharded_offsets, metadata)
 
     def extra_repr(self) -> str:
+        """Return scheme, grid and kernel for the printed model."""
         return f"{self._call.plan.scheme}, {self._call.plan.grid}, kernel={self._call.runtime.kernel.name}"
 
 

@@ -24,40 +24,46 @@ class Clock(Protocol):
     """Marks moments, and tells later what lies between them."""
 
     def mark(self) -> Any:
-        """Now."""
+        """Return a mark of the present time."""
 
     def has_passed(self, mark: Any) -> bool:
-        """Whether what was asked for before the mark is done."""
+        """Return whether all work before a mark is done."""
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Between two marks that have passed."""
+        """Return the seconds between two marks that have passed."""
 
 
 class HostClock:
-    """Of the process, which on a CPU does the work itself."""
+    """The clock of the process, for work on a CPU; see :class:`Clock`."""
 
     def mark(self) -> float:
+        """Return a mark of the present time."""
         return time.monotonic()
 
     def has_passed(self, mark: float) -> bool:
+        """Return True: the work of a CPU is done when a mark is made."""
         return True
 
     def seconds(self, start: float, end: float) -> float:
+        """Return the seconds between two marks."""
         return end - start
 
 
 class CudaClock:
-    """Of the device: events in the current stream. The host never waits for one."""
+    """The clock of a GPU: events in the current stream, for which the host never waits; see :class:`Clock`."""
 
     def mark(self) -> torch.cuda.Event:
+        """Return an event in the current stream."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def has_passed(self, mark: torch.cuda.Event) -> bool:
+        """Return whether the GPU has reached an event."""
         return mark.query()
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        """Return the seconds between two events that the GPU has reached."""
         return start.elapsed_time(end) * 1e-3
 
 
@@ -87,6 +93,7 @@ class StepSums:
         self._known: dict[tuple[int, Shape], tuple[Schedule, float]] = {}
 
     def __call__(self, what: Pass | Op | Transfer) -> AbstractContextManager[None]:
+        """Return the context that times a pass or a wait."""
         if isinstance(what, Pass):
             self._step.passes[what.name] += 1
             self._step.received[what.name] += self._bytes(what)

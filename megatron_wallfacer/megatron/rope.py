@@ -18,12 +18,13 @@ from megatron_wallfacer.schedule.layout import shard_chunks
 
 
 def positions_in_documents(cu_seqlens: Tensor, tokens: int, rank: int, cp_size: int) -> Tensor:
-    """Position of each of a rank's tokens in its document.
+    """Return the position of each token of a rank in its document.
 
     Args:
-        cu_seqlens: where documents begin and end in the whole sequence, from 0; a boundary may be repeated.
-        tokens: of this rank.
-        rank, cp_size: in the context-parallel group.
+        cu_seqlens: boundaries of the documents in the whole sequence, from 0; a boundary may be repeated.
+        tokens: number of tokens of the rank.
+        rank: index in the context-parallel group.
+        cp_size: P, the number of context-parallel ranks.
 
     Returns:
         ``[tokens]``, int64.

@@ -35,6 +35,7 @@ class StepObserver:
         atexit.register(self.say_if_cut_short)
 
     def __call__(self, what: Pass | Op | Transfer) -> AbstractContextManager[None]:
+        """Return the context that records a pass, an operation or a wait."""
         self._busy = True
         return self._timeline(what) if self.observing else no_observer(what)
 

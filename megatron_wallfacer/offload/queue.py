@@ -88,7 +88,8 @@ class OffloadQueue:
         """Issue the copy of a layer's tensors to host memory.
 
         Args:
-            chunk, layer: as in :class:`megatron_wallfacer.offload.slots.Key`.
+            chunk: index of the model chunk, as in :class:`megatron_wallfacer.offload.slots.Key`.
+            layer: index of the layer, as in :class:`megatron_wallfacer.offload.slots.Key`.
             tensors: on the device, any dtypes.
 
         Returns:

@@ -128,7 +128,6 @@ class Values:
             slot: slot of the call.
             first: index of the first tensor among the results of the call.
         """
-
         for here, there in placed_rows(rows, block, total.rows.chunks, self.places.chunk):
 
             def some(wanted: Range, by: int = here[0] - there[0] - rows[0]) -> Sources:

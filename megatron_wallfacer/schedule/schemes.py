@@ -17,9 +17,8 @@ name                 grid                                              source
 ``team-ring``        team x ring_outer, other axes by hand             this project
 ===================  ================================================  =======================================
 
-``lss`` is ``all-gather`` under another name: the LSS Transformer gathers in forward and reduces the gradients in one
-fused step in backward, which is what a ``kv_team`` of all ranks does; its second averaging of the gradients is what
-Megatron does over data and context parallel ranks together.
+``lss`` is ``all-gather`` under another name: the LSS Transformer gathers in forward and reduces gradients in backward,
+as a ``kv_team`` of all ranks does. Megatron itself averages gradients over data and context parallel ranks.
 
 ``auto`` is the ``team-ring`` with the lowest price (:mod:`megatron_wallfacer.schedule.price`), with a ``kv_team`` among
 its axes. If the number of tokens is not known it is the one with the least communication volume, and has a ``kv_team``
@@ -138,17 +137,21 @@ def make_plan(
     Args:
         scheme: one of :data:`SCHEMES`.
         cp_size: P, the number of context-parallel ranks.
-        head_size, team_size, kv_team_size: U, C and G, if the scheme leaves them open.
+        head_size: U, ranks of the head axis, if the scheme leaves it open.
+        team_size: C, ranks of a team, if the scheme leaves it open.
+        kv_team_size: G, ranks that share keys and values, if the scheme leaves it open.
         ring_inner_size: ranks of the inner ring, if the scheme leaves it open.
         placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest varying first. ``ring`` is short for
             ``ring_inner,ring_outer``, and axes of one rank may be left out.
         kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
-        forward, backward: ring variant of the pass, ``pass-kv`` or ``pass-q``; ``auto`` is the published variant, or
-            the variant with less volume where the scheme leaves it open.
+        forward: ring variant of the forward pass, ``pass-kv`` or ``pass-q``; ``auto`` is the published variant, or the
+            variant with less volume where the scheme leaves it open.
+        backward: ring variant of the backward pass, with the same values.
         bidirectional: blocks are sent half way around the ring in each direction.
         head_groups: number of head groups; by default 2 if rows are gathered and, if ``tokens`` and heads are given,
             kernel calls of half the heads are large enough (:data:`SPLIT_WORK`).
-        q_heads, kv_heads: heads per rank after tensor parallelism; both or neither.
+        q_heads: query heads per rank after tensor parallelism; given with ``kv_heads`` only.
+        kv_heads: key and value heads per rank after tensor parallelism; given with ``q_heads`` only.
         kappa: kv heads / query heads, if heads are not given.
         tokens: tokens per rank. With them and heads, small attention calls are merged
             (:mod:`megatron_wallfacer.schedule.merging`).

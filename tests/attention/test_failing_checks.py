@@ -20,7 +20,7 @@ from tests.support.pool import Pool
 
 ERRORS = {"type": TypeError, "memory": MemoryError, "interrupt": KeyboardInterrupt}
 CHECKS = "megatron_wallfacer.attention.checks.select_kernel"
-MEETING = "megatron_wallfacer.engine.agreement.exchange.Meeting"
+EXCHANGE = "megatron_wallfacer.engine.agreement.exchange.Exchange"
 PLAN = make_plan("ring", 4)
 #: Those who wait are told by the store, which the first rank polls.
 LIMIT_S = 30
@@ -94,7 +94,7 @@ def test_in_later_calls_ranks_that_wait_for_messages_name_the_cause(
 
 
 @pytest.mark.parametrize(
-    ("rank", "place"), [(0, f"{MEETING}._collect"), (2, f"{MEETING}._leave")], ids=["before", "after the verdict"]
+    ("rank", "place"), [(0, f"{EXCHANGE}._collect"), (2, f"{EXCHANGE}._leave")], ids=["before", "after the verdict"]
 )
 def test_a_rank_that_is_interrupted_while_calls_are_compared(
     pools: Callable[[int], Pool], rank: int, place: str

@@ -1,1 +1,1 @@
-"""Ranks compare what they must have in common, through the store of the job: no collective, so that none can hang."""
+"""Comparisons of settings between ranks through the store of the job: no collectives, which could hang."""

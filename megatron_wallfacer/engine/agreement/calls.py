@@ -1,7 +1,7 @@
-"""The first calls of :func:`attention` with a group are compared, by the number of the call.
+"""Comparison of the first calls of :func:`attention` with a group, by number of the call.
 
-Not where a pass is compiled: ranks that disagree compile in different calls, and would wait for each other. After the
-first calls nothing is compared: later ones may change their shapes, each rank in the same way.
+Passes are not compared when they are compiled: ranks with different arguments compile in different calls, and would
+wait for each other. Later calls are not compared: their shapes may change, on each rank in the same way.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from megatron_wallfacer.engine.agreement.compare import Verdict, difference
-from megatron_wallfacer.engine.agreement.exchange import Meeting
+from megatron_wallfacer.engine.agreement.exchange import Exchange
 from megatron_wallfacer.engine.failures import fail_outside, reason_of
 from megatron_wallfacer.engine.groups import is_alive
 from megatron_wallfacer.errors import DisagreementError, OptionError, WallfacerError
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan
 
-#: Calls of a group that are compared.
+#: Number of calls of a group that are compared.
 CALLS = 64
-#: A rank that has not made its call by then fails the others: the longest default timeout of process groups.
+#: Longest time that ranks wait for the call of another rank: the longest default timeout of process groups.
 TIMEOUT = timedelta(minutes=30)
-#: In the place of arguments: what a rank does that does not make its call.
+#: Key of a record in place of arguments: the reason why a rank does not make its call.
 _ENDS = "ends"
 
 Arguments = Mapping[str, str]
@@ -43,26 +43,26 @@ class FirstCall:
     """One of the first calls of a group.
 
     Attributes:
-        group: whose members make the call.
-        number: of the call, from 1.
+        group: process group of the ranks that make the call.
+        number: number of the call, from 1.
     """
 
     group: dist.ProcessGroup
     number: int
 
     def compare(self, arguments: Arguments) -> None:
-        """Compare this rank's arguments with those of the other members.
+        """Compare the arguments of this rank with those of the other members.
 
         Args:
-            arguments: value by name.
+            arguments: text of each value, by name.
 
         Raises:
-            DisagreementError: they differ, the same lines on every rank.
+            DisagreementError: The arguments differ. Every rank raises the same lines.
         """
         try:
-            verdict = self._meeting().exchange(json.dumps(arguments), json.loads, self.verdict)
+            verdict = self._exchange().run(json.dumps(arguments), json.loads, self.verdict)
         except BaseException as error:
-            # Some may have read the verdict, and are in the pass.
+            # Other ranks may have read the verdict and begun the pass.
             self.end(error)
             fail_outside(self.group, error)
             raise
@@ -70,22 +70,22 @@ class FirstCall:
             raise DisagreementError(verdict.errors)
 
     def end(self, error: BaseException) -> None:
-        """Make the other members raise, too, where this rank does not make its call. Does not wait.
+        """Let the other members raise too if this rank does not make its call. Returns without waiting.
 
         Args:
-            error: an :class:`OptionError` of its arguments, or what was raised in their checks.
+            error: :class:`OptionError` of the arguments, or an exception in their checks.
         """
         if isinstance(error, OptionError):
             record = {_ENDS: f"rejects its arguments: {error}"}
         else:
             record = {_ENDS: f"failed before its first message: {reason_of(error)}"}
-        meeting = self._meeting()
-        # The store may have gone with the rank that held it; the error itself says more.
+        exchange = self._exchange()
+        # The rank that held the store may have ended.
         with suppress(RuntimeError):
-            meeting.write(json.dumps(record))
-            if meeting.rank == meeting.ranks[0]:
-                meeting.publish(self.verdict({meeting.rank: record}))
-            meeting.mark_read()
+            exchange.write(json.dumps(record))
+            if exchange.rank == exchange.ranks[0]:
+                exchange.publish(self.verdict({exchange.rank: record}))
+            exchange.mark_read()
 
     def verdict(self, records: Mapping[int, Arguments]) -> Verdict:
         """Compare the arguments of some ranks."""
@@ -97,26 +97,26 @@ class FirstCall:
         lines = (difference(name, {rank: record.get(name) for rank, record in records.items()}) for name in names)
         return Verdict(tuple(f"{place}: {line}" for line in lines if line is not None))
 
-    def _meeting(self) -> Meeting:
+    def _exchange(self) -> Exchange:
         store = dist.distributed_c10d._get_default_store()
         keys = dist.PrefixStore(f"wallfacer/attention/{self.group.group_name}/{self.number}", store)
         ranks = dist.get_process_group_ranks(self.group)
         late = f"have not made call {self.number} of attention()"
-        return Meeting(keys, ranks, dist.get_rank(), TIMEOUT, late)
+        return Exchange(keys, ranks, dist.get_rank(), TIMEOUT, late)
 
 
 def end_call(first: FirstCall | None, group: object, error: BaseException) -> None:
-    """Make the other ranks of a call raise, too, where this rank raises before its pass.
+    """Let the other ranks of a call raise too if this rank raises before its pass.
 
     Args:
-        first: the call, where its arguments are compared and the comparison has not begun; else None.
-        group: of the call, as it was given.
-        error: what was raised.
+        first: call whose arguments are still to be compared; None if there is no comparison, or after it.
+        group: argument ``group`` of the call.
+        error: exception of this rank.
     """
     if first is not None:
         first.end(error)
     elif not isinstance(error, WallfacerError) and (members := _group_of(group)) is not None:
-        # Calls are no longer compared: the other ranks wait for messages.
+        # This call is not compared, so the other ranks wait for messages.
         fail_outside(members, error)
 
 
@@ -134,12 +134,20 @@ def described(
     kernel: str,
     options: Mapping[str, object],
 ) -> Arguments:
-    """Return what ranks compare of a call: the text of each value by the name of its argument.
+    """Return the text of each value that must be equal on all ranks, by the name of its argument.
 
     Args:
-        q, k, v: this rank's tensors.
-        plan, mask, causal, window_size, shard_mode, scale, softcap: of the call.
-        kernel: the name of the chosen one.
+        q: local queries.
+        k: local keys.
+        v: local values.
+        plan: grid and choices.
+        mask: unmasked pairs.
+        causal: whether the mask is causal.
+        window_size: (left, right) of the sliding window.
+        shard_mode: layout of documents.
+        scale: factor of the scores.
+        softcap: cap of the scores.
+        kernel: name of the selected kernel.
         options: other arguments by name.
     """
     values = {
@@ -159,12 +167,12 @@ def described(
 
 
 def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None:
-    """Return the call that this rank makes with a group; None where nothing is compared.
+    """Return the next call of this rank with a group; None if it is not compared.
 
-    Nothing is compared of later calls, of one rank, and while ``torch.compile`` traces.
+    Later calls, calls of a single rank and calls that ``torch.compile`` traces are not compared.
 
     Args:
-        group: of the call; None for the world.
+        group: process group or device mesh of the call; None for the world.
     """
     if not dist.is_initialized() or torch.compiler.is_compiling():
         return None
@@ -181,7 +189,7 @@ def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None
 
 
 def _group_of(group: object) -> dist.ProcessGroup | None:
-    """The process group of a call; None for what is no group of this rank, an error that checks of arguments find."""
+    """Return the process group of a call; None for other values, which the checks of arguments report."""
     if not dist.is_initialized():
         return None
     if isinstance(group, DeviceMesh) and group.ndim == 1 and group.get_coordinate() is not None:

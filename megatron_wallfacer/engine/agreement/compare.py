@@ -1,4 +1,4 @@
-"""Compare the records of ranks: records in, lines out. Nothing is sent here."""
+"""Compare the records of ranks, and describe differences in lines. Nothing is sent here."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-#: Characters of a value that a line shows.
+#: Largest number of characters of a value in a line.
 SHOWN = 120
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one rank must have in common with others. Values are texts, by the name that messages give them.
+    """The values of one rank that other ranks must share, as texts by name.
 
     Attributes:
-        settings: a difference is an error.
-        derived: what follows from settings. A difference is an error, and is reported where settings are equal.
-        labels: a difference is a warning.
-        strict: differences matter; where no rank's record is strict, nothing is reported.
+        settings: values whose differences are errors.
+        derived: values that follow from settings. A difference is an error, which is reported if settings are equal.
+        labels: values whose differences are warnings.
+        strict: whether differences matter. If no record is strict, nothing is reported.
     """
 
     settings: Mapping[str, str | None]
@@ -39,11 +39,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
         errors: one line for each setting that differs.
-        warnings: the same for labels.
+        warnings: one line for each label that differs.
     """
 
     errors: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ def compare(records: Mapping[int, Record]) -> Verdict:
     """Compare the records of some ranks.
 
     Args:
-        records: record by rank. Equal records that are one object are compared once.
+        records: record by rank. Records that are one object are compared once.
     """
     if not any(record.strict for record in records.values()):
         return Verdict()
@@ -82,18 +82,18 @@ def compare(records: Mapping[int, Record]) -> Verdict:
 
 
 def difference(name: str, values: Mapping[int, str | None]) -> str | None:
-    """Return one line where ranks have different values, the fewest ranks first; None where all are equal.
+    """Return one line about ranks with different values, the fewest ranks first; None if all values are equal.
 
     Args:
-        name: of the setting.
-        values: value by rank; None for a rank that has none.
+        name: name of the setting.
+        values: value by rank; None for a rank without a value.
     """
     holders: dict[str | None, list[int]] = {}
     for rank, value in sorted(values.items()):
         holders.setdefault(value, []).append(rank)
     if len(holders) < 2:
         return None
-    # Of equally many ranks the ones without the lowest rank come first: what rank 0 has is the rule.
+    # Of equally large sets of ranks the one with the lowest rank comes last: its value is the expected one.
     ordered = sorted(holders.items(), key=lambda held: (len(held[1]), -held[1][0]))
     parts = [
         f"{ranks_text(ranks)} {'has' if len(ranks) == 1 else 'have'} {_value(name if i == 0 else '', value)}"
@@ -103,7 +103,7 @@ def difference(name: str, values: Mapping[int, str | None]) -> str | None:
 
 
 def ranks_text(ranks: Iterable[int]) -> str:
-    """Return ranks in words: ``rank 2``, ``ranks 0, 1, 3``, ``ranks 0-5, 7``."""
+    """Return ranks as a phrase: ``rank 2``, ``ranks 0, 1, 3``, ``ranks 0-5, 7``."""
     ordered = sorted(ranks)
     runs: list[list[int]] = [[ordered[0]]]
     for before, rank in pairwise(ordered):
@@ -116,7 +116,7 @@ def ranks_text(ranks: Iterable[int]) -> str:
 
 
 def _differences(groups: list[tuple[list[int], Mapping[str, str | None]]]) -> dict[str, str]:
-    """Line by name of each setting whose values differ; the members of a group have the same values."""
+    """Return a line for each setting whose values differ, by name. The ranks of a group have equal values."""
     names = dict.fromkeys(name for _, values in groups for name in values)
     found = {
         name: difference(name, {rank: values.get(name) for members, values in groups for rank in members})
@@ -126,7 +126,7 @@ def _differences(groups: list[tuple[list[int], Mapping[str, str | None]]]) -> di
 
 
 def _value(name: str, value: str | None) -> str:
-    """A value behind its name: ``no --x``, ``--x 1``, empty ``--x``; without a name ``none``, ``1``, ``it``."""
+    """Return a value after its name: ``no --x``, ``--x 1``, ``--x`` if empty; or alone: ``none``, ``1``, ``it``."""
     if value is None:
         return f"no {name}" if name else "none"
     short = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."

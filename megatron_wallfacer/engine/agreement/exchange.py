@@ -1,7 +1,7 @@
 """Exchange records through a store: every rank writes its own, the first rank compares and publishes the verdict.
 
-A rank waits for a key of the store and for no other rank, so ranks that share no group can take part. Equal records are
-stored and compared once, whatever the number of ranks.
+A rank waits for a key of the store, so ranks without a common process group can take part. Equal records are stored and
+compared once for any number of ranks.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import torch.distributed as dist
 
 from megatron_wallfacer.engine.agreement.compare import Verdict, ranks_text
 
-#: After so many seconds, and then again and again, the ranks that have not written are named.
+#: Seconds between messages that name the ranks without a record.
 NOTICE_S = 20.0
-#: The first rank compares the records that are there at least so often, in seconds.
+#: Longest time in seconds between two comparisons on the first rank.
 POLL_S = 5.0
-#: After an error the rank that may hold the store stays for so many seconds, until all have read the verdict.
+#: Longest time in seconds that the first rank, which may hold the store, waits after an error for readers.
 STAY_S = 10.0
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """One exchange.
+class Exchange:
+    """One exchange of records between ranks.
 
     Attributes:
-        store: of the job. Keys of one exchange must be new in it.
-        ranks: those that take part, as torch.distributed numbers them; the first one compares.
-        rank: this one.
-        timeout: time after which the exchange fails because some rank has written nothing.
-        late: what a rank is that has not written, in the plural: ``have not started``.
-        say: prints one line.
+        store: store of the job, which has no key of this exchange yet.
+        ranks: global ranks that take part. The first one compares.
+        rank: global rank of this process.
+        timeout: time after which the exchange fails if a rank has written no record.
+        late: description of ranks without a record, in the plural: ``have not started``.
+        say: function that prints one line.
     """
 
     store: dist.Store
@@ -47,13 +47,13 @@ class Meeting:
     late: str = "have not started"
     say: Callable[[str], None] = print
 
-    def exchange(self, text: str, read: Callable[[str], T], compare: Callable[[Mapping[int, T]], Verdict]) -> Verdict:
-        """Return the verdict on the records of all ranks, the same on every rank.
+    def run(self, text: str, read: Callable[[str], T], compare: Callable[[Mapping[int, T]], Verdict]) -> Verdict:
+        """Return the verdict on the records of all ranks, which is equal on all ranks.
 
         Args:
-            text: this rank's record.
-            read: makes a record of its text.
-            compare: compares the records that are there, by rank; called on the first rank only.
+            text: record of this rank.
+            read: function that returns a record, given its text.
+            compare: function that compares records by rank. The first rank calls it whenever records arrive.
         """
         self.write(text)
         if self.rank == self.ranks[0]:
@@ -65,7 +65,7 @@ class Meeting:
         return verdict
 
     def write(self, text: str) -> None:
-        """Write this rank's record."""
+        """Write the record of this rank."""
         digest = hashlib.sha256(text.encode()).hexdigest()
         if not self.store.check([f"record/{digest}"]):
             self.store.set(f"record/{digest}", text)
@@ -92,7 +92,7 @@ class Meeting:
                     records[digest] = read(self.store.get(f"record/{digest}").decode())
             verdict = compare({rank: records[digest] for rank, digest in digests.items()})
             late = [rank for rank in self.ranks if rank not in digests]
-            # A difference ends the job at once, also while some rank is late.
+            # A difference ends the job at once, even if a rank is late.
             if not late or verdict.errors:
                 return verdict
             now = time.monotonic()
@@ -103,7 +103,7 @@ class Meeting:
                 self.say(f"{self._late(late)} after {now - started:.0f} s; the others wait")
 
     def _await_verdict(self) -> Verdict:
-        # Later than the first rank gives up, so that its verdict is read.
+        # Longer than the timeout of the first rank, whose verdict is then read.
         limit = self.timeout + timedelta(seconds=2 * POLL_S)
         first = self.ranks[0]
         # One rank reports that the first one is late; all others wait without polling.
@@ -120,7 +120,7 @@ class Meeting:
         return Verdict.from_text(self.store.get("verdict").decode())
 
     def _leave(self, verdict: Verdict) -> None:
-        """Before an error ends the rank that may hold the store, let the others read."""
+        """After an error wait until all ranks have read the verdict: this rank may hold the store."""
         if not verdict.errors:
             return
         self.mark_read()
@@ -136,7 +136,7 @@ class Meeting:
         return [value.decode() for value in self.store.multi_get(keys)] if keys else []
 
     def _poll(self, keys: list[str], seconds: float) -> bool:
-        """Whether all keys are there in time. A wait of the store that times out would print C++ warnings."""
+        """Return whether all keys exist in time. A wait of the store that times out would print C++ warnings."""
         end, pause = time.monotonic() + seconds, 0.002
         while not self.store.check(keys):
             if time.monotonic() > end:

@@ -1,1 +1,1 @@
-"""What a rank waits for: labels set before each wait, a thread that reads them, the chain of ranks behind a wait."""
+"""Explanations of waits: labels set before each wait, a thread that reads them, the chain of ranks behind a wait."""

@@ -1,4 +1,4 @@
-"""From the states of ranks to the rank that holds all others up: states in, lines out."""
+"""Find the rank that blocks other ranks, given the states of all ranks, and describe it in lines."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from megatron_wallfacer.engine.waits.progress import Label, layer_text
 
 @dataclass(frozen=True)
 class State:
-    """What a rank publishes about itself.
+    """The published state of a rank.
 
     Attributes:
-        rank: as torch.distributed numbers it.
-        host: name of its node.
-        beat: number of this publication: a rank whose number does not grow is stopped or dead.
-        passes: passes of attention that it has begun.
-        layer: number or name of the layer of the last one; None outside a model.
-        backward: the last one is a backward pass.
-        label: what it waits for; None where it waits for no message of attention.
-        seconds: time for which it has waited.
-        place: line of code that its main thread runs.
+        rank: global rank.
+        host: name of the node.
+        beat: number of the publication. If it does not grow, the rank is stopped or dead.
+        passes: number of passes of attention that the rank has begun.
+        layer: number or name of the layer of the last pass; None outside a model.
+        backward: whether the last pass is a backward pass.
+        label: messages that the rank waits for; None if it waits for no message of attention.
+        seconds: duration of the wait.
+        place: line of code that the main thread runs.
     """
 
     rank: int
@@ -50,7 +50,7 @@ class State:
 
     @property
     def where(self) -> str:
-        """Layer and pass, as far as they are known."""
+        """Layer and pass, for messages."""
         if not self.passes:
             return "before its first call of attention"
         layer = "" if self.layer is None else f"{layer_text(self.layer)} "
@@ -59,11 +59,11 @@ class State:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of another rank.
+    """The last state of another rank, as read from the store.
 
     Attributes:
-        state: last one that it published.
-        silent: seconds for which nothing new has come, where that is longer than it should be; else None.
+        state: last published state.
+        silent: seconds since the last publication if one is overdue; else None.
     """
 
     state: State
@@ -71,21 +71,21 @@ class Seen:
 
 
 def wait_line(state: State) -> str:
-    """Return what a rank waits for: ``rank 3, layer 12 backward: no dK, dV from rank 2 (ring_outer) for 60 s``."""
+    """Return a line about a wait: ``rank 3, layer 12 backward: no dK, dV from rank 2 (ring_outer) for 60 s``."""
     label = state.label
     if label is None:
         return f"rank {state.rank}, {state.where}: waits for no message of attention, at {state.place}"
     tensors, peers = ", ".join(label.tensors), _ranks(label.peers)
-    what = f"{tensors} to {peers} not received there" if label.sends else f"no {tensors} from {peers}"
-    return f"rank {state.rank}, {state.where}: {what} ({label.axis}) for {state.seconds:.0f} s"
+    missing = f"{tensors} to {peers} not received there" if label.sends else f"no {tensors} from {peers}"
+    return f"rank {state.rank}, {state.where}: {missing} ({label.axis}) for {state.seconds:.0f} s"
 
 
 def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
-    """Return the ranks behind a wait down to the one that holds them up; None for a rank that does not wait.
+    """Return a line about the chain of waiting ranks down to the one that blocks them; None if a rank does not wait.
 
     Args:
-        state: of the rank that waits.
-        read: returns what is known of a rank; None where it has published nothing.
+        state: state of the first rank of the chain.
+        read: function that returns the last state of a rank; None if the rank has published nothing.
     """
     if state.label is None:
         return None
@@ -112,7 +112,7 @@ def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
 
 
 def _slowest(peers: list[tuple[int, Seen | None]]) -> tuple[int, Seen | None]:
-    """Of several ranks the one to follow: silent, or waiting for nothing, or in the earliest pass."""
+    """Return the next rank of the chain: a silent one, else one that does not wait, else one in the earliest pass."""
 
     def order(peer: tuple[int, Seen | None]) -> tuple[int, int]:
         seen = peer[1]

@@ -1,6 +1,6 @@
-"""Where this process is in attention: plain attributes, written by the passes and read by a thread.
+"""The progress of this process in attention: plain attributes, which passes write and a thread reads.
 
-Writing an attribute is all that a pass does for it, so that a wait costs no more than before.
+A pass only writes attributes, which costs almost no time.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ _NAMES = {"dout": "dO", "out": "O", "lse": "lse", "delta": "delta"}
 
 
 class Label(NamedTuple):
-    """What a wait is for.
+    """The messages that a rank waits for.
 
     Attributes:
-        tensors: names of the tensors in the message, as messages show them.
-        peers: the ranks at the other ends, as torch.distributed numbers them.
-        axis: along which the message goes.
-        sends: the rank waits until its own message has left; else until one has arrived.
+        tensors: names of the tensors, as shown to users.
+        peers: global ranks of the other ends.
+        axis: grid axis of the messages.
+        sends: whether the rank waits until its own message has left, instead of until a message arrives.
     """
 
     tensors: tuple[str, ...]
@@ -27,19 +27,19 @@ class Label(NamedTuple):
 
     @classmethod
     def of(cls, tensors: tuple[str, ...], peers: tuple[int, ...], axis: str, *, sends: bool = False) -> Label:
-        """Return the label of tensors named as schedules name them: ``dk`` is shown as ``dK``."""
+        """Return a label, given names of tensors as in schedules: ``dk`` is shown as ``dK``."""
         return cls(tuple(map(_shown, tensors)), tuple(dict.fromkeys(peers)), axis, sends)
 
 
 class Progress:
-    """What this process does at present.
+    """The current pass and wait of this process.
 
     Attributes:
-        label: of the wait that blocks the host; None for none.
-        waits: waits that have ended.
-        passes: passes that have begun.
+        label: label of the wait that blocks the host; None without a wait.
+        waits: number of waits that have ended.
+        passes: number of passes that have begun.
         layer: number or name of the layer of the last pass; None outside a model.
-        backward: the last pass is a backward pass.
+        backward: whether the last pass is a backward pass.
         broken: label of a wait that ended in an error, until the error is reported.
         posted: label and work of the last messages that were started on NCCL, whose waits do not block the host.
     """
@@ -55,7 +55,7 @@ class Progress:
         self.posted: tuple[Label, Any] | None = None
 
 
-#: Of this process. Passes of several threads would be mixed up; torch.distributed does not allow them either.
+#: Progress of this process. Passes of several threads are not supported, as in torch.distributed.
 PROGRESS = Progress()
 
 
@@ -66,9 +66,9 @@ def _shown(tensor: str) -> str:
 
 
 def layer_text(layer: int | str) -> str:
-    """Return a layer as messages name it: ``layer 7`` for a number, a name such as ``MTP depth 1`` as it is.
+    """Return the name of a layer for messages: ``layer 7`` for a number, ``MTP depth 1`` for that name.
 
     Args:
-        layer: number of the layer in the whole model from 1, or the name of one that the decoder does not count.
+        layer: number of the layer in the whole model from 1, or name of a layer outside the decoder.
     """
     return f"layer {layer}" if isinstance(layer, int) else layer

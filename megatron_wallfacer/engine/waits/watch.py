@@ -1,7 +1,7 @@
-"""The thread that explains waits: it publishes this rank's state, and follows a long wait to its cause.
+"""The thread that explains waits: it publishes the state of this rank, and follows a long wait to its cause.
 
-It reads :data:`PROGRESS` and never asks a work of gloo, which answers only to the thread that waits for it. A work of
-NCCL is asked only after a long time without any new message.
+It reads :data:`PROGRESS` and never queries a work of gloo, whose state changes only in the thread that waits for it. A
+work of NCCL is queried only after a long time without a new message.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from megatron_wallfacer.engine.waits.explain import Seen, State, chain_line, wai
 from megatron_wallfacer.engine.waits.progress import PROGRESS, Label, Progress
 from megatron_wallfacer.errors import OptionError
 
-#: Seconds after which a wait is explained; 0 for never.
+#: Environment variable with the seconds after which a wait is explained; 0 for never.
 VARIABLE = "WALLFACER_WAIT_S"
 DEFAULT_S = 60.0
-#: Makes a rank explain at once what it does.
+#: Signal after which a rank explains its state at once.
 SIGNAL = signal.SIGQUIT
-#: States are published so many times in the time after which a wait is explained.
+#: Number of publications in the time after which a wait is explained.
 BEATS = 6
-#: A rank is silent that has missed so many publications.
+#: Number of missed publications after which a rank counts as silent.
 MISSED = 3
-#: Longest time that the thread spends in one operation of the store.
+#: Timeout of one operation of the store in this thread.
 STORE_TIMEOUT = timedelta(seconds=10)
 
 
 class Watch(threading.Thread):
-    """Explains the waits of this process.
+    """A thread that explains the waits of this process.
 
     Args:
-        store: of the job, used by this thread only.
-        rank: this rank.
+        store: connection to the store of the job for this thread only.
+        rank: global rank of this process.
         limit: seconds after which a wait is explained.
-        progress: of this process.
-        say: prints one line.
+        progress: progress of this process.
+        say: function that prints one line.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Watch(threading.Thread):
         self._stopped = False
 
     def run(self) -> None:
-        """Publish and explain until :meth:`stop`, or until the store is gone."""
+        """Publish states and explain waits until :meth:`stop`, or until the store ends."""
         while not self._stopped:
             ready, _, _ = select.select([self._wake], [], [], self._interval)
             requested = bool(ready) and SIGNAL in os.read(self._wake, 64)
@@ -90,7 +90,7 @@ class Watch(threading.Thread):
             self.join(timeout=2.0)
 
     def listen(self) -> None:
-        """Explain on request by a signal. Only where nothing else handles it, and in the main thread only."""
+        """Explain waits at a signal, if the signal has no other handler. Without effect outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         # Shells start background jobs with the signal ignored.
@@ -100,8 +100,7 @@ class Watch(threading.Thread):
         if before != -1:
             signal.set_wakeup_fd(before)
             return
-        # Python writes the signal's number to the pipe at once; a handler would run after the wait that is to be
-        # explained.
+        # Python writes the number of the signal to the pipe at once. A handler would run only after the wait.
         signal.signal(SIGNAL, _no_action)
 
     def _beat(self, *, requested: bool) -> None:
@@ -123,7 +122,7 @@ class Watch(threading.Thread):
         self._store.set(f"state/{self._state.rank}", self._state.to_text())
         if self._state.label is None and not requested:
             return
-        # From half of the time on, so that a silent rank has been seen to be silent by then.
+        # Other states are read from half of the time on, so that silent ranks are recognised in time.
         chain = chain_line(self._state, self._read) if waited > self._limit / 2 or requested else None
         if requested or (waited >= self._limit and not self._explained):
             self._explained = True
@@ -131,13 +130,13 @@ class Watch(threading.Thread):
                 self._say(line)
 
     def _label(self, waited: float) -> Label | None:
-        """What the host waits for, or after a long time without a new message the device."""
+        """Return the wait of the host or, after a long time without a new message, that of the device."""
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label
         label, work = self._progress.posted
         try:
             return None if work.is_completed() else label
-        except RuntimeError:  # it belongs to a graph, or its communicator was aborted
+        except RuntimeError:  # the work belongs to a graph, or its communicator was aborted
             return None
 
     def _read(self, rank: int) -> Seen | None:
@@ -157,10 +156,10 @@ _watch: tuple[Any, Watch] | None = None
 
 
 def start_watch() -> None:
-    """Start the thread, once for each world of torch.distributed; nothing with one rank, or where it is switched off.
+    """Start the thread, once for each world of torch.distributed, if there are several ranks and it is switched on.
 
     Raises:
-        OptionError: the variable has a value that is not allowed.
+        OptionError: The variable has a value that is not allowed.
     """
     global _watch
     limit = wait_limit()
@@ -179,7 +178,7 @@ def start_watch() -> None:
 
 
 def stop_watch() -> None:
-    """Stop the thread, if there is one."""
+    """Stop the thread if it runs."""
     global _watch
     if _watch is not None:
         _watch[1].stop()
@@ -190,7 +189,7 @@ def wait_limit() -> float:
     """Return the seconds after which a wait is explained.
 
     Raises:
-        OptionError: the variable has a value that is not allowed.
+        OptionError: The variable has a value that is not allowed.
     """
     text = os.environ.get(VARIABLE, "")
     try:
@@ -203,7 +202,7 @@ def wait_limit() -> float:
 
 
 def _place() -> str:
-    """The line of code that the main thread runs, of torch's only where there is no other."""
+    """Return the line of code that the main thread runs, outside of torch if possible."""
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
     innermost = frame
     while frame is not None and _is_skipped(frame.f_code.co_filename):
@@ -219,7 +218,7 @@ def _is_skipped(file: str) -> bool:
 
 
 def _no_action(number: int, frame: FrameType | None) -> None:
-    """A handler, so that Python reports the signal to the pipe."""
+    """Do nothing: with a handler Python writes the signal to the pipe."""
 
 
 def _say(line: str) -> None:

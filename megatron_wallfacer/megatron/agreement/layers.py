@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from megatron_wallfacer.engine.agreement.compare import Verdict, difference, ranks_text
-from megatron_wallfacer.engine.agreement.exchange import Meeting
+from megatron_wallfacer.engine.agreement.exchange import Exchange
 from megatron_wallfacer.errors import DisagreementError
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
 from megatron_wallfacer.megatron.layer_selection import is_megatrons
@@ -124,7 +124,7 @@ def check_model(model: Iterable[nn.Module], cp_group: dist.ProcessGroup, timeout
     """
     keys = dist.PrefixStore(f"wallfacer/layers/{number}", dist.distributed_c10d._get_default_store())
     record = HeldLayers(tuple(dist.get_process_group_ranks(cp_group)), layers_of(model))
-    meeting = Meeting(keys, range(dist.get_world_size()), dist.get_rank(), timeout, "have not built the model")
-    verdict = meeting.exchange(record.to_text(), HeldLayers.from_text, compare_layers)
+    exchange = Exchange(keys, range(dist.get_world_size()), dist.get_rank(), timeout, "have not built the model")
+    verdict = exchange.run(record.to_text(), HeldLayers.from_text, compare_layers)
     if verdict.errors:
         raise DisagreementError(verdict.errors)

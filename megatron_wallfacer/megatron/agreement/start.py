@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megatron_wallfacer.engine.agreement.compare import Record, compare
-from megatron_wallfacer.engine.agreement.exchange import Meeting
+from megatron_wallfacer.engine.agreement.exchange import Exchange
 from megatron_wallfacer.errors import DisagreementError, WallfacerError
 from megatron_wallfacer.megatron.agreement import software
 from megatron_wallfacer.megatron.agreement.parsed import settings_of
@@ -96,8 +96,8 @@ def check_start(parsed: Parsed, settings: Settings | None, version: Version, sto
         # A restarted job may find the keys of the attempt before it.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         keys = dist.PrefixStore(f"wallfacer/start/{attempt}", store)
-        meeting = Meeting(keys, range(ranks), rank, parsed.timeout, say=_say)
-        verdict = meeting.exchange(record.to_text(), Record.from_text, compare)
+        exchange = Exchange(keys, range(ranks), rank, parsed.timeout, say=_say)
+        verdict = exchange.run(record.to_text(), Record.from_text, compare)
     except dist.DistError as error:
         first = str(error).partition("\n")[0]
         raise WallfacerError(f"the store of rank 0 cannot be reached: {first}") from error

@@ -52,11 +52,12 @@ def _is_gloo(group: dist.ProcessGroup) -> bool:
 
 
 def gather_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Sequence[int]) -> Tensor:
-    """Concatenate the ranks' tensors.
+    """Return the concatenated tensors of all ranks.
 
     Args:
-        tensor: ``[sizes[rank], ...]``.
-        sizes: first dimension on each rank.
+        tensor: tensor of this rank, ``[sizes[rank], ...]``.
+        group: process group of the ranks.
+        sizes: first dimension of the tensor of each rank.
 
     Returns:
         ``[sum(sizes), ...]``.
@@ -68,11 +69,12 @@ def gather_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Sequence[int]
 
 
 def reduce_scatter_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Sequence[int]) -> Tensor:
-    """Sum the ranks' tensors and keep this rank's part.
+    """Return the part of this rank of the sum of the tensors of all ranks.
 
     Args:
-        tensor: ``[sum(sizes), ...]``.
-        sizes: first dimension of each rank's part.
+        tensor: summand of this rank, ``[sum(sizes), ...]``.
+        group: process group of the ranks.
+        sizes: first dimension of the part of each rank.
 
     Returns:
         ``[sizes[rank], ...]``.

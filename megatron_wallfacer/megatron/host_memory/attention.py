@@ -31,8 +31,9 @@ def keep_on_host(queue: OffloadQueue, chunk: int, layer: int) -> Callable[[Forwa
     """Return a function that moves a finished forward pass to host memory, and returns one that brings it back.
 
     Args:
-        queue: of kept outputs.
-        chunk, layer: both from 0.
+        queue: queue of kept outputs.
+        chunk: index of the model chunk, from 0.
+        layer: index of the layer in the chunk, from 0.
     """
 
     def hold(finished: ForwardResult) -> Callable[[], ForwardResult]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from megatron_wallfacer.engine.agreement import exchange
 from megatron_wallfacer.engine.agreement.compare import Record, Verdict, compare
-from megatron_wallfacer.engine.agreement.exchange import Meeting
+from megatron_wallfacer.engine.agreement.exchange import Exchange
 
 
 def exchanged(
@@ -24,8 +24,8 @@ def exchanged(
 
     def join(rank: int) -> Verdict:
         before(rank)
-        meeting = Meeting(store, range(ranks), rank, timedelta(seconds=seconds), say=said.append)
-        return meeting.exchange(texts[rank].to_text(), Record.from_text, compare)
+        exchange = Exchange(store, range(ranks), rank, timedelta(seconds=seconds), say=said.append)
+        return exchange.run(texts[rank].to_text(), Record.from_text, compare)
 
     with ThreadPoolExecutor(ranks) as pool:
         return dict(zip(texts, pool.map(join, texts), strict=True)), said
@@ -84,8 +84,8 @@ def test_equal_records_are_stored_and_read_once() -> None:
     store, read = dist.HashStore(), []
 
     def join(rank: int) -> Verdict:
-        meeting = Meeting(store, range(8), rank, timedelta(seconds=10))
-        return meeting.exchange(
+        exchange = Exchange(store, range(8), rank, timedelta(seconds=10))
+        return exchange.run(
             Record({"--x": "1"}).to_text(), lambda text: read.append(text) or Record.from_text(text), compare
         )
 
