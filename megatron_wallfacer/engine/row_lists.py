@@ -22,7 +22,7 @@ RowStep = Copy | Fill | Sum | Merge
 #: Strides and dtype of a result.
 _Layout = tuple[tuple[int, ...], torch.dtype]
 #: Operands that are written, and sources with as many operands or constants each.
-_Row = tuple[tuple[int, ...], tuple[tuple[Source | float, ...], ...]]
+_Operation = tuple[tuple[int, ...], tuple[tuple[Source | float, ...], ...]]
 
 
 def row_list(step: RowStep, memory: Memory, device: torch.device) -> Action:
@@ -48,7 +48,7 @@ def row_list(step: RowStep, memory: Memory, device: torch.device) -> Action:
 class _RowList:
     """Row operations of one launch."""
 
-    def __init__(self, rows: Sequence[_Row], memory: Memory, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[_Operation], memory: Memory, device: torch.device) -> None:
         self._rows, self._memory, self._device = rows, memory, device
         self._buffers = list(dict.fromkeys(_buffers(rows, memory)))
         self._results = list(dict.fromkeys((one.slot, one.result) for one in _sources(rows, KernelRows)))
@@ -106,7 +106,7 @@ class _RowList:
         return Place(len(self._buffers) + self._results.index(key), is_wide, first, strides)
 
 
-def _rows(step: RowStep) -> list[_Row]:
+def _rows(step: RowStep) -> list[_Operation]:
     match step:
         case Copy(pairs=pairs):
             return [((into,), ((source,),)) for into, source in pairs]
@@ -118,9 +118,9 @@ def _rows(step: RowStep) -> list[_Row]:
             return list(rows)
 
 
-def _within_bases(rows: Sequence[_Row], memory: Memory) -> Iterator[list[_Row]]:
+def _within_bases(rows: Sequence[_Operation], memory: Memory) -> Iterator[list[_Operation]]:
     """Yield the operations in as few lists as possible. Each list has at most as many buffers as a kernel accepts."""
-    part: list[_Row] = []
+    part: list[_Operation] = []
     for row in rows:
         if part and _bases([*part, row], memory) > BASES:
             yield part
@@ -129,16 +129,16 @@ def _within_bases(rows: Sequence[_Row], memory: Memory) -> Iterator[list[_Row]]:
     yield part
 
 
-def _bases(rows: Sequence[_Row], memory: Memory) -> int:
+def _bases(rows: Sequence[_Operation], memory: Memory) -> int:
     results = {(one.slot, one.result) for one in _sources(rows, KernelRows)}
     return len({*_buffers(rows, memory)}) + len(results)
 
 
-def _buffers(rows: Sequence[_Row], memory: Memory) -> Iterator[int]:
+def _buffers(rows: Sequence[_Operation], memory: Memory) -> Iterator[int]:
     """Yield the buffers of all operands."""
     for number in (*(one for into, _ in rows for one in into), *_sources(rows, int)):
         yield memory.buffers[memory.operands[number].buffer]
 
 
-def _sources(rows: Sequence[_Row], kind: type) -> Iterator[Any]:
+def _sources(rows: Sequence[_Operation], kind: type) -> Iterator[Any]:
     return (one for _, sources in rows for some in sources for one in some if isinstance(one, kind))

@@ -128,7 +128,7 @@ class CostModel:
         """Return the device seconds of the attention kernels of some tiles."""
         device, shape = self.cluster.device, self.shape
         chunk = shape.tokens / CHUNKS_PER_RANK
-        heads = shape.q_heads / schedule.parts
+        heads = shape.q_heads / schedule.head_slices
         channels = mean_head_dim(shape)
         if device.kernels is not None:
             each = chunk * chunk * shape.batch, heads, channels

@@ -40,15 +40,15 @@ class OpEmitter:
     """Appends operations of one head group to the schedule of a rank.
 
     Args:
-        part: index of the head slice.
+        head_slice: index of the head slice.
         group: index of the head group on this rank.
         groups: number of head groups on this rank.
         program: operations of all head groups so far.
         values: meaning of each name, of all head groups.
     """
 
-    def __init__(self, part: int, group: int, groups: int, program: list[Op], values: dict[str, Value]) -> None:
-        self.part, self.group, self.groups = part, group, groups
+    def __init__(self, head_slice: int, group: int, groups: int, program: list[Op], values: dict[str, Value]) -> None:
+        self.head_slice, self.group, self.groups = head_slice, group, groups
         self.program, self.values = program, values
 
     def name(self, label: str | RowSet, tensors: str) -> str:
@@ -66,7 +66,7 @@ class OpEmitter:
         payload: tuple[str, ...],
         chunks: Sequence[int],
         *,
-        part: int | None = None,
+        head_slice: int | None = None,
         rows: RowSet | None = None,
     ) -> str:
         """Define a name, and return it.
@@ -75,10 +75,12 @@ class OpEmitter:
             name: name of the value.
             payload: names of the tensors.
             chunks: chunk ids of the rows.
-            part: head slice; that of the head group unless given.
+            head_slice: index of the head slice; that of the head group unless given.
             rows: row set, if the value is an operand of attention.
         """
-        self.values[name] = Value(payload, tuple(sorted(chunks)), self.part if part is None else part, rows)
+        self.values[name] = Value(
+            payload, tuple(sorted(chunks)), self.head_slice if head_slice is None else head_slice, rows
+        )
         return name
 
     def view(self, name: str) -> str:

@@ -81,7 +81,7 @@ class HeadGroup:
         emitter.view(emitter.value(f"{name}<{rank}", payload, self._local_chunks))
         sends, receives = [], []
         for peer in after(rank, self._heads):
-            sent = emitter.value(f"{name}>{peer}", payload, self._local_chunks, part=self._head_slice(peer))
+            sent = emitter.value(f"{name}>{peer}", payload, self._local_chunks, head_slice=self._head_slice(peer))
             emitter.view(sent)
             chunks = shard_chunks(peer, self.operands.grid.cp_size)
             arriving = emitter.value(f"{name}<{peer}", payload, chunks)
@@ -180,7 +180,7 @@ class HeadGroup:
         complete, sends, receives = self.accumulator_name(side, LOCAL), [], []
         for peer in after(rank, self._heads):
             name, payload = emitter.name(f"joined{peer}", side), self.operands.results(side)
-            arriving = emitter.value(name, payload, self._local_chunks, part=self._head_slice(peer))
+            arriving = emitter.value(name, payload, self._local_chunks, head_slice=self._head_slice(peer))
             sends.append(emitter.message(peer, complete, "join", side, chunks=shard_chunks(peer, cp_size)))
             receives.append(emitter.message(peer, arriving, "join", side))
         emitter.send_recv("head", sends, receives)

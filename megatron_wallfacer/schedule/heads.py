@@ -31,8 +31,8 @@ def head_groups(plan: Plan, q_heads: int, kv_heads: int) -> int:
     return next((g for g in wanted if q_heads % (size * g) == 0 and kv_heads % (size * g) == 0), 1)
 
 
-def part_heads(part: int, parts: int, q_heads: int, kv_heads: int) -> tuple[range, range]:
+def slice_heads(head_slice: int, head_slices: int, q_heads: int, kv_heads: int) -> tuple[range, range]:
     """Return the query heads and the kv heads of one head slice."""
-    width = q_heads // parts
-    first, group = part * width, q_heads // kv_heads
+    width = q_heads // head_slices
+    first, group = head_slice * width, q_heads // kv_heads
     return range(first, first + width), range(first // group, (first + width - 1) // group + 1)

@@ -162,10 +162,10 @@ class _Lowering:
         """Return the accumulator of the results of the tensors and heads of a value."""
         value = self.schedule.values[name]
         tensors = {
-            tensor: cut_heads(self.places.whole(self.results[tensor]), self.places.heads(tensor, value.part))
+            tensor: cut_heads(self.places.whole(self.results[tensor]), self.places.heads(tensor, value.head_slice))
             for tensor in value.payload
         }
-        key = value.payload[0], self.places.heads(value.payload[0], value.part).start
+        key = value.payload[0], self.places.heads(value.payload[0], value.head_slice).start
         if key not in self.stored:
             mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
             self.stored[key] = self.values.accumulator(Rows(tensors, mine))

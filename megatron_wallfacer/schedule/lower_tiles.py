@@ -84,7 +84,7 @@ class Tiles:
         if self.views.issuperset(names):
             shape = self.places.shape_of("out", CHUNKS_PER_RANK, None)
             whole = Operand("out", "own", shape, self.places.strides["out"], 0)
-            return cut_heads(whole, self.places.heads("out", self.schedule.values[names[0]].part)), ()
+            return cut_heads(whole, self.places.heads("out", self.schedule.values[names[0]].head_slice)), ()
         if names in self.proxies:
             return self.proxies[names], ()
         shape = q["dout"].shape

@@ -51,7 +51,7 @@ def result_is_wide(schedule: Schedule, shape: Shape, tensor: str, *, sinks: bool
         sinks: whether sinks are merged into the output after the pass.
     """
     # Head slices that share kv heads are summed in the result.
-    shared = tensor in KV_TENSORS and schedule.parts > shape.kv_heads
+    shared = tensor in KV_TENSORS and schedule.head_slices > shape.kv_heads
     return shared or tensor in STATISTICS or (sinks and tensor == "out")
 
 

@@ -64,13 +64,13 @@ class Value:
     Attributes:
         payload: names of the tensors.
         chunks: chunk ids of the rows, ascending.
-        part: index of the head slice.
+        head_slice: index of the head slice.
         rows: which rows of an operand of attention the value holds; None for other values.
     """
 
     payload: tuple[str, ...]
     chunks: tuple[int, ...]
-    part: int
+    head_slice: int
     rows: RowSet | None = field(default=None, compare=False)
 
 
@@ -187,7 +187,7 @@ class Schedule:
     Attributes:
         rank: index in the context-parallel group.
         cp_size: P, the number of context-parallel ranks.
-        parts: number of head slices over all ranks and head groups.
+        head_slices: number of head slices over all ranks and head groups.
         backward: whether this is the backward pass.
         values: meaning of each name.
         ops: operations in the order in which they start.
@@ -197,7 +197,7 @@ class Schedule:
 
     rank: int
     cp_size: int
-    parts: int
+    head_slices: int
     backward: bool
     values: Mapping[str, Value] = field(hash=False)
     ops: tuple[Op, ...]

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from math import prod
 
 from megatron_wallfacer.schedule.copies import Pair
-from megatron_wallfacer.schedule.heads import part_heads
+from megatron_wallfacer.schedule.heads import slice_heads
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.lifetimes import value_key
 from megatron_wallfacer.schedule.memory import kept_buffers, result_is_wide, workspace
@@ -52,7 +52,7 @@ class Places:
         for tensor in value.payload:
             shape = self.shape_of(tensor, CHUNKS_PER_RANK, None)
             whole = Operand(tensor, "own", shape, self.strides[tensor], 0)
-            tensors[tensor] = cut_heads(whole, self.heads(tensor, value.part))
+            tensors[tensor] = cut_heads(whole, self.heads(tensor, value.head_slice))
         return Rows(tensors, value.chunks)
 
     def buffer(self, name: str) -> Rows:
@@ -76,7 +76,7 @@ class Places:
         chunks = value.chunks if chunks is None else chunks
         tensors, at = {}, offset
         for tensor in sorted(value.payload, key=lambda one: -self.shape.itemsize_of(one)):
-            shape = self.shape_of(tensor, len(chunks), value.part)
+            shape = self.shape_of(tensor, len(chunks), value.head_slice)
             size, view = self.shape.itemsize_of(tensor), "wide" if tensor in ACCUMULATED else "input"
             tensors[tensor] = Operand(buffer, view, shape, contiguous(shape), at // size)
             at += size * prod(shape)
@@ -91,22 +91,22 @@ class Places:
         """Return the operand of a whole result."""
         return Operand(result.name, "own", result.shape, contiguous(result.shape), 0)
 
-    def shape_of(self, tensor: str, chunks: int, part: int | None) -> tuple[int, ...]:
+    def shape_of(self, tensor: str, chunks: int, head_slice: int | None) -> tuple[int, ...]:
         """Return the shape of some chunks of a tensor, for one head slice or, if that is None, for all heads."""
         shape = self.shape
-        if part is None:
+        if head_slice is None:
             heads = shape.kv_heads if tensor in KV_TENSORS else shape.q_heads
         else:
-            heads = len(self.heads(tensor, part))
+            heads = len(self.heads(tensor, head_slice))
         rows = (chunks * self.chunk, shape.batch, heads)
         if tensor in STATISTICS:
             return rows
         v_head_dim = shape.v_head_dim or shape.head_dim
         return (*rows, v_head_dim if tensor in ("v", "dv", "out", "dout") else shape.head_dim)
 
-    def heads(self, tensor: str, part: int) -> range:
+    def heads(self, tensor: str, head_slice: int) -> range:
         """Return the heads of a tensor in a head slice."""
-        q_heads, kv_heads = part_heads(part, self.schedule.parts, self.shape.q_heads, self.shape.kv_heads)
+        q_heads, kv_heads = slice_heads(head_slice, self.schedule.head_slices, self.shape.q_heads, self.shape.kv_heads)
         return kv_heads if tensor in KV_TENSORS else q_heads
 
     def rows(self, chunks: Range) -> Range:

@@ -94,7 +94,7 @@ def _schedule(spec: PassSpec) -> Schedule:
     return Schedule(
         rank=spec.rank,
         cp_size=grid.cp_size,
-        parts=grid.head * groups,
+        head_slices=grid.head * groups,
         backward=spec.backward,
         values=values,
         ops=_post_early(program),

@@ -75,25 +75,25 @@ def rows_elements(schedule: Schedule, shape: Shape, tensor: str, chunks: int) ->
 
     The number is whole if the schedule can run.
     """
-    return _elements(shape, schedule.parts, tensor, chunks)
+    return _elements(shape, schedule.head_slices, tensor, chunks)
 
 
 def rows_bytes(schedule: Schedule, shape: Shape, payload: Sequence[str], chunks: int) -> float:
     """Return the bytes of some chunks of some tensors for one head slice."""
-    return _bytes(shape, schedule.parts, tuple(payload), chunks)
+    return _bytes(shape, schedule.head_slices, tuple(payload), chunks)
 
 
-def _elements(shape: Shape, parts: int, tensor: str, chunks: int) -> float:
+def _elements(shape: Shape, head_slices: int, tensor: str, chunks: int) -> float:
     if tensor in KV_TENSORS:
-        parts = min(parts, shape.kv_heads)
-    whole, rest = divmod(shape.elements(tensor) * chunks, CHUNKS_PER_RANK * parts)
-    return whole + rest / (CHUNKS_PER_RANK * parts) if rest else whole
+        head_slices = min(head_slices, shape.kv_heads)
+    whole, rest = divmod(shape.elements(tensor) * chunks, CHUNKS_PER_RANK * head_slices)
+    return whole + rest / (CHUNKS_PER_RANK * head_slices) if rest else whole
 
 
 # A schedule has thousands of messages of a few sizes.
 @lru_cache(maxsize=1024)
-def _bytes(shape: Shape, parts: int, payload: tuple[str, ...], chunks: int) -> float:
-    return sum(_elements(shape, parts, tensor, chunks) * shape.itemsize_of(tensor) for tensor in payload)
+def _bytes(shape: Shape, head_slices: int, payload: tuple[str, ...], chunks: int) -> float:
+    return sum(_elements(shape, head_slices, tensor, chunks) * shape.itemsize_of(tensor) for tensor in payload)
 
 
 def received_elements(schedule: Schedule, shape: Shape) -> float:

@@ -70,9 +70,9 @@ def _block(value: Value) -> str:
 
 
 def _heads(schedule: Schedule, name: str) -> str:
-    if schedule.parts == 1:
+    if schedule.head_slices == 1:
         return ""
-    return f", head slice {schedule.values[name].part + 1} of {schedule.parts}"
+    return f", head slice {schedule.values[name].head_slice + 1} of {schedule.head_slices}"
 
 
 def _messages(verb: str, messages: Sequence[Message], payload: Sequence[str], preposition: str) -> str:

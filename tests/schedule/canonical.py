@@ -100,7 +100,7 @@ class _Form:
 
     def lines(self) -> Iterator[str]:
         schedule = self.schedule
-        yield f"rank {schedule.rank}/{schedule.cp_size} slices {schedule.parts} backward {schedule.backward:d}"
+        yield f"rank {schedule.rank}/{schedule.cp_size} slices {schedule.head_slices} backward {schedule.backward:d}"
         yield from map(self._operation, schedule.ops)
         # Named values have no order of their own: they are sorted by name.
         yield f"given {sorted(map(self._value, schedule.given))} kept {sorted(map(self._value, schedule.keeps))}"
@@ -140,7 +140,7 @@ class _Form:
 
     def _meaning(self, name: str) -> str:
         value = self.schedule.values[name]
-        return f"{list(value.payload)} chunks {value.chunks} slice {value.part}"
+        return f"{list(value.payload)} chunks {value.chunks} slice {value.head_slice}"
 
 
 if __name__ == "__main__":

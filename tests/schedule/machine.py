@@ -30,7 +30,7 @@ from tests.schedule.proof import ENDS, KV, Q_SIDE, Broken, Names, Programs, chun
 
 Channel = tuple[str, str]
 Results = dict[tuple[Names, int], "Sum"]
-"""What a rank has stored, by (tensors, part of the heads)."""
+"""What a rank has stored, by (tensors, head slice)."""
 
 
 @dataclass
@@ -38,13 +38,13 @@ class Sum:
     """What has gone into an accumulator.
 
     Attributes:
-        payload, part: which result, of which part of the heads.
+        payload, head_slice: which result, of which head slice.
         pairs: by chunk of this side, the chunks of the other side that it has met, as bits.
         fixed: chunks that were sent or stored, and must not be added to.
     """
 
     payload: Names
-    part: int
+    head_slice: int
     pairs: dict[int, int]
     fixed: set[int] = field(default_factory=set)
 
@@ -61,11 +61,11 @@ class Sum:
         """Some rows, as another rank gets them."""
         if missing := set(chunks) - self.pairs.keys():
             raise Broken(f"{self.payload} has no chunks {missing}")
-        return Sum(self.payload, self.part, {chunk: self.pairs[chunk] for chunk in chunks})
+        return Sum(self.payload, self.head_slice, {chunk: self.pairs[chunk] for chunk in chunks})
 
     @property
     def value(self) -> Value:
-        return Value(self.payload, tuple(self.pairs), self.part)
+        return Value(self.payload, tuple(self.pairs), self.head_slice)
 
 
 Content = Value | Sum
@@ -196,7 +196,7 @@ class Rank:
             return content.rows(message.chunks)
         if payload != content.payload or not set(message.chunks) <= set(content.chunks):
             raise Broken(f"rank {self.rank} sends {payload} of {message}, and has {content}")
-        return Value(payload, message.chunks, content.part)
+        return Value(payload, message.chunks, content.head_slice)
 
     def arrive(self, message: Message, content: Content) -> None:
         self._name(message.value, content)
@@ -208,7 +208,7 @@ class Rank:
             case View():
                 value = self.schedule.values[op.into]
                 own = tuple(chunks_of([self.rank], self._programs.cp_size))
-                self._name(op.into, Value(value.payload, own, value.part))
+                self._name(op.into, Value(value.payload, own, value.head_slice))
             case Concat():
                 self._name(op.into, self._concatenated(op))
             case SendRecv():
@@ -243,7 +243,7 @@ class Rank:
             raise Broken(f"rank {self.rank}: {name} is added to while it is on its way")
         if name not in self._held:
             value = self.schedule.values[name]
-            self._held[name] = Sum(value.payload, value.part, dict.fromkeys(value.chunks, 0))
+            self._held[name] = Sum(value.payload, value.head_slice, dict.fromkeys(value.chunks, 0))
         found = self._held[name]
         if not isinstance(found, Sum):
             raise Broken(f"rank {self.rank}: {name} is added to, and is an input")
@@ -252,14 +252,14 @@ class Rank:
     def _concatenated(self, op: Concat) -> Content:
         """Rows of the sources by position; sums as they are now."""
         sources = [self._get(name) for name in op.sources]
-        kinds = {(type(source), source.payload, source.part) for source in sources}
+        kinds = {(type(source), source.payload, source.head_slice) for source in sources}
         if len(kinds) != 1:
             raise Broken(f"rank {self.rank}: {op} is of different things {kinds}")
-        kind, payload, part = kinds.pop()
+        kind, payload, head_slice = kinds.pop()
         if kind is Sum:
             pairs = [item for source in sources for item in source.pairs.items()]
-            return Sum(payload, part, dict(sorted(pairs)))
-        return Value(payload, tuple(sorted(chunk for source in sources for chunk in source.chunks)), part)
+            return Sum(payload, head_slice, dict(sorted(pairs)))
+        return Value(payload, tuple(sorted(chunk for source in sources for chunk in source.chunks)), head_slice)
 
     def _start(self, transfer: Transfer, network: Network) -> None:
         for message in transfer.sends:
@@ -273,8 +273,9 @@ class Rank:
     def _attend(self, op: Attend) -> None:
         queries = self._side(op, op.q, Q_SIDE[self._programs.backward])
         keys = self._side(op, op.kv, KV)
-        if queries.part != keys.part:
-            raise Broken(f"rank {self.rank}: queries of part {queries.part} meet keys of part {keys.part}")
+        if queries.head_slice != keys.head_slice:
+            slices = f"head slice {queries.head_slice} meet keys of head slice {keys.head_slice}"
+            raise Broken(f"rank {self.rank}: queries of {slices}")
         full, triangles = computed(self.schedule, op)
         pairs = {chunk: full[chunk] | triangles[chunk] for chunk in full}
         self._count(op.q_into, pairs, queries)
@@ -284,7 +285,7 @@ class Rank:
     def _side(self, op: Attend, names: Names, wanted: Names) -> Value:
         """What the values of one side are together."""
         values = [self._get(name) for name in names]
-        if any(isinstance(value, Sum) for value in values) or len({(v.chunks, v.part) for v in values}) != 1:
+        if any(isinstance(value, Sum) for value in values) or len({(v.chunks, v.head_slice) for v in values}) != 1:
             raise Broken(f"rank {self.rank}: {op} is of different rows or heads: {values}")
         found = {tensor for value in values for tensor in value.payload}
         if not set(wanted) <= found:
@@ -293,25 +294,25 @@ class Rank:
 
     def _count(self, name: str, pairs: dict[int, int], of: Value) -> None:
         total = self._sum(name)
-        if not of.chunks or not set(of.chunks) <= total.pairs.keys() or total.part != of.part:
+        if not of.chunks or not set(of.chunks) <= total.pairs.keys() or total.head_slice != of.head_slice:
             raise Broken(f"rank {self.rank}: results of {of} are added to {name}, which is {total.value}")
         total.add(pairs)
 
     def _accumulate(self, op: Accumulate) -> None:
         source, into = self._get(op.source), self._sum(op.into)
-        if not isinstance(source, Sum) or (source.payload, source.part) != (into.payload, into.part):
+        if not isinstance(source, Sum) or (source.payload, source.head_slice) != (into.payload, into.head_slice):
             raise Broken(f"rank {self.rank}: {op} adds {source} to {into}")
         into.add({chunk: mask for chunk, mask in source.pairs.items() if chunk in into.pairs})
 
     def _store(self, name: str) -> None:
         total = self._get(name)
-        if not isinstance(total, Sum) or (total.payload, total.part) in self.results:
+        if not isinstance(total, Sum) or (total.payload, total.head_slice) in self.results:
             raise Broken(f"rank {self.rank} stores {name} again, or an input")
         own = chunks_of([self.rank], self._programs.cp_size)
         if not set(own) <= set(total.pairs):
             raise Broken(f"rank {self.rank} stores chunks {sorted(total.pairs)} of {total.payload}, its own are {own}")
         total.fixed.update(own)
-        self.results[total.payload, total.part] = total.rows(tuple(own))
+        self.results[total.payload, total.head_slice] = total.rows(tuple(own))
 
 
 def play(programs: Programs) -> list[Results]:
@@ -336,14 +337,18 @@ def play(programs: Programs) -> list[Results]:
 def check_play(programs: Programs) -> None:
     """Every rank comes to its end, with the output or the gradients of its own chunks, complete, of all heads."""
     everything = (1 << 2 * programs.cp_size) - 1
-    wanted = {(payload, part) for payload in ENDS[programs.backward] for part in range(programs.parts)}
+    wanted = {
+        (payload, head_slice) for payload in ENDS[programs.backward] for head_slice in range(programs.head_slices)
+    }
     for rank, results in enumerate(play(programs)):
         if results.keys() != wanted:
             raise Broken(f"rank {rank} ends with {list(results)}")
-        for (payload, part), total in results.items():
+        for (payload, head_slice), total in results.items():
             for chunk, pairs in total.pairs.items():
                 if pairs != _wanted(payload, chunk, everything, programs):
-                    raise Broken(f"rank {rank}, {payload} of chunk {chunk}, part {part}: the sum is not complete")
+                    raise Broken(
+                        f"rank {rank}, {payload} of chunk {chunk}, head slice {head_slice}: the sum is not complete"
+                    )
 
 
 def _wanted(payload: Names, chunk: int, everything: int, programs: Programs) -> int:

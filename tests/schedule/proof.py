@@ -44,7 +44,7 @@ KV = ("k", "v")
 Q_SIDE = {False: ("q",), True: ("q", "dout", "lse", "delta")}
 #: What a rank can name as its own, by pass.
 LOADED = {False: {"q", "k", "v"}, True: {"q", "k", "v", "dout", "lse", "delta"}}
-#: What a pass must end with, for each part of the heads.
+#: What a pass must end with, for each head slice.
 ENDS = {False: (("out", "lse"),), True: (("dq",), ("dk", "dv"))}
 
 
@@ -67,7 +67,7 @@ class Programs(dict[int, Schedule]):
         super().__init__()
         self.plan, self.backward, self.causal, self.groups = plan, backward, causal, groups
         self.keep_gathered_q = keep_gathered_q
-        self.cp_size, self.parts = plan.grid.cp_size, plan.grid.head * groups
+        self.cp_size, self.head_slices = plan.grid.cp_size, plan.grid.head * groups
         self._ends: dict[int, tuple[Schedule, Ends]] = {}
 
     def __missing__(self, rank: int) -> Schedule:
@@ -103,8 +103,8 @@ def _by_route(schedule: Schedule) -> Ends:
         for end in ("sends", "receives"):
             # Within a transfer nothing comes first.
             for message in sorted(getattr(transfer, end), key=lambda message: message.tag):
-                part = schedule.values[message.value].part
-                described = (message.tag, transfer.payload, message.chunks, part)
+                head_slice = schedule.values[message.value].head_slice
+                described = (message.tag, transfer.payload, message.chunks, head_slice)
                 found.setdefault((message.peer, end, transfer.channel), []).append(described)
     return found
 
@@ -209,7 +209,7 @@ def check_program(schedule: Schedule, *, causal: bool | ChunkMask) -> None:
 
 
 def check_values(schedule: Schedule) -> None:
-    """Each name stands for some tensors, some chunks by position, of one part of the heads."""
+    """Each name stands for some tensors, some chunks by position, of one head slice."""
     used = {name for op in schedule.ops for name in (*needs(op), *makes(op), *accumulators(op))}
     if unknown := {*used, *schedule.given, *schedule.keeps} - schedule.values.keys():
         raise Broken(f"rank {schedule.rank}: nothing says what {sorted(unknown)} stand for")
@@ -217,8 +217,8 @@ def check_values(schedule: Schedule) -> None:
         ascending = list(value.chunks) == sorted(set(value.chunks))
         if not ascending or not value.chunks or not 0 <= value.chunks[0] <= value.chunks[-1] < 2 * schedule.cp_size:
             raise Broken(f"rank {schedule.rank}: {name} has rows {value.chunks}")
-        if value.part not in range(schedule.parts) or not value.payload:
-            raise Broken(f"rank {schedule.rank}: {name} has tensors {value.payload} of part {value.part}")
+        if value.head_slice not in range(schedule.head_slices) or not value.payload:
+            raise Broken(f"rank {schedule.rank}: {name} has tensors {value.payload} of head slice {value.head_slice}")
 
 
 def check_order(schedule: Schedule) -> None:
@@ -265,7 +265,7 @@ def _fixes(op: Op, schedule: Schedule) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def check_own(schedule: Schedule) -> None:
-    """Only the rank's own chunks are loaded and stored, and results of every part of the heads are stored once."""
+    """Only the rank's own chunks are loaded and stored, and results of every head slice are stored once."""
     own = tuple(chunks_of([schedule.rank], schedule.cp_size))
     stored: Counter[tuple[Names, int]] = Counter()
     for op in schedule.ops:
@@ -277,8 +277,10 @@ def check_own(schedule: Schedule) -> None:
             if isinstance(op, View) and not set(value.payload) <= LOADED[schedule.backward]:
                 raise Broken(f"rank {schedule.rank} loads {value.payload}, which no rank has yet")
             if isinstance(op, WriteResult):
-                stored[value.payload, value.part] += 1
-    wanted = Counter((payload, part) for payload in ENDS[schedule.backward] for part in range(schedule.parts))
+                stored[value.payload, value.head_slice] += 1
+    wanted = Counter(
+        (payload, head_slice) for payload in ENDS[schedule.backward] for head_slice in range(schedule.head_slices)
+    )
     if stored != wanted:
         raise Broken(f"rank {schedule.rank} does not store every result once: {dict(stored)}")
 
@@ -301,15 +303,15 @@ def check_concat(schedule: Schedule, op: Concat) -> None:
     """The rows of the sources, which do not overlap and are of the same tensors and heads."""
     into, sources = schedule.values[op.into], [schedule.values[name] for name in op.sources]
     rows = sorted(chunk for source in sources for chunk in source.chunks)
-    kinds = {(source.payload, source.part) for source in sources}
-    if tuple(rows) != into.chunks or kinds != {(into.payload, into.part)}:
+    kinds = {(source.payload, source.head_slice) for source in sources}
+    if tuple(rows) != into.chunks or kinds != {(into.payload, into.head_slice)}:
         raise Broken(f"rank {schedule.rank}: {op} is of {sources} into {into}")
 
 
 def check_accumulate(schedule: Schedule, op: Accumulate) -> None:
     """Two different accumulators of the same tensors and heads that have some rows in common."""
     source, into = schedule.values[op.source], schedule.values[op.into]
-    same = (source.payload, source.part) == (into.payload, into.part) and is_result(into.payload)
+    same = (source.payload, source.head_slice) == (into.payload, into.head_slice) and is_result(into.payload)
     if not same or op.source == op.into or set(source.chunks).isdisjoint(into.chunks):
         raise Broken(f"rank {schedule.rank}: {op} is of {source} into {into}")
 
@@ -323,9 +325,9 @@ def check_attend(schedule: Schedule, attend: Attend, causal: bool | ChunkMask) -
     if (attend.kv_into is not None) != schedule.backward:
         raise Broken(f"rank {schedule.rank}: {attend} has a wrong set of results")
     _check_side(schedule, attend, attend.kv, KV, attend.kv_into, ("dk", "dv"))
-    parts = {schedule.values[name].part for name in (*needs(attend), *accumulators(attend))}
-    if len(parts) != 1:
-        raise Broken(f"rank {schedule.rank}: {attend} is of different parts {parts} of the heads")
+    head_slices = {schedule.values[name].head_slice for name in (*needs(attend), *accumulators(attend))}
+    if len(head_slices) != 1:
+        raise Broken(f"rank {schedule.rank}: {attend} is of different head slices {head_slices}")
     full, triangles = computed(schedule, attend)
     keys = sum(1 << chunk for chunk in schedule.values[attend.kv[0]].chunks)
     for q_chunk in full:
@@ -379,42 +381,44 @@ def _check_inside(tile: Tile, rows: int, cols: int) -> None:
 
 
 class Seen:
-    """What has been computed so far: key chunks as bits, by (part of the heads, query chunk)."""
+    """What has been computed so far: key chunks as bits, by (head slice, query chunk)."""
 
     def __init__(self) -> None:
         self.full: dict[tuple[int, int], int] = {}
         self.triangles: dict[tuple[int, int], int] = {}
 
     def add(self, schedule: Schedule, only: range | set[int] | None = None) -> None:
-        """All that a rank computes, for parts of the heads that matter."""
+        """All that a rank computes, for head slices that matter."""
         for attend in schedule.attends:
-            part = schedule.values[attend.q[0]].part
-            if only is None or part in only:
-                self._add(schedule, attend, part)
+            head_slice = schedule.values[attend.q[0]].head_slice
+            if only is None or head_slice in only:
+                self._add(schedule, attend, head_slice)
 
-    def _add(self, schedule: Schedule, attend: Attend, part: int) -> None:
+    def _add(self, schedule: Schedule, attend: Attend, head_slice: int) -> None:
         for seen, masks in zip((self.full, self.triangles), computed(schedule, attend), strict=True):
             for q_chunk, mask in masks.items():
-                if seen.get((part, q_chunk), 0) & mask:
+                if seen.get((head_slice, q_chunk), 0) & mask:
                     raise Broken(f"query chunk {q_chunk}: rank {schedule.rank} computes again what was computed before")
-                seen[part, q_chunk] = seen.get((part, q_chunk), 0) | mask
+                seen[head_slice, q_chunk] = seen.get((head_slice, q_chunk), 0) | mask
 
-    def check(self, q_chunks: Iterable[int], parts: Iterable[int], keys: int, causal: bool | ChunkMask) -> None:
+    def check(self, q_chunks: Iterable[int], head_slices: Iterable[int], keys: int, causal: bool | ChunkMask) -> None:
         """Of these keys, these queries have seen exactly those that they must."""
-        for part in parts:
+        for head_slice in head_slices:
             for q_chunk in q_chunks:
-                found = tuple(seen.get((part, q_chunk), 0) & keys for seen in (self.full, self.triangles))
+                found = tuple(seen.get((head_slice, q_chunk), 0) & keys for seen in (self.full, self.triangles))
                 if found != live(q_chunk, keys, causal):
-                    raise Broken(f"query chunk {q_chunk} has not seen exactly the keys that it must, part {part}")
+                    raise Broken(
+                        f"query chunk {q_chunk} has not seen exactly the keys that it must, head slice {head_slice}"
+                    )
 
 
 def check_coverage(programs: Programs) -> None:
-    """Over all ranks, each live (query chunk, key chunk) pair is computed exactly once for every part of the heads."""
+    """Over all ranks, each live (query chunk, key chunk) pair is computed exactly once for every head slice."""
     seen = Seen()
     for rank in programs.ranks:
         seen.add(programs[rank])
     chunks = 2 * programs.cp_size
-    seen.check(range(chunks), range(programs.parts), (1 << chunks) - 1, programs.causal)
+    seen.check(range(chunks), range(programs.head_slices), (1 << chunks) - 1, programs.causal)
 
 
 def check_turn(programs: Programs, rank: int) -> None:
@@ -427,19 +431,19 @@ def check_turn(programs: Programs, rank: int) -> None:
     # Published blocks are those of the team on both sides.
     axis = "team" if ring_operand == "kv" or plan.kv_order != "native" else "kv_team"
     first = grid.coordinates(rank)["head"] * programs.groups
-    parts, chunks = range(first, first + programs.groups), 2 * programs.cp_size
+    head_slices, chunks = range(first, first + programs.groups), 2 * programs.cp_size
     seen, own = Seen(), chunks_of([rank], programs.cp_size)
     for member in grid.neighbours(rank, axis):
-        seen.add(programs[member], parts)
+        seen.add(programs[member], head_slices)
     if ring_operand == "kv":
-        seen.check(own, parts, (1 << chunks) - 1, programs.causal)
+        seen.check(own, head_slices, (1 << chunks) - 1, programs.causal)
     else:
-        seen.check(range(chunks), parts, sum(1 << chunk for chunk in own), programs.causal)
+        seen.check(range(chunks), head_slices, sum(1 << chunk for chunk in own), programs.causal)
 
 
 def check_balance(programs: Programs, ranks: Iterable[int]) -> None:
-    """These ranks do their share of the work: a P-th of the live pairs of every part of the heads."""
-    share = programs.parts * 4 * programs.cp_size / (2 if programs.causal else 1)
+    """These ranks do their share of the work: a P-th of the live pairs of every head slice."""
+    share = programs.head_slices * 4 * programs.cp_size / (2 if programs.causal else 1)
     for rank in ranks:
         area = sum(tile.area for attend in programs[rank].attends for tile in attend.tiles)
         if area != share:

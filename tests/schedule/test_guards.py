@@ -274,10 +274,10 @@ FORWARD = [
         {program: "adds to", check_play: "are added to"},
     ),
     Case(
-        "keys of another part of the heads",
+        "keys of another head slice",
         HEADS,
         change(Attend, 1, with_(kv=("local.kv.0",))),
-        {program: "different parts", check_play: "meet keys of part"},
+        {program: "different head slices", check_play: "meet keys of head slice"},
     ),
     # Names.
     Case("an unknown name", TEAM_RING, without_value("step1.kv.0"), {program: "nothing says what"}),
@@ -288,7 +288,7 @@ FORWARD = [
         value("local.q.0", chunks=(3, 12)),
         {program: "not its own", check_play: "should be"},
     ),
-    Case("a part that does not exist", TEAM_RING, value("local.q.0", part=1), {program: "of part 1"}),
+    Case("a head slice that does not exist", TEAM_RING, value("local.q.0", head_slice=1), {program: "of head slice 1"}),
     Case(
         "a gradient loaded",
         TEAM_RING,
@@ -353,7 +353,7 @@ FORWARD = [
         {program: "nobody reads", own: "store every result once", check_play: "ends with"},
     ),
     Case(
-        "a part of the heads not stored",
+        "a head slice not stored",
         HEADS,
         change(WriteResult, 0, lambda op: replace(op, sources=op.sources[:-1])),
         {program: "nobody reads", own: "store every result once", check_play: "ends with"},
@@ -458,9 +458,9 @@ FORWARD = [
         {messages: "expected", check_play: "should be"},
     ),
     Case(
-        "another part of the heads sent",
+        "another head slice sent",
         HEADS,
-        value("local.q.0>3", part=1),
+        value("local.q.0>3", head_slice=1),
         {messages: "expected", check_play: "should be"},
     ),
     Case(

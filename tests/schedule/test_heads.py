@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.heads import check_heads, head_groups, part_heads
+from megatron_wallfacer.schedule.heads import check_heads, head_groups, slice_heads
 from megatron_wallfacer.schedule.plan import Plan
 
 
@@ -18,19 +18,19 @@ def heads(draw: st.DrawFn) -> tuple[int, int, int]:
 
 
 @given(heads(), st.integers(1, 8))
-def test_parts_share_out_the_query_heads(case: tuple[int, int, int], wanted: int) -> None:
+def test_head_slices_share_out_the_query_heads(case: tuple[int, int, int], wanted: int) -> None:
     size, q_heads, kv_heads = case
-    parts = size * head_groups(Plan(Grid(head=size), head_groups=wanted), q_heads, kv_heads)
-    found = [part_heads(part, parts, q_heads, kv_heads)[0] for part in range(parts)]
-    assert [head for part in found for head in part] == list(range(q_heads))
+    head_slices = size * head_groups(Plan(Grid(head=size), head_groups=wanted), q_heads, kv_heads)
+    found = [slice_heads(head_slice, head_slices, q_heads, kv_heads)[0] for head_slice in range(head_slices)]
+    assert [head for head_slice in found for head in head_slice] == list(range(q_heads))
 
 
 @given(heads(), st.integers(1, 8))
-def test_part_has_the_kv_heads_of_its_query_heads(case: tuple[int, int, int], wanted: int) -> None:
+def test_head_slice_has_the_kv_heads_of_its_query_heads(case: tuple[int, int, int], wanted: int) -> None:
     size, q_heads, kv_heads = case
-    parts = size * head_groups(Plan(Grid(head=size), head_groups=wanted), q_heads, kv_heads)
-    for part in range(parts):
-        queries, keys = part_heads(part, parts, q_heads, kv_heads)
+    head_slices = size * head_groups(Plan(Grid(head=size), head_groups=wanted), q_heads, kv_heads)
+    for head_slice in range(head_slices):
+        queries, keys = slice_heads(head_slice, head_slices, q_heads, kv_heads)
         assert set(keys) == {head * kv_heads // q_heads for head in queries}
         assert len(queries) % len(keys) == 0
 
@@ -43,7 +43,7 @@ def test_groups_are_as_wanted_or_fewer_and_never_share_a_kv_head(case: tuple[int
     possible = [g for g in range(1, wanted + 1) if q_heads % (size * g) == 0 and kv_heads % (size * g) == 0]
     assert groups == max(possible, default=1)
     for u in range(size if groups > 1 else 0):
-        mine = [part_heads(u * groups + group, size * groups, q_heads, kv_heads)[1] for group in range(groups)]
+        mine = [slice_heads(u * groups + group, size * groups, q_heads, kv_heads)[1] for group in range(groups)]
         assert len({head for keys in mine for head in keys}) == sum(map(len, mine))
 
 

@@ -23,11 +23,11 @@ def held(program: Program) -> int:
             match step:
                 case steps.AttendForward(slot=slot, tile=tile):
                     assert slot not in sizes
-                    out = shape.q_heads // program.schedule.parts * tile.height
+                    out = shape.q_heads // program.schedule.head_slices * tile.height
                     sizes[slot] = out * ((shape.v_head_dim or shape.head_dim) * shape.itemsize + 4)
                 case steps.AttendBackward(slot=slot, tile=tile):
                     assert slot not in sizes
-                    q, kv = (heads // program.schedule.parts for heads in (shape.q_heads, shape.kv_heads))
+                    q, kv = (heads // program.schedule.head_slices for heads in (shape.q_heads, shape.kv_heads))
                     row = q * shape.head_dim
                     column = kv * (shape.head_dim + (shape.v_head_dim or shape.head_dim))
                     sizes[slot] = (row * tile.height + column * tile.width) * shape.itemsize

@@ -323,7 +323,7 @@ def test_head_groups_are_pipelined(backward: bool) -> None:
     """The exchange of the second group is on its way before the tiles of the first begin."""
     schedule = Programs(Plan(Grid(head=4)), backward=backward, groups=2)[1]
     splits = [place for place, op in starts(schedule) if not is_result(op.transfer.payload)]
-    assert {schedule.values[schedule.ops[place].transfer.sends[0].value].part % 2 for place in splits} == {0, 1}
+    assert {schedule.values[schedule.ops[place].transfer.sends[0].value].head_slice % 2 for place in splits} == {0, 1}
     assert max(splits) < places(schedule, Attend)[0]
     first_join = min(place for place, op in starts(schedule) if is_result(op.transfer.payload))
     assert first_join < places(schedule, Attend)[-1]
