@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.megatron.releases import RELEASES, version_text
+from megatron_wallfacer.megatron.releases import RELEASES, UNTIL, version_text
 from megatron_wallfacer.presets.preset import load_preset
 from megatron_wallfacer.training_runs.training_log import parse_iteration
 
@@ -111,7 +111,7 @@ def test_it_comes_out_when_lines_above_were_added(tmp_path: Path) -> None:
     assert LINE not in script.read_text()
 
 
-@pytest.mark.parametrize("version", ["0.16", "0.21", "1.19"])
+@pytest.mark.parametrize("version", ["0.16", version_text(UNTIL), "1.19"])
 def test_an_unknown_release_is_refused(tmp_path: Path, version: str) -> None:
     made_up(tmp_path, version)
     refuses(tmp_path, f"megatron-core {version} of {tmp_path} has no patch; there are: core_0.17.patch")
