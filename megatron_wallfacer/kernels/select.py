@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import torch
 
 from megatron_wallfacer.errors import OptionError
-from megatron_wallfacer.kernels.flash import FLASH2, FLASH3, FLASH4, FlashKernel
+from megatron_wallfacer.kernels.flash import FLASH2, FLASH3, FLASH4, FlashKernel, FlashVersion
 from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.prepared import deterministic_requested
 from megatron_wallfacer.kernels.protocol import Capabilities, Inputs, Kernel
@@ -28,6 +28,9 @@ class KernelEntry:
         name: value of ``--wallfacer-kernel``. Entries for different devices may share it.
         build: constructor of the kernel. It raises :class:`UnavailableError` if a library is missing.
         capabilities: inputs that the newest release of the library supports. A built kernel may support fewer.
+        library: library and device, for the table of kernels.
+        releases: releases whose functions tests compare with the kernel, for the table of kernels.
+        deterministic: condition under which gradients repeat bit by bit, for the table of kernels.
         in_auto: whether ``auto`` tries the kernel.
         in_flash: whether ``flash`` tries the kernel.
         variable: variable of TransformerEngine that excludes the kernel from ``auto`` if it is 0.
@@ -36,31 +39,78 @@ class KernelEntry:
     name: str
     build: Callable[[], Kernel]
     capabilities: Capabilities
+    library: str
+    releases: str
+    deterministic: str = "on request"
     in_auto: bool = False
     in_flash: bool = False
     variable: str | None = None
 
 
 _FUSED, _FLASH = "NVTE_FUSED_ATTN", "NVTE_FLASH_ATTN"
+_OF_TORCH = "the installed PyTorch, by its schemas"
+
+
+def _flash(version: FlashVersion, library: str, releases: str) -> KernelEntry:
+    build = partial(FlashKernel, version)
+    return KernelEntry(
+        version.name,
+        build,
+        version.capabilities,
+        library,
+        releases,
+        in_auto=True,
+        in_flash=True,
+        variable=_FLASH,
+    )
+
+
 #: All kernels. ``auto`` and ``flash`` try them in this order.
 REGISTRY = (
-    KernelEntry("te", TransformerEngineKernel, TransformerEngineKernel.capabilities, in_auto=True, variable=_FUSED),
-    *(
-        KernelEntry(
-            version.name,
-            partial(FlashKernel, version),
-            version.capabilities,
-            in_auto=True,
-            in_flash=True,
-            variable=_FLASH,
-        )
-        for version in (FLASH4, FLASH3, FLASH2)
+    KernelEntry(
+        "te",
+        TransformerEngineKernel,
+        TransformerEngineKernel.capabilities,
+        "transformer-engine, cuDNN",
+        "2.1.0, 2.2.0, 2.8.0, 2.10.0, 2.12.0, 2.15.0, 2.16.1, 2.18.0, 2.20.2",
+        in_auto=True,
+        variable=_FUSED,
     ),
-    KernelEntry("cudnn", TorchCudnnKernel, TorchCudnnKernel.capabilities, variable=_FUSED),
-    # On a GPU it is PyTorch's copy of FlashAttention 2.
-    KernelEntry("torch", TorchFlashKernel, TorchFlashKernel.capabilities, in_auto=True, variable=_FLASH),
-    KernelEntry("torch", TorchCpuKernel, TorchCpuKernel.capabilities, in_auto=True),
-    KernelEntry("reference", ReferenceKernel, ReferenceKernel.capabilities),
+    _flash(FLASH4, "flash-attn-4, Hopper and Blackwell", "4.0.0b4, b10, b20, b36"),
+    _flash(
+        FLASH3,
+        "flash-attn-3, Hopper",
+        "`hopper/` of flash-attn 2.7.4.post1, 2.8.3, 2.8.3.post2; the main branch by hand",
+    ),
+    _flash(FLASH2, "flash-attn >= 2.6", "2.6.3, 2.7.4.post1, 2.8.3, 2.8.3.post2"),
+    KernelEntry(
+        "cudnn",
+        TorchCudnnKernel,
+        TorchCudnnKernel.capabilities,
+        "cuDNN through PyTorch",
+        _OF_TORCH,
+        "not supported",
+        variable=_FUSED,
+    ),
+    KernelEntry(
+        "torch",
+        TorchFlashKernel,
+        TorchFlashKernel.capabilities,
+        "PyTorch's copy of FlashAttention 2, on CUDA",
+        _OF_TORCH,
+        "as PyTorch is set",
+        in_auto=True,
+        variable=_FLASH,
+    ),
+    KernelEntry("torch", TorchCpuKernel, TorchCpuKernel.capabilities, "PyTorch, on a CPU", "runs", "yes", in_auto=True),
+    KernelEntry(
+        "reference",
+        ReferenceKernel,
+        ReferenceKernel.capabilities,
+        "PyTorch, on any device",
+        "runs",
+        "as PyTorch is set",
+    ),
 )
 #: Values of ``--wallfacer-kernel``.
 KERNELS = ("auto", "flash", *dict.fromkeys(entry.name for entry in REGISTRY))
