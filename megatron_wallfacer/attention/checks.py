@@ -81,10 +81,10 @@ def group_of(group: object, grid: Grid) -> dist.ProcessGroup | None:
 
     Args:
         group: process group or mesh of one dimension that this rank is in; None for the world.
-        grid: its ``cp_size`` must be the group's size.
+        grid: grid whose ``cp_size`` must be the size of the group.
 
     Raises:
-        OptionError: it is none of these, or has another size.
+        OptionError: The group is none of these, or has another size.
     """
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:

@@ -1,4 +1,4 @@
-"""The public function."""
+"""The public function :func:`attention`."""
 
 from __future__ import annotations
 
@@ -36,42 +36,42 @@ def attention(
 ) -> Tensor:
     """Return exact attention over a sequence that is split over ranks. Differentiable.
 
-    Rank r of P holds chunks r and 2P-1-r of the 2P equal chunks of the sequence (zig-zag, as Megatron and
-    others lay it out). Collective: every rank of ``group`` calls it with the same arguments but q, k, v. The *first*
-    call with a group and a grid makes process groups, as ``torch.distributed.new_group`` does, so every rank of
-    the *job* has to make one, each with its own group.
+    Rank r of P holds chunks r and 2P-1-r of the 2P equal chunks of the sequence (zig-zag, as in Megatron). The function
+    is collective: every rank of ``group`` calls it with equal arguments except q, k, v. The *first* call with a group
+    and a grid creates process groups, like ``torch.distributed.new_group``, so every rank of the *job* must make such a
+    call with its own group.
 
     Args:
-        q: bshd ``[batch, tokens / P, q_heads, head_dim]``.
-        k: bshd ``[batch, tokens / P, kv_heads, head_dim]``; kv_heads divides q_heads.
-        v: bshd ``[batch, tokens / P, kv_heads, v_head_dim]``.
-        plan: a grid, or a plan from :func:`megatron_wallfacer.schedule.schemes.make_plan`.
-        group: the context-parallel process group, or a device mesh of one dimension; None for the world.
-        causal: mask keys after the query's position in the whole sequence; else full attention.
-        window_size: how many keys before and after its own position a query sees; -1 is no limit. With ``causal``
-            none after it.
-        cu_seqlens: boundaries of the documents of a packed sequence, from 0 to the tokens of all ranks; documents do
-            not see each other. Of any length, 0 too; a batch of one sequence only. A tensor on a GPU is waited for.
+        q: local queries, bshd ``[batch, tokens / P, q_heads, head_dim]``.
+        k: local keys, bshd ``[batch, tokens / P, kv_heads, head_dim]``; kv_heads divides q_heads.
+        v: local values, bshd ``[batch, tokens / P, kv_heads, v_head_dim]``.
+        plan: grid, or plan from :func:`megatron_wallfacer.schedule.schemes.make_plan`.
+        group: context-parallel process group, or device mesh of one dimension; None for the world.
+        causal: whether keys after the query's position in the whole sequence are masked.
+        window_size: numbers of keys (left, right) that a query sees before and after its position; -1 for no limit.
+            With ``causal`` right is 0.
+        cu_seqlens: boundaries of the documents of a packed sequence, from 0 to the tokens of all ranks. Documents do
+            not see each other, may be empty, and need a batch of one. The host waits for a tensor on a GPU.
         shard_mode: layout of documents. ``sequence``: the whole sequence is divided into 2P chunks. ``per_document``:
             each document is, and its length is a multiple of 2P, as in TransformerEngine and with Megatron's ``--sft``.
-        sinks: ``[q_heads]``, a logit that each query of a head sees beside its keys, with a value of zero. Its gradient
-            is that of this rank's rows.
-        softcap: c > 0 turns scores s into c tanh(s / c); kernels ``reference`` and ``flash`` only.
-        scale: of the scores; head_dim ** -0.5 unless given.
-        kernel: one of :data:`megatron_wallfacer.kernels.KERNELS` (``docs/kernels.md``).
-        keep_gathered_q: spend memory (the team's queries) instead of a second gather in backward.
-        transfers: ``staged`` for messages through host memory over gloo, so that several ranks may share a GPU: to see
-            that something works, not for speed.
+        sinks: one additional logit per head with a value of zero, ``[q_heads]``. Its gradient is that of the local
+            rows.
+        softcap: c > 0, which turns scores s into c tanh(s / c), with kernels ``reference`` and ``flash`` only.
+        scale: factor of the scores; head_dim ** -0.5 unless given.
+        kernel: name of the kernel, one of :data:`megatron_wallfacer.kernels.KERNELS` (``docs/kernels.md``).
+        keep_gathered_q: whether the gathered queries are kept for backward, instead of being gathered again.
+        transfers: ``direct``, or ``staged`` for messages through host memory over gloo, so that several ranks can share
+            a GPU in functional tests.
 
     Returns:
-        bshd ``[batch, tokens / P, q_heads, v_head_dim]``, dtype of q. Without tokens it is empty.
+        Output of the local rows, bshd ``[batch, tokens / P, q_heads, v_head_dim]``, in the dtype of q.
 
     Raises:
-        OptionError: an argument has a type or a value that is not allowed. All are checked before the first message,
-            in the order of causes, so that all ranks of a call with the same arguments raise the same error.
-        DisagreementError: in one of the first 64 calls of a group, ranks have different arguments, or another rank
-            rejects its own or fails in its checks. The same lines on every rank.
-        WallfacerError: another rank failed in this call, or any rank in an earlier one.
+        OptionError: An argument has a type or a value that is not allowed. All arguments are checked before the first
+            message, so all ranks of a call with equal arguments raise the same error.
+        DisagreementError: In one of the first 64 calls of a group, ranks have different arguments, or the checks of
+            another rank raised an error. All ranks raise the same lines.
+        WallfacerError: Another rank failed in this call, or any rank in an earlier one.
     """
     first = first_call(group)
     try:
@@ -100,11 +100,11 @@ def attention(
 
 
 def empty_output(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
-    """Return the output of a batch or a sequence of none, ``[batch, tokens / P, q_heads, v_head_dim]``.
+    """Return the output of an empty batch or sequence, ``[batch, tokens / P, q_heads, v_head_dim]``.
 
-    It depends on its inputs, so that each gets a gradient: empty for q, k and v, zeros for sinks.
+    It depends on its inputs, so that each has a gradient: empty for q, k and v, zeros for sinks.
     """
-    # Sums of nothing are 0. A product would give NaN where a sink is not finite.
+    # Empty sums are 0. A product would be NaN for an infinite sink.
     total = q.sum() + k.sum() + v.sum()
     if sinks is not None:
         total = total + sinks[:0].sum().to(q.dtype)
@@ -114,7 +114,7 @@ def empty_output(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tenso
 def forget_groups() -> None:
     """Destroy the process groups that this process made for :func:`attention` and for Megatron.
 
-    On NCCL collective over the members of each group. Not needed at the end of a program: groups are destroyed when the
-    interpreter exits, or with the world by ``torch.distributed.destroy_process_group()``.
+    On NCCL this is collective over the members of each group. It is not needed at the end of a program: groups are
+    destroyed when the interpreter exits, or with the world by ``torch.distributed.destroy_process_group()``.
     """
     close_groups()

@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_wallfacer.attention.values import kind
 from megatron_wallfacer.errors import OptionError
 
-#: What kernels compute in. Narrower floating-point dtypes need scales, which no argument gives.
+#: Supported dtypes. Narrower floating-point dtypes need scales, for which there is no argument.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _BSHD = "bshd: batch, tokens, heads, head dim"
 
@@ -19,7 +19,7 @@ def check_tensors(q: object, k: object, v: object) -> None:
     """Check types, dtypes, devices and shapes of q, k and v.
 
     Raises:
-        OptionError: one of them does not fit; the first that does not is named.
+        OptionError: A tensor does not fit. The message names the first one.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check_tensor(name, x)
@@ -40,7 +40,7 @@ def check_sinks(sinks: object, q: Tensor) -> None:
     """Check that sinks are one logit per query head of q, or None.
 
     Raises:
-        OptionError: they are not.
+        OptionError: They do not fit q.
     """
     if sinks is None:
         return
@@ -56,7 +56,7 @@ def check_sinks(sinks: object, q: Tensor) -> None:
 def _check_tensor(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise OptionError(name, kind(x), "a torch.Tensor")
-    # Importing the class takes seconds; where nothing else has, no tensor is one.
+    # Importing the class takes seconds. If it is not imported, no tensor is a DTensor.
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(x, distributed.DTensor):
         raise OptionError(name, "a DTensor", f"the rank's own zig-zag shard, a plain tensor such as {name}.to_local()")

@@ -1,4 +1,4 @@
-"""Checks of the arguments of :func:`megatron_wallfacer.attention.attention` that are no tensors: types, then values."""
+"""Checks of the arguments of :func:`megatron_wallfacer.attention.attention` except tensors: types, then values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shown(value: object) -> str:
 
 
 def kind(value: object) -> str:
-    """Return the name of a value's type, for a value that has the wrong one."""
+    """Return the type of a value as a phrase, for messages about a wrong type."""
     return f"a {type(value).__name__}"
 
 
@@ -32,7 +32,7 @@ def plan_of(value: object) -> Plan:
     """Return the plan of a plan or a grid.
 
     Raises:
-        OptionError: it is neither.
+        OptionError: The value is neither.
     """
     if isinstance(value, Plan):
         return value
@@ -45,7 +45,7 @@ def check_switch(name: str, value: object) -> None:
     """Check that an argument is True or False.
 
     Raises:
-        OptionError: it is neither.
+        OptionError: The value is neither.
     """
     if not isinstance(value, bool):
         raise OptionError(name, shown(value), "True or False")
@@ -55,7 +55,7 @@ def check_name(name: str, value: object, names: Sequence[str]) -> None:
     """Check that an argument is one of several names.
 
     Raises:
-        OptionError: it is not.
+        OptionError: The value is not one of the names.
     """
     if not isinstance(value, str) or value not in names:
         plain = isinstance(value, str) and value.isprintable() and len(value) <= _SHOWN
@@ -66,7 +66,7 @@ def scale_of(value: object, head_dim: int) -> float:
     """Return the scale of the scores, ``head_dim ** -0.5`` for None.
 
     Raises:
-        OptionError: it is no positive number.
+        OptionError: The value is not a positive number.
     """
     if value is None:
         return head_dim**-0.5
@@ -82,7 +82,7 @@ def softcap_of(value: object) -> float:
     """Return the cap of the scores, 0 for none.
 
     Raises:
-        OptionError: it is negative or no number.
+        OptionError: The value is negative or not a number.
     """
     allowed = "a positive number, or 0 for no cap"
     number = _number("softcap", value, allowed)
@@ -95,15 +95,15 @@ def mask_of(causal: bool, window_size: object, cu_seqlens: object, shard_mode: A
     """Return the mask of a call.
 
     Args:
-        causal: a query sees no key after it.
-        window_size: (left, right).
+        causal: whether a query sees no key after its position.
+        window_size: numbers of keys (left, right) that a query sees before and after its position; -1 for no limit.
         cu_seqlens: boundaries of the documents of the whole sequence, or None.
         shard_mode: layout of documents, one of :data:`megatron_wallfacer.schedule.mask.SHARD_MODES`.
-        cp_size: P.
-        tokens: of the whole sequence.
+        cp_size: P, the number of context-parallel ranks.
+        tokens: tokens of the whole sequence.
 
     Raises:
-        OptionError: one of them has a type or a value that is not allowed.
+        OptionError: An argument has a type or a value that is not allowed.
     """
     check_switch("causal", causal)
     check_name("shard_mode", shard_mode, SHARD_MODES)
@@ -111,10 +111,10 @@ def mask_of(causal: bool, window_size: object, cu_seqlens: object, shard_mode: A
     documents = None if cu_seqlens is None else _documents(cu_seqlens)
     if documents is None:
         return window
-    # Documents without tokens change nothing. Where all are, one remains.
+    # Empty documents change nothing. If all are empty, one remains.
     ends = tuple(dict.fromkeys(documents))
     mask = Mask(window.left, window.right, ends if len(ends) > 1 else None, shard_mode)
-    # Documents first: where one cannot be divided, the length of the sequence is wrong only in consequence.
+    # A document that cannot be divided is reported first: it may be the cause of a wrong length of the sequence.
     mask.check_lengths(cp_size)
     if documents[-1] != tokens:
         raise OptionError("cu_seqlens", f"ending at {documents[-1]}", f"ending at the {tokens} tokens of q")
@@ -128,7 +128,7 @@ def _number(name: str, value: object, allowed: str) -> float:
 
 
 def _integers(value: object) -> tuple[int, ...] | None:
-    """The whole numbers of a sequence, of an array or a tensor with one dimension; None for anything else."""
+    """Return the integers of a sequence, or of an array or tensor with one dimension; None for other values."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or any(isinstance(x, bool) for x in value):

@@ -39,7 +39,7 @@ class CompiledPass:
         operands: number, number of the base, shape, strides and offset (in elements) of each operand that a step needs
             as a tensor.
         steps: calls of all steps, in order.
-        labelled: the same calls by operation or wait, for observers.
+        labelled: operation or wait of each group of calls, for observers.
         transfers: number of transfers.
         received: bytes received, by (axis, tensor).
         label: description of the pass, for observers.

@@ -43,7 +43,7 @@ def allocate(compiled: CompiledPass) -> tuple[list[Tensor], list[Tensor], Tensor
 
 
 def run_steps(compiled: CompiledPass, buffers: Sequence[Tensor], observer: Observer) -> None:
-    """Run the steps of a pass on its buffers, which are numbered as :attr:`CompiledPass.bases` says."""
+    """Run the steps of a pass on its buffers, which are in the order of :attr:`CompiledPass.bases`."""
     operands = _operands(compiled, buffers)
     works: list[Any] = [None] * compiled.transfers
     if observer is no_observer:

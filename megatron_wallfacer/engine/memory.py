@@ -9,7 +9,7 @@ import torch
 
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.schedule.ops import STATISTICS
-from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Program
+from megatron_wallfacer.schedule.program import Operand, Program
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,8 @@ def memory_of(program: Program, dtype: torch.dtype) -> Memory:
         dtype: dtype of the inputs.
     """
     slots = len(program.operands)
-    # Names of results and of kept values are those of tensors and values, which differ.
-    names = (
-        *program.inputs,
-        *program.given,
-        *(result.name for result in program.results),
-        *(name for name, _ in program.kept),
-        WORKSPACE,
-    )
     wide = {result.name for result in program.results if result.wide}
     if program.schedule.backward:
         wide |= STATISTICS
-    buffers = {name: slots + program.slots + number for number, name in enumerate(names)}
+    buffers = {name: slots + program.slots + number for number, name in enumerate(program.buffers)}
     return Memory(program.operands, slots, buffers, frozenset(wide), dtype)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.groups import AxisGroups
-from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers
-from megatron_wallfacer.engine.waits.progress import PROGRESS
+from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers, wait_for_all
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.program import PointToPoint
 
@@ -29,39 +28,30 @@ class StagedTransfers(Transfers):
         """See :meth:`Transfers.bind`."""
         group = self.groups.groups[transfer.channel]
         sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
-        labels = self._labels(transfer)
+        wait_for_works = wait_for_all(number, self._labels(transfer))
+        # Copies in host memory, which must exist until the transfer has been waited for.
+        received: list[Tensor] = []
+        sent: list[Tensor] = []
 
         def post(operands: Sequence[Tensor], works: list[Any]) -> None:
-            landings = [self._landing(operands[message.operand]) for message in receives]
-            works[number] = (
-                [group.recv([x], message.peer, message.tag) for x, message in zip(landings, receives, strict=True)],
-                landings,
-                [],
-            )
+            received[:] = [self._landing(operands[message.operand]) for message in receives]
+            works[number] = [
+                group.recv([x], message.peer, message.tag) for x, message in zip(received, receives, strict=True)
+            ]
 
         def start(operands: Sequence[Tensor], works: list[Any]) -> None:
             if works[number] is None:
                 post(operands, works)
-            posted, _, sent = works[number]
             for peer, operand, tag in sends:
-                # The copy must exist until it has been sent.
                 sent.append(self._departing(operands[operand]))
-                posted.append(group.send([sent[-1]], peer, tag))
+                works[number].append(group.send([sent[-1]], peer, tag))
 
         def wait(operands: Sequence[Tensor], works: list[Any]) -> None:
-            posted, landings, _ = works[number]
-            try:
-                for PROGRESS.label, work in zip(labels, posted, strict=True):
-                    work.wait()
-            except BaseException:
-                PROGRESS.broken = PROGRESS.label
-                raise
-            finally:
-                PROGRESS.label = None
-                PROGRESS.waits += 1
-            for landing, message in zip(landings, receives, strict=True):
-                operands[message.operand].copy_(landing)
-            works[number] = None
+            wait_for_works(operands, works)
+            for x, message in zip(received, receives, strict=True):
+                operands[message.operand].copy_(x)
+            received.clear()
+            sent.clear()
 
         return BoundTransfer(post, start, wait)
 

@@ -128,7 +128,7 @@ def _in_halves(
             PROGRESS.broken = labels[len(posted)]
             raise
 
-    return BoundTransfer(post, start, _wait_for_all(number, labels))
+    return BoundTransfer(post, start, wait_for_all(number, labels))
 
 
 def _at_once(
@@ -158,7 +158,7 @@ def _at_once(
             # A work holds no tensors after its wait, so it may outlive the pass.
             PROGRESS.posted = label, work
 
-    return BoundTransfer(None, start, _wait_for_all(number, (label,)))
+    return BoundTransfer(None, start, wait_for_all(number, (label,)))
 
 
 def _all_to_all(
@@ -182,10 +182,10 @@ def _all_to_all(
     def start(operands: Sequence[Tensor], works: list[Any]) -> None:
         works[number] = (group.alltoall_base(operands[receive], operands[send], [], [], options),)
 
-    return BoundTransfer(None, start, _wait_for_all(number, (label,)))
+    return BoundTransfer(None, start, wait_for_all(number, (label,)))
 
 
-def _wait_for_all(number: int, labels: Sequence[Label]) -> Action:
+def wait_for_all(number: int, labels: Sequence[Label]) -> Action:
     """Return the wait for the works of a transfer. Labels explain it (:mod:`megatron_wallfacer.engine.waits`)."""
 
     def wait(operands: Sequence[Tensor], works: list[Any]) -> None:

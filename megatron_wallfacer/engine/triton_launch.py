@@ -1,7 +1,7 @@
 """Launches of Triton kernels with little host time.
 
-``kernel[grid](...)`` looks for the compiled kernel in every call, by a key of all arguments: that takes as long as 14
-slices of a tensor. What it returns takes the same arguments and is launched in the time of two.
+``kernel[grid](...)`` looks up the compiled kernel in every call, by a key of all arguments. That takes as long as 14
+slices of a tensor. The compiled kernel that it returns has the same arguments, and its launch takes as long as two.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import triton
 
-#: From this release on a compiled kernel takes constants in their place among its arguments.
+#: First release whose compiled kernels accept constants among their arguments.
 _TAKES_CONSTANTS = 3, 3
 
 
@@ -19,11 +19,11 @@ class Launch:
     """One kernel on one grid, for arguments whose types, constants and divisibility by 16 never change.
 
     Args:
-        kernel: a function under ``triton.jit``.
+        kernel: function decorated with ``triton.jit``.
         grid: number of programs.
 
     Attributes:
-        run: launches the kernel on the current stream; takes all of its arguments, by position.
+        run: function that launches the kernel on the current stream, given all of its arguments by position.
     """
 
     run: Callable[..., None]
@@ -34,7 +34,7 @@ class Launch:
 
     def _first(self, *arguments: Any) -> None:
         compiled = self._kernel[self._grid](*arguments)
-        # Triton's interpreter returns nothing.
+        # Triton's interpreter returns None.
         if compiled is not None and _release() >= _TAKES_CONSTANTS:
             self.run = compiled[self._grid]
 

@@ -1,9 +1,9 @@
-"""Row sums and proxies of the output on a GPU: one Triton kernel each, which reads and writes every row once.
+"""Row sums and output proxies on a GPU: one Triton kernel each, which reads and writes every row once.
 
-PyTorch's operators go over rows as wide as the output several times: a proxy takes about 60 bytes an element instead of
-4. Where a rank holds few tokens that is a third of the time of its tiles
-(``python -m benchmarks.gpu.traffic``). :mod:`megatron_wallfacer.engine.merge` says what each computes, and is what runs
-on a CPU; the kernels are held against it there by Triton's interpreter.
+PyTorch's operators read and write rows several times: a proxy moves about 60 bytes per element instead of 4. With few
+tokens per rank that is a third of the time of the tiles (``python -m benchmarks.gpu.traffic``).
+:mod:`megatron_wallfacer.engine.merge` has the definitions, and the implementations for a CPU. Tests compare the kernels
+with them in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def _launch(kernel: triton.JITFunction, tensors: tuple[Tensor, ...]) -> None:
     """Run a kernel over all rows and heads.
 
     Args:
-        kernel: takes the tensors, three strides of each, and sizes.
-        tensors: of the same rows, batch and heads; channels lie side by side. The first is as wide as the widest.
+        kernel: kernel whose arguments are the tensors, three strides of each, and sizes.
+        tensors: tensors with equal rows, batch and heads, and contiguous channels. The first has the most channels.
     """
     if not tensors[0].numel():
         return
@@ -55,7 +55,7 @@ def _prepared(
     layouts: tuple[tuple[tuple[int, ...], torch.dtype, bool], ...],
     device: torch.device,
 ) -> tuple[Launch, tuple[int, ...]]:
-    """The launch for tensors like these, and the kernel's other arguments."""
+    """Return the launch for tensors of these layouts, and the other arguments of the kernel."""
     rows, batch, heads, channels = shape
     total = rows * batch * heads
     by_row = tuple(stride for strides, _, _ in layouts for stride in strides[:3])
@@ -63,7 +63,7 @@ def _prepared(
     return Launch(kernel, (triton.cdiv(total, _ROWS),)), sizes
 
 
-# tl.sum and tl.max are compiled when Triton is imported, and so are closed to its interpreter, unlike what stands here.
+# tl.sum and tl.max are compiled when Triton is imported, so its interpreter cannot run them. It runs these functions.
 @triton.jit
 def _add(a, b):
     return a + b
@@ -76,7 +76,7 @@ def _larger(a, b):
 
 @triton.jit
 def _rows(total, batch, heads, ROWS: tl.constexpr):
-    """Row, sequence and head of each of this program's rows, and whether there is such a row."""
+    """Return row, sequence and head of each row of this program, and whether the row exists."""
     index = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     pair = index // heads
     return pair // batch, pair % batch, index % heads, index < total
@@ -84,7 +84,7 @@ def _rows(total, batch, heads, ROWS: tl.constexpr):
 
 @triton.jit
 def _at(row, sequence, head, by_row, by_sequence, by_head):
-    """Where rows of a tensor begin."""
+    """Return the offsets of rows in a tensor."""
     return row * by_row + sequence * by_sequence + head * by_head
 
 
@@ -115,7 +115,7 @@ def _out_proxy(
     wanted = tl.load(delta + _at(row, sequence, head, delta_r, delta_b, delta_h), live, 0.0)
     given = tl.load(dout + _at(row, sequence, head, dout_r, dout_b, dout_h)[:, None] + channel, inside, 0.0)
     wide = given.to(wanted.dtype)
-    # Scaled by the largest entry first: gradients are small, and their squares would underflow.
+    # Entries are first divided by the largest one, because squares of small gradients underflow.
     largest = tl.reduce(tl.abs(wide), 1, _larger)
     direction = wide / tl.where(largest > 0, largest, 1.0)[:, None]
     length = tl.reduce(direction * direction, 1, _add) * largest

@@ -1,8 +1,8 @@
 """Lists of row operations on a GPU: each is one launch of a Triton kernel over a table.
 
-A row of the table is one copy or sum, or one merge: sizes, and for each tensor its buffer, dtype, offset and strides
-(:mod:`megatron_wallfacer.engine.row_table`). Programs of the grid are blocks of rows of one table row. Every element is
-read and written once, by one program: no atomics, so results repeat bit by bit.
+A row of the table describes one copy, sum or merge: sizes, and for each tensor its buffer, dtype, offset and strides
+(:mod:`megatron_wallfacer.engine.row_table`). A program computes a block of rows of one operation. One program reads and
+writes each element once, without atomics, so results repeat bit by bit.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class RowLaunch:
     """One launch for the row operations of a table.
 
     Args:
-        table: of copies, sums and fills, or of merges.
-        merges: of merges.
+        table: table of the operations.
+        merges: whether the operations are merges.
     """
 
     def __init__(self, table: RowTable, *, merges: bool) -> None:
@@ -46,10 +46,10 @@ class RowLaunch:
         self._constants = table.sources, _ROWS, width, _DTYPES[table.dtype], _DTYPES[table.wide]
 
     def __call__(self, tensors: Sequence[Tensor]) -> None:
-        """Copy, sum or merge rows, added up in the accumulation dtype.
+        """Copy, sum or merge rows in the accumulation dtype.
 
         Args:
-            tensors: whose memory the table's bases are, at most :data:`BASES`.
+            tensors: buffers in the order of the table's bases, at most :data:`BASES`.
         """
         if self._is_empty:
             return
@@ -98,7 +98,7 @@ def _one_of_eight(base, a0, a1, a2, a3, a4, a5, a6, a7):
 
 @triton.jit
 def _row_offsets(place, index, middle, inner):
-    """Where rows begin in a tensor, in elements."""
+    """Return the offsets of rows in a tensor, in elements."""
     pair = index // inner
     outer = (pair // middle) * tl.load(place + 3)
     return tl.load(place + 2) + outer + (pair % middle) * tl.load(place + 4) + (index % inner) * tl.load(place + 5)
@@ -106,22 +106,22 @@ def _row_offsets(place, index, middle, inner):
 
 @triton.jit
 def _width(entry, ALIGNED: tl.constexpr):
-    """Elements of a row."""
+    """Return the number of elements of a row."""
     width = tl.load(entry + 3)
     return tl.multiple_of(width, 8) if ALIGNED else width
 
 
 @triton.jit
 def _elements(address, rows, column, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Pointers to the elements of rows."""
+    """Return pointers to the elements of rows."""
     first = address.to(tl.pointer_type(DTYPE)) + rows
-    # Loads of 16 bytes: no more is seen of offsets that are in a table.
+    # Triton cannot infer the alignment of offsets from a table. This allows loads of 16 bytes.
     return (tl.multiple_of(first, 16) if ALIGNED else first)[:, None] + column
 
 
 @triton.jit
 def _load(address, is_wide, rows, column, inside, NARROW: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Elements of a tensor of either dtype, in the wide one."""
+    """Return elements of a tensor of either dtype in the accumulation dtype."""
     narrow = tl.load(_elements(address, rows, column, NARROW, ALIGNED), inside & (is_wide == 0), 0.0)
     wide = tl.load(_elements(address, rows, column, WIDE, ALIGNED), inside & (is_wide != 0), 0.0)
     return tl.where(is_wide != 0, wide, narrow.to(WIDE))
@@ -155,7 +155,7 @@ def _sum(
         address = _address(base, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15)
         rows = _row_offsets(place, index, middle, inner)
         value = _load(address, tl.load(place + 1), rows, column, inside & (base >= 0), NARROW, WIDE, ALIGNED)
-        # Where there is no such source the sum stays as it is, the sign of a zero too.
+        # An absent source leaves the sum unchanged, including the sign of a zero.
         if source == 0:
             result = tl.where(base == -2, float("-inf"), value)
         else:
@@ -194,12 +194,12 @@ def _merge(
             out, lse = part, new
         else:
             largest = tl.maximum(lse, new)
-            # Where neither has seen a key both weights are zero, not NaN.
+            # For rows without a key both weights are zero instead of NaN.
             low = tl.where(largest == float("-inf"), 0.0, largest)
             merged = low + tl.log(tl.exp(lse - low) + tl.exp(new - low))
             weight = tl.exp(new - tl.where(merged == float("-inf"), 0.0, merged))[:, None]
             apart = part - out
-            # From the nearer end, as torch.lerp does: exact at both.
+            # Like torch.lerp, computed from the nearer end, so that both ends are exact.
             between = tl.where(weight < 0.5, out + weight * apart, out + apart - apart * (1.0 - weight))
             out, lse = tl.where(base >= 0, between, out), tl.where(base >= 0, merged, lse)
     place = entry + 4

@@ -26,7 +26,7 @@ from megatron_wallfacer.engine.verify_exchange import Sum, compare_passes, compa
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.schedule.messages import MessageTensor, TransferTensors, message_tensors
 from megatron_wallfacer.schedule.ops import Op, SendRecv, Transfer
-from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Program
+from megatron_wallfacer.schedule.program import Operand
 
 if TYPE_CHECKING:
     from megatron_wallfacer.engine.call import Call
@@ -96,7 +96,7 @@ class _Checksums:
         program = compiled.program
         inputs = dict(zip(program.inputs, buffers, strict=False))
         self.buffers, self.sent, self.received = list(buffers), list[Sum](), list[Sum]()
-        self._numbers = {name: number for number, name in enumerate(_names(program))}
+        self._numbers = {name: number for number, name in enumerate(program.buffers)}
         dtype = next(x.dtype for name, x in inputs.items() if name in ("q", "out"))
         self._dtypes = {"input": dtype, "wide": accumulation_dtype(dtype)}
         if compiled not in _tensors:
@@ -120,12 +120,6 @@ class _Checksums:
         base = self.buffers[self._numbers[operand.buffer]]
         base = base.view(self._dtypes[operand.view]) if operand.view in self._dtypes else base
         return torch.as_strided(base, operand.shape, operand.strides, base.storage_offset() + operand.offset)
-
-
-def _names(program: Program) -> tuple[str, ...]:
-    """Names of the buffers of a pass in their order."""
-    results = (result.name for result in program.results)
-    return (*program.inputs, *program.given, *results, *(name for name, _ in program.kept), WORKSPACE)
 
 
 def checksum(pieces: Sequence[Tensor]) -> Tensor:

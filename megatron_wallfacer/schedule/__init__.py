@@ -1,1 +1,1 @@
-"""The pure floor: grid, layout, tiles, schedule, volume. Imports the standard library and the error class."""
+"""Grid, layout, tiles, schedule and volume. The package imports the standard library and the error class only."""

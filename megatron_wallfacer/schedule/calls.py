@@ -127,7 +127,7 @@ def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) ->
 
     Args:
         ends: boundaries of the documents.
-        row: of position 0.
+        row: row of position 0.
         cols: column of position 0, and whether only the lower triangle is unmasked, for each key chunk.
     """
     return (

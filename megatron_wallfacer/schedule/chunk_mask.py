@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from megatron_wallfacer.schedule.calls import overlapping
-from megatron_wallfacer.schedule.mask import Mask
+
+if TYPE_CHECKING:
+    from megatron_wallfacer.schedule.mask import Mask
 
 #: Half-open range of chunk ids, or of tokens.
 Range = tuple[int, int]
@@ -33,18 +36,18 @@ def chunk_mask_of(mask: Mask, cp_size: int, size: int) -> ChunkMask | None:
     """Return a mask in chunks; None for the causal triangle and for full attention, which depend on no tokens.
 
     Args:
-        mask: which pairs are unmasked.
+        mask: unmasked pairs.
         cp_size: P, the number of context-parallel ranks.
         size: tokens of a chunk.
     """
     if mask.is_plain:
         return None
-    rows = [_row(mask, chunk, cp_size, size) for chunk in range(2 * cp_size)]
+    rows = [mask.key_chunks(chunk, cp_size, size) for chunk in range(2 * cp_size)]
     return ChunkMask(tuple(nonempty for nonempty, _ in rows), tuple(full for _, full in rows))
 
 
-def _row(mask: Mask, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
-    """Return the nonempty and the full key chunks of one query chunk."""
+def key_chunks_of(mask: Mask, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
+    """Return the ranges of :meth:`Mask.key_chunks`, with its arguments, for windows and documents."""
     if mask.is_per_document:
         # The shortest document has the most chunks within its window.
         piece = mask.shortest // (2 * cp_size)
@@ -70,7 +73,7 @@ def _key_chunks(mask: Mask, queries: Range, document: Range, size: int) -> tuple
     """Return the key chunks that some query sees in part, and those that every query sees in full.
 
     Args:
-        mask: its window limits what a query sees.
+        mask: mask whose window limits the keys of a query.
         queries: half-open range of query positions in one document.
         document: half-open range of the positions of the document.
         size: tokens of a chunk; chunk 0 begins at position 0.

@@ -40,9 +40,9 @@ def backward_volume(
     Args:
         plan: grid and choices.
         kappa: kv heads / q heads.
-        kv_heads: how many there are; as many as the head axis can divide unless given.
+        kv_heads: number of kv heads; enough for the head axis unless given.
         keep_gathered_q: whether forward keeps the gathered queries, which are then not gathered again.
-        sizes: what one element counts; the bytes of an element give bytes.
+        sizes: weights of an element; with the bytes of an element the volume is in bytes per n*H.
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes

@@ -50,29 +50,17 @@ def lower(
         sinks: whether sinks are merged into the output after the pass, which then has the accumulation dtype.
         all_to_all: whether each head exchange is one collective, which the backend must have.
     """
-    return _Lowering(schedule, shape, mask, strides, varlen=varlen, sinks=sinks, all_to_all=all_to_all).run()
+    values = Values(schedule, Places(schedule, shape, strides, sinks=sinks))
+    return _Lowering(values, Tiles(values, mask, varlen=varlen), Transfers(values, all_to_all=all_to_all)).run()
 
 
 class _Lowering:
     """The program of one pass, while it is built."""
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        shape: Shape,
-        mask: Mask,
-        strides: Mapping[str, tuple[int, ...]],
-        *,
-        varlen: bool,
-        sinks: bool,
-        all_to_all: bool,
-    ) -> None:
-        self.schedule, self.shape, self.strides = schedule, shape, strides
-        self.places = Places(schedule, shape, strides, sinks=sinks)
-        self.values = Values(schedule, self.places)
-        self.tiles = Tiles(self.values, mask, varlen=varlen)
-        self.transfers = Transfers(self.values, all_to_all=all_to_all)
-        self.results = {tensor: self.places.result(tensor) for tensor in result_tensors(schedule)}
+    def __init__(self, values: Values, tiles: Tiles, transfers: Transfers) -> None:
+        self.schedule, self.places = values.schedule, values.places
+        self.values, self.tiles, self.transfers = values, tiles, transfers
+        self.results = {tensor: self.places.result(tensor) for tensor in result_tensors(self.schedule)}
         self.stored: dict[tuple[str, int], Accumulator] = {}
         self.accumulating: list[Accumulator] = []
         self.steps: list[Labelled] = []
@@ -87,8 +75,8 @@ class _Lowering:
         self.steps += self.transfers.wait_for_the_rest()
         return Program(
             schedule=schedule,
-            shape=self.shape,
-            inputs=tuple(self.strides),
+            shape=self.places.shape,
+            inputs=tuple(self.places.strides),
             given=schedule.given,
             results=tuple(self.results.values()),
             kept=tuple((name, self.places.nbytes(schedule.values[name])) for name in schedule.keeps),

@@ -104,8 +104,10 @@ class Tiles:
 
     def _calls(self, op: ops.Attend, tile: Tile) -> tuple[AttnTile, ...]:
         blocks = self._chunks(op.q)[slice(*tile.rows)], self._chunks(op.kv)[slice(*tile.cols)]
-        calls = joined_calls if self.varlen and self.places.shape.batch == 1 else Mask.calls
-        return calls(self.mask, *blocks, self.schedule.cp_size, self.places.chunk)
+        sizes = self.schedule.cp_size, self.places.chunk
+        if self.varlen and self.places.shape.batch == 1:
+            return joined_calls(self.mask, *blocks, *sizes)
+        return self.mask.calls(*blocks, *sizes)
 
     def _chunks(self, names: Sequence[str]) -> tuple[int, ...]:
         return self.schedule.values[names[0]].chunks

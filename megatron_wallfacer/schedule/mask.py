@@ -17,6 +17,7 @@ from typing import Literal
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.calls import calls_of, overlapping
+from megatron_wallfacer.schedule.chunk_mask import Range, key_chunks_of
 
 #: Layouts of documents: the whole sequence or each document is divided into 2P chunks.
 SHARD_MODES = ("sequence", "per_document")
@@ -25,6 +26,8 @@ SHARD_MODES = ("sequence", "per_document")
 @dataclass(frozen=True)
 class Mask:
     """A set of unmasked (query, key) pairs.
+
+    A subclass for another kind of mask overrides :meth:`calls`, :meth:`key_chunks` and :attr:`is_plain`.
 
     Attributes:
         left: number of keys before its own position that a query sees; None for no limit.
@@ -149,6 +152,16 @@ class Mask:
             size: tokens of a chunk.
         """
         return tuple(calls_of(self, q_chunks, k_chunks, cp_size, size))
+
+    def key_chunks(self, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
+        """Return the half-open ranges of nonempty and of full key chunks of one query chunk; (0, 0) for none.
+
+        Args:
+            chunk: id of the query chunk.
+            cp_size: P, the number of context-parallel ranks.
+            size: tokens of a chunk.
+        """
+        return key_chunks_of(self, chunk, cp_size, size)
 
 
 CAUSAL, FULL = Mask(), Mask(right=None)

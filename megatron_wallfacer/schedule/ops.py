@@ -65,7 +65,7 @@ class Value:
         payload: names of the tensors.
         chunks: chunk ids of the rows, ascending.
         head_slice: index of the head slice.
-        rows: which rows of an operand of attention the value holds; None for other values.
+        rows: row set that the value holds, if it is an operand of attention; else None.
     """
 
     payload: tuple[str, ...]

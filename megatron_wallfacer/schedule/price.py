@@ -96,7 +96,6 @@ def received_bytes(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> floa
         tokens: tokens per rank.
         q_heads: query heads per rank.
         kv_heads: key and value heads per rank.
-        ranks_per_node: ranks of the context-parallel group in one node.
     """
     options = {"kappa": kv_heads / q_heads, "kv_heads": kv_heads, "sizes": SIZES}
     received = forward_volume(plan, **options) + backward_volume(plan, **options)

@@ -254,3 +254,9 @@ class Program:
     transfers: tuple[PointToPoint | AllToAll, ...]
     steps: tuple[tuple[Op | Transfer, tuple[ProgramStep, ...]], ...]
     received: Mapping[tuple[str, str], int]
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the buffers in the order of a run. Results and kept values have no common names with the others."""
+        results = (result.name for result in self.results)
+        return (*self.inputs, *self.given, *results, *(name for name, _ in self.kept), WORKSPACE)

@@ -177,7 +177,7 @@ def make_plan(
     given = {axis: size for axis, size in given.items() if size is not None}
     grids = _open_grids(scheme, rule, cp_size, given, order)
     if heads and head_size is None:
-        # Where none fits, the check below says so.
+        # If none fits, the check below raises the error.
         grids = [grid for grid in grids if _fits(grid, heads)] or grids
     name = "team-ring" if scheme == "auto" else scheme
     plans = [_with_cheapest_variants(Plan(grid, name, order), variants, kappa, heads) for grid in grids]

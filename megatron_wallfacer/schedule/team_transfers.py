@@ -21,7 +21,7 @@ class TeamTransfers:
         self.group, self.operands, self.emitter = group, group.operands, group.emitter
 
     def gather(self, tensors: str, side: str) -> None:
-        """Send the local rows to every other rank of the team, and receive theirs."""
+        """Send the local rows to every other rank of the team, and receive the rows of the other ranks."""
         ranks, operands = self.operands.team(side), self.operands
         if len(ranks) > 1 and tensors == "q" and operands.backward and self.group.keep_gathered_q:
             chunks = operands.block(rank for rank in ranks if rank != operands.rank)

@@ -64,7 +64,7 @@ def tiles(
     return _without_chunk_mask(tuple(q_chunks), tuple(k_chunks), causal, None if only is None else frozenset(only))
 
 
-# A search asks for the same blocks in many plans.
+# Many plans of a search have the same blocks.
 @lru_cache(maxsize=1024)
 def _without_chunk_mask(
     q_chunks: tuple[int, ...], k_chunks: tuple[int, ...], causal: bool, only: frozenset[int] | None
