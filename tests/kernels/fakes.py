@@ -20,6 +20,8 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
 
 Compute = Callable[[dict[str, Any]], dict[str, Any]]
 _REFERENCE = ReferenceKernel()
+#: File name with which the functions of a fake library are compiled.
+LIBRARY = "<library>"
 
 
 def definition(source: str) -> ast.FunctionDef:
@@ -43,7 +45,7 @@ def function(source: ast.FunctionDef, compute: Compute) -> Callable[..., Any]:
         return found if is_tuple else found[0]
 
     scope: dict[str, Any] = {"_answer": answer}
-    exec(compile(ast.fix_missing_locations(ast.Module([bare], [])), source.name, "exec"), scope)
+    exec(compile(ast.fix_missing_locations(ast.Module([bare], [])), LIBRARY, "exec"), scope)
     return scope[source.name]
 
 

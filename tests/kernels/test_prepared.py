@@ -17,6 +17,7 @@ from megatron_wallfacer.kernels.prepared import PreparedKernel
 from megatron_wallfacer.kernels.protocol import AttnSpec
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.attn_tile import TileWindow
+from tests.kernels import fakes
 from tests.kernels.problems import LocalProblem, packed, worst
 from tests.kernels.releases import ADAPTERS
 
@@ -47,7 +48,7 @@ def project_calls(run: Callable[[], object]) -> list[str]:
     def note(frame: FrameType, event: str, _: object) -> None:
         nonlocal depth
         # The libraries are fakes, whose bodies are the reference kernel.
-        in_library = frame.f_code.co_filename in _LIBRARIES
+        in_library = frame.f_code.co_filename == fakes.LIBRARY
         if event == "call" and in_library:
             depth += 1
         elif event == "return" and in_library:
@@ -61,15 +62,6 @@ def project_calls(run: Callable[[], object]) -> list[str]:
     finally:
         sys.setprofile(None)
     return found
-
-
-#: File names with which ``fakes.function`` compiles: names of the functions.
-_LIBRARIES = {
-    *("_flash_attn_forward", "_flash_attn_backward", "_flash_attn_varlen_forward", "_flash_attn_varlen_backward"),
-    *("_flash_attn_fwd", "_flash_attn_bwd", "fused_attn_fwd", "fused_attn_bwd"),
-    *("_flash_attention_forward", "_flash_attention_backward"),
-    *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_cudnn_attention_backward"),
-}
 
 
 def warm_calls(kernel: PreparedKernel, problem: LocalProblem) -> tuple[list[str], list[str]]:
