@@ -50,7 +50,7 @@ def fewest_words(grids: Iterable[Grid], heads: tuple[int, int]) -> float:
 
 
 def test_every_corner_that_is_named_is_built() -> None:
-    assert ", ".join(SCHEMES) == NAMES
+    assert set(NAMES.split(", ")) <= set(SCHEMES)
 
 
 @pytest.mark.parametrize(
@@ -320,8 +320,8 @@ _SQUARE = "; team = kv_team = C, and C^2 divides cp size"
 _TEAMS_OF_8 = f"one of 1, 2 with scheme wallfacer, cp size 8{_SQUARE}"
 REFUSED = [
     ("team-ring", 0, {}, "cp_size", 0, "a positive number of ranks"),
-    ("concentric", 8, {}, "scheme", "concentric", f"one of {NAMES}"),
-    ("grid", 8, {}, "scheme", "grid", f"one of {NAMES}"),
+    ("concentric", 8, {}, "scheme", "concentric", f"one of {', '.join(SCHEMES)}"),
+    ("grid", 8, {}, "scheme", "grid", f"one of {', '.join(SCHEMES)}"),
     ("ring", 8, {"team_size": 2}, "team_size", 2, "1 with scheme ring, cp size 8"),
     ("ring", 8, {"kv_team_size": 8}, "kv_team_size", 8, "1 with scheme ring, cp size 8"),
     ("ring", 8, {"head_size": 2}, "head_size", 2, "1 with scheme ring, cp size 8"),
