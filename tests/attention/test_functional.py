@@ -228,7 +228,7 @@ def test_integers_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "allowed"),
-    [("flash", "auto or reference here, because flash4 cannot: "), ("no-such", "one of auto, te, flash, ")],
+    [("flash", "auto or reference here, because flash4 cannot: "), ("no-such", "one of auto, flash, te, ")],
 )
 def test_kernel_that_is_not_there_is_refused(kernel: str, allowed: str) -> None:
     with pytest.raises(OptionError, match=rf"kernel={kernel}: must be {allowed}"):
