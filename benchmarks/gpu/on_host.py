@@ -25,8 +25,8 @@ from benchmarks.gpu.one_rank import OneRank
 from benchmarks.gpu.profiled import busy, copies_under_kernels, save_trace
 from benchmarks.gpu.report import add_options, device_of, kernel_of
 from benchmarks.gpu.rows import Rows
+from megatron_wallfacer.megatron.flags import KEEP
 from megatron_wallfacer.megatron.host_memory.attention import keep_on_host, kept_sizes
-from megatron_wallfacer.megatron.host_memory.flags import KEEP
 from megatron_wallfacer.megatron.host_memory.prepare import copies_of
 from megatron_wallfacer.megatron.keep import Keeper
 from megatron_wallfacer.offload.host import HostSlots, slot_bytes

@@ -10,8 +10,9 @@ import argparse
 from dataclasses import dataclass, replace
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.arguments import Settings, dtype_of, head_dim, kv_heads, shape_of
-from megatron_wallfacer.megatron.tile_flags import AUTO, LOSS, MLP, text_of
+from megatron_wallfacer.megatron.flags import AUTO, flag_name
+from megatron_wallfacer.megatron.model_shape import dtype_of, head_dim, kv_heads, shape_of
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.planning.attention_memory import busiest_rank_memory
 from megatron_wallfacer.planning.inventory import Activations, inventory, peak
 from megatron_wallfacer.planning.model import Model, Recompute
@@ -53,29 +54,30 @@ def choose_tiles(settings: Settings, args: argparse.Namespace) -> tuple[Settings
     Raises:
         WallfacerError: ``auto`` is asked for, and the command line leaves a size open, or layers are not dense.
     """
-    flags = [flag for flag in (LOSS, MLP) if text_of(args, flag) == AUTO]
-    if not flags:
+    open_ = [name for name in ("loss_tiles", "mlp_tiles") if getattr(settings.flags, name) == AUTO]
+    if not open_:
         return settings, None
-    loss, mlp = LOSS in flags, MLP in flags
-    before = _activations(settings, args, flags[0])
-    after = tiled(before, loss=loss, mlp=mlp)
+    before = _activations(settings, args, flag_name(open_[0]))
+    after = tiled(before, loss="loss_tiles" in open_, mlp="mlp_tiles" in open_)
     # One tile is all tokens at once: nothing is recomputed then.
-    chosen = {"loss_tiles": after.loss_tiles if after.loss_tiles > 1 else None} if loss else {}
-    chosen |= {"mlp_tiles": after.mlp_tiles if after.mlp_tiles > 1 else None} if mlp else {}
-    return replace(settings, **chosen), ChosenTiles(before, after)
+    numbers = {name: getattr(after, name) for name in open_}
+    chosen = {name: number if number > 1 else None for name, number in numbers.items()}
+    return replace(settings, flags=replace(settings.flags, **chosen)), ChosenTiles(before, after)
 
 
 def _activations(settings: Settings, args: argparse.Namespace, flag: str) -> Activations:
     shape, size = shape_of(args, dtype_of(args)), _model(args, flag)
-    passes = {"keep_gathered_q": settings.keep_gathered_q, "cuda_graphs": settings.cuda_graphs}
+    flags = settings.flags
+    passes = {"keep_gathered_q": flags.keep_gathered_q, "cuda_graphs": flags.cuda_graphs}
+    loss, mlp = (1 if tiles in (None, AUTO) else tiles for tiles in (flags.loss_tiles, flags.mlp_tiles))
     return Activations(
         size,
         shape.tokens * shape.batch,
         tp=args.tensor_model_parallel_size,
         layers=size.layers,
-        recompute=_recompute(args),
-        loss_tiles=settings.loss_tiles or 1,
-        mlp_tiles=settings.mlp_tiles or 1,
+        recompute=_recompute(settings, args),
+        loss_tiles=loss,
+        mlp_tiles=mlp,
         attention=busiest_rank_memory(settings.plan, shape, **passes),
         fused_gradients=args.gradient_accumulation_fusion,
     )
@@ -106,7 +108,7 @@ def _model(args: argparse.Namespace, flag: str) -> Model:
     )
 
 
-def _recompute(args: argparse.Namespace) -> Recompute:
+def _recompute(settings: Settings, args: argparse.Namespace) -> Recompute:
     if args.recompute_granularity != "full":
         return "none"
-    return "keep-attention" if args.wallfacer_keep_attention_output else "full"
+    return "keep-attention" if settings.flags.keep_attention_output else "full"

@@ -9,11 +9,12 @@ import torch
 from megatron_wallfacer import __version__
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.kernels.select import switches_in_effect
-from megatron_wallfacer.megatron.arguments import Settings, dtype_of, shape_of
 from megatron_wallfacer.megatron.communicators import groups_text
+from megatron_wallfacer.megatron.model_shape import dtype_of, shape_of
 from megatron_wallfacer.megatron.packed import shards_whole_sequence
 from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.grid import describe_nodes
@@ -45,22 +46,23 @@ def banner(session: Session) -> str:
     """Lines for the log; every figure is for one rank and one attention layer of one micro-batch."""
     settings, args = session.settings, session.args
     assert settings is not None
+    flags = settings.flags
     assert args is not None
     dtype = dtype_of(args)
-    shape, kept = shape_of(args, dtype), settings.keep_gathered_q
+    shape, kept = shape_of(args, dtype), flags.keep_gathered_q
     kernel = session.kernel(dtype, shape.head_dim, shape.v_head_dim)
     rows = {
         "versions": f"megatron-core {version_text(session.version)}, megatron-wallfacer {__version__}",
         "hooks": "; ".join(session.hooks),
         "cp size": f"{settings.plan.grid.cp_size}",
         **_plan_rows(settings.plan, shape),
-        **({"planned": f"for {args.wallfacer_cluster}"} if args.wallfacer_cluster else {}),
+        **({"planned": f"for {flags.cluster}"} if flags.cluster else {}),
         "hosts": describe_nodes(settings.plan.grid, session.axis_groups[0].hosts),
         "groups": groups_text(session.axis_groups),
-        "kernel": f"{kernel.name} on {session.device.type}{_switches(settings.kernel, session.device)}",
-        **_TRANSFERS.get(settings.transfers, {}),
+        "kernel": f"{kernel.name} on {session.device.type}{_switches(flags.kernel, session.device)}",
+        **_TRANSFERS.get(flags.transfers, {}),
         "dtype": f"{_name(dtype)}; partial results and gradients travel as {_name(accumulation_dtype(dtype))}",
-        **_cost_rows(settings.plan, shape, kept, graphs=settings.cuda_graphs),
+        **_cost_rows(settings.plan, shape, kept, graphs=flags.cuda_graphs),
         **_megatron_graphs(settings),
         **({"tiles": session.chosen_tiles.text()} if session.chosen_tiles else {}),
     }
@@ -68,14 +70,14 @@ def banner(session: Session) -> str:
     if window is not None:
         mask = window_mask(window, causal=True)
         # The bound is for masks that leave half of the square.
-        of_window = _cost_rows(settings.plan_of(window=True), shape, kept, mask, graphs=settings.cuda_graphs)
+        of_window = _cost_rows(settings.plan_of(window=True), shape, kept, mask, graphs=flags.cuda_graphs)
         if settings.window_plan is not None:
             of_window = _plan_rows(settings.window_plan, shape) | of_window
         rows["window"] = (
             f"{'all' if mask.left is None else mask.left} tokens before a query's own, in layers as follows"
         )
         rows |= {f"window {label}": text for label, text in of_window.items()}
-    if packing := _packing(args):
+    if packing := _packing(args, graphs=flags.cuda_graphs):
         rows["documents"] = packing
     width = max(map(len, rows))
     return "\n".join(f"wallfacer: {label:<{width}}  {text}" for label, text in rows.items())
@@ -129,7 +131,7 @@ def _switches(kernel: str, device: torch.device) -> str:
     return f"; auto obeys {variables}" if variables else ""
 
 
-def _packing(args: argparse.Namespace) -> str:
+def _packing(args: argparse.Namespace, *, graphs: bool) -> str:
     """How packed sequences are cut, if there are any."""
     if shards_whole_sequence(args):
         text = "packed; the sequence is cut, and rotary positions are counted in each document"
@@ -137,7 +139,7 @@ def _packing(args: argparse.Namespace) -> str:
         text = "packed; each document is cut"
     else:
         return ""
-    return f"{text}; passes run without CUDA graphs" if args.wallfacer_cuda_graphs else text
+    return f"{text}; passes run without CUDA graphs" if graphs else text
 
 
 def _groups(groups: int, plan: Plan) -> str:

@@ -15,9 +15,9 @@ from megatron_wallfacer.engine.timeline import no_observer
 from megatron_wallfacer.engine.waits.progress import layer_text
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
-from megatron_wallfacer.megatron.arguments import as_flag_error
 from megatron_wallfacer.megatron.combination import When
 from megatron_wallfacer.megatron.extra_state import say_extra_state_is_ignored
+from megatron_wallfacer.megatron.flags import as_flag_error
 from megatron_wallfacer.megatron.graphs import runner_of
 from megatron_wallfacer.megatron.host_memory.attention import kept_sizes
 from megatron_wallfacer.megatron.keep import Keeper
@@ -115,12 +115,12 @@ class WallfacerCoreAttention(nn.Module):
         transfers = self.session.transfers(_cp_group(pg_collection), plan.grid)
         runtime = Runtime(transfers, kernel, scale, self.session.observer(), graphs=runner_of(settings, transfers))
         mask = layer_mask(config, layer_number, self._causal)
-        self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.keep_gathered_q, layer=layer_number)
+        self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.flags.keep_gathered_q, layer=layer_number)
         # Evaluation is no part of a training step: nobody looks on.
         self._unseen = replace(self._call, runtime=replace(runtime, observer=no_observer))
         self._steps = self.session.verified_steps()
         self._verified = replace(self._call, verify=True) if self._steps is not None else None
-        self.keeper = Keeper(where) if settings.keep_attention_output else None
+        self.keeper = Keeper(where) if settings.flags.keep_attention_output else None
 
     def forward(
         self,

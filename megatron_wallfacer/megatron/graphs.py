@@ -11,12 +11,13 @@ from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.loaded_nccl import loaded_nccl
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.flags import flag_name
 from megatron_wallfacer.megatron.megatron_graphs import free_graphs
 
 if TYPE_CHECKING:
-    from megatron_wallfacer.megatron.arguments import Settings
+    from megatron_wallfacer.megatron.settings import Settings
 
-FLAG = "--wallfacer-cuda-graphs"
+FLAG = flag_name("cuda_graphs")
 #: Older releases of NCCL can hang when a graph with messages between nodes is replayed.
 _NCCL_ACROSS_NODES = (2, 30, 4)
 #: Values with which torch takes a variable for off.
@@ -25,7 +26,7 @@ _OFF = ("", "0", "f", "false", "n", "no")
 
 def runner_of(settings: Settings, transfers: Transfers) -> Graphs | ForeignCaptures | None:
     """Return what runs the passes of a layer: by the plugin's graphs, inside Megatron's, or None for eager passes."""
-    if settings.cuda_graphs:
+    if settings.flags.cuda_graphs:
         return graphs_of(transfers, free_graphs)
     return None if settings.megatron_graphs is None else foreign_captures(transfers, free_graphs)
 

@@ -19,8 +19,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from megatron_wallfacer.engine.autograd import ForwardResult, attend, run_forward
 from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.flags import flag_name
 
-FLAG = "--wallfacer-keep-attention-output"
+FLAG = flag_name("keep_attention_output")
 SAMPLED_ROWS = 8
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 

@@ -14,9 +14,10 @@ from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.lists import numbers_listed
+from megatron_wallfacer.megatron.flags import Flags, flag_name
 from megatron_wallfacer.megatron.masks import is_window_layer
 
-FLAG = "--wallfacer-layers"
+FLAG = flag_name("layers")
 #: Layers without and with a sliding window, where ``--window-attn-skip-freq`` gives a window to some layers only.
 KINDS = ("full", "window")
 
@@ -54,7 +55,7 @@ def select_layers(args: argparse.Namespace) -> LayerSelection | None:
     Raises:
         WallfacerError: the value is neither a kind of layer nor a list of layers of the model.
     """
-    text = args.wallfacer_layers
+    text = Flags.of(args).layers
     if text is None:
         return None
     if text in KINDS:

@@ -22,8 +22,8 @@ import torch
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.kernels.select import KERNELS
-from megatron_wallfacer.megatron.arguments import as_flag_error
 from megatron_wallfacer.megatron.cpu_runtime import adapt_argv
+from megatron_wallfacer.megatron.flags import as_flag_error
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.session import Session
@@ -62,7 +62,8 @@ class _SessionWithoutDevice(Session):
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
         assert self.settings is not None
-        name = "reference" if self.settings.kernel in KERNELS else self.settings.kernel
+        name = self.settings.flags.kernel
+        name = "reference" if name in KERNELS else name
         try:
             return select_kernel(name, device=self.device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim)
         except OptionError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 
 import torch
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.megatron.flags import FLAGS, PLAN_OPTIONS, Flags
 from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.cluster_file import cluster_of_gpus, load_cluster
@@ -15,41 +15,30 @@ from megatron_wallfacer.planning.search import search
 from megatron_wallfacer.planning.training_step import cluster_of_group
 from megatron_wallfacer.schedule.volume import Shape
 
-#: In place of a cluster's name: the hosts that the job runs on.
+#: Value in place of a cluster's name: the nodes of the job.
 HOSTS = "hosts"
-#: What the planner decides, and what each says when it was not asked for.
-DECIDED = {
-    "scheme": "auto",
-    "head_size": None,
-    "team_size": None,
-    "kv_team_size": None,
-    "ring_inner_size": None,
-    "placement": None,
-    "kv_order": None,
-    "forward": "auto",
-    "backward": "auto",
-    "bidirectional": False,
-    "head_groups": None,
-    "keep_gathered_q": False,
-}
+#: Flags that the planner chooses.
+CHOSEN = (*PLAN_OPTIONS, "keep_gathered_q")
 
 
-def planned(args: argparse.Namespace, shape: Shape) -> Choice:
-    """The fastest choice for a job on ``--wallfacer-cluster``. The same on every rank: nothing is measured.
+def planned(flags: Flags, tensor: int, shape: Shape) -> Choice:
+    """Return the fastest choice for a job on ``--wallfacer-cluster``. All ranks choose the same: nothing is measured.
 
     Args:
-        args: Megatron's, with the flag.
-        shape: of a rank's shard.
+        flags: flags with a cluster.
+        tensor: tensor-parallel size.
+        shape: shape of one rank's shard.
 
     Raises:
-        WallfacerError: the file is wrong, the cluster too small, or something of the plan was given by hand.
+        WallfacerError: the file is wrong, the cluster is too small, or a flag is given that the planner chooses.
     """
-    name, tensor, size = args.wallfacer_cluster, args.tensor_model_parallel_size, args.wallfacer_cp_size
-    for option, default in DECIDED.items():
-        value = getattr(args, f"wallfacer_{option}")
-        if value != default:
-            shown = f"--wallfacer-{option.replace('_', '-')}" + ("" if value is True else f" {value}")
-            raise WallfacerError(f"{shown}: must be left out with --wallfacer-cluster {name}, which decides it")
+    name, size = flags.cluster, flags.cp_size
+    for spec in FLAGS:
+        value = getattr(flags, spec.field)
+        if spec.field in CHOSEN and value != spec.default:
+            raise WallfacerError(
+                f"{spec.typed(value)}: must be left out with --wallfacer-cluster {name}, which decides it"
+            )
     try:
         cluster = _hosts_of_job() if name == HOSTS else load_cluster(name)
     except OptionError as error:
@@ -64,9 +53,7 @@ def planned(args: argparse.Namespace, shape: Shape) -> Choice:
             f"--wallfacer-cluster {name}: must have nodes that --tensor-model-parallel-size {tensor} divides, "
             f"they have {cluster.gpus_per_node} devices"
         )
-    return search(
-        AttentionJob(cluster_of_group(cluster, tensor), shape, size, cuda_graphs=args.wallfacer_cuda_graphs)
-    ).best[0]
+    return search(AttentionJob(cluster_of_group(cluster, tensor), shape, size, cuda_graphs=flags.cuda_graphs)).best[0]
 
 
 def _hosts_of_job() -> Cluster:

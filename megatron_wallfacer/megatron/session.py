@@ -7,6 +7,7 @@ import os
 import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,14 +22,15 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.megatron.agreement.start import Parsed
-from megatron_wallfacer.megatron.arguments import Settings, as_flag_error
 from megatron_wallfacer.megatron.auto_tiles import ChosenTiles
 from megatron_wallfacer.megatron.communicators import destroy_world, nccl_options
+from megatron_wallfacer.megatron.flags import as_flag_error
 from megatron_wallfacer.megatron.graphs import FLAG, check_graphs
 from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
 from megatron_wallfacer.megatron.metrics import StepSums, step_sums
 from megatron_wallfacer.megatron.outputs import check_folder
 from megatron_wallfacer.megatron.packed import Documents, shards_whole_sequence
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.megatron.timeline import StepObserver
 from megatron_wallfacer.megatron.verified import VerifiedSteps
 from megatron_wallfacer.megatron.version import Version
@@ -86,7 +88,7 @@ class Session:
         assert self.settings is not None
         try:
             return select_kernel(
-                self.settings.kernel,
+                self.settings.flags.kernel,
                 device=self.device,
                 dtype=dtype,
                 head_dim=head_dim,
@@ -112,21 +114,21 @@ class Session:
             "timeout": timedelta(minutes=self.args.distributed_timeout_minutes),
             "options": nccl_options(self.args),
         }
-        kind = self.settings.transfers
-        if self.settings.timeline is not None:
-            check_folder("--wallfacer-timeline", self.settings.timeline)
+        kind = self.settings.flags.transfers
+        if self.settings.flags.timeline is not None:
+            check_folder("--wallfacer-timeline", Path(self.settings.flags.timeline))
         try:
             # Once a grid, also where several plans have it, and in the same order everywhere.
             grids = dict.fromkeys(plan.grid for plan in self.settings.plans)
             self.axis_groups = [connected(group, grid, kind, self.device, **options).groups for grid in grids]
         except OptionError as error:
             raise as_flag_error(error) from error
-        for flag in (FLAG if self.settings.cuda_graphs else None, self.settings.megatron_graphs):
+        for flag in (FLAG if self.settings.flags.cuda_graphs else None, self.settings.megatron_graphs):
             if flag is not None:
                 check_graphs(self.axis_groups[0], os.environ, flag)
         self._cp_groups[ranks] = group
         at_exit(destroy_world)
-        if self.settings.timeline is not None:
+        if self.settings.flags.timeline is not None:
             self._run = _name_of_run()
 
     def transfers(self, group: dist.ProcessGroup, grid: Grid) -> Transfers:
@@ -138,8 +140,8 @@ class Session:
         assert self.settings is not None
         ranks = tuple(dist.get_process_group_ranks(group))
         # Megatron's own group of these ranks, also for another object of the same ranks.
-        own = self._cp_groups.get(ranks)
-        transfers = find(own, grid, self.settings.transfers, self.device) if own is not None and is_alive(own) else None
+        own, kind = self._cp_groups.get(ranks), self.settings.flags.transfers
+        transfers = find(own, grid, kind, self.device) if own is not None and is_alive(own) else None
         if transfers is None:
             raise WallfacerError(
                 f"attention was built for the context-parallel group {ranks}, which initialize_model_parallel did not "
@@ -159,8 +161,8 @@ class Session:
     def verified_steps(self) -> VerifiedSteps | None:
         """The count of training steps of which some are verified; None where none is."""
         assert self.settings is not None
-        if self._verified is None and self.settings.verify_every is not None:
-            self._verified = VerifiedSteps(self.settings.verify_every)
+        if self._verified is None and self.settings.flags.verify_every is not None:
+            self._verified = VerifiedSteps(self.settings.flags.verify_every)
         return self._verified
 
     def observer(self) -> Observer:
@@ -172,14 +174,14 @@ class Session:
     def _observers(self) -> list[Observer]:
         assert self.settings is not None
         found: list[Observer] = []
-        if self.settings.timeline is not None:
+        if self.settings.flags.timeline is not None:
             origin = TraceSource.here(dist.get_rank(), dist.get_world_size(), self._run, self.device.type)
-            found.append(StepObserver(self.settings.timeline, origin))
-        if self.settings.log_metrics:
+            found.append(StepObserver(Path(self.settings.flags.timeline), origin))
+        if self.settings.flags.log_metrics:
             self.sums = step_sums(self.device)
             found += [] if self.sums is None else [self.sums]
         # A graph has no ranges, and a profile is to show what runs without it.
-        if getattr(self.args, "profile", False) and not self.settings.cuda_graphs:
+        if getattr(self.args, "profile", False) and not self.settings.flags.cuda_graphs:
             found.append(Ranges())
         return found
 

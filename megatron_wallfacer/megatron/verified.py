@@ -1,29 +1,8 @@
-"""Which training steps are verified: what ``--wallfacer-verify-every`` decides."""
+"""The training steps that are verified: ``--wallfacer-verify-every``."""
 
 from __future__ import annotations
 
-import argparse
-
 from torch.optim.optimizer import register_optimizer_step_post_hook
-
-from megatron_wallfacer.errors import WallfacerError
-
-VERIFY = "--wallfacer-verify-every"
-
-
-def verify_every_of(args: argparse.Namespace) -> int | None:
-    """Return the steps from one verified step to the next, None for no verification.
-
-    Args:
-        args: Megatron's, with our numbers read.
-
-    Raises:
-        WallfacerError: the value is not positive.
-    """
-    every = args.wallfacer_verify_every
-    if every is not None and every < 1:
-        raise WallfacerError(f"{VERIFY} {every}: must be a positive number of steps")
-    return every
 
 
 class VerifiedSteps:

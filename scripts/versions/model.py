@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron_wallfacer.megatron.arguments import add_arguments, settings_from
+from megatron_wallfacer.megatron.flags import add_arguments
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.settings import settings_from
 
 SEQUENCE, VOCABULARY, HIDDEN, HEADS, KV_HEADS, LAYERS = 64, 96, 64, 4, 2, 2
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from megatron_wallfacer.cli.main import main
-from megatron_wallfacer.megatron.arguments import settings_from
+from megatron_wallfacer.megatron.settings import settings_from
 from megatron_wallfacer.planning.inventory import MOMENTS
 from megatron_wallfacer.planning.search import TIE
 from tests.megatron.test_arguments import Parse, parse  # noqa: F401
@@ -104,7 +104,7 @@ def test_what_it_saves_is_what_megatron_parses(
     assert str(settings.plan.grid) == best["grid"]
     assert list(settings.plan.grid.placement) == best["placement"]
     assert (settings.plan.forward, settings.plan.backward) == tuple(best["ring_variants"])
-    assert settings.keep_gathered_q == best["keep_gathered_q"]
+    assert settings.flags.keep_gathered_q == best["keep_gathered_q"]
 
 
 def test_json_has_every_configuration_with_its_flags(capsys: pytest.CaptureFixture[str]) -> None:

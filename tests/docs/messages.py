@@ -46,9 +46,10 @@ def _passes_on(message: str) -> bool:
 def _constants(tree: ast.Module) -> dict[str, str]:
     """Strings that a module has by a name."""
     found = {"PREFIX": "--wallfacer-"}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            found |= {target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)}
+    for node in (node for node in tree.body if isinstance(node, ast.Assign)):
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if (is_text or isinstance(node.value, ast.Call)) and (text := _text(node.value, {})) != BLANK:
+            found |= {target.id: text for target in node.targets if isinstance(target, ast.Name)}
     return found
 
 
@@ -79,7 +80,7 @@ def _text(node: ast.expr, constants: dict[str, str]) -> str:
         return str(node.value)
     if isinstance(node, ast.Name):
         return constants.get(node.id, BLANK)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "flag":
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "flag_name":
         (option,) = node.args
         return "--wallfacer-" + _text(option, constants).replace("_", "-")
     return BLANK

@@ -1,26 +1,18 @@
-"""docs/flags.md has every flag of the plugin, with the default that it has."""
+"""docs/flags.md has the table that is generated from the flags."""
 
 from __future__ import annotations
 
-import argparse
-import re
-
-from megatron_wallfacer.megatron.arguments import add_arguments
+from scripts.pages.blocks import regenerated
 from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs" / "flags.md").read_text()
-#: Flag by flag, the default as it is written: `text`, off for a switch, none where the parser has none.
-ROWS = dict(re.findall(r"^\| `(--wallfacer-[a-z-]+)` \| ([^|]+?) \|", PAGE, flags=re.MULTILINE))
 
 
-def written(default: object) -> str:
-    if default is None:
-        return "none"
-    return "off" if default is False else f"`{default}`"
+def test_the_table_is_current() -> None:
+    assert regenerated(PAGE) == PAGE, "docs/flags.md is stale: python -m scripts.pages"
 
 
-def test_the_table_is_complete_and_its_defaults_are_right() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    add_arguments(parser)
-    flags = {action.option_strings[0]: written(action.default) for action in parser._actions}
-    assert {flag: re.split(r"[:;]", default)[0] for flag, default in ROWS.items()} == flags
+def test_a_stale_table_is_found() -> None:
+    row = next(line for line in PAGE.splitlines() if line.startswith("| `--wallfacer-kernel "))
+    assert regenerated(PAGE.replace(f"{row}\n", "")) == PAGE
+    assert regenerated(PAGE.replace(row, row.replace("`auto`", "`te`", 1))) == PAGE

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron import arguments, planned
+from megatron_wallfacer.megatron import planned
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.hooks import arguments as hooks_arguments
+from megatron_wallfacer.megatron.model_shape import head_dim, heads_per_rank, shape_of, v_head_dim
 from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import megatron_version
 from megatron_wallfacer.planning.cluster_file import load_cluster
@@ -49,11 +50,11 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parse]:
 def test_auto_sees_the_heads_that_tensor_parallelism_leaves(parse: Parse) -> None:
     """One kv head of eight is shared by all tensor-parallel ranks: with two q heads at hand kappa is 1/2, not 1/8."""
     flags = "--tensor-model-parallel-size 4 --wallfacer-cp-size 2 --group-query-attention --num-query-groups 1"
-    assert arguments.heads_at_hand(parse(*flags.split()).args) == (2, 1)
+    assert heads_per_rank(parse(*flags.split()).args) == (2, 1)
 
 
 def test_a_size_that_only_a_checkpoint_knows_leaves_the_head_dim_open() -> None:
-    assert arguments.head_dim(argparse.Namespace(kv_channels=None, hidden_size=None)) is None
+    assert head_dim(argparse.Namespace(kv_channels=None, hidden_size=None)) is None
 
 
 def test_without_the_flag_only_the_parser_is_touched(parse: Parse) -> None:
@@ -94,9 +95,9 @@ def test_layers_with_a_window_may_have_a_scheme_of_their_own(parse: Parse) -> No
 def test_latent_attention_has_keys_for_every_head_and_values_of_another_width(parse: Parse) -> None:
     latent = "--multi-latent-attention --qk-head-dim 24 --qk-pos-emb-head-dim 8 --v-head-dim 16 --num-query-groups 2"
     args = parse(*ON, *latent.split()).args
-    assert arguments.heads_at_hand(args) == (8, 8)
-    assert (arguments.head_dim(args), arguments.v_head_dim(args)) == (32, 16)
-    shape = arguments.shape_of(args, torch.float32)
+    assert heads_per_rank(args) == (8, 8)
+    assert (head_dim(args), v_head_dim(args)) == (32, 16)
+    shape = shape_of(args, torch.float32)
     assert (shape.elements("q"), shape.elements("v")) == (128 * 8 * 32, 128 * 8 * 16)
 
 
@@ -110,12 +111,13 @@ def test_each_flag_reaches_the_plan(parse: Parse) -> None:
     settings = parse(*flags.split(), "--wallfacer-placement", "rings-adjacent", "--wallfacer-keep-gathered-q").settings
     placement = ("ring_outer", "team", "kv_team")
     assert settings.plan.grid == Grid(team=2, kv_team=2, ring_outer=2, placement=placement)
-    assert (settings.plan.backward, settings.kernel, settings.keep_gathered_q) == ("pass-q", "reference", True)
+    assert settings.plan.backward == "pass-q"
+    assert (settings.flags.kernel, settings.flags.keep_gathered_q) == ("reference", True)
 
 
 def test_transfers_are_direct_unless_asked_for(parse: Parse) -> None:
-    assert parse(*ON).settings.transfers == "direct"
-    assert parse(*ON, "--wallfacer-transfers", "staged").settings.transfers == "staged"
+    assert parse(*ON).settings.flags.transfers == "direct"
+    assert parse(*ON, "--wallfacer-transfers", "staged").settings.flags.transfers == "staged"
 
 
 def test_layers_may_be_left_to_megatron_and_told_how_to_split(parse: Parse) -> None:
@@ -288,7 +290,7 @@ def test_the_planner_chooses_for_a_cluster(parse: Parse) -> None:
     assert one.plan == other.plan
     assert one.plan.grid.cp_size == 8
     assert one.plan.grid.ring_outer < 8
-    assert one.keep_gathered_q == (one.plan.grid.team > 1)
+    assert one.flags.keep_gathered_q == (one.plan.grid.team > 1)
 
 
 def test_the_planner_chooses_for_the_jobs_own_hosts(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,9 +315,9 @@ def test_the_planner_chooses_for_the_jobs_own_hosts(parse: Parse, monkeypatch: p
 def test_ranks_that_share_a_gpu_take_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     args = argparse.Namespace(local_rank=5)
-    arguments.share_gpus(args, torch.device("cpu"))
+    hooks_arguments.share_gpus(args, torch.device("cpu"))
     assert args.local_rank == 5
-    arguments.share_gpus(args, torch.device("cuda"))
+    hooks_arguments.share_gpus(args, torch.device("cuda"))
     assert args.local_rank == 1
 
 

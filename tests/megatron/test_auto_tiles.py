@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.arguments import settings_from
 from megatron_wallfacer.megatron.auto_tiles import ChosenTiles, choose_tiles
+from megatron_wallfacer.megatron.settings import settings_from
 from megatron_wallfacer.planning.inventory import inventory, peak
 from tests.megatron.test_arguments import Parse, parse  # noqa: F401
 
@@ -22,7 +22,7 @@ MODEL = (
 def chosen(parse: Parse, flags: str, model: str = MODEL) -> tuple[int | None, int | None, ChosenTiles | None]:  # noqa: F811
     args = parse(*model.split(), *flags.split(), world=8).args
     settings, found = choose_tiles(settings_from(args), args)
-    return settings.loss_tiles, settings.mlp_tiles, found
+    return settings.flags.loss_tiles, settings.flags.mlp_tiles, found
 
 
 def test_both_take_their_buffers_off_the_peak(parse: Parse) -> None:  # noqa: F811

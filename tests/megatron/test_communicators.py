@@ -14,9 +14,9 @@ import torch.distributed as dist
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import session as session_module
-from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.communicators import groups_text, nccl_options
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.plan import Plan
 
@@ -77,7 +77,7 @@ def test_options_reach_the_groups_of_every_plan(communicators: str, monkeypatch:
     session = Session((0, 19, 2), torch.device("cpu"))
     session.args = job(nccl_communicator_config_path=communicators, high_priority_stream_groups=None)
     ring, team = Grid(ring_outer=2), Grid(team=2)
-    session.settings = Settings(Plan(ring), "auto", False, window_plan=Plan(team))
+    session.settings = Settings(Plan(ring), window_plan=Plan(team))
     session.connect(object())
     assert asked == [(ring, 180, 8), (team, 180, 8), "destroy_world"]
     assert [groups.grid for groups in session.axis_groups] == [ring, team]

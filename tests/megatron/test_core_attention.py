@@ -11,10 +11,11 @@ import torch
 
 from megatron_wallfacer.engine.pass_cache import PassCache
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention, core_attention_class
+from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.layer_selection import LayerSelection, is_megatrons
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -40,7 +41,7 @@ def config(**changes: object) -> SimpleNamespace:
 
 
 def build(*, attn_mask_type: Any = CAUSAL, attention_type: str = "self", **changes: Any) -> WallfacerCoreAttention:
-    settings = Settings(make_plan("ring", 1), "auto", False, verify_every=changes.pop("verify_every", None))
+    settings = Settings(make_plan("ring", 1), Flags(verify_every=changes.pop("verify_every", None)))
     session = LoneSession((0, 19, 2), torch.device("cpu"), args=Namespace(), settings=settings)
     names = ("attention_dropout", "k_channels", "v_channels", "num_splits", "softmax_scale")
     keywords = {name: changes.pop(name) for name in names if name in changes}
@@ -75,7 +76,7 @@ class Theirs(torch.nn.Module):
 def test_other_layers_keep_megatrons_attention(
     selection: LayerSelection | None, window: object, ours: list[int]
 ) -> None:
-    settings = Settings(make_plan("ring", 1), "auto", False, layers=selection)
+    settings = Settings(make_plan("ring", 1), layers=selection)
     session = LoneSession((0, 19, 2), torch.device("cpu"), args=Namespace(), settings=settings)
     kind, of = core_attention_class(session, theirs=Theirs), config(window_size=window, window_attn_skip_freq=2)
     keywords = {"attention_type": "self", "pg_collection": SimpleNamespace(cp="group"), "cp_comm_type": "a2a"}
@@ -101,7 +102,7 @@ def test_heads_that_do_not_divide_are_refused_when_built(
     q_heads: int, kv_heads: int, tensor_parallel: int, fits: bool
 ) -> None:
     """A script may build other layers than the command line says."""
-    session = PlannedSession((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ulysses", 4), "auto", False))
+    session = PlannedSession((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ulysses", 4)))
     heads = {
         "num_attention_heads": q_heads,
         "num_query_groups": kv_heads,

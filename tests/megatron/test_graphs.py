@@ -21,11 +21,12 @@ from megatron_wallfacer.engine.timeline import no_observer
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import graphs
 from megatron_wallfacer.megatron import session as session_module
-from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.banner import _cost_rows, _megatron_graphs
 from megatron_wallfacer.megatron.core_attention import core_attention_class
+from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.megatron_graphs import free_graphs
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape
@@ -72,7 +73,7 @@ def test_the_message_names_the_flag_that_puts_messages_into_graphs() -> None:
 
 def lone(cls: type[Session] = LoneSession, inside: str | None = None, **more: object) -> Session:
     """A session on one rank with the flag, or with Megatron's graphs around attention."""
-    settings = Settings(make_plan("ring", 1), "auto", False, cuda_graphs=inside is None, megatron_graphs=inside)
+    settings = Settings(make_plan("ring", 1), Flags(cuda_graphs=inside is None), megatron_graphs=inside)
     args = Namespace(distributed_timeout_minutes=1, **more)
     return cls((0, 19, 2), torch.device("cpu"), args=args, settings=settings)
 
@@ -137,7 +138,7 @@ def test_a_profile_shows_graphs() -> None:
     session = lone(profile=True)
     assert session.observer() is no_observer
     without = lone(profile=True)
-    without.settings = Settings(make_plan("ring", 1), "auto", False)
+    without.settings = Settings(make_plan("ring", 1))
     assert isinstance(without.observer(), Ranges)
 
 

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_wallfacer.engine.call import Call
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.flags import INPUTS, KEEP, Flags, add_arguments
 from megatron_wallfacer.megatron.host_memory.attention import keep_on_host, kept_sizes
-from megatron_wallfacer.megatron.host_memory.flags import INPUTS, KEEP, fraction_of
 from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
 from megatron_wallfacer.megatron.host_memory.kinds import recomputed_groups
 from megatron_wallfacer.megatron.host_memory.share import RESERVE, RankNeeds, Wanted, auto_fraction, check_room
@@ -136,19 +136,22 @@ def test_too_little_room_and_a_part_that_is_no_layer() -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("1", 1.0), ("0.5", 0.5), (None, None)])
 def test_values(text: str | None, value: object) -> None:
-    assert fraction_of(argparse.Namespace(wallfacer_keep_on_host=text), KEEP) == value
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    argv = [] if text is None else [KEEP, text]
+    assert Flags.of(parser.parse_args(argv)).keep_on_host == value
 
 
 def test_arguments_that_only_a_configuration_has() -> None:
     given = {
-        "wallfacer_keep_on_host": "1",
-        "wallfacer_layer_inputs_on_host": "1",
+        "wallfacer_keep_on_host": 1.0,
+        "wallfacer_layer_inputs_on_host": 1.0,
         "wallfacer_keep_attention_output": True,
         "recompute_granularity": "full",
         "cpu_offloading": True,
     }
     found = [one.find(argparse.Namespace(**given), []) for one in MEMORY if "--cpu-offloading-" in one.example]
-    assert found == [f"{KEEP} 1", f"{INPUTS} 1"]
+    assert found == [f"{KEEP} 1.0", f"{INPUTS} 1.0"]
 
 
 def test_a_block_without_its_checkpoints_is_an_error() -> None:

@@ -17,10 +17,11 @@ from megatron_wallfacer.engine.groups import connect
 from megatron_wallfacer.engine.timeline import Pass, Timeline, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.arguments import Settings
+from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.hooks import metrics as hook
 from megatron_wallfacer.megatron.metrics import CudaClock, HostClock, StepSums, log_step
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import Message, Transfer, View
 from megatron_wallfacer.schedule.plan import Plan
@@ -280,7 +281,7 @@ def test_metrics_that_cannot_be_written_leave_the_training_log(
 
 def test_only_ranks_with_a_writer_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def session(*, log_metrics: bool) -> Session:
-        settings = Settings(make_plan("ring", 1), "auto", False, log_metrics=log_metrics)
+        settings = Settings(make_plan("ring", 1), Flags(log_metrics=log_metrics))
         return Session((0, 19, 2), torch.device("cpu"), settings=settings)
 
     assert session(log_metrics=True).observer() is no_observer

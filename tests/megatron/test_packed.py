@@ -11,10 +11,10 @@ import torch
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.any_device.thd import partitioned_indices
-from megatron_wallfacer.megatron.arguments import Settings
 from megatron_wallfacer.megatron.core_attention import core_attention_class
 from megatron_wallfacer.megatron.packed import Documents, as_laid_out, shards_whole_sequence
 from megatron_wallfacer.megatron.rope import positions_in_documents, rotate_by_document
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.megatron.unsupported import unsupported
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -144,7 +144,7 @@ def test_a_call_with_another_kind_of_packing_is_an_error(changes: dict[str, obje
 
 
 def test_another_layout_without_documents_is_refused() -> None:
-    settings = Settings(make_plan("ulysses", 2), "auto", False)
+    settings = Settings(make_plan("ulysses", 2))
     session = PlannedSession((0, 19, 2), torch.device("cpu"), settings=settings)
     named = config(cp_partition_mode="contiguous")
     layer = core_attention_class(session)(named, 3, CAUSAL, "self", pg_collection=SimpleNamespace(cp=1))

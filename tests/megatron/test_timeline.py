@@ -20,9 +20,10 @@ from megatron_wallfacer.chrome_trace import TraceSource
 from megatron_wallfacer.engine.timeline import Pass, no_observer
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import session as session_module
-from megatron_wallfacer.megatron.arguments import Settings
+from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.outputs import Output, check_folder
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.megatron.timeline import StepObserver
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
@@ -78,7 +79,7 @@ def test_a_run_leaves_a_trace_for_each_rank(tmp_path: Path) -> None:
 
 
 def test_nobody_looks_on_without_the_flag() -> None:
-    session = Session((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ring", 1), "auto", False))
+    session = Session((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ring", 1)))
     assert session.observer() is no_observer
 
 
@@ -149,7 +150,7 @@ def test_a_folder_that_cannot_be_written_is_named_at_the_start(folder: str) -> N
 def test_the_folder_is_checked_before_groups_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "connected", lambda *_, **__: pytest.fail("groups are made"))
     monkeypatch.setattr(session_module.dist, "get_process_group_ranks", lambda _: [0])
-    settings = Settings(make_plan("ring", 1), "auto", False, timeline=Path("/proc/wallfacer"))
+    settings = Settings(make_plan("ring", 1), Flags(timeline="/proc/wallfacer"))
     args = Namespace(distributed_timeout_minutes=10)
     session = Session((0, 19, 2), torch.device("cpu"), settings=settings, args=args)
     with pytest.raises(WallfacerError, match=r"^--wallfacer-timeline /proc/wallfacer: cannot be written: "):

@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook
 from megatron_wallfacer.megatron.loss_tiles import TiledLoss
+from megatron_wallfacer.megatron.settings import Settings
+from megatron_wallfacer.schedule.schemes import make_plan
 from tests.megatron.training import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, arguments, baseline, largest_differences
 from tests.support.megatron_runs import train
 
@@ -82,7 +85,7 @@ def test_an_output_processor_of_the_script_is_refused_and_a_model_without_labels
     def original(model: object, labels: object = None, output_processor: object = None) -> object:
         return output_processor
 
-    settings = SimpleNamespace(loss_tiles=4)
+    settings = Settings(make_plan("ring", 2), Flags(loss_tiles=4))
     forward = loss_tiles_hook(SimpleNamespace(settings=settings)).wrap(original)
     assert isinstance(forward(None, labels="labels"), TiledLoss)
     assert forward(None) is None

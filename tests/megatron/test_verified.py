@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,8 @@ import torch
 from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.verified import VerifiedSteps, verify_every_of
+from megatron_wallfacer.megatron.verified import VerifiedSteps
+from tests.megatron.test_arguments import Parse, parse  # noqa: F401
 from tests.megatron.test_core_attention import build
 from tests.megatron.training import arguments
 from tests.support.megatron_runs import train
@@ -63,9 +63,9 @@ def test_steps_without_attention_are_not_counted() -> None:
 
 
 @pytest.mark.parametrize("every", [0, -1])
-def test_a_number_that_is_not_positive_is_refused(every: int) -> None:
+def test_a_number_that_is_not_positive_is_an_error(parse: Parse, every: int) -> None:  # noqa: F811
     with pytest.raises(WallfacerError, match=f"--wallfacer-verify-every {every}: must be a positive number of steps"):
-        verify_every_of(Namespace(wallfacer_verify_every=every))
+        parse("--wallfacer-cp-size", "2", f"--wallfacer-verify-every={every}")
 
 
 def test_a_layer_verifies_in_training_only_and_only_where_asked_to() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_wallfacer.megatron.arguments import add_arguments
+from megatron_wallfacer.megatron.flags import add_arguments
 from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.configuration import Configuration, Request
 from megatron_wallfacer.planning.configuration_flags import configuration_flags, save_flags

@@ -19,8 +19,9 @@ from megatron_wallfacer.engine.agreement.exchange import Exchange
 from megatron_wallfacer.errors import DisagreementError, WallfacerError
 from megatron_wallfacer.megatron.agreement import software
 from megatron_wallfacer.megatron.agreement.parsed import settings_of
-from megatron_wallfacer.megatron.arguments import Settings
+from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.releases import version_text
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.megatron.version import Version
 from megatron_wallfacer.schedule.plan import Plan
 
@@ -28,6 +29,8 @@ from megatron_wallfacer.schedule.plan import Plan
 CONNECT = timedelta(seconds=10)
 #: Differences that are printed; others are counted.
 LINES = 20
+#: Flags whose value the plugin may choose. All flags are compared as they are typed, too.
+_CHOSEN = ("keep_gathered_q", "loss_tiles", "mlp_tiles")
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,15 @@ def record_of(parsed: Parsed, settings: Settings | None, version: Version) -> Re
     return Record(parsed.settings | software.code(), resolved, labels, strict=settings is not None)
 
 
-def _fields(settings: Settings | Plan, of: str) -> Iterator[tuple[str, str | None]]:
-    """The fields by name, those of plans too. The timeline is a path, and compared as an argument."""
+def _fields(settings: Settings | Plan, prefix: str) -> Iterator[tuple[str, str | None]]:
+    """Yield name and value of each field, also of plans, and of flags whose value the plugin may choose."""
     for field in fields(settings):
-        value, name = getattr(settings, field.name), f"{of} {field.name}".strip()
+        value, name = getattr(settings, field.name), f"{prefix} {field.name}".strip()
         if isinstance(value, Plan):
             yield from _fields(value, name)
-        elif field.name != "timeline":
+        elif isinstance(value, Flags):
+            yield from ((f"resolved {flag}", str(getattr(value, flag))) for flag in _CHOSEN)
+        else:
             yield f"resolved {name}", None if value is None else str(value)
 
 

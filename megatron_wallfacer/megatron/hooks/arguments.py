@@ -7,21 +7,16 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from megatron_wallfacer.megatron.agreement.start import Parsed
-from megatron_wallfacer.megatron.arguments import (
-    add_arguments,
-    dtype_of,
-    head_dim,
-    is_on,
-    read_numbers,
-    settings_from,
-    share_gpus,
-    v_head_dim,
-)
 from megatron_wallfacer.megatron.auto_tiles import choose_tiles
+from megatron_wallfacer.megatron.flags import Flags, add_arguments
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.model_shape import dtype_of, head_dim, v_head_dim
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.settings import settings_from
 from megatron_wallfacer.megatron.unsupported import check_supported
 
 
@@ -29,9 +24,8 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
     """``switch_on`` is called once the plugin is known to be on and its flags are good."""
 
     def accept(args: argparse.Namespace) -> None:
-        read_numbers(args)
-        session.parsed = Parsed.of(args)
-        if not is_on(args):
+        session.parsed, flags = Parsed.of(args), Flags.of(args)
+        if not flags.is_on():
             return
         settings = settings_from(args)
         check_supported(args)
@@ -40,8 +34,8 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
         if (channels := head_dim(args)) is not None:
             # An unsupported head dim stops the run now, not when the model is built.
             session.kernel(dtype_of(args), channels, v_head_dim(args))
-        args.context_parallel_size = args.wallfacer_cp_size
-        if session.settings.transfers == "staged" or os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
+        args.context_parallel_size = flags.cp_size
+        if flags.transfers == "staged" or os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
             share_gpus(args, session.device)
         switch_on()
 
@@ -70,3 +64,9 @@ def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
         parameters=("parser",),
         wrap=wrap,
     )
+
+
+def share_gpus(args: argparse.Namespace, device: torch.device) -> None:
+    """Give every rank a GPU of its node where there are more ranks: Megatron takes the GPU of the local rank."""
+    if device.type == "cuda":
+        args.local_rank %= torch.cuda.device_count()

@@ -26,9 +26,9 @@ def generation_hook(session: Session) -> Hook:
             context = signature.bind(layer, *args, **kwargs).arguments["inference_context"]
             ours = isinstance(layer.core_attention, WallfacerCoreAttention)
             if context is not None and ours:
-                assert session.args is not None
+                assert session.settings is not None
                 raise WallfacerError(
-                    f"layer {layer.layer_number}: --wallfacer-cp-size {session.args.wallfacer_cp_size}: must be left "
+                    f"layer {layer.layer_number}: --wallfacer-cp-size {session.settings.flags.cp_size}: must be left "
                     "out to generate with a cache of keys and values, Megatron's own attention does it"
                 )
             return original(layer, *args, **kwargs)

@@ -90,16 +90,16 @@ class Hooks:
         self.session.hooks.clear()
 
     def _switch_on(self) -> None:
-        settings = self.session.settings
-        assert settings is not None
+        assert self.session.settings is not None
+        flags = self.session.settings.flags
         for wanted, hooks in (
             (True, self.when_on),
             (True, self.when_looped),
             (shards_whole_sequence(self.session.args), self.when_packed),
-            (settings.log_metrics, self.when_logged),
-            (settings.loss_tiles is not None, self.loss_in_tiles),
-            (settings.mlp_tiles is not None, self.mlp_in_tiles),
-            (settings.layer_inputs_on_host is not None, self.inputs_on_host),
+            (flags.log_metrics, self.when_logged),
+            (flags.loss_tiles is not None, self.loss_in_tiles),
+            (flags.mlp_tiles is not None, self.mlp_in_tiles),
+            (flags.layer_inputs_on_host is not None, self.inputs_on_host),
         ):
             if wanted:
                 self._apply(hooks)

@@ -30,8 +30,8 @@ def loss_tiles_hook(session: Session) -> Hook:
             if given.get("labels") is None:
                 return original(model, *args, **kwargs)
             assert session.settings is not None
-            assert session.settings.loss_tiles is not None
-            return original(model, *args, **kwargs, output_processor=TiledLoss(session.settings.loss_tiles))
+            assert session.settings.flags.loss_tiles is not None
+            return original(model, *args, **kwargs, output_processor=TiledLoss(session.settings.flags.loss_tiles))
 
         return forward
 
@@ -52,8 +52,8 @@ def mlp_tiles_hook(session: Session) -> Hook:
 
         def forward(mlp: Any, *args: Any, **kwargs: Any) -> Any:
             assert session.settings is not None
-            assert session.settings.mlp_tiles is not None
-            return tiled(session.settings.mlp_tiles)(mlp, *args, **kwargs)
+            assert session.settings.flags.mlp_tiles is not None
+            return tiled(session.settings.flags.mlp_tiles)(mlp, *args, **kwargs)
 
         return forward
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.host_memory.flags import INPUTS
+from megatron_wallfacer.megatron.flags import INPUTS
 from megatron_wallfacer.offload.queue import OffloadQueue, Stored
 
 #: Where Megatron makes the function of a layer's checkpoint: until 0.18, from 0.19 on.

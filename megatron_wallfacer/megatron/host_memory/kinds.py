@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.arguments import dtype_of
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
+from megatron_wallfacer.megatron.flags import Flags
+from megatron_wallfacer.megatron.model_shape import dtype_of
 from megatron_wallfacer.offload.host import slot_bytes
 from megatron_wallfacer.offload.order import Pipeline, passes_of_step
 from megatron_wallfacer.offload.slots import Groups, SlotPlan, assign_slots, first_layers, uses_of_step
@@ -124,7 +125,7 @@ def attention_of(block: nn.Module) -> dict[int, WallfacerCoreAttention]:
 def kept_outputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, args: argparse.Namespace) -> Kind:
     """Return what ``--wallfacer-keep-attention-output`` keeps on this rank."""
     groups, nbytes = {}, {}
-    tokens, batch = args.seq_length // args.wallfacer_cp_size, args.micro_batch_size
+    tokens, batch = args.seq_length // Flags.of(args).cp_size, args.micro_batch_size
     for chunk, block in enumerate(blocks):
         attention = attention_of(block)
         groups[chunk] = [
@@ -142,7 +143,7 @@ def layer_inputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, arg
     A stage after the first holds its own input on the device, for the gradient that it sends back.
     """
     groups, nbytes = {}, {}
-    tokens = args.seq_length // args.wallfacer_cp_size
+    tokens = args.seq_length // Flags.of(args).cp_size
     itemsize = 4 if getattr(args, "fp32_residual_connection", False) else dtype_of(args).itemsize
     for chunk, block in enumerate(blocks):
         shards = block.config.tensor_model_parallel_size if block.config.sequence_parallel else 1

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.flags import INPUTS, KEEP, Fraction
 from megatron_wallfacer.megatron.host_memory.attention import keep_on_host
-from megatron_wallfacer.megatron.host_memory.flags import INPUTS, KEEP, Fraction
 from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
 from megatron_wallfacer.megatron.host_memory.kinds import (
     Kind,
@@ -43,9 +43,9 @@ def prepare_host_memory(session: Session, model: Sequence[nn.Module]) -> str | N
     Raises:
         WallfacerError: too little host memory, the same on all ranks.
     """
-    settings = session.settings
-    assert settings is not None
-    given = {KEEP: settings.keep_on_host, INPUTS: settings.layer_inputs_on_host}
+    assert session.settings is not None
+    flags = session.settings.flags
+    given = {KEEP: flags.keep_on_host, INPUTS: flags.layer_inputs_on_host}
     fractions = {flag: fraction for flag, fraction in given.items() if fraction is not None}
     if not fractions:
         return None

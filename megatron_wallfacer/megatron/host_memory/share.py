@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.host_memory.flags import Fraction
+from megatron_wallfacer.megatron.flags import Fraction
 from megatron_wallfacer.offload.host import Left, gigabytes
 from megatron_wallfacer.planning.inventory import layers_on_host
 

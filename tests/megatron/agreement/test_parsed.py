@@ -13,10 +13,11 @@ import torch
 from megatron_wallfacer.engine.agreement.compare import compare
 from megatron_wallfacer.megatron.agreement import start
 from megatron_wallfacer.megatron.agreement.start import Parsed, record_of
-from megatron_wallfacer.megatron.arguments import Settings
+from megatron_wallfacer.megatron.flags import Flags
+from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.schemes import make_plan
 
-SETTINGS = Settings(make_plan("ring", 4), "reference", False)
+SETTINGS = Settings(make_plan("ring", 4), Flags(kernel="reference"))
 ARGS: dict[str, Any] = {
     "wallfacer_cp_size": 4,
     "wallfacer_head_groups": 1,
@@ -122,7 +123,7 @@ def test_files_are_compared_by_content(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_resolved_plan_is_compared_where_arguments_are_equal() -> None:
     """As where a file on one node is another, or a planner chose otherwise."""
-    errors, _ = verdict(2, Settings(make_plan("mesh", 4), "reference", True))
+    errors, _ = verdict(2, Settings(make_plan("mesh", 4), Flags(kernel="reference", keep_gathered_q=True)))
     assert any(line.startswith("rank 2 has resolved plan grid ") for line in errors)
     assert "rank 2 has resolved keep_gathered_q True, ranks 0, 1, 3 have False" in errors
 

@@ -1,0 +1,154 @@
+"""Flags from a dataclass: one field per flag, in the form of Megatron's ``ArgumentGroupFactory``.
+
+The docstring of a field is the text of its flag, and its metadata ``argparse_meta`` has arguments of ``add_argument``.
+Only recent releases of Megatron have that factory, and it has no prefix and no release of a flag. So this module builds
+the group itself, and imports no Megatron. Metadata of a field, all optional but ``since``:
+
+* ``since``: oldest release of Megatron with which the flag works.
+* ``values``: names that the flag takes.
+* ``unset``: effect of leaving the flag out, where the default is None.
+* ``see``: section of the documentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, fields
+from itertools import pairwise
+from typing import Any, get_args, get_type_hints
+
+from megatron_wallfacer.errors import WallfacerError
+
+
+@dataclass(frozen=True)
+class FlagSpec:
+    """One flag, for the parser and for the table of flags.
+
+    Attributes:
+        field: name of the field.
+        name: flag as it is typed.
+        dest: attribute of the parsed arguments.
+        default: value if the flag is left out.
+        argparse_meta: arguments of ``add_argument``.
+        convert: function that returns the value of a text, and raises a ValueError with the values that are allowed;
+            None for a switch.
+        summary: one sentence on the effect of the flag.
+        details: further sentences, for the table only.
+        values: names that the flag takes; empty where it takes numbers, paths or any name.
+        unset: effect of leaving the flag out.
+        since: oldest release of Megatron with which the flag works.
+        see: section of the documentation; empty if there is none.
+    """
+
+    field: str
+    name: str
+    dest: str
+    default: Any
+    argparse_meta: dict[str, Any]
+    convert: Callable[[str], Any] | None
+    summary: str
+    details: str
+    values: tuple[str, ...]
+    unset: str
+    since: tuple[int, int]
+    see: str
+
+    @property
+    def help(self) -> str:
+        """Text of ``--help``: effect, values and default."""
+        values = f": {', '.join(self.values)}" if self.values else ""
+        default = "off" if self.convert is None else self.unset or self.default
+        text = f"{self.summary.removesuffix('.')}{values} (default: {default})"
+        return text.replace("``", "").replace("%", "%%")
+
+    def typed(self, value: object) -> str:
+        """Return the flag with a value, as it is typed."""
+        return self.name if self.convert is None else f"{self.name} {value}"
+
+
+def flag_specs(config: type, prefix: str) -> tuple[FlagSpec, ...]:
+    """Return the flags of a dataclass, in the order of its fields.
+
+    Args:
+        config: dataclass with a docstring under each field.
+        prefix: start of every flag, such as ``--wallfacer-``.
+    """
+    docstrings, types = field_docstrings(config), get_type_hints(config)
+    return tuple(_spec(field, docstrings[field.name], types[field.name], prefix) for field in fields(config))
+
+
+def add_flags(parser: argparse.ArgumentParser, specs: Sequence[FlagSpec], title: str, description: str) -> None:
+    """Add flags to a parser, as a group.
+
+    A wrong value raises a WallfacerError of one line: argparse would print Megatron's whole usage.
+    """
+    group = parser.add_argument_group(title, description)
+    for spec in specs:
+        kind = {"action": "store_true"} if spec.convert is None else {"action": _Convert, "convert": spec.convert}
+        group.add_argument(
+            spec.name, dest=spec.dest, default=spec.default, help=spec.help, **kind, **spec.argparse_meta
+        )
+
+
+def whole_number(text: str) -> int:
+    """Return the number of a text.
+
+    Raises:
+        ValueError: The text is no whole number. Its message is the values that are allowed.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("a whole number") from None
+
+
+def field_docstrings(config: type) -> dict[str, str]:
+    """Return the docstring of each field of a class: the string that follows the field."""
+    (tree,) = ast.parse(inspect.getsource(config)).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+
+
+def _spec(field: Field, docstring: str, kind: Any, prefix: str) -> FlagSpec:
+    name = prefix + field.name.replace("_", "-")
+    summary, _, details = docstring.partition("\n\n")
+    argparse_meta = dict(field.metadata.get("argparse_meta", {}))
+    convert = argparse_meta.pop("type", whole_number if int in (kind, *get_args(kind)) else str)
+    return FlagSpec(
+        field=field.name,
+        name=name,
+        dest=name.removeprefix("--").replace("-", "_"),
+        default=field.default,
+        argparse_meta=argparse_meta,
+        convert=None if kind is bool else convert,
+        summary=" ".join(summary.split()),
+        details=" ".join(details.split()),
+        values=tuple(field.metadata.get("values", ())),
+        unset=field.metadata.get("unset", ""),
+        since=field.metadata["since"],
+        see=field.metadata.get("see", ""),
+    )
+
+
+class _Convert(argparse.Action):
+    """Action that converts a value. Unlike ``type`` of argparse it can raise an error of its own."""
+
+    def __init__(self, *, convert: Callable[[str], Any], **options: Any) -> None:
+        super().__init__(**options)
+        self._convert = convert
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, text: Any, *_: Any) -> None:
+        try:
+            setattr(namespace, self.dest, self._convert(text))
+        except ValueError as error:
+            raise WallfacerError(f"{self.option_strings[0]} {text}: must be {error}") from None
