@@ -60,9 +60,9 @@ def _device() -> torch.device:
 
 def _hooks(version: Version) -> Iterator[Finding]:
     from megatron_wallfacer.megatron.hooks import Hooks
-    from megatron_wallfacer.megatron.session import Session
+    from megatron_wallfacer.megatron.plugin_state import PluginState
 
-    hooks = Hooks(Session(version, _device()))
+    hooks = Hooks(PluginState(version, _device()))
     for hook in hooks.every:
         if hook not in (*hooks.always, *hooks.when_on) and not hook.fits(version):
             # Only the feature that needs this hook would be missing.

@@ -35,12 +35,12 @@ class ChosenTiles:
     after: Activations
 
     def text(self) -> str:
-        """Return tiles, bytes at the peak before and after, and what is computed once more."""
+        """Return sentences about the tiles, activations at the peak before and after, and recomputed work."""
         (_, most), (_, least) = (peak(inventory(work)) for work in (self.before, self.after))
-        more = f"{100 * recomputed_part(self.after):.0f} % more work of matrices"
         return (
-            f"{self.after.loss_tiles} of head and loss, {self.after.mlp_tiles} of each MLP; activations of a rank "
-            f"{most / 1e9:.2f} GB with one tile, {least / 1e9:.2f} GB so; {more}"
+            f"The number of tiles is {self.after.loss_tiles} for head and loss, and {self.after.mlp_tiles} for each "
+            f"MLP. Activations take {least / 1e9:.2f} GB per rank instead of {most / 1e9:.2f} GB with one tile. "
+            f"Matrix multiplications take {100 * recomputed_part(self.after):.0f} % more work."
         )
 
 

@@ -54,19 +54,20 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def groups_text(grids: Sequence[AxisGroups]) -> str:
-    """Return this rank's process groups in words: number, names, sizes, seconds, GPU memory.
+    """Return a sentence about the process groups of this rank: number, names, ranks, seconds, GPU memory.
 
     Args:
-        grids: this rank's groups of each grid.
+        grids: groups of this rank, one entry per grid.
     """
     names: dict[dist.ProcessGroup, str] = {}
     for groups in grids:
         for (axis, kind), group in groups.groups.items():
             names.setdefault(group, CP if axis == CP else f"{axis} {kind}")
     listed = ", ".join(f"{name} ({dist.get_world_size(group)} ranks)" for group, name in names.items())
-    text = f"{len(names)}: {listed}; made in {sum(groups.seconds for groups in grids):.2f} s"
-    used = sum(groups.device_bytes for groups in grids)
-    return f"{text}, {used / 2**20:,.0f} MiB of GPU memory" if used else text
+    seconds, used = (sum(getattr(groups, name) for groups in grids) for name in ("seconds", "device_bytes"))
+    memory = f" and {used / 2**20:,.0f} MiB of GPU memory" if used else ""
+    number = f"{len(names)} process group{'s' if len(names) > 1 else ''}"
+    return f"The rank is in {number}: {listed}. Connecting took {seconds:.2f} s{memory}."
 
 
 def destroy_world() -> None:

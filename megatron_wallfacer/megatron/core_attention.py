@@ -25,7 +25,7 @@ from megatron_wallfacer.megatron.layer_selection import mark_as_megatrons
 from megatron_wallfacer.megatron.masks import is_window_layer, layer_mask
 from megatron_wallfacer.megatron.megatron_graphs import check_config
 from megatron_wallfacer.megatron.packed import Batch
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.sinks import NAME, add_sinks, sharded_sinks
 from megatron_wallfacer.megatron.unsupported import unsupported
 from megatron_wallfacer.schedule.heads import check_heads
@@ -37,7 +37,7 @@ from megatron_wallfacer.schedule.volume import Shape
 class WallfacerCoreAttention(nn.Module):
     """Softmax attention over the context-parallel group, without parameters but those of learnable sinks.
 
-    Megatron builds it from a spec and wants a class there, so each session has its own subclass:
+    Megatron builds it from a spec and wants a class there, so each state of the plugin has its own subclass:
     :func:`core_attention_class`.
 
     Args:
@@ -60,12 +60,12 @@ class WallfacerCoreAttention(nn.Module):
         WallfacerError: a layer that the plugin does not support.
     """
 
-    session: ClassVar[Session]
+    state: ClassVar[PluginState]
     theirs: ClassVar[Callable[..., nn.Module] | None] = None
 
     def __new__(cls, config: Any, layer_number: int, *args: Any, **kwargs: Any) -> Any:
         """Return this module, or Megatron's own attention for a layer that ``--wallfacer-layers`` does not select."""
-        selection = cls.session.settings.layers
+        selection = cls.state.settings.layers
         if selection is None or selection.includes(config, layer_number):
             return super().__new__(cls)
         assert cls.theirs is not None
@@ -91,8 +91,7 @@ class WallfacerCoreAttention(nn.Module):
         where = f"layer {layer_number}"
         if attention_type != "self":
             raise WallfacerError(f"{where}: --wallfacer-cp-size supports only self attention, not {attention_type}")
-        settings = self.session.settings
-        assert settings is not None
+        settings = self.state.settings
         _check("model", config, settings.plan.grid.cp_size, where)
         for name, value in {"attention_dropout": attention_dropout, "num_splits": num_splits}.items():
             if value:
@@ -104,21 +103,21 @@ class WallfacerCoreAttention(nn.Module):
         q_heads, kv_heads = _heads(config)
         _check_heads(plan, q_heads, kv_heads, where)
         head_dim = k_channels or config.kv_channels
-        kernel = self.session.kernel(config.params_dtype, head_dim, v_channels)
+        kernel = self.state.kernel(config.params_dtype, head_dim, v_channels)
         self._dtype = config.params_dtype
         itemsizes = self._dtype.itemsize, accumulation_dtype(self._dtype).itemsize
         self._shape = Shape(1, q_heads, kv_heads, head_dim, v_channels, 1, *itemsizes)
         self._softmax_type = getattr(config, "softmax_type", "vanilla")
-        add_sinks(self, config, q_heads, self.session.device, where)
+        add_sinks(self, config, q_heads, self.state.device, where)
         self._tp_group = getattr(pg_collection, "tp", None)
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
-        transfers = self.session.transfers(_cp_group(pg_collection), plan.grid)
-        runtime = Runtime(transfers, kernel, scale, self.session.observer(), graphs=runner_of(settings, transfers))
+        transfers = self.state.transfers(_cp_group(pg_collection), plan.grid)
+        runtime = Runtime(transfers, kernel, scale, self.state.observer(), graphs=runner_of(settings, transfers))
         mask = layer_mask(config, layer_number, self._causal)
         self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.flags.keep_gathered_q, layer=layer_number)
         # Evaluation is no part of a training step: nobody looks on.
         self._unseen = replace(self._call, runtime=replace(runtime, observer=no_observer))
-        self._steps = self.session.verified_steps()
+        self._steps = self.state.verified_steps()
         self._verified = replace(self._call, verify=True) if self._steps is not None else None
         self.keeper = Keeper(where) if settings.flags.keep_attention_output else None
 
@@ -160,7 +159,7 @@ class WallfacerCoreAttention(nn.Module):
         _check("call", source, call.plan.grid.cp_size, where)
         if packed_seq_params is None:
             return self._attend(query, key, value, call).flatten(2)
-        batch = self.session.documents().read(packed_seq_params, query.shape[0], where)
+        batch = self.state.documents().read(packed_seq_params, query.shape[0], where)
         call = replace(call, mask=self._packed_mask(batch, where))
         return self._attend(*(x.unsqueeze(1) for x in (query, key, value)), call).flatten(1)
 
@@ -187,7 +186,7 @@ class WallfacerCoreAttention(nn.Module):
             raise WallfacerError(f"{where}: padded documents need a causal mask with --wallfacer-cp-size")
         if batch.documents is None:
             return self._call.mask
-        return self.session.documents().mask(self._call.mask, batch.documents)
+        return self.state.documents().mask(self._call.mask, batch.documents)
 
     def name_layer(self, name: str) -> None:
         """Give a layer that the decoder does not count, such as one of multi-token prediction, a name for messages."""
@@ -236,15 +235,15 @@ class WallfacerCoreAttention(nn.Module):
 
 
 def core_attention_class(
-    session: Session, theirs: Callable[..., nn.Module] | None = None
+    state: PluginState, theirs: Callable[..., nn.Module] | None = None
 ) -> type[WallfacerCoreAttention]:
-    """The class to hand to Megatron for this session.
+    """Return the class of attention for Megatron, with the state of the plugin.
 
     Args:
-        session: this one.
+        state: state of the plugin.
         theirs: Megatron's own attention, for layers that ``--wallfacer-layers`` does not select.
     """
-    return type("WallfacerCoreAttention", (WallfacerCoreAttention,), {"session": session, "theirs": theirs})
+    return type("WallfacerCoreAttention", (WallfacerCoreAttention,), {"state": state, "theirs": theirs})
 
 
 def _check(when: When, checked: Any, cp_size: int, where: str) -> None:

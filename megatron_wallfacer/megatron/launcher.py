@@ -114,10 +114,10 @@ def _install_hooks(version: Version, device: str) -> None:
 
     from megatron_wallfacer.megatron import any_device
     from megatron_wallfacer.megatron.hooks import Hooks
-    from megatron_wallfacer.megatron.session import Session
+    from megatron_wallfacer.megatron.plugin_state import PluginState
 
     any_device.install()
-    Hooks(Session(version, torch.device(device))).install()
+    Hooks(PluginState(version, torch.device(device))).install()
 
 
 def _say(line: str) -> None:

@@ -25,8 +25,8 @@ from megatron_wallfacer.kernels.select import KERNELS
 from megatron_wallfacer.megatron.cpu_runtime import adapt_argv
 from megatron_wallfacer.megatron.flags import as_flag_error
 from megatron_wallfacer.megatron.hooks import Hooks
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import version_text
-from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import Version, check_supported, megatron_version
 
 #: Flags of a model. A preset with one of them is more than a part, and the plugin's rules apply.
@@ -46,22 +46,21 @@ def _check_all(requests: list[dict[str, Any]]) -> dict[str, Any]:
     try:
         version = megatron_version()
         check_supported(version)
-        results = [_check(request, _session(version, torch.device(request["device"]))) for request in requests]
+        results = [_check(request, _state(version, torch.device(request["device"]))) for request in requests]
     except WallfacerError as error:
         return {"error": str(error)}
     return {"megatron": version_text(version), "results": results}
 
 
-def _session(version: Version, device: torch.device) -> Session:
+def _state(version: Version, device: torch.device) -> PluginState:
     has_device = device.type == "cpu" or torch.cuda.is_available()
-    return Session(version, device) if has_device else _SessionWithoutDevice(version, device)
+    return PluginState(version, device) if has_device else _StateWithoutDevice(version, device)
 
 
-class _SessionWithoutDevice(Session):
-    """Session on a node without the device. It accepts every kernel name that exists."""
+class _StateWithoutDevice(PluginState):
+    """State on a node without the device. It accepts every kernel name that exists."""
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
-        assert self.settings is not None
         name = self.settings.flags.kernel
         name = "reference" if name in KERNELS else name
         try:
@@ -70,9 +69,9 @@ class _SessionWithoutDevice(Session):
             raise as_flag_error(error) from error
 
 
-def _check(request: dict[str, Any], session: Session) -> dict[str, Any]:
+def _check(request: dict[str, Any], state: PluginState) -> dict[str, Any]:
     """Return all unknown flags; else the parser's first error; else the first error of the plugin's rules."""
-    hooks = Hooks(session)
+    hooks = Hooks(state)
     hooks.install()
     try:
         parser = pkgutil.resolve_name(hooks.always[0].target)(_Parser(allow_abbrev=False))
@@ -86,12 +85,12 @@ def _check(request: dict[str, Any], session: Session) -> dict[str, Any]:
                 problems = [{"text": str(error)}]
     finally:
         hooks.uninstall()
-    plan = session.settings.plan if session.settings and not problems else None
+    plan = state.settings.plan if state.is_on and not problems else None
     return {
         "problems": problems,
         "grid": f"{plan.scheme}: {plan.grid}" if plan else None,
         "rules": rules,
-        "kernel": rules and not isinstance(session, _SessionWithoutDevice),
+        "kernel": rules and not isinstance(state, _StateWithoutDevice),
     }
 
 

@@ -145,11 +145,11 @@ def describe_nodes(grid: Grid, nodes: Sequence[str]) -> str:
     """Return one line about the number of ranks per node, and the axes that stay inside a node or cross nodes."""
     counts = sorted({nodes.count(node) for node in set(nodes)})
     if len(set(nodes)) == 1:
-        return f"{len(nodes)} context-parallel ranks on one"
+        return "All context-parallel ranks are on one node."
     each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     inside = axes_inside(grid, nodes)
     across = [axis for axis in grid.placement if axis not in inside]
     return (
-        f"{len(nodes)} context-parallel ranks on {len(set(nodes))}, {each} on each; "
-        f"inside one: {', '.join(inside) or 'no axis'}; across: {', '.join(across) or 'no axis'}"
+        f"{len(nodes)} context-parallel ranks are on {len(set(nodes))} nodes, {each} on each. "
+        f"Axes inside a node: {', '.join(inside) or 'none'}. Axes across nodes: {', '.join(across) or 'none'}."
     )

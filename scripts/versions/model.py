@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_wallfacer.megatron.flags import add_arguments
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.settings import settings_from
 
 SEQUENCE, VOCABULARY, HIDDEN, HEADS, KV_HEADS, LAYERS = 64, 96, 64, 4, 2, 2
@@ -35,8 +35,8 @@ def join(rank: int, size: int, store: Path) -> None:
     model_parallel_cuda_manual_seed(1)
 
 
-def settle(session: Session, cp_size: int) -> None:
-    """Give a session what the arguments hook would have given it for this model: not every wheel has the parser."""
+def settle(state: PluginState, cp_size: int) -> None:
+    """Turn the plugin on as the arguments hook does, for this model: some wheels have no parser."""
     parser = ArgumentParser()
     add_arguments(parser)
     args = parser.parse_args([])
@@ -57,7 +57,8 @@ def settle(session: Session, cp_size: int) -> None:
         fp16=False,
         distributed_timeout_minutes=10,
     )
-    session.args, session.settings = args, settings_from(args)
+    state.args = args
+    state.turn_on(settings_from(args), None)
 
 
 def loss_and_gradients(rank: int, size: int) -> tuple[float, dict[str, Tensor], nn.Module]:

@@ -21,8 +21,8 @@ import torch.distributed as dist
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.layers import count_layers
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import version_text
-from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.version import Version, megatron_version
 from scripts.versions import model
 
@@ -51,7 +51,7 @@ def _use(folder: Path) -> None:
 
 def _hooks(version: Version, folder: Path) -> dict[str, str]:
     """Each hook applied, verified and taken out again."""
-    hooks = Hooks(Session(version, torch.device("cpu")))
+    hooks = Hooks(PluginState(version, torch.device("cpu")))
     found = {}
     for hook in _all(hooks):
         if not hook.fits(version):
@@ -88,12 +88,12 @@ def _whole(rank: int, scratch: Path) -> dict[str, str | float]:
 def _split(rank: int, scratch: Path) -> dict[str, str | float]:
     """With the plugin: groups by the hook, every layer ours, loss and gradients of the whole."""
     os.environ["WORLD_SIZE"] = str(RANKS)  # read by the checks of unsupported combinations; torchrun sets it
-    session = Session(megatron_version(), torch.device("cpu"))
-    hooks = Hooks(session)
-    model.settle(session, RANKS)
+    state = PluginState(megatron_version(), torch.device("cpu"))
+    hooks = Hooks(state)
+    model.settle(state, RANKS)
     for hook in hooks.when_on:
         if not hook.target.startswith("megatron.training"):
-            hook.apply(session.version)
+            hook.apply(state.version)
     model.join(rank, RANKS, scratch / "split")
     loss, gradients, built = model.loss_and_gradients(rank, RANKS)
     wanted, wanted_gradients = torch.load(scratch / "whole.pt")
@@ -102,7 +102,7 @@ def _split(rank: int, scratch: Path) -> dict[str, str | float]:
         ((gradients[name] - want).abs().max() / want.abs().max()).item() for name, want in wanted_gradients.items()
     )
     return {
-        "groups": "ok" if len(session.axis_groups) == 1 else "none",
+        "groups": "ok" if len(state.axis_groups) == 1 else "none",
         "layers": "ok" if count.ours == count.total == model.LAYERS else f"{count.ours} of {count.total}",
         "loss": abs(loss - wanted) / abs(wanted),
         "gradients": largest,

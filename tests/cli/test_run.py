@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,14 +33,25 @@ def wallfacer(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_tiny_preset_trains_on_two_ranks() -> None:
-    done = wallfacer("run", TINY, "--train-iters", "2", "--seq-length", "128")
+def printed_in(page: str) -> list[str]:
+    """Return the lines of the startup report that a page shows, without those about times."""
+    lines = (REPOSITORY / page).read_text().splitlines()
+    return [line for line in lines if line.startswith("wallfacer: ") and not re.search(r"\d s\b", line)]
+
+
+def test_the_tiny_preset_trains_on_two_ranks_and_prints_what_the_pages_show() -> None:
+    done = wallfacer("run", TINY, "--train-iters", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     iterations = [found for line in done.stdout.splitlines() if (found := parse_iteration(line))]
     assert [iteration.number for iteration in iterations] == [1, 2]
     assert all(5 < iteration.loss < 7 for iteration in iterations)  # log 257 = 5.5 and what a random start adds
-    assert "wallfacer: 2 of 2 attention layers" in done.stdout
-    assert "seq_length ...................................... 128" in done.stdout
+    assert "train_iters ..................................... 2" in done.stdout
+    printed = done.stdout.splitlines()
+    for page in ("README.md", "docs/tutorial.md"):
+        shown = printed_in(page)
+        assert "wallfacer: 2 of 2 attention layers" in shown
+        assert len(shown) > 3
+        assert not set(shown) - set(printed), f"{page} shows lines that are not printed"
 
 
 @pytest.fixture

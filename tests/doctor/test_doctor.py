@@ -22,10 +22,10 @@ from megatron_wallfacer.doctor.process import run_checks
 from megatron_wallfacer.kernels import KERNELS
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.hooks import Hooks
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 
 REPOSITORY = Path(__file__).parents[2]
-HOOKS = Hooks(Session((0, 19, 2), torch.device("cpu"))).every
+HOOKS = Hooks(PluginState((0, 19, 2), torch.device("cpu"))).every
 
 
 def clean() -> dict[str, str]:

@@ -11,7 +11,7 @@ from megatron_wallfacer.kernels import protocol, select
 from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.protocol import Inputs
 from megatron_wallfacer.kernels.select import KERNELS, candidates, select_kernel
-from megatron_wallfacer.megatron.banner import _switches
+from megatron_wallfacer.megatron.startup_report import _switches
 from tests.kernels.releases import ADAPTERS
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 64}
@@ -188,7 +188,7 @@ def test_with_both_kinds_off_auto_takes_nothing_and_names_work(
 
 def test_the_start_up_block_names_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NVTE_FLASH_ATTN", "0")
-    assert _switches("auto", CUDA["device"]) == "; auto obeys NVTE_FLASH_ATTN=0"
+    assert _switches("auto", CUDA["device"]) == " It was chosen under NVTE_FLASH_ATTN=0."
     assert (_switches("te", CUDA["device"]), _switches("auto", CPU["device"])) == ("", "")
 
 

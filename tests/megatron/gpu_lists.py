@@ -43,15 +43,15 @@ def pretend_cuda() -> None:
 def answer(one: List) -> dict[str, Any]:
     """Take one command line the way a rank does, up to its first step."""
     from megatron_wallfacer.megatron import launcher
-    from megatron_wallfacer.megatron.session import Session
+    from megatron_wallfacer.megatron.plugin_state import PluginState
     from megatron_wallfacer.megatron.version import megatron_version
 
     os.environ.update(one.variables | {"WORLD_SIZE": str(one.ranks), "RANK": "0", "LOCAL_RANK": "0"})
     kernels = []
-    choose = Session.kernel
-    Session.kernel = lambda *args: kernels.append(choose(*args)) or kernels[-1]
-    Session.connect = lambda self, group: self.axis_groups.append(_unconnected(self.settings.plan.grid))
-    Session.transfers = lambda self, group, grid: Transfers(_unconnected(grid))
+    choose = PluginState.kernel
+    PluginState.kernel = lambda *args: kernels.append(choose(*args)) or kernels[-1]
+    PluginState.connect = lambda self, group: self.axis_groups.append(_unconnected(self.settings.plan.grid))
+    PluginState.transfers = lambda self, group, grid: Transfers(_unconnected(grid))
     device, argv = launcher._choose_device(list(one.argv))
     assert (device, argv) == ("cuda", list(one.argv)), "the launcher must leave a GPU's command line as it is typed"
     launcher._install_hooks(megatron_version(), device)

@@ -13,7 +13,7 @@ from megatron_wallfacer.megatron import planned
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.hooks import arguments as hooks_arguments
 from megatron_wallfacer.megatron.model_shape import head_dim, heads_per_rank, shape_of, v_head_dim
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.version import megatron_version
 from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.search import search
@@ -24,24 +24,24 @@ MODEL = "--num-layers 2 --hidden-size 64 --num-attention-heads 8 --seq-length 10
 
 ON = ("--wallfacer-cp-size", "8")
 
-Parse = Callable[..., Session]
+Parse = Callable[..., PluginState]
 
 
 @pytest.fixture
 def parse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parse]:
-    """``parse(*flags)``: parse as Megatron does, with the hooks installed; the session they filled in."""
-    hooks = Hooks(Session(megatron_version(), torch.device("cpu")))
+    """``parse(*flags)``: parse as Megatron does, with the hooks installed; the state they filled in."""
+    hooks = Hooks(PluginState(megatron_version(), torch.device("cpu")))
     hooks.install()
 
-    def run(*flags: str, world: int = 8) -> Session:
+    def run(*flags: str, world: int = 8) -> PluginState:
         from megatron.training.arguments import add_megatron_arguments
 
         monkeypatch.setenv("WORLD_SIZE", str(world))
         argv = [*MODEL, "--attention-dropout", "0", *flags]
         monkeypatch.setattr("sys.argv", ["pretrain_gpt.py", *argv])
         parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-        hooks.session.args = parser.parse_args()
-        return hooks.session
+        parser.parse_args()
+        return hooks.state
 
     yield run
     hooks.uninstall()
@@ -58,17 +58,17 @@ def test_a_size_that_only_a_checkpoint_knows_leaves_the_head_dim_open() -> None:
 
 
 def test_without_the_flag_only_the_parser_is_touched(parse: Parse) -> None:
-    session = parse()
-    assert session.settings is None
-    assert session.hooks == ["arguments", "start"]
-    assert session.args.context_parallel_size == 1
+    state = parse()
+    assert not state.is_on
+    assert state.hooks == ["arguments", "start"]
+    assert state.args.context_parallel_size == 1
 
 
 def test_the_flag_sets_megatrons_own_and_installs_every_hook(parse: Parse) -> None:
-    session = parse("--wallfacer-cp-size", "8")
-    assert session.args.context_parallel_size == 8
-    assert len(session.hooks) == 11
-    assert session.settings.plan.grid.cp_size == 8
+    state = parse("--wallfacer-cp-size", "8")
+    assert state.args.context_parallel_size == 8
+    assert len(state.hooks) == 11
+    assert state.settings.plan.grid.cp_size == 8
 
 
 def test_a_sequence_cut_across_documents_needs_one_hook_more(parse: Parse) -> None:
@@ -102,8 +102,8 @@ def test_latent_attention_has_keys_for_every_head_and_values_of_another_width(pa
 
 
 def test_equals_and_both_orders_of_an_agreeing_size_are_fine(parse: Parse) -> None:
-    assert parse("--context-parallel-size=4", "--wallfacer-cp-size=4").settings is not None
-    assert parse("--wallfacer-cp-size", "4", "--context-parallel-size", "4").settings is not None
+    assert parse("--context-parallel-size=4", "--wallfacer-cp-size=4").is_on
+    assert parse("--wallfacer-cp-size", "4", "--context-parallel-size", "4").is_on
 
 
 def test_each_flag_reaches_the_plan(parse: Parse) -> None:

@@ -34,8 +34,8 @@ def test_both_take_their_buffers_off_the_peak(parse: Parse) -> None:  # noqa: F8
     assert before[0] == "head"
     assert after[0] not in ("head", "mlp")
     assert after[1] < 0.6 * before[1]
-    assert f"{loss} of head and loss, {mlp} of each MLP" in found.text()
-    assert f"{before[1] / 1e9:.2f} GB with one tile, {after[1] / 1e9:.2f} GB so" in found.text()
+    assert f"The number of tiles is {loss} for head and loss, and {mlp} for each MLP." in found.text()
+    assert f"{after[1] / 1e9:.2f} GB per rank instead of {before[1] / 1e9:.2f} GB with one tile." in found.text()
 
 
 def test_a_number_beside_it_is_kept(parse: Parse) -> None:  # noqa: F811

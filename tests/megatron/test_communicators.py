@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron import session as session_module
+from megatron_wallfacer.megatron import plugin_state
 from megatron_wallfacer.megatron.communicators import groups_text, nccl_options
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.plan import Plan
@@ -71,16 +71,16 @@ def test_options_reach_the_groups_of_every_plan(communicators: str, monkeypatch:
         asked.append((grid, options["timeout"].seconds, options["options"]().config.max_ctas))
         return SimpleNamespace(groups=AxisGroups(grid, 0, (0, 1), ("a", "a"), {}))
 
-    monkeypatch.setattr(session_module, "connected", connected)
-    monkeypatch.setattr(session_module, "at_exit", lambda step: asked.append(step.__name__))
+    monkeypatch.setattr(plugin_state, "connected", connected)
+    monkeypatch.setattr(plugin_state, "at_exit", lambda step: asked.append(step.__name__))
     monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [0, 1])
-    session = Session((0, 19, 2), torch.device("cpu"))
-    session.args = job(nccl_communicator_config_path=communicators, high_priority_stream_groups=None)
+    state = PluginState((0, 19, 2), torch.device("cpu"))
+    state.args = job(nccl_communicator_config_path=communicators, high_priority_stream_groups=None)
     ring, team = Grid(ring_outer=2), Grid(team=2)
-    session.settings = Settings(Plan(ring), window_plan=Plan(team))
-    session.connect(object())
+    state.turn_on(Settings(Plan(ring), window_plan=Plan(team)), None)
+    state.connect(object())
     assert asked == [(ring, 180, 8), (team, 180, 8), "destroy_world"]
-    assert [groups.grid for groups in session.axis_groups] == [ring, team]
+    assert [groups.grid for groups in state.axis_groups] == [ring, team]
 
 
 def test_groups_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,11 +107,11 @@ def test_groups_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
         20 * 2**20,
     )
     assert groups_text([ring, team]) == (
-        "4: cp (4 ranks), team inputs (2 ranks), team results (2 ranks), team results (4 ranks); made in 1.75 s, "
-        "320 MiB of GPU memory"
+        "The rank is in 4 process groups: cp (4 ranks), team inputs (2 ranks), team results (2 ranks), team results "
+        "(4 ranks). Connecting took 1.75 s and 320 MiB of GPU memory."
     )
     assert groups_text([AxisGroups(Grid(), 0, (0,), ("a",), {("cp", "inputs"): "a"})]) == (
-        "1: cp (1 ranks); made in 0.00 s"
+        "The rank is in 1 process group: cp (1 ranks). Connecting took 0.00 s."
     )
 
 

@@ -14,7 +14,7 @@ from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention, core_attention_class
 from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.layer_selection import LayerSelection, is_megatrons
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.mask import Mask
@@ -23,8 +23,8 @@ from megatron_wallfacer.schedule.schemes import make_plan
 CAUSAL, PADDING = SimpleNamespace(name="causal"), SimpleNamespace(name="padding")
 
 
-class LoneSession(Session):
-    """A session of one rank, without process groups."""
+class LoneState(PluginState):
+    """A state of one rank, without process groups."""
 
     def transfers(self, group: object, grid: Grid) -> Any:
         from megatron_wallfacer.engine.groups import connect
@@ -42,10 +42,10 @@ def config(**changes: object) -> SimpleNamespace:
 
 def build(*, attn_mask_type: Any = CAUSAL, attention_type: str = "self", **changes: Any) -> WallfacerCoreAttention:
     settings = Settings(make_plan("ring", 1), Flags(verify_every=changes.pop("verify_every", None)))
-    session = LoneSession((0, 19, 2), torch.device("cpu"), args=Namespace(), settings=settings)
+    state = LoneState((0, 19, 2), torch.device("cpu"), args=Namespace(), settings=settings)
     names = ("attention_dropout", "k_channels", "v_channels", "num_splits", "softmax_scale")
     keywords = {name: changes.pop(name) for name in names if name in changes}
-    return core_attention_class(session)(
+    return core_attention_class(state)(
         config=changes.pop("config", config()),
         layer_number=3,
         attn_mask_type=attn_mask_type,
@@ -77,8 +77,8 @@ def test_other_layers_keep_megatrons_attention(
     selection: LayerSelection | None, window: object, ours: list[int]
 ) -> None:
     settings = Settings(make_plan("ring", 1), layers=selection)
-    session = LoneSession((0, 19, 2), torch.device("cpu"), args=Namespace(), settings=settings)
-    kind, of = core_attention_class(session, theirs=Theirs), config(window_size=window, window_attn_skip_freq=2)
+    state = LoneState((0, 19, 2), torch.device("cpu"), args=Namespace(), settings=settings)
+    kind, of = core_attention_class(state, theirs=Theirs), config(window_size=window, window_attn_skip_freq=2)
     keywords = {"attention_type": "self", "pg_collection": SimpleNamespace(cp="group"), "cp_comm_type": "a2a"}
     layers = [kind(config=of, layer_number=n, attn_mask_type=CAUSAL, **keywords) for n in (1, 2, 3, 4)]
     assert [layer.layer_number for layer in layers if isinstance(layer, WallfacerCoreAttention)] == ours
@@ -87,7 +87,7 @@ def test_other_layers_keep_megatrons_attention(
     assert all(layer.keywords == {"attn_mask_type": CAUSAL} | keywords and is_megatrons(layer) for layer in others)
 
 
-class PlannedSession(LoneSession):
+class PlannedState(LoneState):
     """As if this rank were one of many: nothing runs."""
 
     def transfers(self, group: object, grid: Grid) -> Any:
@@ -102,7 +102,7 @@ def test_heads_that_do_not_divide_are_refused_when_built(
     q_heads: int, kv_heads: int, tensor_parallel: int, fits: bool
 ) -> None:
     """A script may build other layers than the command line says."""
-    session = PlannedSession((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ulysses", 4)))
+    state = PlannedState((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ulysses", 4)))
     heads = {
         "num_attention_heads": q_heads,
         "num_query_groups": kv_heads,
@@ -110,7 +110,7 @@ def test_heads_that_do_not_divide_are_refused_when_built(
     }
 
     def layer() -> WallfacerCoreAttention:
-        return core_attention_class(session)(config(**heads), 3, CAUSAL, "self", pg_collection=SimpleNamespace(cp=1))
+        return core_attention_class(state)(config(**heads), 3, CAUSAL, "self", pg_collection=SimpleNamespace(cp=1))
 
     if fits:
         assert "head 4" in repr(layer())
@@ -251,7 +251,7 @@ def test_a_call_that_is_not_supported_is_refused(keywords: dict[str, Any], messa
 
 def test_a_keyword_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(TypeError, match="unheard_of"):
-        core_attention_class(build().session)(config(), 1, CAUSAL, "self", unheard_of=1)
+        core_attention_class(build().state)(config(), 1, CAUSAL, "self", unheard_of=1)
 
 
 def test_nothing_is_saved_and_transformer_engines_extra_state_is_ignored() -> None:

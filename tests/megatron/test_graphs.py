@@ -19,19 +19,18 @@ from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.ranges import Ranges
 from megatron_wallfacer.engine.timeline import no_observer
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron import graphs
-from megatron_wallfacer.megatron import session as session_module
-from megatron_wallfacer.megatron.banner import _cost_rows, _megatron_graphs
+from megatron_wallfacer.megatron import graphs, plugin_state
 from megatron_wallfacer.megatron.core_attention import core_attention_class
 from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.megatron_graphs import free_graphs
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.settings import Settings
+from megatron_wallfacer.megatron.startup_report import _cost_rows, _megatron_graphs
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape
 from tests.engine.tape import TapeCapture
-from tests.megatron.test_core_attention import CAUSAL, LoneSession, config
+from tests.megatron.test_core_attention import CAUSAL, LoneState, config
 
 INSIDE = "--cuda-graph-impl local"
 GROWING = "expandable_segments:True"
@@ -71,8 +70,8 @@ def test_the_message_names_the_flag_that_puts_messages_into_graphs() -> None:
         graphs.check_graphs(groups, {}, INSIDE)
 
 
-def lone(cls: type[Session] = LoneSession, inside: str | None = None, **more: object) -> Session:
-    """A session on one rank with the flag, or with Megatron's graphs around attention."""
+def lone(cls: type[PluginState] = LoneState, inside: str | None = None, **more: object) -> PluginState:
+    """A state on one rank with the flag, or with Megatron's graphs around attention."""
     settings = Settings(make_plan("ring", 1), Flags(cuda_graphs=inside is None), megatron_graphs=inside)
     args = Namespace(distributed_timeout_minutes=1, **more)
     return cls((0, 19, 2), torch.device("cpu"), args=args, settings=settings)
@@ -80,11 +79,11 @@ def lone(cls: type[Session] = LoneSession, inside: str | None = None, **more: ob
 
 def test_groups_are_checked_when_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(groups=AxisGroups(Grid(), 0, (0,), ("a",), {}, "gloo"))
-    monkeypatch.setattr(session_module, "connected", lambda *args, **options: made)
+    monkeypatch.setattr(plugin_state, "connected", lambda *args, **options: made)
     monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [0])
     for inside in (None, INSIDE):
         with pytest.raises(WallfacerError, match=f"^{inside or graphs.FLAG}: must be left out where the backend is gl"):
-            lone(Session, inside).connect(object())
+            lone(PluginState, inside).connect(object())
 
 
 def test_the_flag_reaches_the_passes_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,10 +134,10 @@ def test_graphs_of_megatron_are_freed_before_groups(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_profile_shows_graphs() -> None:
-    session = lone(profile=True)
-    assert session.observer() is no_observer
+    state = lone(profile=True)
+    assert state.observer() is no_observer
     without = lone(profile=True)
-    without.settings = Settings(make_plan("ring", 1))
+    without.turn_on(Settings(make_plan("ring", 1)), None)
     assert isinstance(without.observer(), Ranges)
 
 
@@ -146,10 +145,10 @@ def test_the_start_block_has_what_graphs_hold() -> None:
     plan, shape = make_plan("ring", 2), Shape(tokens=2048, q_heads=32, kv_heads=8, head_dim=128)
     assert "cuda graphs" not in _cost_rows(plan, shape, keep_gathered_q=False)
     row = _cost_rows(plan, shape, keep_gathered_q=False, graphs=True)["cuda graphs"]
-    assert re.fullmatch(r"one of each pass for all layers; the two hold [\d.]+ MiB", row)
+    assert re.fullmatch(r"The CUDA graphs of both passes hold [\d.]+ MiB\.", row)
 
 
-def test_the_start_block_says_that_megatrons_graphs_hold_attention() -> None:
+def test_the_startup_report_has_megatrons_graphs_that_hold_attention() -> None:
     (text,) = _megatron_graphs(lone(inside=INSIDE).settings).values()
-    assert text == f"hold attention ({INSIDE}), and its buffers in their memory pool"
+    assert text == f"CUDA graphs of Megatron ({INSIDE}) hold attention. Their memory pool holds its buffers."
     assert _megatron_graphs(lone().settings) == {}

@@ -20,7 +20,7 @@ from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.hooks import metrics as hook
 from megatron_wallfacer.megatron.metrics import CudaClock, HostClock, StepSums, log_step
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import Message, Transfer, View
@@ -271,8 +271,8 @@ def test_metrics_that_cannot_be_written_leave_the_training_log(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(hook, "log_step", fail)
-    session = SimpleNamespace(sums=object(), args=SimpleNamespace(tensorboard_log_interval=1))
-    training_log = hook.metrics_hook(session).wrap(lambda iteration: iteration)
+    state = SimpleNamespace(sums=object(), args=SimpleNamespace(tensorboard_log_interval=1))
+    training_log = hook.metrics_hook(state).wrap(lambda iteration: iteration)
     assert [training_log(iteration) for iteration in range(1, 4)] == [1, 2, 3]
     assert len(written) == 1
     said = capsys.readouterr().out
@@ -280,21 +280,21 @@ def test_metrics_that_cannot_be_written_leave_the_training_log(
 
 
 def test_only_ranks_with_a_writer_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def session(*, log_metrics: bool) -> Session:
+    def state(*, log_metrics: bool) -> PluginState:
         settings = Settings(make_plan("ring", 1), Flags(log_metrics=log_metrics))
-        return Session((0, 19, 2), torch.device("cpu"), settings=settings)
+        return PluginState((0, 19, 2), torch.device("cpu"), settings=settings)
 
-    assert session(log_metrics=True).observer() is no_observer
+    assert state(log_metrics=True).observer() is no_observer
     monkeypatch.setattr(global_vars, "_GLOBAL_TENSORBOARD_WRITER", Writer())
-    assert session(log_metrics=False).observer() is no_observer
-    writing = session(log_metrics=True)
+    assert state(log_metrics=False).observer() is no_observer
+    writing = state(log_metrics=True)
     assert isinstance(writing.observer(), StepSums)
     assert writing.observer() is writing.sums
 
 
 def test_evaluation_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Timeline(0)
-    monkeypatch.setattr(Session, "observer", lambda self: line)
+    monkeypatch.setattr(PluginState, "observer", lambda self: line)
     layer = build().eval()
     layer(q(), q(), q(), None)
     assert not line.events

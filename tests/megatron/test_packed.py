@@ -18,7 +18,7 @@ from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.megatron.unsupported import unsupported
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.schemes import make_plan
-from tests.megatron.test_core_attention import CAUSAL, PlannedSession, build, config, dense, q
+from tests.megatron.test_core_attention import CAUSAL, PlannedState, build, config, dense, q
 
 #: Of one token, of a few, and of more than a rank holds.
 ENDS = (0, 1, 4, 25, 32)
@@ -145,9 +145,9 @@ def test_a_call_with_another_kind_of_packing_is_an_error(changes: dict[str, obje
 
 def test_another_layout_without_documents_is_refused() -> None:
     settings = Settings(make_plan("ulysses", 2))
-    session = PlannedSession((0, 19, 2), torch.device("cpu"), settings=settings)
+    state = PlannedState((0, 19, 2), torch.device("cpu"), settings=settings)
     named = config(cp_partition_mode="contiguous")
-    layer = core_attention_class(session)(named, 3, CAUSAL, "self", pg_collection=SimpleNamespace(cp=1))
+    layer = core_attention_class(state)(named, 3, CAUSAL, "self", pg_collection=SimpleNamespace(cp=1))
     with pytest.raises(WallfacerError, match="layer 3: cp_partition_mode contiguous: must be zigzag"):
         layer(q(), q(), q(), None)
 

@@ -19,10 +19,10 @@ from torch import nn
 from megatron_wallfacer.chrome_trace import TraceSource
 from megatron_wallfacer.engine.timeline import Pass, no_observer
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron import session as session_module
+from megatron_wallfacer.megatron import plugin_state
 from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.outputs import Output, check_folder
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.megatron.timeline import StepObserver
 from megatron_wallfacer.schedule.ops import Schedule
@@ -79,8 +79,8 @@ def test_a_run_leaves_a_trace_for_each_rank(tmp_path: Path) -> None:
 
 
 def test_nobody_looks_on_without_the_flag() -> None:
-    session = Session((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ring", 1)))
-    assert session.observer() is no_observer
+    state = PluginState((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ring", 1)))
+    assert state.observer() is no_observer
 
 
 def play(observer: StepObserver, schedule: Schedule) -> None:
@@ -148,13 +148,13 @@ def test_a_folder_that_cannot_be_written_is_named_at_the_start(folder: str) -> N
 
 
 def test_the_folder_is_checked_before_groups_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "connected", lambda *_, **__: pytest.fail("groups are made"))
-    monkeypatch.setattr(session_module.dist, "get_process_group_ranks", lambda _: [0])
+    monkeypatch.setattr(plugin_state, "connected", lambda *_, **__: pytest.fail("groups are made"))
+    monkeypatch.setattr(plugin_state.dist, "get_process_group_ranks", lambda _: [0])
     settings = Settings(make_plan("ring", 1), Flags(timeline="/proc/wallfacer"))
     args = Namespace(distributed_timeout_minutes=10)
-    session = Session((0, 19, 2), torch.device("cpu"), settings=settings, args=args)
+    state = PluginState((0, 19, 2), torch.device("cpu"), settings=settings, args=args)
     with pytest.raises(WallfacerError, match=r"^--wallfacer-timeline /proc/wallfacer: cannot be written: "):
-        session.connect(None)
+        state.connect(None)
 
 
 def test_metrics_that_fail_are_switched_off_with_one_warning(capsys: pytest.CaptureFixture[str]) -> None:

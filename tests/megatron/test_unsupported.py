@@ -96,10 +96,10 @@ def test_nothing_is_checked_when_the_plugin_is_off(parse: Parse, flags: str) -> 
 
 
 def test_megatrons_default_dropout_is_named_as_a_default(parse: Parse) -> None:  # noqa: F811
-    session = parse(*ON.split())
-    session.args.attention_dropout = 0.1
+    state = parse(*ON.split())
+    state.args.attention_dropout = 0.1
     with pytest.raises(WallfacerError, match=r"--attention-dropout 0\.1 \(Megatron's default\): must be 0"):
-        unsupported.check_supported(session.args, argv=[])
+        unsupported.check_supported(state.args, argv=[])
 
 
 @pytest.mark.parametrize(

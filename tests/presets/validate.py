@@ -15,14 +15,14 @@ import torch
 
 from megatron_wallfacer.megatron import cpu_runtime
 from megatron_wallfacer.megatron.hooks import Hooks
-from megatron_wallfacer.megatron.parser_process import _SessionWithoutDevice
+from megatron_wallfacer.megatron.parser_process import _StateWithoutDevice
 from megatron_wallfacer.megatron.version import megatron_version
 from megatron_wallfacer.presets.preset import load_preset
 
 
 def main(files: list[str]) -> None:
     cpu_runtime.install()
-    Hooks(_SessionWithoutDevice(megatron_version(), torch.device("cuda"))).install()
+    Hooks(_StateWithoutDevice(megatron_version(), torch.device("cuda"))).install()
     from megatron.training.arguments import parse_and_validate_args
 
     for file in files:

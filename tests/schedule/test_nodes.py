@@ -29,10 +29,10 @@ def test_axes_inside_a_host(placement: tuple[str, ...], hosts: tuple[str, ...], 
 
 def test_one_line() -> None:
     grid = Grid(head=2, team=2, ring_outer=2)
-    assert describe_nodes(grid, ("a",) * 8) == "8 context-parallel ranks on one"
+    assert describe_nodes(grid, ("a",) * 8) == "All context-parallel ranks are on one node."
     assert describe_nodes(grid, TWO) == (
-        "8 context-parallel ranks on 2, 4 on each; inside one: head, team; across: ring_outer"
+        "8 context-parallel ranks are on 2 nodes, 4 on each. Axes inside a node: head, team. "
+        "Axes across nodes: ring_outer."
     )
-    assert describe_nodes(grid, tuple("aaabbbbc")).startswith(
-        "8 context-parallel ranks on 3, 1 to 4 on each; inside one: no"
-    )
+    uneven = "8 context-parallel ranks are on 3 nodes, 1 to 4 on each. Axes inside a node: none."
+    assert describe_nodes(grid, tuple("aaabbbbc")).startswith(uneven)

@@ -88,7 +88,7 @@ def test_collect(tmp_path: Path) -> None:
     def log(cell: str, name: str, *iterations: tuple[int, str, str], age: int = 0) -> None:
         folder = tmp_path / cell / "logs"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("\n".join(["0: wallfacer: banner", *(LINE.format(*row) for row in iterations)]))
+        (folder / name).write_text("\n".join(["0: wallfacer: versions", *(LINE.format(*row) for row in iterations)]))
         os.utime(folder / name, (1e9 - age, 1e9 - age))
 
     log("cp16-seq256-team-ring", "train-9-0.log", (1, "20.5", "5.25"), (2, "10.5", "5.125"))

@@ -14,29 +14,28 @@ from megatron_wallfacer.megatron.auto_tiles import choose_tiles
 from megatron_wallfacer.megatron.flags import Flags, add_arguments
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.model_shape import dtype_of, head_dim, v_head_dim
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
-from megatron_wallfacer.megatron.session import Session
 from megatron_wallfacer.megatron.settings import settings_from
 from megatron_wallfacer.megatron.unsupported import check_supported
 
 
-def arguments_hook(session: Session, switch_on: Callable[[], None]) -> Hook:
+def arguments_hook(state: PluginState, switch_on: Callable[[], None]) -> Hook:
     """``switch_on`` is called once the plugin is known to be on and its flags are good."""
 
     def accept(args: argparse.Namespace) -> None:
-        session.parsed, flags = Parsed.of(args), Flags.of(args)
+        state.args, state.parsed, flags = args, Parsed.of(args), Flags.of(args)
         if not flags.is_on():
             return
         settings = settings_from(args)
         check_supported(args)
-        session.args = args
-        session.settings, session.chosen_tiles = choose_tiles(settings, args)
+        state.turn_on(*choose_tiles(settings, args))
         if (channels := head_dim(args)) is not None:
             # An unsupported head dim stops the run now, not when the model is built.
-            session.kernel(dtype_of(args), channels, v_head_dim(args))
+            state.kernel(dtype_of(args), channels, v_head_dim(args))
         args.context_parallel_size = flags.cp_size
         if flags.transfers == "staged" or os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
-            share_gpus(args, session.device)
+            share_gpus(args, state.device)
         switch_on()
 
     def wrap(original: Callable[..., argparse.ArgumentParser]) -> Callable[..., argparse.ArgumentParser]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from megatron_wallfacer.megatron.core_attention import core_attention_class
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
-from megatron_wallfacer.megatron.session import Session
 
 PROVIDERS = {
     "local": "megatron.core.models.backends:LocalSpecProvider.core_attention",
@@ -16,15 +16,15 @@ PROVIDERS = {
 }
 
 
-def core_attention_hooks(session: Session) -> tuple[Hook, ...]:
+def core_attention_hooks(state: PluginState) -> tuple[Hook, ...]:
     """One hook a provider; which of them Megatron asks depends on --transformer-impl."""
-    ours = core_attention_class(session)
+    ours = core_attention_class(state)
 
     def wrap(original: Callable[..., type]) -> Callable[..., type]:
         def core_attention(provider: Any) -> type:
-            if session.settings is None or session.settings.layers is None:
+            if not state.is_on or state.settings.layers is None:
                 return ours
-            return core_attention_class(session, theirs=original(provider))
+            return core_attention_class(state, theirs=original(provider))
 
         return core_attention
 

@@ -9,11 +9,11 @@ from typing import Any
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
-from megatron_wallfacer.megatron.session import Session
 
 
-def generation_hook(session: Session) -> Hook:
+def generation_hook(state: PluginState) -> Hook:
     """Return the hook on the one place where Megatron puts keys and values into a cache, before attention computes.
 
     A cache holds the tokens of one rank, not those of its context-parallel group: a prompt would be computed wrongly.
@@ -26,9 +26,8 @@ def generation_hook(session: Session) -> Hook:
             context = signature.bind(layer, *args, **kwargs).arguments["inference_context"]
             ours = isinstance(layer.core_attention, WallfacerCoreAttention)
             if context is not None and ours:
-                assert session.settings is not None
                 raise WallfacerError(
-                    f"layer {layer.layer_number}: --wallfacer-cp-size {session.settings.flags.cp_size}: must be left "
+                    f"layer {layer.layer_number}: --wallfacer-cp-size {state.settings.flags.cp_size}: must be left "
                     "out to generate with a cache of keys and values, Megatron's own attention does it"
                 )
             return original(layer, *args, **kwargs)

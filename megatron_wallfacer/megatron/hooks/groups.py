@@ -7,14 +7,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_wallfacer.megatron.banner import banner
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.startup_report import startup_report
 from megatron_wallfacer.megatron.unsupported import check_supported
 
 
-def groups_hooks(session: Session) -> tuple[Hook, Hook]:
+def groups_hooks(state: PluginState) -> tuple[Hook, Hook]:
     """One hook for making, one for dropping."""
 
     def wrap_initialize(original: Callable[..., None]) -> Callable[..., None]:
@@ -23,17 +23,17 @@ def groups_hooks(session: Session) -> tuple[Hook, Hook]:
             from megatron.core import parallel_state
 
             # Again, now that checkpoint arguments and Megatron's own validation have had their say.
-            check_supported(session.args)
+            check_supported(state.args)
             original(*args, **kwargs)
-            session.connect(parallel_state.get_context_parallel_group())
+            state.connect(parallel_state.get_context_parallel_group())
             if dist.get_rank() == 0:
-                print(banner(session), flush=True)
+                print(startup_report(state), flush=True)
 
         return initialize_model_parallel
 
     def wrap_destroy(original: Callable[..., None]) -> Callable[..., None]:
         def destroy_model_parallel(*args: Any, **kwargs: Any) -> None:
-            session.disconnect()
+            state.disconnect()
             original(*args, **kwargs)
 
         return destroy_model_parallel

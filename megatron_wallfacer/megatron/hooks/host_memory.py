@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
-from megatron_wallfacer.megatron.session import Session
 
 
-def layer_inputs_hook(session: Session) -> Hook:
+def layer_inputs_hook(state: PluginState) -> Hook:
     """Let ``tensor_parallel.checkpoint`` hand layer inputs over."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def checkpoint(function: Callable[..., Any], distribute_saved_activations: bool, *args: Any) -> Any:
-            if session.layer_inputs is None:
+            if state.layer_inputs is None:
                 return original(function, distribute_saved_activations, *args)
-            return session.layer_inputs.checkpoint(original, function, distribute_saved_activations, *args)
+            return state.layer_inputs.checkpoint(original, function, distribute_saved_activations, *args)
 
         return checkpoint
 

@@ -12,11 +12,11 @@ from megatron_wallfacer.megatron.agreement.layers import check_model, name_mtp_l
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.host_memory.prepare import prepare_host_memory
 from megatron_wallfacer.megatron.layers import advice_of_the_plugin, check_layers, count_layers, gather_counts
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
-from megatron_wallfacer.megatron.session import Session
 
 
-def layers_hook(session: Session, verify: Callable[[], None]) -> Hook:
+def layers_hook(state: PluginState, verify: Callable[[], None]) -> Hook:
     """``verify`` checks that the other hooks are still in place."""
 
     def wrap(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -26,16 +26,15 @@ def layers_hook(session: Session, verify: Callable[[], None]) -> Hook:
             verify()
             with advice_of_the_plugin():
                 result = original(*args, **kwargs)
-            session.models += 1
+            state.models += 1
             name_mtp_layers(result[0])
-            assert session.args is not None
-            timeout = timedelta(minutes=session.args.distributed_timeout_minutes)
+            timeout = timedelta(minutes=state.args.distributed_timeout_minutes)
             # Before the first collective: ranks that disagree may wait in different ones.
-            check_model(result[0], parallel_state.get_context_parallel_group(), timeout, session.models)
+            check_model(result[0], parallel_state.get_context_parallel_group(), timeout, state.models)
             # Outside a forward pass, where pipeline stages would wait for each other: every rank is here now.
             counts = gather_counts(count_layers(result[0]))
             pipelines = dist.get_world_size() // parallel_state.get_pipeline_model_parallel_world_size()
-            lines = [check_layers(counts, pipelines), prepare_host_memory(session, result[0])]
+            lines = [check_layers(counts, pipelines), prepare_host_memory(state, result[0])]
             if dist.get_rank() == 0:
                 print("\n".join(filter(None, lines)), flush=True)
             return result

@@ -10,11 +10,11 @@ import torch
 
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.loss import LossFunction, mean_over_group, report_of_group
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
-from megatron_wallfacer.megatron.session import Session
 
 
-def loss_hook(session: Session) -> Hook:
+def loss_hook(state: PluginState) -> Hook:
     """Return the hook on the one place where Megatron calls a script's loss function, in every pipeline schedule."""
 
     def corrected(loss_func: LossFunction, config: Any) -> LossFunction:
@@ -26,7 +26,7 @@ def loss_hook(session: Session) -> Hook:
         # With per-token loss Megatron itself sums counts over all ranks, once per step.
         if not config.calculate_per_token_loss:
             loss_func = mean_over_group(loss_func, group)
-        if getattr(session.args, "sft", False) and not torch.is_grad_enabled():
+        if getattr(state.args, "sft", False) and not torch.is_grad_enabled():
             loss_func = report_of_group(loss_func, group)
         return loss_func
 

@@ -10,11 +10,11 @@ from typing import Any
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.metrics import log_step
 from megatron_wallfacer.megatron.outputs import Output
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
-from megatron_wallfacer.megatron.session import Session
 
 
-def metrics_hook(session: Session) -> Hook:
+def metrics_hook(state: PluginState) -> Hook:
     """``training_log`` runs once a training step, on every rank."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,10 +24,9 @@ def metrics_hook(session: Session) -> Hook:
 
         def training_log(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
-            if session.sums is not None:
-                assert session.args is not None
+            if state.sums is not None:
                 iteration = signature.bind(*args, **kwargs).arguments["iteration"]
-                write = partial(log_step, session.sums, iteration, session.args.tensorboard_log_interval)
+                write = partial(log_step, state.sums, iteration, state.args.tensorboard_log_interval)
                 output.write(write)
             return result
 

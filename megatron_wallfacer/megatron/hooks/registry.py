@@ -1,4 +1,4 @@
-"""All hooks of a session, installed in two goes."""
+"""All hooks, which are installed in two steps: before and after the flags are parsed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from megatron_wallfacer.megatron.hooks.rope import rope_hook
 from megatron_wallfacer.megatron.hooks.start import start_hook
 from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook, mlp_tiles_hook
 from megatron_wallfacer.megatron.packed import shards_whole_sequence
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 
 
 class Hooks:
-    """The hooks of one session.
+    """The hooks of one process.
 
     Attributes:
-        session: what they share.
+        state: state of the plugin.
         always: installed by :meth:`install`.
         when_on: installed when the flags turn the plugin on.
         when_looped: too, of Megatrons that bring a training loop: losses, and no generation.
@@ -33,24 +33,24 @@ class Hooks:
         inputs_on_host: too, where they ask for layer inputs in host memory.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.always: tuple[Hook, ...] = (arguments_hook(session, self._switch_on), start_hook(session))
+    def __init__(self, state: PluginState) -> None:
+        self.state = state
+        self.always: tuple[Hook, ...] = (arguments_hook(state, self._switch_on), start_hook(state))
         self.when_on: tuple[Hook, ...] = (
-            *groups_hooks(session),
-            *core_attention_hooks(session),
-            layers_hook(session, self.verify),
+            *groups_hooks(state),
+            *core_attention_hooks(state),
+            layers_hook(state, self.verify),
         )
         self.when_looped: tuple[Hook, ...] = (
-            loss_hook(session),
+            loss_hook(state),
             *mtp_hooks(),
-            generation_hook(session),
+            generation_hook(state),
         )
         self.when_packed: tuple[Hook, ...] = (rope_hook(),)
-        self.when_logged: tuple[Hook, ...] = (metrics_hook(session),)
-        self.loss_in_tiles: tuple[Hook, ...] = (loss_tiles_hook(session),)
-        self.mlp_in_tiles: tuple[Hook, ...] = (mlp_tiles_hook(session),)
-        self.inputs_on_host: tuple[Hook, ...] = (layer_inputs_hook(session),)
+        self.when_logged: tuple[Hook, ...] = (metrics_hook(state),)
+        self.loss_in_tiles: tuple[Hook, ...] = (loss_tiles_hook(state),)
+        self.mlp_in_tiles: tuple[Hook, ...] = (mlp_tiles_hook(state),)
+        self.inputs_on_host: tuple[Hook, ...] = (layer_inputs_hook(state),)
 
     @property
     def every(self) -> tuple[Hook, ...]:
@@ -81,21 +81,20 @@ class Hooks:
             WallfacerError: another patch has replaced one of our targets.
         """
         for hook in self._installed():
-            hook.verify(self.session.version)
+            hook.verify(self.state.version)
 
     def uninstall(self) -> None:
         """Leave Megatron as it was found."""
         for hook in reversed(self._installed()):
-            hook.undo(self.session.version)
-        self.session.hooks.clear()
+            hook.undo(self.state.version)
+        self.state.hooks.clear()
 
     def _switch_on(self) -> None:
-        assert self.session.settings is not None
-        flags = self.session.settings.flags
+        flags = self.state.settings.flags
         for wanted, hooks in (
             (True, self.when_on),
             (True, self.when_looped),
-            (shards_whole_sequence(self.session.args), self.when_packed),
+            (shards_whole_sequence(self.state.args), self.when_packed),
             (flags.log_metrics, self.when_logged),
             (flags.loss_tiles is not None, self.loss_in_tiles),
             (flags.mlp_tiles is not None, self.mlp_in_tiles),
@@ -106,9 +105,9 @@ class Hooks:
 
     def _apply(self, hooks: tuple[Hook, ...]) -> None:
         for hook in hooks:
-            hook.apply(self.session.version)
-            if hook.name not in self.session.hooks:
-                self.session.hooks.append(hook.name)
+            hook.apply(self.state.version)
+            if hook.name not in self.state.hooks:
+                self.state.hooks.append(hook.name)
 
     def _installed(self) -> tuple[Hook, ...]:
-        return tuple(hook for hook in self.every if hook.name in self.session.hooks)
+        return tuple(hook for hook in self.every if hook.name in self.state.hooks)

@@ -10,11 +10,11 @@ import torch.distributed as dist
 
 from megatron_wallfacer.megatron.agreement.start import check_start, takes_part
 from megatron_wallfacer.megatron.hook import Hook
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
-from megatron_wallfacer.megatron.session import Session
 
 
-def start_hook(session: Session) -> Hook:
+def start_hook(state: PluginState) -> Hook:
     """A rank whose command line lacks the plugin's switch takes part, so that the others can name it."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,8 +24,9 @@ def start_hook(session: Session) -> Hook:
             store = signature.bind(*args, **kwargs).arguments["store"]
             if dist.is_initialized():
                 store = dist.distributed_c10d._get_default_store()
-            if session.parsed is not None and takes_part():
-                session.store = check_start(session.parsed, session.settings, session.version, store)
+            if state.parsed is not None and takes_part():
+                settings = state.settings if state.is_on else None
+                state.store = check_start(state.parsed, settings, state.version, store)
             return original(*args, **kwargs)
 
         return _initialize_distributed

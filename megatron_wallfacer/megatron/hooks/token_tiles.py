@@ -11,11 +11,11 @@ from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.loss_tiles import TiledLoss
 from megatron_wallfacer.megatron.mlp_tiles import tiled_mlp_forward
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, OUTPUT_PROCESSOR
-from megatron_wallfacer.megatron.session import Session
 
 
-def loss_tiles_hook(session: Session) -> Hook:
+def loss_tiles_hook(state: PluginState) -> Hook:
     """Give ``GPTModel.forward`` an output processor wherever it gets labels."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,9 +29,7 @@ def loss_tiles_hook(session: Session) -> Hook:
                 )
             if given.get("labels") is None:
                 return original(model, *args, **kwargs)
-            assert session.settings is not None
-            assert session.settings.flags.loss_tiles is not None
-            return original(model, *args, **kwargs, output_processor=TiledLoss(session.settings.flags.loss_tiles))
+            return original(model, *args, **kwargs, output_processor=TiledLoss(state.settings.flags.loss_tiles))
 
         return forward
 
@@ -44,16 +42,14 @@ def loss_tiles_hook(session: Session) -> Hook:
     )
 
 
-def mlp_tiles_hook(session: Session) -> Hook:
+def mlp_tiles_hook(state: PluginState) -> Hook:
     """Replace ``MLP.forward``."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         tiled = cache(partial(tiled_mlp_forward, original))
 
         def forward(mlp: Any, *args: Any, **kwargs: Any) -> Any:
-            assert session.settings is not None
-            assert session.settings.flags.mlp_tiles is not None
-            return tiled(session.settings.flags.mlp_tiles)(mlp, *args, **kwargs)
+            return tiled(state.settings.flags.mlp_tiles)(mlp, *args, **kwargs)
 
         return forward
 

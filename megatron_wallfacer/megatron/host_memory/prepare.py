@@ -24,17 +24,17 @@ from megatron_wallfacer.megatron.host_memory.kinds import (
     recomputed_groups,
 )
 from megatron_wallfacer.megatron.host_memory.share import RankNeeds, Wanted, auto_fraction, check_room, nodes_of
-from megatron_wallfacer.megatron.session import Session
+from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.offload.copies import Copies, DeferredCopies
 from megatron_wallfacer.offload.host import HostSlots, gigabytes, memory_left
 from megatron_wallfacer.offload.queue import OffloadQueue
 
 
-def prepare_host_memory(session: Session, model: Sequence[nn.Module]) -> str | None:
+def prepare_host_memory(state: PluginState, model: Sequence[nn.Module]) -> str | None:
     """Allocate host memory and hand it to the layers of a model; collective over the world.
 
     Args:
-        session: this one.
+        state: state of the plugin.
         model: chunks of this rank.
 
     Returns:
@@ -43,24 +43,23 @@ def prepare_host_memory(session: Session, model: Sequence[nn.Module]) -> str | N
     Raises:
         WallfacerError: too little host memory, the same on all ranks.
     """
-    assert session.settings is not None
-    flags = session.settings.flags
+    flags = state.settings.flags
     given = {KEEP: flags.keep_on_host, INPUTS: flags.layer_inputs_on_host}
     fractions = {flag: fraction for flag, fraction in given.items() if fraction is not None}
     if not fractions:
         return None
     blocks = blocks_of(model, next(iter(fractions)))
-    kinds = _kinds(session, blocks, fractions)
+    kinds = _kinds(state, blocks, fractions)
     wanted = tuple(Wanted(kind.flag, fractions[kind.flag], kind.bytes_by_count) for kind in kinds)
     ranks = _gathered(RankNeeds(socket.gethostname(), memory_left(), wanted))
     auto = auto_fraction(ranks)
     check_room(ranks, auto)
     counts = {one.flag: one.count(auto if one.fraction == "auto" else one.fraction) for one in wanted}
-    slots = _allocated(session, {kind.flag: kind for kind in kinds}, counts)
-    copies = copies_of(session.device)
+    slots = _allocated(state, {kind.flag: kind for kind in kinds}, counts)
+    copies = copies_of(state.device)
     for kind in kinds:
         queue = _queue(kind, counts[kind.flag], slots[kind.flag], copies)
-        (_put_to_attention if kind.flag == KEEP else _put_to_inputs)(session, blocks, kind, counts[kind.flag], queue)
+        (_put_to_attention if kind.flag == KEEP else _put_to_inputs)(state, blocks, kind, counts[kind.flag], queue)
     return _line(kinds, counts, ranks, auto)
 
 
@@ -73,10 +72,10 @@ def copies_of(device: torch.device) -> Copies:
     return CudaCopies()
 
 
-def _kinds(session: Session, blocks: Sequence[nn.Module], fractions: dict[str, Fraction]) -> list[Kind]:
+def _kinds(state: PluginState, blocks: Sequence[nn.Module], fractions: dict[str, Fraction]) -> list[Kind]:
     makers: dict[str, Callable[..., Kind]] = {KEEP: kept_outputs, INPUTS: layer_inputs}
     pipeline = pipeline_of(blocks[0].config, len(blocks))
-    return [makers[flag](flag, blocks, pipeline, session.args) for flag in fractions]
+    return [makers[flag](flag, blocks, pipeline, state.args) for flag in fractions]
 
 
 def _gathered(value: Any) -> list[Any]:
@@ -86,7 +85,7 @@ def _gathered(value: Any) -> list[Any]:
     return values
 
 
-def _allocated(session: Session, kinds: dict[str, Kind], counts: dict[str, int]) -> dict[str, HostSlots]:
+def _allocated(state: PluginState, kinds: dict[str, Kind], counts: dict[str, int]) -> dict[str, HostSlots]:
     """Allocate the slots of each kind by flag.
 
     Raises:
@@ -96,7 +95,7 @@ def _allocated(session: Session, kinds: dict[str, Kind], counts: dict[str, int])
     for flag, kind in kinds.items():
         try:
             plan = kind.plan(counts[flag])
-            slots[flag] = HostSlots(plan.slots.values(), pinned=session.device.type == "cuda")
+            slots[flag] = HostSlots(plan.slots.values(), pinned=state.device.type == "cuda")
         except WallfacerError as error:
             reason = f"{flag}: needs a smaller fraction on {socket.gethostname()}: {error}"
             break
@@ -113,7 +112,7 @@ def _queue(kind: Kind, count: int, slots: HostSlots, copies: Copies) -> OffloadQ
 
 
 def _put_to_attention(
-    session: Session, blocks: Sequence[nn.Module], kind: Kind, count: int, queue: OffloadQueue
+    state: PluginState, blocks: Sequence[nn.Module], kind: Kind, count: int, queue: OffloadQueue
 ) -> None:
     attention = [attention_of(block) for block in blocks]
     for use in kind.plan(count).uses:
@@ -123,11 +122,13 @@ def _put_to_attention(
         keeper.hold = keep_on_host(queue, chunk, layer)
 
 
-def _put_to_inputs(session: Session, blocks: Sequence[nn.Module], kind: Kind, count: int, queue: OffloadQueue) -> None:
+def _put_to_inputs(
+    state: PluginState, blocks: Sequence[nn.Module], kind: Kind, count: int, queue: OffloadQueue
+) -> None:
     uses = kind.plan(count).uses
-    session.layer_inputs = LayerInputs(queue, frozenset((use.key.chunk, use.key.layer) for use in uses))
+    state.layer_inputs = LayerInputs(queue, frozenset((use.key.chunk, use.key.layer) for use in uses))
     for chunk, block in enumerate(blocks):
-        session.layer_inputs.watch(chunk, block, len(recomputed_groups(block.config, len(block.layers))))
+        state.layer_inputs.watch(chunk, block, len(recomputed_groups(block.config, len(block.layers))))
 
 
 def _line(kinds: Sequence[Kind], counts: dict[str, int], ranks: Sequence[RankNeeds], auto: float) -> str:

@@ -1,11 +1,10 @@
-"""One run of the plugin inside Megatron: what the hooks share."""
+"""The state of the plugin in one process, which the hooks share."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import uuid
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -37,55 +36,83 @@ from megatron_wallfacer.megatron.version import Version
 from megatron_wallfacer.schedule.grid import Grid
 
 
-@dataclass
-class Session:
-    """State that the hooks fill in, in this order.
+class PluginState:
+    """State of the plugin in one process.
+
+    Args:
+        version: version of Megatron.
+        device: ``cpu`` or ``cuda``. The launcher chooses it, because on a CPU torch.cuda is made to look available.
+        args: Megatron's arguments; empty until they are parsed.
+        settings: settings of the plugin; None while it is off.
 
     Attributes:
-        version: Megatron's.
-        device: ``cpu`` or ``cuda``; decided by the launcher, because on a CPU torch.cuda is made to look alive.
-        hooks: names of the hooks that are installed.
-        parsed: what ranks compare of Megatron's arguments; None until they are parsed.
+        hooks: names of the installed hooks.
+        parsed: arguments that ranks compare; None until they are parsed.
         models: number of models that were built.
-        store: of the job, held until torch.distributed has connected to it.
-        args: Megatron's arguments, from the arguments hook.
-        settings: what our flags ask for; None while the plugin is off.
-        chosen_tiles: tiles of tokens that ``auto`` chose; None where it is not asked for.
-        axis_groups: this rank's groups of each grid that a plan has.
-        sums: what is logged of each step; None where nothing is.
-        layer_inputs: moves layer inputs to host memory; None where they stay on the device.
+        store: store of the job, held until torch.distributed has connected to it.
+        chosen_tiles: tiles of tokens that ``auto`` chose; None without ``auto``.
+        axis_groups: groups of this rank, one entry per grid of a plan.
+        sums: sums of the metrics of a step; None unless metrics are logged.
+        layer_inputs: layer inputs in host memory; None if they stay on the device.
     """
 
-    version: Version
-    device: torch.device
-    hooks: list[str] = field(default_factory=list)
-    parsed: Parsed | None = None
-    models: int = 0
-    store: object = None
-    args: argparse.Namespace | None = None
-    settings: Settings | None = None
-    chosen_tiles: ChosenTiles | None = None
-    axis_groups: list[AxisGroups] = field(default_factory=list)
-    sums: StepSums | None = None
-    layer_inputs: LayerInputs | None = None
-    _cp_groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
-    _observer: Observer | None = None
-    _run: str = ""
-    _documents: Documents | None = None
-    _verified: VerifiedSteps | None = None
+    def __init__(
+        self,
+        version: Version,
+        device: torch.device,
+        *,
+        args: argparse.Namespace | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self.version, self.device = version, device
+        self.args = argparse.Namespace() if args is None else args
+        self._settings = settings
+        self.hooks: list[str] = []
+        self.parsed: Parsed | None = None
+        self.models = 0
+        self.store: object = None
+        self.chosen_tiles: ChosenTiles | None = None
+        self.axis_groups: list[AxisGroups] = []
+        self.sums: StepSums | None = None
+        self.layer_inputs: LayerInputs | None = None
+        self._cp_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._observer: Observer | None = None
+        self._run = ""
+        self._documents: Documents | None = None
+        self._verified: VerifiedSteps | None = None
 
-    def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
-        """The local kernel that the flags ask for.
+    @property
+    def is_on(self) -> bool:
+        """Whether the plugin is on."""
+        return self._settings is not None
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of the plugin, which must be on."""
+        if self._settings is None:
+            raise RuntimeError("the plugin is off: it has no settings")
+        return self._settings
+
+    def turn_on(self, settings: Settings, chosen_tiles: ChosenTiles | None) -> None:
+        """Turn the plugin on.
 
         Args:
-            dtype: of queries, keys and values.
-            head_dim: channels of a head's queries and keys.
-            v_head_dim: channels of its values, the same unless given.
+            settings: settings of the plugin.
+            chosen_tiles: tiles of tokens that ``auto`` chose.
+        """
+        self._settings, self.chosen_tiles = settings, chosen_tiles
+
+    def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
+        """Return the kernel of ``--wallfacer-kernel``.
+
+        Args:
+            dtype: dtype of queries, keys and values.
+            head_dim: channels per query or key head.
+            v_head_dim: channels per value head; ``head_dim`` unless given.
 
         Raises:
-            WallfacerError: it cannot serve this device, dtype or head dim.
+            WallfacerError: The kernel does not support this device, dtype or head dim.
         """
-        assert self.settings is not None
         try:
             return select_kernel(
                 self.settings.flags.kernel,
@@ -102,11 +129,9 @@ class Session:
         """Make the axis groups of every plan inside Megatron's context-parallel group; collective over the world.
 
         Raises:
-            WallfacerError: Megatron's group has another size than the flag asked for, or no CUDA graph can hold
-                its messages.
+            WallfacerError: Megatron's group has another size than ``--wallfacer-cp-size``, or its messages cannot be
+                part of a CUDA graph.
         """
-        assert self.settings is not None
-        assert self.args is not None
         wanted, ranks = self.settings.plan.grid.cp_size, tuple(dist.get_process_group_ranks(group))
         if len(ranks) != wanted:
             raise WallfacerError(f"--wallfacer-cp-size {wanted}: Megatron made context-parallel groups of {len(ranks)}")
@@ -132,12 +157,11 @@ class Session:
             self._run = _name_of_run()
 
     def transfers(self, group: dist.ProcessGroup, grid: Grid) -> Transfers:
-        """The transfers of a context-parallel group along the axes of a plan's grid.
+        """Return the transfers of a context-parallel group along the axes of a grid.
 
         Raises:
-            WallfacerError: the group is not one that :meth:`connect` has seen.
+            WallfacerError: :meth:`connect` has not connected the group.
         """
-        assert self.settings is not None
         ranks = tuple(dist.get_process_group_ranks(group))
         # Megatron's own group of these ranks, also for another object of the same ranks.
         own, kind = self._cp_groups.get(ranks), self.settings.flags.transfers
@@ -150,29 +174,25 @@ class Session:
         return transfers
 
     def documents(self) -> Documents:
-        """Who reads where the documents of packed sequences end."""
-        assert self.settings is not None
-        assert self.args is not None
+        """Return the reader of the ends of documents in packed sequences."""
         if self._documents is None:
             shard_mode = "sequence" if shards_whole_sequence(self.args) else "per_document"
             self._documents = Documents(self.settings.plan.grid.cp_size, shard_mode)
         return self._documents
 
     def verified_steps(self) -> VerifiedSteps | None:
-        """The count of training steps of which some are verified; None where none is."""
-        assert self.settings is not None
+        """Return the counter of verified training steps; None without ``--wallfacer-verify-every``."""
         if self._verified is None and self.settings.flags.verify_every is not None:
             self._verified = VerifiedSteps(self.settings.flags.verify_every)
         return self._verified
 
     def observer(self) -> Observer:
-        """Who looks on while attention runs: nobody, unless a time line, metrics or a profile were asked for."""
+        """Return the observer of attention: of timeline, metrics and profile, as far as they are on."""
         if self._observer is None:
             self._observer = combined(self._observers())
         return self._observer
 
     def _observers(self) -> list[Observer]:
-        assert self.settings is not None
         found: list[Observer] = []
         if self.settings.flags.timeline is not None:
             origin = TraceSource.here(dist.get_rank(), dist.get_world_size(), self._run, self.device.type)
@@ -193,7 +213,7 @@ class Session:
 
 
 def _name_of_run() -> str:
-    """A text that all ranks of this run agree on and no other run has; collective over the world."""
+    """Return a unique name of this run, the same on all ranks; collective over the world."""
     name: list[str] = [uuid.uuid4().hex]
     dist.broadcast_object_list(name, src=0)
     return name[0]
