@@ -64,7 +64,7 @@ def _hooks(version: Version) -> Iterator[Finding]:
 
     hooks = Hooks(PluginState(version, _device()))
     for hook in hooks.every:
-        if hook not in (*hooks.always, *hooks.when_on) and not hook.fits(version):
+        if hook not in hooks.core and not hook.fits(version):
             # Only the feature that needs this hook would be missing.
             remedy = "none needed: this Megatron does not use it"
             yield Finding(f"hook {hook.name}", "note", f"not for this Megatron release: {hook.target}", remedy)

@@ -20,6 +20,7 @@ class Hook:
 
     Attributes:
         name: what it is called in messages.
+        purpose: what it is for, as a phrase.
         target: dotted path, ``package.module:attribute`` or ``package.module:Class.attribute``.
         since: first release (major, minor) that it is written for.
         parameters: names that the target's signature must have, because the replacement relies on them.
@@ -28,6 +29,7 @@ class Hook:
     """
 
     name: str
+    purpose: str
     target: str
     since: Number
     parameters: tuple[str, ...]

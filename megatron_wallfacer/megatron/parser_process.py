@@ -74,7 +74,7 @@ def _check(request: dict[str, Any], state: PluginState) -> dict[str, Any]:
     hooks = Hooks(state)
     hooks.install()
     try:
-        parser = pkgutil.resolve_name(hooks.always[0].target)(_Parser(allow_abbrev=False))
+        parser = pkgutil.resolve_name(hooks.every[0].target)(_Parser(allow_abbrev=False))
         flags = [flag for flag, *_ in request["flags"]]
         rules = not _MODEL_FLAGS.isdisjoint(flags)
         problems = list(_unknown({*parser._option_string_actions, *request["script_flags"]}, flags))

@@ -13,17 +13,18 @@ from pathlib import Path
 
 from megatron_wallfacer.schedule.grid import Grid
 from scripts.pages.flags import flag_rows
+from scripts.pages.hooks import hook_rows
 from scripts.pages.kernels import kernel_rows
 from scripts.pages.schedules import schedule_text
 from scripts.pages.unsupported import combination_rows
 
 DOCS = Path(__file__).parents[2] / "docs"
 #: Pages that have generated blocks.
-PAGES = tuple(DOCS / f"{name}.md" for name in ("walkthrough", "unsupported", "kernels", "flags"))
+PAGES = tuple(DOCS / f"{name}.md" for name in ("walkthrough", "unsupported", "kernels", "flags", "design"))
 #: Rows of a table by the name in the comment before them.
 TABLES: dict[str, Callable[[], str]] = {
     f"unsupported combinations: {when}": partial(combination_rows, when) for when in ("parse", "model", "call")
-} | {"flags": flag_rows, "kernels": kernel_rows}
+} | {"flags": flag_rows, "hooks": hook_rows, "kernels": kernel_rows}
 _SCHEDULE = re.compile(
     r"(<!-- schedule: ([\w= ]+), rank (\d+), (forward|backward) -->\n```text\n).*?(?=^```$)", re.MULTILINE | re.DOTALL
 )

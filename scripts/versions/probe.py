@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.layers import count_layers
 from megatron_wallfacer.megatron.plugin_state import PluginState
@@ -53,7 +52,7 @@ def _hooks(version: Version, folder: Path) -> dict[str, str]:
     """Each hook applied, verified and taken out again."""
     hooks = Hooks(PluginState(version, torch.device("cpu")))
     found = {}
-    for hook in _all(hooks):
+    for hook in hooks.every:
         if not hook.fits(version):
             continue  # known not to be needed, or not to be there
         if hook.target.startswith("megatron.training") and not (folder / "megatron" / "training").is_dir():
@@ -62,11 +61,6 @@ def _hooks(version: Version, folder: Path) -> dict[str, str]:
         found[f"hook {hook.name}"] = _tried(lambda hook=hook: (hook.apply(version), hook.verify(version)))
         hook.undo(version)
     return found
-
-
-def _all(hooks: Hooks) -> tuple[Hook, ...]:
-    """Every hook that it may ever install."""
-    return tuple(hook for group in vars(hooks).values() if isinstance(group, tuple) for hook in group)
 
 
 def _tried(attempt: Callable[[], object]) -> str:
@@ -91,7 +85,7 @@ def _split(rank: int, scratch: Path) -> dict[str, str | float]:
     state = PluginState(megatron_version(), torch.device("cpu"))
     hooks = Hooks(state)
     model.settle(state, RANKS)
-    for hook in hooks.when_on:
+    for hook in hooks.core:
         if not hook.target.startswith("megatron.training"):
             hook.apply(state.version)
     model.join(rank, RANKS, scratch / "split")

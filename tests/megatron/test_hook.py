@@ -31,6 +31,7 @@ def host() -> Iterator[types.ModuleType]:
 def hook(target: str, parameters: tuple[str, ...] = ()) -> Hook:
     return Hook(
         name="test",
+        purpose="is tested",
         target=f"wallfacer_test_host:{target}",
         since=(0, 13),
         until=(0, 20),
@@ -79,7 +80,7 @@ def test_a_missing_target_names_version_target_and_remedy(host: types.ModuleType
 
 
 def test_a_missing_module_names_version_target_and_remedy() -> None:
-    missing = Hook("test", "wallfacer_no_such_module:f", (0, 13), (), lambda original: original, (0, 20))
+    missing = Hook("test", "is tested", "wallfacer_no_such_module:f", (0, 13), (), lambda original: original, (0, 20))
     with pytest.raises(WallfacerError, match="does not exist"):
         missing.apply(VERSION)
 

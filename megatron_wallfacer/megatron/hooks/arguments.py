@@ -58,6 +58,7 @@ def arguments_hook(state: PluginState, switch_on: Callable[[], None]) -> Hook:
 
     return Hook(
         name="arguments",
+        purpose="adds the flags of the plugin, and checks them right after parsing",
         target="megatron.training.arguments:add_megatron_arguments",
         since=FIRST_HOOKED,
         parameters=("parser",),

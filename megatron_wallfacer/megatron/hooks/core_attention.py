@@ -31,6 +31,7 @@ def core_attention_hooks(state: PluginState) -> tuple[Hook, ...]:
     return tuple(
         Hook(
             name=f"core attention, {name}",
+            purpose="puts the attention module of the plugin into every layer",
             target=target,
             since=FIRST_HOOKED,
             parameters=("self",),

@@ -36,6 +36,7 @@ def generation_hook(state: PluginState) -> Hook:
 
     return Hook(
         name="generation",
+        purpose="stops generation with a cache of keys and values before the first token",
         target="megatron.core.transformer.attention:Attention._adjust_key_value_for_inference",
         since=FIRST_LAUNCHED,
         parameters=("inference_context",),

@@ -40,6 +40,7 @@ def groups_hooks(state: PluginState) -> tuple[Hook, Hook]:
 
     make = Hook(
         name="groups",
+        purpose="makes the groups of each axis, on every rank in the same order",
         target="megatron.core.parallel_state:initialize_model_parallel",
         since=FIRST_HOOKED,
         parameters=("context_parallel_size",),
@@ -47,6 +48,7 @@ def groups_hooks(state: PluginState) -> tuple[Hook, Hook]:
     )
     drop = Hook(
         name="groups, dropped",
+        purpose="destroys them",
         target="megatron.core.parallel_state:destroy_model_parallel",
         since=FIRST_HOOKED,
         parameters=(),

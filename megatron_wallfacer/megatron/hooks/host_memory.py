@@ -23,6 +23,7 @@ def layer_inputs_hook(state: PluginState) -> Hook:
 
     return Hook(
         name="layer inputs",
+        purpose="moves inputs of checkpointed layers to host memory",
         target="megatron.core.tensor_parallel:checkpoint",
         since=FIRST_LAUNCHED,
         parameters=("function", "distribute_saved_activations"),

@@ -43,6 +43,7 @@ def layers_hook(state: PluginState, verify: Callable[[], None]) -> Hook:
 
     return Hook(
         name="layer count",
+        purpose="compares the layers of all ranks, and prints N of N attention layers or stops",
         target="megatron.training.training:setup_model_and_optimizer",
         since=FIRST_HOOKED,
         parameters=("model_type",),

@@ -44,6 +44,7 @@ def loss_hook(state: PluginState) -> Hook:
 
     return Hook(
         name="mean loss",
+        purpose="takes mean losses over the unmasked tokens of the whole context-parallel group",
         target="megatron.core.pipeline_parallel.schedules:forward_step_calc_loss",
         since=FIRST_LAUNCHED,
         parameters=("loss_func", "config", "collect_non_loss_data"),

@@ -34,6 +34,7 @@ def metrics_hook(state: PluginState) -> Hook:
 
     return Hook(
         name="training log",
+        purpose="adds metrics of attention to the log of Megatron",
         target="megatron.training.training:training_log",
         since=FIRST_HOOKED,
         parameters=("iteration",),

@@ -12,6 +12,7 @@ def mtp_hooks() -> tuple[Hook, Hook]:
     counts = GroupCounts()
     loss = Hook(
         name="MTP loss",
+        purpose="does the same for extra layers",
         target="megatron.core.models.gpt.gpt_model:process_mtp_loss",
         since=FIRST_LAUNCHED,
         parameters=("labels", "loss_mask", "compute_language_model_loss", "config", "cp_group", "packed_seq_params"),
@@ -19,6 +20,7 @@ def mtp_hooks() -> tuple[Hook, Hook]:
     )
     roll = Hook(
         name="MTP shift",
+        purpose="shifts padded documents by their padded lengths",
         target="megatron.core.transformer.multi_token_prediction:roll_tensor",
         since=FIRST_LAUNCHED,
         parameters=("packed_seq_params",),

@@ -1,6 +1,9 @@
-"""All hooks, which are installed in two steps: before and after the flags are parsed."""
+"""All hooks in one table, and their installation in two steps: before and after the flags are parsed."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.hooks.arguments import arguments_hook
@@ -18,61 +21,101 @@ from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook, mlp_t
 from megatron_wallfacer.megatron.packed import shards_whole_sequence
 from megatron_wallfacer.megatron.plugin_state import PluginState
 
+#: Of an entry: installed by :meth:`Hooks.install`, before flags are parsed.
+ALWAYS = "always"
+
+
+@dataclass(frozen=True)
+class HookEntry:
+    """Hooks that are installed together.
+
+    Attributes:
+        given: flag that they are installed with, or :data:`ALWAYS`.
+        make: makes them.
+        enabled_when: whether they are installed, given the state after parsing.
+        core: whether attention cannot run without them; others need not fit every release.
+    """
+
+    given: str
+    make: Callable[[Hooks], tuple[Hook, ...]]
+    enabled_when: Callable[[PluginState], bool] = lambda state: True
+    core: bool = False
+
+
+_ON = "--wallfacer-cp-size"
+
+#: In the order in which they are installed.
+ENTRIES = (
+    HookEntry(ALWAYS, lambda hooks: (arguments_hook(hooks.state, hooks.switch_on), start_hook(hooks.state)), core=True),
+    HookEntry(_ON, lambda hooks: groups_hooks(hooks.state), core=True),
+    HookEntry(_ON, lambda hooks: core_attention_hooks(hooks.state), core=True),
+    HookEntry(_ON, lambda hooks: (layers_hook(hooks.state, hooks.verify),), core=True),
+    HookEntry(_ON, lambda hooks: (loss_hook(hooks.state), *mtp_hooks(), generation_hook(hooks.state))),
+    HookEntry(
+        "--dataloader-inter-document-masking",
+        lambda hooks: (rope_hook(),),
+        lambda state: shards_whole_sequence(state.args),
+    ),
+    HookEntry(
+        "--wallfacer-log-metrics",
+        lambda hooks: (metrics_hook(hooks.state),),
+        lambda state: state.settings.flags.log_metrics,
+    ),
+    HookEntry(
+        "--wallfacer-loss-tiles",
+        lambda hooks: (loss_tiles_hook(hooks.state),),
+        lambda state: state.settings.flags.loss_tiles is not None,
+    ),
+    HookEntry(
+        "--wallfacer-mlp-tiles",
+        lambda hooks: (mlp_tiles_hook(hooks.state),),
+        lambda state: state.settings.flags.mlp_tiles is not None,
+    ),
+    HookEntry(
+        "--wallfacer-layer-inputs-on-host",
+        lambda hooks: (layer_inputs_hook(hooks.state),),
+        lambda state: state.settings.flags.layer_inputs_on_host is not None,
+    ),
+)
+
 
 class Hooks:
     """The hooks of one process.
 
     Attributes:
         state: state of the plugin.
-        always: installed by :meth:`install`.
-        when_on: installed when the flags turn the plugin on.
-        when_looped: too, of Megatrons that bring a training loop: losses, and no generation.
-        when_packed: too, where they ask for packed sequences that are cut as a whole.
-        when_logged: too, where they ask for metrics.
-        loss_in_tiles, mlp_in_tiles: too, where they ask for tiles of tokens.
-        inputs_on_host: too, where they ask for layer inputs in host memory.
+        entries: hooks of each entry of :data:`ENTRIES`.
     """
 
     def __init__(self, state: PluginState) -> None:
         self.state = state
-        self.always: tuple[Hook, ...] = (arguments_hook(state, self._switch_on), start_hook(state))
-        self.when_on: tuple[Hook, ...] = (
-            *groups_hooks(state),
-            *core_attention_hooks(state),
-            layers_hook(state, self.verify),
-        )
-        self.when_looped: tuple[Hook, ...] = (
-            loss_hook(state),
-            *mtp_hooks(),
-            generation_hook(state),
-        )
-        self.when_packed: tuple[Hook, ...] = (rope_hook(),)
-        self.when_logged: tuple[Hook, ...] = (metrics_hook(state),)
-        self.loss_in_tiles: tuple[Hook, ...] = (loss_tiles_hook(state),)
-        self.mlp_in_tiles: tuple[Hook, ...] = (mlp_tiles_hook(state),)
-        self.inputs_on_host: tuple[Hook, ...] = (layer_inputs_hook(state),)
+        self.entries = tuple((entry, entry.make(self)) for entry in ENTRIES)
 
     @property
     def every(self) -> tuple[Hook, ...]:
         """All of them, installed or not."""
-        return (
-            *self.always,
-            *self.when_on,
-            *self.when_looped,
-            *self.when_packed,
-            *self.when_logged,
-            *self.loss_in_tiles,
-            *self.mlp_in_tiles,
-            *self.inputs_on_host,
-        )
+        return tuple(hook for _, made in self.entries for hook in made)
+
+    @property
+    def core(self) -> tuple[Hook, ...]:
+        """Those that attention cannot run without."""
+        return tuple(hook for entry, made in self.entries if entry.core for hook in made)
 
     def install(self) -> None:
-        """Put our flags into Megatron's parser, and the comparison of ranks before its groups.
+        """Add the flags to Megatron's parser, and the comparison of ranks before its groups.
 
         Raises:
-            WallfacerError: the target is missing or has changed.
+            WallfacerError: a target is missing or has changed.
         """
-        self._apply(self.always)
+        self._apply(lambda entry: entry.given == ALWAYS)
+
+    def switch_on(self) -> None:
+        """Install what the parsed flags ask for.
+
+        Raises:
+            WallfacerError: a target is missing or has changed.
+        """
+        self._apply(lambda entry: entry.given != ALWAYS and entry.enabled_when(self.state))
 
     def verify(self) -> None:
         """Check that everything installed is still in place.
@@ -89,22 +132,8 @@ class Hooks:
             hook.undo(self.state.version)
         self.state.hooks.clear()
 
-    def _switch_on(self) -> None:
-        flags = self.state.settings.flags
-        for wanted, hooks in (
-            (True, self.when_on),
-            (True, self.when_looped),
-            (shards_whole_sequence(self.state.args), self.when_packed),
-            (flags.log_metrics, self.when_logged),
-            (flags.loss_tiles is not None, self.loss_in_tiles),
-            (flags.mlp_tiles is not None, self.mlp_in_tiles),
-            (flags.layer_inputs_on_host is not None, self.inputs_on_host),
-        ):
-            if wanted:
-                self._apply(hooks)
-
-    def _apply(self, hooks: tuple[Hook, ...]) -> None:
-        for hook in hooks:
+    def _apply(self, wanted: Callable[[HookEntry], bool]) -> None:
+        for hook in (hook for entry, made in self.entries if wanted(entry) for hook in made):
             hook.apply(self.state.version)
             if hook.name not in self.state.hooks:
                 self.state.hooks.append(hook.name)

@@ -35,6 +35,7 @@ def loss_tiles_hook(state: PluginState) -> Hook:
 
     return Hook(
         name="loss tiles",
+        purpose="computes vocabulary head and loss in tiles of tokens",
         target="megatron.core.models.gpt.gpt_model:GPTModel.forward",
         since=OUTPUT_PROCESSOR,
         parameters=("labels", "output_processor"),
@@ -55,6 +56,7 @@ def mlp_tiles_hook(state: PluginState) -> Hook:
 
     return Hook(
         name="MLP tiles",
+        purpose="computes dense MLPs in tiles of tokens",
         target="megatron.core.transformer.mlp:MLP.forward",
         since=FIRST_LAUNCHED,
         parameters=("hidden_states", "per_token_scale"),
