@@ -28,6 +28,8 @@ class Settings:
         window_plan: plan of layers with a sliding window; None for the same plan.
         layers: layers whose attention the plugin computes; None for all layers.
         megatron_graphs: flag of Megatron's CUDA graphs that hold attention, as typed; None if none do.
+        overlapped_bytes: bytes that a device copies to the host during attention's forward pass of one layer, as
+            predicted for ``--wallfacer-cluster``; None without it, or where the cluster has no ``host_link``.
     """
 
     plan: Plan
@@ -35,6 +37,7 @@ class Settings:
     window_plan: Plan | None = None
     layers: LayerSelection | None = None
     megatron_graphs: str | None = None
+    overlapped_bytes: float | None = None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -61,13 +64,16 @@ def settings_from(args: argparse.Namespace) -> Settings:
             f"--num-attention-heads: must be on the command line with {PREFIX}cp-size, which plans from it "
             "before --use-checkpoint-args has read a checkpoint"
         )
+    overlapped = None
     if flags.cluster is None:
         plan = _plan_by_hand(flags, args)
     else:
         choice = _planned(flags, args)
+        if (link := choice.job.cluster.host_link) is not None:
+            overlapped = choice.simulation.pass_s[0] * link * 1e9
         plan, flags = choice.plan, replace(flags, keep_gathered_q=choice.keep_gathered_q)
     _check(flags, args)
-    return Settings(plan, flags, _window_plan(flags, args), select_layers(args), attention_in_graphs(args))
+    return Settings(plan, flags, _window_plan(flags, args), select_layers(args), attention_in_graphs(args), overlapped)
 
 
 def _check(flags: Flags, args: argparse.Namespace) -> None:

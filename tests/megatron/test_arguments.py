@@ -291,6 +291,16 @@ def test_the_planner_chooses_for_a_cluster(parse: Parse) -> None:
     assert one.plan.grid.cp_size == 8
     assert one.plan.grid.ring_outer < 8
     assert one.flags.keep_gathered_q == (one.plan.grid.team > 1)
+    # Its file has no link to host memory.
+    assert one.overlapped_bytes is None
+
+
+def test_the_planner_knows_what_is_copied_to_the_host_during_attention(parse: Parse) -> None:
+    on = ("--wallfacer-cp-size", "8", "--wallfacer-cluster", "h100-8x8", "--max-position-embeddings", "8192")
+    short, long = (parse(*on, "--seq-length", tokens).settings.overlapped_bytes for tokens in ("2048", "8192"))
+    assert short is not None
+    assert 0 < short < long
+    assert parse("--wallfacer-cp-size", "8").settings.overlapped_bytes is None
 
 
 def test_the_planner_chooses_for_the_jobs_own_hosts(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,11 @@ def test_auto_is_the_largest_part_for_which_every_node_has_room() -> None:
     assert auto_fraction(ranks(room, auto, half)) == 0.5
     assert auto_fraction(ranks(room, auto, Wanted(INPUTS, "auto", per_layer))) == 0.5
     assert auto_fraction(ranks(0, auto)) == 0
+    # A layer has 100 bytes of one kind and 60 of the other: 80 bytes are copied in time, half of them.
+    copied = Wanted(KEEP, "auto", per_layer, 100), Wanted(INPUTS, "auto", per_layer, 60)
+    assert auto_fraction(ranks(10**6, *copied), 80.0) == 0.5
+    assert auto_fraction(ranks(10**6, *copied), 200.0) == 1
+    assert auto_fraction(ranks(10**6, *copied), 10.0) == 0
     assert auto_fraction([*ranks(10**6, auto), RankNeeds("b", Left(500, "cgroup"), (auto,))]) == 0.5
 
 

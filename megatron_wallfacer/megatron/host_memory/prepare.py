@@ -50,9 +50,12 @@ def prepare_host_memory(state: PluginState, model: Sequence[nn.Module]) -> str |
         return None
     blocks = blocks_of(model, next(iter(fractions)))
     kinds = _kinds(state, blocks, fractions)
-    wanted = tuple(Wanted(kind.flag, fractions[kind.flag], kind.bytes_by_count) for kind in kinds)
+    wanted = tuple(
+        Wanted(kind.flag, fractions[kind.flag], kind.bytes_by_count, max(kind.nbytes.values(), default=0))
+        for kind in kinds
+    )
     ranks = _gathered(RankNeeds(socket.gethostname(), memory_left(), wanted))
-    auto = auto_fraction(ranks)
+    auto = auto_fraction(ranks, state.settings.overlapped_bytes)
     check_room(ranks, auto)
     counts = {one.flag: one.count(auto if one.fraction == "auto" else one.fraction) for one in wanted}
     slots = _allocated(state, {kind.flag: kind for kind in kinds}, counts)

@@ -23,11 +23,13 @@ class Wanted:
         flag: flag of the kind.
         fraction: its value.
         bytes_by_count: bytes by the number of layers, from 0 to all.
+        layer_bytes: bytes that are copied to the host after the forward pass of a layer.
     """
 
     flag: str
     fraction: Fraction
     bytes_by_count: tuple[int, ...]
+    layer_bytes: int = 0
 
     def count(self, fraction: float) -> int:
         """Return the number of layers; the last ones stay on the device."""
@@ -84,17 +86,22 @@ def nodes_of(ranks: Sequence[RankNeeds]) -> list[Node]:
     return [Node(name, min(rank.left for rank in members), tuple(members)) for name, members in found.items()]
 
 
-def auto_fraction(ranks: Sequence[RankNeeds]) -> float:
+def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = None) -> float:
     """Return the fraction that stands for ``auto``, the same on all ranks; see :func:`check_room` for the others.
 
-    Host memory alone decides: the rate of the link to the host is not known here.
+    Args:
+        ranks: all ranks.
+        overlapped_bytes: bytes that a device copies to the host during the forward pass of one layer; None if the
+            rate of its link is unknown. Then host memory alone decides.
     """
     nodes = nodes_of(ranks)
+    per_layer = max((sum(wanted.layer_bytes for wanted in rank.wanted) for rank in ranks), default=0)
+    overlapped = 1.0 if overlapped_bytes is None or not per_layer else overlapped_bytes / per_layer
     candidates = sorted(_fractions(ranks), reverse=True)
     fitting = (
         fraction
         for fraction in candidates
-        if all(node.nbytes(fraction) <= (1 - RESERVE) * node.left.nbytes for node in nodes)
+        if fraction <= overlapped and all(node.nbytes(fraction) <= (1 - RESERVE) * node.left.nbytes for node in nodes)
     )
     return next(fitting, 0.0)
 
