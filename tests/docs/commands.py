@@ -21,6 +21,7 @@ _ROOT = "needs root and minutes: network namespaces"
 _LONG = "minutes, and more"
 _PLAN = "tests/cli/test_plan.py, at sizes that take less time"
 _TINY = "tests/cli/test_run.py"
+_TUTORIAL = "tests/docs/test_tutorial.py"
 _DOCTOR = "tests/doctor/test_doctor.py"
 _SBATCH = "tests/slurm"
 
@@ -35,7 +36,6 @@ ELSEWHERE = {
     "make docs": "tests/docs/test_site.py",
     "torchrun --nproc-per-node 8 -m megatron_wallfacer /path/to/Megatron-LM/pretrain_gpt.py <your arguments> "
     "--attention-dropout 0 --wallfacer-cp-size 8": "the reader's own arguments; tests/megatron/test_parity.py",
-    "wallfacer config check configs/tiny-cpu.yaml": "tests/cli/test_config.py",
     "wallfacer run configs/tiny-cpu.yaml --train-iters 2": _TINY,
     "wallfacer run tiny-cpu --train-iters 2": _TINY,
     "wallfacer plan --cluster h100-8x8 --nodes 2 --model llama3-8b --seq 128K": "tests/test_readme.py",
@@ -43,15 +43,18 @@ ELSEWHERE = {
     "wallfacer trace runs/lines": "tests/traces/test_trace.py",
     "wallfacer doctor": _DOCTOR,
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 128K": _PLAN,
+    "wallfacer plan --cluster h100-8x8 --nodes 2 --model llama3-8b --seq 128K --save best.yaml": _TUTORIAL,
+    "wallfacer config check job.yaml": _TUTORIAL,
     "DRY_RUN=1 CONFIG=configs/llama3-8b-128k.yaml scripts/slurm/pretrain_gpt.sbatch": _SBATCH,
     "CONFIG=configs/llama3-8b-128k.yaml sbatch --nodes=2 scripts/slurm/pretrain_gpt.sbatch "
     "--train-iters 1000": _CLUSTER,
+    "DRY_RUN=1 CONFIG=job.yaml scripts/slurm/pretrain_gpt.sbatch": _SBATCH,
+    "CONFIG=job.yaml sbatch --nodes=2 scripts/slurm/pretrain_gpt.sbatch --train-iters 1000": _CLUSTER,
     # docs/choosing.md
     "torchrun --nproc-per-node 8 --no-python wallfacer tune --model llama3-8b --seq 128K --save best.yaml": _GPU,
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 64K": _PLAN,
     "wallfacer plan --cluster h200-8x8 --model llama3-8b --seq 64K": _PLAN,
     "wallfacer plan --cluster h100-1024x8 --nodes 64 --model llama3-8b --seq 1M": _PLAN,
-    "wallfacer plan --cluster h100-8x8 --nodes 4 --model llama3-70b --tp 8 --seq 256K": _PLAN,
     "python -m benchmarks.price": "tests/benchmarks/test_price.py, with one job",
     # docs/reliability.md
     "python -m benchmarks.verify": "tests/benchmarks/test_verify.py, with few tokens",
@@ -99,9 +102,6 @@ ELSEWHERE = {
     "scripts/gpu_acceptance.sh --only peers": _GPU,
     "NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_MAX_CTAS=8 torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py "
     "... --wallfacer-cp-size 4": _GPU,
-    "python -m pytest -m gpu": _GPU,
-    "torchrun --nproc-per-node 4 -m megatron_wallfacer pretrain_gpt.py ... --distributed-backend gloo "
-    "--wallfacer-cp-size 4 --wallfacer-transfers staged": _GPU,
     # docs/reliability.md
     "python -m benchmarks.agreement": "tests/benchmarks/test_agreement.py, with fewer ranks",
     "python -m tests.faults": f"{_LONG}; its tests are a part of this",
