@@ -1,4 +1,4 @@
-"""The one exception of this project that a user is meant to read."""
+"""The exceptions of this project. Their messages are written for users."""
 
 from __future__ import annotations
 

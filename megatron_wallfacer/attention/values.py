@@ -117,7 +117,7 @@ def mask_of(causal: bool, window_size: object, cu_seqlens: object, shard_mode: A
     # A document that cannot be divided is reported first: it may be the cause of a wrong length of the sequence.
     mask.check_lengths(cp_size)
     if documents[-1] != tokens:
-        raise OptionError("cu_seqlens", f"ending at {documents[-1]}", f"ending at the {tokens} tokens of q")
+        raise OptionError("cu_seqlens", f"ending at {documents[-1]}", f"ending at {tokens}, the tokens of all ranks")
     return mask
 
 

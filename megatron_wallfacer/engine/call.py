@@ -76,7 +76,7 @@ class Call:
     run: Callable[..., tuple[list[Tensor], list[Tensor]]] = field(init=False, compare=False, repr=False)
     #: Function that returns the strides for which passes are lowered.
     _strides: Callable[[Tensor], tuple[int, ...]] = field(init=False, compare=False, repr=False)
-    #: Number that is equal for calls that differ in their observer only; they share compiled passes.
+    #: Number that is equal for calls that share compiled passes: those with equal plan, kernel, mask and scale.
     _alike: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The attention kernels, and the choice of one of them: by name or by device, once per layer, without a fallback."""
+"""The attention kernels, and the choice of one of them: by name or by device, without a fallback."""
 
 from __future__ import annotations
 

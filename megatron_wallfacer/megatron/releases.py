@@ -16,9 +16,9 @@ class Release(NamedTuple):
     Attributes:
         number: (major, minor).
         tested: last version of it that ``python -m scripts.versions`` tries.
-        wheel: the version is on PyPI; else it is a checkout of the main branch.
-        launcher: the launcher runs it. An earlier release works as a library: hooks of model and process groups. Its
-            wheel has no training loop.
+        wheel: whether the version is on PyPI; else it is a checkout of the main branch.
+        launcher: whether the launcher takes it. Earlier releases work as a library only: their wheels have no training
+            loop.
     """
 
     number: Number

@@ -204,7 +204,7 @@ def _check(entry: str, value: Any, field: Field) -> None:
     if name == "kernels":
         if not isinstance(value, str) or value not in TABLES:
             names = ", ".join(TABLES)
-            raise ClusterError(f"{entry}={_short(value)}: must be a table of measured kernels: {names}", entry)
+            raise ClusterError(f"{entry}={_short(value)}: must be one of the measured kernels: {names}", entry)
     elif name == "transport":
         if not isinstance(value, str) or value not in _TRANSPORTS:
             shown = _short(value, quote=False)

@@ -124,7 +124,7 @@ def _run_parser(requests: list[dict[str, Any]], megatron_path: Path | None) -> d
     done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         last_line = (done.stderr.strip() or "no error text").splitlines()[-1]
-        raise WallfacerError(f"Megatron's parser does not start: {last_line}")
+        raise WallfacerError(f"the process that runs Megatron's parser failed: {last_line}")
     output = json.loads(done.stdout)
     if "error" in output:
         raise WallfacerError(output["error"])

@@ -104,7 +104,7 @@ class Mask:
             return
         end = self.documents[-1]
         if end > tokens or (end < tokens and self.shard_mode == "per_document"):
-            raise OptionError("cu_seqlens", f"ending at {end}", f"ending at the {tokens} tokens of q")
+            raise OptionError("cu_seqlens", f"ending at {end}", f"ending at {tokens}, the tokens of all ranks")
         self.check_lengths(cp_size)
 
     def check_lengths(self, cp_size: int) -> None:

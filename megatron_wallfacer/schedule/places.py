@@ -28,7 +28,7 @@ class Places:
     Attributes:
         chunk: tokens of a chunk.
         wide: bytes of an element in the accumulation dtype.
-        placement: offsets in the workspace.
+        layout: offset of each buffer in the workspace.
     """
 
     def __init__(

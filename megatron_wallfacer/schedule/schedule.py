@@ -1,7 +1,7 @@
 """The schedule of one rank: the operations of its head groups, interleaved so that tiles hide transfers.
 
-The engine runs it, the counters count it, the pictures draw it, and the property tests prove it, so there is no second
-description of an algorithm. The schedule of one rank is built without those of other ranks.
+The engine runs it, the counters count it, the pictures draw it, and the property tests prove it correct. The
+schedule of one rank is built without those of other ranks.
 
 The order follows two rules. Results that other ranks wait for are computed first and sent at once. Tiles that no other
 rank waits for, above all local rows against local rows, are computed while transfers are in flight: at the start and at

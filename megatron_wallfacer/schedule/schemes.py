@@ -44,7 +44,7 @@ class Rule:
     """The choices that a scheme fixes or leaves open.
 
     Attributes:
-        axes: axes of the scheme; sizes that are open are chosen by communication volume.
+        axes: axes of the scheme. Sizes that are not given are chosen by communication volume.
         by_hand: axes that have one rank unless a size is given.
         all_wide: whether as many axes as possible have more than one rank, even if that costs volume.
         orders: orders of K and V that are allowed, the default first.

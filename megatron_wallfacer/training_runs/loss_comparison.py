@@ -50,7 +50,7 @@ def compare(exact: Sequence[float], whole: Sequence[float], runs: Mapping[str, S
     """
     losses = [exact, whole, *runs.values()]
     if len(set(map(len, losses))) != 1 or any(loss != loss for run in losses for loss in run):
-        raise WallfacerError(f"losses={losses}: must be equally many numbers for each run")
+        raise WallfacerError(f"losses={losses}: must be as many numbers for each run, none of them NaN")
     # Two orders of addition in fp32 may differ by the tolerance.
     allowed = max(ALLOWED * max(differences(exact, whole)), TOLERANCE)
     return LossComparison({name: differences(exact, run) for name, run in runs.items()}, allowed)

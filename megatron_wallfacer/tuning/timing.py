@@ -1,4 +1,4 @@
-"""The clock of all measurements: ranks start together, and the slowest rank counts."""
+"""Timing on all ranks: they start together, and the time of the slowest rank is taken."""
 
 from __future__ import annotations
 

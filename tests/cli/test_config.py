@@ -137,7 +137,7 @@ def test_a_megatron_that_cannot_be_imported_is_one_line(tmp_path: Path, capsys: 
     (tmp_path / "megatron" / "__init__.py").write_text("raise ImportError('no such luck')")
     assert main(["config", "check", TINY, "--megatron-path", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "wallfacer: error: Megatron's parser does not start: ImportError: no such luck"
+    assert line == "wallfacer: error: the process that runs Megatron's parser failed: ImportError: no such luck"
 
 
 def test_show_and_a_dry_run_import_nothing_heavy() -> None:

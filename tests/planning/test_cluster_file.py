@@ -81,7 +81,7 @@ WRONG = {
     "nics: 2|cards: 2": "cards: is not an entry; use one of name, nodes",
     "tflops: 100|tflop: 100": "device.tflop: is not an entry; use one of tflops",
     "forward: 0.5|forward: 1.5": "device.forward=1.5: must be a part of the peak, at most 1",
-    "tflops: 100|kernels: h300, tflops: 100": "device.kernels='h300': must be a table of measured kernels: h200",
+    "tflops: 100|kernels: h300, tflops: 100": "device.kernels='h300': must be one of the measured kernels: h200",
     "tflops: 100|tflops: -1": "device.tflops=-1: must be a positive number",
     "{gbyte_s: 100}|100": "intra: must be a mapping, not int",
     "levels: [{nodes: 2, oversubscription: 1.5}]|levels: 3": "levels=3: must be a list",

@@ -1,4 +1,4 @@
-"""The thread that explains waits: it publishes the state of this rank, and follows a long wait to its cause.
+"""The watchdog of a rank: a thread that publishes what the rank waits for, and follows a long wait to its cause.
 
 It reads :data:`PROGRESS` and never queries a work of gloo, whose state changes only in the thread that waits for it. A
 work of NCCL is queried only after a long time without a new message.

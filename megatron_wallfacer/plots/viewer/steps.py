@@ -28,7 +28,7 @@ class ChunkSets:
         self._numbers: dict[tuple[int, ...], int] = {}
 
     def number(self, chunks: tuple[int, ...]) -> int:
-        """Return the number of a set, which may be new."""
+        """Return the number of a set. A set that is new gets the next number."""
         return self._numbers.setdefault(chunks, len(self._numbers))
 
     @property
