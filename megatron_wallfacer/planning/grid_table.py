@@ -133,5 +133,5 @@ def grids_summary(result: SearchResult, job: AttentionJob) -> str:
     return (
         f"{len(result.best)} of {result.legal} grids and placements simulated{large}; "
         f"the first has the least traffic of those within {TIE - 1:.0%} of the fastest: "
-        f"{best.volume:.2f} received per rank, in units of n*H{ratio}"
+        f"{best.volume:.2f} query shards received per rank{ratio}"
     )

@@ -30,7 +30,7 @@ def fits(plan: Plan, heads: tuple[int, int]) -> bool:
 def counted(
     plan: Plan, heads: tuple[int, int], *, rank: int | None = None, keep_gathered_q: bool = False
 ) -> tuple[float, float]:
-    """Words of a rank, forward and backward, in units of n*H, from its schedules."""
+    """Volume of a rank in query shards, forward and backward, from its schedules."""
     shape, rank = Shape(2, *heads, head_dim=1), busiest_rank(plan) if rank is None else rank
     schedules = (
         forward_schedule(plan, rank, keep_gathered_q=keep_gathered_q),

@@ -29,12 +29,12 @@ NAMES = (
 )
 
 
-def words(plan: Plan, heads: tuple[int, int]) -> float:
-    """Words of the busiest rank, forward and backward, counted from its schedules, in units of n*H."""
+def volume_of(plan: Plan, heads: tuple[int, int]) -> float:
+    """Volume of the busiest rank in query shards, forward and backward, counted from its schedules."""
     return sum(counted(plan, heads))
 
 
-def fewest_words(grids: Iterable[Grid], heads: tuple[int, int]) -> float:
+def least_volume(grids: Iterable[Grid], heads: tuple[int, int]) -> float:
     """Return the least volume of all grids with all ring variants.
 
     The variant of one pass makes no difference to the other pass. So the best variants of a grid are the best of each
@@ -113,7 +113,7 @@ def test_wallfacer_is_the_published_arrangement() -> None:
 def test_the_cheap_order_is_chosen_by_name() -> None:
     plan = make_plan("wallfacer", 32, team_size=2, kv_order="permuted", head_groups=1)
     assert plan == published(32, 2, order="permuted")
-    assert words(plan, (8, 8)) < words(make_plan("wallfacer", 32, team_size=2), (8, 8))
+    assert volume_of(plan, (8, 8)) < volume_of(make_plan("wallfacer", 32, team_size=2), (8, 8))
 
 
 def test_a_team_ring_may_have_the_published_order() -> None:
@@ -242,15 +242,15 @@ def test_both_directions_of_a_single_ring() -> None:
     assert make_plan("team-ring", 8, bidirectional=True) == replace(make_plan("team-ring", 8), bidirectional=True)
 
 
-# --- the choice by words ---
+# --- the choice by volume ---
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 256), st.sampled_from(HEADS))
-def test_auto_moves_the_fewest_words_of_all_team_rings(cp_size: int, heads: tuple[int, int]) -> None:
+def test_auto_has_the_least_volume_of_all_team_rings(cp_size: int, heads: tuple[int, int]) -> None:
     chosen = make_plan("auto", cp_size, kappa=heads[1] / heads[0])
     rings = [Grid(team=team, ring_outer=cp_size // team) for team in divisors(cp_size)]
-    assert words(chosen, heads) == pytest.approx(fewest_words(rings, heads))
+    assert volume_of(chosen, heads) == pytest.approx(least_volume(rings, heads))
     assert chosen.scheme == "team-ring"
 
 
@@ -261,7 +261,7 @@ def test_auto_chooses_beside_a_given_kv_team(rest: int, kv_team: int, heads: tup
     chosen = make_plan("auto", cp_size, kv_team_size=kv_team, kappa=heads[1] / heads[0])
     others = [Grid(team=team, kv_team=kv_team, ring_outer=rest // team) for team in divisors(rest)]
     assert chosen.grid.kv_team == kv_team
-    assert words(chosen, heads) == pytest.approx(fewest_words(others, heads))
+    assert volume_of(chosen, heads) == pytest.approx(least_volume(others, heads))
 
 
 @pytest.mark.parametrize(
@@ -272,31 +272,31 @@ def test_the_variant_of_one_pass_makes_no_difference_to_the_other(grid: Grid) ->
         variants: counted(Plan(grid, forward=variants[0], backward=variants[1]), (8, 2))
         for variants in product(RING_VARIANTS, repeat=2)
     }
-    for (forward, backward), (forward_words, backward_words) in found.items():
-        assert forward_words == found[forward, forward][0]
-        assert backward_words == found[backward, backward][1]
+    for (forward, backward), (forward_volume, backward_volume) in found.items():
+        assert forward_volume == found[forward, forward][0]
+        assert backward_volume == found[backward, backward][1]
 
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("cp_size", [1, 2, 3, 4, 8, 9, 12, 16, 18, 32, 36, 64, 72])
-def test_wallfacer_chooses_the_fewest_words_of_all_its_teams(cp_size: int, heads: tuple[int, int]) -> None:
+def test_wallfacer_chooses_the_least_volume_of_all_its_teams(cp_size: int, heads: tuple[int, int]) -> None:
     chosen = make_plan("wallfacer", cp_size, kappa=heads[1] / heads[0])
     others = [published(cp_size, team) for team in divisors(cp_size) if cp_size % team**2 == 0]
-    assert words(chosen, heads) == pytest.approx(min(words(plan, heads) for plan in others))
+    assert volume_of(chosen, heads) == pytest.approx(min(volume_of(plan, heads) for plan in others))
 
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("cp_size", [1, 2, 3, 4, 8, 9, 12, 16, 36, 64, 72])
-def test_mesh_chooses_the_fewest_words_of_all_its_teams(cp_size: int, heads: tuple[int, int]) -> None:
+def test_mesh_chooses_the_least_volume_of_all_its_teams(cp_size: int, heads: tuple[int, int]) -> None:
     chosen = make_plan("mesh", cp_size, kappa=heads[1] / heads[0])
     others = [Plan(Grid(team=team, kv_team=cp_size // team)) for team in divisors(cp_size)]
     assert chosen.grid.ring == 1
-    assert words(chosen, heads) == pytest.approx(min(words(plan, heads) for plan in others))
+    assert volume_of(chosen, heads) == pytest.approx(min(volume_of(plan, heads) for plan in others))
 
 
-def test_total_words_are_both_passes() -> None:
+def test_total_volume_is_that_of_both_passes() -> None:
     plan = make_plan("team-ring", 16)
-    assert total_volume(plan, 1.0) == pytest.approx(words(plan, (8, 8))) == 33
+    assert total_volume(plan, 1.0) == pytest.approx(volume_of(plan, (8, 8))) == 33
 
 
 @given(st.integers(1, 100_000))

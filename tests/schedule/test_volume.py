@@ -1,4 +1,4 @@
-"""Words counted from schedules against the closed formulas, and against the known figures."""
+"""Volume counted from schedules against the closed formulas, and against the known figures."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def jumps(schedule: Schedule) -> int:
     return sum(transfer.axis == "cp" for transfer in schedule.transfers)
 
 
-# --- the closed formulas, q and kv being the words of one shard of Q and of K ---
+# --- the closed formulas, q and kv being the elements of one shard of Q and of K ---
 
 
 @settings(max_examples=400)
 @given(grids(), heads, st.data())
-def test_native_forward_words(grid: Grid, heads: tuple[int, int], data: st.DataObject) -> None:
+def test_native_forward_volume(grid: Grid, heads: tuple[int, int], data: st.DataObject) -> None:
     (q, kv), (c, g, r) = heads, (grid.team, grid.kv_team, grid.ring)
     rank = data.draw(st.integers(0, grid.cp_size - 1))
     expected = 2 * (c - 1) * q + 2 * (g - 1) * kv + 2 * g * (r - 1) * kv
@@ -64,7 +64,7 @@ def test_native_forward_words(grid: Grid, heads: tuple[int, int], data: st.DataO
 
 @settings(max_examples=400)
 @given(grids(), heads, st.booleans(), st.data())
-def test_native_backward_words(grid: Grid, heads: tuple[int, int], keep_gathered_q: bool, data: st.DataObject) -> None:
+def test_native_backward_volume(grid: Grid, heads: tuple[int, int], keep_gathered_q: bool, data: st.DataObject) -> None:
     (q, kv), (c, g, r) = heads, (grid.team, grid.kv_team, grid.ring)
     rank = data.draw(st.integers(0, grid.cp_size - 1))
     expected = (3 - keep_gathered_q) * (c - 1) * q + 4 * (g - 1) * kv + 4 * g * (r - 1) * kv
@@ -76,7 +76,7 @@ def test_native_backward_words(grid: Grid, heads: tuple[int, int], keep_gathered
 
 @settings(max_examples=400)
 @given(published_plans(), heads, st.data())
-def test_published_forward_words(plan: Plan, heads: tuple[int, int], data: st.DataObject) -> None:
+def test_published_forward_volume(plan: Plan, heads: tuple[int, int], data: st.DataObject) -> None:
     (q, kv), (c, r) = heads, (plan.grid.team, plan.grid.ring)
     schedule = forward_schedule(plan, data.draw(st.integers(0, plan.grid.cp_size - 1)))
     permuted = jumps(schedule)
@@ -88,7 +88,7 @@ def test_published_forward_words(plan: Plan, heads: tuple[int, int], data: st.Da
 
 @settings(max_examples=400)
 @given(published_plans(), heads, st.booleans(), st.data())
-def test_published_backward_words(
+def test_published_backward_volume(
     plan: Plan, heads: tuple[int, int], keep_gathered_q: bool, data: st.DataObject
 ) -> None:
     (q, kv), (c, r) = heads, (plan.grid.team, plan.grid.ring)
@@ -163,7 +163,7 @@ def test_received_bytes_of_a_team_ring() -> None:
 
 @settings(max_examples=100)
 @given(grids(largest=256), st.data())
-def test_words_are_the_bytes_without_statistics(grid: Grid, data: st.DataObject) -> None:
+def test_volume_is_the_bytes_without_statistics(grid: Grid, data: st.DataObject) -> None:
     shape = Shape(tokens=2, q_heads=4, kv_heads=2, head_dim=8, itemsize=1, accumulate_itemsize=1)
     schedule = backward_schedule(Plan(grid), data.draw(st.integers(0, grid.cp_size - 1)))
     by_tensor = received_bytes(schedule, shape)
@@ -184,14 +184,14 @@ def busiest(plan: Plan) -> Schedule:
     return next(moving, None) or forward_schedule(plan, 0)
 
 
-def forward_words(plan: Plan, group: int) -> float:
-    """In units of n*H, for ``group`` query heads to a kv head."""
+def forward_units(plan: Plan, group: int) -> float:
+    """In query shards, for ``group`` query heads to a kv head."""
     shape = shape_of(group, 1)
     return received_elements(busiest(plan), shape) / shape.unit
 
 
 def forward_ratio(plan: Plan, group: int = 1) -> float:
-    return ratio(forward_words(plan, group), forward_bound(plan.grid.cp_size, 1 / group))
+    return ratio(forward_units(plan, group), forward_bound(plan.grid.cp_size, 1 / group))
 
 
 def ring(cp_size: int) -> Plan:
@@ -203,7 +203,7 @@ def team_ring(cp_size: int, team: int) -> Plan:
 
 
 def best(plans: Iterable[Plan], group: int) -> Plan:
-    return min(plans, key=lambda plan: forward_words(plan, group))
+    return min(plans, key=lambda plan: forward_units(plan, group))
 
 
 def best_published(cp_size: int, group: int) -> Plan:
@@ -258,7 +258,7 @@ def test_table_of_the_design(
     assert paper is None or prints_as(forward_ratio(best_published(cp_size, group), group), paper)
 
 
-#: P, query heads a kv head, the bound, and (words, ratio) of the ring, of the published scheme with C = 2, 4, 8, and
+#: P, query heads a kv head, the bound, and (volume, ratio) of the ring, of the published scheme with C = 2, 4, 8, and
 #: of the best two-dimensional tile, all in units of H*N.
 TABLE = [
     (16, 1, "0.750", ("1.875", "2.5"), ("1.250", "1.67"), ("1.250", "1.67"), None, ("0.750", "1.00")),
@@ -290,7 +290,7 @@ def _plan_of(name: object, cp_size: int, group: int) -> Plan:
 
 
 @pytest.mark.parametrize(("cp_size", "group", "name", "printed", "times"), CELLS)
-def test_known_words_and_ratios(cp_size: int, group: int, name: object, printed: str, times: str) -> None:
+def test_known_volumes_and_ratios(cp_size: int, group: int, name: object, printed: str, times: str) -> None:
     plan = _plan_of(name, cp_size, group)
-    assert prints_as(forward_words(plan, group) / cp_size, printed)
+    assert prints_as(forward_units(plan, group) / cp_size, printed)
     assert prints_as(forward_ratio(plan, group), times)
