@@ -84,7 +84,7 @@ def test_it_trains_across_four_nodes(whole: RealJob) -> None:
     text = "\n".join(whole.log(0))
     assert [iteration.number for iteration in whole.iterations(0)] == list(range(1, ITERATIONS + 1))
     assert whole.iterations(0)[-1].loss < whole.iterations(0)[0].loss - 0.01
-    assert re.search(r"^\d: wallfacer: cp size +4$", text, flags=re.MULTILINE)
+    assert re.search(r"^\d: wallfacer: grid +The grid of 4 context-parallel ranks is ", text, flags=re.MULTILINE)
     assert ": wallfacer: 2 of 2 attention layers" in text
     assert "using world size: 4, data-parallel size: 1" in text
     assert (whole.run_dir / "finished").exists()
