@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 
 from megatron_wallfacer.cli.main import main
+from megatron_wallfacer.schedule.grid import Grid
+from megatron_wallfacer.schedule.plan import Plan
+from megatron_wallfacer.schedule.schedule import forward_schedule
+from megatron_wallfacer.schedule.schemes import make_plan
+from megatron_wallfacer.schedule.volume import Shape, received_bytes
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -67,3 +72,11 @@ def test_the_test_command_is_that_of_continuous_integration() -> None:
 def test_every_file_that_the_readme_links_to_exists() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_the_bytes_of_the_idea_are_those_of_the_schedules() -> None:
+    shape = Shape(tokens=2**20 // 64, q_heads=32, kv_heads=8, head_dim=128)
+    grids = Grid(team=4, ring_outer=16), Grid(ring_outer=64)
+    assert make_plan("auto", 64, q_heads=32, kv_heads=8, tokens=shape.tokens).grid == grids[0]
+    ours, ring = (received_bytes(forward_schedule(Plan(grid), 0), shape).total() / 2**30 for grid in grids)
+    assert f"{ours:.1f} GiB per layer in forward instead of a ring's {ring:.1f} GiB" in README
