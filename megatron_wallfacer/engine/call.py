@@ -186,5 +186,7 @@ def call_of_number(number: int) -> Call:
     reference = _calls.get(number)
     call = reference() if reference is not None else None
     if call is None:
-        raise WallfacerError(f"attention call {number} is gone: keep the Call for as long as its number is used")
+        raise WallfacerError(
+            f"attention call {number} no longer exists: keep its Call until every operator with this number has run"
+        )
     return call

@@ -130,7 +130,7 @@ class _ParserError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that raises, where argparse prints the whole usage of Megatron and exits."""
+    """Parser that raises an exception, while argparse would print the whole usage of Megatron and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise _ParserError(message.removeprefix("argument "))

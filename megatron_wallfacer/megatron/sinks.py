@@ -28,11 +28,13 @@ def add_sinks(module: nn.Module, config: Any, heads: int, device: torch.device, 
         where: the layer, for messages.
 
     Raises:
-        WallfacerError: a type of softmax that nobody here knows.
+        WallfacerError: a type of softmax that is not supported.
     """
     kind = getattr(config, "softmax_type", "vanilla")
     if kind not in TYPES:
-        raise WallfacerError(f"{where}: --softmax-type {kind}: must be {', '.join(TYPES)} with --wallfacer-cp-size")
+        raise WallfacerError(
+            f"{where}: --softmax-type {kind}: must be one of {', '.join(TYPES)} with --wallfacer-cp-size"
+        )
     if kind == "vanilla":
         module.register_parameter(NAME, None)
         return

@@ -75,7 +75,7 @@ class _Held:
 
 
 def held_bytes(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> int:
-    """Return the largest number of bytes that results of attention calls take, held ones and those of a running call.
+    """Return the peak bytes of results of attention calls: not yet accumulated ones, and those of the current call.
 
     Args:
         schedule: schedule of one rank.

@@ -169,7 +169,7 @@ class MessageBuffer(NamedTuple):
     """One end of a message.
 
     Attributes:
-        peer: rank of the other end in the context-parallel group.
+        peer: rank of the other process, in the context-parallel group.
         operand: number of the operand that has its bytes.
         tag: tag of the message.
     """

@@ -151,7 +151,9 @@ def _write(prefix: Path, wanted: int) -> None:
             tokens += document.size
             progress.update(task, completed=min(tokens, wanted))
     if tokens < wanted:
-        raise ValueError(f"Python's library has {tokens / 1e6:.1f} million bytes of source, asked for {wanted / 1e6:g}")
+        raise ValueError(
+            f"the corpus needs {wanted / 1e6:g} million tokens, the source of Python's library has {tokens / 1e6:.1f}"
+        )
     builder.finalize(f"{prefix}.idx")
 
 

@@ -191,5 +191,5 @@ def test_a_call_that_nobody_holds_is_gone(call: Call) -> None:
     assert call_of_number(number) is lost
     del lost
     gc.collect()
-    with pytest.raises(WallfacerError, match=f"attention call {number} is gone"):
+    with pytest.raises(WallfacerError, match=f"attention call {number} no longer exists"):
         call_of_number(number)

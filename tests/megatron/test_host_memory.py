@@ -118,5 +118,5 @@ def test_too_little_memory_is_one_error_before_the_first_step() -> None:
         assert (
             "--wallfacer-layer-inputs-on-host 1.0: needs 0.000131 GB of host memory for the 2 ranks on " in rank.output
         )
-        assert "which has 1e-06 GB left (MemAvailable of /proc/meminfo): a smaller fraction, or auto" in rank.output
+        assert "which has 1e-06 GB left (MemAvailable of /proc/meminfo): use a smaller fraction, or auto" in rank.output
         assert not rank.iterations

@@ -32,7 +32,7 @@ class Exchange:
     """One exchange of records between ranks.
 
     Attributes:
-        store: store of the job, which has no key of this exchange yet.
+        store: store of the job. It must not contain keys of this exchange yet.
         ranks: global ranks that take part. The first one compares.
         rank: global rank of this process.
         timeout: time after which the exchange fails if a rank has written no record.

@@ -135,5 +135,5 @@ def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
             flags = " ".join(f"{flag} {fraction}" for flag, fraction in sorted(given))
             raise WallfacerError(
                 f"{flags}: needs {gigabytes(needed)} of host memory for the {len(node.ranks)} ranks on {node.name}, "
-                f"which has {gigabytes(node.left.nbytes)} left ({node.left.limit}): a smaller fraction, or auto"
+                f"which has {gigabytes(node.left.nbytes)} left ({node.left.limit}): use a smaller fraction, or auto"
             )
