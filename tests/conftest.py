@@ -1,9 +1,14 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support.machine import shared
 from tests.support.pool import Pool
+
+# Properties are about results; the time that one example takes depends on what else the machine does.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 _POOLS: dict[int, Pool] = {}
 #: Ranks that may wait beside those of the test that runs.

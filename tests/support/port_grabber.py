@@ -1,7 +1,7 @@
 """Takes TCP ports that are free, in turns: ``python tests/support/port_grabber.py`` beside the tests.
 
-Half of the ports that the kernel gives away are held at any time, the oldest is let go for each new one. What is let go
-by others between a probe and a bind is so taken.
+A third of the ports that the kernel gives away is held at any time, so that two of these may run. The oldest is let go
+for each new one. What others let go between a probe and a bind is so taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
         taken.bind((HOST, 0))
         taken.listen()
         held.append(taken)
-        if len(held) == min((last - first) // 2, most - 64):
+        if len(held) == min((last - first) // 3, most - 64):
             print("grabbing", flush=True)
             break
     while True:
