@@ -103,8 +103,12 @@ def _close(connections: Sequence[Transfers], own: str) -> None:
         own: failure of this rank.
     """
     affected = {id(one): one for one in connections}.values()
+    if not affected:
+        return
+    # One key for all grids: where ranks fail at the same time, each grid would keep the cause of another rank.
+    cause = _first_cause(min((one.groups for one in affected), key=lambda groups: groups.number), own)
     for one in affected:
-        one.failure = one.failure or _first_cause(one.groups, own)
+        one.failure = one.failure or cause
     for one in affected:
         _close_connections(one.groups)
 

@@ -200,3 +200,14 @@ def test_an_error_of_arguments_closes_nothing() -> None:
         attend(q, k, v, call)
     assert transfers.failure == ""
     attend(q, k, v, call_of(case, transfers))
+
+
+def test_grids_of_one_group_have_one_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that fail at the same time: another rank may be the first to store its cause under each key."""
+    stored = {3: "rank 1 failed", 5: "rank 3 failed"}
+    monkeypatch.setattr(failures, "_first_cause", lambda groups, own: stored[groups.number])
+    monkeypatch.setattr(failures, "_close_connections", lambda groups: None)
+    grids = [SimpleNamespace(groups=SimpleNamespace(number=number), failure="") for number in (5, 3)]
+    failures._close(grids, "rank 0 failed")
+    assert {one.failure for one in grids} == {"rank 1 failed"}
+    failures._close([], "rank 0 failed")
