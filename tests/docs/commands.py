@@ -55,6 +55,8 @@ ELSEWHERE = {
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 64K": _PLAN,
     "wallfacer plan --cluster h200-8x8 --model llama3-8b --seq 64K": _PLAN,
     "wallfacer plan --cluster h100-1024x8 --nodes 64 --model llama3-8b --seq 1M": _PLAN,
+    "python -m benchmarks.paired OTHER c-2x4 --schemes u1-i2-c2-o2 u1-i4-c1-o2 ring --out DIR": "tests/benchmarks/"
+    "test_paired.py, with a stand-in for the interpreter",
     "python -m benchmarks.price": "tests/benchmarks/test_price.py, with one job",
     # docs/reliability.md
     "python -m benchmarks.verify": "tests/benchmarks/test_verify.py, with few tokens",
