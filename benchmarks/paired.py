@@ -7,7 +7,6 @@ machine that gets slower slows both. One row per setting and scheme: medians, th
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.gpu.tables import markdown
+from benchmarks.gpu.tables import markdown, table_rows
 
 ROOT = Path(__file__).parents[1]
 #: What ``run.json`` says of a run, and the seconds of each scheme's samples.
@@ -73,9 +72,8 @@ def _turns(setting: Path) -> Iterator[tuple[Run, ...]]:
 
 def _samples(run: Path) -> Run:
     seconds: dict[str, list[float]] = {}
-    with (run / "samples.csv").open() as file:
-        for row in csv.DictReader(file):
-            seconds.setdefault(row["scheme"], []).append(float(row["seconds"]))
+    for row in table_rows(run / "samples.csv"):
+        seconds.setdefault(row["scheme"], []).append(float(row["seconds"]))
     return json.loads((run / "run.json").read_text()), seconds
 
 

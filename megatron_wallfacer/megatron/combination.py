@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
+from megatron_wallfacer.megatron.flag_group import attribute_of
 from megatron_wallfacer.megatron.packed import shards_whole_sequence
 from megatron_wallfacer.megatron.releases import Number, version_text
 from megatron_wallfacer.schedule.mask import NO_LIMIT
@@ -69,9 +70,9 @@ class Combination:
         return f"{named}: must {self.allowed(cp_size)}, because {self.reason}{instead}"
 
 
-def attribute_of(flag: str) -> str:
+def _attribute(flag: str) -> str:
     """Return the attribute of Megatron's arguments that has the value of a flag."""
-    return _ATTRIBUTES.get(flag, flag.removeprefix("--").replace("-", "_"))
+    return _ATTRIBUTES.get(flag, attribute_of(flag))
 
 
 def is_typed(argv: Sequence[str], flag: str) -> bool:
@@ -99,7 +100,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
         values: values to find; all but 0, False and ``off`` unless given.
         off: value that means that the flag is not in use.
     """
-    attribute = attribute_of(flag)
+    attribute = _attribute(flag)
 
     def find(checked: Any, argv: Sequence[str]) -> str | None:
         value = _name(getattr(checked, attribute, None))
@@ -176,7 +177,7 @@ def ranks(args: Any, argv: Sequence[str]) -> str | None:
 def sequence_length(args: Any, argv: Sequence[str]) -> str | None:
     """Find a sequence length that is no multiple of 2P."""
     for flag in ("--seq-length", "--encoder-seq-length"):
-        length = getattr(args, attribute_of(flag), None)
+        length = getattr(args, _attribute(flag), None)
         if length is not None and length % (2 * args.wallfacer_cp_size):
             return as_typed(flag, length)
     return None
@@ -190,7 +191,7 @@ def cp_comm_type(args: Any, argv: Sequence[str]) -> str | None:
 
 def typed(flag: str) -> Find:
     """Return a function that finds a flag on the command line, whatever its value."""
-    return lambda args, argv: as_typed(flag, getattr(args, attribute_of(flag), None)) if is_typed(argv, flag) else None
+    return lambda args, argv: as_typed(flag, getattr(args, _attribute(flag), None)) if is_typed(argv, flag) else None
 
 
 def attention_dropout(args: Any, argv: Sequence[str]) -> str | None:

@@ -93,6 +93,11 @@ def add_flags(parser: argparse.ArgumentParser, specs: Sequence[FlagSpec], title:
         )
 
 
+def attribute_of(flag: str) -> str:
+    """Return the attribute of parsed arguments that has the value of a flag, as argparse names it."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
 def whole_number(text: str) -> int:
     """Return the number of a text.
 
@@ -127,7 +132,7 @@ def _spec(field: Field, docstring: str, kind: Any, prefix: str) -> FlagSpec:
     return FlagSpec(
         field=field.name,
         name=name,
-        dest=name.removeprefix("--").replace("-", "_"),
+        dest=attribute_of(name),
         default=field.default,
         argparse_meta=argparse_meta,
         convert=None if kind is bool else convert,

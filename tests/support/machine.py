@@ -27,14 +27,21 @@ def shared(*, alone: bool) -> Iterator[None]:
 REFERENCE_S = 0.15
 
 
-def slowness(clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time of a fixed piece of work now, relative to the machine on which time limits were set; 1 on a faster one.
+def time_limit(seconds: float, clock: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
+    """Return a function that returns the limit here, to be called when the work is done.
 
-    A limit in seconds is multiplied by it: the same work takes twice as long where a neighbour shares the core.
+    The limit is multiplied by the time of a fixed piece of work, before or after, relative to the machine on which
+    limits were set: the same work takes twice as long where a neighbour shares the core. It is never made shorter.
 
     Args:
+        seconds: limit on that machine.
         clock: returns seconds; ``time.process_time`` for limits of processor time.
     """
+    before = _slowness(clock)
+    return lambda: seconds * max(before, _slowness(clock))
+
+
+def _slowness(clock: Callable[[], float]) -> float:
     begin = clock()
     _fixed_work()
     return max(1.0, (clock() - begin) / REFERENCE_S)

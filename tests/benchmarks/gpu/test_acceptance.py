@@ -140,11 +140,11 @@ def test_every_part_runs_small_on_a_cpu(tmp_path: Path) -> None:
     """Two halves of the script side by side, each with a processor of its own."""
     names = [part.name for part in parts(smoke=True)]
     halves = [[name for name in names if (name in FIRST_HALF) == first] for first in (True, False)]
-    slowness = machine.slowness()
+    limit = machine.time_limit(180)
     begin = time.monotonic()
     with ThreadPoolExecutor() as threads:
         done = list(threads.map(lambda half: smoke(tmp_path / half[0], half), halves))
-    assert time.monotonic() - begin < 180 * max(slowness, machine.slowness())
+    assert time.monotonic() - begin < limit()
     for half, (code, page) in zip(halves, done, strict=True):
         assert code == 0, page
         lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
