@@ -32,8 +32,8 @@ class Combination:
     """One unsupported combination: a check, a row of docs/unsupported.md and a test case.
 
     Attributes:
-        example: arguments that have the combination at ``--wallfacer-cp-size 8`` on eight ranks, as typed; for a layer
-            and a call ``attribute=value``.
+        example: arguments that have the combination at ``--wallfacer-cp-size 8`` on eight ranks, as typed, the flag
+            that the error names first; for a layer and a call ``attribute=value``.
         find: finds the combination.
         must: allowed values, as the words after "must"; ``{cp_size}`` stands for P.
         reason: clause after "because".
@@ -171,7 +171,7 @@ def ranks(args: Any, argv: Sequence[str]) -> str | None:
     parallel = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
     if world % (parallel * size) == 0:
         return None
-    return f"--wallfacer-cp-size {size} x tensor and pipeline parallel size {parallel} on {world} ranks"
+    return f"--wallfacer-cp-size {size} on {world} ranks, tensor- times pipeline-parallel size {parallel}"
 
 
 def sequence_length(args: Any, argv: Sequence[str]) -> str | None:

@@ -76,17 +76,17 @@ UNSUPPORTED: tuple[Combination, ...] = (
         also=("--context-parallel-size 1", "--context-parallel-size=2"),
     ),
     Combination(
-        "--sft --micro-batch-size 2 --pipeline-model-parallel-size 2",
+        "--micro-batch-size 2 --sft --pipeline-model-parallel-size 2",
         both(several_sequences, packed),
         f"be 1 with --sft or {PACKED} on several pipeline stages",
         "a packed micro-batch is one sequence, but Megatron's stages receive one tensor per sequence",
         "put more documents into one sequence",
-        also=(f"{PACKED} --no-rope-fusion --micro-batch-size 2 --pipeline-model-parallel-size 2",),
+        also=(f"--micro-batch-size 2 {PACKED} --no-rope-fusion --pipeline-model-parallel-size 2",),
     ),
     Combination(
-        "--tensor-model-parallel-size 2",
+        "--wallfacer-cp-size 8 --tensor-model-parallel-size 2",
         ranks,
-        "divide the number of ranks",
+        "divide the number of ranks, multiplied by tensor- and pipeline-parallel size",
         "data parallelism takes the quotient",
         "use more ranks or smaller sizes",
     ),
@@ -136,7 +136,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
         distributed_only=True,
     ),
     Combination(
-        f"{PACKED} --position-embedding-type mrope",
+        f"--position-embedding-type mrope {PACKED}",
         both(given("--position-embedding-type", "mrope"), packed_in_whole_sequence),
         f"not be given with {PACKED}",
         SHARDS,
@@ -144,7 +144,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
         distributed_only=True,
     ),
     Combination(
-        f"{PACKED} --mtp-num-layers 1",
+        f"--mtp-num-layers 1 {PACKED}",
         both(given("--mtp-num-layers"), packed_in_whole_sequence),
         f"be left out with {PACKED}",
         SHARDS,
@@ -173,17 +173,17 @@ UNSUPPORTED: tuple[Combination, ...] = (
     ),
     captured(f"{GRAPHS} local {MODULES} mlp --sft", "--sft", DOCUMENTS),
     captured(f"{GRAPHS} transformer_engine {MODULES} attn moe_router {PACKED}", PACKED, DOCUMENTS),
-    captured(f"{RECOMPUTED} {GRAPHS} local", KEEP, "the host reads numbers of a kept output from the device"),
-    captured(f"--wallfacer-timeline x {GRAPHS} local", "--wallfacer-timeline", "a replay has no steps to record"),
+    captured(f"{GRAPHS} local {RECOMPUTED}", KEEP, "the host reads numbers of a kept output from the device"),
+    captured(f"{GRAPHS} local --wallfacer-timeline x", "--wallfacer-timeline", "a replay has no steps to record"),
     captured(
-        f"--wallfacer-log-metrics --tensorboard-dir x {GRAPHS} local",
+        f"{GRAPHS} local --wallfacer-log-metrics --tensorboard-dir x",
         "--wallfacer-log-metrics",
         "a replay has no waits to time",
     ),
     captured(
-        f"--wallfacer-transfers staged {GRAPHS} local", "--wallfacer-transfers staged", "the host copies messages"
+        f"{GRAPHS} local --wallfacer-transfers staged", "--wallfacer-transfers staged", "the host copies messages"
     ),
-    captured(f"{VERIFY} 2 {GRAPHS} local", VERIFY, "a replay compares no messages"),
+    captured(f"{GRAPHS} local {VERIFY} 2", VERIFY, "a replay compares no messages"),
     Combination(
         "--wallfacer-cuda-graphs --wallfacer-transfers staged",
         both(given("--wallfacer-cuda-graphs"), given("--wallfacer-transfers", "staged")),

@@ -66,7 +66,7 @@ ROWS: tuple[Row, ...] = (
         (f"{_STORAGE}::test_a_checkpoint_that_cannot_be_written_ends_the_job",),
     ),
     Row(
-        "an output of `plan`, `page`, `trace`, `tune` cannot be written",
+        "an output of `plan`, `view`, `trace`, `tune` cannot be written",
         "the command ends before its work",
         "below 2 s",
         "-",

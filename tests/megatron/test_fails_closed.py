@@ -26,7 +26,7 @@ REFUSED = {
     "--wallfacer-team-size 3": "--wallfacer-team-size 3: must be one of 1, 2 with scheme auto",
     "--wallfacer-team-size 2 --wallfacer-kv-team-size 2": "--wallfacer-kv-team-size 2: must be 1 with",
     "--wallfacer-scheme wallfacer --wallfacer-team-size 2": "--wallfacer-team-size 2: must be 1 with",
-    "--tensor-model-parallel-size 2": "--wallfacer-cp-size 2 x tensor and pipeline parallel size 2 on 2 ranks: must",
+    "--tensor-model-parallel-size 2": "--wallfacer-cp-size 2 on 2 ranks, tensor- times pipeline-parallel size 2: must",
     "--wallfacer-scheme nonsense": "--wallfacer-scheme nonsense: must be one of",
     "--wallfacer-head-size 4": "--wallfacer-head-size 4: must be one of 1, 2 with scheme auto",
     "--num-attention-heads 3 --num-query-groups 3 --wallfacer-head-size 2": (
