@@ -48,9 +48,11 @@ ROPE = given("--position-embedding-type", "rope")
 
 SPLIT = "--wallfacer-scheme decides how attention is split over the ranks"
 LOGITS = "no kernel of the plugin returns the largest attention logit"
-SHARDS = "it takes each document as split over the ranks, but with this flag the whole sequence is split"
-BYPASS = "Megatron builds this attention without its layer specs, so the plugin cannot replace it"
-DOCUMENTS = "documents differ between micro-batches, but a captured graph does not change"
+SHARDS = f"Megatron's implementation expects each document to be split, but {PACKED} splits the whole sequence"
+BYPASS = "Megatron then builds attention without GPT layer specs, which the plugin needs"
+NO_WAITS = "a replayed graph has no waits to time"
+HOST_COPIES = "the host copies staged messages, which a graph cannot capture"
+DOCUMENTS = "a captured graph computes the documents of one micro-batch only"
 ONE_GROUP = "all packed documents share the context-parallel group of the job"
 
 
@@ -67,19 +69,19 @@ def on_layer(flag: str, reason: str, instead: str = "") -> Combination:
 
 
 UNSUPPORTED: tuple[Combination, ...] = (
-    left_out("--yaml-cfg job.yaml", "Megatron then ignores every flag, --wallfacer-cp-size too", "give the flags"),
+    left_out("--yaml-cfg job.yaml", "Megatron then ignores all flags, also --wallfacer-cp-size", "give flags"),
     Combination(
         "--context-parallel-size 4",
         context_parallel_size,
         "be {cp_size}, the value of --wallfacer-cp-size, or be left out",
-        "both are the number of context-parallel ranks",
+        "both flags set the number of context-parallel ranks",
         also=("--context-parallel-size 1", "--context-parallel-size=2"),
     ),
     Combination(
         "--micro-batch-size 2 --sft --pipeline-model-parallel-size 2",
         both(several_sequences, packed),
         f"be 1 with --sft or {PACKED} on several pipeline stages",
-        "a packed micro-batch is one sequence, but Megatron's stages receive one tensor per sequence",
+        "a packed micro-batch is one sequence, but pipeline stages expect --micro-batch-size sequences",
         "put more documents into one sequence",
         also=(f"--micro-batch-size 2 {PACKED} --no-rope-fusion --pipeline-model-parallel-size 2",),
     ),
@@ -87,7 +89,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
         "--wallfacer-cp-size 8 --tensor-model-parallel-size 2",
         ranks,
         "divide the number of ranks, multiplied by tensor- and pipeline-parallel size",
-        "data parallelism takes the quotient",
+        "the quotient is the data-parallel size",
         "use more ranks or smaller sizes",
     ),
     Combination(
@@ -109,7 +111,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
         "--hybrid-context-parallel",
         typed("--hybrid-context-parallel"),
         "be left out",
-        "it changes the context-parallel group with each batch, but the plugin makes its groups once",
+        "hybrid context parallelism changes the group with each batch, but the plugin creates its groups once",
     ),
     Combination(
         "--attention-dropout 0.1",
@@ -123,7 +125,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
         "--window-size 128",
         window,
         f"be LEFT,RIGHT, numbers of tokens from 0 or {NO_LIMIT} for no limit",
-        "a window has two sides",
+        "a window has a left and a right limit",
         "use --window-size 128,0 for 128 tokens before each token",
         when=("parse", "model"),
         also=("--window-size 128,-2",),
@@ -132,7 +134,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
         f"{PACKED} --position-embedding-type rope",
         both(packed_in_whole_sequence, given("--apply-rope-fusion"), ROPE),
         "be given with --no-rope-fusion",
-        "the fused kernel rotates by the position in a document that is split over the ranks",
+        "the fused RoPE kernel expects each document, not the whole sequence, to be split over the ranks",
         distributed_only=True,
     ),
     Combination(
@@ -166,41 +168,37 @@ UNSUPPORTED: tuple[Combination, ...] = (
         f"{GRAPHS} local",
         reads(local_graphs_around_attention),
         "be left out",
-        "earlier releases reuse memory that backward reads",
+        "graphs of earlier releases reuse memory that backward still reads",
         f"limit {MODULES}, in Megatron 0.17 --cuda-graph-scope, to moe_router and moe_preprocess",
         before=LOCAL_GRAPHS,
         also=(f"{GRAPHS} local {MODULES} moe_router mlp",),
     ),
     captured(f"{GRAPHS} local {MODULES} mlp --sft", "--sft", DOCUMENTS),
     captured(f"{GRAPHS} transformer_engine {MODULES} attn moe_router {PACKED}", PACKED, DOCUMENTS),
-    captured(f"{GRAPHS} local {RECOMPUTED}", KEEP, "the host reads numbers of a kept output from the device"),
-    captured(f"{GRAPHS} local --wallfacer-timeline x", "--wallfacer-timeline", "a replay has no steps to record"),
+    captured(f"{GRAPHS} local {RECOMPUTED}", KEEP, "the host reads values of kept outputs from the GPU"),
     captured(
-        f"{GRAPHS} local --wallfacer-log-metrics --tensorboard-dir x",
-        "--wallfacer-log-metrics",
-        "a replay has no waits to time",
+        f"{GRAPHS} local --wallfacer-timeline x", "--wallfacer-timeline", "a replayed graph has no steps to record"
     ),
-    captured(
-        f"{GRAPHS} local --wallfacer-transfers staged", "--wallfacer-transfers staged", "the host copies messages"
-    ),
-    captured(f"{GRAPHS} local {VERIFY} 2", VERIFY, "a replay compares no messages"),
+    captured(f"{GRAPHS} local --wallfacer-log-metrics --tensorboard-dir x", "--wallfacer-log-metrics", NO_WAITS),
+    captured(f"{GRAPHS} local --wallfacer-transfers staged", "--wallfacer-transfers staged", HOST_COPIES),
+    captured(f"{GRAPHS} local {VERIFY} 2", VERIFY, "a replayed graph cannot compare messages"),
     Combination(
         "--wallfacer-cuda-graphs --wallfacer-transfers staged",
         both(given("--wallfacer-cuda-graphs"), given("--wallfacer-transfers", "staged")),
         "be left out with --wallfacer-transfers staged",
-        "the host copies messages",
+        HOST_COPIES,
     ),
     apart(
         "--wallfacer-cuda-graphs",
         "--wallfacer-log-metrics",
-        "each wait is timed, but a replay has no waits",
+        NO_WAITS,
         needs="--tensorboard-dir x",
     ),
     Combination(
         "--attention-backend flash",
         given("--attention-backend", off="auto"),
         "be auto",
-        "it chooses a kernel of TransformerEngine's attention, which the plugin replaces",
+        "the flag selects a kernel of TransformerEngine's attention, which the plugin replaces",
         "use --wallfacer-kernel",
     ),
     Combination(
@@ -213,13 +211,13 @@ UNSUPPORTED: tuple[Combination, ...] = (
         "--transformer-impl inference_optimized",
         given("--transformer-impl", "inference_optimized"),
         "be local or transformer_engine",
-        "its layers do not train",
+        "inference-optimized layers cannot be trained",
     ),
     Combination(
         "--wallfacer-layers 1 --transformer-impl local",
         both(given("--wallfacer-layers"), given("--transformer-impl", "local")),
         "be left out with --transformer-impl local",
-        "the attention of the other layers splits sequences only with TransformerEngine",
+        "Megatron's own attention supports context parallelism only with TransformerEngine",
         distributed_only=True,
     ),
     *MEMORY,
@@ -238,7 +236,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
         "qkv_format=sbhd",
         given("qkv_format", off="thd"),
         "be thd",
-        "documents are packed along one dimension of tokens",
+        "packed documents have one dimension of tokens",
         when=("call",),
     ),
     *(
@@ -246,7 +244,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
             f"{name}=contiguous",
             given(name, off="zigzag"),
             "be zigzag",
-            "rank r holds chunks r and 2P-1-r",
+            "rank r of P holds chunks r and 2P-1-r of the sequence",
             when=("call",),
             distributed_only=True,
         )

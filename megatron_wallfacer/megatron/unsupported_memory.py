@@ -23,10 +23,10 @@ KEEP, ON_HOST, INPUTS = (
 GRAPHS, MODULES = "--cuda-graph-impl", "--cuda-graph-modules"
 FULL, RECOMPUTED = "--recompute-granularity full", f"{KEEP} --recompute-activations"
 
-NO_RECOMPUTE = "a captured graph does not recompute"
-LOW_PRECISION = "Megatron recomputes layers in low precision with a function of TransformerEngine"
-WGRAD = "Megatron computes weight gradients after backward, of the last tile only"
-BF16 = "a sum over tiles in bf16 loses accuracy"
+NO_RECOMPUTE = "captured graphs do not recompute activations"
+LOW_PRECISION = "Megatron recomputes fp8 and fp4 layers with TransformerEngine's checkpoint, which has no plugin hook"
+WGRAD = "Megatron would compute delayed weight gradients of the last tile only"
+BF16 = "a sum of weight gradients over tiles loses accuracy in bf16"
 MOVES = "Megatron moves activations to host memory itself"
 ALTERNATE = "Megatron alternates between layers of two micro-batches"
 
@@ -56,7 +56,7 @@ MEMORY: tuple[Combination, ...] = (
         KEEP,
         without(given(KEEP), recomputed_attention),
         "be given with recomputed attention",
-        "without recomputation no output is computed twice",
+        "without recomputation, backward does not run attention's forward pass again",
         f"use {FULL}, or selective with core_attn among --recompute-modules",
         also=(f"{KEEP} --recompute-granularity selective --recompute-modules mlp",),
     ),
@@ -64,18 +64,18 @@ MEMORY: tuple[Combination, ...] = (
         f"{LOSS} 4",
         given(LOSS),
         "be left out",
-        "the model of earlier releases takes no output_processor",
+        "GPTModel of earlier releases has no argument output_processor",
         before=OUTPUT_PROCESSOR,
     ),
     *tiles(LOSS),
     apart(f"{LOSS} 4", "--mtp-num-layers 1", "multi-token prediction computes its own logits"),
-    apart(f"{LOSS} 4", "--defer-embedding-wgrad-compute", "it keeps the inputs of the output layer"),
-    apart(f"{LOSS} 4", "--overlap-moe-expert-parallel-comm", "its schedule plan computes the loss itself"),
+    apart(f"{LOSS} 4", "--defer-embedding-wgrad-compute", "Megatron keeps all inputs of the output layer"),
+    apart(f"{LOSS} 4", "--overlap-moe-expert-parallel-comm", "Megatron's overlap schedule computes the loss itself"),
     Combination(
         f"{MLP} 4 --recompute-granularity selective --recompute-modules mlp",
         both(given(MLP), recomputed_mlp),
         "be left out with --recompute-modules mlp",
-        "each tile is recomputed already",
+        "backward already recomputes each tile",
         "leave mlp out of --recompute-modules",
     ),
     Combination(
@@ -87,22 +87,25 @@ MEMORY: tuple[Combination, ...] = (
         also=(f"{MLP} 4 {GRAPHS} local",),
     ),
     *tiles(MLP),
-    apart(f"{MLP} 4", "--tp-comm-overlap", "its buffers have the size of all tokens"),
-    apart(f"{MLP} 4", "--mlp-chunks-for-training 2", "both divide the same tokens", off=1),
+    apart(f"{MLP} 4", "--tp-comm-overlap", "the overlap buffers of TransformerEngine have the size of all tokens"),
+    apart(f"{MLP} 4", "--mlp-chunks-for-training 2", "both flags divide the tokens of an MLP", off=1),
     Combination(
-        f"{ON_HOST} 0.5", without(given(ON_HOST), given(KEEP)), f"be given with {KEEP}", "no output is kept without it"
+        f"{ON_HOST} 0.5",
+        without(given(ON_HOST), given(KEEP)),
+        f"be given with {KEEP}",
+        "only kept outputs can be moved",
     ),
     *on_host(ON_HOST, RECOMPUTED),
     Combination(
         f"{INPUTS} 0.5",
         without(given(INPUTS), given("--recompute-granularity", "full")),
         f"be given with {FULL}",
-        "otherwise a layer saves more than its input",
+        "without full recomputation a layer saves more tensors than its input",
     ),
     *on_host(INPUTS, FULL),
     apart(f"{INPUTS} 0.5", "--fp8-format hybrid", LOW_PRECISION, needs=FULL),
     apart(f"{INPUTS} 0.5", "--fp4-format e2m1", LOW_PRECISION, needs=FULL),
-    apart(f"{INPUTS} 0.5", "--distribute-saved-activations", "it splits layer inputs over tensor ranks", needs=FULL),
+    apart(f"{INPUTS} 0.5", "--distribute-saved-activations", "the flag splits layer inputs over ranks", needs=FULL),
     Combination(
         f"{INPUTS} 0.5 {FULL} {GRAPHS} local",
         both(given(INPUTS), reads(lambda args: attention_in_graphs(args) or mlp_in_graphs(args))),

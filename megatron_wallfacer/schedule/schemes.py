@@ -1,21 +1,4 @@
-"""Schemes by name: each is a corner of the grid (``docs/schemes.md``).
-
-===================  ================================================  =======================================
-name                 grid                                              source
-===================  ================================================  =======================================
-``ring``             ring_outer = P                                    Ring Attention, Megatron's p2p
-``tokenring``        ring_outer = P, pass-Q in forward                 TokenRing
-``double-ring``      ring_outer x ring_inner                           LoongTrain's rings
-``burst``            the same, pass-Q in backward                      BurstAttention, BurstEngine
-``ulysses``          head = P                                          DeepSpeed-Ulysses, Megatron's a2a
-``usp``              head x ring_outer                                 USP, Megatron's a2a+p2p
-``loongtrain``       head x ring_outer x ring_inner                    LoongTrain's 2D-Attention
-``all-gather``       kv_team = P                                       Llama 3, Megatron's all_gather
-``lss``              kv_team = P                                       LSS Transformer
-``mesh``             team x kv_team                                    Attention2D, Mesh-Attention
-``wallfacer``        team = kv_team = C, ring_outer = P / C^2          WallFacer / StarTrail
-``team-ring``        team x ring_outer, other axes by hand             this project
-===================  ================================================  =======================================
+"""Schemes by name: each fixes or restricts the sizes of the grid. ``docs/schemes.md`` lists grids and sources.
 
 ``lss`` is ``all-gather`` under another name: the LSS Transformer gathers in forward and reduces gradients in backward,
 as a ``kv_team`` of all ranks does. Megatron itself averages gradients over data and context parallel ranks.

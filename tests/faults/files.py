@@ -10,8 +10,8 @@ _VALUES = "tests/slurm/test_values.py"
 
 ROWS: tuple[Row, ...] = (
     Row(
-        "a preset, cluster file, trace or benchmark setting with NaN, a key twice, 500 levels, a tag, an alias",
-        "the command or the training ends before it starts anything",
+        "a preset, cluster file, trace or benchmark setting has NaN, duplicate keys, deep nesting, a tag or an alias",
+        "the command or the training job ends before it starts any work",
         "below 2 s",
         "-",
         "`mine.yaml:3: device.tflops=nan: must be a positive number`",
@@ -19,8 +19,8 @@ ROWS: tuple[Row, ...] = (
         (f"{_HOSTILE}::test_a_hostile_file_is_one_line_with_its_number",),
     ),
     Row(
-        "such a file that is huge, a pipe or a device, or extends others without end",
-        "as above, within 500 MB",
+        "a preset or cluster file is larger than the limit, is a pipe or a device, or extends other files without end",
+        "the command or the training job ends before it starts any work, and uses at most 500 MB",
         "below 2 s",
         "-",
         "`mine.yaml:1: must be at most 65536 bytes`",
@@ -33,7 +33,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "the folder of `--wallfacer-timeline` cannot be written at the start",
-        "the rank ends before it makes groups, and torchrun ends the others",
+        "the rank ends before it creates process groups, and torchrun ends the other ranks",
         "at start",
         "-",
         "`--wallfacer-timeline /proc/x: cannot be written: No such file or directory`",
@@ -44,8 +44,8 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "a time line or metrics cannot be written in mid-run",
-        "one warning; the output is switched off, training goes on",
+        "a timeline or metrics cannot be written during training",
+        "the rank prints one warning, switches the output off and continues to train",
         "at once",
         "-",
         "`warning: --wallfacer-log-metrics is switched off: No space left on device`",
@@ -57,8 +57,8 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "a checkpoint cannot be written in mid-run",
-        "the rank ends with Megatron's error, and the launcher ends the others",
+        "a checkpoint cannot be written during training",
+        "the rank ends with Megatron's error, and the launcher ends the other ranks",
         "when the checkpoint is written",
         "-",
         "`OSError: [Errno 28] No space left on device`",
@@ -66,8 +66,8 @@ ROWS: tuple[Row, ...] = (
         (f"{_STORAGE}::test_a_checkpoint_that_cannot_be_written_ends_the_job",),
     ),
     Row(
-        "an output of `plan`, `view`, `trace`, `tune` cannot be written",
-        "the command ends before its work",
+        "an output file of `plan`, `view`, `trace` or `tune` cannot be written",
+        "the command ends before it starts its work",
         "below 2 s",
         "-",
         "`--save /proc/x: cannot be written: No such file or directory`",
@@ -76,17 +76,17 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "a rank dies under `torchrun --max-restarts`, over gloo",
-        "torchrun starts all ranks again, which go on from the checkpoint; presets set "
-        "`TORCH_DISABLE_SHARE_RDZV_TCP_STORE`, elsewhere the second attempt fails without it",
+        "torchrun restarts all ranks from the checkpoint; this needs `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`, which "
+        "`wallfacer run` sets",
         "at once",
         "-",
-        "torchrun's own",
+        "the message of torchrun",
         SINCE_CHECKPOINT,
         ("tests/presets/test_restarts.py", "tests/presets/test_launch.py::test_restarts_have_a_store_of_their_own"),
     ),
     Row(
         "the corpus in the cache of `wallfacer demo` is damaged",
-        "it is written again",
+        "the command writes the corpus again",
         "before the launch",
         "-",
         "-",
@@ -94,8 +94,8 @@ ROWS: tuple[Row, ...] = (
         ("tests/training_runs/test_corpus.py::test_a_damaged_corpus_is_written_again",),
     ),
     Row(
-        "Slurm: ranks, checkpoint writers or ports of an earlier job are left on a node",
-        "preflight names them, and ends none",
+        "ranks or checkpoint writers of an earlier Slurm job still run on a node, or a port is still in use",
+        "preflight names the processes and the port, and does not end the processes",
         "before training",
         "-",
         "`preflight: node7: note: left over: process 4711, rank 5 of job 17: ...`",
@@ -103,8 +103,8 @@ ROWS: tuple[Row, ...] = (
         ("tests/slurm/test_preflight.py::test_what_an_earlier_job_left_is_named_and_lives_on",),
     ),
     Row(
-        "Slurm: a number that is none, in a variable, preset, flag, the run folder or the output of scontrol",
-        "the batch script ends; nothing is evaluated, in a dry run neither",
+        "under Slurm, a number in a variable, preset, flag, run folder or scontrol output is malformed",
+        "the batch script ends without evaluating the value as shell text, also in a dry run",
         "at start",
         "-",
         "`SAVE_INTERVAL=08: must be a whole number from 0 to 999999999`",

@@ -9,8 +9,8 @@ NONE = "-"
 
 ROWS: tuple[Row, ...] = (
     Row(
-        "unequal numbers of unmasked tokens on context-parallel ranks, mean loss",
-        "the mean is over the tokens of the group: gradients equal those of context-parallel size 1",
+        "context-parallel ranks have unequal numbers of unmasked tokens, and the loss is a mean",
+        "the loss is the mean over the tokens of the whole context-parallel group, so gradients equal those at size 1",
         NONE,
         NONE,
         NONE,
@@ -18,8 +18,8 @@ ROWS: tuple[Row, ...] = (
         ("tests/megatron/test_loss.py", f"{MASKED}::test_few_unmasked_tokens[mean]"),
     ),
     Row(
-        "the same with multi-token prediction, with and without `--calculate-per-token-loss`",
-        "losses of extra layers, logged and trained, are over the tokens of the group",
+        "context-parallel ranks have unequal numbers of unmasked tokens in the layers of multi-token prediction",
+        "logged and trained losses of these layers are means over the tokens of the whole context-parallel group",
         NONE,
         NONE,
         NONE,
@@ -27,8 +27,8 @@ ROWS: tuple[Row, ...] = (
         (f"{MASKED}::test_few_unmasked_tokens[mean]", f"{MASKED}::test_few_unmasked_tokens[per token]"),
     ),
     Row(
-        "documents whose padding is in `cu_seqlens_q_padded` alone, with multi-token prediction",
-        "extra layers shift by padded lengths",
+        "documents of multi-token prediction have padding that only `cu_seqlens_q_padded` counts",
+        "the layers of multi-token prediction shift tokens within padded lengths",
         NONE,
         NONE,
         NONE,
@@ -36,8 +36,8 @@ ROWS: tuple[Row, ...] = (
         (f"{MASKED}::test_padded_documents",),
     ),
     Row(
-        "evaluation with `--sft`",
-        "the mean over sequences of their means, as at context-parallel size 1",
+        "a job evaluates with `--sft`",
+        "the evaluation loss is the mean over sequences of their mean losses, as at context-parallel size 1",
         NONE,
         NONE,
         NONE,
@@ -45,7 +45,7 @@ ROWS: tuple[Row, ...] = (
         (f"{MASKED}::test_conversations",),
     ),
     Row(
-        "a packed batch in another layout than zig-zag",
+        "a packed batch has another layout than zig-zag",
         "every rank ends with exit code 2",
         "at the first layer",
         "-",
@@ -54,7 +54,7 @@ ROWS: tuple[Row, ...] = (
         ("tests/megatron/test_packed.py::test_a_batch_that_is_not_supported_is_refused",),
     ),
     Row(
-        "generation with a cache of keys and values",
+        "a script generates text with a cache of keys and values",
         "every rank ends with exit code 2",
         "before the first token",
         "-",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-NOTHING = "nothing: no step was run"
+NOTHING = "nothing: no training step was run"
 SINCE_CHECKPOINT = "steps since the last checkpoint"
 #: In the place of tests: the fault needs hardware that the tests do not have.
 NOT_TRIED = ()

@@ -6,7 +6,7 @@ from tests.faults.row import NOTHING, SINCE_CHECKPOINT, Row
 
 ROWS: tuple[Row, ...] = (
     Row(
-        "an unsupported flag",
+        "the command line has an unsupported flag",
         "every rank ends with exit code 2",
         "at start",
         "-",
@@ -15,8 +15,8 @@ ROWS: tuple[Row, ...] = (
         ("tests/megatron/test_fails_closed.py::test_refused_on_every_rank[--qk-clip]",),
     ),
     Row(
-        "a wrong argument of `attention()`",
-        "every rank raises the same error before the first message; the next call works",
+        "`attention()` gets a wrong argument",
+        "every rank raises the same error before any message is sent, and the next call works",
         "at once",
         "-",
         "`shard_mode=documents: must be one of sequence, per_document`",
@@ -24,7 +24,7 @@ ROWS: tuple[Row, ...] = (
         ("tests/attention/test_arguments.py",),
     ),
     Row(
-        "a model or `--spec` that names an attention of Megatron's",
+        "a model or `--spec` names an attention module of Megatron",
         "every rank ends with exit code 2",
         "when the model is built",
         "-",
@@ -33,8 +33,8 @@ ROWS: tuple[Row, ...] = (
         ("tests/megatron/test_fails_closed.py::test_a_spec_that_names_megatrons_attention",),
     ),
     Row(
-        "a misspelt flag of `wallfacer run`",
-        "nothing is launched, exit code 2",
+        "`wallfacer run` gets a misspelt flag",
+        "the command ends with exit code 2 and launches no rank",
         "before the launch",
         "-",
         "`--seq-lenght: this Megatron has no such flag; did you mean --seq-length?`",
@@ -42,7 +42,7 @@ ROWS: tuple[Row, ...] = (
         ("tests/cli/test_run.py::test_a_wrong_flag_is_one_line_before_the_launch",),
     ),
     Row(
-        "a bit of a message is flipped, or its rows change places",
+        "a message arrives with a flipped bit, or with rows in another order",
         "every rank of the context-parallel group raises the same error",
         "at the end of the pass, in a verified step",
         "`--wallfacer-verify-every`",
@@ -51,8 +51,8 @@ ROWS: tuple[Row, ...] = (
         ("tests/engine/test_verify.py", "tests/megatron/test_verified.py"),
     ),
     Row(
-        "a rank's q, k, v or dO is not finite",
-        "the same",
+        "q, k, v or dO of a rank has values that are not finite",
+        "every rank of the context-parallel group raises the same error",
         "before the first message of the pass, in a verified step",
         "`--wallfacer-verify-every`",
         "`forward pass of layer 5: v of rank 2 has values that are not finite`",

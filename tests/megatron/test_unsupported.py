@@ -130,7 +130,7 @@ def test_a_supported_combination_is_no_error(parse: Parse, flags: str) -> None: 
 
 
 WHOLE = "must be left out, because the plugin does not capture its attention inside a graph of a whole iteration"
-LATER = "must be left out before Megatron 0.19, because earlier releases reuse memory"
+LATER = "must be left out before Megatron 0.19, because graphs of earlier releases reuse memory"
 #: Release of Megatron, implementation, modules or scopes; what is said. None: they hold no attention; empty: they
 #: may hold it.
 BY_RELEASE = [

@@ -48,7 +48,7 @@ def groups_hooks(state: PluginState) -> tuple[Hook, Hook]:
     )
     drop = Hook(
         name="groups, dropped",
-        purpose="destroys them",
+        purpose="destroys the groups of each axis",
         target="megatron.core.parallel_state:destroy_model_parallel",
         since=FIRST_HOOKED,
         parameters=(),

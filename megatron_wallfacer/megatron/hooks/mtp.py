@@ -12,7 +12,7 @@ def mtp_hooks() -> tuple[Hook, Hook]:
     counts = GroupCounts()
     loss = Hook(
         name="MTP loss",
-        purpose="does the same for extra layers",
+        purpose="takes mean losses of multi-token prediction over the whole context-parallel group",
         target="megatron.core.models.gpt.gpt_model:process_mtp_loss",
         since=FIRST_LAUNCHED,
         parameters=("labels", "loss_mask", "compute_language_model_loss", "config", "cp_group", "packed_seq_params"),
