@@ -89,7 +89,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
         "--wallfacer-cp-size 8 --tensor-model-parallel-size 2",
         ranks,
         "divide the number of ranks, multiplied by tensor- and pipeline-parallel size",
-        "the quotient is the data-parallel size",
+        "the data-parallel size is the number of ranks divided by this product",
         "use more ranks or smaller sizes",
     ),
     Combination(

@@ -27,8 +27,8 @@ NO_RECOMPUTE = "captured graphs do not recompute activations"
 LOW_PRECISION = "Megatron recomputes fp8 and fp4 layers with TransformerEngine's checkpoint, which has no plugin hook"
 WGRAD = "Megatron would compute delayed weight gradients of the last tile only"
 BF16 = "a sum of weight gradients over tiles loses accuracy in bf16"
-MOVES = "Megatron moves activations to host memory itself"
-ALTERNATE = "Megatron alternates between layers of two micro-batches"
+MOVES = "both flags move activations to host memory"
+ALTERNATE = "copies to host memory follow one micro-batch, but this overlap alternates between two micro-batches"
 
 
 def tiles(flag: str) -> tuple[Combination, ...]:
@@ -93,7 +93,7 @@ MEMORY: tuple[Combination, ...] = (
         f"{ON_HOST} 0.5",
         without(given(ON_HOST), given(KEEP)),
         f"be given with {KEEP}",
-        "only kept outputs can be moved",
+        "only kept attention outputs can be moved to host memory",
     ),
     *on_host(ON_HOST, RECOMPUTED),
     Combination(

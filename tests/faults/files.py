@@ -49,7 +49,7 @@ ROWS: tuple[Row, ...] = (
         "at once",
         "-",
         "`warning: --wallfacer-log-metrics is switched off: No space left on device`",
-        "the output",
+        "the timeline or the metrics",
         (
             "tests/megatron/test_timeline.py::test_a_trace_that_cannot_be_written_does_not_end_the_run",
             "tests/megatron/test_timeline.py::test_metrics_that_fail_are_switched_off_with_one_warning",

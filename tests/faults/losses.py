@@ -10,7 +10,7 @@ NONE = "-"
 ROWS: tuple[Row, ...] = (
     Row(
         "context-parallel ranks have unequal numbers of unmasked tokens, and the loss is a mean",
-        "the loss is the mean over the tokens of the whole context-parallel group, so gradients equal those at size 1",
+        "the loss is the mean over the tokens of the whole context-parallel group, so gradients equal those of size 1",
         NONE,
         NONE,
         NONE,
