@@ -76,7 +76,7 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "a rank dies under `torchrun --max-restarts`, over gloo",
-        "torchrun restarts all ranks from the checkpoint; this needs `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`, which "
+        "torchrun restarts all ranks from the checkpoint; restarts need `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`, which "
         "`wallfacer run` sets",
         "at once",
         "-",
