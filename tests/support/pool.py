@@ -7,6 +7,7 @@ plain data or numpy: a torch tensor would travel as a file descriptor of its own
 
 from __future__ import annotations
 
+import gc
 import multiprocessing as mp
 import tempfile
 import traceback
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 120
+#: Imported once, before the fork. torch imports the last one, with all of sympy, in its first backward pass: 1.4 s of
+#: processor time for each worker.
+PRELOADED = ["torch", "torch.distributed", "megatron_wallfacer.attention", "torch.fx.experimental.symbolic_shapes"]
 
 
 class Pool:
@@ -24,7 +28,7 @@ class Pool:
 
     def __init__(self, size: int) -> None:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed", "megatron_wallfacer.attention"])
+        context.set_forkserver_preload(PRELOADED)
         self._store = tempfile.TemporaryDirectory()
         self._pipes: list[Connection] = []
         self._processes = []
@@ -67,6 +71,8 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    # A collection would look at all that was imported, and so copy its pages.
+    gc.freeze()
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=TIMEOUT_S)
     )

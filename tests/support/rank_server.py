@@ -11,10 +11,12 @@ is killed, ends the server and whatever it started.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import ctypes
 import faulthandler
 import functools
+import gc
 import importlib
 import inspect
 import json
@@ -69,6 +71,8 @@ def _warm_up() -> None:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
     _read_sources_once()
+    # A collection in a rank would look at all that was imported, and so copy its pages.
+    gc.freeze()
 
 
 def _read_sources_once() -> None:
@@ -76,6 +80,8 @@ def _read_sources_once() -> None:
     from megatron.training.arguments import add_megatron_arguments
 
     inspect.getsource = functools.cache(inspect.getsource)
+    # Nobody changes a syntax tree that Megatron has read a help text from.
+    ast.parse = functools.cache(ast.parse)
     add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
 
 
