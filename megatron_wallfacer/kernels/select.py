@@ -48,7 +48,7 @@ class KernelEntry:
 
 
 _FUSED, _FLASH = "NVTE_FUSED_ATTN", "NVTE_FLASH_ATTN"
-_OF_TORCH = "the installed PyTorch, by its schemas"
+_OF_TORCH = "operator schemas of the installed PyTorch"
 
 
 def _flash(version: FlashVersion, library: str, releases: str) -> KernelEntry:
@@ -80,7 +80,7 @@ REGISTRY = (
     _flash(
         FLASH3,
         "flash-attn-3, Hopper",
-        "`hopper/` of flash-attn 2.7.4.post1, 2.8.3, 2.8.3.post2; the main branch by hand",
+        "`hopper/` of flash-attn 2.7.4.post1, 2.8.3, 2.8.3.post2; main branch, by hand",
     ),
     _flash(FLASH2, "flash-attn >= 2.6", "2.6.3, 2.7.4.post1, 2.8.3, 2.8.3.post2"),
     KernelEntry(
@@ -98,18 +98,18 @@ REGISTRY = (
         TorchFlashKernel.capabilities,
         "PyTorch's copy of FlashAttention 2, on CUDA",
         _OF_TORCH,
-        "as PyTorch is set",
+        "by PyTorch's setting",
         in_auto=True,
         variable=_FLASH,
     ),
-    KernelEntry("torch", TorchCpuKernel, TorchCpuKernel.capabilities, "PyTorch, on a CPU", "runs", "yes", in_auto=True),
+    KernelEntry("torch", TorchCpuKernel, TorchCpuKernel.capabilities, "PyTorch, on a CPU", "-", "yes", in_auto=True),
     KernelEntry(
         "reference",
         ReferenceKernel,
         ReferenceKernel.capabilities,
         "PyTorch, on any device",
-        "runs",
-        "as PyTorch is set",
+        "-",
+        "by PyTorch's setting",
     ),
 )
 #: Values of ``--wallfacer-kernel``.

@@ -68,7 +68,7 @@ MEMORY: tuple[Combination, ...] = (
         before=OUTPUT_PROCESSOR,
     ),
     *tiles(LOSS),
-    apart(f"{LOSS} 4", "--mtp-num-layers 1", "multi-token prediction computes its own logits"),
+    apart(f"{LOSS} 4", "--mtp-num-layers 1", "multi-token prediction computes its own logits without tiles"),
     apart(f"{LOSS} 4", "--defer-embedding-wgrad-compute", "Megatron keeps all inputs of the output layer"),
     apart(f"{LOSS} 4", "--overlap-moe-expert-parallel-comm", "Megatron's overlap schedule computes the loss itself"),
     Combination(

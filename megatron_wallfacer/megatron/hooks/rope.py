@@ -11,7 +11,7 @@ def rope_hook() -> Hook:
     """Only for a sequence that is cut as a whole (``--dataloader-inter-document-masking``)."""
     return Hook(
         name="rope of packed sequences",
-        purpose="gives positions in documents where the sequence is split as a whole",
+        purpose="computes rotary positions within documents if the whole sequence is split",
         target="megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_thd",
         since=ROTARY_LAYOUT,
         parameters=("t", "cu_seqlens", "freqs", "cp_group"),

@@ -33,7 +33,7 @@ def start_hook(state: PluginState) -> Hook:
 
     return Hook(
         name="start",
-        purpose="compares the settings of all ranks before there are groups",
+        purpose="compares the settings of all ranks before Megatron creates groups",
         target="megatron.training.initialize:_initialize_distributed",
         since=FIRST_HOOKED,
         parameters=("store",),
