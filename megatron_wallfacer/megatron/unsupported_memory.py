@@ -24,7 +24,7 @@ GRAPHS, MODULES = "--cuda-graph-impl", "--cuda-graph-modules"
 FULL, RECOMPUTED = "--recompute-granularity full", f"{KEEP} --recompute-activations"
 
 NO_RECOMPUTE = "captured graphs do not recompute activations"
-LOW_PRECISION = "Megatron recomputes fp8 and fp4 layers with TransformerEngine's checkpoint, which has no plugin hook"
+LOW_PRECISION = "fp8 and fp4 layers need TransformerEngine's checkpoint, but the plugin supports only Megatron's"
 WGRAD = "Megatron would compute delayed weight gradients of the last tile only"
 BF16 = "a sum of weight gradients over tiles loses accuracy in bf16"
 MOVES = "both flags move activations to host memory"
