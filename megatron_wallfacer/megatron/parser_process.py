@@ -23,6 +23,7 @@ from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.kernels.select import KERNELS
 from megatron_wallfacer.megatron.cpu_runtime import adapt_argv
+from megatron_wallfacer.megatron.cpu_runtime.environment import leave_uncompiled
 from megatron_wallfacer.megatron.flags import as_flag_error
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.plugin_state import PluginState
@@ -36,6 +37,7 @@ Problem = dict[str, str]
 
 def main() -> None:
     """Check all requests. Prints of Megatron at import go to stderr."""
+    leave_uncompiled()
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with output:

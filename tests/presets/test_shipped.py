@@ -118,7 +118,7 @@ def test_wrong_entries_are_named_with_their_location(tmp_path: Path) -> None:
         "MODEL_ARGS: {--seq-length: 255}": [
             "HERE:2: --seq-length 255: must be a multiple of 2 x --wallfacer-cp-size 2, because"
         ],
-        "TORCHRUN_ARGS: {--nproc-per-node: 3}": [f"{cp}: --wallfacer-cp-size 2 x tensor and pipeline"],
+        "TORCHRUN_ARGS: {--nproc-per-node: 3}": [f"{cp}: --wallfacer-cp-size 2 on 3 ranks"],
         "MODEL_ARGS: {--attention-dropout: false}": [f"{cp}: --attention-dropout 0.1 (Megatron's default): must be 0"],
         "MODEL_ARGS: {--fp8-format: e4m3}": ["HERE:2: --fp8-format e4m3 needs CUDA"],
         "MODEL_ARGS: {--num-attention-heads: false}": [f"{cp}: --num-attention-heads: must be on the command line"],
