@@ -74,34 +74,34 @@ class Flags:
     cp_size: int | None = _flag(metavar="P", unset="the plugin is off")
     """Turn the plugin on with P context-parallel ranks.
 
-    Sets ``--context-parallel-size``. Every other flag needs this flag.
+    This flag sets ``--context-parallel-size``. Every other flag of the plugin needs this flag.
     """
     scheme: str = _flag("auto", metavar="NAME", values=SCHEMES, see="choosing.md#what-auto-chooses", in_plan=True)
-    """Scheme of the grid.
+    """Choose the scheme of the grid.
 
-    ``auto`` is the ``team-ring`` grid with the lowest price.
+    ``auto`` is the grid ``team x kv_team x ring_outer`` with the least estimated time of one attention layer.
     """
     window_scheme: str | None = _flag(metavar="NAME", unset="scheme of the other layers")
-    """Scheme of layers with a sliding window.
+    """Choose the scheme of layers with a sliding window.
 
-    Its axis sizes are chosen. Needs ``--window-size``.
+    The plugin chooses the axis sizes of that scheme. This flag needs ``--window-size``.
     """
     layers: str | None = _flag(metavar="LAYERS", unset="all")
-    """Layers whose attention the plugin computes: ``full``, ``window``, or numbers such as 1,3-8.
+    """Choose the layers whose attention the plugin computes: ``full``, ``window``, or numbers such as 1,3-8.
 
     Other layers keep Megatron's own attention, which needs ``--transformer-impl transformer_engine``.
     """
     head_size: int | None = _flag(metavar="U", unset=_FROM_SCHEME, in_plan=True)
-    """Ranks of the axis ``head``, which divide the heads.
+    """Set the number of ranks that divide the heads (axis ``head``).
 
-    Must divide the heads that tensor parallelism leaves.
+    The number must divide the heads of a tensor-parallel rank.
     """
-    team_size: int | None = _flag(metavar="C", unset="least volume, lowest price with scheme auto", in_plan=True)
-    """Ranks of the axis ``team``, which gather each other's queries."""
-    kv_team_size: int | None = _flag(metavar="G", unset="from the scheme, lowest price with scheme auto", in_plan=True)
-    """Ranks of the axis ``kv_team``, which gather each other's keys and values."""
+    team_size: int | None = _flag(metavar="C", unset="least volume; with auto least estimated time", in_plan=True)
+    """Set the number of ranks that gather each other's queries (axis ``team``)."""
+    kv_team_size: int | None = _flag(metavar="G", unset="from the scheme; with auto least estimated time", in_plan=True)
+    """Set the number of ranks that gather each other's keys and values (axis ``kv_team``)."""
     ring_inner_size: int | None = _flag(metavar="W", unset=_FROM_SCHEME, in_plan=True)
-    """Ranks of the inner ring of a double ring."""
+    """Set the number of ranks in the inner ring of a double ring."""
     placement: str | None = _flag(
         metavar="ORDER",
         values=tuple(PLACEMENTS),
@@ -109,7 +109,7 @@ class Flags:
         see="design.md#grid-and-placement",
         in_plan=True,
     )
-    """Order of the axes over the ranks, fastest varying first, such as ``team,ring``; or the name of an order."""
+    """Set the order of the axes over the ranks: axes such as ``team,ring``, fastest varying first, or a name."""
     kv_order: str | None = _flag(
         metavar="ORDER",
         values=("native", "paper", "permuted"),
@@ -117,53 +117,53 @@ class Flags:
         see="design.md#the-published-order",
         in_plan=True,
     )
-    """Order of the first K and V blocks.
+    """Set the order of the first K and V blocks.
 
-    ``paper`` is the published order. ``permuted`` has the same blocks with less volume.
+    ``paper`` is the published order. ``permuted`` sends the same blocks with less volume.
     """
     forward: str = _flag("auto", metavar="VARIANT", values=("auto", *RING_VARIANTS), in_plan=True)
-    """Ring variant of the forward pass.
+    """Choose the ring variant of the forward pass.
 
     ``auto`` is the published variant, or the variant with less volume where the scheme leaves it open.
     """
     backward: str = _flag("auto", metavar="VARIANT", values=("auto", *RING_VARIANTS), in_plan=True)
-    """Ring variant of the backward pass."""
+    """Choose the ring variant of the backward pass."""
     bidirectional: bool = _flag(False, in_plan=True)
     """Send blocks half way around the ring in each direction.
 
-    Needs a single ring.
+    This flag needs a single ring.
     """
     head_groups: int | None = _flag(
         metavar="N", unset="2 if rows are gathered and calls of half the heads are large, else 1", in_plan=True
     )
-    """Number of head groups, of which one computes while another communicates.
+    """Set the number of head groups. One head group computes while another communicates.
 
-    By default 2 with an axis ``head`` or ``team``, and 16,384 tokens per rank or more with 32 query heads
+    The default is 2 with an axis ``head`` or ``team`` and at least 16,384 tokens per rank at 32 query heads
     (tokens² x heads >= 2³³).
     """
     kernel: str = _flag("auto", metavar="NAME", values=KERNELS, see="kernels.md")
-    """Attention kernel of one tile.
+    """Choose the attention kernel of one tile.
 
-    Takes the place of ``--attention-backend``.
+    This flag replaces ``--attention-backend``.
     """
     keep_gathered_q: bool = _flag(False)
     """Keep gathered queries for backward instead of gathering them again."""
     keep_attention_output: bool = _flag(False, see="memory.md#recomputation")
     """Keep attention outputs where Megatron recomputes layers, so that backward does not run attention again.
 
-    Needs recomputation of attention.
+    This flag needs recomputation of attention.
     """
     transfers: str = _flag(
         "direct", metavar="PATH", values=TRANSFERS, choices=TRANSFERS, see="gpu.md#several-ranks-on-one-gpu"
     )
-    """Path of messages.
+    """Choose the path of messages.
 
     ``staged`` sends messages through host memory over gloo, so that ranks can share a GPU with NCCL before 2.30.
     """
     cuda_graphs: bool = _flag(False, see="gpu.md#cuda-graphs")
     """Run passes of attention as CUDA graphs, on GPUs with NCCL.
 
-    Has not run on a GPU yet.
+    This flag has not run on a GPU yet.
     """
     loss_tiles: int | Literal["auto"] | None = _flag(
         metavar="N", type=_tiles, since=OUTPUT_PROCESSOR, unset="1", see="memory.md#tiles-of-tokens"
@@ -181,35 +181,35 @@ class Flags:
     )
     """Keep attention outputs of this part of the layers in host memory; or ``auto``.
 
-    ``auto`` is as many layers as host memory has room for. Needs ``--wallfacer-keep-attention-output``.
-    Has not run on a GPU yet.
+    ``auto`` is as many layers as host memory has room for. This flag needs ``--wallfacer-keep-attention-output``.
+    It has not run on a GPU yet.
     """
     layer_inputs_on_host: float | Literal["auto"] | None = _flag(
         metavar="FRACTION", type=_fraction, unset="none", see="memory.md#host-memory"
     )
     """Keep inputs of this part of the layers in host memory; or ``auto``.
 
-    Needs ``--recompute-granularity full``. Has not run on a GPU yet.
+    This flag needs ``--recompute-granularity full``. It has not run on a GPU yet.
     """
     verify_every: int | None = _flag(metavar="N", type=_steps, unset="off", see="reliability.md#verified-steps")
     """Compare every message of attention with its source in every Nth step.
 
-    A difference names sender, axis, tensor and layer, and stops all ranks. Those steps run without CUDA graphs.
+    A difference names sender, axis, tensor and layer, and stops all ranks. Verified steps run without CUDA graphs.
     """
     timeline: str | None = _flag(metavar="DIR", unset="off", see="seeing.md#timelines")
     """Write a timeline of attention in the second step to a folder, one file per rank.
 
-    Needs ``--train-iters`` 2 or more.
+    This flag needs ``--train-iters`` 2 or more.
     """
     log_metrics: bool = _flag(False, see="seeing.md#metrics-of-each-step")
     """Log times and bytes of attention to TensorBoard or Weights & Biases.
 
-    Needs ``--tensorboard-dir`` or ``--wandb-project``. Times each pass and each wait.
+    This flag needs ``--tensorboard-dir`` or ``--wandb-project``. It times each pass and each wait.
     """
-    cluster: str | None = _flag(metavar="FILE", unset="scheme auto by price", see="planning.md")
-    """Choose the fastest grid on a cluster: its name, its YAML file, or ``hosts`` for the nodes of the job.
+    cluster: str | None = _flag(metavar="FILE", unset="scheme auto without a cluster", see="planning.md")
+    """Choose the fastest grid for a cluster, given by its name, its file, or ``hosts`` for the nodes of the job.
 
-    Scheme, axes and the choices of a grid must be left out.
+    Flags that set scheme, axes and other choices of a grid must be left out.
     """
 
     @classmethod

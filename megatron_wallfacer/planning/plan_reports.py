@@ -53,9 +53,9 @@ def _search_parts(request: Request, result: PlanResult, grids: bool) -> Iterator
     yield f"{request.cluster}; {memory_line(request.cluster)}"
     yield f"{request.model.name}, {request.tokens:,} tokens; predicted, of a step; norms and SwiGLU fused\n"
     yield configuration_table(result.best[:ROWS])
-    more = len(result.best) - ROWS
-    others = f"; {more} more fit (--json)" if more > 0 else ""
-    yield f"\n{result.considered} combinations in closed form, the likeliest simulated{others}"
+    others = f" --json prints {more} more rows that fit." if (more := len(result.best) - ROWS) > 0 else ""
+    yield f"\nThe planner estimated {result.considered} combinations of sizes and flags by formula."
+    yield f"Attention grids were simulated for the tensor-parallel sizes with the lowest estimated times.{others}"
     yield f"The first: {command_line(configuration_flags(best))}"
     if grids:
         simulated, named = grid_rows(result.grids, best)
