@@ -10,7 +10,7 @@ _VALUES = "tests/slurm/test_values.py"
 
 ROWS: tuple[Row, ...] = (
     Row(
-        "a preset, cluster file, trace or benchmark setting has NaN, duplicate keys, deep nesting, a tag or an alias",
+        "a preset, cluster file, trace or benchmark setting has NaN, duplicate keys, deep nesting, or a YAML tag",
         "the command or the training job ends before it starts any work",
         "below 2 s",
         "-",
