@@ -1,4 +1,4 @@
-"""``wallfacer bench``: time attention of named schemes on a job's ranks, in turns.
+"""Implement ``wallfacer bench``: time attention of named schemes alternately on the ranks of a torchrun job.
 
 torchrun --nproc-per-node 4 --no-python wallfacer bench --schemes ring team-ring wallfacer --seq 8192
 """
@@ -34,7 +34,7 @@ _HEADINGS = (
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``bench``."""
+    """Add the command ``bench``."""
     parser = commands.add_parser("bench", help="under torchrun: time attention of named schemes on the job's own ranks")
     parser.add_argument(
         "--schemes", nargs="+", choices=SCHEMES, default=["ring", "team-ring"], metavar="NAME",
@@ -50,17 +50,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
-    """Time and print. Collective over the job's ranks.
+    """Time the schemes and print the results. All ranks of the job must call this function.
 
     Returns:
-        1 where outputs or gradients of the schemes differ by more than the tolerance, else 0.
+        The exit code: 1 if outputs or gradients of the schemes differ by more than the tolerance, else 0.
 
     Raises:
-        WallfacerError: the command runs without torchrun, or sizes do not fit; the same on every rank.
+        WallfacerError: The command runs without torchrun, or a size is invalid. All ranks raise the same error.
     """
     check_torchrun("bench")
     ranks = int(os.environ["WORLD_SIZE"])
-    # Before the process group exists: after an error on one rank the others would wait for it.
+    # Check before creating the process group: other ranks of the group would wait for a rank that has an error.
     shape, plans = _shape(arguments, ranks), _plans(arguments, ranks)
     from megatron_wallfacer.tuning.job import process_group
 
@@ -72,7 +72,6 @@ def run_bench(arguments: argparse.Namespace) -> int:
 
 
 def _shape(arguments: argparse.Namespace, ranks: int) -> Shape:
-    """Return the shape of one rank's shard."""
     for name in ("seq", "q_heads", "kv_heads", "head_dim", "batch", "repeats"):
         if getattr(arguments, name) < 1:
             raise OptionError(name, getattr(arguments, name), "a positive number")

@@ -1,4 +1,4 @@
-"""``wallfacer --print-completion``: shtab's script with which a shell completes commands, options, names and files."""
+"""Implement ``wallfacer --print-completion``, which prints a shell's completion script made by shtab."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CLUSTER_OR_FILE = "_wallfacer_cluster_or_file"
 
 
 class PrintCompletion(argparse.Action):
-    """Option of shtab, with an import of shtab only when it is used."""
+    """An argparse action that prints the completion script and imports shtab only if the action is used."""
 
     def __init__(self, option_strings: list[str], dest: str) -> None:
         example = f'eval "$(wallfacer {option_strings[0]} bash)"'
@@ -27,11 +27,7 @@ class PrintCompletion(argparse.Action):
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """Return the completion script of a parser, whose actions are changed for it.
-
-    Args:
-        parser: parser of all commands.
-        shell: one of :data:`SHELLS`.
+    """Return the completion script of a parser. The function changes the parser's actions.
 
     Raises:
         WallfacerError: shtab is not installed.
@@ -44,7 +40,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     for action in _actions(parser):
         if action.dest in names:
             action.choices = names[action.dest]
-            # A cluster may be a file. In zsh only names are completed.
+            # A cluster may be a file, which only the bash function below completes.
             if action.dest == "cluster" and shell == "bash":
                 action.complete = {"bash": _CLUSTER_OR_FILE}
         elif action.metavar == "DIR" or action.dest == "directory":
@@ -56,7 +52,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _names() -> dict[str, tuple[str, ...]]:
-    """Return the values of options that commands check themselves, by option."""
+    """Return the allowed values of options without argparse ``choices``."""
     from megatron_wallfacer.planning.cluster_file import preset_names
     from megatron_wallfacer.planning.model import MODELS, RECOMPUTE
     from megatron_wallfacer.schedule.schemes import SCHEMES
@@ -65,7 +61,6 @@ def _names() -> dict[str, tuple[str, ...]]:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Return the actions of a parser and of its subparsers."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

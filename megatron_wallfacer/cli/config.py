@@ -1,4 +1,4 @@
-"""``wallfacer config show`` and ``check``: print the entries of a preset with their locations, and check them."""
+"""Implement ``wallfacer config show`` and ``check``: print the entries of a preset with locations, or check them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``config``, with ``show`` and ``check``."""
+    """Add the command ``config`` with the actions ``show`` and ``check``."""
     config = commands.add_parser("config", help="show or check a preset")
     actions = config.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="print environment and arguments with their locations")
@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def add_preset_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every command on a preset. Unknown flags are entries of the preset."""
+    """Add the arguments of every command that reads a preset. Unknown flags become entries of the preset."""
     parser.allow_abbrev = False
     parser.usage = f"{parser.prog} CONFIG [options] [--megatron-flag value ...]"
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, or name of a preset")
@@ -43,7 +43,7 @@ def add_preset_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_script_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that select Megatron and its script."""
+    """Add the arguments that select the Megatron checkout and its script."""
     parser.add_argument(
         "--megatron-path", type=Path, metavar="DIR", help="Megatron-LM checkout (default: installed Megatron)"
     )
@@ -54,10 +54,10 @@ def run_config(arguments: argparse.Namespace) -> int:
     """Show or check a preset.
 
     Returns:
-        1 where the check finds a problem, else 0.
+        The exit code: 1 if the check finds a problem, else 0.
 
     Raises:
-        WallfacerError: the preset cannot be read, or Megatron cannot be imported.
+        WallfacerError: The preset cannot be read, or Megatron cannot be imported.
     """
     from megatron_wallfacer.presets.preset import load_preset
 
@@ -77,13 +77,12 @@ def run_config(arguments: argparse.Namespace) -> int:
 
 
 def print_problems(result: CheckResult) -> None:
-    """Print one line on stderr for each problem."""
+    """Print a line on stderr for each problem."""
     for problem in result.problems:
         print(f"wallfacer: error: {problem}", file=sys.stderr)
 
 
 def _shown(preset: Preset) -> str:
-    """Return environment, torchrun flags and arguments, one entry per line."""
     assigned = [(f"{name}={value}", preset.variables[name]) for name, value in preset.environment.items()]
     paragraphs = {
         "environment": assigned,

@@ -1,4 +1,4 @@
-"""``wallfacer demo``: train one small GPT with Megatron, on one rank and with context parallelism, and compare."""
+"""Implement ``wallfacer demo``: train a small GPT on one rank and with context parallelism, and compare the losses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``demo``."""
+    """Add the command ``demo``."""
     parser = commands.add_parser("demo", help="train a small GPT with and without context parallelism, and compare")
     parser.add_argument(
         "--directory", type=Path, default=Path("runs/demo"), help="folder for data, logs, plots (default: runs/demo)"
     )
     parser.add_argument("--cp-size", type=int, default=8, metavar="P", help="context-parallel ranks (default: 8)")
-    # With so few tokens per rank `auto` would choose a scheme that gathers all keys.
+    # The model has so few tokens per rank that `auto` would choose a scheme that gathers all keys.
     parser.add_argument("--scheme", default="team-ring", help="value of --wallfacer-scheme (default: team-ring)")
     parser.add_argument("--iterations", type=int, default=20, metavar="N", help="training iterations (default: 20)")
     parser.add_argument("--script", type=Path, default=SCRIPT, help="Megatron script (default: the plugin's own)")
@@ -35,13 +35,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """Train, compare and draw.
+    """Train, compare the losses and draw plots.
 
     Returns:
-        0 if all losses agree within the tolerance, else 1.
+        The exit code: 0 if all losses agree within the tolerance, else 1.
 
     Raises:
-        WallfacerError: a run fails, or an option has a wrong value.
+        WallfacerError: A run fails, or an option has an invalid value.
     """
     from rich.console import Console
 
@@ -78,7 +78,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 
 def _train(arguments: argparse.Namespace, console: Console, scheme: str) -> dict[str, list[float]]:
-    """Return the losses of each run, by its name."""
+    """Return the losses of each run by the name of the run."""
     from megatron_wallfacer.training_runs.demo import complete_arguments, count_gpus, demo_runs, training_arguments
     from megatron_wallfacer.training_runs.local_run import train
     from megatron_wallfacer.training_runs.training_log import Iteration
@@ -101,11 +101,11 @@ def _train(arguments: argparse.Namespace, console: Console, scheme: str) -> dict
 
 
 def compare_losses(plan: Plan, losses: dict[str, list[float]], directory: Path) -> DemoResult:
-    """Compare the last run with the first, and draw losses and grid.
+    """Compare the last run with the first run, and draw the losses and the grid.
 
     Args:
         plan: plan of the context-parallel run.
-        losses: loss by run and iteration, the context-parallel run last.
+        losses: losses by the name of the run and iteration, with the context-parallel run last.
         directory: folder for the plots.
     """
     from megatron_wallfacer.plots.grid import draw_grid

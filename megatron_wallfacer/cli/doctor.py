@@ -1,4 +1,4 @@
-"""``wallfacer doctor``: check this node for what training needs."""
+"""Implement ``wallfacer doctor``: check whether training can run on this node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``doctor``."""
+    """Add the command ``doctor``."""
     parser = commands.add_parser("doctor", help="check this node: problems that training would have, and remedies")
     parser.add_argument(
         "--megatron-path", type=Path, metavar="DIR", help="Megatron-LM checkout (default: installed Megatron)"
@@ -29,7 +29,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     """Run the checks and print their findings.
 
     Returns:
-        1 where there is a problem, else 0.
+        The exit code: 1 if a finding is a problem, else 0.
 
     Raises:
         WallfacerError: ``--megatron-path`` is not a checkout.

@@ -1,4 +1,4 @@
-"""The program ``wallfacer``. It imports no heavy library before a command runs."""
+"""Implement the program ``wallfacer``, which imports no slow library before a command runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from megatron_wallfacer.cli import bench, config, demo, doctor, plan, run, schem
 from megatron_wallfacer.cli.completion import PrintCompletion
 from megatron_wallfacer.errors import WallfacerError
 
-#: Modules of the commands, in the order of the help. Each has ``add_parser(commands)``, which sets the function of the
-#: command with ``set_defaults(run=...)``. ``takes_flags=True`` there: unknown flags are entries of a preset.
+#: Modules of the commands in the order of the help. Each module has a function ``add_parser(commands)``, which sets the
+#: command's function with ``set_defaults(run=...)``. With ``takes_flags=True`` unknown flags become preset entries.
 _COMMANDS = (run, config, plan, tune, bench, trace, view, doctor, demo, volume, schemes)
 
 
@@ -22,18 +22,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: arguments without the program; None for those of the process.
+        argv: arguments without the name of the program, or None for the arguments of the process.
 
     Returns:
-        Exit code of the command; 2 after an error, with one line on stderr; 128 plus the number of the signal after an
-        interrupt, or if the reader of the output has ended (``| head``).
+        The exit code of the command. After an error the exit code is 2, with one line on stderr. After an interrupt, or
+        after the end of the process that reads the output (``| head``), it is 128 plus the number of the signal.
     """
     try:
         code = _run(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The interpreter flushes stdout again when it ends.
+        # The interpreter flushes stdout again at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = command_parser()
-    # Flags that no parser has are Megatron's.
+    # Unknown flags are Megatron's.
     arguments, flags = parser.parse_known_args(argv)
     if arguments.command is None:
         parser.print_help()
@@ -60,7 +60,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def command_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+    """Return the parser with all commands."""
     parser = argparse.ArgumentParser(prog="wallfacer", description="Multi-dimensional ring attention for Megatron-LM.")
     parser.add_argument("--version", action="version", version=f"megatron-wallfacer {__version__}")
     parser.add_argument("--print-completion", action=PrintCompletion)

@@ -1,4 +1,4 @@
-"""Check the files that a command writes before it does its work."""
+"""Check that a command can write its output files before the command starts its work."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from megatron_wallfacer.errors import WallfacerError
 
 
 def check_output(flag: str, path: Path | None) -> None:
-    """Check that a file can be written, without changing its content. The folder is created.
+    """Check that the file of a flag can be written, without changing its content. The function creates the folder.
 
-    Args:
-        flag: flag that names the file.
-        path: file, which may exist; None for a command that writes no file.
+    A ``path`` of None means that the command writes no file.
 
     Raises:
-        WallfacerError: the file cannot be written.
+        WallfacerError: The file cannot be written.
     """
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
-        # O_NONBLOCK: opening a pipe would wait for its reader.
+        # Without O_NONBLOCK, opening a pipe would wait for a reader of the pipe.
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666))
         if is_new:
             path.unlink()

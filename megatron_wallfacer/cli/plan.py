@@ -1,4 +1,4 @@
-"""``wallfacer plan``: choose sizes, flags and grid for a model on a cluster, or predict one grid."""
+"""Implement ``wallfacer plan``: choose sizes, flags and grid for a model on a cluster, or predict one grid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from megatron_wallfacer.planning.configuration import Request
     from megatron_wallfacer.planning.report import Report
 
-#: Options of a search, and of one grid, by the name of their value.
+#: Options that only a search allows, and options that only the prediction of one grid allows.
 _SEARCH_ONLY = ("max_seq", "grids", "plot")
 _GRID_ONLY = (
     "head_size",
@@ -31,7 +31,7 @@ _GRID_ONLY = (
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``plan``."""
+    """Add the command ``plan``."""
     parser = commands.add_parser("plan", help="choose sizes, flags and grid for a model on a cluster, with the reason")
     parser.add_argument("--cluster", default="h100-8x8", help="a preset or a YAML file (default: h100-8x8)")
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes, instead of those of the cluster file")
@@ -67,11 +67,11 @@ def _add_grid_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
-    """Search or predict, print, and write the files.
+    """Search for a configuration or predict a grid, print the report, and write the files.
 
     Raises:
-        OptionError: nothing fits, or a value is not possible.
-        WallfacerError: options do not go together, or a file cannot be written.
+        OptionError: No configuration fits into memory, or a value is invalid.
+        WallfacerError: Options exclude each other, or a file cannot be written.
     """
     for name in ("save", "trace", "plot"):
         check_output(f"--{name}", getattr(arguments, name))

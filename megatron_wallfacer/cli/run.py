@@ -1,4 +1,4 @@
-"""``wallfacer run``: run the training job of a preset."""
+"""Implement ``wallfacer run``: run the training job of a preset."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from megatron_wallfacer.cli.config import (
-    add_preset_arguments,
-    add_script_arguments,
-    print_problems,
-)
+from megatron_wallfacer.cli.config import add_preset_arguments, add_script_arguments, print_problems
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.presets import torchrun
 from megatron_wallfacer.presets.check import CheckResult, check_presets
@@ -25,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``run``."""
+    """Add the command ``run``."""
     parser = commands.add_parser(
         "run", help="run the training job of a preset", epilog=f"Flags of torchrun: {', '.join(torchrun.FLAGS)}."
     )
@@ -40,10 +36,10 @@ def run_run(arguments: argparse.Namespace) -> int:
     """Check the flags and start torchrun, which replaces this process.
 
     Returns:
-        2 where Megatron or the plugin does not support a flag; 0 after ``--dry-run``.
+        The exit code: 2 if Megatron or the plugin does not support a flag, or 0 after ``--dry-run``.
 
     Raises:
-        WallfacerError: the preset or an option is wrong.
+        WallfacerError: The preset or an option is invalid.
     """
     from megatron_wallfacer.presets.preset import load_preset
 
@@ -67,7 +63,7 @@ def run_run(arguments: argparse.Namespace) -> int:
 
 
 def _check(preset: Preset, arguments: argparse.Namespace) -> CheckResult | None:
-    """Check the flags once per job, not once per rank; return None where this node has no Megatron."""
+    """Check the flags once per job, not once per rank. Return None if this node has no Megatron."""
     if os.environ.get("SLURM_NODEID", "0") != "0":
         return None  # The first node checks. After an error srun ends the other nodes.
     try:

@@ -1,4 +1,4 @@
-"""``wallfacer schemes``: grid, volume, messages and buffers of every scheme at one size, counted in its schedules."""
+"""Implement ``wallfacer schemes``: count volume, messages and buffers of every scheme's schedules at one size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COUNTS = {
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``schemes``."""
+    """Add the command ``schemes``."""
     parser = commands.add_parser("schemes", help="list the schemes: grid, volume, messages and buffers at one size")
     for flag, (default, metavar, noun) in _COUNTS.items():
         parser.add_argument(flag, type=int, default=default, metavar=metavar, help=f"{noun} (default: {default})")
@@ -37,7 +37,7 @@ def run_schemes(arguments: argparse.Namespace) -> int:
     """Print the costs of every scheme.
 
     Raises:
-        OptionError: a size is not positive, or the kv heads do not divide the query heads.
+        OptionError: A size is not positive, or the kv heads do not divide the query heads.
     """
     q_heads, kv_heads = arguments.q_heads, arguments.kv_heads
     if q_heads < 1:
@@ -59,15 +59,15 @@ class SchemeCosts:
 
     Attributes:
         scheme: name of the scheme.
-        grid: axis sizes with the least volume; or the reason why the scheme does not fit, and then no numbers follow.
-        ring_variants: pass-KV or pass-Q in forward and in backward; a dash without a ring.
+        grid: axis sizes with the least volume, or the reason why the scheme does not fit (with None for all numbers).
+        ring_variants: pass-KV or pass-Q in forward and in backward, or a dash without a ring.
         forward_volume: elements received in forward, in units of one Q shard.
         backward_volume: elements received in backward, in units of one Q shard.
-        forward_messages: messages received in forward, with the head groups that the heads allow.
+        forward_messages: messages received in forward.
         backward_messages: messages received in backward.
-        forward_buffers: peak of the buffers in forward, without the rank's own tensors, in units of the bytes of one Q
-            shard in a dtype of two bytes. Partial results and gradients have four bytes.
-        backward_buffers: peak of the buffers in backward.
+        forward_buffers: peak size of the buffers in forward without the rank's own tensors, in units of the size of one
+            Q shard in a dtype of two bytes. Partial results and gradients take four bytes per element.
+        backward_buffers: peak size of the buffers in backward, in the unit of ``forward_buffers``.
     """
 
     scheme: str
@@ -82,10 +82,10 @@ class SchemeCosts:
 
 
 def scheme_costs(cp_size: int, shape: Shape) -> Iterator[SchemeCosts]:
-    """Return the costs of every scheme.
+    """Yield the costs of every scheme.
 
     Raises:
-        OptionError: the size is not positive.
+        OptionError: The context-parallel size is not positive.
     """
     for scheme in NAMED:
         plan = named_plan(scheme, cp_size, shape)
@@ -110,7 +110,7 @@ def scheme_costs(cp_size: int, shape: Shape) -> Iterator[SchemeCosts]:
 
 
 def _print(costs: Iterable[SchemeCosts]) -> None:
-    """Print one row per scheme, with forward next to backward."""
+    """Print one row per scheme, with the columns of forward next to the columns of backward."""
     headings = (">volume fwd", ">bwd", ">messages fwd", ">bwd", ">buffers fwd", ">bwd")
     rows = (
         (

@@ -1,4 +1,4 @@
-"""Print tables: with lines at a terminal, as plain columns in a pipe, or as JSON."""
+"""Print tables: with lines on a terminal, as plain columns into a pipe, or as JSON."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table of text.
 
     Args:
-        headings: headings of the columns; ``>`` at the start aligns a column to the right.
-        rows: one text per column for each row.
+        headings: headings of the columns. A leading ``>`` aligns a column to the right.
+        rows: texts of each row, one text per column.
     """
     from rich.console import Console
     from rich.text import Text
@@ -31,7 +31,7 @@ def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def as_json(rows: Iterable[object]) -> str:
-    """Return a JSON list of objects."""
+    """Return dataclass objects as a JSON list."""
     return json.dumps([asdict(row) for row in rows], indent=2)  # type: ignore[call-overload]
 
 
@@ -42,9 +42,9 @@ def new_table(
 
     Args:
         console: console that will print the table.
-        headings: headings of the columns; ``>`` at the start aligns a column to the right.
+        headings: headings of the columns. A leading ``>`` aligns a column to the right.
         title: text above the table.
-        justify: alignment of the other columns.
+        justify: alignment of columns without ``>``.
     """
     from rich import box
     from rich.table import Table
@@ -59,7 +59,7 @@ def new_table(
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table. In a pipe lines have their full width and no trailing blanks."""
+    """Print a table. Lines that go into a pipe are not shortened and have no trailing blanks."""
     from rich.console import Console
 
     if console.is_terminal:

@@ -1,4 +1,4 @@
-"""Arguments and checks that ``tune`` and ``bench`` share: both measure on the ranks of a torchrun job."""
+"""Define the arguments and checks of ``tune`` and ``bench``, which measure on the ranks of a torchrun job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "flo
 
 
 def add_measurement_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every measurement of attention."""
+    """Add the arguments of commands that measure attention."""
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="dtype of q, k, v (default: bf16, fp32 on CPUs)")
     parser.add_argument("--full-mask", action="store_true", help="no mask, instead of a causal one")
     parser.add_argument("--kernel", default="auto", help="value of --wallfacer-kernel (default: auto)")
@@ -35,7 +35,7 @@ def check_torchrun(command: str) -> None:
 
 
 def dtype_of(arguments: argparse.Namespace, device: torch.device) -> torch.dtype:
-    """Return the dtype of ``--dtype``, or the default of a device."""
+    """Return the dtype of ``--dtype``, or the default dtype of a device."""
     import torch
 
     return getattr(torch, DTYPES[arguments.dtype or ("bf16" if device.type == "cuda" else "fp32")])

@@ -1,4 +1,4 @@
-"""``wallfacer trace``: merge the timelines of a run's ranks into one trace, one plot and one table."""
+"""Implement ``wallfacer trace``: merge the timelines of a run's ranks into one trace, one plot and one table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMATS = ("png", "svg")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``trace``."""
+    """Add the command ``trace``."""
     parser = commands.add_parser("trace", help="merge the files of --wallfacer-timeline: trace, plot, times per rank")
     parser.add_argument("path", type=Path, metavar="DIR", help="folder of rank-R.json, or a file of plan --trace")
     parser.add_argument(
@@ -37,10 +37,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_trace(arguments: argparse.Namespace) -> int:
-    """Write the trace and the plot, and print times per rank.
+    """Write the trace and the plot, and print the times per rank.
 
     Raises:
-        WallfacerError: a timeline cannot be read, or a file cannot be written.
+        WallfacerError: A timeline cannot be read, or a file cannot be written.
     """
     from megatron_wallfacer.traces.clocks import on_one_clock
     from megatron_wallfacer.traces.report import least_exposed, rank_totals, slowest
@@ -68,7 +68,7 @@ def run_trace(arguments: argparse.Namespace) -> int:
 
 
 def _select_passes(timelines: Sequence[RankTimeline], name: str | None, path: Path) -> list[RankTimeline]:
-    """Return only passes with a name, and the events in them; everything if the name is None."""
+    """Return forward or backward passes and the events in them, or everything if the name is None."""
     from megatron_wallfacer.engine.timeline import by_pass
 
     if name is None:
@@ -84,14 +84,14 @@ def _select_passes(timelines: Sequence[RankTimeline], name: str | None, path: Pa
 
 
 def _note_on_times(timelines: Sequence[RankTimeline]) -> dict[str, str]:
-    """Return a note where the host's times are not those of the GPU."""
+    """Return a note if the recorded times are those of the host but work ran on a GPU."""
     if not any(timeline.origin and timeline.origin.device == "cuda" for timeline in timelines):
         return {}
     return {"times": "of the host, which launches CUDA work and continues; they show the order, not the duration"}
 
 
 def _output_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """Return the trace file and the plot file, neither of which may replace the input."""
+    """Return the trace file and the plot file. The trace file must not replace the input."""
     source: Path = arguments.path
     folder: Path = arguments.out or (source if source.is_dir() else source.parent)
     trace, plot = folder / f"{NAME}.json", folder / f"{NAME}.{arguments.picture}"
@@ -118,7 +118,7 @@ def _write(
 
 
 def _print(totals: Sequence[RankTotals]) -> None:
-    """Print one row per rank, with hosts where there are several, and the ranks that limit the others."""
+    """Print one row per rank, with host names if there are several, and the ranks that limit the other ranks."""
     from megatron_wallfacer.cli.table import show_table
     from megatron_wallfacer.traces.report import least_exposed, slowest
 

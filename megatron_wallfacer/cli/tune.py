@@ -1,4 +1,4 @@
-"""``wallfacer tune``: measure a job's links and kernels, time the planner's best grids, and save the fastest.
+"""Implement ``wallfacer tune``: measure links and kernels, time the planner's best grids, and save the fastest grid.
 
 torchrun --nproc-per-node 8 --no-python wallfacer tune --model llama3-8b --seq 128K --save best.yaml
 """
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from megatron_wallfacer.planning.choice import Choice
     from megatron_wallfacer.planning.cluster import Cluster
 
-#: Schemes that are timed in any case, as references.
+#: Schemes that are always timed as references.
 REFERENCES = ("ring", "double-ring")
 NO_HOST_LINK = "host_link: not measured, CPU ranks have no link to host memory; tensors are not kept on the host"
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``tune``."""
+    """Add the command ``tune``."""
     parser = commands.add_parser("tune", help="under torchrun: time the planner's best grids on the job's own ranks")
     parser.add_argument("--model", default="llama3-8b", help="name of a transformer (default: llama3-8b)")
     parser.add_argument("--seq", default="128K", metavar="TOKENS", help="length such as 128K or 1M (default: 128K)")
@@ -42,10 +42,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
-    """Measure, search, time, print. Collective over the job's ranks.
+    """Measure the cluster, search, time the grids, and print. All ranks of the job must call this function.
 
     Raises:
-        WallfacerError: the command runs without torchrun, sizes do not fit, or a file cannot be written.
+        WallfacerError: The command runs without torchrun, a size is invalid, or a file cannot be written.
     """
     check_torchrun("tune")
     from megatron_wallfacer.tuning.job import process_group
@@ -86,7 +86,7 @@ def _tune(arguments: argparse.Namespace, device: torch.device) -> None:
 
 
 def _report(arguments: argparse.Namespace, cluster: Cluster, timed: list[tuple[Choice, float]]) -> None:
-    """Print the results, fastest first, and write the files."""
+    """Print the results with the fastest grid first, and write the files."""
     from megatron_wallfacer.planning.configuration_flags import grid_flags, save_flags
 
     if arguments.json:
@@ -118,7 +118,7 @@ def _print(cluster: Cluster, timed: list[tuple[Choice, float]]) -> None:
 
 
 def as_json(cluster: Cluster, timed: list[tuple[Choice, float]]) -> str:
-    """Return the measured cluster, and predicted and measured seconds of each grid."""
+    """Return the measured cluster, and the predicted and measured seconds of each grid."""
     from megatron_wallfacer.tuning.cluster import cluster_entries
 
     grids = [

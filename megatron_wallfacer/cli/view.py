@@ -1,4 +1,4 @@
-"""``wallfacer view``: write the schedules of a grid as one HTML page to step through."""
+"""Implement ``wallfacer view``: write an HTML page that steps through the schedules of a grid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``view``."""
+    """Add the command ``view``."""
     parser = commands.add_parser("view", help="write an HTML page that steps through the transfers and tiles of a grid")
     parser.add_argument("--cp-size", type=int, default=16, metavar="P", help="ranks, at most 64 (default: 16)")
     parser.add_argument("--scheme", choices=SCHEMES, default="auto", help="value of --wallfacer-scheme (default: auto)")
@@ -34,8 +34,8 @@ def run_view(arguments: argparse.Namespace) -> int:
     """Write the page.
 
     Raises:
-        OptionError: a size is too large for a page, or has no plan.
-        WallfacerError: the file cannot be written.
+        OptionError: A size is too large for a page, or no plan exists for a size.
+        WallfacerError: The file cannot be written.
     """
     from megatron_wallfacer.plots.viewer import page_html
     from megatron_wallfacer.plots.viewer.data import check_sizes, page_data

@@ -1,4 +1,4 @@
-"""``wallfacer volume``: communication volume of every scheme, compared with the lower bounds."""
+"""Implement ``wallfacer volume``: compare the communication volume of every scheme with the lower bounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZES, GROUPS, Q_HEADS = (16, 64, 256, 1024), (1, 4, 8), 64
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add ``volume``."""
+    """Add the command ``volume``."""
     parser = commands.add_parser("volume", help="count the elements that each scheme makes a rank receive")
     sizes, groups = (" ".join(map(str, default)) for default in (SIZES, GROUPS))
     parser.add_argument(
@@ -31,7 +31,7 @@ def run_volume(arguments: argparse.Namespace) -> int:
     """Print the volume of every scheme.
 
     Raises:
-        OptionError: a size is not positive, or a group does not divide the query heads.
+        OptionError: A size is not positive, or a group does not divide the query heads.
     """
     volumes = scheme_volumes(arguments.cp_size, arguments.group, arguments.q_heads)
     if arguments.json:

@@ -1,1 +1,1 @@
-"""Checks of this node for ``wallfacer doctor``: software, GPUs, kernels, network and environment variables."""
+"""Check this node for ``wallfacer doctor``: software, GPUs, kernels, network and environment variables."""

@@ -1,4 +1,4 @@
-"""Process that makes all checks. It prints one finding per line as JSON, and may end at an import."""
+"""Run all checks in one process, which prints one finding per line as JSON. A failing import may end the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_wallfacer.megatron.releases import REQUIREMENT
 
 _TORCH, _MEGATRON = "install torch again", f"give --megatron-path, or pip install '{REQUIREMENT}'"
 _NETWORK = "see ip address"
-#: Name, function, and remedy after an exception, in the order of the report.
+#: Name of each check, its function, and the remedy if the function raises an exception, in the order of the report.
 CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("python", pytorch.python, ""),
     ("torch", pytorch.torch_version, _TORCH),
@@ -34,7 +34,7 @@ CHECKS: tuple[tuple[str, Check, str], ...] = (
 
 
 def main() -> None:
-    """Make all checks. Prints of libraries at import go to stderr."""
+    """Run all checks. Text that libraries print during their import goes to stderr."""
     output = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     with output:

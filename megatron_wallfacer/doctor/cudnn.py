@@ -1,4 +1,4 @@
-"""Find the cuDNN libraries of a process. Parts of two cuDNN releases do not work together."""
+"""Find the cuDNN libraries of a process, because libraries of two cuDNN releases do not work together."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ from megatron_wallfacer.doctor.finding import Finding
 _LIBRARY = r"libcudnn(?:_[a-z0-9_]+)?\.so[.\d]*"
 _IN_MAPS = re.compile(rf"^\S+ \S+ \S+ \S+ \S+ +(/.*)/{_LIBRARY}(?: \(deleted\))?$", re.MULTILINE)
 _IN_CACHE = re.compile(r"^\s*libcudnn\.so[.\d]* \(.*\) => (/.*)/[^/]+$", re.MULTILINE)
-#: Errors of TransformerEngine and cuDNN when a process has parts of two cuDNN releases.
+#: Errors of TransformerEngine and cuDNN if a process has loaded libraries of two cuDNN releases.
 _MIXED = ("CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED", "CUDNN_STATUS_SUBLIBRARY_VERSION_MISMATCH")
 
 
 def folders_in_maps(maps: str) -> tuple[str, ...]:
-    """Return the folders of the cuDNN libraries that a process has loaded, each once.
-
-    Args:
-        maps: text of ``/proc/PID/maps``.
-    """
+    """Return the folders of the cuDNN libraries in ``/proc/PID/maps`` of a process, without duplicates."""
     return tuple(dict.fromkeys(_IN_MAPS.findall(maps)))
 
 
 def folder_of_loader(library_path: Sequence[str], cache: str) -> str | None:
-    """Return the folder where the loader finds ``libcudnn.so`` by name; None if it finds none.
+    """Return the folder where the dynamic loader finds ``libcudnn.so``, or None.
 
     Args:
         library_path: folders of ``LD_LIBRARY_PATH`` that contain cuDNN.
@@ -36,14 +32,14 @@ def folder_of_loader(library_path: Sequence[str], cache: str) -> str | None:
 
 
 def export_command(folder: str) -> str:
-    """Return the shell command after which every library uses the cuDNN of a folder."""
+    """Return the shell command that makes every library use the cuDNN of a folder."""
     place = PurePosixPath(folder)
     home = place.parent if place.name in ("lib", "lib64") else place
     return f"export CUDNN_HOME={home} LD_LIBRARY_PATH={folder}:$LD_LIBRARY_PATH"
 
 
 def is_mixed(error: str) -> bool:
-    """Return whether an error text is that of two cuDNN releases in one process."""
+    """Return whether an error text reports libraries of two cuDNN releases in one process."""
     return any(status in error for status in _MIXED)
 
 

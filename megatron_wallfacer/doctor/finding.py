@@ -1,4 +1,4 @@
-"""Findings of checks, and how a check runs that may raise an exception itself."""
+"""Define the findings of checks, and run a check that may raise an exception."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Finding:
 
     Attributes:
         name: name of the check.
-        status: ``problem`` where training would fail or run slowly, ``note`` for other information.
+        status: ``problem`` if training would fail or be slow, ``note`` for other information, else ``ok``.
         result: result of the check.
-        remedy: command or change that solves the problem; empty for none.
+        remedy: command or change that solves the problem, or empty.
     """
 
     name: str
@@ -28,18 +28,12 @@ class Finding:
     remedy: str = ""
 
 
-#: Function that makes one check. It imports libraries when it is called.
+#: Function of one check. It imports libraries in its body, because an import may fail.
 Check = Callable[[], Iterable[Finding]]
 
 
 def run_check(name: str, check: Check, remedy: str) -> Iterator[Finding]:
-    """Return the findings of a check. An exception becomes a problem of one line.
-
-    Args:
-        name: name of the check.
-        check: function to call.
-        remedy: remedy after an exception.
-    """
+    """Yield the findings of a check. An exception becomes a problem of one line."""
     try:
         yield from check()
     except WallfacerError as error:

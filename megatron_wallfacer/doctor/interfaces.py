@@ -12,7 +12,7 @@ from megatron_wallfacer.doctor.finding import Finding
 
 _GLOO, _NCCL, _MASTER = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "MASTER_ADDR"
 _ONE_NODE = "none needed on one node; other nodes cannot be reached"
-#: Patterns that NCCL tries in order without NCCL_SOCKET_IFNAME (ncclFindInterfaces).
+#: Patterns that NCCL tries in this order if NCCL_SOCKET_IFNAME is not set (ncclFindInterfaces).
 _NCCL_ORDER = ("ib", "^docker,lo,virbr", "docker", "lo", "virbr")
 
 
@@ -32,7 +32,7 @@ class Interface:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it reaches this node only."""
+        """Whether the interface reaches only this node."""
         return all(_is_loopback(address) for address in self.addresses)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ def interfaces() -> list[Interface]:
 
 
 def network() -> Iterator[Finding]:
-    """Check that an interface reaches other nodes."""
+    """Check that an interface of this node reaches other nodes."""
     present = interfaces()
     text = "; ".join(map(str, present)) or "no interface with an address"
     if any(interface.up and not interface.is_loopback for interface in present):
@@ -63,7 +63,7 @@ def network() -> Iterator[Finding]:
 
 
 def gloo_interface() -> Iterator[Finding]:
-    """Check gloo's interface: that of ``GLOO_SOCKET_IFNAME``, else that with the address of the host name."""
+    """Check gloo's interface, which ``GLOO_SOCKET_IFNAME`` names or which has the address of the host name."""
     named, present = os.environ.get(_GLOO), interfaces()
     if named:
         yield from _gloo_by_variable(named, present)
@@ -84,7 +84,7 @@ def gloo_interface() -> Iterator[Finding]:
 
 
 def nccl_interface() -> Iterator[Finding]:
-    """Check the interface of NCCL's bootstrap, on GPUs only. Data may use InfiniBand instead."""
+    """Check the interface of NCCL's bootstrap on GPUs. NCCL's data may use InfiniBand instead."""
     import torch
 
     if not torch.cuda.is_available():
@@ -101,7 +101,7 @@ def nccl_interface() -> Iterator[Finding]:
 
 
 def master_address() -> Iterator[Finding]:
-    """Check ``MASTER_ADDR`` if it is set. torchrun sets it for its ranks."""
+    """Check that ``MASTER_ADDR`` resolves if it is set. torchrun sets the variable for its ranks."""
     if not (host := os.environ.get(_MASTER)):
         return
     addresses = resolved(host)
@@ -117,8 +117,8 @@ def nccl_interfaces(present: Sequence[Interface], wanted: str) -> list[Interface
 
     Args:
         present: interfaces of this node.
-        wanted: value of ``NCCL_SOCKET_IFNAME``, or an empty text: prefixes; after ``^`` prefixes to leave out; after
-            ``=`` whole names.
+        wanted: value of ``NCCL_SOCKET_IFNAME``, a list of name prefixes, or empty. A leading ``^`` excludes the listed
+            prefixes, and ``=`` compares whole names.
     """
     for pattern in (wanted,) if wanted else _NCCL_ORDER:
         if selected := [interface for interface in present if interface.up and _matches(pattern, interface.name)]:
@@ -127,7 +127,7 @@ def nccl_interfaces(present: Sequence[Interface], wanted: str) -> list[Interface
 
 
 def resolved(host: str) -> list[str]:
-    """Return the addresses of a host name; an empty list if it does not resolve."""
+    """Return the addresses of a host name, or an empty list if the name does not resolve."""
     try:
         answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -152,7 +152,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _suggestion(present: Iterable[Interface]) -> str:
-    """Return an interface that reaches other nodes."""
+    """Return the name of an interface that reaches other nodes."""
     return next((interface.name for interface in present if interface.up and not interface.is_loopback), "NAME")
 
 

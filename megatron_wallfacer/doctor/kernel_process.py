@@ -1,9 +1,9 @@
-"""Process that calls kernels. A kernel library may raise, crash or hang, and then only this process ends.
+"""Call kernels in a process of their own, because a kernel library may raise an error, crash or hang.
 
     python -m megatron_wallfacer.doctor.kernel_process NAME...
 
-calls each kernel forward and backward on a small causal tile, and compares its results with the reference kernel in
-fp64. It prints one line of JSON at the start of each stage, and one for each result.
+calls each kernel forward and backward on a small causal tile, and compares the results with the reference kernel in
+fp64. The process prints one line of JSON at the start of each stage, and one line of JSON for each result.
 """
 
 from __future__ import annotations
@@ -33,17 +33,12 @@ if TYPE_CHECKING:
 #: Rows and columns of the tile, query heads, kv heads.
 TOKENS, Q_HEADS, KV_HEADS = 256, 4, 2
 DTYPE = torch.bfloat16
-#: Most characters of an error text. A compiler's error has pages.
+#: Largest number of characters of an error text, because a compiler's error can have pages.
 MAX_ERROR_LENGTH = 400
 
 
 def main(names: Sequence[str], deadline_s: int = DEADLINE_S) -> None:
-    """Call kernels in turn. After an exception on a GPU the process ends, because CUDA errors remain in it.
-
-    Args:
-        names: names of kernels.
-        deadline_s: seconds for one stage of one kernel.
-    """
+    """Call kernels one after the other. After an exception on a GPU the process ends, because CUDA errors persist."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -59,7 +54,7 @@ def _result(name: str, device: torch.device, report: TextIO, deadline_s: int) ->
 
     def begin(text: str) -> None:
         nonlocal stage
-        # The alarm ends the process even if it hangs outside Python, or its parent has ended.
+        # The alarm ends the process even if the process hangs outside Python or its parent has ended.
         signal.alarm(deadline_s)
         stage = text
         line = {"kernel": name, "stage": text, "deadline_s": deadline_s, "cudnn": _cudnn_folders()}
@@ -95,12 +90,9 @@ def _call(name: str, device: torch.device, begin: Callable[[str], None]) -> dict
 
 
 def relative_errors(kernel: Kernel, device: torch.device, begin: Callable[[str], None]) -> dict[str, float]:
-    """Call a kernel on a causal tile, and return the relative error of each tensor.
+    """Call a kernel on a causal tile, and return the relative error of each tensor by name.
 
-    Args:
-        kernel: kernel to call forward and backward.
-        device: device of the tensors.
-        begin: function that is called with the name of each stage.
+    The function ``begin`` is called with the name of each stage.
     """
     from megatron_wallfacer.kernels.reference import ReferenceKernel
 
@@ -116,7 +108,7 @@ def relative_errors(kernel: Kernel, device: torch.device, begin: Callable[[str],
 
 
 def _both_passes(kernel: Kernel, tile: Sequence[Tensor], begin: Callable[[str], None]) -> list[Tensor]:
-    """Return out, lse, dq, dk and dv on the CPU. The copy waits for the GPU and raises its errors."""
+    """Return out, lse, dq, dk and dv on the CPU. Copying to the CPU waits for the GPU and raises the GPU's errors."""
     from megatron_wallfacer.kernels.protocol import AttnSpec
     from megatron_wallfacer.schedule.attn_tile import AttnTile
 
@@ -126,7 +118,7 @@ def _both_passes(kernel: Kernel, tile: Sequence[Tensor], begin: Callable[[str], 
     out, lse = kernel.forward(q, k, v, *call)
     results = [out.cpu(), lse.cpu()]
     begin("backward")
-    # In a ring the log-sum-exp includes keys of other tiles.
+    # Use a larger lse than that of the tile, because lse includes the keys of other tiles in a ring.
     return results + [x.cpu() for x in kernel.backward(dout, q, k, v, out, lse + math.log(2), *call)]
 
 

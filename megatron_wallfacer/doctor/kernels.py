@@ -1,4 +1,4 @@
-"""Call each attention kernel once, in a process of its own, and report the cuDNN libraries."""
+"""Call each attention kernel once in a process of its own, and report the loaded cuDNN libraries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kernels() -> Iterator[Finding]:
     from megatron_wallfacer.kernels.select import KERNELS
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # `auto` and `flash` select one of the other kernels. `auto` comes last, when the results of these are available.
+    # `auto` and `flash` select one of the other kernels. `auto` is last, because its finding needs the other results.
     names = [name for name in KERNELS if name not in ("auto", "flash")]
     results = []
     cudnn_of_torch = _cudnn_of_torch()
@@ -45,12 +45,7 @@ def kernels() -> Iterator[Finding]:
 
 
 def call_kernels(names: Sequence[str], command: Sequence[str] = COMMAND) -> Iterator[KernelResult]:
-    """Return the results of kernels in order. A process that ends early is restarted for the remaining kernels.
-
-    Args:
-        names: names of kernels.
-        command: command of the process, without the names.
-    """
+    """Yield the results of kernels in order. A new process calls the remaining kernels if a process ends early."""
     remaining = list(names)
     while remaining:
         for result in _results(remaining, command):
@@ -63,7 +58,7 @@ def kernel_finding(result: KernelResult, cudnn_of_torch: str | None) -> Finding:
 
     Args:
         result: result of the kernel.
-        cudnn_of_torch: folder of the cuDNN that PyTorch installs; None without one.
+        cudnn_of_torch: folder of the cuDNN that PyTorch installs, or None.
     """
     name = f"kernel {result.kernel}"
     if result.unavailable:
@@ -87,8 +82,8 @@ def _remedy(kernel: str) -> str:
 
 
 def _results(names: Sequence[str], command: Sequence[str]) -> Iterator[KernelResult]:
-    """Return the results of one process, at least one: if the process ends early, the last result is a failure."""
-    # The current stage; None between two kernels.
+    """Yield the results of one process, at least one. If the process ends early, the last result is a failure."""
+    # Current stage, or None between two kernels.
     begun: dict[str, Any] | None = {"kernel": names[0], "stage": "start", "deadline_s": None, "cudnn": ()}
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         with subprocess.Popen([*command, *names], stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
@@ -115,7 +110,7 @@ def _ending(code: int, deadline_s: int | None) -> str:
 
 
 def _auto_finding(results: Sequence[KernelResult], device: torch.device) -> Finding:
-    """Return the finding on ``auto``, whose result is the last."""
+    """Return the finding on ``auto``, which has the last result."""
     from megatron_wallfacer.kernels.select import switches_in_effect
 
     auto = results[-1]
@@ -130,7 +125,7 @@ def _auto_finding(results: Sequence[KernelResult], device: torch.device) -> Find
 
 
 def _cudnn(results: Sequence[KernelResult], of_torch: str | None, *, on_gpu: bool) -> Iterator[Finding]:
-    """Check that each process has one cuDNN. Without cuDNN there is no finding."""
+    """Check that each process has loaded only one cuDNN. Without cuDNN there is no finding."""
     loaded = max((result.cudnn for result in results), key=len)
     if not loaded:
         return
@@ -140,7 +135,7 @@ def _cudnn(results: Sequence[KernelResult], of_torch: str | None, *, on_gpu: boo
 
 
 def _cudnn_of_torch() -> str | None:
-    """Return the folder of the cuDNN that PyTorch's wheels depend on; None if it is not installed."""
+    """Return the folder of the cuDNN that PyTorch's wheels require, or None."""
     try:
         spec = importlib.util.find_spec("nvidia.cudnn")
     except ModuleNotFoundError:
@@ -157,7 +152,7 @@ def _library_path() -> list[str]:
 
 
 def _loader_cache() -> str:
-    """Return the output of ``ldconfig -p``; an empty text if it cannot run."""
+    """Return the output of ``ldconfig -p``, or an empty text if the command cannot run."""
     try:
         path = f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin"
         return subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, env={"PATH": path}).stdout

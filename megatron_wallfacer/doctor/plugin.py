@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from megatron_wallfacer.megatron.hook import Hook
     from megatron_wallfacer.megatron.version import Version
 
-#: Query heads and kv heads of an 8B model, context-parallel sizes, tokens per rank.
+#: Query heads and kv heads of an 8B model, context-parallel sizes, and tokens per rank.
 Q_HEADS, KV_HEADS, SIZES, TOKENS = 32, 8, (8, 16, 64), 8192
 _OTHER_MEGATRON = "use a supported Megatron release (docs/compatibility.md), or a newer megatron-wallfacer"
 
 
 def megatron() -> Iterator[Finding]:
-    """Check the version of the Megatron that is imported, and each hook."""
+    """Check the version of the installed Megatron, and each hook."""
     from megatron_wallfacer.megatron.releases import version_text
     from megatron_wallfacer.megatron.version import check_supported, megatron_version
 
@@ -43,7 +43,7 @@ def megatron() -> Iterator[Finding]:
 
 
 def schemes() -> Iterator[Finding]:
-    """Report the grid of ``--wallfacer-scheme auto`` at several sizes."""
+    """Report the grid of ``--wallfacer-scheme auto`` at several context-parallel sizes."""
     from megatron_wallfacer.schedule.schemes import make_plan
 
     for size in SIZES:
@@ -65,7 +65,7 @@ def _hooks(version: Version) -> Iterator[Finding]:
     hooks = Hooks(PluginState(version, _device()))
     for hook in hooks.every:
         if hook not in hooks.core and not hook.fits(version):
-            # Only the feature that needs this hook would be missing.
+            # A hook that is not core disables only its own feature.
             remedy = "none needed: this Megatron does not use it"
             yield Finding(f"hook {hook.name}", "note", f"not for this Megatron release: {hook.target}", remedy)
         else:

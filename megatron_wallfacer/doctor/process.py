@@ -1,4 +1,4 @@
-"""The checks run in a process of their own, because a library that they import may end the process."""
+"""Run the checks in a process of their own, because a library that they import may end the process."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from collections.abc import Sequence
 
 from megatron_wallfacer.doctor.finding import Finding
 
-#: Seconds for all checks. A first import of Megatron from a slow disk takes one minute, a kernel that hangs two.
+#: Maximum seconds of all checks. A first import of Megatron from a slow disk takes 60 s, a kernel that hangs 120 s.
 TIMEOUT_S = 1200
 _MODULE = "megatron_wallfacer.doctor.checks"
 
 
 def run_checks(environment: dict[str, str]) -> list[Finding]:
-    """Run all checks in a new process.
+    """Run all checks in a new process with the given environment variables, and return the findings in their order.
 
-    Args:
-        environment: environment variables of the process.
-
-    Returns:
-        Findings in the order of the checks. Where the process ends early, the last one is a problem.
+    If the process ends early, the last finding is a problem.
     """
-    # -P: the current folder may contain a folder `megatron` that is not Megatron.
+    # -P ignores the current folder, which may contain a folder `megatron` that is not Megatron.
     command = [sys.executable, "-P", "-W", "ignore", "-m", _MODULE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
@@ -39,7 +35,7 @@ def run_checks(environment: dict[str, str]) -> list[Finding]:
 
 
 def _findings(output: str) -> list[Finding]:
-    """Return the findings of complete lines. The process may have ended within a line."""
+    """Return the findings of complete lines. The last line is incomplete if the process ended early."""
     return [Finding(**json.loads(line)) for line in output.splitlines(keepends=True) if line.endswith("\n")]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from megatron_wallfacer.doctor.finding import Finding
 from megatron_wallfacer.errors import WallfacerError
 
-#: Oldest supported releases, as in setup.py.
+#: Oldest supported releases. setup.py has the same values.
 PYTHON, TORCH = (3, 12), (2, 6)
 
 
@@ -34,7 +34,7 @@ def torch_version() -> Iterator[Finding]:
 
 
 def cuda() -> Iterator[Finding]:
-    """Check whether the launcher trains on GPUs, with the launcher's own rule."""
+    """Check whether the launcher trains on GPUs, by the launcher's own rule."""
     import torch
 
     from megatron_wallfacer.megatron.launcher import check_that_torch_sees_gpus
@@ -53,7 +53,7 @@ def cuda() -> Iterator[Finding]:
 
 
 def gpus() -> Iterator[Finding]:
-    """Run one operation on each GPU. It fails where PyTorch is built without code for this GPU."""
+    """Run one operation on each GPU. The operation fails if PyTorch is built without code for the GPU."""
     import torch
 
     for index in range(torch.cuda.device_count()):

@@ -10,10 +10,10 @@ from megatron_wallfacer.megatron.version import ALLOW_UNTESTED
 from megatron_wallfacer.presets.torchrun import OWN_STORE
 
 CONNECTIONS, THREADS = "CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS"
-_BLACKWELL = 10  # first compute capability for which Megatron does not check the variable
+_BLACKWELL = 10  # lowest major compute capability for which Megatron does not check the variable
 _PREFIXES = ("NCCL_", "TORCH_NCCL_", "TORCH_FR_", "GLOO_", "TORCH_GLOO_", "TORCH_DISTRIBUTED_", "NVTE_", "WALLFACER_")
 _OTHERS = ("CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "PYTORCH_CUDA_ALLOC_CONF")
-#: Values that slow down training, and are often left over from debugging.
+#: Values that slow down training and often remain set after debugging.
 _SLOW = {
     "CUDA_LAUNCH_BLOCKING=1": "unset it: communication and computation cannot overlap",
     "NCCL_P2P_DISABLE=1": "unset it unless NVLink or PCIe peer access is broken: data go through host memory",
@@ -24,7 +24,7 @@ _SLOW = {
 
 
 def connections() -> Iterator[Finding]:
-    """Check the number of CUDA connections. Before Blackwell Megatron needs 1 for tensor and context parallelism."""
+    """Check CUDA_DEVICE_MAX_CONNECTIONS, which must be 1 for tensor and context parallelism before Blackwell."""
     import torch
 
     value = os.environ.get(CONNECTIONS)
@@ -41,7 +41,7 @@ def connections() -> Iterator[Finding]:
 
 
 def threads() -> Iterator[Finding]:
-    """Check the threads per rank. With several CPU ranks, more than one thread per rank is slow."""
+    """Check the threads per rank. Several CPU ranks with more than one thread each are slow."""
     import torch
 
     value = os.environ.get(THREADS)
@@ -55,7 +55,7 @@ def threads() -> Iterator[Finding]:
 
 
 def restarts() -> Iterator[Finding]:
-    """Check restarts over gloo: a restarted job needs a new store, because the old one has keys of the last attempt."""
+    """Check restarts over gloo. A restarted job needs a new store, because the old store has keys of the last run."""
     value = os.environ.get(OWN_STORE)
     if value == "1":
         yield Finding("restarts", "ok", f"{OWN_STORE}=1; torchrun --max-restarts works over gloo")
@@ -65,7 +65,7 @@ def restarts() -> Iterator[Finding]:
 
 
 def others() -> Iterator[Finding]:
-    """Report other variables of PyTorch, NCCL, TransformerEngine and the plugin."""
+    """Report other environment variables of PyTorch, NCCL, TransformerEngine and the plugin."""
     for name, value in sorted(os.environ.items()):
         if name.startswith(_PREFIXES) or name in _OTHERS:
             text = f"{name}={value}"

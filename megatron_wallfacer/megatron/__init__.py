@@ -1,1 +1,1 @@
-"""Everything that knows Megatron-LM: hooks, arguments, the core attention module, the launcher, the runtimes."""
+"""Connect the plugin to Megatron-LM: hooks, flags, the core attention module, the launcher and the CPU runtime."""

@@ -1,7 +1,8 @@
-"""``--wallfacer-loss-tiles auto`` and ``--wallfacer-mlp-tiles auto``: the fewest tiles that lower the peak.
+"""Choose the number of tiles for ``--wallfacer-loss-tiles auto`` and ``--wallfacer-mlp-tiles auto``.
 
-Numbers come from the command line alone, so every rank chooses the same. Memory is that of the planner's inventory:
-fused norms and SwiGLU, and a pipeline stage that holds as many layers as the model has.
+``auto`` selects the fewest tiles that lower the peak of activation memory. The choice reads only the command line, so
+every rank makes the same choice. The planner's inventory predicts the memory for fused norms, fused SwiGLU, and a
+pipeline stage that has all layers of the model.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ _DIVISIBLE_BY = 128
 
 @dataclass(frozen=True)
 class ChosenTiles:
-    """Tiles that ``auto`` chose.
+    """Activations of one rank before and after ``auto`` chooses the number of tiles.
 
     Attributes:
-        before: activations of a rank with one tile where ``auto`` is asked for.
-        after: the same with the tiles that were chosen.
+        before: activations with one tile for each flag that is ``auto``.
+        after: activations with the chosen number of tiles.
     """
 
     before: Activations
     after: Activations
 
     def text(self) -> str:
-        """Return sentences about the tiles, activations at the peak before and after, and recomputed work."""
+        """Return sentences with the number of tiles, the peak of activation memory and the additional work."""
         (_, most), (_, least) = (peak(inventory(work)) for work in (self.before, self.after))
         return (
             f"The number of tiles is {self.after.loss_tiles} for head and loss, and {self.after.mlp_tiles} for each "
@@ -45,21 +46,17 @@ class ChosenTiles:
 
 
 def choose_tiles(settings: Settings, args: argparse.Namespace) -> tuple[Settings, ChosenTiles | None]:
-    """Return the settings with numbers of tiles in place of ``auto``, and how they were chosen.
-
-    Args:
-        settings: of the run.
-        args: Megatron's arguments as parsed, before its validation.
+    """Return the settings with a number of tiles in place of each ``auto``, and the memory before and after.
 
     Raises:
-        WallfacerError: ``auto`` is asked for, and the command line leaves a size open, or layers are not dense.
+        WallfacerError: A flag is ``auto``, but the command line lacks a model size or the layers are not dense.
     """
     open_ = [name for name in ("loss_tiles", "mlp_tiles") if getattr(settings.flags, name) == AUTO]
     if not open_:
         return settings, None
     before = _activations(settings, args, flag_name(open_[0]))
     after = tiled(before, loss="loss_tiles" in open_, mlp="mlp_tiles" in open_)
-    # One tile is all tokens at once: nothing is recomputed then.
+    # One tile has all tokens, so None avoids the recomputation in backward.
     numbers = {name: getattr(after, name) for name in open_}
     chosen = {name: number if number > 1 else None for name, number in numbers.items()}
     return replace(settings, flags=replace(settings.flags, **chosen)), ChosenTiles(before, after)
@@ -92,7 +89,7 @@ def _model(args: argparse.Namespace, flag: str) -> Model:
     if getattr(args, "num_experts", None) or getattr(args, "multi_latent_attention", False):
         raise WallfacerError(f"{flag} {AUTO}: must be a number with experts or latent attention")
     hidden = args.hidden_size
-    # As Megatron sets it where it is not given.
+    # Megatron's default for --ffn-hidden-size.
     usual = int(4 * hidden * 2 / 3 / 64) * 64 if args.swiglu else 4 * hidden
     multiple = (args.make_vocab_size_divisible_by or _DIVISIBLE_BY) * args.tensor_model_parallel_size
     return Model(

@@ -1,7 +1,4 @@
-"""A combination of arguments that the plugin does not support: what finds it, and its error message.
-
-Finders for one flag or a pair of flags come first, then those that read several of Megatron's arguments.
-"""
+"""Describe a combination of arguments that the plugin does not support, with its check and its error message."""
 
 from __future__ import annotations
 
@@ -16,11 +13,11 @@ from megatron_wallfacer.megatron.packed import shards_whole_sequence
 from megatron_wallfacer.megatron.releases import Number, version_text
 from megatron_wallfacer.schedule.mask import NO_LIMIT
 
-#: Function of the checked object and of the words on the command line. It returns flag and value as typed where the
-#: combination is present, else None. It treats an attribute that a Megatron release lacks as not given.
+#: Function of the checked object and of the words on the command line. It returns the flag and its value as typed if
+#: the combination is present, else None. It ignores an attribute that the Megatron release does not have.
 Find = Callable[[Any, Sequence[str]], str | None]
-#: What is checked: Megatron's parsed arguments before the first step, the TransformerConfig of a layer when the layer
-#: is built, the PackedSeqParams (else the TransformerConfig) of a call.
+#: "parse" checks Megatron's parsed arguments before the first step. "model" checks the TransformerConfig when a layer
+#: is built. "call" checks the PackedSeqParams of a call, or the TransformerConfig if the call has none.
 When = Literal["parse", "model", "call"]
 
 #: Attributes of flags that are not named after their attribute.
@@ -32,16 +29,17 @@ class Combination:
     """One unsupported combination: a check, a row of docs/unsupported.md and a test case.
 
     Attributes:
-        example: arguments that have the combination at ``--wallfacer-cp-size 8`` on eight ranks, as typed, the flag
-            that the error names first; for a layer and a call ``attribute=value``.
-        find: finds the combination.
-        must: allowed values, as the words after "must"; ``{cp_size}`` stands for P.
+        example: arguments, as typed, that have the combination with ``--wallfacer-cp-size 8`` on eight ranks. The
+            example starts with the flag that the error names. A layer or a call has the example ``attribute=value``.
+        find: function that finds the combination.
+        must: words after "must" that name the allowed values; ``{cp_size}`` is replaced by P.
         reason: clause after "because".
-        instead: alternative as an imperative; empty where ``must`` says all.
-        when: checked objects.
-        distributed_only: whether P = 1 is supported.
-        before: first Megatron release that supports the combination; None where none does.
-        also: other spellings of the example, without rows of their own.
+        instead: alternative in the imperative, or empty if ``must`` is enough.
+        when: kinds of objects that are checked.
+        distributed_only: whether the plugin supports the combination at P = 1.
+        before: first Megatron release with which the plugin supports the combination, or None if there is no such
+            release.
+        also: other spellings of the example, which get no row in docs/unsupported.md.
     """
 
     example: str
@@ -55,40 +53,34 @@ class Combination:
     also: tuple[str, ...] = ()
 
     def allowed(self, cp_size: int) -> str:
-        """Return what is allowed, as the words after "must"."""
+        """Return the words after "must", which name the allowed values."""
         release = "" if self.before is None else f" before Megatron {version_text(self.before)}"
         return self.must.replace("{cp_size}", str(cp_size)) + release
 
     def message(self, named: str, cp_size: int) -> str:
-        """Return the error message.
-
-        Args:
-            named: flag and value as typed.
-            cp_size: P.
-        """
+        """Return the error message, which begins with ``named``, the flag and its value as typed."""
         instead = f" ({self.instead})" if self.instead else ""
         return f"{named}: must {self.allowed(cp_size)}, because {self.reason}{instead}"
 
 
 def _attribute(flag: str) -> str:
-    """Return the attribute of Megatron's arguments that has the value of a flag."""
     return _ATTRIBUTES.get(flag, attribute_of(flag))
 
 
 def is_typed(argv: Sequence[str], flag: str) -> bool:
-    """Return whether a flag is on the command line."""
+    """Return whether a flag is on the command line, with or without ``=value``."""
     return any(word == flag or word.startswith(f"{flag}=") for word in argv)
 
 
 def as_typed(flag: str, value: object) -> str:
-    """Return a flag and its value as they are typed."""
+    """Return a flag and its value in the form of the command line."""
     if value is True:
         return flag
     return f"{flag} {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else _name(value)}"
 
 
 def _name(value: object) -> object:
-    """Return the name of a member of an enumeration, as it is typed, and any other value itself."""
+    """Return the name of an enumeration member, which is its text on the command line, or any other value unchanged."""
     return value.name if isinstance(value, Enum) else value
 
 
@@ -97,8 +89,8 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
     Args:
         flag: flag to find.
-        values: values to find; all but 0, False and ``off`` unless given.
-        off: value that means that the flag is not in use.
+        values: values to find. Without values, the function finds any value except ``off`` and falsy values.
+        off: value with which the flag has no effect.
     """
     attribute = _attribute(flag)
 
@@ -111,7 +103,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
 
 def both(find: Find, *others: Find) -> Find:
-    """Return a function that finds what ``find`` finds, where each of ``others`` finds something too."""
+    """Return a function with the result of ``find``, or None unless each of ``others`` also finds its combination."""
 
     def find_both(checked: Any, argv: Sequence[str]) -> str | None:
         found = find(checked, argv)
@@ -121,7 +113,7 @@ def both(find: Find, *others: Find) -> Find:
 
 
 def without(find: Find, other: Find) -> Find:
-    """Return a function that finds what ``find`` finds, where ``other`` finds nothing."""
+    """Return a function with the result of ``find``, or None if ``other`` finds its combination."""
 
     def find_alone(checked: Any, argv: Sequence[str]) -> str | None:
         return find(checked, argv) if other(checked, argv) is None else None
@@ -130,25 +122,25 @@ def without(find: Find, other: Find) -> Find:
 
 
 def reads(function: Callable[[Any], str | None]) -> Find:
-    """Return a finder of a function that reads the checked object alone."""
+    """Return a finder that calls ``function`` with the checked object and ignores the command line."""
     return lambda checked, argv: function(checked)
 
 
 def left_out(example: str, reason: str, instead: str = "", **more: Any) -> Combination:
-    """Return the combination of one flag with the plugin: the flag must be left out."""
+    """Return the unsupported combination of the plugin with one flag, which must be left out."""
     must = "be left out with --wallfacer-cp-size"
     return Combination(example, given(example.split()[0]), must, reason, instead, **more)
 
 
 def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = None, **more: Any) -> Combination:
-    """Return the combination of two flags, of which one must be left out.
+    """Return the combination of two flags that exclude each other.
 
     Args:
-        flag: first flag with its value, as typed; named in the error.
+        flag: first flag with its value, as typed, which the error names.
         other: second flag with its value.
         reason: clause after "because".
-        needs: flags without which ``flag`` is an error already.
-        off: value that means that the second flag is not in use.
+        needs: flags that ``flag`` requires, for the example.
+        off: value with which the second flag has no effect.
         more: further attributes of the combination.
     """
     first, second = flag.split()[0], other.split()[0]
@@ -159,14 +151,14 @@ def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = 
 def context_parallel_size(args: Any, argv: Sequence[str]) -> str | None:
     """Find a ``--context-parallel-size`` other than P."""
     size = args.context_parallel_size
-    # A value that is neither the default nor P was given somehow, if not on the command line.
+    # A script may set the value in code, so a value other than 1 and P is an error even if it was not typed.
     if size == args.wallfacer_cp_size or (size == 1 and not is_typed(argv, "--context-parallel-size")):
         return None
     return as_typed("--context-parallel-size", size)
 
 
 def ranks(args: Any, argv: Sequence[str]) -> str | None:
-    """Find a number of ranks that tensor, pipeline and context parallel size do not divide."""
+    """Find a world size that the product of tensor, pipeline and context parallel sizes does not divide."""
     world, size = int(os.environ.get("WORLD_SIZE", "1")), args.wallfacer_cp_size
     parallel = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
     if world % (parallel * size) == 0:
@@ -175,7 +167,7 @@ def ranks(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def sequence_length(args: Any, argv: Sequence[str]) -> str | None:
-    """Find a sequence length that is no multiple of 2P."""
+    """Find a sequence length that is not a multiple of 2P."""
     for flag in ("--seq-length", "--encoder-seq-length"):
         length = getattr(args, _attribute(flag), None)
         if length is not None and length % (2 * args.wallfacer_cp_size):
@@ -184,25 +176,25 @@ def sequence_length(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def cp_comm_type(args: Any, argv: Sequence[str]) -> str | None:
-    """Find ``--cp-comm-type``, unless some layers keep Megatron's own attention: it applies to them."""
+    """Find ``--cp-comm-type`` unless ``--wallfacer-layers`` keeps Megatron's own attention, which reads the flag."""
     kept = getattr(args, "wallfacer_layers", None) is not None
     return as_typed("--cp-comm-type", args.cp_comm_type) if not kept and is_typed(argv, "--cp-comm-type") else None
 
 
 def typed(flag: str) -> Find:
-    """Return a function that finds a flag on the command line, whatever its value."""
+    """Return a function that finds a flag on the command line with any value."""
     return lambda args, argv: as_typed(flag, getattr(args, _attribute(flag), None)) if is_typed(argv, flag) else None
 
 
 def attention_dropout(args: Any, argv: Sequence[str]) -> str | None:
-    """Find attention dropout, of Megatron's arguments or of a layer."""
+    """Find attention dropout in Megatron's arguments or in a layer's configuration."""
     found = given("--attention-dropout")(args, argv)
     by_default = found is not None and hasattr(args, "wallfacer_cp_size") and not is_typed(argv, "--attention-dropout")
     return f"{found} (Megatron's default)" if by_default else found
 
 
 def window(args: Any, argv: Sequence[str]) -> str | None:
-    """Find a window size that is no pair of numbers of tokens, of Megatron's arguments or of a layer."""
+    """Find a ``--window-size`` that is not a pair of token counts."""
     size = getattr(args, "window_size", None)
     pair = isinstance(size, (tuple, list)) and len(size) == 2
     if size is None or (pair and all(isinstance(side, int) and side >= NO_LIMIT for side in size)):
@@ -211,23 +203,23 @@ def window(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def packed_in_whole_sequence(args: Any, argv: Sequence[str]) -> str | None:
-    """Find packed documents whose sequence is split as a whole."""
+    """Find packed documents in a sequence that is split as a whole."""
     return "--dataloader-inter-document-masking" if shards_whole_sequence(args) else None
 
 
 def packed(args: Any, argv: Sequence[str]) -> str | None:
-    """Find packed documents."""
+    """Find flags that pack documents into one sequence."""
     return given("--sft")(args, argv) or given("--dataloader-inter-document-masking")(args, argv)
 
 
 def several_sequences(args: Any, argv: Sequence[str]) -> str | None:
-    """Find a micro-batch of several sequences on several pipeline stages."""
+    """Find a micro-batch of several sequences with more than one pipeline stage."""
     size = getattr(args, "micro_batch_size", None) or 1
     return as_typed("--micro-batch-size", size) if size > 1 and args.pipeline_model_parallel_size > 1 else None
 
 
 def recomputed_attention(args: Any, argv: Sequence[str]) -> str | None:
-    """Find flags with which Megatron recomputes attention."""
+    """Find flags that make Megatron recompute attention."""
     # Megatron's validation turns --recompute-activations into the granularity and removes it.
     granularity = "selective" if getattr(args, "recompute_activations", False) else args.recompute_granularity
     modules = getattr(args, "recompute_modules", None) or ["core_attn"]
@@ -236,11 +228,11 @@ def recomputed_attention(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def recomputed_mlp(args: Any, argv: Sequence[str]) -> str | None:
-    """Find flags with which Megatron recomputes MLPs alone."""
+    """Find flags that make Megatron recompute MLPs but not the whole layer."""
     modules = getattr(args, "recompute_modules", None) or ()
     return "--recompute-modules mlp" if args.recompute_granularity == "selective" and "mlp" in modules else None
 
 
 def offloading(args: Any, argv: Sequence[str]) -> str | None:
-    """Find Megatron's own offloading of activations, by its flag or by its setting."""
+    """Find Megatron's own offloading of activations, in its flag or in a layer's configuration."""
     return given("--cpu-offloading-num-layers")(args, argv) or given("--cpu-offloading")(args, argv)

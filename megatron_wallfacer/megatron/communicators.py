@@ -1,4 +1,4 @@
-"""What Megatron's arguments say about communicators, and what the start-up block says about this rank's."""
+"""Read Megatron's options for communicators, and describe this rank's process groups for the startup report."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.input_files import read_yaml
 
-#: Megatron's name of the context-parallel group, in its YAML file of communicators and among its priority groups.
+#: Name of the context-parallel group in Megatron's YAML file of communicators and in its priority groups.
 CP = "cp"
 
 
 def nccl_options(args: argparse.Namespace) -> Callable[[], Any]:
-    """Return what makes the options of one NCCL group: those that Megatron gives its context-parallel group.
+    """Return a function that makes NCCL options of a group, equal to those of Megatron's context-parallel group.
 
-    They are the ``cp`` entry of ``--nccl-communicator-config-path``, and a stream of high priority where
-    ``--high-priority-stream-groups`` has ``cp``. A function, because torch.distributed writes a group's name and ranks
-    into its options.
+    The options are the entry ``cp`` of ``--nccl-communicator-config-path``, plus a high-priority stream if
+    ``--high-priority-stream-groups`` has ``cp``. Each group needs its own options object, because torch.distributed
+    writes the group's name and ranks into the object.
 
     Args:
-        args: Megatron's, validated.
+        args: Megatron's validated arguments.
 
     Raises:
-        WallfacerError: the file is not YAML, beyond the limits of files, or holds something else than mappings.
+        WallfacerError: The file is not YAML, is too large, or contains something other than mappings.
     """
     path = getattr(args, "nccl_communicator_config_path", None)
     entries: dict[str, dict[str, Any]] = {}
@@ -57,7 +57,7 @@ def groups_text(grids: Sequence[AxisGroups]) -> str:
     """Return a sentence about the process groups of this rank: number, names, ranks, seconds, GPU memory.
 
     Args:
-        grids: groups of this rank, one entry per grid.
+        grids: process groups of this rank, one entry per grid.
     """
     names: dict[dist.ProcessGroup, str] = {}
     for groups in grids:
@@ -71,6 +71,6 @@ def groups_text(grids: Sequence[AxisGroups]) -> str:
 
 
 def destroy_world() -> None:
-    """Destroy all process groups that are left. Megatron itself leaves its own to the end of the process."""
+    """Destroy all remaining process groups. Megatron itself does not destroy its groups before the process ends."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,9 +1,11 @@
-"""The core attention module that Megatron builds in place of its own."""
+"""Define the core attention module that replaces Megatron's own."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +18,6 @@ from megatron_wallfacer.engine.waits.progress import layer_text
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.megatron.combination import When
-from megatron_wallfacer.megatron.extra_state import say_extra_state_is_ignored
 from megatron_wallfacer.megatron.flags import as_flag_error
 from megatron_wallfacer.megatron.graphs import runner_of
 from megatron_wallfacer.megatron.host_memory.attention import kept_sizes
@@ -35,29 +36,28 @@ from megatron_wallfacer.schedule.volume import Shape
 
 
 class WallfacerCoreAttention(nn.Module):
-    """Softmax attention over the context-parallel group, without parameters but those of learnable sinks.
+    """Softmax attention over the context-parallel group. Learnable sinks are its only parameters.
 
-    Megatron builds it from a spec and wants a class there, so each state of the plugin has its own subclass:
-    :func:`core_attention_class`.
+    Megatron's layer specs need a class, so :func:`core_attention_class` makes a subclass for each ``PluginState``.
 
     Args:
-        config: Megatron's TransformerConfig; ``num_query_groups`` as this layer shall see it.
-        layer_number: 1-based.
-        attn_mask_type: Megatron's AttnMaskType; causal or no_mask.
-        attention_type: ``self``.
-        softmax_scale: of the scores; 1 / sqrt(head dim) if None.
-        pg_collection: Megatron's process groups; ``cp`` is used.
-        model_comm_pgs: what it was called in Megatron 0.13 and 0.14.
-        cp_comm_type: Megatron's own kind of context parallelism; not supported on the command line, not read here.
-        k_channels, v_channels: channels of a head's keys and values; the configuration's ``kv_channels`` if None.
+        config: Megatron's TransformerConfig of the layer.
+        layer_number: number of the layer from 1.
+        attn_mask_type: Megatron's AttnMaskType, causal or no_mask.
+        attention_type: must be ``self``.
+        softmax_scale: factor of the scores, or None for 1 / sqrt(head dim).
+        pg_collection: Megatron's process groups, of which ``cp`` and ``tp`` are used.
+        model_comm_pgs: name of ``pg_collection`` in Megatron 0.13 and 0.14.
+        cp_comm_type: Megatron's own kind of context parallelism, which is ignored.
+        k_channels, v_channels: channels per key and value head, or None for the configuration's ``kv_channels``.
         attention_dropout, num_splits: must be None or 0.
 
     Attributes:
-        keeper: keeps finished forward passes; None without ``--wallfacer-keep-attention-output``.
-        softmax_offset: logits of the softmax's sinks, ``[q_heads]`` of this tensor-parallel rank, or None.
+        keeper: store of finished forward passes, or None without ``--wallfacer-keep-attention-output``.
+        softmax_offset: sink logits of this tensor-parallel rank, ``[q_heads]``, or None.
 
     Raises:
-        WallfacerError: a layer that the plugin does not support.
+        WallfacerError: The plugin does not support the layer.
     """
 
     state: ClassVar[PluginState]
@@ -115,7 +115,7 @@ class WallfacerCoreAttention(nn.Module):
         runtime = Runtime(transfers, kernel, scale, self.state.observer(), graphs=runner_of(settings, transfers))
         mask = layer_mask(config, layer_number, self._causal)
         self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.flags.keep_gathered_q, layer=layer_number)
-        # Evaluation is no part of a training step: nobody looks on.
+        # Timelines and metrics cover training steps only, so evaluation runs without an observer.
         self._unseen = replace(self._call, runtime=replace(runtime, observer=no_observer))
         self._steps = self.state.verified_steps()
         self._verified = replace(self._call, verify=True) if self._steps is not None else None
@@ -131,23 +131,23 @@ class WallfacerCoreAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """Return attention of the tokens of this rank.
+        """Return the attention output of this rank's tokens.
 
         Args:
             query: sbhd ``[tokens / P, batch, q_heads, head_dim]``, packed thd ``[tokens / P, q_heads, head_dim]``.
             key: keys of the same layout with ``kv_heads``.
             value: values of the same layout with ``kv_heads`` and ``v_head_dim``.
-            attention_mask: not read: the mask is what ``attn_mask_type`` says, and flags that make it say less
-                than the tensor (``--reset-attention-mask``) stop the run at start.
-            attn_mask_type: of this call, else that of the layer.
+            attention_mask: ignored, because ``attn_mask_type`` gives the mask. Flags that change only the tensor, such
+                as ``--reset-attention-mask``, stop the run at start.
+            attn_mask_type: mask type of the call, which must equal the layer's, or None.
             attention_bias: must be None.
-            packed_seq_params: Megatron's PackedSeqParams, where documents are packed into one sequence.
+            packed_seq_params: Megatron's PackedSeqParams if documents are packed into one sequence.
 
         Returns:
             ``[tokens / P, batch, q_heads * v_head_dim]``, packed ``[tokens / P, q_heads * v_head_dim]``.
 
         Raises:
-            WallfacerError: something is asked for that the plugin does not support.
+            WallfacerError: The plugin does not support an argument.
         """
         where = layer_text(self._call.layer)
         if attention_bias is not None:
@@ -164,32 +164,30 @@ class WallfacerCoreAttention(nn.Module):
         return self._attend(*(x.unsqueeze(1) for x in (query, key, value)), call).flatten(1)
 
     def _call_now(self) -> Call:
-        """The call of this step."""
         if not self.training:
             return self._unseen
         verified = self._verified if self._steps is not None and self._steps.due() else None
         return self._call if verified is None else verified
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
-        """Attention, sbhd."""
         run = self.keeper.attend if self.keeper is not None and self.training else attend
         return run(query, key, value, call, sinks=getattr(self, NAME))
 
     def _packed_mask(self, batch: Batch, where: str) -> Mask:
-        """The layer's mask within documents.
+        """Return the layer's mask within documents.
 
         Raises:
-            WallfacerError: padding would be seen.
+            WallfacerError: A mask that is not causal would see padding.
         """
         if batch.padded and not self._causal:
-            # Padding ends a document: a causal query of it sees none, any other would.
+            # Padding follows the tokens of a document, so only a causal mask hides padding from the tokens.
             raise WallfacerError(f"{where}: padded documents need a causal mask with --wallfacer-cp-size")
         if batch.documents is None:
             return self._call.mask
         return self.state.documents().mask(self._call.mask, batch.documents)
 
     def name_layer(self, name: str) -> None:
-        """Give a layer that the decoder does not count, such as one of multi-token prediction, a name for messages."""
+        """Set the name in messages of a layer without a number, such as a layer of multi-token prediction."""
         calls = {attribute: getattr(self, attribute) for attribute in ("_call", "_unseen", "_verified")}
         for attribute, call in calls.items():
             if call is not None:
@@ -198,11 +196,11 @@ class WallfacerCoreAttention(nn.Module):
             self.keeper = Keeper(name)
 
     def kept_bytes(self, tokens: int, batch: int) -> tuple[int, ...]:
-        """Return the bytes of each tensor that a pass of ``batch`` sequences of ``tokens`` per rank keeps."""
+        """Return the bytes of each tensor that one micro-batch keeps for backward, given ``tokens`` per rank."""
         return kept_sizes(self._call, replace(self._shape, tokens=tokens, batch=batch))
 
     def described(self) -> dict[str, str]:
-        """Return what ranks that hold this layer compare: value by name."""
+        """Return the properties that must be equal on all ranks with this layer, by name."""
         call, mask, runtime, shape = self._call, self._call.mask, self._call.runtime, self._shape
         return {
             "mask": "causal" if self._causal else "full",
@@ -217,16 +215,16 @@ class WallfacerCoreAttention(nn.Module):
         }
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # TransformerEngine's attention leaves such an entry in a checkpoint; it holds nothing that attention needs.
+        # A checkpoint of TransformerEngine's attention has this entry. Attention does not need it.
         if f"{prefix}_extra_state" in state_dict:
             del state_dict[f"{prefix}_extra_state"]
-            say_extra_state_is_ignored()
+            _say_extra_state_is_ignored()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Learnable sinks, else nothing: a checkpoint does not know which attention computed it."""
+        """Return the checkpoint entries of learnable sinks, or an empty dict without sinks."""
         return sharded_sinks(self, self._tp_group, prefix, sharded_offsets, metadata)
 
     def extra_repr(self) -> str:
@@ -237,24 +235,32 @@ class WallfacerCoreAttention(nn.Module):
 def core_attention_class(
     state: PluginState, theirs: Callable[..., nn.Module] | None = None
 ) -> type[WallfacerCoreAttention]:
-    """Return the class of attention for Megatron, with the state of the plugin.
+    """Return a subclass of the attention module for Megatron's layer specs.
 
-    Args:
-        state: state of the plugin.
-        theirs: Megatron's own attention, for layers that ``--wallfacer-layers`` does not select.
+    The class ``theirs`` is Megatron's own attention, for layers that ``--wallfacer-layers`` does not select.
     """
     return type("WallfacerCoreAttention", (WallfacerCoreAttention,), {"state": state, "theirs": theirs})
 
 
+@cache
+def _say_extra_state_is_ignored() -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            "wallfacer: the checkpoint's core_attention._extra_state entries are TransformerEngine's; "
+            "they are ignored, because the plugin's attention does not need them",
+            flush=True,
+        )
+
+
 def _check(when: When, checked: Any, cp_size: int, where: str) -> None:
-    """Check a layer's configuration, which a script may have set in code, or what is passed to a call."""
+    """Check that the plugin supports a layer's configuration or the arguments of a call."""
     message = unsupported(when, checked, cp_size)
     if message is not None:
         raise WallfacerError(f"{where}: {message}")
 
 
 def _heads(config: Any) -> tuple[int, int]:
-    """(q heads, kv heads) of a layer on one tensor-parallel rank. Latent attention has keys for every query head."""
+    """Return (query heads, kv heads) per tensor-parallel rank. Latent attention has a key for every query head."""
     latent = getattr(config, "multi_latent_attention", False)
     both = config.num_attention_heads, config.num_attention_heads if latent else config.num_query_groups
     q_heads, kv_heads = (max(1, heads // config.tensor_model_parallel_size) for heads in both)
@@ -262,7 +268,7 @@ def _heads(config: Any) -> tuple[int, int]:
 
 
 def _check_heads(plan: Plan, q_heads: int, kv_heads: int, where: str) -> None:
-    """Whether the layer's heads divide along the head axis; the command line was asked about its own heads."""
+    """Check that the head axis divides the layer's heads, which can differ from those of the command line."""
     try:
         check_heads(plan, q_heads, kv_heads)
     except OptionError as error:
@@ -270,7 +276,7 @@ def _check_heads(plan: Plan, q_heads: int, kv_heads: int, where: str) -> None:
 
 
 def _is_causal(attn_mask_type: Any, where: str) -> bool:
-    # By name: the enum's module moves between versions, its names do not.
+    # Compare names, because Megatron releases define the enum in different modules.
     if attn_mask_type.name not in ("causal", "no_mask"):
         raise WallfacerError(
             f"{where}: --wallfacer-cp-size supports mask types causal and no_mask, not {attn_mask_type.name}"
@@ -279,7 +285,7 @@ def _is_causal(attn_mask_type: Any, where: str) -> bool:
 
 
 def _cp_group(pg_collection: Any) -> torch.distributed.ProcessGroup:
-    """The context-parallel group that Megatron passes, or its global one where it passes none."""
+    """Return the context-parallel group that Megatron passes, or Megatron's global group if Megatron passes none."""
     group = getattr(pg_collection, "cp", None)
     if group is not None:
         return group

@@ -1,12 +1,12 @@
-"""Flags from a dataclass: one field per flag, in the form of Megatron's ``ArgumentGroupFactory``.
+"""Build command-line flags from a dataclass with one field per flag, like Megatron's ``ArgumentGroupFactory``.
 
-The docstring of a field is the text of its flag, and its metadata ``argparse_meta`` has arguments of ``add_argument``.
-Only recent releases of Megatron have that factory, and it has no prefix and no release of a flag. So this module builds
-the group itself, and imports no Megatron. Metadata of a field, all optional but ``since``:
+The docstring of a field is the help text of its flag, and the metadata ``argparse_meta`` has arguments of
+``add_argument``. This module does not use ``ArgumentGroupFactory``, which only recent Megatron releases have and which
+supports neither a prefix nor a minimum release per flag. Metadata of a field, all optional but ``since``:
 
 * ``since``: oldest release of Megatron with which the flag works.
-* ``values``: names that the flag takes.
-* ``unset``: effect of leaving the flag out, where the default is None.
+* ``values``: names that the flag accepts.
+* ``unset``: effect of leaving the flag out if the default is None.
 * ``see``: section of the documentation.
 """
 
@@ -25,22 +25,22 @@ from megatron_wallfacer.errors import WallfacerError
 
 @dataclass(frozen=True)
 class FlagSpec:
-    """One flag, for the parser and for the table of flags.
+    """Description of one flag for the parser and for the table of flags.
 
     Attributes:
-        field: name of the field.
-        name: flag as it is typed.
-        dest: attribute of the parsed arguments.
+        field: name of the dataclass field.
+        name: flag as typed on the command line.
+        dest: attribute of the parsed arguments that has the flag's value.
         default: value if the flag is left out.
         argparse_meta: arguments of ``add_argument``.
-        convert: function that returns the value of a text, and raises a ValueError with the values that are allowed;
+        convert: function that converts the text of a value and raises a ValueError that lists the allowed values, or
             None for a switch.
-        summary: one sentence on the effect of the flag.
+        summary: sentence about the effect of the flag.
         details: further sentences, for the table only.
-        values: names that the flag takes; empty where it takes numbers, paths or any name.
+        values: names that the flag accepts, or empty if the flag accepts numbers, paths or any name.
         unset: effect of leaving the flag out.
         since: oldest release of Megatron with which the flag works.
-        see: section of the documentation; empty if there is none.
+        see: section of the documentation, or empty.
     """
 
     field: str
@@ -58,14 +58,14 @@ class FlagSpec:
 
     @property
     def help(self) -> str:
-        """Text of ``--help``: effect, values and default."""
+        """Return the text for ``--help``: effect, values and default."""
         values = f": {', '.join(self.values)}" if self.values else ""
         default = "off" if self.convert is None else self.unset or self.default
         text = f"{self.summary.removesuffix('.')}{values} (default: {default})"
         return text.replace("``", "").replace("%", "%%")
 
     def typed(self, value: object) -> str:
-        """Return the flag with a value, as it is typed."""
+        """Return the flag and a value in the form of the command line."""
         return self.name if self.convert is None else f"{self.name} {value}"
 
 
@@ -74,16 +74,16 @@ def flag_specs(config: type, prefix: str) -> tuple[FlagSpec, ...]:
 
     Args:
         config: dataclass with a docstring under each field.
-        prefix: start of every flag, such as ``--wallfacer-``.
+        prefix: first characters of every flag, such as ``--wallfacer-``.
     """
     docstrings, types = field_docstrings(config), get_type_hints(config)
     return tuple(_spec(field, docstrings[field.name], types[field.name], prefix) for field in fields(config))
 
 
 def add_flags(parser: argparse.ArgumentParser, specs: Sequence[FlagSpec], title: str, description: str) -> None:
-    """Add flags to a parser, as a group.
+    """Add an argument group with flags to a parser.
 
-    A wrong value raises a WallfacerError of one line: argparse would print Megatron's whole usage.
+    An invalid value raises a WallfacerError of one line, because argparse would print Megatron's complete usage.
     """
     group = parser.add_argument_group(title, description)
     for spec in specs:
@@ -94,15 +94,15 @@ def add_flags(parser: argparse.ArgumentParser, specs: Sequence[FlagSpec], title:
 
 
 def attribute_of(flag: str) -> str:
-    """Return the attribute of parsed arguments that has the value of a flag, as argparse names it."""
+    """Return the attribute of parsed arguments that argparse derives from a flag."""
     return flag.removeprefix("--").replace("-", "_")
 
 
 def whole_number(text: str) -> int:
-    """Return the number of a text.
+    """Return the integer that a text contains.
 
     Raises:
-        ValueError: The text is no whole number. Its message is the values that are allowed.
+        ValueError: The text is not an integer. The message of the error describes the allowed values.
     """
     try:
         return int(text)
@@ -111,7 +111,7 @@ def whole_number(text: str) -> int:
 
 
 def field_docstrings(config: type) -> dict[str, str]:
-    """Return the docstring of each field of a class: the string that follows the field."""
+    """Return the docstring of each field of a class, which is the string after the field."""
     (tree,) = ast.parse(inspect.getsource(config)).body
     assert isinstance(tree, ast.ClassDef)
     return {
@@ -146,7 +146,7 @@ def _spec(field: Field, docstring: str, kind: Any, prefix: str) -> FlagSpec:
 
 
 class _Convert(argparse.Action):
-    """Action that converts a value. Unlike ``type`` of argparse it can raise an error of its own."""
+    """An argparse action that converts a value. Unlike argparse's ``type``, an action can raise its own error class."""
 
     def __init__(self, *, convert: Callable[[str], Any], **options: Any) -> None:
         super().__init__(**options)

@@ -1,4 +1,4 @@
-"""The plugin's flags: the table from which the parser, ``--help`` and docs/flags.md are generated."""
+"""Define the plugin's flags. The parser, ``--help`` and docs/flags.md are generated from the class ``Flags``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES
 
 PREFIX = "--wallfacer-"
 AUTO = "auto"
-#: Part of the layers; ``auto`` for as many layers as host memory has room for.
+#: Fraction of the layers. ``auto`` selects as many layers as fit in host memory.
 Fraction = float | Literal["auto"]
 
 
@@ -56,7 +56,7 @@ def _flag(
     in_plan: bool = False,
     **argparse_meta: Any,
 ) -> Any:
-    """Return a field; its metadata is that of :mod:`megatron_wallfacer.megatron.flag_group`.
+    """Return a dataclass field with the metadata of :mod:`megatron_wallfacer.megatron.flag_group`.
 
     ``in_plan`` marks an option of :func:`megatron_wallfacer.schedule.schemes.make_plan`.
     """
@@ -214,14 +214,14 @@ class Flags:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Flags:
-        """Return the values of parsed arguments; the default of each flag that they lack."""
+        """Return the flags in parsed arguments, with the default for each flag that the arguments lack."""
         return cls(**{spec.field: getattr(args, spec.dest, spec.default) for spec in FLAGS})
 
     def is_on(self) -> bool:
         """Return whether the plugin is on.
 
         Raises:
-            WallfacerError: The plugin is off, but a flag is given that needs it.
+            WallfacerError: A flag is given without ``--wallfacer-cp-size``.
         """
         if self.cp_size is None:
             for spec in FLAGS:
@@ -242,12 +242,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def flag_name(option: str) -> str:
-    """Return the flag of an option: ``--wallfacer-team-size`` for ``team_size``."""
+    """Return the flag of an option, such as ``--wallfacer-team-size`` for ``team_size``."""
     return PREFIX + option.replace("_", "-")
 
 
 def as_flag_error(error: OptionError) -> WallfacerError:
-    """Return an error of an option as an error of its flag."""
+    """Return the error of an option with the name of its flag."""
     return WallfacerError(f"{flag_name(error.option)} {error.value}: must be {error.allowed}")
 
 

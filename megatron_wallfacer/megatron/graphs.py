@@ -1,4 +1,4 @@
-"""CUDA graphs of the plugin in Megatron: where they can be made, and what runs the passes of a layer."""
+"""Choose how the passes of a layer run with CUDA graphs, and check that a CUDA graph can contain their messages."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ if TYPE_CHECKING:
 FLAG = flag_name("cuda_graphs")
 #: Older releases of NCCL can hang when a graph with messages between nodes is replayed.
 _NCCL_ACROSS_NODES = (2, 30, 4)
-#: Values with which torch takes a variable for off.
+#: Values of an environment variable that torch reads as off.
 _OFF = ("", "0", "f", "false", "n", "no")
 
 
 def runner_of(settings: Settings, transfers: Transfers) -> Graphs | ForeignCaptures | None:
-    """Return what runs the passes of a layer: by the plugin's graphs, inside Megatron's, or None for eager passes."""
+    """Return the runner of a layer's passes: the plugin's CUDA graphs, captures inside Megatron's, or None (eager)."""
     if settings.flags.cuda_graphs:
         return graphs_of(transfers, free_graphs)
     return None if settings.megatron_graphs is None else foreign_captures(transfers, free_graphs)
 
 
 def check_graphs(groups: AxisGroups, environment: Mapping[str, str], flag: str = FLAG) -> None:
-    """Check that a CUDA graph can hold the messages of these groups.
+    """Check that a CUDA graph can contain the messages of process groups.
 
     Args:
-        groups: of this rank.
-        environment: variables of the process.
-        flag: which puts messages into graphs, as typed.
+        groups: process groups of this rank.
+        environment: environment variables of the process.
+        flag: flag, as typed, that puts messages into CUDA graphs.
 
     Raises:
-        WallfacerError: it cannot.
+        WallfacerError: The backend, an environment variable or the NCCL version forbids messages in CUDA graphs.
     """
     if groups.backend != "nccl":
         raise WallfacerError(
-            f"{flag}: must be left out where the backend is {groups.backend}, a CUDA graph holds messages of NCCL only"
+            f"{flag}: must be left out where the backend is {groups.backend}: a CUDA graph can contain NCCL only"
         )
     for name in ("TORCH_NCCL_BLOCKING_WAIT", "NCCL_BLOCKING_WAIT"):
         if environment.get(name, "").lower() not in _OFF:
             raise WallfacerError(
-                f"{name}={environment[name]}: must be unset or 0 with {flag}, the host must not wait in a capture"
+                f"{name}={environment[name]}: must be unset or 0 with {flag}, because a capture must not block the host"
             )
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
         growing = "expandable_segments:True" in environment.get(name, "")
         if growing and environment.get("NCCL_GRAPH_REGISTER") != "0":
             raise WallfacerError(
                 f"{name}={environment[name]}: needs NCCL_GRAPH_REGISTER=0 with {flag}, "
-                "NCCL must not register memory that moves"
+                "because NCCL must not register memory that moves"
             )
     nccl = loaded_nccl() if len(set(groups.hosts)) > 1 else None
     if nccl is not None and nccl < _NCCL_ACROSS_NODES:
         raise WallfacerError(
             f"NCCL {'.'.join(map(str, nccl))}: must be {'.'.join(map(str, _NCCL_ACROSS_NODES))} or later with "
-            f"{flag} on several nodes, replays can hang with older ones"
+            f"{flag} on several nodes, because replays can hang with older releases"
         )

@@ -1,4 +1,4 @@
-"""A hook: one name in Megatron, replaced strictly, checked, and put back."""
+"""Replace one function or class attribute of Megatron after checking it, and undo the replacement."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from megatron_wallfacer.megatron.version import Version, untested_allowed
 
 @dataclass
 class Hook:
-    """Replaces ``target`` by ``wrap(original)``.
+    """Replacement of ``target`` by ``wrap(original)``.
 
     Attributes:
-        name: what it is called in messages.
-        purpose: what it is for, as a phrase.
+        name: name of the hook in messages.
+        purpose: phrase that describes the effect of the hook.
         target: dotted path, ``package.module:attribute`` or ``package.module:Class.attribute``.
-        since: first release (major, minor) that it is written for.
-        parameters: names that the target's signature must have, because the replacement relies on them.
-        wrap: makes the replacement from the original.
-        until: first release that it is no longer written for.
+        since: first supported Megatron release, (major, minor).
+        parameters: parameters that the signature of the target must have, because the replacement uses them.
+        wrap: function that makes the replacement from the original.
+        until: first Megatron release that is too new.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Hook:
     _replacement: Any = field(default=None, init=False, repr=False)
 
     def fits(self, version: Version) -> bool:
-        """Whether it is written for this version."""
+        """Return whether the hook supports a Megatron version."""
         return self.since <= version[:2] < self.until
 
     def find(self, version: Version) -> tuple[Any, str]:
-        """The module or class that holds the target, and its name in there, once it is seen to be what is expected.
+        """Check the target, and return the module or class that has the target, and the target's attribute name.
 
         Raises:
-            WallfacerError: it is not written for this version, or the target is missing or has changed.
+            WallfacerError: The hook does not support the version, or the target is missing or lacks a parameter.
         """
         if not self.fits(version) and not untested_allowed():
             known = f"{version_text(self.since)} to before {version_text(self.until)}"
@@ -59,31 +59,31 @@ class Hook:
         return owner, attribute
 
     def apply(self, version: Version) -> None:
-        """Install it; nothing happens where it is installed already.
+        """Install the hook unless it is installed already.
 
         Raises:
-            WallfacerError: it is not written for this version, or the target is missing or has changed.
+            WallfacerError: The hook does not support the version, or the target is missing or lacks a parameter.
         """
         if self._replacement is not None:
             return
         owner, attribute = self.find(version)
         original = getattr(owner, attribute)
-        # Looks like the original to whoever inspects it, ourselves included.
+        # Keep the signature, because other hooks and patches inspect it.
         self._original, self._replacement = original, functools.update_wrapper(self.wrap(original), original)
         setattr(owner, attribute, self._replacement)
 
     def verify(self, version: Version) -> None:
-        """Check that Megatron still sees the replacement.
+        """Check that the replacement is still in place.
 
         Raises:
-            WallfacerError: somebody replaced it again.
+            WallfacerError: Another patch has replaced the target.
         """
         owner, attribute = self._owner(version)
         if self._replacement is None or getattr(owner, attribute) is not self._replacement:
             raise self._unfit(version, "is not the plugin's any more: another patch has replaced it")
 
     def undo(self, version: Version) -> None:
-        """Put the original back."""
+        """Restore Megatron's original function or class attribute."""
         if self._replacement is None:
             return
         owner, attribute = self._owner(version)
@@ -91,13 +91,12 @@ class Hook:
         self._original = self._replacement = None
 
     def _owner(self, version: Version) -> tuple[Any, str]:
-        """The module or class that holds the attribute, every step of the way looked up strictly."""
         module, _, path = self.target.partition(":")
         *classes, attribute = path.split(".")
         try:
             owner = importlib.import_module(module)
         except ModuleNotFoundError as error:
-            # Only the target's own absence is ours to explain; a missing dependency of it explains itself.
+            # Report only that the target is missing. The original error explains a missing dependency of the target.
             if error.name is None or not module.startswith(error.name):
                 raise
             raise self._unfit(version, "does not exist") from error

@@ -1,8 +1,9 @@
-"""Attention is not run again where Megatron recomputes a layer: ``--wallfacer-keep-attention-output``.
+"""Reuse attention outputs when Megatron recomputes a layer: ``--wallfacer-keep-attention-output``.
 
-Under a checkpoint a forward runs twice: first without gradients, then once more in backward, with them. The first one
-leaves its output and what backward wants of it here, the second one takes them up, so that neither the kernels nor the
-messages of forward are repeated. The paper calls it a rematerialisation-aware checkpoint.
+With an activation checkpoint a layer runs forward twice: without gradients, then again in backward with gradients. The
+forward pass without gradients stores its output and the tensors that backward needs. The forward pass with gradients
+reuses the stored tensors, so neither kernels nor messages run again. The paper calls this method a
+rematerialisation-aware checkpoint.
 """
 
 from __future__ import annotations
@@ -27,31 +28,29 @@ _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
 
 class Keeper:
-    """What one attention layer has run forward and will be asked for again.
+    """Store of the finished forward passes of one attention layer until Megatron recomputes the layer.
 
-    Several micro-batches may be on their way. A pipeline takes them up in the order in which they ran.
-
-    Args:
-        where: the layer, for messages.
+    A pipeline stage recomputes its micro-batches in the order in which their forward passes ran.
     """
 
     def __init__(self, where: str) -> None:
         self._where = where
-        #: Keeps a finished pass until the returned function is called.
+        #: Function that stores a finished pass and returns a function that loads it.
         self.hold: Callable[[ForwardResult], Callable[[], ForwardResult]] = on_device
         self._kept: deque[tuple[tuple[Tensor, ...], Callable[[], ForwardResult]]] = deque()
-        _watch(self)
+        _check_after_steps()
+        _keepers.add(self)
 
     @property
     def waiting(self) -> int:
-        """Forward passes that have not been taken up yet."""
+        """Number of stored forward passes that have not been recomputed yet."""
         return len(self._kept)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call, *, sinks: Tensor | None = None) -> Tensor:
-        """As :func:`megatron_wallfacer.engine.autograd.attend`, for a module that is in training.
+        """Run :func:`megatron_wallfacer.engine.autograd.attend` for a module in training.
 
         Raises:
-            WallfacerError: this forward is a replay, but not of one that was kept.
+            WallfacerError: The layer is recomputed, but no stored pass has the same queries and keys.
         """
         if not torch.is_grad_enabled():
             finished = run_forward(q, k, v, call, sinks)
@@ -61,7 +60,6 @@ class Keeper:
         return attend(q, k, v, call, finished, sinks)
 
     def _take(self, q: Tensor, k: Tensor) -> ForwardResult:
-        """The oldest pass that began with these tensors."""
         wanted = _sample(q, k)
         for index, (sample, take) in enumerate(self._kept):
             if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(sample, wanted, strict=True)):
@@ -73,10 +71,10 @@ class Keeper:
         )
 
     def check_empty(self) -> None:
-        """To be called when a step is over.
+        """Check after a step that every stored pass was recomputed.
 
         Raises:
-            WallfacerError: something was kept that nobody came for.
+            WallfacerError: A stored pass was not recomputed.
         """
         if self._kept:
             raise WallfacerError(
@@ -86,19 +84,13 @@ class Keeper:
 
 
 def on_device(finished: ForwardResult) -> Callable[[], ForwardResult]:
-    """Keep a finished pass where it is."""
+    """Leave a finished pass in device memory."""
     return lambda: finished
 
 
 def _sample(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """A few numbers of each, copied: some rows, all heads, one channel."""
+    """Copy a few numbers of each tensor: some rows, all heads, one channel."""
     return tuple(x.detach()[:: max(1, x.shape[0] // SAMPLED_ROWS)].select(-1, 0).clone() for x in tensors)
-
-
-def _watch(keeper: Keeper) -> None:
-    """Have the keeper checked after every step of an optimizer, for as long as it lives."""
-    _check_after_steps()
-    _keepers.add(keeper)
 
 
 @cache

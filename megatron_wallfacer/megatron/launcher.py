@@ -1,9 +1,10 @@
-"""Runs the user's own Megatron script with the plugin installed.
+"""Run the user's own Megatron script with the plugin installed.
 
     torchrun --nproc-per-node 8 -m megatron_wallfacer /path/to/Megatron-LM/pretrain_gpt.py <Megatron's arguments>
 
-The script is neither copied nor edited: it is executed as `python script.py` would, after the hooks are in. On a
-machine without CUDA the CPU runtime comes first, and the same command trains on CPU ranks over gloo.
+The launcher neither copies nor edits the script: it installs the hooks, then executes the script like
+`python script.py`. On a node without CUDA the launcher installs the CPU runtime first, and the same command trains on
+CPU ranks over gloo.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ USAGE = "usage: [torchrun ...] -m megatron_wallfacer SCRIPT [Megatron's argument
 
 
 def main(argv: list[str]) -> int:
-    """Run `argv[0]`, a Megatron script, with the rest of `argv` as its arguments.
+    """Run the Megatron script `argv[0]` with the other words of `argv` as its arguments.
 
     Returns:
-        The exit code: 0, or 2 after one line on stderr (`wallfacer: error: ...`) for a request that cannot be met.
-        What the script itself raises, SystemExit included, passes through.
+        The exit code: 0, or 2 after an error message of the plugin on stderr (`wallfacer: error: ...`). Exceptions of
+        the script itself, SystemExit included, are not caught.
     """
     try:
         script, arguments = _split(argv)
@@ -45,10 +46,10 @@ def main(argv: list[str]) -> int:
 
 
 def _split(argv: list[str]) -> tuple[Path, list[str]]:
-    """The script's path and its arguments.
+    """Return the script's path and its arguments, before any slow import.
 
     Raises:
-        WallfacerError: No script is named, or there is no such file. Nothing heavy is imported yet.
+        WallfacerError: No script is named, or the file does not exist.
     """
     if not argv or argv[0].startswith("-"):
         raise WallfacerError(f"the first argument must be the path of a Megatron script; {USAGE}")
@@ -59,25 +60,25 @@ def _split(argv: list[str]) -> tuple[Path, list[str]]:
 
 
 def _look_like_python_script(script: Path) -> None:
-    """Put the script's folder where `python script.py` puts it: a checkout's own `megatron` package then wins."""
+    """Set `sys.path[0]` like `python script.py`, so that a checkout's own `megatron` has precedence."""
     if not sys.flags.safe_path:
         sys.path[0] = os.path.dirname(os.path.realpath(script))
 
 
 def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
-    """Leave a machine with CUDA alone; prepare any other for training on the CPU. Rank 0 says which it is.
+    """Choose CUDA if torch finds a GPU, else prepare the process for training on the CPU. Rank 0 prints the choice.
 
     Returns:
-        ``cuda`` or ``cpu``, and the arguments that the script shall see.
+        ``cuda`` or ``cpu``, and the arguments for the script.
 
     Raises:
-        WallfacerError: The arguments ask for what only CUDA can do.
+        WallfacerError: An argument needs CUDA.
     """
     import torch
 
     from megatron_wallfacer.megatron import cpu_runtime
 
-    # Where the CPU runtime is in already (ranks forked from a warm process), torch claims to have CUDA.
+    # An installed CPU runtime (in ranks forked from a warm process) makes torch report CUDA.
     if torch.cuda.is_available() and not cpu_runtime.is_installed():
         _say(f"CUDA, {torch.cuda.device_count()} devices here")
         return "cuda", arguments
@@ -90,14 +91,14 @@ def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def check_that_torch_sees_gpus() -> None:
-    """Check that torch finds CUDA where there is a GPU: a broken node must not join a job of GPUs as CPU ranks.
+    """Check that torch finds CUDA on a node with a GPU, so that the node does not join a GPU job with CPU ranks.
 
     Raises:
-        WallfacerError: There is a GPU here, or one was asked for, and torch finds no CUDA.
+        WallfacerError: The node has a GPU or CUDA_VISIBLE_DEVICES names one, but torch finds no CUDA.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", "-1", "NoDevFiles"):
-        return  # said on purpose: the CPU
+        return  # the user chose the CPU
     device = Path("/dev/nvidia0")
     if visible is None and not device.exists():
         return
@@ -109,7 +110,7 @@ def check_that_torch_sees_gpus() -> None:
 
 
 def _install_hooks(version: Version, device: str) -> None:
-    """Install the plugin. The device is decided, Megatron's modules may be imported, the script has not run yet."""
+    """Install the plugin, which imports Megatron, after choosing the device and before running the script."""
     import torch
 
     from megatron_wallfacer.megatron import any_device
@@ -121,17 +122,21 @@ def _install_hooks(version: Version, device: str) -> None:
 
 
 def _say(line: str) -> None:
-    """One line on rank 0's stdout."""
+    """Print a line on rank 0."""
     if os.environ.get("RANK", "0") == "0":
         print(f"wallfacer: {line}", flush=True)
 
 
 def _report(error: WallfacerError) -> None:
-    """One line on stderr, of ranks that disagree one per setting. What all ranks find alike is one line a machine."""
+    """Print the error on stderr.
+
+    If all ranks of a node have the same error, only the first rank prints the error. Each setting that differs between
+    ranks takes one line.
+    """
     _record_for_torchrun(error)
     alike = isinstance(error, DisagreementError) or _found_by_all()
     if alike and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
-        # torchrun ends all ranks as soon as one has ended; the one that speaks must have come first.
+        # torchrun ends all ranks as soon as one rank ends, so the rank that prints must end first.
         time.sleep(10.0)
     rank = "" if alike else f"rank {os.environ.get('RANK', '0')}: "
     for line in str(error).splitlines():
@@ -139,16 +144,16 @@ def _report(error: WallfacerError) -> None:
 
 
 def _record_for_torchrun(error: WallfacerError) -> None:
-    """Write the error where torchrun's agent reads it for its own summary."""
+    """Write the error to the file that torchrun's agent reads for its summary."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         text = f"wallfacer: error: {error}"
-        # torchrun prints the call stack where there is one.
+        # torchrun prints py_callstack instead of the message if there is one.
         extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
-        with contextlib.suppress(OSError):  # the disk may be full: stderr has all of it
+        with contextlib.suppress(OSError):  # the disk may be full, and stderr has the error too
             Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))
 
 
 def _found_by_all() -> bool:
-    """Whether all ranks of this machine are under torchrun, and still where they cannot differ."""
+    """Return whether torchrun started the ranks and no process group exists, so that all ranks have the same error."""
     distributed = sys.modules.get("torch.distributed")
     return "TORCHELASTIC_RUN_ID" in os.environ and not (distributed and distributed.is_initialized())

@@ -1,7 +1,8 @@
-"""Layers whose attention the plugin computes: ``--wallfacer-layers``. The other layers keep Megatron's own attention.
+"""Select the layers whose attention the plugin computes: ``--wallfacer-layers``.
 
-Megatron's own attention splits a sequence only with TransformerEngine. Its zig-zag layout is that of the plugin, so
-one model can hold both kinds of layers there, and ``--cp-comm-type`` applies to Megatron's own.
+Layers that are not selected keep Megatron's own attention, which splits a sequence only with TransformerEngine.
+TransformerEngine and the plugin have the same zig-zag layout, so one model can have layers with either attention.
+``--cp-comm-type`` applies only to layers with Megatron's own attention.
 """
 
 from __future__ import annotations
@@ -18,42 +19,34 @@ from megatron_wallfacer.megatron.flags import Flags, flag_name
 from megatron_wallfacer.megatron.masks import is_window_layer
 
 FLAG = flag_name("layers")
-#: Layers without and with a sliding window, where ``--window-attn-skip-freq`` gives a window to some layers only.
+#: Layers without and with a sliding window. ``--window-attn-skip-freq`` gives a window to some layers only.
 KINDS = ("full", "window")
 
 
 @dataclass(frozen=True)
 class LayerSelection:
-    """Layers whose attention the plugin computes.
+    """Selection of the layers whose attention the plugin computes.
 
     Attributes:
         text: value of the flag as typed.
-        numbers: layer numbers from 1, over all pipeline stages; None where the flag names a kind of layer.
+        numbers: layer numbers from 1 over all pipeline stages, or None if the flag names a kind of layer.
     """
 
     text: str
     numbers: frozenset[int] | None
 
     def includes(self, config: Any, layer_number: int) -> bool:
-        """Return whether the plugin computes the attention of a layer.
-
-        Args:
-            config: Megatron's transformer configuration of the layer.
-            layer_number: number of the layer from 1, over all pipeline stages.
-        """
+        """Return whether the plugin computes the attention of a layer."""
         if self.numbers is not None:
             return layer_number in self.numbers
         return is_window_layer(config, layer_number) == (self.text == "window")
 
 
 def select_layers(args: argparse.Namespace) -> LayerSelection | None:
-    """Return the selected layers, or None where the plugin computes all layers.
-
-    Args:
-        args: Megatron's parsed arguments.
+    """Return the layers that ``--wallfacer-layers`` selects, or None if the plugin computes all layers.
 
     Raises:
-        WallfacerError: the value is neither a kind of layer nor a list of layers of the model.
+        WallfacerError: The value is neither a kind of layer nor a list of layers of the model.
     """
     text = Flags.of(args).layers
     if text is None:
@@ -73,21 +66,14 @@ def select_layers(args: argparse.Namespace) -> LayerSelection | None:
 
 
 def mark_as_megatrons(layer: nn.Module) -> nn.Module:
-    """Mark an attention module as one that keeps Megatron's own attention, and return it.
+    """Mark an attention module that ``--wallfacer-layers`` leaves to Megatron, and return the module.
 
-    The count of layers reads the mark: a module without it that is not the plugin's is an error.
-
-    Args:
-        layer: Megatron's attention module.
+    Every unmarked attention module must be the plugin's, which is checked after the model is built.
     """
     layer.wallfacer_keeps_megatrons = True
     return layer
 
 
 def is_megatrons(layer: nn.Module) -> bool:
-    """Return whether :func:`mark_as_megatrons` marked an attention module.
-
-    Args:
-        layer: any module.
-    """
+    """Return whether :func:`mark_as_megatrons` marked a module."""
     return getattr(layer, "wallfacer_keeps_megatrons", False)

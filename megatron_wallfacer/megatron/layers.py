@@ -1,4 +1,4 @@
-"""Count the attention layers of a built model: the plugin's, and Megatron's own."""
+"""Count the attention layers of a built model that use the plugin, and the layers that use Megatron's own attention."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from megatron_wallfacer.megatron.layer_selection import FLAG, is_megatrons
 
 @dataclass(frozen=True)
 class LayerCount:
-    """Attention layers on one rank.
+    """Number of attention layers on one rank.
 
     Attributes:
         ours: number of layers whose attention the plugin computes.
         total: number of attention layers.
-        others: class names of layers that are neither the plugin's nor marked as Megatron's own, sorted.
-        megatrons: class names of layers that ``--wallfacer-layers`` does not select, sorted.
+        others: sorted class names of attention modules that should be the plugin's but are not.
+        megatrons: sorted class names of attention modules that ``--wallfacer-layers`` leaves to Megatron.
     """
 
     ours: int
@@ -34,8 +34,8 @@ class LayerCount:
 def count_layers(model: Iterable[nn.Module]) -> LayerCount:
     """Count the attention layers of a rank's model chunks.
 
-    An attention layer is a module with a ``core_attention``, or what a transformer layer has as
-    ``self_attention`` or ``cross_attention`` without one.
+    An attention layer is a module that another module has as ``core_attention``. A ``self_attention`` or
+    ``cross_attention`` module without a ``core_attention`` is an attention layer too.
     """
     found: dict[int, nn.Module] = {}
     for chunk in model:
@@ -53,18 +53,21 @@ def count_layers(model: Iterable[nn.Module]) -> LayerCount:
 
 
 def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
-    """The line to print once the model is built.
+    """Check that the plugin computes every attention layer except those that ``--wallfacer-layers`` leaves to Megatron.
 
     Args:
-        counts: of every rank.
-        pipelines: how many ranks hold the same layers.
+        counts: number of layers on each rank.
+        pipelines: number of ranks with the same layers.
+
+    Returns:
+        The line to print after the model is built.
 
     Raises:
-        WallfacerError: there is an attention layer that is not ours, or no attention layer at all.
+        WallfacerError: An attention layer is not the plugin's, or there is no attention layer.
     """
     counts = list(counts)
     others = sorted({kind for count in counts for kind in count.others})
-    # Counted per copy only for the message: a single foreign layer on a single rank is enough to stop.
+    # The division is only for the message: one wrong layer on one rank is an error.
     ours, total = (sum(getattr(count, name) for count in counts) // pipelines for name in ("ours", "total"))
     if ours > 0 and not others:
         megatrons = sorted({kind for count in counts for kind in count.megatrons})
@@ -78,10 +81,10 @@ def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
 
 @contextmanager
 def advice_of_the_plugin() -> Iterator[None]:
-    """Replace the advice that Megatron gives while it builds a model: its own attention for context parallelism.
+    """Replace the message of a Megatron assertion that recommends Megatron's own attention while a model is built.
 
     Raises:
-        WallfacerError: a layer spec or a script names an attention of Megatron's.
+        WallfacerError: A layer spec or a script requires an attention class of Megatron by name.
     """
     try:
         yield
@@ -96,7 +99,7 @@ def advice_of_the_plugin() -> Iterator[None]:
 
 
 def gather_counts(count: LayerCount) -> list[LayerCount]:
-    """Everyone's count; collective over the world."""
+    """Return the :class:`LayerCount` of each rank. All ranks must call this function."""
     counts = [count] * dist.get_world_size()
     dist.all_gather_object(counts, count)
     return counts

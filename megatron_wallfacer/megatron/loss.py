@@ -1,8 +1,8 @@
-"""Mean losses over the unmasked tokens of a context-parallel group.
+"""Compute mean losses over the unmasked tokens of a context-parallel group.
 
 Megatron divides a sum of token losses by the number of unmasked tokens of one rank, and averages gradients over
-data-parallel and context-parallel ranks. Where masks leave unequal numbers of tokens to the ranks of a context-parallel
-group, this is another mean than at context-parallel size 1: only gradients show it, reported losses do not.
+data-parallel and context-parallel ranks. If masks leave different numbers of tokens to the ranks of a context-parallel
+group, the gradients differ from the gradients at context-parallel size 1, but the reported losses do not.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-#: What a Megatron script returns with the model's output: called with that output, it returns
-#: (sum of token losses, number of unmasked tokens, report) or, the older form, (loss, report).
+#: Loss function that a Megatron script returns with the model's output. Called with that output, it returns
+#: (sum of token losses, number of unmasked tokens, report) or, in older scripts, (loss, report).
 LossFunction = Callable[..., tuple[Any, ...]]
 
 
 def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
     """Return `loss_func` with the mean over a group's unmasked tokens in place of a sum and a count.
 
-    The count that is returned is 1 on every rank. So a Megatron that reduces counts over the context-parallel ranks by
-    itself, or a script that has done so, changes nothing: equal counts on all ranks cancel.
+    The new function returns the count 1 on every rank, because equal counts cancel if Megatron or the script reduces
+    counts over the context-parallel ranks.
 
     Args:
-        loss_func: loss function of a script; two returned values are passed on unchanged.
-        group: context-parallel group; each of its ranks must call the result for the same micro-batches.
+        loss_func: loss function of a script. The new function does not change the result of a ``loss_func`` that
+            returns two values.
+        group: context-parallel group. All ranks of the group must call the new function for the same micro-batches.
 
     Returns:
-        A function that returns (mean loss times group size, 1, report): averaged over the group's ranks, the first is
-        the mean over the group's unmasked tokens. It is 0 where the group has none.
+        A function that returns (mean loss times group size, 1, report). The average of the first value over the
+        group's ranks is the mean over the group's unmasked tokens, or 0 if the group has no unmasked token.
     """
 
     def mean_loss(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -48,11 +49,11 @@ def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
 def report_of_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
     """Return `loss_func` with each pair (sum of token losses, number of tokens) of its report summed over a group.
 
-    For evaluation with ``--sft``: Megatron averages the quotients of the ranks, which are then equal in a group.
+    The sum makes the ranks of a group report equal quotients, which Megatron averages in evaluation with ``--sft``.
 
     Args:
-        loss_func: loss function of a script; its report is the last value that it returns.
-        group: context-parallel group; each of its ranks must call the result for the same micro-batches.
+        loss_func: loss function of a script, which returns the report as its last value.
+        group: context-parallel group. All ranks of the group must call the new function for the same micro-batches.
     """
 
     def reporting_loss(*args: Any, **kwargs: Any) -> tuple[Any, ...]:

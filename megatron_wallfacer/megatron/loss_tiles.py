@@ -1,7 +1,8 @@
-"""The language model's head and loss in tiles of tokens: ``--wallfacer-loss-tiles``.
+"""Compute the language model's head and loss in tiles of tokens: ``--wallfacer-loss-tiles``.
 
-Logits take 2 bytes per token and vocabulary entry in bf16 and 4 more in fp32 for the loss: 101 GB per rank for 131,072
-tokens and a vocabulary of 128,256. Tiled, they exist for one tile at a time, in forward and in backward.
+Logits take 2 bytes per token and vocabulary entry in bf16, plus 4 bytes in fp32 for the loss. For 131,072 tokens per
+rank and a vocabulary of 128,256, logits take 101 GB per rank. With tiles of tokens, memory contains the logits of only
+one tile at a time.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from megatron_wallfacer.megatron.token_tiles import map_token_tiles
 
 
 class TiledLoss:
-    """An ``output_processor`` of Megatron's ``GPTModel.forward`` (0.18 and later).
+    """An ``output_processor`` for Megatron's ``GPTModel.forward`` (0.18 and later).
 
     Args:
-        tiles: number of tiles, the same on all ranks and in all steps.
+        tiles: number of tiles, equal on all ranks and in all steps.
     """
 
     def __init__(self, tiles: int) -> None:
@@ -42,11 +43,12 @@ class TiledLoss:
         Args:
             hidden_states: output of the last layer, ``[s, b, h]``; ``[s/tp, b, h]`` with sequence parallelism.
             output_layer: Megatron's ``ColumnParallelLinear`` of the vocabulary.
-            output_weight: weight of tied embeddings, None for the layer's own.
+            output_weight: weight of tied embeddings, or None to use the layer's own weight.
             labels: token ids, ``[b, s]``.
-            runtime_gather_output: as in Megatron.
-            compute_language_model_loss: map from labels ``[b, s]`` and logits ``[s, b, v/tp]`` to losses ``[b, s]``.
-            scale_logits: Megatron's scaling of logits.
+            runtime_gather_output: argument of ``ColumnParallelLinear.forward``.
+            compute_language_model_loss: function of labels ``[b, s]`` and logits ``[s, b, v/tp]`` that returns losses
+                ``[b, s]``.
+            scale_logits: Megatron's function that scales logits.
 
         Returns:
             Losses in fp32, ``[b, s]``.
@@ -62,10 +64,10 @@ class TiledLoss:
 
 
 def _gathered_once(hidden: Tensor, layer: Any) -> Tensor:
-    """Return the layer's input ``[s, b, h]``; in backward its gradient is reduced over tensor-parallel ranks.
+    """Return the layer's input ``[s, b, h]``, whose gradient is reduced over tensor-parallel ranks in backward.
 
-    The layer would gather and reduce each tile. A tile of a shard would also belong to other tokens than the tile of
-    the labels.
+    Without this function the output layer would gather and reduce each tile. With sequence parallelism, a tile of the
+    local shard would have other tokens than the tile of the labels.
     """
     from megatron.core import tensor_parallel
 
@@ -76,7 +78,7 @@ def _gathered_once(hidden: Tensor, layer: Any) -> Tensor:
 
 @contextmanager
 def _whole_inputs(layer: Any) -> Iterator[None]:
-    """Let a column-parallel layer neither gather its input nor reduce its input's gradient."""
+    """Stop a column-parallel layer from gathering its input and from reducing its input's gradient."""
     names = ("sequence_parallel", "allreduce_dgrad", "disable_grad_reduce")
     saved = {name: getattr(layer, name) for name in names}
     layer.sequence_parallel, layer.allreduce_dgrad, layer.disable_grad_reduce = False, False, True

@@ -1,4 +1,4 @@
-"""Which keys a layer's queries see: Megatron's configuration of a layer turned into a mask."""
+"""Convert Megatron's configuration of a layer to a mask."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from megatron_wallfacer.schedule.mask import Mask, window_mask
 
 
 def layer_mask(config: Any, layer_number: int, causal: bool) -> Mask:
-    """The mask of a layer, packed sequences aside.
+    """Return the mask of a layer for sequences that are not packed.
 
-    Query i sees keys i - left to i + right, both included, as in Megatron and TransformerEngine. In a causal layer
-    right is 0 whatever the window says, as in TransformerEngine; Megatron's local attention would let it see ahead.
-
-    Args:
-        config: Megatron's TransformerConfig.
-        layer_number: 1-based, over all pipeline stages.
-        causal: whether the layer is.
+    Query i sees the keys from i - left to i + right inclusive, as in Megatron and TransformerEngine. The limit
+    ``right`` is 0 in a causal layer, as in TransformerEngine. Megatron's local attention uses the window's ``right``
+    even in a causal layer.
     """
     if not is_window_layer(config, layer_number):
         return Mask(right=0 if causal else None)
@@ -24,12 +20,12 @@ def layer_mask(config: Any, layer_number: int, causal: bool) -> Mask:
 
 
 def is_window_layer(config: Any, layer_number: int) -> bool:
-    """Whether Megatron gives this layer the window. Without ``window_attn_skip_freq`` every layer has it."""
+    """Return whether a layer has a sliding window, which is every layer without ``window_attn_skip_freq``."""
     if not getattr(config, "window_size", None):
         return False
     if getattr(config, "window_attn_skip_freq", None) is None:
         return True
-    # Only Megatrons that have the setting have the function, which alone decides what the setting means.
+    # Only Megatron releases with the setting have this function.
     from megatron.core.transformer.utils import is_layer_window_attention
 
     return is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)

@@ -1,4 +1,4 @@
-"""Megatron's own CUDA graphs: which of them hold attention, and how they are freed."""
+"""Find which of Megatron's own CUDA graphs contain attention or MLPs, and free the graphs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import sys
 
 from megatron_wallfacer.errors import WallfacerError
 
-#: Modules whose graphs hold no attention, by implementation. With ``local`` a layer that has ``attn``, ``mlp`` or
-#: ``moe`` among its modules is captured whole (``TransformerLayer.create_mcore_cudagraph_manager``).
+#: Modules whose CUDA graphs contain no attention, by implementation. ``local`` captures the whole layer if ``attn``,
+#: ``mlp`` or ``moe`` is among its modules (``TransformerLayer.create_mcore_cudagraph_manager``).
 _WITHOUT_ATTENTION = {
     "local": ("moe_router", "moe_preprocess"),
     "transformer_engine": ("mlp", "moe", "moe_router", "moe_preprocess"),
 }
-#: Module that Megatron 0.18 and later takes for the implementation of that name.
+#: Module name that Megatron 0.18 and later converts to the implementation ``full_iteration``.
 _WHOLE = "full_iteration"
 
 
 def attention_in_graphs(args: argparse.Namespace) -> str | None:
-    """Return the flag, as typed, by which Megatron's CUDA graphs hold attention; None where they hold none.
+    """Return the flag, as typed, that puts attention into Megatron's CUDA graphs, or None.
 
-    Args:
-        args: Megatron's arguments or a TransformerConfig.
+    ``args`` are Megatron's arguments or a TransformerConfig.
     """
     implementation, typed = _implementation(args)
     flag, modules = _modules(args)
@@ -37,11 +36,7 @@ def attention_in_graphs(args: argparse.Namespace) -> str | None:
 
 
 def mlp_in_graphs(args: argparse.Namespace) -> str | None:
-    """Return the flag, as typed, by which Megatron's CUDA graphs hold dense MLPs; None where they hold none.
-
-    Args:
-        args: Megatron's arguments.
-    """
+    """Return the flag, as typed, that puts dense MLPs into Megatron's CUDA graphs, or None."""
     implementation, typed = _implementation(args)
     flag, modules = _modules(args)
     if implementation == "none":
@@ -53,27 +48,19 @@ def mlp_in_graphs(args: argparse.Namespace) -> str | None:
 
 
 def whole_iteration_graph(args: argparse.Namespace) -> str | None:
-    """Return the flag, as typed, by which one CUDA graph holds a whole iteration; None where none does.
-
-    Args:
-        args: Megatron's arguments.
-    """
+    """Return the flag, as typed, that captures a whole iteration in one CUDA graph, or None."""
     (implementation, _), (_, modules) = _implementation(args), _modules(args)
     known = implementation in _WITHOUT_ATTENTION and _WHOLE not in modules
     return None if known else attention_in_graphs(args)
 
 
 def local_graphs_around_attention(args: argparse.Namespace) -> str | None:
-    """Return the flag, as typed, by which CUDA graphs of ``local`` hold attention; None where they hold none.
-
-    Args:
-        args: Megatron's arguments.
-    """
+    """Return the flag, as typed, that puts attention into CUDA graphs of the implementation ``local``, or None."""
     return attention_in_graphs(args) if _implementation(args)[0] == "local" else None
 
 
 def _implementation(args: argparse.Namespace) -> tuple[str, str]:
-    """Megatron's implementation, and the flag that chose it, as typed."""
+    """Return Megatron's implementation and the flag, as typed, that selects it."""
     if getattr(args, "enable_cuda_graph", False):
         return "local", "--enable-cuda-graph"
     if getattr(args, "external_cuda_graph", False):
@@ -83,25 +70,25 @@ def _implementation(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def _modules(args: argparse.Namespace) -> tuple[str, list[str]]:
-    """The flag that limits graphs to modules, and the modules by name: --cuda-graph-scope until Megatron 0.18."""
+    """Return the flag that limits CUDA graphs to modules, and the module names. Old releases use --cuda-graph-scope."""
     old = getattr(args, "cuda_graph_scope_deprecated", None) or getattr(args, "cuda_graph_scope", None)
     new = getattr(args, "cuda_graph_modules", None)
     flag = "--cuda-graph-scope" if old or new is None else "--cuda-graph-modules"
-    # Enums, but for names that Megatron replaces later; one that means all modules is the same as none.
+    # Most modules are enums, some are strings. The module "full" means all modules, like an empty list.
     names = [getattr(module, "name", module) for module in old or new or ()]
     return flag, [name for name in names if name != "full"]
 
 
 def check_config(config: argparse.Namespace, expected: str | None, where: str) -> None:
-    """Check that a layer is captured only as the command line says: a script may set graphs in code.
+    """Check that CUDA graphs contain a layer's attention only if the command line says so, not code of a script.
 
     Args:
         config: Megatron's TransformerConfig.
-        expected: what the command line gave, as :func:`attention_in_graphs` names it.
-        where: the layer, for messages.
+        expected: result of :func:`attention_in_graphs` for the command line.
+        where: name of the layer for messages.
 
     Raises:
-        WallfacerError: graphs around attention that were not checked at start.
+        WallfacerError: CUDA graphs contain attention although the command line does not say so.
     """
     held = attention_in_graphs(config)
     if held is not None and expected is None:
@@ -109,14 +96,14 @@ def check_config(config: argparse.Namespace, expected: str | None, where: str) -
 
 
 def free_graphs() -> None:
-    """Free the graphs of Megatron's ``local`` implementation, which holds them until the process ends.
+    """Free the CUDA graphs of Megatron's implementation ``local``, which Megatron keeps until the process ends.
 
-    Those of ``transformer_engine`` are freed by Megatron's training loop.
+    Megatron's training loop frees the graphs of ``transformer_engine`` itself.
     """
     runner = getattr(sys.modules.get("megatron.core.transformer.cuda_graphs"), "_CudaGraphRunner", None)
     if runner is None:
         return
-    # Runners are in no list once their graphs are made.
+    # Megatron keeps no list of the runners after capture.
     for found in [x for x in gc.get_objects() if issubclass(type(x), runner)]:
         for name in ("fwd_graph", "bwd_graph"):
             graph = getattr(found, name, None)

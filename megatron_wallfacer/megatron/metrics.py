@@ -1,4 +1,4 @@
-"""Attention in Megatron's TensorBoard and Weights & Biases: what ``--wallfacer-log-metrics`` writes."""
+"""Write metrics of attention to Megatron's TensorBoard and Weights & Biases: ``--wallfacer-log-metrics``."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from megatron_wallfacer.schedule.ops import Op, Schedule, Transfer
 from megatron_wallfacer.schedule.volume import Shape, received_bytes
 
 PREFIX = "wallfacer/"
-#: Schedules whose bytes are remembered; with packed documents every step has new ones.
+#: Number of schedules in the cache of received bytes. With packed documents every step has new schedules.
 REMEMBERED = 64
 
 
 class Clock(Protocol):
-    """Marks moments, and tells later what lies between them."""
+    """A clock that records points in time and computes the time between two of them."""
 
     def mark(self) -> Any:
-        """Return a mark of the present time."""
+        """Record and return the present time."""
 
     def has_passed(self, mark: Any) -> bool:
-        """Return whether all work before a mark is done."""
+        """Return whether the device has finished all work before a recorded time."""
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Return the seconds between two marks that have passed."""
+        """Return the seconds between two recorded times that have passed."""
 
 
 class HostClock:
-    """The clock of the process, for work on a CPU; see :class:`Clock`."""
+    """Clock of the process for work on a CPU. See :class:`Clock`."""
 
     def mark(self) -> float:
-        """Return a mark of the present time."""
+        """Return the present time."""
         return time.monotonic()
 
     def has_passed(self, mark: float) -> bool:
-        """Return True: the work of a CPU is done when a mark is made."""
+        """Return True, because a CPU has finished its work when the time is recorded."""
         return True
 
     def seconds(self, start: float, end: float) -> float:
-        """Return the seconds between two marks."""
+        """Return the seconds between two times."""
         return end - start
 
 
 class CudaClock:
-    """The clock of a GPU: events in the current stream, for which the host never waits; see :class:`Clock`."""
+    """Clock of a GPU that records events in the current stream without blocking the host. See :class:`Clock`."""
 
     def mark(self) -> torch.cuda.Event:
-        """Return an event in the current stream."""
+        """Record and return an event in the current stream."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -69,7 +69,7 @@ class CudaClock:
 
 @dataclass
 class _Step:
-    """What was seen in one step: marks by ``forward``, ``backward`` or ``wait``; passes and their bytes by name."""
+    """Measurements of one step: times of ``forward``, ``backward`` and ``wait``; number and bytes of passes by name."""
 
     marks: list[tuple[str, Any, Any]] = field(default_factory=list)
     passes: Counter[str] = field(default_factory=Counter)
@@ -77,12 +77,9 @@ class _Step:
 
 
 class StepSums:
-    """An observer of the engine that keeps sums: seconds and bytes of attention in the steps since they were last read.
+    """An observer of the engine that sums seconds and bytes of attention over the steps since the last log entry.
 
-    Marks are kept until their step is over, on CUDA until the device is through with it too.
-
-    Args:
-        clock: that of the device which computes.
+    Recorded times are stored until the step ends and, on CUDA, until the device has finished the step.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -93,7 +90,7 @@ class StepSums:
         self._known: dict[tuple[int, Shape], tuple[Schedule, float]] = {}
 
     def __call__(self, what: Pass | Op | Transfer) -> AbstractContextManager[None]:
-        """Return the context that times a pass or a wait."""
+        """Return a context manager that times a pass or a wait."""
         if isinstance(what, Pass):
             self._step.passes[what.name] += 1
             self._step.received[what.name] += self._bytes(what)
@@ -107,17 +104,17 @@ class StepSums:
         self._step.marks.append((name, start, self._clock.mark()))
 
     def _bytes(self, one: Pass) -> float:
-        """What the pass receives; layers share their schedules, so it is counted once."""
+        """Return the bytes that a pass receives, from a cache, because layers with equal shapes share a schedule."""
         key = id(one.schedule), one.shape
         if key not in self._known:
             if len(self._known) == REMEMBERED:
                 self._known.clear()
-            # With the schedule itself, so that no other can get its id.
+            # A reference to the schedule prevents Python from reusing its id.
             self._known[key] = one.schedule, sum(received_bytes(one.schedule, one.shape).values())
         return self._known[key][1]
 
     def end_step(self) -> None:
-        """A training step is over. Sums up the steps that the device is through with."""
+        """End a training step, and add the steps that the device has finished to the sums."""
         self._over.append(self._step)
         self._step = _Step()
         while self._over and self._is_done(self._over[0]):
@@ -132,7 +129,7 @@ class StepSums:
         return not step.marks or self._clock.has_passed(step.marks[-1][2])
 
     def take(self) -> dict[str, float]:
-        """Figures by tag, of the steps that were summed up since the last call; none where no attention ran."""
+        """Return the metrics by tag and reset the sums. The dict is empty if no step with attention has finished."""
         attention = sum(self._seconds[name] for name in PASSES)
         if not self._steps or not attention:
             return {}
@@ -148,20 +145,14 @@ class StepSums:
 
 
 def step_sums(device: torch.device) -> StepSums | None:
-    """The observer of a rank that Megatron writes metrics on; None on the others, where nothing need be timed."""
+    """Return an observer on the rank where Megatron writes metrics, or None on other ranks."""
     if not _writers():
         return None
     return StepSums(CudaClock() if device.type == "cuda" else HostClock())
 
 
 def log_step(sums: StepSums, iteration: int, interval: int) -> None:
-    """A training step is over; write where Megatron writes.
-
-    Args:
-        sums: what was recorded.
-        iteration: number of the step.
-        interval: Megatron's ``--tensorboard-log-interval``.
-    """
+    """End a training step, and write the metrics every ``interval`` steps (``--tensorboard-log-interval``)."""
     sums.end_step()
     if iteration % interval:
         return
@@ -171,7 +162,7 @@ def log_step(sums: StepSums, iteration: int, interval: int) -> None:
 
 
 def _writers() -> list[Callable[[dict[str, float], int], None]]:
-    """Those that Megatron has made; only its last rank has any."""
+    """Return a function for each writer that Megatron has made. Only Megatron's last rank has writers."""
     from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 
     tensorboard, wandb = get_tensorboard_writer(), get_wandb_writer()

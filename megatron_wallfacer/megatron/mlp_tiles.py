@@ -1,7 +1,7 @@
-"""Dense MLPs in tiles of tokens: ``--wallfacer-mlp-tiles``.
+"""Compute dense MLPs in tiles of tokens: ``--wallfacer-mlp-tiles``.
 
-A SwiGLU MLP saves three tensors of ``--ffn-hidden-size`` per token for backward. Tiled, they exist for one tile at a
-time and are computed again in backward.
+A SwiGLU MLP saves three tensors of ``--ffn-hidden-size`` elements per token for backward. With tiles of tokens, memory
+contains the saved tensors of only one tile at a time, because backward computes each tile again.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Forward = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def tiled_mlp_forward(original: Forward, tiles: int) -> Forward:
-    """Return ``MLP.forward`` that computes tokens in tiles.
+    """Return an ``MLP.forward`` that computes the tokens in tiles.
 
-    Shared experts (a subclass) and experts, whose tokens come with a scale each, keep the original: expert parallelism
-    decides how many tokens they get.
+    Shared experts (a subclass of MLP) and experts (which get a scale per token) use the original function. Expert
+    parallelism decides how many tokens an expert gets, so ranks would disagree about tiles.
 
     Args:
         original: Megatron's ``MLP.forward``.
-        tiles: number of tiles, the same on all ranks and in all steps.
+        tiles: number of tiles, equal on all ranks and in all steps.
     """
     from megatron.core.transformer.mlp import MLP
 
@@ -37,7 +37,7 @@ def tiled_mlp_forward(original: Forward, tiles: int) -> Forward:
 
         def output_of_tile(hidden: Tensor) -> Tensor:
             nonlocal bias
-            # The bias is a parameter, which the caller adds to all tokens.
+            # The bias is a parameter, equal for all tiles, which the caller adds.
             output, bias = original(mlp, hidden, **kwargs)
             return output
 

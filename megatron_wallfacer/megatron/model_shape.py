@@ -1,4 +1,4 @@
-"""Heads, channels, dtype and tokens of one rank, from Megatron's arguments."""
+"""Read heads, channels, dtype and tokens per rank from Megatron's arguments."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from megatron_wallfacer.schedule.volume import Shape
 
 
 def kv_heads(args: argparse.Namespace) -> int:
-    """Return the kv heads of the model: Megatron's --num-query-groups counts only with --group-query-attention.
+    """Return the kv heads of the model.
 
-    Latent attention (MLA) has keys and values for every query head.
+    Megatron reads --num-query-groups only with --group-query-attention. Latent attention (MLA) has keys and values for
+    every query head.
     """
     if _is_latent(args):
         return args.num_attention_heads
@@ -22,7 +23,7 @@ def kv_heads(args: argparse.Namespace) -> int:
 
 
 def shape_of(args: argparse.Namespace, dtype: torch.dtype) -> Shape:
-    """Return the shape of one rank's shard in one layer."""
+    """Return the shape of one rank's shard of Q, K and V in one layer."""
     q_heads, k_heads = heads_per_rank(args)
     return Shape(
         tokens=args.seq_length // Flags.of(args).cp_size,
@@ -37,13 +38,13 @@ def shape_of(args: argparse.Namespace, dtype: torch.dtype) -> Shape:
 
 
 def heads_per_rank(args: argparse.Namespace) -> tuple[int, int]:
-    """Return (query heads, kv heads) per rank; tensor parallelism leaves at least one of each."""
+    """Return (query heads, kv heads) per rank. With tensor parallelism a rank has at least one head of each kind."""
     parallel = args.tensor_model_parallel_size
     return max(1, args.num_attention_heads // parallel), max(1, kv_heads(args) // parallel)
 
 
 def head_dim(args: argparse.Namespace) -> int | None:
-    """Return the channels per query or key head; None if the command line leaves the sizes to a checkpoint."""
+    """Return the channels per query or key head, or None if the command line leaves model sizes to a checkpoint."""
     if _is_latent(args):
         return args.qk_head_dim + args.qk_pos_emb_head_dim
     if args.kv_channels is not None:
@@ -52,12 +53,12 @@ def head_dim(args: argparse.Namespace) -> int | None:
 
 
 def v_head_dim(args: argparse.Namespace) -> int | None:
-    """Return the channels per value head; None if they are those of a key head."""
+    """Return the channels per value head, or None if a value head has as many channels as a key head."""
     return args.v_head_dim if _is_latent(args) else None
 
 
 def dtype_of(args: argparse.Namespace) -> torch.dtype:
-    """Return the dtype of the inputs of attention."""
+    """Return the dtype of Q, K and V."""
     if args.bf16:
         return torch.bfloat16
     return torch.float16 if args.fp16 else torch.float32

@@ -1,9 +1,9 @@
-"""Multi-token prediction over the tokens of a context-parallel group.
+"""Compute multi-token prediction (MTP) losses over the tokens of a context-parallel group.
 
-Megatron divides the losses of the extra layers by the number of unmasked tokens of one rank, with and without
-``--calculate-per-token-loss`` (NVIDIA/Megatron-LM#7498). The numbers of a group's ranks differ even without a mask: the
-last token of a sequence predicts nothing, and one rank has it. And it shifts packed tokens by the lengths of documents
-without their padding (NVIDIA/Megatron-LM#4495), although tokens lie in memory with it.
+Megatron divides the losses of the MTP layers by the number of unmasked tokens of one rank, with and without
+``--calculate-per-token-loss`` (NVIDIA/Megatron-LM#7498). The ranks of a group have different numbers of unmasked tokens
+even without a mask, because only one rank has the last token, which predicts nothing. Megatron also shifts packed
+tokens by document lengths without padding, although the tensors include the padding (NVIDIA/Megatron-LM#4495).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ Roll = Callable[..., tuple[Tensor | None, Tensor | None]]
 
 
 class GroupCounts:
-    """Wrappers of two functions of Megatron: the loss of the extra layers, and the shift of tokens that it calls.
+    """Wrappers of Megatron's functions ``process_mtp_loss`` and ``roll_tensor``.
 
-    The first makes the second count over the group: a shifted mask has other tokens on a rank than the mask, so the
-    number is known only after the shift.
+    Megatron's loss calls ``roll_tensor`` to shift the mask and count its tokens. Inside the wrapped loss, the wrapped
+    ``roll_tensor`` counts tokens over the group, because shifting changes the number of tokens of a rank's mask.
     """
 
     def __init__(self) -> None:
-        # The group over which shifted masks are counted; None outside of the loss.
+        # Group over which roll_tensor counts unmasked tokens, or None outside of process_mtp_loss.
         self._group: dist.ProcessGroup | None = None
 
     def wrap_roll(self, original: Roll) -> Roll:
-        """Return Megatron's ``roll_tensor`` with padded boundaries, and inside the loss with the group's counts.
+        """Return Megatron's ``roll_tensor`` with padded boundaries of documents and, in the loss, with group counts.
 
         Args:
-            original: called with a tensor ``[batch, tokens / P]`` and more, returns that tensor shifted and its sum.
+            original: function that shifts a tensor ``[batch, tokens / P]`` and returns (shifted tensor, its sum).
         """
         signature = inspect.signature(original)
 
@@ -47,7 +47,7 @@ class GroupCounts:
             if call.arguments.get("packed_seq_params") is not None:
                 call.arguments["packed_seq_params"] = as_laid_out(call.arguments["packed_seq_params"])
             rolled, total = original(*call.args, **call.kwargs)
-            # Of what is shifted there, tokens and labels are integers, and their sums are not read.
+            # Masks are floating point. Tokens and labels are integers, and Megatron ignores their sums.
             if self._group is None or total is None or not rolled.is_floating_point():
                 return rolled, total
             return rolled, sum_over_group(total, self._group).clamp(min=1)
@@ -57,8 +57,9 @@ class GroupCounts:
     def wrap_loss(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return Megatron's ``process_mtp_loss`` with means over the tokens of the context-parallel group.
 
-        Megatron averages over P ranks what is divided here by a count of all of them, so each loss is times P. With
-        per-token loss Megatron weighs the mean by the number of tokens of the main loss: of the group too.
+        The wrapper multiplies each loss by P, because Megatron averages gradients over P ranks although the count here
+        covers all P ranks. With per-token loss Megatron multiplies the MTP mean by the main loss's token count, for
+        which the wrapper also uses the group's count.
         """
         signature = inspect.signature(original)
 
@@ -86,9 +87,9 @@ class GroupCounts:
 
 
 def _derive_labels(values: dict[str, Any]) -> bool:
-    """Whether there are labels; where tokens alone are given (reinforcement learning), labels are made of them.
+    """Return whether there are labels. If there are only tokens (reinforcement learning), derive labels from tokens.
 
-    Megatron does the same inside, but there the mask of the main loss is known too late.
+    Megatron derives labels inside the wrapped function, which is too late to read the mask of the main loss.
     """
     if values["labels"] is not None:
         return True
@@ -107,7 +108,7 @@ def _derive_labels(values: dict[str, Any]) -> bool:
 
 
 def _weighted(config: Any, mask: Tensor, group: dist.ProcessGroup) -> Any:
-    """A configuration that has Megatron divide by the shifted count alone, and weigh by the group's unmasked tokens."""
+    """Return a configuration that makes Megatron divide by the shifted count and multiply by the group's count."""
     weighted = copy.copy(config)
     weighted.calculate_per_token_loss = False
     weighted.mtp_loss_scaling_factor = config.mtp_loss_scaling_factor * sum_over_group(mask.sum(), group) / group.size()
@@ -115,5 +116,4 @@ def _weighted(config: Any, mask: Tensor, group: dist.ProcessGroup) -> Any:
 
 
 def _times(factor: int, losses: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function of token losses, times a factor."""
     return lambda *args, **kwargs: losses(*args, **kwargs) * factor

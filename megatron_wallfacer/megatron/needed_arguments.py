@@ -1,7 +1,8 @@
-"""What Megatron's arguments must say, on any device, where a library is missing; and shipped command lines with it.
+"""List the Megatron arguments that a missing library requires on any device, and add them to shipped command lines.
 
-`validate_args` does not check most of it: the configuration, the model's layers, the first step or the data sets do.
-Every flag here exists in Megatron-LM 0.17, 0.18, 0.19 and main of 2026-08.
+`validate_args` does not check most of the arguments in this module. If an argument is missing, Megatron fails later: in
+the configuration, in a layer, in the first step or in the data sets. Every flag in this module exists in Megatron-LM
+0.17, 0.18, 0.19 and main of 2026-08.
 """
 
 from __future__ import annotations
@@ -10,35 +11,35 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-#: Flag -> value, None for a switch.
+#: Value of each flag, or None for a switch.
 Flags = Mapping[str, str | None]
 
-#: The default, None, stops build_train_valid_test_data_iterators at `train_iters // eval_interval`.
+#: build_train_valid_test_data_iterators fails at `train_iters // eval_interval` with the default None.
 EVALUATION: Flags = {"--eval-interval": "1000"}
-#: For `--transformer-impl local`, with nothing but torch. Apex has the first two, TransformerEngine the third.
+#: Flags for `--transformer-impl local` with torch alone. The first two fusions need Apex, the third TransformerEngine.
 LOCAL_LAYERS: Flags = {
-    # WrappedTorchNorm, when a layer is built. TransformerBlock and RMSNorm take it with Apex, too.
+    # WrappedTorchNorm requires the flag when a layer is built. Apex norms accept it too.
     "--no-persist-layer-norm": None,
-    # FusedScaleMaskSoftmax imports Apex's kernel in its first forward, in bf16 and fp16.
+    # FusedScaleMaskSoftmax imports Apex's kernel in its first forward in bf16 or fp16.
     "--no-masked-softmax-fusion": None,
-    # TransformerConfig, when it is made.
+    # TransformerConfig requires the flag.
     "--no-rope-fusion": None,
 }
-#: ColumnParallelLinear, the output layer also of a model with TransformerEngine's layers, when it is built.
+#: ColumnParallelLinear requires the flag. A model with TransformerEngine's layers uses it as its output layer.
 NO_GRADIENT_FUSION: Flags = {"--no-gradient-accumulation-fusion": None}
 
 IMPLEMENTATION = "--transformer-impl"
-#: `validate_args` wants it with tensor or context parallelism before Blackwell.
+#: `validate_args` requires the variable with tensor or context parallelism on GPUs before Blackwell.
 GPU_VARIABLES = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
 
 @dataclass(frozen=True)
 class Libraries:
-    """Which libraries of Megatron can be imported.
+    """Optional libraries of Megatron.
 
     Attributes:
-        transformer_engine: layers, norms, fused RoPE, Adam.
-        gradient_fusion: Apex's `fused_weight_gradient_mlp_cuda`.
+        transformer_engine: whether TransformerEngine is installed.
+        gradient_fusion: whether Apex's `fused_weight_gradient_mlp_cuda` is installed.
     """
 
     transformer_engine: bool
@@ -46,20 +47,16 @@ class Libraries:
 
     @classmethod
     def here(cls) -> Libraries:
-        """Look them up in this environment, without importing them."""
+        """Return the libraries of this environment without importing them."""
         names = ("transformer_engine", "fused_weight_gradient_mlp_cuda")
         return cls(*(importlib.util.find_spec(name) is not None for name in names))
 
 
 def complete_for_gpu(argv: Sequence[str], libraries: Libraries) -> list[str]:
-    """Complete a shipped command line so that it starts on a GPU.
-
-    Args:
-        argv: Megatron's arguments, without the script's path.
-        libraries: libraries of the machine that trains.
+    """Add the flags to a shipped command line that Megatron needs to start on a GPU.
 
     Returns:
-        `argv`, and behind it each flag that it lacks and that Megatron needs there.
+        `argv` followed by each needed flag that `argv` lacks.
     """
     given = dict(read_flags(argv))
     default = {} if libraries.transformer_engine else {IMPLEMENTATION: "local"}
@@ -69,7 +66,7 @@ def complete_for_gpu(argv: Sequence[str], libraries: Libraries) -> list[str]:
 
 
 def missing(argv: Sequence[str], needed: Flags) -> list[str]:
-    """Words for each flag of `needed` that `argv` does not have, whatever its value there."""
+    """Return the words of each flag in `needed` that is absent from `argv`."""
     given = {flag for flag, _ in read_flags(argv)}
     words: list[str] = []
     for flag, value in needed.items():
@@ -79,7 +76,7 @@ def missing(argv: Sequence[str], needed: Flags) -> list[str]:
 
 
 def read_flags(argv: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Each `--flag` with the word that follows it, if that is not a flag: `--flag value` and `--flag=value`."""
+    """Return each flag with its value or None, from words of the form `--flag value` or `--flag=value`."""
     flags: list[tuple[str, str | None]] = []
     for position, word in enumerate(argv):
         if not word.startswith("--"):

@@ -1,4 +1,4 @@
-"""What a run writes beside its checkpoints: observability never ends a run."""
+"""Write files next to checkpoints without ending the run if a write fails."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from megatron_wallfacer.errors import WallfacerError
 
 
 class Output:
-    """An output that is switched off, with one warning, when it first fails.
-
-    Args:
-        name: flag of the output, with its value.
-    """
+    """An output, named by its flag, that is switched off with one warning after its first failure."""
 
     def __init__(self, name: str) -> None:
         self._name, self.failed = name, False
 
     def write(self, write: Callable[[], None]) -> None:
-        """Call a function that writes, unless an earlier one failed. A library may raise what it likes."""
+        """Call a function that writes, unless an earlier call raised an exception."""
         if self.failed:
             return
         try:
@@ -32,14 +28,10 @@ class Output:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Make a folder, and try to write there.
-
-    Args:
-        flag: that names the folder.
-        folder: for files of every rank of this host.
+    """Make the folder that a flag names, and check that files can be written there.
 
     Raises:
-        WallfacerError: it cannot be written.
+        WallfacerError: The folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

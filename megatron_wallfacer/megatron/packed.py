@@ -1,4 +1,4 @@
-"""Packed sequences: where documents begin and end, read from what Megatron hands to attention with each batch."""
+"""Read the boundaries of packed documents from the arguments that Megatron passes to attention."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.schedule.mask import Mask
 
 ShardMode = Literal["sequence", "per_document"]
-#: Attributes by which versions of Megatron name how tokens are split over context-parallel ranks.
+#: Names in Megatron releases of the attribute that describes how tokens are split over context-parallel ranks.
 LAYOUT_NAMES = ("cp_partition_mode", "attention_cp_layout")
 
 
 def shards_whole_sequence(args: argparse.Namespace) -> bool:
-    """Whether Megatron packs documents and divides their sequence as a whole into 2P chunks.
+    """Return whether Megatron packs documents and splits the sequence, not each document, into 2P chunks.
 
-    ``pretrain_gpt.py`` does with --dataloader-inter-document-masking, unless --sft is given too. All other packed
-    batches have each document divided, as TransformerEngine's attention expects it.
+    ``pretrain_gpt.py`` splits the sequence with --dataloader-inter-document-masking unless --sft is given. Megatron
+    splits each document in all other packed batches, as TransformerEngine's attention expects.
     """
     return getattr(args, "dataloader_inter_document_masking", False) and not getattr(args, "sft", False)
 
 
 class Batch(NamedTuple):
-    """What a packed batch consists of.
+    """Documents of a packed batch.
 
     Attributes:
-        documents: where they begin and end in the sequence; None where a single one fills it.
-        padded: whether there may be padding at the end of a document.
+        documents: boundaries of the documents in the sequence, or None if one document fills the sequence.
+        padded: whether a document may end with padding.
     """
 
     documents: tuple[int, ...] | None
@@ -40,32 +40,32 @@ class Batch(NamedTuple):
 
 
 class Documents:
-    """The documents of a batch, read once however many layers ask: reading waits for the device.
+    """Reader of document boundaries that reads once per batch for all layers, because reading waits for the device.
 
     Args:
-        cp_size: P.
+        cp_size: P, the number of context-parallel ranks.
         shard_mode: layout of documents, one of :data:`megatron_wallfacer.schedule.mask.SHARD_MODES`.
     """
 
     def __init__(self, cp_size: int, shard_mode: ShardMode) -> None:
-        # Without context parallelism nothing is divided, and Megatron does not pad documents to an even length.
+        # Without context parallelism Megatron does not pad documents to a multiple of 2P tokens.
         self._cp_size, self.shard_mode = cp_size, shard_mode if cp_size > 1 else "sequence"
-        # What was read last. By identity: a tensor's content cannot be compared without waiting for the device.
+        # Boundaries that were read last, compared by identity: comparing contents would wait for the device.
         self._boundaries: weakref.ref[Tensor] | None = None
         self._version = 0
         self._documents: tuple[int, ...] = ()
         self._masks: dict[Mask, Mask] = {}
 
     def read(self, packed: Any, tokens: int, where: str) -> Batch:
-        """The documents of a packed batch.
+        """Return the documents of a packed batch.
 
         Args:
             packed: Megatron's PackedSeqParams.
-            tokens: of this rank.
-            where: the layer, for messages.
+            tokens: number of tokens of this rank.
+            where: name of the layer for messages.
 
         Raises:
-            WallfacerError: what ``packed`` describes is not supported.
+            WallfacerError: The boundaries are not supported.
         """
         ends = _boundaries(packed)
         known = None if self._boundaries is None else self._boundaries()
@@ -76,18 +76,18 @@ class Documents:
         return Batch(self._documents if len(self._documents) > 2 else None, _has_padding(packed))
 
     def mask(self, of_layer: Mask, documents: tuple[int, ...]) -> Mask:
-        """Return a layer's mask within documents: one object for all layers of a batch that have the same mask.
+        """Return a layer's mask within documents, as one object for all layers of a batch with equal masks.
 
         Args:
-            of_layer: mask of each document.
-            documents: boundaries that :meth:`read` returned last.
+            of_layer: mask that applies inside each document.
+            documents: boundaries that the last call of :meth:`read` returned.
         """
         if of_layer not in self._masks:
             self._masks[of_layer] = replace(of_layer, documents=documents, shard_mode=self.shard_mode)
         return self._masks[of_layer]
 
     def _read(self, packed: Any, boundaries: Tensor, tokens: int, where: str) -> tuple[int, ...]:
-        # An empty document, where a boundary is repeated, has no tokens to mask.
+        # A repeated boundary is an empty document, which does not affect the mask.
         documents = tuple(dict.fromkeys(boundaries.tolist()))
         others = getattr(packed, f"cu_seqlens_kv{_suffix(packed)}", None)
         if others is not None and others is not boundaries and tuple(dict.fromkeys(others.tolist())) != documents:
@@ -100,13 +100,9 @@ class Documents:
 
 
 def as_laid_out(packed: Any) -> Any:
-    """Return a batch's description whose boundaries are those in memory: of documents with their padding.
+    """Return PackedSeqParams with the boundaries of documents including padding, as the tokens are in memory.
 
-    Args:
-        packed: Megatron's PackedSeqParams.
-
-    Returns:
-        A copy with ``cu_seqlens_q`` as its padded twin, or ``packed`` where it has none.
+    The result is a copy with ``cu_seqlens_q_padded`` as ``cu_seqlens_q``, or ``packed`` without padded boundaries.
     """
     padded = getattr(packed, "cu_seqlens_q_padded", None)
     if padded is None or padded is packed.cu_seqlens_q:
@@ -117,7 +113,7 @@ def as_laid_out(packed: Any) -> Any:
 
 
 def _boundaries(packed: Any) -> Tensor:
-    """Return where documents begin and end in the sequence in memory, with their padding."""
+    """Return the boundaries of documents including padding."""
     return getattr(packed, f"cu_seqlens_q{_suffix(packed)}")
 
 
@@ -126,6 +122,6 @@ def _suffix(packed: Any) -> str:
 
 
 def _has_padding(packed: Any) -> bool:
-    """Whether there may be padding: both kinds of boundaries are given, and not as one tensor."""
+    """Return whether documents may have padding, which requires different padded and unpadded boundaries."""
     padded = getattr(packed, "cu_seqlens_q_padded", None)
     return padded is not None and padded is not packed.cu_seqlens_q

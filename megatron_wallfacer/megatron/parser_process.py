@@ -1,9 +1,10 @@
-"""Process that runs Megatron's parser. Requests arrive as JSON on stdin, results leave as JSON on stdout.
+"""Run Megatron's parser in a process of its own, with requests as JSON on stdin and results as JSON on stdout.
 
 A request is one command line: ``flags`` (each with its values), ``script_flags`` (flags that the script adds to
-Megatron's), ``ranks``, ``device``. The output has ``megatron``, its version, and ``results``, one per request:
-``problems`` (``text``, which begins with a flag), ``grid`` or null, ``rules`` and ``kernel`` (whether the plugin's
-rules and the attention kernel were checked). After an error the output has only ``error``.
+Megatron's), ``ranks`` and ``device``. The output has the version ``megatron`` and a list ``results``, one entry per
+request. An entry has ``problems`` (each with a ``text`` that begins with a flag), ``grid`` or null, and two booleans:
+``rules`` (the plugin's rules were checked) and ``kernel`` (the attention kernel was checked). After an error the output
+has only ``error``.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.version import Version, check_supported, megatron_version
 
-#: Flags of a model. A preset with one of them is more than a part, and the plugin's rules apply.
+#: Flags of a model. A preset without any of them describes only a part of a run, so the plugin's rules do not apply.
 _MODEL_FLAGS = frozenset({"--num-attention-heads", "--seq-length", "--use-checkpoint-args"})
 Problem = dict[str, str]
 
 
 def main() -> None:
-    """Check all requests. Prints of Megatron at import go to stderr."""
+    """Check all requests. Text that Megatron prints during its import goes to stderr."""
     leave_uncompiled()
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -60,7 +61,7 @@ def _state(version: Version, device: torch.device) -> PluginState:
 
 
 class _StateWithoutDevice(PluginState):
-    """State on a node without the device. It accepts every kernel name that exists."""
+    """State of the plugin on a node without the preset's device, with which every existing kernel name is valid."""
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
         name = self.settings.flags.kernel
@@ -72,7 +73,7 @@ class _StateWithoutDevice(PluginState):
 
 
 def _check(request: dict[str, Any], state: PluginState) -> dict[str, Any]:
-    """Return all unknown flags; else the parser's first error; else the first error of the plugin's rules."""
+    """Return the problems of a command line: all unknown flags, else the first error of the parser or the plugin."""
     hooks = Hooks(state)
     hooks.install()
     try:
@@ -105,8 +106,8 @@ def _unknown(known: set[str], flags: list[str]) -> Iterator[Problem]:
 
 
 def _parse(parser: argparse.ArgumentParser, request: dict[str, Any], rules: bool) -> None:
-    """Run the parser alone, then as in a training run, where the plugin's rules follow."""
-    # Only the script itself defines how many values its own flags have.
+    """Run the parser alone, then as in a training run, which also checks the plugin's rules."""
+    # Leave out the script's own flags, because only the script defines how many values they have.
     known = parser._option_string_actions
     flags = [arguments for arguments in request["flags"] if arguments[0] in known]
     argv = [argument for arguments in flags for argument in arguments]
@@ -123,7 +124,7 @@ def _parse(parser: argparse.ArgumentParser, request: dict[str, Any], rules: bool
 
 
 def _left_over(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Return arguments that belong to no flag, from the class's own method: the hook wraps that of the instance."""
+    """Return arguments that belong to no flag, by the class's method, because the hook wraps the instance's method."""
     return argparse.ArgumentParser.parse_known_args(parser, argv)[1]
 
 
@@ -132,7 +133,7 @@ class _ParserError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that raises an exception, while argparse would print the whole usage of Megatron and exit."""
+    """Parser that raises an exception. The base class would print Megatron's complete usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise _ParserError(message.removeprefix("argument "))

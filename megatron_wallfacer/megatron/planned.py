@@ -1,4 +1,4 @@
-"""``--wallfacer-cluster``: the grid that is fastest on a cluster description, found before the job starts."""
+"""Choose the fastest grid on a modelled cluster before the job starts: ``--wallfacer-cluster``."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from megatron_wallfacer.planning.search import search
 from megatron_wallfacer.planning.training_step import cluster_of_group
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Value in place of a cluster's name: the nodes of the job.
+#: Value of the flag that selects the nodes of the job.
 HOSTS = "hosts"
 #: Flags that the planner chooses.
 CHOSEN = (*PLAN_OPTIONS, "keep_gathered_q")
 
 
 def planned(flags: Flags, tensor: int, shape: Shape) -> Choice:
-    """Return the fastest choice for a job on ``--wallfacer-cluster``. All ranks choose the same: nothing is measured.
+    """Return the fastest choice on ``--wallfacer-cluster``. All ranks compute the same choice without measurements.
 
     Args:
-        flags: flags with a cluster.
+        flags: the plugin's flags, which name a cluster.
         tensor: tensor-parallel size.
         shape: shape of one rank's shard.
 
     Raises:
-        WallfacerError: the file is wrong, the cluster is too small, or a flag is given that the planner chooses.
+        WallfacerError: The cluster cannot be read or is too small, or a flag sets a value that the planner chooses.
     """
     name, size = flags.cluster, flags.cp_size
     for spec in FLAGS:
@@ -46,21 +46,21 @@ def planned(flags: Flags, tensor: int, shape: Shape) -> Choice:
     if cluster.ranks < tensor * size:
         raise WallfacerError(
             f"--wallfacer-cluster {name}: must have {tensor * size} devices for --wallfacer-cp-size {size} "
-            f"and tensor parallelism {tensor}, it has {cluster.ranks}"
+            f"and tensor parallelism {tensor}, but has {cluster.ranks}"
         )
     if cluster.gpus_per_node % tensor:
         raise WallfacerError(
             f"--wallfacer-cluster {name}: must have nodes that --tensor-model-parallel-size {tensor} divides, "
-            f"they have {cluster.gpus_per_node} devices"
+            f"but its nodes have {cluster.gpus_per_node} devices"
         )
     return search(AttentionJob(cluster_of_group(cluster, tensor), shape, size, cuda_graphs=flags.cuda_graphs)).best[0]
 
 
 def _hosts_of_job() -> Cluster:
-    """As torchrun says and the GPUs are called.
+    """Return the cluster of the job, from torchrun's variables and the name of the GPU.
 
     Raises:
-        OptionError: torchrun does not say, hosts have unlike numbers of ranks, or no preset is of such GPUs.
+        OptionError: The variables are missing, nodes have different numbers of ranks, or no preset has this GPU.
     """
     ranks, on_each = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if not on_each or ranks % on_each:

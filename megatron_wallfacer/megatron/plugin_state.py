@@ -1,4 +1,4 @@
-"""The state of the plugin in one process, which the hooks share."""
+"""Define the state of the plugin in one process, which the hooks share."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ class PluginState:
 
     Args:
         version: version of Megatron.
-        device: ``cpu`` or ``cuda``. The launcher chooses it, because on a CPU torch.cuda is made to look available.
-        args: Megatron's arguments; empty until they are parsed.
-        settings: settings of the plugin; None while it is off.
+        device: ``cpu`` or ``cuda``, as chosen by the launcher. The CPU runtime makes torch.cuda report a device.
+        args: Megatron's arguments, or None until they are parsed.
+        settings: settings of the plugin, or None while the plugin is off.
 
     Attributes:
         hooks: names of the installed hooks.
-        parsed: arguments that ranks compare; None until they are parsed.
-        models: number of models that were built.
-        store: store of the job, held until torch.distributed has connected to it.
-        chosen_tiles: tiles of tokens that ``auto`` chose; None without ``auto``.
-        axis_groups: groups of this rank, one entry per grid of a plan.
-        sums: sums of the metrics of a step; None unless metrics are logged.
-        layer_inputs: layer inputs in host memory; None if they stay on the device.
+        parsed: arguments that ranks compare, or None until they are parsed.
+        models: number of models built so far.
+        store: store of the job, referenced until torch.distributed has connected to it.
+        chosen_tiles: tiles of tokens that ``auto`` chose, or None without ``auto``.
+        axis_groups: process groups of this rank, one entry per grid of a plan.
+        sums: sums of metrics, or None if this rank logs no metrics.
+        layer_inputs: layer inputs in host memory, or None if layer inputs stay on the device.
     """
 
     def __init__(
@@ -88,18 +88,13 @@ class PluginState:
 
     @property
     def settings(self) -> Settings:
-        """Settings of the plugin, which must be on."""
+        """Settings of the plugin. A RuntimeError is raised while the plugin is off."""
         if self._settings is None:
             raise RuntimeError("the plugin is off: it has no settings")
         return self._settings
 
     def turn_on(self, settings: Settings, chosen_tiles: ChosenTiles | None) -> None:
-        """Turn the plugin on.
-
-        Args:
-            settings: settings of the plugin.
-            chosen_tiles: tiles of tokens that ``auto`` chose.
-        """
+        """Store the settings, which turns the plugin on, and the tiles of tokens that ``auto`` chose."""
         self._settings, self.chosen_tiles = settings, chosen_tiles
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
@@ -108,7 +103,7 @@ class PluginState:
         Args:
             dtype: dtype of queries, keys and values.
             head_dim: channels per query or key head.
-            v_head_dim: channels per value head; ``head_dim`` unless given.
+            v_head_dim: channels per value head, or None for ``head_dim``.
 
         Raises:
             WallfacerError: The kernel does not support this device, dtype or head dim.
@@ -126,11 +121,11 @@ class PluginState:
             raise as_flag_error(error) from error
 
     def connect(self, group: dist.ProcessGroup) -> None:
-        """Make the axis groups of every plan inside Megatron's context-parallel group; collective over the world.
+        """Make the axis groups of every plan inside Megatron's context-parallel group. All ranks must call this method.
 
         Raises:
-            WallfacerError: Megatron's group has another size than ``--wallfacer-cp-size``, or its messages cannot be
-                part of a CUDA graph.
+            WallfacerError: The size of Megatron's group differs from ``--wallfacer-cp-size``, or a CUDA graph cannot
+                contain the group's messages.
         """
         wanted, ranks = self.settings.plan.grid.cp_size, tuple(dist.get_process_group_ranks(group))
         if len(ranks) != wanted:
@@ -143,7 +138,7 @@ class PluginState:
         if self.settings.flags.timeline is not None:
             check_folder("--wallfacer-timeline", Path(self.settings.flags.timeline))
         try:
-            # Once a grid, also where several plans have it, and in the same order everywhere.
+            # Plans with the same grid share its groups. All ranks make the groups in the same order.
             grids = dict.fromkeys(plan.grid for plan in self.settings.plans)
             self.axis_groups = [connected(group, grid, kind, self.device, **options).groups for grid in grids]
         except OptionError as error:
@@ -160,10 +155,10 @@ class PluginState:
         """Return the transfers of a context-parallel group along the axes of a grid.
 
         Raises:
-            WallfacerError: :meth:`connect` has not connected the group.
+            WallfacerError: :meth:`connect` was not called for the group.
         """
         ranks = tuple(dist.get_process_group_ranks(group))
-        # Megatron's own group of these ranks, also for another object of the same ranks.
+        # Look groups up by ranks, because Megatron may pass another object for the same ranks.
         own, kind = self._cp_groups.get(ranks), self.settings.flags.transfers
         transfers = find(own, grid, kind, self.device) if own is not None and is_alive(own) else None
         if transfers is None:
@@ -174,20 +169,20 @@ class PluginState:
         return transfers
 
     def documents(self) -> Documents:
-        """Return the reader of the ends of documents in packed sequences."""
+        """Return the reader of document boundaries in packed sequences."""
         if self._documents is None:
             shard_mode = "sequence" if shards_whole_sequence(self.args) else "per_document"
             self._documents = Documents(self.settings.plan.grid.cp_size, shard_mode)
         return self._documents
 
     def verified_steps(self) -> VerifiedSteps | None:
-        """Return the counter of verified training steps; None without ``--wallfacer-verify-every``."""
+        """Return the counter of verified training steps, or None without ``--wallfacer-verify-every``."""
         if self._verified is None and self.settings.flags.verify_every is not None:
             self._verified = VerifiedSteps(self.settings.flags.verify_every)
         return self._verified
 
     def observer(self) -> Observer:
-        """Return the observer of attention: of timeline, metrics and profile, as far as they are on."""
+        """Return the observer of attention that records timeline, metrics and profiler ranges if they are on."""
         if self._observer is None:
             self._observer = combined(self._observers())
         return self._observer
@@ -200,20 +195,20 @@ class PluginState:
         if self.settings.flags.log_metrics:
             self.sums = step_sums(self.device)
             found += [] if self.sums is None else [self.sums]
-        # A graph has no ranges, and a profile is to show what runs without it.
+        # Ranges have no effect in a CUDA graph.
         if getattr(self.args, "profile", False) and not self.settings.flags.cuda_graphs:
             found.append(Ranges())
         return found
 
     def disconnect(self) -> None:
-        """Destroy the axis groups, in the same order on all ranks; on NCCL collective."""
+        """Destroy the axis groups in the same order on all ranks. With NCCL all ranks must call this method."""
         close_groups()
         self.axis_groups.clear()
         self._cp_groups.clear()
 
 
 def _name_of_run() -> str:
-    """Return a unique name of this run, the same on all ranks; collective over the world."""
+    """Return a unique name of this run that is equal on all ranks. All ranks must call this function."""
     name: list[str] = [uuid.uuid4().hex]
     dist.broadcast_object_list(name, src=0)
     return name[0]

@@ -1,6 +1,6 @@
-"""Releases of Megatron-LM, and from which release on each feature works: the only place that has these numbers.
+"""List Megatron-LM releases and the first release with which each feature works. No other module has these numbers.
 
-Imports nothing of the package, Megatron or PyTorch, so that ``setup.py`` reads it as a file.
+This module imports neither the package nor Megatron nor PyTorch, because ``setup.py`` executes this file.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ Number = tuple[int, int]
 
 
 class Release(NamedTuple):
-    """A release.
+    """A Megatron-LM release.
 
     Attributes:
-        number: (major, minor).
-        tested: last version of it that ``python -m scripts.versions`` tries.
-        wheel: whether the version is on PyPI; else it is a checkout of the main branch.
-        launcher: whether the launcher takes it. Earlier releases work as a library only: their wheels have no training
-            loop.
+        number: release as (major, minor).
+        tested: version of the release that ``python -m scripts.versions`` tests.
+        wheel: whether the version is on PyPI. Tests use a checkout of the main branch for a version without a wheel.
+        launcher: whether the launcher supports the release. The launcher needs Megatron's training loop, which older
+            wheels lack.
     """
 
     number: Number
@@ -38,7 +38,7 @@ RELEASES = (
     Release((0, 20), "0.20.0", wheel=False),
 )
 
-#: First release whose model and process groups the hooks fit, and first one that is too new for any hook.
+#: First release that the hooks support, and first release that is too new for the hooks.
 FIRST_HOOKED: Number = RELEASES[0].number
 UNTIL: Number = (RELEASES[-1].number[0], RELEASES[-1].number[1] + 1)
 #: First release that the launcher runs.
@@ -52,17 +52,17 @@ OUTPUT_PROCESSOR: Number = (0, 18)
 MODEL_BUILDER: Number = (0, 19)
 #: First release whose ``--cuda-graph-impl local`` keeps what backward reads.
 LOCAL_GRAPHS: Number = (0, 19)
-#: First release whose rotary positions take the layout of packed documents as an argument.
+#: First release whose function for rotary positions has an argument for the layout of packed documents.
 ROTARY_LAYOUT: Number = (0, 19)
 
 
 def version_text(number: tuple[int, ...]) -> str:
-    """Return a release or version as it is written: ``0.19``, ``0.19.2``."""
+    """Return a release or version as text, such as ``0.19`` or ``0.19.2``."""
     return ".".join(map(str, number))
 
 
-#: What the launcher runs, for messages.
+#: Releases that the launcher supports, for messages.
 SUPPORTED = f"megatron-core {version_text(FIRST_LAUNCHED)} to {version_text(RELEASES[-1].number)}"
 _WITHOUT_WHEEL = next(one.number for one in RELEASES if not one.wheel)
-#: What pip installs.
+#: Requirement for pip.
 REQUIREMENT = f"megatron-core[training]>={version_text(FIRST_LAUNCHED)},<{version_text(_WITHOUT_WHEEL)}"

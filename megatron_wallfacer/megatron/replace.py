@@ -1,4 +1,4 @@
-"""Strict replacement of a name in somebody else's module."""
+"""Replace a name in a module of another project, and raise an error if the name does not exist."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from megatron_wallfacer.errors import WallfacerError
 
 
 def replace(dotted: str, value: Any) -> None:
-    """Bind `dotted` (module, then attributes: 'package.module.Class.name') to `value`.
+    """Bind `dotted` to `value`.
+
+    Args:
+        dotted: module followed by attributes, such as 'package.module.Class.name'.
+        value: new value of the attribute.
 
     Raises:
-        WallfacerError: There is no such name: a newer torch or Megatron moved it, and leaving it alone would show
-            much later and somewhere else.
+        WallfacerError: The name does not exist, for example in a newer release of torch or Megatron.
     """
     wrap(dotted, lambda _: value)
 
 
 def wrap(dotted: str, make: Callable[[Any], Any]) -> None:
-    """Bind `dotted` to what `make` makes of its present value.
+    """Bind `dotted` to the value that `make` returns for the present value.
 
     Raises:
-        WallfacerError: As for `replace`.
+        WallfacerError: The name does not exist.
     """
     owner, name = _owner_of(dotted)
     try:
@@ -34,7 +37,7 @@ def wrap(dotted: str, make: Callable[[Any], Any]) -> None:
 
 
 def _owner_of(dotted: str) -> tuple[Any, str]:
-    """The module or class that holds the last name of `dotted`, and that name."""
+    """Return the module or class that has the last name of `dotted`, and the name."""
     *path, name = dotted.split(".")
     owner = importlib.import_module(path[0])
     imported = path[0]
@@ -44,7 +47,7 @@ def _owner_of(dotted: str) -> tuple[Any, str]:
             owner = importlib.import_module(imported)
         except ModuleNotFoundError as error:
             if error.name != imported and not imported.startswith(f"{error.name}."):
-                raise  # the module exists; something that it imports does not
+                raise  # the module exists, but one of its imports does not
             try:
                 owner = getattr(owner, part)
             except AttributeError:
@@ -53,7 +56,6 @@ def _owner_of(dotted: str) -> tuple[Any, str]:
 
 
 def _missing(dotted: str) -> WallfacerError:
-    """The error for a name that is not there."""
     package = dotted.split(".")[0]
     module = importlib.import_module("megatron.core" if package == "megatron" else package)
     who = "Megatron" if package == "megatron" else package

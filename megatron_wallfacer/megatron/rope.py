@@ -1,9 +1,9 @@
-"""Rotary positions of packed tokens where the whole sequence, and not each document, is cut over the ranks.
+"""Compute rotary positions of packed tokens if the whole sequence, and not each document, is split over the ranks.
 
-With ``--dataloader-inter-document-masking`` Megatron cuts the sequence into 2P chunks wherever its documents end, but
-its rotary embedding for packed sequences takes the tokens for those of a cut through each document: with
-context parallelism it stops, or from Megatron 0.20 on turns by wrong angles in silence. Here every token gets the angle
-of its position in its document.
+With ``--dataloader-inter-document-masking`` Megatron splits the sequence into 2P chunks regardless of document
+boundaries, but Megatron's rotary embedding for packed sequences assumes that each document is split. With context
+parallelism Megatron's rotary embedding raises an error or, from Megatron 0.20 on, rotates by wrong angles without an
+error. This module gives each token the angle of its position in its document.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def positions_in_documents(cu_seqlens: Tensor, tokens: int, rank: int, cp_size: 
     """Return the position of each token of a rank in its document.
 
     Args:
-        cu_seqlens: boundaries of the documents in the whole sequence, from 0; a boundary may be repeated.
+        cu_seqlens: boundaries of the documents in the whole sequence, starting with 0. Repeated boundaries are allowed.
         tokens: number of tokens of the rank.
-        rank: index in the context-parallel group.
+        rank: index of the rank in the context-parallel group.
         cp_size: P, the number of context-parallel ranks.
 
     Returns:
@@ -40,7 +40,7 @@ def positions_in_documents(cu_seqlens: Tensor, tokens: int, rank: int, cp_size: 
 
 
 class _Alone:
-    """A context-parallel group of one, as far as a rotary embedding asks."""
+    """Replacement for a context-parallel group of one rank."""
 
     def size(self) -> int:
         return 1
@@ -50,7 +50,7 @@ class _Alone:
 
 
 def rotate_by_document(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Megatron's ``_apply_rotary_pos_emb_thd``, for a sequence that is cut as a whole."""
+    """Return Megatron's ``_apply_rotary_pos_emb_thd`` for a sequence that is split as a whole."""
 
     def _apply_rotary_pos_emb_thd(
         t: Tensor, cu_seqlens: Tensor, freqs: Tensor, *args: Any, cp_group: Any = None, **kwargs: Any
@@ -58,7 +58,7 @@ def rotate_by_document(original: Callable[..., Tensor]) -> Callable[..., Tensor]
         if cp_group is None or cp_group.size() == 1:
             return original(t, cu_seqlens, freqs, *args, cp_group=cp_group, **kwargs)
         picked = freqs[positions_in_documents(cu_seqlens, t.shape[0], cp_group.rank(), cp_group.size())]
-        # With the angles picked, these tokens are one document, all of it here.
+        # The selected angles are in the order of the tokens, so the original can handle the tokens as one document.
         whole = cu_seqlens.new_tensor([0, t.shape[0]])
         return original(t, whole, picked, *args, cp_group=_Alone(), **kwargs)
 

@@ -1,4 +1,4 @@
-"""Settings of a run: the plugin's flags, and the plans that follow from them and Megatron's arguments."""
+"""Derive the settings and plans of a run from the plugin's flags and Megatron's arguments."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Settings:
     """Settings of a run with the plugin on.
 
     Attributes:
-        plan: plan of layers without a sliding window, and of all layers without a window plan.
-        flags: values of the flags. The planner may have chosen ``keep_gathered_q``, and tiles are numbers once
-            :func:`megatron_wallfacer.megatron.auto_tiles.choose_tiles` has replaced ``auto``.
-        window_plan: plan of layers with a sliding window; None for the same plan.
-        layers: layers whose attention the plugin computes; None for all layers.
-        megatron_graphs: flag of Megatron's CUDA graphs that hold attention, as typed; None if none do.
-        overlapped_bytes: bytes that a device copies to the host during attention's forward pass of one layer, as
-            predicted for ``--wallfacer-cluster``; None without it, or where the cluster has no ``host_link``.
+        plan: plan of layers without a sliding window, or of all layers if ``window_plan`` is None.
+        flags: values of the flags. The planner may choose ``keep_gathered_q``. The function
+            :func:`megatron_wallfacer.megatron.auto_tiles.choose_tiles` replaces ``auto`` by a number of tiles.
+        window_plan: plan of layers with a sliding window, or None to use ``plan``.
+        layers: layers whose attention the plugin computes, or None for all layers.
+        megatron_graphs: flag, as typed, that puts attention into Megatron's CUDA graphs, or None.
+        overlapped_bytes: predicted bytes that a device copies to the host during attention's forward pass of one layer.
+            The value is None without ``--wallfacer-cluster`` or if the cluster has no ``host_link``.
     """
 
     plan: Plan
@@ -41,7 +41,7 @@ class Settings:
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """Every plan that some layer may have."""
+        """Plans of all layers."""
         return (self.plan,) if self.window_plan is None else (self.plan, self.window_plan)
 
     def plan_of(self, *, window: bool) -> Plan:
@@ -50,19 +50,16 @@ class Settings:
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """Return the settings of a run with the plugin on.
-
-    Args:
-        args: Megatron's arguments as parsed, before Megatron validates them.
+    """Return the settings of a run with the plugin on, from Megatron's arguments before Megatron validates them.
 
     Raises:
-        WallfacerError: one line naming the flag, its value and what is allowed.
+        WallfacerError: A flag has an invalid value, or an argument that the flag needs is missing.
     """
     flags = Flags.of(args)
     if args.num_attention_heads is None:
         raise WallfacerError(
-            f"--num-attention-heads: must be on the command line with {PREFIX}cp-size, which plans from it "
-            "before --use-checkpoint-args has read a checkpoint"
+            f"--num-attention-heads: must be on the command line with {PREFIX}cp-size, because the plugin chooses the "
+            "grid before --use-checkpoint-args reads a checkpoint"
         )
     overlapped = None
     if flags.cluster is None:
@@ -77,11 +74,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def _check(flags: Flags, args: argparse.Namespace) -> None:
-    """Check what flags need of Megatron's arguments.
-
-    Raises:
-        WallfacerError: An argument is missing.
-    """
+    """Check that Megatron's arguments have the values that the plugin's flags need."""
     if flags.timeline is not None and getattr(args, "train_iters", None) == 1:
         raise WallfacerError(f"{flag_name('timeline')} {flags.timeline}: needs --train-iters 2 or more, not 1")
     writers = ("tensorboard_dir", "wandb_project")
@@ -90,7 +83,6 @@ def _check(flags: Flags, args: argparse.Namespace) -> None:
 
 
 def _planned(flags: Flags, args: argparse.Namespace) -> Choice:
-    """Return the choice of the planner for ``--wallfacer-cluster``."""
     if args.seq_length is None or head_dim(args) is None:
         raise WallfacerError(
             f"{flag_name('cluster')} {flags.cluster}: needs --seq-length and --hidden-size on the command line"
@@ -107,7 +99,7 @@ def _plan_by_hand(flags: Flags, args: argparse.Namespace) -> Plan:
 
 
 def _window_plan(flags: Flags, args: argparse.Namespace) -> Plan | None:
-    """Return the plan of layers with a sliding window; None if it is the plan of the others."""
+    """Return the plan of layers with a sliding window, or None without ``--wallfacer-window-scheme``."""
     name, option = flags.window_scheme, flag_name("window_scheme")
     if name is None:
         return None

@@ -1,7 +1,7 @@
-"""Softmax sinks: a logit beside the keys that takes part in the softmax and has no value.
+"""Add softmax sinks: a logit per query head that takes part in the softmax like a key but has no value.
 
-``off-by-one`` is a sink of logit 0, ``learnable`` one parameter a head, under the name and in the checkpoint entry that
-Megatron's own attention and TransformerEngine's have for it.
+``off-by-one`` is a sink with logit 0. ``learnable`` is a parameter per query head, with the same name and checkpoint
+entry as in Megatron's own attention and TransformerEngine.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ TYPES = ("vanilla", "off-by-one", "learnable")
 
 
 def add_sinks(module: nn.Module, config: Any, heads: int, device: torch.device, where: str) -> None:
-    """Give a core attention module its ``softmax_offset``: a parameter, zeros, or None.
+    """Add ``softmax_offset`` to a core attention module: a parameter, a buffer of zeros, or None.
 
     Args:
-        module: the core attention.
+        module: core attention module.
         config: Megatron's TransformerConfig.
         heads: query heads of this tensor-parallel rank.
-        device: of the run.
-        where: the layer, for messages.
+        device: device of the run.
+        where: name of the layer for messages.
 
     Raises:
-        WallfacerError: a type of softmax that is not supported.
+        WallfacerError: The plugin does not support the type of softmax.
     """
     kind = getattr(config, "softmax_type", "vanilla")
     if kind not in TYPES:
@@ -38,7 +38,7 @@ def add_sinks(module: nn.Module, config: Any, heads: int, device: torch.device, 
     if kind == "vanilla":
         module.register_parameter(NAME, None)
         return
-    # As Megatron's own attention makes it, so that the same seed gives the same model.
+    # Same calls as in Megatron's own attention, so that the same seed gives the same model.
     logits = torch.empty(heads, device=device, dtype=config.params_dtype)
     if kind == "off-by-one":
         module.register_buffer(NAME, logits.zero_(), persistent=False)
@@ -51,12 +51,12 @@ def add_sinks(module: nn.Module, config: Any, heads: int, device: torch.device, 
 def sharded_sinks(
     module: nn.Module, tp_group: Any, prefix: str, sharded_offsets: Any, metadata: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The checkpoint entry of a learnable sink: heads are divided over the tensor-parallel ranks. Else nothing."""
+    """Return the checkpoint entry of learnable sinks, sharded by heads over tensor-parallel ranks, or an empty dict."""
     if not isinstance(getattr(module, NAME), nn.Parameter):
         return {}
     from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
-    # Megatron before 0.16 takes the groups from parallel_state; later ones are told.
+    # Megatron before 0.16 reads the groups from parallel_state. Later releases have arguments for them.
     groups = {} if metadata is None else {"tp_group": tp_group, "dp_cp_group": metadata["dp_cp_group"]}
     state = module.state_dict(prefix="", keep_vars=True)
     return make_sharded_tensors_for_checkpoint(state, prefix, {NAME: 0}, sharded_offsets, **groups)

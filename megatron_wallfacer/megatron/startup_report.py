@@ -1,4 +1,4 @@
-"""The startup report: lines that rank 0 prints before the first step, about what runs and what it costs."""
+"""Describe the configuration and its cost in lines that rank 0 prints before the first step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _DIRECT = "No block is passed around a ring: each rank receives only the chunks 
 
 
 def startup_report(state: PluginState) -> str:
-    """Return the lines. Volume and buffers are those of one attention layer and one micro-batch."""
+    """Return the lines of the report. Volume and buffers are those of one attention layer and one micro-batch."""
     settings, args = state.settings, state.args
     flags, dtype = settings.flags, dtype_of(args)
     shape = shape_of(args, dtype)
@@ -67,7 +67,7 @@ def startup_report(state: PluginState) -> str:
 
 
 def _plan_rows(plan: Plan, shape: Shape) -> dict[str, str]:
-    """Return rows about the arrangement of ranks and heads."""
+    """Return rows about the grid and the head groups of a plan."""
     grid, groups = plan.grid, head_groups(plan, shape.q_heads, shape.kv_heads)
     both_ways = " Blocks are sent around the ring in both directions." if plan.bidirectional else ""
     size = f"{grid.cp_size} context-parallel rank{_s(grid.cp_size)}"
@@ -88,7 +88,7 @@ def _cost_rows(
 ) -> dict[str, str]:
     """Return rows about volume, messages and buffers of both passes, and about the memory of their CUDA graphs.
 
-    Volume is compared with the lower bound under the causal mask only: the bound is that of half of the square.
+    The lower bound of the volume is valid only for the causal mask, so other masks are not compared with it.
     """
     rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
     chunk_mask = None if mask is None else chunk_mask_of(mask, plan.grid.cp_size, shape.tokens // CHUNKS_PER_RANK)
@@ -108,7 +108,7 @@ def _cost_rows(
 
 
 def _ring_text(name: str, plan: Plan, variant: RingVariant) -> str:
-    """Return a sentence about the ring of a pass; nothing without a ring."""
+    """Return a sentence about the ring of a pass, or an empty text without a ring."""
     if plan.grid.ring == 1:
         return ""
     tensors = _IN_RING[name, variant]
@@ -124,7 +124,7 @@ def _cost(schedule: Schedule, shape: Shape, compared: str) -> str:
 
 
 def _window_rows(settings: Settings, window: tuple[int, int] | None, shape: Shape) -> dict[str, str]:
-    """Return rows about the layers with a sliding window, if there are any."""
+    """Return rows about layers with a sliding window, or no rows without such layers."""
     if window is None:
         return {}
     mask, flags = window_mask(window, causal=True), settings.flags
@@ -138,7 +138,7 @@ def _window_rows(settings: Settings, window: tuple[int, int] | None, shape: Shap
 
 
 def _packing_rows(args: argparse.Namespace, *, graphs: bool) -> dict[str, str]:
-    """Return a row about packed documents, if there are any."""
+    """Return a row about packed documents, or no row without packed documents."""
     if shards_whole_sequence(args):
         text = "The packed sequence is split as a whole. Rotary positions start anew in each document."
     elif getattr(args, "sft", False):
@@ -149,7 +149,7 @@ def _packing_rows(args: argparse.Namespace, *, graphs: bool) -> dict[str, str]:
 
 
 def _megatron_graphs(settings: Settings) -> dict[str, str]:
-    """Return a row about CUDA graphs of Megatron that hold attention, if there are any."""
+    """Return a row about Megatron's CUDA graphs that contain attention, or no row without such graphs."""
     if settings.megatron_graphs is None:
         return {}
     text = f"CUDA graphs of Megatron ({settings.megatron_graphs}) hold attention. Their memory pool holds its buffers."
@@ -157,7 +157,7 @@ def _megatron_graphs(settings: Settings) -> dict[str, str]:
 
 
 def _switches(kernel: str, device: torch.device) -> str:
-    """Return a sentence about the variables that restrict the choice of ``auto``, if there are any."""
+    """Return a sentence about environment variables that restrict the choice of ``auto``, or an empty text."""
     variables = switches_in_effect(device) if kernel == "auto" else ""
     return f" It was chosen under {variables}." if variables else ""
 

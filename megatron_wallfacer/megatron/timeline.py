@@ -1,4 +1,4 @@
-"""The time line of a training step: what ``--wallfacer-timeline`` records."""
+"""Record the timeline of attention in a training step: ``--wallfacer-timeline``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ STEP = 2
 
 
 class StepObserver:
-    """An observer of the engine: the attention of the second training step of one rank, written down when it is over.
+    """An observer of the engine that records attention in the second training step of a rank and writes a file.
 
-    The first step is left out: in it kernels are chosen, and buffers and connections made. A step ends when an
-    optimizer first steps after some attention. On CUDA the times are those of the host, which launches and goes on.
+    The first training step is not recorded, because in that step kernels are chosen, buffers allocated and connections
+    made. A training step ends with the first optimizer step after attention. On CUDA the recorded times are those of
+    the host, which launches kernels without waiting for their end.
 
     Args:
-        directory: for ``rank-R.json``, one a rank.
-        origin: of this rank.
+        directory: folder for the file ``rank-R.json`` of each rank.
+        origin: source of this rank's events.
     """
 
     def __init__(self, directory: Path, origin: TraceSource) -> None:
@@ -35,17 +36,17 @@ class StepObserver:
         atexit.register(self.say_if_cut_short)
 
     def __call__(self, what: Pass | Op | Transfer) -> AbstractContextManager[None]:
-        """Return the context that records a pass, an operation or a wait."""
+        """Return a context manager that records a pass, an operation or a wait."""
         self._busy = True
         return self._timeline(what) if self.observing else no_observer(what)
 
     @property
     def observing(self) -> bool:
-        """Whether this is the step that is recorded."""
+        """Whether the present step is recorded."""
         return self._step == STEP
 
     def summary(self) -> str:
-        """Seconds and exposed share of each kind of pass."""
+        """Return the seconds and the exposed share of each kind of pass."""
         told = []
         for name in PASSES:
             found = total(self._timeline.events, name)
@@ -54,7 +55,7 @@ class StepObserver:
         return "; ".join(told)
 
     def say_if_cut_short(self) -> None:
-        """One line on rank 0 where the run is over and nothing was written; called when the process ends."""
+        """Print a line on rank 0 if the process ends before the timeline was written."""
         if self._step <= STEP and self._timeline.rank == 0:
             print(
                 f"wallfacer: --wallfacer-timeline {self._directory}: nothing was written, the run ended before its "

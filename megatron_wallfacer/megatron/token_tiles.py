@@ -1,7 +1,7 @@
-"""A function of token rows computed tile by tile, so that its intermediate tensors exist for one tile at a time.
+"""Compute a function of token rows tile by tile, so that intermediate tensors exist for only one tile at a time.
 
-AutoChunk (arXiv 2401.10652) does this for inference. In training each tile is also computed again in backward, because
-its intermediate tensors would otherwise be saved for all tiles together.
+AutoChunk (arXiv 2401.10652) computes tiles in inference. In training, backward computes each tile again, because
+autograd would otherwise save the intermediate tensors of all tiles.
 """
 
 from __future__ import annotations
@@ -18,30 +18,28 @@ def map_token_tiles(
 ) -> Tensor:
     """Return ``function(*inputs)``, computed in exactly ``tiles`` tiles of tokens.
 
-    The number of tiles never depends on the number of tokens: Megatron's data parallelism counts how often each
-    parameter receives a gradient, and expects the same count in every step. With fewer tokens some tiles are empty.
+    The number of tiles must not depend on the number of tokens. Megatron's data parallelism counts how often each
+    parameter receives a gradient, and expects the same count in every step. Tiles may be empty.
 
     Args:
-        function: map from one tile of each input to one tile of the output. It treats tokens independently.
+        function: map from one tile of each input to one tile of the output, independent for each token.
         tiles: number of tiles, at least 1.
-        inputs: (tensor, dimension of its tokens) of each input, all with the same number of tokens.
-        out_dim: dimension of the output's tokens.
-
-    Returns:
-        The output of all tokens.
+        inputs: (tensor, token dimension) of each input, all with the same number of tokens.
+        out_dim: token dimension of the output.
     """
     from megatron.core import tensor_parallel
 
-    # Megatron's checkpoint also restores the random states of tensor parallelism. Without gradients it only adds work.
+    # Megatron's checkpoint also restores the random states of tensor parallelism.
     run = partial(tensor_parallel.checkpoint, function, False) if torch.is_grad_enabled() else function
     parts = zip(*(_split(tensor, tiles, dim) for tensor, dim in inputs), strict=True)
     return torch.cat([run(*part) for part in parts], out_dim)
 
 
 def _split(tensor: Tensor, tiles: int, dim: int) -> tuple[Tensor, ...]:
-    """Return the parts of ``torch.tensor_split``.
+    """Return the tensors of ``torch.tensor_split``.
 
-    Backward of that function makes a gradient of the whole size for each part; backward of ``torch.split`` makes one.
+    Backward of ``torch.tensor_split`` makes one gradient of the full size per tile. Backward of ``torch.split``, which
+    this function uses, makes one gradient of the full size for all tiles.
     """
     size, larger = divmod(tensor.shape[dim], tiles)
     return torch.split(tensor, [size + (number < larger) for number in range(tiles)], dim)

@@ -1,6 +1,6 @@
-"""Combinations of arguments that the plugin does not support: one list for the checks, their messages, docs and tests.
+"""List the combinations of arguments that the plugin does not support. Checks, messages, docs and tests use this list.
 
-The first combination that is present is the error, so the order of the list is that of the checks.
+The first combination that is present becomes the error, so the order of the list is the order of the checks.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ ONE_GROUP = "all packed documents share the context-parallel group of the job"
 
 
 def captured(example: str, other: str, reason: str) -> Combination:
-    """Return the combination of Megatron's graphs around attention with another flag."""
+    """Return the unsupported combination of a flag with Megatron's CUDA graphs that contain attention."""
     flag, *values = other.split()
     instead = f"limit {MODULES} to moe_router and moe_preprocess"
     return Combination(example, both(ATTENTION, given(flag, *values)), f"be left out with {other}", reason, instead)
 
 
 def on_layer(flag: str, reason: str, instead: str = "") -> Combination:
-    """Return the combination of a setting of a layer, which has no flag, with the plugin."""
+    """Return the unsupported combination of the plugin with a setting of a layer that has no flag."""
     return Combination(f"{flag}=True", given(flag), "be False", reason, instead, when=("model",))
 
 
@@ -251,7 +251,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
         for name in LAYOUT_NAMES
     ),
 )
-#: Every call of every layer is checked: it looks at its few combinations only.
+#: Combinations by kind of object, because every call of every layer is checked and must be fast.
 _CHECKED_AT = {when: tuple(one for one in UNSUPPORTED if when in one.when) for when in get_args(When)}
 
 
@@ -261,7 +261,7 @@ def unsupported(when: When, checked: Any, cp_size: int, argv: Sequence[str] = ()
     Args:
         when: kind of the checked object.
         checked: Megatron's arguments, TransformerConfig or PackedSeqParams.
-        cp_size: P.
+        cp_size: P, the number of context-parallel ranks.
         argv: words of the command line.
     """
     for combination in _CHECKED_AT[when]:
@@ -275,11 +275,11 @@ def check_supported(args: Any, argv: Sequence[str] | None = None) -> None:
     """Check that the plugin supports Megatron's arguments.
 
     Args:
-        args: parsed arguments with the plugin on; ``context_parallel_size`` as Megatron parsed it, or already P.
-        argv: words of the command line, which distinguish a default from a typed value; ``sys.argv`` unless given.
+        args: parsed arguments with the plugin on. The attribute ``context_parallel_size`` is the parsed value or P.
+        argv: words of the command line, which distinguish a default from a typed value, or None for ``sys.argv``.
 
     Raises:
-        WallfacerError: the first unsupported combination, as one line.
+        WallfacerError: A combination is not supported. The message names the first unsupported combination.
     """
     message = unsupported("parse", args, args.wallfacer_cp_size, sys.argv[1:] if argv is None else argv)
     if message is not None:

@@ -1,4 +1,4 @@
-"""Unsupported combinations of flags that save memory: kept outputs, tiles of tokens, tensors in host memory."""
+"""List unsupported combinations of flags that save memory: kept outputs, tiles of tokens, tensors in host memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALTERNATE = "copies to host memory follow one micro-batch, but this overlap alte
 
 
 def tiles(flag: str) -> tuple[Combination, ...]:
-    """Return the combinations that tiles of the loss and tiles of MLPs have in common."""
+    """Return the combinations that are unsupported for tiles of the loss and for tiles of MLPs."""
     return (
         apart(f"{flag} 4", "--fp8-format hybrid", LOW_PRECISION),
         apart(f"{flag} 4", "--fp4-format e2m1", LOW_PRECISION),
@@ -42,7 +42,7 @@ def tiles(flag: str) -> tuple[Combination, ...]:
 
 
 def on_host(flag: str, needs: str) -> tuple[Combination, ...]:
-    """Return the combinations that attention outputs and layer inputs in host memory have in common."""
+    """Return the combinations that are unsupported for attention outputs and for layer inputs in host memory."""
     cpu, present = "--cpu-offloading-num-layers", both(given(flag), offloading)
     return (
         apart(f"{flag} 0.5", "--fine-grained-activation-offloading", MOVES, needs=needs),

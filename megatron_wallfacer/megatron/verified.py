@@ -1,4 +1,4 @@
-"""The training steps that are verified: ``--wallfacer-verify-every``."""
+"""Select the training steps in which messages are verified: ``--wallfacer-verify-every``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class VerifiedSteps:
-    """Counts training steps. A step ends when an optimizer first steps after some attention.
+    """Counter of training steps. A training step ends with the first optimizer step after attention.
 
-    Args:
-        every: N; steps N, 2N, 3N of this process are verified.
+    With ``every`` = N, the steps N, 2N, 3N, ... of this process are verified.
     """
 
     def __init__(self, every: int) -> None:
@@ -17,7 +16,7 @@ class VerifiedSteps:
         register_optimizer_step_post_hook(lambda *_: self._stepped())
 
     def due(self) -> bool:
-        """Return whether the present step is verified. To be called with attention in training only."""
+        """Return whether the present step is verified. Only attention in training may call this method."""
         self._busy = True
         return self._step % self._every == 0
 

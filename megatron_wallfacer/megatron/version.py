@@ -1,4 +1,4 @@
-"""Which Megatron this is, read without importing it, and whether the hooks are written for it."""
+"""Read the version of Megatron without importing Megatron, and check that the hooks support the version."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, REQUIREMENT, SU
 
 Version = tuple[int, int, int]
 
-#: Set to 1 to try the hooks on another version; each still checks its own target.
+#: Environment variable that allows other Megatron versions if set to 1. Each hook still checks its own target.
 ALLOW_UNTESTED = "WALLFACER_ALLOW_UNTESTED"
 
 
 def megatron_version() -> Version:
-    """(major, minor, patch) of the ``megatron.core`` that would be imported.
+    """Return (major, minor, patch) of the ``megatron.core`` that Python would import.
 
     Raises:
-        WallfacerError: there is none, or it does not say its version.
+        WallfacerError: There is no ``megatron.core``, or its version cannot be read.
     """
     try:
         spec = importlib.util.find_spec("megatron.core")
@@ -35,10 +35,10 @@ def megatron_version() -> Version:
 
 
 def check_supported(version: Version) -> None:
-    """Stop on a Megatron that the hooks are not written for.
+    """Check that the hooks support a version of Megatron.
 
     Raises:
-        WallfacerError: naming the version, the supported range and the way out.
+        WallfacerError: The hooks do not support the version.
     """
     if FIRST_LAUNCHED <= version[:2] < UNTIL or untested_allowed():
         return
@@ -49,12 +49,12 @@ def check_supported(version: Version) -> None:
 
 
 def untested_allowed() -> bool:
-    """Whether the user wants to try a Megatron that nobody has tested."""
+    """Return whether the user allows a Megatron version that is not tested."""
     return os.environ.get(ALLOW_UNTESTED) == "1"
 
 
 def _read_version(package_info: Path) -> Version:
-    """MAJOR, MINOR, PATCH as assigned in package_info.py; importing it would run git."""
+    """Return MAJOR, MINOR and PATCH from package_info.py, which is not imported because its import runs git."""
     numbers: dict[str, int] = {}
     try:
         tree = ast.parse(package_info.read_text())
@@ -67,4 +67,4 @@ def _read_version(package_info: Path) -> Version:
     try:
         return numbers["MAJOR"], numbers["MINOR"], numbers["PATCH"]
     except KeyError as error:
-        raise WallfacerError(f"{package_info} has no {error.args[0]}: cannot tell Megatron's version") from error
+        raise WallfacerError(f"{package_info} has no {error.args[0]}: cannot read Megatron's version") from error

@@ -1,1 +1,1 @@
-"""Activations in host memory: which copies a step makes, the memory that they need, and what runs them."""
+"""Move activations to host memory: order of copies in a step, slots of host memory, and the copies themselves."""

@@ -1,4 +1,4 @@
-"""Copies between device and host memory, beside the kernels of a step."""
+"""Copy tensors between device and host memory while the kernels of a step run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Direction = Literal["to host", "to device"]
 
 
 class Copies(Protocol):
-    """Issues copies behind the kernels that were launched so far, and lets later kernels wait for them.
+    """An object that issues copies after the kernels launched so far, and makes later kernels wait for copies.
 
-    Copies of one direction run one after the other. Nothing here blocks the host.
+    Copies of one direction run one after the other. No method blocks the host.
     """
 
     def allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -26,26 +26,26 @@ class Copies(Protocol):
         """Issue copies.
 
         Args:
-            direction: of all of them.
-            pairs: (target, source); both must live until the copies were waited for.
-            after: earlier copies that must have ended, or None.
+            direction: direction of all copies.
+            pairs: (target, source) of each copy. Target and source must exist until :meth:`wait` is called.
+            after: handle of earlier copies that must end before these copies start, or None.
 
         Returns:
-            What :meth:`wait` takes.
+            A handle for :meth:`wait`.
         """
 
     def wait(self, issued: Any) -> None:
-        """Let all kernels that are launched from now on run after these copies."""
+        """Make all kernels launched after this call run after the copies."""
 
 
 class Record(NamedTuple):
-    """One call, as :class:`DeferredCopies` records it.
+    """Record of one call of :class:`DeferredCopies`.
 
     Attributes:
-        what: ``allocate``, ``to host``, ``to device`` or ``wait``.
-        number: number of the copies, from 0; of an allocation its bytes.
-        addresses: addresses of the host tensors.
-        after: number of the copies that must have ended before, or None.
+        what: kind of call: ``allocate``, ``to host``, ``to device`` or ``wait``.
+        number: number of the copies from 0, or the bytes of an allocation.
+        addresses: memory addresses of the host tensors.
+        after: number of the copies that must end first, or None.
     """
 
     what: str
@@ -55,20 +55,20 @@ class Record(NamedTuple):
 
 
 class _Issued:
-    """Copies that may not have run yet."""
+    """Copies that were issued but may not have run yet."""
 
     def __init__(self, number: int, run: Callable[[], None], after: _Issued | None) -> None:
         self.number, self.run, self.after, self.done = number, run, after, False
 
 
 class DeferredCopies:
-    """Copies on a CPU that run as late as is allowed: when something waits for them.
+    """Copies on a CPU that run as late as allowed, when :meth:`wait` is called, to find missing calls of :meth:`wait`.
 
-    A GPU may run a copy at any time until a kernel waits for it. Here a wait that is missing leaves NaN, and a tensor
-    that is written or freed before its copy was waited for gives wrong values or an error.
+    A GPU may run a copy at any time until a kernel waits for the copy. With this class a missing wait leaves NaN in the
+    target. Writing or freeing a tensor before the wait for its copy causes wrong values or an error.
 
     Args:
-        observe: gets a :class:`Record` of every call.
+        observe: function to call with a :class:`Record` of every call.
     """
 
     def __init__(self, observe: Callable[[Record], None] = lambda record: None) -> None:
@@ -76,15 +76,15 @@ class DeferredCopies:
         self._streams: dict[Direction, deque[_Issued]] = {"to host": deque(), "to device": deque()}
 
     def allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return a tensor of all ones as bits: NaN."""
+        """Return a tensor of NaN: all its bits are 1."""
         tensor = torch.empty(shape, dtype=dtype)
         tensor.view(torch.uint8).fill_(255)
         self._observe(Record("allocate", tensor.nbytes))
         return tensor
 
     def copy(self, direction: Direction, pairs: Sequence[tuple[Tensor, Tensor]], after: _Issued | None) -> _Issued:
-        """Remember copies; see :class:`Copies`."""
-        # Tensors on the device may be freed too early; host memory is the caller's for the whole run.
+        """Issue copies that run later. See :class:`Copies`."""
+        # Weak references detect a device tensor that is freed too early. Host memory exists for the whole run.
         weak = [(weakref.ref(target), weakref.ref(source)) for target, source in pairs]
         hosts = [target if direction == "to host" else source for target, source in pairs]
         issued = _Issued(self._count, lambda: _copy_all(direction, weak, hosts), after)
@@ -95,7 +95,7 @@ class DeferredCopies:
         return issued
 
     def wait(self, issued: _Issued) -> None:
-        """Run the copies, and all earlier ones of their direction."""
+        """Run the copies and all earlier copies of the same direction."""
         self._observe(Record("wait", issued.number))
         self._run_until(issued)
 

@@ -1,4 +1,4 @@
-"""Copies on side streams of a GPU, one for each direction. Not run on a GPU yet."""
+"""Copy tensors on side streams of a GPU, one stream per direction. This module has not run on a GPU yet."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from megatron_wallfacer.offload.copies import Direction
 
 
 class CudaCopies:
-    """Copies by the GPU's copy engines; see :class:`megatron_wallfacer.offload.copies.Copies`.
+    """Copies by the GPU's copy engines. See :class:`megatron_wallfacer.offload.copies.Copies`.
 
-    A tensor is freed by its owner after its copy was waited for on the stream of the kernels, where the allocator
-    reuses its memory. ``Tensor.record_stream`` would delay that until the allocator next looks at its events.
+    The owner of a tensor frees the tensor after the kernels' stream has waited for its copy, so the allocator can reuse
+    the memory on the kernels' stream at once. ``Tensor.record_stream`` would delay the reuse of the memory.
     """
 
     def __init__(self) -> None:
@@ -24,15 +24,15 @@ class CudaCopies:
         }
 
     def allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return an uninitialised tensor, in the memory of the stream of the kernels."""
+        """Return an uninitialised tensor in memory that the allocator assigns to the kernels' stream."""
         return torch.empty(tuple(shape), dtype=dtype, device="cuda")
 
     def copy(
         self, direction: Direction, pairs: Sequence[tuple[Tensor, Tensor]], after: torch.cuda.Event | None
     ) -> torch.cuda.Event:
-        """Issue copies behind the kernels that were launched so far."""
+        """Issue copies that run after the kernels launched so far."""
         stream = self._streams[direction]
-        # Kernels make the source of a copy to the host, and may still use the memory of the target of the other one.
+        # Wait for kernels, which write the source of a copy to the host and may still use a target's reused memory.
         stream.wait_stream(torch.cuda.current_stream())
         if after is not None:
             stream.wait_event(after)
@@ -42,5 +42,5 @@ class CudaCopies:
         return stream.record_event()
 
     def wait(self, issued: torch.cuda.Event) -> None:
-        """Let later kernels wait for the copies."""
+        """Make kernels launched after this call wait for the copies."""
         torch.cuda.current_stream().wait_event(issued)

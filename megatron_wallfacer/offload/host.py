@@ -1,4 +1,4 @@
-"""Host memory: how much is left, and slots that are allocated once, at their exact size."""
+"""Measure free host memory, and allocate slots in host memory once at their exact size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.offload.slots import Slot
 
-#: Tensors of a slot begin at multiples of this, bytes.
+#: Alignment of the tensors in a slot, in bytes.
 ALIGNMENT = 256
 
 
@@ -21,8 +21,8 @@ class Left(NamedTuple):
     """Host memory that a process may still allocate.
 
     Attributes:
-        nbytes: its size.
-        limit: what limits it.
+        nbytes: size in bytes.
+        limit: name of the limit that determines the size, for messages.
     """
 
     nbytes: int
@@ -30,11 +30,7 @@ class Left(NamedTuple):
 
 
 def memory_left(root: Path = Path("/")) -> Left:
-    """Return the host memory that is left here: the machine's, or that of the smallest control group.
-
-    Args:
-        root: of the file system.
-    """
+    """Return the free host memory: the minimum over the node and the control groups of this process."""
     return min([_of_machine(root), *_of_groups(root)])
 
 
@@ -45,7 +41,7 @@ def _of_machine(root: Path) -> Left:
 
 
 def _of_groups(root: Path) -> Iterator[Left]:
-    """What each control group of this process has left, of versions 2 and 1. Its file cache can be freed."""
+    """Yield the free memory, including file caches, of each control group (versions 1 and 2) of this process."""
     names = {
         "": ("memory.max", "memory.current", ("active_file", "inactive_file")),
         "memory": (
@@ -62,7 +58,7 @@ def _of_groups(root: Path) -> Iterator[Left]:
         mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         limit, used, caches = names["memory" if controllers else ""]
         group = Path(path.lstrip("/"))
-        # In a container the path may be that of the machine, which is not there: its mount is the group then.
+        # In a container the path may not exist, and then the mount point itself is the group.
         for folder in (mount / group, *(mount / parent for parent in group.parents), mount):
             allowed = _number(folder / limit)
             if allowed is None:
@@ -82,21 +78,17 @@ def _number(path: Path) -> int | None:
 
 
 def slot_bytes(sizes: Iterable[int]) -> int:
-    """Return the bytes of a slot for tensors of these sizes in bytes."""
+    """Return the bytes of a slot for tensors of the given sizes in bytes."""
     return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
 
 
 class HostSlots:
-    """Slots in one allocation.
+    """Slots in one allocation of host memory, which is pinned for copies by a GPU if ``pinned`` is True.
 
-    PyTorch's pinned allocator rounds to powers of two, up to twice the size. Here a plain allocation is pinned.
-
-    Args:
-        slots: all slots.
-        pinned: pin them for copies by a GPU.
+    PyTorch's pinned allocator rounds a size up to a power of two, so this class pins an ordinary allocation instead.
 
     Raises:
-        WallfacerError: the memory cannot be allocated or pinned.
+        WallfacerError: The memory cannot be allocated or pinned.
     """
 
     def __init__(self, slots: Iterable[Slot], *, pinned: bool) -> None:
@@ -135,11 +127,11 @@ def _pin(memory: Tensor) -> None:
 
 
 def locked_limit() -> str:
-    """Return the memory that this process may lock (``ulimit -l``), for messages."""
+    """Return the limit of memory that this process may lock (``ulimit -l``), for messages."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return "any amount" if soft == resource.RLIM_INFINITY else gigabytes(soft)
 
 
 def gigabytes(nbytes: float) -> str:
-    """Return a size for messages, in GB of 1e9 bytes."""
+    """Return a size in GB (1e9 bytes) as text for messages."""
     return f"{nbytes / 1e9:.3g} GB"

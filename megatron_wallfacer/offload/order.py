@@ -1,7 +1,7 @@
-"""The forward and backward passes of one training step on one pipeline rank, in Megatron's order.
+"""Compute the order in which Megatron runs the forward and backward passes of a training step on one pipeline rank.
 
-Copies from host memory are issued before they are needed, so the order must be known. Source of both schedules:
-``forward_backward_pipelining_without_interleaving`` and ``get_schedule_table`` of
+Copies from host memory are issued before the tensors are needed, so the order of passes must be known in advance. The
+source of the order is ``forward_backward_pipelining_without_interleaving`` and ``get_schedule_table`` in
 ``megatron.core.pipeline_parallel.schedules``.
 """
 
@@ -16,9 +16,9 @@ class Pass(NamedTuple):
     """A forward or backward pass of one micro-batch through one model chunk.
 
     Attributes:
-        backward: whether it is the backward pass.
-        chunk: number of the model chunk on its rank, from 0.
-        micro_batch: number of the micro-batch in the step, from 0.
+        backward: whether the pass is a backward pass.
+        chunk: number of the model chunk on its rank from 0.
+        micro_batch: number of the micro-batch in the step from 0.
     """
 
     backward: bool
@@ -28,14 +28,14 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The place of a rank in pipeline parallelism.
+    """Position of a rank in pipeline parallelism.
 
     Attributes:
         size: pipeline-parallel size.
         rank: pipeline-parallel rank.
-        chunks: model chunks per rank, for interleaved stages; None without them.
-        group: consecutive micro-batches that run through a chunk before the next chunk's turn
-            (``--microbatch-group-size-per-virtual-pipeline-stage``); the pipeline-parallel size if None.
+        chunks: number of model chunks per rank, or None without interleaved stages.
+        group: number of consecutive micro-batches that run through a chunk before the next chunk
+            (``--microbatch-group-size-per-virtual-pipeline-stage``), or None for the pipeline-parallel size.
     """
 
     size: int = 1
@@ -45,12 +45,7 @@ class Pipeline:
 
 
 def passes_of_step(pipeline: Pipeline, micro_batches: int) -> tuple[Pass, ...]:
-    """Return the passes of a step in the order in which the rank runs them.
-
-    Args:
-        pipeline: place of the rank.
-        micro_batches: micro-batches of the step.
-    """
+    """Return the passes of a step in the order in which a rank of the pipeline runs them."""
     if pipeline.chunks is None:
         forward = [Pass(False, 0, number) for number in range(micro_batches)]
         backward = [Pass(True, 0, number) for number in range(micro_batches)]
@@ -65,7 +60,7 @@ def passes_of_step(pipeline: Pipeline, micro_batches: int) -> tuple[Pass, ...]:
 
 
 def _interleaved(micro_batches: int, chunks: int, group: int) -> list[tuple[int, int]]:
-    """(chunk, micro-batch) of each forward pass."""
+    """Return (chunk, micro-batch) of each forward pass."""
     starts = range(0, micro_batches, group)
     return [
         (chunk, number)
@@ -76,7 +71,7 @@ def _interleaved(micro_batches: int, chunks: int, group: int) -> list[tuple[int,
 
 
 def _one_forward_one_backward(forward: Sequence[Pass], backward: Sequence[Pass], first: int) -> tuple[Pass, ...]:
-    """Join both lists: ``first`` forward passes, then one of each in turn, then the other backward passes."""
+    """Return ``first`` forward passes, then forward and backward passes alternately, then the other backward passes."""
     pairs = zip(forward[first:], backward, strict=False)
     steady = [done for pair in pairs for done in pair]
     return (*forward[:first], *steady, *backward[len(forward) - first :])

@@ -1,4 +1,4 @@
-"""Tensors of one kind on their way to host memory and back."""
+"""Move tensors of one kind to host memory in forward and back to the device in backward."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Spec(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Tensors in host memory.
+    """Tensors of one layer in host memory.
 
     Attributes:
-        key: what they are.
-        specs: of each.
-        slot: where they are.
-        issued: copies that bring them there.
+        key: layer and micro-batch of the tensors.
+        specs: shape and dtype of each tensor.
+        slot: host memory of the tensors.
+        issued: handle of the copies to the host.
     """
 
     key: Key
@@ -45,18 +45,18 @@ class _Arriving(NamedTuple):
 
 
 class OffloadQueue:
-    """Copies tensors of layers to host memory in forward, and back before backward needs them.
+    """Queue that copies tensors of layers to host memory in forward, and back before backward needs the tensors.
 
-    A layer's copy to the host runs during the next layer, whose end waits for it. A copy to the device is issued when
-    backward begins with the layer before it. So the device holds at most two layers' tensors in backward: those in use,
-    and those on their way.
+    A layer's copy to the host runs during the next layer, which waits for the copy at its end. While backward computes
+    a layer, the tensors of the layer that follows in backward are copied to the device. In backward the device has
+    tensors of at most two layers.
 
     Args:
-        flag: flag that asked for it, for messages.
-        plan_of: plan by the number of micro-batches of a step.
-        micro_batches: number of micro-batches of the step that begins.
+        flag: flag that moves the tensors, for messages.
+        plan_of: function of the number of micro-batches that returns the plan of a step.
+        micro_batches: function that returns the number of micro-batches of the next step.
         slots: host memory of the plan with the most slots.
-        copies: issues copies.
+        copies: object that issues copies.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class OffloadQueue:
     ) -> None:
         self._flag, self._plan_of, self._micro_batches = flag, plan_of, micro_batches
         self._slots, self._copies = slots, copies
-        #: Copies that last read a slot; the next copy into it runs after them.
+        #: Handle of the last copies from each slot. The next copy into a slot must run after them.
         self._read: dict[Slot, Any] = {}
         self._stored: dict[Key, Stored] = {}
         self._uses: deque[Use] = deque()
@@ -81,22 +81,22 @@ class OffloadQueue:
 
     @property
     def waiting(self) -> int:
-        """Tensors of layers that backward has not taken yet."""
+        """Number of stored (layer, micro-batch) entries that backward has not loaded yet."""
         return len(self._stored)
 
     def store(self, chunk: int, layer: int, tensors: Sequence[Tensor]) -> Stored:
         """Issue the copy of a layer's tensors to host memory.
 
         Args:
-            chunk: index of the model chunk, as in :class:`megatron_wallfacer.offload.slots.Key`.
-            layer: index of the layer, as in :class:`megatron_wallfacer.offload.slots.Key`.
-            tensors: on the device, any dtypes.
+            chunk: number of the model chunk on its rank from 0.
+            layer: number of the layer in its chunk from 0.
+            tensors: tensors on the device with any dtypes.
 
         Returns:
-            What :meth:`load` takes.
+            The argument with which :meth:`load` returns the tensors.
 
         Raises:
-            WallfacerError: the step does not run in the order of the plan, or the tensors are larger than their slot.
+            WallfacerError: The order differs from the plan of the step, or the tensors are larger than their slot.
         """
         if not self._uses:
             self._begin_step()
@@ -116,10 +116,10 @@ class OffloadQueue:
         return self._stored[key]
 
     def load(self, stored: Stored) -> tuple[Tensor, ...]:
-        """Return a layer's tensors on the device; kernels that are launched from now on may read them.
+        """Return a layer's tensors on the device. Kernels launched after this call may read the tensors.
 
         Raises:
-            WallfacerError: the step does not run in the order of the plan.
+            WallfacerError: The order differs from the plan of the step.
         """
         self._take(Use(False, stored.key))
         self._let_go()
@@ -146,7 +146,7 @@ class OffloadQueue:
         self._counts.clear()
 
     def _take(self, use: Use) -> None:
-        """Go to the next event of the plan, which must be this one."""
+        """Advance to the next event of the plan, and check that it is the given event."""
         expected = self._uses.popleft() if self._uses else None
         if use != expected:
             raise WallfacerError(
@@ -155,7 +155,7 @@ class OffloadQueue:
             )
 
     def _parts(self, slot: Slot, specs: Sequence[Spec]) -> list[Tensor]:
-        """Tensors of these specs in a slot, one behind the other."""
+        """Return tensors of the given specs in a slot, one after the other."""
         sizes = [torch.Size(spec.shape).numel() * spec.dtype.itemsize for spec in specs]
         if slot_bytes(sizes) > slot.nbytes:
             raise WallfacerError(
@@ -169,13 +169,13 @@ class OffloadQueue:
         return parts
 
     def _let_go(self) -> None:
-        """Free tensors of the previous layer on the device, behind their copy."""
+        """Free the device tensors of the previous layer after their copy."""
         if self._leaving is not None:
             self._copies.wait(self._leaving[1])
             self._leaving = None
 
     def _prefetch(self) -> None:
-        """Issue the next copy to the device, if none is on its way and its tensors were stored."""
+        """Issue the next copy to the device if no such copy is pending and its tensors are stored."""
         if self._arriving is not None or not self._to_load or self._to_load[0] not in self._stored:
             return
         stored = self._stored[self._to_load.popleft()]

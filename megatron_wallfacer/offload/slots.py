@@ -1,4 +1,4 @@
-"""Which tensors of a step go to host memory, in which order they come back, and the slots that hold them meanwhile."""
+"""Plan the transfers of a step to host memory and back, and assign slots of host memory to the tensors."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 from megatron_wallfacer.offload.order import Pass
 
-#: Layers of one model chunk, from 0, in the groups that backward recomputes together.
+#: Layers of one model chunk, numbered from 0, in groups. Backward recomputes the layers of a group together.
 Groups = Sequence[Sequence[int]]
 
 
 class Key(NamedTuple):
-    """What is copied: tensors of one layer and one micro-batch.
+    """Key of the tensors of one layer and one micro-batch, which are copied together.
 
     Attributes:
-        chunk: number of the model chunk on its rank, from 0.
-        layer: number of the layer in its chunk, from 0.
-        micro_batch: number of the micro-batch in the step, from 0.
+        chunk: number of the model chunk on its rank from 0.
+        layer: number of the layer in its chunk from 0.
+        micro_batch: number of the micro-batch in the step from 0.
     """
 
     chunk: int
@@ -28,11 +28,11 @@ class Key(NamedTuple):
 
 
 class Use(NamedTuple):
-    """One event of a step: a layer hands its tensors over in forward, or takes them in backward.
+    """One event of a step: a layer stores its tensors in forward, or loads them in backward.
 
     Attributes:
-        stores: True in forward.
-        key: what is handed over or taken.
+        stores: True in forward, False in backward.
+        key: key of the tensors.
     """
 
     stores: bool
@@ -40,11 +40,11 @@ class Use(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A part of host memory.
+    """A slot of host memory.
 
     Attributes:
-        nbytes: its size.
-        number: its number among the slots of this size, from 0.
+        nbytes: size in bytes.
+        number: number from 0 among the slots of the same size.
     """
 
     nbytes: int
@@ -53,11 +53,11 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """The events of a step, and a slot for each tensor between its two events.
+    """Events of a step, and the slot of each key between its two events.
 
     Attributes:
         uses: events in their order.
-        slots: slot by key. No two keys that are in host memory at the same time have the same one.
+        slots: slot by key. Keys whose tensors are in host memory at the same time have different slots.
     """
 
     uses: tuple[Use, ...]
@@ -72,12 +72,12 @@ class SlotPlan:
 def uses_of_step(passes: Sequence[Pass], groups: Mapping[int, Groups]) -> tuple[Use, ...]:
     """Return the events of a step.
 
-    Layers run in ascending order in forward. In backward the last group comes first; its layers are recomputed, and so
-    take their tensors, in ascending order.
+    Layers run in ascending order in forward. Backward starts with the last group of layers. Backward recomputes the
+    layers of a group in ascending order, and so loads their tensors in that order.
 
     Args:
-        passes: passes of the step, in their order.
-        groups: by chunk, layers whose tensors are in host memory.
+        passes: passes of the step in their order.
+        groups: layers with tensors in host memory, by chunk.
     """
     uses = []
     for step in passes:
@@ -91,7 +91,7 @@ def uses_of_step(passes: Sequence[Pass], groups: Mapping[int, Groups]) -> tuple[
 def assign_slots(uses: Sequence[Use], nbytes: Mapping[tuple[int, int], int]) -> SlotPlan:
     """Return the plan with the fewest slots of each size.
 
-    The slot that became free first is used again first: its copy to the device has most likely ended.
+    The slot that was freed first is reused first, because its copy to the device has most likely ended.
 
     Args:
         uses: events of a step.
@@ -113,12 +113,12 @@ def assign_slots(uses: Sequence[Use], nbytes: Mapping[tuple[int, int], int]) -> 
 
 
 def first_layers(groups: Mapping[int, Groups], count: int) -> dict[int, Groups]:
-    """Return the first ``count`` layers of a rank, all chunks counted together, in their groups.
+    """Return the first ``count`` layers over all chunks of a rank, in their groups.
 
-    Backward reads the last layers first, so these are the ones that stay on the device.
+    The last layers stay on the device, because backward reads the last layers first.
 
     Args:
-        groups: by chunk, all layers whose tensors could be in host memory.
+        groups: layers whose tensors may be in host memory, by chunk.
         count: number of layers.
     """
     chosen: dict[int, Groups] = {}

@@ -1,6 +1,6 @@
-"""Plots of the objects that the engine runs. Only this package needs matplotlib.
+"""Draw plots of grids, timelines, losses and plans. Only this package imports matplotlib.
 
-Figures are made without pyplot, so they change no global state and need no window system.
+Figures are created without pyplot, so they change no global state and need no window system.
 """
 
 from __future__ import annotations
@@ -19,18 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GREY, PALE = "#1f2430", "#6b7280", "#eef0f3"
-"""Colours of text and outlines, of secondary text, and of backgrounds."""
+"""Colour of text and outlines, colour of secondary text, and colour of backgrounds."""
 
 DOTS_PER_INCH = 150
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure.
-
-    Args:
-        width: width in inches.
-        height: height in inches.
-    """
+    """Return an empty figure with width and height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -40,11 +35,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG, and create the folder.
-
-    Args:
-        figure: figure to write.
-        path: file; SVG for the suffix ``.svg``, else PNG.
-    """
+    """Write a figure, as SVG if the suffix of the file is ``.svg``, else as PNG. The function creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg" if path.suffix == ".svg" else "png")

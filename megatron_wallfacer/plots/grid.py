@@ -1,4 +1,4 @@
-"""Plot of a grid: its teams and rings, and which rank computes which pair of shards."""
+"""Plot a grid: its teams, its rings, and the rank that computes each pair of shards."""
 
 from __future__ import annotations
 
@@ -28,19 +28,15 @@ TITLE_LENGTH = 62  # characters of a title in full size
 LEGEND_POINTS = 10.0  # font size of the legends
 MAX_LINE_GAP = 0.75  # largest gap between lines of a legend, in font sizes
 TENSOR_ORDER = ("q", "dout", "k", "v", "dq", "dk", "dv")
-"""Tensors of a ring in the order of the legend, without statistics."""
+"""Tensors that a ring can transfer, in the order of the legend, without lse and delta."""
 
 LegendEntry = tuple[Artist, str]
 
 
 def draw_grid(plan: Plan, path: Path) -> None:
-    """Draw a plan as PNG or SVG: teams and rings on the left, computed pairs on the right.
+    """Draw a plan as PNG or SVG: teams and rings in the left panel, computed pairs in the right panel.
 
-    Both panels, and the volume in the title, come from the schedules that the engine runs.
-
-    Args:
-        plan: plan to draw.
-        path: file to write; its folder is created.
+    The panels and the volume in the title are derived from the schedules that the engine runs.
     """
     schedules = [forward_schedule(plan, rank) for rank in range(plan.grid.cp_size)]
     backward = backward_schedule(plan, busiest_rank(plan))
@@ -62,7 +58,7 @@ def draw_grid(plan: Plan, path: Path) -> None:
 
 
 def _axis_name(grid: Grid, axis: str) -> str:
-    """Return the name of an axis; that of a single ring is neither inner nor outer."""
+    """Return the name of an axis. The axis of a single ring is called ``ring``."""
     return axis if grid_rings.is_double(grid) else axis.replace("ring_outer", "ring").replace("ring_inner", "ring")
 
 
@@ -75,9 +71,9 @@ def _title(plan: Plan) -> str:
 
 
 def _volume(plan: Plan, forward: Schedule, backward: Schedule) -> str:
-    """Return the volume that the busiest rank receives, and its ratio to the lower bound."""
+    """Return the volume received by the busiest rank and its ratio to the lower bound, as text."""
     grid = plan.grid
-    # One element per Q shard, and as many kv heads as query heads: the units of the bounds.
+    # The units of the bounds are one element per Q shard and equal numbers of query and kv heads.
     shape = Shape(tokens=1, q_heads=grid.head, kv_heads=grid.head, head_dim=1)
     limit, units = "the lower bound", "kv heads = query heads"
     if grid.head > 1:
@@ -93,7 +89,7 @@ def _volume(plan: Plan, forward: Schedule, backward: Schedule) -> str:
 
 
 def _left_legend(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) -> list[LegendEntry]:
-    """Return the meaning of the signs in the left panel."""
+    """Return the legend of the left panel."""
     grid = plan.grid
     entries: list[LegendEntry] = []
     if grid.cp_size <= grid_rings.MAX_WITH_CHUNKS:
@@ -141,14 +137,14 @@ def _ring_legend(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) 
 
 
 def _on_ring(schedule: Schedule, axis: str) -> str:
-    """Return the tensors that hop along a ring, operands and results."""
+    """Return the names of the tensors, operands and results, that a ring transfers."""
     tensors = {tensor for move in schedule.transfers if move.axis == axis for tensor in move.payload}
     names = {"dout": "dO", "dq": "dQ", "dk": "dK", "dv": "dV"}
     return ", ".join(names.get(tensor, tensor.upper()) for tensor in TENSOR_ORDER if tensor in tensors)
 
 
 def _right_legend(plan: Plan, pairs: Mapping[Pair, Sequence[PairWork]]) -> list[str]:
-    """Return what the right panel shows."""
+    """Return the lines of text below the right panel."""
     grid = plan.grid
     of_rank_0 = sum(entry.rank == 0 for work in pairs.values() for entry in work)
     number = ", number: ring step" if has_numbers(pairs, grid.cp_size) else ""
@@ -170,7 +166,7 @@ def _right_legend(plan: Plan, pairs: Mapping[Pair, Sequence[PairWork]]) -> list[
 
 
 def _legend(figure: Figure, left: float, entries: Sequence[LegendEntry], handlelength: float = 0) -> None:
-    """Draw a legend below a panel, with lines at the same heights below both panels."""
+    """Draw a legend below a panel. Legend lines have the same heights below the left and the right panel."""
     if not entries:
         return
     signs, lines = zip(*entries, strict=True)

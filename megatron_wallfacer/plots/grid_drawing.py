@@ -37,7 +37,7 @@ ARC_POINTS = 32
 
 
 def draw_ranks(axes: Axes, grid: Grid, schedules: Sequence[Schedule], colours: Sequence[Colour]) -> None:
-    """Draw teams, ranks, rings and the permutation before the first ring step."""
+    """Draw teams, ranks, rings and the permutation that precedes the first ring step."""
     layout = layout_of(grid)
     left, right, bottom, top = layout.box
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
@@ -79,14 +79,14 @@ def _rings(
 
 
 def _points_per_unit(axes: Axes, layout: GridLayout) -> float:
-    """Return the printed size of one unit of length, to which lines and text are fitted."""
+    """Return the printed points per unit of length, which determine the sizes of lines and text."""
     left, right, bottom, top = layout.box
     panel, (width, height) = axes.get_position(), axes.figure.get_size_inches()
     return 72 * min(panel.width * width / (right - left), panel.height * height / (top - bottom))
 
 
 def _frames(axes: Axes, layout: GridLayout, scale: float) -> None:
-    """Draw a frame around each circle."""
+    """Draw a frame around each circle of ranks."""
     side = 2 * layout.half_side
     for index, (x, y) in enumerate(layout.centres):
         corner = (x - layout.half_side, y - layout.half_side)
@@ -99,7 +99,7 @@ def _frames(axes: Axes, layout: GridLayout, scale: float) -> None:
 
 
 def _teams(axes: Axes, grid: Grid, layout: GridLayout, scale: float) -> None:
-    """Draw the background of teams, and of ranks that divide heads."""
+    """Draw the backgrounds of teams and of ranks along the head axis."""
     heads = [grid.neighbours(rank, "head") for rank in range(grid.cp_size) if grid.coordinates(rank)["head"] == 0]
     if grid.team > 1:
         width = 2 * RADIUS + (0.28 if grid.head == 1 else 0.46)
@@ -116,7 +116,7 @@ def _teams(axes: Axes, grid: Grid, layout: GridLayout, scale: float) -> None:
 
 
 def _capsule(axes: Axes, first: Position, last: Position, width: float, colour: str, scale: float) -> None:
-    """Draw the background of ranks in line."""
+    """Draw the background of ranks on a line."""
     xs, ys = zip(first, last, strict=True)
     axes.add_line(Line2D(xs, ys, lw=width * scale, color=colour, solid_capstyle="round", zorder=1))
 
@@ -132,7 +132,7 @@ def _box(axes: Axes, positions: Sequence[Position]) -> None:
 
 
 def _outer_ring(axes: Axes, grid: Grid, layout: GridLayout, schedules: Sequence[Schedule], scale: float) -> None:
-    """Draw one broad arrow per inner ring, because all its ranks send to the same next inner ring."""
+    """Draw one thick arrow per inner ring, because all its ranks send to the same next inner ring."""
     style = {"color": OUTER_RING, "lw": min(6.0, 0.16 * scale), "mutation_scale": min(26.0, 0.62 * scale)}
     for rank, schedule in enumerate(schedules):
         coordinates = grid.coordinates(rank)
@@ -148,7 +148,7 @@ def _outer_ring(axes: Axes, grid: Grid, layout: GridLayout, schedules: Sequence[
 def _hop(
     axes: Axes, layout: GridLayout, ranks: tuple[int, int], colour: Colour | str, scale: float, *, both_ways: bool
 ) -> None:
-    """Draw an arrow along the circle, clockwise from one rank to the next."""
+    """Draw an arrow along the circle, clockwise from a rank to the next rank."""
     rank, following = ranks
     arc = _arc(layout.ring_centres[rank], layout.positions[rank], layout.positions[following], RADIUS + 0.05)
     style = {"arrowstyle": "<|-|>" if both_ways else "-|>", "mutation_scale": min(14.0, 0.32 * scale)}
@@ -156,7 +156,7 @@ def _hop(
 
 
 def _arc(centre: Position, start: Position, end: Position, gap: float) -> Outline:
-    """Return a clockwise part of a circle, with a gap at both ends."""
+    """Return a clockwise arc of a circle with a gap at both ends."""
     radius, first = _polar(centre, start)
     _, last = _polar(centre, end)
     cut = 2 * asin(gap / (2 * radius))
@@ -171,7 +171,7 @@ def _polar(centre: Position, position: Position) -> tuple[float, float]:
 
 
 def _permutation_arrow(axes: Axes, start: Position, end: Position, scale: float) -> None:
-    """Draw a dashed arrow, bent around the ranks in between."""
+    """Draw a dashed arrow that bends around the ranks between its ends."""
     is_short = hypot(end[0] - start[0], end[1] - start[1]) < 4.5
     axes.add_patch(
         FancyArrowPatch(
@@ -201,7 +201,7 @@ def _rank(axes: Axes, position: Position, rank: int, cp_size: int, colour: Colou
 
 
 def _mark(axes: Axes, position: Position, scale: float, *, dotted: bool) -> None:
-    """Draw the outline of rank 0, or the dotted outline of a rank that shares keys and values with it."""
+    """Draw the outline of rank 0, or the dotted outline of a rank that shares keys and values with rank 0."""
     width = min(2.4, 0.08 * scale)
     radius, line = (RADIUS + 0.07, (0, (1, 1.2))) if dotted else (RADIUS, "-")
     axes.add_patch(Circle(position, radius, fc="none", ec=INK, lw=width, ls=line, zorder=6))

@@ -1,8 +1,8 @@
-"""Positions of the ranks in the plot of a grid: a ring is a circle, and a team is a spoke.
+"""Compute the positions of ranks in the plot of a grid, where a ring is a circle and a team is a spoke.
 
-A circle has one spoke per team, and one ring per member of a team. Each coordinate along ``kv_team`` has a circle of
-its own. Ranks with the same tokens are neighbours on their spoke. Of a double ring each inner ring is a circle, and
-these circles form a larger circle.
+A circle has one spoke per team and one ring per team member. Each coordinate along ``kv_team`` has its own circle.
+Ranks with the same tokens are neighbours on their spoke. In a double ring each inner ring is a circle, and the inner
+rings form a larger circle.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from math import ceil, cos, pi, sin, sqrt
 from megatron_wallfacer.plots.grid_rings import is_double, step_axis
 from megatron_wallfacer.schedule.grid import Grid, divisors
 
-RADIUS = 0.5  # of a rank; all lengths are in diameters of a rank
-MEMBER_GAP = 1.16  # between the members of a team
-HEADS_GAP = 1.42  # between members of a team that divide heads with other ranks
-SPOKE_GAP = 1.9  # between the inner ends of two spokes: leaves space for an arrow
-INNER_RING_GAP = 1.2  # between the inner rings of a double ring
+# All lengths are in diameters of a rank.
+RADIUS = 0.5  # radius of a rank
+MEMBER_GAP = 1.16  # distance between neighbours in a team
+HEADS_GAP = 1.42  # distance between team members that split heads with other ranks
+SPOKE_GAP = 1.9  # distance between the inner ends of two spokes, which leaves space for an arrow
+INNER_RING_GAP = 1.2  # distance between the inner rings of a double ring
 CIRCLE_GAP = 0.5
-MIN_SIDE = 4.0  # side of the drawing: one rank alone does not fill the page
+MIN_SIDE = 4.0  # minimum side of the drawing, so that one rank alone does not fill the page
 
 Position = tuple[float, float]
 
@@ -31,7 +32,7 @@ class GridLayout:
     Attributes:
         half_side: half the side of the frame of one circle.
         centres: centre of each circle, by the coordinate along ``kv_team``.
-        inner_radius: radius of an inner ring with all its ranks; 0 for a single ring.
+        inner_radius: radius of an inner ring with all its ranks, or 0 for a single ring.
         ring_centres: centre of the ring of each rank.
         positions: position of each rank.
     """
@@ -44,7 +45,7 @@ class GridLayout:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, right, bottom and top of the drawing."""
+        """Left, right, bottom and top edges of the drawing."""
         xs, ys = zip(*self.centres, strict=True)
         margin = max(self.half_side, MIN_SIDE / 2)
         return min(xs) - margin, max(xs) + margin, min(ys) - margin, max(ys) + margin
@@ -79,30 +80,24 @@ def layout_of(grid: Grid) -> GridLayout:
 
 
 def on_circle(centre: Position, radius: float, angle: float) -> Position:
-    """Return a point of a circle.
-
-    Args:
-        centre: centre of the circle.
-        radius: radius of the circle.
-        angle: counter-clockwise angle from the right, in radians.
-    """
+    """Return the point of a circle at an angle in radians, counter-clockwise from the right."""
     return centre[0] + radius * cos(angle), centre[1] + radius * sin(angle)
 
 
 def _angle(index: int, size: int) -> float:
-    """Return the angle of one of ``size`` positions, clockwise from the top."""
+    """Return the angle in radians of one of ``size`` positions, clockwise from the top."""
     return pi / 2 - 2 * pi * index / size
 
 
 def _spoke(grid: Grid) -> tuple[list[Position], float]:
-    """Return offsets (across, along) of a team's members, the first outside, and the length of the spoke."""
+    """Return offsets (across, along) of a team's members, with the outermost first, and the length of the spoke."""
     member = MEMBER_GAP if grid.head == 1 else (grid.head - 1) * MEMBER_GAP + HEADS_GAP
     offsets = [team * member + head * MEMBER_GAP for team in range(grid.team) for head in range(grid.head)]
     return [(0.0, offsets[-1] - offset) for offset in offsets], offsets[-1]
 
 
 def _block(grid: Grid) -> tuple[list[Position], float]:
-    """Return offsets (across, along) of ranks without a ring, around the centre: a team in line, heads in rows."""
+    """Return offsets (across, along) from the centre for ranks without a ring: a team in a line, heads in rows."""
     if grid.team > 1:
         line, depth = _spoke(grid)
         return [(across, along - depth / 2) for across, along in line], depth / 2

@@ -1,4 +1,4 @@
-"""Rings, teams and the permutation of a grid, found in the transfers of its schedules."""
+"""Find the rings, teams and permutation of a grid in the transfers of its schedules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from megatron_wallfacer.plots.palette import Colour, hues, ramp, tints
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import Schedule, Transfer
 
-#: Largest cp sizes for which the chunks of each rank are written, and the whole permutation is drawn.
+#: Largest cp size for which the plot shows each rank's chunks, and largest cp size with the complete permutation.
 MAX_WITH_CHUNKS, MAX_PERMUTED = 16, 8
 
 
@@ -18,7 +18,7 @@ def is_double(grid: Grid) -> bool:
 
 
 def step_axis(grid: Grid) -> str:
-    """Return the axis of the ring that hops in every ring step: the inner ring, or the only one."""
+    """Return the axis of the ring with a hop in every ring step: the inner ring of a double ring, or the only ring."""
     return "ring_inner" if grid.ring_inner > 1 else "ring_outer"
 
 
@@ -28,7 +28,7 @@ def hops(schedule: Schedule, axis: str) -> tuple[Transfer, ...]:
 
 
 def next_rank(schedule: Schedule, axis: str) -> int:
-    """Return the next rank of a ring; the rank itself if nothing hops."""
+    """Return the next rank of a ring, or the rank itself if the rank sends nothing along the ring."""
     transfers = hops(schedule, axis)
     return transfers[0].sends[0].peer if transfers else schedule.rank
 
@@ -56,32 +56,32 @@ def rank_colours(grid: Grid, schedules: Sequence[Schedule]) -> list[Colour]:
     all_rings = rings(schedules, step_axis(grid))
     colours: dict[int, Colour] = {}
     for hue, ring in zip(hues(len(all_rings)), all_rings, strict=True):
-        # A single ring has the whole range of colours.
+        # A single ring uses the complete range of colours.
         shades = ramp(len(ring)) if len(all_rings) == 1 else tints(hue, len(ring))
         colours |= dict(zip(ring, shades, strict=True))
     return [colours[rank] for rank in range(len(schedules))]
 
 
 def gathered(schedule: Schedule, axis: str) -> tuple[str, ...]:
-    """Return which of q, k, v are gathered along an axis."""
+    """Return the tensors among q, k and v that are gathered along an axis."""
     tensors = {tensor for move in schedule.transfers if move.axis == axis for tensor in move.payload}
     return tuple(tensor for tensor in ("q", "k", "v") if tensor in tensors)
 
 
 def kv_team_of(schedule: Schedule) -> tuple[int, ...]:
-    """Return the ranks that share keys and values with a rank along ``kv_team``; empty without such an axis."""
+    """Return the ranks that share keys and values with a rank along ``kv_team``, or an empty tuple without the axis."""
     transfers = [move for move in schedule.transfers if move.channel == ("kv_team", "inputs")]
     peers = {message.peer for move in transfers for message in move.receives}
     return tuple(sorted(peers | {schedule.rank} if transfers else ()))
 
 
 def permutation_target(schedule: Schedule) -> int | None:
-    """Return the rank that gets a rank's tensors before the first ring step (Algorithm 2); None without permutation."""
+    """Return the rank that receives a rank's tensors before the first ring step (Algorithm 2), or None."""
     transfers = (move for move in schedule.transfers if move.channel == ("cp", "inputs"))
     return next((move.sends[0].peer for move in transfers), None)
 
 
 def permutation_shown(grid: Grid) -> set[int]:
-    """Return the ranks whose permutation is drawn: all ranks, or those of two teams of a large grid."""
+    """Return the ranks whose permutation is drawn: all ranks of a small grid, or two teams of a large grid."""
     teams = list(dict.fromkeys(grid.neighbours(rank, "team") for rank in range(grid.cp_size)))
     return {rank for team in (teams if grid.cp_size <= MAX_PERMUTED else teams[:2]) for rank in team}

@@ -16,20 +16,20 @@ from megatron_wallfacer.training_runs.loss_comparison import TOLERANCE, differen
 REFERENCE = "#b4bac4"
 MARKERS, DASHES = "os^Dv", ((0, (4, 2)), (2, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (3, (2, 2)))
 MARKS = 16  # markers per curve
-LEFT, WIDTH = 0.085, 0.885  # of the panels, as fractions of the figure width
+LEFT, WIDTH = 0.085, 0.885  # left edge and width of the panels, as fractions of the figure width
 
 
 def draw_losses(runs: Mapping[str, Sequence[float]], path: Path, title: str, *, tolerance: float = TOLERANCE) -> None:
-    """Draw loss over iterations, and below it the relative difference from the first run.
+    """Draw loss over iterations in the upper panel, and relative differences from the first run in the lower panel.
 
     Args:
-        runs: losses by iteration, for each name of a run. Later iterations of a longer run are not compared.
-        path: PNG or SVG file to write; its folder is created.
+        runs: losses of each run by the name of the run. A comparison ends with the shorter run.
+        path: PNG or SVG file to write. The function creates its folder.
         title: name of the training job.
         tolerance: relative difference to mark.
 
     Raises:
-        ValueError: there is no run, or a run has no losses.
+        ValueError: There is no run, or a run has no losses.
     """
     if not runs or not all(len(losses) for losses in runs.values()):
         raise ValueError(f"runs={list(runs)}: must be one or more, each with a loss for one iteration or more")
@@ -49,7 +49,7 @@ def draw_losses(runs: Mapping[str, Sequence[float]], path: Path, title: str, *, 
 
 
 def _curves(axes: Axes, runs: Mapping[str, Sequence[float]]) -> None:
-    """Draw the first run broad and pale, and the others dashed on top of it, so that equal curves are all visible."""
+    """Draw the first run thick and pale, and the other runs dashed on top, so that equal curves are all visible."""
     reference, *others = runs
     pale = {"color": REFERENCE, "lw": 6} if others else {"color": INK, "lw": 2}
     axes.plot(_iterations(runs[reference]), runs[reference], label=reference, solid_capstyle="round", **pale)
@@ -63,13 +63,13 @@ def _curves(axes: Axes, runs: Mapping[str, Sequence[float]]) -> None:
 
 
 def _differences(axes: Axes, by_run: Mapping[str, Sequence[float]], tolerance: float) -> None:
-    """Draw differences on a log scale. Differences of exactly 0 are at the bottom, where the label is 0."""
+    """Draw differences on a log scale. Differences of exactly 0 are drawn at the bottom, which has the label 0."""
     finite = [value for values in by_run.values() for value in values if 0 < value < inf]
     low, high = floor(log10(min([*finite, tolerance]))) - 1, floor(log10(max([*finite, tolerance]))) + 1
     lowest = 10.0**low
     for index, values in enumerate(by_run.values()):
         raised = [lowest if value == 0 else value for value in values]
-        # Markers without a line, which would jump to the bottom wherever two runs agree to the last bit.
+        # Draw markers without a line, because a line would jump to the bottom if two runs agree to the last bit.
         marks = _style(index, len(by_run), len(values)) | {"ls": "none", "ms": 4.5, "markevery": 1, "clip_on": False}
         axes.plot(_iterations(values), raised, **marks)
     axes.axhline(tolerance, color=INK, lw=1.1, ls=(0, (5, 3)), zorder=1)
@@ -86,7 +86,7 @@ def _differences(axes: Axes, by_run: Mapping[str, Sequence[float]], tolerance: f
 
 
 def _power(value: float) -> str:
-    """Return ``1e-5``; Python's own format is ``1e-05``."""
+    """Return text such as ``1e-5``, for which Python's own format is ``1e-05``."""
     mantissa, exponent = f"{value:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 

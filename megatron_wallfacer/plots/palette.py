@@ -1,4 +1,4 @@
-"""Colours for colour-blind readers: hues of Okabe and Ito, and viridis for larger numbers of colours."""
+"""Define colours for colour-blind readers: hues of Okabe and Ito, and viridis for larger numbers of colours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megatron_wallfacer.plots import INK
 
 Colour = tuple[float, float, float]
 
-#: Okabe and Ito (2008), without black, and without yellow, which is invisible on white.
+#: Colours of Okabe and Ito (2008) without black and yellow. Yellow is invisible on white.
 HUES: tuple[str, ...] = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 
 
@@ -32,7 +32,7 @@ def tints(colour: Colour, count: int) -> list[Colour]:
 
 
 def text_colour_on(colour: Colour) -> str:
-    """Return the colour of text, dark or white, with the larger contrast."""
+    """Return the text colour, dark or white, that has the larger contrast to a background colour."""
     luminance = 0.2126 * colour[0] ** 2.2 + 0.7152 * colour[1] ** 2.2 + 0.0722 * colour[2] ** 2.2
     return "white" if luminance < 0.24 else INK
 

@@ -1,4 +1,4 @@
-"""Plot predicted times of plans as bars with their bounds, and the time of a layer over the size of the cluster."""
+"""Plot predicted times of plans as bars with lower bounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BAR = 0.62
 
 
 class Timed(Protocol):
-    """Plan with its predicted seconds, or None for a plan that was not simulated."""
+    """Plan with its predicted seconds, which are None for a plan that was not simulated."""
 
     name: str
     grid: str
@@ -26,8 +26,8 @@ def draw_plans(path: Path, rows: Sequence[Timed], title: str) -> None:
     """Draw the times of one attention layer, fastest first, with named schemes in another colour.
 
     Args:
-        path: PNG or SVG file to write; its folder is created.
-        rows: plans; those without a time are left out.
+        path: PNG or SVG file to write. The function creates its folder.
+        rows: plans. Plans without a time are not drawn.
         title: model, length and cluster.
     """
     simulated = sorted((row for row in rows if row.seconds is not None), key=lambda row: row.seconds, reverse=True)

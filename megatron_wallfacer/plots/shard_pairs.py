@@ -1,4 +1,4 @@
-"""Matrix of pairs (query shard, key shard): the rank that computes each pair, and its ring step."""
+"""Draw the matrix of pairs (query shard, key shard) with the rank that computes each pair and the ring step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_wallfacer.schedule.ops import Attend, Schedule
 from megatron_wallfacer.schedule.plan import Plan, RingOperand
 from megatron_wallfacer.schedule.schedule import forward_schedule
 
-#: Largest cp sizes at which cells have numbers (half of it with stripes), and each row has a label.
+#: Largest cp size with numbers in cells (half of this size with stripes), and largest cp size with a label per row.
 MAX_NUMBERED, MAX_LABELLED = 32, 16
 
 Pair = tuple[int, int]
@@ -28,9 +28,9 @@ class PairWork(NamedTuple):
     """Work of one rank on a pair of shards.
 
     Attributes:
-        rank: rank that computes.
-        ring_step: ring step, from 0.
-        area: computed area in chunk pairs; a causal chunk pair counts as a half.
+        rank: rank that computes the pair.
+        ring_step: number of the ring step from 0.
+        area: number of computed chunk pairs, with 0.5 for a causal chunk pair.
     """
 
     rank: int
@@ -39,9 +39,9 @@ class PairWork(NamedTuple):
 
 
 def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
-    """Return all work on each (query shard, key shard), found in the tiles of the forward schedules.
+    """Return the work on each pair (query shard, key shard), derived from the tiles of the forward schedules.
 
-    A correct plan has one entry per pair and rank of the head axis. The zig-zag layout gives all entries one area.
+    A correct plan has one entry per pair of shards and rank of the head axis. With zig-zag chunks all areas are equal.
     """
     work: dict[Pair, list[PairWork]] = defaultdict(list)
     for rank in range(plan.grid.cp_size):
@@ -57,7 +57,7 @@ def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
 
 
 def ring_step_of(schedule: Schedule, attend: Attend, ring_operand: RingOperand) -> int:
-    """Return the ring step of a group of tiles. Local and gathered rows belong to step 0."""
+    """Return the ring step of a group of tiles. Tiles of local and gathered rows belong to ring step 0."""
     rows = schedule.values[(attend.kv if ring_operand == "kv" else attend.q)[0]].rows
     assert rows is not None
     return rows.step
@@ -66,12 +66,9 @@ def ring_step_of(schedule: Schedule, attend: Attend, ring_operand: RingOperand) 
 def pairs_of(plan: Plan) -> dict[Pair, tuple[PairWork, ...]]:
     """Return the work on each pair of the P x P matrix, one entry per head slice.
 
-    Args:
-        plan: plan of the grid.
-
     Raises:
-        ValueError: a pair is computed twice for the same heads. A wrong plot would hide that.
-        KeyError: a pair is not computed.
+        ValueError: A pair is computed twice for the same heads, which a plot could not show.
+        KeyError: A pair is not computed.
     """
     size, work = plan.grid.cp_size, work_by_pair(plan)
     pairs: dict[Pair, tuple[PairWork, ...]] = {}
@@ -84,7 +81,7 @@ def pairs_of(plan: Plan) -> dict[Pair, tuple[PairWork, ...]]:
 
 
 def has_numbers(pairs: Mapping[Pair, Sequence[PairWork]], cp_size: int) -> bool:
-    """Return whether cells have the numbers of ring steps: there are several steps, and cells are large enough."""
+    """Return whether cells show numbers of ring steps, which requires several steps and large enough cells."""
     has_stripes = len(pairs[0, 0]) > 1
     return cp_size <= (MAX_NUMBERED // 2 if has_stripes else MAX_NUMBERED) and any(
         entry.ring_step for work in pairs.values() for entry in work
@@ -94,12 +91,7 @@ def has_numbers(pairs: Mapping[Pair, Sequence[PairWork]], cp_size: int) -> bool:
 def draw_pairs(axes: Axes, pairs: Mapping[Pair, Sequence[PairWork]], colours: Sequence[Colour]) -> None:
     """Draw each pair in the colour of its rank, and an outline around the pairs of rank 0.
 
-    Where ranks divide the heads of a pair, each has a stripe.
-
-    Args:
-        axes: empty panel.
-        pairs: work on each pair.
-        colours: colour of each rank.
+    If ranks split the heads of a pair, each of these ranks has a stripe.
     """
     size = len(colours)
     rows = [[colours[entry.rank] for k in range(size) for entry in pairs[q, k]] for q in range(size)]
@@ -112,7 +104,7 @@ def draw_pairs(axes: Axes, pairs: Mapping[Pair, Sequence[PairWork]], colours: Se
 
 
 def _areas(schedule: Schedule, attend: Attend) -> dict[Pair, float]:
-    """Return the computed area of a group of tiles, in chunk pairs, by (query shard, key shard)."""
+    """Return the number of chunk pairs that a group of tiles computes, by (query shard, key shard)."""
     owner = {chunk: rank for rank in range(schedule.cp_size) for chunk in shard_chunks(rank, schedule.cp_size)}
     q_owners, k_owners = (
         [owner[chunk] for chunk in schedule.values[names[0]].chunks] for names in (attend.q, attend.kv)

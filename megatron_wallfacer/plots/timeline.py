@@ -14,7 +14,7 @@ from megatron_wallfacer.engine.timeline import TimelineEvent, by_pass, is_transf
 from megatron_wallfacer.plots import GREY, INK, PALE, new_figure, save
 from megatron_wallfacer.plots.palette import HUES, Colour, ramp
 
-#: Colours and labels of activities, of which a rank has one at a time.
+#: Colours and labels of activities. A rank has one activity at a time.
 ACTIVITY_COLOURS = {"compute": HUES[0], "copy": "#b4bac4", "wait": HUES[4]}
 ACTIVITY_LABELS = {
     "compute": "attention kernel",
@@ -37,16 +37,16 @@ class Timeline(Protocol):
 
     @property
     def events(self) -> Sequence[TimelineEvent]:
-        """Events, in seconds."""
+        """Events with times in seconds."""
 
 
 def draw_timelines(timelines: Sequence[Timeline], path: Path, title: str) -> None:
-    """Draw one row per rank: activities above, transfers below.
+    """Draw one row per rank, with activities in its upper part and transfers in its lower part.
 
     Args:
-        timelines: timelines on one clock, each with a pass. Only the first :data:`MAX_RANKS` are drawn; the title then
-            states their number.
-        path: PNG or SVG file to write; its folder is created.
+        timelines: timelines on one clock, each with at least one pass. Only the first :data:`MAX_RANKS` timelines are
+            drawn, and the title then states the number of ranks.
+        path: PNG or SVG file to write. The function creates its folder.
         title: name of the recorded run.
     """
     shown = timelines[:MAX_RANKS]
@@ -99,7 +99,7 @@ def _most_exposed(timelines: Sequence[Timeline]) -> tuple[TimelineEvent, int]:
 def _panel(
     axes: Axes, timelines: Sequence[Timeline], colours: Mapping[str, Colour | str], window: tuple[float, float]
 ) -> None:
-    """Draw the events in a window of time, in ms after its start."""
+    """Draw the events in a window of time, in ms after the start of the window."""
     start, end = window
     height = (1 - ACTIVITY_HEIGHT - 0.12) / max(1, len(colours))
     for index, timeline in enumerate(timelines):

@@ -1,1 +1,1 @@
-"""Presets: YAML files that hold a Megatron command line. They are loaded, checked and run with torchrun."""
+"""Load, check and run presets: YAML files with a Megatron command line, which runs under torchrun."""

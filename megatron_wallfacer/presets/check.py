@@ -1,4 +1,4 @@
-"""Check a command line with Megatron's own parser and the plugin's rules, in another process."""
+"""Check a command line with Megatron's own parser and the plugin's rules in another process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Problem:
     """One error in a preset.
 
     Attributes:
-        place: file and line of the flag; the file alone where the flag is a default of Megatron.
+        place: file and line of the flag, or only the file if the flag has Megatron's default.
         text: error message, which begins with the flag.
     """
 
@@ -39,15 +39,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Result for one preset.
+    """Result of checking one preset.
 
     Attributes:
         megatron: version of the Megatron whose parser was used.
-        problems: errors; empty for a preset without errors.
-        grid: scheme and axes of the plugin; None where it is off or its rules were not checked.
-        rules: whether the plugin's rules were checked. They need a model, so a part of a preset has its flags checked
-            only.
-        kernel: whether the attention kernel was checked. It needs the preset's device on this node.
+        problems: errors of the preset.
+        grid: scheme and axes, or None if the plugin is off or its rules were not checked.
+        rules: whether the plugin's rules were checked, which requires a model in the preset.
+        kernel: whether the attention kernel was checked, which requires the preset's device on this node.
     """
 
     megatron: str
@@ -63,12 +62,12 @@ def check_presets(
     """Check presets in one process, because the import of Megatron takes most of the time.
 
     Args:
-        presets: presets, each checked for its own device: the CPU where it hides all GPUs.
-        megatron_path: Megatron-LM checkout; None for the installed Megatron.
-        script: Megatron script; flags that it adds to the parser are allowed.
+        presets: presets to check, for the CPU if a preset hides all GPUs, else for CUDA.
+        megatron_path: Megatron-LM checkout, or None for the installed Megatron.
+        script: Megatron script, whose own flags are allowed.
 
     Raises:
-        WallfacerError: Megatron is missing, or its import fails.
+        WallfacerError: Megatron is missing, or importing Megatron fails.
     """
     script_flags = flags_of_script(script) if script else frozenset[str]()
     output = _run_parser([_request(preset, script_flags) for preset in presets], megatron_path)
@@ -85,13 +84,10 @@ def check_presets(
 
 
 def environment_for(megatron_path: Path | None) -> dict[str, str]:
-    """Return the environment of a process that imports a checkout in front of the installed Megatron.
-
-    Args:
-        megatron_path: Megatron-LM checkout; None for the installed Megatron.
+    """Return the environment of a process that prefers a checkout, if given, to the installed Megatron.
 
     Raises:
-        WallfacerError: the folder is not a checkout.
+        WallfacerError: The folder is not a checkout.
     """
     if megatron_path and not (megatron_path / "megatron").is_dir():
         raise WallfacerError(f"--megatron-path {megatron_path}: must be a Megatron-LM checkout with a folder megatron")
@@ -100,7 +96,7 @@ def environment_for(megatron_path: Path | None) -> dict[str, str]:
 
 
 def _request(preset: Preset, script_flags: frozenset[str] | None) -> dict[str, Any]:
-    # A script that computes names of flags at run time may add any flag.
+    # None means that the script computes names of flags at run time, so any flag of the preset is allowed.
     return {
         "script_flags": sorted(preset.model if script_flags is None else script_flags),
         "flags": [entry.arguments for entry in preset.model.values()],
@@ -110,16 +106,16 @@ def _request(preset: Preset, script_flags: frozenset[str] | None) -> dict[str, A
 
 
 def _problem(preset: Preset, text: str) -> Problem:
-    """Return a problem at the first flag of its text that the preset contains."""
+    """Return a problem with the location of the first flag in the text that the preset contains."""
     locations = map(preset.location, _FLAG.findall(text))
     place = next((str(location) for location in locations if location), str(preset.path))
     return Problem(place, text)
 
 
 def _run_parser(requests: list[dict[str, Any]], megatron_path: Path | None) -> dict[str, Any]:
-    """Run ``parser_process`` with requests on stdin, and return its output."""
+    """Run ``parser_process`` with requests on stdin, and return its result."""
     environment = environment_for(megatron_path) | {"WORLD_SIZE": "1", "RANK": "0"}
-    # -P: the current folder may contain a folder `megatron` that is not Megatron.
+    # -P ignores the current folder, which may contain a folder `megatron` that is not Megatron.
     command = [sys.executable, "-P", "-W", "ignore", "-m", "megatron_wallfacer.megatron.parser_process"]
     done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, env=environment)
     if done.returncode != 0:

@@ -1,4 +1,4 @@
-"""Entries that the user types behind CONFIG, in the same form as those of a file."""
+"""Convert flags and variables that the user types after CONFIG to preset entries."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from megatron_wallfacer.presets.entry import COMMAND_LINE, PresetEntry
 
 
 def flag_entries(arguments: Sequence[str]) -> Iterator[PresetEntry]:
-    """Return the entries of ``--flag``, ``--flag value ...`` and ``--flag=value``.
+    """Yield the entries of ``--flag``, ``--flag value ...`` and ``--flag=value``.
 
-    ``--flag=false`` leaves out a flag of the file.
+    ``--flag=false`` removes a flag of the file.
 
     Raises:
-        WallfacerError: the first argument is not a flag, or a torchrun flag has a wrong value.
+        WallfacerError: The first argument is not a flag, or a torchrun flag has an invalid value.
     """
     for flag, following in _grouped(arguments):
         name, equals, value = flag.partition("=")
@@ -29,10 +29,10 @@ def flag_entries(arguments: Sequence[str]) -> Iterator[PresetEntry]:
 
 
 def variable_entries(assignments: Iterable[str]) -> Iterator[PresetEntry]:
-    """Return the entries of ``--env NAME=VALUE``.
+    """Yield the entries of ``--env NAME=VALUE``.
 
     Raises:
-        WallfacerError: an assignment has another form.
+        WallfacerError: An assignment does not have the form NAME=VALUE.
     """
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -42,7 +42,7 @@ def variable_entries(assignments: Iterable[str]) -> Iterator[PresetEntry]:
 
 
 def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Return each flag with the arguments up to the next flag."""
+    """Yield each flag with the arguments up to the next flag."""
     group: list[str] = []
     for argument in arguments:
         if argument.startswith("--"):

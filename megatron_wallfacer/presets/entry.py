@@ -1,4 +1,4 @@
-"""One entry of a preset: a flag or an environment variable with its values and its location."""
+"""Define one entry of a preset: a flag or an environment variable with its values and its location."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Location:
-    """Where an entry is written.
+    """Location of an entry.
 
     Attributes:
-        file: file name in messages; empty for the command line.
+        file: file name in messages, or empty for the command line.
         line: line number, from 1.
     """
 
@@ -32,7 +32,7 @@ class PresetEntry:
 
     Attributes:
         name: name such as ``--num-layers`` or ``NCCL_DEBUG``.
-        values: values as text; empty for a switch, None for a flag to leave out.
+        values: values as text, an empty tuple for a switch, or None to remove the flag.
         location: file and line of the entry.
     """
 
@@ -42,5 +42,5 @@ class PresetEntry:
 
     @property
     def arguments(self) -> list[str]:
-        """Arguments of a command line."""
+        """Words of the entry on a command line."""
         return [] if self.values is None else [self.name, *self.values]

@@ -1,4 +1,4 @@
-"""Turn a preset into the torchrun command that trains."""
+"""Build the torchrun command that trains a preset."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from megatron_wallfacer.presets.preset import Preset
 
 
-#: PyTorch's flight recorder: the last operations of each process group, written to a file at a timeout. The buffer
-#: size has two names, because PyTorch has renamed it.
+#: Variables that make PyTorch's flight recorder write the last operations of each process group to a file at a timeout.
+#: The buffer size has two names, because PyTorch renamed the variable.
 FLIGHT_RECORDER = {
     "TORCH_FR_BUFFER_SIZE": "2000",
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
@@ -33,7 +33,7 @@ class Launch:
 
     Attributes:
         command: torchrun, the plugin's launcher, the Megatron script and its arguments.
-        environment: environment variables to add to those of the shell.
+        environment: environment variables to add to the shell's environment.
     """
 
     command: tuple[str, ...]
@@ -44,10 +44,10 @@ class Launch:
         """Return the command of a preset.
 
         A GPU preset of the plugin gets the arguments that the installed libraries need. On GPUs PyTorch's flight
-        recorder is on, unless a variable or the preset sets it.
+        recorder is on unless the shell or the preset sets its variables.
 
         Raises:
-            WallfacerError: there are several nodes and no rendezvous endpoint.
+            WallfacerError: The job has several nodes but no rendezvous endpoint.
         """
         argv = preset.argv
         if preset.is_shipped and preset.on_gpus:
@@ -59,12 +59,12 @@ class Launch:
         return cls((*start, "-m", "megatron_wallfacer", str(script), *argv), environment)
 
     def __str__(self) -> str:
-        """Return one line for a shell."""
+        """Return the command as one line for a shell."""
         variables = [f"{name}={value}" for name, value in self.environment.items()]
         return shlex.join(["env", *variables, *self.command])
 
     def replace_this_process(self) -> NoReturn:
-        """Replace this process by torchrun, which then gets the signals of a batch system and sets the exit code."""
+        """Replace this process by torchrun, so that torchrun gets a batch system's signals and sets the exit code."""
         sys.stdout.flush()
         os.execvpe(self.command[0], self.command, os.environ | self.environment)
 
@@ -73,11 +73,11 @@ def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
     """Return the Megatron script to run.
 
     Args:
-        script: value of ``--script``; None for the checkout's ``pretrain_gpt.py``.
-        megatron_path: Megatron-LM checkout; None for the script of the plugin.
+        script: value of ``--script``, or None for the checkout's ``pretrain_gpt.py``.
+        megatron_path: Megatron-LM checkout, or None for the plugin's own script.
 
     Raises:
-        WallfacerError: the script is not a file.
+        WallfacerError: The script is not a file.
     """
     chosen = script or (megatron_path / "pretrain_gpt.py" if megatron_path else SCRIPT)
     if not chosen.is_file():
@@ -86,25 +86,22 @@ def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
 
 
 def script_to_read(script: Path | None, checkout: Path | None) -> Path | None:
-    """Return the script whose own flags are allowed; None for the plugin's script, which adds none.
+    """Return the script whose own flags are allowed, or None for the plugin's script, which adds no flags.
 
     Args:
         script: value of ``--script``.
-        checkout: Megatron-LM checkout; None for the installed Megatron.
+        checkout: Megatron-LM checkout, or None for the installed Megatron.
     """
     chosen = choose_script(script, None) if script or not checkout else checkout / "pretrain_gpt.py"
     return None if chosen == SCRIPT else chosen
 
 
 def checkout_of(script: Path | None, megatron_path: Path | None) -> Path | None:
-    """Return the checkout that will run: ``--megatron-path``, else the script's folder if it contains Megatron.
+    """Return the Megatron-LM checkout that the job uses, or None for the installed Megatron.
 
     Args:
-        script: value of ``--script``.
-        megatron_path: value of ``--megatron-path``.
-
-    Returns:
-        The checkout; None for the installed Megatron.
+        script: value of ``--script``. The script's folder is the checkout if the folder contains Megatron.
+        megatron_path: value of ``--megatron-path``, which has precedence.
     """
     if megatron_path or not script:
         return megatron_path

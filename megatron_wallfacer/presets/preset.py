@@ -1,4 +1,4 @@
-"""Load a preset: a file, the files that it extends, and typed entries, in rising priority."""
+"""Load a preset from a file, the files that it extends, and the flags and variables that the user types."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ from megatron_wallfacer.presets.preset_file import (
 )
 from megatron_wallfacer.shipped import CONFIGS
 
-#: Most files of a preset; a file counts each time that it is extended.
+#: Largest number of files of a preset. A file that is extended several times counts several times.
 MAX_FILES = 64
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A training job, and where each entry is written.
+    """A training job, with the location of each entry.
 
     Attributes:
         path: file of the preset.
         variables: environment variables by name.
         torchrun: torchrun flags by name.
-        model: Megatron's and the plugin's flags by name, without those to leave out.
-        statements: where the file says that it was run and measured, and its limitations; those of the files that it
-            extends do not count.
+        model: Megatron's and the plugin's flags by name.
+        statements: texts of the file about validation, measurements and limitations, without texts of extended files.
     """
 
     path: Path
@@ -55,21 +54,21 @@ class Preset:
 
     @property
     def ranks(self) -> int:
-        """Ranks of the job."""
+        """Number of ranks of the job."""
         return torchrun.ranks(self.torchrun)
 
     @property
     def on_gpus(self) -> bool:
-        """Whether the launcher may train on GPUs; otherwise it trains on the CPU."""
+        """Whether the launcher may train on GPUs, because CUDA_VISIBLE_DEVICES does not hide them."""
         return self.environment.get("CUDA_VISIBLE_DEVICES", "all") not in NO_GPU
 
     @property
     def is_shipped(self) -> bool:
-        """Whether the file belongs to the plugin, whatever the user adds."""
+        """Whether the file is one of the plugin's presets."""
         return self.path.resolve().is_relative_to(CONFIGS.resolve())
 
     def location(self, name: str) -> Location | None:
-        """Return where a flag or variable is written; None if the preset does not contain it."""
+        """Return the location of a flag or variable, or None if the preset does not contain it."""
         entry = self.model.get(name) or self.torchrun.get(name) or self.variables.get(name)
         return entry.location if entry else None
 
@@ -79,11 +78,11 @@ def load_preset(path: Path, arguments: Sequence[str] = (), variables: Iterable[s
 
     Args:
         path: file, or name of a preset of the plugin.
-        arguments: typed flags of Megatron, the plugin and torchrun.
-        variables: typed environment variables, ``NAME=VALUE``.
+        arguments: flags of Megatron, the plugin and torchrun that the user types.
+        variables: environment variables that the user types, in the form ``NAME=VALUE``.
 
     Raises:
-        WallfacerError: one line, with file and line number for a mistake in a file.
+        WallfacerError: An entry is invalid. The message has the file and the line number of the entry.
     """
     merged: dict[str, dict[str, PresetEntry]] = {name: {} for name in SECTIONS}
     path = preset_path(path)
@@ -100,13 +99,10 @@ def load_preset(path: Path, arguments: Sequence[str] = (), variables: Iterable[s
 
 
 def preset_path(path: Path) -> Path:
-    """Return the file of a preset: ``tiny-cpu`` is ``configs/tiny-cpu.yaml`` of the plugin.
-
-    Args:
-        path: file, or name of a preset of the plugin.
+    """Return the file of a preset, such as ``configs/tiny-cpu.yaml`` of the plugin for the name ``tiny-cpu``.
 
     Raises:
-        WallfacerError: there is no such file or preset.
+        WallfacerError: There is no such file or preset.
     """
     shipped = CONFIGS / f"{path}.yaml"
     if path.suffix or path.is_file():
@@ -118,13 +114,13 @@ def preset_path(path: Path) -> Path:
 
 
 def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], count: list[int]) -> list[PresetFile]:
-    """Return a file after the files that it extends.
+    """Return a file preceded by the files that it extends.
 
     Args:
         path: file to read.
-        named_at: location of its name.
-        extended_by: files that extend it, the outermost first.
-        count: number of files read so far.
+        named_at: location of the entry that names the file.
+        extended_by: files that extend this file, directly or indirectly.
+        count: list with the number of files read so far.
     """
     real = path.resolve()
     if real in extended_by:

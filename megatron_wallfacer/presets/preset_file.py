@@ -1,6 +1,6 @@
-"""Read one YAML file of a preset strictly: every mistake is one line with file and line number.
+"""Read one YAML file of a preset strictly. The error for a mistake is one line with file and line number.
 
-Values stay text: Megatron's parser reads the four characters of ``1e-5``, not a number of YAML's.
+Values remain text, because Megatron's parser needs the four characters ``1e-5``, not the number that YAML reads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_wallfacer.presets.torchrun import FLAGS, check_torchrun
 
 ENVIRONMENT, TORCHRUN, MODEL, EXTENDS = "ENV_VARS", "TORCHRUN_ARGS", "MODEL_ARGS", "extends"
 SECTIONS = (ENVIRONMENT, TORCHRUN, MODEL)
-#: Statements about a preset, for its readers: where it was run, what was measured there, what it does not cover.
+#: Statements about a preset for readers: machines that ran it, measurements, and limitations.
 STATEMENTS = ("validated_on", "measured", "known_limitations")
 
 _FLAG = re.compile(r"--[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -32,12 +32,12 @@ _TEXT = {_YAML + kind for kind in ("str", "int", "float", "timestamp")}
 
 @dataclass(frozen=True)
 class PresetFile:
-    """Content of one file.
+    """Content of one preset file.
 
     Attributes:
-        extends: files that this file extends, the last with the highest priority, and where each is named.
+        extends: (file, location of its name) for each file that this file extends. Later files override earlier files.
         sections: entries by section and name, in the order of the file.
-        statements: texts by name, of :data:`STATEMENTS`.
+        statements: texts by name of :data:`STATEMENTS`.
     """
 
     extends: tuple[tuple[Path, Location], ...]
@@ -46,10 +46,10 @@ class PresetFile:
 
 
 def read_preset_file(path: Path) -> PresetFile:
-    """Read one file, without the files that it extends.
+    """Read one file without the files that it extends.
 
     Raises:
-        WallfacerError: the file cannot be read, is not YAML, or has a wrong entry.
+        WallfacerError: The file cannot be read, is not YAML, or has an invalid entry.
     """
     reader = _Reader(path)
     extends: tuple[tuple[Path, Location], ...] = ()
@@ -70,7 +70,7 @@ def read_preset_file(path: Path) -> PresetFile:
 
 
 class _Reader:
-    """Reader of the YAML nodes of one file. PyYAML's nodes have line numbers, its values do not."""
+    """Reader of the YAML nodes of one file. PyYAML's nodes have line numbers, but PyYAML's values do not."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._name = path, os.path.normpath(path)
@@ -90,7 +90,7 @@ class _Reader:
         return Location(self._name, node.start_mark.line + 1)
 
     def items(self, node: yaml.Node, name: str) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
-        """Return keys and values of a mapping. A repeated key is an error; PyYAML would take the last."""
+        """Yield the keys and values of a mapping. A repeated key is an error, unlike in PyYAML."""
         if not isinstance(node, yaml.MappingNode):
             self.fail(node, f"{name}: must be a mapping of names to values")
         seen: dict[str, Location] = {}
@@ -129,7 +129,7 @@ class _Reader:
         if not _VARIABLE.fullmatch(key.value):
             self.fail(key, f"{key.value}: must be the name of an environment variable")
         if not self._is_text(node):
-            self.fail(node, f"{key.value}: must be one word or number; true, false and nothing need quotes")
+            self.fail(node, f"{key.value}: must be one word or number; true, false and empty values need quotes")
         return PresetEntry(key.value, (node.value,), self.location(key))
 
     def torchrun_flag(self, key: yaml.ScalarNode, node: yaml.Node) -> PresetEntry:

@@ -1,4 +1,4 @@
-"""Find the flags that a Megatron script adds to Megatron's parser (``extra_args_provider``) in its source."""
+"""Find the flags that a Megatron script adds to Megatron's parser (``extra_args_provider``) in the script's source."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 def flags_of_script(script: Path) -> frozenset[str] | None:
     """Return the flags in the ``add_argument`` calls of a script and of the modules that it imports.
 
-    The script is parsed, not run. Imports of modules in the script's folder are followed; other modules, such as
-    Megatron's, are read only where the script itself imports them.
+    The script is parsed but not run. Imports in modules of the script's folder are followed. Other modules, such as
+    Megatron's, are read only if a module of the script's folder imports them directly.
 
     Returns:
-        Flags; None where a module in the script's folder computes names at run time, so any flag is possible.
+        The flags, or None if a module of the script's folder computes names at run time, so that any flag is possible.
     """
     flags: set[str] = set()
     folder, done, to_read = script.resolve().parent, set[Path](), [script.resolve()]
@@ -38,7 +38,7 @@ def flags_of_script(script: Path) -> frozenset[str] | None:
 
 
 def _added(tree: ast.AST) -> Iterator[str | None]:
-    """Return the names in calls of ``add_argument``; None for a name that is not a literal."""
+    """Yield the names in calls of ``add_argument``, or None for a name that is not a literal."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
             for argument in node.args:
@@ -47,7 +47,7 @@ def _added(tree: ast.AST) -> Iterator[str | None]:
 
 
 def _imported(tree: ast.AST, folder: Path) -> Iterator[Path]:
-    """Return the files of imported modules."""
+    """Yield the files of imported modules."""
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -61,7 +61,7 @@ def _imported(tree: ast.AST, folder: Path) -> Iterator[Path]:
 
 
 def _files(name: str, folder: Path) -> Iterator[Path]:
-    """Return the file of a module in the script's folder, else on ``sys.path``."""
+    """Yield the file of a module in the script's folder, else on ``sys.path``."""
     for root in (folder, *map(Path, sys.path)):
         place = root.joinpath(*name.split("."))
         for file in (place.with_suffix(".py"), place / "__init__.py"):

@@ -1,4 +1,4 @@
-"""Environment variables and arguments for several ranks on one GPU."""
+"""Choose environment variables and arguments for several ranks on one GPU."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from megatron_wallfacer.presets.entry import NO_GPU
 
 #: First NCCL release that supports several ranks on one GPU.
 MULTI_RANK = (2, 30)
-#: NCCL variable that enables them.
+#: NCCL variable that enables several ranks on one GPU.
 ENABLE = "NCCL_MULTI_RANK_GPU_ENABLE"
-#: Most thread blocks of one NCCL operation on a GPU with one rank (Hopper).
+#: Largest number of thread blocks of one NCCL operation on a Hopper GPU with one rank.
 USUAL_CTAS = 32
 BACKEND, TRANSFERS = "--distributed-backend", "--wallfacer-transfers"
 
@@ -28,7 +28,7 @@ class GpuSharing:
     Attributes:
         environment: environment variables to add.
         flags: arguments of the Megatron script to add.
-        line: line for the log; empty where each rank has a GPU of its own.
+        line: line for the log, or empty if each rank has a GPU of its own.
     """
 
     environment: dict[str, str] = field(default_factory=dict)
@@ -38,11 +38,11 @@ class GpuSharing:
 
 @dataclass(frozen=True)
 class NodeGpus:
-    """GPUs of this node, and its NCCL.
+    """GPUs and NCCL version of this node.
 
     Attributes:
         count: number of GPUs that PyTorch finds.
-        nccl: version of the NCCL that PyTorch loads; None without NCCL.
+        nccl: version of the NCCL that PyTorch loads, or None without NCCL.
     """
 
     count: int = 0
@@ -50,15 +50,16 @@ class NodeGpus:
 
 
 def share_gpus(gpus: NodeGpus, ranks: int, arguments: Sequence[str]) -> GpuSharing:
-    """Return the settings for more ranks than GPUs: NCCL if it is new enough, else gloo through host memory.
+    """Return the settings for more ranks than GPUs: NCCL if the version is new enough, else gloo through host memory.
 
-    NCCL gives each rank thread blocks of its own, and a GPU can run out of them. So all ranks of one GPU together get
-    as many as a single rank.
+    NCCL gives each rank its own thread blocks, of which a GPU has a limited number. The settings divide the number of
+    thread blocks that a single rank would get by the ranks per GPU.
 
     Args:
-        gpus: GPUs and NCCL of this node.
-        ranks: ranks on this node.
-        arguments: Megatron's and the plugin's arguments. Their backend and kind of transfers stay unchanged.
+        gpus: GPUs and NCCL version of this node.
+        ranks: number of ranks on this node.
+        arguments: Megatron's and the plugin's arguments. The settings do not change a backend or kind of transfers that
+            the arguments name.
     """
     if gpus.count == 0 or ranks <= gpus.count:
         return GpuSharing()
@@ -79,13 +80,7 @@ def share_gpus(gpus: NodeGpus, ranks: int, arguments: Sequence[str]) -> GpuShari
 
 
 def sharing_on_this_node(ranks: int, arguments: Sequence[str], environment: Mapping[str, str]) -> GpuSharing:
-    """Return the settings for this node, without variables that are already set.
-
-    Args:
-        ranks: ranks on this node.
-        arguments: Megatron's and the plugin's arguments.
-        environment: environment variables of the ranks.
-    """
+    """Return the settings for this node, without variables that are already set."""
     if ranks == 1 or "--wallfacer-cp-size" not in {argument.partition("=")[0] for argument in arguments}:
         return GpuSharing()
     sharing = share_gpus(gpus_of_node(environment), ranks, arguments)
@@ -94,12 +89,9 @@ def sharing_on_this_node(ranks: int, arguments: Sequence[str], environment: Mapp
 
 
 def gpus_of_node(environment: Mapping[str, str]) -> NodeGpus:
-    """Return GPUs and NCCL of this node, from a new process that imports PyTorch.
+    """Return GPUs and NCCL version of this node, from a new process that imports PyTorch.
 
     Without a GPU no process is started.
-
-    Args:
-        environment: environment variables of the ranks.
     """
     hidden = environment.get("CUDA_VISIBLE_DEVICES") in NO_GPU
     if hidden or not (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()):
@@ -111,7 +103,7 @@ def gpus_of_node(environment: Mapping[str, str]) -> NodeGpus:
         text=True,
     )
     if done.returncode != 0:
-        return NodeGpus()  # the import of PyTorch fails, and the ranks will print that error
+        return NodeGpus()  # importing PyTorch fails, and the ranks will print that error
     output = json.loads(done.stdout.splitlines()[-1])
     return NodeGpus(output["gpus"], tuple(output["nccl"]) if output["nccl"] else None)
 

@@ -1,4 +1,4 @@
-"""Flags of torchrun in a preset: number of ranks, rendezvous, restarts, logs."""
+"""Check and convert torchrun's flags in a preset: number of ranks, rendezvous, restarts, logs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from megatron_wallfacer.presets.entry import PresetEntry
 NODES, RANKS_PER_NODE, ENDPOINT, BACKEND = "--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--rdzv-backend"
 COUNTS = (NODES, RANKS_PER_NODE)
 RESTARTS = "--max-restarts"
-#: PyTorch variable: each attempt of a job has a store of its own instead of the agent's store.
+#: PyTorch variable with which each attempt of a restarted job uses a new store instead of the agent's store.
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-#: Megatron has none of these flags, so one command line can contain flags of both.
+#: Flags of torchrun, none of which Megatron has. So one command line can contain flags of torchrun and Megatron.
 FLAGS = (*COUNTS, "--node-rank", "--rdzv-id", BACKEND, ENDPOINT, RESTARTS, "--log-dir", "--tee", "--role")
 
 
@@ -20,7 +20,7 @@ def check_torchrun(entry: PresetEntry) -> None:
     """Check one torchrun flag.
 
     Raises:
-        WallfacerError: the flag is not in :data:`FLAGS`, or a count is not positive.
+        WallfacerError: The flag is not in :data:`FLAGS`, or a count is not positive.
     """
     if entry.name not in FLAGS:
         raise WallfacerError(f"{entry.location}: {entry.name}: must be one of {', '.join(FLAGS)}")
@@ -30,12 +30,12 @@ def check_torchrun(entry: PresetEntry) -> None:
 
 
 def ranks(entries: Mapping[str, PresetEntry]) -> int:
-    """Return the ranks of the job; torchrun's default is 1."""
+    """Return the number of ranks of the job. torchrun's default is 1."""
     return _count(entries, NODES) * ranks_per_node(entries)
 
 
 def ranks_per_node(entries: Mapping[str, PresetEntry]) -> int:
-    """Return the ranks that torchrun starts on each node."""
+    """Return the number of ranks that torchrun starts on each node."""
     return _count(entries, RANKS_PER_NODE)
 
 
@@ -43,7 +43,7 @@ def torchrun_arguments(entries: Mapping[str, PresetEntry]) -> list[str]:
     """Return the arguments of torchrun.
 
     Raises:
-        WallfacerError: there are several nodes and no rendezvous endpoint.
+        WallfacerError: The job has several nodes but no rendezvous endpoint.
     """
     arguments = [argument for entry in entries.values() for argument in entry.arguments]
     if ENDPOINT in entries:
@@ -59,7 +59,7 @@ def torchrun_arguments(entries: Mapping[str, PresetEntry]) -> list[str]:
 def torchrun_variables(entries: Mapping[str, PresetEntry]) -> dict[str, str]:
     """Return the environment variables that the flags need: with restarts, a new store for each attempt.
 
-    Without it the store still has the ranks of the previous attempt, and gloo tries to connect to them.
+    Without a new store, gloo would find the ranks of the previous attempt in the agent's store and connect to them.
     """
     entry = entries.get(RESTARTS)
     restarts = entry is not None and entry.values is not None and entry.values != ("0",)

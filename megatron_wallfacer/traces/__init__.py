@@ -1,1 +1,1 @@
-"""Timelines of a training run: read from files, put on one clock, and summed up per rank."""
+"""Read the timelines of a training run from files, align their clocks, and sum them per rank."""

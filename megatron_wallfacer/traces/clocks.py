@@ -1,4 +1,4 @@
-"""Put the timelines of several nodes on one clock."""
+"""Align the clocks of the timelines of several nodes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from megatron_wallfacer.traces.timelines import RankTimeline
 
 
 def on_one_clock(timelines: Sequence[RankTimeline]) -> tuple[list[RankTimeline], str]:
-    """Return timelines in seconds since the first event of any rank, and how exact this is.
+    """Shift timelines so that their times are seconds since the first event of any rank.
 
-    Ranks of one node share one monotonic clock, so their events keep their distances. Nodes are aligned by their wall
-    clocks.
-
-    Args:
-        timelines: one timeline per rank.
+    Ranks of one node share one monotonic clock, so events of a node are shifted by the same time. Wall clocks align the
+    nodes with each other.
 
     Returns:
-        The shifted timelines, and one sentence about the accuracy across nodes.
+        The shifted timelines, and a sentence about the accuracy between nodes.
     """
     shifts, accuracy = _shifts(timelines)
     aligned = [_shifted(timeline, shift) for timeline, shift in zip(timelines, shifts, strict=True)]
@@ -30,10 +27,10 @@ def on_one_clock(timelines: Sequence[RankTimeline]) -> tuple[list[RankTimeline],
 
 
 def _shifts(timelines: Sequence[RankTimeline]) -> tuple[list[float], str]:
-    """Return the seconds to add to each timeline, and the source of these numbers."""
+    """Return the seconds to add to each timeline, and a sentence about the accuracy."""
     if any(timeline.origin is None for timeline in timelines):
         return [0.0] * len(timelines), "treated as one clock: the files do not name their nodes"
-    # One offset per node: reading two clocks takes time, so the offsets of its ranks differ by that.
+    # Use one offset per node. Offsets of a node's ranks differ slightly, because reading two clocks takes time.
     offsets: dict[str, float] = {}
     for timeline in timelines:
         offsets.setdefault(_node(timeline), timeline.origin.wall_s)
@@ -47,7 +44,7 @@ def _shifts(timelines: Sequence[RankTimeline]) -> tuple[list[float], str]:
 
 
 def _nodes_without_overlap(timelines: Sequence[RankTimeline]) -> list[str]:
-    """Return nodes that are never busy at the same time as the first node. Ranks of one training step always are."""
+    """Return nodes that are never busy at the same time as the first node, unlike ranks of one training step."""
     spans: dict[str, tuple[float, float]] = {}
     for timeline in timelines:
         start, end = min(event.start for event in timeline.events), max(event.end for event in timeline.events)

@@ -1,4 +1,4 @@
-"""Line numbers of items in a JSON file. Values have no line numbers once they are parsed."""
+"""Find the line numbers of items in a JSON file, which parsed values do not have."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def item_line(path: Path, name: str, index: int | None = None) -> int:
-    """Return the line on which an item begins, or 1 if the file has no such item.
+    """Return the line on which an item of a JSON object begins, or 1 if the file has no such item.
 
-    Args:
-        path: JSON file with an object at the top.
-        name: key of the item.
-        index: index of an element of the item, which is then a list; None for the item itself.
+    An index selects an element of an item that is a list.
     """
     text = read_text(path, JSON_BYTES)
     try:
         position = _after(text, _skip_space(text, 0), "{")
         while (key := _value(text, position))[0] != name:
-            # A key is followed by a colon and a value, a value by a comma.
+            # Skip a colon, the value and a comma.
             _, end = _value(text, _after(text, key[1], ":"))
             position = _after(text, end, ",")
         position = _after(text, key[1], ":")

@@ -1,4 +1,4 @@
-"""Attention time of each rank of a run, and the ranks that limit the others."""
+"""Sum the attention time of each rank of a run, and find the ranks that limit the other ranks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from megatron_wallfacer.traces.timelines import RankTimeline
 
 @dataclass(frozen=True)
 class RankTotals:
-    """Attention times of one rank, in seconds over all layers and micro-batches.
+    """Attention times of one rank in seconds, summed over all layers and micro-batches.
 
     Attributes:
         rank: rank of the job.
-        host: host name of the node; empty where the file does not name it.
+        host: host name of the node, or empty if the file does not contain the name.
         passes: number of forward and backward passes of attention.
         attention_s: seconds in attention passes.
         computing_s: seconds of ``attention_s`` in attention kernels.
-        exposed_s: seconds of ``attention_s`` in which the rank waits for a transfer and computes nothing.
+        exposed_s: seconds of ``attention_s`` in which the rank waits for a transfer without computing.
         exposed_share: ``exposed_s`` divided by ``attention_s``.
     """
 
@@ -45,9 +45,5 @@ def slowest(totals: Sequence[RankTotals]) -> RankTotals:
 
 
 def least_exposed(totals: Sequence[RankTotals]) -> RankTotals:
-    """Return the rank with the least exposed communication: the other ranks wait for it.
-
-    Args:
-        totals: totals of all ranks of a step that they end together.
-    """
+    """Return the rank with the least exposed communication. The other ranks of a training step wait for this rank."""
     return min(totals, key=lambda rank: rank.exposed_s)

@@ -1,4 +1,4 @@
-"""Read the timelines of a run from the files that its ranks have written."""
+"""Read the timelines of a run from the files of its ranks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from megatron_wallfacer.traces.json_items import item_line
 
 _EVENTS = "traceEvents"
 _NAME = re.compile(r"rank-(\d+)\.json")
-#: Ranks that one message lists.
+#: Largest number of ranks in one message.
 _LISTED = 8
-#: Largest time in a file, in microseconds: thirty years.
+#: Largest valid time in a file, 1e15 microseconds (thirty years).
 _LARGEST_US = 1e15
 
 
@@ -30,8 +30,8 @@ class RankTimeline:
 
     Attributes:
         rank: rank of the job.
-        events: events of all rows, in seconds.
-        origin: run, node and clock of the recording; None where the file does not contain them.
+        events: events of all rows, with times in seconds.
+        origin: run, node and clock of the recording, or None if the file does not contain them.
     """
 
     rank: int
@@ -43,7 +43,7 @@ def parse_ranks(text: str) -> frozenset[int]:
     """Return the ranks of a list such as ``0-3,8``.
 
     Raises:
-        OptionError: the text is not a list of ranks.
+        OptionError: The text is not a list of ranks.
     """
     ranks = numbers_listed(text)
     if ranks is None:
@@ -56,10 +56,10 @@ def read_timelines(path: Path, ranks: Collection[int] | None = None) -> list[Ran
 
     Args:
         path: folder with files ``rank-R.json``, or one trace file of several ranks.
-        ranks: ranks to read; None for all.
+        ranks: ranks to read, or None for all ranks.
 
     Raises:
-        WallfacerError: a timeline is missing, cannot be read, or belongs to another run than the others.
+        WallfacerError: A timeline is missing or cannot be read, or timelines belong to different runs.
     """
     if path.is_dir():
         timelines = _read_folder(path, ranks)
@@ -138,7 +138,7 @@ def _check_one_run(folder: Path, timelines: Sequence[RankTimeline]) -> None:
 
 
 def _ranks(ranks: Iterable[int]) -> str:
-    """Return ``rank 3`` or ``ranks 0, 1, 2``, with dots for a long list."""
+    """Return a text such as ``rank 3`` or ``ranks 0, 1, 2``. Dots shorten a long list."""
     listed = sorted(ranks)
     text = ", ".join(map(str, listed[:_LISTED])) + (f", ... {listed[-1]}" if len(listed) > _LISTED else "")
     return f"rank{'' if len(listed) == 1 else 's'} {text}"
@@ -152,7 +152,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _events(trace: Mapping[str, Any], path: Path) -> dict[int, list[TimelineEvent]]:
-    """Return the events of each rank. :func:`megatron_wallfacer.chrome_trace.trace_events` is the writer."""
+    """Return the events of each rank, as written by :func:`megatron_wallfacer.chrome_trace.trace_events`."""
     numbers = count()
     try:
         return _parsed(event for event, _ in zip(trace[_EVENTS], numbers, strict=False))
@@ -162,7 +162,7 @@ def _events(trace: Mapping[str, Any], path: Path) -> dict[int, list[TimelineEven
 
 
 def _location(path: Path, name: str, index: int | None = None) -> str:
-    """Return file and line of an item of the trace."""
+    """Return the file and the line of an item of the trace."""
     return f"{path}:{item_line(path, name, index)}"
 
 

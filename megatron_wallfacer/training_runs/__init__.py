@@ -1,1 +1,1 @@
-"""Training runs on this node: start a Megatron script, read its log, find the rank that failed, compare losses."""
+"""Train on this node: run a Megatron script, read its log, find the rank that failed, and compare losses."""

@@ -1,10 +1,10 @@
-"""A text corpus without a download: the sources of Python's standard library, one token per byte.
+"""Build a text corpus from the sources of Python's standard library, without a download. Each byte is one token.
 
-The demonstration and the tests train on it. Python's library has some ten megabytes of sources; Megatron's own writer
-stores them as .bin and .idx files.
+The demonstration and the tests train on the corpus. Python's library has about 10 MB of sources. Megatron's own writer
+stores the tokens as .bin and .idx files.
 
-Megatron's command line cannot name its `ByteLevelTokenizer` (`build_tokenizer`, up to main of 2026-08). It can name its
-`NullTokenizer`, which takes token ids: `tokenizer_arguments` returns the flags.
+`tokenizer_arguments` returns flags for Megatron's `NullTokenizer`, which reads token ids, because Megatron's command
+line does not accept Megatron's `ByteLevelTokenizer` (`build_tokenizer`, up to main of 2026-08).
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from megatron_wallfacer.megatron.releases import VOCABULARY_WITH_END
 
 EOD = 256
-"""Token that ends a document; 0 to 255 are the bytes."""
+"""Token that ends a document. The tokens 0 to 255 are bytes."""
 
 VOCABULARY = 257
 """Number of different tokens."""
 
 _SEAL = "sha256.json"
-"""File of a finished corpus with the digest of each other file."""
+"""File of a complete corpus that contains the digest of each other file."""
 
 _SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
 
 def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
-    """Return Megatron's flags for this corpus.
+    """Return Megatron's tokenizer flags for this corpus.
 
     Args:
-        megatron: major and minor version of the Megatron that reads the flags. Up to 0.17 `--vocab-size` of the
-            NullTokenizer does not count the end-of-document token, from 0.18 on it does.
+        megatron: Megatron release (major, minor). From 0.18 on, `--vocab-size` of the NullTokenizer includes the
+            end-of-document token.
     """
     size = VOCABULARY if megatron >= VOCABULARY_WITH_END else VOCABULARY - 1
     return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(size)]
 
 
 def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
-    """Write the corpus into a folder, unless the folder holds it whole and unchanged.
+    """Write the corpus into a folder unless a complete corpus exists there.
 
-    Each source file is one document, ended by `EOD`, in the order of paths, until there are `megabytes` million
-    tokens. A process that is killed leaves a folder of another name, never a part of a corpus.
+    Each source file becomes one document that ends with `EOD`. Files are added in the order of their paths until there
+    are `megabytes` million tokens. A killed process leaves a folder with a temporary name, not an incomplete corpus.
 
     Args:
-        directory: folder for corpora; made if absent. Several processes may build at the same time.
-        megabytes: least number of tokens in millions; the whole library has some ten.
+        directory: folder for corpora, which is created if necessary. Several processes may build at the same time.
+        megabytes: minimum number of tokens in millions, at most about 10.
 
     Returns:
-        Prefix for `--data-path`: the two files are `<prefix>.bin` and `<prefix>.idx`.
+        The prefix for `--data-path`. The two files are `<prefix>.bin` and `<prefix>.idx`.
 
     Raises:
-        ValueError: `megabytes` is not positive, or the library has less.
+        ValueError: `megabytes` is not positive, or the library has fewer tokens.
     """
     if megabytes <= 0:
         raise ValueError(f"megabytes must be positive, got {megabytes}")
@@ -72,7 +72,7 @@ def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
         return prefix
     directory.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{finished.name}-", dir=directory))
-    building.chmod(0o755)  # mkdtemp makes it for its owner alone
+    building.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
     try:
         _write(building / prefix.name, int(megabytes * 1_000_000))
         _seal(building)
@@ -83,12 +83,12 @@ def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
 
 
 def _put(building: Path, finished: Path) -> None:
-    """Rename a corpus to its final name, in place of a damaged one."""
+    """Rename a corpus to its final name, replacing a damaged corpus."""
     with contextlib.suppress(OSError):
         os.rename(building, finished)
         return
     if _is_whole(finished):
-        return  # another process was faster, with the same content
+        return  # another process has written the same corpus
     damaged = Path(tempfile.mkdtemp(prefix=f".{finished.name}-", dir=finished.parent))
     try:
         os.rename(finished, damaged / finished.name)
@@ -102,7 +102,7 @@ def _seal(corpus: Path) -> None:
 
 
 def _is_whole(corpus: Path) -> bool:
-    """Return whether a corpus is complete and unchanged. Megatron keeps its index in the same folder."""
+    """Return whether a corpus is complete and unchanged. Megatron's index files in the same folder are ignored."""
     try:
         return json.loads((corpus / _SEAL).read_text()) == _digests(corpus)
     except (OSError, ValueError):
@@ -128,12 +128,12 @@ def _write(prefix: Path, wanted: int) -> None:
     """Write sources as tokens into `<prefix>.bin` and `<prefix>.idx` until there are `wanted` tokens.
 
     Raises:
-        ValueError: the library has fewer.
+        ValueError: The library has fewer tokens.
     """
     import numpy
 
     with warnings.catch_warnings():
-        # Importing Megatron warns of absent training kernels; no kernel is needed to write a file.
+        # Megatron's import warns that training kernels are missing, but writing a file needs no kernel.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
@@ -158,6 +158,6 @@ def _write(prefix: Path, wanted: int) -> None:
 
 
 def _progress() -> Progress:
-    """Return a progress bar on stderr: live on a terminal, written once at the end into a pipe."""
+    """Return a progress bar on stderr, which appears once at the end if stderr is a pipe."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True))

@@ -1,7 +1,7 @@
-"""Training runs of ``wallfacer demo``: one small GPT on one rank and with context parallelism.
+"""Define the training runs of ``wallfacer demo``: one small GPT on one rank and with context parallelism.
 
-On the CPU both runs are in fp32. On GPUs they are in bf16, because no fused attention kernel supports fp32. A third run
-there, on one rank in fp32 with Megatron's own layers, shows the effect of rounding alone.
+On the CPU the two training runs use fp32. On GPUs the two training runs use bf16, because no fused attention kernel
+supports fp32. On GPUs a third run on one rank in fp32 with Megatron's own layers shows the effect of rounding alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron_wallfacer.training_runs.loss_comparison import EXACT, WHOLE
 SEQUENCE = 1024
 HEADS, KV_HEADS = 8, 4
 
-#: A small model with the features of current ones: GQA, RoPE, RMSNorm, SwiGLU.
+#: A small model with features of current models: GQA, RoPE, RMSNorm, SwiGLU.
 MODEL = (
     "--num-layers 4 --hidden-size 128 --ffn-hidden-size 384 "
     f"--num-attention-heads {HEADS} --group-query-attention --num-query-groups {KV_HEADS} "
@@ -38,7 +38,7 @@ class DemoRun:
         title: description, printed when the run starts.
         log: file name of the log.
         ranks: number of ranks.
-        flags: arguments of this run only.
+        flags: arguments that only this run has.
     """
 
     name: str
@@ -53,11 +53,11 @@ class DemoResult:
     """Result of the demonstration, printed by ``--json``.
 
     Attributes:
-        losses: loss by run and iteration.
-        differences: difference of the context-parallel run relative to the first run, by iteration.
-        largest: largest difference.
-        allowed: largest allowed difference.
-        agree: whether the largest difference is allowed.
+        losses: losses by the name of the run and iteration.
+        differences: relative difference of the loss between the context-parallel run and the first run, by iteration.
+        largest: largest of the differences.
+        allowed: largest allowed relative difference of the loss.
+        agree: whether all differences are allowed.
         pictures: files of the plots.
     """
 
@@ -70,13 +70,13 @@ class DemoResult:
 
 
 def demo_runs(cp_size: int, scheme: str, resolved: str, gpus: int) -> list[DemoRun]:
-    """Return the runs, the reference first and the context-parallel run last.
+    """Return the runs, with the reference first and the context-parallel run last.
 
     Args:
-        cp_size: ranks of the context-parallel run.
+        cp_size: number of ranks of the context-parallel run.
         scheme: value of ``--wallfacer-scheme``.
-        resolved: name of the scheme that this value selects.
-        gpus: number of GPUs on this node; 0 for the CPU.
+        resolved: name of the scheme that the value selects.
+        gpus: number of GPUs on this node, or 0 to train on the CPU.
     """
     dtype = ("--bf16",) if gpus else ()
     flags = ("--wallfacer-cp-size", str(cp_size), "--wallfacer-scheme", scheme)
@@ -96,7 +96,7 @@ def demo_runs(cp_size: int, scheme: str, resolved: str, gpus: int) -> list[DemoR
 
 
 def training_arguments(directory: Path, iterations: int) -> list[str]:
-    """Return Megatron's arguments for the model and its data, and build the data."""
+    """Build the training data, and return Megatron's arguments for the model and the data."""
     from megatron_wallfacer.megatron.version import megatron_version
     from megatron_wallfacer.training_runs.corpus import build_corpus, tokenizer_arguments
 
@@ -105,12 +105,12 @@ def training_arguments(directory: Path, iterations: int) -> list[str]:
 
 
 def count_gpus() -> int:
-    """Return the number of GPUs that the launcher would train on; 0 for the CPU."""
+    """Return the number of GPUs that the launcher would use, or 0 if the launcher would train on the CPU."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def complete_arguments(arguments: list[str], gpus: int) -> list[str]:
-    """Add the arguments that the installed libraries need. The launcher adds those of CPU ranks itself."""
+    """Add the arguments that the installed libraries need on GPUs. For CPU ranks the launcher adds arguments itself."""
     return complete_for_gpu(arguments, Libraries.here()) if gpus else arguments

@@ -1,7 +1,7 @@
 """Find the rank that failed first, and its last error lines, in the log of torchrun with ``--tee 3``.
 
-torchrun's own summary at the end of a log has no error of a rank. Where several ranks fail within one second it names
-the lowest of them. Ranks that only lose the connection to the failed rank fail as well.
+torchrun's own summary at the end of a log does not contain a rank's error. If several ranks fail within 1 s, the
+summary names the lowest rank. Ranks that lose the connection to the failed rank also fail.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import signal
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-#: Lines to show of a rank: before the exception of a traceback, from the exception on, and without a traceback.
+#: Lines to show of a rank: before the exception in a traceback, from the exception on, and without a traceback.
 FRAMES, MESSAGE, LAST = 6, 6, 15
-#: Line with the prefix of ``--tee``, with that of PyTorch's tracebacks, or with both.
+#: Line with the prefix of ``--tee``, the prefix of PyTorch's tracebacks, or both prefixes.
 _RANK_LINE = re.compile(r"(?:\[(?!rank)\w+?(?P<local>\d+)\]:)?(?:\[rank(?P<rank>\d+)\]: ?)?(?P<text>.*)")
 _SUMMARY = re.compile(
     r"^ +time +: (\S+)\n +host +: .*\n +rank +: (\d+) \(local_rank: (\d+)\)\n +exitcode +: (-?\d+) ", re.MULTILINE
@@ -32,9 +32,9 @@ class Failure:
 
     Attributes:
         rank: rank of the whole job.
-        exit_code: exit code of the process, negative for a signal; None where torchrun prints none.
+        exit_code: exit code of the process, negative for a signal, or None if torchrun prints no exit code.
         lines: last error lines of the rank.
-        time: time of the end as sortable text; empty where torchrun prints none.
+        time: time of the end as sortable text, or empty if torchrun prints no time.
     """
 
     rank: int
@@ -44,7 +44,7 @@ class Failure:
 
     @property
     def follows(self) -> bool:
-        """Whether the rank only lost its connection to another rank, or torchrun ended it."""
+        """Whether the rank failed only because it lost a connection to another rank or torchrun ended it."""
         return self.exit_code == -signal.SIGTERM or bool(_PEER_LOST.search("\n".join(self.lines)))
 
     def __str__(self) -> str:
@@ -56,8 +56,8 @@ class _Output:
     """Output of one rank.
 
     Attributes:
-        lines: lines without prefixes.
-        line_numbers: number of each line in the log.
+        lines: lines of the rank without prefixes.
+        line_numbers: line number of each line in the log.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -70,14 +70,14 @@ class _Output:
 
     @property
     def error_line(self) -> float:
-        """Line number in the log at which the error begins."""
+        """Line number in the log where the error starts."""
         if self.traceback is not None:
             return self.line_numbers[self.traceback]
         return self.line_numbers[-1] if self.line_numbers else math.inf
 
 
 def first_failure(log: str) -> Failure | None:
-    """Return the rank that failed first; None if the log has no failed rank.
+    """Return the rank that failed first, or None if the log has no failed rank.
 
     Args:
         log: stdout and stderr of torchrun on one node, with ``--tee 3``.
@@ -100,8 +100,8 @@ def first_failure(log: str) -> Failure | None:
     def order(local: int) -> tuple[bool, bool, float, int]:
         _, code = codes.get(local, (local, None))
         lines = _excerpt(outputs[local], code)
-        # A rank that torchrun ended is not the first, unless all others have only lost their peer: the process of the
-        # failed rank may end later than theirs.
+        # Prefer ranks that torchrun did not end. But a rank that torchrun ended precedes ranks that only lost a
+        # connection, because the process of the rank that failed first may end last.
         return bool(_PEER_LOST.search("\n".join(lines))), code == -signal.SIGTERM, outputs[local].error_line, local
 
     local = min(failed, key=order)

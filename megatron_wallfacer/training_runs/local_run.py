@@ -1,4 +1,4 @@
-"""Run a Megatron script on ranks of this node, and read its iterations while it runs."""
+"""Run a Megatron script on ranks of this node, and read the iterations in its log while the script runs."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def train(
         script: Megatron script.
         ranks: number of ranks.
         arguments: Megatron's and the plugin's arguments.
-        log: file for the whole output. The folder ``LOG-ranks`` next to it has the output of each rank.
-        seen: function that is called with each iteration when the log reports it.
+        log: file for the whole output. The folder ``LOG-ranks`` next to the file has the output of each rank.
+        seen: function to call with each iteration that the log reports.
 
     Raises:
-        WallfacerError: the run fails; with the last error lines of the rank that failed first.
+        WallfacerError: The run fails. The message has the last error lines of the rank that failed first.
     """
     folder = log.with_name(f"{log.name}-ranks")
     shutil.rmtree(folder, ignore_errors=True)
     sharing = sharing_on_this_node(ranks, arguments, os.environ)
     if sharing.line:
         print(f"wallfacer: {sharing.line}", file=sys.stderr, flush=True)
-    # Without a buffer iterations are visible at once; --tee marks each line with its rank.
+    # -u disables buffering, so that iterations are visible at once. --tee adds the rank to each line.
     launch = ["-u", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     launch += ["--tee", "3", "--log-dir", str(folder), "-m", "megatron_wallfacer"]
     command = [sys.executable, *launch, str(script), *arguments, *sharing.flags]
-    # One thread per rank, although torchrun leaves a single rank all cores: on a busy node, threads that wait for each
-    # other are ten times slower.
+    # Use one thread per rank. torchrun would let a single rank use all cores, but on a busy node threads that wait for
+    # each other make training ten times slower.
     environment = os.environ | sharing.environment | {"OMP_NUM_THREADS": "1"} | GPU_VARIABLES
     iterations, code = _run(command, environment, log, seen)
     if code != 0 or not iterations:
@@ -57,7 +57,7 @@ def _run(
     """Return the iterations and the exit code. An interrupt ends all ranks."""
     iterations = []
     with log.open("w") as file:
-        # In a session of its own, the process group contains all ranks.
+        # A new session has a process group that contains all ranks, so one signal can end them.
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Compare losses of a context-parallel run with those of one rank, in fp32 and in lower precision."""
+"""Compare losses of a context-parallel run with losses of one rank, in fp32 and in lower precision."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from math import inf
 
 from megatron_wallfacer.errors import WallfacerError
 
-#: Names of the runs on one rank: in fp32, and in the dtype of the context-parallel run.
+#: Names of the run on one rank in fp32, and of the run on one rank in the dtype of the context-parallel run.
 EXACT, WHOLE = "1 rank, fp32", "1 rank"
 #: Allowed relative difference between two runs in fp32.
 TOLERANCE = 1e-5
-#: Allowed difference of a context-parallel run from fp32, as a multiple of the difference of one rank in its dtype.
+#: Allowed difference between a context-parallel run and one rank in fp32, as a multiple of the difference between one
+#: rank in the same dtype and one rank in fp32.
 ALLOWED = 2.0
 
 
 @dataclass(frozen=True)
 class LossComparison:
-    """Differences of runs from one rank in fp32.
+    """Loss differences between runs and one rank in fp32.
 
     Attributes:
-        differences: relative difference of the loss, by run and iteration.
+        differences: relative differences of the loss by the name of the run and iteration.
         allowed: largest allowed difference of a context-parallel run.
     """
 
@@ -29,7 +30,7 @@ class LossComparison:
     allowed: float
 
     def largest(self, run: str) -> float:
-        """Return the largest relative difference of a run."""
+        """Return the largest relative difference of a run's losses."""
         return max(self.differences[run])
 
     def agrees(self, run: str) -> bool:
@@ -42,22 +43,22 @@ def compare(exact: Sequence[float], whole: Sequence[float], runs: Mapping[str, S
 
     Args:
         exact: losses of one rank in fp32, by iteration.
-        whole: losses of one rank in the dtype of the runs; the same as ``exact`` where that is fp32.
-        runs: losses of each run, by its name.
+        whole: losses of one rank in the dtype of the runs, equal to ``exact`` if the dtype is fp32.
+        runs: losses of each run by the name of the run.
 
     Raises:
-        WallfacerError: runs have different numbers of iterations, or a loss is NaN.
+        WallfacerError: Runs have different numbers of iterations, or a loss is NaN.
     """
     losses = [exact, whole, *runs.values()]
     if len(set(map(len, losses))) != 1 or any(loss != loss for run in losses for loss in run):
-        raise WallfacerError(f"losses={losses}: must be as many numbers for each run, none of them NaN")
-    # Two orders of addition in fp32 may differ by the tolerance.
+        raise WallfacerError(f"losses={losses}: must be as many numbers for each run, without NaN")
+    # The order of additions alone can cause a difference up to the tolerance in fp32.
     allowed = max(ALLOWED * max(differences(exact, whole)), TOLERANCE)
     return LossComparison({name: differences(exact, run) for name, run in runs.items()}, allowed)
 
 
 def differences(reference: Sequence[float], losses: Sequence[float]) -> list[float]:
-    """Return the absolute difference relative to the reference, for each iteration of both runs."""
+    """Return the absolute difference divided by the reference, for each iteration that both runs have."""
     return [_relative(wanted, loss) for wanted, loss in zip(reference, losses, strict=False)]
 
 

@@ -15,8 +15,8 @@ class Iteration:
     """One iteration in the log.
 
     Attributes:
-        number: number of the iteration, from 1.
-        loss: language-model loss, with the seven digits of the log.
+        number: number of the iteration from 1.
+        loss: language-model loss with the seven digits of the log.
         grad_norm: gradient norm before clipping.
     """
 
@@ -26,7 +26,7 @@ class Iteration:
 
 
 def parse_iteration(line: str) -> Iteration | None:
-    """Return the iteration that a line of the log reports; None for another line."""
+    """Return the iteration that a line of the log reports, or None for any other line."""
     match = _ITERATION.search(line)
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""Measurements on the ranks of a torchrun job: attention of plans, kernels, links and host memory.
+"""Measure attention of plans, kernels, links and host memory on the ranks of a torchrun job.
 
-Every function that measures is collective over the default process group.
+All ranks of the default process group must call every function that measures.
 """

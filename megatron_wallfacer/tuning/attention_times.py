@@ -1,4 +1,4 @@
-"""Time attention of several plans, with real tensors, kernels and messages, and compare their results."""
+"""Time attention of several plans with real tensors, kernels and messages, and compare the results of the plans."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from megatron_wallfacer.tuning.timing import largest, time_call
 
 @dataclass(frozen=True)
 class AttentionWorkload:
-    """Attention to compute, the same on every rank.
+    """Workload of attention, equal on every rank.
 
     Attributes:
         shape: tokens, heads and channels of one rank's shard.
         dtype: dtype of q, k, v.
         device: device of this rank.
-        causal: causal mask, or none.
+        causal: whether the mask is causal. Without a causal mask no pair is masked.
         kernel: value of ``--wallfacer-kernel``.
-        keep_gathered_q: argument of :func:`megatron_wallfacer.attention.attention`.
+        keep_gathered_q: whether to keep gathered queries for backward.
     """
 
     shape: Shape
@@ -41,7 +41,7 @@ class AttentionWorkload:
 
 @dataclass(frozen=True)
 class PassTimes:
-    """Seconds of the slowest rank for one run of both passes."""
+    """Seconds of the slowest rank for one run of forward and backward."""
 
     forward_s: float
     backward_s: float
@@ -59,16 +59,16 @@ def time_plans(
     repeats: int,
     done: Callable[[], None],
 ) -> list[list[PassTimes]]:
-    """Time plans in turns, so that a node that slows down slows all of them. Collective.
+    """Time plans alternately, so that a node that becomes slow affects all plans. All ranks must call this function.
 
     Args:
-        plans: plans, the same on every rank.
-        workloads: one workload for all plans, or one per plan.
-        repeats: timed runs of each plan; one run before them is not counted.
-        done: function that is called after each run.
+        plans: plans, equal on every rank.
+        workloads: one workload for all plans, or one workload per plan.
+        repeats: number of timed runs of each plan, after one run that is not timed.
+        done: function to call after each run.
 
     Returns:
-        For each plan the times of its runs.
+        The times of the runs of each plan.
     """
     workloads = [workloads] * len(plans) if isinstance(workloads, AttentionWorkload) else workloads
     times: list[list[PassTimes]] = [[] for _ in plans]
@@ -90,18 +90,18 @@ def time_choices(
     repeats: int,
     done: Callable[[], None],
 ) -> list[float]:
-    """Time the planner's candidates. Collective.
+    """Time the planner's candidates. All ranks must call this function.
 
     Args:
-        choices: candidates of one job, the same on every rank.
+        choices: candidates of one job, equal on every rank.
         dtype: dtype of q, k, v.
         device: device of this rank.
         kernel: value of ``--wallfacer-kernel``.
-        repeats: timed runs of each candidate.
-        done: function that is called after each run.
+        repeats: number of timed runs of each candidate.
+        done: function to call after each run.
 
     Returns:
-        For each candidate the median seconds of forward plus backward.
+        The median seconds of forward plus backward of each candidate.
     """
     workloads = [
         AttentionWorkload(
@@ -119,16 +119,12 @@ def time_choices(
 
 
 def largest_differences(plans: Sequence[Plan], workload: AttentionWorkload) -> list[float]:
-    """Compare output and gradients of each plan with those of the first plan. Collective.
+    """Compare output and gradients of each plan with the first plan. All ranks must call this function.
 
     All plans compute attention of the same sequence.
 
-    Args:
-        plans: plans, the same on every rank.
-        workload: attention to compute.
-
     Returns:
-        For each plan the largest difference over all ranks, relative to the largest entry of the tensor.
+        The largest difference of each plan over all ranks, relative to the largest entry of the tensor.
     """
     differences, first = [], None
     for plan in plans:
@@ -144,7 +140,7 @@ def largest_differences(plans: Sequence[Plan], workload: AttentionWorkload) -> l
 
 def _difference(result: Tensor, wanted: Tensor) -> float:
     difference = ((result - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)).item()
-    # max() would drop a NaN.
+    # A NaN differs from itself. Python's max() may ignore a NaN, so return infinity instead.
     return difference if difference == difference else float("inf")
 
 
@@ -161,7 +157,7 @@ def _attend(plan: Plan, workload: AttentionWorkload, q: Tensor, k: Tensor, v: Te
 
 
 def _tensors(workload: AttentionWorkload, seed: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return q, k, v and dO of this rank, ``[b, s/P, h, d]``. The seed belongs to the shard, whatever the plan."""
+    """Return q, k, v and dO of this rank, ``[b, s/P, h, d]``. The seed depends only on the shard, not on the plan."""
     shape, tensors = workload.shape, []
     generator = torch.Generator(workload.device)
     if seed is not None:

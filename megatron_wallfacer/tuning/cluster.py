@@ -1,4 +1,4 @@
-"""Measure the cluster of a job: links, kernels and host memory, as the planner takes them."""
+"""Measure the cluster of a job for the planner: links, kernels and host memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_wallfacer.tuning.links import measure_link, measure_nics
 
 
 def measure_cluster(shape: Shape, dtype: torch.dtype, device: torch.device, kernel: str) -> Cluster:
-    """Measure the job's own cluster. Collective; all ranks return the same cluster.
+    """Measure the job's own cluster. All ranks must call this function, and all ranks return the same cluster.
 
     Args:
         shape: tokens, heads and channels of one rank's shard.
@@ -29,7 +29,7 @@ def measure_cluster(shape: Shape, dtype: torch.dtype, device: torch.device, kern
         kernel: value of ``--wallfacer-kernel``.
 
     Raises:
-        WallfacerError: nodes have different numbers of ranks, or no kernel supports the shape.
+        WallfacerError: Nodes have different numbers of ranks, or no kernel supports the shape.
     """
     nodes, per_node = count_nodes(hosts_of_ranks())
     pairs = [(rank, rank + 1) for rank in range(0, per_node - 1, 2)]
@@ -53,17 +53,17 @@ def measure_cluster(shape: Shape, dtype: torch.dtype, device: torch.device, kern
 
 
 def hosts_of_ranks() -> list[str]:
-    """Return the host name of each rank. Collective."""
+    """Return the host name of each rank. All ranks must call this function."""
     hosts: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(hosts, gethostname())
     return hosts
 
 
 def count_nodes(hosts: Sequence[str]) -> tuple[int, int]:
-    """Return the number of nodes, and the ranks per node.
+    """Return the number of nodes and the number of ranks per node.
 
     Raises:
-        WallfacerError: the ranks of a node are not consecutive, or nodes have different numbers of ranks.
+        WallfacerError: The ranks of a node are not consecutive, or nodes have different numbers of ranks.
     """
     nodes = list(dict.fromkeys(hosts))
     per_node = len(hosts) // len(nodes)

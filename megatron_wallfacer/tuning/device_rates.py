@@ -1,4 +1,4 @@
-"""Measure the rates of a rank's attention kernel and of merging, while all ranks of the node compute."""
+"""Measure the rates of attention kernels and of merging partial results, while all ranks of the node compute."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.volume import Shape
 from megatron_wallfacer.tuning.timing import time_calls
 
-#: Rows of the two tiles as divisors of a rank's rows, and number of timed calls.
+#: Divisors of a rank's rows that give the rows of the two measured tiles, and number of timed calls.
 DIVISORS, REPEATS = (4, 1), 5
 
 
 def measure_device(kernel: Kernel, shape: Shape, dtype: torch.dtype, device: torch.device) -> Device:
-    """Measure forward and backward rates of a kernel, the time of a call, and the rate of merging. Collective.
+    """Measure forward and backward rates of a kernel, the time of a call, and the rate of merging.
+
+    All ranks must call this function.
 
     Args:
         kernel: attention kernel.
@@ -56,7 +58,7 @@ def _tile_times(kernel: Kernel, tensors: list[torch.Tensor]) -> tuple[float, flo
 
 
 def _merge_gbyte_s(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:
-    """Return the 1e9 bytes per second that a merge of two partial outputs reads and writes."""
+    """Return the rate of a merge of two partial outputs, in 1e9 bytes read or written per second."""
     wide = accumulation_dtype(dtype)
     size = (shape.tokens, 1, shape.q_heads)
     out, partial_out = (torch.zeros(*size, shape.head_dim, dtype=wide, device=device) for _ in range(2))
@@ -72,14 +74,10 @@ def _tensors(rows: int, shape: Shape, dtype: torch.dtype, device: torch.device) 
 
 
 def _rate_and_call(small: tuple[float, float], large: tuple[float, float]) -> tuple[float, float]:
-    """Fit seconds = call + operations / rate to two measurements.
-
-    Args:
-        small: operations and seconds of the small tile.
-        large: operations and seconds of the large tile.
+    """Fit seconds = call + operations / rate to the (operations, seconds) of a small and a large tile.
 
     Returns:
-        Operations per second, and seconds of a call. Where the small tile is faster per operation, no call time.
+        Operations per second, and seconds per call (0 if the small tile is faster per operation).
     """
     rate = (large[0] - small[0]) / max(large[1] - small[1], 1e-12)
     call = large[1] - large[0] / rate

@@ -13,10 +13,11 @@ SIZE, REPEATS = 256 << 20, 5
 
 
 def measure_host_memory(device: torch.device) -> tuple[float | None, float | None]:
-    """Measure the link between a GPU and host memory while all ranks copy at once. Collective.
+    """Measure the link between a GPU and host memory while all ranks copy. All ranks must call this function.
 
     Returns:
-        1e9 bytes per second of the slower direction, and 1e9 bytes of host memory per node; None and None on CPUs.
+        Rate of the slower direction in 1e9 bytes per second, and host memory per node in 1e9 bytes, or (None, None) on
+        CPUs.
     """
     if device.type != "cuda":
         return None, None
@@ -29,5 +30,4 @@ def measure_host_memory(device: torch.device) -> tuple[float | None, float | Non
 
 
 def _copy_s(target: torch.Tensor, source: torch.Tensor, device: torch.device) -> float:
-    """Return the seconds of the fastest copy."""
     return min(time_calls(lambda: target.copy_(source, non_blocking=True), device, REPEATS))

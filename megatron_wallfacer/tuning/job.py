@@ -1,4 +1,4 @@
-"""The process group of a command under torchrun, and a progress bar on its first rank."""
+"""Create the process group of a command under torchrun, and show a progress bar on rank 0."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from megatron_wallfacer.attention.functional import forget_groups
 
 @contextmanager
 def process_group() -> Iterator[torch.device]:
-    """Create the process group of all ranks, NCCL on GPUs and gloo on CPUs, and destroy it at the end.
+    """Create the process group of all ranks (NCCL on GPUs, gloo on CPUs), and destroy the group at the end.
 
     Yields:
-        Device of this rank.
+        The device of this rank.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
@@ -28,7 +28,7 @@ def process_group() -> Iterator[torch.device]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield device
-        # No rank destroys a group while another rank still uses it.
+        # Wait, because no rank may destroy a group that another rank still uses.
         forget_groups()
         dist.barrier()
     finally:
@@ -37,14 +37,10 @@ def process_group() -> Iterator[torch.device]:
 
 @contextmanager
 def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on stderr, because stdout has the results.
-
-    Args:
-        total: number of steps.
-        shown: whether this rank shows it.
+    """Show a progress bar on stderr, because stdout has the results. Only ranks with ``shown`` show the bar.
 
     Yields:
-        Function to call after each step.
+        A function to call after each step.
     """
     with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
         task = bar.add_task("timing", total=total)

@@ -1,4 +1,4 @@
-"""Measure bandwidth and latency of links: within a node, and between two nodes."""
+"""Measure bandwidth and latency of links within a node and between two nodes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch.distributed as dist
 
 from megatron_wallfacer.tuning.timing import time_calls
 
-#: Bytes of a large and of a short message, and number of timed exchanges.
+#: Bytes of a long message, bytes of a short message, and number of timed exchanges.
 LARGE, SHORT, REPEATS = 32 << 20, 1024, 5
 
 
 def measure_link(pairs: Sequence[tuple[int, int]], device: torch.device) -> tuple[float, float]:
-    """Measure a link while pairs of ranks use it in both directions. Collective.
+    """Measure a link that pairs of ranks use in both directions. All ranks must call this function.
 
     Args:
-        pairs: ranks that exchange messages at the same time.
+        pairs: pairs of ranks that exchange messages at the same time.
         device: device of this rank.
 
     Returns:
-        1e9 bytes per second and direction, and microseconds of a short message.
+        Rate per direction in 1e9 bytes per second, and time of a short message in microseconds.
     """
     latency_s = _exchange_s(pairs, SHORT, device)
     large_s = _exchange_s(pairs, LARGE, device)
@@ -29,15 +29,17 @@ def measure_link(pairs: Sequence[tuple[int, int]], device: torch.device) -> tupl
 
 
 def measure_nics(nodes: int, ranks_per_node: int, device: torch.device) -> tuple[float, float, int]:
-    """Measure the NICs of a node: first one pair of ranks on two nodes, then all pairs at once. Collective.
+    """Measure the NICs of a node, with one pair of ranks on two nodes and then with all pairs.
+
+    All ranks must call this function.
 
     Args:
         nodes: number of nodes.
-        ranks_per_node: ranks on each node.
+        ranks_per_node: number of ranks per node.
         device: device of this rank.
 
     Returns:
-        1e9 bytes per second of one NIC, microseconds of a short message, NICs per node.
+        Rate of one NIC in 1e9 bytes per second, time of a short message in microseconds, and number of NICs per node.
     """
     if nodes == 1:
         return float("inf"), 0.0, ranks_per_node
@@ -50,7 +52,7 @@ def measure_nics(nodes: int, ranks_per_node: int, device: torch.device) -> tuple
 
 
 def _exchange_s(pairs: Sequence[tuple[int, int]], size: int, device: torch.device) -> float:
-    """Return the seconds of the fastest exchange of ``size`` bytes. Ranks in no pair wait."""
+    """Return the seconds of the fastest exchange of ``size`` bytes. Ranks that are in no pair only wait."""
     peers = {rank: peer for pair in pairs for rank, peer in (pair, pair[::-1])}
     peer = peers.get(dist.get_rank())
 

@@ -1,4 +1,4 @@
-"""Results of ``wallfacer bench``: medians, spread, rates, and agreement of the schemes."""
+"""Compute the results of ``wallfacer bench``: medians, spread, rates, and agreement of the schemes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from megatron_wallfacer.planning.costs import BACKWARD_FLOPS, FORWARD_FLOPS
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.tuning.attention_times import AttentionWorkload, PassTimes
 
-#: Allowed difference between two schemes relative to the largest entry: they add in different orders.
+#: Allowed difference between two schemes relative to the largest entry, because schemes add in different orders.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
 class SchemeTimes:
-    """Times of one scheme for one attention layer. Each time is that of the slowest rank.
+    """Times of one scheme for one attention layer on the slowest rank.
 
     Attributes:
         scheme: value of ``--wallfacer-scheme``.
@@ -30,11 +30,11 @@ class SchemeTimes:
         backward_ms: median of backward, in ms.
         fastest_ms: fastest run of forward plus backward, in ms.
         slowest_ms: slowest run of forward plus backward, in ms.
-        ratio: ``median_ms`` divided by that of the first scheme.
+        ratio: ``median_ms`` divided by the ``median_ms`` of the first scheme.
         tokens_s: tokens of the whole job per second.
-        tflops: 1e12 floating-point operations per second and rank; a causal mask halves the operations.
+        tflops: 1e12 floating-point operations per second and rank. A causal mask halves the number of operations.
         difference: largest difference of output and gradients from the first scheme, relative to the largest entry.
-        tolerance: allowed difference.
+        tolerance: largest allowed value of ``difference``.
     """
 
     scheme: str
@@ -68,8 +68,8 @@ def scheme_times(
     Args:
         schemes: names of the schemes.
         plans: plan of each scheme.
-        times: runs of each scheme, at least one.
-        differences: difference of each scheme from the first.
+        times: times of the runs of each scheme, at least one run.
+        differences: difference of each scheme from the first scheme.
         workload: attention that was timed.
     """
     first = median(sample.seconds for sample in times[0])
@@ -97,7 +97,7 @@ def scheme_times(
 
 
 def as_csv(results: Iterable[SchemeTimes]) -> str:
-    """Return a line of headings, and one line per scheme."""
+    """Return comma-separated values: one line of headings, and one line per scheme."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(SchemeTimes)], lineterminator="\n")
     writer.writeheader()
@@ -106,7 +106,7 @@ def as_csv(results: Iterable[SchemeTimes]) -> str:
 
 
 def _flops(workload: AttentionWorkload, cp_size: int) -> float:
-    """Return the operations of one rank: its share of all pairs of the sequence."""
+    """Return the number of floating-point operations of one rank."""
     shape = workload.shape
     pairs = shape.tokens * cp_size * shape.tokens * (0.5 if workload.causal else 1.0)
     return (FORWARD_FLOPS + BACKWARD_FLOPS) * shape.batch * pairs * shape.q_heads * shape.head_dim

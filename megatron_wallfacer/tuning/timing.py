@@ -1,4 +1,4 @@
-"""Timing on all ranks: they start together, and the time of the slowest rank is taken."""
+"""Time functions on all ranks, which start together, and return the time of the slowest rank."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch.distributed as dist
 
 
 def time_call[Result](work: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """Call a function on all ranks at once and time it. Collective.
+    """Call a function on all ranks at the same time, and measure its time. All ranks must call this function.
 
     Args:
-        work: function to time; other ranks may pass another function.
-        device: device of the rank. On CUDA its work has finished when the clock starts and stops.
+        work: function to time, which may differ between ranks.
+        device: device of the rank. A CUDA device is synchronized before and after the call.
 
     Returns:
-        Result of this rank, and seconds of the slowest rank.
+        The result of this rank, and the seconds of the slowest rank.
     """
     _synchronize(device)
     dist.barrier()
@@ -28,21 +28,16 @@ def time_call[Result](work: Callable[[], Result], device: torch.device) -> tuple
 
 
 def time_calls(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Time several calls of a function, after one call that is not counted. Collective.
-
-    Args:
-        work: function to time.
-        device: device of the rank.
-        repeats: number of timed calls.
+    """Time ``repeats`` calls of a function, after one call that is not timed. All ranks must call this function.
 
     Returns:
-        Seconds of the slowest rank, for each call.
+        The seconds of the slowest rank for each call.
     """
     return [time_call(work, device)[1] for _ in range(1 + repeats)][1:]
 
 
 def largest(value: float, device: torch.device) -> float:
-    """Return the largest value of all ranks. Collective."""
+    """Return the largest value of all ranks. All ranks must call this function."""
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor.item()

@@ -19,9 +19,9 @@ SEQUENCE, VOCABULARY, HIDDEN, HEADS, KV_HEADS, LAYERS = 64, 96, 64, 4, 2, 2
 
 def prepare() -> None:
     """Let torch pass for a machine with CUDA, as far as a model needs it. Before Megatron is imported."""
-    from megatron_wallfacer.megatron.cpu_runtime import environment, libraries, rng, tensors, torch_cuda
+    from megatron_wallfacer.megatron.cpu_runtime import environment, libraries, tensors, torch_cuda
 
-    for part in (libraries, environment, torch_cuda, rng, tensors):
+    for part in (libraries, environment, torch_cuda, tensors):
         part.install()
 
 

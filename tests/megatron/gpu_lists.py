@@ -30,9 +30,9 @@ VARIABLE = "CUDA_DEVICE_MAX_CONNECTIONS"
 def pretend_cuda() -> None:
     """Let torch pass for a machine with CUDA; only the CPU runtime's device, nothing of what it does to Megatron."""
     before = os.environ.get(VARIABLE)
-    from megatron_wallfacer.megatron.cpu_runtime import environment, rng, tensors, torch_cuda
+    from megatron_wallfacer.megatron.cpu_runtime import environment, tensors, torch_cuda
 
-    for part in (environment, torch_cuda, rng, tensors):
+    for part in (environment, torch_cuda, tensors):
         part.install()
     tensors._HOST = torch.device("meta")
     os.environ.pop(VARIABLE)

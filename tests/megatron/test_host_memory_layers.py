@@ -132,7 +132,7 @@ def test_too_little_room_and_a_part_that_is_no_layer() -> None:
     ):
         check_room(ranks(15 * 10**8, whole), 0.0)
     with pytest.raises(
-        WallfacerError, match=r"^--wallfacer-keep-on-host 0\.1: must be at least 0\.25, one of 4 layers"
+        WallfacerError, match=r"^--wallfacer-keep-on-host 0\.1: must be at least 0\.25 to select one of 4 layers"
     ):
         check_room(ranks(10**9, Wanted(KEEP, 0.1, (0, 1, 2, 3, 4))), 0.0)
     # A stage without such layers.

@@ -89,5 +89,5 @@ def test_an_output_processor_of_the_script_is_refused_and_a_model_without_labels
     forward = loss_tiles_hook(SimpleNamespace(settings=settings)).wrap(original)
     assert isinstance(forward(None, labels="labels"), TiledLoss)
     assert forward(None) is None
-    with pytest.raises(WallfacerError, match=r"--wallfacer-loss-tiles: must be left out, the script passes"):
+    with pytest.raises(WallfacerError, match=r"--wallfacer-loss-tiles: must be left out, because the script passes"):
         forward(None, labels="labels", output_processor=print)

@@ -1,1 +1,1 @@
-"""What the ranks of a Megatron job must have in common: at start, and once the model is built."""
+"""Compare the ranks of a Megatron job at start and after the model is built."""

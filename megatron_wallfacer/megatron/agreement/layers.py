@@ -1,7 +1,7 @@
-"""After the model is built, ranks that hold the same layer compare what its attention computes.
+"""Compare the attention layers of all ranks after the model is built.
 
-The key is the layer's number in the whole model, or its depth in multi-token prediction: with pipeline stages, virtual
-ones too, only some ranks hold a layer, and only those compare it.
+A layer is identified by its number in the whole model or by its depth in multi-token prediction (MTP). With pipeline
+stages only some ranks have a given layer, and only ranks with the layer compare it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from megatron_wallfacer.errors import DisagreementError
 from megatron_wallfacer.megatron.core_attention import WallfacerCoreAttention
 from megatron_wallfacer.megatron.layer_selection import is_megatrons
 
-#: Multi-token prediction numbers its layers from 1, like the decoder.
+#: Path of a module in an MTP layer. MTP layers have numbers from 1, like decoder layers.
 _MTP = re.compile(r"(?:^|\.)mtp\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class HeldLayers:
-    """The attention layers of one rank.
+    """Attention layers of one rank.
 
     Attributes:
-        cp_ranks: ranks of its context-parallel group.
-        layers: what each layer computes, value by name, by the name of the layer.
+        cp_ranks: global ranks of the rank's context-parallel group.
+        layers: properties of each layer that ranks compare, by the name of the layer and the name of the property.
     """
 
     cp_ranks: tuple[int, ...]
@@ -43,17 +43,13 @@ class HeldLayers:
 
     @classmethod
     def from_text(cls, text: str) -> HeldLayers:
-        """Return the layers of :meth:`to_text`."""
+        """Return the layers from the JSON of :meth:`to_text`."""
         values = json.loads(text)
         return cls(tuple(values["cp_ranks"]), values["layers"])
 
 
 def layers_of(model: Iterable[nn.Module]) -> dict[str, dict[str, str]]:
-    """Return what each attention layer of a rank's model chunks computes.
-
-    Args:
-        model: the chunks; with virtual pipeline stages there are several.
-    """
+    """Return the compared properties of each attention layer in a rank's model chunks, by the name of the layer."""
     found: dict[str, dict[str, str]] = {}
     for chunk in model:
         for path, module in chunk.named_modules():
@@ -68,11 +64,7 @@ def layers_of(model: Iterable[nn.Module]) -> dict[str, dict[str, str]]:
 
 
 def name_mtp_layers(model: Iterable[nn.Module]) -> None:
-    """Name the attention layers of multi-token prediction, so that messages tell them from those of the decoder.
-
-    Args:
-        model: the chunks; with virtual pipeline stages there are several.
-    """
+    """Name attention layers of multi-token prediction, so that messages distinguish them from decoder layers."""
     for chunk in model:
         for path, module in chunk.named_modules():
             depth = _mtp_depth(path)
@@ -81,16 +73,15 @@ def name_mtp_layers(model: Iterable[nn.Module]) -> None:
 
 
 def _mtp_depth(path: str) -> str:
-    """``MTP depth 1`` for a module of multi-token prediction, else nothing."""
+    """Return a text like ``MTP depth 1`` for a module path in multi-token prediction, else an empty text."""
     found = _MTP.search(f"{path}.")
     return f"MTP depth {int(found[1]) + 1}" if found else ""
 
 
 def compare_layers(records: Mapping[int, HeldLayers]) -> Verdict:
-    """Compare the layers of ranks: a layer is the same wherever it is held, and a context-parallel group holds one set.
+    """Compare the layers of all ranks by rank.
 
-    Args:
-        records: layers by rank.
+    A layer must be equal on all ranks that have it. The ranks of a context-parallel group must have the same layers.
     """
     holders: dict[str, list[int]] = {}
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -111,16 +102,16 @@ def compare_layers(records: Mapping[int, HeldLayers]) -> Verdict:
 
 
 def check_model(model: Iterable[nn.Module], cp_group: dist.ProcessGroup, timeout: timedelta, number: int) -> None:
-    """Compare this rank's layers with those of all ranks.
+    """Compare this rank's layers with the layers of all ranks.
 
     Args:
         model: the rank's model chunks.
-        cp_group: its context-parallel group.
-        timeout: of process groups.
-        number: of the model that this process has built, from 1.
+        cp_group: the rank's context-parallel group.
+        timeout: timeout of process groups.
+        number: number of models that this process has built, at least 1.
 
     Raises:
-        DisagreementError: a layer differs between ranks, the same lines on every rank.
+        DisagreementError: A layer differs between ranks. All ranks raise the same error.
     """
     keys = dist.PrefixStore(f"wallfacer/layers/{number}", dist.distributed_c10d._get_default_store())
     record = HeldLayers(tuple(dist.get_process_group_ranks(cp_group)), layers_of(model))

@@ -1,4 +1,4 @@
-"""Megatron's parsed arguments as texts that ranks can compare."""
+"""Convert Megatron's parsed arguments to texts that ranks can compare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-#: Arguments that differ between ranks by nature.
+#: Arguments that may differ between ranks.
 _OF_A_RANK = frozenset(
     (
         "rank",
@@ -26,21 +26,21 @@ _OF_A_RANK = frozenset(
         "inference_coordinator_port",
     )
 )
-#: Arguments that name files or folders, also where the text has no slash.
+#: Arguments that name files or folders, even if the text has no slash.
 _PATHS = re.compile(r"(_path|_paths|_dir|_folder|_file)$|^(save|load|wallfacer_timeline)$")
-#: Files whose contents decide what is trained, or how ranks are connected.
+#: Arguments whose files must have the same content on all ranks.
 _CONTENTS = ("wallfacer_cluster", "nccl_communicator_config_path")
 _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?", re.IGNORECASE)
 _PLAIN = (str, int, float, bool, type(None))
 
 
 def settings_of(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, str | None]]:
-    """Return the arguments by flag: what must be equal, and paths, which may differ.
+    """Return two mappings by flag: arguments that must be equal on all ranks, and paths, which may differ.
 
-    In the first mapping a path is shown as ``PATH``, and a file that decides what is trained has its content's digest.
+    The first mapping has ``PATH`` in place of each path, and a digest of each file that must have the same content.
 
     Args:
-        args: as parsed, before anything was filled in.
+        args: parsed arguments before anything else changes them.
     """
     settings: dict[str, str | None] = {}
     paths: dict[str, str | None] = {}
@@ -63,11 +63,11 @@ def _contents(args: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
 
 
 def _text(value: Any, *, hide: bool | None) -> str | None:
-    """A value as text; empty for a switch that is on, None for one that is off and for no value.
+    """Return a value as text: empty for a switch that is on, None for a switch that is off or a missing value.
 
     Args:
-        value: of an argument.
-        hide: write ``PATH`` for every text, or only for texts with a slash; None to write all texts.
+        value: value of an argument.
+        hide: True to replace every text by ``PATH``, False to replace only texts with a slash, None to keep all texts.
     """
     if value is None or value is False:
         return None
@@ -75,7 +75,7 @@ def _text(value: Any, *, hide: bool | None) -> str | None:
         return ""
     plain = _plain(value, hide)
     if isinstance(plain, list) and all(isinstance(item, (str, int, float)) for item in plain):
-        # As it is typed: several words, or one with commas.
+        # The form on the command line: several words, or one word with commas.
         return ("," if isinstance(value, tuple) else " ").join(map(str, plain))
     return plain if isinstance(plain, str) else json.dumps(plain, sort_keys=True)
 
@@ -83,7 +83,7 @@ def _text(value: Any, *, hide: bool | None) -> str | None:
 def _plain(value: Any, hide: bool | None) -> Any:
     if isinstance(value, (str, Path)):
         text = str(value)
-        # Weights of data sets are among their paths.
+        # Keep numbers, because --data-path mixes paths with weights.
         return "PATH" if (hide and not _NUMBER.fullmatch(text)) or (hide is False and "/" in text) else text
     if isinstance(value, Enum):
         return value.name
@@ -95,5 +95,5 @@ def _plain(value: Any, hide: bool | None) -> Any:
         return [_plain(item, hide) for item in value]
     if isinstance(value, torch.dtype):
         return str(value)
-    # A text of other objects may have an address in it, which differs between ranks.
+    # The text of other objects may contain a memory address, which differs between ranks.
     return type(value).__qualname__

@@ -1,4 +1,4 @@
-"""The software of a rank: digests of code, and versions."""
+"""Return digests of code and versions of libraries on a rank, for the comparison between ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import megatron_wallfacer
 from megatron_wallfacer.engine.loaded_nccl import loaded_nccl
 
-#: Distributions that compute attention, or that Megatron's layers are made of.
+#: Distributions that attention or Megatron's layers use.
 LIBRARIES = (
     "transformer-engine",
     "transformer-engine-torch",
@@ -29,7 +29,7 @@ LIBRARIES = (
 
 
 def code() -> dict[str, str | None]:
-    """Return what must be equal: digests of the plugin's and Megatron's code, torch, NCCL and kernel libraries."""
+    """Return the software that must be equal on all ranks: digests of code, torch's commit, NCCL and libraries."""
     nccl = loaded_nccl() if torch.cuda.is_available() and torch.version.cuda else None
     return {
         "megatron-wallfacer of SHA-256": digest("megatron_wallfacer"),
@@ -41,10 +41,9 @@ def code() -> dict[str, str | None]:
 
 
 def labels(megatron_version: str) -> dict[str, str | None]:
-    """Return versions of what :func:`code` compares by content, and of Python: these may differ.
+    """Return versions that may differ between ranks, given the version of megatron-core.
 
-    Args:
-        megatron_version: of megatron-core.
+    :func:`code` compares the content of the same packages.
     """
     return {
         "megatron-wallfacer": megatron_wallfacer.__version__,
@@ -55,7 +54,7 @@ def labels(megatron_version: str) -> dict[str, str | None]:
 
 
 def digest(package: str) -> str | None:
-    """Return 12 digits of the SHA-256 of a package's Python files, with their paths; None where it is not there."""
+    """Return 12 hex digits of the SHA-256 of a package's Python files and their paths, or None without the package."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         return None
@@ -73,7 +72,7 @@ def digest(package: str) -> str | None:
 
 
 def version(distribution: str) -> str | None:
-    """Return the version of an installed distribution; None where it is not installed."""
+    """Return the version of a distribution, or None if the distribution is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""Before Megatron makes its groups, all ranks compare their settings and their software.
+"""Compare the settings and the software of all ranks before Megatron makes process groups.
 
-Ranks that disagree may not share a group, so this is no collective: it goes through the store that torch.distributed
-starts with. Ranks without the plugin take part, and are compared where any rank has it.
+Ranks with different settings may not share a group, so the comparison uses the store of torch.distributed instead of
+collectives. Ranks without the plugin are compared too. Differences are errors only if some rank has the plugin on.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.megatron.version import Version
 from megatron_wallfacer.schedule.plan import Plan
 
-#: How long a rank tries to reach the store, beyond the timeout of groups.
+#: Time for connecting to the store, in addition to the timeout of process groups.
 CONNECT = timedelta(seconds=10)
-#: Differences that are printed; others are counted.
+#: Maximum number of printed differences.
 LINES = 20
-#: Flags whose value the plugin may choose. All flags are compared as they are typed, too.
+#: Flags whose value the plugin may choose. The chosen values are compared in addition to the typed flags.
 _CHOSEN = ("keep_gathered_q", "loss_tiles", "mlp_tiles")
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What Megatron's parser gave.
+    """Parsed arguments of Megatron in the form that ranks compare.
 
     Attributes:
-        settings: arguments that must be equal, by flag.
-        paths: arguments with paths as they were typed.
-        timeout: of process groups.
+        settings: arguments that must be equal on all ranks, by flag.
+        paths: arguments with paths as typed, by flag.
+        timeout: timeout of process groups.
     """
 
     settings: dict[str, str | None]
@@ -49,25 +49,19 @@ class Parsed:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Parsed:
-        """Return a copy of what is compared, before anything writes into ``args``."""
+        """Return a copy of the compared arguments, which later changes of ``args`` do not affect."""
         return cls(*settings_of(args), timedelta(minutes=getattr(args, "distributed_timeout_minutes", None) or 10))
 
 
 def record_of(parsed: Parsed, settings: Settings | None, version: Version) -> Record:
-    """Return the record of this rank.
-
-    Args:
-        parsed: arguments.
-        settings: of the plugin; None where it is off.
-        version: Megatron's.
-    """
+    """Return the record of this rank for the comparison with other ranks. ``settings`` is None if the plugin is off."""
     resolved = {} if settings is None else dict(_fields(settings, ""))
     labels = parsed.paths | software.labels(version_text(version))
     return Record(parsed.settings | software.code(), resolved, labels, strict=settings is not None)
 
 
 def _fields(settings: Settings | Plan, prefix: str) -> Iterator[tuple[str, str | None]]:
-    """Yield name and value of each field, also of plans, and of flags whose value the plugin may choose."""
+    """Yield name and value of each field, of each field of a plan, and of each flag that the plugin may choose."""
     for field in fields(settings):
         value, name = getattr(settings, field.name), f"{prefix} {field.name}".strip()
         if isinstance(value, Plan):
@@ -79,26 +73,26 @@ def _fields(settings: Settings | Plan, prefix: str) -> Iterator[tuple[str, str |
 
 
 def check_start(parsed: Parsed, settings: Settings | None, version: Version, store: dist.Store | None) -> object:
-    """Compare this rank with all others of the job.
+    """Compare this rank with all other ranks of the job.
 
     Args:
-        parsed: arguments.
-        settings: of the plugin; None where it is off.
-        version: Megatron's.
-        store: of the job; None to connect to the one that torch.distributed will start with.
+        parsed: parsed arguments.
+        settings: settings of the plugin, or None if the plugin is off.
+        version: version of Megatron.
+        store: store of the job, or None to connect to the store that torch.distributed will use.
 
     Returns:
-        The store. It may be the server of the job, and has to live until torch.distributed has connected to it.
+        The store, which may be the job's server. The caller must keep the store until torch.distributed connects to it.
 
     Raises:
-        DisagreementError: ranks have different settings, the same lines on every rank.
-        WallfacerError: the store cannot be reached in time.
+        DisagreementError: Ranks have different settings. All ranks raise the same error.
+        WallfacerError: The store cannot be reached in time.
     """
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     record = record_of(parsed, settings, version)
     try:
         store = store or rendezvous_store(rank, parsed.timeout)
-        # A restarted job may find the keys of the attempt before it.
+        # The store may still have keys of the attempt before a restart.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         keys = dist.PrefixStore(f"wallfacer/start/{attempt}", store)
         exchange = Exchange(keys, range(ranks), rank, parsed.timeout, say=_say)
@@ -117,15 +111,15 @@ def check_start(parsed: Parsed, settings: Settings | None, version: Version, sto
 
 
 def takes_part() -> bool:
-    """Return whether this process is a rank of several that have a store."""
+    """Return whether this process is one of several ranks that have a store."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return all(os.environ.get(name) for name in names) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def rendezvous_store(rank: int, timeout: timedelta) -> dist.TCPStore:
-    """Return a client of the store at ``MASTER_ADDR:MASTER_PORT``; rank 0 serves it where torchrun does not.
+    """Return a client of the store at ``MASTER_ADDR:MASTER_PORT``, which rank 0 starts unless torchrun has started it.
 
-    torch.distributed's own rendezvous waits for all ranks and does not name the ones that are late.
+    torch.distributed's own rendezvous waits for all ranks and does not name the missing ranks.
     """
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return dist.TCPStore(
@@ -134,7 +128,7 @@ def rendezvous_store(rank: int, timeout: timedelta) -> dist.TCPStore:
         is_master=rank == 0 and not by_agent,
         timeout=timeout + CONNECT,
         wait_for_workers=False,
-        # torch.distributed starts its server on the same port of the same process: they share one.
+        # torch.distributed starts its server on the same port of the same process, so both must share one server.
         multi_tenant=True,
     )
 

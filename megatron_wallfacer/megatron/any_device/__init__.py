@@ -1,17 +1,17 @@
-"""What Megatron lacks on every device where its libraries are missing: TransformerEngine, Apex, a compiler.
+"""Replace parts of Megatron that fail on any device if TransformerEngine, Apex or a compiler is missing.
 
 =================  =============================================================  ==================================
-module             what fails in Megatron                                         where
+module             failure in Megatron                                            condition
 =================  =============================================================  ==================================
 dataset_helpers    `make` in megatron/core/datasets ends the run                  megatron-core's wheel, no Makefile
 norms              `--sequence-parallel` with torch's norms; RMSNorm with Apex    no TransformerEngine
 optimizer_state    resuming the distributed optimizer with torch's Adam           neither TransformerEngine nor Apex
-thd                a packed batch is not cut: `tex` is None                       no TransformerEngine
+thd                a packed batch is not split, because `tex` is None             no TransformerEngine
 uneven             gathers of parts of different lengths                          groups of gloo
 =================  =============================================================  ==================================
 
-Where nothing is missing, each leaves Megatron as it is. Command lines are not touched here: what a user types on a GPU
-stays as typed. What only a machine without CUDA needs is in `cpu_runtime`.
+A module of this package replaces nothing if Megatron lacks nothing. The package does not change command lines.
+Replacements that only a node without CUDA needs are in `cpu_runtime`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _installed = False
 
 
 def install() -> None:
-    """Complete Megatron for this process. Idempotent.
+    """Install all replacements in this process. A second call of this function has no effect.
 
-    Call it with `sys.path` as the user's script will see it: it imports the `megatron` found there.
+    `sys.path` must be that of the user's script, because this function imports `megatron`.
 
     Raises:
-        WallfacerError: This Megatron lacks something that has to be replaced.
+        WallfacerError: Megatron does not have a function that must be replaced.
     """
     global _installed
     if _installed:

@@ -1,9 +1,9 @@
-"""Megatron's compiled data-set helpers, without compiling them.
+"""Load Megatron's compiled data-set helpers without compiling them.
 
-On rank 0 `_compile_dependencies` (megatron/training/initialize.py) runs `make` in megatron/core/datasets. That fails in
-an installed wheel, which brings the compiled module and no Makefile, and in a checkout on a machine without pybind11.
-The source, one C++ file, has been the same for many releases, so a wheel's compiled module serves a checkout as well,
-if the two sources are equal byte for byte. Where neither helps, Megatron's own `make` runs and speaks for itself.
+On rank 0 `_compile_dependencies` (megatron/training/initialize.py) runs `make` in megatron/core/datasets. `make` fails
+in an installed wheel, which has the compiled module but no Makefile, and in a checkout on a node without pybind11. Many
+releases have the same source of one C++ file. This module loads a wheel's compiled module in place of a checkout's if
+the two sources are equal byte for byte, and leaves `make` to Megatron if they differ.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
 
 from megatron_wallfacer.megatron.replace import replace
 
@@ -21,21 +20,17 @@ MODULE = "megatron.core.datasets.helpers_cpp"
 
 
 def install() -> None:
-    """Load the compiled helpers and have Megatron not compile them; without any, leave the compiling to Megatron."""
+    """Load the compiled helpers and disable Megatron's compilation, or leave the compilation to Megatron."""
     if provide():
-        # _compile_dependencies imports the function when it calls it, so this is the binding it finds.
-        replace("megatron.core.datasets.utils.compile_helpers", _nothing_to_compile)
-
-
-def _nothing_to_compile(*_: Any, **__: Any) -> None:
-    """The helpers are there."""
+        # _compile_dependencies imports the function at each call, so replacing the function in its module is enough.
+        replace("megatron.core.datasets.utils.compile_helpers", lambda: None)
 
 
 def provide() -> bool:
     """Make `megatron.core.datasets.helpers_cpp` importable in this process.
 
     Returns:
-        Whether it is, and no older than its source: False means that it has to be compiled first.
+        Whether the module is importable and not older than its source. False means that it must be compiled first.
     """
     if MODULE in sys.modules:
         return True
@@ -58,7 +53,7 @@ def provide() -> bool:
 
 
 def _is_current(binary: Path) -> bool:
-    """Whether a compiled module serves as it is: a checkout's source may have changed since, and `make` sees that."""
+    """Return whether a compiled module is not older than its source, which may change in a checkout."""
     source = binary.with_name("helpers.cpp")
     if not binary.with_name("Makefile").is_file() or not source.is_file():
         return True
@@ -66,7 +61,7 @@ def _is_current(binary: Path) -> bool:
 
 
 def _compiled_from(source: Path) -> Path | None:
-    """The compiled module of an installed megatron-core whose helpers.cpp equals `source`, for this Python."""
+    """Return the compiled module for this Python of an installed megatron-core whose helpers.cpp equals `source`."""
     for distribution in importlib.metadata.distributions(name="megatron-core"):
         folder = Path(str(distribution.locate_file("megatron/core/datasets")))
         twin = folder / "helpers.cpp"

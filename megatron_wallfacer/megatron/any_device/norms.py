@@ -1,12 +1,13 @@
-"""Norms without TransformerEngine.
+"""Support sequence parallelism and RMSNorm without TransformerEngine.
 
-A norm of TransformerEngine or Apex marks its parameters `sequence_parallel`. Megatron then sums their gradients over
-the tensor-parallel group (finalize_model_grads.py), because each rank normalised other tokens. Torch's norms carry no
-such mark, so `WrappedTorchNorm` (megatron/core/transformer/torch_norm.py) rejects sequence parallelism. Here they get
-it.
+With sequence parallelism each rank normalises different tokens, so Megatron sums the gradients of parameters that are
+marked `sequence_parallel` over the tensor-parallel group (finalize_model_grads.py). Norms of TransformerEngine and Apex
+mark their parameters, but torch's norms do not, so `WrappedTorchNorm` (megatron/core/transformer/torch_norm.py) rejects
+sequence parallelism. This module marks the parameters of torch's norms.
 
-Apex's norm, `FusedLayerNorm`, is a LayerNorm only. With Apex and without TransformerEngine `TransformerBlock` takes it
-for the final norm of every model, and a model with RMSNorm cannot be built. Here torch's RMSNorm takes its place.
+With Apex and without TransformerEngine, `TransformerBlock` uses Apex's `FusedLayerNorm` as the final norm of every
+model. `FusedLayerNorm` supports only LayerNorm, so a model with RMSNorm cannot be built. This module builds torch's
+RMSNorm in place of `FusedLayerNorm` if the model has RMSNorm.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from megatron_wallfacer.megatron.replace import wrap
 
 
 def install() -> None:
-    """Wrap both constructors."""
+    """Wrap the constructors of `WrappedTorchNorm` and `FusedLayerNorm`."""
     wrap("megatron.core.transformer.torch_norm.WrappedTorchNorm.__new__", _marking)
     wrap("megatron.core.fusions.fused_layer_norm.FusedLayerNorm.__new__", _layer_norm_only)
 
 
 def _marking(original: Callable[..., Any]) -> staticmethod:
-    """Return a constructor that marks the parameters where `original` raises an error."""
+    """Return a constructor that marks the parameters if `original` would reject sequence parallelism."""
 
     def build(cls: type, config: Any, *args: Any, **kwargs: Any) -> Any:
-        """The norm that Megatron builds without sequence parallelism, its parameters marked."""
         if not config.sequence_parallel:
             return original(cls, config, *args, **kwargs)
         plain = copy.copy(config)
@@ -42,12 +42,12 @@ def _marking(original: Callable[..., Any]) -> staticmethod:
 
 
 def _layer_norm_only(original: Callable[..., Any]) -> staticmethod:
-    """A constructor of Apex's norm, or of torch's where the model has another norm than Apex."""
+    """Return a constructor that makes Apex's norm for LayerNorm, else torch's norm."""
 
     def build(cls: type, config: Any, *args: Any, **kwargs: Any) -> Any:
-        """The norm; what is of another class is built by then, and its constructor is not called."""
         if config.normalization == "LayerNorm":
             return original(cls)
+        # Python does not call __init__ on an object of another class, so the returned norm must be complete.
         from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
         return WrappedTorchNorm(config, *args, **kwargs)

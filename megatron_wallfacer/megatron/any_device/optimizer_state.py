@@ -1,15 +1,16 @@
-"""Resuming with the distributed optimizer in fp32 and with torch's Adam.
+"""Resume the distributed optimizer in fp32 with torch's Adam.
 
-Megatron takes the Adam of TransformerEngine or Apex where one of them is installed; then nothing is replaced. With
-torch's, and the weights in fp32, three things of `DistributedOptimizer` (megatron/core/optimizer/distrib_optimizer.py)
-do not work:
+This module replaces nothing if Megatron uses the Adam of TransformerEngine or Apex. With torch's Adam and weights in
+fp32, three parts of `DistributedOptimizer` (megatron/core/optimizer/distrib_optimizer.py) fail:
 
-* Before a checkpoint is loaded Megatron asks for the state, to know what to read. `state_dict` takes Adam's step from
-  the parameters' state, and before the first step there is none: an assertion fails. Here the state is made first.
-* `load_state_dict` copies into the fp32 copy of the weights, or, where there is no copy, into the weights themselves:
-  in-place, which torch allows where no gradient is recorded.
-* It gives one tensor to all parameters as their step, which would count parameters instead of steps, and then
-  overwrites it with what the state had before the checkpoint was read. Here each gets its own, from the checkpoint.
+* Megatron calls `state_dict` before it loads a checkpoint, to find out what to read. `state_dict` reads Adam's step
+  from the parameters' state, which does not exist before the first step, so an assertion fails. This module creates
+  Adam's state before `state_dict` reads it.
+* `load_state_dict` copies into the fp32 copy of the weights or, without a copy, into the weights themselves. Torch
+  allows the in-place copy only without gradient recording, so this module turns recording off.
+* `load_state_dict` uses one tensor as the step of all parameters, which would count parameters instead of steps. Later
+  `load_state_dict` overwrites the tensor with the state before the load. This module gives each parameter its own step
+  from the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from megatron_wallfacer.megatron.replace import wrap
 
 
 def install() -> None:
-    """Wrap both methods, where Megatron has torch's Adam."""
+    """Wrap `state_dict` and `load_state_dict` if Megatron uses torch's Adam."""
     from megatron.core.optimizer import distrib_optimizer
 
     if distrib_optimizer.HAVE_APEX_OR_TE:

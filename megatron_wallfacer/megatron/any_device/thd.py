@@ -1,7 +1,8 @@
-"""Packed sequences: the one function of Transformer Engine that Megatron needs to cut a packed batch.
+"""Split packed batches without TransformerEngine.
 
-``get_batch_on_this_cp_rank`` (megatron/core/utils.py) asks ``transformer_engine_torch`` which tokens of a packed batch
-are a context-parallel rank's, and finds ``tex = None`` where Transformer Engine is not installed.
+``get_batch_on_this_cp_rank`` (megatron/core/utils.py) calls ``transformer_engine_torch`` for the token indices of a
+context-parallel rank. Without TransformerEngine Megatron has ``tex = None`` in place of ``transformer_engine_torch``.
+This module supplies the function ``thd_get_partitioned_indices`` of ``tex``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from megatron_wallfacer.megatron.replace import wrap
 
 
 def install() -> None:
-    """Give Megatron the function, unless Transformer Engine is there."""
+    """Add ``thd_get_partitioned_indices`` to Megatron's ``tex`` unless TransformerEngine is installed."""
     wrap("megatron.core.utils.tex", _complete)
 
 
@@ -25,19 +26,19 @@ def _complete(tex: Any) -> Any:
 
 
 def partitioned_indices(cu_seqlens: torch.Tensor, total_tokens: int, world_size: int, rank: int) -> torch.Tensor:
-    """Which tokens of a packed batch are a rank's: chunks r and 2P - 1 - r of the 2P chunks of each document.
+    """Return the token indices of a rank in a packed batch: chunks r and 2P - 1 - r of the 2P chunks of each document.
 
     Args:
-        cu_seqlens: where documents begin and end, ``[documents + 1]``; a boundary may be repeated.
-        total_tokens: of the batch.
-        world_size: P.
-        rank: r.
+        cu_seqlens: document boundaries, ``[documents + 1]``. Repeated boundaries are allowed.
+        total_tokens: number of tokens of the batch.
+        world_size: P, the number of context-parallel ranks.
+        rank: r, the index of the rank.
 
     Returns:
-        Indices in ascending order, ``[total_tokens / P]``, int32 as TransformerEngine's, on the device of `cu_seqlens`.
+        Ascending indices ``[total_tokens / P]``, int32 like TransformerEngine's, on the device of `cu_seqlens`.
 
     Raises:
-        ValueError: a document cannot be cut, or they do not fill the batch.
+        ValueError: A document does not divide into 2P chunks, or the documents do not fill the batch.
     """
     ends = cu_seqlens.tolist()
     if ends[-1] != total_tokens:

@@ -1,8 +1,8 @@
-"""Gathers and reduce-scatters of unequal parts over gloo, on the CPU or where ranks share a GPU.
+"""Gather and reduce-scatter parts of different lengths over gloo, on the CPU or for ranks that share a GPU.
 
-With tensor and expert parallelism together the all-to-all dispatcher gathers as many tokens from each tensor-parallel
-rank as its experts got. NCCL takes parts of any length, gloo parts of one length: here they are padded to the longest.
-Groups of another backend keep Megatron's functions.
+With tensor and expert parallelism the all-to-all dispatcher gathers a different number of tokens from each
+tensor-parallel rank. NCCL supports parts of different lengths, but gloo does not, so this module pads the parts to the
+longest. Groups of other backends keep Megatron's functions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MODULE = "megatron.core.tensor_parallel.mappings"
 
 
 def install() -> None:
-    """Wrap the two functions beneath Megatron's autograd functions."""
+    """Wrap the gather and reduce-scatter functions that Megatron's autograd functions call."""
     wrap(f"{_MODULE}._gather_along_first_dim", _gathering)
     wrap(f"{_MODULE}._reduce_scatter_along_first_dim", _reduce_scattering)
 
@@ -52,7 +52,7 @@ def _is_gloo(group: dist.ProcessGroup) -> bool:
 
 
 def gather_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Sequence[int]) -> Tensor:
-    """Return the concatenated tensors of all ranks.
+    """Return the concatenation of the tensors of all ranks.
 
     Args:
         tensor: tensor of this rank, ``[sizes[rank], ...]``.
@@ -69,7 +69,7 @@ def gather_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Sequence[int]
 
 
 def reduce_scatter_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Sequence[int]) -> Tensor:
-    """Return the part of this rank of the sum of the tensors of all ranks.
+    """Return this rank's part of the sum of all ranks' tensors.
 
     Args:
         tensor: summand of this rank, ``[sum(sizes), ...]``.
@@ -87,5 +87,5 @@ def reduce_scatter_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Seque
 
 
 def _padded(tensor: Tensor, length: int) -> Tensor:
-    """With zeros behind, ``[length, ...]``."""
+    """Return the tensor followed by zeros, ``[length, ...]``."""
     return torch.cat([tensor, tensor.new_zeros(length - tensor.shape[0], *tensor.shape[1:])])

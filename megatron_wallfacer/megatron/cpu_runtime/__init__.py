@@ -1,13 +1,13 @@
-"""Megatron's training loop on a machine without CUDA: the same script, the same arguments, gloo ranks on the CPU.
+"""Run Megatron's training loop on a node without CUDA: the same script and arguments, with gloo ranks on the CPU.
 
-Meant for trying things out, tests and teaching: every rank, group, collective and gradient is real, only the device is
-not. Two calls, both made by the launcher; nothing else of this project knows that this room exists:
+The CPU runtime is for tests, teaching and small experiments. Ranks, groups, collectives and gradients are real; only
+the device differs. The launcher makes two calls:
 
     install()                       before the user's script imports Megatron
-    argv, added = adapt_argv(argv)  what Megatron has to be told
+    argv, added = adapt_argv(argv)  to add the arguments that a CPU needs
 
-Limits: the redirection of tensors (`tensors`) holds on the thread that called `install`; features that need kernels or
-an allocator of CUDA (FP8, CUDA graphs, offloading, Transformer Engine) are errors of `adapt_argv`.
+Limits: `tensors` redirects only the thread that called `install`. `adapt_argv` raises an error for features that need
+CUDA kernels or CUDA's allocator (FP8, CUDA graphs, offloading, TransformerEngine).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _installed = False
 
 
 def install() -> None:
-    """Make torch look enough like a machine with one CUDA device a rank for Megatron to train on the CPU.
+    """Make torch report one CUDA device per rank, so that Megatron trains on the CPU. A second call has no effect.
 
-    Call it with `sys.path` as the user's script will see it: it imports the `megatron` found there. Idempotent.
+    `sys.path` must be that of the user's script, because this function imports `megatron`.
 
     Raises:
-        WallfacerError: This torch or this Megatron lacks something that has to be replaced.
+        WallfacerError: Torch or Megatron does not have a name that must be replaced.
     """
     global _installed
     if _installed:
         return
-    # A million objects are about to be made that live to the end. The collector would look through them again and
-    # again, and once more at exit: a third of the time that a rank needs to start, and most of what it needs to stop.
+    # The imports make a million objects that live until exit. Garbage collection of these objects would take a third of
+    # a rank's start time and most of its exit time.
     gc.disable()
     try:
         _replace_all()
@@ -44,34 +44,22 @@ def install() -> None:
 
 
 def is_installed() -> bool:
-    """Whether `install` was called in this process: what `torch.cuda` says is then no longer the machine's answer."""
+    """Return whether `install` was called in this process, so that `torch.cuda` does not describe the real node."""
     return _installed
 
 
 def _replace_all() -> None:
-    """Import torch's and Megatron's modules and replace what has to be replaced.
+    """Import modules of torch and Megatron, and replace names in them.
 
-    The order matters: variables are read when torch's parts are imported, and Megatron binds names of torch.cuda and
-    of libraries that it finds.
+    Environment variables are set before the import of torch, which reads the variables. Names of torch.cuda are
+    replaced before the import of Megatron, which binds the names.
     """
     from megatron_wallfacer.megatron.cpu_runtime import environment, libraries
 
     libraries.install()
     environment.install()
     from megatron_wallfacer.megatron import any_device
-    from megatron_wallfacer.megatron.cpu_runtime import (
-        moe,
-        noise,
-        rng,
-        startup,
-        tensors,
-        torch_cuda,
-    )
+    from megatron_wallfacer.megatron.cpu_runtime import moe, noise, startup, tensors, torch_cuda
 
-    torch_cuda.install()
-    rng.install()
-    tensors.install()
-    noise.install()
-    startup.install()
-    moe.install()
-    any_device.install()
+    for part in (torch_cuda, tensors, noise, startup, moe, any_device):
+        part.install()

@@ -1,4 +1,4 @@
-"""What Megatron's arguments must say on a machine without CUDA.
+"""Add the Megatron arguments that a node without CUDA needs, and reject arguments that need CUDA.
 
 Every flag in `NEEDED` exists in Megatron-LM 0.17, 0.18, 0.19 and main of 2026-08.
 """
@@ -14,23 +14,23 @@ from megatron_wallfacer.megatron.needed_arguments import (
     read_flags,
 )
 
-# Appended when the user did not give them: flag -> value, None for a switch.
+# Value (None for a switch) of each flag that is appended if the user did not give the flag.
 NEEDED: dict[str, str | None] = {
-    # TransformerEngine, the default, has no CPU kernels.
+    # The default, TransformerEngine, has no CPU kernels.
     "--transformer-impl": "local",
     "--distributed-backend": "gloo",
     **NO_GRADIENT_FUSION,
     **LOCAL_LAYERS,
-    # Written for torch.compile, which is off here: eager, they are the plain functions with more temporaries.
+    # The fusions need torch.compile, which is off here. Without it they only use more temporary tensors.
     "--no-bias-gelu-fusion": None,
     "--no-bias-dropout-fusion": None,
     "--no-bias-swiglu-fusion": None,
     **EVALUATION,
-    # The default is two loader processes a rank, next to ranks that already share the cores.
+    # The default is two loader processes per rank, which would compete with the ranks for CPU cores.
     "--num-workers": "0",
 }
 
-# Flags whose value decides: flag -> the values that work here.
+# Values that work without CUDA, by flag.
 ALLOWED_VALUES: dict[str, tuple[str, ...]] = {
     "--transformer-impl": ("local",),
     "--distributed-backend": ("gloo",),
@@ -40,10 +40,10 @@ ALLOWED_VALUES: dict[str, tuple[str, ...]] = {
     "--moe-token-dispatcher-type": ("allgather", "alltoall"),
 }
 
-# Flags that mean kernels, streams or an allocator of CUDA whatever their value.
+# Flags that need CUDA's kernels, streams or allocator with any value.
 CUDA_ONLY: frozenset[str] = frozenset(
     {
-        "--async-save",  # copies the state "to the CPU", which here is the state itself, while training changes it
+        "--async-save",  # its copy "to the CPU" is the state itself here, which training changes during the save
         "--batch-invariant-mode",
         "--cpu-offloading-num-layers",
         "--enable-cuda-graph",
@@ -78,16 +78,13 @@ CUDA_ONLY: frozenset[str] = frozenset(
 
 
 def adapt_argv(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Complete Megatron's arguments for a machine without CUDA.
-
-    Args:
-        argv: The user's arguments, without the script's path.
+    """Complete Megatron's arguments for a node without CUDA.
 
     Returns:
-        `argv` with what a CPU needs appended where the user did not say it, and the appended part alone.
+        `argv` followed by the missing arguments, and the missing arguments alone.
 
     Raises:
-        WallfacerError: The user asked for something that needs CUDA. One line: flag, value, what is possible.
+        WallfacerError: An argument needs CUDA.
     """
     for flag, value in read_flags(argv):
         _check(flag, value)
@@ -96,16 +93,11 @@ def adapt_argv(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _check(flag: str, value: str | None) -> None:
-    """Refuse what cannot be done without CUDA.
-
-    Raises:
-        WallfacerError: `flag`, or this value of it, needs CUDA.
-    """
     given = flag if value is None else f"{flag} {value}"
     if flag in CUDA_ONLY:
         raise WallfacerError(f"{given} needs CUDA, and this machine has none: leave {flag} out to run on the CPU")
     allowed = ALLOWED_VALUES.get(flag)
-    # A flag without its value is an error that Megatron's parser words better.
+    # Megatron's parser reports a flag without its value.
     if allowed and value is not None and value not in allowed:
         raise WallfacerError(
             f"{given} needs CUDA, and this machine has none: "

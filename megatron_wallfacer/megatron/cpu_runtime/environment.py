@@ -1,4 +1,4 @@
-"""Environment variables, thread count and the compiler: what has to be settled before Megatron is imported."""
+"""Set environment variables, the number of threads and torch.compile before Megatron is imported."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from megatron_wallfacer.megatron.replace import replace
 
 
 def install() -> None:
-    """Set what is not set; a value that the user chose stays."""
-    # Megatron decorates dozens of functions with torch.compile. Compiling them for a CPU takes longer than a test runs.
+    """Set environment variables and the number of threads unless the user has set them, and disable torch.compile."""
+    # Megatron decorates dozens of functions with torch.compile. Compiling them for a CPU takes longer than a test.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # validate_args (megatron/training/arguments.py) asserts "1" for tensor or context parallelism before Blackwell.
+    # validate_args (megatron/training/arguments.py) requires 1 for tensor or context parallelism before Blackwell.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
     import torch
 
-    # Importing dynamo costs half a second and cannot be avoided (torch.optim does it). It lists torch.cuda's functions
-    # by identity and rejects duplicates, so it has to see them before `torch_cuda` replaces them.
+    # Dynamo lists torch.cuda's functions by identity and rejects duplicates, so its import must precede `torch_cuda`.
+    # torch.optim imports dynamo anyway.
     import torch._dynamo
 
     leave_uncompiled()
     if "OMP_NUM_THREADS" not in os.environ:
-        # torchrun sets it to 1 for several ranks. Other launchers leave torch one thread a core in every rank.
+        # torchrun sets the variable to 1 for several ranks. With other launchers each rank would use all cores.
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def leave_uncompiled() -> None:
-    """Make ``torch.compile`` return its argument. Otherwise the import of Megatron imports inductor: 1.5 s."""
+    """Make ``torch.compile`` return its argument, so that importing Megatron does not import inductor for 1.5 s."""
     replace("torch.compile", _return_unchanged)
 
 
 def _return_unchanged(model: Callable | None = None, **_: Any) -> Callable:
-    """`torch.compile`, as a function, a decorator, and a decorator with arguments."""
+    """Replace `torch.compile` as a function, as a decorator and as a decorator with arguments."""
     return model if model is not None else _return_unchanged

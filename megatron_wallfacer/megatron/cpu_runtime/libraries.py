@@ -1,9 +1,9 @@
-"""TransformerEngine and Apex have no kernels for the CPU: Megatron must not find them.
+"""Hide TransformerEngine and Apex, which have no CPU kernels, from Megatron.
 
-Megatron takes what it finds, whatever `--transformer-impl` says: the final norm, Adam, the multi-tensor functions, the
-tracker of random states, FP8's types. On CPU tensors they raise. In a container on a login node both libraries can be
-imported and there is no GPU, so here their names are taken out of the import system. Megatron then runs as in an
-environment without them, which is the one that the tests train in.
+With any `--transformer-impl` Megatron uses installed libraries for the final norm, Adam, multi-tensor functions, the
+tracker of random states and FP8 types. TransformerEngine and Apex raise errors for CPU tensors. In a container on a
+login node TransformerEngine and Apex can be imported although there is no GPU. This module makes their import fail, so
+that Megatron runs as if the libraries were not installed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def install() -> None:
     """Make `import transformer_engine` and `import apex` fail in this process, as if they were not installed.
 
     Raises:
-        WallfacerError: Megatron was imported before and has them already.
+        WallfacerError: Megatron was imported before and has imported TransformerEngine.
     """
     bound = sys.modules.get("megatron.core.extensions.transformer_engine")
     if getattr(bound, "HAVE_TE", False):
@@ -34,12 +34,12 @@ def install() -> None:
     hidden = [name for name in HIDDEN if name in sys.modules or importlib.util.find_spec(name) is not None]
     for name in [name for name, module in sys.modules.items() if module and name.partition(".")[0] in hidden]:
         _before[name] = sys.modules.pop(name)
-    # Python's own mark of a module that must not be imported: ModuleNotFoundError, of its submodules, too.
+    # Python raises ModuleNotFoundError for a module that is None in sys.modules, and for its submodules.
     sys.modules.update(dict.fromkeys(hidden))
 
 
 def uninstall() -> None:
-    """Let them be imported again; what had been imported before `install` is back."""
+    """Allow importing the libraries again, and restore the modules that `install` removed."""
     for name in HIDDEN:
         if name in sys.modules and sys.modules[name] is None:
             del sys.modules[name]

@@ -1,8 +1,7 @@
-"""Token counts of the mixture-of-experts dispatcher.
+"""Convert token counts of the mixture-of-experts dispatcher to numpy arrays on the CPU.
 
-The all-to-all dispatcher hands gloo the split sizes as numpy arrays: `maybe_move_tensor_to_cpu` (moe_utils.py) converts
-them on their way from the device to the host. It converts nothing that is on the host already, and a tensor is not
-accepted as split sizes.
+The all-to-all dispatcher passes split sizes to gloo as numpy arrays. `maybe_move_tensor_to_cpu` (moe_utils.py) converts
+only tensors on a device, not tensors on the host, and gloo does not accept a tensor as split sizes.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from megatron_wallfacer.megatron.replace import replace
 
 
 def install() -> None:
-    """Replace the function where the dispatcher has bound it."""
+    """Replace `maybe_move_tensor_to_cpu` in the dispatcher's module."""
     replace("megatron.core.transformer.moe.token_dispatcher.maybe_move_tensor_to_cpu", _on_the_host)
 
 
 def _on_the_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    """`tensor` as it is, or as the numpy array that is asked for."""
+    """Return `tensor`, or its numpy array if the caller requests it."""
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor

@@ -1,7 +1,7 @@
-"""Tensors that are asked onto a CUDA device stay where they are.
+"""Keep tensors on the host if Megatron requests a CUDA device.
 
-Megatron names the device in every allocation (`device=torch.cuda.current_device()`, `.cuda()`, `device="cuda"`).
-A torch function mode sees all those calls, whoever makes them, so no Megatron function has to be replaced for it.
+Megatron names the device in every allocation (`device=torch.cuda.current_device()`, `.cuda()`, `device="cuda"`). A
+torch function mode intercepts all torch calls, so no Megatron function must be replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HOST = torch.device("cpu")
 
 
 def _names_cuda(device: Any) -> bool:
-    """Whether `device` (a torch.device, a string or an index) means a CUDA device. A bare index does."""
+    """Return whether `device` is an index or names a CUDA device."""
     if isinstance(device, torch.device):
         return device.type == "cuda"
     if isinstance(device, str):
@@ -27,22 +27,22 @@ def _names_cuda(device: Any) -> bool:
 
 
 def _stay(func: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
-    """`tensor.cuda()` and `tensor.pin_memory()`: the tensor itself."""
+    """Handle `tensor.cuda()` and `tensor.pin_memory()` by returning the tensor itself."""
     return args[0]
 
 
 def _to(func: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
-    """`tensor.to(device, ...)`: only the first positional argument can be a device."""
+    """Handle `tensor.to(device, ...)`, of which only the first positional argument can be a device."""
     if len(args) > 1 and _names_cuda(args[1]):
         args = (args[0], _HOST, *args[2:])
     return func(*args, **kwargs)
 
 
 def _type(func: Callable, args: tuple, kwargs: dict) -> Any:
-    """`tensor.type()`: the name that Megatron's optimisers and clip_grads compare with 'torch.cuda.FloatTensor'."""
+    """Handle `tensor.type()`. Megatron's optimisers and clip_grads compare the name with 'torch.cuda.FloatTensor'."""
     answer = func(*args, **kwargs)
     if len(args) > 1 or kwargs:
-        return answer  # a cast, not a question
+        return answer  # with arguments the call is a cast
     return answer.replace("torch.", "torch.cuda.", 1)
 
 
@@ -55,12 +55,12 @@ _METHODS: dict[Callable, Callable[[Callable, tuple, dict], Any]] = {
 
 
 class HostTensors(TorchFunctionMode):
-    """Rewrites every request for a CUDA device or pinned memory into one for plain host memory."""
+    """A torch function mode that replaces CUDA devices and pinned memory by plain host memory."""
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call `func` with the host in place of a CUDA device."""
+        """Call `func` with the host instead of a CUDA device."""
         kwargs = kwargs or {}
         if _names_cuda(kwargs.get("device")):
             kwargs = {**kwargs, "device": _HOST}
@@ -72,14 +72,14 @@ class HostTensors(TorchFunctionMode):
 
 
 def install() -> None:
-    """Enter the mode for the rest of the process, on this thread: the one that trains."""
+    """Enter :class:`HostTensors` for the rest of the process on the calling thread, which must train."""
     HostTensors().__enter__()
-    # torch.autograd.backward, which Megatron calls to recompute layers, is itself a call that the mode sees, and while
-    # a mode looks at a call it is off: the backward functions that the call runs would not be seen.
-    wrap("torch.autograd._engine_run_backward", _seen)
+    # torch turns a mode off inside a call that the mode intercepts. Megatron recomputes layers in such a call,
+    # torch.autograd.backward, so backward functions need a mode of their own.
+    wrap("torch.autograd._engine_run_backward", _in_mode)
 
 
-def _seen(original: Callable[..., Any]) -> Callable[..., Any]:
+def _in_mode(original: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with HostTensors():
             return original(*args, **kwargs)

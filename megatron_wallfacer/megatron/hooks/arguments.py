@@ -1,4 +1,4 @@
-"""H1: our flags in Megatron's parser, and our checks right after it has parsed."""
+"""Add the plugin's flags to Megatron's parser, and check the flags directly after parsing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_wallfacer.megatron.unsupported import check_supported
 
 
 def arguments_hook(state: PluginState, switch_on: Callable[[], None]) -> Hook:
-    """``switch_on`` is called once the plugin is known to be on and its flags are good."""
+    """Return the hook of Megatron's parser, which calls ``switch_on`` after parsing if the plugin is on."""
 
     def accept(args: argparse.Namespace) -> None:
         state.args, state.parsed, flags = args, Parsed.of(args), Flags.of(args)
@@ -44,8 +44,8 @@ def arguments_hook(state: PluginState, switch_on: Callable[[], None]) -> Hook:
             add_arguments(parser)
             parse = parser.parse_known_args
 
-            # parse_args goes through parse_known_args, so this sees every way of parsing, before Megatron's own
-            # validation and before --yaml-cfg can replace the result.
+            # parse_args calls parse_known_args, so the wrapper runs for both. It runs before Megatron's own validation
+            # and before --yaml-cfg can replace the result.
             def parse_known_args(*args: Any, **kwargs: Any) -> tuple[argparse.Namespace, list[str]]:
                 namespace, rest = parse(*args, **kwargs)
                 accept(namespace)
@@ -67,6 +67,9 @@ def arguments_hook(state: PluginState, switch_on: Callable[[], None]) -> Hook:
 
 
 def share_gpus(args: argparse.Namespace, device: torch.device) -> None:
-    """Give every rank a GPU of its node where there are more ranks: Megatron takes the GPU of the local rank."""
+    """Assign ranks to the node's GPUs in turn if there are more ranks than GPUs.
+
+    Without this function Megatron uses the local rank as the index of the GPU.
+    """
     if device.type == "cuda":
         args.local_rank %= torch.cuda.device_count()

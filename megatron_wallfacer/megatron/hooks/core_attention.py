@@ -1,4 +1,4 @@
-"""H3: the spec providers hand out our core attention class."""
+"""Make Megatron's spec providers return the plugin's core attention class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROVIDERS = {
 
 
 def core_attention_hooks(state: PluginState) -> tuple[Hook, ...]:
-    """One hook a provider; which of them Megatron asks depends on --transformer-impl."""
+    """Return one hook for each spec provider. Megatron chooses the provider by --transformer-impl."""
     ours = core_attention_class(state)
 
     def wrap(original: Callable[..., type]) -> Callable[..., type]:

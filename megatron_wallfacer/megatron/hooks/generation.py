@@ -1,4 +1,4 @@
-"""H10: attention does not generate with a cache of keys and values."""
+"""Stop text generation with a cache of keys and values, which the plugin does not support."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
 
 
 def generation_hook(state: PluginState) -> Hook:
-    """Return the hook on the one place where Megatron puts keys and values into a cache, before attention computes.
+    """Return the hook of the function that adds keys and values to Megatron's cache before attention.
 
-    A cache holds the tokens of one rank, not those of its context-parallel group: a prompt would be computed wrongly.
+    The cache contains only the tokens of one rank, not of its context-parallel group, so attention would be wrong.
     """
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +28,7 @@ def generation_hook(state: PluginState) -> Hook:
             if context is not None and ours:
                 raise WallfacerError(
                     f"layer {layer.layer_number}: --wallfacer-cp-size {state.settings.flags.cp_size}: must be left "
-                    "out to generate with a cache of keys and values, Megatron's own attention does it"
+                    "out to generate with a cache of keys and values, because only Megatron's own attention supports it"
                 )
             return original(layer, *args, **kwargs)
 

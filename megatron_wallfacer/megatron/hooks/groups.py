@@ -1,4 +1,4 @@
-"""H2: axis groups, made when Megatron makes its own, dropped when it drops them."""
+"""Make and destroy the axis groups when Megatron makes and destroys its own groups."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from megatron_wallfacer.megatron.unsupported import check_supported
 
 
 def groups_hooks(state: PluginState) -> tuple[Hook, Hook]:
-    """One hook for making, one for dropping."""
+    """Return one hook that makes the axis groups and one hook that destroys them."""
 
     def wrap_initialize(original: Callable[..., None]) -> Callable[..., None]:
-        # Signatures differ between versions, so nothing is read from the arguments: the groups are there afterwards.
+        # Signatures differ between releases, so the wrapper reads Megatron's groups instead of the arguments.
         def initialize_model_parallel(*args: Any, **kwargs: Any) -> None:
             from megatron.core import parallel_state
 
-            # Again, now that checkpoint arguments and Megatron's own validation have had their say.
+            # Check again, because arguments from a checkpoint and Megatron's validation can change the arguments.
             check_supported(state.args)
             original(*args, **kwargs)
             state.connect(parallel_state.get_context_parallel_group())

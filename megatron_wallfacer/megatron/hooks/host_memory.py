@@ -1,4 +1,4 @@
-"""H8: inputs of checkpointed layers in host memory; only with ``--wallfacer-layer-inputs-on-host``."""
+"""Move inputs of checkpointed layers to host memory: ``--wallfacer-layer-inputs-on-host``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
 
 
 def layer_inputs_hook(state: PluginState) -> Hook:
-    """Let ``tensor_parallel.checkpoint`` hand layer inputs over."""
+    """Return the hook of ``tensor_parallel.checkpoint`` that moves layer inputs."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def checkpoint(function: Callable[..., Any], distribute_saved_activations: bool, *args: Any) -> Any:

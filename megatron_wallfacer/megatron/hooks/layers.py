@@ -1,4 +1,4 @@
-"""H4: once the model is built, ranks compare their layers, and every attention layer must be the plugin's."""
+"""Compare the layers of all ranks after the model is built, and check that the plugin computes the attention layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 
 
 def layers_hook(state: PluginState, verify: Callable[[], None]) -> Hook:
-    """``verify`` checks that the other hooks are still in place."""
+    """Return the hook of the function that builds the model, which calls ``verify`` to check the other hooks."""
 
     def wrap(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
         def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -29,9 +29,9 @@ def layers_hook(state: PluginState, verify: Callable[[], None]) -> Hook:
             state.models += 1
             name_mtp_layers(result[0])
             timeout = timedelta(minutes=state.args.distributed_timeout_minutes)
-            # Before the first collective: ranks that disagree may wait in different ones.
+            # This precedes the first collective, because ranks that disagree may wait in different collectives.
             check_model(result[0], parallel_state.get_context_parallel_group(), timeout, state.models)
-            # Outside a forward pass, where pipeline stages would wait for each other: every rank is here now.
+            # All ranks reach this point. In a forward pass pipeline stages would wait for each other.
             counts = gather_counts(count_layers(result[0]))
             pipelines = dist.get_world_size() // parallel_state.get_pipeline_model_parallel_world_size()
             lines = [check_layers(counts, pipelines), prepare_host_memory(state, result[0])]

@@ -1,4 +1,4 @@
-"""H8: mean losses are over the unmasked tokens of the whole context-parallel group."""
+"""Compute mean losses over the unmasked tokens of the whole context-parallel group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
 
 
 def loss_hook(state: PluginState) -> Hook:
-    """Return the hook on the one place where Megatron calls a script's loss function, in every pipeline schedule."""
+    """Return the hook of the function that calls a script's loss function in every pipeline schedule."""
 
     def corrected(loss_func: LossFunction, config: Any) -> LossFunction:
         from megatron.core import parallel_state
@@ -23,7 +23,7 @@ def loss_hook(state: PluginState) -> Hook:
         group = parallel_state.get_context_parallel_group()
         if group.size() == 1:
             return loss_func
-        # With per-token loss Megatron itself sums counts over all ranks, once per step.
+        # With per-token loss Megatron itself sums token counts over all ranks once per step.
         if not config.calculate_per_token_loss:
             loss_func = mean_over_group(loss_func, group)
         if getattr(state.args, "sft", False) and not torch.is_grad_enabled():

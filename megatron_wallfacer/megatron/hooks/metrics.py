@@ -1,4 +1,4 @@
-"""H6: after Megatron has logged a training step, attention's own figures follow; only with --wallfacer-log-metrics."""
+"""Log metrics of attention after Megatron logs a training step: ``--wallfacer-log-metrics``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 
 
 def metrics_hook(state: PluginState) -> Hook:
-    """``training_log`` runs once a training step, on every rank."""
+    """Return the hook of ``training_log``, which runs once per training step on every rank."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        # Where the iteration stands among the arguments differs between versions.
+        # The position of the argument iteration differs between releases.
         signature = inspect.signature(original)
         output = Output("--wallfacer-log-metrics")
 

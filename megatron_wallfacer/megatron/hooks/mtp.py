@@ -1,4 +1,4 @@
-"""H9: losses of the extra layers of multi-token prediction, and the tokens that they shift."""
+"""Correct the losses of multi-token prediction and the shift of its tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
 
 
 def mtp_hooks() -> tuple[Hook, Hook]:
-    """Return one hook for the loss, where the GPT model looks it up, and one for the shift of tokens."""
+    """Return one hook for the loss function, as bound in the GPT model's module, and one for the shift of tokens."""
     counts = GroupCounts()
     loss = Hook(
         name="MTP loss",

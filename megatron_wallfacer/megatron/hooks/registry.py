@@ -1,4 +1,4 @@
-"""All hooks in one table, and their installation in two steps: before and after the flags are parsed."""
+"""List all hooks, and install them in two steps: before and after the flags are parsed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook, mlp_t
 from megatron_wallfacer.megatron.packed import shards_whole_sequence
 from megatron_wallfacer.megatron.plugin_state import PluginState
 
-#: Of an entry: installed by :meth:`Hooks.install`, before flags are parsed.
+#: Value of ``HookEntry.given`` for hooks that :meth:`Hooks.install` installs before flags are parsed.
 ALWAYS = "always"
 
 
@@ -30,10 +30,10 @@ class HookEntry:
     """Hooks that are installed together.
 
     Attributes:
-        given: flag that they are installed with, or :data:`ALWAYS`.
-        make: makes them.
-        enabled_when: whether they are installed, given the state after parsing.
-        core: whether attention cannot run without them; others need not fit every release.
+        given: flag that installs the hooks, or :data:`ALWAYS`.
+        make: function that makes the hooks.
+        enabled_when: function of the state after parsing that returns whether to install the hooks.
+        core: whether attention needs the hooks. Hooks that are not core may support fewer Megatron releases.
     """
 
     given: str
@@ -44,7 +44,7 @@ class HookEntry:
 
 _ON = "--wallfacer-cp-size"
 
-#: In the order in which they are installed.
+#: Hooks in the order of installation.
 ENTRIES = (
     HookEntry(ALWAYS, lambda hooks: (arguments_hook(hooks.state, hooks.switch_on), start_hook(hooks.state)), core=True),
     HookEntry(_ON, lambda hooks: groups_hooks(hooks.state), core=True),
@@ -84,7 +84,7 @@ class Hooks:
 
     Attributes:
         state: state of the plugin.
-        entries: hooks of each entry of :data:`ENTRIES`.
+        entries: (entry, its hooks) for each entry of :data:`ENTRIES`.
     """
 
     def __init__(self, state: PluginState) -> None:
@@ -93,41 +93,41 @@ class Hooks:
 
     @property
     def every(self) -> tuple[Hook, ...]:
-        """All of them, installed or not."""
+        """All hooks, including those that are not installed."""
         return tuple(hook for _, made in self.entries for hook in made)
 
     @property
     def core(self) -> tuple[Hook, ...]:
-        """Those that attention cannot run without."""
+        """Hooks without which attention cannot run."""
         return tuple(hook for entry, made in self.entries if entry.core for hook in made)
 
     def install(self) -> None:
-        """Add the flags to Megatron's parser, and the comparison of ranks before its groups.
+        """Install the hooks that add flags to Megatron's parser and compare the ranks.
 
         Raises:
-            WallfacerError: a target is missing or has changed.
+            WallfacerError: A hook's target is missing or has changed.
         """
         self._apply(lambda entry: entry.given == ALWAYS)
 
     def switch_on(self) -> None:
-        """Install what the parsed flags ask for.
+        """Install the hooks that the parsed flags enable.
 
         Raises:
-            WallfacerError: a target is missing or has changed.
+            WallfacerError: A hook's target is missing or has changed.
         """
         self._apply(lambda entry: entry.given != ALWAYS and entry.enabled_when(self.state))
 
     def verify(self) -> None:
-        """Check that everything installed is still in place.
+        """Check that every installed hook is still in place.
 
         Raises:
-            WallfacerError: another patch has replaced one of our targets.
+            WallfacerError: Another patch has replaced a hook's target.
         """
         for hook in self._installed():
             hook.verify(self.state.version)
 
     def uninstall(self) -> None:
-        """Leave Megatron as it was found."""
+        """Restore Megatron's functions."""
         for hook in reversed(self._installed()):
             hook.undo(self.state.version)
         self.state.hooks.clear()

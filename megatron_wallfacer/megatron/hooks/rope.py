@@ -1,4 +1,4 @@
-"""H5: rotary positions of packed tokens, where Megatron's own would be wrong."""
+"""Compute rotary positions in packed documents: ``--dataloader-inter-document-masking``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from megatron_wallfacer.megatron.rope import rotate_by_document
 
 
 def rope_hook() -> Hook:
-    """Only for a sequence that is cut as a whole (``--dataloader-inter-document-masking``)."""
+    """Return the hook of rotary positions for packed documents whose sequence is split as a whole."""
     return Hook(
         name="rope of packed sequences",
         purpose="computes rotary positions within documents if the whole sequence is split",

@@ -1,4 +1,4 @@
-"""H0: before torch.distributed and Megatron make groups, all ranks compare their settings. Also without the plugin."""
+"""Compare the settings of all ranks before torch.distributed and Megatron make process groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 
 
 def start_hook(state: PluginState) -> Hook:
-    """A rank whose command line lacks the plugin's switch takes part, so that the others can name it."""
+    """Return the hook, which runs on ranks without ``--wallfacer-cp-size`` too, so that errors can name these ranks."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(original)

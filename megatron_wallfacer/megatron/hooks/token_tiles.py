@@ -1,4 +1,4 @@
-"""H7: the loss, and dense MLPs, in tiles of tokens; only with ``--wallfacer-loss-tiles``, ``--wallfacer-mlp-tiles``."""
+"""Compute the loss and dense MLPs in tiles of tokens: ``--wallfacer-loss-tiles`` and ``--wallfacer-mlp-tiles``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, OUTPUT_PROCESSO
 
 
 def loss_tiles_hook(state: PluginState) -> Hook:
-    """Give ``GPTModel.forward`` an output processor wherever it gets labels."""
+    """Return the hook that adds an output processor to every ``GPTModel.forward`` with labels."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(original)
@@ -25,7 +25,7 @@ def loss_tiles_hook(state: PluginState) -> Hook:
             given = signature.bind(model, *args, **kwargs).arguments
             if given.get("output_processor") is not None:
                 raise WallfacerError(
-                    "--wallfacer-loss-tiles: must be left out, the script passes an output_processor of its own"
+                    "--wallfacer-loss-tiles: must be left out, because the script passes its own output_processor"
                 )
             if given.get("labels") is None:
                 return original(model, *args, **kwargs)
@@ -44,7 +44,7 @@ def loss_tiles_hook(state: PluginState) -> Hook:
 
 
 def mlp_tiles_hook(state: PluginState) -> Hook:
-    """Replace ``MLP.forward``."""
+    """Return the hook that makes ``MLP.forward`` compute tiles of tokens."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         tiled = cache(partial(tiled_mlp_forward, original))

@@ -1,1 +1,1 @@
-"""Activations in host memory under Megatron: flags, sizes, and where tensors are handed over and taken."""
+"""Move activations of Megatron's layers to host memory: flags, sizes, and the functions that store and load tensors."""

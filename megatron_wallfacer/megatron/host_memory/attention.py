@@ -1,4 +1,4 @@
-"""Kept attention outputs in host memory."""
+"""Move kept attention outputs to host memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
 
 def kept_sizes(call: Call, shape: Shape) -> tuple[int, ...]:
-    """Return the bytes of each tensor that a forward pass leaves for backward: output, lse and what the schedule keeps.
-
-    Args:
-        call: the call of attention.
-        shape: sizes of the rank's shard.
-    """
+    """Return the bytes per tensor that a forward pass keeps for backward: out, lse and the schedule's kept values."""
     schedule = call.schedule(forward_schedule, shape)
     kept = [schedule.values[name] for name in schedule.keeps]
     return (
@@ -28,12 +23,12 @@ def kept_sizes(call: Call, shape: Shape) -> tuple[int, ...]:
 
 
 def keep_on_host(queue: OffloadQueue, chunk: int, layer: int) -> Callable[[ForwardResult], Callable[[], ForwardResult]]:
-    """Return a function that moves a finished forward pass to host memory, and returns one that brings it back.
+    """Return a function that moves a finished forward pass to host memory, and returns a function that loads it.
 
     Args:
         queue: queue of kept outputs.
-        chunk: index of the model chunk, from 0.
-        layer: index of the layer in the chunk, from 0.
+        chunk: index of the model chunk from 0.
+        layer: index of the layer in the chunk from 0.
     """
 
     def hold(finished: ForwardResult) -> Callable[[], ForwardResult]:

@@ -1,4 +1,4 @@
-"""Inputs of checkpointed layers in host memory, by hooks on the tensors that autograd saves."""
+"""Move inputs of checkpointed layers to host memory through hooks on the tensors that autograd saves."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.flags import INPUTS
 from megatron_wallfacer.offload.queue import OffloadQueue, Stored
 
-#: Where Megatron makes the function of a layer's checkpoint: until 0.18, from 0.19 on.
+#: Modules that define the checkpointed function of a layer: until Megatron 0.18, and from 0.19 on.
 _MODULES = ("megatron.core.transformer.transformer_block", "megatron.core.recompute")
 
 
 class LayerInputs:
-    """Hands the hidden states that a layer's checkpoint saves to a queue.
+    """Wrapper of Megatron's checkpoint that stores the hidden states of layers in a queue.
 
     Rotary positions and masks, which checkpoints save too, are shared by all layers and stay on the device.
 
     Args:
-        queue: of layer inputs.
-        on_host: (model chunk, checkpoint), both from 0, whose inputs are in host memory.
+        queue: queue that stores layer inputs in host memory.
+        on_host: (model chunk, checkpoint) of each input in host memory, both numbers from 0.
     """
 
     def __init__(self, queue: OffloadQueue, on_host: frozenset[tuple[int, int]]) -> None:
         self.queue, self._on_host = queue, on_host
-        #: Chunk whose forward pass runs, and the number of its next checkpoint.
+        #: Chunk in its forward pass, and the number of the chunk's next checkpoint.
         self._chunk: int | None = None
         self._next = 0
 
@@ -37,10 +37,10 @@ class LayerInputs:
         """Follow the forward passes of a chunk's transformer block.
 
         Args:
-            chunk: number of the chunk, from 0.
-            block: the block.
-            checkpoints: checkpoints of layers in a forward pass. Another number is an error, not a step whose inputs
-                stay on the device.
+            chunk: number of the chunk from 0.
+            block: transformer block of the chunk.
+            checkpoints: number of layer checkpoints in a forward pass. Any other number of checkpoints raises an error,
+                because inputs would stay on the device unnoticed.
         """
 
         def begin(module: nn.Module, args: Any) -> None:
@@ -48,7 +48,7 @@ class LayerInputs:
 
         def end(module: nn.Module, args: Any, output: Any) -> None:
             trained, self._chunk = self._chunk is not None and torch.is_grad_enabled(), None
-            # After an exception there is no output.
+            # The output is None after an exception.
             if output is not None and trained and self._next != checkpoints:
                 raise WallfacerError(
                     f"{INPUTS}: must be left out here: model chunk {chunk + 1} ran {self._next} checkpoints of layers, "
@@ -64,9 +64,9 @@ class LayerInputs:
         Args:
             original: ``tensor_parallel.checkpoint``.
             function: function that is checkpointed.
-            args: further arguments of ``original``: whether to distribute activations, and those of ``function``.
+            args: whether to distribute activations, followed by the arguments of ``function``.
         """
-        # A checkpoint inside that of a layer runs without gradients, or in backward.
+        # A checkpoint inside a layer's checkpoint runs without gradients, or in backward.
         is_layer = getattr(function, "__name__", "") == "custom_forward" and function.__module__ in _MODULES
         if self._chunk is None or not is_layer or not torch.is_grad_enabled():
             return original(function, *args)
@@ -78,7 +78,7 @@ class LayerInputs:
             return original(function, *args)
 
     def _pack(self, key: tuple[int, int], hidden: Tensor) -> Callable[[Tensor], Tensor | Stored]:
-        # Not the tensor itself: the hook may live as long as what it returns.
+        # A reference to the tensor could keep it on the device, because the hook may live as long as its result.
         address, shape = hidden.data_ptr(), hidden.shape
 
         def pack(saved: Tensor) -> Tensor | Stored:

@@ -1,4 +1,4 @@
-"""The tensors of a rank's model that can be in host memory: layers, groups, and bytes."""
+"""Describe the tensors of a rank's model that can be in host memory: layers, groups and bytes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from megatron_wallfacer.offload.slots import Groups, SlotPlan, assign_slots, fir
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """Tensors of one kind on one rank.
+    """Tensors of one kind (attention outputs or layer inputs) on one rank.
 
     Attributes:
-        flag: flag that moves them to host memory.
-        name: tensors, for messages.
-        pipeline: place of the rank.
-        groups: by model chunk, layers that have such tensors, in the groups that backward recomputes together.
-        nbytes: bytes of a slot by (chunk, layer).
-        micro_batches: micro-batches of a step.
+        flag: flag that moves the tensors to host memory.
+        name: name of the tensors for messages.
+        pipeline: position of the rank in the pipeline.
+        groups: layers that have the tensors, by model chunk. Backward recomputes the layers of a group together.
+        nbytes: bytes of a host-memory slot by (chunk, layer).
+        micro_batches: micro-batches per step.
     """
 
     flag: str
@@ -45,16 +45,16 @@ class Kind:
 
     @property
     def layers(self) -> int:
-        """Layers that have such tensors."""
+        """Number of layers with tensors of this kind."""
         return len(self.nbytes)
 
     def plan(self, count: int, micro_batches: int | None = None) -> SlotPlan:
-        """Return the plan with the tensors of the first ``count`` layers in host memory."""
+        """Return the plan that puts the tensors of the first ``count`` layers into host memory."""
         return self._plan(count, self.micro_batches if micro_batches is None else micro_batches)
 
     @cached_property
     def bytes_by_count(self) -> tuple[int, ...]:
-        """Bytes in host memory by the number of layers, from 0 to all."""
+        """Bytes in host memory by the number of layers, from 0 to all layers."""
         return tuple(self.plan(count).nbytes for count in range(self.layers + 1))
 
     def _make_plan(self, count: int, micro_batches: int) -> SlotPlan:
@@ -66,7 +66,7 @@ def blocks_of(model: Sequence[nn.Module], flag: str) -> list[nn.Module]:
     """Return the ``TransformerBlock`` of each model chunk.
 
     Raises:
-        WallfacerError: a chunk has none, or several.
+        WallfacerError: A chunk does not have exactly one block.
     """
     from megatron.core.transformer.transformer_block import TransformerBlock
 
@@ -80,12 +80,7 @@ def blocks_of(model: Sequence[nn.Module], flag: str) -> list[nn.Module]:
 
 
 def pipeline_of(config: Any, chunks: int) -> Pipeline:
-    """Return the place of this rank.
-
-    Args:
-        config: Megatron's TransformerConfig.
-        chunks: model chunks on this rank.
-    """
+    """Return this rank's position in the pipeline, given the number of its model chunks."""
     from megatron.core import parallel_state
 
     interleaved = parallel_state.get_virtual_pipeline_model_parallel_world_size() is not None
@@ -98,12 +93,7 @@ def pipeline_of(config: Any, chunks: int) -> Pipeline:
 
 
 def recomputed_groups(config: Any, layers: int) -> list[tuple[int, ...]]:
-    """Return the layers of a chunk, from 0, whose attention backward runs again, in the groups of its checkpoints.
-
-    Args:
-        config: Megatron's TransformerConfig.
-        layers: layers of the chunk.
-    """
+    """Return the layers of a chunk whose attention backward recomputes, grouped by checkpoint and numbered from 0."""
     if config.recompute_granularity != "full":
         return [(layer,) for layer in range(layers)]
     if config.recompute_method == "block":
@@ -113,7 +103,7 @@ def recomputed_groups(config: Any, layers: int) -> list[tuple[int, ...]]:
 
 
 def attention_of(block: nn.Module) -> dict[int, WallfacerCoreAttention]:
-    """Return the plugin's attention of a block by layer, from 0."""
+    """Return the plugin's attention modules of a block by layer number from 0."""
     found = {}
     for number, layer in enumerate(block.layers):
         attention = getattr(getattr(layer, "self_attention", None), "core_attention", None)
@@ -123,7 +113,7 @@ def attention_of(block: nn.Module) -> dict[int, WallfacerCoreAttention]:
 
 
 def kept_outputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, args: argparse.Namespace) -> Kind:
-    """Return what ``--wallfacer-keep-attention-output`` keeps on this rank."""
+    """Return the attention outputs that ``--wallfacer-keep-attention-output`` keeps on this rank."""
     groups, nbytes = {}, {}
     tokens, batch = args.seq_length // Flags.of(args).cp_size, args.micro_batch_size
     for chunk, block in enumerate(blocks):
@@ -138,9 +128,9 @@ def kept_outputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, arg
 
 
 def layer_inputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, args: argparse.Namespace) -> Kind:
-    """Return the inputs of this rank's checkpoints: hidden states of one layer, or of as many as a checkpoint has.
+    """Return the hidden states that this rank's checkpoints save, one input per checkpoint of one or more layers.
 
-    A stage after the first holds its own input on the device, for the gradient that it sends back.
+    The input of a stage after the first stays on the device, because Megatron sends that input's gradient back.
     """
     groups, nbytes = {}, {}
     tokens = args.seq_length // Flags.of(args).cp_size
@@ -156,7 +146,7 @@ def layer_inputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, arg
 
 
 def micro_batches_of(args: argparse.Namespace) -> int:
-    """Return the micro-batches of a step of the full batch size."""
+    """Return the number of micro-batches in a step of the full batch size."""
     from megatron.core import parallel_state
 
     at_once = args.micro_batch_size * parallel_state.get_data_parallel_world_size()

@@ -1,4 +1,4 @@
-"""Before the first step: agree on what is in host memory, allocate it, and put it to use."""
+"""Agree with all ranks on the tensors in host memory, allocate the memory and connect it to the layers."""
 
 from __future__ import annotations
 
@@ -31,17 +31,13 @@ from megatron_wallfacer.offload.queue import OffloadQueue
 
 
 def prepare_host_memory(state: PluginState, model: Sequence[nn.Module]) -> str | None:
-    """Allocate host memory and hand it to the layers of a model; collective over the world.
-
-    Args:
-        state: state of the plugin.
-        model: chunks of this rank.
+    """Allocate host memory and connect it to the layers of a model. All ranks must call this function.
 
     Returns:
-        A line for the log; None where nothing is in host memory.
+        A line for the log, or None without tensors in host memory.
 
     Raises:
-        WallfacerError: too little host memory, the same on all ranks.
+        WallfacerError: A node has too little host memory. All ranks raise the same error.
     """
     flags = state.settings.flags
     given = {KEEP: flags.keep_on_host, INPUTS: flags.layer_inputs_on_host}
@@ -67,7 +63,7 @@ def prepare_host_memory(state: PluginState, model: Sequence[nn.Module]) -> str |
 
 
 def copies_of(device: torch.device) -> Copies:
-    """Return what copies between a device and host memory."""
+    """Return the object that copies between a device and host memory."""
     if device.type == "cpu":
         return DeferredCopies()
     from megatron_wallfacer.offload.cuda import CudaCopies
@@ -82,7 +78,7 @@ def _kinds(state: PluginState, blocks: Sequence[nn.Module], fractions: dict[str,
 
 
 def _gathered(value: Any) -> list[Any]:
-    """Return the value of every rank; collective over the world."""
+    """Return the value of every rank. All ranks must call this function."""
     values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -92,7 +88,7 @@ def _allocated(state: PluginState, kinds: dict[str, Kind], counts: dict[str, int
     """Allocate the slots of each kind by flag.
 
     Raises:
-        WallfacerError: it failed on some rank; the same error on all of them.
+        WallfacerError: The allocation failed on some rank. All ranks raise the same error.
     """
     slots, reason = {}, ""
     for flag, kind in kinds.items():
@@ -135,7 +131,7 @@ def _put_to_inputs(
 
 
 def _line(kinds: Sequence[Kind], counts: dict[str, int], ranks: Sequence[RankNeeds], auto: float) -> str:
-    """What rank 0 says."""
+    """Return the line for the log."""
     parts = []
     for kind in kinds:
         count = counts[kind.flag]

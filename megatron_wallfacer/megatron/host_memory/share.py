@@ -1,4 +1,4 @@
-"""How many layers' tensors are in host memory: explicit fractions, and the largest for which every node has room."""
+"""Compute how many layers have tensors in host memory, from explicit fractions or the memory and links of the nodes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from megatron_wallfacer.megatron.flags import Fraction
 from megatron_wallfacer.offload.host import Left, gigabytes
 from megatron_wallfacer.planning.inventory import layers_on_host
 
-#: Part of the host memory that is left which ``auto`` leaves to data loaders, checkpoints and the file system.
+#: Fraction of the free host memory that ``auto`` leaves to data loaders, checkpoints and the file system.
 RESERVE = 0.1
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Tensors of one kind that a rank would have in host memory.
+    """Tensors of one kind that a rank may have in host memory.
 
     Attributes:
-        flag: flag of the kind.
-        fraction: its value.
-        bytes_by_count: bytes by the number of layers, from 0 to all.
-        layer_bytes: bytes that are copied to the host after the forward pass of a layer.
+        flag: flag that moves the tensors to host memory.
+        fraction: value of the flag.
+        bytes_by_count: bytes in host memory by the number of layers, from 0 to all layers.
+        layer_bytes: bytes copied to the host after the forward pass of a layer.
     """
 
     flag: str
@@ -32,26 +32,22 @@ class Wanted:
     layer_bytes: int = 0
 
     def count(self, fraction: float) -> int:
-        """Return the number of layers; the last ones stay on the device."""
+        """Return the number of layers with tensors in host memory. The last layers stay on the device."""
         return layers_on_host(len(self.bytes_by_count) - 1, fraction)
 
     def nbytes(self, auto: float) -> int:
-        """Return the bytes in host memory.
-
-        Args:
-            auto: fraction where ``auto`` is given.
-        """
+        """Return the bytes in host memory, given the fraction that replaces ``auto``."""
         return self.bytes_by_count[self.count(auto if self.fraction == "auto" else self.fraction)]
 
 
 @dataclass(frozen=True)
 class RankNeeds:
-    """What one rank tells the others.
+    """Host memory that one rank has and needs.
 
     Attributes:
-        node: name of its host.
-        left: host memory that is left there.
-        wanted: kinds.
+        node: name of the rank's node.
+        left: free host memory of the node.
+        wanted: needed host memory, one entry per kind of tensors.
     """
 
     node: str
@@ -61,12 +57,12 @@ class RankNeeds:
 
 @dataclass(frozen=True)
 class Node:
-    """A host.
+    """Host memory of a node.
 
     Attributes:
-        name: of the host.
-        left: least host memory that a rank found there.
-        ranks: its ranks.
+        name: name of the node.
+        left: free host memory, the minimum over the node's ranks.
+        ranks: needs of each rank on the node.
     """
 
     name: str
@@ -74,12 +70,12 @@ class Node:
     ranks: tuple[RankNeeds, ...]
 
     def nbytes(self, auto: float) -> int:
-        """Return the bytes that all its ranks need."""
+        """Return the bytes that all ranks of the node need."""
         return sum(wanted.nbytes(auto) for rank in self.ranks for wanted in rank.wanted)
 
 
 def nodes_of(ranks: Sequence[RankNeeds]) -> list[Node]:
-    """Return the hosts of a job."""
+    """Return the nodes of a job."""
     found: defaultdict[str, list[RankNeeds]] = defaultdict(list)
     for rank in ranks:
         found[rank.node].append(rank)
@@ -87,12 +83,12 @@ def nodes_of(ranks: Sequence[RankNeeds]) -> list[Node]:
 
 
 def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = None) -> float:
-    """Return the fraction that stands for ``auto``, the same on all ranks; see :func:`check_room` for the others.
+    """Return the fraction of layers that replaces ``auto``, equal on all ranks: the largest that fits on every node.
 
     Args:
-        ranks: all ranks.
-        overlapped_bytes: bytes that a device copies to the host during the forward pass of one layer; None if the
-            rate of its link is unknown. Then host memory alone decides.
+        ranks: needs of all ranks.
+        overlapped_bytes: bytes that a device copies to the host during the forward pass of one layer, which limit the
+            fraction. None means that the rate of the link is unknown and only host memory limits the fraction.
     """
     nodes = nodes_of(ranks)
     per_layer = max((sum(wanted.layer_bytes for wanted in rank.wanted) for rank in ranks), default=0)
@@ -107,26 +103,22 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
 
 
 def _fractions(ranks: Sequence[RankNeeds]) -> Iterator[float]:
-    """Fractions at which some rank has one more layer in host memory."""
+    """Return the fractions at which the number of layers in host memory changes on some rank."""
     sizes = {len(wanted.bytes_by_count) - 1 for rank in ranks for wanted in rank.wanted}
     return iter({count / layers for layers in sizes for count in range(1, layers + 1)})
 
 
 def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
-    """Check that every node has room, and that every flag does something.
-
-    Args:
-        ranks: all ranks.
-        auto: fraction where ``auto`` is given.
+    """Check that every node has enough host memory, given the fraction that replaces ``auto``.
 
     Raises:
-        WallfacerError: the same on all ranks.
+        WallfacerError: A fraction is too large for a node, or selects no layer. All ranks raise the same error.
     """
     for wanted in (wanted for rank in ranks for wanted in rank.wanted):
         layers = len(wanted.bytes_by_count) - 1
         if wanted.fraction != "auto" and layers and wanted.count(wanted.fraction) == 0:
             raise WallfacerError(
-                f"{wanted.flag} {wanted.fraction}: must be at least {1 / layers:.3g}, one of {layers} layers of a rank"
+                f"{wanted.flag} {wanted.fraction}: must be at least {1 / layers:.3g} to select one of {layers} layers"
             )
     for node in nodes_of(ranks):
         needed = node.nbytes(auto)

@@ -1,4 +1,4 @@
-"""HTML page that steps through the schedules of a grid: transfers between ranks, and computed chunk pairs."""
+"""Build an HTML page that steps through the schedules of a grid: transfers between ranks, and computed chunk pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def page_html(data: Mapping[str, Any]) -> str:
-    """Return the whole page."""
+    """Return the complete page."""
     parts = files(__package__)
     # A "<" in the data could end the script element.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-"""Data of the page: positions of the ranks, axes, and the steps of both passes."""
+"""Collect the data of the page: positions of the ranks, axes, and the steps of both passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Most ranks of a page: the circles of more ranks would be too small.
+#: Largest number of ranks of a page, because the circles of more ranks would be too small.
 MAX_RANKS = 64
 AXIS_TEXTS = {
     "head": "ranks have the same tokens and different heads",
@@ -29,7 +29,7 @@ def check_sizes(cp_size: int, ranks_per_node: int) -> None:
     """Check that a page can show the ranks.
 
     Raises:
-        OptionError: there are too many ranks, or no ranks on a node.
+        OptionError: There are too many ranks, or the number of ranks per node is not positive.
     """
     if cp_size > MAX_RANKS:
         raise OptionError("cp_size", cp_size, f"at most {MAX_RANKS}, the most ranks that a page can show")
@@ -38,16 +38,16 @@ def check_sizes(cp_size: int, ranks_per_node: int) -> None:
 
 
 def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: int = 4) -> dict[str, Any]:
-    """Return everything that the page shows, ready for JSON.
+    """Return the data that the page shows, for conversion to JSON.
 
     Args:
-        plan: plan to show, with one head group, because all head groups have the same steps.
+        plan: plan to show. All head groups have the same steps, so the page shows one head group.
         shape: tokens, heads and channels of one rank's shard, for the volume.
-        causal: causal mask, or none.
-        ranks_per_node: consecutive ranks per node; the last node may have fewer.
+        causal: whether the mask is causal. Without a causal mask no pair is masked.
+        ranks_per_node: number of consecutive ranks per node. The last node may have fewer.
 
     Raises:
-        OptionError: there are too many ranks, or no ranks on a node.
+        OptionError: There are too many ranks, or the number of ranks per node is not positive.
     """
     size = plan.grid.cp_size
     check_sizes(size, ranks_per_node)
@@ -73,11 +73,9 @@ def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: 
 
 
 def columns(grid: Grid, ranks: int) -> int:
-    """Return the columns in which the ranks of a node are drawn.
+    """Return the number of columns in which the ranks of a node are drawn.
 
-    Args:
-        grid: grid, whose fastest varying axis makes one row if it is short enough.
-        ranks: ranks of the node.
+    The fastest varying axis of the grid makes one row if the axis is short enough.
     """
     fastest = grid.size_of(grid.placement[0]) if grid.placement else 1
     if ranks % fastest == 0 and fastest * fastest >= ranks and fastest <= 4:
@@ -86,7 +84,7 @@ def columns(grid: Grid, ranks: int) -> int:
 
 
 def rank_colours(plan: Plan) -> list[list[str]]:
-    """Return for each rank its colour, the same as in the plot of the grid, and the colour of text on it."""
+    """Return each rank's colour, equal to the colour in the plot of the grid, and the colour of text on it."""
     from matplotlib.colors import to_hex
 
     from megatron_wallfacer.plots.grid_rings import rank_colours as colours_of_plot

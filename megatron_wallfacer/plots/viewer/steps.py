@@ -1,7 +1,7 @@
-"""Steps of one pass over all ranks: the tiles that each rank computes, and the transfers that start before them.
+"""Derive the steps of one pass over all ranks: the tiles that each rank computes, and the transfers that overlap them.
 
 A step of a rank is one group of tiles (``Attend``). A transfer belongs to the step of the next group of tiles that its
-sender starts, so the transfer overlaps these tiles. Transfers after the last tiles are a step of their own.
+sender starts, so the transfer overlaps these tiles. Transfers after the last tiles form a separate step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from megatron_wallfacer.schedule.ops import STATISTICS, Attend, Message, Schedule, SendRecv, Transfer, Value
 from megatron_wallfacer.schedule.volume import Shape, rows_elements
 
-#: Text for the kinds of row sets that are not those of a ring step.
+#: Text for the kinds of row sets that do not belong to a ring step.
 _ROWS = {"local": "local", "gathered": "gathered", "team": "local and gathered"}
 
 #: Axis and tensors of a transfer.
@@ -22,13 +22,13 @@ TransferKind = tuple[str, tuple[str, ...]]
 
 
 class ChunkSets:
-    """Sets of chunks by number, so that the page contains each set once."""
+    """Sets of chunks by number. Numbers let the page contain each set once."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, ...], int] = {}
 
     def number(self, chunks: tuple[int, ...]) -> int:
-        """Return the number of a set. A set that is new gets the next number."""
+        """Return the number of a set of chunks. A new set gets the next number."""
         return self._numbers.setdefault(chunks, len(self._numbers))
 
     @property
@@ -42,11 +42,12 @@ class ViewerStep:
     """One step of all ranks.
 
     Attributes:
-        tiles: for each tile rank, query set, key set, first row, end, first column, end, causal, in one flat list.
-        transfers: for each axis and tensors a flat list of sender, receiver and chunk set of each message.
+        tiles: flat list with rank, query set, key set, first row, end row, first column, end column and causal flag of
+            each tile.
+        transfers: flat list with sender, receiver and chunk set of each message, by axis and tensors.
         volume: elements that each rank receives, in units of one Q shard.
-        between_nodes: volume of all ranks that crosses nodes.
-        computed: number of ranks, by the rows of queries and of keys that they compute.
+        between_nodes: volume between nodes, summed over all ranks.
+        computed: number of ranks by the text of their query rows and key rows.
     """
 
     tiles: list[int] = field(default_factory=list)
@@ -59,13 +60,13 @@ class ViewerStep:
 def viewer_steps(
     schedules: Sequence[Schedule], nodes: Sequence[int], shape: Shape, chunk_sets: ChunkSets
 ) -> list[ViewerStep]:
-    """Return the steps of one pass.
+    """Return the steps of a forward or backward pass over all ranks.
 
     Args:
         schedules: schedule of every rank.
-        nodes: node of every rank.
+        nodes: number of each rank's node.
         shape: tokens, heads and channels of one rank's shard.
-        chunk_sets: sets of chunks, to which those of the pass are added.
+        chunk_sets: sets of chunks, to which the function adds the sets of the pass.
     """
     steps: dict[int, ViewerStep] = defaultdict(ViewerStep)
     for schedule in schedules:
@@ -81,7 +82,7 @@ def viewer_steps(
 
 
 def step_fields(steps: Sequence[ViewerStep]) -> list[dict[str, Any]]:
-    """Return the steps as data for the page, with the volume up to and including each step."""
+    """Return the steps as data for the page, with the accumulated volume of each step."""
     received: Counter[int] = Counter()
     rows = []
     for step in steps:
@@ -139,7 +140,7 @@ def _rows_text(value: Value, noun: str) -> str:
 
 
 def _text(step: ViewerStep) -> str:
-    """Return two sentences: one on computation and one on transfers."""
+    """Return a sentence on computation and a sentence on transfers."""
     ranks = sum(step.computed.values())
     computed = "; ".join(
         (f"{count} ranks compute " if len(step.computed) > 1 else f"All {ranks} ranks compute ") + f"{q} x {k}"
