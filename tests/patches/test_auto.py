@@ -41,7 +41,7 @@ def test_the_plugin_is_in(tmp_path: Path, launcher: bool) -> None:
 def test_a_refusal_is_one_line_before_and_after_the_script_has_begun(tmp_path: Path) -> None:
     for words, message in (
         (["--fp8-format", "e4m3"], "--fp8-format e4m3 needs CUDA"),  # at the import
-        (["--wallfacer-cp-size", "3"], "--wallfacer-cp-size 3 x tensor"),  # when Megatron parses
+        (["--wallfacer-cp-size", "3"], "--wallfacer-cp-size 3 on "),  # when Megatron parses
     ):
         done = run(tmp_path, *MODEL, *words)
         assert done.returncode == 2
