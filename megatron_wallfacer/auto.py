@@ -1,9 +1,9 @@
-"""Import it, and the plugin is in: for people who type `torchrun pretrain_gpt.py` itself.
+"""Activate the plugin at import, for users who start `torchrun pretrain_gpt.py` without this package's launcher.
 
     import megatron_wallfacer.auto  # first of all, before torch and Megatron
 
-What `python -m megatron_wallfacer pretrain_gpt.py` does before it runs the script happens at this import, in the
-script's own process and on its own command line; `scripts/apply_patch.sh` writes the line into a checkout.
+This import prepares the process and its command line as `python -m megatron_wallfacer pretrain_gpt.py` does before it
+runs the script. `scripts/apply_patch.sh` writes the import into a Megatron checkout.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from megatron_wallfacer.megatron.version import check_supported, megatron_versio
 
 
 def activate() -> None:
-    """Prepare the device, complete `sys.argv` for it and install the hooks; nothing where the launcher has done so.
+    """Prepare the device, complete `sys.argv` and install the hooks, unless the launcher has installed them already.
 
     Raises:
-        SystemExit: with 2, after one line on stderr, for a request that cannot be met.
+        SystemExit: Code 2, after one line on stderr, for a request that is not supported.
     """
     if _is_in():
         return
@@ -37,14 +37,14 @@ def activate() -> None:
 
 
 def _is_in() -> bool:
-    """Whether the plugin's flags are in Megatron's parser already; they cannot be there twice."""
+    # Megatron's parser raises an error if the plugin's flags are added twice.
     megatron = sys.modules.get("megatron.training.arguments")
     function = getattr(megatron, "add_megatron_arguments", None)
     return getattr(function, "__globals__", {}).get("__name__") == "megatron_wallfacer.megatron.hooks.arguments"
 
 
 def _report_in_one_line() -> None:
-    """What the launcher catches around the script is caught here where it leaves it: one line, exit code 2."""
+    # The launcher catches errors around the script. Here the script is the main module, so a hook catches them.
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

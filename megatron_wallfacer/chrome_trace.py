@@ -1,4 +1,4 @@
-"""Timelines as files of the Chrome trace format, which Perfetto opens, and the rank that recorded one."""
+"""Timelines as files of the Chrome trace format, which Perfetto opens, and descriptions of the recording rank."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 from megatron_wallfacer.engine.timeline import ROWS, TimelineEvent
 
-#: Limit of the ranks in a file, beyond any job: files are not trusted.
+#: Largest number of ranks that a timeline file may declare. The limit protects against malformed files.
 MOST_RANKS = 1 << 20
 
 
 def trace_events(rank: int, events: Iterable[TimelineEvent]) -> list[dict[str, object]]:
-    """Return the events of a rank in the Chrome trace format: a process for the rank, a thread for each row.
+    """Return the events of a rank in the Chrome trace format: one process for the rank, one thread for each row.
 
     Args:
         rank: rank of the process.
-        events: events of any rows. Rows other than :data:`megatron_wallfacer.engine.timeline.ROWS` follow those.
+        events: events to convert. Rows outside :data:`megatron_wallfacer.engine.timeline.ROWS` follow the rows in it.
     """
     events = list(events)
     rows = [*ROWS, *sorted({event.row for event in events} - set(ROWS))]
@@ -33,7 +33,7 @@ def trace_events(rank: int, events: Iterable[TimelineEvent]) -> list[dict[str, o
     for event in events:
         times = {"ts": event.start * 1e6, "dur": (event.end - event.start) * 1e6}
         place = {"pid": rank, "tid": rows.index(event.row)}
-        # Transfers of one channel may overlap, which complete events of one thread may not: they are asynchronous.
+        # Complete events of one thread must not overlap, but transfers of one channel may: they are asynchronous.
         if event.row in ROWS:
             trace.append({"ph": "X", **place, "name": event.name, **times})
             continue
@@ -44,7 +44,7 @@ def trace_events(rank: int, events: Iterable[TimelineEvent]) -> list[dict[str, o
 
 
 def write_trace(events: Sequence[dict[str, object]], path: Path, about: Mapping[str, object] | None = None) -> None:
-    """Write events as a JSON file, and create its folder.
+    """Write events as a JSON file. Missing parent folders are created.
 
     Args:
         events: events of the Chrome trace format.
@@ -58,15 +58,15 @@ def write_trace(events: Sequence[dict[str, object]], path: Path, about: Mapping[
 
 @dataclass(frozen=True)
 class TraceSource:
-    """The source of a timeline file.
+    """The process that recorded a timeline file.
 
     Attributes:
         rank: global rank of the process.
         ranks: number of ranks of the job.
-        run: text that is equal on all ranks of a run, and different in every run.
+        run: identifier that is equal on all ranks of a run and differs between runs.
         device: ``cpu`` or ``cuda``.
-        host: name of the node. Its ranks share the monotonic clock that times the events.
-        wall_s: wall clock of the node minus its monotonic clock, in seconds.
+        host: name of the node. The ranks of a node share the monotonic clock that times the events.
+        wall_s: difference of the node's wall clock and its monotonic clock, in seconds.
     """
 
     rank: int

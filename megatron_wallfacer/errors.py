@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 
 class WallfacerError(ValueError):
-    """A request that cannot be met. The message is one line: what was asked, what was found, what is possible."""
+    """An error of the user's request. Its one-line message has the given value and the allowed values."""
 
 
 class OptionError(WallfacerError):
     """One option has a value that is not allowed.
 
     Args:
-        option: name as in the Python API, e.g. ``team_size``; on a command line it is ``--wallfacer-team-size``.
-        value: what was given.
-        allowed: what is allowed, as a phrase.
+        option: name as in the Python API, e.g. ``team_size`` for ``--wallfacer-team-size``.
+        value: given value.
+        allowed: allowed values, as a phrase.
     """
 
     def __init__(self, option: str, value: object, allowed: str) -> None:
@@ -24,10 +24,10 @@ class OptionError(WallfacerError):
 
 
 class DisagreementError(WallfacerError):
-    """Ranks that must have the same settings have different ones. The one error of several lines: one per setting.
+    """An error of settings that differ between ranks but must be equal. Its message has one line per setting.
 
     Args:
-        lines: one for each setting.
+        lines: one line of the message for each setting.
     """
 
     def __init__(self, lines: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
-"""Files that a person wrote or copied: text, YAML and JSON within declared limits. Every mistake is one line.
+"""Readers of text, YAML and JSON files within declared limits, whose errors are one line with the file and the line.
 
-A file may be anything: a device, a gigabyte, not UTF-8, nested without end, with a key twice. What is wrong is named
-with the file and the line, within 2 s and 500 MB.
+The readers accept any path safely: a device, a file of 1 GiB, text that is not UTF-8, unlimited nesting or a repeated
+key raises an error within 2 s and 500 MB.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from megatron_wallfacer.errors import WallfacerError
 if TYPE_CHECKING:
     import yaml
 
-#: Bytes of a YAML file: PyYAML reads 100 kB in a second.
+#: Largest number of bytes of a YAML file: PyYAML reads about 100 kB per second.
 YAML_BYTES = 64 << 10
-#: Mappings and lists inside one another.
+#: Largest depth of nested mappings and lists in a YAML file.
 DEPTH = 16
-#: Bytes, objects and lists, and values of a JSON file: within 500 MB once they are read.
+#: Largest numbers of bytes, containers (objects and lists) and values of a JSON file, so that it fits in 500 MB.
 JSON_BYTES, JSON_CONTAINERS, JSON_VALUES = 32 << 20, 250_000, 1_500_000
 
 
@@ -32,15 +32,15 @@ def read_text(path: Path, limit: int) -> str:
     """Return the text of a regular file.
 
     Args:
-        path: of the file.
-        limit: bytes.
+        path: path of the file.
+        limit: largest size in bytes.
 
     Raises:
-        WallfacerError: no regular file, too large, or not UTF-8.
+        WallfacerError: The file is no regular file, is too large, or is not UTF-8.
     """
     name = os.path.normpath(path)
     try:
-        # Opening a pipe would wait for its other end.
+        # Opening a pipe without O_NONBLOCK would wait for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise WallfacerError(f"{name}: must be a regular file")
@@ -59,12 +59,12 @@ def read_text(path: Path, limit: int) -> str:
 
 
 def compose_yaml(path: Path) -> yaml.Node | None:
-    """Return the nodes of a YAML file, which have line numbers; None where the file is empty.
+    """Return the root node of a YAML file, with line numbers; None for an empty file.
 
-    Anchors, aliases and tags are not supported: nothing that is read here needs them.
+    Anchors, aliases and tags are not supported.
 
     Raises:
-        WallfacerError: not YAML, or beyond the limits.
+        WallfacerError: The file is not YAML, or exceeds a limit.
     """
     import yaml
 
@@ -85,18 +85,18 @@ def compose_yaml(path: Path) -> yaml.Node | None:
 
 @dataclass(frozen=True)
 class PlainFile:
-    """What a YAML file holds.
+    """The values of a YAML file.
 
     Attributes:
         data: mappings with text as keys, lists, text, numbers, booleans, None.
-        lines: line of each entry, by names as ``host.messages[0].size``; the file itself has the name "".
+        lines: line of each entry, by a name such as ``host.messages[0].size``; the name of the whole file is "".
     """
 
     data: Any
     lines: Mapping[str, int] = field(default_factory=dict)
 
     def line(self, entry: str) -> int:
-        """Return the line of an entry, or of what should hold it."""
+        """Return the line of an entry, or of the innermost existing container of a missing entry."""
         while entry and entry not in self.lines:
             entry = entry[: max(entry.rfind("."), entry.rfind("["), 0)]
         return self.lines.get(entry, 1)
@@ -106,17 +106,17 @@ def read_yaml(path: Path) -> PlainFile:
     """Return the values of a YAML file.
 
     Raises:
-        WallfacerError: not YAML, beyond the limits, a repeated key, or a number or date that is none.
+        WallfacerError: The file is not YAML, exceeds a limit, repeats a key, or has an invalid number or date.
     """
     node, lines = compose_yaml(path), {"": 1}
     return PlainFile(None if node is None else _plain(node, "", os.path.normpath(path), lines), lines)
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the value of a JSON file.
 
     Raises:
-        WallfacerError: not JSON, beyond the limits, a repeated key, or NaN or Infinity.
+        WallfacerError: The file is not JSON, exceeds a limit, repeats a key, or has NaN or Infinity.
     """
     text, name = read_text(path, JSON_BYTES), os.path.normpath(path)
     if text.count("[") + text.count("{") > JSON_CONTAINERS or text.count(",") > JSON_VALUES:
@@ -135,7 +135,6 @@ def read_json(path: Path) -> Any:
 
 
 def _plain(node: yaml.Node, entry: str, name: str, lines: dict[str, int]) -> Any:
-    """The value of a node; no deeper than :data:`DEPTH`."""
     import yaml
 
     lines[entry] = node.start_mark.line + 1
@@ -159,7 +158,7 @@ def _plain(node: yaml.Node, entry: str, name: str, lines: dict[str, int]) -> Any
 
 
 def _loader_class() -> type:
-    """A SafeLoader with a limit on depth, and without anchors, aliases and tags."""
+    """Return a SafeLoader that limits the depth and does not support anchors, aliases and tags."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -185,7 +184,7 @@ def _loader_class() -> type:
 
 
 class _JSONError(ValueError):
-    """A repeated key, or a number that JSON does not have."""
+    """A JSON document repeats a key, or has a number that JSON does not define."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -202,7 +201,7 @@ def _refuse_constant(text: str) -> NoReturn:
 
 
 def _position_of_error(text: str) -> int:
-    """Where the innermost object with the mistake begins: the C scanner does not tell, Python's does."""
+    """Return where the innermost object with the error begins. Only Python's scanner, not the C scanner, has it."""
     position = 0
 
     class Decoder(json.JSONDecoder):
@@ -226,7 +225,6 @@ def _place(name: str, line: int = 1) -> str:
 
 
 def _one_line(text: object) -> str:
-    """As a message can show it."""
     shown = " ".join(str(text).split())
     shown = "".join(one if one.isprintable() else "?" for one in shown)
     return shown if len(shown) <= 160 else f"{shown[:157]}..."

@@ -1,4 +1,4 @@
-"""Lists of numbers as they are typed: ``0-3,8``."""
+"""Parser of lists of numbers on the command line, such as ``0-3,8``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def numbers_listed(text: str) -> frozenset[int] | None:
-    """The numbers; None where they are not written so, or a range runs backwards."""
+    """Return the numbers of a list such as ``0-3,8``; None if the text has another form or a range runs backwards."""
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)

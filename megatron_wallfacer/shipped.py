@@ -1,4 +1,4 @@
-"""Presets, clusters and the training script: beside the package in a checkout, in it once it is installed."""
+"""Paths of presets, clusters and the training script, which are next to the package in a checkout, in it in a wheel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(*parts: str) -> Path:
-    """Where a file or folder of the repository lies; setup.py copies it into a wheel."""
+    """Return the path of a file or folder of the repository, in a wheel or in a checkout."""
     installed = _PACKAGE.joinpath(*parts)
     return installed if installed.exists() else _PACKAGE.parent.joinpath(*parts)
 

@@ -1,4 +1,4 @@
-"""All checks of the arguments of :func:`megatron_wallfacer.attention.attention`, in the order of causes."""
+"""All checks of the arguments of :func:`megatron_wallfacer.attention.attention`."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def checked(
     keep_gathered_q: object,
     transfers: str,
 ) -> Checked:
-    """Check the arguments of :func:`megatron_wallfacer.attention.attention`, and return what follows from them.
+    """Check the arguments of :func:`megatron_wallfacer.attention.attention`, and return the objects of the call.
 
-    Nothing is sent, so ranks with the same arguments raise the same error.
+    The checks send no message, so ranks with equal arguments raise the same error.
 
     Raises:
-        OptionError: one of them has a type or a value that is not allowed.
+        OptionError: An argument has a type or a value that is not allowed.
     """
     plan = plan_of(plan)
     check_tensors(q, k, v)
@@ -84,7 +84,7 @@ def group_of(group: object, grid: Grid) -> dist.ProcessGroup | None:
         grid: grid whose ``cp_size`` must be the size of the group.
 
     Raises:
-        OptionError: The group is none of these, or has another size.
+        OptionError: The group has a type that is not supported, or its size is not ``cp_size``.
     """
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:

@@ -34,34 +34,36 @@ def attention(
     keep_gathered_q: bool = False,
     transfers: Literal["direct", "staged"] = "direct",
 ) -> Tensor:
-    """Return exact attention over a sequence that is split over ranks. Differentiable.
+    """Return exact attention over a sequence that is split over ranks. The result is differentiable.
 
     Rank r of P holds chunks r and 2P-1-r of the 2P equal chunks of the sequence (zig-zag, as in Megatron). The function
     is collective: every rank of ``group`` calls it with equal arguments except q, k, v. The *first* call with a group
-    and a grid creates process groups, like ``torch.distributed.new_group``, so every rank of the *job* must make such a
-    call with its own group.
+    and a grid creates process groups, like ``torch.distributed.new_group``. Every rank of the *job* must therefore make
+    a first call with its own group.
 
     Args:
         q: local queries, bshd ``[batch, tokens / P, q_heads, head_dim]``.
-        k: local keys, bshd ``[batch, tokens / P, kv_heads, head_dim]``; kv_heads divides q_heads.
+        k: local keys, bshd ``[batch, tokens / P, kv_heads, head_dim]``, where kv_heads divides q_heads.
         v: local values, bshd ``[batch, tokens / P, kv_heads, v_head_dim]``.
         plan: grid, or plan from :func:`megatron_wallfacer.schedule.schemes.make_plan`.
         group: context-parallel process group, or device mesh of one dimension; None for the world.
         causal: whether keys after the query's position in the whole sequence are masked.
         window_size: numbers of keys (left, right) that a query sees before and after its position; -1 for no limit.
             With ``causal`` right is 0.
-        cu_seqlens: boundaries of the documents of a packed sequence, from 0 to the tokens of all ranks. Documents do
-            not see each other, may be empty, and need a batch of one. The host waits for a tensor on a GPU.
-        shard_mode: layout of documents. ``sequence``: the whole sequence is divided into 2P chunks. ``per_document``:
-            each document is, and its length is a multiple of 2P, as in TransformerEngine and with Megatron's ``--sft``.
-        sinks: one additional logit per head with a value of zero, ``[q_heads]``. Its gradient is that of the local
-            rows.
-        softcap: c > 0, which turns scores s into c tanh(s / c), with kernels ``reference`` and ``flash`` only.
+        cu_seqlens: boundaries of the documents of a packed sequence, from 0 to the tokens of all ranks. Queries see
+            only keys of their own document. Documents may be empty. The batch size must be 1. If ``cu_seqlens`` is a
+            tensor on a GPU, the host waits for it.
+        shard_mode: layout of documents. ``sequence`` divides the whole sequence into 2P chunks. ``per_document``
+            divides each document into 2P chunks, as TransformerEngine and Megatron's ``--sft`` do. Then the length of
+            each document must be a multiple of 2P.
+        sinks: one additional logit per head with a value of zero, ``[q_heads]``. The gradient of the sinks covers only
+            the local rows.
+        softcap: c > 0 replaces each score s by c tanh(s / c). Only the kernels ``reference`` and ``flash`` support it.
         scale: factor of the scores; head_dim ** -0.5 unless given.
         kernel: name of the kernel, one of :data:`megatron_wallfacer.kernels.KERNELS` (``docs/kernels.md``).
-        keep_gathered_q: whether the gathered queries are kept for backward, instead of being gathered again.
-        transfers: ``direct``, or ``staged`` for messages through host memory over gloo, so that several ranks can share
-            a GPU in functional tests.
+        keep_gathered_q: whether the gathered queries are kept for backward. Otherwise backward gathers them again.
+        transfers: ``direct``, or ``staged`` for messages through host memory over gloo. With ``staged`` several ranks
+            can share a GPU in functional tests.
 
     Returns:
         Output of the local rows, bshd ``[batch, tokens / P, q_heads, v_head_dim]``, in the dtype of q.
@@ -70,8 +72,8 @@ def attention(
         OptionError: An argument has a type or a value that is not allowed. All arguments are checked before the first
             message, so all ranks of a call with equal arguments raise the same error.
         DisagreementError: In one of the first 64 calls of a group, ranks have different arguments, or the checks of
-            another rank raised an error. All ranks raise the same lines.
-        WallfacerError: Another rank failed in this call, or any rank in an earlier one.
+            another rank raised an error. All ranks raise the same message.
+        WallfacerError: Another rank failed in this call, or any rank failed in an earlier call.
     """
     first = first_call(group)
     try:
@@ -102,9 +104,9 @@ def attention(
 def empty_output(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
     """Return the output of an empty batch or sequence, ``[batch, tokens / P, q_heads, v_head_dim]``.
 
-    It depends on its inputs, so that each has a gradient: empty for q, k and v, zeros for sinks.
+    The output depends on all inputs, so that backward returns empty gradients of q, k and v, and zeros for sinks.
     """
-    # Empty sums are 0. A product would be NaN for an infinite sink.
+    # A sum of no elements is 0. A product with an infinite sink would be NaN.
     total = q.sum() + k.sum() + v.sum()
     if sinks is not None:
         total = total + sinks[:0].sum().to(q.dtype)
@@ -114,7 +116,7 @@ def empty_output(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tenso
 def forget_groups() -> None:
     """Destroy the process groups that this process made for :func:`attention` and for Megatron.
 
-    On NCCL this is collective over the members of each group. It is not needed at the end of a program: groups are
-    destroyed when the interpreter exits, or with the world by ``torch.distributed.destroy_process_group()``.
+    On NCCL the call is collective over the members of each group. Programs need not call it before they exit, because
+    the interpreter's exit and ``torch.distributed.destroy_process_group()`` destroy these groups as well.
     """
     close_groups()

@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_wallfacer.attention.values import kind
 from megatron_wallfacer.errors import OptionError
 
-#: Supported dtypes. Narrower floating-point dtypes need scales, for which there is no argument.
+#: Supported dtypes. Floating-point dtypes of 8 bits and fewer need scales, which :func:`attention` does not accept.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _BSHD = "bshd: batch, tokens, heads, head dim"
 
@@ -19,7 +19,7 @@ def check_tensors(q: object, k: object, v: object) -> None:
     """Check types, dtypes, devices and shapes of q, k and v.
 
     Raises:
-        OptionError: A tensor does not fit. The message names the first one.
+        OptionError: The type, dtype, device or shape of a tensor is not supported. The message names the first one.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check_tensor(name, x)
@@ -37,10 +37,10 @@ def check_tensors(q: object, k: object, v: object) -> None:
 
 
 def check_sinks(sinks: object, q: Tensor) -> None:
-    """Check that sinks are one logit per query head of q, or None.
+    """Check that ``sinks`` is None, or has one logit per query head of q.
 
     Raises:
-        OptionError: They do not fit q.
+        OptionError: The shape, dtype or device of ``sinks`` does not fit q.
     """
     if sinks is None:
         return
@@ -56,7 +56,7 @@ def check_sinks(sinks: object, q: Tensor) -> None:
 def _check_tensor(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise OptionError(name, kind(x), "a torch.Tensor")
-    # Importing the class takes seconds. If it is not imported, no tensor is a DTensor.
+    # Importing DTensor takes seconds. If its module is not imported, no tensor is a DTensor.
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(x, distributed.DTensor):
         raise OptionError(name, "a DTensor", f"the rank's own zig-zag shard, a plain tensor such as {name}.to_local()")

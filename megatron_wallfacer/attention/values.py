@@ -1,4 +1,4 @@
-"""Checks of the arguments of :func:`megatron_wallfacer.attention.attention` except tensors: types, then values."""
+"""Checks of the arguments of :func:`megatron_wallfacer.attention.attention` that are not tensors."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def kind(value: object) -> str:
 
 
 def plan_of(value: object) -> Plan:
-    """Return the plan of a plan or a grid.
+    """Return a plan unchanged, or the plan of a grid.
 
     Raises:
-        OptionError: The value is neither.
+        OptionError: The value is not a Plan or a Grid.
     """
     if isinstance(value, Plan):
         return value
@@ -45,7 +45,7 @@ def check_switch(name: str, value: object) -> None:
     """Check that an argument is True or False.
 
     Raises:
-        OptionError: The value is neither.
+        OptionError: The value is not a boolean.
     """
     if not isinstance(value, bool):
         raise OptionError(name, shown(value), "True or False")
@@ -63,7 +63,7 @@ def check_name(name: str, value: object, names: Sequence[str]) -> None:
 
 
 def scale_of(value: object, head_dim: int) -> float:
-    """Return the scale of the scores, ``head_dim ** -0.5`` for None.
+    """Return the scale of the scores; ``head_dim ** -0.5`` if the value is None.
 
     Raises:
         OptionError: The value is not a positive number.
@@ -79,7 +79,7 @@ def scale_of(value: object, head_dim: int) -> float:
 
 
 def softcap_of(value: object) -> float:
-    """Return the cap of the scores, 0 for none.
+    """Return the cap of the scores; 0 for no cap.
 
     Raises:
         OptionError: The value is negative or not a number.
@@ -111,10 +111,10 @@ def mask_of(causal: bool, window_size: object, cu_seqlens: object, shard_mode: A
     documents = None if cu_seqlens is None else _documents(cu_seqlens)
     if documents is None:
         return window
-    # Empty documents change nothing. If all are empty, one remains.
+    # Empty documents do not change the mask. If all documents are empty, one boundary remains.
     ends = tuple(dict.fromkeys(documents))
     mask = Mask(window.left, window.right, ends if len(ends) > 1 else None, shard_mode)
-    # A document that cannot be divided is reported first: it may be the cause of a wrong length of the sequence.
+    # A document of a wrong length is reported first, because it may cause a wrong length of the sequence.
     mask.check_lengths(cp_size)
     if documents[-1] != tokens:
         raise OptionError("cu_seqlens", f"ending at {documents[-1]}", f"ending at {tokens}, the tokens of all ranks")
@@ -128,7 +128,7 @@ def _number(name: str, value: object, allowed: str) -> float:
 
 
 def _integers(value: object) -> tuple[int, ...] | None:
-    """Return the integers of a sequence, or of an array or tensor with one dimension; None for other values."""
+    """Return the integers of a sequence, or of a one-dimensional array or tensor; None for other values."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or any(isinstance(x, bool) for x in value):

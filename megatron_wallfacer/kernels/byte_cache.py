@@ -1,4 +1,4 @@
-"""A cache that is bounded by bytes: a thousand entries of 65,536 documents each would need gigabytes."""
+"""A cache with a limit in bytes, because 1,000 entries of 65,536 documents each would need gigabytes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from functools import cache
 from typing import Any, TypeVar
 
 Made = TypeVar("Made")
-#: Bytes of an integer in a tuple: the pointer, and the integer, if no other object refers to it.
+#: Bytes of an integer in a tuple: 8 for the pointer, and 28 for an integer that no other object refers to.
 INTEGER_BYTES = 36
 
 
 def byte_cache(limit: int, nbytes: Callable[..., int]) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-    """Return a decorator like ``functools.lru_cache`` that is bounded by bytes. Arguments must be positional.
+    """Return a decorator like ``functools.lru_cache`` with a limit in bytes. Arguments must be positional.
 
     A cached call costs no Python call, as with ``functools.cache``. If an entry would exceed the limit, the cache is
-    emptied first. A result larger than the limit is the only entry.
+    emptied first. A result that is larger than the limit is the only entry of the cache.
 
     Args:
         limit: largest number of bytes of all entries.
-        nbytes: function that returns the bytes of an entry, given the arguments of the call.
+        nbytes: function from the arguments of a call to the bytes of its entry.
     """
 
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:

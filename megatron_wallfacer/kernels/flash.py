@@ -1,7 +1,7 @@
-"""FlashAttention 2, 3 and 4: one kernel, and a table of the differences.
+"""FlashAttention 2, 3 and 4: one kernel, and a table of the differences between the versions.
 
-Tensors are bshd with any strides. Windows are counted from the bottom-right corner. Packed documents are thd, and
-their lse is ``[heads, rows]``.
+FlashAttention's tensors are bshd with any strides. Its windows are counted from the bottom-right corner. Packed
+documents are thd, and the lse of packed documents is ``[heads, rows]``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from megatron_wallfacer.kernels.signatures import LibraryFunction, LoadedLibrary
 from megatron_wallfacer.kernels.windows import WindowSize, bottom_right, cu_seqlens_tensor
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
-#: Parameters for packed documents.
+#: Parameters of the library functions for packed documents.
 _VARLEN = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 _CAPABILITIES = replace(FUSED, softcap=True, varlen=True)
 
 
 @dataclass(frozen=True)
 class FlashVersion:
-    """The differences of one version.
+    """The names and arguments that differ between versions of FlashAttention.
 
     Attributes:
         name: name of the kernel.
@@ -36,13 +36,13 @@ class FlashVersion:
         needs: supported releases, for messages.
         capabilities: supported inputs.
         functions: names of the functions of forward and backward.
-        varlen_functions: names of the functions for packed documents; None if they are the same.
-        lse: name of the parameter of backward for the log-sum-exp.
+        varlen_functions: names of the functions for packed documents; None if ``functions`` accept documents.
+        lse: name of backward's parameter for the log-sum-exp.
         forward: constant arguments of forward.
         backward: constant arguments of backward.
-        no_limit: value of a side of a window without limit.
-        no_softcap: value of ``softcap`` in forward without a cap; in backward it is 0.0 in all versions.
-        lse_places: index of the lse in the result of forward, by length of the result; 1 unless given.
+        no_limit: argument for a window without a limit to the left or to the right.
+        no_softcap: forward's argument ``softcap`` for scores without a cap; backward takes 0.0 in all versions.
+        lse_places: index of the lse in the result of forward, by length of the result; 1 for other lengths.
     """
 
     name: str
@@ -62,21 +62,21 @@ class FlashVersion:
 FLASH2 = FlashVersion(
     name="flash2",
     library=FLASH_ATTN_2,
-    # Releases before 2.6 have no cap of logits and another layout of the lse.
+    # Releases before 2.6 do not cap logits, and their lse has another layout.
     needs="flash-attn >= 2.6, < 3",
     capabilities=_CAPABILITIES,
     varlen_functions=("_flash_attn_varlen_forward", "_flash_attn_varlen_backward"),
     forward={"return_softmax": False, "dropout_p": 0.0, "alibi_slopes": None},
     backward={"dropout_p": 0.0, "alibi_slopes": None},
-    # Up to 2.6 the result includes the inputs: (out, q, k, v, out_padded, lse, ...). Later it is (out, lse, ...).
+    # Up to 2.6 the result includes the inputs: (out, q, k, v, out_padded, lse, ...). Since 2.7 it is (out, lse, ...).
     lse_places={8: 5},
 )
-#: Parameters for caches and fp8. In releases up to 2.8.3 they have no defaults.
+#: Parameters for caches and fp8, which have no defaults in releases up to 2.8.3.
 _UNUSED_FORWARD = (
     *("k_new", "v_new", "qv", "out", "cu_seqlens_k_new", "seqused_q", "seqused_k", "page_table", "kv_batch_idx"),
     *("leftpad_k", "rotary_cos", "rotary_sin", "seqlens_rotary", "q_descale", "k_descale", "v_descale"),
 )
-#: The library's spelling.
+#: Parameters of backward; ``sequed`` is FlashAttention's spelling.
 _UNUSED_BACKWARD = ("sequed_q", "sequed_k")
 FLASH3 = FlashVersion(
     name="flash3",
@@ -94,16 +94,14 @@ FLASH4 = FlashVersion(
     functions=("_flash_attn_fwd", "_flash_attn_bwd"),
     lse="lse",
     forward={"return_lse": True},
-    # -1 is a window that ends before it begins: zeros without an error.
+    # FlashAttention 4 reads -1 as a window that ends before it begins, and returns zeros without an error.
     no_limit=None,
     no_softcap=None,
 )
 
 
 class FlashKernel(PreparedKernel):
-    """A version of FlashAttention.
-
-    All releases write gradients into tensors of the caller. Some releases also return them.
+    """A version of FlashAttention. All releases write gradients into tensors that the caller passes.
 
     Args:
         version: names and arguments of the version.
@@ -112,7 +110,7 @@ class FlashKernel(PreparedKernel):
         deterministic: see :class:`PreparedKernel`.
 
     Raises:
-        UnavailableError: the library is not installed, or of a version that does not fit.
+        UnavailableError: The library is not installed, or its version is not supported.
     """
 
     def __init__(
@@ -162,7 +160,7 @@ class FlashKernel(PreparedKernel):
         return {**self._version.backward} | more | self._mask_arguments(function, tile, spec)
 
     def _mask_arguments(self, function: LibraryFunction, tile: AttnTile, spec: AttnSpec) -> dict[str, Any]:
-        """Return scale, mask and window. In some releases their names differ between forward and backward."""
+        """Return scale, mask and window. In some releases forward and backward name these parameters differently."""
         causal = {"is_causal" if function.has("is_causal") else "causal": tile.causal}
         size = bottom_right(tile)
         sides = WindowSize(*(self._version.no_limit if side is None else side for side in size))
@@ -201,7 +199,7 @@ def _backward_bshd(call: Callable[..., Any], lse_name: str) -> BackwardCall:
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        # The library ignores the strides of the lse.
+        # FlashAttention ignores the strides of the lse.
         stats = {lse_name: lse.permute(1, 2, 0).contiguous()}
         call(dout=dout.transpose(0, 1), q=q, k=k, v=v, out=out.transpose(0, 1), dq=dq, dk=dk, dv=dv, **stats)
         return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Optional libraries, which are imported when a kernel is created."""
+"""Optional libraries, which are imported only when a kernel is created."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_wallfacer.errors import WallfacerError
 
 
 class UnavailableError(WallfacerError):
-    """A library is not installed, does not import, or is of a version that does not fit."""
+    """A library is not installed, fails to import, or has a version that is not supported."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Library:
 
     Attributes:
         package: name on the package index.
-        modules: names of the modules that may have its functions, in the order of trying.
+        modules: names of the modules that may have the library's functions. The first installed one is imported.
         install: command that installs the library.
     """
 
@@ -31,7 +31,7 @@ class Library:
 
     @property
     def title(self) -> str:
-        """Name and version, e.g. ``flash-attn 2.8.3``; the name alone if the version is unknown."""
+        """Return name and version of the package, e.g. ``flash-attn 2.8.3``, or the name if it is not installed."""
         try:
             return f"{self.package} {metadata.version(self.package)}"
         except metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ class Library:
             try:
                 return importlib.import_module(name)
             except ModuleNotFoundError as error:
-                # If a dependency of the library is missing, the message names it.
+                # If a dependency of the library is not installed, the message names the dependency.
                 if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                     raise UnavailableError(f"{self.title} does not import: {error}") from error
             except Exception as error:
@@ -74,6 +74,6 @@ FLASH_ATTN_3 = Library(
     ("flash_attn_interface", "flash_attn_3.flash_attn_interface"),
     "python setup.py install in the folder hopper of the flash-attention repository",
 )
-#: Library of the row operations on a GPU, which PyTorch's wheels for GPUs include.
+#: Library of the GPU kernels for row operations. PyTorch's wheels for GPUs include Triton.
 TRITON = Library("triton", ("triton",), "pip install triton")
 FLASH_ATTN_4 = Library("flash-attn-4", ("flash_attn.cute.interface",), "pip install flash-attn-4")

@@ -25,9 +25,9 @@ BackwardCall = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[
 
 #: Largest number of cached calls per direction. A ring of 512 ranks has 512 tiles per direction and mask.
 _TILES = 4096
-#: Largest number of bytes of cached calls with documents, per direction: 65,536 documents have 5 MiB of boundaries.
+#: Largest number of bytes of cached calls with documents, per direction. 65,536 documents need 5 MiB of boundaries.
 _VARLEN_LIMIT = 256 << 20
-#: Bytes of a tile in a list of pieces.
+#: Bytes of one tile in a list of pieces.
 _TILE_BYTES = 400
 
 
@@ -40,14 +40,14 @@ class TensorKind(NamedTuple):
 
 
 class PreparedKernel(ABC):
-    """A kernel; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
+    """Base class of kernels that cache prepared calls; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
 
-    A cached call looks up its prepared call by one hash and runs it: two Python calls, and one library call.
-    A tile that the library does not accept as a whole is prepared as several tiles: a tall window as strips,
-    ``cu_seqlens`` without the capability ``varlen`` as one tile per document.
+    A call of a known tile finds its prepared call by one hash lookup, then makes one library call. A tile that the
+    library does not support is prepared as several tiles. A window with more rows than columns is divided into strips.
+    Without the capability ``varlen``, each document of ``cu_seqlens`` is one tile.
 
     Args:
-        deterministic: whether gradients repeat bit by bit; :func:`deterministic_requested` decides if it is None.
+        deterministic: whether gradients repeat bit by bit; None for the result of :func:`deterministic_requested`.
     """
 
     name: str
@@ -89,14 +89,14 @@ class PreparedKernel(ABC):
 
     @abstractmethod
     def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
-        """Return the forward call of a tile that the library accepts as a whole."""
+        """Return the forward call of a tile that needs no division into pieces."""
 
     @abstractmethod
     def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
-        """Return the backward call of a tile that the library accepts as a whole."""
+        """Return the backward call of a tile that needs no division into pieces."""
 
     def pieces(self, tile: AttnTile) -> list[AttnTile]:
-        """Return the tiles that replace a tile, counted from its corner; an empty list if none do."""
+        """Return the tiles that replace a tile, counted from the tile's corner; empty if the tile is not divided."""
         if tile.cu_seqlens is not None:
             return [] if self.capabilities.varlen else documents_of(tile)
         return strips(tile, tile.width) if tile.window is not None and tile.height > tile.width else []
@@ -116,7 +116,7 @@ class PreparedKernel(ABC):
         return self.prepare_backward(tile, spec, TensorKind(*kind))
 
     def _nbytes(self, tile: AttnTile, *rest: object) -> int:
-        """Return the bytes of a prepared call with documents: their boundaries, or one tile for each."""
+        """Return the bytes of a prepared call with documents, which has boundaries or one tile per document."""
         assert tile.cu_seqlens is not None
         each = 2 * INTEGER_BYTES if self.capabilities.varlen else _TILE_BYTES
         return each * len(tile.cu_seqlens.q)
@@ -126,19 +126,19 @@ class PreparedKernel(ABC):
             raise OptionError("softcap", spec.softcap, f"0 with kernel {self.name}, which does not cap logits")
 
 
-#: Attributes of a kernel that look up prepared calls.
+#: Names of the attributes that look up prepared calls.
 _LOOKUPS = ("_forward_call", "_backward_call", "_varlen_forward_call", "_varlen_backward_call")
 
 
 @contextmanager
 def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
-    """Collect the prepared calls that a kernel looks up, pieces included.
+    """Collect the prepared calls that a kernel looks up in the ``with`` block, including the calls of pieces.
 
-    A CUDA graph reads the device tensors of these calls at each replay. Caches of calls are bounded, so the
-    owner of the graph holds the calls.
+    A CUDA graph reads the device tensors of prepared calls at each replay. Caches may drop prepared calls, so the owner
+    of the graph keeps references to the calls.
 
     Args:
-        kernel: kernel of the graph. A kernel without prepared calls gives an empty list.
+        kernel: kernel that the graph captures. A kernel without prepared calls gives an empty list.
     """
     used: list[Callable[..., object]] = []
     if not isinstance(kernel, PreparedKernel):
@@ -169,7 +169,7 @@ def forward_in_pieces(
 
     Args:
         kernel: kernel that computes each piece.
-        pieces: tiles whose rows and columns are counted in q and k. Their rows follow one another and cover the tile.
+        pieces: tiles whose rows and columns are counted in q and k, and whose consecutive rows cover the whole tile.
         spec: scale and softcap.
         q: queries of the whole tile, sbhd.
         k: keys of the whole tile, sbhd.
@@ -210,7 +210,7 @@ def backward_in_pieces(
 
 
 def deterministic_requested() -> bool:
-    """Return whether PyTorch, or TransformerEngine's variable for ``--deterministic-mode``, requests determinism."""
+    """Return whether ``torch.use_deterministic_algorithms`` or ``NVTE_ALLOW_NONDETERMINISTIC_ALGO=0`` is set."""
     return (
         torch.are_deterministic_algorithms_enabled() or os.environ.get("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1") == "0"
     )

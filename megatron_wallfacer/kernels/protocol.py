@@ -1,4 +1,4 @@
-"""The interface of a local attention kernel, and its declared capabilities."""
+"""The interface and the declared capabilities of attention kernels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _DEVICES = {"cuda": "a CUDA device", "cpu": "a CPU"}
 
 @dataclass(frozen=True)
 class Inputs:
-    """The properties of tensors and masks that are known before the first call.
+    """The properties of tensors and masks by which a kernel is selected.
 
     Attributes:
         device: device of the tensors.
         dtype: dtype of q, k and v.
         head_dim: channels per query or key head.
         v_head_dim: channels per value head.
-        softcap: cap of the logits; 0 for none.
+        softcap: cap of the logits; 0 for no cap.
         window: whether some tiles have a :class:`TileWindow`, as with a sliding window.
     """
 
@@ -40,15 +40,15 @@ class Capabilities:
     """The inputs that a kernel supports.
 
     Attributes:
-        devices: device types; None for any.
-        dtypes: dtypes of q, k and v; None for any.
+        devices: supported device types; None for all.
+        dtypes: supported dtypes of q, k and v; None for all.
         compute_capabilities: major compute capabilities of GPUs, e.g. 9 for Hopper; None for 8 and later.
         max_head_dim: largest number of channels per head; None for no limit.
         head_dim_multiple: divisor of the number of channels per head.
         v_head_dim: whether value heads may have another number of channels than query and key heads.
         softcap: whether logits can be capped.
-        window: whether any :class:`TileWindow` is supported; otherwise only windows that equal a causal mask.
-        varlen: whether one library call computes all documents of ``cu_seqlens``; otherwise each has a call.
+        window: whether all windows are supported; otherwise only windows that equal a causal mask.
+        varlen: whether one library call computes all documents of ``cu_seqlens``; otherwise one call per document.
     """
 
     devices: tuple[str, ...] | None = None
@@ -62,7 +62,7 @@ class Capabilities:
     varlen: bool = False
 
     def unsupported_reason(self, inputs: Inputs) -> str | None:
-        """Return why the kernel does not support such inputs, as a phrase; None if it does."""
+        """Return the reason why the kernel does not support the inputs, as a phrase, or None if it supports them."""
         if self.devices is not None and inputs.device.type not in self.devices:
             return f"it runs on {_DEVICES[self.devices[0]]}, the tensors are on {inputs.device.type}"
         if self.dtypes is not None and inputs.dtype not in self.dtypes:
@@ -101,16 +101,16 @@ FUSED = Capabilities(("cuda",), HALF, max_head_dim=256, head_dim_multiple=8, win
 
 
 def capability(device: torch.device) -> tuple[int, int] | None:
-    """Return the compute capability of a GPU; None without a GPU."""
+    """Return the compute capability (major, minor) of a GPU; None if CUDA is not available."""
     return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
 
 
 class AttnSpec(NamedTuple):
-    """The arguments that are equal for all tiles of a layer.
+    """The arguments of a kernel that are equal for all tiles of a layer.
 
     Attributes:
         scale: factor of the scores, before the cap.
-        softcap: c > 0, which turns scores s into c tanh(s / c); 0 for no cap.
+        softcap: c > 0 replaces each score s by c tanh(s / c); 0 for no cap.
     """
 
     scale: float
@@ -120,23 +120,23 @@ class AttnSpec(NamedTuple):
 class Kernel(Protocol):
     """Attention of query rows against key columns on one device.
 
-    Layout: q, out, dout, dq are sbhd ``[rows, batch, q_heads, head_dim]``; k, v, dk, dv are sbhd ``[cols, batch,
-    kv_heads, head_dim]``, whose heads are not expanded: kv_heads divides q_heads; lse is ``[rows, batch, q_heads]``, a
-    natural logarithm of scaled scores, in the accumulation dtype (fp32, or fp64 for fp64).
+    Layout: q, out, dout, dq are sbhd ``[rows, batch, q_heads, head_dim]``. k, v, dk, dv are sbhd ``[cols, batch,
+    kv_heads, head_dim]``, where kv_heads divides q_heads. lse is ``[rows, batch, q_heads]``, the natural logarithm of
+    the summed exponentials of scaled scores, in the accumulation dtype (fp64 for fp64 inputs, else fp32).
 
-    Tensors have the rows ``tile.rows`` and the columns ``tile.cols`` only. A causal tile is square: rows and columns
-    are the same positions. With ``tile.cu_seqlens`` the batch is 1.
+    Query tensors have only the rows ``tile.rows``, and key tensors only the columns ``tile.cols``. In a causal tile
+    rows and columns are the same positions. With ``tile.cu_seqlens`` the batch size is 1.
     """
 
     name: str
     capabilities: Capabilities
 
     def unsupported_reason(self, inputs: Inputs) -> str | None:
-        """Return why this kernel does not support such inputs, as a phrase; None if it does."""
+        """Return the reason why the kernel does not support the inputs, as a phrase, or None if it supports them."""
         ...
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: AttnTile, spec: AttnSpec) -> tuple[Tensor, Tensor]:
-        """Return (out, lse) of this tile alone.
+        """Return (out, lse) of one tile, without the other tiles of the rows.
 
         Raises:
             OptionError: The kernel does not support the tile's window or the cap of logits.
@@ -154,9 +154,9 @@ class Kernel(Protocol):
         tile: AttnTile,
         spec: AttnSpec,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the contribution of this tile to (dq, dk, dv), given the lse of the rows over *all* keys.
+        """Return the contribution of one tile to (dq, dk, dv), given the lse of the rows over *all* keys.
 
-        The result depends on ``out`` only through rowsum(dout * out): any tensor with these row sums is allowed.
+        The result depends on ``out`` only through rowsum(dout * out). Any tensor with the same row sums is allowed.
 
         Raises:
             OptionError: The kernel does not support the tile's window or the cap of logits.
@@ -165,5 +165,5 @@ class Kernel(Protocol):
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return fp64 for fp64, else fp32."""
+    """Return the dtype of sums over tiles: fp64 for fp64 inputs, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

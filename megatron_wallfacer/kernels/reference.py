@@ -1,4 +1,4 @@
-"""The reference for tests: attention with the whole score matrix in the accumulation dtype, on any device."""
+"""The reference kernel for tests, which computes the whole score matrix in the accumulation dtype on any device."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _CAUSAL = TileWindow(None, 0)
 
 
 class ReferenceKernel(PreparedKernel):
-    """Plain softmax attention for any head dims, dtype, window and softcap. Memory grows with rows x columns.
+    """Softmax attention for any head dims, dtype, window and softcap. Its memory grows with rows x columns.
 
-    The documents of ``cu_seqlens`` are computed one by one: tests compare the libraries' varlen calls with it.
+    The kernel computes the documents of ``cu_seqlens`` one by one. Tests compare varlen calls of libraries with it.
     """
 
     name = "reference"
@@ -72,10 +72,7 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, window: TileWindow | None, spec: AttnSpec) -> tuple[Tensor, Tensor | float]:
-    """Return scaled, capped and masked scores in the accumulation dtype, and the derivative of the cap.
-
-    Both are ``[b, kv_heads, q_heads / kv_heads, rows, cols]``.
-    """
+    """Return scores (scaled, capped, masked) and slopes of the cap ``[b, kv_heads, q_per_kv_head, rows, cols]``."""
     dtype = accumulation_dtype(q.dtype)
     scores = torch.einsum("qbgrd,kbgd->bgrqk", _grouped(q.to(dtype), k.shape[2]), k.to(dtype)) * spec.scale
     slope: Tensor | float = 1.0
@@ -89,7 +86,7 @@ def _scores(q: Tensor, k: Tensor, window: TileWindow | None, spec: AttnSpec) -> 
 
 
 def unmasked_pairs(window: TileWindow, rows: int, cols: int, *, device: torch.device) -> Tensor:
-    """Return the pairs of a window as booleans ``[rows, cols]``."""
+    """Return booleans ``[rows, cols]`` that are True for the pairs inside a window."""
     apart = torch.arange(cols, device=device) - torch.arange(rows, device=device).unsqueeze(-1)
     left = rows if window.left is None else window.left
     right = cols if window.right is None else window.right

@@ -1,4 +1,4 @@
-"""The attention kernels, and the choice of one of them: by name or by device, without a fallback."""
+"""The attention kernels, and the selection of one kernel by name or by device, without a fallback."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class KernelEntry:
     """One kernel of :data:`REGISTRY`.
 
     Attributes:
-        name: value of ``--wallfacer-kernel``. Entries for different devices may share it.
-        build: constructor of the kernel. It raises :class:`UnavailableError` if a library is missing.
+        name: value of ``--wallfacer-kernel``. Entries for different devices may have the same name.
+        build: constructor of the kernel. It raises :class:`UnavailableError` if a library is not installed.
         capabilities: inputs that the newest release of the library supports. A built kernel may support fewer.
-        library: library and device, for the table of kernels.
-        releases: releases whose functions tests compare with the kernel, for the table of kernels.
-        deterministic: condition under which gradients repeat bit by bit, for the table of kernels.
-        in_auto: whether ``auto`` tries the kernel.
-        in_flash: whether ``flash`` tries the kernel.
-        variable: variable of TransformerEngine that excludes the kernel from ``auto`` if it is 0.
+        library: library and device, for the table of kernels in the docs.
+        releases: library releases that tests check, for the table of kernels in the docs.
+        deterministic: condition under which gradients repeat bit by bit, for the table of kernels in the docs.
+        in_auto: whether the kernel name ``auto`` includes the kernel.
+        in_flash: whether the kernel name ``flash`` includes the kernel.
+        variable: environment variable of TransformerEngine whose value 0 excludes the kernel from ``auto``.
     """
 
     name: str
@@ -65,7 +65,7 @@ def _flash(version: FlashVersion, library: str, releases: str) -> KernelEntry:
     )
 
 
-#: All kernels. ``auto`` and ``flash`` try them in this order.
+#: All kernels. ``auto`` and ``flash`` select the first kernel in this order that is installed and supports the inputs.
 REGISTRY = (
     KernelEntry(
         "te",
@@ -126,7 +126,7 @@ def select_kernel(
     softcap: float = 0.0,
     window: bool = False,
 ) -> Kernel:
-    """Return the kernel of a name; for ``auto`` or ``flash`` the first one that is installed and supports the inputs.
+    """Return the first kernel of a name that is installed and supports the inputs.
 
     Args:
         name: one of :data:`KERNELS`.
@@ -134,12 +134,12 @@ def select_kernel(
         dtype: dtype of q, k and v.
         head_dim: channels per query or key head.
         v_head_dim: channels per value head; ``head_dim`` unless given.
-        softcap: cap of the logits; 0 for none.
+        softcap: cap of the logits; 0 for no cap.
         window: whether some tiles have a :class:`TileWindow`.
 
     Raises:
         OptionError: The name is unknown, or no kernel of this name is installed and supports the inputs. The message
-            has the reason of each kernel.
+            gives the reason for each kernel.
     """
     if name not in KERNELS:
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}")
@@ -156,21 +156,21 @@ def select_kernel(
 
 
 def candidates(name: str, inputs: Inputs) -> list[tuple[str, str | None]]:
-    """Return the kernels of a name in the order of trying, each with the reason why it is unsupported, or None.
+    """Return the kernels of a name in the order of selection, each with the reason why it is unsupported, or None.
 
-    :func:`select_kernel` returns the first kernel with None.
+    :func:`select_kernel` returns the first kernel whose reason is None.
     """
     return [(entry.name, _built(entry, inputs, by_auto=name == "auto")[1]) for entry in _entries(name, inputs.device)]
 
 
 def switches_in_effect(device: torch.device) -> str:
-    """Return the variables that exclude kernels from ``auto``, e.g. ``NVTE_FLASH_ATTN=0``; empty if none is 0."""
+    """Return the set variables that exclude kernels from ``auto``, e.g. ``NVTE_FLASH_ATTN=0``; empty if none is set."""
     entries = _entries("auto", device)
     return ", ".join(dict.fromkeys(f"{entry.variable}=0" for entry in entries if _is_switched_off(entry)))
 
 
 def _entries(name: str, device: torch.device) -> Sequence[KernelEntry]:
-    """Return the entries of a name; entries of ``auto``, and of a name that two devices share, are for the device."""
+    """Return the entries of a name. The device decides for ``auto`` and for names that two devices share."""
     kind = "cuda" if device.type == "cuda" else "cpu"
     if name == "auto":
         return [entry for entry in REGISTRY if entry.in_auto and _runs_on(entry, kind)]
@@ -190,7 +190,7 @@ def _is_switched_off(entry: KernelEntry) -> bool:
 
 
 def _built(entry: KernelEntry, inputs: Inputs, *, by_auto: bool) -> tuple[Kernel | None, str | None]:
-    """Return a kernel, or the reason why there is none; both if the kernel does not support the inputs."""
+    """Return (kernel, None), (None, why it cannot be built), or (kernel, why it does not support the inputs)."""
     if by_auto and _is_switched_off(entry):
         return None, f"{entry.variable}=0 turns it off for auto"
     try:
@@ -204,8 +204,6 @@ def _built(entry: KernelEntry, inputs: Inputs, *, by_auto: bool) -> tuple[Kernel
 def _shared(build: Callable[[], Kernel], deterministic: bool) -> Kernel:
     """Return one kernel for all layers and calls, which share its prepared calls.
 
-    Args:
-        build: constructor of the kernel.
-        deterministic: whether the constructor finds deterministic gradients requested.
+    ``deterministic`` is only a key of the cache: the constructor reads the setting itself.
     """
     return build()

@@ -1,7 +1,7 @@
-"""Functions of libraries: signatures are read once, arguments are bound by keyword, and errors name the parameter.
+"""Library functions whose signatures are read once, and whose arguments are bound by keyword.
 
-Releases of the libraries rename, add and drop parameters of these functions. A parameter that a release does not have
-may be left out only if the function then computes the same.
+Releases of the libraries rename, add and drop parameters. A parameter that a release does not have may be omitted only
+if the function computes the same result without the parameter.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @dataclass(frozen=True)
 class OptionalArgument:
-    """A value for a parameter that some releases do not have: without it the function computes the same."""
+    """An argument that may be omitted in releases without the parameter, because the result is the same."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Parameters of a function.
+    """Parameters of a library function.
 
     Attributes:
         owner: name and version of the library, for messages.
         function: name of the function.
         names: names of all parameters that can be given by keyword.
         required: names of the parameters without a default.
-        needs: releases that have all parameters, for messages.
+        needs: supported releases, for messages.
     """
 
     owner: str
@@ -65,7 +65,7 @@ class Signature:
 
     @classmethod
     def of_source(cls, definition: ast.FunctionDef, *, owner: str, needs: str) -> Signature:
-        """Return the signature of a function that is not imported, from its ``def`` statement."""
+        """Return the signature of a function from its ``def`` statement, without importing the function."""
         arguments = definition.args
         positional = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
         required = set(positional[: len(positional) - len(arguments.defaults)])
@@ -75,14 +75,14 @@ class Signature:
         return cls(owner, definition.name, names, frozenset(required), needs)
 
     def has(self, name: str) -> bool:
-        """Return whether the function has a parameter."""
+        """Return whether the function has a parameter of this name."""
         return name in self.names
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of a call.
 
         Args:
-            values: value of each parameter. An :class:`OptionalArgument` is left out if the parameter does not exist.
+            values: argument of each parameter. An :class:`OptionalArgument` without a parameter is omitted.
 
         Raises:
             UnavailableError: A required value has no parameter, or a parameter without a default has no value.
@@ -111,14 +111,14 @@ def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
 
 
 class LibraryFunction:
-    """A function of a library, whose signature is read once. Calls are prepared with all arguments but the tensors.
+    """A library function whose signature is read once. A prepared call has all arguments except the tensors.
 
     Args:
         function: function of the library; None if it does not exist.
         name: name of the function.
         tensors: names of the parameters that each call passes by keyword.
         owner: name and version of the library, for messages.
-        needs: releases that have all parameters, for messages.
+        needs: supported releases, for messages.
 
     Raises:
         UnavailableError: The function does not exist, or its parameters are unknown.
@@ -133,11 +133,11 @@ class LibraryFunction:
         self.signature = Signature.of(function, name=name, owner=owner, needs=needs)
 
     def has(self, name: str) -> bool:
-        """Return whether the function has a parameter."""
+        """Return whether the function has a parameter of this name."""
         return self.signature.has(name)
 
     def bind(self, values: Mapping[str, Any]) -> Callable[..., Any]:
-        """Return the function with all arguments but the tensors; see :meth:`Signature.arguments`.
+        """Return the function with all arguments bound except the tensors; see :meth:`Signature.arguments`.
 
         Raises:
             UnavailableError: The arguments do not fit the signature.
@@ -147,11 +147,11 @@ class LibraryFunction:
 
 
 class LoadedLibrary:
-    """The functions of one release of a library.
+    """The functions of one release of an optional library.
 
     Args:
         library: package and modules, which are imported unless ``module`` is given.
-        needs: releases that fit, for messages.
+        needs: supported releases, for messages.
         module: module with the functions; None for the installed library.
         title: name and version of the library, for messages.
 

@@ -1,7 +1,7 @@
 """TransformerEngine's fused attention, which calls cuDNN.
 
-Tensors are sbhd, and windows are counted from the top-left corner. Packed documents are thd, and their statistics are
-``[rows, heads, 1]``.
+TransformerEngine's tensors are sbhd, and its windows are counted from the top-left corner. Packed documents are thd,
+and the softmax statistics of packed documents are ``[rows, heads, 1]``.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
 _NEEDS = "transformer-engine >= 2.1"
 _BACKEND = "F16_arbitrary_seqlen"
-#: First release that passes windows to cuDNN which do not end at the diagonal.
+#: First release of TransformerEngine that passes windows to cuDNN whose right end is not the diagonal.
 _WINDOWS_SINCE = (2, 16)
-#: First cuDNN that packs the statistics of documents. Earlier ones pad each document to the longest.
+#: First cuDNN version that packs the statistics of documents. Earlier versions pad documents to the longest one.
 _VARLEN_SINCE = 90600
 
 
 class TransformerEngineKernel(PreparedKernel):
     """``fused_attn_fwd`` and ``fused_attn_bwd`` of TransformerEngine.
 
-    The library checks in each call whether head dims, GPU and version of cuDNN fit together. It ignores strides, so all
-    tensors are made contiguous.
+    TransformerEngine checks in each call that head dims, GPU and cuDNN version fit together. It ignores strides, so
+    all tensors are made contiguous.
 
     Args:
         module: module with the functions; None for the installed library.
@@ -44,7 +44,7 @@ class TransformerEngineKernel(PreparedKernel):
         deterministic: see :class:`PreparedKernel`.
 
     Raises:
-        UnavailableError: the library is not installed, or of a version that does not fit.
+        UnavailableError: The library is not installed, or its version is not supported.
     """
 
     name = "te"
@@ -101,7 +101,7 @@ class TransformerEngineKernel(PreparedKernel):
             "attn_scale": spec.scale,
             "attn_bias_type": "no_bias",
             "qkv_layout": _three(layout),
-            # Before 2.15 all other layouts follow from that of q, k and v.
+            # Before 2.15 all layouts follow from the layout of q, k and v.
             "o_format": OptionalArgument(layout),
             "bottom_right_diagonal": OptionalArgument(False),
             "fake_dtype": tensors.dtype,
@@ -113,12 +113,12 @@ class TransformerEngineKernel(PreparedKernel):
     def _backward_arguments(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> dict[str, Any]:
         layout = _layout(tile)
         layouts = {"do_format": OptionalArgument(layout), "dqkv_layout": OptionalArgument(_three(layout))}
-        if self._differentiate.has("dqkv_dtype"):  # until 2.14; later gradients have the dtype of q
+        if self._differentiate.has("dqkv_dtype"):  # until 2.14; since then gradients have the dtype of q
             layouts["dqkv_dtype"] = self._library_dtype(tensors.dtype)
         return self._arguments(tile, spec, tensors) | layouts | {"deterministic": self.deterministic}
 
     def _library_dtype(self, dtype: torch.dtype | None) -> Any:
-        """Return TransformerEngine's name of a dtype; None for None, if only names of parameters are checked."""
+        """Return TransformerEngine's name of a dtype; None for None, if only parameter names are checked."""
         if dtype is None:
             return None
         return next(library for library, of_torch in self._library.module.TORCH_DType.items() if of_torch == dtype)
@@ -127,7 +127,7 @@ class TransformerEngineKernel(PreparedKernel):
         """Return the sizes, which are equal for all sequences of the batch, and the mask.
 
         Raises:
-            OptionError: The release does not support the window. Its own message would not name an alternative.
+            OptionError: The release does not support the window. TransformerEngine's own error names no alternative.
         """
         window = WindowSize(None, 0) if tile.causal else top_left(tile)
         # A window that ends at the diagonal is a causal mask with a limit, which all releases support.
@@ -147,7 +147,7 @@ class TransformerEngineKernel(PreparedKernel):
 
 
 def _varlen_arguments(tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
-    """Return sizes and mask of documents. There is no padding, so the padded boundaries are the same."""
+    """Return sizes and mask of documents. Documents have no padding, so the padded boundaries are the same."""
     documents = tile.cu_seqlens
     starts = _boundaries(documents.q, documents.k, tensors.device)
     return {
@@ -169,7 +169,6 @@ def _layout(tile: AttnTile) -> str:
 
 
 def _three(layout: str) -> str:
-    """Return the layout of q, k and v as three tensors."""
     return "_".join([layout] * 3)
 
 
@@ -196,7 +195,7 @@ def _backward_sbhd(call: Callable[..., Any], random_state: Tensor) -> BackwardCa
     def backward(
         dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # The auxiliary tensors of forward, but with the lse over all keys.
+        # TransformerEngine's auxiliary tensors of forward, except that the lse covers all keys.
         aux = [lse.permute(1, 2, 0).unsqueeze(-1).contiguous(), random_state]
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         dq, dk, dv, *_ = call(q=q, k=k, v=v, o=out.contiguous(), d_o=dout.contiguous(), aux_ctx_tensors=aux)
@@ -226,5 +225,5 @@ def _release(title: str) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def _random_state(device: torch.device) -> Tensor:
-    """Return the seed and offset of dropout, which is off: backward requires a tensor."""
+    """Return a seed and an offset of dropout. Dropout is off, but backward requires the tensor."""
     return torch.zeros(2, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""PyTorch's flash attention on a CPU: fp64, fp32, bf16 and fp16, with native GQA."""
+"""PyTorch's flash attention on a CPU for fp64, fp32, bf16 and fp16, with native GQA."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile, documents_of
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-#: Rows of a call for a tile with a window. Masked pairs in its columns are computed too.
+#: Rows of a call for a tile with a window. The operator also computes the masked pairs of a strip's columns.
 _STRIP = 128
 
 
 class TorchCpuKernel(PreparedKernel):
-    """The CPU flash op of PyTorch. Its non-square causal mask is aligned top-left, so causal tiles must be square.
+    """PyTorch's CPU flash operator, whose non-square causal mask is aligned top-left, so causal tiles must be square.
 
-    It requires equal head dims, so narrower tensors are padded with zeros, which changes no result.
+    The operator requires equal head dims. Smaller head dims are padded with zeros, which does not change the result.
     """
 
     name = "torch"
@@ -68,7 +68,7 @@ def _backward(
 
 
 def _bias(tile: AttnTile, q: Tensor) -> Tensor:
-    """Return the bias of the scores ``[rows, cols]``: 0, or -inf for masked pairs. It is too large to be cached."""
+    """Return the bias of the scores ``[rows, cols]``: 0, or -inf for masked pairs. The bias is too large to cache."""
     masked = ~unmasked_pairs(tile.window, tile.height, tile.width, device=q.device)
     bias = torch.zeros(masked.shape, dtype=q.dtype, device=q.device)
     return bias.masked_fill_(masked, float("-inf"))

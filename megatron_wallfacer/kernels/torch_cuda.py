@@ -1,4 +1,4 @@
-"""PyTorch's fused attention on a GPU: its copy of FlashAttention 2, and cuDNN. No other library is needed."""
+"""PyTorch's fused attention on a GPU, by its copy of FlashAttention 2 or by cuDNN, without another library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile
 class TorchFlashKernel(PreparedKernel):
     """``aten::_flash_attention_forward`` and ``_backward``: bshd, with windows as in FlashAttention 2.
 
-    Arguments are positional: the names of the random state, which is not used, differ between releases.
+    The arguments are positional, because releases name the unused random state differently.
 
     Args:
         aten: namespace of the operators; PyTorch's by default.
@@ -53,7 +53,7 @@ class TorchFlashKernel(PreparedKernel):
             dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
             bshd = [x.transpose(0, 1) for x in (dout, q, k, v, out)]
-            # The operator ignores the strides of the lse.
+            # PyTorch's operator ignores the strides of the lse.
             dq, dk, dv = call(*bshd, lse.permute(1, 2, 0).contiguous(), *rest, **options)
             return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
 
@@ -65,7 +65,7 @@ class TorchCudnnKernel(PreparedKernel):
 
     Args:
         aten: namespace of the operators; PyTorch's by default.
-        deterministic: see :class:`PreparedKernel`. True is not supported: backward is not deterministic.
+        deterministic: see :class:`PreparedKernel`. True is not supported, because cuDNN's backward is nondeterministic.
     """
 
     name = "cudnn"
@@ -74,7 +74,7 @@ class TorchCudnnKernel(PreparedKernel):
     def __init__(self, aten: Any = torch.ops.aten, *, deterministic: bool | None = None) -> None:
         super().__init__(deterministic=deterministic)
         self._aten = aten
-        #: Whether the lse of this release is [b, h, s, 1] instead of [b, h, s]. Backward takes the same shape.
+        #: Whether forward's lse is [b, h, s, 1] instead of [b, h, s] in this release. Backward takes the same shape.
         self._lse_has_width = False
 
     def unsupported_reason(self, inputs: Inputs) -> str | None:
@@ -106,7 +106,7 @@ class TorchCudnnKernel(PreparedKernel):
             spec.scale,
             _no_seed(tensors.device),
         )
-        # No bias, and no boundaries of documents.
+        # The operator gets neither a bias nor boundaries of documents.
         rest = (no_seed, no_seed, None, None, None, tile.height, tile.width, 0.0, tile.causal)
 
         def backward(
@@ -132,5 +132,5 @@ def _require_no_window(tile: AttnTile) -> None:
 
 @lru_cache(maxsize=64)
 def _no_seed(device: torch.device) -> Tensor:
-    """Return the random state of dropout, which is off: the argument must be a tensor."""
+    """Return a random state of dropout. Dropout is off, but the operator requires a tensor."""
     return torch.zeros((), dtype=torch.int64, device=device)

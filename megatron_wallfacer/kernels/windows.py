@@ -1,7 +1,7 @@
 """Windows and documents of tiles as the arguments of flash kernels.
 
-A :class:`TileWindow` counts diagonals from the top-left corner. FlashAttention counts from the bottom-right one: row i
-of ``rows`` is at column i + cols - rows, and sees ``left`` columns before that and ``right`` after it.
+A :class:`TileWindow` counts diagonals from the top-left corner. FlashAttention counts from the bottom-right corner:
+row i of ``rows`` sees ``left`` columns before column i + cols - rows and ``right`` columns after it.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from megatron_wallfacer.schedule.mask import NO_LIMIT
 
 
 class WindowSize(NamedTuple):
-    """Columns that a row sees before and after its own; None is no limit, and no side is negative."""
+    """Numbers of columns (left, right) that a row sees before and after its diagonal. None is no limit."""
 
     left: int | None = None
     right: int | None = None
 
     @property
     def numbers(self) -> tuple[int, int]:
-        """Both sides, with -1 for no limit."""
+        """Return (left, right) with -1 for no limit."""
         return tuple(NO_LIMIT if side is None else side for side in self)
 
 
 def bottom_right(tile: AttnTile) -> WindowSize:
     """Return the window size that FlashAttention takes for the window of a tile.
 
-    Sides without effect are None, so that FlashAttention runs its faster kernel without a window.
+    Limits without effect are None, so that FlashAttention runs its faster kernel without a window.
 
     Raises:
-        WallfacerError: A row or a column has no unmasked pair. The size would be negative, which means no limit.
+        WallfacerError: A row or a column has no unmasked pair. Its size would be negative, which means no limit.
     """
     left, right = top_left(tile)
     if tile.window is None:
@@ -47,7 +47,7 @@ def bottom_right(tile: AttnTile) -> WindowSize:
 
 
 def top_left(tile: AttnTile) -> WindowSize:
-    """Return the window size for kernels that count from the top-left corner, as cuDNN does.
+    """Return the window size for cuDNN, which counts from the top-left corner.
 
     Raises:
         WallfacerError: A row or a column has no unmasked pair.
@@ -64,13 +64,13 @@ def top_left(tile: AttnTile) -> WindowSize:
 def strips(tile: AttnTile, height: int) -> list[AttnTile]:
     """Divide a tile with a window into strips of rows. Rows and columns are counted from the tile's corner.
 
-    In tiles that are taller than wide FlashAttention 2 treats ``right >= cols`` as no limit and, if left is limited, no
-    limit as ``right = cols``. Both are wrong there. cuDNN supports no such tiles. So strips are at most as tall as the
-    tile is wide. Columns that no row of a strip sees are left out.
+    In tiles with more rows than columns FlashAttention 2 treats ``right >= cols`` as no limit. If left is limited, it
+    treats no limit as ``right = cols``. The results of such tiles are wrong, and cuDNN does not support the tiles. So a
+    strip has at most as many rows as the tile has columns. A strip omits columns that none of its rows sees.
 
     Args:
-        tile: tile with a window; each row and each column has an unmasked pair.
-        height: number of rows of a strip; the last strip may have fewer.
+        tile: tile with a window. Each row and each column has an unmasked pair.
+        height: number of rows of a strip. The last strip may have fewer.
     """
     assert tile.window is not None
     left, right = tile.window
@@ -93,7 +93,7 @@ def _check(tile: AttnTile) -> None:
         )
 
 
-#: Largest number of bytes of cached boundaries, with their copies on the device.
+#: Largest number of bytes of cached boundaries and their device copies.
 _LIMIT = 64 << 20
 
 
@@ -104,9 +104,9 @@ def _nbytes(boundaries: tuple[int, ...], device: torch.device) -> int:
 
 @byte_cache(_LIMIT, _nbytes)
 def cu_seqlens_tensor(boundaries: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return boundaries as int32 ``[documents + 1]`` on a device.
+    """Return document boundaries as int32 ``[documents + 1]`` on a device.
 
-    They are built once for all layers, and the host does not wait for the copy.
+    All layers share the cached tensor. The copy to the device is asynchronous.
     """
     made = torch.tensor(boundaries, dtype=torch.int32, pin_memory=device.type == "cuda")
     return made.to(device, non_blocking=True)
