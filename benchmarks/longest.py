@@ -41,11 +41,11 @@ def cluster_of(devices: int) -> Cluster:
 def row(model: str, devices: int) -> str:
     """Return one line of the table."""
     found = longest_sequences(Request(model_named(model), cluster_of(devices), 1))
-    tested = next((one for one in found if one.configuration.is_tested), None)
-    other = next((one for one in found if not one.configuration.is_tested), None)
+    plain = next((one for one in found if one.configuration.has_plain_optimizer), None)
+    other = next((one for one in found if not one.configuration.has_plain_optimizer), None)
     published = PUBLISHED.get((model, devices), "-")
     stops = limit_of_longer(found[-1]) if found else "weights and gradients alone do not fit"
-    return markdown_line((model, devices, *_cells(tested), *_cells(other), published, stops))
+    return markdown_line((model, devices, *_cells(plain), *_cells(other), published, stops))
 
 
 def _cells(found: LongestSequence | None) -> tuple[str, str]:

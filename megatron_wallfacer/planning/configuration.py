@@ -8,7 +8,7 @@ from functools import cached_property
 
 from megatron_wallfacer.planning.choice import Choice
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.flag_combinations import is_tested
+from megatron_wallfacer.planning.flag_combinations import has_plain_optimizer
 from megatron_wallfacer.planning.inventory import Buffer
 from megatron_wallfacer.planning.model import Model
 from megatron_wallfacer.planning.rank_memory import rank_buffers
@@ -33,7 +33,7 @@ class Request:
         cp: context-parallel size; None for all remaining ranks.
         causal: causal mask, else full attention.
         cuda_graphs: passes of attention are CUDA graphs.
-        tested_only: leave out optimizer flags that this project's tests do not train with.
+        plain_only: leave out all optimizers but the plain one.
     """
 
     model: Model
@@ -44,7 +44,7 @@ class Request:
     cp: int | None = None
     causal: bool = True
     cuda_graphs: bool = False
-    tested_only: bool = False
+    plain_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Configuration:
         return fits_memory(self.step, self.request.cluster)
 
     @property
-    def is_tested(self) -> bool:
-        """Whether this project's tests train with the optimizer flags."""
-        return is_tested(self.options)
+    def has_plain_optimizer(self) -> bool:
+        """Whether gradients and Adam's states are in fp32 on the device."""
+        return has_plain_optimizer(self.options)
 
 
 def fits_memory(step: StepEstimate, cluster: Cluster) -> bool:
@@ -92,7 +92,7 @@ def fits_memory(step: StepEstimate, cluster: Cluster) -> bool:
 
 
 def ranked(options: list[Configuration]) -> list[Configuration]:
-    """Return configurations by time, tested ones first, with the preferred one in front.
+    """Return configurations by time, those with the plain optimizer first, with the preferred one in front.
 
     Of configurations about as fast as the first (:data:`TIE`), the preferred one leaves device memory free
     (:data:`FREE_BELOW`), or else has the least host memory.
@@ -100,7 +100,7 @@ def ranked(options: list[Configuration]) -> list[Configuration]:
     if not options:
         return options
     first = options[0]
-    alike = [option for option in options if option.is_tested == first.is_tested]
+    alike = [option for option in options if option.has_plain_optimizer == first.has_plain_optimizer]
     equal = [option for option in alike if option.step.seconds <= TIE * first.step.seconds]
     chosen = min(equal, key=lambda option: (_used(option) > FREE_BELOW, option.step.host_gb, option.step.seconds))
     options.insert(0, options.pop(options.index(chosen)))
@@ -115,7 +115,7 @@ def _used(configuration: Configuration) -> float:
 def not_dominated(options: Iterable[Configuration]) -> list[Configuration]:
     """Return the configurations that no other one equals or beats in time, device memory and host memory."""
     kept: list[Configuration] = []
-    for option in sorted(options, key=lambda option: (not option.is_tested, option.step.seconds)):
+    for option in sorted(options, key=lambda option: (not option.has_plain_optimizer, option.step.seconds)):
         if not any(_beats(better, option) for better in kept):
             kept.append(option)
     return kept

@@ -15,7 +15,8 @@ from megatron_wallfacer.planning.training_options import TrainingOptions
 
 #: Rows of the table.
 ROWS = 10
-UNTESTED = "optimizer flags not tested here"
+#: Costs of an optimizer that have no time, by bytes per element of a gradient.
+_NOT_PLAIN = {2: "gradients rounded to bf16", 4: "optimizer flags not tested here"}
 _RECOMPUTED = {"none": "nothing", "keep-attention": "all but attention", "full": "all"}
 _OPTIMIZER = {"device": "", "precision-aware": "precision-aware", "host": "on the host"}
 _COSTS = {
@@ -41,7 +42,7 @@ def configuration_fields(configuration: Configuration) -> dict[str, Any]:
         "seconds": step.seconds,
         "mfu": step.mfu,
         "costs_s": asdict(step.overheads),
-        "is_tested": configuration.is_tested,
+        "has_plain_optimizer": configuration.has_plain_optimizer,
         "flags": configuration_flags(configuration),
     }
 
@@ -99,4 +100,6 @@ def _on_host(options: TrainingOptions) -> str:
 def _cost(configuration: Configuration) -> str:
     overheads = asdict(configuration.step.overheads)
     costs = [f"{_COSTS[name]} {seconds:.1f}" for name, seconds in overheads.items() if seconds >= 0.05]
-    return ", ".join(costs + [UNTESTED] * (not configuration.is_tested)) or "-"
+    if not configuration.has_plain_optimizer:
+        costs.append(_NOT_PLAIN[configuration.options.gradient_bytes])
+    return ", ".join(costs) or "-"

@@ -43,8 +43,8 @@ class PlanResult:
     """The result of a search.
 
     Attributes:
-        best: configurations that fit: the preferred one, see :func:`ranked`, then tested ones, then all others. None
-            of them needs more time, device memory and host memory than another.
+        best: configurations that fit: the preferred one (:func:`ranked`), then those with the plain optimizer, then all
+            others. None of them needs more time, device memory and host memory than another.
         leanest: simulated configuration with the least device memory.
         grids: simulated grids of attention for the first configuration, fastest first.
         considered: number of combinations in closed form.
@@ -98,7 +98,7 @@ class SizeCandidate:
 
     def combinations(self) -> Iterator[FlagCombination]:
         """Yield every combination of flags for these sizes."""
-        return flag_combinations(self.request.cluster, self.job.cp_size, tested_only=self.request.tested_only)
+        return flag_combinations(self.request.cluster, self.job.cp_size, plain_only=self.request.plain_only)
 
     def options(self, flags: FlagCombination, attention: AttentionEstimate) -> TrainingOptions:
         """Return a combination of flags with its numbers."""

@@ -13,8 +13,8 @@ from megatron_wallfacer.planning.rank_memory import activations, host_state_byte
 from megatron_wallfacer.planning.token_tiles import tiled
 from megatron_wallfacer.planning.training_options import Adam, ParallelSizes, TrainingOptions
 
-#: Adam's states, and bytes per element of a gradient. This project's tests train with the first pair. The others are
-#: Megatron's own, and need CUDA, TransformerEngine or bf16.
+#: Adam's states, and bytes per element of a gradient. The first pair is the plain optimizer. The second one rounds
+#: gradients. The others need CUDA or TransformerEngine, so this project's tests do not train with them.
 OPTIMIZERS: tuple[tuple[Adam, int], ...] = (("device", 4), ("device", 2), ("precision-aware", 4), ("host", 4))
 
 
@@ -46,7 +46,7 @@ class FlagCombination:
         return replace(self, loss_tiles=False, mlp_tiles=False)
 
 
-def flag_combinations(cluster: Cluster, cp_size: int, *, tested_only: bool = False) -> Iterator[FlagCombination]:
+def flag_combinations(cluster: Cluster, cp_size: int, *, plain_only: bool = False) -> Iterator[FlagCombination]:
     """Yield every supported combination, those with the fewest tiles first.
 
     Host memory needs a cluster with its rate and size. Tiles do not work with bf16 gradients. With one context-parallel
@@ -55,9 +55,9 @@ def flag_combinations(cluster: Cluster, cp_size: int, *, tested_only: bool = Fal
     Args:
         cluster: modelled cluster.
         cp_size: context-parallel size.
-        tested_only: leave out optimizer flags that this project's tests do not train with.
+        plain_only: leave out all optimizers but the plain one.
     """
-    optimizers = OPTIMIZERS[:1] if tested_only else OPTIMIZERS
+    optimizers = OPTIMIZERS[:1] if plain_only else OPTIMIZERS
     on_host = (False, True) if cluster.offers_host_memory else (False,)
     for recompute, (inputs, outputs) in product(RECOMPUTE, product(on_host, on_host)):
         if (inputs and recompute == "none") or (outputs and recompute != "keep-attention"):
@@ -70,8 +70,8 @@ def flag_combinations(cluster: Cluster, cp_size: int, *, tested_only: bool = Fal
             yield FlagCombination(recompute, inputs, outputs, adam, size, loss, mlp)
 
 
-def is_tested(options: TrainingOptions) -> bool:
-    """Return whether this project's tests train with the optimizer flags."""
+def has_plain_optimizer(options: TrainingOptions) -> bool:
+    """Return whether gradients and Adam's states are in fp32 on the device."""
     return (options.adam, options.gradient_bytes) == OPTIMIZERS[0]
 
 

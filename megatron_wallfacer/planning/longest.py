@@ -68,7 +68,7 @@ class _ScaledConfiguration:
 
 
 def longest_sequences(request: Request) -> list[LongestSequence]:
-    """Return the longest sequence with tested flags, then a longer one with other optimizer flags.
+    """Return the longest sequence with the plain optimizer, then a longer one with other optimizer flags.
 
     Args:
         request: model, cluster and given sizes; its sequence length is not used.
@@ -81,16 +81,16 @@ def longest_sequences(request: Request) -> list[LongestSequence]:
     """
     grids = [(candidate, choice) for candidate in _candidates(request) for choice in _leanest_grids(candidate)]
     longest: list[LongestSequence] = []
-    for tested_only in (True, False):
+    for plain_only in (True, False):
         tokens, sizes = 0, None
         for candidate, choice in grids:
-            for flags in flag_combinations(request.cluster, candidate.job.cp_size, tested_only=tested_only):
+            for flags in flag_combinations(request.cluster, candidate.job.cp_size, plain_only=plain_only):
                 if (flags.loss_tiles and flags.mlp_tiles) or flags.gradient_bytes == 2:
                     fits = _ScaledConfiguration(candidate, choice, flags).fits
                     more = _most_tokens(fits, tokens, request.cluster.ranks)
                     tokens, sizes = (more, candidate.sizes) if more else (tokens, sizes)
         if sizes is not None:
-            best = _simulated(replace(request, tp=sizes.tp, tokens=tokens, tested_only=tested_only))
+            best = _simulated(replace(request, tp=sizes.tp, tokens=tokens, plain_only=plain_only))
             if not longest or best.configuration.request.tokens > longest[0].configuration.request.tokens:
                 longest.append(best)
     return longest
@@ -141,6 +141,6 @@ def _simulated(request: Request) -> LongestSequence:
     while True:
         result = search_configurations(request)
         if result.best:
-            best = min(result.best, key=lambda option: (not option.is_tested, option.step.seconds))
+            best = min(result.best, key=lambda option: (not option.has_plain_optimizer, option.step.seconds))
             return LongestSequence(best, unit, longer.leanest)
         request, longer = replace(request, tokens=request.tokens - unit), result

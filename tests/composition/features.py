@@ -37,6 +37,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "plain": "",
         "distributed": "--use-distributed-optimizer",
         "overlapped": "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
+        "bf16-gradients": "--use-distributed-optimizer --grad-reduce-in-bf16",
     },
     "experts": {"dense": "", "moe": _EXPERTS, "moe-ep2": f"{_EXPERTS} --expert-model-parallel-size 2"},
     "mtp": {"off": "", "on": "--mtp-num-layers 1"},
@@ -183,6 +184,16 @@ CONSTRAINTS = (
         ("mtp", "positions"),
         lambda mtp, positions: (mtp, positions) != ("on", "learned"),
         "refused by Megatron (training/arguments.py:857)",
+    ),
+    Constraint(
+        ("optimizer", "dtype"),
+        lambda optimizer, dtype: optimizer != "bf16-gradients" or dtype == "bf16",
+        "in fp32 the flag changes nothing: gradients have the dtype of the parameters",
+    ),
+    Constraint(
+        ("optimizer", "tiles"),
+        lambda optimizer, tiles: (optimizer, tiles) != ("bf16-gradients", "on"),
+        "an error of the plugin: sums over tiles would be in bf16",
     ),
     Constraint(
         ("tiles", "mtp"),

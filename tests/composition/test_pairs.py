@@ -98,6 +98,7 @@ FORBIDDEN = {
     (("mtp", "on"), ("positions", "learned")),
     (("mtp", "on"), ("documents", "masked")),
     (("mtp", "on"), ("tiles", "on")),
+    *((("optimizer", "bf16-gradients"), other) for other in (("dtype", "fp32"), ("tiles", "on"))),
     *((("host", host), ("recompute", recompute)) for host in ("inputs", "all") for recompute in ("none", "selective")),
     *((("host", "all"), ("recompute", recompute)) for recompute in ("uniform", "block")),
     *((("attention", "mla"), ("heads", heads)) for heads in ("gqa", "mqa")),

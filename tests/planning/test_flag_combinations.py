@@ -11,7 +11,7 @@ from megatron_wallfacer.planning.cluster_file import load_cluster
 from megatron_wallfacer.planning.flag_combinations import (
     FlagCombination,
     flag_combinations,
-    is_tested,
+    has_plain_optimizer,
     training_options,
 )
 from megatron_wallfacer.planning.model import MODELS
@@ -68,7 +68,7 @@ def test_the_host_link_limits_the_layers() -> None:
     assert options(KEPT, forward_s=0.0, host_link=1.0).inputs_on_host == 0.0
 
 
-def test_only_the_first_optimizer_is_tested_here() -> None:
-    assert is_tested(TrainingOptions())
-    assert not is_tested(TrainingOptions(gradient_bytes=2))
-    assert not is_tested(TrainingOptions(adam="host"))
+def test_only_the_first_optimizer_is_plain() -> None:
+    assert has_plain_optimizer(TrainingOptions())
+    assert not has_plain_optimizer(TrainingOptions(gradient_bytes=2))
+    assert not has_plain_optimizer(TrainingOptions(adam="host"))

@@ -17,17 +17,17 @@ REQUEST = Request(MODELS["llama3-8b"], NODE, 1, tp=4)
 
 
 def test_an_8b_model_on_one_node() -> None:
-    tested, untested = longest_sequences(REQUEST)
-    for one, only_tested in ((tested, True), (untested, False)):
+    plain, other = longest_sequences(REQUEST)
+    for one, only_plain in ((plain, True), (other, False)):
         tokens = one.configuration.request.tokens
         assert one.configuration.fits
-        assert one.configuration.is_tested == only_tested
+        assert one.configuration.has_plain_optimizer == only_plain
         assert not fits_memory(one.longer.step, NODE)
-        request = replace(REQUEST, tokens=tokens + one.unit, tested_only=only_tested)
+        request = replace(REQUEST, tokens=tokens + one.unit, plain_only=only_plain)
         assert search_configurations(request).best == ()
-    assert tested.configuration.request.tokens >= 2_000_000
-    assert untested.configuration.request.tokens > tested.configuration.request.tokens
-    assert untested.configuration.options.adam == "host"
+    assert plain.configuration.request.tokens >= 2_000_000
+    assert other.configuration.request.tokens > plain.configuration.request.tokens
+    assert other.configuration.options.adam == "host"
 
 
 def test_host_memory_may_stop_it() -> None:
