@@ -23,7 +23,7 @@ def kept_sizes(call: Call, shape: Shape) -> tuple[int, ...]:
 
 
 def keep_on_host(queue: OffloadQueue, chunk: int, layer: int) -> Callable[[ForwardResult], Callable[[], ForwardResult]]:
-    """Return a function that moves a finished forward pass to host memory, and returns a function that loads it.
+    """Return a function that stores a finished forward pass in host memory and makes a function that loads the pass.
 
     Args:
         queue: queue of kept outputs.
