@@ -1,1 +1,1 @@
-"""The engine: runs schedules on process groups and kernels. It imports torch.distributed, but not Megatron."""
+"""Execution of schedules on process groups and kernels. The package imports torch.distributed, but not Megatron."""

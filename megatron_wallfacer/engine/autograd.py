@@ -1,4 +1,4 @@
-"""One autograd function over the two operators."""
+"""The autograd function of attention, which calls the forward and the backward operator."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from megatron_wallfacer.schedule.mask import Mask
 
 @dataclass(frozen=True)
 class ForwardResult:
-    """The tensors of a forward pass that backward needs, without the local q, k and v.
+    """The tensors of a forward pass that backward needs in addition to the local q, k and v.
 
     Attributes:
         out: output, sbhd, in the dtype of q.
         lse: log-sum-exp of the scores, ``[tokens, batch, q_heads]``.
-        kept: bytes of the values that the schedule keeps, in its order.
+        kept: bytes of the values that the schedule keeps for backward, in the schedule's order.
     """
 
     out: Tensor
@@ -39,9 +39,9 @@ def attend(
         k: local keys, sbhd.
         v: local values, sbhd.
         call: all other arguments of attention.
-        result: result of an earlier forward pass on the same q, k and v, which is reused.
-        sinks: one additional logit with a value of zero per head, ``[q_heads]``. Its gradient is that of the rows of
-            this rank.
+        result: result of an earlier forward pass on the same q, k and v, which replaces the forward pass.
+        sinks: one additional logit per head with a value of zero, ``[q_heads]``. The gradient of the sinks covers only
+            the rows of this rank.
 
     Raises:
         OptionError: The heads do not divide along the head axis, or the mask does not fit the sequence.
@@ -53,7 +53,7 @@ def attend(
 
 
 def run_forward(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None = None) -> ForwardResult:
-    """Return the result of the forward pass, which :func:`attend` can reuse. Collective, not differentiable.
+    """Run the forward pass, and return its result for :func:`attend`. The pass is collective, not differentiable.
 
     Raises:
         OptionError: The heads do not divide along the head axis, or the mask does not fit the sequence.
@@ -63,7 +63,7 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | Non
 
 
 def _in_chunk_order(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, ...]:
-    """Return q, k, v with rows in the order of the schedule."""
+    """Return q, k, v with rows in the chunk order of the schedule."""
     if not call.mask.reorders:
         return q, k, v
     call.check(q, k)
@@ -87,11 +87,11 @@ class _Attention(torch.autograd.Function):
         result: ForwardResult | None,
     ) -> Tensor:
         result = result or _run_forward(q, k, v, call, sinks)
-        # The call is held, not only its number: operators find it by its number during its lifetime.
+        # Operators find the call by its number only while the call exists, so backward keeps the call itself.
         ctx.call, ctx.kv_heads, ctx.head_dim = call, k.shape[2], k.shape[3]
-        # Autograd writes into the returned tensor, so the tensor of a kept result must not be returned itself.
+        # Autograd writes into the returned tensor, so the tensor of a cached result must not be returned itself.
         out = result.out.detach()
-        # If q, k and v were exchanged along the head axis, backward reads the exchanged tensors, which are kept.
+        # If q, k and v were exchanged along the head axis, backward reads the exchanged tensors, which are in `kept`.
         inputs = () if call.plan.grid.head > 1 else (q, k, v)
         ctx.kept, ctx.has_sinks = len(result.kept), sinks is not None
         ctx.save_for_backward(out, result.lse, *result.kept, *inputs, *([sinks] if ctx.has_sinks else []))
@@ -109,10 +109,11 @@ class _Attention(torch.autograd.Function):
 
 
 def chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
-    """Return rows that are ordered by document in the order of the schedule: the same one if the sequence is divided.
+    """Reorder the rows of a shard from document order to the chunk order of a schedule.
 
-    Megatron and TransformerEngine order rows by document, and in each document the low chunk before the high one. A
-    schedule orders rows by chunk of the sequence: the low chunks of all documents, then their high chunks.
+    With ``shard_mode`` ``sequence`` both orders are equal. With ``per_document`` Megatron and TransformerEngine order
+    rows by document, and in each document the low chunk before the high chunk. A schedule orders rows by chunk of the
+    sequence: the low chunks of all documents, then the high chunks of all documents.
 
     Args:
         x: rows ``[tokens / P, ...]`` of a shard.
@@ -126,7 +127,7 @@ def chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
 
 
 def document_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
-    """Return rows in the order of documents: the inverse of :func:`chunk_order`."""
+    """Reorder the rows of a shard from chunk order to document order: the inverse of :func:`chunk_order`."""
     if not mask.reorders:
         return x
     halves = _halves(mask, cp_size)
@@ -136,5 +137,5 @@ def document_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
 
 
 def _halves(mask: Mask, cp_size: int) -> list[int]:
-    """Return the number of rows of the low and the high chunk of each document, alternately."""
+    """Return the numbers of rows of the low and the high chunk of each document, alternately."""
     return [(end - start) // (2 * cp_size) for start, end in pairwise(mask.documents or ()) for _ in range(2)]

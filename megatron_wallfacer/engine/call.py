@@ -1,4 +1,4 @@
-"""A call of attention: all of its arguments but the tensors, and the compiled passes for tensors of given sizes."""
+"""A call of attention with all arguments except tensors, and its compiled passes for tensors of given sizes."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from megatron_wallfacer.schedule.volume import Shape
 
 @dataclass(frozen=True)
 class Runtime:
-    """The objects that run a schedule.
+    """The objects that run a schedule on one rank.
 
     Attributes:
         transfers: transfers of the process groups of this rank.
         kernel: attention kernel of the rank.
         scale: factor of the scores.
-        observer: observer of passes, operations and waits.
-        softcap: cap of the scores; 0 for none.
-        graphs: runs passes as CUDA graphs, or inside those of another owner; None for eager passes alone.
+        observer: context for each pass, operation and wait.
+        softcap: cap of the scores; 0 for no cap.
+        graphs: object that runs passes as CUDA graphs or inside Megatron's CUDA graphs; None for eager passes only.
     """
 
     transfers: Transfers
@@ -53,17 +53,17 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Call:
-    """All arguments of one call of attention but its tensors.
+    """All arguments of one call of attention except tensors.
 
     Attributes:
         plan: grid and choices.
         runtime: transfers, kernel and constant arguments.
         mask: set of unmasked pairs.
-        keep_gathered_q: whether forward keeps the gathered queries for backward, instead of gathering them again.
+        keep_gathered_q: whether forward keeps the gathered queries for backward. Otherwise backward gathers them again.
         layer: number of the layer in the whole model, from 1, or its name; None outside a model. For messages only.
-        verify: whether every message is compared with its source. Such a pass is not a CUDA graph.
-        number: number by which operators find the call (:func:`call_of_number`) during its lifetime.
-        run: function that runs a compiled pass: :func:`megatron_wallfacer.engine.execute.execute`, or a CUDA graph.
+        verify: whether every message is compared with its source. A verified pass is not a CUDA graph.
+        number: number by which operators find the call (:func:`call_of_number`) while it exists.
+        run: function that runs a compiled pass, such as :func:`megatron_wallfacer.engine.execute.execute`.
     """
 
     plan: Plan
@@ -74,16 +74,16 @@ class Call:
     verify: bool = False
     number: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
     run: Callable[..., tuple[list[Tensor], list[Tensor]]] = field(init=False, compare=False, repr=False)
-    #: Function that returns the strides for which passes are lowered.
+    #: Function from a tensor to the strides for which passes are lowered.
     _strides: Callable[[Tensor], tuple[int, ...]] = field(init=False, compare=False, repr=False)
-    #: Number that is equal for calls that share compiled passes: those with equal plan, kernel, mask and scale.
+    #: Number that is equal for calls with equal plan, kernel, mask and scale. Such calls share compiled passes.
     _alike: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         runtime = self.runtime
         alike = self.plan, runtime.kernel, runtime.scale, runtime.softcap, self.mask, self.keep_gathered_q
         object.__setattr__(self, "_alike", runtime.transfers.passes.number_of(alike, self.mask.nbytes))
-        # Documents differ with every micro-batch, so their graph would not be replayed.
+        # Documents differ with every micro-batch, so a graph of a pass with documents would not be replayed.
         graphs = runtime.graphs if self.mask.documents is None and not self.verify else None
         eager = VerifiedRun(self) if self.verify else execute
         object.__setattr__(self, "run", eager if graphs is None else graphs.run)
@@ -91,10 +91,10 @@ class Call:
         _calls[self.number] = weakref.ref(self, lambda _, number=self.number: _calls.pop(number, None))
 
     def forward_pass(self, q: Tensor, k: Tensor, v: Tensor, *, sinks: bool) -> CompiledPass:
-        """Return the compiled forward pass for tensors of these sizes, sbhd.
+        """Return the compiled forward pass for the sizes of the given tensors, sbhd.
 
         Raises:
-            OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
+            OptionError: The heads do not divide along the head axis, or the mask does not fit the sequence.
         """
         passes, strides = self.runtime.transfers.passes, (self._strides(q), self._strides(k), self._strides(v))
         key = self._alike, sinks, q.shape, k.shape, v.shape, strides, q.dtype, q.device
@@ -108,12 +108,12 @@ class Call:
         return found
 
     def backward_pass(self, own: Mapping[str, Tensor], kv_heads: int, head_dim: int) -> CompiledPass:
-        """Return the compiled backward pass. Its last input is delta, contiguous ``[tokens / P, batch, q_heads]``.
+        """Return the compiled backward pass, whose last input is delta, contiguous ``[tokens / P, batch, q_heads]``.
 
         Args:
-            own: local tensors by name: dout, out, lse, and q, k, v unless forward kept exchanged ones.
+            own: local tensors by name: dout, out, lse. If forward did not exchange heads, also q, k, v.
             kv_heads: heads of the local keys and values.
-            head_dim: channels of a query or key head.
+            head_dim: channels per query or key head.
         """
         passes, out = self.runtime.transfers.passes, own["out"]
         strides = tuple(map(self._strides, own.values()))
@@ -130,7 +130,7 @@ class Call:
         """Check that heads and mask fit the local tensors, sbhd.
 
         Raises:
-            OptionError: the heads do not divide along the head axis, or the mask does not fit the sequence.
+            OptionError: The heads do not divide along the head axis, or the mask does not fit the sequence.
         """
         cp_size = self.plan.grid.cp_size
         check_heads(self.plan, q.shape[2], k.shape[2])
@@ -148,7 +148,7 @@ class Call:
         return compile_pass(program, runtime.kernel, spec, runtime.transfers, like.device, like.dtype)
 
     def schedule(self, build: Any, shape: Shape) -> Schedule:
-        """Return the schedule of this rank, built by :func:`forward_schedule` or :func:`backward_schedule`."""
+        """Return the schedule of this rank. ``build`` is :func:`forward_schedule` or :func:`backward_schedule`."""
         return build(
             self.plan,
             self.runtime.transfers.groups.rank,
@@ -173,15 +173,15 @@ def _shape(like: Tensor, kv_heads: int, head_dim: int, v_head_dim: int) -> Shape
     )
 
 
-# Arguments of operators are numbers, not objects. The caller holds the call.
+# Operators of PyTorch take numbers instead of objects. The registry does not keep calls alive.
 _calls: dict[int, weakref.ref[Call]] = {}
 
 
 def call_of_number(number: int) -> Call:
-    """Return the call that has this number.
+    """Return the call with a number.
 
     Raises:
-        WallfacerError: the call no longer exists.
+        WallfacerError: The call no longer exists.
     """
     reference = _calls.get(number)
     call = reference() if reference is not None else None

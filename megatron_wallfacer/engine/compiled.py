@@ -1,6 +1,6 @@
-"""A compiled pass: a program bound to process groups and a kernel, so that a run needs no look-ups.
+"""A compiled pass: a program that is bound to process groups and a kernel, so that a run needs no look-ups.
 
-It holds no memory of a pass. :mod:`megatron_wallfacer.engine.execute` runs it.
+A compiled pass has no memory for tensors. :mod:`megatron_wallfacer.engine.execute` allocates the memory of each run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_wallfacer.schedule.ops import Op, Transfer
 from megatron_wallfacer.schedule.program import AttendBackward, AttendForward, Program
 
 _ATTEND = (AttendForward, AttendBackward)
-#: As tracemalloc counts passes of 8,000 documents: each operand with its entry in the pass, each step with its call.
+#: Bytes of an operand with its entry in the pass, and of a step with its call, measured by tracemalloc.
 _OPERAND_BYTES, _STEP_BYTES = 400, 1500
 
 
@@ -28,20 +28,21 @@ class CompiledPass:
     """One pass of one rank, ready to run.
 
     Attributes:
-        program: program that was bound.
+        program: program of the pass.
         kernel: attention kernel of the rank.
         device: device of all tensors.
         reads_delta: whether a step reads delta of the local rows.
         results: shape and dtype of each result.
         kept: bytes of each value that is kept for backward.
-        bases: number of the buffer of each base of operands, and the dtype in which it is read; None for the dtype of
-            the buffer. The order of buffers is: local tensors, given values, results, kept values, workspace.
+        bases: for each base of operands, the number of its buffer and the dtype in which the buffer is read; None for
+            the buffer's own dtype. Buffers are numbered in the order local tensors, given values, results, kept values,
+            workspace.
         operands: number, number of the base, shape, strides and offset (in elements) of each operand that a step needs
             as a tensor.
         steps: calls of all steps, in order.
         labelled: operation or wait of each group of calls, for observers.
         transfers: number of transfers.
-        received: bytes received, by (axis, tensor).
+        received: bytes received per run, by (axis, tensor).
         label: description of the pass, for observers.
     """
 
@@ -61,7 +62,7 @@ class CompiledPass:
 
     @property
     def host_bytes(self) -> int:
-        """Approximate bytes of host memory: the steps, their operands, and the boundaries of documents."""
+        """Return the approximate bytes of host memory for steps, operands and boundaries of documents."""
         tiles = (step.tile for _, steps in self.program.steps for step in steps if isinstance(step, _ATTEND))
         documents = sum(2 * len(tile.cu_seqlens.q) for tile in tiles if tile.cu_seqlens is not None)
         return _OPERAND_BYTES * len(self.operands) + _STEP_BYTES * len(self.steps) + INTEGER_BYTES * documents
@@ -75,13 +76,13 @@ def compile_pass(
     device: torch.device,
     dtype: torch.dtype,
 ) -> CompiledPass:
-    """Bind a program.
+    """Bind a program to a kernel and to process groups.
 
     Args:
         program: program of this rank.
         kernel: attention kernel of the rank.
         spec: constant arguments of the kernel.
-        transfers: transfers of the process groups of this rank.
+        transfers: transfers over the process groups of this rank.
         device: device of all tensors.
         dtype: dtype of the inputs.
     """
@@ -118,10 +119,10 @@ def compile_pass(
 
 
 def rows_in_one_launch(device: torch.device) -> bool:
-    """Return whether a list of row operations is one launch of a Triton kernel."""
+    """Return whether a list of row operations on the device is one launch of a Triton kernel."""
     return device.type == "cuda"
 
 
 def _viewed(program: Program) -> list[int]:
-    """Return the operands that steps need as tensors. Launches of row lists need buffers only."""
+    """Return the numbers of the operands that steps need as tensors. Launches of row lists need only buffers."""
     return sorted({one for _, steps in program.steps for step in steps for one in taken(step, program.transfers)})

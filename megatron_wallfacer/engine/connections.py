@@ -1,4 +1,4 @@
-"""The cache of process groups: one :class:`Transfers` for each context-parallel group, grid and kind of transfers."""
+"""The cache of process groups, with one :class:`Transfers` per context-parallel group, grid and kind of transfers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.engine.waits.watch import start_watch
 from megatron_wallfacer.schedule.grid import Grid
 
-# The key holds the group instead of its ranks: two groups of the same ranks are destroyed at different times. While an
-# entry holds a group, no new group can have the same identity.
+# The key has the group instead of its ranks, because two groups of the same ranks are destroyed at different times.
+# While an entry references a group, no new group can have the same identity.
 _Key = tuple[dist.ProcessGroup | None, Grid, str, str]
 _made: dict[_Key, Transfers] = {}
 
 
 def find(group: dist.ProcessGroup | None, grid: Grid, kind: str, device: torch.device) -> Transfers | None:
-    """Return the transfers that :func:`connected` has created for these arguments; None if there are none."""
+    """Return the transfers that :func:`connected` has created for the same arguments; None if there are none."""
     return _made.get((_named(group), grid, kind, device.type))
 
 
@@ -43,7 +43,7 @@ def connected(
 ) -> Transfers:
     """Return the transfers of a context-parallel group along the axes of a grid.
 
-    Groups are created in the first call only, which is slow and collective over the world, like
+    The first call creates groups. It is slow, and collective over the world, like
     :func:`megatron_wallfacer.engine.groups.connect`. It also drops the entries of groups that have been destroyed.
     Ctrl-C takes effect after the groups are created.
 
@@ -53,10 +53,10 @@ def connected(
         kind: one of :data:`megatron_wallfacer.engine.staged.TRANSFERS`.
         device: device of the tensors that are sent.
         timeout: timeout of the created groups; the default of torch.distributed unless given.
-        options: function that creates the ``pg_options`` of one group, for NCCL only.
+        options: function that returns the ``pg_options`` of one new group, for NCCL only.
 
     Raises:
-        OptionError: The group is destroyed or has another size, or its backend cannot send tensors of the device.
+        OptionError: The group is destroyed, its size is not ``cp_size``, or its backend cannot send the tensors.
     """
     group = _named(group)
     check_alive(group)
@@ -78,43 +78,42 @@ def connected(
 
 
 def connections_of(global_ranks: Sequence[int]) -> list[Transfers]:
-    """Return the transfers of all grids of the context-parallel groups with these ranks."""
+    """Return the transfers of all grids over the context-parallel groups with the given ranks."""
     return [made for made in _made.values() if made.groups.global_ranks == tuple(global_ranks)]
 
 
 def close_groups() -> None:
-    """Destroy the process groups of every entry in the order of creation. Collective on NCCL."""
+    """Destroy all cached process groups in the order of their creation. Collective on NCCL."""
     _close(lambda cp: True)
 
 
 def _close(chosen: Callable[[dist.ProcessGroup | None], bool]) -> None:
-    """Destroy the process groups of the chosen context-parallel groups, and drop their entries."""
+    """Destroy the process groups of the chosen context-parallel groups, and drop the cache entries of these groups."""
     for key in [key for key in _made if chosen(key[0])]:
         transfers = _made.pop(key)
-        # Graphs hold operations of the communicators, which cannot be destroyed before them.
+        # Graphs contain operations of the communicators, so they must be freed before the communicators.
         if transfers.graphs is not None:
             transfers.graphs.drop()
-        # Compiled passes hold their groups.
+        # Compiled passes reference their groups.
         transfers.passes.clear()
         transfers.groups.close()
 
 
 def _named(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """Return the group; if it is None, the group of the world."""
     return dist.group.WORLD if group is None and dist.is_initialized() else group
 
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Deliver a SIGINT that arrives inside of the block when the block ends.
+    """Deliver a SIGINT that arrives inside the block when the block ends.
 
-    A rank that ends between two collective calls that create groups would block all other ranks of the job until the
-    timeout of process groups: the groups whose connections could be closed do not exist yet.
+    If a rank ended between two collective calls that create groups, all other ranks would wait until the timeout of
+    process groups. The groups that exist so far do not suffice to release these ranks.
 
-    Without effect outside of the main thread, and where a program has set SIGINT to be ignored or to end the process.
+    The context has no effect outside the main thread, or if SIGINT is ignored or ends the process by default.
 
     Raises:
-        KeyboardInterrupt: by Python's own handler, at the end of the block.
+        KeyboardInterrupt: SIGINT arrived inside the block. Python's handler raises at the end of the block.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

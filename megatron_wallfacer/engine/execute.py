@@ -1,4 +1,4 @@
-"""Run a compiled pass: allocate its buffers, create its operands as views, run its steps in order."""
+"""Execution of a compiled pass: allocate buffers, create operands as views of the buffers, run the steps in order."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def execute(
         inputs: local tensors in the order of the program, with the strides for which it was lowered.
         given: bytes of the values that forward kept, in the order of the program.
         transfers: counters of the received bytes.
-        observer: observes the pass, each operation and each wait.
+        observer: context for the pass, each operation and each wait.
 
     Returns:
-        The results in the program's order, and the bytes of what is kept for backward.
+        The results and the bytes of the values that are kept for backward, in the order of the program.
     """
     results, kept, workspace = allocate(compiled)
     run_steps(compiled, [*inputs, *given, *results, *kept, workspace], observer)
@@ -43,7 +43,7 @@ def allocate(compiled: CompiledPass) -> tuple[list[Tensor], list[Tensor], Tensor
 
 
 def run_steps(compiled: CompiledPass, buffers: Sequence[Tensor], observer: Observer) -> None:
-    """Run the steps of a pass on its buffers, which are in the order of :attr:`CompiledPass.bases`."""
+    """Run the steps of a pass on its buffers, in the buffer order of :attr:`CompiledPass.bases`."""
     operands = _operands(compiled, buffers)
     works: list[Any] = [None] * compiled.transfers
     if observer is no_observer:
@@ -54,7 +54,7 @@ def run_steps(compiled: CompiledPass, buffers: Sequence[Tensor], observer: Obser
 
 
 def count_received(compiled: CompiledPass, transfers: Transfers) -> None:
-    """Count the bytes that one run of a pass receives."""
+    """Add the bytes that one run of a pass receives to the counters of the transfers."""
     for key, nbytes in compiled.received:
         transfers.received[key] += nbytes
 
@@ -63,7 +63,7 @@ def _operands(compiled: CompiledPass, buffers: Sequence[Tensor]) -> list[Any]:
     """Return the list that steps index: operands as views of their buffers, empty slots, and the buffers."""
     as_strided = torch.as_strided
     bases = [buffers[number] if dtype is None else buffers[number].view(dtype) for number, dtype in compiled.bases]
-    # A local tensor may begin anywhere in its storage.
+    # A local tensor may begin at any offset of its storage.
     starts = [base.storage_offset() for base in bases]
     operands: list[Any] = [None] * (len(compiled.program.operands) + compiled.program.slots)
     for number, base, shape, strides, offset in compiled.operands:
@@ -73,7 +73,6 @@ def _operands(compiled: CompiledPass, buffers: Sequence[Tensor]) -> list[Any]:
 
 
 def _observed(compiled: CompiledPass, operands: list[Any], works: list[Any], observer: Observer) -> None:
-    """Run the steps with each operation and each wait inside a context of the observer."""
     with observer(compiled.label):
         for label, steps in compiled.labelled:
             with observer(label):

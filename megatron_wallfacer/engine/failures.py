@@ -1,7 +1,7 @@
-"""An exception in a pass: its groups are closed, so that waiting ranks raise too, and all ranks report the first cause.
+"""Handling of an exception in a pass: the rank closes its groups, so that waiting ranks raise the same first cause.
 
-Messages of the pass may still be in flight, and a later pass would receive them. So the groups of the context-parallel
-group are not used again until :func:`megatron_wallfacer.attention.forget_groups` has destroyed them on every rank.
+After an exception messages of the pass may still be in flight, and a later pass could receive them. So the groups stay
+closed until :func:`megatron_wallfacer.attention.forget_groups` has destroyed them on every rank.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from megatron_wallfacer.engine.call import Call
 
 _SHOWN = 300
-#: No message of a schedule has this tag.
+#: Tag that no message of a schedule has.
 _TAG = 2**30
 _AT_ONCE = timedelta(milliseconds=1)
 
 
 def closed_error(cause: str) -> WallfacerError:
-    """Return the error of a pass over closed groups.
+    """Return the error of a pass whose groups are closed.
 
     Args:
         cause: first failure, with its rank and pass.
@@ -54,9 +54,9 @@ def pass_name(phase: str, layer: int | str | None) -> str:
 def fail(call: Call, phase: str, error: BaseException) -> None:
     """Close the groups of a call after an exception in a pass.
 
-    The first rank that fails publishes the cause in the store of the job, then closes its connections. On gloo waiting
-    ranks get an error at once. They call this function too, read the cause, and raise it. A killed rank publishes
-    nothing: the first rank that waits for it publishes that its connection is lost.
+    The first rank that fails publishes the cause in the job's store, then closes its connections. On gloo the waiting
+    ranks then get an error at once, read the cause, and raise it. A killed rank publishes nothing. Instead the first
+    rank that waits for a killed rank publishes that its connection is lost.
 
     Args:
         call: call of attention.
@@ -64,7 +64,7 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
         error: exception of this rank.
 
     Raises:
-        WallfacerError: The error follows from the failure of another rank, which the message names.
+        WallfacerError: The exception follows from the failure of another rank, which the message names.
     """
     transfers = call.runtime.transfers
     if transfers.groups.grid.cp_size == 1 or not dist.is_initialized():
@@ -72,14 +72,14 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
     broken, PROGRESS.broken = PROGRESS.broken if _follows(error) else None, None
     failure = "failed" if broken is None else f"lost its connection to {_peers(broken)}"
     own = f"rank {dist.get_rank()} {failure} in the {pass_name(phase, call.layer)}: {reason_of(error)}"
-    # A rank may wait in a pass of another grid.
+    # Peers may wait in a pass of another grid, so the groups of all grids are closed.
     _close([transfers, *connections_of(transfers.groups.global_ranks)], own)
     if _follows(error) and (transfers.failure != own or broken is not None):
         raise closed_error(transfers.failure) from error
 
 
 def fail_outside(group: dist.ProcessGroup, error: BaseException) -> None:
-    """Close the groups of a context-parallel group after an exception before a pass that other ranks may have begun.
+    """Close the groups of a context-parallel group after an exception that precedes a pass on this rank only.
 
     Args:
         group: context-parallel group.
@@ -90,22 +90,17 @@ def fail_outside(group: dist.ProcessGroup, error: BaseException) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the type of an error and the first line of its text."""
+    """Return the type of an exception and the first line of its message."""
     first_line = " ".join(str(error).partition("\n")[0].split())[:_SHOWN]
     return ": ".join(filter(None, (type(error).__name__, first_line)))
 
 
 def _close(connections: Sequence[Transfers], own: str) -> None:
-    """Close the connections of all grids of a context-parallel group. The cause is stored before the first is closed.
-
-    Args:
-        connections: transfers of this rank over the groups of each grid; duplicates are allowed.
-        own: failure of this rank.
-    """
+    """Publish the cause of a failure, then close the connections of all grids of a context-parallel group."""
     affected = {id(one): one for one in connections}.values()
     if not affected:
         return
-    # One key for all grids: where ranks fail at the same time, each grid would keep the cause of another rank.
+    # All grids share one key. Otherwise each grid could keep another cause if ranks fail at the same time.
     cause = _first_cause(min((one.groups for one in affected), key=lambda groups: groups.number), own)
     for one in affected:
         one.failure = one.failure or cause
@@ -114,19 +109,19 @@ def _close(connections: Sequence[Transfers], own: str) -> None:
 
 
 def _first_cause(groups: AxisGroups, own: str) -> str:
-    """Publish the failure of this rank, and return the first published failure of any rank."""
+    """Publish the failure of this rank, and return the failure that any rank published first."""
     key = f"wallfacer/failure/{groups.number}/{groups.global_ranks[0]}"
     try:
         return dist.distributed_c10d._get_default_store().compare_set(key, "", own).decode()
     except RuntimeError:
-        return own  # the rank that held the store has ended
+        return own  # the rank whose process had the store has ended
 
 
 def _close_connections(groups: AxisGroups) -> None:
     """Close the connections of this rank in the groups that were created for the grid.
 
-    Gloo closes both ends of a connection when a wait on it times out, and all posted messages end in an error. On NCCL
-    nothing is done: its watchdog ends the process.
+    On gloo a wait that times out closes both ends of a connection, and all posted messages raise an error. On NCCL
+    this function does nothing, because NCCL's watchdog ends the process.
     """
     if groups.backend != "gloo":
         return
@@ -138,11 +133,11 @@ def _close_connections(groups: AxisGroups) -> None:
 
 
 def _peers(label: Label) -> str:
-    """Return the ranks at the other ends of a wait, and the axis, as a phrase."""
+    """Return the ranks and the axis of a wait as a phrase."""
     several = "one of " if len(label.peers) > 1 else ""
     return f"{several}{ranks_text(label.peers)} ({label.axis})"
 
 
 def _follows(error: BaseException) -> bool:
-    """Return whether an error comes from a transfer, which another rank may have broken."""
+    """Return whether an exception comes from a transfer, which another rank may have broken."""
     return type(error) is RuntimeError or isinstance(error, dist.DistError)

@@ -1,10 +1,10 @@
-"""Passes inside a CUDA graph of another owner, such as Megatron's graph of a layer.
+"""Passes inside a CUDA graph that the plugin does not own, such as Megatron's graph of a layer.
 
-The owner captures what is launched, so a pass runs there as it does elsewhere. Its workspace comes from the memory
-pool of the graph, and every transfer is waited for before the pass ends. Two duties remain.
+The owner's graph captures all launches of a pass. The workspace comes from the graph's memory pool, and the pass waits
+for all of its transfers. This module has two duties.
 
-* A capture must not compile kernels or copy constants to the device. An eager run of the same pass does it before.
-* A replay reads these constants. The owner's graph does not hold them: they are held here until the groups are closed.
+* A capture must not compile kernels or copy constants to the device, so the same pass must have run eagerly before.
+* A replay reads constants that the graph does not reference. This module keeps them until the groups are closed.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def capturing() -> bool:
 
 
 class ForeignCaptures:
-    """Runs passes, some of them inside captures of another owner.
+    """Runner of passes, which may be inside captures of another owner.
 
     Args:
         free: function that frees the graphs of the owner, called before the groups are closed if a pass was captured.
-        in_progress: function that returns whether a capture records launches at present.
+        in_progress: function that returns whether a capture records launches now.
     """
 
-    #: Function that returns the strides for which passes are lowered: those of the tensors.
+    #: Function from a tensor to the strides for which passes are lowered.
     strides = staticmethod(Tensor.stride)
 
     def __init__(self, free: Callable[[], None] = lambda: None, in_progress: Callable[[], bool] = capturing) -> None:
         self._free, self.in_progress = free, in_progress
         self._ran: WeakSet[CompiledPass] = WeakSet()
-        # By identity: passes, and prepared calls of the kernel.
+        # Captured passes and prepared calls of the kernel, by identity.
         self._held: dict[int, object] = {}
 
     def run(
@@ -55,10 +55,10 @@ class ForeignCaptures:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run one pass; see :func:`megatron_wallfacer.engine.execute.execute`.
 
-        Inside a capture the pass is not observed, and received bytes are counted once, not at each replay.
+        Inside a capture the observer is not called. Received bytes are counted at the capture, not at each replay.
 
         Raises:
-            WallfacerError: A pass is captured that has not run before.
+            WallfacerError: A capture contains a pass that has not run eagerly before.
         """
         if not self.in_progress():
             done = execute(compiled, inputs, given, transfers, observer)
@@ -75,14 +75,14 @@ class ForeignCaptures:
         return done
 
     def drop(self) -> None:
-        """Free the graphs of the owner. Must be called before their process groups are destroyed."""
+        """Free the graphs of the owner. This must precede the destruction of their process groups."""
         if self._held:
             self._free()
         self._held.clear()
 
 
 def foreign_captures(transfers: Transfers, free: Callable[[], None]) -> ForeignCaptures:
-    """Return the object that runs passes over some groups, which is created once."""
+    """Return the runner of captured passes over some groups. The first call creates it."""
     if transfers.graphs is None:
         transfers.graphs = ForeignCaptures(free)
     return transfers.graphs

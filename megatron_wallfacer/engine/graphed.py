@@ -1,9 +1,9 @@
 """Passes as CUDA graphs: two eager passes, then a capture, then replays.
 
-If shards are short, the host needs longer to launch a pass than the GPU to run it. A graph is one launch. Its addresses
-are fixed, so inputs are copied into static buffers, and results out of them. One forward and one backward graph serve
-all layers and micro-batches of a shape. The eager passes fill the caches of kernels and create the connections of NCCL,
-which a capture may not do.
+If shards are short, the host needs more time to launch a pass than the GPU needs to run it. A graph needs one launch.
+Its addresses are fixed, so inputs are copied into static buffers, and results are copied out of them. One forward and
+one backward graph serve all layers and micro-batches of a shape. The eager passes fill kernel caches and create NCCL's
+connections, because a capture must not do so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from megatron_wallfacer.schedule.rows import contiguous
 
 #: Number of passes that run eagerly before a capture.
 EAGER_PASSES = 2
-#: Largest number of captures per set of groups. Each holds memory; a model has one for each kind of layer and pass.
+#: Largest number of captures per set of groups. Each capture needs memory. A model has one per kind of layer and pass.
 LIMIT = 16
 
 
@@ -39,21 +39,21 @@ class Graph(Protocol):
         """Run the launches again on the same addresses."""
 
     def reset(self) -> None:
-        """Free the launches."""
+        """Free the recorded launches."""
 
 
 class Capture(Protocol):
-    """A function that creates graphs."""
+    """A function that captures graphs."""
 
     def __call__(self, run: Callable[[], None]) -> Graph:
         """Capture the launches of a function without running them."""
 
     def in_progress(self) -> bool:
-        """Return whether a capture of another owner records launches at present."""
+        """Return whether a capture of another owner records launches now."""
 
 
 class CudaCapture:
-    """Captures into CUDA graphs that share one memory pool: a pass ends before the next one begins."""
+    """Captures into CUDA graphs that share one memory pool, because passes do not overlap."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -61,8 +61,8 @@ class CudaCapture:
     def __call__(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """See :meth:`Capture.__call__`."""
         graph = torch.cuda.CUDAGraph()
-        # NCCL's watchdog queries events in another thread during the capture. A failed capture leaves its stream
-        # current. The outer context restores the stream of the caller.
+        # NCCL's watchdog queries events in another thread during the capture, hence `thread_local`. A failed capture
+        # does not restore the current stream, so the outer context does.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
@@ -96,7 +96,7 @@ class _StaticPass:
     constants: list[Callable[..., object]]
 
     def replay(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Run the pass on tensors of the same shapes, and return its results and kept values as new tensors."""
+        """Run the pass on tensors of equal shapes, and return copies of its results and kept values."""
         for static, x in zip(self.inputs, inputs, strict=True):
             static.copy_(x)
         self.graph.replay()
@@ -104,7 +104,7 @@ class _StaticPass:
 
 
 def contiguous_strides(x: Tensor) -> tuple[int, ...]:
-    """Return the strides that a tensor has once it is contiguous."""
+    """Return the strides of a contiguous tensor with the same shape."""
     return contiguous(x.shape)
 
 
@@ -112,22 +112,22 @@ class Graphs:
     """The captured passes of one set of process groups.
 
     Args:
-        groups: process groups of this rank. All ranks of the context-parallel group capture the same passes in the same
+        groups: process groups of this rank. All ranks of the context-parallel group capture equal passes in equal
             order.
-        capture: function that creates a graph.
+        capture: function that captures a graph.
         free: function that frees graphs of another owner (:class:`megatron_wallfacer.engine.foreign.ForeignCaptures`).
     """
 
-    #: Function that returns the strides for which passes are lowered. Static inputs are contiguous.
+    #: Function from a tensor to the strides for which passes are lowered. Static inputs are contiguous.
     strides = staticmethod(contiguous_strides)
 
     def __init__(self, groups: AxisGroups, capture: Capture, free: Callable[[], None] = lambda: None) -> None:
         self._groups, self._capture = groups, capture
         self._eager = ForeignCaptures(free, capture.in_progress)
-        # An entry lives as long as its compiled pass.
+        # Entries are dropped together with their compiled passes.
         self._runs: WeakKeyDictionary[CompiledPass, int] = WeakKeyDictionary()
         self._passes: WeakKeyDictionary[CompiledPass, _StaticPass | None] = WeakKeyDictionary()
-        # Counted, because the number of entries could differ between ranks.
+        # A counter, because the number of entries could differ between ranks.
         self._captures = 0
 
     def run(
@@ -140,14 +140,15 @@ class Graphs:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run one pass by its graph if it has one; otherwise as :func:`megatron_wallfacer.engine.execute.execute` does.
 
-        An observed pass runs eagerly, because a graph has no steps. A pass inside another capture is recorded there.
+        An observed pass runs eagerly, because a graph has no steps. Inside another capture, that capture records the
+        pass.
 
         Args:
             compiled: pass that was lowered for contiguous inputs.
             inputs: local tensors with any strides, in the order of the program.
             given: bytes of the values that forward kept, in the order of the program.
             transfers: counters of the received bytes.
-            observer: observer of the pass, each operation and each wait.
+            observer: context for the pass, each operation and each wait.
         """
         eager = observes(observer) or self._eager.in_progress()
         static = None if eager else self._static_pass(compiled, (*inputs, *given))
@@ -159,7 +160,7 @@ class Graphs:
         return results, kept
 
     def drop(self) -> None:
-        """Free all graphs. Must be called before their process groups are destroyed."""
+        """Free all graphs. This must precede the destruction of their process groups."""
         for static in self._passes.values():
             if static is not None:
                 static.graph.reset()
@@ -168,7 +169,7 @@ class Graphs:
         self._eager.drop()
 
     def _static_pass(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass | None:
-        """Return the captured pass; None if it runs eagerly. The capture after the eager passes is collective."""
+        """Return the captured pass; None if the pass runs eagerly. The capture after the eager passes is collective."""
         if compiled in self._passes:
             return self._passes[compiled]
         runs = self._runs[compiled] = self._runs.get(compiled, 0) + 1
@@ -180,7 +181,7 @@ class Graphs:
         return static
 
     def _agreed(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass | None:
-        """Capture a pass on all ranks of the context-parallel group; return None on all if one of them fails."""
+        """Capture a pass on all ranks of the context-parallel group. If one rank fails, all ranks return None."""
         static, reason = None, ""
         try:
             if self._captures > LIMIT:
@@ -202,7 +203,7 @@ class Graphs:
         return None
 
     def _captured(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass:
-        # Buffers that are created in inference mode could not be written outside it.
+        # Buffers that are created in inference mode cannot be written outside inference mode.
         with torch.inference_mode(False), torch.no_grad():
             static = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
             results, kept, workspace = allocate(compiled)
@@ -213,14 +214,14 @@ class Graphs:
 
 
 def graphs_of(transfers: Transfers, free: Callable[[], None] = lambda: None) -> Graphs:
-    """Return the CUDA graphs of passes over some groups. They are created once, and dropped before the groups."""
+    """Return the CUDA graphs of passes over some groups. The first call creates the object."""
     if transfers.graphs is None:
         transfers.graphs = Graphs(transfers.groups, CudaCapture(), free)
     return transfers.graphs
 
 
 def _first_failed(groups: AxisGroups, device: torch.device, failed: bool) -> int | None:
-    """Return the lowest context-parallel rank that failed, which is equal on all ranks; None if none failed."""
+    """Return the lowest context-parallel rank that failed, on all ranks; None if no rank failed."""
     size = groups.grid.cp_size
     first = torch.tensor([groups.rank if failed else size], device=device)
     if ("cp", "inputs") in groups.groups:

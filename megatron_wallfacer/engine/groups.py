@@ -1,4 +1,4 @@
-"""Process groups of a grid: two for each axis with several ranks, so that results do not wait for inputs."""
+"""Process groups of a grid. Each axis of several ranks has two groups, so that results do not wait for inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Channel = tuple[str, str]
 Member = tuple[tuple[int, ...], Grid, str, bool]
 KINDS = ("inputs", "results")
 CPU = torch.device("cpu")
-#: Channel of the group of all context-parallel ranks, if it is not the group of the caller.
+#: Channel of a new group of all context-parallel ranks, which replaces the caller's group.
 _WHOLE = ("cp", "inputs")
 _numbers = count(1)
 
@@ -36,11 +36,11 @@ class AxisGroups:
         hosts: name of the node of each rank of the context-parallel group.
         groups: process group by channel (axis, ``inputs`` or ``results``), in the order of creation, which is equal on
             all ranks. ``cp`` is the group of all ranks. An axis of one rank has no group.
-        given: context-parallel group of the caller, which is never destroyed or closed here.
+        given: context-parallel group of the caller, which the engine never destroys or closes.
         number: number of this set of groups, which is equal on all ranks of the job.
         backend: backend of the messages, ``nccl`` or ``gloo``; None for one process without torch.distributed.
-        seconds: time to create and warm up the groups on this rank.
-        device_bytes: GPU memory that all processes of the GPU allocated in this time; 0 on a CPU.
+        seconds: time in seconds to create and warm up the groups on this rank.
+        device_bytes: GPU memory in bytes that all processes of the GPU allocated in this time; 0 on a CPU.
     """
 
     grid: Grid
@@ -56,38 +56,38 @@ class AxisGroups:
 
     @property
     def made(self) -> tuple[dist.ProcessGroup, ...]:
-        """Groups that were created for the grid, each once, in the order of creation."""
+        """Return the distinct groups that were created for the grid, in the order of creation."""
         return tuple(group for group in dict.fromkeys(self.groups.values()) if group is not self.given)
 
     def close(self) -> None:
         """Destroy the groups that were created for the grid and still exist.
 
-        Every member of a group must call it: NCCL's teardown of a communicator waits for all of its ranks. Axes of a
-        rank overlap with other axes of its peers, so all ranks must follow one order, that of creation.
+        Every member of a group must call this method, because NCCL's teardown of a communicator waits for all ranks.
+        The axes of a rank overlap with other axes of its peers, so all ranks destroy groups in the order of creation.
         """
         for group in filter(is_alive, self.made):
             dist.destroy_process_group(group)
 
 
 def backend_of(group: dist.ProcessGroup | None, device: torch.device) -> str | None:
-    """Return the backend that a group uses for tensors on a device, or None if it has none for them.
+    """Return the backend of a group for tensors on a device; None if the group has no backend for the device.
 
-    ``torch.distributed.get_backend`` does not answer this: it returns the string that the group was made with, which is
-    ``undefined`` after a plain ``init_process_group()`` and ``cpu:gloo,cuda:nccl`` for a group of two backends.
+    ``torch.distributed.get_backend`` returns the string with which a group was created, which is ``undefined`` after a
+    plain ``init_process_group()`` and ``cpu:gloo,cuda:nccl`` for a group of two backends.
 
     Args:
         group: process group of this rank; None for the world.
-        device: device of the tensors; only its type matters.
+        device: device of the tensors, of which only the type is read.
     """
     pairs = (pair.split(":") for pair in dist.get_backend_config(group).split(","))
     return {name: backend for name, backend in pairs}.get(device.type)
 
 
 def is_alive(group: dist.ProcessGroup | None) -> bool:
-    """Return whether a process group can be used: torch.distributed has not destroyed it.
+    """Return whether a process group still exists, because torch.distributed has not destroyed it.
 
     Args:
-        group: process group; None stands for one process without torch.distributed.
+        group: process group; None means one process without torch.distributed.
     """
     if group is None:
         return not dist.is_initialized()
@@ -99,10 +99,10 @@ def is_alive(group: dist.ProcessGroup | None) -> bool:
 
 
 def check_alive(group: dist.ProcessGroup | None) -> None:
-    """Check that a process group can be used; see :func:`is_alive`.
+    """Check that a process group still exists; see :func:`is_alive`.
 
     Raises:
-        OptionError: torch.distributed has destroyed it.
+        OptionError: torch.distributed has destroyed the group.
     """
     if not is_alive(group):
         raise OptionError("group", "a destroyed one", "a process group that torch.distributed still has")
@@ -118,19 +118,20 @@ def connect(
 ) -> AxisGroups:
     """Create the process groups of a grid inside a context-parallel group.
 
-    Collective over the *world*, like ``torch.distributed.new_group``: every rank of the job calls it with its
-    context-parallel group and grid. (The local-synchronisation mode of ``new_group`` derives the name of a group from
-    the number of groups of a rank. It hangs if two members have different numbers, as with pipeline stages.)
+    The call is collective over the *world*, like ``torch.distributed.new_group``: every rank of the job calls this
+    function with its own context-parallel group and grid. The local-synchronisation mode of ``new_group`` is not used,
+    because it names a group by the number of groups that a rank has. It hangs if this number differs between members,
+    as with pipeline stages.
 
     Args:
         group: context-parallel group; None for the world, or for one process without torch.distributed.
         grid: grid whose ``cp_size`` is the size of the group.
         device: device of the messages.
         timeout: timeout of the created groups; the default of torch.distributed unless given.
-        options: function that creates the ``pg_options`` of one group, ``ProcessGroupNCCL.Options``, for NCCL only.
+        options: function that returns the ``pg_options`` of one new group, for NCCL only.
 
     Raises:
-        OptionError: The grid does not fit the group.
+        OptionError: The size of the grid differs from the size of the group.
     """
     global_ranks = tuple(dist.get_process_group_ranks(group)) if dist.is_initialized() else (0,)
     check_size(len(global_ranks), grid)
@@ -138,7 +139,7 @@ def connect(
         return AxisGroups(grid, 0, global_ranks, (gethostname(),), {})
     cp = dist.group.WORLD if group is None else group
     backend = backend_of(cp, device)
-    # On gloo only closed connections release a waiting rank. Those of the group of the caller must stay open.
+    # On gloo only closed connections release a waiting rank. The caller's group must keep its connections open.
     everyone = _everyone(global_ranks, grid, apart=backend == "gloo" and grid.cp_size > 1)
     free, start = _free_bytes(device), time.perf_counter()
     made: dict[Channel, dist.ProcessGroup] = {}
@@ -146,7 +147,7 @@ def connect(
         group = dist.new_group(
             ranks,
             timeout=timeout,
-            # The context-parallel group may have another backend than the world.
+            # The backend of the context-parallel group may differ from the backend of the world.
             backend=dist.get_backend(cp),
             pg_options=options() if options is not None and backend == "nccl" else None,
             group_desc="_".join(("WALLFACER", *channel)).upper(),
@@ -170,10 +171,10 @@ def _channels(
 
 
 def check_size(ranks: int, grid: Grid) -> None:
-    """Check that a grid has the size of the context-parallel group.
+    """Check that the size of a grid equals the size of the context-parallel group.
 
     Raises:
-        OptionError: The grid has another size.
+        OptionError: The sizes differ.
     """
     if grid.cp_size != ranks:
         raise OptionError("grid", grid, f"axes whose product is the group's size {ranks}")
@@ -182,9 +183,9 @@ def check_size(ranks: int, grid: Grid) -> None:
 def _warm_up(groups: dict[Channel, dist.ProcessGroup], device: torch.device) -> None:
     """Sum one small tensor over each group, on the device of the messages.
 
-    NCCL creates a communicator with the first operation of a group, in which all members must take part. Not all ranks
-    take part in the permutation of the paper, so it must not be the first operation. A broken network also fails here
-    and not in the middle of a step.
+    NCCL creates a communicator in the first operation of a group, in which all members must take part. The permutation
+    of the WallFacer paper involves only some ranks, so it must not be the first operation. The warm-up also detects a
+    broken network before the first training step.
     """
     for group in dict.fromkeys(groups.values()):
         dist.all_reduce(torch.zeros(1, device=device), group=group)
@@ -193,7 +194,7 @@ def _warm_up(groups: dict[Channel, dist.ProcessGroup], device: torch.device) -> 
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Return the free memory of a GPU in bytes; 0 for a CPU, whose groups hold no device memory."""
+    """Return the free memory of a GPU in bytes; 0 for a CPU, whose groups need no device memory."""
     if device.type != "cuda":
         return 0
     torch.zeros(1, device=device)  # the CUDA context is not counted
@@ -201,7 +202,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _everyone(global_ranks: tuple[int, ...], grid: Grid, *, apart: bool) -> list[Member]:
-    """Return the context-parallel group, grid and node of every rank, and whether its ``cp`` group is a new one."""
+    """Return group, grid and node of every rank, and whether the rank's context-parallel group must be a new one."""
     mine = (global_ranks, grid, gethostname(), apart)
     everyone: list[Member] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
@@ -209,7 +210,7 @@ def _everyone(global_ranks: tuple[int, ...], grid: Grid, *, apart: bool) -> list
 
 
 def _every_subgroup(everyone: list[Member]) -> list[tuple[Channel, tuple[int, ...]]]:
-    """Return (channel, global ranks) of each group that must be created in the job, the same list on every rank."""
+    """Return (channel, global ranks) of each group that the job must create. The list is equal on all ranks."""
     found: list[tuple[Channel, tuple[int, ...]]] = []
     for ranks, grid, apart in dict.fromkeys((ranks, grid, apart) for ranks, grid, _, apart in everyone):
         found += [(_WHOLE, ranks)] if apart else []
@@ -217,7 +218,7 @@ def _every_subgroup(everyone: list[Member]) -> list[tuple[Channel, tuple[int, ..
             ((axis, kind), tuple(ranks[member] for member in members))
             for axis in AXES
             for kind in KINDS
-            # Inputs of an axis of all ranks use the group of all ranks.
+            # The inputs of an axis of all ranks use the group of all ranks.
             if grid.size_of(axis) > 1 and (kind == "results" or grid.size_of(axis) < grid.cp_size)
             for members in dict.fromkeys(grid.neighbours(rank, axis) for rank in range(grid.cp_size))
         ]

@@ -1,7 +1,7 @@
-"""Teardown when the interpreter exits: all ranks together, or none.
+"""Teardown at interpreter exit, which all ranks run together or no rank runs.
 
-NCCL's teardown of a communicator waits for all of its ranks. A rank that ends alone, after an error, would wait for
-ranks that still train, and torchrun would not notice its end. So ranks agree first, through the store of the job.
+NCCL's teardown of a communicator waits for all ranks. A rank that exits alone after an error would wait for ranks that
+still train, and torchrun would not notice the exit. So ranks first agree through the store of the job.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-#: Longest time that a rank waits for the other ranks when it exits.
+#: Longest time that an exiting rank waits for the other ranks.
 WAIT = timedelta(seconds=10)
 _COUNT, _VERDICT = "wallfacer/leaving", "wallfacer/verdict"
 
@@ -22,9 +22,9 @@ _steps: list[Callable[[], None]] = []
 
 
 def at_exit(step: Callable[[], None]) -> None:
-    """Register a function that is called when the interpreter exits, after those registered before, and only once.
+    """Register a function for the exit of the interpreter. Functions run in the order of registration, each once.
 
-    It is not called after an uncaught exception, without torch.distributed, or if another rank does not exit.
+    The functions do not run after an uncaught exception, without torch.distributed, or if another rank does not exit.
 
     Args:
         step: function without arguments.
@@ -41,7 +41,7 @@ def all_leave(store: dist.Store, ranks: int, wait: timedelta = WAIT) -> bool:
     Args:
         store: store that the ranks share.
         ranks: number of ranks.
-        wait: time after which a rank decides that the other ranks do not exit.
+        wait: time after which a rank concludes that the other ranks do not exit.
     """
     verdict = "close"
     try:
@@ -49,14 +49,13 @@ def all_leave(store: dist.Store, ranks: int, wait: timedelta = WAIT) -> bool:
             verdict = "stay"
             with contextlib.suppress(RuntimeError):  # after a timeout this rank decides, unless another rank has
                 store.wait([_VERDICT], wait)
-        # The first rank that decides sets the verdict, and all others read it.
+        # The first rank that decides sets the verdict, and all other ranks read it.
         return store.compare_set(_VERDICT, "", verdict) == b"close"
     except RuntimeError:
-        return False  # the rank that held the store has ended
+        return False  # the rank whose process had the store has ended
 
 
 def _leave() -> None:
-    """Run the registered functions if all ranks exit without an exception."""
     if hasattr(sys, "last_exc") or not dist.is_initialized():
         return
     if all_leave(dist.distributed_c10d._get_default_store(), dist.get_world_size()):

@@ -1,7 +1,7 @@
-"""The NCCL that a process loads with torch. ``python -m megatron_wallfacer.engine.loaded_nccl`` prints it as JSON.
+"""The NCCL release that a process loads with torch. ``python -m megatron_wallfacer.engine.loaded_nccl`` prints it.
 
 ``torch.cuda.nccl.version()`` is the release that torch was built with. ``LD_PRELOAD`` or ``LD_LIBRARY_PATH`` may load
-another one.
+another release.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 
 
 def loaded_nccl() -> tuple[int, ...] | None:
-    """Return the version of the NCCL in this process, (major, minor, patch); None if torch has no NCCL."""
+    """Return the NCCL version of this process as (major, minor, patch); None if torch has no NCCL."""
     import torch
     import torch.distributed as dist
 
-    # A preloaded library is found first, as in torch's calls.
+    # A preloaded library is found first, as in calls by torch.
     for path in (None, *_mapped()):
         library = ctypes.CDLL(path)
         if hasattr(library, "ncclGetVersion"):
@@ -28,20 +28,20 @@ def loaded_nccl() -> tuple[int, ...] | None:
 
 
 def version_of(code: int) -> tuple[int, int, int]:
-    """Return the version for a result of ``ncclGetVersion``: 23007 is 2.30.7, and before 2.9 2804 is 2.8.4."""
+    """Return the version of an ``ncclGetVersion`` code. 23007 is 2.30.7. Codes before 2.9 have four digits."""
     unit = 10_000 if code >= 10_000 else 1_000
     return code // unit, code % unit // 100, code % 100
 
 
 def _mapped() -> list[str]:
-    """Return the paths of NCCL's libraries in this process's memory."""
+    """Return the paths of the NCCL libraries that are mapped into this process."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     paths = (line.split(maxsplit=5)[5] for line in lines if "libnccl.so" in line)
     return list(dict.fromkeys(paths))
 
 
 def main() -> None:
-    """Print the number of GPUs and the version."""
+    """Print the number of GPUs and the NCCL version as JSON."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""The list that the steps of a pass index: operands, slots of held results, and buffers."""
+"""The index space of a pass: operands, slots for results of attention calls, and buffers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from megatron_wallfacer.schedule.program import Operand, Program
 
 @dataclass(frozen=True)
 class Memory:
-    """The indices of the list of a pass: operands, then slots, then buffers.
+    """The indices of the list that the steps of a pass read and write: operands, then slots, then buffers.
 
     Attributes:
         operands: operands of the program.
-        slots: index of the first slot. A slot holds the results of an attention call.
+        slots: index of the first slot. A slot has the results of one attention call.
         buffers: index of each buffer, by name.
         wide: names of the local tensors and results in the accumulation dtype.
         dtype: dtype of the inputs.
@@ -31,7 +31,7 @@ class Memory:
     dtype: torch.dtype = torch.float32
 
     def held(self, slots: Sequence[int]) -> tuple[int, ...]:
-        """Return the indices of some slots."""
+        """Return the list indices of the slots with the given numbers."""
         return tuple(self.slots + slot for slot in slots)
 
     def is_wide(self, operand: Operand) -> bool:
@@ -40,17 +40,12 @@ class Memory:
 
     @property
     def accumulation(self) -> torch.dtype:
-        """Accumulation dtype of the inputs."""
+        """Return the accumulation dtype for the dtype of the inputs."""
         return accumulation_dtype(self.dtype)
 
 
 def memory_of(program: Program, dtype: torch.dtype) -> Memory:
-    """Return the memory of a program.
-
-    Args:
-        program: program of this rank.
-        dtype: dtype of the inputs.
-    """
+    """Return the index space of a program whose inputs have the given dtype."""
     slots = len(program.operands)
     wide = {result.name for result in program.results if result.wide}
     if program.schedule.backward:

@@ -1,7 +1,7 @@
-"""Row operations of a pass: copy, permute, sum and merge, correct for rows that have seen no key (lse = -inf).
+"""Row operations of a pass: copy, permute, sum and merge. Rows that have seen no key (lse = -inf) are supported.
 
-On a GPU each is one launch of a Triton kernel (:func:`kernels`). Lists of copies, sums and merges
-become one launch in :mod:`megatron_wallfacer.engine.row_lists`. On a CPU they are operators of PyTorch.
+On a GPU each operation is one launch of a Triton kernel (:func:`kernels`). Lists of copies, sums and merges are one
+launch in :mod:`megatron_wallfacer.engine.row_lists`. On a CPU the operations are operators of PyTorch.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor
 from megatron_wallfacer.kernels.optional import TRITON
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 
-#: Smallest divisor of an output proxy: fp32 represents it, and its square is not zero in fp64.
+#: Smallest length of dO by which an output proxy divides. fp32 represents it, and its square is not zero in fp64.
 _SHORTEST = 2.0**-126
 
 
 @lru_cache(maxsize=1)
 def kernels() -> SimpleNamespace:
-    """Return the kernels by name: ``RowLaunch``, ``merge_into``, ``row_sums`` and ``out_proxy``.
+    """Return the Triton kernels by name: ``RowLaunch``, ``merge_into``, ``row_sums`` and ``out_proxy``.
 
     Raises:
         UnavailableError: Triton is not installed.
     """
     TRITON.load()
-    # Imported only where there is a GPU.
+    # Triton modules are imported only on ranks with a GPU.
     from megatron_wallfacer.engine.triton_proxy import out_proxy, row_sums
     from megatron_wallfacer.engine.triton_rows import RowLaunch, merge_into
 
@@ -46,21 +46,21 @@ def check_rows(device: torch.device) -> None:
 
 
 def copy_rows(into: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into the tensor at the same index, which has the same shape, in the dtype of that tensor."""
+    """Copy each source into the tensor at the same index of ``into``, which has the same shape. Dtypes may differ."""
     torch._foreach_copy_(into, sources)
 
 
 def permute_rows(into: Tensor, source: Tensor, index: Tensor) -> None:
-    """Copy row ``index[i]`` of ``source`` into row i of ``into``; both ``[rows, elements]``, of one dtype."""
+    """Copy row ``index[i]`` of ``source`` into row i of ``into``. Both are ``[rows, elements]`` of one dtype."""
     torch.index_select(source, 0, index, out=into)
 
 
 def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> None:
-    """Write the sum of its sources into each tensor. Sums are computed in order, in the accumulation dtype.
+    """Write the sum of several sources into each tensor. Sources are added in order, in the accumulation dtype.
 
     Args:
         into: tensors that are written.
-        sources: sources of each tensor, of its shape. The first source may be the tensor itself.
+        sources: sources of each tensor, in its shape. The first source may be the tensor itself.
     """
     totals = [_total(to, of[0], len(of)) for to, of in zip(into, sources, strict=True)]
     started = [(total, of[0]) for total, of in zip(totals, sources, strict=True) if total is not of[0]]
@@ -73,11 +73,11 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
 
 
 def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
-    """Write the sources merged by log-sum-exp into each (out, lse), in order and in the accumulation dtype.
+    """Merge partial results by log-sum-exp into each (out, lse), in order and in the accumulation dtype.
 
     Args:
         into: (out, lse) pairs that are written.
-        sources: (out, lse) of the partial results of each pair, of its shape. The first may be the pair itself.
+        sources: partial results (out, lse) of each pair, in its shapes. The first may be the pair itself.
     """
     totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]
@@ -91,7 +91,7 @@ def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence
 
 
 def _total(into: Tensor, first: Tensor, parts: int) -> Tensor:
-    """Return the tensor in which partial results are added: the written one, or a new one if its dtype is narrow."""
+    """Return the tensor that accumulates partial results: the written one, or a new one in a wider dtype."""
     wide = accumulation_dtype(into.dtype)
     return into if parts == 1 or into is first or into.dtype == wide else torch.empty_like(into, dtype=wide)
 
@@ -103,21 +103,21 @@ def _finish(into: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
 
 
 def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-    """Merge a partial result of the same rows over other keys, in place.
+    """Merge a partial result of the same rows over other keys into (out, lse), in place.
 
-    The weights of both results add up to one, so this is an interpolation that reads and writes the outputs once.
+    The weights of the two results add up to one, so the merge is an interpolation, which reads and writes outputs once.
 
     Args:
         out: output over the keys so far, ``[rows, batch, heads, v_head_dim]``; zero for rows without a key.
         lse: log-sum-exp over the keys so far, ``[rows, batch, heads]``; -inf for rows without a key.
-        part_out: output over the other keys, of the same shape.
-        part_lse: log-sum-exp over the other keys, of the same shape.
+        part_out: output over the additional keys, ``[rows, batch, heads, v_head_dim]``.
+        part_lse: log-sum-exp over the additional keys, ``[rows, batch, heads]``.
     """
     if out.is_cuda:
         kernels().merge_into(out, lse, part_out, part_lse)
         return
-    # exp(part - total) is the logistic function of part - lse. With -inf replaced in lse, the weight is 0 for rows
-    # without any key, and a NaN stays a NaN.
+    # exp(part - total) is the logistic function of part - lse. Replacing -inf in lse makes the weight 0 for rows
+    # without any key. A NaN stays a NaN.
     weight = torch.sub(part_lse, lse.clamp_min(torch.finfo(lse.dtype).min)).sigmoid_()
     out.lerp_(part_out.to(out.dtype), weight.unsqueeze(-1))
     torch.logaddexp(lse, part_lse, out=lse)
@@ -128,18 +128,18 @@ def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
 
     Args:
         dout: gradient of the output, ``[rows, batch, heads, v_head_dim]``.
-        out: output, of the same shape.
+        out: output, ``[rows, batch, heads, v_head_dim]``.
         dtype: dtype of the sums.
     """
     return kernels().row_sums(dout, out, dtype) if dout.is_cuda else (dout.to(dtype) * out).sum(-1).contiguous()
 
 
 def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
-    """Fill a proxy for the forward output: a tensor with rowsum(dout * proxy) = delta.
+    """Fill a proxy of the forward output: a tensor with rowsum(dout * proxy) = delta.
 
-    The backward of flash kernels reads the forward output, but depends on this row sum only. So a rank that has dO and
-    delta of a query block needs no copy of O, and one tensor less is sent. This proxy is the shortest: it is never
-    longer than the true output, so it overflows in no case in which the output did not.
+    The backward of flash kernels depends on the forward output only through this row sum. So a rank that has dO and
+    delta of a query block needs no copy of O, and one tensor fewer is sent. The proxy is the shortest vector with this
+    row sum: it is never longer than the true output, so it does not overflow where the output did not.
 
     Args:
         dout: gradient of the output, ``[rows, batch, heads, v_head_dim]``.
@@ -149,15 +149,15 @@ def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
     if dout.is_cuda:
         kernels().out_proxy(dout, delta, proxy)
         return
-    # The length is computed in fp64, because squares of small gradients underflow. Both factors are divided by it,
-    # because the ratio of the row sum to the square can overflow. A zero gradient has a zero row sum and proxy.
+    # The length is computed in fp64, because squares of small gradients underflow. dout and delta are both divided by
+    # the length, because delta / length^2 can overflow. A zero gradient has a zero row sum and a zero proxy.
     length = torch.linalg.vector_norm(dout, dim=-1, keepdim=True, dtype=torch.float64).clamp_min_(_SHORTEST)
     length = length.to(delta.dtype)
     torch.mul(dout / length, delta.unsqueeze(-1) / length, out=proxy)
 
 
 def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
-    """Merge sinks in place, after all keys: one additional logit per head with a value of zero.
+    """Merge sinks into (out, lse) in place, after all keys. A sink is one additional logit with a value of zero.
 
     Args:
         out: output over all keys, ``[rows, batch, heads, v_head_dim]``.
@@ -170,7 +170,7 @@ def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
 
 
 def sinks_gradient(lse: Tensor, delta: Tensor, sinks: Tensor) -> Tensor:
-    """Return the gradient of sinks, ``[heads]``: the softmax weight of the sink of each row, times -delta, summed.
+    """Return the gradient of sinks, ``[heads]``: the sum over rows of softmax weight of the sink times -delta.
 
     Args:
         lse: log-sum-exp over all keys and the sink, ``[rows, batch, heads]``.
@@ -181,5 +181,5 @@ def sinks_gradient(lse: Tensor, delta: Tensor, sinks: Tensor) -> Tensor:
 
 
 def _weight(part: Tensor, total: Tensor) -> Tensor:
-    """Return exp(part - total) with a last dimension of one; 0 for rows without any logit."""
+    """Return exp(part - total) with an additional last dimension; 0 for rows without any logit."""
     return torch.exp(part - torch.where(total == float("-inf"), 0.0, total)).unsqueeze(-1)

@@ -1,8 +1,8 @@
 """Attention as two operators of PyTorch's dispatcher, forward and backward.
 
 Selective activation checkpointing, torch.compile and profilers find operators by name: ``wallfacer::attention`` and
-``wallfacer::attention_backward``. Arguments are tensors and numbers, so a number stands for the call. Neither operator
-has a derivative of its own: :mod:`megatron_wallfacer.engine.autograd` joins them.
+``wallfacer::attention_backward``. Operators take tensors and numbers, so a call is passed as its number. The autograd
+function in :mod:`megatron_wallfacer.engine.autograd` joins the two operators.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ Backward = tuple[Tensor, Tensor, Tensor, Tensor]
 #: (q, k, v, sinks, number of the call) -> (out, lse, bytes of each value that the schedule keeps, in its order).
 attention = torch.ops.wallfacer.attention.default
 #: (dout, out, lse, sinks, kept, (q, k, v) or (), kv_heads, head_dim, number of the call) -> (dq, dk, dv, dsinks).
-#: There are no inputs if backward reads values that forward kept after the exchange along the head axis. Without sinks
-#: dsinks is empty.
+#: (q, k, v) is omitted if forward kept exchanged values of the head axis. Without sinks dsinks is empty.
 attention_backward = torch.ops.wallfacer.attention_backward.default
 
 
@@ -60,13 +59,13 @@ def _backward(
     head_dim: int,
 ) -> Backward:
     if dout.stride(-1) != 1:
-        # Kernels need contiguous channels; the gradient of a sum has stride 0.
+        # Kernels need contiguous channels, but the gradient of a sum has stride 0.
         dout = dout.contiguous()
     with _without_autocast(dout):
         local = dict(zip("qkv", inputs, strict=False))
         local |= {"dout": dout, "out": out, "lse": lse}
         compiled, runtime = call.backward_pass(local, kv_heads, head_dim), call.runtime
-        # Tiles of local rows read the output itself. If no rank is sent dout, no step needs its row sums.
+        # Tiles of local rows read the output itself, not delta. So delta is computed only if a step or a sink reads it.
         delta = row_sums(dout, out, lse.dtype) if compiled.reads_delta or sinks is not None else lse
         (dq, dk, dv), _ = call.run(compiled, (*local.values(), delta), kept, runtime.transfers, runtime.observer)
         dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, delta, sinks)
@@ -75,13 +74,13 @@ def _backward(
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast, which would compute the products of the reference kernel in bf16."""
+    """Return a context without autocast, because autocast would compute the reference kernel's products in bf16."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _UNCHANGED
 
 
 def _attention_shapes(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: int) -> Forward:
-    """Return results of :data:`run_attention` without values, for tracing."""
+    """Return results of :data:`run_attention` without data, for tracing."""
     compiled = call_of_number(call).forward_pass(q, k, v, sinks=sinks is not None)
     (out_shape, _), (lse_shape, lse_dtype) = compiled.results
     kept = [q.new_empty(nbytes, dtype=torch.uint8) for nbytes in compiled.kept]
@@ -89,7 +88,7 @@ def _attention_shapes(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cal
 
 
 def _attention_backward_shapes(dout: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None, *others: Any) -> Backward:
-    """Return results of :data:`run_attention_backward` without values, for tracing."""
+    """Return results of :data:`run_attention_backward` without data, for tracing."""
     _, _, kv_heads, head_dim, _ = others
     tokens, batch, q_heads, v_head_dim = out.shape
     shapes = (q_heads, head_dim), (kv_heads, head_dim), (kv_heads, v_head_dim)
@@ -98,12 +97,7 @@ def _attention_backward_shapes(dout: Tensor, out: Tensor, lse: Tensor, sinks: Te
 
 
 def _guarded(run: Callable[..., Any], *, backward: bool) -> Callable[..., Any]:
-    """Return a pass that finds its call by its last argument and closes the groups after an exception.
-
-    Args:
-        run: pass, whose first argument is the call.
-        backward: whether this is the backward pass.
-    """
+    """Return a pass that finds its call by the last argument, and closes the groups of the call after an exception."""
 
     def run_pass(*arguments: Any) -> Any:
         *others, number = arguments
@@ -114,7 +108,7 @@ def _guarded(run: Callable[..., Any], *, backward: bool) -> Callable[..., Any]:
         try:
             return run(call, *others)
         except BaseException as error:
-            # In forward it is raised before the first message, on every rank.
+            # An OptionError in forward is raised before the first message, on every rank.
             if backward or not isinstance(error, OptionError):
                 fail(call, "backward" if backward else "forward", error)
             raise
@@ -122,14 +116,14 @@ def _guarded(run: Callable[..., Any], *, backward: bool) -> Callable[..., Any]:
     return run_pass
 
 
-#: The operators without the dispatcher. Both raise a WallfacerError if another rank failed in this pass, or any rank in
-#: an earlier one.
+#: The operators without the dispatcher. They raise a WallfacerError if another rank failed in the same pass, or if any
+#: rank failed in an earlier pass.
 run_attention = _guarded(_forward, backward=False)
 run_attention_backward = _guarded(_backward, backward=True)
 for _name, _function, _shapes in (
     ("attention", run_attention, _attention_shapes),
     ("attention_backward", run_attention_backward, _attention_backward_shapes),
 ):
-    # On any device: what differs between devices is in kernels and transfers.
+    # One implementation for all devices: kernels and transfers contain the differences.
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"wallfacer::{_name}", _shapes, lib=_LIBRARY)

@@ -1,22 +1,22 @@
-"""The cache of compiled passes of one set of process groups, which is dropped with them."""
+"""The cache of compiled passes of one set of process groups, which is dropped together with the groups."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from typing import Any
 
-#: Passes that are kept. A model has a few; packed documents make new ones with every micro-batch.
+#: Largest number of cached passes. A model has a few passes, but packed documents need new ones in every micro-batch.
 CAPACITY = 128
-#: Bytes of all passes, and of all masks that have a number. A pass of 8,000 documents, one call each, has 40 MB.
+#: Largest number of bytes of cached passes and of cached masks. A pass of 8,000 documents, one call each, has 40 MB.
 LIMIT = 256 << 20
 
 
 class PassCache:
-    """A bounded cache; the oldest entry goes first. The newest is kept even if it is larger than the limit.
+    """A cache that drops its oldest entries first. The newest entry is kept even if it is larger than the limit.
 
     Args:
-        capacity: entries that are kept.
-        limit: bytes of all entries.
+        capacity: largest number of entries.
+        limit: largest number of bytes of all entries.
     """
 
     def __init__(self, capacity: int = CAPACITY, limit: int = LIMIT) -> None:
@@ -25,11 +25,11 @@ class PassCache:
         self.get = self._passes.entries.get
 
     def number_of(self, alike: Hashable, nbytes: int = 0) -> int:
-        """Return one number for equal values, so that a warm lookup hashes no plan and no mask.
+        """Return a number that is equal for equal values. Later look-ups hash the number instead of plan and mask.
 
         Args:
-            alike: value.
-            nbytes: bytes that the value keeps.
+            alike: value that gets a number.
+            nbytes: bytes that the cached value needs.
         """
         number = self._numbers.entries.get(alike)
         if number is None:
@@ -39,7 +39,7 @@ class PassCache:
         return number
 
     def add(self, key: Hashable, compiled: Any, nbytes: int = 0) -> Any:
-        """Keep a compiled pass, and return it.
+        """Add a compiled pass to the cache, and return the pass.
 
         Args:
             key: key of the pass.
@@ -59,7 +59,7 @@ class PassCache:
 
 
 class _Bounded:
-    """Entries in the order in which they came, with the bytes of each."""
+    """Entries in the order of insertion, with the bytes of each."""
 
     def __init__(self, capacity: int, limit: int) -> None:
         self._capacity, self._limit = capacity, limit

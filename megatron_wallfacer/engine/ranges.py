@@ -1,4 +1,4 @@
-"""Named ranges for profilers: passes, steps with their tiles, and waits.
+"""Named profiler ranges for passes, ring steps with their tiles, and waits.
 
 A range of ``torch.profiler`` is also an NVTX range if ``torch.autograd.profiler.emit_nvtx`` is on, as with Megatron's
 ``--profile``. So Nsight Systems and PyTorch's traces show the same names.
@@ -40,7 +40,7 @@ class Ranges:
 
 
 def tile_name(tile: Tile) -> str:
-    """Return the kind of a tile, and its rows and columns in chunks."""
+    """Return the kind of a tile and its half-open ranges of rows and columns, in chunks."""
     kind = "causal" if tile.causal else "partial" if tile.partial else "full"
     (row, row_end), (col, col_end) = tile.rows, tile.cols
     return f"{kind} {row}:{row_end} x {col}:{col_end}"

@@ -1,7 +1,7 @@
-"""Lists of row operations on a GPU: one launch each, over a table that the first run creates.
+"""Lists of row operations on a GPU, each as one launch over a table that the first run creates.
 
-The table has numbers of buffers instead of addresses, so it is valid for every run. It is created again if the strides
-of the results of attention calls change.
+The table has indices of buffers instead of addresses, so it is valid for every run. If the strides of the results of
+attention calls change, the table is created again.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from megatron_wallfacer.engine.transfers import Action
 from megatron_wallfacer.schedule.program import Copy, Fill, KernelRows, Merge, Source, Sum
 
 RowStep = Copy | Fill | Sum | Merge
-#: Strides and dtype of a result.
+#: Strides and dtype of a result of an attention call.
 _Layout = tuple[tuple[int, ...], torch.dtype]
-#: Operands that are written, and sources with as many operands or constants each.
+#: Operands that are written, and sources, each of which has as many operands or constants.
 _Operation = tuple[tuple[int, ...], tuple[tuple[Source | float, ...], ...]]
 
 
@@ -46,8 +46,6 @@ def row_list(step: RowStep, memory: Memory, device: torch.device) -> Action:
 
 
 class _RowList:
-    """Row operations of one launch."""
-
     def __init__(self, rows: Sequence[_Operation], memory: Memory, device: torch.device) -> None:
         self._rows, self._memory, self._device = rows, memory, device
         self._buffers = list(dict.fromkeys(_buffers(rows, memory)))
@@ -58,14 +56,10 @@ class _RowList:
         self._layouts: list[_Layout] = []
 
     def launch(self, x: list[Any]) -> None:
-        """Run all operations.
-
-        Args:
-            x: list of a pass, which :class:`Memory` indexes.
-        """
+        """Run all operations on the list of a pass, which :class:`Memory` indexes."""
         results = [x[slot][number] for slot, number in self._slots]
         layouts = [(result.stride(), result.dtype) for result in results]
-        # Not before the first run: a pass may be compiled while a program is traced with fake tensors.
+        # The table is created in the first run, because a pass may be compiled while fake tensors trace a program.
         if self._run is None or layouts != self._layouts:
             self._run = kernels().RowLaunch(self._make(layouts), merges=self._merges)
             self._layouts = layouts
@@ -119,7 +113,7 @@ def _rows(step: RowStep) -> list[_Operation]:
 
 
 def _within_bases(rows: Sequence[_Operation], memory: Memory) -> Iterator[list[_Operation]]:
-    """Yield the operations in as few lists as possible. Each list has at most as many buffers as a kernel accepts."""
+    """Yield the operations in as few lists as possible, each with at most as many buffers as a kernel accepts."""
     part: list[_Operation] = []
     for row in rows:
         if part and _bases([*part, row], memory) > BASES:
@@ -135,7 +129,6 @@ def _bases(rows: Sequence[_Operation], memory: Memory) -> int:
 
 
 def _buffers(rows: Sequence[_Operation], memory: Memory) -> Iterator[int]:
-    """Yield the buffers of all operands."""
     for number in (*(one for into, _ in rows for one in into), *_sources(rows, int)):
         yield memory.buffers[memory.operands[number].buffer]
 

@@ -1,4 +1,4 @@
-"""Tables of row operations: the copies, sums or merges of one launch, as integers in device memory."""
+"""Tables of row operations: the copies, fills, sums or merges of one launch, as integers in device memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 #: Largest number of buffers of a launch.
 BASES = 16
-#: Base of a constant source, by its value; base of an absent source.
+#: Bases of constant sources, by value, and base of an absent source.
 CONSTANTS, ABSENT = {0.0: -1, float("-inf"): -2}, -3
-#: Largest number of contiguous elements that a program reads.
+#: Largest number of contiguous elements in a row that one Triton program reads.
 WIDEST = 1024
 _OUTER = 3
 
 
 class Place(NamedTuple):
-    """A tensor of a row operation.
+    """A tensor of a row operation, as a position in a buffer.
 
     Attributes:
         base: index of the buffer among the addresses of a launch; for a source also a value of :data:`CONSTANTS`.
         wide: whether the tensor has the accumulation dtype instead of the dtype of the inputs.
-        offset: elements from the address of the buffer.
+        offset: offset from the address of the buffer, in elements.
         strides: strides in elements.
     """
 
@@ -41,8 +41,8 @@ class RowOperation(NamedTuple):
 
     Attributes:
         shape: shape of the tensors.
-        into: tensor that is written. A merge has two: outputs, and statistics without channels.
-        sources: tensors that are read, as many for each source as ``into`` has.
+        into: tensors that are written. A merge writes outputs and statistics, which have no channels.
+        sources: tensors that are read. Each source has as many tensors as ``into``.
     """
 
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ class RowOperation(NamedTuple):
 
 @dataclass(frozen=True)
 class RowTable:
-    """A list of row operations.
+    """A table of row operations in device memory.
 
     Attributes:
         values: table on the device, int64 ``[number, columns]``.
@@ -80,7 +80,7 @@ class RowTable:
         return len(self.values)
 
     def blocks(self, rows: int) -> int:
-        """Return the number of programs for the longest operation, given the rows of a program."""
+        """Return the number of Triton programs for the longest operation, given the rows per program."""
         return -(-self.rows // rows)
 
 
@@ -90,7 +90,7 @@ def make_table(
     """Return the table of some row operations.
 
     Args:
-        operations: independent row operations, either all merges or none.
+        operations: independent row operations. Either all or none of them are merges.
         dtype: dtype of the inputs.
         wide: accumulation dtype.
         device: device of the table.
@@ -106,18 +106,17 @@ def make_table(
         for place in places:
             row += [place.base, place.wide, place.offset, *place.strides]
         table.append(row)
-        # Statistics of a merge have one number per row.
+        # The statistics of a merge have one number per row, so only the outputs decide about alignment.
         rows = places[:: len(into)]
         aligned &= not gcd(width, *(number for place in rows for number in (place.offset, *place.strides))) % 8
         most, widest = max(most, row[0]), max(widest, width)
-    # The host does not wait for the copy.
+    # The copy to the device is asynchronous.
     values = torch.tensor(table, dtype=torch.int64).to(device, non_blocking=True)
     sizes = {False: dtype.itemsize, True: wide.itemsize}
     return RowTable(values, most, widest, sources, dtype, wide, aligned, sum(_nbytes(one, sizes) for one in operations))
 
 
 def _nbytes(one: RowOperation, sizes: dict[bool, int]) -> int:
-    """Return the bytes of all tensors of an operation."""
     elements = [prod(one.shape), prod(one.shape[:-1])]
     tensors = [one.into, *one.sources]
     return sum(
@@ -132,7 +131,7 @@ _Entry = tuple[tuple[int, ...], int, list[Place], list[list[Place]]]
 
 
 def _entries(one: RowOperation) -> Iterator[_Entry]:
-    """Yield an operation as entries with three outer sizes and rows of contiguous elements; none without rows."""
+    """Yield entries with three outer sizes and rows of contiguous elements. An operation without rows yields none."""
     if 0 in one.shape:
         return
     if len(one.into) > 1:
@@ -154,18 +153,18 @@ def _entries(one: RowOperation) -> Iterator[_Entry]:
 
 
 def _by_row(places: Sequence[Place]) -> list[Place]:
-    """Return places with the strides of rows, sequences and heads only."""
+    """Return places with strides of rows, sequences and heads, without the stride of channels."""
     return [place._replace(strides=place.strides[:_OUTER]) for place in places]
 
 
 def _few(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
-    """Return sizes and strides of the same elements in the fewest dimensions; the last one is contiguous."""
+    """Return sizes and strides of the same elements in the fewest dimensions, the last of which is contiguous."""
     dims = [(size, [one[axis] for one in strides]) for axis, size in enumerate(shape) if size > 1]
     if not dims or any(step != 1 for step in dims[-1][1]):
         dims.append((1, [1] * len(strides)))
     last = dims.pop()
     if last[0] > WIDEST:
-        # Longer rows do not fit a program.
+        # A Triton program cannot read a longer row.
         width = max(one for one in range(1, WIDEST + 1) if last[0] % one == 0)
         dims.append((last[0] // width, [step * width for step in last[1]]))
         last = width, last[1]

@@ -1,7 +1,8 @@
-"""Transfers through host memory, for several ranks on one GPU in development and CI.
+"""Transfers through host memory, so that several ranks can share one GPU in development and CI.
 
-NCCL before 2.30 needs one GPU per rank, and gloo cannot send from a GPU. So every message is copied to the host, sent
-by gloo, and copied back. The host waits for each copy, so this is a functional test only. It must be requested.
+NCCL before 2.30 needs one GPU per rank, and gloo cannot send from a GPU. A staged transfer copies each message to the
+host, sends it by gloo, and copies it back. The host waits for each copy, so staged transfers only serve functional
+tests. Users must request them.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers, wait_f
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.program import PointToPoint
 
-#: ``direct``: between devices, by the backend of the group. ``staged``: through host memory, by gloo.
+#: ``direct`` sends between devices by the group's backend. ``staged`` sends through host memory by gloo.
 TRANSFERS = ("direct", "staged")
 
 
 class StagedTransfers(Transfers):
-    """Transfers through host memory over groups with backend gloo."""
+    """Transfers through host memory over gloo groups."""
 
     def bind(self, number: int, transfer: PointToPoint, device: torch.device) -> BoundTransfer:
         """See :meth:`Transfers.bind`."""
         group = self.groups.groups[transfer.channel]
         sends, receives = self._in_group(group, transfer.sends), self._in_group(group, transfer.receives)
         wait_for_works = wait_for_all(number, self._labels(transfer))
-        # Copies in host memory, which must exist until the transfer has been waited for.
+        # Copies in host memory, which must exist until the wait for the transfer has ended.
         received: list[Tensor] = []
         sent: list[Tensor] = []
 
@@ -56,11 +57,11 @@ class StagedTransfers(Transfers):
         return BoundTransfer(post, start, wait)
 
     def _landing(self, message: Tensor) -> Tensor:
-        """Return the host buffer into which a message is received."""
+        """Return the host buffer that receives a message."""
         return torch.empty_like(message, device="cpu")
 
     def _departing(self, message: Tensor) -> Tensor:
-        """Return the copy of a message in host memory."""
+        """Return a copy of a message in host memory."""
         return message.to("cpu", copy=True)
 
 
@@ -70,16 +71,16 @@ def message_device(kind: str, device: torch.device) -> torch.device:
 
 
 def check_transfers(kind: str, device: torch.device, backend: str | None) -> None:
-    """Check that transfers of a kind can send tensors of a device, before any group is created.
+    """Check before any group is created that a kind of transfers can send tensors from a device.
 
     Args:
         kind: one of :data:`TRANSFERS`.
         device: device of the tensors.
-        backend: backend of the groups for the device of the messages. None for a single process. The configuration of
-            the group (``cuda:nccl``) if it has no backend for that device.
+        backend: backend of the groups for the device of the messages; None for a single process. If the group has no
+            backend for this device, the configuration of the group, e.g. ``cuda:nccl``.
 
     Raises:
-        OptionError: They cannot.
+        OptionError: The transfers cannot send the tensors.
     """
     if kind not in TRANSFERS:
         raise OptionError("transfers", kind, f"one of {', '.join(TRANSFERS)}")
@@ -94,5 +95,5 @@ def check_transfers(kind: str, device: torch.device, backend: str | None) -> Non
 
 
 def make_transfers(kind: str, groups: AxisGroups) -> Transfers:
-    """Return transfers of a kind that :func:`check_transfers` has accepted."""
+    """Return transfers of a kind that has passed :func:`check_transfers`."""
     return StagedTransfers(groups) if kind == "staged" else Transfers(groups)

@@ -1,7 +1,7 @@
-"""Steps of a program as calls: bound once to a kernel and to process groups, then run in every pass.
+"""Steps of a program as calls, which are bound once to a kernel and to process groups, and then run in every pass.
 
-A bound step gets what :class:`megatron_wallfacer.engine.memory.Memory` numbers: the operands of the pass, the results
-of attention calls that are held, and the buffers; and the works in flight by number of their transfer.
+A bound step receives two lists: the operands, slots and buffers of the pass, which
+:class:`megatron_wallfacer.engine.memory.Memory` indexes, and the works in flight by number of their transfer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Works = list[Any]
 
 @dataclass(frozen=True)
 class Binding:
-    """The objects that steps are bound to.
+    """The objects to which the steps of a program are bound.
 
     Attributes:
         kernel: attention kernel of the rank.
@@ -47,7 +47,7 @@ class Binding:
 
 
 def bind(step: ProgramStep, to: Binding) -> Action | None:
-    """Return the call of a step; None if the step has no effect."""
+    """Return the bound call of a step; None if the step has no effect."""
     match step:
         case program.AttendForward():
             return _attend_forward(step, to)
@@ -67,12 +67,7 @@ def bind(step: ProgramStep, to: Binding) -> Action | None:
 
 
 def taken(step: ProgramStep, transfers: Sequence[PointToPoint | AllToAll]) -> Iterator[int]:
-    """Return the numbers of the operands that a step needs as tensors, if lists of row operations are one launch.
-
-    Args:
-        step: step of a program.
-        transfers: transfers of the program.
-    """
+    """Yield the numbers of the operands that a step needs as tensors if lists of row operations are one launch."""
     match step:
         case program.AttendForward(q=q, k=k, v=v):
             yield from (q, k, v)
@@ -111,7 +106,6 @@ def _attend_backward(step: program.AttendBackward, to: Binding) -> Action:
 
 
 def _on_rows(step: RowStep, memory: Memory) -> Action:
-    """Return a list of row operations as a call of functions on lists of tensors."""
     match step:
         case program.Copy(pairs=pairs):
             return _copy(pairs)
@@ -168,7 +162,7 @@ def _merge(
 
 
 def _found(source: Source, slots: int) -> tuple[int, int | None, slice | None]:
-    """The position of a source: the number of an operand, or a slot, a result in it, and rows of the result."""
+    """Return (operand, None, None), or (slot, result in the slot, rows of the result or None)."""
     if isinstance(source, int):
         return source, None, None
     return slots + source.slot, source.result, None if source.rows is None else slice(*source.rows)
@@ -180,7 +174,7 @@ def _permute(step: program.Permute, device: torch.device) -> Action:
     def permute(operands: Operands, works: Works) -> None:
         nonlocal index
         if index is None:
-            # Not before the first run: a pass may be compiled while a program is traced with fake tensors.
+            # The index is created in the first run, because a pass may be compiled while fake tensors trace a program.
             index = torch.tensor(step.index).to(device, non_blocking=True)
         permute_rows(operands[into], operands[source], index)
 

@@ -1,7 +1,4 @@
-"""The timeline of a pass on one rank: computation, waits, transfers in flight, and their total times.
-
-A timeline is one kind of observer.
-"""
+"""The timeline of the passes of one rank, an observer that records computation, waits and transfers in flight."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from dataclasses import dataclass
 from megatron_wallfacer.schedule.ops import Attend, Op, Schedule, SendRecv, Transfer
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Rows of a rank in which nothing overlaps. A row for each channel of transfers follows.
+#: Rows of a rank in which events do not overlap. The rows of the channels of transfers follow.
 ROWS = ("pass", "compute", "wait", "copy")
 PASSES = ("forward", "backward")
 
@@ -41,21 +38,21 @@ class Pass:
 
 
 Observer = Callable[[Pass | Op | Transfer], AbstractContextManager[None]]
-"""Returns a context for each pass, for each operation while it runs, and for each transfer while it is waited for."""
+"""A function from a pass, a running operation or a wait for a transfer to a context, in which the label runs."""
 
 
 def no_observer(_: Pass | Op | Transfer) -> AbstractContextManager[None]:
-    """Return an empty context: the observer that observes nothing."""
+    """Return an empty context. This observer records nothing."""
     return nullcontext()
 
 
 def observes(observer: Observer) -> bool:
-    """Return whether an observer observes passes at present. One without an attribute ``observing`` always does."""
+    """Return whether an observer observes passes now. An observer without an attribute ``observing`` always does."""
     return observer is not no_observer and getattr(observer, "observing", True)
 
 
 def combined(observers: Sequence[Observer]) -> Observer:
-    """Return one observer for several; :func:`no_observer` if there are none."""
+    """Return one observer that enters the contexts of all observers; :func:`no_observer` if there are none."""
     if len(observers) < 2:
         return observers[0] if observers else no_observer
 
@@ -71,14 +68,14 @@ def combined(observers: Sequence[Observer]) -> Observer:
 
 @dataclass(frozen=True)
 class TimelineEvent:
-    """One span of time.
+    """One interval of a timeline.
 
     Attributes:
         row: ``pass``, ``compute``, ``wait``, ``copy``, or the channel of a transfer.
-        name: description; of a pass, ``forward`` or ``backward``.
+        name: description; ``forward`` or ``backward`` for a pass.
         start: beginning in seconds of the monotonic clock.
-        end: end in seconds of the monotonic clock; of a transfer, the end of the wait for it, which may be later than
-            its arrival.
+        end: end in seconds of the monotonic clock. The event of a transfer ends with the wait for it, which may be
+            later than its arrival.
     """
 
     row: str
@@ -92,7 +89,7 @@ class Timeline:
 
     Attributes:
         rank: index of the rank.
-        events: events so far, in the order of their ends.
+        events: recorded events, in the order of their ends.
     """
 
     def __init__(self, rank: int) -> None:
@@ -120,19 +117,19 @@ class Timeline:
             self.events.append(TimelineEvent("copy", type(label).__name__, start, end))
 
     def seconds(self, row: str) -> float:
-        """Return the total time of a row in seconds."""
+        """Return the total duration of the events of a row, in seconds."""
         return sum(event.end - event.start for event in self.events if event.row == row)
 
     @property
     def span_s(self) -> float:
-        """Seconds from the first event to the last."""
+        """Return the seconds from the start of the first event to the end of the last event."""
         if not self.events:
             return 0.0
         return max(event.end for event in self.events) - min(event.start for event in self.events)
 
     @property
     def exposed_share(self) -> float:
-        """Share of the time in which the rank waited for a transfer and computed nothing."""
+        """Return the share of the timeline in which the rank waited for a transfer and computed nothing."""
         return self.seconds("wait") / self.span_s if self.events else 0.0
 
 
@@ -142,9 +139,9 @@ class Total:
 
     Attributes:
         passes: number of passes.
-        attention_s: seconds from the beginning to the end of each pass.
-        computing_s: part of these seconds in kernels.
-        exposed_s: part of these seconds in which the rank waited for a transfer and computed nothing.
+        attention_s: seconds from the beginning to the end of each pass, in total.
+        computing_s: part of ``attention_s`` that kernels take, in seconds.
+        exposed_s: part of ``attention_s`` in which the rank waited for a transfer and computed nothing, in seconds.
     """
 
     passes: int
@@ -154,14 +151,14 @@ class Total:
 
     @property
     def exposed_share(self) -> float:
-        """Exposed seconds divided by the seconds of attention."""
+        """Return ``exposed_s`` divided by ``attention_s``."""
         return self.exposed_s / self.attention_s if self.attention_s else 0.0
 
 
 def by_pass(events: Sequence[TimelineEvent]) -> list[tuple[TimelineEvent, list[TimelineEvent]]]:
-    """Return each pass and the events that began in it, in the order in which the passes began.
+    """Return each pass with the events that began in the pass, in the order in which the passes began.
 
-    Events outside of all passes are left out. Passes of a rank do not overlap.
+    Events outside all passes are omitted. The passes of a rank must not overlap.
     """
     passes = sorted((event for event in events if event.row == "pass"), key=lambda event: event.start)
     starts = [event.start for event in passes]
@@ -174,7 +171,7 @@ def by_pass(events: Sequence[TimelineEvent]) -> list[tuple[TimelineEvent, list[T
 
 
 def total(events: Sequence[TimelineEvent], name: str | None = None) -> Total:
-    """Return the total times of the passes with a name; of all passes unless given."""
+    """Return the total times of the passes called ``name``, or of all passes if ``name`` is None."""
     chosen = [(one, inside) for one, inside in by_pass(events) if name in (None, one.name)]
 
     def seconds(row: str) -> float:

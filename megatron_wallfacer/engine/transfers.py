@@ -1,7 +1,7 @@
 """Transfers of a program as calls of process groups.
 
-A message is one buffer of bytes with all of its tensors. Starting a transfer does not block. Waiting blocks until all
-receives have arrived and all sends have left. On NCCL the device's current stream waits, not the host.
+A message is one buffer of bytes with all tensors of the message. Starting a transfer does not block. Waiting blocks
+until all receives have arrived and all sends have left. On NCCL the current stream of the device waits, not the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron_wallfacer.engine.waits.progress import PROGRESS, Label
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.schedule.program import AllToAll, MessageBuffer, PointToPoint
 
-#: Operands of a pass by number, and the works in flight by number of the transfer.
+#: Function of the operands of a pass by number, and of the works in flight by number of the transfer.
 Action = Callable[[Sequence[Tensor], list[Any]], None]
 
 
@@ -28,9 +28,9 @@ class BoundTransfer(NamedTuple):
     """The calls of one transfer.
 
     Attributes:
-        post: call that posts the receives before the transfer starts; None if the backend starts both ends at once.
+        post: call that posts the receives before the transfer starts; None if the backend does not support this.
         start: call that starts the transfer without blocking.
-        wait: call that waits for the transfer; allowed once.
+        wait: call that waits for the transfer. It must be called exactly once.
     """
 
     post: Action | None
@@ -45,7 +45,7 @@ class Transfers:
         groups: process groups of the grid.
         passes: passes that were compiled for these groups.
         received: bytes received so far, by (axis, name of the tensor).
-        failure: first error of a pass over these groups, which are closed since; empty while they can be used.
+        failure: first error of a pass over these groups, which closed them; empty while the groups can be used.
         graphs: CUDA graphs of passes (:class:`megatron_wallfacer.engine.graphed.Graphs`); None without CUDA graphs.
     """
 
@@ -57,14 +57,14 @@ class Transfers:
 
     @property
     def all_to_all(self) -> bool:
-        """Whether a head exchange is one collective: receives are not posted before a transfer starts."""
+        """Return whether a head exchange is one collective. Its receives are not posted before the transfer starts."""
         return self.groups.backend != "gloo"
 
     def bind(self, number: int, transfer: PointToPoint | AllToAll, device: torch.device) -> BoundTransfer:
         """Return the calls of one transfer.
 
         Args:
-            number: index of its works while it is in flight.
+            number: index of the transfer's works while it is in flight.
             transfer: messages of the transfer.
             device: device of the operands.
         """
@@ -89,7 +89,7 @@ class Transfers:
         return Label.of(transfer.payload, others, transfer.channel[0], sends=sends)
 
     def _in_group(self, group: dist.ProcessGroup, messages: Sequence[MessageBuffer]) -> tuple[MessageBuffer, ...]:
-        """Return the same messages with the ranks of a process group as peers."""
+        """Return the same messages, with peers as ranks of a process group."""
         return tuple(message._replace(peer=self._rank_in(group, message.peer)) for message in messages)
 
     def _rank_in(self, group: dist.ProcessGroup, rank: int) -> int:
@@ -103,9 +103,9 @@ def _in_halves(
     receives: Sequence[MessageBuffer],
     labels: Sequence[Label],
 ) -> BoundTransfer:
-    """Return a transfer whose receives are posted before it starts: gloo delays a message at the sender until then.
+    """Return a transfer whose receives can be posted before it starts, because gloo delays unexpected messages.
 
-    If the other end of a connection has ended, gloo raises when a message begins, or in its wait.
+    If the peer of a connection has exited, gloo raises an error in a send, in a receive or in the wait for it.
     """
 
     def post(operands: Sequence[Tensor], works: list[Any]) -> None:
@@ -141,9 +141,8 @@ def _at_once(
 ) -> BoundTransfer:
     """Return a transfer as one group operation, like ``torch.distributed.batch_isend_irecv`` without its checks.
 
-    NCCL runs the operations of a communicator in order: a receive before a send would delay the send.
+    NCCL runs the operations of a communicator in order, so an earlier receive would delay a send.
     """
-    # Works of a graph are not queried, because their events belong to the capture.
     captures = torch.cuda.is_current_stream_capturing if device.type == "cuda" else bool
 
     def start(operands: Sequence[Tensor], works: list[Any]) -> None:
@@ -155,7 +154,7 @@ def _at_once(
         work = group._end_coalescing(device)
         works[number] = (work,)
         if not captures():
-            # A work holds no tensors after its wait, so it may outlive the pass.
+            # A work has no tensors after its wait, so it may outlive the pass.
             PROGRESS.posted = label, work
 
     return BoundTransfer(None, start, wait_for_all(number, (label,)))
@@ -164,19 +163,11 @@ def _at_once(
 def _all_to_all(
     number: int, group: dist.ProcessGroup, exchange: AllToAll, ranks: Sequence[int], label: Label
 ) -> BoundTransfer:
-    """Return a head exchange as one collective on bytes.
-
-    Args:
-        number: index of its work while it is in flight.
-        group: process group of the head axis.
-        exchange: operands that are sent and received.
-        ranks: rank of each part in the process group.
-        label: label of the wait.
-    """
+    """Return a head exchange as one collective on bytes. ``ranks`` has the group rank of each part."""
     if list(ranks) != list(range(group.size())):
         raise WallfacerError(f"parts of a head exchange are for ranks {ranks} of a group of {group.size()}")
     send, receive, options = exchange.send, exchange.receive, dist.AllToAllOptions()
-    # Otherwise the collective would run on the stream of the tiles.
+    # Without asyncOp the collective would run on the stream of the attention kernels.
     options.asyncOp = True
 
     def start(operands: Sequence[Tensor], works: list[Any]) -> None:
@@ -186,7 +177,7 @@ def _all_to_all(
 
 
 def wait_for_all(number: int, labels: Sequence[Label]) -> Action:
-    """Return the wait for the works of a transfer. Labels explain it (:mod:`megatron_wallfacer.engine.waits`)."""
+    """Return the wait for the works of a transfer. The labels explain a long wait to users."""
 
     def wait(operands: Sequence[Tensor], works: list[Any]) -> None:
         try:

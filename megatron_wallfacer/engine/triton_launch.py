@@ -1,7 +1,7 @@
 """Launches of Triton kernels with little host time.
 
-``kernel[grid](...)`` looks up the compiled kernel in every call, by a key of all arguments. That takes as long as 14
-slices of a tensor. The compiled kernel that it returns has the same arguments, and its launch takes as long as two.
+``kernel[grid](...)`` looks up the compiled kernel in every call, by a key of all arguments. The look-up takes as much
+host time as 14 slices of a tensor. Launching the compiled kernel directly takes as much host time as two slices.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _TAKES_CONSTANTS = 3, 3
 
 
 class Launch:
-    """One kernel on one grid, for arguments whose types, constants and divisibility by 16 never change.
+    """One kernel on one grid, for arguments whose types, constants and divisibility by 16 do not change.
 
     Args:
         kernel: function decorated with ``triton.jit``.
         grid: number of programs.
 
     Attributes:
-        run: function that launches the kernel on the current stream, given all of its arguments by position.
+        run: function that launches the kernel on the current stream, given all kernel arguments by position.
     """
 
     run: Callable[..., None]

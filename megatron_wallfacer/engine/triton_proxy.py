@@ -1,9 +1,9 @@
-"""Row sums and output proxies on a GPU: one Triton kernel each, which reads and writes every row once.
+"""Row sums and output proxies on a GPU, each as one Triton kernel that reads and writes every row once.
 
-PyTorch's operators read and write rows several times: a proxy moves about 60 bytes per element instead of 4. With few
-tokens per rank that is a third of the time of the tiles (``python -m benchmarks.gpu.traffic``).
-:mod:`megatron_wallfacer.engine.merge` has the definitions, and the implementations for a CPU. Tests compare the kernels
-with them in Triton's interpreter.
+PyTorch's operators read and write rows several times: they move about 60 bytes per element for a proxy instead of 4.
+With few tokens per rank this takes a third of the time of the tiles (``python -m benchmarks.gpu.traffic``).
+:mod:`megatron_wallfacer.engine.merge` defines both operations and implements them for a CPU. Tests compare the
+kernels in Triton's interpreter with the CPU implementations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.triton_launch import Launch
 
-#: Rows of a program.
+#: Rows per Triton program.
 _ROWS = 8
 
 
@@ -34,15 +34,10 @@ def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
 
 
 def _launch(kernel: triton.JITFunction, tensors: tuple[Tensor, ...]) -> None:
-    """Run a kernel over all rows and heads.
-
-    Args:
-        kernel: kernel whose arguments are the tensors, three strides of each, and sizes.
-        tensors: tensors with equal rows, batch and heads, and contiguous channels. The first has the most channels.
-    """
+    """Run a kernel over all rows and heads. The first tensor must have the most channels."""
     if not tensors[0].numel():
         return
-    # Triton compiles for addresses that are multiples of 16.
+    # Triton compiles a separate kernel for addresses that are multiples of 16.
     layouts = tuple([(x.stride(), x.dtype, x.data_ptr() % 16 == 0) for x in tensors])
     launch, sizes = _prepared(kernel, tuple(tensors[0].shape), layouts, tensors[0].device)
     launch.run(*tensors, *sizes)
@@ -55,7 +50,7 @@ def _prepared(
     layouts: tuple[tuple[tuple[int, ...], torch.dtype, bool], ...],
     device: torch.device,
 ) -> tuple[Launch, tuple[int, ...]]:
-    """Return the launch for tensors of these layouts, and the other arguments of the kernel."""
+    """Return the launch for tensors of the given layouts, and the kernel arguments that are not tensors."""
     rows, batch, heads, channels = shape
     total = rows * batch * heads
     by_row = tuple(stride for strides, _, _ in layouts for stride in strides[:3])
@@ -63,7 +58,7 @@ def _prepared(
     return Launch(kernel, (triton.cdiv(total, _ROWS),)), sizes
 
 
-# tl.sum and tl.max are compiled when Triton is imported, so its interpreter cannot run them. It runs these functions.
+# Triton's interpreter cannot run tl.sum and tl.max, which are compiled when Triton is imported.
 @triton.jit
 def _add(a, b):
     return a + b
@@ -84,7 +79,6 @@ def _rows(total, batch, heads, ROWS: tl.constexpr):
 
 @triton.jit
 def _at(row, sequence, head, by_row, by_sequence, by_head):
-    """Return the offsets of rows in a tensor."""
     return row * by_row + sequence * by_sequence + head * by_head
 
 
@@ -115,7 +109,7 @@ def _out_proxy(
     wanted = tl.load(delta + _at(row, sequence, head, delta_r, delta_b, delta_h), live, 0.0)
     given = tl.load(dout + _at(row, sequence, head, dout_r, dout_b, dout_h)[:, None] + channel, inside, 0.0)
     wide = given.to(wanted.dtype)
-    # Entries are first divided by the largest one, because squares of small gradients underflow.
+    # Elements are first divided by the largest one, because squares of small gradients underflow.
     largest = tl.reduce(tl.abs(wide), 1, _larger)
     direction = wide / tl.where(largest > 0, largest, 1.0)[:, None]
     length = tl.reduce(direction * direction, 1, _add) * largest

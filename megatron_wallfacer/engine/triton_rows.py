@@ -1,8 +1,8 @@
-"""Lists of row operations on a GPU: each is one launch of a Triton kernel over a table.
+"""Lists of row operations on a GPU, each list as one launch of a Triton kernel over a table.
 
-A row of the table describes one copy, sum or merge: sizes, and for each tensor its buffer, dtype, offset and strides
-(:mod:`megatron_wallfacer.engine.row_table`). A program computes a block of rows of one operation. One program reads and
-writes each element once, without atomics, so results repeat bit by bit.
+A row of the table describes one copy, sum or merge by sizes and, for each tensor, by buffer, dtype, offset and strides
+(:mod:`megatron_wallfacer.engine.row_table`). A Triton program computes a block of rows of one operation. Exactly one
+program reads and writes each element, without atomics, so results repeat bit by bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from megatron_wallfacer.engine.row_table import BASES, Place, RowOperation, RowTable, make_table
 from megatron_wallfacer.engine.triton_launch import Launch
 
-#: Rows of a program.
+#: Rows per Triton program.
 _ROWS = 8
 _DTYPES = {
     torch.bfloat16: tl.bfloat16,
@@ -30,7 +30,7 @@ _ADDRESSES = tuple(f"a{number}" for number in range(BASES))
 
 
 class RowLaunch:
-    """One launch for the row operations of a table.
+    """One launch that runs the row operations of a table.
 
     Args:
         table: table of the operations.
@@ -46,11 +46,7 @@ class RowLaunch:
         self._constants = table.sources, _ROWS, width, _DTYPES[table.dtype], _DTYPES[table.wide]
 
     def __call__(self, tensors: Sequence[Tensor]) -> None:
-        """Copy, sum or merge rows in the accumulation dtype.
-
-        Args:
-            tensors: buffers in the order of the table's bases, at most :data:`BASES`.
-        """
+        """Run all row operations. ``tensors`` are at most :data:`BASES` buffers in the order of the table's bases."""
         if self._is_empty:
             return
         addresses = [x.data_ptr() for x in tensors]
@@ -106,22 +102,20 @@ def _row_offsets(place, index, middle, inner):
 
 @triton.jit
 def _width(entry, ALIGNED: tl.constexpr):
-    """Return the number of elements of a row."""
     width = tl.load(entry + 3)
     return tl.multiple_of(width, 8) if ALIGNED else width
 
 
 @triton.jit
 def _elements(address, rows, column, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return pointers to the elements of rows."""
     first = address.to(tl.pointer_type(DTYPE)) + rows
-    # Triton cannot infer the alignment of offsets from a table. This allows loads of 16 bytes.
+    # Triton cannot infer the alignment of offsets from a table. The hint allows loads of 16 bytes.
     return (tl.multiple_of(first, 16) if ALIGNED else first)[:, None] + column
 
 
 @triton.jit
 def _load(address, is_wide, rows, column, inside, NARROW: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return elements of a tensor of either dtype in the accumulation dtype."""
+    """Return elements of a tensor in the accumulation dtype. The tensor has this dtype or the input dtype."""
     narrow = tl.load(_elements(address, rows, column, NARROW, ALIGNED), inside & (is_wide == 0), 0.0)
     wide = tl.load(_elements(address, rows, column, WIDE, ALIGNED), inside & (is_wide != 0), 0.0)
     return tl.where(is_wide != 0, wide, narrow.to(WIDE))
@@ -131,7 +125,6 @@ def _load(address, is_wide, rows, column, inside, NARROW: tl.constexpr, WIDE: tl
 def _store(
     address, is_wide, rows, column, inside, value, NARROW: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr
 ):
-    """Write elements of a tensor of either dtype."""
     tl.store(_elements(address, rows, column, NARROW, ALIGNED), value.to(NARROW), inside & (is_wide == 0))
     tl.store(_elements(address, rows, column, WIDE, ALIGNED), value, inside & (is_wide != 0))
 
@@ -199,7 +192,7 @@ def _merge(
             merged = low + tl.log(tl.exp(lse - low) + tl.exp(new - low))
             weight = tl.exp(new - tl.where(merged == float("-inf"), 0.0, merged))[:, None]
             apart = part - out
-            # Like torch.lerp, computed from the nearer end, so that both ends are exact.
+            # Interpolation starts from the nearer end, like torch.lerp, so that weights 0 and 1 are exact.
             between = tl.where(weight < 0.5, out + weight * apart, out + apart - apart * (1.0 - weight))
             out, lse = tl.where(base >= 0, between, out), tl.where(base >= 0, merged, lse)
     place = entry + 4

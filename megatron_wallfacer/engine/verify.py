@@ -1,8 +1,8 @@
-"""A verified pass: every message is compared with its source, and all ranks stop if one differs.
+"""Verified passes: every message is compared with its source, and all ranks raise an error if one message differs.
 
-The same compiled pass runs. Before its first message the ranks compare their arguments, and check that their local
-tensors are finite. Checksums are computed of the source of each sent message, and of each received message on arrival.
-After the last step the ranks exchange and compare them. Only the two comparisons wait for a GPU.
+A verified pass runs the same compiled pass. Before the first message the ranks compare their arguments, and check that
+their local tensors are finite. Ranks compute checksums of the source of each sent message, and of each received message
+on arrival. After the last step the ranks compare the checksums. Only these two comparisons wait for a GPU.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from megatron_wallfacer.schedule.program import Operand
 if TYPE_CHECKING:
     from megatron_wallfacer.engine.call import Call
 
-#: Local tensors that come from a model. The engine computes out, lse and delta, and lse may be infinite.
+#: Local tensors that must be finite. The engine computes out, lse and delta itself, and lse may be infinite.
 _GIVEN = ("q", "k", "v", "dout")
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
-#: Elements that are widened to 64 bits at a time: 32 MiB.
+#: Largest number of elements that a checksum converts to 64 bits at a time: 32 MiB.
 _ELEMENTS = 2**22
 _SEEDS = {"row": 1, "place": 2}
 _tensors: WeakKeyDictionary[CompiledPass, dict[int, TransferTensors]] = WeakKeyDictionary()
 
 
 class VerifiedRun:
-    """Runs the passes of a call as :func:`megatron_wallfacer.engine.execute.execute` does, verified.
+    """Verified execution of the passes of a call, instead of :func:`megatron_wallfacer.engine.execute.execute`.
 
     Args:
         call: call of attention.
@@ -58,11 +58,11 @@ class VerifiedRun:
         transfers: Transfers,
         observer: Observer,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Run one pass; arguments and result are those of ``execute``. Collective over the context-parallel group.
+        """Run one verified pass; see ``execute``. Collective over the context-parallel group.
 
         Raises:
             WallfacerError: Ranks differ in their arguments, a tensor of one rank is not finite, or a received message
-                differs from the sent one. Raised on every rank of the context-parallel group.
+                differs from the sent message. Every rank of the context-parallel group raises the error.
         """
         groups, program = transfers.groups, compiled.program
         where = pass_name(compiled.label.name, self._layer)
@@ -84,12 +84,12 @@ class VerifiedRun:
 
 
 class _Checksums:
-    """An observer that computes checksums of sent and of received messages.
+    """An observer that computes checksums of sent and received messages.
 
     Attributes:
         buffers: buffers of the pass.
-        sent: checksums of sent messages so far.
-        received: checksums of received messages so far.
+        sent: checksums of the messages sent so far.
+        received: checksums of the messages received so far.
     """
 
     def __init__(self, compiled: CompiledPass, buffers: Sequence[Tensor]) -> None:
@@ -105,10 +105,10 @@ class _Checksums:
 
     @contextmanager
     def __call__(self, what: Pass | Op | Transfer) -> Iterator[None]:
-        """Compute the checksums of a transfer after its start, and after the wait for it."""
+        """Compute checksums of sent messages after the start of a transfer, of received ones after the wait for it."""
         yield
         if isinstance(what, SendRecv):
-            # Rows in flight do not change, so the source still equals the packed message.
+            # Rows in flight do not change, so the source still equals the message.
             self.sent += map(self._sum, self._tensors[id(what.transfer)].sends)
         elif isinstance(what, Transfer):
             self.received += map(self._sum, self._tensors[id(what)].receives)
@@ -123,14 +123,15 @@ class _Checksums:
 
 
 def checksum(pieces: Sequence[Tensor]) -> Tensor:
-    """Return the checksum of consecutive rows as an int64 scalar on their device; nothing waits for the device.
+    """Return the checksum of consecutive rows as an int64 scalar on their device, without waiting for the device.
 
-    Each element, read as an integer, is multiplied by an odd number for its place in the row. The bits of the sum of a
-    row are mixed, and rows are summed times an odd number for each row, modulo 2^64. One flipped bit, or a change
-    within one row that changes the row's sum, always changes the checksum; others pass with a probability near 2^-64.
+    Each element, read as an integer, is multiplied by an odd number for its place in the row. The products of a row
+    are summed, the bits of the sum are mixed, and the result is multiplied by an odd number for the row. The checksum
+    is the sum over rows modulo 2^64. A single flipped bit always changes the checksum. So does any change within one
+    row that changes the row's sum. The checksum misses other changes with a probability near 2^-64.
 
     Args:
-        pieces: ``[rows, ...]`` of equal shapes but for the rows, with any strides.
+        pieces: tensors ``[rows, ...]`` with any strides, whose shapes are equal except for the number of rows.
     """
     device, first = pieces[0].device, 0
     total = torch.zeros((), dtype=torch.int64, device=device)
@@ -141,7 +142,7 @@ def checksum(pieces: Sequence[Tensor]) -> Tensor:
         for some in piece.split(step):
             integers = some.reshape(len(some), -1).view(_INTEGERS[some.element_size()])
             sums = torch.mul(integers, places).sum(-1)
-            # Otherwise changes of several rows could cancel if they are multiples of each other.
+            # Without the mixing, changes of several rows could cancel if they are multiples of each other.
             sums ^= (sums >> 32) & 0xFFFFFFFF
             total += (sums * rows[first : first + len(some)]).sum()
             first += len(some)
@@ -150,7 +151,7 @@ def checksum(pieces: Sequence[Tensor]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _odd(kind: str, length: int, device: torch.device) -> Tensor:
-    """Return odd pseudo-random numbers, which are equal on all ranks: ``[length]``, int64."""
+    """Return odd pseudo-random numbers that are equal on all ranks, int64 ``[length]``."""
     generator = torch.Generator().manual_seed(_SEEDS[kind])
     numbers = torch.randint(-(2**62), 2**62, (length,), generator=generator, dtype=torch.int64)
     return ((numbers << 1) | 1).to(device)

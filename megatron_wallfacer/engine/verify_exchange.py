@@ -1,6 +1,6 @@
-"""The comparisons of a verified pass, by collectives over the context-parallel group.
+"""The comparisons of a verified pass by collectives over the context-parallel group.
 
-Every rank finds the same differences and raises the same error.
+The collectives give every rank the same differences, so all ranks raise the same error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_wallfacer.schedule.grid import AXES
 from megatron_wallfacer.schedule.messages import MessageTensor
 
 Sum = tuple[MessageTensor, Tensor]
-#: Largest number of differences that each rank reports.
+#: Largest number of differing tensors that each rank reports.
 _SHOWN = 3
 _PLACES = (*AXES, "cp")
 _TENSORS = ("q", "k", "v", "out", "lse", "dout", "delta", "dq", "dk", "dv")
@@ -29,7 +29,7 @@ _NONE = 2**62
 
 
 class Difference(NamedTuple):
-    """A received tensor that differs from the sent one.
+    """A received tensor that differs from the sent tensor.
 
     Attributes:
         sender: rank that sent the tensor, an index in the context-parallel group.
@@ -47,17 +47,17 @@ class Difference(NamedTuple):
 def compare_passes(
     groups: AxisGroups, where: str, described: Mapping[str, object], local: Mapping[str, Tensor], device: torch.device
 ) -> None:
-    """Compare the next pass of all ranks, and check that the local tensors of all ranks are finite.
+    """Check that all ranks run the same pass next, and that the local tensors of all ranks are finite.
 
     Args:
         groups: process groups of this rank.
         where: name of the pass, for messages.
-        described: values that must be equal on all ranks, by name. Values with the same ``repr`` are equal.
-        local: local tensors by name; the names are equal on all ranks.
+        described: values that must be equal on all ranks, by name. Values are compared by their ``repr``.
+        local: local tensors by name. The names must be equal on all ranks.
         device: device of the tensors.
 
     Raises:
-        WallfacerError: Ranks differ, or a tensor is not finite. Raised on every rank.
+        WallfacerError: A value differs between ranks, or a tensor is not finite. Every rank raises the error.
     """
     digests = torch.tensor([_digest(value) for value in described.values()], dtype=torch.int64, device=device)
     finite = torch.stack([torch.isfinite(x).all() for x in local.values()]).to(torch.int64)
@@ -80,7 +80,7 @@ def compare_passes(
 def compare_sums(
     groups: AxisGroups, where: str, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
 ) -> None:
-    """Compare the checksums of all sent tensors with those of the received tensors.
+    """Compare the checksums of all sent tensors with the checksums of the received tensors.
 
     Args:
         groups: process groups of this rank.
@@ -90,7 +90,7 @@ def compare_sums(
         device: device of the checksums.
 
     Raises:
-        WallfacerError: A tensor differs. Raised on every rank.
+        WallfacerError: A received tensor differs from the sent tensor. Every rank raises the error.
     """
     if groups.grid.cp_size == 1:
         return
@@ -114,11 +114,11 @@ def compare_sums(
 def _exchanged(
     groups: AxisGroups, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return codes of the received tensors, and whether each differs from the sent one: ``[received]``."""
+    """Return codes of the received tensors, and whether each tensor differs from the sent one, both ``[received]``."""
     place = {rank: dist.get_group_rank(_whole(groups), one) for rank, one in enumerate(groups.global_ranks)}
 
     def ordered(sums: Sequence[Sum]) -> tuple[list[Sum], list[int]]:
-        # Both ends of a message have equal tags and tensors, and the messages between two ranks have different tags.
+        # Both ends of a message have equal tags and tensors. Messages between two ranks have different tags.
         some = sorted(sums, key=lambda one: (place[one[0].peer], one[0].tag, one[0].name))
         counts = Counter(place[tensor.peer] for tensor, _ in some)
         return some, [counts[rank] for rank in range(len(place))]
@@ -147,7 +147,7 @@ def _decoded(code: int, receiver: int) -> Difference:
 
 
 def _gathered(groups: AxisGroups, row: Tensor) -> list[list[int]]:
-    """Return the rows of all ranks, by index in the context-parallel group. Waits for the device."""
+    """Return the rows of all ranks, by index in the context-parallel group. The host waits for the device."""
     if groups.grid.cp_size == 1:
         return [row.tolist()]
     row = row.to(_messages(groups, row.device))
@@ -162,7 +162,7 @@ def _whole(groups: AxisGroups) -> dist.ProcessGroup:
 
 
 def _messages(groups: AxisGroups, device: torch.device) -> torch.device:
-    """Return the device of messages, which are in host memory for gloo."""
+    """Return the device of messages. Gloo sends from host memory."""
     return CPU if groups.backend == "gloo" else device
 
 

@@ -1,1 +1,1 @@
-"""Comparisons of settings between ranks through the store of the job: no collectives, which could hang."""
+"""Comparisons of settings between ranks through the job's store, without collectives, which could hang."""

@@ -1,7 +1,7 @@
-"""Comparison of the first calls of :func:`attention` with a group, by number of the call.
+"""Comparison of the first calls of :func:`attention` with each group, matched by their number.
 
-Passes are not compared when they are compiled: ranks with different arguments compile in different calls, and would
-wait for each other. Later calls are not compared: their shapes may change, on each rank in the same way.
+Calls are not compared inside ``torch.compile``: ranks with different arguments compile in different calls, and would
+wait for each other. After :data:`CALLS` calls of a group its arguments are no longer compared.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from megatron_wallfacer.errors import DisagreementError, OptionError, WallfacerE
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan
 
-#: Number of calls of a group that are compared.
+#: Number of calls per group whose arguments are compared.
 CALLS = 64
-#: Longest time that ranks wait for the call of another rank: the longest default timeout of process groups.
+#: Longest time that ranks wait for another rank's call: the longest default timeout of process groups.
 TIMEOUT = timedelta(minutes=30)
-#: Key of a record in place of arguments: the reason why a rank does not make its call.
+#: Key of a record without arguments. Its value is the reason why a rank does not make its call.
 _ENDS = "ends"
 
 Arguments = Mapping[str, str]
@@ -40,24 +40,24 @@ _made: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class FirstCall:
-    """One of the first calls of a group.
+    """A call of attention whose arguments are compared between the ranks of its group.
 
     Attributes:
         group: process group of the ranks that make the call.
-        number: number of the call, from 1.
+        number: number of the call among the calls with its group, from 1.
     """
 
     group: dist.ProcessGroup
     number: int
 
     def compare(self, arguments: Arguments) -> None:
-        """Compare the arguments of this rank with those of the other members.
+        """Compare the arguments of this rank with the arguments of all members of the group.
 
         Args:
             arguments: text of each value, by name.
 
         Raises:
-            DisagreementError: The arguments differ. Every rank raises the same lines.
+            DisagreementError: The arguments differ. Every rank raises the same message.
         """
         try:
             verdict = self._exchange().run(json.dumps(arguments), json.loads, self.verdict)
@@ -70,17 +70,17 @@ class FirstCall:
             raise DisagreementError(verdict.errors)
 
     def end(self, error: BaseException) -> None:
-        """Let the other members raise too if this rank does not make its call. Returns without waiting.
+        """Publish that this rank does not make its call, so that all members raise. Returns without waiting.
 
         Args:
-            error: :class:`OptionError` of the arguments, or an exception in their checks.
+            error: :class:`OptionError` of the arguments, or another exception of their checks.
         """
         if isinstance(error, OptionError):
             record = {_ENDS: f"rejects its arguments: {error}"}
         else:
             record = {_ENDS: f"failed before its first message: {reason_of(error)}"}
         exchange = self._exchange()
-        # The rank that held the store may have ended.
+        # The rank whose process has the store may have ended.
         with suppress(RuntimeError):
             exchange.write(json.dumps(record))
             if exchange.rank == exchange.ranks[0]:
@@ -88,7 +88,7 @@ class FirstCall:
             exchange.mark_read()
 
     def verdict(self, records: Mapping[int, Arguments]) -> Verdict:
-        """Compare the arguments of some ranks."""
+        """Return one line per argument that differs between ranks, or one line about a rank that makes no call."""
         place = f"attention(), call {self.number}"
         for rank, record in sorted(records.items()):
             if _ENDS in record:
@@ -106,17 +106,17 @@ class FirstCall:
 
 
 def end_call(first: FirstCall | None, group: object, error: BaseException) -> None:
-    """Let the other ranks of a call raise too if this rank raises before its pass.
+    """Publish that this rank raises before its pass, so that the other ranks of the call raise too.
 
     Args:
-        first: call whose arguments are still to be compared; None if there is no comparison, or after it.
+        first: call whose arguments have not been compared yet; None for a call without a comparison.
         group: argument ``group`` of the call.
         error: exception of this rank.
     """
     if first is not None:
         first.end(error)
     elif not isinstance(error, WallfacerError) and (members := _group_of(group)) is not None:
-        # This call is not compared, so the other ranks wait for messages.
+        # Calls without a comparison publish no record, so the other ranks wait for messages of the pass.
         fail_outside(members, error)
 
 
@@ -134,22 +134,7 @@ def described(
     kernel: str,
     options: Mapping[str, object],
 ) -> Arguments:
-    """Return the text of each value that must be equal on all ranks, by the name of its argument.
-
-    Args:
-        q: local queries.
-        k: local keys.
-        v: local values.
-        plan: grid and choices.
-        mask: unmasked pairs.
-        causal: whether the mask is causal.
-        window_size: (left, right) of the sliding window.
-        shard_mode: layout of documents.
-        scale: factor of the scores.
-        softcap: cap of the scores.
-        kernel: name of the selected kernel.
-        options: other arguments by name.
-    """
+    """Return the text of each value that must be equal on all ranks, by the name of its argument."""
     values = {
         "plan": plan,
         "causal": causal,
@@ -167,9 +152,9 @@ def described(
 
 
 def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None:
-    """Return the next call of this rank with a group; None if it is not compared.
+    """Return this rank's next call with a group; None if the call is not compared.
 
-    Later calls, calls of a single rank and calls that ``torch.compile`` traces are not compared.
+    Only the first :data:`CALLS` calls of several ranks outside ``torch.compile`` are compared.
 
     Args:
         group: process group or device mesh of the call; None for the world.
@@ -189,7 +174,7 @@ def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None
 
 
 def _group_of(group: object) -> dist.ProcessGroup | None:
-    """Return the process group of a call; None for other values, which the checks of arguments report."""
+    """Return the process group of a call; None for other values, which :func:`checked` reports."""
     if not dist.is_initialized():
         return None
     if isinstance(group, DeviceMesh) and group.ndim == 1 and group.get_coordinate() is not None:

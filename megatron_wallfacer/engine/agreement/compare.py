@@ -1,4 +1,4 @@
-"""Compare the records of ranks, and describe differences in lines. Nothing is sent here."""
+"""Comparison of records of ranks, and one line of text per difference. No messages are sent."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-#: Largest number of characters of a value in a line.
+#: Largest number of characters of a value in a message.
 SHOWN = 120
 
 
 @dataclass(frozen=True)
 class Record:
-    """The values of one rank that other ranks must share, as texts by name.
+    """The settings of one rank, as texts by name.
 
     Attributes:
         settings: values whose differences are errors.
-        derived: values that follow from settings. A difference is an error, which is reported if settings are equal.
+        derived: values that follow from settings. Their differences are errors, reported only if settings are equal.
         labels: values whose differences are warnings.
-        strict: whether differences matter. If no record is strict, nothing is reported.
+        strict: whether differences are reported. If no record is strict, the comparison reports nothing.
     """
 
     settings: Mapping[str, str | None]
@@ -28,18 +28,18 @@ class Record:
     strict: bool = True
 
     def to_text(self) -> str:
-        """Return the record as JSON, the same for equal records."""
+        """Return the record as JSON. Equal records have equal texts."""
         return json.dumps(vars(self), sort_keys=True)
 
     @classmethod
     def from_text(cls, text: str) -> Record:
-        """Return the record of :meth:`to_text`."""
+        """Return the record whose :meth:`to_text` is given."""
         return cls(**json.loads(text))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a comparison.
+    """The result of a comparison between ranks.
 
     Attributes:
         errors: one line for each setting that differs.
@@ -55,16 +55,16 @@ class Verdict:
 
     @classmethod
     def from_text(cls, text: str) -> Verdict:
-        """Return the verdict of :meth:`to_text`."""
+        """Return the verdict whose :meth:`to_text` is given."""
         errors, warnings = json.loads(text)
         return cls(tuple(errors), tuple(warnings))
 
 
 def compare(records: Mapping[int, Record]) -> Verdict:
-    """Compare the records of some ranks.
+    """Return the differences between the records of ranks.
 
     Args:
-        records: record by rank. Records that are one object are compared once.
+        records: record by rank. Ranks may share one record object, which is then compared only once.
     """
     if not any(record.strict for record in records.values()):
         return Verdict()
@@ -82,18 +82,18 @@ def compare(records: Mapping[int, Record]) -> Verdict:
 
 
 def difference(name: str, values: Mapping[int, str | None]) -> str | None:
-    """Return one line about ranks with different values, the fewest ranks first; None if all values are equal.
+    """Return a line that lists ranks by value, the smallest set of ranks first; None if all values are equal.
 
     Args:
         name: name of the setting.
-        values: value by rank; None for a rank without a value.
+        values: value by rank; None for a rank that does not have the setting.
     """
     holders: dict[str | None, list[int]] = {}
     for rank, value in sorted(values.items()):
         holders.setdefault(value, []).append(rank)
     if len(holders) < 2:
         return None
-    # Of equally large sets of ranks the one with the lowest rank comes last: its value is the expected one.
+    # Of equally large sets of ranks, the set with the lowest rank comes last: its value is probably the intended one.
     ordered = sorted(holders.items(), key=lambda held: (len(held[1]), -held[1][0]))
     parts = [
         f"{ranks_text(ranks)} {'has' if len(ranks) == 1 else 'have'} {_value(name if i == 0 else '', value)}"
@@ -116,7 +116,7 @@ def ranks_text(ranks: Iterable[int]) -> str:
 
 
 def _differences(groups: list[tuple[list[int], Mapping[str, str | None]]]) -> dict[str, str]:
-    """Return a line for each setting whose values differ, by name. The ranks of a group have equal values."""
+    """Return a line for each setting whose values differ, by name. Ranks in one group have equal values."""
     names = dict.fromkeys(name for _, values in groups for name in values)
     found = {
         name: difference(name, {rank: values.get(name) for members, values in groups for rank in members})
@@ -126,7 +126,7 @@ def _differences(groups: list[tuple[list[int], Mapping[str, str | None]]]) -> di
 
 
 def _value(name: str, value: str | None) -> str:
-    """Return a value after its name: ``no --x``, ``--x 1``, ``--x`` if empty; or alone: ``none``, ``1``, ``it``."""
+    """Return ``no --x``, ``--x 1`` or ``--x`` (empty value); without a name ``none``, ``1`` or ``it``."""
     if value is None:
         return f"no {name}" if name else "none"
     short = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."

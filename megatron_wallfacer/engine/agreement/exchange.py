@@ -1,7 +1,7 @@
-"""Exchange records through a store: every rank writes its own, the first rank compares and publishes the verdict.
+"""Exchange of records through the job's store. Every rank writes one record. The first rank compares all records.
 
-A rank waits for a key of the store, so ranks without a common process group can take part. Equal records are stored and
-compared once for any number of ranks.
+Ranks wait for keys of the store, so ranks without a common process group can take part. Ranks with equal records share
+one stored record, which is compared once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_wallfacer.engine.agreement.compare import Verdict, ranks_text
 NOTICE_S = 20.0
 #: Longest time in seconds between two comparisons on the first rank.
 POLL_S = 5.0
-#: Longest time in seconds that the first rank, which may hold the store, waits after an error for readers.
+#: Longest time in seconds for which the first rank keeps the store open after an error, so that others can read it.
 STAY_S = 10.0
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Exchange:
         ranks: global ranks that take part. The first one compares.
         rank: global rank of this process.
         timeout: time after which the exchange fails if a rank has written no record.
-        late: description of ranks without a record, in the plural: ``have not started``.
+        late: predicate of a message about ranks without a record, in the plural, e.g. ``have not started``.
         say: function that prints one line.
     """
 
@@ -48,12 +48,12 @@ class Exchange:
     say: Callable[[str], None] = print
 
     def run(self, text: str, read: Callable[[str], T], compare: Callable[[Mapping[int, T]], Verdict]) -> Verdict:
-        """Return the verdict on the records of all ranks, which is equal on all ranks.
+        """Exchange the records of all ranks, and return the verdict, which is equal on all ranks.
 
         Args:
             text: record of this rank.
-            read: function that returns a record, given its text.
-            compare: function that compares records by rank. The first rank calls it whenever records arrive.
+            read: function from the text of a record to the record.
+            compare: function from records by rank to a verdict. The first rank calls it whenever records arrive.
         """
         self.write(text)
         if self.rank == self.ranks[0]:
@@ -72,11 +72,11 @@ class Exchange:
         self.store.set(f"rank/{self.rank}", digest)
 
     def publish(self, verdict: Verdict) -> None:
-        """Write the verdict, on the first rank."""
+        """Write the verdict to the store. Only the first rank calls this method."""
         self.store.set("verdict", verdict.to_text())
 
     def mark_read(self) -> None:
-        """Count this rank among those that no longer need the store."""
+        """Announce that this rank no longer needs the store."""
         self.store.add("read", 1)
 
     def _collect(self, read: Callable[[str], T], compare: Callable[[Mapping[int, T]], Verdict]) -> Verdict:
@@ -92,7 +92,7 @@ class Exchange:
                     records[digest] = read(self.store.get(f"record/{digest}").decode())
             verdict = compare({rank: records[digest] for rank, digest in digests.items()})
             late = [rank for rank in self.ranks if rank not in digests]
-            # A difference ends the job at once, even if a rank is late.
+            # A difference ends the job at once, even if some ranks have not written a record.
             if not late or verdict.errors:
                 return verdict
             now = time.monotonic()
@@ -103,10 +103,10 @@ class Exchange:
                 self.say(f"{self._late(late)} after {now - started:.0f} s; the others wait")
 
     def _await_verdict(self) -> Verdict:
-        # Longer than the timeout of the first rank, whose verdict is then read.
+        # The limit is longer than the first rank's timeout, so that the first rank can still publish a verdict.
         limit = self.timeout + timedelta(seconds=2 * POLL_S)
         first = self.ranks[0]
-        # One rank reports that the first one is late; all others wait without polling.
+        # Only the second rank reports that the first one is late. All others wait without polling.
         if self.rank == self.ranks[1] and not self._poll([f"rank/{first}"], NOTICE_S):
             self.say(f"{self._late([first])} after {NOTICE_S:.0f} s; the others wait")
         try:
@@ -120,7 +120,7 @@ class Exchange:
         return Verdict.from_text(self.store.get("verdict").decode())
 
     def _leave(self, verdict: Verdict) -> None:
-        """After an error wait until all ranks have read the verdict: this rank may hold the store."""
+        """Wait after an error until all ranks have read the verdict, because this process may have the store."""
         if not verdict.errors:
             return
         self.mark_read()
@@ -136,7 +136,7 @@ class Exchange:
         return [value.decode() for value in self.store.multi_get(keys)] if keys else []
 
     def _poll(self, keys: list[str], seconds: float) -> bool:
-        """Return whether all keys exist in time. A wait of the store that times out would print C++ warnings."""
+        """Return whether all keys exist in time. ``store.wait`` would print C++ warnings at a timeout."""
         end, pause = time.monotonic() + seconds, 0.002
         while not self.store.check(keys):
             if time.monotonic() > end:

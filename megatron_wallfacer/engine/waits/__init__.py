@@ -1,1 +1,1 @@
-"""Explanations of waits: labels set before each wait, a thread that reads them, the chain of ranks behind a wait."""
+"""Explanations of long waits. A thread reads labels that a pass sets before each wait, and finds the blocking rank."""

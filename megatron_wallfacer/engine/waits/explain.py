@@ -1,4 +1,4 @@
-"""Find the rank that blocks other ranks, given the states of all ranks, and describe it in lines."""
+"""Find the rank that blocks other ranks, given the states of all ranks, and describe the chain of waits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class State:
     Attributes:
         rank: global rank.
         host: name of the node.
-        beat: number of the publication. If it does not grow, the rank is stopped or dead.
-        passes: number of passes of attention that the rank has begun.
+        beat: number of the publication. If the number stops growing, the rank is stopped or dead.
+        passes: number of attention passes that the rank has begun.
         layer: number or name of the layer of the last pass; None outside a model.
         backward: whether the last pass is a backward pass.
-        label: messages that the rank waits for; None if it waits for no message of attention.
-        seconds: duration of the wait.
+        label: messages that the rank waits for; None if the rank waits for no message of attention.
+        seconds: duration of the wait in seconds.
         place: line of code that the main thread runs.
     """
 
@@ -41,7 +41,7 @@ class State:
 
     @classmethod
     def from_text(cls, text: str) -> State:
-        """Return the state of :meth:`to_text`."""
+        """Return the state whose :meth:`to_text` is given."""
         values = json.loads(text)
         if values["label"] is not None:
             tensors, peers, axis, sends = values["label"]
@@ -50,7 +50,7 @@ class State:
 
     @property
     def where(self) -> str:
-        """Layer and pass, for messages."""
+        """Return layer and pass as a phrase for messages."""
         if not self.passes:
             return "before its first call of attention"
         layer = "" if self.layer is None else f"{layer_text(self.layer)} "
@@ -63,7 +63,7 @@ class Seen:
 
     Attributes:
         state: last published state.
-        silent: seconds since the last publication if one is overdue; else None.
+        silent: seconds since the last publication if the next one is overdue; else None.
     """
 
     state: State
@@ -81,7 +81,7 @@ def wait_line(state: State) -> str:
 
 
 def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
-    """Return a line about the chain of waiting ranks down to the one that blocks them; None if a rank does not wait.
+    """Return a line about the chain of waiting ranks that ends at the blocking rank; None if the rank does not wait.
 
     Args:
         state: state of the first rank of the chain.
@@ -112,7 +112,7 @@ def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
 
 
 def _slowest(peers: list[tuple[int, Seen | None]]) -> tuple[int, Seen | None]:
-    """Return the next rank of the chain: a silent one, else one that does not wait, else one in the earliest pass."""
+    """Return the next rank of the chain: a silent rank, else one that does not wait, else one in the earliest pass."""
 
     def order(peer: tuple[int, Seen | None]) -> tuple[int, int]:
         seen = peer[1]

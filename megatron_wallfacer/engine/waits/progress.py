@@ -1,7 +1,4 @@
-"""The progress of this process in attention: plain attributes, which passes write and a thread reads.
-
-A pass only writes attributes, which costs almost no time.
-"""
+"""The progress of this process in attention, as plain attributes that passes write and the watchdog thread reads."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ class Label(NamedTuple):
 
     Attributes:
         tensors: names of the tensors, as shown to users.
-        peers: global ranks of the other ends.
+        peers: global ranks that send or receive the messages.
         axis: grid axis of the messages.
-        sends: whether the rank waits until its own message has left, instead of until a message arrives.
+        sends: whether the rank waits until its own message has left. Otherwise it waits for a message to arrive.
     """
 
     tensors: tuple[str, ...]
@@ -27,7 +24,7 @@ class Label(NamedTuple):
 
     @classmethod
     def of(cls, tensors: tuple[str, ...], peers: tuple[int, ...], axis: str, *, sends: bool = False) -> Label:
-        """Return a label, given names of tensors as in schedules: ``dk`` is shown as ``dK``."""
+        """Return a label for tensors that are named as in schedules. The label shows ``dk`` as ``dK``."""
         return cls(tuple(map(_shown, tensors)), tuple(dict.fromkeys(peers)), axis, sends)
 
 
@@ -36,12 +33,12 @@ class Progress:
 
     Attributes:
         label: label of the wait that blocks the host; None without a wait.
-        waits: number of waits that have ended.
+        waits: number of completed waits.
         passes: number of passes that have begun.
         layer: number or name of the layer of the last pass; None outside a model.
         backward: whether the last pass is a backward pass.
-        broken: label of a wait that ended in an error, until the error is reported.
-        posted: label and work of the last messages that were started on NCCL, whose waits do not block the host.
+        broken: label of a wait that raised an error; None after the error has been reported.
+        posted: label and work of the last transfer started on NCCL, whose waits do not block the host.
     """
 
     __slots__ = ("backward", "broken", "label", "layer", "passes", "posted", "waits")
@@ -55,7 +52,7 @@ class Progress:
         self.posted: tuple[Label, Any] | None = None
 
 
-#: Progress of this process. Passes of several threads are not supported, as in torch.distributed.
+#: Progress of this process. As in torch.distributed, passes in several threads at once are not supported.
 PROGRESS = Progress()
 
 
@@ -66,9 +63,9 @@ def _shown(tensor: str) -> str:
 
 
 def layer_text(layer: int | str) -> str:
-    """Return the name of a layer for messages: ``layer 7`` for a number, ``MTP depth 1`` for that name.
+    """Return the name of a layer for messages: ``layer 7`` for the number 7, ``MTP depth 1`` for this name.
 
     Args:
-        layer: number of the layer in the whole model from 1, or name of a layer outside the decoder.
+        layer: number of the layer in the whole model, from 1, or name of a layer outside the decoder.
     """
     return f"layer {layer}" if isinstance(layer, int) else layer

@@ -1,7 +1,7 @@
-"""The watchdog of a rank: a thread that publishes what the rank waits for, and follows a long wait to its cause.
+"""The watchdog of a rank: a thread that publishes what the rank waits for, and explains a long wait.
 
-It reads :data:`PROGRESS` and never queries a work of gloo, whose state changes only in the thread that waits for it. A
-work of NCCL is queried only after a long time without a new message.
+The thread reads :data:`PROGRESS`. It never queries a work of gloo, whose state changes only in the waiting thread. It
+queries a work of NCCL only after a long time without a new message.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from megatron_wallfacer.engine.waits.explain import Seen, State, chain_line, wai
 from megatron_wallfacer.engine.waits.progress import PROGRESS, Label, Progress
 from megatron_wallfacer.errors import OptionError
 
-#: Environment variable with the seconds after which a wait is explained; 0 for never.
+#: Environment variable with the seconds after which a wait is explained; 0 for no explanation.
 VARIABLE = "WALLFACER_WAIT_S"
 DEFAULT_S = 60.0
-#: Signal after which a rank explains its state at once.
+#: Signal that makes a rank explain its state at once.
 SIGNAL = signal.SIGQUIT
-#: Number of publications in the time after which a wait is explained.
+#: Number of publications of the state in the time after which a wait is explained.
 BEATS = 6
-#: Number of missed publications after which a rank counts as silent.
+#: Number of missed publications after which other ranks consider a rank silent.
 MISSED = 3
-#: Timeout of one operation of the store in this thread.
+#: Timeout of one operation on the store in the watchdog thread.
 STORE_TIMEOUT = timedelta(seconds=10)
 
 
@@ -43,7 +43,7 @@ class Watch(threading.Thread):
     """A thread that explains the waits of this process.
 
     Args:
-        store: connection to the store of the job for this thread only.
+        store: connection to the store of the job that only this thread uses.
         rank: global rank of this process.
         limit: seconds after which a wait is explained.
         progress: progress of this process.
@@ -71,7 +71,7 @@ class Watch(threading.Thread):
         self._stopped = False
 
     def run(self) -> None:
-        """Publish states and explain waits until :meth:`stop`, or until the store ends."""
+        """Publish states and explain waits until :meth:`stop` is called or the store is closed."""
         while not self._stopped:
             ready, _, _ = select.select([self._wake], [], [], self._interval)
             requested = bool(ready) and SIGNAL in os.read(self._wake, 64)
@@ -90,7 +90,7 @@ class Watch(threading.Thread):
             self.join(timeout=2.0)
 
     def listen(self) -> None:
-        """Explain waits at a signal, if the signal has no other handler. Without effect outside the main thread."""
+        """Explain waits at a signal, if the signal has no other handler. No effect outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         # Shells start background jobs with the signal ignored.
@@ -122,7 +122,7 @@ class Watch(threading.Thread):
         self._store.set(f"state/{self._state.rank}", self._state.to_text())
         if self._state.label is None and not requested:
             return
-        # Other states are read from half of the time on, so that silent ranks are recognised in time.
+        # The states of other ranks are read after half of the limit, so that silent ranks are recognised at the limit.
         chain = chain_line(self._state, self._read) if waited > self._limit / 2 or requested else None
         if requested or (waited >= self._limit and not self._explained):
             self._explained = True
@@ -130,13 +130,13 @@ class Watch(threading.Thread):
                 self._say(line)
 
     def _label(self, waited: float) -> Label | None:
-        """Return the wait of the host or, after a long time without a new message, that of the device."""
+        """Return the label of the host's wait. After a long time without a new message, return the device's wait."""
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label
         label, work = self._progress.posted
         try:
             return None if work.is_completed() else label
-        except RuntimeError:  # the work belongs to a graph, or its communicator was aborted
+        except RuntimeError:  # the work belongs to a CUDA graph, or its communicator was aborted
             return None
 
     def _read(self, rank: int) -> Seen | None:
@@ -156,10 +156,10 @@ _watch: tuple[Any, Watch] | None = None
 
 
 def start_watch() -> None:
-    """Start the thread, once for each world of torch.distributed, if there are several ranks and it is switched on.
+    """Start the watchdog, once per world of torch.distributed, unless it is switched off or there is one rank.
 
     Raises:
-        OptionError: The variable has a value that is not allowed.
+        OptionError: The value of ``WALLFACER_WAIT_S`` is not allowed.
     """
     global _watch
     limit = wait_limit()
@@ -178,7 +178,7 @@ def start_watch() -> None:
 
 
 def stop_watch() -> None:
-    """Stop the thread if it runs."""
+    """Stop the watchdog if it runs."""
     global _watch
     if _watch is not None:
         _watch[1].stop()
@@ -189,7 +189,7 @@ def wait_limit() -> float:
     """Return the seconds after which a wait is explained.
 
     Raises:
-        OptionError: The variable has a value that is not allowed.
+        OptionError: The value of ``WALLFACER_WAIT_S`` is not allowed.
     """
     text = os.environ.get(VARIABLE, "")
     try:
@@ -202,7 +202,7 @@ def wait_limit() -> float:
 
 
 def _place() -> str:
-    """Return the line of code that the main thread runs, outside of torch if possible."""
+    """Return the line of code that the main thread runs, outside torch if possible."""
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
     innermost = frame
     while frame is not None and _is_skipped(frame.f_code.co_filename):
@@ -218,7 +218,7 @@ def _is_skipped(file: str) -> bool:
 
 
 def _no_action(number: int, frame: FrameType | None) -> None:
-    """Do nothing: with a handler Python writes the signal to the pipe."""
+    """Do nothing. Python writes the number of a signal to the wake-up pipe only if the signal has a handler."""
 
 
 def _say(line: str) -> None:
