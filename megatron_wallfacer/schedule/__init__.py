@@ -1,1 +1,1 @@
-"""Grid, layout, tiles, schedule and volume. The package imports the standard library and the error class only."""
+"""Grid, layout, tiles, schedule and volume. The package imports only the standard library and the error classes."""

@@ -1,7 +1,7 @@
-"""Accumulators: which rows have been written, and which parts are still to be added to them.
+"""Accumulators: rows to which partial results are added, and the parts that are still to be added.
 
 Parts are collected until an operation reads the rows, or until the results of an attention call must be freed. Then one
-launch adds all of them, and reads and writes each row of the accumulator once.
+launch adds all collected parts, and reads and writes each row of the accumulator once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megatron_wallfacer.schedule.ops import Op
 from megatron_wallfacer.schedule.program import KernelRows, Operand
 from megatron_wallfacer.schedule.rows import Range, Rows, moved
 
-#: Some rows of each tensor of an accumulator.
+#: The same rows of each tensor of an accumulator.
 Sources = tuple[Operand | KernelRows, ...]
 
 
@@ -26,9 +26,9 @@ class Part(NamedTuple):
 
     Attributes:
         rows: half-open range of rows of the accumulator.
-        sources: function that returns the sources of some of these rows, one for each tensor.
-        slot: slot of the attention call that computes them; None if they are in memory.
-        op: operation of the schedule that computes them.
+        sources: function from a range of these rows to the sources of the range, one source per tensor.
+        slot: slot of the attention call that computes the sources; None if the sources are in memory.
+        op: operation of the schedule that computes the sources.
     """
 
     rows: Range
@@ -45,7 +45,7 @@ class Accumulator:
         rows: memory of the rows.
         tokens: number of rows.
         written: boundaries of the row ranges that have been written, ascending: start, end, start, end, ...
-        parts: parts that are to be added, in this order.
+        parts: parts that are still to be added, in this order.
     """
 
     rows: Rows
@@ -55,14 +55,14 @@ class Accumulator:
 
     @property
     def is_deep(self) -> bool:
-        """Whether parts of the largest allowed number of operations have been collected."""
+        """Return whether parts of the largest allowed number of operations have been collected."""
         return len({id(part.op) for part in self.parts if part.op is not None}) >= DEPTH
 
     def take(self) -> list[tuple[Range, bool, tuple[Part, ...]]]:
-        """Mark all rows with parts as written, and remove the parts.
+        """Remove all parts, and mark the rows of the parts as written.
 
         Returns:
-            Row ranges with the same parts, whether the rows had been written before, and the parts.
+            (row range, whether the rows had been written before, parts) for each range of rows with the same parts.
         """
         if not self.parts:
             return []
@@ -74,15 +74,15 @@ class Accumulator:
         return found
 
     def hand_over(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
-        """Hand some rows and their parts over to another accumulator. No operation may read the rows afterwards.
+        """Move some rows and their parts to another accumulator, and mark the rows as written.
 
-        The rows count as written, so that no step fills them.
+        No operation may read the rows afterwards.
 
         Args:
             rows: half-open range of rows, each of which has been written or has a part.
-            into: accumulator that receives them as parts.
-            first: row of ``into`` that corresponds to the first row.
-            own: function that returns the operands of some rows of this accumulator.
+            into: accumulator that receives the rows as parts.
+            first: row of ``into`` that corresponds to the first of the rows.
+            own: function from a range of rows of this accumulator to their operands.
         """
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):
@@ -95,7 +95,7 @@ class Accumulator:
         self._mark(rows)
 
     def unwritten(self, rows: Range) -> list[Range]:
-        """Mark some rows as written, and return the ranges that had not been written and have no part."""
+        """Mark some rows as written, and return the ranges that were not written before and have no part."""
         found = [part for part, held, parts in self._split(rows, self.parts) if not (held or parts)]
         for part in found:
             self._mark(part)
@@ -136,7 +136,7 @@ def _common(a: Range, b: Range) -> Range | None:
 
 
 def _without(part: Part, rows: Range) -> Iterator[Part]:
-    """Yield a part without some of its rows: the rows before them, and the rows after them."""
+    """Yield the parts of a part before and after a range of rows."""
     for side in ((part.rows[0], min(part.rows[1], rows[0])), (max(part.rows[0], rows[1]), part.rows[1])):
         if side[0] < side[1]:
             yield part._replace(rows=side)

@@ -1,4 +1,4 @@
-"""The description of one kernel call and its mask, from the schedule to the attention library."""
+"""The tile of one kernel call with its mask. The scheduler, the engine and the kernels share this type."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class TileWindow(NamedTuple):
 
 @dataclass(frozen=True)
 class CuSeqlens:
-    """Boundaries of the documents of a tile, in tokens from its first row and its first column.
+    """Boundaries of the documents of a tile, in tokens from the first row and the first column of the tile.
 
-    The hash is computed once: a sequence may hold 65,536 documents.
+    The hash is computed once, because a sequence may have 65,536 documents.
 
     Attributes:
         q: row boundaries ``[documents + 1]``, ascending from 0: document d has rows q[d] to q[d + 1].
@@ -43,20 +43,21 @@ class CuSeqlens:
 
     @cached_property
     def longest(self) -> tuple[int, int]:
-        """Largest number of rows, and largest number of columns, of a document."""
+        """Return the largest number of rows and the largest number of columns of a document."""
         q, k = (max(end - start for start, end in pairwise(side)) for side in (self.q, self.k))
         return q, k
 
 
 class AttnTile(NamedTuple):
-    """Query rows against key columns: one kernel call.
+    """The query rows and key columns of one kernel call.
 
     Attributes:
         rows: half-open range of token rows of the query block.
         cols: half-open range of token columns of the key block.
-        causal: whether only the lower triangle of a square is unmasked; with ``cu_seqlens``, that of each document.
+        causal: whether only the lower triangle of a square is unmasked; with ``cu_seqlens``, of each document's square.
         window: unmasked diagonals, in place of ``causal``. Each row and each column has an unmasked pair.
-        cu_seqlens: boundaries of several documents, each of which sees only itself. Excludes a window.
+        cu_seqlens: boundaries of several documents, whose queries see only keys of their own document. Excludes a
+            window.
     """
 
     rows: tuple[int, int]
@@ -67,17 +68,17 @@ class AttnTile(NamedTuple):
 
     @property
     def height(self) -> int:
-        """The number of rows."""
+        """Return the number of rows."""
         return self.rows[1] - self.rows[0]
 
     @property
     def width(self) -> int:
-        """The number of columns."""
+        """Return the number of columns."""
         return self.cols[1] - self.cols[0]
 
 
 def documents_of(tile: AttnTile) -> list[AttnTile]:
-    """Return a tile per document of a tile with ``cu_seqlens``, rows and columns counted from its corner."""
+    """Return one tile per document of a tile with ``cu_seqlens``. Rows and columns are counted from its corner."""
     assert tile.cu_seqlens is not None
     sides = (pairwise(tile.cu_seqlens.q), pairwise(tile.cu_seqlens.k))
     return [AttnTile(rows, cols, tile.causal) for rows, cols in zip(*sides, strict=True)]

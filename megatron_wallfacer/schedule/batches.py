@@ -1,8 +1,8 @@
 """Varlen calls: kernel calls of several documents that are joined into one call with ``cu_seqlens``.
 
-A varlen call needs the rows of its documents one after the other, and their columns too. In a tile of several chunks
-calls are ordered by document, then by chunk. So the calls that can be joined form diagonals, several of which are open
-at the same time.
+The documents of a varlen call must have consecutive rows and consecutive columns. In a tile of several chunks the calls
+are ordered by document, then by chunk. So the calls that can be joined form diagonals, and several diagonals are
+incomplete at the same time.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from megatron_wallfacer.schedule.mask import Mask
 def joined_calls(
     mask: Mask, q_chunks: Sequence[int], k_chunks: Sequence[int], cp_size: int, size: int
 ) -> tuple[AttnTile, ...]:
-    """Return the calls of a mask (:meth:`Mask.calls`, with its arguments), joined.
+    """Return the kernel calls of a mask, joined where possible. The arguments are those of :meth:`Mask.calls`.
 
-    Without a window the boundaries of the documents determine the calls of one query chunk. They are not built one by
-    one: if each document is divided, it has a call in each pair of chunks.
+    Without a window, the boundaries of the documents determine the calls of one query chunk directly. This is faster
+    than joining calls: with ``per_document`` each document has a call in each pair of chunks.
     """
     if mask.documents is None or mask.has_window or len(q_chunks) != 1:
         return batches(mask.calls(q_chunks, k_chunks, cp_size, size))
@@ -35,7 +35,7 @@ def _joined_calls(mask: Mask, q_chunk: int, k_chunks: Sequence[int], cp_size: in
             if k_chunk <= q_chunk or mask.right is None:
                 yield from _of_all_documents(mask, q_chunk, (cp_size, size), index * size, causal=causal)
             continue
-        # If the sequence is divided, two chunks have at most one document in common.
+        # With ``shard_mode`` ``sequence`` two chunks have at most one document in common.
         for call in mask.calls((q_chunk,), (k_chunk,), cp_size, size):
             cols = call.cols[0] + index * size, call.cols[1] + index * size
             yield AttnTile(call.rows, cols, call.causal)
@@ -44,12 +44,12 @@ def _joined_calls(mask: Mask, q_chunk: int, k_chunks: Sequence[int], cp_size: in
 def _of_all_documents(
     mask: Mask, chunk: int, sizes: tuple[int, int], first_col: int, *, causal: bool
 ) -> Iterator[AttnTile]:
-    """Yield the one call of all documents of a query chunk against the same documents of a key chunk, if any."""
+    """Yield the call of all documents of a query chunk against a key chunk with the same documents, if any."""
     documents = _boundaries(mask, 0 if mask.is_per_document else chunk, *sizes)
     extent, number = documents.q[-1], len(documents.q) - 1
     if not extent:
         return
-    # Documents of one token are causal squares and rectangles.
+    # If every document has one token, each causal square is also a full rectangle.
     causal = causal and extent > number
     rows, cols = (0, extent), (first_col, first_col + extent)
     yield AttnTile(rows, cols, causal, cu_seqlens=documents if number > 1 else None)
@@ -57,22 +57,22 @@ def _of_all_documents(
 
 @lru_cache(maxsize=1)
 def _boundaries(mask: Mask, chunk: int, cp_size: int, size: int) -> CuSeqlens:
-    """Return the boundaries of the documents in a chunk. The last result is cached: one mask has many tiles."""
+    """Return the boundaries of the documents in a chunk. The last result is cached, because a mask has many tiles."""
     ends = mask.boundaries(chunk, cp_size, size)
     return CuSeqlens(ends, ends)
 
 
 def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:
-    """Return fewer calls for the same unmasked pairs.
+    """Join kernel calls, and return fewer calls with the same unmasked pairs.
 
-    Causal squares, or full rectangles, are joined if each begins at the row and the column where the one before it
-    ends. Calls with a window, and calls that follow no other call, are returned as they are.
+    Causal squares, or full rectangles, are joined if each begins at the row and the column where its predecessor ends.
+    Calls with a window and calls without a predecessor or successor are returned unchanged.
 
     Args:
         calls: calls of one tile, which have no unmasked pair in common.
     """
     groups: list[_Group] = []
-    # Groups by the row and the column where they end. These are unique, since no two calls have a pair in common.
+    # Groups by the row and the column where they end. The keys are unique, since no two calls have a pair in common.
     ending: dict[tuple[int, int], _Group] = {}
     for call in calls:
         group = ending.pop((call.rows[0], call.cols[0]), None) if call.window is None else None
@@ -87,7 +87,7 @@ def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:
 
 @dataclass
 class _Group:
-    """Calls that are joined; ``causal`` is None as long as all of them are single pairs, which are both kinds."""
+    """Calls that are joined. ``causal`` is None while all calls are single pairs, which are both causal and full."""
 
     calls: list[AttnTile] = field(default_factory=list)
     causal: bool | None = None
@@ -105,7 +105,7 @@ class _Group:
         if first is last:
             return first
         rows, cols = (first.rows[0], last.rows[1]), (first.cols[0], last.cols[1])
-        # Each call begins where the one before it ends.
+        # Each call begins where its predecessor ends.
         cu_q = (0, *(call.rows[1] - rows[0] for call in self.calls))
         cu_k = (0, *(call.cols[1] - cols[0] for call in self.calls))
         return AttnTile(rows, cols, causal=bool(self.causal), cu_seqlens=CuSeqlens(cu_q, cu_k))

@@ -1,8 +1,8 @@
 """The kernel calls of a mask: tiles that cover the unmasked pairs of query chunks and key chunks.
 
-The time is linear in documents and calls. If the whole sequence is divided into chunks, only the first and the last
-document of a chunk extend into other chunks, and each other document has one call. If each document is divided, it has
-a piece in every chunk.
+The computing time is linear in the numbers of documents and calls. With ``shard_mode`` ``sequence`` only the first and
+the last document of a chunk extend into other chunks, and all other documents have one call each. With ``per_document``
+each document has a piece in every chunk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """Consecutive tokens of one document: ``length`` of them, at ``position`` in it, at ``row`` of a block."""
+    """``length`` consecutive tokens of one document, from ``position`` in the document and ``row`` in a block on."""
 
     document: int
     position: int
@@ -28,14 +28,14 @@ class Segment(NamedTuple):
 
 
 def overlapping(ends: Sequence[int], first: int, end: int) -> range:
-    """Return the documents that have tokens between two positions of the sequence; ``ends`` are their boundaries."""
+    """Return the documents with tokens between two positions of the sequence; ``ends`` are document boundaries."""
     return range(bisect_right(ends, first) - 1, min(bisect_left(ends, end), len(ends) - 1))
 
 
 def calls_of(
     mask: Mask, q_chunks: Sequence[int], k_chunks: Sequence[int], cp_size: int, size: int
 ) -> Iterator[AttnTile]:
-    """Yield the tiles of :meth:`Mask.calls`, with its arguments: by row, then by column."""
+    """Yield the tiles of :meth:`Mask.calls` by row, then by column. The arguments are those of :meth:`Mask.calls`."""
     for index, q_chunk in enumerate(q_chunks):
         if not mask.is_per_document:
             yield from _of_sequence(mask, (index, q_chunk), k_chunks, cp_size, size)
@@ -49,11 +49,11 @@ def calls_of(
 
 
 def call_of(mask: Mask, q: Segment, k: Segment) -> AttnTile | None:
-    """Return the tile of a segment of queries and a segment of keys of one document; None where all is masked."""
+    """Return the tile of query and key segments of one document; None if all pairs are masked."""
     apart = k.position - q.position
     lower = -q.length if mask.left is None else -mask.left - apart
     upper = k.length if mask.right is None else mask.right - apart
-    # Row i sees columns i + lower to i + upper. Rows that see no column and columns that no row sees are cut off.
+    # Row i sees columns i + lower to i + upper. The tile omits rows that see no column and columns that no row sees.
     first_row, end_row = max(0, -upper), min(q.length, k.length - lower)
     first_col, end_col = max(0, first_row + lower), min(k.length, end_row + upper)
     if first_row >= end_row or first_col >= end_col:
@@ -72,7 +72,7 @@ def call_of(mask: Mask, q: Segment, k: Segment) -> AttnTile | None:
 def _of_sequence(
     mask: Mask, query: tuple[int, int], k_chunks: Sequence[int], cp_size: int, size: int
 ) -> Iterator[AttnTile]:
-    """Yield the calls of one query chunk, given by its index in the block and its id."""
+    """Yield the calls of one query chunk, given as (index in the block, chunk id)."""
     index, chunk = query
     first = chunk * size
     ends = mask.documents or (0, 2 * cp_size * size)
@@ -96,14 +96,14 @@ def _of_sequence(
 def _of_document(
     mask: Mask, ends: Sequence[int], document: int, query: tuple[int, int], k_chunks: Sequence[int], size: int
 ) -> Iterator[AttnTile]:
-    """Yield the calls of one document of a query chunk, which may extend into other chunks."""
+    """Yield the calls of one document of a query chunk. The document may extend into other chunks."""
     q, *keys = (_segment(ends, document, place, size) for place in (query, *enumerate(k_chunks)))
     assert q is not None
     return _some(call_of(mask, q, k) for k in keys if k is not None)
 
 
 def _segment(ends: Sequence[int], document: int, place: tuple[int, int], size: int) -> Segment | None:
-    """Return the part of a document in a chunk of a divided sequence, given by its index in the block and its id."""
+    """Return the segment of a document in a chunk, given as (index in the block, chunk id), with mode ``sequence``."""
     index, chunk = place
     start, low = ends[document], max(chunk * size, ends[document])
     length = min((chunk + 1) * size, ends[document + 1]) - low
@@ -113,7 +113,7 @@ def _segment(ends: Sequence[int], document: int, place: tuple[int, int], size: i
 def _of_each_document(
     mask: Mask, query: tuple[int, int], k_chunks: Sequence[int], cp_size: int, size: int
 ) -> Iterator[AttnTile]:
-    """Yield the calls of one query chunk where each document is divided and a window ends somewhere."""
+    """Yield the calls of one query chunk with ``shard_mode`` ``per_document`` and a window."""
     index, chunk = query
     for document, (start, end) in enumerate(pairwise(mask.boundaries(chunk, cp_size, size))):
         piece = end - start
@@ -123,15 +123,15 @@ def _of_each_document(
 
 
 def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
-    """Yield the calls of documents against their own keys: all of a square, or its lower triangle.
+    """Yield the calls of documents against their own keys: a full square, or its lower triangle.
 
     Args:
         ends: boundaries of the documents.
         row: row of position 0.
-        cols: column of position 0, and whether only the lower triangle is unmasked, for each key chunk.
+        cols: (column of position 0, whether only the lower triangle is unmasked) for each key chunk.
     """
     return (
-        # A call of one row and one column is full and causal.
+        # A call of one row and one column is both full and causal.
         AttnTile((start + row, end + row), (start + col, end + col), causal and end - start > 1)
         for start, end in pairwise(ends)
         for col, causal in cols

@@ -1,4 +1,4 @@
-"""Chunk masks: which pairs of a query chunk and a key chunk are full, partial or empty."""
+"""Chunk masks, which state for pairs of a query chunk and a key chunk whether they are full, partial or empty."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class ChunkMask:
-    """A mask in chunks. The key chunks that a query chunk sees are consecutive.
+    """A mask in units of chunks. The key chunks that a query chunk sees are consecutive.
 
     Attributes:
         nonempty: half-open range of key chunks with an unmasked pair, for each query chunk.
@@ -28,12 +28,12 @@ class ChunkMask:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether chunk pairs below the causal diagonal are empty, so that some rows need not be sent."""
+        """Return whether chunk pairs below the causal diagonal are empty, so that some rows need not be sent."""
         return any(first > 0 or end <= chunk for chunk, (first, end) in enumerate(self.nonempty))
 
 
 def chunk_mask_of(mask: Mask, cp_size: int, size: int) -> ChunkMask | None:
-    """Return a mask in chunks; None for the causal triangle and for full attention, which depend on no tokens.
+    """Return a mask in units of chunks; None for the causal triangle and for full attention.
 
     Args:
         mask: unmasked pairs.
@@ -47,9 +47,9 @@ def chunk_mask_of(mask: Mask, cp_size: int, size: int) -> ChunkMask | None:
 
 
 def key_chunks_of(mask: Mask, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
-    """Return the ranges of :meth:`Mask.key_chunks`, with its arguments, for windows and documents."""
+    """Return the ranges of :meth:`Mask.key_chunks` for windows and documents."""
     if mask.is_per_document:
-        # The shortest document has the most chunks within its window.
+        # The window covers the most chunks in the shortest document.
         piece = mask.shortest // (2 * cp_size)
         queries, keys = (chunk * piece, (chunk + 1) * piece), (0, 2 * cp_size * piece)
         nonempty, full = _key_chunks(mask, queries, keys, piece)
@@ -59,7 +59,7 @@ def key_chunks_of(mask: Mask, chunk: int, cp_size: int, size: int) -> tuple[Rang
     documents = overlapping(ends, first, end)
     if not documents:
         return (0, 0), (0, 0)
-    # The keys that a query sees ascend with its position: the first and the last document of the chunk decide.
+    # The keys that a query sees ascend with its position, so the first and the last document of the chunk decide.
     ranges = []
     for document in (documents[0], documents[-1]):
         start, stop = ends[document], ends[document + 1]
@@ -70,13 +70,13 @@ def key_chunks_of(mask: Mask, chunk: int, cp_size: int, size: int) -> tuple[Rang
 
 
 def _key_chunks(mask: Mask, queries: Range, document: Range, size: int) -> tuple[Range, Range]:
-    """Return the key chunks that some query sees in part, and those that every query sees in full.
+    """Return the key chunks of which some query sees a part, and the key chunks that every query sees in full.
 
     Args:
         mask: mask whose window limits the keys of a query.
         queries: half-open range of query positions in one document.
         document: half-open range of the positions of the document.
-        size: tokens of a chunk; chunk 0 begins at position 0.
+        size: tokens of a chunk. Chunk 0 begins at position 0.
     """
     (first, last), (start, end) = (queries[0], queries[1] - 1), document
     some_from = start if mask.left is None else max(start, first - mask.left)

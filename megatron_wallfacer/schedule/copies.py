@@ -1,4 +1,4 @@
-"""Fewer copies: operands at equal distances become one strided copy, and blocks in any order one permutation."""
+"""Reduction of copies: operands at equal distances become one strided copy, and reordered blocks one permutation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from megatron_wallfacer.schedule.workspace import ALIGNMENT
 
 #: (destination, source) of one copy.
 Pair = tuple[Operand, Operand]
-#: Largest number of pairs that stay strided copies; more of them become a permutation if possible.
+#: Largest number of pairs that remain strided copies. More pairs become a permutation if possible.
 STRIDED = 2
-#: Smallest block of a permutation in bytes, and the most blocks.
+#: Smallest block of a permutation in bytes, and largest number of blocks.
 SMALLEST, MOST = 16, 1 << 14
 
 
 class Permutation(NamedTuple):
-    """Blocks of equal size: ``into[i] = source[index[i]]``; both ``[blocks, elements]``."""
+    """A copy of blocks of equal size: ``into[i] = source[index[i]]``, with both operands ``[blocks, elements]``."""
 
     into: Operand
     source: Operand
@@ -28,7 +28,7 @@ class Permutation(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """A pair as ranges of bytes."""
+    """A copy as ranges of bytes."""
 
     into: int
     source: int
@@ -36,9 +36,9 @@ class _Block(NamedTuple):
 
 
 def strided(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return the same copies as fewer pairs: pairs at equal distances become one pair with one more dimension.
+    """Return the same copies as fewer pairs. Pairs at equal distances become one pair with an additional dimension.
 
-    The pairs must be independent: none writes elements that another one reads or writes.
+    The pairs must be independent: no pair writes elements that another pair reads or writes.
     """
     found = list(pairs)
     while len(shorter := _joined(found)) < len(found):
@@ -49,12 +49,12 @@ def strided(pairs: Iterable[Pair]) -> list[Pair]:
 def permutation(pairs: Sequence[Pair], itemsize: Callable[[Operand], int], wide: int) -> Permutation | None:
     """Return the same copies as one permutation of blocks; None if they are not a permutation.
 
-    The copies must read contiguous rows of the workspace, and leave no gap in the written range except padding between
+    The copies must read contiguous rows of the workspace. The written range may have no gap except padding between
     buffers. The padding receives the bytes of the first block.
 
     Args:
         pairs: independent (destination, source) pairs.
-        itemsize: function that returns the bytes of an element of an operand.
+        itemsize: function from an operand to the bytes of its elements.
         wide: bytes of an element of the accumulation dtype, in which blocks are read and written.
     """
     (into, source), *_ = pairs
@@ -87,14 +87,14 @@ def permutation(pairs: Sequence[Pair], itemsize: Callable[[Operand], int], wide:
 
 
 def _is_block(pair: Pair, buffer: str) -> bool:
-    """Return whether a pair copies contiguous rows from the workspace to a buffer, in one dtype."""
+    """Return whether a pair copies contiguous rows of one dtype from the workspace to the given buffer."""
     into, source = pair
     same = into.buffer == buffer and source.buffer == WORKSPACE and into.view == source.view
     return same and all(one.view != "own" and one.strides == contiguous(one.shape) for one in pair)
 
 
 def _fills(blocks: Sequence[_Block]) -> bool:
-    """Return whether ordered blocks leave no gap except padding that aligns the next buffer."""
+    """Return whether ordered blocks leave no gap except the padding that aligns the next buffer."""
     ends = ((one.into + one.nbytes, after.into) for one, after in pairwise(blocks))
     return all(end == start or (end < start == -(-end // ALIGNMENT) * ALIGNMENT) for end, start in ends)
 
@@ -113,14 +113,14 @@ def _joined(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def _series(pairs: Sequence[Pair]) -> Iterable[Pair]:
-    """Return pairs of equal shapes with each series of equal distances joined."""
+    """Yield pairs of equal shapes. Pairs at equal distances are joined."""
     steps = [
         (after[0].offset - before[0].offset, after[1].offset - before[1].offset) for before, after in pairwise(pairs)
     ]
     first = 0
     while first < len(pairs):
         end = _end_of_series(steps, first)
-        # A longer series keeps its first pair.
+        # If a longer series begins with the second pair, the first pair does not take it.
         if end == first + 2 and _end_of_series(steps, first + 1) > first + 3:
             end = first + 1
         into, source = pairs[first]
@@ -135,7 +135,7 @@ def _series(pairs: Sequence[Pair]) -> Iterable[Pair]:
 
 
 def _end_of_series(steps: Sequence[tuple[int, int]], first: int) -> int:
-    """Index after the last pair of the series that starts with a pair."""
+    """Return the index after the last pair of the series that starts with the pair ``first``."""
     if first >= len(steps) or min(steps[first]) <= 0:
         return first + 1
     end = first

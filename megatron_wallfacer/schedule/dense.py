@@ -1,6 +1,6 @@
-"""The builder of a head group where blocks of the ring operand hop around the ring.
+"""The builder of a head group for schedules in which blocks of the ring operand hop around the ring.
 
-:mod:`megatron_wallfacer.schedule.schedule` decides in which order its parts are appended.
+:mod:`megatron_wallfacer.schedule.schedule` decides in which order the builder appends operations.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from megatron_wallfacer.schedule.team_transfers import TeamTransfers
 
 
 class TeamBlocks:
-    """Blocks whose rows come from the whole team.
+    """Blocks that contain the rows of a whole team.
 
     Args:
         operands: rows of both operands at this rank.
-        emitter: names the values.
+        emitter: emitter that names the values.
     """
 
     def __init__(self, operands: Operands, emitter: OpEmitter) -> None:
         self._operands, self._emitter = operands, emitter
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
-        """Return the chunks of a row set of a side, ascending."""
+        """Return the chunks of a row set of the operand ``side``, in ascending order."""
         return self._operands.chunks(side, rows)
 
     def sources(self, tensors: str, side: str, rows: RowSet) -> list[str]:
-        """Return the names of the gathered values."""
+        """Return the names of the values that are gathered from the other ranks of the team."""
         peers = after(self._operands.rank, self._operands.team(side))
         return [self._emitter.name(f"from{peer}", tensors) for peer in peers]
 
 
 class HeadGroupBuilder:
-    """Appends the operations of one head group.
+    """Builder that appends the operations of one head group to a schedule.
 
     Args:
         spec: arguments of the pass.
@@ -47,14 +47,14 @@ class HeadGroupBuilder:
 
     Attributes:
         operands: rows of both operands at this rank.
-        group: values, tiles and accumulators.
+        group: values, tiles and accumulators of the head group.
         ring: transfers along the ring.
     """
 
     def __init__(self, spec: PassSpec, emitter: OpEmitter) -> None:
         plan = self.plan = spec.plan
         self.operands = Operands(plan, spec.rank, backward=spec.backward)
-        # In the permuted order the queries of pass-Q are not gathered in the team.
+        # In the permuted order pass-Q gathers queries of other ranks than the team.
         is_gathered_elsewhere = plan.kv_order == "permuted" and "pass-q" in (plan.forward, plan.backward)
         self.group = HeadGroup(
             spec,
@@ -70,12 +70,12 @@ class HeadGroupBuilder:
     # --- inputs ---
 
     def start_inner_ring(self) -> None:
-        """Send the local block of the ring operand around the inner ring."""
+        """Start sending the local block of the ring operand around the inner ring."""
         if len(self.operands.first_pass) > 1:
             self.ring.start_hops(0, "ring_inner")
 
     def start_transfers(self) -> None:
-        """Gather rows, first of the stationary operand, and start the hops of the ring operand."""
+        """Gather rows of the stationary operand, then of the ring operand, and start the hops of the ring operand."""
         operands = self.operands
         for tensors in operands.tensor_groups(operands.stationary):
             self.teams.gather(tensors, operands.stationary)
@@ -90,13 +90,13 @@ class HeadGroupBuilder:
     # --- tiles ---
 
     def compute_stationary(self, ring: RowSet, *, local: bool) -> None:
-        """Compute tiles of the gathered rows of the stationary operand and, if ``local``, of the local rows."""
+        """Compute tiles of the gathered rows of the stationary operand and, if ``local``, of its local rows."""
         operands = self.operands
         if local and self.group.merges_rows:
             self.group.compute_tiles(TEAM, ring)
             return
-        # Local rows need not wait for a gather. But results of gathered rows that stay at this rank until the end of
-        # the ring are sent back sooner if gathered rows come first.
+        # Local rows need not wait for a gather. But if results of gathered rows stay at this rank until the end of the
+        # ring, computing gathered rows first lets the rank return these results sooner.
         results_move = operands.results(operands.ring_operand)
         for rows in operands.stationary_rows if results_move else reversed(operands.stationary_rows):
             if rows == GATHERED:
@@ -109,7 +109,7 @@ class HeadGroupBuilder:
 
         Args:
             ring: row set of the ring operand.
-            ranks: ranks whose rows are computed; all of the team unless given.
+            ranks: ranks whose rows are computed; all other ranks of the team unless given.
         """
         operands = self.operands
         chunks = operands.block(ranks or after(operands.rank, operands.team(operands.stationary)))
@@ -119,7 +119,7 @@ class HeadGroupBuilder:
             self.group.compute_tiles(GATHERED, ring, only=chunks if ranks else None)
 
     def compute_last_gathered(self, ring: RowSet) -> None:
-        """Compute the last tiles of gathered rows, call by call, and return the results of each call at once."""
+        """Compute the last tiles of gathered rows call by call, and return the results of each call at once."""
         stationary = self.operands.stationary
         if stationary != "q":
             self.compute_gathered(ring)
@@ -129,7 +129,7 @@ class HeadGroupBuilder:
             self.teams.scatter(stationary, ranks)
 
     def _returns(self) -> list[tuple[int, ...]]:
-        """Return the other ranks of the team in the order in which their results are returned, grouped by call."""
+        """Return the other ranks of the team in the order in which they get results, grouped by attention call."""
         peers = after(self.operands.rank, self.operands.team(self.operands.stationary))
         each = ranks_per_call(self.plan, self.group.emitter.groups) if self.group.merges_rows else 1
         return [peers[first : first + each] for first in range(0, len(peers), each)]
@@ -137,7 +137,7 @@ class HeadGroupBuilder:
     # --- results ---
 
     def return_results(self, side: str) -> None:
-        """Return the results of received rows of a side to their ranks, and receive those of the local rows."""
+        """Return results of received rows of an operand to their origin ranks, and receive results of local rows."""
         operands = self.operands
         if not operands.results(side):
             return

@@ -1,4 +1,4 @@
-"""The emitter: appends the operations of one head group to a schedule, and names values."""
+"""The emitter, which appends the operations of one head group to a schedule and names values."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from megatron_wallfacer.schedule.ops import (
     WriteResult,
 )
 
-#: Kinds of messages, which differ in their tags. A pass has at most one message of a kind between two ranks for each
-#: head group, tensor group and ring step.
+#: Kinds of messages, which have different tags. A pass sends at most one message of a kind between two ranks for each
+#: combination of head group, tensor group and ring step.
 KINDS = (
     "split",
     "join",
@@ -37,14 +37,14 @@ KINDS = (
 
 
 class OpEmitter:
-    """Appends operations of one head group to the schedule of a rank.
+    """Emitter that appends the operations of one head group to the schedule of a rank.
 
     Args:
         head_slice: index of the head slice.
         group: index of the head group on this rank.
         groups: number of head groups on this rank.
-        program: operations of all head groups so far.
-        values: meaning of each name, of all head groups.
+        program: list of the operations of all head groups, to which the emitter appends.
+        values: meaning of each name, for all head groups.
     """
 
     def __init__(self, head_slice: int, group: int, groups: int, program: list[Op], values: dict[str, Value]) -> None:
@@ -52,11 +52,11 @@ class OpEmitter:
         self.program, self.values = program, values
 
     def name(self, label: str | RowSet, tensors: str) -> str:
-        """Return a name that is unique to the head group.
+        """Return the name of a value, which is unique to the head group.
 
         Args:
-            label: purpose of the value, or the rows that it holds.
-            tensors: tensor group, or the operand whose results it holds.
+            label: purpose of the value, or the row set of the value.
+            tensors: tensor group of the value, or the operand whose results the value contains.
         """
         return f"{label}.{tensors}.{self.group}"
 
@@ -69,13 +69,13 @@ class OpEmitter:
         head_slice: int | None = None,
         rows: RowSet | None = None,
     ) -> str:
-        """Define a name, and return it.
+        """Define a value, and return its name.
 
         Args:
             name: name of the value.
             payload: names of the tensors.
             chunks: chunk ids of the rows.
-            head_slice: index of the head slice; that of the head group unless given.
+            head_slice: index of the head slice; the slice of the head group unless given.
             rows: row set, if the value is an operand of attention.
         """
         self.values[name] = Value(
@@ -84,12 +84,12 @@ class OpEmitter:
         return name
 
     def view(self, name: str) -> str:
-        """Make a defined name a view of the local tensors, and return it."""
+        """Append an operation that makes a defined name a view of the local tensors, and return the name."""
         self.program.append(View(name))
         return name
 
     def concat(self, name: str, sources: Sequence[str], rows: RowSet | None = None) -> str:
-        """Concatenate values unless this has been done, and return the name of the result."""
+        """Concatenate values, unless the result exists already, and return the name of the result."""
         if name not in self.values:
             chunks = [chunk for source in sources for chunk in self.values[source].chunks]
             self.value(name, self.values[sources[0]].payload, chunks, rows=rows)
@@ -97,11 +97,11 @@ class OpEmitter:
         return name
 
     def accumulate(self, source: str, into: str) -> None:
-        """Merge or add a value into an accumulator."""
+        """Append an operation that merges or adds a value into an accumulator."""
         self.program.append(Accumulate(source, into))
 
     def write_result(self, *sources: str) -> None:
-        """Write finished values into the results of the pass."""
+        """Append an operation that writes finished values into the results of the pass."""
         self.program.append(WriteResult(sources))
 
     def message(
@@ -122,7 +122,7 @@ class OpEmitter:
         return Message(peer, value, rows, tag * self.groups + self.group)
 
     def send_recv(self, axis: str, sends: Sequence[Message], receives: Sequence[Message]) -> None:
-        """Start a transfer along an axis; without messages there is no transfer."""
+        """Append an operation that starts a transfer along an axis, unless there are no messages."""
         if sends or receives:
             payload = self.values[(receives or sends)[0].value].payload
             self.program.append(SendRecv(Transfer(axis, payload, tuple(sends), tuple(receives))))

@@ -1,14 +1,14 @@
-"""The grid: the division of the P x P square of (query shard, key shard) pairs among P ranks.
+"""The grid, which divides the P x P square of (query shard, key shard) pairs among P ranks.
 
 A rank has one coordinate per axis. Ranks that differ only along
 
-* ``head`` share the same tokens, and have different heads of them (all-to-all before and after),
+* ``head`` share the same tokens, and have different heads of these tokens (all-to-all before and after),
 * ``team`` share the same queries (Q is gathered, partial O combined),
 * ``kv_team`` share the same keys and values (K, V are gathered, dK, dV reduced),
 * ``ring_outer``, ``ring_inner`` share nothing: blocks hop from one rank to the next. With both axes a block makes a
   pass of the inner ring between two hops of the outer ring. A single ring uses ``ring_outer``.
 
-The product of the axes is the context-parallel size P.
+The product of the axis sizes is the context-parallel size P.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from megatron_wallfacer.errors import OptionError
 
 AXES: tuple[str, ...] = ("head", "team", "kv_team", "ring_outer", "ring_inner")
 
-#: Fastest varying first: the axis with the most traffic varies fastest.
+#: Order of the axes, fastest varying first. The axis with the most traffic varies fastest.
 DEFAULT_PLACEMENT: tuple[str, ...] = ("head", "ring_inner", "team", "ring_outer", "kv_team")
-#: The two placements of the paper (section 4.4), as axis orders.
+#: The two placements of the WallFacer paper (arXiv 2407.00611, section 4.4), as axis orders.
 TEAMS_ADJACENT: tuple[str, ...] = ("head", "team", "ring_inner", "ring_outer", "kv_team")
 RINGS_ADJACENT: tuple[str, ...] = ("ring_inner", "ring_outer", "team", "kv_team", "head")
 
@@ -37,13 +37,13 @@ class Grid:
         head: U, ranks that share tokens and divide heads.
         team: C, ranks that share the same queries.
         kv_team: G, ranks that share the same keys and values.
-        ring_outer: ranks of the outer ring, between which blocks hop.
-        ring_inner: ranks of the inner ring; R is the product of both.
-        placement: order of the axes, fastest varying over neighbouring ranks first. Axes of one rank may be left out
-            and are dropped, so that equal grids compare equal.
+        ring_outer: ranks of the outer ring.
+        ring_inner: ranks of the inner ring. The ring size R is ``ring_outer`` x ``ring_inner``.
+        placement: order of the axes, fastest varying over neighbouring ranks first. Axes of one rank may be omitted.
+            The grid drops them, so that equal grids compare equal.
 
     Raises:
-        OptionError: An axis is below 1, or the placement does not name every axis with several ranks once.
+        OptionError: The size of an axis is below 1, or ``placement`` does not name every axis of several ranks once.
     """
 
     head: int = 1
@@ -67,12 +67,12 @@ class Grid:
 
     @property
     def cp_size(self) -> int:
-        """P, the number of context-parallel ranks."""
+        """Return P, the number of context-parallel ranks."""
         return self.head * self.team * self.kv_team * self.ring_outer * self.ring_inner
 
     @property
     def ring(self) -> int:
-        """R, positions on the ring: outer x inner."""
+        """Return R, the number of positions on the ring: ``ring_outer`` x ``ring_inner``."""
         return self.ring_outer * self.ring_inner
 
     def size_of(self, axis: str) -> int:
@@ -80,25 +80,25 @@ class Grid:
         return getattr(self, axis)
 
     def coordinates(self, rank: int) -> dict[str, int]:
-        """Return the coordinates of a rank, given its index in the context-parallel group, by axis."""
+        """Return the coordinate of a rank along each axis, given the rank's index in the context-parallel group."""
         coordinates = dict.fromkeys(AXES, 0)
         for axis, (stride, size) in self._strides.items():
             coordinates[axis] = rank // stride % size
         return coordinates
 
     def rank(self, coordinates: Mapping[str, int]) -> int:
-        """Return the rank with some coordinates: the inverse of :meth:`coordinates`."""
+        """Return the rank with the given coordinates, as the inverse of :meth:`coordinates`."""
         return sum(stride * coordinates[axis] for axis, (stride, _) in self._strides.items())
 
     def neighbours(self, rank: int, axis: str) -> tuple[int, ...]:
-        """Return the ranks that differ from a rank along one axis only, in axis order; the rank itself is included."""
+        """Return the ranks that differ from a rank along one axis at most, including the rank, in axis order."""
         stride, size = self._strides.get(axis, (1, 1))
         first = rank - stride * (rank // stride % size)
         return tuple(range(first, first + stride * size, stride))
 
     @cached_property
     def _strides(self) -> dict[str, tuple[int, int]]:
-        """(ranks between neighbours, ranks) along each axis of the placement."""
+        """Return (rank distance of neighbours, number of ranks) for each axis of the placement."""
         found, stride = {}, 1
         for axis in self.placement:
             found[axis] = stride, self.size_of(axis)
@@ -110,7 +110,7 @@ class Grid:
 
 
 def divisors(number: int) -> tuple[int, ...]:
-    """Return all divisors, ascending."""
+    """Return all divisors of a number in ascending order."""
     small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
     return (*small, *(number // d for d in reversed(small) if d * d != number))
 
@@ -127,7 +127,7 @@ def factorisations(number: int, axes: Sequence[str]) -> Iterator[dict[str, int]]
 
 
 def axes_inside(grid: Grid, nodes: Sequence[str]) -> tuple[str, ...]:
-    """Return the axes with several ranks along which all neighbours of a rank are on its node, in placement order.
+    """Return the axes of several ranks along which all neighbours are on one node, in placement order.
 
     Args:
         grid: sizes of the axes, and placement.
@@ -142,7 +142,7 @@ def axes_inside(grid: Grid, nodes: Sequence[str]) -> tuple[str, ...]:
 
 
 def describe_nodes(grid: Grid, nodes: Sequence[str]) -> str:
-    """Return one line about the number of ranks per node, and the axes that stay inside a node or cross nodes."""
+    """Return text about the ranks per node, and about the axes that stay inside a node or cross nodes."""
     counts = sorted({nodes.count(node) for node in set(nodes)})
     if len(set(nodes)) == 1:
         return "All context-parallel ranks are on one node."

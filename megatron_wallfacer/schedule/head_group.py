@@ -1,6 +1,6 @@
 """One head group at one rank: its values, tiles, accumulators and the exchange along the head axis.
 
-All kinds of schedules share this part. Builders (:mod:`megatron_wallfacer.schedule.dense`,
+All kinds of schedules use this class. Builders (:mod:`megatron_wallfacer.schedule.dense`,
 :mod:`megatron_wallfacer.schedule.sparse`) add the transfers between teams and along the ring.
 """
 
@@ -17,10 +17,10 @@ from megatron_wallfacer.schedule.tiles import tiles
 
 
 class Blocks(Protocol):
-    """The rows that other ranks send to this one."""
+    """The rows that other ranks send to this rank."""
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
-        """Return the chunks of a row set of a side, ascending."""
+        """Return the chunks of a row set of the operand ``side``, in ascending order."""
 
     def sources(self, tensors: str, side: str, rows: RowSet) -> Sequence[str]:
         """Return the names of the received values that make up a row set of a tensor group."""
@@ -33,13 +33,13 @@ class HeadGroup:
         spec: arguments of the pass.
         operands: rows of both operands at this rank.
         emitter: emitter of the operations.
-        blocks: rows that other ranks send to this one.
+        blocks: rows that other ranks send to this rank.
         keep_gathered_q: whether forward keeps the gathered queries for backward.
-        merges_rows: local and gathered rows of the stationary operand are one block with one accumulator.
+        merges_rows: whether local and gathered rows of the stationary operand are one block with one accumulator.
 
     Attributes:
-        keeps: names of the values that are kept for backward.
-        given: names of the values that forward has kept.
+        keeps: names of the values that forward keeps for backward.
+        given: names of the values that forward has kept and backward reads.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class HeadGroup:
     # --- rows ---
 
     def split_heads(self) -> None:
-        """Name the local rows. On a head axis, send every rank its heads of them."""
+        """Define the local rows as values. On a head axis, send the heads of each other rank to that rank."""
         operands, emitter = self.operands, self.emitter
         for tensors in dict.fromkeys(group for side in SIDES for group in operands.tensor_groups(side)):
             name = emitter.name(LOCAL, tensors)
             if operands.grid.head == 1:
                 emitter.view(emitter.value(name, TENSORS[tensors], self._local_chunks, rows=LOCAL))
             elif operands.backward and tensors != "dout":
-                # Forward has kept what it received: a second exchange would cost volume and save no memory.
+                # Forward has kept the exchanged values. A second exchange would cost volume and save no memory.
                 rows = operands.shard(operands.rank)
                 self.given.append(emitter.value(name, TENSORS[tensors], rows, rows=LOCAL))
             else:
@@ -90,11 +90,11 @@ class HeadGroup:
         emitter.send_recv("head", sends, receives)
 
     def rows(self, side: str, rows: RowSet) -> tuple[str, ...]:
-        """Return names of values that together hold a row set of a side. Missing values are concatenated now."""
+        """Return names of values that together contain a row set of an operand, and concatenate missing values."""
         return tuple(self.tensor_rows(tensors, side, rows) for tensors in self.operands.tensor_groups(side))
 
     def tensor_rows(self, tensors: str, side: str, rows: RowSet) -> str:
-        """Return the name of a row set of one tensor group. A missing value is concatenated now."""
+        """Return the name of a row set of one tensor group, and concatenate the value if it is missing."""
         emitter, name = self.emitter, self.emitter.name(rows, tensors)
         if name in emitter.values:
             return name
@@ -103,7 +103,7 @@ class HeadGroup:
             emitter.concat(name, [f"{name}<{peer}" for peer in self._heads], rows)
         elif rows == TEAM:
             local = self.tensor_rows(tensors, side, LOCAL)
-            # Kept queries are one value; others are read where they have arrived.
+            # Kept queries are one value. Other gathered values are read from the buffers in which they arrived.
             if keeps_queries:
                 gathered: Sequence[str] = [self.tensor_rows(tensors, side, GATHERED)]
             else:
@@ -126,7 +126,7 @@ class HeadGroup:
             stationary: row set of the stationary operand.
             ring: row set of the ring operand.
             only: query chunks that are computed; all unless given.
-            if_any: leave the operation out if every pair is masked.
+            if_any: whether to omit the operation if every pair is masked.
         """
         operands = self.operands
         rows = {operands.stationary: stationary, operands.ring_operand: ring}
@@ -142,11 +142,11 @@ class HeadGroup:
     # --- accumulators ---
 
     def accumulator_name(self, side: str, rows: RowSet) -> str:
-        """Return the name of the accumulator of a row set."""
+        """Return the name of the accumulator of a row set, whether it exists or not."""
         return self.emitter.name(f"{self._accumulated_rows(side, rows)}.acc", side)
 
     def accumulator(self, side: str, rows: RowSet) -> str:
-        """Return the name of the accumulator of a row set, which is created with it."""
+        """Return the name of the accumulator of a row set, and define the accumulator if it is missing."""
         name = self.accumulator_name(side, rows)
         if name not in self.emitter.values:
             chunks = self.blocks.chunks(side, self._accumulated_rows(side, rows))
@@ -158,18 +158,18 @@ class HeadGroup:
         return TEAM if is_merged else rows
 
     def add_arriving(self, accumulator: str, source: str) -> None:
-        """Have a value that arrives later added to an accumulator by :meth:`accumulate`."""
+        """Register a value that arrives later, so that :meth:`accumulate` adds it to an accumulator."""
         self._arriving.setdefault(accumulator, []).append(source)
 
     def accumulate(self, accumulator: str) -> None:
-        """Add to an accumulator all values that have been sent towards it, which waits for them."""
+        """Add all registered values to an accumulator. The operations wait until the values have arrived."""
         for source in self._arriving.pop(accumulator, ()):
             self.emitter.accumulate(source, accumulator)
 
     # --- results ---
 
     def join_heads(self) -> None:
-        """Complete the local results. On a head axis, send every rank its rows of them."""
+        """Complete the local results. On a head axis, send each other rank the results of its rows."""
         for side in SIDES:
             if self.operands.results(side):
                 self.accumulate(self.accumulator(side, LOCAL))
@@ -186,12 +186,12 @@ class HeadGroup:
         emitter.send_recv("head", sends, receives)
 
     def write_results(self) -> None:
-        """Write the local results of both sides into the results of the pass."""
+        """Write the local results of both operands into the results of the pass."""
         sides = [side for side in SIDES if self.operands.results(side)]
         peers = after(self.operands.rank, self._heads)
         joined = [self.emitter.name(f"joined{peer}", side) for side in sides for peer in peers]
         self.emitter.write_result(*(self.accumulator_name(side, LOCAL) for side in sides), *joined)
 
     def _head_slice(self, rank: int) -> int:
-        """Return the head slice that a rank has in this head group."""
+        """Return the index of a rank's head slice in this head group."""
         return self.operands.grid.coordinates(rank)["head"] * self.emitter.groups + self.emitter.group

@@ -1,7 +1,7 @@
-"""The division of heads: over U ranks of the ``head`` axis, and on each rank into head groups.
+"""The division of heads over the U ranks of the ``head`` axis, and on each rank into head groups.
 
-The query heads are cut into U x groups equal *head slices*, rank by rank. A slice has the kv heads of its query heads.
-If there are fewer kv heads than slices, several slices have the same kv head, which is sent for each of them.
+The query heads are divided into U x groups equal *head slices*. The slices of a rank are consecutive. A slice has the
+kv heads of its query heads. If there are fewer kv heads than slices, several slices have a copy of the same kv head.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from megatron_wallfacer.schedule.plan import Plan
 
 
 def check_heads(plan: Plan, q_heads: int, kv_heads: int) -> None:
-    """Check that the head axis can divide the heads.
+    """Check that the size of the head axis divides the heads.
 
     Raises:
-        OptionError: It cannot. The message lists the sizes that can.
+        OptionError: The size does not divide the heads. The message lists the sizes that do.
     """
     size = plan.grid.head
     if q_heads % size or (kv_heads % size and size % kv_heads):
@@ -25,7 +25,7 @@ def check_heads(plan: Plan, q_heads: int, kv_heads: int) -> None:
 
 
 def head_groups(plan: Plan, q_heads: int, kv_heads: int) -> int:
-    """Return the number of head groups: the most, up to that of the plan, for which no two groups share a kv head."""
+    """Return the largest number of head groups, up to ``plan.head_groups``, for which no two groups share a kv head."""
     size = plan.grid.head
     wanted = range(min(plan.head_groups, q_heads), 1, -1)
     return next((g for g in wanted if q_heads % (size * g) == 0 and kv_heads % (size * g) == 0), 1)

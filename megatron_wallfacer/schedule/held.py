@@ -1,7 +1,8 @@
-"""Held results of attention calls: their bytes, and when they are accumulated.
+"""Results of attention calls that are not yet accumulated: their bytes, and the time of their accumulation.
 
-One launch adds several results to an accumulator, and reads and writes it once. So results of calls are held until an
-operation reads their rows, or until a third operation adds to the same accumulator. Those of large calls are not held.
+One launch can add several results to an accumulator, which it reads and writes once. So results of calls are kept until
+an operation reads their rows, or until a third operation adds to the same accumulator. Results of large calls are
+accumulated at once.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from itertools import takewhile
 from megatron_wallfacer.schedule.ops import Accumulate, Attend, Op, Schedule, SendRecv, WriteResult, is_last_accumulate
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
-#: Largest number of operations whose results for one accumulator are held at the same time.
+#: Largest number of operations whose results for one accumulator are kept at the same time.
 DEPTH = 2
-#: Bytes of a query shard from which on results are not held: launches are short against calls, and memory counts.
+#: Bytes of a query shard from which on results are accumulated at once, to save memory. The launches of an accumulation
+#: are then short compared with an attention call.
 LARGE = 2**28
 
 
 def holds_results(shape: Shape) -> bool:
-    """Return whether results are held, instead of accumulated after each call.
+    """Return whether results of attention calls are kept, instead of accumulated after each call.
 
     Args:
         shape: sizes of the shard of one rank.
@@ -31,7 +33,7 @@ def holds_results(shape: Shape) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Results of one tile for one accumulator: number of the tile, index of the operation, chunks that are held."""
+    """Results of one tile for one accumulator: number of the tile, index of the operation, chunks that are kept."""
 
     tile: int
     op: int
@@ -40,12 +42,12 @@ class _Part:
 
 @dataclass(slots=True)
 class _Held:
-    """Results that are held.
+    """Results of attention calls that are not yet accumulated.
 
     Attributes:
-        parts: held results by accumulator.
-        sizes: bytes by number of the tile.
-        most: largest number of bytes so far.
+        parts: results by accumulator.
+        sizes: bytes of the results by number of the tile.
+        most: largest number of bytes of results so far.
     """
 
     parts: dict[str, list[_Part]] = field(default_factory=dict)
@@ -53,16 +55,15 @@ class _Held:
     most: float = 0.0
 
     def note(self) -> None:
-        """Update :attr:`most`."""
         tiles = {part.tile for parts in self.parts.values() for part in parts}
         self.most = max(self.most, sum(self.sizes[tile] for tile in tiles))
 
     def is_deep(self, name: str) -> bool:
-        """Return whether an accumulator must be finalized before another operation adds to it."""
+        """Return whether an accumulator must add its results before another operation adds to it."""
         return len({part.op for part in self.parts.get(name, ())}) >= DEPTH
 
     def take(self, name: str, chunks: tuple[int, ...]) -> bool:
-        """Accumulate some rows, and return whether any results were held for the accumulator."""
+        """Accumulate some rows, and return whether the accumulator had any results to add."""
         before = self.parts.get(name, [])
         for part in before:
             part.chunks.difference_update(chunks)
@@ -75,7 +76,7 @@ class _Held:
 
 
 def held_bytes(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> int:
-    """Return the peak bytes of results of attention calls: not yet accumulated ones, and those of the current call.
+    """Return the peak bytes of results of attention calls that are not yet accumulated, with the current call's.
 
     Args:
         schedule: schedule of one rank.
@@ -117,7 +118,7 @@ def _attend(index: int, op: Attend, schedule: Schedule, shape: Shape, held: _Hel
         held.take(name, schedule.values[name].chunks)
     if deep:
         yield index
-    # Results of a kernel have the dtype and the sizes of its inputs; statistics have the accumulation dtype.
+    # Results of a kernel have the dtype and the sizes of its inputs. Statistics have the accumulation dtype.
     by_row, by_col = (("q",), ("k", "v")) if schedule.backward else (("dout", "lse"), ())
     for tile in op.tiles:
         sides = (by_row, tile.rows), (by_col, tile.cols)
@@ -127,7 +128,7 @@ def _attend(index: int, op: Attend, schedule: Schedule, shape: Shape, held: _Hel
             held.parts.setdefault(name, []).append(_Part(len(held.sizes) - 1, index, chunks))
         held.note()
         if tile.partial or not holds_results(shape):
-            # Results of several calls for parts of a tile are together no larger than results of the whole tile.
+            # The results of several calls for parts of a tile are no larger than the results of the whole tile.
             held.parts.clear()
             yield index
 

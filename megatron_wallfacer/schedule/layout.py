@@ -1,7 +1,7 @@
-"""The zig-zag layout: the chunks of the sequence that each rank holds.
+"""The zig-zag layout: the chunks of the sequence on each rank.
 
-The sequence is cut into 2P equal chunks, and rank r holds chunks r and 2P-1-r. This is Megatron's own layout. It
-balances causal attention on every grid: any query shard against any key shard costs exactly half a shard square
+The sequence is divided into 2P equal chunks, and rank r has chunks r and 2P-1-r, as in Megatron. The layout balances
+causal attention on every grid: any query shard against any key shard has exactly half of the pairs of a shard square
 (``docs/design.md``).
 
 A *block* is the union of the shards of several ranks. Its chunks are sorted by position, so the query rows that see a
@@ -16,7 +16,7 @@ CHUNKS_PER_RANK = 2
 
 
 def shard_chunks(rank: int, cp_size: int) -> tuple[int, int]:
-    """Return the ids of the two chunks of a rank, in the order in which the rank holds them."""
+    """Return the ids of the two chunks of a rank, in the order of its local rows."""
     return rank, 2 * cp_size - 1 - rank
 
 
@@ -26,9 +26,9 @@ def block_chunks(ranks: Iterable[int], cp_size: int) -> tuple[int, ...]:
 
 
 def runs(chunks: Sequence[int], block: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the positions of chunks in a block that has all of them, as the fewest half-open ranges.
+    """Return the positions of some chunks in a block as the fewest half-open ranges.
 
-    Both are sorted by position.
+    The block must have all chunks. Chunks and block must be sorted by position.
     """
     row = {chunk: index for index, chunk in enumerate(block)}
     found: list[tuple[int, int]] = []

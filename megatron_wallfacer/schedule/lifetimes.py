@@ -1,7 +1,7 @@
-"""Lifetimes of the buffers of a schedule: from the operation that creates a buffer to the last one that needs it.
+"""Lifetimes of the buffers of a schedule, from the first operation that needs a buffer to the last one.
 
-A view of the local tensors needs no buffer. A copy of it that is sent does, and so do rows of an accumulator that are
-copied to be sent.
+A view of the local tensors needs no buffer, but a copy of the view that is sent does. Rows of an accumulator that are
+copied to be sent also need a buffer.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from megatron_wallfacer.schedule.ops import (
 
 @dataclass(frozen=True, slots=True)
 class LocalPart:
-    """The part of a head exchange that stays on its rank. It has a buffer among the parts of each end.
+    """The part of a head exchange that stays on its rank. It has a buffer among the sent and among the received parts.
 
     Attributes:
-        source: name of the value that holds its rows.
+        source: name of the value that contains the rows of the part.
         start: index of the operation that starts the transfer of the other parts.
         reader: index of the operation that reads all parts.
     """
@@ -47,11 +47,11 @@ class Lifetime:
 
     Attributes:
         key: key of the buffer: :func:`value_key`, :func:`rows_key`, :func:`local_part_key` or :func:`proxy_key`.
-        name: name of the value that the buffer holds in full or in part.
+        name: name of the value that the buffer contains in full or in part.
         first: index of the first operation that needs the buffer.
         last: index of the last operation that needs the buffer.
-        payload: names of its tensors.
-        chunks: number of its rows, in chunks.
+        payload: names of the tensors in the buffer.
+        chunks: number of chunks of rows in the buffer.
     """
 
     key: Hashable
@@ -63,7 +63,7 @@ class Lifetime:
 
 
 def value_key(name: str) -> Hashable:
-    """Return the key of the buffer of a value; for a view of the local tensors, of the copy that is sent."""
+    """Return the key of the buffer of a value. For a view of the local tensors it is the copy that is sent."""
     return "value", name
 
 
@@ -88,14 +88,14 @@ def local_part_key(start: int, end: str) -> Hashable:
 
 
 def proxy_key(names: tuple[str, ...]) -> Hashable:
-    """Return the key of the proxy for the output of a query block, given the values that the tiles read of it."""
+    """Return the key of the output proxy of a query block, given the names of the values that tiles read."""
     return "proxy", names
 
 
 def waits(schedule: Schedule) -> dict[int, int]:
     """Return the index of the operation that waits for a transfer, by index of the operation that starts it.
 
-    This is the first operation that reads a received value. A transfer that receives nothing is waited for at the end.
+    The first operation that reads a received value waits. The end of the pass waits for a transfer without receives.
     """
     started: dict[str, int] = {}
     sends_only = [i for i, op in enumerate(schedule.ops) if isinstance(op, SendRecv) and not op.transfer.receives]
@@ -126,7 +126,7 @@ def lifetimes(schedule: Schedule) -> Iterator[Lifetime]:
     sends = _whole_sends(schedule, buffers, until)
     for name, index in last.items():
         value = schedule.values[name]
-        # A view has a buffer only for the copy of it that is sent.
+        # A view has a buffer only if a copy of it is sent.
         start, end = sends[name] if name in views and name in sends else (first.get(name, 0), index)
         if name not in schedule.given and (name not in views or name in sends):
             end = max(end, sends.get(name, (0, 0))[1])
@@ -142,7 +142,7 @@ def lifetimes(schedule: Schedule) -> Iterator[Lifetime]:
 
 
 def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
-    """Yield the local part of each head exchange. One operation reads it together with all received parts."""
+    """Yield the local part of each head exchange. One operation reads the local part and all received parts."""
     starts = {
         tuple(sorted(message.value for message in op.transfer.receives)): index
         for index, op in enumerate(schedule.ops)
@@ -151,7 +151,7 @@ def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
     for names, start in starts.items():
         for reader, op in enumerate(schedule.ops):
             if isinstance(op, Concat | WriteResult) and set(names) < set(op.sources):
-                # WriteResult reads the results of both sides.
+                # WriteResult reads results of both operands, so the payload identifies the local part.
                 payload = schedule.values[names[0]].payload
                 others = [name for name in op.sources if name not in names]
                 (source,) = (name for name in others if schedule.values[name].payload == payload)
@@ -159,7 +159,7 @@ def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
 
 
 def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
-    """Return the peer of each part of a head exchange, by key of its buffer. Parts lie in memory in this order."""
+    """Return the peer of each part of a head exchange, by key of its buffer. Peers order the parts in memory."""
     peers: dict[Hashable, int] = {}
     for part in local_parts(schedule):
         transfer = _transfer(schedule, part)
@@ -192,7 +192,7 @@ def _transfer(schedule: Schedule, part: LocalPart) -> Transfer:
 
 
 def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
-    """Yield each accumulated value, and the index of the last operation of its run of :class:`Accumulate`."""
+    """Yield each accumulated value, and the index of the last operation in its run of :class:`Accumulate`."""
     end = 0
     for index in reversed(range(len(schedule.ops))):
         op = schedule.ops[index]
@@ -204,7 +204,7 @@ def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
 def _whole_sends(
     schedule: Schedule, buffers: Mapping[str, str], until: Mapping[int, int]
 ) -> dict[str, tuple[int, int]]:
-    """Return the first and the last operation between which sends of all rows are in flight, by buffer."""
+    """Return the first and the last operation during which sends of all rows are in flight, by buffer."""
     spans: dict[str, tuple[int, int]] = {}
     for index, _, message in _sends(schedule):
         if len(message.chunks) == len(schedule.values[message.value].chunks):
@@ -215,7 +215,7 @@ def _whole_sends(
 
 
 def _copied_rows(schedule: Schedule, until: Mapping[int, int]) -> Iterator[Lifetime]:
-    """Yield the buffers into which some rows of a value are copied to be sent."""
+    """Yield the lifetimes of buffers into which some rows of a value are copied to be sent."""
     for index, position, message in _sends(schedule):
         value = schedule.values[message.value]
         if len(message.chunks) < len(value.chunks):
@@ -232,7 +232,7 @@ def _sends(schedule: Schedule) -> Iterator[tuple[int, int, Message]]:
 
 
 def _proxies(schedule: Schedule, views: frozenset[str]) -> Iterator[Lifetime]:
-    """Yield the proxies for the output of query blocks in backward. Local rows have their output."""
+    """Yield the lifetimes of output proxies in backward. Local query blocks have their output and need no proxy."""
     used: dict[tuple[str, ...], list[int]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, Attend) and schedule.backward and not views.issuperset(op.q):

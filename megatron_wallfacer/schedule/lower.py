@@ -1,7 +1,7 @@
-"""Lower a schedule: assign an offset in memory to every value, and steps to every operation.
+"""Lowering of a schedule, which assigns a memory offset to every value, and a list of steps to every operation.
 
-Which rows of an accumulator have been written is known here. So the program writes rows the first time, and merges or
-adds afterwards. Rows that no result reaches are filled before they are read.
+Lowering knows which rows of an accumulator have been written. So the program writes rows the first time, and merges or
+adds to them afterwards. Rows without any result are filled before they are read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megatron_wallfacer.schedule.program import Program, ProgramStep
 from megatron_wallfacer.schedule.rows import Rows, common_rows, cut_heads
 from megatron_wallfacer.schedule.volume import Shape
 
-#: An operation, or a transfer that is waited for, and its steps.
+#: An operation or the wait for a transfer, with its steps.
 Labelled = tuple[Op | Transfer, tuple[ProgramStep, ...]]
 
 
@@ -43,19 +43,19 @@ def lower(
         schedule: schedule of one rank.
         shape: sizes of the shard of the rank.
         mask: mask that decides which pairs of partial tiles are unmasked.
-        strides: strides of the local tensors ``[tokens / P, batch, heads, channels]``, statistics without channels, by
-            name. Forward has q, k, v. Backward has dout, out, lse, delta, and q, k, v unless they were exchanged along
-            the head axis.
+        strides: strides of the local tensors by name, ``[tokens / P, batch, heads, channels]``, for statistics without
+            channels. Forward has q, k, v. Backward has dout, out, lse, delta and, without an exchange along the head
+            axis, q, k, v.
         varlen: whether the kernel accepts several documents in one call.
         sinks: whether sinks are merged into the output after the pass, which then has the accumulation dtype.
-        all_to_all: whether each head exchange is one collective, which the backend must have.
+        all_to_all: whether each head exchange is one collective. The backend must support this.
     """
     values = Values(schedule, Places(schedule, shape, strides, sinks=sinks))
     return _Lowering(values, Tiles(values, mask, varlen=varlen), Transfers(values, all_to_all=all_to_all)).run()
 
 
 class _Lowering:
-    """The program of one pass, while it is built."""
+    """The builder of the program of one pass."""
 
     def __init__(self, values: Values, tiles: Tiles, transfers: Transfers) -> None:
         self.schedule, self.places = values.schedule, values.places
@@ -117,7 +117,7 @@ class _Lowering:
         yield from self.values.copy(pairs)
 
     def _accumulate(self, index: int, source: str, into: str) -> Iterator[ProgramStep]:
-        """Merge or add common rows, in one step with held results and with the operations of the same run."""
+        """Merge or add common rows, in one step with pending results and with the operations of the same run."""
         rows, steps = self.values.read(source)
         yield from steps
         total = self.values.accumulator_of(into)
@@ -147,7 +147,7 @@ class _Lowering:
         yield from self.values.finalize(list(self.stored.values()))
 
     def _result(self, name: str) -> Accumulator:
-        """Return the accumulator of the results of the tensors and heads of a value."""
+        """Return the accumulator of the results for the tensors and heads of a value."""
         value = self.schedule.values[name]
         tensors = {
             tensor: cut_heads(self.places.whole(self.results[tensor]), self.places.heads(tensor, value.head_slice))

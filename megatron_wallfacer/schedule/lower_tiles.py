@@ -1,4 +1,4 @@
-"""Lower attention: the kernel calls of each operation, and the steps that accumulate their results."""
+"""Lowering of attention: the kernel calls of each operation, and the steps that accumulate their results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOGETHER = 16
 
 
 class Tiles:
-    """Kernel calls of a pass. Results are held as :mod:`megatron_wallfacer.schedule.held` describes.
+    """Kernel calls of a pass. :mod:`megatron_wallfacer.schedule.held` describes when results are accumulated.
 
     Args:
         values: values of the pass.
@@ -75,12 +75,12 @@ class Tiles:
             yield from () if held else self.values.finalize()
 
     def _finalize_deep(self, *totals: Accumulator) -> tuple[ProgramStep, ...]:
-        """Return the steps that must precede an operation which adds to accumulators with enough held results."""
+        """Return the steps that accumulate pending results before an operation adds further results."""
         deep = [total for total in totals if total.is_deep]
         return self.values.finalize(deep) if deep else ()
 
     def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[ProgramStep, ...]]:
-        """Return the output of a query block and the steps that compute it: local rows have one, others a proxy."""
+        """Return the output of a local query block or the proxy of another one, and the steps that compute it."""
         if self.views.issuperset(names):
             shape = self.places.shape_of("out", CHUNKS_PER_RANK, None)
             whole = Operand("out", "own", shape, self.places.strides["out"], 0)
@@ -93,7 +93,7 @@ class Tiles:
         return proxy, (OutProxy(*map(self.places.number, (q["dout"], q["delta"], proxy))),)
 
     def _tiles(self, op: ops.Attend) -> Iterator[tuple[AttnTile, bool]]:
-        """Yield the kernel calls of an operation in tokens of its two blocks, and whether their results are held."""
+        """Yield the kernel calls of an operation in tokens of its blocks, and whether their results are kept."""
         hold = holds_results(self.places.shape)
         for tile in op.tiles:
             rows, cols = self.places.rows(tile.rows), self.places.rows(tile.cols)
@@ -114,9 +114,9 @@ class Tiles:
 
 
 def _together(calls: Sequence[AttnTile], rows: Range, cols: Range) -> Iterator[tuple[AttnTile, bool]]:
-    """Yield the calls for the parts of a tile in tokens of the two blocks, and whether their results are held.
+    """Yield the calls for the parts of a tile in tokens of the two blocks, and whether their results are kept.
 
-    Held results are together no larger than the results of the whole tile.
+    The kept results are together no larger than the results of the whole tile.
     """
     number, height, width = 0, 0, 0
     for call, following in zip_longest(calls, calls[1:]):

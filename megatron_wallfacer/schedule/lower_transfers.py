@@ -1,4 +1,4 @@
-"""Lower transfers: the buffer of each message, and the steps that pack rows into it."""
+"""Lowering of transfers: the buffer of each message, and the steps that pack rows into the buffer."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from megatron_wallfacer.schedule.workspace import aligned
 
 
 class Transfers:
-    """Transfers of a pass.
+    """Lowering of the transfers of a pass.
 
     Args:
         values: values of the pass.
         all_to_all: whether each head exchange is one collective.
 
     Attributes:
-        made: transfers by number.
+        made: lowered transfers by number.
     """
 
     def __init__(self, values: Values, *, all_to_all: bool) -> None:
@@ -52,7 +52,7 @@ class Transfers:
         self._reads = _reads(self.schedule, values, self._local_parts)
 
     def wait(self, names: Iterable[str]) -> Iterator[tuple[Transfer, tuple[ProgramStep, ...]]]:
-        """Yield the waits for the transfers that receive some values."""
+        """Yield the waits for the transfers that receive the named values."""
         for name in names:
             if name in self._receiving:
                 number, transfer = self._receiving[name]
@@ -61,7 +61,7 @@ class Transfers:
                     del self._receiving[message.value]
 
     def wait_for_the_rest(self) -> Iterator[tuple[Transfer, tuple[ProgramStep, ...]]]:
-        """Yield the waits for transfers that receive nothing, for which no operation has waited."""
+        """Yield the waits for transfers without receives, for which no operation waits."""
         for op in self.schedule.ops:
             if isinstance(op, SendRecv) and not op.transfer.receives:
                 yield op.transfer, (Wait(self._numbers[id(op.transfer)]),)
@@ -110,7 +110,7 @@ class Transfers:
         yield SendReceive(number)
 
     def received(self) -> Counter[tuple[str, str]]:
-        """Return the bytes received, by (axis, tensor)."""
+        """Return the bytes that the pass receives, by (axis, tensor)."""
         found: Counter[tuple[str, str]] = Counter()
         for transfer in self.schedule.transfers:
             for message in transfer.receives:
@@ -119,7 +119,7 @@ class Transfers:
         return found
 
     def _number_of(self, transfer: Transfer) -> int:
-        """Return the number of a transfer, whose receive buffers are assigned when it is first named."""
+        """Return the number of a transfer. The first call for a transfer assigns its receive buffers."""
         if id(transfer) not in self._numbers:
             self._numbers[id(transfer)] = len(self.made)
             self.made.append(PointToPoint(transfer.channel, (), ()))
@@ -128,20 +128,20 @@ class Transfers:
         return self._numbers[id(transfer)]
 
     def _whole(self, name: str, message: Message) -> Rows | None:
-        """Return the rows of a value or the copy of them that was sent before; None if a message sends some rows."""
+        """Return the rows of a value, or an existing copy of them; None if the message sends only some rows."""
         rows = self.values.accumulators[name].rows if name in self.values.accumulators else self.values.rows[name]
         return self._copies.get(name, rows) if message.chunks == rows.chunks else None
 
     def _pack(self, at: tuple[int, int], name: str, into: Rows, pairs: list[Pair]) -> Iterator[ProgramStep]:
         """Yield steps that precede the copy of some rows of a value into a message buffer.
 
-        Rows of an accumulator with parts are summed directly into the buffer if no later operation reads them.
+        Rows of an accumulator with parts are summed directly into the buffer if no later operation reads the rows.
 
         Args:
-            at: index of the operation, and of the message.
+            at: (index of the operation, index of the message).
             name: name of the value.
             into: rows in the message buffer.
-            pairs: pairs of rows that are copied later, to which this method adds.
+            pairs: list of copies for a later step, to which this method adds.
         """
         name = self.values.aliases.get(name, name)
         total = self.values.accumulators.get(name)
@@ -158,7 +158,7 @@ class Transfers:
             self.values.hand_over(total, self.places.rows(there), packed, self.places.rows(here)[0])
 
     def _exchange(self, transfer: Transfer, part: LocalPart, buffers: Sequence[Operand]) -> AllToAll:
-        """Return an all-to-all in place of messages. The parts of each end are side by side in the workspace."""
+        """Return an all-to-all instead of messages. Sent parts, and received parts, are adjacent in the workspace."""
         ranks = sorted([self.schedule.rank, *(message.peer for message in transfer.sends)])
         regions = []
         for end, others in (("sent", buffers), ("received", self._arriving(transfer))):
@@ -174,7 +174,6 @@ class Transfers:
         return _bytes_of(self.values.local_part(part, end))
 
     def _arriving(self, transfer: Transfer) -> list[Operand]:
-        """Return the buffers of the receives of a transfer."""
         return [_bytes_of(self.values.rows[message.value]) for message in transfer.receives]
 
     def _ends(self, messages: Sequence[Message], buffers: Sequence[Operand]) -> tuple[MessageBuffer, ...]:
@@ -192,7 +191,7 @@ def _bytes_of(rows: Rows) -> Operand:
 def _reads(
     schedule: ops.Schedule, values: Values, parts: Mapping[int, LocalPart]
 ) -> dict[str, list[tuple[tuple[int, int], frozenset[int]]]]:
-    """Return the readers of each value, as (index of the operation, index of the message), and the chunks they read."""
+    """Return (operation index, message index) of each reader of a value, and the chunks that the reader reads."""
     found: dict[str, list[tuple[tuple[int, int], frozenset[int]]]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, SendRecv):

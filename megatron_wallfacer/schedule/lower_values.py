@@ -1,4 +1,4 @@
-"""The rows of each value and the parts of each accumulator of a pass, while it is lowered."""
+"""The rows of each value and the parts of each accumulator of a pass during lowering."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PARTIAL_OUT = frozenset(ops.PARTIAL_OUT)
 
 
 class Values:
-    """Values and accumulators of a pass, while it is lowered.
+    """Values and accumulators of a pass during lowering.
 
     Args:
         schedule: schedule of one rank.
@@ -39,7 +39,7 @@ class Values:
         rows: rows of the values that are not accumulators, by name.
         accumulators: accumulators by name.
         aliases: value whose buffer another value shares, by name.
-        slots: largest number of attention calls whose results are held.
+        slots: largest number of attention calls with pending results at the same time.
     """
 
     def __init__(self, schedule: Schedule, places: Places) -> None:
@@ -54,7 +54,7 @@ class Values:
     # --- reading ---
 
     def read(self, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
-        """Return the rows of a value, and the steps that complete them. Rows that no result has reached are filled."""
+        """Return the rows of a value, and the steps that complete the rows. Rows without a result are filled."""
         name = self.aliases.get(name, name)
         if name not in self.accumulators:
             return self.rows[name], ()
@@ -63,7 +63,7 @@ class Values:
         return total.rows, (*finalized, *self.fill(total, (0, total.tokens)))
 
     def read_part(self, reader: int, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
-        """Return the rows that an operation reads of a value: of the source of a head exchange, the local part."""
+        """Return the rows of a value that an operation reads. Readers of a head exchange read its local part."""
         part = self._local_parts.get((reader, name))
         return self.read(name) if part is None else (self.local_part(part, "received"), ())
 
@@ -72,12 +72,12 @@ class Values:
         return (reader, name) in self._local_parts
 
     def local_part(self, part: LocalPart, end: str) -> Rows:
-        """Return the rows of the local part of a head exchange, among the parts that are ``sent`` or ``received``."""
+        """Return the rows of the local part of a head exchange, among the ``sent`` or the ``received`` parts."""
         mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Operand]:
-        """Return the tensors of values with the same rows. Tiles read inputs only, which need not be filled."""
+        """Return the tensors of values with equal rows. Tiles read only inputs, which need not be filled."""
         return {
             tensor: operand
             for name in names
@@ -85,7 +85,7 @@ class Values:
         }
 
     def fill(self, total: Accumulator, rows: Range) -> tuple[ProgramStep, ...]:
-        """Return the steps that fill those of some rows that no result has reached."""
+        """Return the steps that fill those of the given rows that have no result."""
         empty = [
             (self.places.number(cut(operand, some)), _EMPTY.get(tensor, 0.0))
             for some in total.unwritten(rows)
@@ -96,13 +96,13 @@ class Values:
     # --- accumulating ---
 
     def accumulator_of(self, name: str) -> Accumulator:
-        """Return the accumulator with a name, which is created if necessary."""
+        """Return the accumulator with a name, and create it if it is missing."""
         if name not in self.accumulators:
             self.accumulators[name] = self.accumulator(self.places.buffer(name))
         return self.accumulators[name]
 
     def accumulator(self, rows: Rows) -> Accumulator:
-        """Return a new accumulator in some memory."""
+        """Return a new accumulator for the given rows in memory."""
         return Accumulator(rows, len(rows.chunks) * self.places.chunk)
 
     def free_slot(self) -> int:
@@ -118,11 +118,11 @@ class Values:
     def add_results(
         self, op: ops.Attend, total: Accumulator, block: Sequence[int], rows: Range, slot: int, first: int
     ) -> None:
-        """Hold the results of an attention call for some rows of an accumulator until :meth:`finalize`.
+        """Register the results of an attention call, which :meth:`finalize` adds to rows of an accumulator.
 
         Args:
             op: operation of the call.
-            total: accumulator, which has all rows of the block, and may have more.
+            total: accumulator, which has at least the rows of the block.
             block: chunk ids of the block.
             rows: half-open range of rows of the block.
             slot: slot of the call.
@@ -138,17 +138,17 @@ class Values:
             self.add(total, Part(there, some, slot, op))
 
     def add_rows(self, total: Accumulator, rows: Range, source: Rows, first: int) -> None:
-        """Let :meth:`finalize` add rows of a value, from row ``first`` on, to rows of an accumulator."""
+        """Register rows of a value from row ``first`` on, which :meth:`finalize` adds to rows of an accumulator."""
         operands = _in_order(source)
         self.add(total, Part(rows, lambda wanted: _cut_all(operands, moved(wanted, first - rows[0]))))
 
     def add(self, total: Accumulator, part: Part) -> None:
-        """Let :meth:`finalize` add a part to an accumulator."""
+        """Register a part, which :meth:`finalize` adds to an accumulator."""
         self._note(total)
         total.parts.append(part)
 
     def hand_over(self, total: Accumulator, rows: Range, into: Accumulator, first: int) -> None:
-        """Let :meth:`finalize` add some rows to another accumulator from row ``first`` on. No operation reads them."""
+        """Register rows that :meth:`finalize` adds to another accumulator. No later operation may read the rows."""
         self._note(into)
         operands = _in_order(total.rows)
         total.hand_over(rows, into, first, lambda wanted: _cut_all(operands, wanted))
@@ -158,7 +158,7 @@ class Values:
             self._pending.append(total)
 
     def finalize(self, totals: Sequence[Accumulator] | None = None) -> tuple[ProgramStep, ...]:
-        """Return one step that adds the parts of some accumulators, or of all."""
+        """Return steps that add the registered parts of the given accumulators, or of all accumulators."""
         totals = [total for total in self._pending if totals is None or any(total is one for one in totals)]
         rows: list[tuple[Sources, tuple[Sources, ...]]] = []
         used = self._used()
@@ -195,7 +195,7 @@ class Values:
         ]
 
     def copy(self, pairs: Sequence[Pair]) -> Iterator[ProgramStep]:
-        """Yield one step for some copies: a permutation if many strided copies would be needed, and it is possible."""
+        """Yield one step for several copies, which is a permutation instead of many strided copies if possible."""
         few = strided(pairs)
         if len(few) > STRIDED and (found := permutation(pairs, self.places.itemsize, self.places.wide)):
             yield Permute(self.places.number(found.into), self.places.number(found.source), found.index)

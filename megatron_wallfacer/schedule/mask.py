@@ -1,9 +1,9 @@
-"""Masks: which keys a query sees.
+"""Masks, which decide by positions which keys a query sees.
 
-Documents of a packed sequence do not see each other. A window limits how far a query sees. Positions alone decide both.
-Packed sequences have two layouts. ``sequence``: the whole sequence is divided into 2P chunks, wherever documents end
-(Megatron's ``--dataloader-inter-document-masking``). ``per_document``: each document is divided into 2P chunks, and
-chunk c of the sequence consists of the chunks c of all documents (Megatron's ``--sft``, TransformerEngine's thd).
+The queries of a packed sequence see only keys of their own document. A sliding window limits the distance of keys.
+Packed sequences have two layouts. With ``sequence`` the whole sequence is divided into 2P chunks, wherever documents
+end (Megatron's ``--dataloader-inter-document-masking``). With ``per_document`` each document is divided into 2P chunks,
+and chunk c of the sequence consists of the chunks c of all documents (Megatron's ``--sft``, TransformerEngine's thd).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.calls import calls_of, overlapping
 from megatron_wallfacer.schedule.chunk_mask import Range, key_chunks_of
 
-#: Layouts of documents: the whole sequence or each document is divided into 2P chunks.
+#: Layouts of documents. The whole sequence or each document is divided into 2P chunks.
 SHARD_MODES = ("sequence", "per_document")
 
 
@@ -27,17 +27,17 @@ SHARD_MODES = ("sequence", "per_document")
 class Mask:
     """A set of unmasked (query, key) pairs.
 
-    A subclass for another kind of mask overrides :meth:`calls`, :meth:`key_chunks` and :attr:`is_plain`.
+    A subclass for a new kind of mask overrides :meth:`calls`, :meth:`key_chunks` and :attr:`is_plain`.
 
     Attributes:
         left: number of keys before its own position that a query sees; None for no limit.
         right: number of keys after its own position that a query sees; None for no limit, 0 for a causal mask.
         documents: boundaries of the documents in the sequence, ascending from 0; None for a single document. Tokens
-            after the last document (padding) see no key and are seen by no query.
+            after the last document (padding) see no key, and no query sees them.
         shard_mode: layout of documents, one of :data:`SHARD_MODES`.
 
     Raises:
-        OptionError: A window is negative, or boundaries do not ascend from 0.
+        OptionError: A window size is negative, or boundaries do not ascend from 0.
     """
 
     left: int | None = None
@@ -57,48 +57,48 @@ class Mask:
 
     @cached_property
     def _hash(self) -> int:
-        # Computed once: a sequence may hold 65,536 documents, and each layer looks up its passes by its mask.
+        # Computed once, because a sequence may have 65,536 documents, and each layer looks up passes by its mask.
         return hash((self.left, self.right, self.documents, self.shard_mode))
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
-        """Lengths of the documents in tokens."""
+        """Return the lengths of the documents in tokens."""
         return tuple(end - start for start, end in pairwise(self.documents or ()))
 
     @property
     def nbytes(self) -> int:
-        """Approximate bytes of host memory: boundaries and lengths of documents, 36 bytes each."""
+        """Return the approximate bytes of host memory of boundaries and lengths, 36 bytes each."""
         return 72 * len(self.documents or ())
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is one document and no window: the causal triangle, or full attention."""
+        """Return whether the mask has one document and no window, so that it is the causal triangle or full."""
         return self.documents is None and not self.has_window
 
     @property
     def has_window(self) -> bool:
-        """Whether a sliding window limits a query, so that tiles have edges other than the causal diagonal."""
+        """Return whether a sliding window limits a query, so that tiles have edges besides the causal diagonal."""
         return self.left is not None or self.right not in (0, None)
 
     @property
     def is_per_document(self) -> bool:
-        """Whether each document is divided into 2P chunks, instead of the sequence."""
+        """Return whether each document is divided into 2P chunks, instead of the sequence."""
         return self.shard_mode == "per_document" and self.documents is not None
 
     @property
     def reorders(self) -> bool:
-        """Whether the rows of a rank must be reordered: they are given in another order than its two chunks."""
+        """Return whether the rows of a rank must be reordered, because they are not in the order of its two chunks."""
         return self.documents is not None and self.shard_mode == "per_document" and len(self.documents) > 2
 
     def check(self, cp_size: int, tokens: int) -> None:
-        """Check that the documents fit the sequence and can be divided.
+        """Check that the documents fit the sequence, and that 2P divides their lengths with ``per_document``.
 
         Args:
             cp_size: P, the number of context-parallel ranks.
             tokens: tokens of the whole sequence.
 
         Raises:
-            OptionError: They do not fit, or cannot be divided.
+            OptionError: The boundaries exceed the sequence, or 2P does not divide a length.
         """
         if self.documents is None:
             return
@@ -122,7 +122,7 @@ class Mask:
 
     @cached_property
     def shortest(self) -> int:
-        """Length of the shortest document in tokens."""
+        """Return the length of the shortest document in tokens."""
         return min(self.lengths)
 
     def boundaries(self, chunk: int, cp_size: int, size: int) -> tuple[int, ...]:
@@ -146,15 +146,15 @@ class Mask:
         Each row and each column of a tile has an unmasked pair.
 
         Args:
-            q_chunks: chunk ids of the rows, in their order.
-            k_chunks: chunk ids of the columns, in their order.
+            q_chunks: chunk ids of the query rows, in the order of the rows.
+            k_chunks: chunk ids of the key columns, in the order of the columns.
             cp_size: P, the number of context-parallel ranks.
             size: tokens of a chunk.
         """
         return tuple(calls_of(self, q_chunks, k_chunks, cp_size, size))
 
     def key_chunks(self, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
-        """Return the half-open ranges of nonempty and of full key chunks of one query chunk; (0, 0) for none.
+        """Return the half-open ranges of nonempty and of full key chunks of one query chunk; (0, 0) for no chunk.
 
         Args:
             chunk: id of the query chunk.
@@ -165,11 +165,11 @@ class Mask:
 
 
 CAUSAL, FULL = Mask(), Mask(right=None)
-#: Value of a window size that sets no limit.
+#: Value of a window size that means no limit.
 NO_LIMIT = -1
 
 
 def window_mask(window: Sequence[int], causal: bool) -> Mask:
-    """Return the mask of a window size (left, right); in a causal mask right is 0."""
+    """Return the mask of a window size (left, right). With ``causal`` the right size is 0."""
     left, right = (None if side == NO_LIMIT else side for side in window)
     return Mask(left=left, right=0 if causal else right)

@@ -1,7 +1,7 @@
-"""Memory: the bytes that a pass allocates.
+"""The bytes that a pass allocates.
 
-A pass allocates one workspace for its buffers, its results, and the values that it keeps for backward. It also holds
-the results of a few attention calls (:mod:`megatron_wallfacer.schedule.held`).
+A pass allocates one workspace for its buffers, its results, and the values that it keeps for backward. In addition it
+keeps the results of a few attention calls (:mod:`megatron_wallfacer.schedule.held`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def result_tensors(schedule: Schedule) -> tuple[str, ...]:
 
 
 def result_is_wide(schedule: Schedule, shape: Shape, tensor: str, *, sinks: bool = False) -> bool:
-    """Return whether a result has the accumulation dtype: statistics, and sums that are completed in the result.
+    """Return whether a result has the accumulation dtype, as statistics and as sums that end in the result have.
 
     Args:
         schedule: schedule of one rank.
@@ -65,9 +65,9 @@ def result_bytes(schedule: Schedule, shape: Shape) -> int:
 
 
 def peak_bytes(schedule: Schedule, shape: Shape) -> int:
-    """Return the bytes that a pass allocates: workspace, results, kept values, and held results of attention calls.
+    """Return the bytes that a pass allocates: workspace, results, kept values, and pending results of attention calls.
 
-    The workspace of a kernel is not included.
+    Memory that a kernel allocates internally is not included.
     """
     held = held_bytes(schedule, shape, aliases(schedule))
     return workspace(schedule, shape).nbytes + returned_bytes(schedule, shape) + held
@@ -80,12 +80,12 @@ def returned_bytes(schedule: Schedule, shape: Shape) -> int:
 
 
 def graph_bytes(schedule: Schedule, shape: Shape) -> int:
-    """Return the bytes that a pass holds as a CUDA graph: its buffers, and a static copy of all tensors that it reads.
+    """Return the bytes that a pass needs as a CUDA graph: its buffers, and static copies of all tensors that it reads.
 
-    The workspace and the results of kernels are not included: they are in the memory pool of the graphs.
+    Memory that kernels allocate is not included, because the memory pool of the graphs contains it.
     """
     viewed = {tensor for op in schedule.ops if isinstance(op, View) for tensor in schedule.values[op.into].payload}
-    # After an exchange along the head axis backward reads kept values in place of the local q, k and v.
+    # With a head axis, backward reads the kept exchanged values instead of the local q, k and v.
     inputs = ("q", "k", "v") if "k" in viewed or not schedule.backward else ()
     local = sum(shape.elements(tensor) * shape.itemsize for tensor in inputs)
     if schedule.backward:
@@ -98,7 +98,7 @@ def graph_bytes(schedule: Schedule, shape: Shape) -> int:
 def graphed_peak_bytes(schedules: Sequence[Schedule], shape: Shape) -> int:
     """Return the peak bytes of a layer whose passes are CUDA graphs.
 
-    All graphs are held, and a replay copies its results and kept values out of one of them.
+    The memory of all graphs exists at the same time. A replay copies its results and kept values out of one graph.
 
     Args:
         schedules: forward and backward schedule of one rank.

@@ -1,8 +1,8 @@
-"""Merging of small attention calls: of local and gathered rows, and of the ranks that are returned results last.
+"""Merging of small attention calls: of local with gathered rows, and of several ranks whose results are returned last.
 
-Two calls for the halves of a small call take longer than the call. But merging costs copies, and results that are sent
-together are sent later. So the work of one shard against one shard decides
-(:func:`megatron_wallfacer.schedule.plan.shard_work`).
+Two calls for the halves of a small call take longer than the whole call. But merging needs copies, and merged results
+are sent later. So the work of one shard against one shard (:func:`megatron_wallfacer.schedule.plan.shard_work`) decides
+which calls are merged.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from megatron_wallfacer.schedule.operands import Operands
 from megatron_wallfacer.schedule.ops import GATHERED
 from megatron_wallfacer.schedule.plan import Plan
 
-#: Least work of a call: rows x columns x query heads. 4,096 rows and columns of 32 heads run at 89 % of the best
-#: measured rate, 2,048 at 57 % (docs/planning.md).
+#: Least work of an unmerged call: rows x columns x query heads. Calls of 4,096 rows and columns with 32 heads reach
+#: 89 % of the highest measured rate, calls of 2,048 rows and columns 57 % (docs/planning.md).
 LEAST_WORK = 2**29
-#: Number of merged ring steps, of calls with the least work, that save the time of copying one shard of the stationary
-#: operand. A merged step saves about as much time at any size; the time of a copy grows with the tokens.
+#: Number of merged ring steps, at the least work, that save as much time as copying one shard of the stationary operand
+#: costs. The saving of a merged step hardly depends on its size, but the time of a copy grows with the tokens.
 STEPS_PER_COPY = 2
 
 
@@ -28,12 +28,12 @@ def merges_rows(operands: Operands, groups: int) -> bool:
         operands: rows of both operands at a rank.
         groups: number of head groups.
     """
-    # A call may compute some rows of a block, but not some of its columns.
+    # An attention call may compute some rows of a block, but not some of its columns.
     is_cut_by_rows = operands.stationary == "q" or operands.is_permuted
     work = _call_work(operands.plan, groups)
     if GATHERED not in operands.stationary_rows or not is_cut_by_rows or work > LEAST_WORK:
         return False
-    # Rows gathered from a single rank are otherwise read where they arrive, and their results sent from where they are.
+    # Without merging, rows from a single rank need no copies: they are read, and their results sent, where they are.
     copies = 1 if len(operands.team(operands.stationary)) > 2 else 4
     return operands.merged_steps >= max(1, STEPS_PER_COPY * copies * sqrt(work / LEAST_WORK))
 
@@ -49,8 +49,8 @@ def ranks_per_call(plan: Plan, groups: int) -> int:
 
 
 def _call_work(plan: Plan, groups: int) -> float:
-    """Return the work of a call for one shard against one shard; infinite where sizes are not known.
+    """Return the work of a call for one shard against one shard; infinite if the sizes are unknown.
 
-    A head axis of U ranks has U times the rows and columns, and one U-th of the heads.
+    With a head axis of U ranks, a shard has U times the rows and columns, and 1/U of the heads.
     """
     return float("inf") if plan.shard_work is None else plan.shard_work * plan.grid.head / groups

@@ -1,4 +1,4 @@
-"""The rows of each message: at the sender before they are packed, at the receiver after they have arrived."""
+"""The rows of each message, at the sender before they are packed, and at the receiver after they have arrived."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from megatron_wallfacer.schedule.workspace import aligned
 
 @dataclass(frozen=True, slots=True)
 class MessageTensor:
-    """One tensor of one end of a message.
+    """One tensor of a message, at the sender or at the receiver.
 
     Attributes:
-        axis: grid axis of the message; ``cp`` if it follows no axis.
-        peer: rank of the other end in the context-parallel group.
+        axis: grid axis of the message; ``cp`` for a message along no axis.
+        peer: rank of the other end, as index in the context-parallel group.
         tag: tag of the message.
         name: name of the tensor.
-        pieces: operands that hold its rows, in order; a received tensor is one piece.
+        pieces: operands that contain the rows of the tensor, in order. A received tensor is one piece.
     """
 
     axis: str
@@ -44,8 +44,8 @@ class TransferTensors:
 def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) -> dict[int, TransferTensors]:
     """Return the tensors of every message of a program, by ``id`` of the transfer.
 
-    Sent rows of local tensors and of blocks are those before packing. Sent rows of an accumulator, which may be summed
-    into the message, are those in the message.
+    Sent rows of local tensors and of blocks are the rows before packing. An accumulator may be summed directly into the
+    message, so its sent rows are the rows in the message.
 
     Args:
         program: program of this rank.
@@ -57,7 +57,7 @@ def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) ->
 class _Messages:
     def __init__(self, program: Program, strides: Mapping[str, tuple[int, ...]]) -> None:
         self.program, self.schedule = program, program.schedule
-        # Only results depend on sinks, and no message holds a result.
+        # Only results depend on sinks, and no message contains a result.
         self.places = Places(self.schedule, program.shape, strides, sinks=False)
         self.views, self.aliases = local_views(self.schedule), aliases(self.schedule)
         self.accumulators = _accumulators(self.schedule)
@@ -93,7 +93,6 @@ class _Messages:
             yield MessageTensor(transfer.axis, message.peer, message.tag, tensor, (rows.tensors[tensor],))
 
     def _message_bytes(self, number: int, index: int, message: Message) -> Operand:
-        """Return the buffer of a sent message."""
         transfer = self.program.transfers[number]
         if not isinstance(transfer, AllToAll):
             return self.program.operands[transfer.sends[index].operand]
@@ -104,13 +103,12 @@ class _Messages:
 
 
 def _in_order(schedule: Schedule) -> Sequence[Transfer]:
-    """Return the transfers in the order of their numbers, in which operations first name them."""
+    """Return the transfers in the order of their numbers, in which operations first name the transfers."""
     named = (op.transfer for op in schedule.ops if isinstance(op, ops.PostRecv | ops.SendRecv))
     return list({id(transfer): transfer for transfer in named}.values())
 
 
 def _accumulators(schedule: Schedule) -> frozenset[str]:
-    """Return the names of the accumulators."""
     found: set[str | None] = set()
     for op in schedule.ops:
         if isinstance(op, ops.Attend):

@@ -1,8 +1,9 @@
-"""The operands of attention at one rank: which rows of Q and of K/V it has in which ring step, and their results.
+"""The operands of attention at one rank: its rows of Q and of K/V in each ring step, and the results of these rows.
 
-One operand, the *ring operand*, is passed around the ring: K and V (pass-KV), or Q (pass-Q). The other one is
-*stationary*. A rank has *local* rows of both. Its teams send it *gathered* rows of the stationary operand, and of the
-first block of the ring operand. Later blocks of the ring operand are *received* from other positions of the ring.
+One operand, the *ring operand*, is passed around the ring: K and V (pass-KV), or Q (pass-Q). The other operand is
+*stationary*. A rank has *local* rows of both operands. The other ranks of its teams send *gathered* rows of the
+stationary operand and of the first block of the ring operand. Later blocks of the ring operand are *received* from
+other positions of the ring.
 
 Tensors that are sent together form a *tensor group*: ``q``, ``kv``, and in backward ``dout`` with its statistics.
 """
@@ -25,13 +26,13 @@ SIDES = ("q", "kv")
 
 @dataclass(frozen=True)
 class PassSpec:
-    """All that determines the operations of one pass on one rank.
+    """The arguments that determine the operations of one pass on one rank.
 
     Attributes:
         plan: grid and choices.
         rank: index in the context-parallel group.
         backward: whether this is the backward pass.
-        causal: causal mask, otherwise full attention.
+        causal: whether the mask is causal; otherwise attention is full.
         keep_gathered_q: whether forward keeps the gathered queries for backward.
         chunk_mask: unmasked chunk pairs, in place of ``causal``.
         groups: number of head groups on each rank.
@@ -47,7 +48,7 @@ class PassSpec:
 
 
 class Operands:
-    """The rows of both operands at one rank in one pass. A *side* is ``q`` or ``kv``.
+    """The rows of both operands at one rank in one pass. The argument ``side`` names an operand, ``q`` or ``kv``.
 
     Args:
         plan: grid and choices.
@@ -55,10 +56,10 @@ class Operands:
         backward: whether this is the backward pass.
 
     Attributes:
-        ring_operand: side that is passed around the ring.
-        stationary: side that stays.
-        is_permuted: whether blocks of the ring operand are those of the paper, which come from other teams.
-        ring_steps: ring steps in the order in which they are computed.
+        ring_operand: operand that is passed around the ring.
+        stationary: operand that stays on the rank.
+        is_permuted: whether the ring operand has the paper's arrangement of blocks, which come from other teams.
+        ring_steps: ring steps in the order of their computation.
     """
 
     def __init__(self, plan: Plan, rank: int, *, backward: bool) -> None:
@@ -73,11 +74,11 @@ class Operands:
     # --- tensors ---
 
     def tensor_groups(self, side: str) -> tuple[str, ...]:
-        """Return the tensor groups of a side that attention reads."""
+        """Return the names of the tensor groups of an operand that attention reads."""
         return ("q", "dout") if side == "q" and self.backward else (side,)
 
     def results(self, side: str) -> tuple[str, ...]:
-        """Return the names of the tensors that attention computes for a side."""
+        """Return the names of the tensors that attention computes for an operand."""
         if self.backward:
             return DKV if side == "kv" else DQ
         return PARTIAL_OUT if side == "q" else ()
@@ -85,7 +86,7 @@ class Operands:
     # --- ranks and chunks ---
 
     def shard(self, rank: int) -> tuple[int, ...]:
-        """Return the chunks of a rank after the exchange along ``head``: those of all ranks that share its tokens."""
+        """Return the chunks of a rank after the exchange along ``head``, which all ranks along this axis share."""
         if rank not in self._shards:
             self._shards[rank] = block_chunks(self.grid.neighbours(rank, "head"), self.grid.cp_size)
         return self._shards[rank]
@@ -95,7 +96,7 @@ class Operands:
         return tuple(sorted(chunk for rank in ranks for chunk in self.shard(rank)))
 
     def team(self, side: str, rank: int | None = None) -> tuple[int, ...]:
-        """Return the ranks that gather each other's rows of a side: the team of this rank unless another is given."""
+        """Return the ranks that gather each other's rows of an operand, for this rank unless another is given."""
         rank = self.rank if rank is None else rank
         if (side, rank) not in self._teams:
             team = team_of(self.grid, rank) if self.is_permuted else self.grid.neighbours(rank, AXIS[side])
@@ -103,15 +104,15 @@ class Operands:
         return self._teams[side, rank]
 
     def axis(self, side: str) -> str:
-        """Return the axis along which the team of a side extends."""
+        """Return the axis along which the team of an operand extends."""
         return "team" if self.is_permuted else AXIS[side]
 
     def block_of(self, origin: int) -> tuple[int, ...]:
-        """Return the chunks of the block of the ring operand that starts its way around the ring at a rank."""
+        """Return the chunks of the block of the ring operand that starts its way around the ring at ``origin``."""
         return self.block(entering(self.grid, origin)[1] if self.is_permuted else self.team(self.ring_operand, origin))
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
-        """Return the chunks of a row set of a side."""
+        """Return the chunks of a row set of an operand."""
         if rows == LOCAL:
             return self.shard(self.rank)
         if rows == GATHERED:
@@ -124,21 +125,21 @@ class Operands:
 
     @property
     def first_block(self) -> tuple[RowSet, ...]:
-        """Row sets of the first block of the ring operand. In the paper's order it is a received block too."""
+        """Return the row sets of the first block of the ring operand. In the paper's order it is a received block."""
         if self.is_permuted:
             return (received(0),)
         return (LOCAL, GATHERED) if len(self.team(self.ring_operand)) > 1 else (LOCAL,)
 
     @property
     def stationary_rows(self) -> tuple[RowSet, ...]:
-        """Row sets of the stationary operand."""
+        """Return the row sets of the stationary operand."""
         return (LOCAL, GATHERED) if len(self.team(self.stationary)) > 1 else (LOCAL,)
 
     @property
     def merged_steps(self) -> int:
-        """Number of ring steps in which one call may compute local and gathered rows of the stationary operand.
+        """Return the number of ring steps in which one call may compute local and gathered stationary rows.
 
-        Both have arrived then, and results of neither are sent in that step.
+        In these steps gathered rows have arrived, and no results of the stationary operand are sent.
         """
         if self.results(self.ring_operand):
             return len(self.later_steps)
@@ -148,13 +149,13 @@ class Operands:
 
     @property
     def _pass_steps(self) -> int:
-        """Ring steps of a pass of the inner ring on a double ring; on a single ring each step is a pass."""
+        """Return the ring steps per pass of the inner ring on a double ring. On a single ring each step is a pass."""
         double = self.grid.ring_inner > 1 and self.grid.ring_outer > 1
         return self.grid.ring_inner if double else 1
 
     @property
     def first_pass(self) -> tuple[RowSet, ...]:
-        """Rows of the ring operand that are local, or come over the inner ring; none if the rank must wait for them."""
+        """Return ring operand rows that are local or come over the inner ring, unless the rank must wait."""
         if self.is_permuted:
             return ()
         steps = self._pass_steps if self.first_block == (LOCAL,) else 1
@@ -162,12 +163,12 @@ class Operands:
 
     @property
     def later_steps(self) -> tuple[RowSet, ...]:
-        """Blocks of the ring steps after the first pass."""
+        """Return the row sets of the ring steps after the first pass."""
         return tuple(received(step) for step in range(len(self.first_pass), len(self.ring_steps)))
 
     @property
     def last_pass(self) -> tuple[RowSet, ...]:
-        """Blocks of the last pass; the last rows of the first block if no block is received."""
+        """Return the row sets of the last pass; without received blocks, the last row set of the first block."""
         first = max(1, len(self.ring_steps) - self._pass_steps)
         return tuple(received(step) for step in range(first, len(self.ring_steps))) or self.first_block[-1:]
 
@@ -176,17 +177,17 @@ class Operands:
         return self._pass_steps > 1 and step % self._pass_steps == 0 and step < len(self.ring_steps)
 
     def pass_start(self, step: int) -> int | None:
-        """Return the first ring step of the pass of a step; None if its results stay at this rank."""
+        """Return the first ring step of the pass of a step; None if the results of the pass stay at this rank."""
         return step - step % self._pass_steps or None if self._pass_steps > 1 else None
 
 
 def after(rank: int, ranks: Sequence[int]) -> tuple[int, ...]:
-    """Return the other ranks, starting with the next one, so that ranks do not all send to the same peer first."""
+    """Return the other ranks from the next one on, so that ranks do not all send to the same peer first."""
     position = ranks.index(rank)
     return (*ranks[position + 1 :], *ranks[:position])
 
 
 def opposite_pairs(rank: int, ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (destination, source) for each other rank: the source is as far before as the destination is after."""
+    """Return (destination, source) pairs: the source precedes ``rank`` by the distance of the destination after it."""
     others = after(rank, ranks)
     return list(zip(others, reversed(others), strict=True))

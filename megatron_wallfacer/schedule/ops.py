@@ -1,12 +1,12 @@
-"""The operations of a schedule: what one rank does on named values, in the order in which it starts to do it.
+"""The operations of a schedule, which one rank starts in this order on named values.
 
-A *value* is a block: some chunks of the sequence of a group of tensors, for one slice of the heads. Tensors are named
+A *value* is a block: rows of some chunks for a group of tensors and one slice of the heads. Tensors are named
 ``q k v dout`` as in the model, ``out lse delta`` for partial results and statistics of softmax, ``dq dk dv`` for
-gradients. Rows of a value are sorted by position. Ranks are indices in the context-parallel group.
+gradients. The rows of a value are sorted by position. Ranks are indices in the context-parallel group.
 
-An operation waits only for the values that it reads. If a transfer brings one of them, the operation waits until the
-whole transfer has completed: all its receives have arrived, and all its sends have left. A value lives from the first
-operation that names it to the last one that reads it, or to the end of the last transfer that sends it.
+An operation waits only for the values that it reads. If a transfer receives one of these values, the operation waits
+until all receives of the transfer have arrived and all its sends have left. A value lives from the first operation that
+names it to the last operation that reads it, or to the end of the last transfer that sends it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from megatron_wallfacer.schedule.tiles import Tile
 
 Q, KV = ("q",), ("k", "v")
 PARTIAL_OUT = ("out", "lse")
-#: Tensors of a query block, besides q, from which gradients against any key block are computed.
+#: Tensors of a query block besides q that gradients against any key block depend on.
 DOUT = ("dout", "lse", "delta")
 DQ, DKV = ("dq",), ("dk", "dv")
 #: Tensors that are sent together, by the name of the tensor group.
 TENSORS = {"q": Q, "kv": KV, "dout": DOUT}
-#: Tensors that are summed or merged; all others are inputs.
+#: Tensors that are summed or merged. All other tensors are inputs.
 RESULTS = frozenset({"out", "dq", "dk", "dv"})
-#: Tensors that are sent in the accumulation dtype; the others are sent in the dtype of the inputs.
+#: Tensors that are sent in the accumulation dtype. All other tensors are sent in the dtype of the inputs.
 ACCUMULATED = frozenset({"out", "lse", "delta", "dq", "dk", "dv"})
 STATISTICS = frozenset({"lse", "delta"})
 KV_TENSORS = frozenset({"k", "v", "dk", "dv"})
@@ -37,9 +37,9 @@ class RowSet(NamedTuple):
     """Rows of one operand at one rank.
 
     Attributes:
-        kind: ``local``: the rank's own shard. ``gathered``: the shards of the other ranks of its team. ``team``: local
-            and gathered rows in one block. ``step``: the block of a ring step, received from another rank.
-        step: ring step of a received block; 0 for the other kinds, which belong to the first ring step.
+        kind: ``local`` for the rank's own shard, ``gathered`` for the shards of the other ranks of its team, ``team``
+            for local and gathered rows in one block, ``step`` for the block that a ring step receives.
+        step: ring step of a received block; 0 for other kinds, which belong to the first ring step.
     """
 
     kind: Literal["local", "gathered", "team", "step"]
@@ -59,13 +59,13 @@ def received(step: int) -> RowSet:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """The meaning of a name.
+    """The contents of a named value.
 
     Attributes:
         payload: names of the tensors.
         chunks: chunk ids of the rows, ascending.
         head_slice: index of the head slice.
-        rows: row set that the value holds, if it is an operand of attention; else None.
+        rows: row set of the value, if the value is an operand of attention; else None.
     """
 
     payload: tuple[str, ...]
@@ -81,7 +81,7 @@ class Message:
     Attributes:
         peer: rank of the other end.
         value: name of the value that is sent, or that the message creates at its receiver.
-        chunks: chunk ids of the rows that are sent; at the receiver, all rows of the value.
+        chunks: chunk ids of the sent rows. At the receiver these are all rows of the value.
         tag: number that is equal at both ends, and unique among the messages of one pass between two ranks.
     """
 
@@ -96,7 +96,7 @@ class Transfer:
     """Sends and receives that are posted together.
 
     Attributes:
-        axis: grid axis of the messages; ``cp`` if they follow no axis.
+        axis: grid axis of the messages; ``cp`` for messages along no axis.
         payload: names of the tensors in each message.
         sends: messages that leave this rank.
         receives: messages that arrive at this rank.
@@ -109,20 +109,20 @@ class Transfer:
 
     @property
     def channel(self) -> tuple[str, str]:
-        """The axis, and ``inputs`` or ``results``. Transfers of one channel may have to wait for each other."""
+        """Return the axis, and ``inputs`` or ``results``. Transfers of one channel may have to wait for each other."""
         return self.axis, "results" if RESULTS.intersection(self.payload) else "inputs"
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Name some heads of the rank's local tensors. Nothing is copied."""
+    """Define a value as a view of some heads of the rank's local tensors, without a copy."""
 
     into: str
 
 
 @dataclass(frozen=True, slots=True)
 class Concat:
-    """Concatenate values of the same tensors and heads; rows are sorted by position."""
+    """Concatenate values of the same tensors and heads. Rows of the result are sorted by position."""
 
     into: str
     sources: tuple[str, ...]
@@ -130,14 +130,14 @@ class Concat:
 
 @dataclass(frozen=True, slots=True)
 class PostRecv:
-    """Post the receives of a transfer before it starts, so that no sender waits for a buffer. May be ignored."""
+    """Post the receives of a transfer before it starts, so that senders need not wait. Backends may ignore it."""
 
     transfer: Transfer
 
 
 @dataclass(frozen=True, slots=True)
 class SendRecv:
-    """Start a transfer without blocking. The rows that it sends must not change afterwards."""
+    """Start a transfer without blocking. No later operation may change the rows that the transfer sends."""
 
     transfer: Transfer
 
@@ -147,11 +147,11 @@ class Attend:
     """Compute attention of query rows against key rows, tile by tile.
 
     Attributes:
-        q: names of values with the same query rows, which together hold all tensors of the query side.
-        kv: names of values with the same key rows, which together hold all tensors of the key side.
-        q_into: accumulator of the query side: the partial output (out, lse) in forward, dq in backward. It holds all
-            query rows, and may hold more.
-        kv_into: accumulator of dk and dv in backward, None in forward. It holds all key rows, and may hold more.
+        q: names of values with equal query rows, which together contain all tensors of the query block.
+        kv: names of values with equal key rows, which together contain all tensors of the key block.
+        q_into: accumulator for the query block: the partial output (out, lse) in forward, dq in backward. It may have
+            more rows than the query block.
+        kv_into: accumulator of dk and dv in backward, None in forward. It may have more rows than the key block.
         tiles: rows and columns of each tile, in chunks of the two blocks.
     """
 
@@ -164,7 +164,7 @@ class Attend:
 
 @dataclass(frozen=True, slots=True)
 class Accumulate:
-    """Merge a partial output, or add a gradient, into the rows that an accumulator has in common with it."""
+    """Merge a partial output, or add a gradient, into those rows of an accumulator that the source has too."""
 
     source: str
     into: str
@@ -182,7 +182,7 @@ Op = View | Concat | PostRecv | SendRecv | Attend | Accumulate | WriteResult
 
 @dataclass(frozen=True)
 class Schedule:
-    """The program of one rank for one pass.
+    """The operations of one rank in one pass.
 
     Attributes:
         rank: index in the context-parallel group.
@@ -206,23 +206,23 @@ class Schedule:
 
     @property
     def transfers(self) -> tuple[Transfer, ...]:
-        """All transfers, in the order in which they start."""
+        """Return all transfers in the order in which they start."""
         return tuple(op.transfer for op in self.ops if isinstance(op, SendRecv))
 
     @property
     def attends(self) -> tuple[Attend, ...]:
-        """All attention operations, in order."""
+        """Return all attention operations in order."""
         return tuple(op for op in self.ops if isinstance(op, Attend))
 
     @cached_property
     def last_mentions(self) -> Mapping[str, int]:
-        """Index of the last operation that names each value. Kept values outlive the last operation by one."""
+        """Return the index of the last operation that names each value; the number of operations for kept values."""
         last = {name: index for index, op in enumerate(self.ops) for name in (*reads(op), *writes(op))}
         return last | dict.fromkeys(self.keeps, len(self.ops))
 
     @cached_property
     def drops(self) -> Mapping[int, tuple[str, ...]]:
-        """The values that no later operation names, by index of the operation."""
+        """Return the values that no later operation names, by index of the operation."""
         dropped: dict[int, tuple[str, ...]] = {}
         for name, index in self.last_mentions.items():
             dropped[index] = (*dropped.get(index, ()), name)

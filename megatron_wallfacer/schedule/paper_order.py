@@ -1,8 +1,8 @@
-"""The arrangement of blocks in the paper: the team of each rank, and the destination of each copy of a team's block.
+"""The arrangement of blocks in the WallFacer paper: the team of each rank, and the destinations of a team's block.
 
-Paper (arXiv 2407.00611), Algorithms 2 and 3. There are C * R teams of C ranks, in C groups of R = P / C^2 teams. Member
-a of team t sends its copy of the team's block to group a, to team t // C of the group, member t % C. Then blocks hop
-around C^2 rings of R ranks.
+Source: arXiv 2407.00611, Algorithms 2 and 3. There are C * R teams of C ranks, in C groups of R = P / C^2 teams. Member
+a of team t sends its copy of the team's block to member t % C of team t // C in group a. Then blocks hop around C^2
+rings of R ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def team_of(grid: Grid, rank: int) -> tuple[int, ...]:
 
 
 def entering(grid: Grid, rank: int) -> tuple[int, tuple[int, ...]]:
-    """Return the rank whose copy of a block ``rank`` receives before the first ring step, and the team of the block."""
+    """Return the rank from which ``rank`` receives a block before the first ring step, and the team of the block."""
     here = grid.coordinates(rank)
     team = _team(grid, rank, _position(grid, rank) * grid.team + here["team"])
     return team[here["kv_team"]], team
@@ -40,13 +40,13 @@ def _team_number(grid: Grid, rank: int) -> int:
 
 
 def _team(grid: Grid, like: int, number: int) -> tuple[int, ...]:
-    """Return the ranks of a team that have the same heads as the rank ``like``."""
+    """Return the ranks of the team with a number that have the same heads as the rank ``like``."""
     group, position = divmod(number, grid.ring)
     return tuple(_rank(grid, like, group, position, index) for index in range(grid.team))
 
 
 def _rank(grid: Grid, like: int, kv_team: int, position: int, team: int) -> int:
-    """Return the rank with these coordinates that has the same heads as the rank ``like``."""
+    """Return the rank with the given coordinates that has the same heads as the rank ``like``."""
     outer, inner = divmod(position, grid.ring_inner)
     coordinates = {"kv_team": kv_team, "ring_outer": outer, "ring_inner": inner, "team": team}
     return grid.rank({**grid.coordinates(like), **coordinates})

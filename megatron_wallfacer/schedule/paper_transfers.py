@@ -1,4 +1,4 @@
-"""Transfers into the paper's arrangement of blocks before the ring starts, and out of it when the ring has ended."""
+"""Transfers into the paper's arrangement of blocks before the ring starts, and out of it after the ring has ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PaperTransfers:
         self.is_gathered_first = self.operands.plan.kv_order == "paper"
 
     def enter(self, tensors: str) -> None:
-        """Send the local rows of the ring operand to where the paper's arrangement places them."""
+        """Send the local rows of the ring operand to the ranks that the paper's arrangement assigns."""
         operands, emitter, grid = self.operands, self.emitter, self.operands.grid
         side, rows = operands.ring_operand, received(0)
         local, block = self.group.tensor_rows(tensors, side, LOCAL), emitter.name(rows, tensors)
@@ -43,7 +43,7 @@ class PaperTransfers:
         emitter.concat(block, [shard, *arrived], rows)
 
     def leave(self) -> None:
-        """Return the results of the first block to the ranks that its rows belong to."""
+        """Return the results of the first block to the origin ranks of its rows."""
         operands, emitter, side = self.operands, self.emitter, self.operands.ring_operand
         total = self.group.accumulator(side, received(0))
         self.group.accumulate(total)
@@ -60,7 +60,7 @@ class PaperTransfers:
         self.group.add_arriving(self.group.accumulator(side, LOCAL), exited)
 
     def _reduced_shard(self, side: str, total: str, chunks: tuple[int, ...]) -> str:
-        """Return the name of the results of one shard, summed over the ranks that have its block."""
+        """Sum the results of one shard over the ranks that have its block, and return the name of the sum."""
         operands, emitter = self.operands, self.emitter
         shard = emitter.value(emitter.name("leaving.acc", side), operands.results(side), chunks)
         emitter.accumulate(total, shard)
@@ -86,7 +86,7 @@ class PaperTransfers:
 
         Args:
             kind: ``entry`` or ``exit``.
-            tensors: tensor group, or side of the results.
+            tensors: tensor group, or operand of the results.
             source: name of the value that is sent.
             into: name of the value that is received.
             payload: names of the tensors.

@@ -1,4 +1,4 @@
-"""The memory of a pass: operands for the rows of each value, and their numbers."""
+"""The operands of a pass in memory, with their numbers, for the rows of each value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
 
 class Places:
-    """The memory of one pass.
+    """Operands for the values of one pass.
 
     Args:
         schedule: schedule of one rank.
@@ -42,11 +42,11 @@ class Places:
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        """Operands in the order of their numbers."""
+        """Return the operands in the order of their numbers."""
         return tuple(self._numbers)
 
     def own(self, name: str) -> Rows:
-        """Return the heads of a view of the local tensors."""
+        """Return the rows of a value that is a view of the local tensors."""
         value = self.schedule.values[name]
         tensors = {}
         for tensor in value.payload:
@@ -63,14 +63,14 @@ class Places:
         return self.placed(name, key)
 
     def placed(self, name: str, key: Hashable, chunks: tuple[int, ...] | None = None) -> Rows:
-        """Return the rows of a value in the buffer of the workspace with a key."""
+        """Return the rows of a value in the workspace, in the buffer with the given key."""
         return self.packed(name, WORKSPACE, self.layout.offsets[key], chunks)
 
     def packed(self, name: str, buffer: str, offset: int, chunks: tuple[int, ...] | None = None) -> Rows:
         """Return the tensors of a value side by side in a buffer, from ``offset`` bytes on.
 
-        The wider dtype comes first, so that every tensor is aligned to its elements. The rows are those of all chunks
-        unless some are given.
+        Tensors of the wider dtype come first, so that every tensor is aligned to its elements. The rows are all chunks
+        of the value unless ``chunks`` is given.
         """
         value = self.schedule.values[name]
         chunks = value.chunks if chunks is None else chunks
@@ -83,7 +83,7 @@ class Places:
         return Rows(tensors, chunks, Operand(buffer, "bytes", (at - offset,), (1,), offset))
 
     def result(self, tensor: str) -> Result:
-        """Return shape and dtype of a result."""
+        """Return the shape and the dtype of a result."""
         wide = result_is_wide(self.schedule, self.shape, tensor, sinks=self._sinks)
         return Result(tensor, self.shape_of(tensor, CHUNKS_PER_RANK, None), wide)
 
@@ -92,7 +92,7 @@ class Places:
         return Operand(result.name, "own", result.shape, contiguous(result.shape), 0)
 
     def shape_of(self, tensor: str, chunks: int, head_slice: int | None) -> tuple[int, ...]:
-        """Return the shape of some chunks of a tensor, for one head slice or, if that is None, for all heads."""
+        """Return the shape of some chunks of a tensor for one head slice; for all heads if ``head_slice`` is None."""
         shape = self.shape
         if head_slice is None:
             heads = shape.kv_heads if tensor in KV_TENSORS else shape.q_heads
@@ -105,7 +105,7 @@ class Places:
         return (*rows, v_head_dim if tensor in ("v", "dv", "out", "dout") else shape.head_dim)
 
     def heads(self, tensor: str, head_slice: int) -> range:
-        """Return the heads of a tensor in a head slice."""
+        """Return the heads of a tensor that a head slice contains."""
         q_heads, kv_heads = slice_heads(head_slice, self.schedule.head_slices, self.shape.q_heads, self.shape.kv_heads)
         return kv_heads if tensor in KV_TENSORS else q_heads
 
@@ -114,7 +114,7 @@ class Places:
         return chunks[0] * self.chunk, chunks[1] * self.chunk
 
     def number(self, operand: Operand) -> int:
-        """Return the number of an operand, which is the same for equal operands."""
+        """Return the number of an operand. Equal operands have equal numbers."""
         return self._numbers.setdefault(operand, len(self._numbers))
 
     def numbers_of(self, pairs: Iterable[Pair]) -> tuple[tuple[int, int], ...]:

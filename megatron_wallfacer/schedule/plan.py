@@ -1,4 +1,4 @@
-"""A plan: a grid, plus the choices that a grid leaves open."""
+"""A plan: a grid and the choices that the grid does not determine."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Plan:
     Attributes:
         grid: sizes of the axes, and placement.
         scheme: name of the scheme, for messages only.
-        kv_order: order of the first block of the ring operand. ``native``: the block of the team of the rank, without
-            permutation. ``paper``: blocks are gathered in the *team*, then whole blocks are permuted (Algorithm 2 of
-            the paper). ``permuted``: the same blocks, but single shards are permuted first and gathered afterwards,
-            with about half the volume. The last two need ``team == kv_team``.
-        forward: ring variant of the forward pass. ``pass-kv``: K and V are passed around the ring. ``pass-q``: Q is
-            passed around the ring, and its partial outputs are returned to the origin directly.
-        backward: ring variant of the backward pass. ``pass-kv``: K, V and their gradients are passed around the ring.
-            ``pass-q``: Q, dO and dQ are passed around the ring.
+        kv_order: order of the first block of the ring operand. ``native`` is the block of the rank's own team. With
+            ``paper`` teams gather blocks, then whole blocks are permuted (WallFacer, Algorithm 2). With ``permuted``
+            ranks end with the same blocks, but single shards are permuted before they are gathered, which takes about
+            half the volume. ``paper`` and ``permuted`` need ``team == kv_team``.
+        forward: ring variant of the forward pass. ``pass-kv`` passes K and V around the ring. ``pass-q`` passes Q
+            around the ring, and returns partial outputs to the origin rank directly.
+        backward: ring variant of the backward pass. ``pass-kv`` passes K, V and their gradients around the ring.
+            ``pass-q`` passes Q, dO and dQ around the ring.
         bidirectional: whether blocks of a single ring are sent half way around in each direction.
-        head_groups: number of head groups, whose schedules are interleaved so that kernels of one hide transfers of
-            another. There are fewer if the heads do not divide (:func:`megatron_wallfacer.schedule.heads.head_groups`).
+        head_groups: number of head groups. Their schedules are interleaved so that kernels of one group hide transfers
+            of another. :func:`megatron_wallfacer.schedule.heads.head_groups` reduces a number that does not divide.
         shard_work: work of one query shard against one key shard (:func:`shard_work`), if sizes are known. It decides
             which small calls are merged (:mod:`megatron_wallfacer.schedule.merging`).
 
@@ -66,12 +66,12 @@ class Plan:
             raise OptionError("head_groups", self.head_groups, "a positive number")
 
     def ring_operand(self, *, backward: bool) -> RingOperand:
-        """Return the operand that is passed around the ring in one pass; the other one is stationary."""
+        """Return the operand that is passed around the ring in one pass. The other operand is stationary."""
         return "kv" if (self.backward if backward else self.forward) == "pass-kv" else "q"
 
 
 def shard_work(tokens: int, q_heads: int) -> int:
-    """Return the work of one query shard against one key shard, of all heads.
+    """Return the work of one query shard against one key shard: query rows x key rows x query heads.
 
     Args:
         tokens: tokens per rank.

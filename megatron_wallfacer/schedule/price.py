@@ -1,4 +1,4 @@
-"""The price of a grid, which the scheme ``auto`` minimises: an estimate of the time of one attention layer.
+"""The price of a grid, an estimate of the time of one attention layer, which the scheme ``auto`` minimises.
 
 ::
 
@@ -7,9 +7,10 @@
     calls    = ring steps + team - 1 + (1 if kv_team > 1)                        attention calls of one pass
     transfer = bytes received per rank / link rate
 
-Pure arithmetic on the arguments, so every rank finds the same grid. The costs are those of the shipped clusters
-``h100-8x8`` and ``h200-8x8`` (``configs/cluster``): kernels and host time measured on one H200, links assumed. The
-formula leaves out placement, head groups, and how much of a gather is hidden. ``--wallfacer-cluster`` simulates those.
+The price only depends on the arguments, so every rank selects the same grid. The constants are those of the shipped
+clusters ``h100-8x8`` and ``h200-8x8`` (``configs/cluster``). Kernels and host time were measured on one H200. The link
+rates are assumptions. The price ignores placement, head groups, and the overlap of gathers. ``--wallfacer-cluster``
+selects the grid by a simulation that models all three.
 """
 
 from __future__ import annotations
@@ -22,29 +23,30 @@ from megatron_wallfacer.schedule.plan import Plan
 
 #: FLOPs per second of large attention calls, forward and backward.
 RATES = (676e12, 531e12)
-#: FLOPs of an unmasked pair of query and key for each channel of each query head, forward and backward.
+#: FLOPs per unmasked pair of query and key and per channel of a query head, forward and backward.
 PAIR_FLOPS = (4, 10)
 #: Channels per head of the measured calls.
 HEAD_DIM = 128
-#: Microseconds of the host for a ring step: an attention call (forward, backward), three other launches, a transfer.
+#: Microseconds of host time per ring step, forward and backward: attention call + three other launches + transfer.
 CALL_US = (115 + 3 * 10 + 50, 185 + 3 * 10 + 50)
-#: Bytes of an element in bf16, and of a partial result or gradient.
+#: Bytes of an element in bf16, and of an element of a partial result or gradient.
 SIZES = (2, 4)
-#: Assumed links, in bytes per second received by a rank: NVLink in a node of ``NODE`` GPUs, else a 400 Gbit/s NIC per
-#: GPU.
+#: Assumed links, in bytes per second received by a rank: NVLink inside a node of ``NODE`` GPUs, else one 400 Gbit/s NIC
+#: per GPU.
 NODE, NVLINK, NIC = 8, 360e9, 45e9
-#: Part of the transfers that nothing hides. Of 0.2 to 0.5 the value that is nearest to the simulator at up to 8 ranks.
+#: Part of the transfer time that nothing hides. Among values from 0.2 to 0.5 it agrees best with the simulator at up to
+#: 8 ranks.
 EXPOSED = 0.3
-#: Prices this close count as equal, for the formula is no better than that. Of equals one that receives up to so many
-#: times the fewest bytes may be taken to hold less memory; not more, for the network may be slower than is assumed.
+#: Ratio up to which two prices count as equal, because the price is an estimate. Among equal plans, a plan with less
+#: memory may receive up to ``MORE_BYTES`` times the fewest bytes. A larger ratio would rely on the assumed link rates.
 TIE, MORE_BYTES = 1.05, 1.2
 
 
 def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> Plan:
-    """Return the plan that holds the least of those with the lowest price and the fewest received bytes.
+    """Return the plan with the least memory among the plans with nearly the lowest price and the fewest bytes.
 
-    Prices up to :data:`TIE` times the lowest count as equal, and among those bytes up to :data:`MORE_BYTES` times the
-    fewest.
+    Prices up to :data:`TIE` times the lowest price count as equal. Among these plans the function considers those that
+    receive up to :data:`MORE_BYTES` times the fewest bytes.
 
     Args:
         plans: candidates for the same ranks.
@@ -60,7 +62,7 @@ def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *,
     few = [plan for plan in equal if received_bytes(plan, **options) <= most_bytes]
 
     def held(plan: Plan) -> tuple[float, ...]:
-        """Heads x shards of gathered blocks; then a ring before a gather, and the fewest bytes."""
+        # Heads x shards of gathered blocks. Ties prefer a ring to a gather, then the fewest received bytes.
         grid = plan.grid
         blocks = grid.team * q_heads + 2 * grid.kv_team * kv_heads
         return blocks, grid.kv_team, received_bytes(plan, **options)
@@ -69,7 +71,7 @@ def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *,
 
 
 def layer_seconds(plan: Plan, tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> float:
-    """Return the price: estimated seconds of one causal attention layer, forward and backward.
+    """Return the price of a plan: estimated seconds of one causal attention layer, forward and backward.
 
     Args:
         plan: grid and choices.
@@ -89,7 +91,7 @@ def layer_seconds(plan: Plan, tokens: int, q_heads: int, kv_heads: int, *, ranks
 
 
 def received_bytes(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> float:
-    """Return the bytes that a rank receives for one layer, forward and backward, without statistics.
+    """Return the bytes that a rank receives for one layer, forward and backward, without softmax statistics.
 
     Args:
         plan: grid and choices.
@@ -99,14 +101,14 @@ def received_bytes(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> floa
     """
     options = {"kappa": kv_heads / q_heads, "kv_heads": kv_heads, "sizes": SIZES}
     received = forward_volume(plan, **options) + backward_volume(plan, **options)
-    # Equal sums of different order are equal.
+    # Rounding makes sums in different orders equal.
     return round(received, 9) * tokens * q_heads * HEAD_DIM
 
 
 def attention_calls(grid: Grid) -> int:
     """Return the approximate number of attention calls of one pass.
 
-    One for each ring step. Where queries are gathered, one more for each other rank of the team, whose rows are
-    computed before they are sent back. Where keys are gathered, one more for the local keys before others arrive.
+    Each ring step has one call. A rank that gathers queries makes one more call per other rank of its team, so that it
+    can return the results early. A rank that gathers keys makes one more call for its local keys.
     """
     return grid.ring + grid.team - 1 + (grid.kv_team > 1)

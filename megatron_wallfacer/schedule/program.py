@@ -1,7 +1,7 @@
-"""A lowered schedule: each tensor is an operand with an offset in memory, each operation a list of steps on operands.
+"""A lowered schedule, in which each tensor is an operand with a memory offset, and each operation a list of steps.
 
-A schedule names chunks; a program has sizes and offsets, so that a run needs no look-ups. Both are plain data. The
-engine binds a program to a kernel and to process groups, and runs it.
+A schedule names chunks. A program has sizes and offsets, so that a run needs no look-ups. Schedules and programs are
+plain data. The engine binds a program to a kernel and to process groups, and runs it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.ops import Op, Schedule, Transfer
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Dtype in which a buffer is read: that of the inputs, the accumulation dtype, bytes, or the dtype of the buffer.
+#: Dtype in which a buffer is read: the dtype of the inputs, the accumulation dtype, bytes, or the buffer's own dtype.
 DtypeView = Literal["input", "wide", "bytes", "own"]
 WORKSPACE = "workspace"
 
 
 class Operand(NamedTuple):
-    """A strided tensor in a buffer. Steps refer to it by its number.
+    """A strided tensor in a buffer. Steps refer to operands by number.
 
     Attributes:
         buffer: ``workspace``, or the name of a local tensor, a result, or a kept value.
         view: dtype in which the buffer is read. Local tensors and results are read in their dtype (``own``).
-        shape: elements along each dimension.
+        shape: number of elements along each dimension.
         strides: strides in elements.
-        offset: elements from the start of the buffer.
+        offset: offset from the start of the buffer, in elements.
     """
 
     buffer: str
@@ -38,11 +38,11 @@ class Operand(NamedTuple):
 
 
 class KernelRows(NamedTuple):
-    """Rows of a result of an attention call. The result is held until they are accumulated.
+    """Rows of a result of an attention call. The result is kept in a slot until the rows are accumulated.
 
     Attributes:
-        slot: slot that holds the results of the call.
-        result: index among the results: (out, lse) in forward, (dq, dk, dv) in backward.
+        slot: slot with the results of the call.
+        result: index among the results, which are (out, lse) in forward and (dq, dk, dv) in backward.
         rows: half-open range of rows; None for all rows.
     """
 
@@ -56,14 +56,14 @@ Source = int | KernelRows
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Copy rows. Pairs of (destination, source)."""
+    """Copy rows. ``pairs`` are (destination, source) operands."""
 
     pairs: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Permute:
-    """Copy blocks of equal size in another order: ``into[i] = source[index[i]]``, both of ``[blocks, elements]``."""
+    """Copy blocks of equal size in another order: ``into[i] = source[index[i]]``, both ``[blocks, elements]``."""
 
     into: int
     source: int
@@ -72,7 +72,7 @@ class Permute:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Fill rows that no result has reached. Pairs of (operand, value)."""
+    """Fill rows that have no result. ``rows`` are (operand, value) pairs."""
 
     rows: tuple[tuple[int, float], ...]
 
@@ -82,8 +82,8 @@ class Merge:
     """Merge partial outputs by log-sum-exp.
 
     Attributes:
-        rows: pairs of the (out, lse) that are written, and the (out, lse) of each part. Rows that have been written
-            before are the first part.
+        rows: pairs of the written (out, lse), and the (out, lse) of each part. The first part is the written rows
+            themselves, if they have been written before.
         frees: slots whose results no later step reads.
     """
 
@@ -93,11 +93,11 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """Sum gradients.
+    """Sum gradients of several sources.
 
     Attributes:
-        rows: pairs of the operand that is written, and its sources. Rows that have been written before are the first
-            source.
+        rows: pairs of the written operand, and its sources. The first source is the written operand itself, if it has
+            been written before.
         frees: slots whose results no later step reads.
     """
 
@@ -107,7 +107,7 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class OutProxy:
-    """Compute a tensor with the rowsum(dO * O) of the output (:func:`megatron_wallfacer.engine.merge.out_proxy`)."""
+    """Compute an output proxy, a tensor whose rowsum(dO * proxy) equals that of the output (``merge.out_proxy``)."""
 
     dout: int
     delta: int
@@ -116,7 +116,7 @@ class OutProxy:
 
 @dataclass(frozen=True, slots=True)
 class AttendForward:
-    """Call the kernel in forward. A slot holds its out and lse."""
+    """Call the kernel's forward on one tile, and keep out and lse in a slot."""
 
     q: int
     k: int
@@ -127,7 +127,7 @@ class AttendForward:
 
 @dataclass(frozen=True, slots=True)
 class AttendBackward:
-    """Call the kernel in backward. A slot holds its dq, dk and dv. ``out`` is the output or its proxy."""
+    """Call the kernel's backward on one tile, and keep dq, dk and dv in a slot. ``out`` may be an output proxy."""
 
     dout: int
     q: int
@@ -141,7 +141,7 @@ class AttendBackward:
 
 @dataclass(frozen=True, slots=True)
 class PostReceives:
-    """Post the receives of a transfer before it starts. The engine may ignore it."""
+    """Post the receives of a transfer before it starts. The engine may ignore this step."""
 
     transfer: int
 
@@ -166,11 +166,11 @@ ProgramStep = (
 
 
 class MessageBuffer(NamedTuple):
-    """One end of a message.
+    """One end of a message, as a buffer.
 
     Attributes:
-        peer: rank of the other process, in the context-parallel group.
-        operand: number of the operand that has its bytes.
+        peer: rank of the other end, as index in the context-parallel group.
+        operand: number of the operand with the bytes of the message.
         tag: tag of the message.
     """
 
@@ -228,18 +228,18 @@ class Program:
     """One pass of one rank, with sizes and offsets.
 
     Attributes:
-        schedule: schedule that was lowered.
+        schedule: schedule from which the program was lowered.
         shape: sizes of the shard of the rank.
         inputs: names of the local tensors.
-        given: names of the kept values that backward reads, each a buffer of bytes.
+        given: names of the kept values that backward reads. Each is a buffer of bytes.
         results: tensors that the pass returns.
         kept: name and bytes of each value that is kept for backward.
-        workspace_bytes: size of the workspace, which holds all other buffers.
+        workspace_bytes: size of the workspace, which contains all other buffers.
         operands: operands by number.
-        slots: largest number of attention calls whose results are held at the same time.
+        slots: largest number of attention calls whose results are kept at the same time.
         transfers: transfers by number.
         steps: steps of each operation of the schedule, or of the wait for a transfer.
-        received: bytes received, by (axis, tensor).
+        received: bytes that a run receives, by (axis, tensor).
     """
 
     schedule: Schedule
@@ -257,6 +257,6 @@ class Program:
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        """Names of the buffers in the order of a run. Results and kept values have no common names with the others."""
+        """Return the names of all buffers in the order of a run. The names are distinct."""
         results = (result.name for result in self.results)
         return (*self.inputs, *self.given, *results, *(name for name, _ in self.kept), WORKSPACE)

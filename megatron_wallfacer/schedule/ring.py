@@ -1,11 +1,11 @@
-"""The ring: which block a rank has in each ring step, and where the block and its gradient come from and go to.
+"""The ring: the block of a rank in each ring step, and the paths of a block and of its gradient.
 
 A block leaves its origin rank and reaches every position of the ring. On a single ring it hops from one position to
-the next, or, in both directions at once, half way around. On a double ring it makes one pass of the inner ring of its
-origin. Meanwhile the origin sends it over the outer ring to the next inner ring, where it makes a pass too, and so on.
+the next. With both directions, it hops half way around in each direction. On a double ring it makes one pass of the
+inner ring of its origin, while the origin also sends it over the outer ring to the next inner ring, and so on.
 
-The gradient of a block is accumulated along the same paths and ends at the origin. The part computed at the origin is
-never sent. So the ring operand and its gradient make R - 1 hops each, whatever the shape of the ring.
+The gradient of a block is accumulated along the same paths and ends at the origin. The origin's own part of it is not
+sent. So the ring operand and its gradient make R - 1 hops each, on every shape of ring.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Hop:
     Attributes:
         axis: grid axis along which the message is sent.
         peer: rank of the other end.
-        step: ring step of the receiver that the message belongs to.
+        step: ring step in which the receiver uses the message.
         closes_pass: whether the message carries the gradient that a whole pass of the inner ring has accumulated.
     """
 
@@ -34,13 +34,13 @@ class Hop:
 
 @dataclass(frozen=True)
 class RingStep:
-    """One block of the ring operand at one rank.
+    """The block of the ring operand that a rank has in one ring step, and its messages.
 
     Attributes:
-        origin: rank where the block starts, among the ranks that differ from this one along the ring only.
-        source: hop that brings the block; None for the local block.
-        destinations: hops that send the block on.
-        gradient_sources: hops that bring partial gradients of the block, which are accumulated here.
+        origin: origin rank of the block, among the ranks that differ from this rank only along the ring.
+        source: hop that receives the block; None for the local block.
+        destinations: hops that send the block to other ranks.
+        gradient_sources: hops that receive partial gradients of the block, which this rank accumulates.
         gradient_destination: hop that sends the accumulated gradient; None at the origin.
     """
 
@@ -57,7 +57,7 @@ def ring_steps(grid: Grid, rank: int, *, bidirectional: bool = False) -> tuple[R
     Args:
         grid: sizes of the axes.
         rank: index in the context-parallel group.
-        bidirectional: blocks of a single ring are sent half way around in each direction.
+        bidirectional: whether blocks of a single ring are sent half way around in each direction.
     """
     if bidirectional:
         return _bidirectional_steps(grid, rank)
@@ -67,7 +67,7 @@ def ring_steps(grid: Grid, rank: int, *, bidirectional: bool = False) -> tuple[R
 
 
 def block_origin(grid: Grid, rank: int, step: int) -> int:
-    """Return the origin of the block that a rank has in a ring step, on a ring in one direction."""
+    """Return the origin of the block that a rank has in a ring step. The ring has one direction."""
     outer, inner = divmod(step, grid.ring_inner)
     return peer_along(grid, rank, -outer, -inner)
 
@@ -119,11 +119,11 @@ def _ring_step(grid: Grid, rank: int, outer_step: int, inner_step: int) -> RingS
 
 
 def _bidirectional_steps(grid: Grid, rank: int) -> tuple[RingStep, ...]:
-    """Return the steps of a single ring whose blocks go half way in each direction; the directions alternate."""
+    """Return the steps of a single ring whose blocks go half way in each direction. The directions alternate."""
     axis = "ring_inner" if grid.ring_inner > 1 else "ring_outer"
     ring, position = grid.neighbours(rank, axis), grid.coordinates(rank)[axis]
     size = len(ring)
-    # Blocks sent upwards arrive from below in steps 1, 3, 5, ...; blocks sent downwards arrive in steps 2, 4, 6, ...
+    # Blocks of direction 1 arrive from lower positions in steps 1, 3, 5, ..., blocks of direction -1 in steps 2, 4, ...
     distances = {1: [*range(1, size // 2 + 1)], -1: [*range(1, (size - 1) // 2 + 1)]}
 
     def step_of(direction: int, distance: int) -> int:
@@ -137,7 +137,7 @@ def _bidirectional_steps(grid: Grid, rank: int) -> tuple[RingStep, ...]:
         for distance in reach:
             is_last = distance == reach[-1]
             step = step_of(direction, distance)
-            # The last block of a direction has the farthest origin: its gradient is sent there in one hop.
+            # The last block of a direction has the farthest origin, to which its gradient is sent in one hop.
             direct = Hop(axis, peer(-direction * distance), 0, direction == 1) if is_last else None
             steps[step] = RingStep(
                 origin=peer(-direction * distance),

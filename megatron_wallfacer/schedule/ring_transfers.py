@@ -1,4 +1,4 @@
-"""Transfers along the ring: blocks of the ring operand, and their results on the way to the origin of each block."""
+"""Transfers along the ring: the blocks of the ring operand, and results that return to the origin of each block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_wallfacer.schedule.ring import Hop, block_holder
 
 
 class RingTransfers:
-    """Hops of one head group.
+    """Ring transfers of one head group.
 
     Args:
         group: the head group.
@@ -21,21 +21,21 @@ class RingTransfers:
         self._sent: set[int] = set()
 
     def send_next(self, rows: RowSet) -> None:
-        """Send a block of the ring operand on, before its rows are used for the first time.
+        """Send a block of the ring operand to the next ranks, before its rows are used for the first time.
 
-        The first block is complete, and is sent, when its gathered rows have arrived.
+        The first block is sent when its gathered rows have arrived.
         """
         if rows != LOCAL:
             self.start_hops(0 if rows == GATHERED else rows.step)
 
     def start_hops(self, step: int, *axes: str) -> None:
-        """Send the block of a ring step on, and receive the block of the ring step that its receiver is in then.
+        """Send the block of a ring step to the next ranks, and receive the blocks that arrive over the same hops.
 
         The hops wait for the block if it has not arrived.
 
         Args:
             step: ring step of the block.
-            axes: axes along which the block is sent; all that have not been used unless given.
+            axes: axes along which the block is sent; all axes that have not been used unless given.
         """
         operands, emitter = self.operands, self.emitter
         for hop in operands.ring_steps[step].destinations:
@@ -52,7 +52,7 @@ class RingTransfers:
                 emitter.send_recv(hop.axis, [send], [receive])
 
     def _first_block(self, tensors: str) -> str:
-        """Return the name of the first block of the ring operand as one value."""
+        """Return the name of the first block of the ring operand as a single value."""
         side = self.operands.ring_operand
         names = [self.group.tensor_rows(tensors, side, rows) for rows in self.operands.first_block]
         return names[0] if len(names) == 1 else self.emitter.concat(self.emitter.name("first", tensors), names)
@@ -60,8 +60,8 @@ class RingTransfers:
     def send_results(self, step: int) -> None:
         """Send the results of a ring step towards the origin of its block.
 
-        Gradients follow the path of the block and are accumulated on the way. A partial output is sent to the origin
-        directly.
+        Gradients follow the path of the block, and ranks on the path accumulate them. A partial output is sent to the
+        origin directly.
         """
         side = self.operands.ring_operand
         if not self.operands.results(side):
@@ -89,16 +89,16 @@ class RingTransfers:
     def _exchange_results(
         self, kind: str, axis: str, step: int, into: int, peers: tuple[int, int], chunks: Sequence[int], number: int
     ) -> None:
-        """Send the results of a ring step, and receive results that are added to those of another ring step.
+        """Send the results of a ring step, and receive results that are added to the results of another ring step.
 
         Args:
             kind: kind of the messages.
             axis: grid axis of the messages.
             step: ring step whose results are sent.
             into: ring step to whose accumulators the received results are added.
-            peers: destination, and source of the received results.
+            peers: (destination of the sent results, source of the received results).
             chunks: chunk ids of the received results.
-            number: number that tells apart messages of one kind between two ranks.
+            number: number that distinguishes messages of one kind between two ranks.
         """
         operands, emitter, side = self.operands, self.emitter, self.operands.ring_operand
         arriving = emitter.value(emitter.name(f"{kind}{number}.{axis}", side), operands.results(side), chunks)

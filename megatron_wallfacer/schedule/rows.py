@@ -1,4 +1,4 @@
-"""Rows of values in memory."""
+"""Rows of values in memory, and cuts of operands by rows and heads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a value in memory.
+    """The memory of the rows of a value.
 
     Attributes:
         tensors: operands ``[rows, batch, heads, channels]``, statistics ``[rows, batch, heads]``, by name.
         chunks: chunk ids of the rows, ascending.
-        as_bytes: operand of the bytes of all tensors, if they are in one buffer.
+        as_bytes: operand with the bytes of all tensors; None if they are not in one buffer.
     """
 
     tensors: Mapping[str, Operand]
@@ -27,21 +27,21 @@ class Rows:
 
 
 def cut(operand: Operand, rows: Range) -> Operand:
-    """Return some rows of an operand."""
+    """Return the operand of some rows of an operand."""
     buffer, view, shape, strides, offset = operand
-    # Called at least once for each document: the constructor is several times faster than `_replace`.
+    # Called at least once per document. The constructor is several times faster than `_replace`.
     return Operand(buffer, view, (rows[1] - rows[0], *shape[1:]), strides, offset + rows[0] * strides[0])
 
 
 def cut_heads(operand: Operand, heads: range) -> Operand:
-    """Return some heads of an operand ``[rows, batch, heads, ...]``."""
+    """Return the operand of some heads of an operand ``[rows, batch, heads, ...]``."""
     rows, batch, _, *rest = operand.shape
     offset = operand.offset + heads.start * operand.strides[2]
     return operand._replace(shape=(rows, batch, len(heads), *rest), offset=offset)
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of a contiguous tensor."""
+    """Return the strides of a contiguous tensor with the given shape, in elements."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
@@ -50,12 +50,12 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
-    """Yield the longest ranges of chunks with the same rows in two blocks, as (range of source, range of into).
+    """Yield the longest ranges of chunks that are consecutive in two blocks, as (range of source, range of into).
 
     Args:
         source: chunk ids of the first block, ascending.
         into: chunk ids of the second block, ascending.
-        chunks: chunk ids to look for, which both blocks have.
+        chunks: chunk ids to find. Both blocks must have them.
     """
     here = {chunk: index for index, chunk in enumerate(into)}
     for first, end in runs(tuple(chunks), source):

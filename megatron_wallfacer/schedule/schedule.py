@@ -1,11 +1,11 @@
 """The schedule of one rank: the operations of its head groups, interleaved so that tiles hide transfers.
 
-The engine runs it, the counters count it, the pictures draw it, and the property tests prove it correct. The
-schedule of one rank is built without those of other ranks.
+The engine runs the schedule, the counters count its messages, the pictures draw it, and the property tests prove it
+correct. The schedule of one rank is built without the schedules of other ranks.
 
-The order follows two rules. Results that other ranks wait for are computed first and sent at once. Tiles that no other
-rank waits for, above all local rows against local rows, are computed while transfers are in flight: at the start and at
-the very end.
+The order of operations follows two rules. Results that other ranks wait for are computed first and sent at once. Tiles
+that no other rank waits for, mainly local rows against local rows, are computed while transfers are in flight, at the
+start and at the very end.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def forward_schedule(
     Args:
         plan: grid and choices.
         rank: index in the context-parallel group.
-        causal: causal mask, otherwise full attention.
+        causal: whether the mask is causal; otherwise attention is full.
         groups: number of head groups, from :func:`megatron_wallfacer.schedule.heads.head_groups`.
-        keep_gathered_q: forward keeps the gathered queries for backward.
-        chunk_mask: unmasked chunk pairs, in place of ``causal``. Where they are sparse nothing hops around the ring
-            (:mod:`megatron_wallfacer.schedule.sparse`), except in the orders of the paper, which stay as published.
+        keep_gathered_q: whether forward keeps the gathered queries for backward.
+        chunk_mask: unmasked chunk pairs, in place of ``causal``. With a sparse mask and native order no block hops
+            around the ring (:mod:`megatron_wallfacer.schedule.sparse`).
     """
     return _schedule(PassSpec(plan, rank, False, causal, keep_gathered_q, chunk_mask, groups))
 
@@ -67,12 +67,12 @@ def backward_schedule(
     keep_gathered_q: bool = False,
     chunk_mask: ChunkMask | None = None,
 ) -> Schedule:
-    """Return the schedule of the backward pass of one rank; arguments are those of :func:`forward_schedule`."""
+    """Return the schedule of the backward pass of one rank. The arguments are those of :func:`forward_schedule`."""
     return _schedule(PassSpec(plan, rank, True, causal, keep_gathered_q, chunk_mask, groups))
 
 
 def is_sparse(plan: Plan, chunk_mask: ChunkMask | None) -> bool:
-    """Return whether rows are sent directly to the ranks that need them: many chunk pairs are empty."""
+    """Return whether rows are sent directly to the ranks that need them, because many chunk pairs are empty."""
     return chunk_mask is not None and chunk_mask.is_sparse and plan.kv_order == "native"
 
 
@@ -106,13 +106,13 @@ def _schedule(spec: PassSpec) -> Schedule:
 def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: Operands) -> None:
     """Append all operations of a pass whose results stay with the stationary operand.
 
-    Local rows against the first pass of the ring come before anything else. Local rows against its last pass come when
-    the results of gathered rows are in flight.
+    Local rows against the first pass of the ring come first. Local rows against the last pass of the ring come when the
+    results of gathered rows are in flight.
     """
     ring = [*operands.first_block, *map(received, range(1, len(operands.ring_steps)))]
     gathers = GATHERED in operands.stationary_rows
     early, late = operands.first_pass, operands.last_pass if gathers else ring[-1:]
-    # With one block only, local rows against local rows are all that can hide the results in flight.
+    # With a single block, only local rows against local rows can hide the results in flight.
     starting = builders[:1] if ring == [LOCAL] else builders
     _begin(builders, starting, operands)
     for index, builder in enumerate(builders):
@@ -136,8 +136,8 @@ def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands:
 def _append_with_ring_results(builders: Sequence[HeadGroupBuilder], operands: Operands) -> None:
     """Append all operations of a pass in which results are sent along with the ring operand.
 
-    Results with a long way come first, then those of the first pass, and local rows against local rows last. At the
-    start the first head group computes local rows against the first pass of the ring, while its first blocks arrive.
+    Results with a long way come first, then results of the first pass, then local rows against local rows. At the start
+    the first head group computes local rows against the first pass of the ring, while its first blocks arrive.
     """
     is_alone = len(builders) == 1
     blocks, gathers = operands.first_block, GATHERED in operands.stationary_rows
@@ -181,8 +181,8 @@ def _begin(
         builders: all head groups.
         starting: head groups whose local rows are computed now.
         operands: rows of both operands at this rank.
-        sends_results: send results of the ring operand that need no gathered rows.
-        leaves_local: leave local rows against local rows for later.
+        sends_results: whether to send results of the ring operand that need no gathered rows.
+        leaves_local: whether to postpone local rows against local rows.
     """
     builders[0].group.split_heads()
     for index, builder in enumerate(builders):
@@ -200,7 +200,7 @@ def _begin(
 
 
 def _start_next(builders: Sequence[HeadGroupBuilder], index: int) -> None:
-    """Start the transfers of the next head group. Before those of this group have arrived, they would delay them."""
+    """Start the transfers of the next head group, which would delay this group's transfers if they started earlier."""
     if index + 1 < len(builders):
         builders[index + 1].start_transfers()
 
@@ -211,11 +211,11 @@ def _append_ring(builders: Sequence[HeadGroupBuilder], index: int, computed: Seq
     Args:
         builders: all head groups.
         index: index of the head group.
-        computed: row sets of the ring operand that local rows have been computed against.
+        computed: row sets of the ring operand whose tiles with local rows exist already.
     """
     builder, operands, pass_start = builders[index], builders[index].operands, None
     first_pass = () if computed and GATHERED not in operands.stationary_rows else operands.first_pass[1:]
-    # Where the first pass is local rows alone, it can hide little of the next group's transfers: they start now.
+    # A first pass of local rows alone can hide little of the next group's transfers, so these start now.
     if not first_pass:
         _start_next(builders, index)
     for rows in (*operands.later_steps, *first_pass):
@@ -230,7 +230,7 @@ def _append_ring(builders: Sequence[HeadGroupBuilder], index: int, computed: Seq
         if step == 0 or operands.starts_pass(step):
             continue
         builder.ring.send_results(step)
-        # The gradient of a pass is collected at the rank of its first step, which waits for it one step later.
+        # The gradient of a pass is collected at the rank of its first step. That rank waits for it one step later.
         if operands.starts_pass(step + 1) or step + 1 == len(operands.ring_steps):
             pass_start = operands.pass_start(step)
     if pass_start is not None:
@@ -244,7 +244,7 @@ def _end(builders: Sequence[HeadGroupBuilder]) -> None:
 
 
 def _post_early(program: Sequence[Op]) -> tuple[Op, ...]:
-    """Return the operations with the receives of each transfer posted some tiles before it starts."""
+    """Return the operations, with the receives of each transfer posted some tiles before the transfer starts."""
     attends = [index for index, op in enumerate(program) if isinstance(op, Attend)]
     posted: dict[int, list[Op]] = {}
     seen = 0

@@ -1,4 +1,4 @@
-"""Communication volume of every scheme at one size, counted in its schedules and compared with the lower bounds."""
+"""Communication volume of every scheme at one size, counted in schedules and compared with lower bounds."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from megatron_wallfacer.schedule.volume_bounds import (
     whole_forward_bound,
 )
 
-#: Names of schemes. Each has the axis sizes with the least volume; ``auto`` selects one of them.
+#: Names of schemes that have a grid of their own; ``auto`` selects one of them. Axis sizes have the least volume.
 NAMED = tuple(name for name in SCHEMES if name != "auto")
-#: Axes of a search for the best grid, by the name of its row. A double ring has the same volume as a ring.
+#: Searches for the best grid by name: pass to minimise first, pass to minimise second, axes. A double ring is omitted,
+#: because it has the same volume as a ring.
 _WITHOUT_HEAD, _WITH_HEAD = ("team", "kv_team", "ring_outer"), ("head", "team", "kv_team", "ring_outer")
 BEST = {
     "best-forward": (forward_volume, backward_volume, _WITHOUT_HEAD),
@@ -40,17 +41,17 @@ Formula = Callable[..., float]
 
 @dataclass(frozen=True)
 class SchemeVolume:
-    """Elements that the busiest rank receives for one layer, in units of one Q shard.
+    """Elements that the busiest rank receives for one layer, in units of one query shard.
 
     Attributes:
         cp_size: context-parallel size.
         group: query heads per kv head.
         scheme: name of a scheme, or of a search over all grids for the least volume of one pass.
-        grid: axis sizes; or the reason why the scheme does not fit, and then all numbers are None.
-        forward: volume of forward.
+        grid: axis sizes. If the scheme does not fit, the reason, and all numbers are None.
+        forward: volume of the forward pass.
         forward_ratio: ``forward`` divided by the lower bound.
         forward_whole: ``forward`` divided by the lower bound for whole shards.
-        backward: volume of backward.
+        backward: volume of the backward pass.
         backward_ratio: ``backward`` divided by the lower bound.
         backward_whole: ``backward`` divided by the lower bound for whole shards.
     """
@@ -73,10 +74,10 @@ def scheme_volumes(sizes: Iterable[int], groups: Sequence[int], q_heads: int) ->
     Args:
         sizes: context-parallel sizes.
         groups: query heads per kv head.
-        q_heads: query heads of a rank.
+        q_heads: query heads per rank.
 
     Raises:
-        OptionError: a size is not positive, or a group does not divide the query heads.
+        OptionError: A size is not positive, or a group does not divide the query heads.
     """
     sizes = tuple(sizes)
     for cp_size in sizes:
@@ -89,7 +90,7 @@ def scheme_volumes(sizes: Iterable[int], groups: Sequence[int], q_heads: int) ->
 
 
 def named_plan(scheme: str, cp_size: int, shape: Shape) -> Plan | None:
-    """Return the plan of a scheme; None if the scheme would divide heads that are not divisible.
+    """Return the plan of a scheme; None if the head axis of the scheme does not divide the heads.
 
     Args:
         scheme: name of the scheme.
@@ -97,7 +98,7 @@ def named_plan(scheme: str, cp_size: int, shape: Shape) -> Plan | None:
         shape: tokens, heads and channels of one rank's shard.
 
     Raises:
-        OptionError: the size is not positive.
+        OptionError: The size is not positive.
     """
     try:
         return make_plan(scheme, cp_size, q_heads=shape.q_heads, kv_heads=shape.kv_heads)
@@ -108,7 +109,7 @@ def named_plan(scheme: str, cp_size: int, shape: Shape) -> Plan | None:
 
 
 def _volumes(sizes: Sequence[int], groups: Sequence[int], q_heads: int) -> Iterator[SchemeVolume]:
-    """Return one volume after the other, because large sizes take seconds."""
+    """Yield one volume at a time, because large sizes take seconds."""
     for cp_size, group in product(sizes, groups):
         shape = Shape(tokens=2, q_heads=q_heads, kv_heads=q_heads // group, head_dim=1)
         for scheme in NAMED:
@@ -118,7 +119,7 @@ def _volumes(sizes: Sequence[int], groups: Sequence[int], q_heads: int) -> Itera
 
 
 def _best(cp_size: int, shape: Shape, axes: Sequence[str], first: Formula, second: Formula) -> Plan:
-    """Return the plan with the least volume in one pass, then in the other, then with the fewest copies."""
+    """Return the plan with the least volume in one pass, then in the other pass, then with the smallest teams."""
 
     def key(plan: Plan) -> tuple[float, ...]:
         volumes = (formula(plan, shape.kappa, kv_heads=shape.kv_heads) for formula in (first, second))
@@ -162,6 +163,6 @@ def _volume(name: str, plan: Plan | None, cp_size: int, shape: Shape) -> SchemeV
 
 @cache
 def _schedules(plan: Plan) -> tuple[Schedule, Schedule]:
-    """Return both schedules of the busiest rank, which do not depend on the heads or on the name of the scheme."""
+    """Return both schedules of the busiest rank. They do not depend on the heads or on the name of the scheme."""
     rank = busiest_rank(plan)
     return forward_schedule(plan, rank), backward_schedule(plan, rank)

@@ -1,11 +1,11 @@
-"""Schemes by name: each fixes or restricts the sizes of the grid. ``docs/schemes.md`` lists grids and sources.
+"""Schemes by name, each of which fixes or restricts the grid. ``docs/schemes.md`` lists grids and sources.
 
-``lss`` is ``all-gather`` under another name: the LSS Transformer gathers in forward and reduces gradients in backward,
-as a ``kv_team`` of all ranks does. Megatron itself averages gradients over data and context parallel ranks.
+``lss`` is another name of ``all-gather``: the LSS Transformer gathers in forward and reduces gradients in backward, as
+a ``kv_team`` of all ranks does. Megatron itself averages gradients over data- and context-parallel ranks.
 
-``auto`` is the ``team-ring`` with the lowest price (:mod:`megatron_wallfacer.schedule.price`), with a ``kv_team`` among
-its axes. If the number of tokens is not known it is the one with the least communication volume, and has a ``kv_team``
-only if one is given.
+If tokens and heads are known, ``auto`` is the ``team-ring`` grid with the lowest price
+(:mod:`megatron_wallfacer.schedule.price`), and may have a ``kv_team``. Otherwise ``auto`` is the ``team-ring`` grid
+with the least communication volume, and has a ``kv_team`` only if its size is given.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Rule:
     """The choices that a scheme fixes or leaves open.
 
     Attributes:
-        axes: axes of the scheme. Sizes that are not given are chosen by communication volume.
+        axes: axes of the scheme. Communication volume determines sizes that are not given.
         by_hand: axes that have one rank unless a size is given.
         all_wide: whether as many axes as possible have more than one rank, even if that costs volume.
-        orders: orders of K and V that are allowed, the default first.
+        orders: allowed orders of K and V, the default first.
         forward: ring variant of the forward pass; None for the variant with less volume.
         backward: ring variant of the backward pass; None for the variant with less volume.
         note: addition to the error message for a size that does not fit.
@@ -69,7 +69,7 @@ RULES: Mapping[str, Rule] = {
     "all-gather": Rule(axes=("kv_team",)),
     "lss": Rule(axes=("kv_team",)),
     "mesh": Rule(axes=("team", "kv_team")),
-    # The paper is about inference and has no backward.
+    # TokenRing's paper is about inference and has no backward pass.
     "tokenring": Rule(axes=("ring_outer",), forward="pass-q", backward=None),
     "burst": Rule(axes=("ring_outer", "ring_inner"), all_wide=True, backward="pass-q"),
 }
@@ -80,14 +80,14 @@ PLACEMENTS: Mapping[str, tuple[str, ...]] = {
     "head-first": ("head", "ring_inner", "ring_outer", "team", "kv_team"),
     "ring-first": ("ring_inner", "ring_outer", "head", "team", "kv_team"),
 }
-#: ``auto`` where it chooses by price.
+#: ``auto`` with a choice by price.
 _PRICED = replace(_OURS, axes=("team", "kv_team", "ring_outer"), by_hand=("head", "ring_inner"))
-#: The option that sets an axis. What these leave over is ``ring_outer``, or the one axis that is not given.
+#: The option that sets each axis. The remaining axis, mostly ``ring_outer``, gets the remaining ranks.
 _OPTIONS = {"head": "head_size", "team": "team_size", "kv_team": "kv_team_size", "ring_inner": "ring_inner_size"}
 
-#: Least tokens per rank squared x query heads with which heads are split in two groups: 16,384 tokens with 32 heads. A
-#: ring step is then a call of 16,384 x 8,192 rows and columns, and half of its heads run at 95 % of its rate on an H200
-#: (docs/gpu/h200-2026-11-27/tiles.csv). At 4,096 tokens it is 84 %, and the host launches twice as many calls.
+#: Least value of (tokens per rank)^2 x query heads for which heads are split in two groups: 16,384 tokens x 32 heads. A
+#: ring step is then a call of 16,384 x 8,192 rows and columns. On an H200 half of its heads run at 95 % of the rate of
+#: all heads (docs/gpu/h200-2026-11-27/tiles.csv). At 4,096 tokens it is 84 %. Two groups need twice as many calls.
 SPLIT_WORK = 2**33
 
 
@@ -113,35 +113,35 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a scheme.
 
-    Sizes that are not given are chosen by communication volume, forward and backward together; with ``auto`` by price,
-    if ``tokens`` and heads are given. The inner ring is as near to the square root of the ring as possible.
-    Without ``q_heads`` and ``kv_heads`` any head size is allowed.
+    Communication volume, forward and backward together, determines sizes that are not given. With ``auto``, ``tokens``
+    and heads, the price determines them. The inner ring size is as near to the square root of the ring size as
+    possible. Without ``q_heads`` and ``kv_heads`` any head size is allowed.
 
     Args:
         scheme: one of :data:`SCHEMES`.
         cp_size: P, the number of context-parallel ranks.
-        head_size: U, ranks of the head axis, if the scheme leaves it open.
-        team_size: C, ranks of a team, if the scheme leaves it open.
-        kv_team_size: G, ranks that share keys and values, if the scheme leaves it open.
-        ring_inner_size: ranks of the inner ring, if the scheme leaves it open.
+        head_size: U, ranks of the head axis, if the scheme does not fix the size.
+        team_size: C, ranks of a team, if the scheme does not fix the size.
+        kv_team_size: G, ranks that share keys and values, if the scheme does not fix the size.
+        ring_inner_size: ranks of the inner ring, if the scheme does not fix the size.
         placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest varying first. ``ring`` is short for
             ``ring_inner,ring_outer``, and axes of one rank may be left out.
         kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
-        forward: ring variant of the forward pass, ``pass-kv`` or ``pass-q``; ``auto`` is the published variant, or the
-            variant with less volume where the scheme leaves it open.
-        backward: ring variant of the backward pass, with the same values.
-        bidirectional: blocks are sent half way around the ring in each direction.
+        forward: ring variant of the forward pass, ``pass-kv``, ``pass-q`` or ``auto``. ``auto`` is the published
+            variant; if the scheme does not fix one, the variant with less volume.
+        backward: ring variant of the backward pass, ``pass-kv``, ``pass-q`` or ``auto``.
+        bidirectional: whether blocks are sent half way around the ring in each direction.
         head_groups: number of head groups; by default 2 if rows are gathered and, if ``tokens`` and heads are given,
             kernel calls of half the heads are large enough (:data:`SPLIT_WORK`).
-        q_heads: query heads per rank after tensor parallelism; given with ``kv_heads`` only.
-        kv_heads: key and value heads per rank after tensor parallelism; given with ``q_heads`` only.
+        q_heads: query heads per rank after tensor parallelism; required if ``kv_heads`` is given.
+        kv_heads: key and value heads per rank after tensor parallelism; required if ``q_heads`` is given.
         kappa: kv heads / query heads, if heads are not given.
-        tokens: tokens per rank. With them and heads, small attention calls are merged
+        tokens: tokens per rank. With ``tokens`` and heads, small attention calls are merged
             (:mod:`megatron_wallfacer.schedule.merging`).
         ranks_per_node: ranks of the context-parallel group in one node, for the price of ``auto``.
 
     Raises:
-        OptionError: naming the option, its value and what is allowed.
+        OptionError: The value of an option is not allowed. The message names option, value and allowed values.
     """
     if cp_size < 1:
         raise OptionError("cp_size", cp_size, "a positive number of ranks")
@@ -160,7 +160,7 @@ def make_plan(
     given = {axis: size for axis, size in given.items() if size is not None}
     grids = _open_grids(scheme, rule, cp_size, given, order)
     if heads and head_size is None:
-        # If none fits, the check below raises the error.
+        # If no grid divides the heads, check_heads below raises the error.
         grids = [grid for grid in grids if _fits(grid, heads)] or grids
     name = "team-ring" if scheme == "auto" else scheme
     plans = [_with_cheapest_variants(Plan(grid, name, order), variants, kappa, heads) for grid in grids]
@@ -186,7 +186,7 @@ def _open_grids(scheme: str, rule: Rule, cp_size: int, given: Mapping[str, int],
     """Return the grids of a scheme that have the given sizes.
 
     Raises:
-        OptionError: There is none. The message lists the sizes that the first axis without a fit may have.
+        OptionError: No grid has these sizes. The message lists the allowed sizes of the first axis that does not fit.
     """
     axes = [*rule.axes, *(axis for axis in rule.by_hand if axis in given)]
     if order != "native" and "kv_team" not in axes:
@@ -217,7 +217,7 @@ def _fits(grid: Grid, heads: tuple[int, int]) -> bool:
 def _with_cheapest_variants(
     plan: Plan, variants: Sequence[Sequence[RingVariant]], kappa: float, heads: tuple[int, int] | None
 ) -> Plan:
-    """Return the plan with the ring variant of least volume in each pass; pass-KV if both have the same volume."""
+    """Return the plan with the ring variant of least volume in each pass. Ties prefer pass-KV."""
     kv_heads = heads[1] if heads else None
 
     def forward_cost(variant: RingVariant) -> float:
@@ -230,7 +230,7 @@ def _with_cheapest_variants(
 
 
 def _preference(rule: Rule, plan: Plan, *, kappa: float, heads: tuple[int, int] | None) -> tuple[float, ...]:
-    """Return a key whose least value is best: least volume, the smallest team, an inner ring near sqrt(R)."""
+    """Return a sort key that prefers little volume, then a small team, then an inner ring near sqrt(R)."""
     grid = plan.grid
     wide = sum(grid.size_of(axis) > 1 for axis in rule.axes) if rule.all_wide else 0
     volume = _rounded(total_volume(plan, kappa, kv_heads=heads[1] if heads else None))
@@ -251,7 +251,6 @@ def _order(scheme: str, rule: Rule, kv_order: str | None) -> Order:
 
 
 def _ring_variants(option: str, given: str, published: RingVariant | None) -> Sequence[RingVariant]:
-    """Return the ring variants to choose from."""
     if given not in ("auto", *RING_VARIANTS):
         raise OptionError(option, given, _either(("auto", *RING_VARIANTS)))
     if given != "auto":
@@ -276,7 +275,7 @@ def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
 
 
 def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
-    """Return 2 if rows are gathered, which kernels of the other group can hide, and both groups have enough work."""
+    """Return 2 if a second group can hide gathers and both groups have enough work, else 1."""
     if grid.head == 1 and grid.team == 1:
         return 1
     return 1 if tokens and q_heads and shard_work(tokens, q_heads) < SPLIT_WORK else 2

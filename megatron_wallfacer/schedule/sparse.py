@@ -1,8 +1,8 @@
 """Schedules for sparse masks, which leave many chunk pairs empty: windows, and documents in a sequence.
 
-The grid decides which rank computes which pairs, as always. But a block that hops around the ring would reach many
-ranks that need none of its rows. So nothing hops here: each rank receives exactly the chunks that it needs, from the
-ranks where they are local, and returns its results directly. Chunks that no query sees are neither sent nor computed.
+The grid decides which rank computes which pairs. A block that hops around the ring would reach many ranks that need
+none of its rows. So no block hops: each rank receives exactly the chunks that it needs from the ranks with these local
+chunks, and returns its results directly. Chunks that no query sees are neither sent nor computed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from megatron_wallfacer.schedule.operands import Operands, PassSpec, after
 from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS, RowSet, received
 from megatron_wallfacer.schedule.ring import block_holder, block_origin
 
-#: Number of ring steps by which rows are requested before they are used.
+#: Number of ring steps between the exchange of rows and their use.
 AHEAD = 2
 
 ChunksByRank = dict[int, tuple[int, ...]]
 
 
 class NeededBlocks:
-    """The rows that each rank needs of each other rank.
+    """The rows that each rank needs from each other rank.
 
-    Blocks are those of the teams along the ring, in the order of a ring in one direction.
+    Blocks are the blocks of the teams along the ring, in the order of a ring in one direction.
 
     Args:
         operands: rows of both operands at this rank.
-        emitter: names the values.
+        emitter: emitter that names the values.
         chunk_mask: unmasked chunk pairs.
     """
 
@@ -38,7 +38,7 @@ class NeededBlocks:
         self._needed: dict[tuple[int, str], frozenset[int]] = {}
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
-        """Return the chunks of a row set of a side, ascending."""
+        """Return the chunks of a row set of the operand ``side``, in ascending order."""
         if rows == LOCAL:
             return self._operands.chunks(side, rows)
         return tuple(sorted(chunk for chunks in self.senders(side, rows).values() for chunk in chunks))
@@ -48,11 +48,11 @@ class NeededBlocks:
         return [self.received_name(tensors, rows, rank) for rank in self.senders(side, rows)]
 
     def received_name(self, tensors: str, rows: RowSet, rank: int) -> str:
-        """Return the name of the rows of a row set that a rank sends."""
+        """Return the name of the value with the rows that ``rank`` sends for a row set."""
         return self._emitter.name(f"{rows}from{rank}", tensors)
 
     def senders(self, side: str, rows: RowSet) -> ChunksByRank:
-        """Return the ranks that send rows of a row set to this rank, and the chunks that each sends."""
+        """Return the ranks that send rows of a row set to this rank, with the chunks that each of them sends."""
         operands = self._operands
         ranks: Iterable[int] = after(operands.rank, operands.team(side))
         if rows != GATHERED:
@@ -61,7 +61,7 @@ class NeededBlocks:
         return {rank: needed for rank, needed in chunks.items() if needed}
 
     def receivers(self, side: str, rows: RowSet) -> ChunksByRank:
-        """Return the ranks to which this rank sends local rows for a row set, and the chunks that each receives."""
+        """Return the ranks to which this rank sends local rows of a row set, with the chunks that each receives."""
         operands, grid = self._operands, self._operands.grid
         ranks: Iterable[int] = after(operands.rank, operands.team(side))
         if rows != GATHERED:
@@ -71,7 +71,7 @@ class NeededBlocks:
         return {rank: needed for rank, needed in chunks.items() if needed}
 
     def _rotated(self, team: Sequence[int]) -> tuple[int, ...]:
-        """Return a team from the position of this rank on, so that ranks do not all send to the same peer first."""
+        """Return a team from this rank's position on, so that ranks do not all send to the same peer first."""
         operands = self._operands
         position = operands.team(operands.ring_operand).index(operands.rank)
         return (*team[position:], *team[:position])
@@ -82,7 +82,7 @@ class NeededBlocks:
         return tuple(chunk for chunk in self._operands.shard(owner) if chunk in needed)
 
     def _needed_chunks(self, rank: int, side: str) -> frozenset[int]:
-        """Return the chunks of a side that have an unmasked pair at a rank."""
+        """Return the chunks of an operand that have an unmasked pair at a rank."""
         if (rank, side) not in self._needed:
             q_chunks, k_chunks = self._assigned(rank, "q"), self._assigned(rank, "kv")
             seen = self._chunk_mask.nonempty
@@ -95,7 +95,7 @@ class NeededBlocks:
         return self._needed[rank, side]
 
     def _assigned(self, rank: int, side: str) -> tuple[int, ...]:
-        """Return the chunks of a side that the grid assigns to a rank, whatever is masked."""
+        """Return the chunks of an operand that the grid assigns to a rank, without regard to the mask."""
         operands = self._operands
         if side == operands.stationary:
             return operands.block(operands.team(side, rank))
@@ -104,7 +104,7 @@ class NeededBlocks:
 
 
 class SparseHeadGroupBuilder:
-    """Appends the operations of one head group for a sparse mask.
+    """Builder that appends the operations of one head group for a sparse mask.
 
     Args:
         spec: arguments of the pass, with a chunk mask.
@@ -115,7 +115,7 @@ class SparseHeadGroupBuilder:
         assert spec.chunk_mask is not None
         self.operands = Operands(spec.plan, spec.rank, backward=spec.backward)
         self.blocks = NeededBlocks(self.operands, emitter, spec.chunk_mask)
-        # Passes with different ring operands gather different queries.
+        # If forward and backward have different ring operands, they gather different queries.
         keep_gathered_q = spec.keep_gathered_q and spec.plan.forward == spec.plan.backward
         self.group = HeadGroup(spec, self.operands, emitter, self.blocks, keep_gathered_q=keep_gathered_q)
         self._stationary_gathers = len(self.operands.team(self.operands.stationary)) > 1
@@ -124,7 +124,7 @@ class SparseHeadGroupBuilder:
 
     @property
     def ring_rows(self) -> tuple[RowSet, ...]:
-        """Row sets of the ring operand that come from other ranks, in the order of their use."""
+        """Return the row sets of the ring operand that come from other ranks, in the order of their use."""
         gathered = (GATHERED,) if len(self.operands.team(self.operands.ring_operand)) > 1 else ()
         return (*gathered, *(received(step) for step in range(1, self.operands.grid.ring)))
 
@@ -135,20 +135,20 @@ class SparseHeadGroupBuilder:
                 self._exchange(tensors, self.operands.stationary, GATHERED)
 
     def exchange_ring(self, index: int) -> None:
-        """Exchange the rows of one of :attr:`ring_rows`, if there are so many."""
+        """Exchange the rows of :attr:`ring_rows` at an index. An index beyond the last row set has no effect."""
         for rows in self.ring_rows[index : index + 1]:
             for tensors in self.operands.tensor_groups(self.operands.ring_operand):
                 self._exchange(tensors, self.operands.ring_operand, rows)
 
     def _axis(self, side: str, rows: RowSet) -> str:
-        """Return the axis of messages. Rows of a ring step may come from any rank."""
+        """Return the axis of messages, which is ``cp`` for ring steps, because their rows come from any rank."""
         return self.operands.axis(side) if rows == GATHERED else "cp"
 
     def _exchange(self, tensors: str, side: str, rows: RowSet) -> None:
         group, emitter = self.group, self.group.emitter
         senders = self.blocks.senders(side, rows)
         if tensors == "q" and group.keep_gathered_q and self.operands.backward:
-            # The ranks that would send these queries leave the messages out by the same condition.
+            # The ranks that would send these queries omit the messages by the same condition.
             if senders:
                 name = emitter.name(rows, tensors)
                 chunks = self.blocks.chunks(side, rows)
@@ -167,7 +167,7 @@ class SparseHeadGroupBuilder:
     # --- tiles and results ---
 
     def compute_tiles(self, ring: RowSet, *, stationary: RowSet) -> None:
-        """Compute the tiles of some rows of the ring operand against some of the stationary operand, if any."""
+        """Compute the tiles of a row set of the ring operand against one of the stationary operand, if any."""
         operands = self.operands
         if ring != LOCAL and not self.blocks.senders(operands.ring_operand, ring):
             return
@@ -175,7 +175,7 @@ class SparseHeadGroupBuilder:
             self._stationary_gathers and self.blocks.senders(operands.stationary, GATHERED)
         ):
             return
-        # Local tiles create the accumulators, which a rank of nothing but padding needs too: it returns zeros.
+        # Local tiles create the accumulators. A rank with only padding needs them too, because it returns zeros.
         self.group.compute_tiles(stationary, ring, if_any=(stationary, ring) != (LOCAL, LOCAL))
 
     def return_ring_results(self, rows: RowSet) -> None:
@@ -202,14 +202,14 @@ class SparseHeadGroupBuilder:
 
 
 def append_sparse(builders: Sequence[SparseHeadGroupBuilder]) -> None:
-    """Append all operations: exchanges first, local tiles meanwhile, then the row sets one after the other."""
+    """Append all operations: exchanges first, local tiles meanwhile, then one row set after the other."""
     for builder in builders:
         builder.group.split_heads()
         builder.exchange_stationary()
         for index in range(AHEAD):
             builder.exchange_ring(index)
-    # No rank waits for local tiles. Those of the first head group are computed while its inputs arrive, those of the
-    # other head groups while results of the group before are sent.
+    # No rank waits for local tiles. The first head group computes them while its inputs arrive. Each later head group
+    # computes them while the results of its predecessor are sent.
     builders[0].compute_tiles(LOCAL, stationary=LOCAL)
     for index, builder in enumerate(builders):
         _compute_received(builder)

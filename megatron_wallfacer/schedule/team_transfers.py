@@ -1,4 +1,4 @@
-"""Transfers within a team: rows are gathered before they are used, and their results are returned afterwards."""
+"""Transfers within a team, which gather rows before their use and return the results of gathered rows afterwards."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class TeamTransfers:
         self.exchange("gather", tensors, operands.axis(side), local, {peer: operands.shard(peer) for peer in ranks})
 
     def exchange(self, kind: str, tensors: str, axis: str, source: str, chunks: Mapping[int, tuple[int, ...]]) -> None:
-        """Send a value to each of some ranks, and receive a value from each of them.
+        """Send a value to each of some ranks, and receive a value from each of these ranks.
 
         Args:
             kind: kind of the messages.
             tensors: tensor group of the values.
             axis: grid axis of the messages.
             source: name of the value that is sent.
-            chunks: chunk ids of the value of each rank; its keys are the ranks, this one among them.
+            chunks: chunk ids of the value of each rank. The keys are the ranks, including this rank.
         """
         emitter, peers = self.emitter, after(self.operands.rank, tuple(chunks))
         names = {peer: emitter.name(f"from{peer}", tensors) for peer in peers}
@@ -50,12 +50,12 @@ class TeamTransfers:
         emitter.send_recv(axis, sends, receives)
 
     def scatter(self, side: str, peers: Sequence[int], source: str | None = None) -> None:
-        """Return to some ranks the results of their rows, and receive results of the local rows from as many.
+        """Return results of gathered rows to some ranks, and receive results of local rows from as many ranks.
 
         Args:
-            side: side of the results.
+            side: operand of the results, ``q`` or ``kv``.
             peers: ranks of the team.
-            source: name of the value that holds the results; the accumulator of gathered rows unless given.
+            source: name of the value with the results; the accumulator of gathered rows unless given.
         """
         operands = self.operands
         origins = dict(opposite_pairs(operands.rank, operands.team(side)))
@@ -74,11 +74,11 @@ class TeamTransfers:
         ends: Sequence[tuple[int, int, Sequence[int]]],
         chunks: Sequence[int],
     ) -> None:
-        """Send rows of a value to the ranks that they belong to, and receive partial results in exchange.
+        """Send rows of a value to their origin ranks, and receive partial results of local rows in exchange.
 
         Args:
             kind: kind of the messages.
-            side: side of the results.
+            side: operand of the results, ``q`` or ``kv``.
             axis: grid axis of the messages.
             source: name of the value whose rows are sent.
             into: name of the accumulator to which the received rows are added later.

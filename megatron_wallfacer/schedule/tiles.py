@@ -1,8 +1,8 @@
 """Tiles: the fewest kernel calls that cover a query block against a key block.
 
-Chunk ids decide. With both blocks sorted by position, query chunk c sees the prefix of key chunks with smaller ids, and
-the causal triangle of its own. So rows with the same prefix form one full rectangle, and runs of chunks that are in
-both blocks form one square causal tile.
+Chunk ids determine the tiles. With blocks sorted by position, query chunk c sees all key chunks with smaller ids, and
+the causal triangle of key chunk c. So rows that see the same key chunks form one full rectangle, and runs of chunks
+that are in both blocks form one square causal tile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Tile:
         rows: half-open range of chunks of the query block.
         cols: half-open range of chunks of the key block.
         causal: whether the tile is square and only its lower triangle is unmasked.
-        partial: whether the mask decides which pairs are unmasked. All are, if the tile is neither causal nor partial.
+        partial: whether the mask decides which pairs are unmasked. In a tile that is neither causal nor partial, all
+            pairs are unmasked.
     """
 
     rows: tuple[int, int]
@@ -33,7 +34,7 @@ class Tile:
 
     @property
     def area(self) -> float:
-        """Work in chunk squares; a causal tile counts half, a partial one in full."""
+        """Return the work in chunk squares. A causal tile counts half, a partial tile in full."""
         square = (self.rows[1] - self.rows[0]) * (self.cols[1] - self.cols[0])
         return square / 2 if self.causal else float(square)
 
@@ -51,12 +52,12 @@ def tiles(
     Args:
         q_chunks: chunk ids of the query rows, ascending.
         k_chunks: chunk ids of the key columns, ascending.
-        causal: causal mask, otherwise full attention.
+        causal: whether the mask is causal; otherwise attention is full.
         only: query chunks that are computed; all unless given.
         chunk_mask: unmasked chunk pairs, in place of ``causal``.
 
     Returns:
-        Tiles that cover each unmasked pair of a computed chunk exactly once; none where every pair is masked.
+        Tiles that cover each unmasked pair of a computed chunk exactly once; no tiles if every pair is masked.
     """
     if chunk_mask is not None:
         wanted = [only is None or chunk in only for chunk in q_chunks]
@@ -64,7 +65,7 @@ def tiles(
     return _without_chunk_mask(tuple(q_chunks), tuple(k_chunks), causal, None if only is None else frozenset(only))
 
 
-# Many plans of a search have the same blocks.
+# Cached, because many plans of a search have the same blocks.
 @lru_cache(maxsize=1024)
 def _without_chunk_mask(
     q_chunks: tuple[int, ...], k_chunks: tuple[int, ...], causal: bool, only: frozenset[int] | None
@@ -73,7 +74,7 @@ def _without_chunk_mask(
     if not causal:
         return tuple(_full_rectangles([(0, len(k_chunks) * want) for want in wanted]))
     diagonals = _diagonal_runs([chunk if want else -1 for chunk, want in zip(q_chunks, wanted, strict=True)], k_chunks)
-    # A row in a diagonal run sees in full only the keys before the whole run.
+    # A row in a diagonal run sees in full only the key chunks before the whole run.
     prefix = [bisect_left(k_chunks, chunk) * want for chunk, want in zip(q_chunks, wanted, strict=True)]
     for tile in diagonals:
         for row in range(*tile.rows):
@@ -84,7 +85,7 @@ def _without_chunk_mask(
 def _by_chunk_mask(
     q_chunks: Sequence[int], k_chunks: Sequence[int], wanted: Sequence[bool], chunk_mask: ChunkMask
 ) -> Iterator[Tile]:
-    """Yield partial tiles, one row of chunks each, then rectangles of full chunk pairs."""
+    """Yield partial tiles of one row of chunks each, then rectangles of full chunk pairs."""
     full_cols = []
     for row, (chunk, want) in enumerate(zip(q_chunks, wanted, strict=True)):
         first, end = (bisect_left(k_chunks, bound) for bound in chunk_mask.nonempty[chunk])
@@ -114,7 +115,7 @@ def _diagonal_runs(q_chunks: Sequence[int], k_chunks: Sequence[int]) -> list[Til
 
 
 def _full_rectangles(cols: Sequence[tuple[int, int]]) -> list[Tile]:
-    """Return one full rectangle for each run of rows that see the same keys, at least one."""
+    """Return one full rectangle for each run of rows that see the same key chunks, at least one chunk."""
     rectangles: list[Tile] = []
     start = 0
     for row in range(1, len(cols) + 1):

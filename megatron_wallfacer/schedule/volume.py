@@ -1,7 +1,7 @@
 """Counters of a schedule: elements, messages and bytes that a rank receives.
 
-The communication volume counts elements of q, k, v, out and gradients. The statistics lse and delta have one element
-per head instead of one per channel. They count in bytes only, as in the literature.
+The communication volume counts elements of q, k, v, out and gradients. As in the literature, it ignores the statistics
+lse and delta, which have one element per head instead of one per channel. Counters of bytes include the statistics.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Shape:
         kv_heads: key and value heads per rank after tensor parallelism.
         head_dim: channels per query or key head.
         v_head_dim: channels per value head; ``head_dim`` unless given.
-        batch: number of sequences.
+        batch: sequences per micro-batch.
         itemsize: bytes of an element of the inputs.
         accumulate_itemsize: bytes of an element of partial results and gradients.
     """
@@ -41,39 +41,39 @@ class Shape:
 
     @property
     def kappa(self) -> float:
-        """The ratio kv heads / query heads."""
+        """Return the ratio kv heads / query heads."""
         return self.kv_heads / self.q_heads
 
     @property
     def unit(self) -> int:
-        """Elements of one query shard, n*H: the unit of communication volume."""
+        """Return the elements of one query shard, n*H, which is the unit of communication volume."""
         return self.elements("q")
 
     def elements(self, tensor: str) -> int:
-        """Return the elements of one shard of a tensor."""
+        """Return the number of elements of one shard of a tensor."""
         return self.batch * self.tokens * self._widths[tensor]
 
     @cached_property
     def _widths(self) -> dict[str, int]:
-        """Elements per token, by tensor."""
+        """Return the elements per token of each tensor."""
         value_dim = self.v_head_dim or self.head_dim
         q, k, v = self.q_heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * value_dim
         out, lse = self.q_heads * value_dim, self.q_heads
         return {"q": q, "dq": q, "k": k, "dk": k, "v": v, "dv": v, "out": out, "dout": out, "lse": lse, "delta": lse}
 
     def bytes(self, tensor: str) -> int:
-        """Return the bytes of one shard of a tensor, in the dtype in which it is sent and accumulated."""
+        """Return the bytes of one shard of a tensor, in the dtype of messages and accumulators."""
         return self.elements(tensor) * self.itemsize_of(tensor)
 
     def itemsize_of(self, tensor: str) -> int:
-        """Return the bytes of an element of a tensor, as it is sent and accumulated."""
+        """Return the bytes of an element of a tensor, in the dtype of messages and accumulators."""
         return self.accumulate_itemsize if tensor in ACCUMULATED else self.itemsize
 
 
 def rows_elements(schedule: Schedule, shape: Shape, tensor: str, chunks: int) -> float:
-    """Return the elements of some chunks of a tensor for one head slice. kv heads that slices share count in each.
+    """Return the elements of some chunks of a tensor for one head slice. Shared kv heads count in each slice.
 
-    The number is whole if the schedule can run.
+    The number is whole for every schedule that can run.
     """
     return _elements(shape, schedule.head_slices, tensor, chunks)
 
@@ -90,14 +90,14 @@ def _elements(shape: Shape, head_slices: int, tensor: str, chunks: int) -> float
     return whole + rest / (CHUNKS_PER_RANK * head_slices) if rest else whole
 
 
-# A schedule has thousands of messages of a few sizes.
+# Cached, because a schedule has thousands of messages of a few sizes.
 @lru_cache(maxsize=1024)
 def _bytes(shape: Shape, head_slices: int, payload: tuple[str, ...], chunks: int) -> float:
     return sum(_elements(shape, head_slices, tensor, chunks) * shape.itemsize_of(tensor) for tensor in payload)
 
 
 def received_elements(schedule: Schedule, shape: Shape) -> float:
-    """Return the elements that a rank receives in one pass, without statistics."""
+    """Return the elements that a rank receives in one pass, without softmax statistics."""
     return sum(
         rows_elements(schedule, shape, tensor, len(message.chunks))
         for transfer in schedule.transfers
@@ -113,7 +113,7 @@ def messages(schedule: Schedule) -> int:
 
 
 def received_bytes(schedule: Schedule, shape: Shape) -> Counter[tuple[str, str]]:
-    """Return the bytes that a rank receives in one pass, with statistics, by (axis, tensor)."""
+    """Return the bytes that a rank receives in one pass, with softmax statistics, by (axis, tensor)."""
     found: Counter[tuple[str, str]] = Counter()
     for transfer in schedule.transfers:
         for message in transfer.receives:

@@ -2,29 +2,29 @@
 
 Units: elements received per rank and attention layer, in query shards of n*H elements, where n is the tokens per rank
 and H the query width (heads x head dim). kappa is kv heads / query heads. If the work of a rank covers x query shards
-and y key shards, balance requires x*y >= P. The rank receives all of these shards but its own.
+and y key shards, balance requires x*y >= P. The rank receives all of these shards except its own.
 
-Each pass has two bounds. The plain bound allows any real x and y, and holds for every scheme. The bound *of whole
-shards* allows integers only, and holds for schemes that assign whole shards to ranks. It is higher where P has no
-suitable divisors. Both assume that the heads of a token stay together. Dividing heads is a third dimension, and its
-volume is below these bounds.
+Each pass has two bounds. The plain bound allows any real x and y, and applies to every scheme. The bound *for whole
+shards* allows only integers, and applies to schemes that assign whole shards to ranks. The bound for whole shards is
+higher if P has no suitable divisors. The bounds assume that the heads of a token stay together. Schemes that divide
+heads can have less volume than the bounds.
 """
 
 from __future__ import annotations
 
 
 def forward_bound(cp_size: int, kappa: float) -> float:
-    """Return min 2(x-1) + 2 kappa (y-1) over x*y = P: Q in and partial O out, K and V in.
+    """Return min 2(x-1) + 2 kappa (y-1) over x*y = P. A rank receives Q and partial O (x), K and V (y).
 
-    For 1 <= sqrt(kappa P) this is 4 sqrt(kappa P) - 2(1 + kappa).
+    If sqrt(kappa P) >= 1, the minimum is 4 sqrt(kappa P) - 2(1 + kappa).
     """
     return _minimum(cp_size, q_tensors=2, kv_tensors=2 * kappa)
 
 
 def backward_bound(cp_size: int, kappa: float) -> float:
-    """Return min 3(x-1) + 4 kappa (y-1) over x*y = P: Q, dO in and dQ out, K, V in and dK, dV out.
+    """Return min 3(x-1) + 4 kappa (y-1) over x*y = P. A rank receives Q, dO and dQ (x), K, V, dK and dV (y).
 
-    For 1 <= sqrt(4 kappa P / 3) this is 2 sqrt(12 kappa P) - (3 + 4 kappa).
+    If sqrt(4 kappa P / 3) >= 1, the minimum is 2 sqrt(12 kappa P) - (3 + 4 kappa).
     """
     return _minimum(cp_size, q_tensors=3, kv_tensors=4 * kappa)
 
@@ -40,7 +40,7 @@ def whole_backward_bound(cp_size: int, kappa: float) -> float:
 
 
 def _minimum(cp_size: int, *, q_tensors: float, kv_tensors: float) -> float:
-    # One shard of each side is local, so neither x nor y can be below one.
+    # One query shard and one key shard are local, so neither x nor y can be below one.
     x = min(max((kv_tensors * cp_size / q_tensors) ** 0.5, 1.0), float(cp_size))
     return q_tensors * (x - 1) + kv_tensors * (cp_size / x - 1)
 
@@ -51,7 +51,7 @@ def _whole_minimum(cp_size: int, *, q_tensors: float, kv_tensors: float) -> floa
 
 
 def ratio(volume: float, bound: float) -> float:
-    """Return the communication volume divided by its bound; 1 if both are 0."""
+    """Return the communication volume divided by its lower bound; 1 if both are 0."""
     if volume == 0:
         return 1.0
     return volume / bound if bound > 0 else float("inf")

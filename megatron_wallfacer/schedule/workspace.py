@@ -1,7 +1,7 @@
-"""Workspace: offsets for buffers with known lifetimes, so that one allocation holds all of them.
+"""Workspace layouts: offsets for buffers with known lifetimes, so that one allocation contains all buffers.
 
-Buffers that are alive at the same time never overlap. The smallest arrangement is NP-hard to find (dynamic storage
-allocation). The two greedy orders here need a few percent more than the bytes alive at once, for every scheme.
+Buffers that are alive at the same time never overlap. Finding the smallest layout (dynamic storage allocation) is
+NP-hard. The two greedy orders here need a few percent more than the bytes alive at once, for every scheme.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
-#: Offsets in bytes are multiples of it: vector loads of 16 bytes and full memory transactions need that.
+#: Alignment of offsets in bytes. Vector loads of 16 bytes and full memory transactions need it.
 ALIGNMENT = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """One buffer.
+    """The size and the lifetime of one buffer.
 
     Attributes:
         key: key of the buffer in the layout.
         first: first operation during which the buffer is alive.
         last: last operation during which the buffer is alive.
-        nbytes: size of the buffer.
+        nbytes: size of the buffer in bytes.
     """
 
     key: Hashable
@@ -33,11 +33,11 @@ class Buffer:
 
 @dataclass(frozen=True)
 class WorkspaceLayout:
-    """The position of each buffer.
+    """The offset of each buffer in the workspace.
 
     Attributes:
         offsets: bytes from the start of the workspace, by key.
-        nbytes: size of the workspace.
+        nbytes: size of the workspace in bytes.
     """
 
     offsets: Mapping[Hashable, int]
@@ -63,14 +63,14 @@ _ORDERS: tuple[Callable[[_SameLifetime], tuple[int, ...]], ...] = (
 def arrange(buffers: Iterable[Buffer]) -> WorkspaceLayout:
     """Return the smaller of two greedy layouts: largest buffers first, and in order of creation.
 
-    Each buffer takes the tightest gap between the buffers that are alive at the same time.
+    Each buffer gets the smallest sufficient gap between the buffers that are alive at the same time.
     """
     groups = _by_lifetime(buffers)
     return min((_layout(sorted(groups, key=order)) for order in _ORDERS), key=attrgetter("nbytes"))
 
 
 def aligned(nbytes: int) -> int:
-    """Return the size rounded up to the next multiple of the alignment."""
+    """Return a size in bytes, rounded up to the next multiple of :data:`ALIGNMENT`."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
@@ -99,7 +99,7 @@ def _layout(groups: Iterable[_SameLifetime]) -> WorkspaceLayout:
 
 
 def _tightest_gap(group: _SameLifetime, placed: Iterable[tuple[int, _SameLifetime]]) -> int:
-    """Return the offset of the smallest gap that holds the buffers, or the end of all others if no gap does."""
+    """Return the offset of the smallest sufficient gap for the buffers, or the end of all placed buffers."""
     occupied = sorted(
         (offset, offset + other.nbytes)
         for offset, other in placed
