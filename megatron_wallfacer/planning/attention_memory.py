@@ -1,4 +1,4 @@
-"""Memory that attention allocates on one rank, per pass, from its schedules."""
+"""Memory that attention allocates on one rank in each pass, computed from the schedules of the rank."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from megatron_wallfacer.schedule.volume import Shape
 
 @dataclass(frozen=True)
 class AttentionMemory:
-    """Bytes of one attention layer, without the tensors that attention returns (out, lse; dq, dk, dv).
+    """Bytes of one attention layer on one rank, without the tensors that attention returns (out, lse; dq, dk, dv).
 
     Attributes:
-        forward: bytes allocated during the forward pass: its workspace and the results of its kernels.
-        backward: bytes allocated during the backward pass.
+        forward: bytes that the forward pass allocates for its workspace and the results of its kernels.
+        backward: bytes that the backward pass allocates.
         kept: bytes kept from forward to backward in addition to output and lse: q, k and v after an exchange along the
             head axis, gathered queries with ``--wallfacer-keep-gathered-q``.
-        graphs: bytes held during the whole training by passes that are CUDA graphs.
+        graphs: bytes that passes as CUDA graphs occupy during the whole training.
         exchanges_heads: whether the grid has a head axis. Attention then saves ``kept`` instead of q, k and v.
     """
 
@@ -36,7 +36,7 @@ class AttentionMemory:
     exchanges_heads: bool = False
 
     def scaled(self, factor: float) -> AttentionMemory:
-        """Return the bytes for ``factor`` times as many tokens per rank. All buffers have rows of tokens."""
+        """Return the bytes for ``factor`` times the tokens per rank, to which all buffers are proportional."""
         sizes = (self.forward, self.backward, self.kept, self.graphs)
         return AttentionMemory(*(factor * size for size in sizes), self.exchanges_heads)
 

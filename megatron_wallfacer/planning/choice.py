@@ -1,4 +1,4 @@
-"""An attention layer on a cluster, and one plan for it with its bound, its simulation and its memory."""
+"""An attention layer on a cluster, and a plan for the layer with its time bound, simulation and memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from megatron_wallfacer.schedule.schedule import backward_schedule, forward_sche
 from megatron_wallfacer.schedule.schemes import total_volume
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Most ranks of a plan whose ranks are not alike, so that every rank is simulated.
+#: Largest number of ranks for plans whose ranks differ in their schedules, because each rank is then simulated.
 MOST_RANKS_UNALIKE = 64
-#: Largest axis that is simulated. Longer rings and larger teams take long, and are not the fastest of as many ranks.
+#: Largest axis size that is simulated. Simulations of larger axes take long, and their grids are never the fastest.
 LONGEST_AXIS = 256
 
 
@@ -32,12 +32,12 @@ class AttentionJob:
     """One attention layer on a cluster.
 
     Attributes:
-        cluster: modelled cluster; ranks 0 to ``cp_size - 1`` are a context-parallel group.
+        cluster: modelled cluster. Ranks 0 to ``cp_size - 1`` are a context-parallel group.
         shape: sizes of a rank's shard, with heads after tensor parallelism.
         cp_size: context-parallel size P.
-        causal: causal mask, else full attention.
-        out_proxy: count output proxies in backward, which this project's engine computes; other programs send outputs.
-        cuda_graphs: count the memory of passes as CUDA graphs. Their times are those of eager passes.
+        causal: whether the mask is causal; otherwise attention is full.
+        out_proxy: whether backward computes output proxies, as this project's engine does. Other programs send outputs.
+        cuda_graphs: whether to count the memory of passes as CUDA graphs. Predicted times are those of eager passes.
     """
 
     cluster: Cluster
@@ -49,19 +49,19 @@ class AttentionJob:
 
     @property
     def costs(self) -> CostModel:
-        """Costs of the layer's operations."""
+        """Return the costs of the layer's operations."""
         return CostModel(self.cluster, self.shape, out_proxy=self.out_proxy)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan for an attention layer.
+    """A plan for an attention layer, with its prediction.
 
     Attributes:
         job: attention layer and cluster.
         plan: grid and options of attention.
-        keep_gathered_q: gathered queries are kept from forward to backward.
-        name: name of the scheme; None for a grid without one.
+        keep_gathered_q: whether gathered queries are kept from forward to backward.
+        name: name of the scheme; None for a grid without a name.
     """
 
     job: AttentionJob
@@ -71,34 +71,34 @@ class Choice:
 
     @cached_property
     def bound(self) -> TimeBound:
-        """Time that no overlap can undercut."""
+        """Return the time that no overlap of computation and communication can undercut."""
         return time_bound(
             self.plan, self.job.cluster, self.job.shape, causal=self.job.causal, keep_gathered_q=self.keep_gathered_q
         )
 
     @property
     def volume(self) -> float:
-        """Communication volume of both passes: elements received per rank, in units of one Q shard."""
+        """Return the communication volume of both passes: elements received per rank, in units of one query shard."""
         return total_volume(self.plan, self.job.shape.kappa, kv_heads=self.job.shape.kv_heads)
 
     @property
     def simulation(self) -> SimulationResult:
-        """Predicted times of both passes."""
+        """Return the predicted times of both passes."""
         return self._predicted[0]
 
     @property
     def buffer_bytes(self) -> float:
-        """Peak bytes of attention's buffers and results: of the larger pass, or of both where they are CUDA graphs."""
+        """Return the peak bytes of attention's buffers and results in one pass. CUDA graphs add up both passes."""
         return self._predicted[1]
 
     @property
     def memory(self) -> AttentionMemory:
-        """Memory that attention allocates and keeps, for the inventory."""
+        """Return the memory that attention allocates and keeps."""
         return self._predicted[2]
 
     @cached_property
     def _predicted(self) -> tuple[SimulationResult, float, AttentionMemory]:
-        # Schedules of many ranks are large, so those of rank 0 are built once for all three results.
+        # Schedules of many ranks are large, so the schedules of rank 0 are built only once for all three results.
         first, job = self.schedules(0), self.job
         memory = attention_memory(self.plan, first, job.shape, cuda_graphs=job.cuda_graphs)
         result = self._simulate(lambda rank: first if rank == 0 else self.schedules(rank))
@@ -111,11 +111,11 @@ class Choice:
         return max(peak_bytes(schedule, shape) for schedule in schedules)
 
     def spans(self) -> tuple[Span, ...]:
-        """Return the simulated time lines."""
+        """Return the simulated timelines."""
         return self._simulate(self.schedules, spans=True).spans
 
     def simulate_every_rank(self, seed: int = 0) -> SimulationResult:
-        """Simulate every rank, with the random wake-up delays of one seed."""
+        """Return the result of simulating every rank, with random wake-up delays."""
         return self._simulate(self.schedules, every_rank=True, seed=seed)
 
     def _simulate(
@@ -142,7 +142,7 @@ class Choice:
 
     @property
     def can_be_simulated(self) -> bool:
-        """Whether a simulation takes seconds, not minutes."""
+        """Return whether a simulation takes seconds instead of minutes."""
         grid = self.plan.grid
         few = self.plan.kv_order == "native" or grid.cp_size <= MOST_RANKS_UNALIKE
         return few and max(grid.ring, grid.team, grid.kv_team, grid.head) <= LONGEST_AXIS

@@ -1,4 +1,4 @@
-"""Simulated time: events, flows over shared resources, and the delays of threads that wake up."""
+"""Simulated time with events, flows over shared resources, and delays of waking threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Clock:
 
     Args:
         fluid: flows that progress with time.
-        wake_up: delays of threads that wake up; None for no delay.
+        wake_up: delays of waking threads; None for no delay.
 
     Attributes:
         now: seconds since the start of the simulation.
@@ -30,18 +30,18 @@ class Clock:
         self._number = count()
 
     def after(self, seconds: float, callback: Callback) -> None:
-        """Call back after some seconds."""
+        """Call a function after some seconds of simulated time."""
         heapq.heappush(self._events, (self.now + seconds, next(self._number), callback))
 
     def after_wake_up(self, callback: Callback, sleeps: int = 1) -> None:
-        """Call back when a thread has a processor after consecutive sleeps."""
+        """Call a function when a thread gets a processor after some consecutive sleeps."""
         if self._wake_up is None:
             callback()
         else:
             self.after(self._wake_up.seconds(self.fluid.used(CORES), sleeps), callback)
 
     def step(self) -> bool:
-        """Advance to the next event or end of a flow. Return False if there is none."""
+        """Advance to the next event or end of a flow. Return False if no event and no flow remains."""
         flow_in = self.fluid.next_end_s()
         event_in = self._events[0][0] - self.now if self._events else None
         soonest = min((seconds for seconds in (flow_in, event_in) if seconds is not None), default=None)

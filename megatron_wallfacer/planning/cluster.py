@@ -14,8 +14,8 @@ class LinkSpeed:
     """One direction of a full-duplex link.
 
     Attributes:
-        gbyte_s: rate of one message, 1e9 bytes per second; None for no limit.
-        latency_us: time from the moment when both ends are ready until the first byte arrives.
+        gbyte_s: rate of one message in 1e9 bytes per second; None for no limit.
+        latency_us: microseconds from the moment when both ends are ready until the first byte arrives.
     """
 
     gbyte_s: float | None
@@ -28,11 +28,11 @@ class LinkSpeed:
 
 @dataclass(frozen=True)
 class SwitchLevel:
-    """A level of switches above the nodes: groups of nodes that share a link to all other nodes.
+    """A level of switches above the nodes. The nodes of a group share a link to all other nodes.
 
     Attributes:
-        nodes: nodes of a group.
-        oversubscription: rate of the group's NICs over the rate of its link; 1 for a fat tree without a limit.
+        nodes: number of nodes in a group.
+        oversubscription: summed rate of the group's NICs over the rate of its link; 1 for a fat tree without a limit.
     """
 
     nodes: int
@@ -44,17 +44,17 @@ class Device:
     """The device of a rank.
 
     Attributes:
-        tflops: peak for the dtype of attention, 1e12 operations per second.
-        memory_gb: device memory, 1e9 bytes.
-        memory_gbyte_s: memory rate of merging and copying, 1e9 bytes per second.
-        kernels: table of measured attention kernels (:data:`megatron_wallfacer.planning.measured_kernels.TABLES`). It
+        tflops: peak for the dtype of attention, in 1e12 operations per second.
+        memory_gb: device memory in 1e9 bytes.
+        memory_gbyte_s: memory rate of merging and copying, in 1e9 bytes per second.
+        kernels: table of measured attention kernels in :data:`megatron_wallfacer.planning.measured_kernels.TABLES`. It
             replaces ``forward`` and ``backward``.
         forward, backward: fractions of the peak that a large attention call reaches.
-        call_us: device time of an attention call in addition to its kernel.
-        launch_us: device time of any other launch (copies, merges, sums) in addition to its bytes.
-        host_forward_us, host_backward_us: host time of an attention call.
-        host_launch_us: host time of any other launch.
-        host_transfer_us: host time to post the sends and receives of one transfer.
+        call_us: device time of an attention call in addition to its kernel, in microseconds.
+        launch_us: device time of another launch (copy, merge, sum) in addition to its bytes, in microseconds.
+        host_forward_us, host_backward_us: host time of an attention call in microseconds.
+        host_launch_us: host time of another launch in microseconds.
+        host_transfer_us: host time to post the sends and receives of one transfer, in microseconds.
         matmul: fraction of the peak that matrix products outside attention reach.
     """
 
@@ -78,9 +78,9 @@ class MessageCost:
     """Processor time of one message.
 
     Attributes:
-        size: bytes of the message.
-        thread_us: time of the sending rank's own thread, which does no other work meanwhile.
-        transport_us: time of all other threads and the kernel, at both ends, while the message flows.
+        size: size of the message in bytes.
+        thread_us: microseconds of the sending rank's own thread, which does no other work meanwhile.
+        transport_us: microseconds of all other threads and the kernel at both ends, while the message flows.
     """
 
     size: float
@@ -90,18 +90,18 @@ class MessageCost:
 
 @dataclass(frozen=True)
 class HostProcessors:
-    """Processors that all ranks of an emulated cluster share, because they run on one node.
+    """Processors of one node that all ranks of an emulated cluster share.
 
     Attributes:
         cores: number of processors.
-        copy_gbyte_s: rate at which one processor merges or copies, 1e9 bytes per second.
-        messages: costs of messages by ascending size; none for no cost. Costs between two sizes, and above the largest,
-            are linear in the size. Below the smallest size they are constant.
-        pass_us: time of every forward and backward pass.
-        attend_us: time of every operation that calls attention kernels.
-        operation_us: time of every other operation that does work.
-        wake_up_us: mean delay of a waking thread where all processors are in use. Modelled kernels are sleeps, and
-            ranks sleep while they wait for messages.
+        copy_gbyte_s: rate at which one processor merges or copies, in 1e9 bytes per second.
+        messages: costs of messages by ascending size; empty for no cost. Costs between two sizes, and above the largest
+            size, are linear in the size. Below the smallest size they are constant.
+        pass_us: microseconds of every forward and backward pass.
+        attend_us: microseconds of every operation that calls attention kernels.
+        operation_us: microseconds of every other operation that does work.
+        wake_up_us: mean delay of a waking thread in microseconds if all processors are in use. Modelled kernels are
+            sleeps, and ranks sleep while they wait for messages.
     """
 
     cores: float
@@ -134,16 +134,16 @@ class Cluster:
         intra: link of a device to the other devices of its node.
         inter: link of one NIC.
         device: device of each rank.
-        nics: NICs per node, shared evenly by the devices of the node.
-        node_gbyte_s: rate of all device links of a node together where they share a bus (PCIe), 1e9 bytes per second;
-            None for a switch.
+        nics: NICs per node, which the devices of the node share evenly.
+        node_gbyte_s: total rate of all device links of a node if they share a bus (PCIe), in 1e9 bytes per second; None
+            for a switch.
         levels: switches above the nodes, lowest first.
-        transport: ``nccl`` runs the transfers of a process group one after the other; ``gloo`` runs all at once, and
-            posts receives early.
-        host: shared processors of an emulated cluster; None where processors are no limit.
+        transport: ``nccl`` runs the transfers of a process group one after the other. ``gloo`` runs all transfers at
+            once, and posts receives early.
+        host: shared processors of an emulated cluster; None if processors are no limit.
         host_link: rate of copies between one device and host memory in one direction, while all devices of the node
-            copy, 1e9 bytes per second; None to keep nothing in host memory.
-        host_memory_gb: host memory per node, 1e9 bytes; None to keep nothing there.
+            copy, in 1e9 bytes per second; None if no tensors may be kept in host memory.
+        host_memory_gb: host memory per node in 1e9 bytes; None if no tensors may be kept in host memory.
     """
 
     name: str
@@ -162,16 +162,16 @@ class Cluster:
 
     @property
     def offers_host_memory(self) -> bool:
-        """Whether tensors may be kept in host memory: the cluster has its rate and its size."""
+        """Return whether tensors may be kept in host memory, whose size and copy rate the cluster must state."""
         return self.host_link is not None and self.host_memory_gb is not None
 
     @property
     def ranks(self) -> int:
-        """Devices of all nodes."""
+        """Return the number of devices of all nodes."""
         return self.nodes * self.gpus_per_node
 
     def with_gpus_per_node(self, count: int) -> Cluster:
-        """Return the cluster with fewer devices per node. NICs shrink in proportion; host memory stays the same."""
+        """Return the cluster with fewer devices per node and proportionally fewer NICs, but equal host memory."""
         return replace(self, gpus_per_node=count, nics=max(1, self.nics * count // self.gpus_per_node))
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Cluster files: YAML with the names of :mod:`megatron_wallfacer.planning.cluster`. Every error is one line."""
+"""Reader of cluster files, YAML with the fields of :mod:`megatron_wallfacer.planning.cluster`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from megatron_wallfacer.planning.cluster import (
 from megatron_wallfacer.planning.measured_kernels import TABLES
 from megatron_wallfacer.shipped import CONFIGS
 
-#: Folder of the cluster files that the package ships.
+#: Folder of the cluster files in the package.
 PRESETS = CONFIGS / "cluster"
-#: Preset with the devices and links of a job, by a part of its GPU's name. There is none for GPUs whose NVLink connects
-#: nodes, because the ranks of a job do not show which nodes it connects.
+#: Preset with the devices and links of a job, by a part of its GPU's name. GPUs whose NVLink connects nodes have no
+#: preset, because the ranks of a job do not show which nodes NVLink connects.
 GPUS = {"H200": "h200-8x8", "H100": "h100-8x8", "A100": "a100-8x8-ethernet"}
 _SECTIONS: dict[str, type] = {
     "intra": LinkSpeed,
@@ -32,7 +32,7 @@ _SECTIONS: dict[str, type] = {
     "host": HostProcessors,
 }
 _TRANSPORTS = ("nccl", "gloo")
-#: Largest and smallest numbers, because larger ones give infinite seconds or a search without an end.
+#: Limits of numbers. Larger numbers would give infinite seconds or an endless search.
 _WHOLE = {"nodes": 100_000, "gpus_per_node": 1024, "nics": 1024}
 _LEAST, _LARGEST = 1e-6, 1e15
 _RANKS = 1 << 20
@@ -43,7 +43,7 @@ class ClusterError(WallfacerError):
 
     Args:
         message: entry, value, and allowed values.
-        entry: name of the wrong entry; empty for the file.
+        entry: name of the invalid entry; empty for the whole file.
     """
 
     def __init__(self, message: str, entry: str) -> None:
@@ -61,11 +61,11 @@ def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
 
     Args:
         name: name of a shipped cluster file, or a path.
-        nodes: number of nodes, instead of that of the file.
+        nodes: number of nodes; None for the number in the file.
 
     Raises:
-        OptionError: there is no such file.
-        WallfacerError: the file or an entry is wrong; with the line number.
+        OptionError: The file does not exist.
+        WallfacerError: The file or an entry is invalid. The message has the line number.
     """
     path = Path(name)
     if not path.suffix and (PRESETS / f"{name}.yaml").is_file():
@@ -85,15 +85,15 @@ def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
 
 
 def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None) -> Cluster:
-    """Return a cluster with fewer devices per node, or with other device memory.
+    """Return a cluster with fewer devices per node, or with another size of the device memory.
 
     Args:
         cluster: whole cluster.
-        gpus_per_node: devices per node; None for all.
-        memory_gb: memory per device, 1e9 bytes; None for that of the cluster.
+        gpus_per_node: devices per node; None for all devices.
+        memory_gb: memory per device in 1e9 bytes; None for the memory of the cluster.
 
     Raises:
-        OptionError: there are fewer devices per node, or the memory is not positive.
+        OptionError: A node has fewer devices, or the memory is not positive.
     """
     if gpus_per_node is not None:
         if not 1 <= gpus_per_node <= cluster.gpus_per_node:
@@ -107,34 +107,34 @@ def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None
 
 
 def cluster_of_gpus(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
-    """Return the cluster of a job by its GPUs, with the links of a shipped cluster file.
+    """Return the cluster of a job by the name of its GPUs, with the links of a shipped cluster file.
 
     Args:
         gpu: name of the GPUs.
-        nodes: nodes of the job.
+        nodes: number of nodes of the job.
         gpus_per_node: ranks per node.
 
     Raises:
-        OptionError: no shipped cluster file has such GPUs.
+        OptionError: No shipped cluster file has these GPUs.
     """
     preset = next((preset for part, preset in GPUS.items() if part in gpu), None)
     if preset is None:
         raise OptionError("GPU", gpu, f"one of {', '.join(GPUS)}")
     cluster = load_cluster(preset)
-    # As many NICs per device as in the preset.
+    # The number of NICs per device is that of the preset.
     nics = max(1, cluster.nics * gpus_per_node // cluster.gpus_per_node)
     return replace(cluster, name=f"{preset}, hosts of the job", nodes=nodes, gpus_per_node=gpus_per_node, nics=nics)
 
 
 def parse_cluster(data: Any, name: str) -> Cluster:
-    """Return the cluster of a file's mapping.
+    """Return the cluster that a mapping from a YAML file describes.
 
     Args:
         data: content of the YAML file.
         name: name of the cluster.
 
     Raises:
-        ClusterError: an entry is wrong.
+        ClusterError: An entry is invalid.
     """
     entries = _mapping(data, "")
     if "host" in entries:
@@ -233,10 +233,10 @@ def _check_number(entry: str, value: Any, *, may_be_zero: bool) -> None:
 
 
 def _ascending(messages: tuple[MessageCost, ...]) -> tuple[MessageCost, ...]:
-    """Return messages by size.
+    """Return messages by ascending size.
 
     Raises:
-        ClusterError: the largest message costs less than the one before, so that larger messages would cost nothing.
+        ClusterError: The largest message costs less than its predecessor, so that the costs would fall below zero.
     """
     ordered = tuple(sorted(messages, key=lambda message: message.size))
     for below, above in pairwise(ordered[-2:]):
@@ -248,9 +248,9 @@ def _ascending(messages: tuple[MessageCost, ...]) -> tuple[MessageCost, ...]:
 
 
 def _short(value: Any, *, quote: bool = True) -> str:
-    """Return a value as text on one line, shortened to 80 characters."""
+    """Return a value as text on one line of at most 80 characters."""
     try:
         text = repr(value) if quote else " ".join(str(value).split())
-    except ValueError:  # an integer of more digits than Python prints
+    except ValueError:  # Python does not print an integer of more than 4,300 digits
         text = "a number of too many digits"
     return text if len(text) <= 80 else f"{text[:77]}..."

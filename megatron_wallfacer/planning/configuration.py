@@ -1,4 +1,4 @@
-"""A configuration of a training: sizes, options and grid, with its time and memory; and the rule that ranks them."""
+"""A configuration of a training (sizes, options, grid) with its time and memory, and the ranking of configurations."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from megatron_wallfacer.planning.search import TIE
 from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
 from megatron_wallfacer.planning.training_step import StepEstimate, estimate_step
 
-#: Part of the device memory up to which a configuration is not preferred for using less.
+#: Part of the device memory below which using less memory gives no preference.
 FREE_BELOW = 0.9
 
 
 @dataclass(frozen=True)
 class Request:
-    """Model, cluster and given sizes of a plan.
+    """The model, the cluster and the given sizes of a plan.
 
     Attributes:
         model: trained model.
-        cluster: whole cluster, whose device has the memory that may be used.
-        tokens: sequence length.
+        cluster: whole cluster. A plan may use all of its device memory.
+        tokens: sequence length in tokens.
         tp: tensor-parallel size; None to search it.
-        pp: pipeline stages.
+        pp: number of pipeline stages.
         cp: context-parallel size; None for all remaining ranks.
-        causal: causal mask, else full attention.
-        cuda_graphs: passes of attention are CUDA graphs.
-        plain_only: leave out all optimizers but the plain one.
+        causal: whether the mask is causal; otherwise attention is full.
+        cuda_graphs: whether passes of attention are CUDA graphs.
+        plain_only: whether to omit all optimizers except the plain one (fp32 gradients and states on the device).
     """
 
     model: Model
@@ -65,28 +65,28 @@ class Configuration:
 
     @cached_property
     def step(self) -> StepEstimate:
-        """Predicted time and memory of a step."""
+        """Return the predicted time and memory of a step."""
         return estimate_step(self.request.model, self.choice, self.request.cluster, self.sizes, self.options)
 
     @cached_property
     def buffers(self) -> tuple[Buffer, ...]:
-        """All buffers of one rank."""
+        """Return all buffers of one rank."""
         tokens = self.choice.job.shape.tokens
         return rank_buffers(self.request.model, tokens, self.choice.memory, self.sizes, self.options)
 
     @property
     def fits(self) -> bool:
-        """Whether device and host memory are large enough."""
+        """Return whether the step fits in device memory and host memory."""
         return fits_memory(self.step, self.request.cluster)
 
     @property
     def has_plain_optimizer(self) -> bool:
-        """Whether gradients and Adam's states are in fp32 on the device."""
+        """Return whether gradients and Adam's states are in fp32 on the device."""
         return has_plain_optimizer(self.options)
 
 
 def fits_memory(step: StepEstimate, cluster: Cluster) -> bool:
-    """Return whether device and host memory are large enough for a step."""
+    """Return whether a step fits in device memory and host memory."""
     host_gb = cluster.host_memory_gb
     return step.fits and (not step.host_gb or (host_gb is not None and step.host_gb <= host_gb))
 
@@ -94,8 +94,8 @@ def fits_memory(step: StepEstimate, cluster: Cluster) -> bool:
 def ranked(options: list[Configuration]) -> list[Configuration]:
     """Return configurations by time, those with the plain optimizer first, with the preferred one in front.
 
-    Of configurations about as fast as the first (:data:`TIE`), the preferred one leaves device memory free
-    (:data:`FREE_BELOW`), or else has the least host memory.
+    Configurations within :data:`TIE` of the first one's time count as equally fast. Among these the preferred one
+    uses at most :data:`FREE_BELOW` of the device memory, or else has the least host memory.
     """
     if not options:
         return options
@@ -108,12 +108,12 @@ def ranked(options: list[Configuration]) -> list[Configuration]:
 
 
 def _used(configuration: Configuration) -> float:
-    """Return the used part of the device memory, at least :data:`FREE_BELOW`."""
+    """Return the used part of the device memory, but at least :data:`FREE_BELOW`."""
     return max(FREE_BELOW, configuration.step.memory_gb / configuration.request.cluster.device.memory_gb)
 
 
 def not_dominated(options: Iterable[Configuration]) -> list[Configuration]:
-    """Return the configurations that no other one equals or beats in time, device memory and host memory."""
+    """Return configurations that no other equals or beats in time, device memory and host memory together."""
     kept: list[Configuration] = []
     for option in sorted(options, key=lambda option: (not option.has_plain_optimizer, option.step.seconds)):
         if not any(_beats(better, option) for better in kept):
@@ -122,7 +122,7 @@ def not_dominated(options: Iterable[Configuration]) -> list[Configuration]:
 
 
 def _beats(better: Configuration, other: Configuration) -> bool:
-    """Return whether ``better`` is as good in all three. With equal sizes, device memory below a limit is equal."""
+    """Return whether ``better`` is at least as good in time, device memory and host memory."""
     if better.step.seconds > other.step.seconds or better.step.host_gb > other.step.host_gb:
         return False
     if better.sizes == other.sizes:

@@ -1,4 +1,4 @@
-"""Flags of Megatron and of the plugin that start a planned configuration, and the preset that holds them."""
+"""Flags of Megatron and of the plugin that start a planned configuration, and presets with these flags."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from megatron_wallfacer.planning.choice import Choice
 from megatron_wallfacer.planning.configuration import Configuration
 
 Flags = dict[str, str | int | float | bool]
-"""Values by flag; True for a flag without a value. The form of a preset's ``MODEL_ARGS``."""
+"""Values by flag, as in ``MODEL_ARGS`` of a preset. A flag without a value has the value True."""
 
 
 def grid_flags(choice: Choice) -> Flags:
-    """Return the plugin's flags for a choice."""
+    """Return the plugin's flags for the grid and the options of a choice."""
     plan = choice.plan
     grid = plan.grid
     flags: Flags = {"--wallfacer-cp-size": grid.cp_size, "--wallfacer-scheme": choice.name or "team-ring"}
     placement = {"--wallfacer-placement": ",".join(grid.placement)} if len(grid.placement) > 1 else {}
     if choice.name:
-        # A named scheme sets every other flag, and does not allow them.
+        # A named scheme sets and fixes all other flags of the grid.
         return flags | placement
     for axis, flag in (("head", "head-size"), ("team", "team-size"), ("ring_inner", "ring-inner-size")):
         flags[f"--wallfacer-{flag}"] = grid.size_of(axis)
@@ -74,7 +74,7 @@ def _recomputation(configuration: Configuration) -> Flags:
 
 
 def _rounded_up(fraction: float) -> float:
-    """Return a fraction of the layers with four digits, rounded up because the plugin rounds layers down."""
+    """Return a fraction of layers, rounded up to four digits, because the plugin rounds numbers of layers down."""
     return ceil(1e4 * fraction - 1e-6) / 1e4
 
 
@@ -95,7 +95,7 @@ def save_flags(path: Path, flags: Flags, origin: str) -> None:
     Args:
         path: YAML file to write.
         flags: values by flag.
-        origin: command that chose the flags; the file's first line.
+        origin: command that chose the flags, for the first line of the file.
     """
     import yaml
 

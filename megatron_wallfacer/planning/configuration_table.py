@@ -1,4 +1,4 @@
-"""Configurations as a table: sizes, flags, memory of device and node, time, and the cost of each choice."""
+"""A table of configurations with their sizes, flags, device and host memory, time, and the costs of their options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_wallfacer.planning.inventory import peak
 from megatron_wallfacer.planning.report import Table, number
 from megatron_wallfacer.planning.training_options import TrainingOptions
 
-#: Rows of the table.
+#: Largest number of rows of the table.
 ROWS = 10
 #: Costs of an optimizer that have no time, by bytes per element of a gradient.
 _NOT_PLAIN = {2: "gradients rounded to bf16", 4: "optimizer flags not tested here"}
@@ -29,7 +29,7 @@ _COSTS = {
 
 
 def configuration_fields(configuration: Configuration) -> dict[str, Any]:
-    """Return a configuration for JSON. Memory in 1e9 bytes, times in seconds of a step, ``flags`` as in a preset."""
+    """Return a configuration as JSON fields: memory in 1e9 bytes, seconds of a step, ``flags`` as in a preset."""
     step, sizes, plan = configuration.step, configuration.sizes, configuration.choice.plan
     return {
         **{name: getattr(sizes, name) for name in ("tp", "pp", "cp", "dp")},
@@ -52,7 +52,7 @@ def configuration_table(configurations: Iterable[Configuration], *, lengths: boo
 
     Args:
         configurations: configurations in the order of the rows.
-        lengths: add a column with the sequence length.
+        lengths: whether to add a column with the sequence length.
     """
     headings = (">tp", "attention", ">groups", "recomputed", "on the host", ">loss, MLP tiles", "optimizer")
     figures = (">GB per rank", "peak", ">host GB", ">s", ">MFU %", "of which s")
@@ -64,7 +64,7 @@ def configuration_table(configurations: Iterable[Configuration], *, lengths: boo
 
 
 def memory_line(cluster: Cluster) -> str:
-    """Return the memory of device and node as one line, or why nothing is kept in host memory."""
+    """Return device and host memory as one line, or the reason why no tensors are kept in host memory."""
     device = f"{cluster.device.memory_gb:g} GB per rank"
     if cluster.offers_host_memory:
         return f"{device}; host memory: {cluster.host_memory_gb:g} GB per node, {cluster.host_link:g} GB/s per device"

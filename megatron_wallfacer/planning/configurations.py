@@ -1,9 +1,9 @@
-"""One search over everything that decides a training's time and memory.
+"""A search over all sizes and options that determine the time and the memory of a training.
 
-First, in closed form, every tensor-parallel size with every combination of flags
-(:mod:`megatron_wallfacer.planning.flag_combinations`), around attention with the time of its kernels and without
-buffers. A combination that does not fit then does not fit at all. For the likeliest sizes grids of attention are
-simulated, and each combination gets the fastest grid that fits.
+First, formulas estimate every tensor-parallel size with every combination of flags
+(:mod:`megatron_wallfacer.planning.flag_combinations`). Attention counts only the time of its kernels, and no buffers. A
+combination that does not fit in this estimate cannot fit at all. For the most promising sizes the search then simulates
+grids of attention, and each combination of flags gets the fastest grid that fits.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from megatron_wallfacer.schedule.plan import Plan, shard_work
 
 #: Number of tensor-parallel sizes whose grids are simulated, by the largest context-parallel size.
 SIZES = {64: 4, MANY_RANKS: 2}
-#: Head groups that are tried for the fastest grids and the ring; number of such grids; most ranks. More groups need
-#: less memory.
+#: Numbers of head groups that are tried, number of grids for which they are tried, and largest number of ranks. More
+#: head groups need less memory.
 GROUPS, REGROUPED, MOST_RANKS_REGROUPED = (1, 2, 4, 8), 4, 64
 
 
 @dataclass(frozen=True)
 class PlanResult:
-    """The result of a search.
+    """The result of a search over configurations.
 
     Attributes:
         best: configurations that fit: the preferred one (:func:`ranked`), then those with the plain optimizer, then all
-            others. None of them needs more time, device memory and host memory than another.
+            others. No configuration needs more time, device memory and host memory than another one.
         leanest: simulated configuration with the least device memory.
         grids: simulated grids of attention for the first configuration, fastest first.
-        considered: number of combinations in closed form.
+        considered: number of combinations of sizes and flags that formulas estimated.
     """
 
     best: tuple[Configuration, ...]
@@ -57,10 +57,10 @@ class PlanResult:
 
 
 def search_configurations(request: Request) -> PlanResult:
-    """Search all sizes and options that the request leaves open.
+    """Search all sizes and options that the request does not fix.
 
     Raises:
-        OptionError: a size does not divide.
+        OptionError: A given size does not divide ranks, heads or tokens.
     """
     sizes = [(candidate, closed_forms(candidate)) for candidate in size_candidates(request)]
     fitting_sizes = [pair for pair in sizes if pair[1].fastest_s is not None]
@@ -80,7 +80,7 @@ def search_configurations(request: Request) -> PlanResult:
 
 @dataclass(frozen=True)
 class SizeCandidate:
-    """A tensor-parallel size with the sizes that follow from it.
+    """A tensor-parallel size and the sizes of the other process groups.
 
     Attributes:
         request: planned model, cluster and given sizes.
@@ -101,26 +101,26 @@ class SizeCandidate:
         return flag_combinations(self.request.cluster, self.job.cp_size, plain_only=self.request.plain_only)
 
     def options(self, flags: FlagCombination, attention: AttentionEstimate) -> TrainingOptions:
-        """Return a combination of flags with its numbers."""
+        """Return the options of a combination of flags, with numbers of tiles and of layers in host memory."""
         request = self.request
         workload = request.model, request.cluster, self.job.shape.tokens, attention.memory, self.sizes
         return training_options(flags, *workload, attention.forward_s)
 
     def step(self, attention: AttentionEstimate, options: TrainingOptions) -> StepEstimate:
-        """Return the training step around attention."""
+        """Return the estimate of a training step with the given time and memory of attention."""
         request = self.request
         return estimate_step_around(request.model, self.job, attention, request.cluster, self.sizes, options)
 
 
 @dataclass(frozen=True)
 class ClosedForms:
-    """All combinations of flags for one size, in closed form.
+    """Estimates by formulas of all combinations of flags for one tensor-parallel size.
 
     Attributes:
-        combinations: all combinations.
+        combinations: all combinations of flags.
         leanest: combination with the least device memory.
-        least_gb: device memory of ``leanest``, 1e9 bytes per rank.
-        fastest_s: step of the fastest combination that fits; None if none fits.
+        least_gb: device memory of ``leanest`` in 1e9 bytes per rank.
+        fastest_s: seconds of a step with the fastest combination that fits; None if none fits.
     """
 
     combinations: tuple[FlagCombination, ...]
@@ -134,10 +134,10 @@ def size_candidates(request: Request, tokens_of: Callable[[ParallelSizes], int] 
 
     Args:
         request: model, cluster and given sizes.
-        tokens_of: function from sizes to a sequence length; by default that of the request.
+        tokens_of: function from sizes to a sequence length; None for the sequence length of the request.
 
     Raises:
-        OptionError: no size divides.
+        OptionError: No tensor-parallel size divides ranks, heads and tokens.
     """
     per_node = request.cluster.gpus_per_node
     tp_sizes = [request.tp] if request.tp else [size for size in range(1, per_node + 1) if per_node % size == 0]
@@ -161,7 +161,7 @@ def _candidate(request: Request, sizes: ParallelSizes) -> SizeCandidate:
 
 
 def closed_forms(candidate: SizeCandidate) -> ClosedForms:
-    """Return every combination of flags around attention with the time of its kernels and without buffers."""
+    """Return estimates for every combination of flags, in which attention has only kernel time and no buffers."""
     steps: dict[FlagCombination, StepEstimate] = {}
     for flags in candidate.combinations():
         attention = _kernels_alone(candidate.job, flags)
@@ -180,7 +180,7 @@ def _kernels_alone(job: AttentionJob, flags: FlagCombination) -> AttentionEstima
 
 
 def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[SearchResult, list[Choice]]:
-    """Return simulated grids: the fastest that fit with the leanest flags, and some with other numbers of head groups.
+    """Simulate grids, and return those that fit with the leanest flags, also with other numbers of head groups.
 
     Args:
         candidate: sizes of the process groups.
@@ -209,7 +209,7 @@ def _ring(job: AttentionJob) -> Choice:
 
 
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
-    """Yield the same grids with other numbers of head groups. The last choice is new, the others were simulated."""
+    """Yield grids with other numbers of head groups. Only the last of ``choices`` has not been simulated yet."""
     seen: set[tuple[Plan, bool]] = {(choice.plan, choice.keep_gathered_q) for choice in choices[:-1]}
     for choice in choices:
         for count in GROUPS:
@@ -222,7 +222,7 @@ def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
 def _best_without_regard_to_tiles(
     candidate: SizeCandidate, pool: Sequence[Choice], combinations: Sequence[FlagCombination]
 ) -> Iterator[Configuration]:
-    """Yield one configuration of all combinations that differ in tiles only: the fastest that fits, or the leanest."""
+    """Yield the fastest configuration that fits, or the leanest, of combinations that differ only in tiles."""
     by_kind: dict[FlagCombination, list[FlagCombination]] = {}
     for flags in combinations:
         by_kind.setdefault(flags.without_tiles, []).append(flags)
@@ -231,7 +231,7 @@ def _best_without_regard_to_tiles(
         options: list[Configuration] = []
         for flags in alike:
             options.append(_with_best_grid(candidate, ordered, flags))
-            # The first has no tiles. If it has one of the fastest grids, no other combination is faster.
+            # The first combination has no tiles. If it has one of the fastest grids, no other combination is faster.
             fast_s = TIE * ordered[0].simulation.seconds
             if options[0].fits and options[0].choice.simulation.seconds <= fast_s:
                 break
@@ -243,9 +243,9 @@ def _best_without_regard_to_tiles(
 
 
 def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: FlagCombination) -> Configuration:
-    """Return the configuration with the fastest grid that fits, or with the least memory if none fits.
+    """Return the configuration with the fastest grid that fits, or with the least memory if no grid fits.
 
-    Of grids that are equally fast the one with the least traffic is preferred.
+    Among equally fast grids the grid with the least traffic is preferred.
     """
     fitting: list[tuple[Choice, TrainingOptions, StepEstimate]] = []
     others: list[tuple[Choice, TrainingOptions, StepEstimate]] = []
@@ -264,7 +264,7 @@ def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: 
 
 
 def attention_of(choice: Choice, flags: FlagCombination) -> AttentionEstimate:
-    """Return simulated attention with all overlap that streams allow, as in Megatron."""
+    """Return the estimate of simulated attention, with all overlap that CUDA streams allow, as in Megatron."""
     result = choice.simulation
     repeated = result.pass_s[0] if flags.recompute == "full" else 0.0
     return AttentionEstimate(result.seconds + repeated, result.kernel_s, result.pass_s[0], choice.memory)

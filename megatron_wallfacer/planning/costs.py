@@ -1,4 +1,4 @@
-"""Costs of the operations of a schedule on a device without communication, and the program of a rank with them."""
+"""Costs of the operations of a schedule on a device without communication, and the timed program of a rank."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from megatron_wallfacer.schedule.ops import Accumulate, Attend, Concat, Op, Sche
 from megatron_wallfacer.schedule.tiles import Tile
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
-#: Times that a byte of a result moves through memory: merged (result and accumulator read, accumulator written), or
-#: copied (read, written).
+#: Memory accesses per byte of a result. Merging reads result and accumulator and writes the accumulator. Copying reads
+#: and writes the result.
 MERGED, COPIED = 3, 2
-#: Times that a byte of the output proxy (engine.merge.out_proxy) moves through memory where PyTorch's operators compute
-#: it, as on a CPU: a copy in fp64 and its norm, a quotient, a product, temporaries. On a GPU one kernel reads dO and
-#: writes the proxy.
+#: Memory accesses per byte of the output proxy (engine.merge.out_proxy) if PyTorch's operators compute it on a CPU: a
+#: copy in fp64 and its norm, a quotient, a product, temporaries. On a GPU one kernel reads dO and writes the proxy.
 OUT_PROXY = 10
 
 
@@ -48,7 +47,7 @@ class CostModel:
     Args:
         cluster: device and host.
         shape: sizes of a rank's shard.
-        out_proxy: count output proxies, which this project's engine computes in backward for gathered rows.
+        out_proxy: whether to count output proxies, which this project's engine computes in backward for gathered rows.
     """
 
     def __init__(self, cluster: Cluster, shape: Shape, *, out_proxy: bool = True) -> None:
@@ -60,7 +59,7 @@ class CostModel:
         costs = [self._op_cost(op, schedule, views) for op in schedule.ops]
         # One launch accumulates the results of two tiles, or consecutive received rows.
         for index, launches in accumulations(schedule, self.shape, aliases(schedule)).items():
-            # Rows that are sent are accumulated in their message.
+            # Rows that are sent are accumulated directly into their message.
             if not (isinstance(schedule.ops[index], SendRecv) and costs[index].memory_bytes):
                 costs[index] = self._with_launches(costs[index], launches)
         if self._out_proxy and schedule.backward:
@@ -71,7 +70,7 @@ class CostModel:
         return costs
 
     def call_host_s(self, schedule: Schedule) -> float:
-        """Return the host seconds of one attention call."""
+        """Return the host seconds of one attention call in a pass."""
         device = self.cluster.device
         return 1e-6 * (device.host_backward_us if schedule.backward else device.host_forward_us)
 
@@ -84,7 +83,7 @@ class CostModel:
             case Accumulate(source=source):
                 return OpCost(memory_bytes=MERGED * self._bytes(schedule, source))
             case WriteResult(sources=sources):
-                # An accumulator may have more rows than the local ones, and only these are stored.
+                # WriteResult copies only the local rows of an accumulator, which may have more rows.
                 payloads = (schedule.values[source].payload for source in sources)
                 stored = sum(rows_bytes(schedule, self.shape, payload, CHUNKS_PER_RANK) for payload in payloads)
                 return OpCost(memory_bytes=COPIED * stored)
@@ -95,7 +94,7 @@ class CostModel:
     def _transfer(self, op: SendRecv, schedule: Schedule, views: Collection[str]) -> OpCost:
         transfer = op.transfer
         sizes = [rows_bytes(schedule, self.shape, transfer.payload, len(message.chunks)) for message in transfer.sends]
-        # A whole value with a buffer of its own is sent without a copy.
+        # A whole value that has its own buffer is sent without a copy.
         copied = [
             size
             for size, message in zip(sizes, transfer.sends, strict=True)
@@ -106,7 +105,7 @@ class CostModel:
         return self._with_launches(cost, 1 if copied else 0)
 
     def _with_launches(self, cost: OpCost, launches: int) -> OpCost:
-        """Return a cost with more launches. A list of copies, merges or sums of one operation is one launch."""
+        """Return a cost with more launches. All copies, merges or sums of one operation are one launch."""
         device = self.cluster.device
         return replace(
             cost,
@@ -141,7 +140,7 @@ class CostModel:
         return work / (device.tflops * 1e12 * rate)
 
     def _out_proxy_bytes(self, dout: float) -> float:
-        """Return the bytes that output proxies of rows move through memory, given the bytes of their dO."""
+        """Return the bytes that output proxies move through memory, given the bytes of dO of their rows."""
         if self.cluster.host is None:
             return COPIED * dout
         return OUT_PROXY * dout * self.shape.accumulate_itemsize / self.shape.itemsize
@@ -152,11 +151,11 @@ class CostModel:
 
 
 def _out_proxy_rows(schedule: Schedule) -> dict[int, int]:
-    """Return query chunks by operation of backward: those for which it is the first to need an output proxy."""
+    """Return the query chunks whose output proxies an operation computes first, by index of the operation."""
     first: dict[tuple[str, ...], int] = {}
     views = local_views(schedule)
     for index, op in enumerate(schedule.ops):
-        # Local rows have their output.
+        # Local rows have their output, so they need no proxy.
         if isinstance(op, Attend) and not views.issuperset(op.q):
             first.setdefault(op.q, index)
     values = schedule.values
@@ -168,7 +167,7 @@ def _out_proxy_rows(schedule: Schedule) -> dict[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class TimedOp:
-    """An operation of a program.
+    """An operation of a rank's program with its cost and its time on the host.
 
     Attributes:
         pass_number: index of the pass.
@@ -176,8 +175,8 @@ class TimedOp:
         op: operation; None at the end of the pass.
         reads: names of the values that the operation reads.
         cost: cost of the operation.
-        first_issued_s: seconds from the start of the pass until the host has issued the first attention call of the
-            operation. The host issues one operation after the other without waiting.
+        first_issued_s: seconds from the start of the pass until the host has issued the operation's first attention
+            call. The host issues one operation after the other without waiting.
         issued_s: seconds from the start of the pass until the host has issued the whole operation.
     """
 
@@ -191,12 +190,12 @@ class TimedOp:
 
     @property
     def name(self) -> str:
-        """Name of the operation's type; empty at the end of the pass."""
+        """Return the name of the operation's type; empty at the end of the pass."""
         return "" if self.op is None else type(self.op).__name__
 
 
 def rank_program(schedules: Sequence[Schedule], costs: CostModel) -> list[TimedOp]:
-    """Return the program of a rank.
+    """Return the program of a rank: the operations of all passes with their costs.
 
     Args:
         schedules: schedules of the rank's passes, in order.

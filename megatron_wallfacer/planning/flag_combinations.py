@@ -13,23 +13,23 @@ from megatron_wallfacer.planning.rank_memory import activations, host_state_byte
 from megatron_wallfacer.planning.token_tiles import tiled
 from megatron_wallfacer.planning.training_options import Adam, ParallelSizes, TrainingOptions
 
-#: Adam's states, and bytes per element of a gradient. The first pair is the plain optimizer. The second one rounds
-#: gradients. The others need CUDA or TransformerEngine, so this project's tests do not train with them.
+#: (state of Adam, bytes per element of a gradient). The first pair is the plain optimizer. The second pair rounds
+#: gradients to bf16. The other pairs need CUDA or TransformerEngine, so this project's tests do not train with them.
 OPTIMIZERS: tuple[tuple[Adam, int], ...] = (("device", 4), ("device", 2), ("precision-aware", 4), ("host", 4))
 
 
 @dataclass(frozen=True)
 class FlagCombination:
-    """A combination of flags, without the numbers of tiles and of layers.
+    """A combination of memory-saving flags, without numbers of tiles and of layers.
 
     Attributes:
         recompute: activations that backward recomputes.
-        inputs_on_host: keep layer inputs in host memory.
-        outputs_on_host: keep attention's outputs in host memory.
+        inputs_on_host: whether layer inputs are kept in host memory.
+        outputs_on_host: whether attention's outputs are kept in host memory.
         adam: place and dtype of Adam's states.
         gradient_bytes: bytes per element of a gradient.
-        loss_tiles: compute head and loss in tiles.
-        mlp_tiles: compute MLPs in tiles.
+        loss_tiles: whether head and loss are computed in tiles.
+        mlp_tiles: whether MLPs are computed in tiles.
     """
 
     recompute: Recompute
@@ -42,20 +42,20 @@ class FlagCombination:
 
     @property
     def without_tiles(self) -> FlagCombination:
-        """The combination without tiles."""
+        """Return the combination without tiles."""
         return replace(self, loss_tiles=False, mlp_tiles=False)
 
 
 def flag_combinations(cluster: Cluster, cp_size: int, *, plain_only: bool = False) -> Iterator[FlagCombination]:
-    """Yield every supported combination, those with the fewest tiles first.
+    """Yield every supported combination of flags, in the order of increasing tiles.
 
-    Host memory needs a cluster with its rate and size. Tiles do not work with bf16 gradients. With one context-parallel
-    rank Megatron's own attention runs, whose output is not kept.
+    Flags for host memory need a cluster with size and copy rate of host memory. Tiles do not work with bf16 gradients.
+    With one context-parallel rank Megatron's own attention runs, whose output is not kept.
 
     Args:
         cluster: modelled cluster.
         cp_size: context-parallel size.
-        plain_only: leave out all optimizers but the plain one.
+        plain_only: whether to omit all optimizers except the plain one (fp32 gradients and states on the device).
     """
     optimizers = OPTIMIZERS[:1] if plain_only else OPTIMIZERS
     on_host = (False, True) if cluster.offers_host_memory else (False,)
@@ -84,7 +84,7 @@ def training_options(
     sizes: ParallelSizes,
     forward_s: float,
 ) -> TrainingOptions:
-    """Return a combination with its numbers of tiles and its parts of the layers in host memory.
+    """Return the options of a combination, with numbers of tiles and fractions of layers in host memory.
 
     Args:
         flags: combination of flags.
@@ -110,11 +110,11 @@ def training_options(
 
 
 def _host_fraction(layers_that_fit: float, overlapped_part: float, layers: int) -> float:
-    """Return the part of the layers in host memory, whole layers only.
+    """Return the fraction of the layers whose tensors are in host memory, as a whole number of layers.
 
     Args:
         layers_that_fit: layers whose tensors fit the host memory.
-        overlapped_part: part of a layer's tensors that is copied during its forward pass.
+        overlapped_part: part of a layer's tensors that is copied during the forward pass of the layer.
         layers: layers whose tensors are saved at once.
     """
     fitting = int(max(0.0, min(layers, layers_that_fit)))

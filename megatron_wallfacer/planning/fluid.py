@@ -1,7 +1,8 @@
-"""A fluid model of shared resources: flows progress at max-min fair rates, as with TCP and a fair process scheduler.
+"""A fluid model of shared resources, in which flows progress at max-min fair rates.
 
-In a max-min fair allocation no rate can grow without lowering a rate that is already smaller. Flows with the same
-resources have the same rate, so they form one group with one progress counter.
+TCP and a fair process scheduler also share resources in this way. In a max-min fair allocation no rate can grow without
+lowering a rate that is already smaller. Flows with the same resources have the same rate, so they form one group with
+one progress counter.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 Uses = tuple[tuple[Hashable, float], ...]
-"""(resource, capacity that one unit of rate takes) for each resource of a flow."""
+"""(resource, capacity that one unit of rate uses) for each resource of a flow."""
 
-#: Ratio up to which two rates are equal except for rounding.
+#: Ratio up to which two rates count as equal, because of rounding.
 _EQUAL = 1 + 1e-9
 
 
 @dataclass
 class FlowGroup:
-    """Flows with the same resources and the same limit.
+    """Flows with the same resources and the same rate limit.
 
     Attributes:
         uses: resources of each flow.
-        limit: highest rate of each flow; None for no limit of its own.
+        limit: highest rate of each flow; None if only resources limit the rate.
         rate: current rate of each flow.
-        served: amount that a flow present from the beginning would have received.
+        served: amount that a flow since the creation of the group would have transferred.
         ends: (value of ``served`` at the end, number, callback) of each flow, as a heap.
     """
 
@@ -37,7 +38,7 @@ class FlowGroup:
 
 
 class Fluid:
-    """Flows over shared resources.
+    """Flows that share resources.
 
     Args:
         capacity: capacity by resource; a resource without an entry has no limit.
@@ -77,13 +78,13 @@ class Fluid:
             self._is_stale = False
 
     def next_end_s(self) -> float | None:
-        """Return the seconds until the first flow ends if no flow is added before; None without flows."""
+        """Return the seconds until the first flow ends, if no flow is added before; None without flows."""
         self._update_rates()
         ends = ((group.ends[0][0] - group.served) / group.rate for group in self._groups.values())
         return min(ends, default=None)
 
     def advance(self, seconds: float) -> list[Callable[[], None]]:
-        """Advance time, at most to the next end, and return the callbacks of flows that end."""
+        """Advance time, at most to the next end of a flow, and return the callbacks of the flows that end."""
         ended: list[Callable[[], None]] = []
         for key, group in list(self._groups.items()):
             group.served = group.ends[0][0] if group.rate == float("inf") else group.served + group.rate * seconds
@@ -96,7 +97,7 @@ class Fluid:
 
 
 def set_fair_rates(groups: Iterable[FlowGroup], capacity: Mapping[Hashable, float]) -> None:
-    """Set the max-min fair rate of every group: all rates grow together, and stop where a resource is full."""
+    """Set the max-min fair rate of every group: all rates grow together, and stop at a full resource or a limit."""
     growing, left = list(groups), dict(capacity)
     while growing:
         load: dict[Hashable, float] = {}

@@ -1,4 +1,4 @@
-"""Grids of attention in one configuration: the best ones and the named schemes, with the limit of each time."""
+"""Tables of attention grids in one configuration: the best grids and the named schemes, with their limits."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from megatron_wallfacer.schedule.grid import AXES
 from megatron_wallfacer.schedule.plan import RingVariant
 from megatron_wallfacer.schedule.volume_bounds import backward_bound, forward_bound
 
-#: Simulated grids in the table.
+#: Number of simulated grids in the table.
 BEST = 10
 
 
 @dataclass(frozen=True)
 class GridRow:
-    """One grid. Times of one attention layer, forward and backward, in seconds; memory in 1e9 bytes per rank.
+    """A grid with the time of one attention layer, forward and backward, in seconds, and memory in 1e9 bytes per rank.
 
     Attributes:
         name: name of the scheme; empty for a grid of the search.
         grid: axes with their sizes.
         placement: axes, fastest varying first.
-        ring_variants: pass-KV or pass-Q, of the forward and of the backward pass.
+        ring_variants: ring variants (pass-KV or pass-Q) of the forward and of the backward pass.
         keep_gathered_q: whether gathered queries are kept from forward to backward.
-        seconds: simulated time; None where a simulation would take long.
-        bound_s: time that no overlap can undercut.
+        seconds: simulated time; None if a simulation would take long.
+        bound_s: time that no overlap of computation and communication can undercut.
         buffers_gb: buffers and results of attention.
-        tokens_s: tokens per second of a whole step.
-        mfu: model FLOPs of a whole step over the peak.
-        memory_gb: device memory of a whole step.
+        tokens_s: tokens per second in a whole training step.
+        mfu: model FLOPs of a whole training step over the peak.
+        memory_gb: device memory of a whole training step.
         reason: resource that limits the time.
     """
 
@@ -51,7 +51,7 @@ class GridRow:
 
 
 def grid_rows(result: SearchResult, configuration: Configuration) -> tuple[list[GridRow], list[GridRow]]:
-    """Return the best simulated grids, each in its best placement, and the named schemes.
+    """Return rows of the best simulated grids, each in its fastest placement, and rows of the named schemes.
 
     Args:
         result: result of the search for grids.
@@ -62,7 +62,7 @@ def grid_rows(result: SearchResult, configuration: Configuration) -> tuple[list[
 
 
 def grid_table(rows: Iterable[GridRow]) -> Table:
-    """Return one line per grid. Grids of the search have no name."""
+    """Return a table with one line per grid. Grids of the search have no scheme name."""
     headings = ("scheme", "grid", ">ms", ">bound", ">MFU %", ">buffers GB", "why", "fastest varying first")
     return Table(
         headings,
@@ -83,7 +83,7 @@ def grid_table(rows: Iterable[GridRow]) -> Table:
 
 
 def _in_best_placement(result: SearchResult) -> list[Choice]:
-    """Return one choice for each grid: its fastest placement."""
+    """Return the choice with the fastest placement of each grid."""
     first: dict[tuple[int, ...], Choice] = {}
     for choice in result.best:
         first.setdefault(tuple(choice.plan.grid.size_of(axis) for axis in AXES), choice)
@@ -116,7 +116,7 @@ def _row(configuration: Configuration, choice: Choice) -> GridRow:
 
 
 def _reason(choice: Choice) -> str:
-    """Return the limiting resource, and the time relative to that bound and to the kernels."""
+    """Return the limiting resource, and the ratios of the time to its bound and to the kernels."""
     seconds, bound = choice.simulation.seconds, choice.bound
     over_kernels = f"{seconds / bound.kernel_s:.2f}x compute"
     if bound.resource == "compute":
@@ -125,7 +125,7 @@ def _reason(choice: Choice) -> str:
 
 
 def grids_summary(result: SearchResult, job: AttentionJob) -> str:
-    """Return one line: the number of simulated grids, and the rule by which the first one was chosen."""
+    """Return one line with the number of simulated grids and the rule that selects the first one."""
     best = result.best[0]
     least = forward_bound(job.cp_size, job.shape.kappa) + backward_bound(job.cp_size, job.shape.kappa)
     ratio = f", {best.volume / least:.2f}x the lower bound for undivided heads" if least else ""

@@ -1,8 +1,8 @@
-"""Buffers of a rank during a training step, and the moments at which they are live: one list for planner and tests.
+"""Buffers of a rank during a training step, and the moments at which they are live, for the planner and for tests.
 
-Sizes are in bf16, with fused SwiGLU and rotary positions. Temporary memory of kernels is not listed. Norms are fused
-unless ``Activations.fused_norms`` is False.
-``python -m benchmarks.memory`` counts the same on Megatron's model and prints both.
+Sizes assume bf16, fused SwiGLU and fused rotary positions, and fused norms unless ``Activations.fused_norms`` is False.
+Temporary memory inside kernels is not included. ``python -m benchmarks.memory`` counts the buffers of Megatron's own
+model, and prints them next to this inventory.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Literal
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.model import Model, Recompute
 
-#: Moments of a step at which memory can be at its peak. ``forward``: attention's forward pass of the last layer, or its
-#: recomputation. ``mlp``, ``attention``, ``projection``: parts of that layer's backward pass, with the projection to q,
-#: k and v.
+#: Moments of a step at which memory can be at its peak. ``forward`` is attention's forward pass in the last layer, or
+#: its recomputation. ``mlp``, ``attention`` and ``projection`` (to q, k and v) are parts of the layer's backward pass.
 Moment = Literal["forward", "head", "mlp", "attention", "projection"]
 MOMENTS: tuple[Moment, ...] = ("forward", "head", "mlp", "attention", "projection")
 _IN_BACKWARD: tuple[Moment, ...] = ("mlp", "attention", "projection")
 _BF16, _FP32 = 2, 4
-#: Device buffers for each kind of tensor that is kept in host memory: one is read while the other is copied.
+#: Device buffers per kind of tensor in host memory. Backward reads one buffer while the other is copied.
 SLOTS = 2
 
 
@@ -30,7 +29,7 @@ class Buffer:
     """All tensors of one kind on one rank.
 
     Attributes:
-        name: name of the tensors for tables.
+        name: description of the tensors, for tables.
         nbytes: total bytes.
         moments: moments at which the tensors are live.
     """
@@ -42,23 +41,23 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations of one micro-batch on one rank.
+    """Sizes and options that determine the activations of one micro-batch on one rank.
 
     Attributes:
         model: trained model.
         tokens: tokens per context-parallel rank.
-        tp: tensor-parallel size; above 1 with sequence parallelism.
+        tp: tensor-parallel size. A size above 1 implies sequence parallelism.
         layers: layers of the pipeline stage times micro-batches in flight.
         recompute: activations that backward recomputes.
-        loss_tiles: ``--wallfacer-loss-tiles``.
-        mlp_tiles: ``--wallfacer-mlp-tiles``.
+        loss_tiles: value of ``--wallfacer-loss-tiles``.
+        mlp_tiles: value of ``--wallfacer-mlp-tiles``.
         attention: memory that attention allocates and keeps in addition to its results.
-        outputs_on_host: ``--wallfacer-keep-on-host``, part of the layers; with ``keep-attention`` only.
-        inputs_on_host: ``--wallfacer-layer-inputs-on-host``, part of the layers; with recomputation only.
-        fused_gradients: whether the matrix kernel adds weight gradients to Megatron's gradient buffer (without
-            ``--no-gradient-accumulation-fusion``).
-        fused_norms: whether a norm saves its input only. Without TransformerEngine and Apex, Megatron's norms are
-            PyTorch's, which save fp32 copies before and after normalization.
+        outputs_on_host: fraction of layers of ``--wallfacer-keep-on-host``; with ``keep-attention`` only.
+        inputs_on_host: fraction of layers of ``--wallfacer-layer-inputs-on-host``; with recomputation only.
+        fused_gradients: whether the matrix kernel adds weight gradients to Megatron's gradient buffer, as without
+            ``--no-gradient-accumulation-fusion``.
+        fused_norms: whether a norm saves only its input. Without TransformerEngine and Apex Megatron uses PyTorch's
+            norms, which save fp32 copies before and after normalization.
     """
 
     model: Model
@@ -76,52 +75,52 @@ class Activations:
 
     @property
     def hidden(self) -> float:
-        """Bytes of one tensor ``[s/tp, b, h]``."""
+        """Return the bytes of one tensor ``[s/tp, b, h]``."""
         return _BF16 * self.model.hidden * self.tokens / self.tp
 
     @property
     def queries(self) -> float:
-        """Bytes of q, and of attention's output."""
+        """Return the bytes of q, which equal the bytes of attention's output."""
         return _BF16 * self.model.q_heads * self.model.head_dim * self.tokens / self.tp
 
     @property
     def keys(self) -> float:
-        """Bytes of k, and of v."""
+        """Return the bytes of k, which equal the bytes of v."""
         return _BF16 * self.model.kv_heads * self.model.head_dim * self.tokens / self.tp
 
     @property
     def lse(self) -> float:
-        """Bytes of attention's log-sum-exp."""
+        """Return the bytes of attention's log-sum-exp."""
         return _FP32 * self.model.q_heads * self.tokens / self.tp
 
     @property
     def activation(self) -> float:
-        """Bytes of the output of the MLP's activation function."""
+        """Return the bytes of the output of the MLP's activation function."""
         return _BF16 * self.model.ffn_hidden * self.model.top_k * self.tokens / self.tp
 
     @property
     def gated(self) -> float:
-        """Bytes of the input of the activation function: gate and up projection with SwiGLU."""
+        """Return the bytes of the activation function's input, which with SwiGLU is gate and up projection."""
         return self.activation * (2 if self.model.swiglu else 1)
 
     @property
     def gathered(self) -> float:
-        """Bytes of one tensor ``[s, b, h]`` that sequence parallelism gathers."""
+        """Return the bytes of one tensor ``[s, b, h]`` that sequence parallelism gathers."""
         return _BF16 * self.model.hidden * self.tokens if self.tp > 1 else 0.0
 
     @property
     def logits(self) -> float:
-        """Bytes of logits in bf16 and, for the loss, in fp32."""
+        """Return the bytes of the logits in bf16 and in fp32, which the loss needs."""
         return (_BF16 + _FP32) * self.model.vocabulary * self.tokens / self.tp
 
     @property
     def kept_output(self) -> float:
-        """Bytes that attention of one layer keeps: output, lse, and tensors of the grid."""
+        """Return the bytes that attention of one layer keeps: output, lse, and further kept tensors."""
         return self.queries + self.lse + self.attention.kept
 
     @property
     def host_bytes(self) -> float:
-        """Bytes in host memory."""
+        """Return the bytes of activations in host memory."""
         outputs = layers_on_host(self.layers, self.outputs_on_host) * self.kept_output
         return outputs + layers_on_host(self.layers, self.inputs_on_host) * self.hidden
 
@@ -134,7 +133,7 @@ def inventory(work: Activations) -> tuple[Buffer, ...]:
 
 
 def layers_on_host(layers: int, fraction: float) -> int:
-    """Return the number of layers with a tensor in host memory. The last layers keep the tensor on the device."""
+    """Return the number of layers whose tensor is in host memory. The last layers keep the tensor on the device."""
     return int(layers * fraction + 1e-9)
 
 
@@ -144,7 +143,7 @@ def bytes_at(buffers: Iterable[Buffer], moment: Moment) -> float:
 
 
 def peak(buffers: Iterable[Buffer]) -> tuple[Moment, float]:
-    """Return the moment with the most live bytes, and these bytes."""
+    """Return the moment with the most live bytes, and the number of bytes."""
     buffers = tuple(buffers)
     sizes: Mapping[Moment, float] = {moment: bytes_at(buffers, moment) for moment in MOMENTS}
     moment = max(MOMENTS, key=sizes.__getitem__)
@@ -177,18 +176,18 @@ def _inputs(work: Activations) -> Buffer:
 
 
 def _on_device(layers: int, fraction: float) -> int:
-    """Return the layers with a tensor on the device, and the device buffers of layers with a tensor on the host."""
+    """Return the device tensors of all layers, including device buffers for layers with a tensor in host memory."""
     on_host = layers_on_host(layers, fraction)
     return layers - on_host + min(SLOTS, on_host)
 
 
 def _current_layer(work: Activations) -> tuple[Buffer, ...]:
-    """Return the tensors of the last layer: saved ones until backward has used them, and gradients."""
-    # Without recomputation its tensors are live from forward on, else from their recomputation on.
+    """Return the tensors of the last layer: saved tensors until backward has used them, and gradients."""
+    # Without recomputation the layer's tensors are live from forward on, otherwise from their recomputation on.
     saved_first: tuple[Moment, ...] = ("forward", "head") if work.recompute == "none" else ("forward",)
     kept_first: tuple[Moment, ...] = ("forward",) if work.recompute == "full" else ("forward", "head")
     recomputed_with_attention: tuple[Moment, ...] = ("forward",) if work.recompute == "full" else ()
-    # With sequence parallelism the projection's peak is later, when these are one tensor.
+    # With sequence parallelism the peak of the projection is later, when the gradients of q, k, v are one tensor.
     apart: tuple[Moment, ...] = ("projection",) if work.tp == 1 else ()
     return (
         Buffer("output of the first norm", work.hidden, (*saved_first, *_IN_BACKWARD)),
@@ -198,7 +197,7 @@ def _current_layer(work: Activations) -> tuple[Buffer, ...]:
         Buffer("attention's output, lse and kept tensors", work.kept_output, (*kept_first, "mlp", "attention")),
         Buffer("attention's forward pass", work.attention.forward, ("forward",)),
         Buffer("residual and output of the second norm", 2 * work.hidden, (*saved_first[1:], "mlp")),
-        # Megatron's checkpoint holds the recomputed output.
+        # Megatron's checkpoint references the recomputed output.
         Buffer("output of the recomputed layer", work.hidden * (work.recompute != "none"), _IN_BACKWARD),
         Buffer("gradient of the layer's output", work.hidden, (*recomputed_with_attention, *_IN_BACKWARD)),
         Buffer("gradient of the residual", work.hidden, ("attention", "projection")),
@@ -211,9 +210,9 @@ def _current_layer(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _mlp(work: Activations) -> tuple[Buffer, ...]:
-    """Return the MLP's tensors of the last layer at the gradient of its activation function's input.
+    """Return the last layer's MLP tensors at the moment when the gradient of the activation's input exists.
 
-    At that moment the activation function's output is free, and its gradient is as large.
+    At that moment the activation function's output has been freed, but its gradient has the same size.
     """
     tiles = work.mlp_tiles
     saved: tuple[Moment, ...] = ("head", "mlp") if work.recompute == "none" and tiles == 1 else ("mlp",)
@@ -226,7 +225,7 @@ def _mlp(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _unfused_norms(work: Activations) -> tuple[Buffer, ...]:
-    """Return the fp32 tensors that PyTorch's norms save: their input, and their input over its root mean square."""
+    """Return the fp32 tensors that PyTorch's norms save: their input, and their normalized input."""
     name = "fp32 copies of unfused norms"
     saved = 2 * _FP32 / _BF16 * work.hidden
     others = 2 * (work.layers - 1) * saved if work.recompute == "none" else 0.0
@@ -241,11 +240,11 @@ def _unfused_norms(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _sequence_parallel(work: Activations) -> tuple[Buffer, ...]:
-    """Return the tensors that sequence parallelism gathers, and gradients around a reduce-scatter."""
+    """Return the tensors that sequence parallelism gathers, and gradients before and after a reduce-scatter."""
     if work.tp == 1:
         return ()
     return (
-        # Megatron keeps one buffer of the largest size.
+        # Megatron keeps one gathered buffer of the largest size.
         Buffer("input gathered by sequence parallelism", work.gathered),
         Buffer("input of the head gathered by sequence parallelism", work.gathered, ("head",)),
         Buffer("gradient before and after its reduce-scatter", work.gathered + work.hidden, ("projection",)),
@@ -254,7 +253,7 @@ def _sequence_parallel(work: Activations) -> tuple[Buffer, ...]:
 
 def _head(work: Activations) -> tuple[Buffer, ...]:
     whole = work.gathered or work.hidden
-    # The norm's output is free once it is gathered.
+    # With sequence parallelism the norm's output is freed once it is gathered.
     norm = work.hidden * (2 if work.tp == 1 else 1)
     return (
         Buffer("input and output of the last norm", norm, ("head",)),
@@ -265,7 +264,7 @@ def _head(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _head_weight_gradient(work: Activations) -> float:
-    """Return the bytes by which the weight's gradient exceeds the fp32 logits, which are freed before it."""
+    """Return by how many bytes the weight's gradient exceeds the fp32 logits, which are freed before it exists."""
     if work.fused_gradients:
         return 0.0
     freed = work.logits / work.loss_tiles * _FP32 / (_BF16 + _FP32)
@@ -277,5 +276,5 @@ def _saved_qkv(work: Activations) -> float:
 
 
 def _qkv(work: Activations) -> float:
-    """Return the bytes of the projection's output with v, and of q and k after rotary positions."""
+    """Return the bytes of the projection's output (q, k, v), and of q and k after rotary positions."""
     return (work.queries + 2 * work.keys) + (work.queries + work.keys)

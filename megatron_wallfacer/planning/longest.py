@@ -1,8 +1,8 @@
-"""The longest sequence that a cluster trains.
+"""The search for the longest sequence that a cluster can train.
 
-Memory grows in proportion to the tokens: attention's buffers come from the schedules of one length and are scaled. For
-each combination of flags the longest sequence is computed in closed form. The longest of these is then searched as any
-other length.
+Memory is proportional to the tokens, so attention's buffers come from schedules of one length and are scaled. For each
+combination of flags formulas give the longest sequence that fits. The search over configurations then simulates the
+longest of these sequences.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from megatron_wallfacer.planning.configurations import (
 from megatron_wallfacer.planning.flag_combinations import FlagCombination, flag_combinations
 from megatron_wallfacer.planning.training_step import AttentionEstimate, StepEstimate
 
-#: Tokens per rank whose schedules are scaled.
+#: Tokens per rank of the schedules whose buffers are scaled.
 SCALED_FROM = 1 << 18
-#: Grids that are tried, those with the smallest buffers.
+#: Number of grids that are tried, which are the grids with the smallest buffers.
 GRIDS = 3
-#: Lengths are multiples of the first up to a million tokens, then of the second.
+#: Units of lengths in tokens: up to 1,048,576 tokens, and above.
 UNITS = (8192, 65536)
 
 
 @dataclass(frozen=True)
 class LongestSequence:
-    """The longest sequence.
+    """The longest sequence that fits, with the configuration that trains it.
 
     Attributes:
-        configuration: fastest configuration that trains it.
-        unit: tokens that the next longer sequence has in addition.
+        configuration: fastest configuration for the longest sequence.
+        unit: difference in tokens to the next longer sequence.
         longer: configuration of the next longer sequence with the least device memory.
     """
 
@@ -49,14 +49,14 @@ class LongestSequence:
 
 @dataclass(frozen=True)
 class _ScaledConfiguration:
-    """One grid with one combination of flags, at any sequence length."""
+    """One grid with one combination of flags. Formulas scale its attention to any sequence length."""
 
     candidate: SizeCandidate
     choice: Choice
     flags: FlagCombination
 
     def fits(self, tokens: int) -> bool:
-        """Return whether a sequence fits, in closed form."""
+        """Return whether a sequence fits, by formulas."""
         return fits_memory(self._step(tokens), self.candidate.request.cluster)
 
     def _step(self, tokens: int) -> StepEstimate:
@@ -68,16 +68,16 @@ class _ScaledConfiguration:
 
 
 def longest_sequences(request: Request) -> list[LongestSequence]:
-    """Return the longest sequence with the plain optimizer, then a longer one with other optimizer flags.
+    """Return the longest sequence with the plain optimizer, then a longer one with other optimizer flags, if any.
 
     Args:
-        request: model, cluster and given sizes; its sequence length is not used.
+        request: model, cluster and given sizes. Its sequence length is ignored.
 
     Returns:
-        One or two sequences; none if even the shortest sequence does not fit.
+        One or two sequences; no sequence if even the shortest one does not fit.
 
     Raises:
-        OptionError: a size does not divide.
+        OptionError: A given size does not divide ranks, heads or tokens.
     """
     grids = [(candidate, choice) for candidate in _candidates(request) for choice in _leanest_grids(candidate)]
     longest: list[LongestSequence] = []
@@ -97,7 +97,7 @@ def longest_sequences(request: Request) -> list[LongestSequence]:
 
 
 def _candidates(request: Request) -> list[SizeCandidate]:
-    """Return sizes whose states leave memory for two tokens per rank."""
+    """Return the sizes for which parameters and their states leave memory for two tokens per rank."""
     shortest = 2 * request.cluster.ranks
     candidates = size_candidates(request, lambda sizes: SCALED_FROM * sizes.cp)
     return [
@@ -113,7 +113,7 @@ def _leanest_grids(candidate: SizeCandidate) -> list[Choice]:
 
 
 def _most_tokens(fits: Callable[[int], bool], start: int, ranks: int) -> int:
-    """Return the longest length that fits; 0 if it is no longer than ``start``."""
+    """Return the longest length that fits; 0 if it does not exceed ``start``."""
     good = start + unit_of(start, ranks)
     if not fits(good):
         return 0
@@ -122,7 +122,7 @@ def _most_tokens(fits: Callable[[int], bool], start: int, ranks: int) -> int:
         good, bad = bad, 2 * bad
     while True:
         unit = unit_of(good, ranks)
-        # Units grow with the length, so the middle, rounded down, may be below a length of a smaller unit.
+        # Units grow with the length. So the middle, rounded down, may be below `good`.
         middle = max((good + bad) // 2 // unit, good // unit + 1) * unit
         if middle >= bad:
             return good
@@ -130,12 +130,12 @@ def _most_tokens(fits: Callable[[int], bool], start: int, ranks: int) -> int:
 
 
 def unit_of(tokens: int, ranks: int) -> int:
-    """Return the difference of neighbouring lengths near ``tokens``, a multiple of two chunks per rank."""
+    """Return the difference of consecutive lengths near ``tokens``, a multiple of two chunks per rank."""
     return lcm(UNITS[tokens >= 1 << 20], 2 * ranks)
 
 
 def _simulated(request: Request) -> LongestSequence:
-    """Return the result of a search at this length, or at a slightly shorter one if scaled buffers were too small."""
+    """Return the search result for a length, or for a slightly shorter one if scaled buffers were too small."""
     unit = unit_of(request.tokens, request.cluster.ranks)
     longer = search_configurations(replace(request, tokens=request.tokens + unit))
     while True:

@@ -1,10 +1,10 @@
-"""Seconds of an attention call from measured kernels.
+"""Time of an attention call, interpolated between measured kernels.
 
-``seconds = flops / rate(flops)``. Between two measured sizes log(rate) is linear in log(FLOPs). Beyond the smallest and
-the largest size the rate is constant. So seconds grow with the FLOPs. From 30 GFLOP on, tiles of other shapes and heads
-with the same FLOPs are within 20 % of the rate. Full and causal tiles have a curve each. The seconds include the whole
-device time of a call; the smallest sizes are bound by the host. No size has a higher rate than the largest: a GPU runs
-short calls at clocks that it does not sustain over a pass, and in whole passes no tile was faster.
+``seconds = flops / rate(flops)``. Between two measured sizes log(rate) is linear in log(FLOPs). Below the smallest and
+above the largest size the rate is constant. From 30 GFLOP on, tiles of other shapes and heads with the same FLOPs are
+within 20 % of this rate. Full and causal tiles have separate curves. The seconds include the whole device time of a
+call, and the host limits the smallest sizes. No size gets a higher rate than the largest size, because a GPU runs short
+calls at clock rates that it does not sustain over a pass.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from statistics import median
 from megatron_wallfacer.schedule.volume import Shape
 
 DATA = Path(__file__).with_name("data")
-#: Tables of measured kernels by the name in a cluster file's ``kernels``.
+#: Tables of measured kernels, by the value of ``kernels`` in a cluster file.
 TABLES = {"h200": DATA / "attention_h200.csv"}
-#: FLOPs per unmasked pair of query and key, and per channel of a query head: two products forward, five backward.
+#: FLOPs per unmasked pair of query and key and per channel of a query head: two products forward, five backward.
 FORWARD_FLOPS, BACKWARD_FLOPS = 4, 10
-#: Channels per head in the tables.
+#: Channels per head of the measured kernels.
 _HEAD_DIM = 128
 
 
@@ -35,11 +35,11 @@ def call_seconds(
 
     Args:
         table: key of :data:`TABLES`.
-        pairs: unmasked pairs of rows and columns, of all sequences of the batch together.
-        heads: query heads.
-        head_dim: channels per head; the mean of q and v where they differ.
+        pairs: unmasked pairs of rows and columns, in all sequences of the batch together.
+        heads: number of query heads.
+        head_dim: channels per head; the mean of q and v if they differ.
         backward: whether the call computes gradients.
-        causal: whether half of the tile's pairs are masked; these are not in ``pairs``.
+        causal: whether half of the tile's pairs are masked. ``pairs`` does not include masked pairs.
     """
     flops = pairs * heads * head_dim * (BACKWARD_FLOPS if backward else FORWARD_FLOPS)
     return _seconds(table, flops, backward, causal) if flops else 0.0
@@ -51,11 +51,11 @@ def best_rate(table: str, *, backward: bool) -> float:
 
 
 def mean_head_dim(shape: Shape) -> float:
-    """Return the channels per head as kernels count them: the mean of q and v, whose products cost the same."""
+    """Return the mean channels per head of q and v, whose products have the same FLOPs per channel."""
     return (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
 
 
-# The tiles of a plan have few sizes.
+# Cached, because the tiles of a plan have few sizes.
 @lru_cache(maxsize=4096)
 def _seconds(table: str, flops: float, backward: bool, causal: bool) -> float:
     curve = _curve(table, backward, causal)
@@ -70,7 +70,7 @@ def _seconds(table: str, flops: float, backward: bool, causal: bool) -> float:
 
 @lru_cache
 def _curve(table: str, backward: bool, causal: bool) -> Sequence[tuple[float, float]]:
-    """Return (FLOPs, seconds) ascending in both. Tiles with the same FLOPs give their median."""
+    """Return measured (FLOPs, seconds), ascending in both. Tiles with the same FLOPs give their median."""
     seconds: dict[float, list[float]] = {}
     with TABLES[table].open(encoding="utf-8") as lines:
         for row in csv.DictReader(line for line in lines if not line.startswith("#")):
@@ -82,7 +82,7 @@ def _curve(table: str, backward: bool, causal: bool) -> Sequence[tuple[float, fl
     sustained = largest / median(seconds[largest])
     curve: list[tuple[float, float]] = []
     for flops in sorted(seconds):
-        # The smallest calls are bound by the host, so a smaller call may have taken longer.
+        # The host limits the smallest calls, so a smaller call may have taken longer.
         least = curve[-1][1] if curve else 0.0
         curve.append((flops, max(least, median(seconds[flops]), flops / sustained)))
     return tuple(curve)

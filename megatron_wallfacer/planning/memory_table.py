@@ -1,4 +1,4 @@
-"""Memory of a rank at each moment of a step, its peak, and the flags that would lower the peak."""
+"""Tables of the memory of a rank at each moment of a step, and of flags that would lower the peak."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_wallfacer.planning.report import ReportPart, Table, number
 from megatron_wallfacer.planning.token_tiles import tiled
 from megatron_wallfacer.planning.training_options import TrainingOptions
 
-#: Buffers that are named at each moment.
+#: Number of buffers that are named at each moment.
 LARGEST = 3
 ASSUMED = (
     "Norms, SwiGLU and rotary positions count as fused kernels, attention's kernels as their results. "
@@ -22,7 +22,7 @@ ASSUMED = (
 
 
 def memory_report(configuration: Configuration) -> Iterator[ReportPart]:
-    """Yield a table of moments, and a table of flags that are not in use."""
+    """Yield a table of the memory at each moment, and a table of unused flags that save memory."""
     highest, nbytes = peak(configuration.buffers)
     yield f"With {command_line(configuration_flags(configuration))}\n"
     rows = []
@@ -39,7 +39,7 @@ def memory_report(configuration: Configuration) -> Iterator[ReportPart]:
 
 
 def largest_buffers(configuration: Configuration, moment: Moment, count: int, separator: str) -> str:
-    """Return the largest live buffers at a moment as text, each with its 1e9 bytes per rank."""
+    """Return the largest live buffers at a moment as text, each with its size in 1e9 bytes per rank."""
     live = sorted(
         (buffer for buffer in configuration.buffers if moment in buffer.moments), key=lambda buffer: -buffer.nbytes
     )
@@ -47,7 +47,7 @@ def largest_buffers(configuration: Configuration, moment: Moment, count: int, se
 
 
 def savings(configuration: Configuration) -> list[tuple[str, float]]:
-    """Return (flags, peak bytes per rank with them) for each flag that lowers the peak, lowest peak first."""
+    """Return (flags, peak bytes per rank with these flags) for flags that lower the peak, lowest peak first."""
     before = peak(configuration.buffers)[1]
     peaks = [
         (flag, peak(replace(configuration, options=options).buffers)[1])

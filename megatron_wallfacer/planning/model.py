@@ -1,4 +1,4 @@
-"""A transformer by Megatron's flags: its parameters, FLOPs and shapes."""
+"""A transformer model by Megatron's flags, with its parameters, FLOPs and shapes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Literal
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Activations that backward recomputes. ``keep-attention`` is the paper's choice (section 4.6): the checkpoint is after
-#: attention, so attention and its communication run once, projections and the MLP twice. ``full`` repeats attention.
+#: Activations that backward recomputes. ``keep-attention`` is the choice of the WallFacer paper (section 4.6): the
+#: checkpoint is after attention, so attention runs once, projections and the MLP twice. ``full`` repeats attention too.
 Recompute = Literal["none", "keep-attention", "full"]
 RECOMPUTE: tuple[Recompute, ...] = ("none", "keep-attention", "full")
 #: Bytes of bf16 and of fp32.
 _HALF, _SINGLE = 2, 4
-#: Tokens by the suffix of a length.
+#: Factor for each suffix of a sequence length.
 _SUFFIXES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
@@ -27,15 +27,15 @@ class Model:
 
     Attributes:
         name: name of the model.
-        layers: ``--num-layers``.
-        hidden: ``--hidden-size``.
-        ffn_hidden: ``--ffn-hidden-size``, with experts that of one expert.
-        q_heads: ``--num-attention-heads``.
-        kv_heads: ``--num-query-groups``.
-        head_dim: ``--kv-channels``.
+        layers: value of ``--num-layers``.
+        hidden: value of ``--hidden-size``.
+        ffn_hidden: value of ``--ffn-hidden-size``; for a mixture of experts, the size of one expert.
+        q_heads: value of ``--num-attention-heads``.
+        kv_heads: value of ``--num-query-groups``.
+        head_dim: value of ``--kv-channels``.
         vocabulary: padded vocabulary size.
         swiglu: whether the MLP has three matrices instead of two.
-        tied: whether the LM head is the embedding.
+        tied: whether LM head and embedding share their weights.
         experts: experts per layer; 1 for a dense model.
         top_k: experts per token; 1 for a dense model.
     """
@@ -55,55 +55,56 @@ class Model:
 
     @property
     def attention_parameters(self) -> int:
-        """Parameters of the attention projections of one layer."""
+        """Return the parameters of the attention projections of one layer."""
         return self.hidden * self.head_dim * 2 * (self.q_heads + self.kv_heads)
 
     @property
     def expert_parameters(self) -> int:
-        """Parameters of one MLP, or of one expert."""
+        """Return the parameters of one MLP or of one expert."""
         return self.hidden * self.ffn_hidden * (3 if self.swiglu else 2)
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one layer: matrices, two norms, and with experts a router."""
+        """Return the parameters of one layer: matrices, two norms and, with experts, a router."""
         router = self.hidden * self.experts if self.experts > 1 else 0
         return self.attention_parameters + self.experts * self.expert_parameters + router + 2 * self.hidden
 
     @property
     def parameters(self) -> int:
-        """Parameters of the model: all layers, embedding, LM head and the last norm."""
+        """Return the parameters of the model: all layers, embedding, LM head and the last norm."""
         return self.layers * self.layer_parameters + self.vocabulary_parameters + self.hidden
 
     @property
     def vocabulary_parameters(self) -> int:
-        """Parameters of embedding and LM head."""
+        """Return the parameters of embedding and LM head."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def matmul_flops(self) -> float:
-        """Return the forward FLOPs of one layer's matrices per token, without attention itself."""
+        """Return the forward FLOPs per token of one layer's matrix products, without attention itself."""
         return 2.0 * (self.attention_parameters + self.top_k * self.expert_parameters)
 
     def mlp_flops(self) -> float:
-        """Return the forward FLOPs of one layer's MLP per token."""
+        """Return the forward FLOPs per token of one layer's MLP."""
         return 2.0 * self.top_k * self.expert_parameters
 
     def attention_flops(self, tokens: int, *, causal: bool) -> float:
-        """Return the forward FLOPs of one layer's attention for a sequence: two products per unmasked pair."""
+        """Return the forward FLOPs of one layer's attention for one sequence: two products per unmasked pair."""
         return 4.0 * tokens * tokens * self.q_heads * self.head_dim * (0.5 if causal else 1.0)
 
     def head_flops(self) -> float:
-        """Return the forward FLOPs of the LM head per token."""
+        """Return the forward FLOPs per token of the LM head."""
         return 2.0 * self.hidden * self.vocabulary
 
     def step_flops(self, tokens: int, *, causal: bool) -> float:
-        """Return the model FLOPs of a step for one sequence: backward twice forward, without recomputation."""
+        """Return the model FLOPs of a step for one sequence. Backward counts twice, recomputation not at all."""
         layer = tokens * self.matmul_flops() + self.attention_flops(tokens, causal=causal)
         return 3.0 * (self.layers * layer + tokens * self.head_flops())
 
     def touched_bytes(self) -> float:
-        """Return the bf16 bytes per token that a layer moves through memory in forward, without matrices and attention.
+        """Return the bf16 bytes per token that norms, residuals and activation functions of a layer move in forward.
 
-        Each norm and residual reads two tensors and writes one. The activation function reads its input and writes one.
+        Each norm and residual reads two tensors and writes one. The activation function reads its input and writes its
+        output.
         """
         return _HALF * (4 * 3 * self.hidden + self.top_k * self.ffn_hidden * (3 if self.swiglu else 2))
 
@@ -116,7 +117,7 @@ class Model:
             accumulate_itemsize: bytes per element of accumulators in messages.
 
         Raises:
-            OptionError: the heads do not divide.
+            OptionError: The tensor-parallel size does not divide the heads.
         """
         if tp < 1 or self.q_heads % tp or self.kv_heads % tp:
             raise OptionError("tp", tp, f"a divisor of {self.q_heads} query and {self.kv_heads} kv heads")
@@ -130,14 +131,14 @@ class Model:
 
 
 _ALL = (
-    # The paper's two models (section 5). It does not state vocabulary (here GPT-2's, padded) and tied embeddings.
+    # The two models of the WallFacer paper (section 5). It states neither the vocabulary (here GPT-2's) nor tying.
     Model("gpt-3b", 12, 4096, 16384, 16, 16, 256, 50304, swiglu=False, tied=True),
     Model("gpt-7b", 32, 4096, 16384, 32, 32, 128, 50304, swiglu=False, tied=True),
     Model("llama3-8b", 32, 4096, 14336, 32, 8, 128, 128256),
     Model("llama3-70b", 80, 8192, 28672, 64, 8, 128, 128256),
     Model("qwen3-8b", 36, 4096, 12288, 32, 8, 128, 151936),
 )
-#: Models by name.
+#: Models by their name in ``wallfacer plan --model``.
 MODELS: Mapping[str, Model] = MappingProxyType({model.name: model for model in _ALL})
 
 
@@ -145,7 +146,7 @@ def model_named(name: str) -> Model:
     """Return a model of :data:`MODELS`.
 
     Raises:
-        OptionError: there is no model of that name.
+        OptionError: No model has this name.
     """
     if name not in MODELS:
         raise OptionError("model", name, f"one of {', '.join(MODELS)}")
@@ -153,10 +154,10 @@ def model_named(name: str) -> Model:
 
 
 def token_count(text: str) -> int:
-    """Return the tokens of a length such as ``65536``, ``128K``, ``1M`` or ``1G``; K is 1024.
+    """Return the number of tokens of a length such as ``65536``, ``128K``, ``1M`` or ``1G``, where K is 1024.
 
     Raises:
-        OptionError: the text is no such length.
+        OptionError: The text is not a length.
     """
     match = re.fullmatch(r"([1-9][0-9]*)([kmg]?)", text.strip().lower())
     if not match:

@@ -1,4 +1,4 @@
-"""Reports of a search, of the longest sequence, of one grid, and of the memory where nothing fits."""
+"""Reports of a search, of the longest sequence, of one grid, and of the memory if no configuration fits."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from megatron_wallfacer.planning.training_options import TrainingOptions, parall
 from megatron_wallfacer.planning.training_step import attention_job
 from megatron_wallfacer.schedule.schemes import make_plan
 
-#: Buffers of a longer sequence that are named.
+#: Number of buffers of a longer sequence that are named.
 LARGEST = 4
 
 
 def search_report(request: Request, *, grids: bool = False) -> Report:
-    """Search configurations, and return the best ones with the flags of the first.
+    """Search configurations, and return a report of the best ones with the flags of the first one.
 
     Args:
         request: model, cluster and given sizes.
-        grids: add grids of attention in the best configuration.
+        grids: whether to add grids of attention for the best configuration.
 
     Raises:
-        OptionError: a size does not divide.
+        OptionError: A given size does not divide ranks, heads or tokens.
     """
     result = search_configurations(request)
     if not result.best:
@@ -85,13 +85,13 @@ def _does_not_fit(leanest: Configuration) -> OptionError:
 
 
 def longest_report(request: Request) -> Report:
-    """Search the longest sequence, and return it with its flags and the needs of a longer one.
+    """Search the longest sequence, and return a report with its flags and the memory of the next longer sequence.
 
     Args:
-        request: model, cluster and given sizes; its sequence length is not used.
+        request: model, cluster and given sizes. Its sequence length is ignored.
 
     Raises:
-        OptionError: a size does not divide.
+        OptionError: A given size does not divide ranks, heads or tokens.
     """
     longest = longest_sequences(request)
     if not longest:
@@ -119,7 +119,7 @@ def _longest_fields(longest: Sequence[LongestSequence]) -> list[dict[str, Any]]:
 
 
 def limit_of_longer(sequence: LongestSequence) -> str:
-    """Return the memory that the next longer sequence needs, in the configuration with the least device memory."""
+    """Return the memory that the next longer sequence needs in its configuration with the least device memory."""
     longer = sequence.longer
     moment, nbytes = peak(longer.buffers)
     named = largest_buffers(longer, moment, LARGEST, ", ")
@@ -148,20 +148,20 @@ def grid_report(
     ring_inner_size: int | None = None,
     **axes: Any,
 ) -> Report:
-    """Simulate one grid, and return its prediction.
+    """Simulate one grid, and return a report of the prediction.
 
     Args:
-        request: model, cluster and given sizes; without ``tp`` the tensor-parallel size is 1.
+        request: model, cluster and given sizes. Without ``tp`` the tensor-parallel size is 1.
         scheme: name as in ``--wallfacer-scheme``.
         recompute: activations that backward recomputes.
         microbatches: sequences per data-parallel replica and step.
-        keep_gathered_q: keep gathered queries from forward to backward.
-        ring_inner_size: ranks of the inner ring; None leaves it to the scheme.
-        axes: sizes of the other axes, placement and head groups, see
+        keep_gathered_q: whether gathered queries are kept from forward to backward.
+        ring_inner_size: ranks of the inner ring; None for the size that the scheme chooses.
+        axes: sizes of other axes, placement and head groups, see
             :func:`megatron_wallfacer.schedule.schemes.make_plan`.
 
     Raises:
-        OptionError: an option has no such value, a size does not divide, or the grid cannot be simulated.
+        OptionError: The value of an option is not allowed, a size does not divide, or the grid cannot be simulated.
     """
     if recompute not in RECOMPUTE:
         raise OptionError("recompute", recompute, f"one of {', '.join(RECOMPUTE)}")
@@ -189,7 +189,7 @@ def _check_size(scheme: str, choice: Choice) -> None:
 
 
 def _grid_fields(configuration: Configuration) -> dict[str, Any]:
-    """Return the prediction for JSON: times in seconds, memory in 1e9 bytes."""
+    """Return the prediction as JSON fields, with times in seconds and memory in 1e9 bytes."""
     request, choice, step = configuration.request, configuration.choice, configuration.step
     plan = choice.plan
     return {
@@ -208,7 +208,7 @@ def _grid_fields(configuration: Configuration) -> dict[str, Any]:
 
 
 def _grid_parts(configuration: Configuration) -> Iterator[ReportPart]:
-    """Yield the prediction as text, and tables of memory if the step does not fit the device."""
+    """Yield the prediction as text, and tables of memory if the step does not fit in device memory."""
     request, step, bound = configuration.request, configuration.step, configuration.choice.bound
     of_bound = configuration.choice.simulation.seconds / bound.seconds
     memory_gb = request.cluster.device.memory_gb

@@ -1,4 +1,4 @@
-"""Costs that the ranks of an emulated cluster have as processes of one node, whatever the size of their work."""
+"""Processor costs of the ranks of an emulated cluster, which are processes of one node."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from megatron_wallfacer.planning.fluid import Uses
 from megatron_wallfacer.planning.symmetry import Symmetry
 from megatron_wallfacer.schedule.ops import Attend, Op, View
 
-#: The processors as a resource of the fluid model.
+#: Name of the processors among the resources of the fluid model.
 CORES = "cores"
 
 
 def overhead_s(host: HostProcessors, op: Op | None) -> float:
-    """Return the processor seconds of an operation in addition to its bytes; None is the end of a pass."""
+    """Return the processor seconds of an operation without the time of its bytes. None is the end of a pass."""
     match op:
         case None:
             return host.pass_us * 1e-6
         case View():
-            return 0.0  # names a tensor, without work
+            return 0.0  # a view does no work
         case Attend():
             return host.attend_us * 1e-6
     return host.operation_us * 1e-6
 
 
 class WakeUpDelay:
-    """Random delays of threads that wake up and wait for a processor.
+    """Random delays of waking threads that wait for a processor.
 
-    Half of the measured delays are below a quarter of their mean, and a tenth is above 2.5 times the mean: a Weibull
-    distribution of shape 1/2. The mean grows with the fraction of the processors that is in use.
+    Half of the measured delays are below a quarter of their mean, and a tenth is above 2.5 times the mean. A Weibull
+    distribution of shape 1/2 has these quantiles. The mean grows with the fraction of the processors that is in use.
 
     Args:
-        host: processors; ``wake_up_us`` is the mean where all are in use.
+        host: processors. ``wake_up_us`` is the mean delay if all processors are in use.
         seed: seed of the random numbers.
     """
 
@@ -40,7 +40,7 @@ class WakeUpDelay:
         self._mean_s, self._random = host.wake_up_us * 1e-6, Random(seed)
 
     def seconds(self, used: float, sleeps: int) -> float:
-        """Return the delay of consecutive sleeps in seconds.
+        """Return the total delay after consecutive sleeps in seconds.
 
         Args:
             used: fraction of the processors that is in use.
@@ -50,11 +50,11 @@ class WakeUpDelay:
 
 
 def processor_use(symmetry: Symmetry, rank: int, per_unit: float) -> Uses:
-    """Return the use of the processors by a flow that each rank of a class has.
+    """Return the use of the processors by a flow that every rank of a class has.
 
     Args:
         symmetry: classes of ranks.
-        rank: a rank of the class.
-        per_unit: processors that one unit of the flow's rate takes on one rank.
+        rank: any rank of the class.
+        per_unit: processors that one unit of the flow's rate uses on one rank.
     """
     return ((CORES, per_unit * symmetry.count(rank, 0, symmetry.grid.cp_size)),)

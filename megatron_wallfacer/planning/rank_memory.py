@@ -1,4 +1,4 @@
-"""Memory of one rank on its device and on its host: parameters, their states, and activations from the inventory."""
+"""Device and host memory of one rank: parameters, their states, and activations from the inventory."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from megatron_wallfacer.planning.inventory import Activations, Buffer, inventory
 from megatron_wallfacer.planning.model import Model
 from megatron_wallfacer.planning.training_options import Adam, ParallelSizes, TrainingOptions
 
-#: Bytes per parameter: bf16 weight, and Adam's states on the device (an fp32 weight, or 16 bits that complete the bf16
-#: weight, and two fp32 moments).
+#: Bytes per parameter of the bf16 weight.
 WEIGHT = 2
+#: Bytes per parameter of Adam's states on the device: two fp32 moments, and an fp32 weight or the 16 bits that complete
+#: the bf16 weight to fp32.
 ADAM: dict[Adam, int] = {"device": 12, "precision-aware": 10, "host": 0}
 #: Bytes per parameter in host memory with ``--optimizer-cpu-offload``: fp32 weight, gradient and two moments.
 HOST_ADAM = 16
 
 
 def parameters_of_rank(model: Model, sizes: ParallelSizes) -> float:
-    """Return the parameters of the largest stage. With several stages, embedding and LM head are on different ones."""
+    """Return the parameters of the largest stage. Several stages separate embedding and LM head."""
     layers = model.layers * model.layer_parameters / sizes.pp
     return (layers + model.vocabulary_parameters / (1 if sizes.pp == 1 or model.tied else 2)) / sizes.tp
 
 
 def state_buffers(model: Model, sizes: ParallelSizes, options: TrainingOptions) -> tuple[Buffer, ...]:
-    """Return weights, gradients and Adam's states of one rank, which are live at every moment."""
+    """Return weights, gradients and Adam's states of one rank, which are live at every moment of a step."""
     parameters, ranks = parameters_of_rank(model, sizes), sizes.dp * sizes.cp
     adam = parameters * ADAM[options.adam] / ranks
     if options.states == "zero-2":
@@ -33,7 +34,7 @@ def state_buffers(model: Model, sizes: ParallelSizes, options: TrainingOptions) 
 
 
 def host_state_bytes(model: Model, sizes: ParallelSizes, options: TrainingOptions) -> float:
-    """Return the bytes of host memory of one rank's optimizer."""
+    """Return the bytes of host memory that the optimizer of one rank needs."""
     if options.adam != "host":
         return 0.0
     return HOST_ADAM * parameters_of_rank(model, sizes) / (sizes.dp * sizes.cp)
@@ -42,7 +43,7 @@ def host_state_bytes(model: Model, sizes: ParallelSizes, options: TrainingOption
 def activations(
     model: Model, tokens: int, attention: AttentionMemory, sizes: ParallelSizes, options: TrainingOptions
 ) -> Activations:
-    """Return one rank's activations for the inventory.
+    """Return one rank's activations for :func:`megatron_wallfacer.planning.inventory.inventory`.
 
     Args:
         model: trained model.
@@ -68,9 +69,9 @@ def activations(
 def rank_buffers(
     model: Model, tokens: int, attention: AttentionMemory, sizes: ParallelSizes, options: TrainingOptions
 ) -> tuple[Buffer, ...]:
-    """Return all buffers of one rank on its device. Arguments as for :func:`activations`.
+    """Return all buffers of one rank on its device. The arguments are those of :func:`activations`.
 
-    Fragmentation, the CUDA context and NCCL's buffers are not counted.
+    Fragmentation, the CUDA context and NCCL's buffers are not included.
     """
     work = activations(model, tokens, attention, sizes, options)
     return (*state_buffers(model, sizes, options), *inventory(work))
@@ -79,11 +80,11 @@ def rank_buffers(
 def host_bytes(
     model: Model, tokens: int, attention: AttentionMemory, sizes: ParallelSizes, options: TrainingOptions
 ) -> float:
-    """Return the bytes of one rank in host memory. Arguments as for :func:`activations`."""
+    """Return the bytes of one rank in host memory. The arguments are those of :func:`activations`."""
     work = activations(model, tokens, attention, sizes, options)
     return work.host_bytes + host_state_bytes(model, sizes, options)
 
 
 def layers_in_flight(model: Model, sizes: ParallelSizes) -> int:
-    """Return the layers of a stage times its micro-batches in flight, which are at most as many as stages."""
+    """Return the layers of a stage times its micro-batches in flight, which do not exceed the number of stages."""
     return model.layers // sizes.pp * min(sizes.pp, sizes.microbatches)

@@ -1,4 +1,4 @@
-"""Reports as data: text and tables for a command to print, the same as JSON, and the configuration to save."""
+"""Reports as data: text and tables that a command prints, JSON fields, and the configuration to save."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Report:
     """The result of ``wallfacer plan``.
 
     Attributes:
-        parts: text and tables in the order of printing, made when they are read.
+        parts: text and tables in the order of printing, computed when they are read.
         fields: function that returns the result for JSON.
-        first: configuration whose flags are saved; None where nothing fits.
+        first: configuration whose flags are saved; None if no configuration fits.
         grid_rows: function that returns the grids for a picture.
-        error: error to raise after the parts are printed, where nothing fits.
+        error: error to raise after the parts are printed, if no configuration fits.
     """
 
     parts: Iterable[ReportPart]

@@ -1,4 +1,4 @@
-"""The links that a message uses, by its source and target rank."""
+"""The links that a message uses, given its source and its target rank."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class SharedLink:
     Attributes:
         kind: ``port`` (device to node), ``bus`` (of a node), ``nic``, or ``level0``, ``level1``... (switches).
         first: first rank that shares the link.
-        ranks: number of consecutive ranks that share it.
-        direction: direction as seen from these ranks; a bus has one for both.
-        gbyte_s: capacity, 1e9 bytes per second.
+        ranks: number of consecutive ranks that share the link.
+        direction: direction as seen from these ranks; always ``out`` for a bus.
+        gbyte_s: capacity in 1e9 bytes per second.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Routing:
         return link.latency_us * 1e-6
 
     def route(self, source: int, target: int) -> Iterator[SharedLink]:
-        """Yield every link that limits a message between two ranks."""
+        """Yield every link that limits the rate of a message between two ranks."""
         if source == target:
             return
         if self._same_node(source, target):
@@ -74,7 +74,7 @@ class Routing:
 
     @property
     def unit_sizes(self) -> tuple[int, ...]:
-        """Sizes of the units that share a link (NIC, node, switch), in ranks, ascending."""
+        """Return the sizes of the units that share a link (NIC, node, switch), in ranks, ascending."""
         per_node = self.cluster.gpus_per_node
         sizes = {self._ranks_per_nic, per_node, *(level.nodes * per_node for level in self.cluster.levels)}
         return tuple(sorted(sizes))
@@ -85,7 +85,7 @@ class Routing:
 
     def _nic(self, rank: int, direction: Direction) -> SharedLink:
         first = rank // self._ranks_per_nic * self._ranks_per_nic
-        # With more NICs than devices, each device has several.
+        # If a node has more NICs than devices, each device uses several NICs.
         nics = max(1.0, self.cluster.nics / self.cluster.gpus_per_node)
         return SharedLink("nic", first, self._ranks_per_nic, direction, (self.cluster.inter.gbyte_s or 0.0) * nics)
 

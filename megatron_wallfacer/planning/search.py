@@ -17,26 +17,26 @@ from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan, shard_work
 from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan, total_volume
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Axes of the search. A kv_team is never better than a team and a ring, so only named schemes have one.
+#: Axes of the search. A kv_team is never faster than a team with a ring, so only named schemes have a kv_team.
 AXES = ("head", "ring_inner", "team", "ring_outer")
-#: Plans that are simulated first; rounds in which neighbours of the best plan follow; neighbours per round.
+#: Number of plans that are simulated first, then number of rounds, and neighbours of the best plan per round.
 FIRST, ROUNDS, EACH_ROUND = 16, 4, 8
-#: Plans whose kernels are estimated from their tiles, where kernels are measured.
+#: Number of plans whose kernel time is estimated from their tiles, if kernels are measured.
 ESTIMATED = 1000
-#: Ratio up to which two times are equal: the search is no closer to the fastest plan, nor the simulator to a
-#: measurement. Of equal plans the one with the least traffic is preferred, because real networks vary.
+#: Ratio up to which two times count as equal, because neither the search nor the simulator is more accurate. Among
+#: equal plans the plan with the least traffic is preferred, because rates of real networks vary.
 TIE = 1.02
-#: Ranks above which schedules are long, so that half as many plans are estimated and simulated.
+#: Number of ranks above which half as many plans are estimated and simulated, because their schedules are long.
 MANY_RANKS = 4096
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The result of a search.
+    """The result of a search for grids.
 
     Attributes:
-        best: simulated choices: the preferred one, see :func:`preferred`, then the others, fastest first.
-        legal: number of choices that the model allows.
+        best: simulated choices. The preferred choice (see :func:`preferred`) is first, then all others by time.
+        legal: number of choices that divide the heads and can be simulated.
         too_large: number of choices that were tried and do not fit the memory.
     """
 
@@ -51,15 +51,15 @@ def search(
     memory_bytes: float = float("inf"),
     needs: Callable[[Choice], float] = attrgetter("buffer_bytes"),
 ) -> SearchResult:
-    """Return the fastest choices. Those with the lowest estimates are simulated first, then neighbours of the best.
+    """Simulate choices with the lowest estimates, then neighbours of the best choice, and return the fastest choices.
 
     Args:
         job: attention layer and cluster.
         memory_bytes: bytes that a choice may need.
-        needs: function from a choice to the bytes that it needs; attention's buffers by default.
+        needs: function from a choice to the bytes that it needs; the bytes of attention's buffers by default.
 
     Raises:
-        OptionError: no choice fits the memory; with the bytes of the smallest that was tried.
+        OptionError: No choice fits in memory. The message has the bytes of the smallest choice that was tried.
     """
     tried, effort = _Tried(memory_bytes, needs), 1 if job.cp_size <= MANY_RANKS else 2
     waiting = _by_estimate([choice for choice in candidates(job) if choice.can_be_simulated], ESTIMATED // effort)
@@ -85,7 +85,7 @@ def search(
 
 
 def preferred(times: Sequence[tuple[float, float]]) -> int:
-    """Return the index of the choice with the least traffic of those within :data:`TIE` of the fastest.
+    """Return the index of the choice with the least traffic among those within :data:`TIE` of the fastest.
 
     Args:
         times: (seconds, communication volume) of each choice.
@@ -96,7 +96,7 @@ def preferred(times: Sequence[tuple[float, float]]) -> int:
 
 
 class _Tried:
-    """Choices that were tried, each once."""
+    """Choices that the search has tried, each once."""
 
     def __init__(self, memory_bytes: float, needs: Callable[[Choice], float]) -> None:
         self._memory_bytes, self._needs, self._seen = memory_bytes, needs, set[int]()
@@ -116,7 +116,7 @@ class _Tried:
 
 
 def _are_neighbours(grid: Grid, other: Grid) -> bool:
-    """Return whether grids differ by a factor that moves from one axis to another, in the same placement order."""
+    """Return whether two grids differ by a factor that moves between two axes, with the same order of the axes."""
     changed = [axis for axis in AXES if grid.size_of(axis) != other.size_of(axis)]
     if len(changed) > 2:
         return False
@@ -125,10 +125,10 @@ def _are_neighbours(grid: Grid, other: Grid) -> bool:
 
 
 def candidates(job: AttentionJob) -> Iterator[Choice]:
-    """Yield every grid of :data:`AXES` that divides the heads, in every placement, with the least traffic in the ring.
+    """Yield every grid of :data:`AXES` that divides the heads, in every placement, with the cheapest ring variants.
 
     Raises:
-        OptionError: the heads allow no grid.
+        OptionError: No grid divides the heads.
     """
     is_empty, shape = True, job.shape
     for sizes in factorisations(job.cp_size, AXES):
@@ -144,7 +144,7 @@ def candidates(job: AttentionJob) -> Iterator[Choice]:
 
 
 def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator[Choice]:
-    """Yield each scheme by name in its placement with the lowest estimate; those that do not fit are left out."""
+    """Yield each named scheme that divides the heads, in its placement with the lowest estimated time."""
     for name in names:
         if name in ("auto", "lss", "team-ring"):
             continue
@@ -159,7 +159,7 @@ def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator
 
 
 def _by_estimate(choices: list[Choice], most: int) -> list[Choice]:
-    """Return choices by estimated time. Measured kernels are estimated for the ``most`` likely at the best rate."""
+    """Return choices by estimated time. Only the ``most`` likely ones get an estimate from measured kernels."""
     if not choices or choices[0].job.cluster.device.kernels is None:
         return sorted(choices, key=_estimate_s)
     rough = sorted(choices, key=lambda choice: choice.bound.estimate_s(choice.plan.head_groups, choice.bound.kernel_s))
@@ -181,7 +181,7 @@ def _divides_heads(plan: Plan, shape: Shape) -> bool:
 
 
 def _with_cheapest_variants(plan: Plan, shape: Shape) -> Plan:
-    """Return the plan with the ring variants that have the least volume, both passes together."""
+    """Return the plan with the ring variants that have the least volume of both passes together."""
     variants = product(RING_VARIANTS, repeat=2)
     plans = [replace(plan, forward=forward, backward=backward) for forward, backward in variants]
     return min(plans, key=partial(total_volume, kappa=shape.kappa, kv_heads=shape.kv_heads))
@@ -193,9 +193,9 @@ def _placements(grid: Grid) -> list[Grid]:
 
 
 def _choices(job: AttentionJob, plan: Plan) -> Iterator[Choice]:
-    """Yield a plan in two head groups if it gathers, and with gathered queries kept if there are any.
+    """Yield a plan with two head groups if it gathers, and with gathered queries kept if it gathers queries.
 
-    With measured kernels, smaller tiles may cost more than two groups overlap. So one group is a choice too.
+    With measured kernels, smaller tiles may cost more time than two groups save. So a plan with one group follows.
     """
     gathers = plan.grid.head > 1 or plan.grid.team > 1
     yield Choice(job, replace(plan, head_groups=2 if gathers else 1), keep_gathered_q=plan.grid.team > 1)

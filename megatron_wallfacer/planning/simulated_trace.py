@@ -1,4 +1,4 @@
-"""A simulated layer as a Chrome or Perfetto trace, in the form of the engine's time lines."""
+"""Simulated layers as Chrome or Perfetto traces, in the form of the engine's timelines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from megatron_wallfacer import chrome_trace
 from megatron_wallfacer.engine import timeline
 from megatron_wallfacer.planning.simulator import Span
 
-#: Rows of a rank's time line by kind of span. Transfers overlap, so they have one row per axis.
+#: Rows of a rank's timeline, by kind of span. Transfers overlap, so they have one row per axis instead.
 ROWS = {"pass": "pass", "kernel": "compute", "wait": "wait", "copy": "copy"}
 
 
 def trace_events(spans: Iterable[Span]) -> list[dict[str, Any]]:
-    """Return the trace events of one layer, with times in microseconds."""
+    """Return the trace events of one simulated layer, with times in microseconds."""
     by_rank: dict[int, list[timeline.TimelineEvent]] = {}
     for span in spans:
         by_rank.setdefault(span.rank, []).append(_event(span))
@@ -30,5 +30,5 @@ def _event(span: Span) -> timeline.TimelineEvent:
 
 
 def write_trace(spans: Iterable[Span], path: Path) -> None:
-    """Write the trace of one layer as a JSON file, and make its folder."""
+    """Write the trace of one simulated layer as a JSON file. Missing parent folders are created."""
     chrome_trace.write_trace(trace_events(spans), path)

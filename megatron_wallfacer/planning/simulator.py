@@ -1,7 +1,8 @@
 """A discrete-event simulation of schedules on a modelled cluster, in which messages share links.
 
-Each rank runs its operations one after the other, as the engine does. It waits for a transfer at the first operation
-that reads a value of it. One rank of each class is simulated (:mod:`megatron_wallfacer.planning.symmetry`).
+Each rank runs its operations one after the other, as in the engine. A rank waits for a transfer at the first operation
+that reads a value of the transfer. One rank of each class is simulated
+(:mod:`megatron_wallfacer.planning.symmetry`).
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from megatron_wallfacer.schedule.ops import PostRecv, Schedule, SendRecv
 
 @dataclass(frozen=True)
 class Span:
-    """An interval in the time line of a simulated rank.
+    """An interval in the timeline of a simulated rank.
 
     Attributes:
-        rank: the rank.
+        rank: rank of the timeline.
         kind: ``pass``, ``kernel``, ``copy`` (merging and packing), ``wait`` or ``transfer``.
-        name: type of the operation; axis and tensors of a transfer; ``forward`` or ``backward`` of a pass.
+        name: type of an operation, axis and tensors of a transfer, or ``forward`` or ``backward`` for a pass.
         start_s, end_s: seconds since the start of the simulation.
     """
 
@@ -43,12 +44,12 @@ class SimulationResult:
     """The result of a simulation.
 
     Attributes:
-        seconds: time until the last rank has ended all passes.
-        pass_s: time until the last rank has ended each pass.
-        kernel_s: time of attention kernels on the rank with the most.
+        seconds: time until the last rank has ended all passes, in seconds.
+        pass_s: time until the last rank has ended each pass, in seconds.
+        kernel_s: largest time of attention kernels on any rank, in seconds.
         ranks: number of simulated ranks.
         link_bytes: bytes that the simulated ranks move over each link, for one link of each class.
-        spans: time lines of the simulated ranks; empty unless they are recorded.
+        spans: timelines of the simulated ranks; empty unless they are recorded.
     """
 
     seconds: float
@@ -60,12 +61,12 @@ class SimulationResult:
 
     @property
     def exposed_s(self) -> float:
-        """Time without attention kernels."""
+        """Return the seconds in which no attention kernel runs."""
         return self.seconds - self.kernel_s
 
 
 class DeadlockError(RuntimeError):
-    """Ranks wait for messages that no rank sends: their schedules do not match."""
+    """The simulated ranks wait for messages that no rank sends, because their schedules do not match."""
 
 
 def simulate(
@@ -82,11 +83,11 @@ def simulate(
         costs: costs of operations, on a cluster with at least as many devices as ranks.
         schedules: function from a rank to the schedules of its passes, in order.
         symmetry: classes of ranks.
-        spans: record time lines.
+        spans: whether to record timelines.
         seed: seed of the random wake-up delays on an emulated cluster.
 
     Raises:
-        DeadlockError: the ranks of a class are not alike, or the schedules do not match.
+        DeadlockError: The ranks of a class are not alike, or the schedules do not match.
     """
     return _Simulator(costs, schedules, symmetry, spans, seed).run()
 
@@ -129,7 +130,7 @@ class _Simulator:
         )
 
     def _advance(self, rank: RankState) -> None:
-        """Run operations of a rank until one takes time or has to wait."""
+        """Run operations of a rank until one takes time or must wait."""
         while rank.position < len(rank.program) and not rank.busy:
             op = rank.program[rank.position]
             if self._is_waiting(rank, op):
@@ -153,7 +154,7 @@ class _Simulator:
         return waiting
 
     def _run_when_issued(self, rank: RankState, op: TimedOp) -> None:
-        """Run an operation once the host has issued it: the host may be slower than the device."""
+        """Run an operation once the host has issued it. The host may be slower than the device."""
         lag_s = rank.pass_start_s + op.first_issued_s - self._clock.now
         if lag_s <= 0:
             self._run(rank, op)
@@ -168,7 +169,7 @@ class _Simulator:
         self._clock.after(lag_s, run)
 
     def _run(self, rank: RankState, op: TimedOp) -> None:
-        """Spend the time of an operation: kernels, then merging and copying."""
+        """Advance by the time of an operation: kernels first, then merging and copying."""
         cost, work_s = op.cost, self._work_s(op)
         if not cost.kernel_s and not work_s:
             return
@@ -180,30 +181,30 @@ class _Simulator:
             self._work(rank, op.name, work_s)
 
         if cost.kernel_s:
-            # The host may issue the last of several calls only after the others have ended.
+            # The host may issue the last of several calls only after earlier calls have ended.
             kernel_s = max(cost.kernel_s, rank.pass_start_s + op.issued_s - start_s)
             self._clock.after(kernel_s, lambda: self._clock.after_wake_up(end_kernels, len(op.op.tiles)))
         else:
             end_kernels()
 
     def _work_s(self, op: TimedOp) -> float:
-        """Return the seconds of merging, copying and launches, alone on a processor or on the device."""
+        """Return the seconds of merging, copying and launches, without other work on the same processor or device."""
         host, memory, cost = self._cluster.host, self._cluster.device.memory_gbyte_s, op.cost
         if host is not None:
             return cost.memory_bytes / (host.copy_gbyte_s * 1e9) + overhead_s(host, op.op)
         return cost.launch_s + (0.0 if memory is None else cost.memory_bytes / (memory * 1e9))
 
     def _write_messages(self, rank: RankState, op: TimedOp) -> None:
-        """Spend the time in which a rank's own thread writes messages (gloo); other threads write the remainder."""
+        """Advance by the time in which a rank's own thread writes messages. Other threads write the remainder."""
         host = self._cluster.host
         if host is not None and (work_s := 1e-6 * sum(host.message(size).thread_us for size in op.cost.sends)):
             self._work(rank, op.name, work_s)
 
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
-        """Keep a rank busy for some seconds of a processor, which it shares on an emulated cluster.
+        """Keep a rank busy for some processor seconds. On an emulated cluster ranks share processors.
 
         Work and messages share processors in the fluid model, whose rates are bytes per second. So work is counted as
-        the bytes whose transport takes as long.
+        the number of bytes whose transport takes as much processor time.
         """
         rank.busy, start_s = True, self._clock.now
 

@@ -1,4 +1,4 @@
-"""The time that memory-saving options cost in a step: tiles, copies to host memory, Adam on the host. Closed forms."""
+"""Formulas of the time that memory-saving options cost in a step: tiles, copies to host memory, Adam on the host."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from megatron_wallfacer.planning.model import Model
 from megatron_wallfacer.planning.rank_memory import WEIGHT, parameters_of_rank
 from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
 
-#: Bytes per parameter that PyTorch's fused Adam on the CPU moves: weight, gradient and two moments read, weight and
-#: moments written, in fp32.
+#: Bytes per parameter that PyTorch's fused Adam on the CPU moves. It reads weight, gradient and two moments, and writes
+#: weight and moments, in fp32.
 _HOST_ADAM_TRAFFIC = 28
-#: Rate of host memory that Adam reaches on a node of two sockets, 1e9 bytes per second; not measured.
+#: Assumed rate of host memory for Adam on a node of two sockets, in 1e9 bytes per second. The rate was not measured.
 _HOST_ADAM_GBYTE_S = 200.0
 
 
 @dataclass(frozen=True)
 class StepOverheads:
-    """Seconds of one step on the slowest rank.
+    """Seconds that memory-saving options cost in one step, on the slowest rank.
 
     Attributes:
-        mlp_s: MLP tiles: a second forward pass of each MLP.
-        head_s: loss tiles: a second forward pass of the head.
-        rewrites_s: weight gradients, which are read and written once per tile instead of once.
-        copies_s: copies to and from host memory that no kernel overlaps.
-        adam_s: Adam on the host, with gradients and weights over the host link.
+        mlp_s: seconds of a second forward pass of each MLP, for MLP tiles.
+        head_s: seconds of a second forward pass of the head, for loss tiles.
+        rewrites_s: seconds of reading and writing weight gradients once per tile instead of once.
+        copies_s: seconds of copies to and from host memory that no kernel overlaps.
+        adam_s: seconds of Adam on the host, with gradients and weights over the host link.
     """
 
     mlp_s: float = 0.0
@@ -37,25 +37,25 @@ class StepOverheads:
 
     @property
     def seconds(self) -> float:
-        """Sum of all overheads."""
+        """Return the sum of all overheads in seconds."""
         return self.mlp_s + self.head_s + self.rewrites_s + self.copies_s + self.adam_s
 
     def times(self, slots: int) -> StepOverheads:
-        """Return the overheads of consecutive micro-batches."""
+        """Return the overheads of ``slots`` consecutive micro-batches."""
         return StepOverheads(*(slots * seconds for seconds in astuple(self)))
 
 
 def tile_overheads(
     model: Model, cluster: Cluster, tokens: int, sizes: ParallelSizes, options: TrainingOptions
 ) -> StepOverheads:
-    """Return the overheads of tiles, for one micro-batch of one stage.
+    """Return the overheads of tiles for one micro-batch of one pipeline stage.
 
     Args:
         model: trained model.
         cluster: cluster with the device's rates.
         tokens: tokens per context-parallel rank.
         sizes: sizes of the process groups.
-        options: number of tiles and itemsize of gradients.
+        options: numbers of tiles, and bytes per element of gradients.
     """
     device, layers = cluster.device, model.layers // sizes.pp
     rate = device.tflops * 1e12 * device.matmul
@@ -73,7 +73,7 @@ def tile_overheads(
 
 
 def exposed_copies_s(work: Activations, cluster: Cluster, forward_s: float, backward_s: float) -> float:
-    """Return the seconds by which copies take longer than the layer that overlaps them, of all layers.
+    """Return the seconds by which copies take longer than the layers that overlap them, summed over all layers.
 
     Args:
         work: activations of the micro-batch.
@@ -93,7 +93,7 @@ def exposed_copies_s(work: Activations, cluster: Cluster, forward_s: float, back
 
 
 def host_adam_s(model: Model, cluster: Cluster, sizes: ParallelSizes, options: TrainingOptions) -> float:
-    """Return the seconds of Adam on the host, once per step and fully exposed."""
+    """Return the seconds of Adam on the host, which runs once per step and overlaps with nothing."""
     if options.adam != "host" or cluster.host_link is None:
         return 0.0
     parameters = parameters_of_rank(model, sizes) / (sizes.dp * sizes.cp)

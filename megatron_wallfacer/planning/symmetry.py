@@ -1,9 +1,9 @@
-"""Ranks that behave alike, so that one simulated rank represents several.
+"""Classes of ranks that behave alike, so that one simulated rank represents several.
 
-A grid is a torus: a translation of all ranks along an axis maps their schedules onto each other, except with the
-paper's order of K and V. Where the translation also maps nodes onto nodes, NICs onto NICs and switches onto switches,
-it preserves all times. Ranks that such translations map onto each other form a *class*. A simulation of one rank per
-class gives the times of all ranks.
+A grid is a torus. A translation of all ranks along an axis maps their schedules onto each other, except with the order
+of K and V in the WallFacer paper. If the translation also maps nodes onto nodes, NICs onto NICs and switches onto
+switches, it preserves all times. Ranks that such translations map onto each other form a *class*. A simulation of one
+rank per class gives the times of all ranks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Symmetry:
 
     Args:
         grid: axes and placement.
-        unit_sizes: ranks per unit, for each kind of unit (NIC, node, switch); a unit is a run of consecutive ranks.
-        every_rank: make every rank a class of its own.
+        unit_sizes: ranks per unit, for each kind of unit (NIC, node, switch). A unit has consecutive ranks.
+        every_rank: whether to make every rank a class of its own.
     """
 
     def __init__(self, grid: Grid, unit_sizes: Sequence[int], *, every_rank: bool = False) -> None:
@@ -36,20 +36,20 @@ class Symmetry:
 
     @property
     def representatives(self) -> tuple[int, ...]:
-        """One rank of each class, ascending."""
+        """Return one rank of each class, ascending."""
         ranges = [range(self._periods[axis]) for axis in AXES]
         return tuple(sorted(self.grid.rank(dict(zip(AXES, place, strict=True))) for place in product(*ranges)))
 
     def class_of(self, rank: int) -> int:
-        """Return the representative of a rank."""
+        """Return the representative of the class of a rank."""
         return self._class_of(rank)
 
     def offset(self, rank: int, peer: int) -> tuple[int, ...]:
-        """Return the distance from a rank to a peer along each axis, which is the same for all ranks of a class."""
+        """Return the distance from a rank to a peer along each axis. It is equal for all ranks of a class."""
         return self._offset(rank, peer)
 
     def program_rank(self, rank: int) -> int:
-        """Return the rank with the first heads, whose program is that of ``rank`` except for the peers."""
+        """Return the rank with the first heads whose program equals the program of ``rank`` except for the peers."""
         return rank if self._every_rank else self.grid.rank(self.grid.coordinates(rank) | {"head": 0})
 
     def translated(self, rank: int, start: int, end: int) -> int:
@@ -57,14 +57,14 @@ class Symmetry:
         return self._translated(rank, start, end)
 
     def count(self, rank: int, first: int, ranks: int) -> int:
-        """Return the number of ranks in the class of ``rank`` among ``ranks`` consecutive ones from ``first``."""
+        """Return how many of ``ranks`` consecutive ranks from ``first`` are in the class of ``rank``."""
         representative = self.class_of(rank)
         return sum(
             self.class_of(other) == representative for other in range(first, min(first + ranks, self.grid.cp_size))
         )
 
     def unit(self, first: int, ranks: int) -> int:
-        """Return the smallest class in a unit. Units that translations map onto each other have the same."""
+        """Return the smallest class in a unit. It is equal for units that translations map onto each other."""
         return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
 
     def _find_offset(self, rank: int, peer: int) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class Symmetry:
 
 
 def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
-    """Return by axis the smallest translation that preserves all units; the axis size if there is none."""
+    """Return for each axis the smallest translation that preserves all units; the axis size if there is none."""
     periods, stride = {}, 1
     for axis in grid.placement:
         size = grid.size_of(axis)

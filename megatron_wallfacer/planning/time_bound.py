@@ -1,8 +1,8 @@
-"""Lower bounds of the time of a plan in closed form: its kernels, and the traffic of its busiest links.
+"""Lower bounds of the time of a plan by formulas, from its kernels and the traffic of its busiest links.
 
-An estimate of the time, for the order in which a search simulates plans, is next to the bound. In the estimate, the
-exchange along ``head`` overlaps only with another head group, and a part of all other traffic is exposed. With measured
-kernels it counts the tiles of a few ring steps: a block of ranks that are not consecutive has one tile per chunk.
+The search simulates plans in the order of an estimate, which this module also computes. In the estimate, the exchange
+along ``head`` overlaps only with another head group, and a part of all other traffic is exposed. With measured kernels
+the estimate counts the tiles of a few ring steps. A block of ranks that are not consecutive has one tile per chunk.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.tiles import Tile, tiles
 from megatron_wallfacer.schedule.volume import Shape
 
-#: Part of the traffic that is exposed, in the estimate. With it the best of 462 grids was among the first 24 in each of
-#: four settings of 32 and 64 ranks in which all were simulated.
+#: Exposed part of the traffic in the estimate. With this value the fastest of 462 grids was among the first 24 in each
+#: of four settings of 32 and 64 ranks in which all grids were simulated.
 EXPOSED = 0.2
-#: Ring steps whose tiles are sampled, evenly spaced.
+#: Number of ring steps whose tiles are sampled, at equal distances.
 SAMPLES = 4
 _RINGS = ("ring_outer", "ring_inner")
 
@@ -40,12 +40,12 @@ class TimeBound:
     """Seconds of one attention layer, forward and backward, that no overlap can undercut.
 
     Attributes:
-        kernel_s: attention kernels alone.
-        intra_s: the link of a device to its node.
-        inter_s: the busiest NIC.
-        level_s: the busiest switch above the nodes.
-        exchange_s: the exchange along ``head`` alone, at the full rate of its links.
-        traffic_s: everything that a rank receives, at the full rate of its links.
+        kernel_s: seconds of the attention kernels without other work.
+        intra_s: seconds of the traffic over the link of a device to its node.
+        inter_s: seconds of the traffic over the busiest NIC.
+        level_s: seconds of the traffic over the busiest switch above the nodes.
+        exchange_s: seconds of the exchange along ``head`` at the full rate of its links.
+        traffic_s: seconds of all traffic that a rank receives, at the full rate of its links.
     """
 
     kernel_s: float
@@ -57,21 +57,21 @@ class TimeBound:
 
     @property
     def seconds(self) -> float:
-        """The bound: the longest of kernels and links."""
+        """Return the bound in seconds, which is the longest time of kernels and links."""
         return max(self.kernel_s, self.intra_s, self.inter_s, self.level_s)
 
     def estimate_s(self, head_groups: int, kernel_s: float) -> float:
-        """Return an estimate of the time, for the order in which plans are simulated.
+        """Return an estimate of the time in seconds, by which the search orders plans.
 
         Args:
-            head_groups: head groups that are pipelined.
+            head_groups: number of head groups, whose transfers and kernels overlap.
             kernel_s: estimated seconds of the kernels.
         """
         return max(self.seconds, kernel_s + self.exchange_s / head_groups) + EXPOSED * self.traffic_s
 
     @property
     def resource(self) -> str:
-        """Name of the resource that sets the bound."""
+        """Return the name of the resource that sets the bound."""
         seconds = {
             "compute": self.kernel_s,
             "links in a node": self.intra_s,
@@ -84,14 +84,14 @@ class TimeBound:
 def time_bound(
     plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True, keep_gathered_q: bool = False
 ) -> TimeBound:
-    """Return the bound of a plan.
+    """Return the lower bound of the time of a plan.
 
     Args:
         plan: grid and options of attention.
-        cluster: cluster with rank r on device r.
+        cluster: modelled cluster. Rank r runs on device r.
         shape: sizes of a rank's shard.
-        causal: causal mask, else full attention.
-        keep_gathered_q: gathered queries are kept from forward to backward.
+        causal: whether the mask is causal; otherwise attention is full.
+        keep_gathered_q: whether gathered queries are kept from forward to backward.
     """
     by_axis = bytes_by_axis(plan, shape, keep_gathered_q=keep_gathered_q)
     grid, per_node = plan.grid, cluster.gpus_per_node
@@ -111,7 +111,7 @@ def time_bound(
 
 
 def kernel_seconds(cp_size: int, cluster: Cluster, shape: Shape, *, causal: bool = True) -> float:
-    """Return the seconds of a rank's attention kernels at the rate of large calls, the same for every scheme."""
+    """Return the seconds of a rank's attention kernels at the rate of large calls, equal for all schemes."""
     device = cluster.device
     work = unmasked_pairs(cp_size, shape, causal=causal) * shape.q_heads * mean_head_dim(shape)
     seconds = work * sum(pass_weights(device))
@@ -119,14 +119,14 @@ def kernel_seconds(cp_size: int, cluster: Cluster, shape: Shape, *, causal: bool
 
 
 def unmasked_pairs(cp_size: int, shape: Shape, *, causal: bool) -> float:
-    """Return the unmasked pairs of query and key rows of one rank, which are the same for every scheme."""
+    """Return the number of unmasked pairs of query and key rows on one rank, equal for all schemes."""
     return shape.tokens * shape.tokens * cp_size * shape.batch * (0.5 if causal else 1.0)
 
 
 def pass_weights(device: Device) -> tuple[float, float]:
-    """Return (forward, backward) FLOPs over the rate of large calls: the relative kernel times of both passes.
+    """Return (forward, backward) FLOPs per pair and channel over the rate of large calls.
 
-    The rate is in FLOPs per second where kernels are measured, else a fraction of the peak.
+    The rate is in FLOPs per second if kernels are measured, else a fraction of the peak.
     """
     if device.kernels is None:
         return FORWARD_FLOPS / device.forward, BACKWARD_FLOPS / device.backward
@@ -137,8 +137,8 @@ def pass_weights(device: Device) -> tuple[float, float]:
 def estimated_kernel_seconds(plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True) -> float:
     """Return the estimated seconds of a rank's attention calls, forward and backward, with host time.
 
-    Each call of the sampled ring steps takes the longer of its device and host time. Without measured kernels the
-    result is the bound.
+    Each call of the sampled ring steps takes its device time or its host time, whichever is longer. Without measured
+    kernels the result equals the lower bound.
     """
     device = cluster.device
     if device.kernels is None:
@@ -162,7 +162,7 @@ def estimated_kernel_seconds(plan: Plan, cluster: Cluster, shape: Shape, *, caus
 
 @lru_cache(maxsize=256)
 def _sampled_tiles(grid: Grid, causal: bool) -> tuple[Tile, ...]:
-    """Return the tiles of rank 0's query block with the key blocks of some ring positions."""
+    """Return the tiles of rank 0's query block against the key blocks of sampled ring positions."""
     q_chunks = _chunks(grid, 0, ("head", "team"))
     sampled: list[Tile] = []
     for number in range(min(SAMPLES, grid.ring)):
@@ -174,7 +174,7 @@ def _sampled_tiles(grid: Grid, causal: bool) -> tuple[Tile, ...]:
 
 
 def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
-    """Return the chunks of the block that a rank shares along two axes, ascending."""
+    """Return the chunks of the block that a rank shares along two axes, in ascending order."""
     ranks = [rank]
     for axis in axes:
         ranks = [other + first - rank for first in grid.neighbours(rank, axis) for other in ranks]
@@ -182,9 +182,9 @@ def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
 
 
 def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) -> Counter[str]:
-    """Return the bytes that a rank receives along each axis, forward and backward, with statistics.
+    """Return the bytes that a rank receives along each axis, forward and backward, with softmax statistics.
 
-    The paper's order of K and V counts as native; it moves at least as many bytes.
+    The paper's order of K and V counts as native order, although it receives at least as many bytes.
     """
     received: Counter[str] = Counter()
     passes = ((False, Q, KV, PARTIAL_OUT, ()), (True, (*Q, *DOUT), KV, DQ, DKV))
@@ -194,7 +194,7 @@ def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) ->
             received.update(_operand_bytes(plan, shape, operand, inputs, results, in_ring=operand == ring_operand))
     if keep_gathered_q:
         received["team"] -= (plan.grid.team - 1) * _shard_bytes(plan, shape, "q")
-    # Exchanged once each: q, k, v and out; in backward dout with its statistics, and all gradients.
+    # Each tensor is exchanged once: q, k, v and out in forward, dout with its statistics and all gradients in backward.
     head = plan.grid.head
     exchanged = (*Q, *KV, *PARTIAL_OUT, *DOUT, *DQ, *DKV)
     received["head"] += sum(_shard_bytes(plan, shape, name) for name in exchanged) * (head - 1) / head
@@ -204,7 +204,7 @@ def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) ->
 def _operand_bytes(
     plan: Plan, shape: Shape, operand: str, inputs: tuple[str, ...], results: tuple[str, ...], *, in_ring: bool
 ) -> Counter[str]:
-    """Return the bytes that one operand of one pass moves: within its team, and around the ring in team blocks."""
+    """Return the bytes that one operand receives in one pass: within its team, and in team blocks around the ring."""
     grid = plan.grid
     axis = "team" if operand == "q" else "kv_team"
     team = grid.size_of(axis)
@@ -214,7 +214,7 @@ def _operand_bytes(
     if not in_ring:
         return received
     if results == PARTIAL_OUT:
-        # In forward, partial outputs of the ring operand are returned to their origin rank directly.
+        # Partial outputs of the ring operand are sent to their origin rank directly.
         received["cp"] += team * (grid.ring - 1) * out_bytes
         out_bytes = 0.0
     received["ring_outer"] += team * (grid.ring_outer - 1) * (in_bytes + out_bytes)
@@ -223,13 +223,13 @@ def _operand_bytes(
 
 
 def _shard_bytes(plan: Plan, shape: Shape, tensor: str) -> float:
-    """Return the bytes of a shard after the exchange of heads; kv heads on several ranks count on each."""
+    """Return the bytes of a shard after the exchange of heads. kv heads on several ranks count on each rank."""
     copies = max(1.0, plan.grid.head / shape.kv_heads) if tensor in (*KV, *DKV) else 1.0
     return shape.bytes(tensor) * copies
 
 
 def _extent(grid: Grid, axis: str) -> tuple[int, int]:
-    """Return (distance of neighbours, ranks) of an axis; ``cp`` is all ranks."""
+    """Return (distance of neighbours in ranks, number of ranks) of an axis. ``cp`` is the axis of all ranks."""
     if axis == "cp":
         return 1, grid.cp_size
     stride = 1
@@ -241,7 +241,7 @@ def _extent(grid: Grid, axis: str) -> tuple[int, int]:
 
 
 def _crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the part of an axis's bytes that a rank receives from other units of ``unit`` ranks, at most."""
+    """Return the largest part of an axis's bytes that a rank receives from outside its unit of ``unit`` ranks."""
     stride, size = _extent(grid, axis)
     if size == 1 or stride * size <= unit:
         return 0.0
@@ -252,21 +252,21 @@ def _crossing(grid: Grid, axis: str, unit: int) -> float:
 
 
 def _edge(plan: Plan, axis: str, unit: int) -> float:
-    """Return the same for the rank at the edge of a unit. A bidirectional ring crosses the edge with half its bytes."""
+    """Return :func:`_crossing` for the rank at the edge of a unit. Bidirectional rings cross with half the bytes."""
     stride, _ = _extent(plan.grid, axis)
     halved = plan.bidirectional and axis in _RINGS and stride < unit
     return _crossing(plan.grid, axis, unit) * (0.5 if halved else 1.0)
 
 
 def _staying(grid: Grid, axis: str, unit: int) -> float:
-    """Return the part of an axis's bytes that a rank receives from its own unit, at most."""
+    """Return the largest part of an axis's bytes that a rank receives from its own unit."""
     if axis in _RINGS and _extent(grid, axis)[0] < unit:
         return 1.0
     return 1.0 - _crossing(grid, axis, unit)
 
 
 def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the part that crosses units for the mean rank: of a ring, only ranks at the edge cross."""
+    """Return the mean part of an axis's bytes that crosses units. On a ring only ranks at an edge cross."""
     (stride, _), crossing = _extent(grid, axis), _crossing(grid, axis, unit)
     if axis in _RINGS and crossing and stride < unit:
         return stride / unit

@@ -1,4 +1,4 @@
-"""The number of tiles of tokens of the head and the MLPs: the fewest that take their buffers off the peak."""
+"""The number of token tiles of the head and the MLPs: the fewest that remove their buffers from the memory peak."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from dataclasses import replace
 
 from megatron_wallfacer.planning.inventory import MOMENTS, Activations, Moment, bytes_at, inventory
 
-#: Ratio to the fewest bytes up to which more tiles do not lower a moment's bytes.
+#: Ratio to the fewest bytes at a moment below which more tiles are not useful.
 NEAR = 1.01
-#: Fewest rows of a tile: below, matrix kernels are slower, and weight gradients are rewritten for little memory.
+#: Fewest rows of a tile. With fewer rows, matrix kernels are slower, and more tiles save little memory.
 LEAST_ROWS = 1024
 
 
 def most_tiles(rows: int) -> int:
-    """Return the largest power of two that leaves :data:`LEAST_ROWS` rows to each tile."""
+    """Return the largest power of two of tiles with at least :data:`LEAST_ROWS` rows each."""
     return 1 << max(0, (rows // LEAST_ROWS).bit_length() - 1)
 
 
 def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activations:
-    """Return activations with the fewest tiles that take the buffers of head and MLP off the peak.
+    """Return activations with the fewest tiles that remove the buffers of head and MLP from the memory peak.
 
-    The MLP comes first, without regard to the head. If no number of tiles is enough, the result has the fewest tiles
-    that come near the least bytes.
+    Tiles of the MLP are chosen first, without regard to the head. If no number of tiles suffices, the result has the
+    fewest tiles whose bytes are near the minimum.
 
     Args:
-        work: activations of a micro-batch; its own tiles are kept where none are chosen.
-        loss: choose tiles of the head.
+        work: activations of a micro-batch. Numbers of tiles that are not chosen stay the same.
+        loss: whether to choose tiles of the head.
+        mlp: whether to choose tiles of the MLPs.
         mlp: choose tiles of the MLPs.
     """
     if mlp:
@@ -34,7 +35,7 @@ def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activati
 
 
 def recomputed_part(work: Activations) -> float:
-    """Return the FLOPs that tiles recompute, over those of all matrix products of a step without attention."""
+    """Return the FLOPs that tiles recompute, relative to all matrix products of a step without attention."""
     model, tokens = work.model, work.tokens
     recomputed = 0.0
     if work.loss_tiles > 1:

@@ -1,4 +1,4 @@
-"""Options of a training program: parallel sizes, recomputation, optimizer, tiles, host memory, and its overlap."""
+"""Options of a training program: parallel sizes, recomputation, optimizer, tiles, host memory, and overlap."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.model import Recompute
 
-#: How the states of a parameter are divided over ranks. ``zero-2``: gradients and Adam's states (the paper's setting).
-#: ``distributed``: Adam's states only (Megatron's distributed optimizer).
+#: Division of the states of a parameter over ranks. ``zero-2`` divides gradients and Adam's states, as in the WallFacer
+#: paper. ``distributed`` divides only Adam's states, as Megatron's distributed optimizer does.
 States = Literal["zero-2", "distributed"]
-#: Adam's states. ``device``: in fp32 on the device. ``precision-aware``: the fp32 weight is the bf16 weight and 16 more
-#: bits (``--use-precision-aware-optimizer``). ``host``: in host memory (``--optimizer-cpu-offload``).
+#: Place and dtype of Adam's states. ``device`` is fp32 on the device. ``precision-aware`` stores the fp32 weight as the
+#: bf16 weight and 16 more bits (``--use-precision-aware-optimizer``). ``host`` is host memory.
 Adam = Literal["device", "precision-aware", "host"]
 
 
 @dataclass(frozen=True)
 class OverlapModel:
-    """Overlap of communication and computation.
+    """Fractions of communication that overlap with computation.
 
     Attributes:
-        attention: part of attention's overlap that the program uses. 1: all that streams allow. 0: kernels and
-            transfers alternate.
-        reduction: part of the reduction of gradients and the gather of weights that overlaps with backward. With
-            ``--overlap-grad-reduce`` and ``--overlap-param-gather`` it is all but the last bucket and the first.
+        attention: fraction of attention's possible overlap. 1 is all overlap that CUDA streams allow. With 0 kernels
+            and transfers alternate.
+        reduction: fraction of the gradient reduction and the weight gather that overlaps with backward. With
+            ``--overlap-grad-reduce`` and ``--overlap-param-gather`` only the first and the last bucket are exposed.
     """
 
     attention: float = 1.0
@@ -34,19 +34,19 @@ class OverlapModel:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options that decide the time and the memory of a training step.
+    """Options that determine the time and the memory of a training step.
 
     Attributes:
         recompute: activations that backward recomputes.
         gradient_bytes: bytes per element of a gradient while it is reduced.
         accumulate_bytes: bytes per element of dQ, dK, dV and partial outputs in messages.
-        states: how the states of a parameter are divided.
+        states: division of the states of a parameter over ranks.
         adam: dtype and place of Adam's states.
-        loss_tiles: tiles of tokens of head and loss, recomputed in backward; 1 for all tokens at once.
-        mlp_tiles: the same for each MLP.
-        outputs_on_host: part of the layers whose attention output and lse are kept in host memory.
-        inputs_on_host: part of the layers whose input is kept in host memory.
-        out_proxy: attention computes output proxies in backward, as this project's engine does.
+        loss_tiles: number of token tiles of head and loss, which backward recomputes; 1 for no tiles.
+        mlp_tiles: number of token tiles of each MLP, which backward recomputes; 1 for no tiles.
+        outputs_on_host: fraction of layers whose attention output and lse are kept in host memory.
+        inputs_on_host: fraction of layers whose input is kept in host memory.
+        out_proxy: whether backward computes output proxies, as this project's engine does.
         overlap: overlap of communication and computation.
     """
 
@@ -91,12 +91,12 @@ def parallel_sizes(
     Args:
         cluster: modelled cluster.
         tp: tensor-parallel size.
-        pp: pipeline stages.
+        pp: number of pipeline stages.
         cp: context-parallel size; None for all remaining ranks.
         microbatches: sequences per data-parallel replica and step.
 
     Raises:
-        OptionError: a size is not positive or does not divide.
+        OptionError: A size is not positive, or does not divide the ranks.
     """
     for name, size in (("tp", tp), ("pp", pp), ("cp", cp), ("microbatches", microbatches)):
         if size is not None and size < 1:

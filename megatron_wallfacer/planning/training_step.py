@@ -1,8 +1,7 @@
-"""The time of a training step and the memory of a rank: attention simulated, all other work in closed form.
+"""The time of a training step and the memory of a rank. Attention is simulated, formulas give all other times.
 
-Ranks are in Megatron's order: a tensor-parallel group is consecutive, then follow context, data and pipeline
-parallelism. All work except attention takes its FLOPs over a fraction of the peak, or its bytes over a memory rate;
-nothing is fitted here.
+Ranks are in Megatron's order. A tensor-parallel group has consecutive ranks, then follow context, data and pipeline
+parallelism. Formulas divide FLOPs by a fraction of the peak, or bytes by a memory rate. They have no fitted constants.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from megatron_wallfacer.planning.rank_memory import WEIGHT, activations, host_by
 from megatron_wallfacer.planning.step_overheads import StepOverheads, exposed_copies_s, host_adam_s, tile_overheads
 from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions
 
-#: Collectives of a layer with tensor and sequence parallelism, each of all its tokens: two all-gathers and two
-#: reduce-scatters.
+#: Collectives per layer with tensor and sequence parallelism, each over all tokens of the layer: two all-gathers and
+#: two reduce-scatters.
 _TP_COLLECTIVES = 4
 
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """The prediction of a training step. Times in seconds of the slowest rank, memory in 1e9 bytes.
+    """The prediction of a training step. Times are seconds of the slowest rank. Memory is in 1e9 bytes.
 
     Attributes:
-        attention_s: attention of one layer with its communication, forward and backward.
-        kernel_s: attention kernels of one layer.
-        matmul_s: matrices, norms and activation functions of one layer, forward and backward.
-        tensor_s: tensor-parallel collectives of one layer, all of them exposed.
-        head_s: LM head of one sequence.
-        reduction_s: exposed part of the reduction of gradients and the gather of weights.
-        overheads: time that memory-saving options cost in the whole step.
-        seconds: time of the step.
+        attention_s: seconds of attention of one layer with its communication, forward and backward.
+        kernel_s: seconds of the attention kernels of one layer.
+        matmul_s: seconds of matrices, norms and activation functions of one layer, forward and backward.
+        tensor_s: seconds of the tensor-parallel collectives of one layer, which are fully exposed.
+        head_s: seconds of the LM head for one sequence.
+        reduction_s: exposed seconds of the gradient reduction and the weight gather.
+        overheads: seconds that memory-saving options cost in the whole step.
+        seconds: seconds of the step.
         tokens_s: tokens per second of the whole job.
         mfu: model FLOPs over the peak.
-        memory_gb: device memory per rank.
-        host_gb: host memory per node.
-        fits: whether the device has that memory.
+        memory_gb: device memory per rank in 1e9 bytes.
+        host_gb: host memory per node in 1e9 bytes.
+        fits: whether ``memory_gb`` does not exceed the memory of the device.
     """
 
     attention_s: float
@@ -60,23 +59,23 @@ class StepEstimate:
 
     @property
     def layer_s(self) -> float:
-        """Time of one layer of one sequence."""
+        """Return the seconds of one layer for one sequence."""
         return self.attention_s + self.matmul_s + self.tensor_s
 
     @property
     def exposed_s(self) -> float:
-        """Attention's time without its kernels, of one layer."""
+        """Return the seconds of attention without its kernels, for one layer."""
         return self.attention_s - self.kernel_s
 
 
 @dataclass(frozen=True)
 class AttentionEstimate:
-    """Attention of one layer on one rank.
+    """The time and the memory of attention of one layer on one rank.
 
     Attributes:
-        seconds: both passes, and a second forward pass where backward recomputes it.
-        kernel_s: kernels of both passes.
-        forward_s: one forward pass.
+        seconds: seconds of both passes, and of a second forward pass if backward recomputes attention.
+        kernel_s: seconds of the kernels of both passes.
+        forward_s: seconds of one forward pass.
         memory: memory that attention allocates and keeps.
     """
 
@@ -89,18 +88,18 @@ class AttentionEstimate:
 def attention_job(
     model: Model, cluster: Cluster, tokens: int, sizes: ParallelSizes, options: TrainingOptions, *, causal: bool = True
 ) -> AttentionJob:
-    """Return attention of one layer on the ranks of one context-parallel group.
+    """Return the attention layer of one context-parallel group.
 
     Args:
         model: trained model.
         cluster: whole cluster.
-        tokens: sequence length.
+        tokens: sequence length in tokens.
         sizes: sizes of the process groups.
-        options: itemsize of accumulators in messages, and output proxies.
-        causal: causal mask, else full attention.
+        options: bytes per element of accumulators in messages, and output proxies.
+        causal: whether the mask is causal; otherwise attention is full.
 
     Raises:
-        OptionError: the sequence or the heads do not divide.
+        OptionError: 2 x cp does not divide the sequence, or tp does not divide the heads.
     """
     if tokens < 1 or tokens % (2 * sizes.cp):
         raise OptionError("seq", tokens, f"a multiple of {2 * sizes.cp}: a rank holds two equal chunks")
@@ -121,7 +120,7 @@ def estimate_step(
         options: options of the training program.
 
     Raises:
-        OptionError: the stages do not divide the layers.
+        OptionError: The stages do not divide the layers.
     """
     seconds, kernel_s = attention_seconds(choice, options)
     attention = AttentionEstimate(seconds, kernel_s, choice.simulation.pass_s[0], choice.memory)
@@ -136,7 +135,7 @@ def estimate_step_around(
     sizes: ParallelSizes,
     options: TrainingOptions,
 ) -> StepEstimate:
-    """Return the prediction of a training step around given attention, in closed form.
+    """Return the prediction of a training step with the given time and memory of attention, by formulas.
 
     Args:
         model: trained model.
@@ -147,7 +146,7 @@ def estimate_step_around(
         options: options of the training program.
 
     Raises:
-        OptionError: the stages do not divide the layers.
+        OptionError: The stages do not divide the layers.
     """
     if model.layers % sizes.pp:
         raise OptionError("pp", sizes.pp, f"a divisor of {model.layers} layers")
@@ -187,10 +186,10 @@ def estimate_step_around(
 
 
 def attention_seconds(choice: Choice, options: TrainingOptions) -> tuple[float, float]:
-    """Return (attention of one layer, its kernels), forward and backward, in seconds.
+    """Return the seconds of attention of one layer and of its kernels, forward and backward.
 
-    The simulation uses all overlap that streams allow. For a program with less, a second simulation without kernel
-    time gives the time in which kernels and transfers alternate.
+    A simulation has all overlap that CUDA streams allow. For a program with less overlap, a second simulation without
+    kernel time gives the time in which kernels and transfers alternate.
     """
     result, repeated = choice.simulation, 0.0
     seconds, kernel_s = result.seconds, result.kernel_s
@@ -200,7 +199,7 @@ def attention_seconds(choice: Choice, options: TrainingOptions) -> tuple[float, 
         device = replace(choice.job.cluster.device, tflops=float("inf"), kernels=None, call_us=0.0)
         bare = replace(choice, job=replace(choice.job, cluster=replace(choice.job.cluster, device=device)))
         alternating_s = bare.simulation.seconds + kernel_s
-        # Kernels of a rank may fill a pause of its own transfers only if some of them overlap.
+        # Kernels of a rank can fill pauses of its own transfers only if kernels and transfers overlap.
         exposed = (1 - options.overlap.attention) * max(0.0, alternating_s - seconds)
         repeated *= (seconds + exposed) / seconds
         seconds += exposed
@@ -208,7 +207,7 @@ def attention_seconds(choice: Choice, options: TrainingOptions) -> tuple[float, 
 
 
 def _matrix_seconds(model: Model, cluster: Cluster, tokens: float) -> tuple[float, float]:
-    """Return (forward of one layer without attention, LM head of all passes) in seconds, given tokens / tp."""
+    """Return the seconds of (one layer's forward without attention, all passes of the LM head), given tokens / tp."""
     device = cluster.device
     rate = device.tflops * 1e12 * device.matmul
     pass_s = tokens * model.matmul_flops() / rate
@@ -220,8 +219,8 @@ def _matrix_seconds(model: Model, cluster: Cluster, tokens: float) -> tuple[floa
 def reduction_seconds(model: Model, cluster: Cluster, sizes: ParallelSizes, options: TrainingOptions) -> float:
     """Return the seconds of reducing gradients and gathering weights over data- and context-parallel ranks.
 
-    Each goes around a ring of all these ranks once. Between nodes it uses all NICs of a node, which the
-    tensor-parallel ranks share.
+    Gradients and weights go around a ring of all these ranks once each. Between nodes the ring uses all NICs of a node,
+    which the tensor-parallel ranks share.
     """
     ranks = sizes.dp * sizes.cp
     if ranks == 1:
@@ -235,13 +234,13 @@ def reduction_seconds(model: Model, cluster: Cluster, sizes: ParallelSizes, opti
 
 
 def _tensor_seconds(model: Model, cluster: Cluster, tokens: int, tp: int, passes: int) -> float:
-    """Return the seconds of one layer's tensor-parallel collectives: as many in backward as in each forward."""
+    """Return the seconds of one layer's tensor-parallel collectives. Backward has as many as each forward pass."""
     size = tokens * model.hidden * 2 * (tp - 1) / tp
     return (passes - 1) * _TP_COLLECTIVES * cluster.intra.seconds(size)
 
 
 def cluster_of_group(cluster: Cluster, tp: int) -> Cluster:
-    """Return the cluster as one of ``tp`` concurrent context-parallel groups uses it: its share of NICs and buses."""
+    """Return the cluster of one of ``tp`` concurrent context-parallel groups, with its share of NICs and buses."""
     if tp == 1:
         return cluster
     nics = max(1, cluster.nics // tp)

@@ -1,4 +1,4 @@
-"""Simulated transfers: a message flows over its links from the moment when both of its ends are posted."""
+"""Simulated transfers, whose messages flow over their links as soon as both ends of a message are posted."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Channel = tuple[str, str]
 
 @dataclass(eq=False, slots=True)
 class PendingTransfer:
-    """A transfer of one rank.
+    """A posted transfer of one rank.
 
     Attributes:
-        rank: rank whose transfer it is.
-        transfer: sends and receives posted together.
-        left: messages that have not arrived.
-        start_s: time at which its first end was posted.
+        rank: rank that posted the transfer.
+        transfer: sends and receives that are posted together.
+        left: number of messages that have not arrived.
+        start_s: time at which the first end was posted, in seconds.
     """
 
     rank: RankState
@@ -41,15 +41,15 @@ class RankState:
     """The state of a simulated rank.
 
     Attributes:
-        number: the rank.
-        program_rank: rank for which the program is written; translation gives the peers of ``number``.
+        number: number of the rank.
+        program_rank: rank for which the program was built. Translation gives the peers of ``number``.
         program: operations in order.
         position: index of the current operation.
-        pass_start_s: time at which the current pass began.
+        pass_start_s: time at which the current pass began, in seconds.
         busy: whether device or host is at work.
         has_run: whether the work of the current operation is done.
         waiting_since_s: time since which the rank waits for a transfer; None if it does not wait.
-        incoming: transfers by the name of a value that they bring.
+        incoming: pending transfers, by the name of each value that they receive.
         open_transfers: transfers of the current pass.
         kernel_s: seconds of attention kernels so far.
     """
@@ -67,7 +67,7 @@ class RankState:
     kernel_s: float = 0.0
 
     def waits_for(self, op: TimedOp) -> bool:
-        """Return whether an operation has to wait: for its inputs, or at the end of a pass for all transfers."""
+        """Return whether an operation must wait for its inputs, or the end of a pass for all transfers."""
         if op.op is None:
             return any(pending.left for pending in self.open_transfers)
         return any(name in self.incoming and self.incoming[name].left for name in op.reads)
@@ -99,11 +99,11 @@ class Transfers:
 
     @property
     def link_bytes(self) -> Counter[SharedLink]:
-        """Bytes that the simulated ranks have moved over each link."""
+        """Return the bytes that the simulated ranks have moved over each link."""
         return Counter({link: self._link_bytes[number] for link, number in self._links.items()})
 
     def begin(self, rank: RankState, op: TimedOp, transfer: Transfer, ends: Iterable[str]) -> None:
-        """Post ends of a transfer: ``receive``, ``send``.
+        """Post the given ends of a transfer, ``receive`` and ``send``.
 
         With NCCL the transfer waits until earlier transfers of its process group have ended.
         """
@@ -122,7 +122,7 @@ class Transfers:
         self._start_next(rank.number, transfer.channel)
 
     def _start_next(self, rank: int, channel: Channel) -> None:
-        """Post the next queued transfers. Inputs and results of an axis have a process group, and a queue, each."""
+        """Post the next queued transfers. Each axis has two process groups and queues, for inputs and for results."""
         running = self._running.get((rank, channel))
         if running is not None and running.left:
             return
@@ -133,7 +133,7 @@ class Transfers:
                 return
 
     def _post(self, op: TimedOp, pending: PendingTransfer, ends: Iterable[str]) -> PendingTransfer:
-        """Post ends of all messages. A message whose other end is posted too begins to flow after the latency."""
+        """Post ends of all messages. A message with both ends posted begins to flow after the latency."""
         rank, transfer, symmetry = pending.rank, pending.transfer, self._symmetry
         for end in ends:
             for message in transfer.sends if end == "send" else transfer.receives:
@@ -150,7 +150,7 @@ class Transfers:
         return pending
 
     def _flow(self, source: int, target: int, size: float, both: dict[str, PendingTransfer]) -> None:
-        """Begin to move the bytes of a message."""
+        """Start the flow of the bytes of a message."""
         host = self._cluster.host
         uses, links = self._route(source, target)
         for link in links:
@@ -167,7 +167,7 @@ class Transfers:
     def _arrive(self, both: dict[str, PendingTransfer]) -> None:
         for pending in both.values():
             pending.left -= 1
-        # Both ends belong to one transfer where a rank represents its own peer.
+        # If a rank represents its own peer, both ends belong to one transfer.
         for pending in {id(pending): pending for pending in both.values()}.values():
             if not pending.left:
                 if self._cluster.transport != "gloo":
@@ -175,10 +175,10 @@ class Transfers:
                 self._on_end(pending)
 
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
-        """Return the uses of the links of a message, and the numbers of the links.
+        """Return the link uses of a message, and the numbers of the links.
 
-        A link represents all links that translations map onto it. A flow counts once per rank of its class that shares
-        the link.
+        A link represents all links that translations map onto it. A flow counts once for each rank of its class that
+        shares the link.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []
