@@ -78,13 +78,7 @@ def _run_forward(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | No
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        sinks: Tensor | None,
-        call: Call,
-        result: ForwardResult | None,
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: Call, result: ForwardResult | None
     ) -> Tensor:
         result = result or _run_forward(q, k, v, call, sinks)
         # Operators find the call by its number only while the call exists, so backward keeps the call itself.

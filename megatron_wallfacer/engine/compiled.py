@@ -69,12 +69,7 @@ class CompiledPass:
 
 
 def compile_pass(
-    program: Program,
-    kernel: Kernel,
-    spec: AttnSpec,
-    transfers: Transfers,
-    device: torch.device,
-    dtype: torch.dtype,
+    program: Program, kernel: Kernel, spec: AttnSpec, transfers: Transfers, device: torch.device, dtype: torch.dtype
 ) -> CompiledPass:
     """Bind a program to a kernel and to process groups.
 

@@ -165,7 +165,8 @@ def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
         sinks: logit of each head, ``[heads]``.
     """
     total = torch.logaddexp(lse, sinks.to(lse.dtype).expand_as(lse))
-    out.mul_(_weight(lse, total))
+    # The weight is 0 for rows without any logit.
+    out.mul_(torch.exp(lse - torch.where(total == float("-inf"), 0.0, total)).unsqueeze(-1))
     lse.copy_(total)
 
 
@@ -178,8 +179,3 @@ def sinks_gradient(lse: Tensor, delta: Tensor, sinks: Tensor) -> Tensor:
         sinks: logit of each head, ``[heads]``.
     """
     return -(torch.exp(sinks.to(lse.dtype) - lse) * delta).sum((0, 1)).to(sinks.dtype)
-
-
-def _weight(part: Tensor, total: Tensor) -> Tensor:
-    """Return exp(part - total) with an additional last dimension; 0 for rows without any logit."""
-    return torch.exp(part - torch.where(total == float("-inf"), 0.0, total)).unsqueeze(-1)

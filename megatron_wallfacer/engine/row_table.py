@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import gcd, prod
+from math import gcd, prod, sumprod
 from typing import NamedTuple
 
 import torch
@@ -135,7 +135,8 @@ def _entries(one: RowOperation) -> Iterator[_Entry]:
     if 0 in one.shape:
         return
     if len(one.into) > 1:
-        rows = [_by_row(places) for places in (one.into, *one.sources)]
+        # The strides of rows, sequences and heads, without the stride of channels.
+        rows = [[x._replace(strides=x.strides[:_OUTER]) for x in places] for places in (one.into, *one.sources)]
         yield one.shape[:-1], one.shape[-1], rows[0], rows[1:]
         return
     places = [one.into[0], *(place for (place,) in one.sources)]
@@ -146,15 +147,10 @@ def _entries(one: RowOperation) -> Iterator[_Entry]:
     extra = max(0, len(sizes) - _OUTER)
     for index in product(*map(range, sizes[:extra])):
         moved = [
-            [place._replace(offset=place.offset + _dot(index, steps), strides=_padded(steps[extra:], 0))]
+            [place._replace(offset=place.offset + sumprod(index, steps[:extra]), strides=_padded(steps[extra:], 0))]
             for place, steps in zip(places, strides, strict=True)
         ]
         yield _padded(sizes[extra:], 1), width, moved[0], moved[1:]
-
-
-def _by_row(places: Sequence[Place]) -> list[Place]:
-    """Return places with strides of rows, sequences and heads, without the stride of channels."""
-    return [place._replace(strides=place.strides[:_OUTER]) for place in places]
 
 
 def _few(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
@@ -179,7 +175,3 @@ def _few(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[i
 
 def _padded(numbers: Sequence[int], by: int) -> tuple[int, ...]:
     return (*[by] * (_OUTER - len(numbers)), *numbers)
-
-
-def _dot(index: Sequence[int], steps: Sequence[int]) -> int:
-    return sum(number * step for number, step in zip(index, steps, strict=False))

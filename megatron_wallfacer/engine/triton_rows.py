@@ -20,12 +20,7 @@ from megatron_wallfacer.engine.triton_launch import Launch
 
 #: Rows per Triton program.
 _ROWS = 8
-_DTYPES = {
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-}
+_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
 _ADDRESSES = tuple(f"a{number}" for number in range(BASES))
 
 

@@ -59,7 +59,8 @@ def compare_passes(
     Raises:
         WallfacerError: A value differs between ranks, or a tensor is not finite. Every rank raises the error.
     """
-    digests = torch.tensor([_digest(value) for value in described.values()], dtype=torch.int64, device=device)
+    hashes = (blake2b(repr(value).encode(), digest_size=7).digest() for value in described.values())
+    digests = torch.tensor([int.from_bytes(one) for one in hashes], dtype=torch.int64, device=device)
     finite = torch.stack([torch.isfinite(x).all() for x in local.values()]).to(torch.int64)
     rows = _gathered(groups, torch.cat([digests, finite]))
     for number, name in enumerate(described):
@@ -168,7 +169,3 @@ def _messages(groups: AxisGroups, device: torch.device) -> torch.device:
 
 def _ranks(groups: AxisGroups, members: Sequence[int]) -> str:
     return ranks_text(groups.global_ranks[member] for member in members)
-
-
-def _digest(value: object) -> int:
-    return int.from_bytes(blake2b(repr(value).encode(), digest_size=7).digest())

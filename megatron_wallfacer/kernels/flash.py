@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron_wallfacer.kernels.optional import FLASH_ATTN_2, FLASH_ATTN_3, FLASH_ATTN_4, Library
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
-from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, Capabilities
+from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, Capabilities, Gradients
 from megatron_wallfacer.kernels.signatures import LibraryFunction, LoadedLibrary, OptionalArgument
 from megatron_wallfacer.kernels.windows import WindowSize, bottom_right, cu_seqlens_tensor
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
@@ -194,9 +194,7 @@ def _forward_thd(call: Callable[..., Any], lse_places: Mapping[int, int]) -> For
 
 
 def _backward_bshd(call: Callable[..., Any], lse_name: str) -> BackwardCall:
-    def backward(
-        dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
         q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         # FlashAttention ignores the strides of the lse.
@@ -208,9 +206,7 @@ def _backward_bshd(call: Callable[..., Any], lse_name: str) -> BackwardCall:
 
 
 def _backward_thd(call: Callable[..., Any], lse_name: str) -> BackwardCall:
-    def backward(
-        dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
         q, k, v = q.squeeze(1), k.squeeze(1), v.squeeze(1)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         stats = {lse_name: lse.squeeze(1).t().contiguous()}

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.byte_cache import INTEGER_BYTES, byte_cache
-from megatron_wallfacer.kernels.protocol import AttnSpec, Capabilities, Inputs, Kernel
+from megatron_wallfacer.kernels.protocol import AttnSpec, Capabilities, Gradients, Inputs, Kernel
 from megatron_wallfacer.kernels.windows import strips
 from megatron_wallfacer.schedule.attn_tile import AttnTile, documents_of
 
 #: (q, k, v) -> (out, lse) of one tile.
 ForwardCall = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 #: (dout, q, k, v, out, lse) -> (dq, dk, dv) of one tile.
-BackwardCall = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+BackwardCall = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Gradients]
 
 #: Largest number of cached calls per direction. A ring of 512 ranks has 512 tiles per direction and mask.
 _TILES = 4096
@@ -73,16 +73,8 @@ class PreparedKernel(ABC):
         return prepared(tile, spec, q.shape[1], q.dtype, q.device)(q, k, v)
 
     def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        tile: AttnTile,
-        spec: AttnSpec,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: AttnTile, spec: AttnSpec
+    ) -> Gradients:
         """See :meth:`Kernel.backward`."""
         prepared = self._backward_call if tile.cu_seqlens is None else self._varlen_backward_call
         return prepared(tile, spec, q.shape[1], q.dtype, q.device)(dout, q, k, v, out, lse)
@@ -193,7 +185,7 @@ def backward_in_pieces(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Return (dq, dk, dv) of a tile; see :meth:`Kernel.backward` and :func:`forward_in_pieces`.
 
     Strips share columns, so their contributions to dk and dv are summed in the accumulation dtype.

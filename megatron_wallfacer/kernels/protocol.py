@@ -10,6 +10,8 @@ from torch import Tensor
 
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 
+#: (dq, dk, dv) of a tile.
+Gradients = tuple[Tensor, Tensor, Tensor]
 HALF = (torch.float16, torch.bfloat16)
 _DEVICES = {"cuda": "a CUDA device", "cpu": "a CPU"}
 
@@ -144,16 +146,8 @@ class Kernel(Protocol):
         ...
 
     def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        tile: AttnTile,
-        spec: AttnSpec,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, tile: AttnTile, spec: AttnSpec
+    ) -> Gradients:
         """Return the contribution of one tile to (dq, dk, dv), given the lse of the rows over *all* keys.
 
         The result depends on ``out`` only through rowsum(dout * out). Any tensor with the same row sums is allowed.

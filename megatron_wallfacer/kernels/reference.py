@@ -45,14 +45,7 @@ def _forward(window: TileWindow | None, spec: AttnSpec, q: Tensor, k: Tensor, v:
 
 
 def _backward(
-    window: TileWindow | None,
-    spec: AttnSpec,
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
+    window: TileWindow | None, spec: AttnSpec, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, groups = accumulation_dtype(q.dtype), k.shape[2]
     scores, slope = _scores(q, k, window, spec)

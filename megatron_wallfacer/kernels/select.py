@@ -54,14 +54,7 @@ _OF_TORCH = "operator schemas of the installed PyTorch"
 def _flash(version: FlashVersion, library: str, releases: str) -> KernelEntry:
     build = partial(FlashKernel, version)
     return KernelEntry(
-        version.name,
-        build,
-        version.capabilities,
-        library,
-        releases,
-        in_auto=True,
-        in_flash=True,
-        variable=_FLASH,
+        version.name, build, version.capabilities, library, releases, in_auto=True, in_flash=True, variable=_FLASH
     )
 
 
@@ -78,9 +71,7 @@ REGISTRY = (
     ),
     _flash(FLASH4, "flash-attn-4, Hopper and Blackwell", "4.0.0b4, b10, b20, b36"),
     _flash(
-        FLASH3,
-        "flash-attn-3, Hopper",
-        "`hopper/` of flash-attn 2.7.4.post1, 2.8.3, 2.8.3.post2; main branch, by hand",
+        FLASH3, "flash-attn-3, Hopper", "`hopper/` of flash-attn 2.7.4.post1, 2.8.3, 2.8.3.post2; main branch, by hand"
     ),
     _flash(FLASH2, "flash-attn >= 2.6", "2.6.3, 2.7.4.post1, 2.8.3, 2.8.3.post2"),
     KernelEntry(

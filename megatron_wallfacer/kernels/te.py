@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableError
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
-from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, capability
+from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, Gradients, capability
 from megatron_wallfacer.kernels.signatures import LoadedLibrary, OptionalArgument
 from megatron_wallfacer.kernels.windows import WindowSize, cu_seqlens_tensor, top_left
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
@@ -192,9 +192,7 @@ def _forward_thd(call: Callable[..., Any], title: str) -> ForwardCall:
 
 
 def _backward_sbhd(call: Callable[..., Any], random_state: Tensor) -> BackwardCall:
-    def backward(
-        dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
         # TransformerEngine's auxiliary tensors of forward, except that the lse covers all keys.
         aux = [lse.permute(1, 2, 0).unsqueeze(-1).contiguous(), random_state]
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
@@ -205,9 +203,7 @@ def _backward_sbhd(call: Callable[..., Any], random_state: Tensor) -> BackwardCa
 
 
 def _backward_thd(call: Callable[..., Any], random_state: Tensor) -> BackwardCall:
-    def backward(
-        dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
         aux = [lse.squeeze(1).unsqueeze(-1).contiguous(), random_state]
         q, k, v = q.squeeze(1).contiguous(), k.squeeze(1).contiguous(), v.squeeze(1).contiguous()
         o, d_o = out.squeeze(1).contiguous(), dout.squeeze(1).contiguous()

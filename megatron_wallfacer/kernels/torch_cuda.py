@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
-from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, Inputs
+from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, Gradients, Inputs
 from megatron_wallfacer.kernels.windows import WindowSize, bottom_right
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 
@@ -49,9 +49,7 @@ class TorchFlashKernel(PreparedKernel):
         call, options, no_seed = self._aten._flash_attention_backward, _options(tile, spec), _no_seed(tensors.device)
         rest = (None, None, tile.height, tile.width, 0.0, tile.causal, no_seed, no_seed)
 
-        def backward(
-            dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-        ) -> tuple[Tensor, Tensor, Tensor]:
+        def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
             bshd = [x.transpose(0, 1) for x in (dout, q, k, v, out)]
             # PyTorch's operator ignores the strides of the lse.
             dq, dk, dv = call(*bshd, lse.permute(1, 2, 0).contiguous(), *rest, **options)
@@ -109,9 +107,7 @@ class TorchCudnnKernel(PreparedKernel):
         # The operator gets neither a bias nor boundaries of documents.
         rest = (no_seed, no_seed, None, None, None, tile.height, tile.width, 0.0, tile.causal)
 
-        def backward(
-            dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-        ) -> tuple[Tensor, Tensor, Tensor]:
+        def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
             bhsd = [x.permute(1, 2, 0, 3) for x in (dout, q, k, v, out)]
             stats = lse.permute(1, 2, 0).contiguous()
             dq, dk, dv = call(*bhsd, stats.unsqueeze(-1) if self._lse_has_width else stats, *rest, scale=scale)

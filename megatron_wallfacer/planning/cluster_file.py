@@ -9,14 +9,7 @@ from typing import Any
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.input_files import read_yaml
-from megatron_wallfacer.planning.cluster import (
-    Cluster,
-    Device,
-    HostProcessors,
-    LinkSpeed,
-    MessageCost,
-    SwitchLevel,
-)
+from megatron_wallfacer.planning.cluster import Cluster, Device, HostProcessors, LinkSpeed, MessageCost, SwitchLevel
 from megatron_wallfacer.planning.measured_kernels import TABLES
 from megatron_wallfacer.shipped import CONFIGS
 
@@ -25,12 +18,7 @@ PRESETS = CONFIGS / "cluster"
 #: Preset with the devices and links of a job, by a part of its GPU's name. GPUs whose NVLink connects nodes have no
 #: preset, because the ranks of a job do not show which nodes NVLink connects.
 GPUS = {"H200": "h200-8x8", "H100": "h100-8x8", "A100": "a100-8x8-ethernet"}
-_SECTIONS: dict[str, type] = {
-    "intra": LinkSpeed,
-    "inter": LinkSpeed,
-    "device": Device,
-    "host": HostProcessors,
-}
+_SECTIONS: dict[str, type] = {"intra": LinkSpeed, "inter": LinkSpeed, "device": Device, "host": HostProcessors}
 _TRANSPORTS = ("nccl", "gloo")
 #: Limits of numbers. Larger numbers would give infinite seconds or an endless search.
 _WHOLE = {"nodes": 100_000, "gpus_per_node": 1024, "nics": 1024}

@@ -198,14 +198,12 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
     except OptionError:
         result = search(candidate.job)
     pool = list(result.best)
-    if candidate.job.cp_size <= MOST_RANKS_REGROUPED:
-        pool += _regrouped([*pool[:REGROUPED], _ring(candidate.job)])
+    job = candidate.job
+    if job.cp_size <= MOST_RANKS_REGROUPED:
+        work = shard_work(job.shape.tokens, job.shape.q_heads)
+        ring = Choice(job, Plan(Grid(ring_outer=job.cp_size), "team-ring", shard_work=work))
+        pool += _regrouped([*pool[:REGROUPED], ring])
     return result, pool
-
-
-def _ring(job: AttentionJob) -> Choice:
-    plan = Plan(Grid(ring_outer=job.cp_size), "team-ring", shard_work=shard_work(job.shape.tokens, job.shape.q_heads))
-    return Choice(job, plan)
 
 
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:

@@ -110,12 +110,9 @@ def training_options(
 
 
 def _host_fraction(layers_that_fit: float, overlapped_part: float, layers: int) -> float:
-    """Return the fraction of the layers whose tensors are in host memory, as a whole number of layers.
+    """Return the fraction of ``layers`` whose tensors are in host memory, as a whole number of layers.
 
-    Args:
-        layers_that_fit: layers whose tensors fit the host memory.
-        overlapped_part: part of a layer's tensors that is copied during the forward pass of the layer.
-        layers: layers whose tensors are saved at once.
+    ``overlapped_part`` is the part of a layer's tensors that is copied during the forward pass of the layer.
     """
     fitting = int(max(0.0, min(layers, layers_that_fit)))
     return min(fitting, int(min(1.0, overlapped_part) * layers)) / layers

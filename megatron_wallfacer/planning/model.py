@@ -122,11 +122,7 @@ class Model:
         if tp < 1 or self.q_heads % tp or self.kv_heads % tp:
             raise OptionError("tp", tp, f"a divisor of {self.q_heads} query and {self.kv_heads} kv heads")
         return Shape(
-            tokens,
-            self.q_heads // tp,
-            self.kv_heads // tp,
-            self.head_dim,
-            accumulate_itemsize=accumulate_itemsize,
+            tokens, self.q_heads // tp, self.kv_heads // tp, self.head_dim, accumulate_itemsize=accumulate_itemsize
         )
 
 

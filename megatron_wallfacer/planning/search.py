@@ -12,7 +12,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.time_bound import estimated_kernel_seconds
 from megatron_wallfacer.schedule.grid import Grid, factorisations
-from megatron_wallfacer.schedule.heads import check_heads, head_groups
+from megatron_wallfacer.schedule.heads import divides_heads, head_groups
 from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan, shard_work
 from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan, total_volume
 from megatron_wallfacer.schedule.volume import Shape
@@ -133,7 +133,8 @@ def candidates(job: AttentionJob) -> Iterator[Choice]:
     is_empty, shape = True, job.shape
     for sizes in factorisations(job.cp_size, AXES):
         plan = Plan(Grid(**sizes), "team-ring", shard_work=shard_work(shape.tokens, shape.q_heads))
-        if not _divides_heads(plan, shape) or (sizes["ring_inner"] > 1 and sizes["ring_outer"] == 1):
+        fits = divides_heads(plan.grid.head, shape.q_heads, shape.kv_heads)
+        if not fits or (sizes["ring_inner"] > 1 and sizes["ring_outer"] == 1):
             continue
         plan = _with_cheapest_variants(plan, shape)
         is_empty = False
@@ -170,14 +171,6 @@ def _estimate_s(choice: Choice) -> float:
     job = choice.job
     kernel_s = estimated_kernel_seconds(choice.plan, job.cluster, job.shape, causal=job.causal)
     return choice.bound.estimate_s(choice.plan.head_groups, kernel_s)
-
-
-def _divides_heads(plan: Plan, shape: Shape) -> bool:
-    try:
-        check_heads(plan, shape.q_heads, shape.kv_heads)
-    except OptionError:
-        return False
-    return True
 
 
 def _with_cheapest_variants(plan: Plan, shape: Shape) -> Plan:

@@ -95,13 +95,7 @@ def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _period(stride: int, size: int, unit: int) -> int:
-    """Return the smallest translation along an axis that preserves units of one size.
-
-    Args:
-        stride: distance of neighbours along the axis, in ranks.
-        size: ranks of the axis.
-        unit: ranks of a unit.
-    """
+    """Return the smallest translation along an axis that preserves units of ``unit`` ranks."""
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

@@ -43,8 +43,8 @@ def calls_of(
             yield from _of_each_document(mask, (index, q_chunk), k_chunks, cp_size, size)
         else:
             ends = mask.boundaries(q_chunk, cp_size, size)
-            cols = [(col, k_chunk == q_chunk) for col, k_chunk in enumerate(k_chunks) if _sees(mask, q_chunk, k_chunk)]
-            shifts = [(col * size, mask.right == 0 and same) for col, same in cols]
+            cols = [(col, k_chunk) for col, k_chunk in enumerate(k_chunks) if mask.right is None or k_chunk <= q_chunk]
+            shifts = [(col * size, mask.right == 0 and k_chunk == q_chunk) for col, k_chunk in cols]
             yield from _squares(ends, index * size, shifts)
 
 
@@ -60,8 +60,7 @@ def call_of(mask: Mask, q: Segment, k: Segment) -> AttnTile | None:
         return None
     height, width, shift = end_row - first_row, end_col - first_col, first_row - first_col
     window = TileWindow(
-        -(lower + shift) if lower + shift > 1 - height else None,
-        upper + shift if upper + shift < width - 1 else None,
+        -(lower + shift) if lower + shift > 1 - height else None, upper + shift if upper + shift < width - 1 else None
     )
     rows, cols = (q.row + first_row, q.row + end_row), (k.row + first_col, k.row + end_col)
     if window == TileWindow(None, 0) and height == width:
@@ -125,10 +124,8 @@ def _of_each_document(
 def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
     """Yield the calls of documents against their own keys: a full square, or its lower triangle.
 
-    Args:
-        ends: boundaries of the documents.
-        row: row of position 0.
-        cols: (column of position 0, whether only the lower triangle is unmasked) for each key chunk.
+    ``row`` is the row of position 0. ``cols`` has for each key chunk the column of position 0, and whether only the
+    lower triangle is unmasked.
     """
     return (
         # A call of one row and one column is both full and causal.
@@ -136,10 +133,6 @@ def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) ->
         for start, end in pairwise(ends)
         for col, causal in cols
     )
-
-
-def _sees(mask: Mask, q_chunk: int, k_chunk: int) -> bool:
-    return mask.right is None or k_chunk <= q_chunk
 
 
 def _some(calls: Iterable[AttnTile | None]) -> Iterator[AttnTile]:

@@ -72,11 +72,7 @@ def key_chunks_of(mask: Mask, chunk: int, cp_size: int, size: int) -> tuple[Rang
 def _key_chunks(mask: Mask, queries: Range, document: Range, size: int) -> tuple[Range, Range]:
     """Return the key chunks of which some query sees a part, and the key chunks that every query sees in full.
 
-    Args:
-        mask: mask whose window limits the keys of a query.
-        queries: half-open range of query positions in one document.
-        document: half-open range of the positions of the document.
-        size: tokens of a chunk. Chunk 0 begins at position 0.
+    ``queries`` and ``document`` are half-open ranges of positions. Chunk 0 begins at position 0.
     """
     (first, last), (start, end) = (queries[0], queries[1] - 1), document
     some_from = start if mask.left is None else max(start, first - mask.left)

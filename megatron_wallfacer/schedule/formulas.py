@@ -71,17 +71,13 @@ def _copies(plan: Plan, kv_heads: int | None) -> float:
     return 1 if kv_heads is None else max(1, plan.grid.head / kv_heads)
 
 
-def _is_permuted(plan: Plan) -> bool:
-    return plan.kv_order != "native" and plan.grid.team > 1
-
-
 def _shards(plan: Plan, operand: RingOperand, *, backward: bool) -> int:
     """Return how many shards of one tensor of an operand a rank receives, by a gather or from the ring."""
     grid = plan.grid
     team = grid.team if operand == "q" else grid.kv_team
     if operand != plan.ring_operand(backward=backward):
         return team - 1
-    if not _is_permuted(plan):
+    if plan.kv_order == "native" or grid.team == 1:
         return team * grid.ring - 1
     # The permutation adds one transfer to the hops of the ring: of a block, or of a shard that is gathered afterwards.
     return team * grid.ring + (team - 1 if plan.kv_order == "paper" else 0)

@@ -10,6 +10,11 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.plan import Plan
 
 
+def divides_heads(size: int, q_heads: int, kv_heads: int) -> bool:
+    """Return whether a head axis of ``size`` ranks divides the heads."""
+    return q_heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
+
+
 def check_heads(plan: Plan, q_heads: int, kv_heads: int) -> None:
     """Check that the size of the head axis divides the heads.
 
@@ -17,8 +22,8 @@ def check_heads(plan: Plan, q_heads: int, kv_heads: int) -> None:
         OptionError: The size does not divide the heads. The message lists the sizes that do.
     """
     size = plan.grid.head
-    if q_heads % size or (kv_heads % size and size % kv_heads):
-        fitting = [u for u in range(1, q_heads + 1) if q_heads % u == 0 and (kv_heads % u == 0 or u % kv_heads == 0)]
+    if not divides_heads(size, q_heads, kv_heads):
+        fitting = [u for u in range(1, q_heads + 1) if divides_heads(u, q_heads, kv_heads)]
         raise OptionError(
             "head_size", size, f"one of {', '.join(map(str, fitting))} for {q_heads} query and {kv_heads} kv heads"
         )

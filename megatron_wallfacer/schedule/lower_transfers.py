@@ -137,11 +137,7 @@ class Transfers:
 
         Rows of an accumulator with parts are summed directly into the buffer if no later operation reads the rows.
 
-        Args:
-            at: (index of the operation, index of the message).
-            name: name of the value.
-            into: rows in the message buffer.
-            pairs: list of copies for a later step, to which this method adds.
+        ``at`` are the indices of the operation and the message. The method appends its copies to ``pairs``.
         """
         name = self.values.aliases.get(name, name)
         total = self.values.accumulators.get(name)

@@ -82,18 +82,7 @@ class PaperTransfers:
         origin: int,
         rows: RowSet | None = None,
     ) -> None:
-        """Send a value across the context-parallel group, into the paper's arrangement or out of it.
-
-        Args:
-            kind: ``entry`` or ``exit``.
-            tensors: tensor group, or operand of the results.
-            source: name of the value that is sent.
-            into: name of the value that is received.
-            payload: names of the tensors.
-            chunks: chunk ids of the received value.
-            origin: rank whose block this rank has in the paper's arrangement.
-            rows: row set of the received value, if attention reads it.
-        """
+        """Send ``source`` and receive ``into``, into the paper's arrangement (``entry``) or out of it (``exit``)."""
         emitter, own_target = self.emitter, target(self.operands.grid, self.operands.rank)
         if own_target == self.operands.rank:
             emitter.concat(into, [source], rows)

@@ -89,16 +89,10 @@ class RingTransfers:
     def _exchange_results(
         self, kind: str, axis: str, step: int, into: int, peers: tuple[int, int], chunks: Sequence[int], number: int
     ) -> None:
-        """Send the results of a ring step, and receive results that are added to the results of another ring step.
+        """Send the results of ring step ``step``, and receive results that are added to those of ring step ``into``.
 
-        Args:
-            kind: kind of the messages.
-            axis: grid axis of the messages.
-            step: ring step whose results are sent.
-            into: ring step to whose accumulators the received results are added.
-            peers: (destination of the sent results, source of the received results).
-            chunks: chunk ids of the received results.
-            number: number that distinguishes messages of one kind between two ranks.
+        ``peers`` are the destination of the sent results and the source of the received results. ``number``
+        distinguishes messages of one kind between two ranks.
         """
         operands, emitter, side = self.operands, self.emitter, self.operands.ring_operand
         arriving = emitter.value(emitter.name(f"{kind}{number}.{axis}", side), operands.results(side), chunks)

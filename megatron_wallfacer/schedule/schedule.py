@@ -177,12 +177,8 @@ def _begin(
 ) -> None:
     """Append local rows of some head groups against the first pass, while transfers of the first group are in flight.
 
-    Args:
-        builders: all head groups.
-        starting: head groups whose local rows are computed now.
-        operands: rows of both operands at this rank.
-        sends_results: whether to send results of the ring operand that need no gathered rows.
-        leaves_local: whether to postpone local rows against local rows.
+    With ``sends_results`` results of the ring operand that need no gathered rows are sent. With ``leaves_local`` local
+    rows against local rows are postponed.
     """
     builders[0].group.split_heads()
     for index, builder in enumerate(builders):
@@ -206,13 +202,7 @@ def _start_next(builders: Sequence[HeadGroupBuilder], index: int) -> None:
 
 
 def _append_ring(builders: Sequence[HeadGroupBuilder], index: int, computed: Sequence[RowSet]) -> None:
-    """Append the ring steps whose results are sent: the later steps, then the first pass.
-
-    Args:
-        builders: all head groups.
-        index: index of the head group.
-        computed: row sets of the ring operand whose tiles with local rows exist already.
-    """
+    """Append ring steps whose results are sent. Tiles of local rows with ``computed`` row sets exist already."""
     builder, operands, pass_start = builders[index], builders[index].operands, None
     first_pass = () if computed and GATHERED not in operands.stationary_rows else operands.first_pass[1:]
     # A first pass of local rows alone can hide little of the next group's transfers, so these start now.

@@ -10,7 +10,7 @@ from itertools import product
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.formulas import backward_volume, busiest_rank, forward_volume
 from megatron_wallfacer.schedule.grid import Grid, factorisations
-from megatron_wallfacer.schedule.heads import check_heads
+from megatron_wallfacer.schedule.heads import divides_heads
 from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan
 from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
@@ -131,9 +131,7 @@ def _best(cp_size: int, shape: Shape, axes: Sequence[str], first: Formula, secon
 def _all_plans(cp_size: int, shape: Shape, axes: Sequence[str]) -> Iterator[Plan]:
     for sizes in factorisations(cp_size, axes):
         grid = Grid(**sizes)
-        try:
-            check_heads(Plan(grid), shape.q_heads, shape.kv_heads)
-        except OptionError:
+        if not divides_heads(grid.head, shape.q_heads, shape.kv_heads):
             continue
         for forward, backward in product(RING_VARIANTS, repeat=2):
             yield Plan(grid, forward=forward, backward=backward)

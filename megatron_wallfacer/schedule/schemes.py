@@ -17,7 +17,7 @@ from functools import partial
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.formulas import backward_volume, forward_volume
 from megatron_wallfacer.schedule.grid import DEFAULT_PLACEMENT, RINGS_ADJACENT, TEAMS_ADJACENT, Grid, factorisations
-from megatron_wallfacer.schedule.heads import check_heads
+from megatron_wallfacer.schedule.heads import check_heads, divides_heads
 from megatron_wallfacer.schedule.plan import RING_VARIANTS, Order, Plan, RingVariant, shard_work
 from megatron_wallfacer.schedule.price import NODE, cheapest
 
@@ -161,7 +161,7 @@ def make_plan(
     grids = _open_grids(scheme, rule, cp_size, given, order)
     if heads and head_size is None:
         # If no grid divides the heads, check_heads below raises the error.
-        grids = [grid for grid in grids if _fits(grid, heads)] or grids
+        grids = [grid for grid in grids if divides_heads(grid.head, *heads)] or grids
     name = "team-ring" if scheme == "auto" else scheme
     plans = [_with_cheapest_variants(Plan(grid, name, order), variants, kappa, heads) for grid in grids]
     by_volume = partial(_preference, rule, kappa=kappa, heads=heads)
@@ -204,14 +204,6 @@ def _open_grids(scheme: str, rule: Rule, cp_size: int, given: Mapping[str, int],
             raise OptionError(_OPTIONS[axis], size, f"{sizes} with scheme {scheme}, cp size {cp_size}{asked}{note}")
         grids, asked = fitting, f"{asked}, {axis} {size}"
     return grids
-
-
-def _fits(grid: Grid, heads: tuple[int, int]) -> bool:
-    try:
-        check_heads(Plan(grid), *heads)
-    except OptionError:
-        return False
-    return True
 
 
 def _with_cheapest_variants(

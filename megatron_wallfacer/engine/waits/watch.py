@@ -205,16 +205,12 @@ def _place() -> str:
     """Return the line of code that the main thread runs, outside torch if possible."""
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
     innermost = frame
-    while frame is not None and _is_skipped(frame.f_code.co_filename):
+    while frame is not None and ((file := frame.f_code.co_filename) == __file__ or f"{os.sep}torch{os.sep}" in file):
         frame = frame.f_back
     shown = frame or innermost
     if shown is None:
         return "an unknown line"
     return f"{shown.f_code.co_filename}:{shown.f_lineno} ({shown.f_code.co_name})"
-
-
-def _is_skipped(file: str) -> bool:
-    return file == __file__ or f"{os.sep}torch{os.sep}" in file
 
 
 def _no_action(number: int, frame: FrameType | None) -> None:
