@@ -1,4 +1,4 @@
-"""The exceptions of this project. Their messages are written for users."""
+"""The exceptions of this project, whose messages are written for users."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class WallfacerError(ValueError):
-    """An error of the user's request. Its one-line message has the given value and the allowed values."""
+    """An error of the user's request, whose one-line message has the given value and the allowed values."""
 
 
 class OptionError(WallfacerError):
@@ -24,7 +24,7 @@ class OptionError(WallfacerError):
 
 
 class DisagreementError(WallfacerError):
-    """An error of settings that differ between ranks but must be equal. Its message has one line per setting.
+    """An error of settings that differ between ranks but must be equal, with one line per setting.
 
     Args:
         lines: one line of the message for each setting.

@@ -54,14 +54,14 @@ def attention(
             only keys of their own document. Documents may be empty. The batch size must be 1. If ``cu_seqlens`` is a
             tensor on a GPU, the host waits for it.
         shard_mode: layout of documents. ``sequence`` divides the whole sequence into 2P chunks. ``per_document``
-            divides each document into 2P chunks, as TransformerEngine and Megatron's ``--sft`` do. Then the length of
-            each document must be a multiple of 2P.
+            divides each document into 2P chunks, as TransformerEngine and Megatron's ``--sft`` do, so 2P must divide
+            the length of each document.
         sinks: one additional logit per head with a value of zero, ``[q_heads]``. The gradient of the sinks covers only
             the local rows.
         softcap: c > 0 replaces each score s by c tanh(s / c). Only the kernels ``reference`` and ``flash`` support it.
         scale: factor of the scores; head_dim ** -0.5 unless given.
         kernel: name of the kernel, one of :data:`megatron_wallfacer.kernels.KERNELS` (``docs/kernels.md``).
-        keep_gathered_q: whether the gathered queries are kept for backward. Otherwise backward gathers them again.
+        keep_gathered_q: whether gathered queries are kept for backward, which otherwise gathers queries again.
         transfers: ``direct``, or ``staged`` for messages through host memory over gloo. With ``staged`` several ranks
             can share a GPU in functional tests.
 

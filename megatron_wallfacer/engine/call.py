@@ -59,7 +59,7 @@ class Call:
         plan: grid and choices.
         runtime: transfers, kernel and constant arguments.
         mask: set of unmasked pairs.
-        keep_gathered_q: whether forward keeps the gathered queries for backward. Otherwise backward gathers them again.
+        keep_gathered_q: whether forward keeps gathered queries for backward, which otherwise gathers queries again.
         layer: number of the layer in the whole model, from 1, or its name; None outside a model. For messages only.
         verify: whether every message is compared with its source. A verified pass is not a CUDA graph.
         number: number by which operators find the call (:func:`call_of_number`) while it exists.
@@ -178,7 +178,7 @@ _calls: dict[int, weakref.ref[Call]] = {}
 
 
 def call_of_number(number: int) -> Call:
-    """Return the call with a number.
+    """Return the call of attention whose :attr:`Call.number` is given.
 
     Raises:
         WallfacerError: The call no longer exists.

@@ -43,8 +43,8 @@ def connected(
 ) -> Transfers:
     """Return the transfers of a context-parallel group along the axes of a grid.
 
-    The first call creates groups. It is slow, and collective over the world, like
-    :func:`megatron_wallfacer.engine.groups.connect`. It also drops the entries of groups that have been destroyed.
+    The first call creates groups, which is slow, and collective over the world, like
+    :func:`megatron_wallfacer.engine.groups.connect`. The first call also drops entries of groups that were destroyed.
     Ctrl-C takes effect after the groups are created.
 
     Args:

@@ -4,7 +4,7 @@ The owner's graph captures all launches of a pass. The workspace comes from the 
 for all of its transfers. This module has two duties.
 
 * A capture must not compile kernels or copy constants to the device, so the same pass must have run eagerly before.
-* A replay reads constants that the graph does not reference. This module keeps them until the groups are closed.
+* A replay reads constants that the graph does not reference. This module keeps the constants until groups are closed.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ class ForeignCaptures:
         return done
 
     def drop(self) -> None:
-        """Free the graphs of the owner. This must precede the destruction of their process groups."""
+        """Free the graphs of the owner, before the process groups of the graphs are destroyed."""
         if self._held:
             self._free()
         self._held.clear()
 
 
 def foreign_captures(transfers: Transfers, free: Callable[[], None]) -> ForeignCaptures:
-    """Return the runner of captured passes over some groups. The first call creates it."""
+    """Return the runner of captured passes over some groups, which the first call creates."""
     if transfers.graphs is None:
         transfers.graphs = ForeignCaptures(free)
     return transfers.graphs

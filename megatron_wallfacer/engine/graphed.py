@@ -1,7 +1,7 @@
 """Passes as CUDA graphs: two eager passes, then a capture, then replays.
 
 If shards are short, the host needs more time to launch a pass than the GPU needs to run it. A graph needs one launch.
-Its addresses are fixed, so inputs are copied into static buffers, and results are copied out of them. One forward and
+Addresses in a graph are fixed, so inputs are copied into static buffers, and results out of these. One forward and
 one backward graph serve all layers and micro-batches of a shape. The eager passes fill kernel caches and create NCCL's
 connections, because a capture must not do so.
 """
@@ -160,7 +160,7 @@ class Graphs:
         return results, kept
 
     def drop(self) -> None:
-        """Free all graphs. This must precede the destruction of their process groups."""
+        """Free all graphs, before the process groups of the graphs are destroyed."""
         for static in self._passes.values():
             if static is not None:
                 static.graph.reset()
@@ -214,7 +214,7 @@ class Graphs:
 
 
 def graphs_of(transfers: Transfers, free: Callable[[], None] = lambda: None) -> Graphs:
-    """Return the CUDA graphs of passes over some groups. The first call creates the object."""
+    """Return the CUDA graphs of passes over some groups, in an object that the first call creates."""
     if transfers.graphs is None:
         transfers.graphs = Graphs(transfers.groups, CudaCapture(), free)
     return transfers.graphs

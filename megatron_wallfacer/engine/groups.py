@@ -120,8 +120,8 @@ def connect(
 
     The call is collective over the *world*, like ``torch.distributed.new_group``: every rank of the job calls this
     function with its own context-parallel group and grid. The local-synchronisation mode of ``new_group`` is not used,
-    because it names a group by the number of groups that a rank has. It hangs if this number differs between members,
-    as with pipeline stages.
+    because it names a group by the number of groups that a rank has. The mode hangs if the number differs between
+    members, as with pipeline stages.
 
     Args:
         group: context-parallel group; None for the world, or for one process without torch.distributed.

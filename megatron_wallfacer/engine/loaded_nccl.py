@@ -28,7 +28,7 @@ def loaded_nccl() -> tuple[int, ...] | None:
 
 
 def version_of(code: int) -> tuple[int, int, int]:
-    """Return the version of an ``ncclGetVersion`` code. 23007 is 2.30.7. Codes before 2.9 have four digits."""
+    """Return the version of a code of ``ncclGetVersion``, such as 2.30.7 for 23007, or 2.8.4 for 2804."""
     unit = 10_000 if code >= 10_000 else 1_000
     return code // unit, code % unit // 100, code % 100
 

@@ -46,12 +46,12 @@ def check_rows(device: torch.device) -> None:
 
 
 def copy_rows(into: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into the tensor at the same index of ``into``, which has the same shape. Dtypes may differ."""
+    """Copy each source into the tensor at the same index of ``into``, of the same shape but perhaps another dtype."""
     torch._foreach_copy_(into, sources)
 
 
 def permute_rows(into: Tensor, source: Tensor, index: Tensor) -> None:
-    """Copy row ``index[i]`` of ``source`` into row i of ``into``. Both are ``[rows, elements]`` of one dtype."""
+    """Copy row ``index[i]`` of ``source`` into row i of ``into``, both ``[rows, elements]`` of one dtype."""
     torch.index_select(source, 0, index, out=into)
 
 
@@ -60,7 +60,7 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
 
     Args:
         into: tensors that are written.
-        sources: sources of each tensor, in its shape. The first source may be the tensor itself.
+        sources: sources of each tensor, of the same shape. The first source of a tensor may be the tensor itself.
     """
     totals = [_total(to, of[0], len(of)) for to, of in zip(into, sources, strict=True)]
     started = [(total, of[0]) for total, of in zip(totals, sources, strict=True) if total is not of[0]]
@@ -77,7 +77,7 @@ def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence
 
     Args:
         into: (out, lse) pairs that are written.
-        sources: partial results (out, lse) of each pair, in its shapes. The first may be the pair itself.
+        sources: partial results (out, lse) of each pair, of the same shapes. The first part may be the pair itself.
     """
     totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]

@@ -42,7 +42,7 @@ Observer = Callable[[Pass | Op | Transfer], AbstractContextManager[None]]
 
 
 def no_observer(_: Pass | Op | Transfer) -> AbstractContextManager[None]:
-    """Return an empty context. This observer records nothing."""
+    """Return an empty context, as an observer that records nothing."""
     return nullcontext()
 
 

@@ -30,7 +30,7 @@ class BoundTransfer(NamedTuple):
     Attributes:
         post: call that posts the receives before the transfer starts; None if the backend does not support this.
         start: call that starts the transfer without blocking.
-        wait: call that waits for the transfer. It must be called exactly once.
+        wait: call that waits for the transfer, which must be called exactly once.
     """
 
     post: Action | None
@@ -57,7 +57,7 @@ class Transfers:
 
     @property
     def all_to_all(self) -> bool:
-        """Return whether a head exchange is one collective. Its receives are not posted before the transfer starts."""
+        """Return whether a head exchange is one collective, whose receives cannot be posted before it starts."""
         return self.groups.backend != "gloo"
 
     def bind(self, number: int, transfer: PointToPoint | AllToAll, device: torch.device) -> BoundTransfer:

@@ -34,7 +34,7 @@ def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
 
 
 def _launch(kernel: triton.JITFunction, tensors: tuple[Tensor, ...]) -> None:
-    """Run a kernel over all rows and heads. The first tensor must have the most channels."""
+    """Run a kernel over all rows and heads of tensors, the first of which must have the most channels."""
     if not tensors[0].numel():
         return
     # Triton compiles a separate kernel for addresses that are multiples of 16.

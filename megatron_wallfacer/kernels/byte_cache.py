@@ -12,7 +12,7 @@ INTEGER_BYTES = 36
 
 
 def byte_cache(limit: int, nbytes: Callable[..., int]) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-    """Return a decorator like ``functools.lru_cache`` with a limit in bytes. Arguments must be positional.
+    """Return a decorator like ``functools.lru_cache`` with a limit in bytes, for positional arguments.
 
     A cached call costs no Python call, as with ``functools.cache``. If an entry would exceed the limit, the cache is
     emptied first. A result that is larger than the limit is the only entry of the cache.

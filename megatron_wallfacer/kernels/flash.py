@@ -1,6 +1,6 @@
 """FlashAttention 2, 3 and 4: one kernel, and a table of the differences between the versions.
 
-FlashAttention's tensors are bshd with any strides. Its windows are counted from the bottom-right corner. Packed
+FlashAttention's tensors are bshd with any strides, and its windows are counted from the bottom-right corner. Packed
 documents are thd, and the lse of packed documents is ``[heads, rows]``.
 """
 

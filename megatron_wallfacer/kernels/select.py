@@ -26,7 +26,7 @@ class KernelEntry:
 
     Attributes:
         name: value of ``--wallfacer-kernel``. Entries for different devices may have the same name.
-        build: constructor of the kernel. It raises :class:`UnavailableError` if a library is not installed.
+        build: constructor of the kernel, which raises :class:`UnavailableError` if a library is not installed.
         capabilities: inputs that the newest release of the library supports. A built kernel may support fewer.
         library: library and device, for the table of kernels in the docs.
         releases: library releases that tests check, for the table of kernels in the docs.

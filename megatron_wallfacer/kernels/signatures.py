@@ -82,7 +82,7 @@ class Signature:
         """Return the keyword arguments of a call.
 
         Args:
-            values: argument of each parameter. An :class:`OptionalArgument` without a parameter is omitted.
+            values: argument by name of the parameter. An :class:`OptionalArgument` without a parameter is omitted.
 
         Raises:
             UnavailableError: A required value has no parameter, or a parameter without a default has no value.

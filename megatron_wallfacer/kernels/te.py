@@ -35,8 +35,8 @@ _VARLEN_SINCE = 90600
 class TransformerEngineKernel(PreparedKernel):
     """``fused_attn_fwd`` and ``fused_attn_bwd`` of TransformerEngine.
 
-    TransformerEngine checks in each call that head dims, GPU and cuDNN version fit together. It ignores strides, so
-    all tensors are made contiguous.
+    TransformerEngine checks in each call that head dims, GPU and cuDNN version fit together. TransformerEngine ignores
+    strides, so all tensors are made contiguous.
 
     Args:
         module: module with the functions; None for the installed library.

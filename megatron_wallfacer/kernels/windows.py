@@ -35,7 +35,7 @@ def bottom_right(tile: AttnTile) -> WindowSize:
     Limits without effect are None, so that FlashAttention runs its faster kernel without a window.
 
     Raises:
-        WallfacerError: A row or a column has no unmasked pair. Its size would be negative, which means no limit.
+        WallfacerError: A row or a column has no unmasked pair. The window size would be negative, which means no limit.
     """
     left, right = top_left(tile)
     if tile.window is None:

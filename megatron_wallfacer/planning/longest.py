@@ -49,7 +49,7 @@ class LongestSequence:
 
 @dataclass(frozen=True)
 class _ScaledConfiguration:
-    """One grid with one combination of flags. Formulas scale its attention to any sequence length."""
+    """A grid with a combination of flags, whose attention formulas scale to any sequence length."""
 
     candidate: SizeCandidate
     choice: Choice
@@ -71,7 +71,7 @@ def longest_sequences(request: Request) -> list[LongestSequence]:
     """Return the longest sequence with the plain optimizer, then a longer one with other optimizer flags, if any.
 
     Args:
-        request: model, cluster and given sizes. Its sequence length is ignored.
+        request: model, cluster and given sizes. The sequence length of the request is ignored.
 
     Returns:
         One or two sequences; no sequence if even the shortest one does not fit.

@@ -88,7 +88,7 @@ def longest_report(request: Request) -> Report:
     """Search the longest sequence, and return a report with its flags and the memory of the next longer sequence.
 
     Args:
-        request: model, cluster and given sizes. Its sequence length is ignored.
+        request: model, cluster and given sizes. The sequence length of the request is ignored.
 
     Raises:
         OptionError: A given size does not divide ranks, heads or tokens.

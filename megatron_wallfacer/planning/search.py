@@ -59,7 +59,7 @@ def search(
         needs: function from a choice to the bytes that it needs; the bytes of attention's buffers by default.
 
     Raises:
-        OptionError: No choice fits in memory. The message has the bytes of the smallest choice that was tried.
+        OptionError: No choice fits in memory. The message states how many bytes the smallest choice needs.
     """
     tried, effort = _Tried(memory_bytes, needs), 1 if job.cp_size <= MANY_RANKS else 2
     waiting = _by_estimate([choice for choice in candidates(job) if choice.can_be_simulated], ESTIMATED // effort)

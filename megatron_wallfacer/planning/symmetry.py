@@ -45,7 +45,7 @@ class Symmetry:
         return self._class_of(rank)
 
     def offset(self, rank: int, peer: int) -> tuple[int, ...]:
-        """Return the distance from a rank to a peer along each axis. It is equal for all ranks of a class."""
+        """Return the distance from a rank to a peer along each axis, which is equal for all ranks of a class."""
         return self._offset(rank, peer)
 
     def program_rank(self, rank: int) -> int:
@@ -64,7 +64,7 @@ class Symmetry:
         )
 
     def unit(self, first: int, ranks: int) -> int:
-        """Return the smallest class in a unit. It is equal for units that translations map onto each other."""
+        """Return the smallest class in a unit, which is equal for units that translations map onto each other."""
         return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
 
     def _find_offset(self, rank: int, peer: int) -> tuple[int, ...]:

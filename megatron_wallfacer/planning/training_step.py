@@ -1,7 +1,7 @@
 """The time of a training step and the memory of a rank. Attention is simulated, formulas give all other times.
 
 Ranks are in Megatron's order. A tensor-parallel group has consecutive ranks, then follow context, data and pipeline
-parallelism. Formulas divide FLOPs by a fraction of the peak, or bytes by a memory rate. They have no fitted constants.
+parallelism. Formulas divide FLOPs by a fraction of the peak, or bytes by a memory rate, without fitted constants.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class StepEstimate:
         mfu: model FLOPs over the peak.
         memory_gb: device memory per rank in 1e9 bytes.
         host_gb: host memory per node in 1e9 bytes.
-        fits: whether ``memory_gb`` does not exceed the memory of the device.
+        fits: whether the device has at least ``memory_gb`` of memory.
     """
 
     attention_s: float

@@ -20,8 +20,8 @@ def joined_calls(
 ) -> tuple[AttnTile, ...]:
     """Return the kernel calls of a mask, joined where possible. The arguments are those of :meth:`Mask.calls`.
 
-    Without a window, the boundaries of the documents determine the calls of one query chunk directly. This is faster
-    than joining calls: with ``per_document`` each document has a call in each pair of chunks.
+    Without a window, the boundaries of the documents determine the calls of one query chunk directly. Joining
+    calls would be slow with ``per_document``, where each document has a call in each pair of chunks.
     """
     if mask.documents is None or mask.has_window or len(q_chunks) != 1:
         return batches(mask.calls(q_chunks, k_chunks, cp_size, size))

@@ -90,7 +90,9 @@ def held_bytes(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> 
 
 
 def accumulations(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> Counter[int]:
-    """Return the number of launches that accumulate results, by index of the operation. A partial tile is one call.
+    """Return the number of launches that accumulate results, by index of the operation.
+
+    The several attention calls of a partial tile count as one call.
 
     Args:
         schedule: schedule of one rank.

@@ -28,7 +28,7 @@ from megatron_wallfacer.schedule.ops import (
 
 @dataclass(frozen=True, slots=True)
 class LocalPart:
-    """The part of a head exchange that stays on its rank. It has a buffer among the sent and among the received parts.
+    """The part of a head exchange that stays on its rank, with a buffer among the sent and among the received parts.
 
     Attributes:
         source: name of the value that contains the rows of the part.

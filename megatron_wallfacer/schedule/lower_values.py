@@ -96,7 +96,7 @@ class Values:
     # --- accumulating ---
 
     def accumulator_of(self, name: str) -> Accumulator:
-        """Return the accumulator with a name, and create it if it is missing."""
+        """Return the accumulator called ``name``, which is created if it is missing."""
         if name not in self.accumulators:
             self.accumulators[name] = self.accumulator(self.places.buffer(name))
         return self.accumulators[name]

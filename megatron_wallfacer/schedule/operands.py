@@ -139,7 +139,7 @@ class Operands:
     def merged_steps(self) -> int:
         """Return the number of ring steps in which one call may compute local and gathered stationary rows.
 
-        In these steps gathered rows have arrived, and no results of the stationary operand are sent.
+        In such ring steps gathered rows have arrived, and no results of the stationary operand are sent.
         """
         if self.results(self.ring_operand):
             return len(self.later_steps)

@@ -149,9 +149,9 @@ class Attend:
     Attributes:
         q: names of values with equal query rows, which together contain all tensors of the query block.
         kv: names of values with equal key rows, which together contain all tensors of the key block.
-        q_into: accumulator for the query block: the partial output (out, lse) in forward, dq in backward. It may have
-            more rows than the query block.
-        kv_into: accumulator of dk and dv in backward, None in forward. It may have more rows than the key block.
+        q_into: accumulator for the query block: the partial output (out, lse) in forward, dq in backward. The
+            accumulator may have more rows than the query block.
+        kv_into: accumulator of dk and dv in backward, None in forward; may have more rows than the key block.
         tiles: rows and columns of each tile, in chunks of the two blocks.
     """
 

@@ -31,10 +31,10 @@ class Plan:
         backward: ring variant of the backward pass. ``pass-kv`` passes K, V and their gradients around the ring.
             ``pass-q`` passes Q, dO and dQ around the ring.
         bidirectional: whether blocks of a single ring are sent half way around in each direction.
-        head_groups: number of head groups. Their schedules are interleaved so that kernels of one group hide transfers
+        head_groups: number of head groups, whose schedules are interleaved so that kernels of one group hide transfers
             of another. :func:`megatron_wallfacer.schedule.heads.head_groups` reduces a number that does not divide.
-        shard_work: work of one query shard against one key shard (:func:`shard_work`), if sizes are known. It decides
-            which small calls are merged (:mod:`megatron_wallfacer.schedule.merging`).
+        shard_work: work of one query shard against one key shard (:func:`shard_work`), if sizes are known. The work
+            decides which small calls are merged (:mod:`megatron_wallfacer.schedule.merging`).
 
     Raises:
         OptionError: No schedule exists for the combination.

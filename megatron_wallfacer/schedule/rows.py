@@ -55,7 +55,7 @@ def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int
     Args:
         source: chunk ids of the first block, ascending.
         into: chunk ids of the second block, ascending.
-        chunks: chunk ids to find. Both blocks must have them.
+        chunks: chunk ids that both blocks have.
     """
     here = {chunk: index for index, chunk in enumerate(into)}
     for first, end in runs(tuple(chunks), source):

@@ -161,6 +161,6 @@ def _volume(name: str, plan: Plan | None, cp_size: int, shape: Shape) -> SchemeV
 
 @cache
 def _schedules(plan: Plan) -> tuple[Schedule, Schedule]:
-    """Return both schedules of the busiest rank. They do not depend on the heads or on the name of the scheme."""
+    """Return both schedules of the busiest rank, which do not depend on the heads or the name of the scheme."""
     rank = busiest_rank(plan)
     return forward_schedule(plan, rank), backward_schedule(plan, rank)

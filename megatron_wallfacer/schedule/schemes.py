@@ -4,8 +4,8 @@
 a ``kv_team`` of all ranks does. Megatron itself averages gradients over data- and context-parallel ranks.
 
 If tokens and heads are known, ``auto`` is the ``team-ring`` grid with the lowest price
-(:mod:`megatron_wallfacer.schedule.price`), and may have a ``kv_team``. Otherwise ``auto`` is the ``team-ring`` grid
-with the least communication volume, and has a ``kv_team`` only if its size is given.
+(:mod:`megatron_wallfacer.schedule.price`), and may have a ``kv_team``. Without tokens or heads, ``auto`` is the
+``team-ring`` grid with the least communication volume, and has a ``kv_team`` only if its size is given.
 """
 
 from __future__ import annotations

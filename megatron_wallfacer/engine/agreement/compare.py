@@ -17,7 +17,7 @@ class Record:
 
     Attributes:
         settings: values whose differences are errors.
-        derived: values that follow from settings. Their differences are errors, reported only if settings are equal.
+        derived: values that follow from settings. Differences of derived values are errors if settings are equal.
         labels: values whose differences are warnings.
         strict: whether differences are reported. If no record is strict, the comparison reports nothing.
     """

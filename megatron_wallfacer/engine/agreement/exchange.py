@@ -32,8 +32,8 @@ class Exchange:
     """One exchange of records between ranks.
 
     Attributes:
-        store: store of the job. It must not contain keys of this exchange yet.
-        ranks: global ranks that take part. The first one compares.
+        store: store of the job, without keys of this exchange.
+        ranks: global ranks that take part, of which the first compares all records.
         rank: global rank of this process.
         timeout: time after which the exchange fails if a rank has written no record.
         late: predicate of a message about ranks without a record, in the plural, e.g. ``have not started``.

@@ -14,7 +14,7 @@ class Label(NamedTuple):
         tensors: names of the tensors, as shown to users.
         peers: global ranks that send or receive the messages.
         axis: grid axis of the messages.
-        sends: whether the rank waits until its own message has left. Otherwise it waits for a message to arrive.
+        sends: whether the rank waits until its own message has left, instead of until a message arrives.
     """
 
     tensors: tuple[str, ...]
