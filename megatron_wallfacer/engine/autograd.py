@@ -105,9 +105,9 @@ class _Attention(torch.autograd.Function):
 def chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
     """Reorder the rows of a shard from document order to the chunk order of a schedule.
 
-    With ``shard_mode`` ``sequence`` both orders are equal. With ``per_document`` Megatron and TransformerEngine order
-    rows by document, and in each document the low chunk before the high chunk. A schedule orders rows by chunk of the
-    sequence: the low chunks of all documents, then the high chunks of all documents.
+    With ``shard_mode`` ``sequence`` document order equals chunk order. With ``per_document`` Megatron and
+    TransformerEngine order rows by document, and in each document the low chunk before the high chunk. A schedule
+    orders rows by chunk of the sequence: the low chunks of all documents, then the high chunks of all documents.
 
     Args:
         x: rows ``[tokens / P, ...]`` of a shard.

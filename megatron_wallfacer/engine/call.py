@@ -58,7 +58,7 @@ class Call:
     Attributes:
         plan: grid and choices.
         runtime: transfers, kernel and constant arguments.
-        mask: set of unmasked pairs.
+        mask: set of unmasked (query, key) pairs.
         keep_gathered_q: whether forward keeps gathered queries for backward, which otherwise gathers queries again.
         layer: number of the layer in the whole model, from 1, or its name; None outside a model. For messages only.
         verify: whether every message is compared with its source. A verified pass is not a CUDA graph.

@@ -22,7 +22,7 @@ def execute(
         compiled: pass to run.
         inputs: local tensors in the order of the program, with the strides for which it was lowered.
         given: bytes of the values that forward kept, in the order of the program.
-        transfers: counters of the received bytes.
+        transfers: transfers whose counter of received bytes grows.
         observer: context for the pass, each operation and each wait.
 
     Returns:

@@ -147,7 +147,7 @@ class Graphs:
             compiled: pass that was lowered for contiguous inputs.
             inputs: local tensors with any strides, in the order of the program.
             given: bytes of the values that forward kept, in the order of the program.
-            transfers: counters of the received bytes.
+            transfers: transfers whose counter of received bytes grows.
             observer: context for the pass, each operation and each wait.
         """
         eager = observes(observer) or self._eager.in_progress()

@@ -27,7 +27,7 @@ def at_exit(step: Callable[[], None]) -> None:
     The functions do not run after an uncaught exception, without torch.distributed, or if another rank does not exit.
 
     Args:
-        step: function without arguments.
+        step: function to call, without arguments.
     """
     if not _steps:
         atexit.register(_leave)

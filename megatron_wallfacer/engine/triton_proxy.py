@@ -1,7 +1,7 @@
 """Row sums and output proxies on a GPU, each as one Triton kernel that reads and writes every row once.
 
 PyTorch's operators read and write rows several times: they move about 60 bytes per element for a proxy instead of 4.
-With few tokens per rank this takes a third of the time of the tiles (``python -m benchmarks.gpu.traffic``).
+With few tokens per rank the operators need a third of the tiles' time (``python -m benchmarks.gpu.traffic``).
 :mod:`megatron_wallfacer.engine.merge` defines both operations and implements them for a CPU. Tests compare the
 kernels in Triton's interpreter with the CPU implementations.
 """

@@ -127,7 +127,7 @@ def checksum(pieces: Sequence[Tensor]) -> Tensor:
 
     Each element, read as an integer, is multiplied by an odd number for its place in the row. The products of a row
     are summed, the bits of the sum are mixed, and the result is multiplied by an odd number for the row. The checksum
-    is the sum over rows modulo 2^64. A single flipped bit always changes the checksum. So does any change within one
+    is the sum over rows modulo 2^64. A single flipped bit always changes the checksum, as does any change within one
     row that changes the row's sum. The checksum misses other changes with a probability near 2^-64.
 
     Args:

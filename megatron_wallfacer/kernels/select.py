@@ -27,7 +27,7 @@ class KernelEntry:
     Attributes:
         name: value of ``--wallfacer-kernel``. Entries for different devices may have the same name.
         build: constructor of the kernel, which raises :class:`UnavailableError` if a library is not installed.
-        capabilities: inputs that the newest release of the library supports. A built kernel may support fewer.
+        capabilities: inputs that the newest release of the library supports. A built kernel may support fewer inputs.
         library: library and device, for the table of kernels in the docs.
         releases: library releases that tests check, for the table of kernels in the docs.
         deterministic: condition under which gradients repeat bit by bit, for the table of kernels in the docs.
@@ -161,7 +161,7 @@ def switches_in_effect(device: torch.device) -> str:
 
 
 def _entries(name: str, device: torch.device) -> Sequence[KernelEntry]:
-    """Return the entries of a name. The device decides for ``auto`` and for names that two devices share."""
+    """Return the entries of a kernel name. The device decides for ``auto`` and for names that devices share."""
     kind = "cuda" if device.type == "cuda" else "cpu"
     if name == "auto":
         return [entry for entry in REGISTRY if entry.in_auto and _runs_on(entry, kind)]

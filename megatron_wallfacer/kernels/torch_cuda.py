@@ -63,7 +63,7 @@ class TorchCudnnKernel(PreparedKernel):
 
     Args:
         aten: namespace of the operators; PyTorch's by default.
-        deterministic: see :class:`PreparedKernel`. True is not supported, because cuDNN's backward is nondeterministic.
+        deterministic: see :class:`PreparedKernel`. True is not supported, as cuDNN's backward is not deterministic.
     """
 
     name = "cudnn"

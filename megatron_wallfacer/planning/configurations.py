@@ -183,7 +183,7 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
     """Simulate grids, and return those that fit with the leanest flags, also with other numbers of head groups.
 
     Args:
-        candidate: sizes of the process groups.
+        candidate: tensor-parallel size and attention layer of the grids.
         leanest: combination of flags with the least device memory.
     """
 

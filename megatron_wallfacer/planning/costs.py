@@ -45,7 +45,7 @@ class CostModel:
     """Costs of the operations of a schedule.
 
     Args:
-        cluster: device and host.
+        cluster: modelled cluster with its device and host.
         shape: sizes of a rank's shard.
         out_proxy: whether to count output proxies, which this project's engine computes in backward for gathered rows.
     """

@@ -53,7 +53,7 @@ class Fluid:
         """Add a flow that starts now.
 
         Args:
-            amount: amount to transfer.
+            amount: amount to transfer, e.g. bytes.
             uses: resources of the flow.
             on_end: callback that :meth:`advance` returns when the flow ends.
             limit: highest rate of the flow.

@@ -27,7 +27,6 @@ def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activati
         work: activations of a micro-batch. Numbers of tiles that are not chosen stay the same.
         loss: whether to choose tiles of the head.
         mlp: whether to choose tiles of the MLPs.
-        mlp: choose tiles of the MLPs.
     """
     if mlp:
         work = _fewest(work, "mlp_tiles", "mlp", ("head",))

@@ -219,7 +219,7 @@ def _matrix_seconds(model: Model, cluster: Cluster, tokens: float) -> tuple[floa
 def reduction_seconds(model: Model, cluster: Cluster, sizes: ParallelSizes, options: TrainingOptions) -> float:
     """Return the seconds of reducing gradients and gathering weights over data- and context-parallel ranks.
 
-    Gradients and weights go around a ring of all these ranks once each. Between nodes the ring uses all NICs of a node,
+    Gradients and weights each go once around a ring of all these ranks. Between nodes the ring uses all NICs of a node,
     which the tensor-parallel ranks share.
     """
     ranks = sizes.dp * sizes.cp

@@ -1,6 +1,6 @@
 """The bytes that a pass allocates.
 
-A pass allocates one workspace for its buffers, its results, and the values that it keeps for backward. In addition it
+A pass allocates one workspace for its buffers, its results, and the values that it keeps for backward. A pass also
 keeps the results of a few attention calls (:mod:`megatron_wallfacer.schedule.held`).
 """
 

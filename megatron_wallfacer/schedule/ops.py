@@ -189,7 +189,7 @@ class Schedule:
         cp_size: P, the number of context-parallel ranks.
         head_slices: number of head slices over all ranks and head groups.
         backward: whether this is the backward pass.
-        values: meaning of each name.
+        values: contents of each value, by name.
         ops: operations in the order in which they start.
         given: names of the values that forward kept and backward reads.
         keeps: names of the values that forward keeps for backward, sorted.

@@ -13,7 +13,7 @@ class RingTransfers:
     """Ring transfers of one head group.
 
     Args:
-        group: the head group.
+        group: head group whose blocks are sent.
     """
 
     def __init__(self, group: HeadGroup) -> None:

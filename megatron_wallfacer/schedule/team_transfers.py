@@ -14,7 +14,7 @@ class TeamTransfers:
     """Gathers and scatters of one head group.
 
     Args:
-        group: the head group.
+        group: head group whose rows are exchanged.
     """
 
     def __init__(self, group: HeadGroup) -> None:
@@ -39,7 +39,7 @@ class TeamTransfers:
             tensors: tensor group of the values.
             axis: grid axis of the messages.
             source: name of the value that is sent.
-            chunks: chunk ids of the value of each rank. The keys are the ranks, including this rank.
+            chunks: chunk ids of each rank's value, by rank, including this rank.
         """
         emitter, peers = self.emitter, after(self.operands.rank, tuple(chunks))
         names = {peer: emitter.name(f"from{peer}", tensors) for peer in peers}
