@@ -63,7 +63,6 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | Non
 
 
 def _in_chunk_order(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, ...]:
-    """Return q, k, v with rows in the chunk order of the schedule."""
     if not call.mask.reorders:
         return q, k, v
     call.check(q, k)

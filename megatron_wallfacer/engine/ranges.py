@@ -22,7 +22,7 @@ class Ranges:
         self._step = 0
 
     def __call__(self, label: Pass | Op | Transfer) -> AbstractContextManager[None]:
-        """Return the range of a pass, an operation or a wait."""
+        """Return the profiler range of a pass, an operation or a wait."""
         if isinstance(label, Pass):
             self._step = 0
         return record_function(f"wallfacer: {self._name(label)}")

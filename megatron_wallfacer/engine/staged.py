@@ -61,7 +61,6 @@ class StagedTransfers(Transfers):
         return torch.empty_like(message, device="cpu")
 
     def _departing(self, message: Tensor) -> Tensor:
-        """Return a copy of a message in host memory."""
         return message.to("cpu", copy=True)
 
 

@@ -89,7 +89,6 @@ def _one_of_eight(base, a0, a1, a2, a3, a4, a5, a6, a7):
 
 @triton.jit
 def _row_offsets(place, index, middle, inner):
-    """Return the offsets of rows in a tensor, in elements."""
     pair = index // inner
     outer = (pair // middle) * tl.load(place + 3)
     return tl.load(place + 2) + outer + (pair % middle) * tl.load(place + 4) + (index % inner) * tl.load(place + 5)

@@ -158,7 +158,6 @@ def _check_sizes(cluster: Cluster) -> None:
 
 
 def _build_all(kind: type, data: list, where: str) -> tuple[Any, ...]:
-    """Return a dataclass for each mapping."""
     return tuple(_build(kind, entries, f"{where}[{number}]") for number, entries in enumerate(data))
 
 
@@ -169,7 +168,6 @@ def _mapping(data: Any, where: str) -> dict[str, Any]:
 
 
 def _build(kind: type, data: Any, where: str) -> Any:
-    """Return a dataclass from a mapping of its fields."""
     entries, allowed = _mapping(data, where), {field.name: field for field in fields(kind)}
     for key, value in entries.items():
         entry = f"{where}.{key}" if where else key

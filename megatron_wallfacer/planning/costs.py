@@ -124,7 +124,6 @@ class CostModel:
         return OpCost(kernel_s, MERGED * merged, host_s=len(op.tiles) * self.call_host_s(schedule))
 
     def _kernels_s(self, tiles: tuple[Tile, ...], schedule: Schedule) -> float:
-        """Return the device seconds of the attention kernels of some tiles."""
         device, shape = self.cluster.device, self.shape
         chunk = shape.tokens / CHUNKS_PER_RANK
         heads = shape.q_heads / schedule.head_slices

@@ -83,7 +83,6 @@ def grid_table(rows: Iterable[GridRow]) -> Table:
 
 
 def _in_best_placement(result: SearchResult) -> list[Choice]:
-    """Return the choice with the fastest placement of each grid."""
     first: dict[tuple[int, ...], Choice] = {}
     for choice in result.best:
         first.setdefault(tuple(choice.plan.grid.size_of(axis) for axis in AXES), choice)

@@ -240,7 +240,6 @@ def _unfused_norms(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _sequence_parallel(work: Activations) -> tuple[Buffer, ...]:
-    """Return the tensors that sequence parallelism gathers, and gradients before and after a reduce-scatter."""
     if work.tp == 1:
         return ()
     return (

@@ -181,7 +181,6 @@ def _with_cheapest_variants(plan: Plan, shape: Shape) -> Plan:
 
 
 def _placements(grid: Grid) -> list[Grid]:
-    """Return the grid in every order of its axes with more than one rank."""
     return [replace(grid, placement=order) for order in permutations(grid.placement)]
 
 

@@ -130,7 +130,6 @@ class _Simulator:
         )
 
     def _advance(self, rank: RankState) -> None:
-        """Run operations of a rank until one takes time or must wait."""
         while rank.position < len(rank.program) and not rank.busy:
             op = rank.program[rank.position]
             if self._is_waiting(rank, op):

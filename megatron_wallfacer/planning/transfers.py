@@ -150,7 +150,6 @@ class Transfers:
         return pending
 
     def _flow(self, source: int, target: int, size: float, both: dict[str, PendingTransfer]) -> None:
-        """Start the flow of the bytes of a message."""
         host = self._cluster.host
         uses, links = self._route(source, target)
         for link in links:

@@ -28,8 +28,6 @@ class Permutation(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """A copy as ranges of bytes."""
-
     into: int
     source: int
     nbytes: int

@@ -193,5 +193,4 @@ class HeadGroup:
         self.emitter.write_result(*(self.accumulator_name(side, LOCAL) for side in sides), *joined)
 
     def _head_slice(self, rank: int) -> int:
-        """Return the index of a rank's head slice in this head group."""
         return self.operands.grid.coordinates(rank)["head"] * self.emitter.groups + self.emitter.group

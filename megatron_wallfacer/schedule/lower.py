@@ -55,8 +55,6 @@ def lower(
 
 
 class _Lowering:
-    """The builder of the program of one pass."""
-
     def __init__(self, values: Values, tiles: Tiles, transfers: Transfers) -> None:
         self.schedule, self.places = values.schedule, values.places
         self.values, self.tiles, self.transfers = values, tiles, transfers

@@ -204,7 +204,6 @@ class Values:
 
 
 def _in_order(rows: Rows) -> tuple[Operand, ...]:
-    """Return the tensors in the order of the results of a kernel."""
     names = ops.PARTIAL_OUT if _PARTIAL_OUT.issuperset(rows.tensors) else tuple(sorted(rows.tensors))
     return tuple(rows.tensors[name] for name in names)
 

@@ -29,7 +29,6 @@ def target(grid: Grid, rank: int) -> int:
 
 
 def _position(grid: Grid, rank: int) -> int:
-    """Return the position of a rank on its ring."""
     here = grid.coordinates(rank)
     return here["ring_outer"] * grid.ring_inner + here["ring_inner"]
 

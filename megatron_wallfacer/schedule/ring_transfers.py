@@ -52,7 +52,6 @@ class RingTransfers:
                 emitter.send_recv(hop.axis, [send], [receive])
 
     def _first_block(self, tensors: str) -> str:
-        """Return the name of the first block of the ring operand as a single value."""
         side = self.operands.ring_operand
         names = [self.group.tensor_rows(tensors, side, rows) for rows in self.operands.first_block]
         return names[0] if len(names) == 1 else self.emitter.concat(self.emitter.name("first", tensors), names)

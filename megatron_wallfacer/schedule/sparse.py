@@ -77,7 +77,6 @@ class NeededBlocks:
         return (*team[position:], *team[:position])
 
     def _needed_of(self, owner: int, rank: int, side: str) -> tuple[int, ...]:
-        """Return the chunks of the shard of ``owner`` that ``rank`` needs."""
         needed = self._needed_chunks(rank, side)
         return tuple(chunk for chunk in self._operands.shard(owner) if chunk in needed)
 

@@ -55,7 +55,6 @@ class Shape:
 
     @cached_property
     def _widths(self) -> dict[str, int]:
-        """Return the elements per token of each tensor."""
         value_dim = self.v_head_dim or self.head_dim
         q, k, v = self.q_heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * value_dim
         out, lse = self.q_heads * value_dim, self.q_heads
