@@ -151,7 +151,7 @@ class Total:
 
     @property
     def exposed_share(self) -> float:
-        """Return ``exposed_s`` divided by ``attention_s``."""
+        """Return the exposed share of the attention time, ``exposed_s / attention_s``."""
         return self.exposed_s / self.attention_s if self.attention_s else 0.0
 
 

@@ -53,7 +53,7 @@ def compare_passes(
         groups: process groups of this rank.
         where: name of the pass, for messages.
         described: values that must be equal on all ranks, by name. Values are compared by their ``repr``.
-        local: local tensors by name. The names must be equal on all ranks.
+        local: local tensors by name, with the same names on all ranks.
         device: device of the tensors.
 
     Raises:
@@ -148,7 +148,7 @@ def _decoded(code: int, receiver: int) -> Difference:
 
 
 def _gathered(groups: AxisGroups, row: Tensor) -> list[list[int]]:
-    """Return the rows of all ranks, by index in the context-parallel group. The host waits for the device."""
+    """Return the rows of all ranks, by index in the context-parallel group, after waiting for the device."""
     if groups.grid.cp_size == 1:
         return [row.tolist()]
     row = row.to(_messages(groups, row.device))

@@ -93,7 +93,7 @@ class TransformerEngineKernel(PreparedKernel):
         return gpu is not None and gpu >= (9, 0) and gpu != (12, 0) and version >= _VARLEN_SINCE
 
     def _arguments(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> dict[str, Any]:
-        """Return the arguments that forward and backward have in common."""
+        """Return the library arguments that forward and backward have in common."""
         layout = _layout(tile)
         return {
             "fused_attention_backend": self._backend,

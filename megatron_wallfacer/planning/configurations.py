@@ -2,8 +2,8 @@
 
 First, formulas estimate every tensor-parallel size with every combination of flags
 (:mod:`megatron_wallfacer.planning.flag_combinations`). Attention counts only the time of its kernels, and no buffers. A
-combination that does not fit in this estimate cannot fit at all. For the most promising sizes the search then simulates
-grids of attention, and each combination of flags gets the fastest grid that fits.
+combination of flags that does not fit in the estimate cannot fit. For the most promising sizes the search then
+simulates grids of attention, and each combination of flags gets the fastest grid that fits.
 """
 
 from __future__ import annotations

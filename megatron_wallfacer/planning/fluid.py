@@ -1,8 +1,8 @@
 """A fluid model of shared resources, in which flows progress at max-min fair rates.
 
-TCP and a fair process scheduler also share resources in this way. In a max-min fair allocation no rate can grow without
-lowering a rate that is already smaller. Flows with the same resources have the same rate, so they form one group with
-one progress counter.
+TCP and fair process schedulers also approximate max-min fair rates. In a max-min fair allocation no rate can grow
+without lowering a rate that is already smaller. Flows with the same resources have the same rate, so they form one
+group with one progress counter.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ def _current_layer(work: Activations) -> tuple[Buffer, ...]:
 def _mlp(work: Activations) -> tuple[Buffer, ...]:
     """Return the last layer's MLP tensors at the moment when the gradient of the activation's input exists.
 
-    At that moment the activation function's output has been freed, but its gradient has the same size.
+    When this gradient exists, the activation function's output has been freed, but its gradient has the same size.
     """
     tiles = work.mlp_tiles
     saved: tuple[Moment, ...] = ("head", "mlp") if work.recompute == "none" and tiles == 1 else ("mlp",)

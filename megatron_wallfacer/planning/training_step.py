@@ -1,4 +1,4 @@
-"""The time of a training step and the memory of a rank. Attention is simulated, formulas give all other times.
+"""Prediction of a training step's time and memory, with simulated attention and formulas for all other work.
 
 Ranks are in Megatron's order. A tensor-parallel group has consecutive ranks, then follow context, data and pipeline
 parallelism. Formulas divide FLOPs by a fraction of the peak, or bytes by a memory rate, without fitted constants.

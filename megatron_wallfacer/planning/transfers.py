@@ -42,7 +42,7 @@ class RankState:
 
     Attributes:
         number: number of the rank.
-        program_rank: rank for which the program was built. Translation gives the peers of ``number``.
+        program_rank: rank for which the program was built. A translation maps its peers to those of ``number``.
         program: operations in order.
         position: index of the current operation.
         pass_start_s: time at which the current pass began, in seconds.

@@ -78,7 +78,7 @@ class AttnTile(NamedTuple):
 
 
 def documents_of(tile: AttnTile) -> list[AttnTile]:
-    """Return one tile per document of a tile with ``cu_seqlens``. Rows and columns are counted from its corner."""
+    """Return one tile per document of a tile with ``cu_seqlens``, counted from the corner of the tile."""
     assert tile.cu_seqlens is not None
     sides = (pairwise(tile.cu_seqlens.q), pairwise(tile.cu_seqlens.k))
     return [AttnTile(rows, cols, tile.causal) for rows, cols in zip(*sides, strict=True)]

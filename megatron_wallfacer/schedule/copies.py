@@ -111,7 +111,7 @@ def _joined(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def _series(pairs: Sequence[Pair]) -> Iterable[Pair]:
-    """Yield pairs of equal shapes. Pairs at equal distances are joined."""
+    """Yield pairs of equal shapes, in which pairs at equal distances are joined."""
     steps = [
         (after[0].offset - before[0].offset, after[1].offset - before[1].offset) for before, after in pairwise(pairs)
     ]

@@ -95,7 +95,8 @@ def proxy_key(names: tuple[str, ...]) -> Hashable:
 def waits(schedule: Schedule) -> dict[int, int]:
     """Return the index of the operation that waits for a transfer, by index of the operation that starts it.
 
-    The first operation that reads a received value waits. The end of the pass waits for a transfer without receives.
+    The first operation that reads a received value waits for its transfer. The end of the pass waits for transfers
+    without receives.
     """
     started: dict[str, int] = {}
     sends_only = [i for i, op in enumerate(schedule.ops) if isinstance(op, SendRecv) and not op.transfer.receives]

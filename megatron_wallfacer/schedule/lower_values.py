@@ -33,7 +33,7 @@ class Values:
 
     Args:
         schedule: schedule of one rank.
-        places: memory of the pass.
+        places: operands of the pass in memory.
 
     Attributes:
         rows: rows of the values that are not accumulators, by name.

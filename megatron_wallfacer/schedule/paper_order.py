@@ -1,8 +1,8 @@
 """The arrangement of blocks in the WallFacer paper: the team of each rank, and the destinations of a team's block.
 
 Source: arXiv 2407.00611, Algorithms 2 and 3. There are C * R teams of C ranks, in C groups of R = P / C^2 teams. Member
-a of team t sends its copy of the team's block to member t % C of team t // C in group a. Afterwards blocks hop
-around C^2 rings of R ranks.
+a of team t sends its copy of the team's block to member t % C of team t // C in group a. After that exchange blocks
+hop around C^2 rings of R ranks.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Plan:
             raise OptionError("head_groups", self.head_groups, "a positive number")
 
     def ring_operand(self, *, backward: bool) -> RingOperand:
-        """Return the operand that is passed around the ring in one pass. The other operand is stationary."""
+        """Return the operand that is passed around the ring in one pass, while the other one is stationary."""
         return "kv" if (self.backward if backward else self.forward) == "pass-kv" else "q"
 
 

@@ -113,9 +113,9 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a scheme.
 
-    Communication volume, forward and backward together, determines sizes that are not given. With ``auto``, ``tokens``
-    and heads, the price determines them. The inner ring size is as near to the square root of the ring size as
-    possible. Without ``q_heads`` and ``kv_heads`` any head size is allowed.
+    Communication volume, forward and backward together, determines axis sizes that are not given. With ``auto``,
+    ``tokens`` and heads, the price determines axis sizes. The inner ring size is as near to the square root of the ring
+    size as possible. Without ``q_heads`` and ``kv_heads`` any head size is allowed.
 
     Args:
         scheme: one of :data:`SCHEMES`.
