@@ -64,7 +64,7 @@ class TraceSource:
         rank: global rank of the process.
         ranks: number of ranks of the job.
         run: identifier that is equal on all ranks of a run and differs between runs.
-        device: ``cpu`` or ``cuda``.
+        device: device type, ``cpu`` or ``cuda``.
         host: name of the node. The ranks of a node share the monotonic clock that times the events.
         wall_s: difference of the node's wall clock and its monotonic clock, in seconds.
     """

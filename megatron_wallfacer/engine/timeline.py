@@ -30,7 +30,7 @@ class Pass:
 
     @property
     def name(self) -> str:
-        """``forward`` or ``backward``."""
+        """Return ``forward`` or ``backward``."""
         return "backward" if self.schedule.backward else "forward"
 
     def __str__(self) -> str:

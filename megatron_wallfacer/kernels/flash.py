@@ -160,7 +160,7 @@ class FlashKernel(PreparedKernel):
         return {**self._version.backward} | more | self._mask_arguments(function, tile, spec)
 
     def _mask_arguments(self, function: LibraryFunction, tile: AttnTile, spec: AttnSpec) -> dict[str, Any]:
-        """Return scale, mask and window. In some releases forward and backward name these parameters differently."""
+        """Return the arguments for scale, mask and window, whose names may differ between forward and backward."""
         causal = {"is_causal" if function.has("is_causal") else "causal": tile.causal}
         size = bottom_right(tile)
         sides = WindowSize(*(self._version.no_limit if side is None else side for side in size))

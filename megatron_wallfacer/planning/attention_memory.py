@@ -26,7 +26,7 @@ class AttentionMemory:
         kept: bytes kept from forward to backward in addition to output and lse: q, k and v after an exchange along the
             head axis, gathered queries with ``--wallfacer-keep-gathered-q``.
         graphs: bytes that passes as CUDA graphs occupy during the whole training.
-        exchanges_heads: whether the grid has a head axis. Attention then saves ``kept`` instead of q, k and v.
+        exchanges_heads: whether the grid has a head axis, with which attention saves ``kept`` instead of q, k and v.
     """
 
     forward: float = 0.0

@@ -94,7 +94,7 @@ def fits_memory(step: StepEstimate, cluster: Cluster) -> bool:
 def ranked(options: list[Configuration]) -> list[Configuration]:
     """Return configurations by time, those with the plain optimizer first, with the preferred one in front.
 
-    Configurations within :data:`TIE` of the first one's time count as equally fast. The preferred one of these
+    Configurations within :data:`TIE` of the first one's time count as equally fast. The preferred one
     uses at most :data:`FREE_BELOW` of the device memory, or else has the least host memory.
     """
     if not options:

@@ -96,7 +96,7 @@ class Model:
         return 2.0 * self.hidden * self.vocabulary
 
     def step_flops(self, tokens: int, *, causal: bool) -> float:
-        """Return the model FLOPs of a step for one sequence. Backward counts twice, recomputation not at all."""
+        """Return the model FLOPs of a step for one sequence. Backward has twice the FLOPs of forward."""
         layer = tokens * self.matmul_flops() + self.attention_flops(tokens, causal=causal)
         return 3.0 * (self.layers * layer + tokens * self.head_flops())
 

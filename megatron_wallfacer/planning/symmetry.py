@@ -1,9 +1,9 @@
 """Classes of ranks that behave alike, so that one simulated rank represents several.
 
 A grid is a torus. A translation of all ranks along an axis maps their schedules onto each other, except with the order
-of K and V in the WallFacer paper. If the translation also maps nodes onto nodes, NICs onto NICs and switches onto
-switches, it preserves all times. Ranks that such translations map onto each other form a *class*. A simulation of one
-rank per class gives the times of all ranks.
+of K and V in the WallFacer paper. If a translation also maps nodes onto nodes, NICs onto NICs and switches onto
+switches, the translation preserves all times. Ranks that such translations map onto each other form a *class*. A
+simulation of one rank per class gives the times of all ranks.
 """
 
 from __future__ import annotations

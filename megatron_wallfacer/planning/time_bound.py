@@ -266,7 +266,7 @@ def _staying(grid: Grid, axis: str, unit: int) -> float:
 
 
 def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the mean part of an axis's bytes that crosses units. On a ring only ranks at an edge cross."""
+    """Return the part of an axis's bytes that crosses units, averaged over ranks. In a ring only edge ranks cross."""
     (stride, _), crossing = _extent(grid, axis), _crossing(grid, axis, unit)
     if axis in _RINGS and crossing and stride < unit:
         return stride / unit

@@ -87,7 +87,7 @@ def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:
 
 @dataclass
 class _Group:
-    """Calls that are joined. ``causal`` is None while all calls are single pairs, which are both causal and full."""
+    """Calls that are joined. ``causal`` is None while each call has one row and one column, and is causal and full."""
 
     calls: list[AttnTile] = field(default_factory=list)
     causal: bool | None = None

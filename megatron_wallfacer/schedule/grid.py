@@ -40,7 +40,7 @@ class Grid:
         ring_outer: ranks of the outer ring.
         ring_inner: ranks of the inner ring. The ring size R is ``ring_outer`` x ``ring_inner``.
         placement: order of the axes, fastest varying over neighbouring ranks first. Axes of one rank may be omitted.
-            The grid drops them, so that equal grids compare equal.
+            The grid drops axes of one rank, so that equal grids compare equal.
 
     Raises:
         OptionError: The size of an axis is below 1, or ``placement`` does not name every axis of several ranks once.

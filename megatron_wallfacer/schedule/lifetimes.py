@@ -160,7 +160,7 @@ def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
 
 
 def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
-    """Return the peer of each part of a head exchange, by key of its buffer. Peers order the parts in memory."""
+    """Return the peer of each part of a head exchange, by key of its buffer. Memory has the parts in peer order."""
     peers: dict[Hashable, int] = {}
     for part in local_parts(schedule):
         transfer = _transfer(schedule, part)

@@ -56,7 +56,7 @@ Source = int | KernelRows
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Copy rows. ``pairs`` are (destination, source) operands."""
+    """Copy the source of each (destination, source) pair of operands to the destination."""
 
     pairs: tuple[tuple[int, int], ...]
 

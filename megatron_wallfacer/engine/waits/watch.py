@@ -90,7 +90,7 @@ class Watch(threading.Thread):
             self.join(timeout=2.0)
 
     def listen(self) -> None:
-        """Explain waits at a signal, if the signal has no other handler. No effect outside the main thread."""
+        """Explain waits at a signal, if the signal has no other handler and this is the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         # Shells start background jobs with the signal ignored.
