@@ -57,7 +57,7 @@ class TimeBound:
 
     @property
     def seconds(self) -> float:
-        """Return the bound in seconds, which is the longest time of kernels and links."""
+        """Return the lower bound in seconds, which is the longest time of kernels or of a link."""
         return max(self.kernel_s, self.intra_s, self.inter_s, self.level_s)
 
     def estimate_s(self, head_groups: int, kernel_s: float) -> float:

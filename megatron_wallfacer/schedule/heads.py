@@ -1,7 +1,7 @@
 """The division of heads over the U ranks of the ``head`` axis, and on each rank into head groups.
 
-The query heads are divided into U x groups equal *head slices*. The slices of a rank are consecutive. A slice has the
-kv heads of its query heads. If there are fewer kv heads than slices, several slices have a copy of the same kv head.
+The query heads are divided into U x groups equal *head slices*. The head slices of a rank are consecutive. A slice has
+the kv heads of its query heads. If there are fewer kv heads than slices, several slices have the same kv head.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
 The price only depends on the arguments, so every rank selects the same grid. The constants are those of the shipped
 clusters ``h100-8x8`` and ``h200-8x8`` (``configs/cluster``). Kernels and host time were measured on one H200. The link
 rates are assumptions. The price ignores placement, head groups, and the overlap of gathers. ``--wallfacer-cluster``
-selects the grid by a simulation that models all three.
+selects the grid by a simulation that models placement, head groups and overlap.
 """
 
 from __future__ import annotations
