@@ -1,6 +1,6 @@
 """Dense attention and its gradients in fp64, written from the formulas.
 
-Without autograd: its engine refuses to work in the forks of a process that has used it.
+Without autograd: its engine rejects to work in the forks of a process that has used it.
 """
 
 from __future__ import annotations

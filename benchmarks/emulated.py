@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: a folder in runs/benchmarks)")
     parser.add_argument("--idle-wait", type=float, default=300, metavar="S", help="seconds to wait for an idle machine")
     parser.add_argument("--allow-busy", action="store_true", help="measure on a busy machine; samples are marked")
-    parser.add_argument("--timelines", action="store_true", help="write Perfetto time lines of one more run of each")
+    parser.add_argument("--timelines", action="store_true", help="write Perfetto timelines of one more run of each")
     return parser
 
 

@@ -117,7 +117,7 @@ def timed(state: RankState, label: str, start: float) -> RankTiming:
 
 
 def recorded(state: RankState, label: str, start: float, directory: Path) -> float | None:
-    """As :func:`timed`, once, with a time line of ours written to a file; the share of the time that it waited."""
+    """As :func:`timed`, once, with a timeline of ours written to a file; the share of the time that it waited."""
     contender = state.contenders[label]
     if not hasattr(contender, "observer"):
         return None

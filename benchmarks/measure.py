@@ -62,18 +62,18 @@ class Result:
     """All that is known of one scheme in one setting.
 
     Attributes:
-        refusal: why it could not run; then nothing else is there.
+        problem: why it could not run; then nothing else is there.
         errors: worst relative error of out, dq, dk, dv over all ranks, on real kernels.
         counted: traffic of one forward + backward by the interfaces' counters.
         planned: the same by the schedules, without headers.
-        waiting: share of the time in which a rank waited for a move, by the engine's time lines; mean of the ranks.
+        waiting: share of the time in which a rank waited for a move, by the engine's timelines; mean of the ranks.
     """
 
     label: str
     note: str
     check_dtype: str
     alone: Alone
-    refusal: str | None = None
+    problem: str | None = None
     errors: dict[str, float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     counted: Traffic | None = None
@@ -129,7 +129,7 @@ class Options:
     Attributes:
         repeats: samples of each scheme.
         idle_wait_s: seconds to wait for an idle machine; None to measure on a busy one.
-        timelines: where to write the time lines of one more run of each of ours; none if None.
+        timelines: where to write the timelines of one more run of each of ours; none if None.
     """
 
     repeats: int = 7
@@ -193,7 +193,7 @@ def _open_results(config: Config, contenders: Sequence[Contender]) -> tuple[dict
                 load(contender.package)  # before the fork, once for all ranks
             able.append(contender)
         except PeerMissing as error:
-            result.refusal = str(error)
+            result.problem = str(error)
     return results, able
 
 
@@ -222,10 +222,10 @@ class _Session:
     def admit(self, contender: Contender, result: Result) -> bool:
         """Prepare, warm up and check a scheme; count what it sends. False if it cannot run."""
         label = contender.label
-        refusals = self._ranks.run(jobs.attempt, label)
-        if any(refusals):
-            result.refusal = next(filter(None, refusals))
-            self._say(f"{label}: cannot run: {result.refusal}")
+        errors = self._ranks.run(jobs.attempt, label)
+        if any(errors):
+            result.problem = next(filter(None, errors))
+            self._say(f"{label}: cannot run: {result.problem}")
             return False
         errors = self._ranks.run(jobs.check, label, contender.check_dtype)
         result.errors = {name: max(error[name] for error in errors) for name in errors[0]}
@@ -253,7 +253,7 @@ class _Session:
             self._say(f"turn {turn + 1} of {self._options.repeats} done")
 
     def record(self, results: list[Result], directory: Path) -> None:
-        """One more run of each with the engine's time lines, rank by rank, in a folder for each scheme."""
+        """One more run of each with the engine's timelines, rank by rank, in a folder for each scheme."""
         for result in results:
             self._ranks.run(jobs.settle)
             start = time.monotonic() + _HEAD_START_S

@@ -93,7 +93,7 @@ def predict(run: Path, calibrated_by: Path | None = None) -> list[Prediction]:
     config = parse_config(setting, name)
     cluster = cluster_of(config, about["goodput_mbit"], processors_of(calibrated_by or run))
     table = plan_table(config.topology.ranks, config.topology.ranks_per_node) | dict(config.schemes)
-    rows = [row for row in csv.DictReader((run / "summary.csv").open()) if not row["refusal"]]
+    rows = [row for row in csv.DictReader((run / "summary.csv").open()) if not row["problem"]]
     predictions = [
         Prediction(row["scheme"], float(row["median_s"]), *simulate(config, cluster, table[row["scheme"]]))
         for row in rows

@@ -46,7 +46,7 @@ def table(results: Sequence[Result]) -> str:
     ran = sorted((result for result in results if result.samples), key=lambda result: result.median_s)
     rows = [HEADINGS, ("---",) * len(HEADINGS), *(_row(result) for result in ran)]
     blank = ("-",) * (len(HEADINGS) - 2)
-    rows += [(result.label, *blank, f"cannot run: {result.refusal}") for result in results if result.refusal]
+    rows += [(result.label, *blank, f"cannot run: {result.problem}") for result in results if result.problem]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -134,7 +134,11 @@ def _sample_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _summary(result: Result) -> dict[str, Any]:
-    row: dict[str, Any] = {"scheme": result.label, "refusal": result.refusal or "", "compute_s": result.alone.rank_s}
+    row: dict[str, Any] = {
+        "scheme": result.label,
+        "problem": result.problem or "",
+        "compute_s": result.alone.rank_s,
+    }
     if not result.samples:
         return row
     times = [sample.seconds for sample in result.samples]

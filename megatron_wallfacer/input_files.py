@@ -124,7 +124,7 @@ def read_json(path: Path) -> Any:
             f"{_place(name)}: must hold at most {JSON_CONTAINERS} objects and lists, {JSON_VALUES} values"
         )
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_reject_constant)
     except json.JSONDecodeError as error:
         raise WallfacerError(f"{_place(name, error.lineno)}: cannot be read as JSON: {error.msg}") from None
     except RecursionError:
@@ -145,7 +145,7 @@ def _plain(node: yaml.Node, entry: str, name: str, lines: dict[str, int]) -> Any
             if not isinstance(key, yaml.ScalarNode):
                 raise WallfacerError(f"{where}: a key must be a name")
             if key.value in found:
-                raise WallfacerError(f"{where}: {_one_line(key.value)}: must occur once")
+                raise WallfacerError(f"{where}: {_one_line(key.value)}: must occur only once")
             found[key.value] = _plain(value, f"{entry}.{key.value}" if entry else key.value, name, lines)
         return found
     if isinstance(node, yaml.SequenceNode):
@@ -167,17 +167,17 @@ def _loader_class() -> type:
         def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
             event = self.peek_event()
             if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-                self._refuse(event, "anchors and aliases are not supported")
+                self._reject(event, "anchors and aliases are not supported")
             if event.tag is not None:
-                self._refuse(event, "tags are not supported")
+                self._reject(event, "tags are not supported")
             if self.depth == DEPTH:
-                self._refuse(event, f"nested more than {DEPTH} deep")
+                self._reject(event, f"nested more than {DEPTH} deep")
             self.depth += 1
             node = super().compose_node(parent, index)
             self.depth -= 1
             return node
 
-        def _refuse(self, event: yaml.Event, problem: str) -> NoReturn:
+        def _reject(self, event: yaml.Event, problem: str) -> NoReturn:
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
 
     return Loader
@@ -192,11 +192,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
-        raise _JSONError(f"the key {twice} must occur once")
+        raise _JSONError(f"the key {twice} must occur only once")
     return found
 
 
-def _refuse_constant(text: str) -> NoReturn:
+def _reject_constant(text: str) -> NoReturn:
     raise _JSONError(f"{text} is no number")
 
 
@@ -206,7 +206,7 @@ def _position_of_error(text: str) -> int:
 
     class Decoder(json.JSONDecoder):
         def __init__(self) -> None:
-            super().__init__(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+            super().__init__(object_pairs_hook=_unique, parse_constant=_reject_constant)
             self.parse_object = self._object
             self.scan_once = json.scanner.py_make_scanner(self)
 

@@ -237,6 +237,6 @@ def test_a_given_environment_is_checked_and_left_alone(machine):
 @pytest.mark.parametrize("given", ["python3", "/no/such/python"])
 def test_a_given_environment_must_be_a_path(machine, given):
     machine.add("python3", GOOD)
-    refused = machine.run(WALLFACER_PYTHON=given)
-    assert refused.returncode == 1
-    assert refused.stderr == f"bootstrap: WALLFACER_PYTHON={given} must be the path of an interpreter\n"
+    rejected = machine.run(WALLFACER_PYTHON=given)
+    assert rejected.returncode == 1
+    assert rejected.stderr == f"bootstrap: WALLFACER_PYTHON={given} must be the path of an interpreter\n"

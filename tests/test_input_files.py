@@ -71,7 +71,7 @@ HOSTILE: dict[str, tuple[str, str | bytes, int, str]] = {
     "a benchmark's unknown entry": ("benchmark", BENCHMARK + "other: 1\n", 5, "other: is not an entry that exists"),
     "deep": ("cluster", CLUSTER + f"levels: {DEEP}", 6, "not YAML: nested more than 16 deep"),
     "deep preset": ("preset", f"MODEL_ARGS: {DEEP}", 1, "not YAML: nested more than 16 deep"),
-    "twice": ("cluster", CLUSTER + "nodes: 3\n", 6, "nodes: must occur once"),
+    "twice": ("cluster", CLUSTER + "nodes: 3\n", 6, "nodes: must occur only once"),
     "a tag": ("cluster", CLUSTER + "nics: !!python/object:os.system 1\n", 6, "not YAML: tags are not supported"),
     "an anchor": ("cluster", CLUSTER.replace("2", "&a 2", 1), 1, "not YAML: anchors and aliases are not supported"),
     "an alias": ("preset", "MODEL_ARGS: *a\n", 1, "not YAML: anchors and aliases are not supported"),
@@ -82,7 +82,7 @@ HOSTILE: dict[str, tuple[str, str | bytes, int, str]] = {
     "a large file": ("preset", "#" * (YAML_BYTES + 1), 1, f"must be at most {YAML_BYTES} bytes"),
     "nothing": ("cluster", "", 1, "the file: must be a mapping, not NoneType"),
     "a trace with NaN": ("trace", TRACE.replace("5.5", "NaN"), 12, "NaN is no number"),
-    "a trace with 1e999": ("trace", TRACE.replace("5.5", "1e999"), 12, "inf is not a time"),
+    "a trace with 1e999": ("trace", TRACE.replace("5.5", "1e999"), 12, "inf must be a number of microseconds"),
     "an event that is none": (
         "trace",
         TRACE.replace('"ph": "b"', '"pH": "b"'),
@@ -101,7 +101,7 @@ HOSTILE: dict[str, tuple[str, str | bytes, int, str]] = {
         3,
         "must contain rank 0 only, contains rank 1",
     ),
-    "a trace with a key twice": ("trace", TRACE.replace('"ts": 0', '"pid": 0'), 12, "the key pid must occur once"),
+    "a trace with a key twice": ("trace", TRACE.replace('"ts": 0', '"pid": 0'), 12, "the key pid must occur only once"),
     "a deep trace": ("trace", '{"traceEvents": ' + "[" * 100_000, 1, "nested too deeply"),
     "a large trace": ("trace", "[" + "0," * 1_500_001 + "0]", 1, "must hold at most 250000 objects and lists"),
     "a trace that ends early": ("trace", TRACE[:-4], 36, "cannot be read as JSON"),
@@ -182,7 +182,7 @@ PIECES = [
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @example(data=None)
-def test_fuzzed_files_are_read_or_refused_in_one_line(reader: str, data: st.DataObject | None, tmp_path: Path) -> None:
+def test_fuzzed_files_are_read_or_rejected_in_one_line(reader: str, data: st.DataObject | None, tmp_path: Path) -> None:
     read, _, good = READERS[reader]
     read, path = write(tmp_path, reader, good)
     if data is None:
@@ -193,14 +193,14 @@ def test_fuzzed_files_are_read_or_refused_in_one_line(reader: str, data: st.Data
         end = data.draw(st.integers(start, min(len(good), start + 12)))
         good = good[:start] + data.draw(st.sampled_from(PIECES) | st.text(max_size=4)) + good[end:]
     write(tmp_path, reader, good)
-    said = refusal(read, path)
+    said = error_text(read, path)
     assert "\n" not in said
     # What is missing in a folder has no line.
     missing = rf"|{re.escape(str(path.parent))}: ranks? .* missing; " if reader == "timeline" else ""
     assert not said or re.match(rf"{re.escape(str(path))}:\d+: {missing}", said), said
 
 
-def refusal(read: Callable[[Path], object], path: Path) -> str:
+def error_text(read: Callable[[Path], object], path: Path) -> str:
     """What is said of a file that cannot be used, else nothing."""
     try:
         read(path)

@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 30
 
 _TCP = {
-    # bbr, the default of some kernels, paces and probes: two flows on one link never settle. cubic is refused inside a
+    # bbr, the default of some kernels, paces and probes: two flows on one link never settle. cubic is rejected inside a
     # namespace.
     "tcp_congestion_control": "reno",
     # A ring hop comes after a kernel's pause: a window that shrank meanwhile would be TCP's doing, not the scheme's.

@@ -118,7 +118,7 @@ def measure(scheme: str, options: argparse.Namespace) -> Iterator[tuple[str, ...
 
 
 def _hidden(work: Callable[[], object], device: torch.device, scheme: str, options: argparse.Namespace) -> float | None:
-    """Part of the time of copies in which a kernel ran; the time line is saved."""
+    """Part of the time of copies in which a kernel ran; the timeline is saved."""
     trace = (options.out or Path("runs/gpu")) / f"on-host-p{options.cp_size}-{scheme}.json"
     save_trace(work, device, trace)
     return copies_under_kernels(busy(trace, device=device.type))

@@ -69,9 +69,9 @@ def _run(make: type[Contender], arguments: tuple[int, ...], dtype: str, problem:
         for process in processes:
             process.kill()
             process.join()
-    refusals = [one for one in said if isinstance(one, str)]
-    worst = {name: max(one[name] for one in said) for name in NAMES} if not refusals else {}
-    return refusals[0] if refusals else ", ".join(f"{name} {error:.1e}" for name, error in worst.items())
+    errors = [one for one in said if isinstance(one, str)]
+    worst = {name: max(one[name] for one in said) for name in NAMES} if not errors else {}
+    return errors[0] if errors else ", ".join(f"{name} {error:.1e}" for name, error in worst.items())
 
 
 def _rank(

@@ -33,7 +33,7 @@ class ForeignCaptures:
 
     Args:
         free: function that frees the graphs of the owner, called before the groups are closed if a pass was captured.
-        in_progress: function that returns whether a capture records launches now.
+        in_progress: function that returns whether a CUDA graph capture is in progress.
     """
 
     #: Function from a tensor to the strides for which passes are lowered.

@@ -80,7 +80,7 @@ class Hook:
         """
         owner, attribute = self._owner(version)
         if self._replacement is None or getattr(owner, attribute) is not self._replacement:
-            raise self._unfit(version, "is not the plugin's any more: another patch has replaced it")
+            raise self._unfit(version, "no longer belongs to the plugin: another patch has replaced it")
 
     def undo(self, version: Version) -> None:
         """Restore Megatron's original function or class attribute."""

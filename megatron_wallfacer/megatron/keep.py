@@ -66,8 +66,8 @@ class Keeper:
                 del self._kept[index]
                 return take()
         raise WallfacerError(
-            f"{self._where}: {FLAG}: must be left out here: the queries and keys of a recomputed forward equal those "
-            f"of none of the {len(self._kept)} kept ones"
+            f"{self._where}: {FLAG}: must be left out, because the queries and keys of a recomputed forward equal "
+            f"those of none of the {len(self._kept)} kept ones"
         )
 
     def check_empty(self) -> None:
@@ -78,7 +78,7 @@ class Keeper:
         """
         if self._kept:
             raise WallfacerError(
-                f"{self._where}: {FLAG}: must be left out here: {len(self._kept)} forward passes without gradients "
+                f"{self._where}: {FLAG}: must be left out, because {len(self._kept)} forward passes without gradients "
                 "were not recomputed by the end of the step"
             )
 

@@ -93,7 +93,7 @@ def advice_of_the_plugin() -> Iterator[None]:
         if "DotProductAttention" not in str(error):
             raise
         raise WallfacerError(
-            "--wallfacer-cp-size: must be left out here: the model's script, or --spec, requires an attention of "
+            "--wallfacer-cp-size: must be left out, because the model's script, or --spec, requires an attention of "
             "Megatron's by name; the plugin has only layers that are built from Megatron's GPT layer specs"
         ) from error
 

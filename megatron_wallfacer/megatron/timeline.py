@@ -74,4 +74,4 @@ class StepObserver:
         path = self._directory / f"rank-{self._timeline.rank}.json"
         write_trace(trace_events(self._timeline.rank, self._timeline.events), path, self._origin.as_dict())
         if self._timeline.rank == 0:
-            print(f"wallfacer: time line of step {STEP} in {self._directory}: attention {self.summary()}", flush=True)
+            print(f"wallfacer: timeline of step {STEP} in {self._directory}: attention {self.summary()}", flush=True)

@@ -1,6 +1,6 @@
 """List the combinations of arguments that the plugin does not support. Checks, messages, docs and tests use this list.
 
-The first combination that is present becomes the error, so the order of the list is the order of the checks.
+The error names the first unsupported combination in the order of the list.
 """
 
 from __future__ import annotations

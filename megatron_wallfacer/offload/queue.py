@@ -138,8 +138,8 @@ class OffloadQueue:
         self._plan = self._plan_of(micro_batches)
         if not all(slot in self._slots for slot in self._plan.slots.values()):
             raise WallfacerError(
-                f"{self._flag}: must be left out here: {micro_batches} micro-batches need more host memory than those "
-                "of --global-batch-size"
+                f"{self._flag}: must be left out, because {micro_batches} micro-batches need more host memory than "
+                "those of --global-batch-size"
             )
         self._uses.extend(self._plan.uses)
         self._to_load.extend(use.key for use in self._plan.uses if not use.stores)
@@ -150,7 +150,7 @@ class OffloadQueue:
         expected = self._uses.popleft() if self._uses else None
         if use != expected:
             raise WallfacerError(
-                f"{self._flag}: must be left out here: the step has {_text(use)} where Megatron's pipeline schedule "
+                f"{self._flag}: must be left out, because the step has {_text(use)} where Megatron's pipeline schedule "
                 f"has {'nothing' if expected is None else _text(expected)}"
             )
 
@@ -159,7 +159,7 @@ class OffloadQueue:
         sizes = [torch.Size(spec.shape).numel() * spec.dtype.itemsize for spec in specs]
         if slot_bytes(sizes) > slot.nbytes:
             raise WallfacerError(
-                f"{self._flag}: must be left out here: a layer's tensors take {slot_bytes(sizes)} bytes, not the "
+                f"{self._flag}: must be left out, because a layer's tensors take {slot_bytes(sizes)} bytes, not the "
                 f"{slot.nbytes} of --seq-length and --micro-batch-size"
             )
         memory, start, parts = self._slots[slot], 0, []

@@ -85,7 +85,7 @@ def _does_not_fit(leanest: Configuration) -> OptionError:
 
 
 def longest_report(request: Request) -> Report:
-    """Search the longest sequence, and return a report with its flags and the memory of the next longer sequence.
+    """Search for the longest sequence, and return its flags and the memory of the next longer sequence.
 
     Args:
         request: model, cluster and given sizes. The sequence length of the request is ignored.

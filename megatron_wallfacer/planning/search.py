@@ -141,7 +141,7 @@ def candidates(job: AttentionJob) -> Iterator[Choice]:
         for grid in _placements(plan.grid):
             yield from _choices(job, replace(plan, grid=grid))
     if is_empty:
-        raise OptionError("cp_size", job.cp_size, f"a size that {shape.q_heads} query heads allow a grid of")
+        raise OptionError("cp_size", job.cp_size, f"a size that has a grid for {shape.q_heads} query heads")
 
 
 def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator[Choice]:

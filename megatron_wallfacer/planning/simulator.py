@@ -168,7 +168,7 @@ class _Simulator:
         self._clock.after(lag_s, run)
 
     def _run(self, rank: RankState, op: TimedOp) -> None:
-        """Advance by the time of an operation: kernels first, then merging and copying."""
+        """Advance the simulated time by the duration of an operation, of kernels first, then of merging and copying."""
         cost, work_s = op.cost, self._work_s(op)
         if not cost.kernel_s and not work_s:
             return
@@ -194,7 +194,7 @@ class _Simulator:
         return cost.launch_s + (0.0 if memory is None else cost.memory_bytes / (memory * 1e9))
 
     def _write_messages(self, rank: RankState, op: TimedOp) -> None:
-        """Advance by the time in which a rank's own thread writes messages. Other threads write the remainder."""
+        """Advance by the time in which a rank's own thread writes messages. Other threads write the rest."""
         host = self._cluster.host
         if host is not None and (work_s := 1e-6 * sum(host.message(size).thread_us for size in op.cost.sends)):
             self._work(rank, op.name, work_s)

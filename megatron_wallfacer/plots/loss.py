@@ -96,7 +96,7 @@ def _heading(axes: Axes, text: str) -> None:
 
 
 def _style(index: int, count: int, length: int) -> dict[str, object]:
-    """Return the style of one run. Markers of different runs are at different iterations, so that all are visible."""
+    """Return the style of one run. Markers of different runs are staggered so that they do not overlap."""
     every = max(1, length // MARKS)
     return {
         "color": hues(count)[index],

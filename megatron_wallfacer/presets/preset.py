@@ -99,7 +99,7 @@ def load_preset(path: Path, arguments: Sequence[str] = (), variables: Iterable[s
 
 
 def preset_path(path: Path) -> Path:
-    """Return the file of a preset, such as ``configs/tiny-cpu.yaml`` of the plugin for the name ``tiny-cpu``.
+    """Return the path of a preset's file, such as ``configs/tiny-cpu.yaml`` for ``tiny-cpu``.
 
     Raises:
         WallfacerError: There is no such file or preset.

@@ -98,7 +98,7 @@ class _Reader:
             if not isinstance(key, yaml.ScalarNode):
                 self.fail(key, f"{name}: a key must be a name")
             if key.value in seen:
-                self.fail(key, f"{key.value}: must occur once, is already in line {seen[key.value].line}")
+                self.fail(key, f"{key.value}: must occur only once, is already in line {seen[key.value].line}")
             seen[key.value] = self.location(key)
             yield key, value
 

@@ -209,7 +209,7 @@ def _open_grids(scheme: str, rule: Rule, cp_size: int, given: Mapping[str, int],
 def _with_cheapest_variants(
     plan: Plan, variants: Sequence[Sequence[RingVariant]], kappa: float, heads: tuple[int, int] | None
 ) -> Plan:
-    """Return the plan with the ring variant of least volume in each pass. Ties prefer pass-KV."""
+    """Return the plan whose two ring variants have the least communication volume. Ties prefer pass-KV."""
     kv_heads = heads[1] if heads else None
 
     def forward_cost(variant: RingVariant) -> float:

@@ -190,11 +190,11 @@ def _parsed(events: Iterable[Mapping[str, Any]]) -> dict[int, list[TimelineEvent
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is not a name")
+        raise TypeError(f"{value!r:.40} must be a text")
     return value
 
 
 def _seconds(microseconds: object) -> float:
     if not isinstance(microseconds, int | float) or not abs(microseconds) <= _LARGEST_US:
-        raise TypeError(f"{microseconds!r:.40} is not a time")
+        raise TypeError(f"{microseconds!r:.40} must be a number of microseconds")
     return microseconds * 1e-6

@@ -152,6 +152,6 @@ requeue() {
     state=$(job_field JobState)
     [[ $state == RUNNING ]] || die "no requeue: the job is $state; $again"
     say "requeued, to go on from iteration $1"
-    scontrol requeue "$SLURM_JOB_ID" || die "no requeue: scontrol refused; $again"
+    scontrol requeue "$SLURM_JOB_ID" || die "no requeue: scontrol failed; $again"
     exit 0
 }

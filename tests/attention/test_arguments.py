@@ -40,7 +40,7 @@ def call(plan: object = ALONE, **changed: Any) -> Tensor:
     return attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
 
 
-def refused(plan: object = ALONE, **changed: Any) -> str:
+def rejected(plan: object = ALONE, **changed: Any) -> str:
     with pytest.raises(OptionError) as error:
         call(plan, **changed)
     return str(error.value)
@@ -109,7 +109,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_a_wrong_argument_is_named(monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], message: str) -> None:
     """Before groups are made, which is the first message of all."""
     monkeypatch.setattr("megatron_wallfacer.attention.functional.connected", None)
-    assert refused(**changed).startswith(message)
+    assert rejected(**changed).startswith(message)
 
 
 def test_a_distributed_tensor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_a_distributed_tensor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.distributed.tensor", SimpleNamespace(DTensor=DTensor))
     message = "a DTensor: must be the rank's own zig-zag shard, a plain tensor such as {0}.to_local()"
     for name, x in tensors().items():
-        assert refused(**{name: x.as_subclass(DTensor)}) == f"{name}={message.format(name)}"
+        assert rejected(**{name: x.as_subclass(DTensor)}) == f"{name}={message.format(name)}"
 
 
 @pytest.mark.parametrize(
@@ -186,23 +186,23 @@ def test_an_odd_length_hides_no_document() -> None:
     """Documents of 10, 18 and 30 tokens give each of two ranks 29; one of 10 is the cause."""
     wrong = {"cu_seqlens": (0, 10, 28, 58), "shard_mode": "per_document"}
     message = "cu_seqlens=with a document of 10 tokens: must be padded to multiples of 2P = 4"
-    assert refused_by_mask(GRID, 29, wrong) == message
+    assert rejected_by_mask(GRID, 29, wrong) == message
 
 
 def test_a_document_comes_before_the_end_of_the_sequence() -> None:
     wrong = {"cu_seqlens": (0, 10, 58), "shard_mode": "per_document"}
-    assert refused_by_mask(GRID, 28, wrong).startswith("cu_seqlens=with a document of 10 tokens")
+    assert rejected_by_mask(GRID, 28, wrong).startswith("cu_seqlens=with a document of 10 tokens")
 
 
 def test_an_odd_length_without_documents_is_named() -> None:
-    assert refused_by_mask(GRID, 29, {}) == "tokens=29: must be a multiple of 2 on each rank"
+    assert rejected_by_mask(GRID, 29, {}) == "tokens=29: must be a multiple of 2 on each rank"
 
 
-def refused_by_mask(grid: Grid, tokens: int, changed: dict[str, Any]) -> str:
+def rejected_by_mask(grid: Grid, tokens: int, changed: dict[str, Any]) -> str:
     """The message on a rank of a grid, where the size of the group is right."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("megatron_wallfacer.attention.checks.group_of", lambda *_: None)
-        return refused(grid, **tensors(tokens=tokens), **changed)
+        return rejected(grid, **tensors(tokens=tokens), **changed)
 
 
 # --- what is accepted ---
@@ -252,7 +252,7 @@ def test_no_tokens_give_an_empty_output_with_gradients(
 # --- on several ranks ---
 
 
-def run_refused(rank: int) -> tuple[list[str], int, list[np.ndarray]]:
+def run_rejected(rank: int) -> tuple[list[str], int, list[np.ndarray]]:
     """On a worker: each wrong argument, one after the other; then groups that were made, then a right call."""
     x = tensors(tokens=4)
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "cp"))
@@ -277,7 +277,7 @@ def run_repeated(rank: int, problem: Problem, cu_seqlens: tuple[int, ...], group
 
 def test_wrong_arguments_leave_no_trace_on_ranks(pools: Callable[[int], Pool]) -> None:
     """The same message on each rank, no group is made, and the next call is exact."""
-    first, second = pools(2).run(run_refused)
+    first, second = pools(2).run(run_rejected)
     assert first[0] == second[0]
     assert first[0][0] == "group=a mesh of 2 dimensions: must be a mesh of one dimension, such as mesh['cp']"
     assert first[0][1].startswith("group=a group of other ranks: must be ")

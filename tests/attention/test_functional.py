@@ -206,14 +206,14 @@ def test_groups_are_made_once_for_a_grid_and_forgotten_when_asked(pools: Callabl
         ),
     ],
 )
-def test_shape_that_does_not_fit_is_refused(shapes: dict[str, tuple[int, ...]], option: str, message: str) -> None:
+def test_shape_that_does_not_fit_is_rejected(shapes: dict[str, tuple[int, ...]], option: str, message: str) -> None:
     with pytest.raises(OptionError) as error:
         attention(*tensors(**shapes), plan=ALONE)
     assert error.value.option == option
     assert str(error.value) == message
 
 
-def test_mixed_dtypes_are_refused() -> None:
+def test_mixed_dtypes_are_rejected() -> None:
     q, k, v = tensors()
     with pytest.raises(OptionError) as error:
         attention(q, k.float(), v, plan=ALONE)
@@ -221,7 +221,7 @@ def test_mixed_dtypes_are_refused() -> None:
     assert str(error.value) == message
 
 
-def test_integers_are_refused() -> None:
+def test_integers_are_rejected() -> None:
     with pytest.raises(OptionError, match=r"q\.dtype=torch\.int64: must be one floating-point dtype"):
         attention(*(x.long() for x in tensors()), plan=ALONE)
 
@@ -230,17 +230,17 @@ def test_integers_are_refused() -> None:
     ("kernel", "allowed"),
     [("flash", "auto or reference here, because flash4 cannot: "), ("no-such", "one of auto, flash, te, ")],
 )
-def test_kernel_that_is_not_there_is_refused(kernel: str, allowed: str) -> None:
+def test_kernel_that_is_not_there_is_rejected(kernel: str, allowed: str) -> None:
     with pytest.raises(OptionError, match=rf"kernel={kernel}: must be {allowed}"):
         attention(*tensors(), plan=ALONE, kernel=kernel)
 
 
-def test_tensors_that_the_kernel_cannot_reach_are_refused() -> None:
+def test_tensors_that_the_kernel_cannot_reach_are_rejected() -> None:
     with pytest.raises(OptionError, match="it runs on a CPU, the tensors are on meta"):
         attention(*(x.to("meta") for x in tensors()), plan=ALONE)
 
 
-def test_plan_of_another_size_than_the_group_is_refused() -> None:
+def test_plan_of_another_size_than_the_group_is_rejected() -> None:
     with pytest.raises(OptionError, match="must be axes whose product is the group's size 1"):
         attention(*tensors(), plan=Plan(Grid(ring_outer=2)))
 
@@ -251,7 +251,7 @@ def test_errors_are_of_the_projects_own_kind() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5])
-def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
+def test_a_scale_that_is_not_positive_is_rejected(scale: float) -> None:
     """PyTorch's CPU kernel would answer NaN."""
     x = torch.zeros(1, 4, 2, 8)
     with pytest.raises(OptionError, match=r"scale=.*: must be positive"):
@@ -270,7 +270,7 @@ def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
         ({"softcap": 2.0}, "kernel=auto: must be reference here, because torch cannot: it does not cap logits"),
     ],
 )
-def test_masks_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:
+def test_masks_that_do_not_fit_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         attention(*tensors(), plan=ALONE, **options)
 

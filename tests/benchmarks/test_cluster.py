@@ -140,7 +140,7 @@ def fake_tool(folder, name, script):
     path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
 
 
-def refusal(path):
+def problem(path):
     """What a run says that finds its tools there."""
     run = start(*RUN, PATH=str(path))
     _, said = run.communicate(timeout=60)
@@ -151,13 +151,13 @@ def refusal(path):
 
 
 def test_without_tools_it_says_how_to_get_them(tmp_path):
-    assert "apt-get install -y iproute2" in refusal(tmp_path)
+    assert "apt-get install -y iproute2" in problem(tmp_path)
 
 
 def test_without_the_right_it_says_so(tmp_path):
     fake_tool(tmp_path, "ip", "echo 'mount --make-shared /run/netns failed: Operation not permitted' >&2; exit 1")
     fake_tool(tmp_path, "tc", "exit 0")
-    said = refusal(tmp_path)
+    said = problem(tmp_path)
     assert "Operation not permitted" in said if os.geteuid() == 0 else "need root" in said
 
 

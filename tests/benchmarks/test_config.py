@@ -85,6 +85,6 @@ def test_a_setting_adds_schemes_of_its_own():
     assert labels == ["mine", "usp-2", "usp-4"]
 
 
-def test_a_scheme_without_its_name_is_refused():
+def test_a_scheme_without_its_name_is_rejected():
     with pytest.raises(ConfigError, match=r"schemes\.mine"):
         parse_config({**GOOD, "schemes": {"mine": {"team_size": 2}}}, "name")

@@ -40,7 +40,7 @@ def python(*arguments):
     )
 
 
-def test_the_stand_in_computes_attention_and_refuses_what_it_does_not_know():
+def test_the_stand_in_computes_attention_and_rejects_what_it_does_not_know():
     done = python("-c", SHIM)
     assert done.stdout == "exact\n", done.stderr
 

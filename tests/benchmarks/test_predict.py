@@ -40,7 +40,7 @@ def write_run(folder: Path, seconds: dict[str, float], inter: float = 80.0, **pr
     (folder / "run.json").write_text(json.dumps(about))
     with (folder / "summary.csv").open("w") as file:
         table = csv.writer(file)
-        table.writerow(["scheme", "refusal", "median_s"])
+        table.writerow(["scheme", "problem", "median_s"])
         table.writerows([name, "", median] for name, median in seconds.items())
         table.writerow(["usp-8", "does not fit", ""])
     return folder

@@ -151,7 +151,7 @@ CONSTRAINTS = (
     Constraint(("tensor", "pipeline", "data", "cp"), _few_enough, f"at most {MOST_RANKS} ranks"),
     Constraint(("cp", "scheme"), _two_axes, "a scheme of two axes is itself from four ranks on"),
     Constraint(
-        ("tensor", "heads", "cp", "scheme"), _heads_divide, "ranks that divide heads are refused where they cannot"
+        ("tensor", "heads", "cp", "scheme"), _heads_divide, "ranks that divide heads are rejected where they cannot"
     ),
     Constraint(
         ("pipeline", "batch"),
@@ -167,23 +167,23 @@ CONSTRAINTS = (
     Constraint(
         ("attention", "heads"),
         lambda attention, heads: attention != "mla" or heads == "mha",
-        "refused by Megatron (training/arguments.py:1893)",
+        "rejected by Megatron (training/arguments.py:1893)",
     ),
     Constraint(
         ("documents", "mtp"),
         lambda documents, mtp: (documents, mtp) != ("masked", "on"),
-        "refused by the plugin: Megatron shifts tokens as if each document were cut (multi_token_prediction.py:238)",
+        "rejected by the plugin: Megatron shifts tokens as if each document were cut (multi_token_prediction.py:238)",
     ),
     Constraint(
         ("documents", "batch", "pipeline"),
         lambda documents, batch, pipeline: documents == "one" or batch != "pairs" or pipeline == "1",
-        "refused by the plugin: packed sequences follow each other, but Megatron's stages are sent them side by side "
+        "rejected by the plugin: packed sequences follow each other, but Megatron's stages are sent them side by side "
         "(pipeline_parallel/schedules.py, get_tensor_shapes)",
     ),
     Constraint(
         ("mtp", "positions"),
         lambda mtp, positions: (mtp, positions) != ("on", "learned"),
-        "refused by Megatron (training/arguments.py:857)",
+        "rejected by Megatron (training/arguments.py:857)",
     ),
     Constraint(
         ("optimizer", "dtype"),
@@ -198,14 +198,14 @@ CONSTRAINTS = (
     Constraint(
         ("tiles", "mtp"),
         lambda tiles, mtp: (tiles, mtp) != ("on", "on"),
-        "refused by the plugin: extra layers compute logits of their own",
+        "rejected by the plugin: extra layers compute logits of their own",
     ),
     Constraint(
         ("host", "recompute"),
         lambda host, recompute: (
             recompute in {"off": ("none", "selective", *_WITH_INPUTS), "inputs": _WITH_INPUTS, "all": ("kept",)}[host]
         ),
-        "refused by the plugin: without recomputation of layers there are no such inputs, unless kept no such outputs",
+        "rejected by the plugin: without recomputation of layers there are no such inputs, unless kept no such outputs",
     ),
 )
 

@@ -28,6 +28,6 @@ def test_messages_are_found_in_every_form() -> None:
         "bidirectional=...: must be a single ring: ring_inner or ring_outer must be 1",
         "--wallfacer-log-metrics: needs --tensorboard-dir DIR or --wandb-project NAME",
         "levels=...: must be a list of {nodes, oversubscription}",
-        "...: ...: must occur once, is already in line ...",
+        "...: ...: must occur only once, is already in line ...",
         "--wallfacer-cluster ...: needs --seq-length and --hidden-size on the command line",
     } <= messages().keys()

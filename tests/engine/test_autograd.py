@@ -1,4 +1,4 @@
-"""The autograd function: what it keeps, what it gives, and what it refuses."""
+"""The autograd function: what it keeps, what it gives, and what it rejects."""
 
 from __future__ import annotations
 
@@ -214,21 +214,21 @@ def test_gradients_have_the_dtype_of_their_inputs(dtype: torch.dtype) -> None:
     assert [tensor.grad.dtype for tensor in tensors] == [dtype] * 3
 
 
-def test_second_derivative_is_refused() -> None:
+def test_second_derivative_is_rejected() -> None:
     tensors, out = alone(torch.float64)
     (dq,) = torch.autograd.grad(out.square().sum(), tensors[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dq.sum().backward()
 
 
-def test_a_second_backward_is_refused() -> None:
+def test_a_second_backward_is_rejected() -> None:
     _, out = alone(torch.float64)
     out.sum().backward()
     with pytest.raises(RuntimeError, match="second time"):
         out.sum().backward()
 
 
-def test_heads_that_do_not_divide_are_refused() -> None:
+def test_heads_that_do_not_divide_are_rejected() -> None:
     case = Case(Plan(Grid(head=3)), Problem(3))
     q, k, v, _ = leaves(0, case.problem)
     with pytest.raises(OptionError, match=r"head_size=3: must be one of 1, 2, 4 for 4 query and 4 kv heads"):

@@ -274,7 +274,7 @@ def test_a_failed_capture_brings_the_callers_stream_back(monkeypatch: pytest.Mon
 
 
 def test_a_recorder_that_rests_hears_of_each_pass_and_stops_no_graph() -> None:
-    """The time line of a step counts steps by the passes in them."""
+    """The timeline of a step counts steps by the passes in them."""
 
     class Resting:
         observing, seen = False, 0

@@ -61,7 +61,7 @@ def channel_ranks(rank: int, grid: Grid) -> tuple[dict[Channel, list[int]], int]
     return ranks, made
 
 
-def refusal_of(rank: int, grid: Grid) -> str:
+def error_of(rank: int, grid: Grid) -> str:
     try:
         connect(None, grid)
     except OptionError as error:
@@ -154,12 +154,12 @@ def sum_of_ranks(rank: int) -> float:
     return total.item()
 
 
-def test_grid_of_another_size_is_refused(pools: Callable[[int], Pool]) -> None:
+def test_grid_of_another_size_is_rejected(pools: Callable[[int], Pool]) -> None:
     message = "grid=team 2 x ring_outer 4: must be axes whose product is the group's size 4"
-    assert pools(4).run(refusal_of, Grid(team=2, ring_outer=4)) == [message] * 4
+    assert pools(4).run(error_of, Grid(team=2, ring_outer=4)) == [message] * 4
 
 
-def test_grid_of_many_is_refused_without_torch_distributed() -> None:
+def test_grid_of_many_is_rejected_without_torch_distributed() -> None:
     with pytest.raises(OptionError, match="group's size 1"):
         attention(*[torch.zeros(1, 2, 1, 8)] * 3, plan=Grid(ring_outer=2))
 
@@ -223,7 +223,7 @@ def test_groups_are_destroyed_in_the_order_of_creation_on_all_ranks(pools: Calla
 
 
 def run_after_the_first_group_died(rank: int, problem: Problem) -> tuple[object, list[int], str]:
-    """On a worker: attention over the second of two groups of the same ranks; entries in the cache; a refusal."""
+    """On a worker: attention over the second of two groups of the same ranks; entries in the cache; an error."""
     # An axis of all ranks uses the context-parallel group itself.
     case, counts = Case(Plan(Grid(team=4)), problem), []
     first, second = dist.new_group(range(4)), dist.new_group(range(4))
@@ -239,22 +239,22 @@ def run_after_the_first_group_died(rank: int, problem: Problem) -> tuple[object,
     counts.append(sum(map(is_alive, dict.fromkeys(made))))
     try:
         run_case(rank, case, first)
-        refusal = "accepted"
+        error_text = "accepted"
     except OptionError as error:
-        refusal = str(error)
+        error_text = str(error)
     forget_groups()
-    return results, counts, refusal
+    return results, counts, error_text
 
 
 def test_a_destroyed_group_is_never_used_again(pools: Callable[[int], Pool]) -> None:
     problem = Problem(4, kv_heads=2)
     ranks = pools(4).run(run_after_the_first_group_died, problem)
     assert max(errors(problem, [results for results, _, _ in ranks]).values()) <= 1e-12
-    for _, counts, refusal in ranks:
+    for _, counts, error_text in ranks:
         # Two entries; still two when the third group has taken the first one's place; of the four groups that the
         # first two entries had, those of the second are left.
         assert counts == [1, 2, 2, 2]
-        assert refusal == "group=a destroyed one: must be a process group that torch.distributed still has"
+        assert error_text == "group=a destroyed one: must be a process group that torch.distributed still has"
 
 
 # --- backend and device ---

@@ -252,7 +252,7 @@ def test_tensors_on_a_gpu_are_given_to_its_kernels(monkeypatch: pytest.MonkeyPat
     assert called == list(names)
 
 
-def test_a_gpu_without_triton_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_triton_is_rejected_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = replace(merge.TRITON, modules=("no_such_module",))
     monkeypatch.setattr(merge, "TRITON", missing)
     merge.kernels.cache_clear()

@@ -69,7 +69,7 @@ def test_gradients_are_those_of_finite_differences(call: Call) -> None:
     assert gradcheck(lambda q, k, v, sinks: attend(q, k, v, call, sinks=sinks), tensors)
 
 
-def test_a_second_derivative_is_refused(call: Call, qkv: list[Tensor]) -> None:
+def test_a_second_derivative_is_rejected(call: Call, qkv: list[Tensor]) -> None:
     (dq,) = torch.autograd.grad(attend(*qkv, call).square().sum(), qkv[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dq.sum().backward()

@@ -79,7 +79,7 @@ def test_staged_results_are_the_direct_ones(plan: Plan, pools: Callable[[int], P
         ("direct", GPU, "gloo", "staged where the backend is gloo and tensors lie on a GPU"),
     ],
 )
-def test_what_cannot_be_moved_so_is_refused(kind: str, device: torch.device, backend: str, message: str) -> None:
+def test_what_cannot_be_moved_so_is_rejected(kind: str, device: torch.device, backend: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         check_transfers(kind, device, backend)
 

@@ -1,4 +1,4 @@
-"""The time line: what is recorded of a pass, and the picture that is made of it."""
+"""The timeline: what is recorded of a pass, and the picture that is made of it."""
 
 from __future__ import annotations
 

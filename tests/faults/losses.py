@@ -51,7 +51,7 @@ ROWS: tuple[Row, ...] = (
         "-",
         "`layer 1: cp_partition_mode contiguous: must be zigzag`",
         NOTHING,
-        ("tests/megatron/test_packed.py::test_a_batch_that_is_not_supported_is_refused",),
+        ("tests/megatron/test_packed.py::test_a_batch_that_is_not_supported_is_rejected",),
     ),
     Row(
         "a script generates text with a cache of keys and values",

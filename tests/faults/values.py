@@ -12,7 +12,7 @@ ROWS: tuple[Row, ...] = (
         "-",
         "`wallfacer: error: --qk-clip: must be left out`",
         NOTHING,
-        ("tests/megatron/test_fails_closed.py::test_refused_on_every_rank[--qk-clip]",),
+        ("tests/megatron/test_fails_closed.py::test_rejected_on_every_rank[--qk-clip]",),
     ),
     Row(
         "`attention()` gets a wrong argument",
@@ -28,7 +28,7 @@ ROWS: tuple[Row, ...] = (
         "every rank ends with exit code 2",
         "when the model is built",
         "-",
-        "`wallfacer: error: --wallfacer-cp-size: must be left out here`",
+        "`wallfacer: error: --wallfacer-cp-size: must be left out, because ...`",
         NOTHING,
         ("tests/megatron/test_fails_closed.py::test_a_spec_that_names_megatrons_attention",),
     ),

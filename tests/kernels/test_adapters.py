@@ -1,4 +1,4 @@
-"""Every adapter upon a fake of its library: layouts, windows, the global lse, and what is refused."""
+"""Every adapter upon a fake of its library: layouts, windows, the global lse, and what is rejected."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_where_transformer_engine_has_varlen(
     assert kernel.capabilities.varlen == together
 
 
-def test_statistics_of_transformer_engine_that_are_not_packed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_transformer_engine_that_are_not_packed_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(te, "capability", lambda device: (9, 0))
     kernel, problem = ADAPTERS["transformer-engine 2.20.2"](), PACKED["causal"]
     attend = kernel._attend._function

@@ -54,13 +54,13 @@ def test_generations(
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_capped_logits_are_served_or_refused(name: str) -> None:
+def test_capped_logits_are_served_or_rejected(name: str) -> None:
     reason = ADAPTERS[name]().unsupported_reason(replace(FITS, softcap=30.0))
     assert reason == (None if name.startswith("flash") else "it does not cap logits, softcap is 30.0")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_head_dims_that_differ_are_served_or_refused(name: str) -> None:
+def test_head_dims_that_differ_are_served_or_rejected(name: str) -> None:
     kernel = ADAPTERS[name]()
     reason = kernel.unsupported_reason(replace(FITS, head_dim=192))
     equal = "its head dims are equal, here they are 192 and 128"
@@ -87,6 +87,6 @@ def test_deterministic_gradients_are_requested_in_two_ways(monkeypatch: pytest.M
     assert prepared.deterministic_requested()
 
 
-def test_cudnn_of_torch_is_refused_where_gradients_must_repeat() -> None:
+def test_cudnn_of_torch_is_rejected_where_gradients_must_repeat() -> None:
     reason = TorchCudnnKernel(deterministic=True).unsupported_reason(FITS)
     assert reason == "its gradients do not repeat bit by bit, and deterministic ones are requested"

@@ -180,7 +180,7 @@ def test_a_new_parameter_without_a_default_is_caught(contract: Contract, version
         (CUTE_OF_FLASH2, "2.8.3", "_flash_attn_fwd has no return_lse; needs flash-attn-4 >= 4.0.0b4"),
     ],
 )
-def test_releases_that_do_not_fit_are_refused_with_what_was_found(contract: Contract, version: str, found: str) -> None:
+def test_releases_that_do_not_fit_are_rejected_with_the_reason(contract: Contract, version: str, found: str) -> None:
     with pytest.raises(UnavailableError, match=f"{contract.package} {version}: {found}"):
         contract.make(version)
 

@@ -43,7 +43,7 @@ def test_the_first_module_that_is_there_is_taken(modules: Path) -> None:
         ("raise RuntimeError", "RuntimeError"),
     ],
 )
-def test_a_library_that_does_not_import_is_refused_with_its_reason(modules: Path, content: str, reason: str) -> None:
+def test_a_library_that_does_not_import_is_rejected_with_its_reason(modules: Path, content: str, reason: str) -> None:
     name = f"broken_{abs(hash(content))}"
     (modules / f"{name}.py").write_text(content)
     with pytest.raises(UnavailableError) as error:

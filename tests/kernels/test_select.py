@@ -51,7 +51,7 @@ def test_kernel_by_name(name: str, chosen: str) -> None:
     assert select_kernel(name, **CPU).name == chosen
 
 
-def test_unknown_kernel_is_refused() -> None:
+def test_unknown_kernel_is_rejected() -> None:
     with pytest.raises(OptionError) as error:
         select_kernel("triton", **CPU)
     assert (error.value.option, error.value.value) == ("kernel", "triton")
@@ -60,7 +60,7 @@ def test_unknown_kernel_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["auto", "torch"])
-def test_kernel_that_cannot_serve_the_inputs_is_refused_with_the_reason(name: str) -> None:
+def test_kernel_that_cannot_serve_the_inputs_is_rejected_with_the_reason(name: str) -> None:
     with pytest.raises(OptionError) as error:
         select_kernel(name, **CPU, softcap=30.0)
     reason = "it does not cap logits, softcap is 30.0"
@@ -73,7 +73,7 @@ def test_kernel_is_not_changed_behind_the_users_back_on_another_device() -> None
         select_kernel("auto", **{**CPU, "device": torch.device("meta")})
 
 
-def test_reference_serves_what_torch_refuses() -> None:
+def test_reference_serves_what_torch_rejects() -> None:
     assert select_kernel("reference", **CPU, softcap=30.0).name == "reference"
 
 
@@ -199,7 +199,7 @@ def test_torch_and_cudnn_need_no_library(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("name", [*_INSTALLED, "flash", "cudnn"])
-def test_kernels_for_gpus_are_refused_on_a_cpu(machine: Machine, name: str) -> None:
+def test_kernels_for_gpus_are_rejected_on_a_cpu(machine: Machine, name: str) -> None:
     machine((9, 0), *_INSTALLED)
     with pytest.raises(OptionError, match="it runs on a CUDA device, the tensors are on cpu"):
         select_kernel(name, **{**CPU, "dtype": torch.bfloat16})

@@ -43,24 +43,24 @@ def test_a_signature_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(q=1, k=2) == call(q=1, k=2)
 
 
-def test_a_missing_parameter_is_refused_by_name() -> None:
+def test_a_missing_parameter_is_rejected_by_name() -> None:
     with pytest.raises(UnavailableError) as error:
         library_function(attend).bind({"scale": 0.5, "causal": True, "window": 4, "sink": 5})
     assert str(error.value) == "library 1.2: attend has no window, sink; needs library >= 2"
 
 
-def test_a_parameter_that_is_required_and_not_given_is_refused_by_name() -> None:
+def test_a_parameter_that_is_required_and_not_given_is_rejected_by_name() -> None:
     with pytest.raises(UnavailableError) as error:
         library_function(attend).bind({"causal": True})
     assert str(error.value) == "library 1.2: attend requires scale, which is new; needs library >= 2"
 
 
-def test_a_function_that_is_not_there_is_refused_by_name() -> None:
+def test_a_function_that_is_not_there_is_rejected_by_name() -> None:
     with pytest.raises(UnavailableError, match=r"library 1\.2: there is no attend; needs library >= 2"):
         library_function(None)
 
 
-def test_a_function_whose_parameters_cannot_be_seen_is_refused() -> None:
+def test_a_function_whose_parameters_cannot_be_seen_is_rejected() -> None:
     with pytest.raises(UnavailableError, match=r"library 1\.2: attend takes .*, its parameters cannot be seen"):
         library_function(lambda *args, **kwargs: None)
 
@@ -117,13 +117,13 @@ def test_a_definition_that_is_read_says_what_the_function_would(source: str) -> 
     assert read == Signature.of(scope["f"], name="f", owner="o", needs="n")
 
 
-def test_a_release_that_does_not_fit_is_refused_with_what_was_found() -> None:
+def test_a_release_that_does_not_fit_is_rejected_with_what_was_found() -> None:
     with pytest.raises(UnavailableError) as error:
         make("flash-attn 2.5.9")
     assert str(error.value) == "flash-attn 2.5.9: _flash_attn_forward has no softcap; needs flash-attn >= 2.6, < 3"
 
 
-def test_a_transformer_engine_without_the_backend_is_refused() -> None:
+def test_a_transformer_engine_without_the_backend_is_rejected() -> None:
     module = fakes.transformer_engine(*(fakes.definition(source) for source in TE["transformer-engine 2.20.2"]))
     module.FusedAttnBackend = {"FP8": 1}
     with pytest.raises(UnavailableError) as error:

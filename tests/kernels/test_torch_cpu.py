@@ -24,7 +24,7 @@ def test_cpu_tensors_of_equal_head_dims_are_served(dtype: torch.dtype) -> None:
     assert TorchCpuKernel().unsupported_reason(replace(FITS, dtype=dtype)) is None
 
 
-def test_tensors_elsewhere_are_refused() -> None:
+def test_tensors_elsewhere_are_rejected() -> None:
     reason = TorchCpuKernel().unsupported_reason(replace(FITS, device=torch.device("cuda", 1)))
     assert reason == "it runs on a CPU, the tensors are on cuda"
 
@@ -36,5 +36,5 @@ def test_the_narrower_head_dim_is_padded(v_head_dim: int, causal: bool) -> None:
     assert worst(problem.solved_by(TorchCpuKernel()), problem.solution()) <= 1e-13
 
 
-def test_capped_logits_are_refused() -> None:
+def test_capped_logits_are_rejected() -> None:
     assert TorchCpuKernel().unsupported_reason(replace(FITS, softcap=30.0)) == "it does not cap logits, softcap is 30.0"

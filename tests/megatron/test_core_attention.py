@@ -1,4 +1,4 @@
-"""The module refuses what it cannot do, also where a script sets it in code and no flag was checked."""
+"""The module rejects what it cannot do, also where a script sets it in code and no flag was checked."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class PlannedState(LoneState):
     ("q_heads", "kv_heads", "tensor_parallel", "fits"),
     [(8, 4, 1, True), (8, 1, 1, True), (16, 8, 4, True), (6, 3, 1, False), (8, 4, 4, False), (12, 3, 1, False)],
 )
-def test_heads_that_do_not_divide_are_refused_when_built(
+def test_heads_that_do_not_divide_are_rejected_when_built(
     q_heads: int, kv_heads: int, tensor_parallel: int, fits: bool
 ) -> None:
     """A script may build other layers than the command line says."""
@@ -180,7 +180,7 @@ def test_layers_that_skip_the_window_see_everything_before_them(skip: object, ha
 
 
 @pytest.mark.parametrize("window", [(2,), (2, -2), 3, (1.5, 0)])
-def test_a_window_that_is_none_is_refused_by_its_flag(window: object) -> None:
+def test_a_window_that_is_none_is_rejected_by_its_flag(window: object) -> None:
     with pytest.raises(WallfacerError, match=r"layer 3: --window-size .*: must be LEFT,RIGHT"):
         build(config=config(window_size=window))
 
@@ -203,7 +203,7 @@ def test_a_sink_takes_its_part_of_the_softmax(kind: str, logit: float) -> None:
         torch.testing.assert_close(module.softmax_offset.grad, sinks.grad)
 
 
-def test_an_unknown_softmax_is_refused_by_its_flag() -> None:
+def test_an_unknown_softmax_is_rejected_by_its_flag() -> None:
     with pytest.raises(WallfacerError, match="layer 3: --softmax-type entmax: must be one of vanilla, off-by-one,"):
         build(config=config(softmax_type="entmax"))
 
@@ -231,7 +231,7 @@ def test_values_may_have_another_width_and_the_scale_is_the_layers() -> None:
         ({"num_splits": 1}, "layer 3: num_splits 1 is not supported"),
     ],
 )
-def test_a_layer_that_is_not_supported_is_refused_when_built(changes: dict[str, Any], message: str) -> None:
+def test_a_layer_that_is_not_supported_is_rejected_when_built(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(WallfacerError, match=message):
         build(**changes)
 
@@ -244,7 +244,7 @@ def test_a_layer_that_is_not_supported_is_refused_when_built(changes: dict[str, 
         ({"attn_mask_type": PADDING}, "layer 3: .*not padding"),
     ],
 )
-def test_a_call_that_is_not_supported_is_refused(keywords: dict[str, Any], message: str) -> None:
+def test_a_call_that_is_not_supported_is_rejected(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(WallfacerError, match=message):
         build()(q(), q(), q(), None, **keywords)
 

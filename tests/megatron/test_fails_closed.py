@@ -21,7 +21,7 @@ from tests.support.megatron_runs import REPOSITORY, SCRIPT, RunResult, train
 LIMIT_S = 30
 
 #: Flags beside --wallfacer-cp-size 2, and the line that every rank must print.
-REFUSED = {
+REJECTED = {
     "--context-parallel-size 4": "--context-parallel-size 4: must be 2",
     "--wallfacer-team-size 3": "--wallfacer-team-size 3: must be one of 1, 2 with scheme auto",
     "--wallfacer-team-size 2 --wallfacer-kv-team-size 2": "--wallfacer-kv-team-size 2: must be 1 with",
@@ -50,7 +50,7 @@ REFUSED = {
 }
 
 
-def check_refused(run: RunResult, message: str) -> None:
+def check_rejected(run: RunResult, message: str) -> None:
     """Every rank ended by itself, in time, not with 0, and said it in one line without a traceback."""
     assert run.seconds < LIMIT_S
     for rank in run.ranks:
@@ -62,28 +62,28 @@ def check_refused(run: RunResult, message: str) -> None:
         assert "Traceback" not in rank.output
 
 
-@pytest.mark.parametrize("flags", REFUSED)
-def test_refused_on_every_rank(flags: str) -> None:
+@pytest.mark.parametrize("flags", REJECTED)
+def test_rejected_on_every_rank(flags: str) -> None:
     run = train(2, arguments("--wallfacer-cp-size", "2", *flags.split()), timeout_s=LIMIT_S)
-    check_refused(run, REFUSED[flags])
+    check_rejected(run, REJECTED[flags])
 
 
 def test_our_flags_without_the_switch() -> None:
     run = train(2, arguments("--wallfacer-scheme", "ring"), timeout_s=LIMIT_S)
-    check_refused(run, "--wallfacer-scheme ring: needs --wallfacer-cp-size")
+    check_rejected(run, "--wallfacer-scheme ring: needs --wallfacer-cp-size")
 
 
 def test_a_layer_that_bypasses_the_hook() -> None:
     run = train(
         2, arguments("--wallfacer-cp-size", "2", "--spec", "tests.support.bypassing_spec", "spec"), timeout_s=LIMIT_S
     )
-    check_refused(run, "--wallfacer-cp-size reaches 0 of 2 attention layers, not ForeignAttention")
+    check_rejected(run, "--wallfacer-cp-size reaches 0 of 2 attention layers, not ForeignAttention")
 
 
 def test_a_spec_that_names_megatrons_attention() -> None:
     flags = ("--wallfacer-cp-size", "2", "--spec", "tests.support.bypassing_spec", "named")
     run = train(2, arguments(*flags), timeout_s=LIMIT_S)
-    check_refused(run, "--wallfacer-cp-size: must be left out here: the model's script, or --spec, requires")
+    check_rejected(run, "--wallfacer-cp-size: must be left out, because the model's script, or --spec, requires")
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -91,7 +91,7 @@ def test_a_cache_of_keys_and_values(size: int) -> None:
     """Before the first token: over several ranks a prompt would be computed wrongly, and decoding stops later."""
     script = REPOSITORY / "tests" / "support" / "generating.py"
     run = train(size, arguments("--wallfacer-cp-size", str(size)), script=script, timeout_s=LIMIT_S)
-    check_refused(run, f"layer 1: --wallfacer-cp-size {size}: must be left out to generate")
+    check_rejected(run, f"layer 1: --wallfacer-cp-size {size}: must be left out to generate")
 
 
 def test_another_patch_in_our_place(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_another_patch_in_our_place(tmp_path: Path) -> None:
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     )
     run = train(2, arguments("--wallfacer-cp-size", "2"), script=script, timeout_s=LIMIT_S)
-    check_refused(run, "LocalSpecProvider.core_attention is not the plugin's any more")
+    check_rejected(run, "LocalSpecProvider.core_attention no longer belongs to the plugin")
 
 
 def launch(*argv: str, ranks: int = 2) -> tuple[int, str, float]:

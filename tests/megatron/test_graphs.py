@@ -39,7 +39,7 @@ NODES = {"one": ("a",) * 4, "two": ("a", "a", "b", "b")}
 
 
 @pytest.mark.parametrize(
-    ("backend", "nodes", "nccl", "variables", "refused"),
+    ("backend", "nodes", "nccl", "variables", "rejected"),
     [
         ("nccl", "one", (2, 28, 9), {}, ""),
         ("nccl", "two", (2, 30, 4), {}, ""),
@@ -53,13 +53,13 @@ NODES = {"one": ("a",) * 4, "two": ("a", "a", "b", "b")}
     ],
 )
 def test_where_messages_cannot_be_in_a_graph(
-    monkeypatch: pytest.MonkeyPatch, backend: str, nodes: str, nccl: object, variables: dict[str, str], refused: str
+    monkeypatch: pytest.MonkeyPatch, backend: str, nodes: str, nccl: object, variables: dict[str, str], rejected: str
 ) -> None:
     monkeypatch.setattr(graphs, "loaded_nccl", lambda: nccl)
     groups = AxisGroups(Grid(ring_outer=4), 0, (0, 1, 2, 3), NODES[nodes], {}, backend)
-    if not refused:
+    if not rejected:
         return graphs.check_graphs(groups, variables)
-    with pytest.raises(WallfacerError, match=f"^{re.escape(refused)}"):
+    with pytest.raises(WallfacerError, match=f"^{re.escape(rejected)}"):
         graphs.check_graphs(groups, variables)
     return None
 
@@ -105,7 +105,7 @@ def test_a_layer_inside_megatrons_graphs() -> None:
     assert layer._call.run == layer._unseen.run == layer._call.runtime.graphs.run
 
 
-def test_graphs_that_a_script_sets_in_code_are_refused() -> None:
+def test_graphs_that_a_script_sets_in_code_are_rejected() -> None:
     layer = core_attention_class(lone())
     with pytest.raises(WallfacerError, match=r"^layer 3: --cuda-graph-impl local: must be on the command line"):
         layer(config(cuda_graph_impl="local"), 3, CAUSAL, "self", pg_collection=SimpleNamespace(cp="group"))

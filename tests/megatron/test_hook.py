@@ -53,7 +53,7 @@ def test_apply_wraps_a_method(host: types.ModuleType) -> None:
     assert host.Provider().core_attention() == ("wrapped", "original")
 
 
-def test_a_version_that_it_is_not_for_is_refused_unless_untested_ones_may_be_tried(
+def test_a_version_that_it_is_not_for_is_rejected_unless_untested_ones_may_be_tried(
     host: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WALLFACER_ALLOW_UNTESTED", raising=False)

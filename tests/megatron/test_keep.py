@@ -102,7 +102,7 @@ def test_a_layer_that_is_called_twice_finds_its_own_in_any_order() -> None:
     torch.testing.assert_close(second[0].grad, alone[0].grad, rtol=0, atol=0)
 
 
-def test_a_replay_of_something_else_is_refused() -> None:
+def test_a_replay_of_something_else_is_rejected() -> None:
     call, keeper = lone_call(), Keeper("layer 7")
     with torch.no_grad():
         keeper.attend(*inputs(0), call)

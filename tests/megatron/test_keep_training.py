@@ -73,7 +73,7 @@ def test_dropout_and_evaluation_beside_it_and_what_is_saved() -> None:
         assert less < 0.9 * more
 
 
-def test_it_is_refused_where_nothing_is_recomputed() -> None:
+def test_it_is_rejected_where_nothing_is_recomputed() -> None:
     run = train(2, arguments(*SPLIT, KEEP, iterations=1))
     assert run.exit_codes == [2, 2]
     for rank in run.ranks:

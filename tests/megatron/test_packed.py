@@ -83,7 +83,7 @@ def test_documents_with_their_padding_are_what_lies_in_memory() -> None:
         (packed((0, 16, 8, 32)), "layer 2: cu_seqlens .*: must be ascending"),
     ],
 )
-def test_a_batch_that_is_not_supported_is_refused(batch: SimpleNamespace, message: str) -> None:
+def test_a_batch_that_is_not_supported_is_rejected(batch: SimpleNamespace, message: str) -> None:
     with pytest.raises(WallfacerError, match=message):
         Documents(2, "per_document").read(batch, 16, "layer 2")
 
@@ -114,7 +114,7 @@ def test_documents_do_not_see_each_other(window: tuple[int, int] | None, kind: s
     torch.testing.assert_close(out, want.squeeze(1).flatten(1))
 
 
-def test_padding_is_refused_where_it_would_be_seen() -> None:
+def test_padding_is_rejected_where_it_would_be_seen() -> None:
     batch = packed(cu_seqlens_q_padded=torch.tensor(ENDS))
     build()(thd(), thd(), thd(), None, packed_seq_params=batch)
     everything = build(attn_mask_type=SimpleNamespace(name="no_mask"))
@@ -143,7 +143,7 @@ def test_a_call_with_another_kind_of_packing_is_an_error(changes: dict[str, obje
         build()(thd(), thd(), thd(), None, packed_seq_params=packed(**changes))
 
 
-def test_another_layout_without_documents_is_refused() -> None:
+def test_another_layout_without_documents_is_rejected() -> None:
     settings = Settings(make_plan("ulysses", 2))
     state = PlannedState((0, 19, 2), torch.device("cpu"), settings=settings)
     named = config(cp_partition_mode="contiguous")

@@ -72,7 +72,7 @@ def test_a_run_leaves_a_trace_for_each_rank(tmp_path: Path) -> None:
         )
         computed = [event for event in trace if event["ph"] == "X" and rows[event["tid"]] == "compute"]
         assert len(computed) == LAYERS * MICRO_BATCHES * attends
-    (line,) = re.findall("^wallfacer: time line of step 2 .*$", run.output, flags=re.MULTILINE)
+    (line,) = re.findall("^wallfacer: timeline of step 2 .*$", run.output, flags=re.MULTILINE)
     share = rf"\d+\.\d{{3}} s in {LAYERS * MICRO_BATCHES} calls, \d+% exposed"
     assert re.search(f"in {re.escape(str(folder))}: attention forward {share}; backward {share}$", line)
     assert line in run.ranks[0].output
@@ -192,6 +192,6 @@ def test_it_says_so_when_the_process_ends(tmp_path: Path) -> None:
     assert "nothing was written" in done.stdout
 
 
-def test_one_step_is_refused(parse: Parse) -> None:  # noqa: F811
+def test_one_step_is_rejected(parse: Parse) -> None:  # noqa: F811
     with pytest.raises(WallfacerError, match="--wallfacer-timeline here: needs --train-iters 2 or more, not 1"):
         parse("--wallfacer-cp-size", "8", "--wallfacer-timeline", "here", "--train-iters", "1")

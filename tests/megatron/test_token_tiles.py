@@ -81,7 +81,7 @@ def test_tiles_round_gradients_in_bf16_no_more_than_the_whole() -> None:
     assert error["tiled, summed in bf16"] > 1.2 * error["untiled"]
 
 
-def test_an_output_processor_of_the_script_is_refused_and_a_model_without_labels_is_megatrons() -> None:
+def test_an_output_processor_of_the_script_is_rejected_and_a_model_without_labels_is_megatrons() -> None:
     def original(model: object, labels: object = None, output_processor: object = None) -> object:
         return output_processor
 

@@ -21,7 +21,7 @@ def test_package_info_is_parsed_and_not_executed(tmp_path: Path) -> None:
     assert version._read_version(info) == (0, 18, 2)
 
 
-def test_a_package_info_without_numbers_is_refused(tmp_path: Path) -> None:
+def test_a_package_info_without_numbers_is_rejected(tmp_path: Path) -> None:
     info = tmp_path / "package_info.py"
     info.write_text("MAJOR = 0\n")
     with pytest.raises(WallfacerError, match="has no MINOR"):
@@ -34,7 +34,7 @@ def test_supported_versions_pass(supported: version.Version) -> None:
 
 
 @pytest.mark.parametrize("other", [(0, 12, 3), (0, 16, 1), (*UNTIL, 0), (1, 0, 0)])
-def test_other_versions_are_refused_with_the_way_out(other: version.Version, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_are_rejected_with_the_way_out(other: version.Version, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(version.ALLOW_UNTESTED, raising=False)
     with pytest.raises(WallfacerError, match=r"is not supported: use megatron-core 0\.17.*WALLFACER_ALLOW_UNTESTED=1"):
         version.check_supported(other)

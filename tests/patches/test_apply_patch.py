@@ -63,7 +63,7 @@ def goes_in_and_out(checkout: Path) -> None:
         assert script.read_text() == before
 
 
-def refuses(checkout: Path, message: str, *words: str, **variables: str) -> None:
+def rejects(checkout: Path, message: str, *words: str, **variables: str) -> None:
     """One line, and the script stays as it was."""
     script = checkout / "pretrain_gpt.py"
     before = script.read_text() if script.exists() else None
@@ -112,46 +112,46 @@ def test_it_comes_out_when_lines_above_were_added(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["0.16", version_text(UNTIL), "1.19"])
-def test_an_unknown_release_is_refused(tmp_path: Path, version: str) -> None:
+def test_an_unknown_release_is_rejected(tmp_path: Path, version: str) -> None:
     made_up(tmp_path, version)
-    refuses(tmp_path, f"megatron-core {version} of {tmp_path} has no patch; there are: core_0.17.patch")
-    refuses(tmp_path, f"megatron-core {version} of", "--revert")
+    rejects(tmp_path, f"megatron-core {version} of {tmp_path} has no patch; there are: core_0.17.patch")
+    rejects(tmp_path, f"megatron-core {version} of", "--revert")
 
 
-def test_what_is_no_checkout_is_refused(tmp_path: Path) -> None:
-    refuses(tmp_path, "is no Megatron-LM checkout")
-    refuses(tmp_path, "usage: scripts/apply_patch.sh MEGATRON_PATH [--revert]", "--undo")
-    refuses(tmp_path, "usage: ", "--revert", "--revert")
-    refuses(made_up(tmp_path / "made up", "0.19"), "/no/python: is not here", PYTHON="/no/python")
+def test_what_is_no_checkout_is_rejected(tmp_path: Path) -> None:
+    rejects(tmp_path, "is no Megatron-LM checkout")
+    rejects(tmp_path, "usage: scripts/apply_patch.sh MEGATRON_PATH [--revert]", "--undo")
+    rejects(tmp_path, "usage: ", "--revert", "--revert")
+    rejects(made_up(tmp_path / "made up", "0.19"), "/no/python: is not here", PYTHON="/no/python")
 
 
 @pytest.mark.parametrize("text", ["", "if True:\n" + 12 * "    pass\n", "import torch\n" * 12, "import json\n" * 12])
 def test_a_script_of_another_shape_is_left_as_it_was(tmp_path: Path, text: str) -> None:
     """Too short, the place in a block, torch before it, nothing of Megatron's behind it."""
     (made_up(tmp_path, "0.19") / "pretrain_gpt.py").write_text(text)
-    refuses(tmp_path, "is not as core_0.19.patch expects; it is left as it was")
+    rejects(tmp_path, "is not as core_0.19.patch expects; it is left as it was")
 
 
-def test_what_git_refuses_is_refused(tmp_path: Path) -> None:
+def test_what_git_rejects_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "git").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "git").chmod(0o755)
     checkout = made_up(tmp_path / "checkout", "0.19")
-    refuses(checkout, "git could not apply", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    rejects(checkout, "git could not apply", PATH=f"{tmp_path}:{os.environ['PATH']}")
 
 
-def test_a_link_is_refused(tmp_path: Path) -> None:
+def test_a_link_is_rejected(tmp_path: Path) -> None:
     """git would replace the link."""
     script = made_up(tmp_path, "0.19") / "pretrain_gpt.py"
     script.rename(tmp_path / "real.py")
     script.symlink_to("real.py")
-    refuses(tmp_path, "pretrain_gpt.py is a link")
+    rejects(tmp_path, "pretrain_gpt.py is a link")
     assert script.is_symlink()
 
 
 def test_an_import_in_the_wrong_place_is_not_called_applied(tmp_path: Path) -> None:
     script = made_up(tmp_path, "0.19") / "pretrain_gpt.py"
     script.write_text(script.read_text() + LINE)
-    refuses(tmp_path, "has the import, but not once and before torch and Megatron")
+    rejects(tmp_path, "has the import, but not once and before torch and Megatron")
 
 
 def test_taking_out_one_of_two_is_not_called_done(tmp_path: Path) -> None:

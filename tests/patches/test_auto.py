@@ -38,7 +38,7 @@ def test_the_plugin_is_in(tmp_path: Path, launcher: bool) -> None:
     assert done.stdout.count("wallfacer: no CUDA here: 2 ranks on the CPU over gloo") == 1
 
 
-def test_a_refusal_is_one_line_before_and_after_the_script_has_begun(tmp_path: Path) -> None:
+def test_an_error_is_one_line_before_and_after_the_script_has_begun(tmp_path: Path) -> None:
     for words, message in (
         (["--fp8-format", "e4m3"], "--fp8-format e4m3 needs CUDA"),  # at the import
         (["--wallfacer-cp-size", "3"], "--wallfacer-cp-size 3 on "),  # when Megatron parses
@@ -58,7 +58,7 @@ def test_what_is_not_the_plugins_to_explain_keeps_its_traceback(tmp_path: Path) 
     assert "wallfacer: error" not in done.stderr
 
 
-def test_a_megatron_that_is_not_known_is_refused(tmp_path: Path) -> None:
+def test_a_megatron_that_is_not_known_is_rejected(tmp_path: Path) -> None:
     core = tmp_path / "megatron" / "core"
     core.mkdir(parents=True)
     (core / "__init__.py").touch()

@@ -14,9 +14,13 @@ MISTAKES = {
     "twice at the top": (
         "MODEL_ARGS: {}\nENV_VARS: {}\nMODEL_ARGS: {}\n",
         3,
-        "MODEL_ARGS: must occur once, is already in line 1",
+        "MODEL_ARGS: must occur only once, is already in line 1",
     ),
-    "twice in a section": ("MODEL_ARGS:\n  --a: 1\n  --b: 2\n  --a: 3\n", 4, "--a: must occur once, is already in"),
+    "twice in a section": (
+        "MODEL_ARGS:\n  --a: 1\n  --b: 2\n  --a: 3\n",
+        4,
+        "--a: must occur only once, is already in",
+    ),
     "not a mapping": ("- a\n", 1, "the file: must be a mapping"),
     "section is no mapping": ("ENV_VARS:\n  - A=1\n", 2, "ENV_VARS: must be a mapping"),
     "section is nothing": ("MODEL_ARGS:\n", 1, "MODEL_ARGS: must be a mapping"),

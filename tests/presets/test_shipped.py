@@ -130,7 +130,7 @@ def test_wrong_entries_are_named_with_their_location(tmp_path: Path) -> None:
         files.append(tmp_path / f"{number}.yaml")
         files[-1].write_text(f"extends: [{base}]\n{text}\n")
         presets.append(load_preset(files[-1]))
-    # For a GPU: FP8 is not refused, which kernel serves is not asked where there is none, but its name is.
+    # For a GPU: FP8 is not rejected, which kernel serves is not asked where there is none, but its name is.
     presets += [load_preset(files[index], [], [gpu]) for index in (7, 9)]
     *verdicts, fp8, kernel = check_presets(presets)
     for file, verdict, lines in zip(files, verdicts, expected.values(), strict=True):

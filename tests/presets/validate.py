@@ -36,7 +36,7 @@ def main(files: list[str]) -> None:
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         if status:
-            sys.exit(f"{file}: refused")
+            sys.exit(f"{file}: rejected")
 
 
 if __name__ == "__main__":

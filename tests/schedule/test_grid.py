@@ -78,7 +78,7 @@ def test_rings_adjacent_placement_of_the_team_ring() -> None:
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("size", [0, -2])
-def test_axis_below_one_is_refused(axis: str, size: int) -> None:
+def test_axis_below_one_is_rejected(axis: str, size: int) -> None:
     with pytest.raises(OptionError) as error:
         Grid(**{axis: size})
     assert str(error.value) == f"{axis}_size={size}: must be a positive number of ranks"
@@ -88,7 +88,7 @@ def test_axis_below_one_is_refused(axis: str, size: int) -> None:
 @pytest.mark.parametrize(
     "placement", [("team",), ("team", "ring_outer", "ring_outer"), ("team", "ring_outer", "heads"), ()]
 )
-def test_placement_that_does_not_name_every_wide_axis_once_is_refused(placement: tuple[str, ...]) -> None:
+def test_placement_that_does_not_name_every_wide_axis_once_is_rejected(placement: tuple[str, ...]) -> None:
     with pytest.raises(OptionError) as error:
         Grid(team=2, ring_outer=3, placement=placement)
     assert str(error.value) == f"placement={','.join(placement)}: must be an order of team, ring_outer, each once"

@@ -57,7 +57,7 @@ def test_heads_that_divide_are_accepted(case: tuple[int, int, int]) -> None:
     ("size", "q_heads", "kv_heads", "fitting"),
     [(3, 8, 8, "1, 2, 4, 8"), (16, 8, 2, "1, 2, 4, 8"), (4, 12, 6, "1, 2, 3, 6, 12")],
 )
-def test_heads_that_do_not_divide_are_refused(size: int, q_heads: int, kv_heads: int, fitting: str) -> None:
+def test_heads_that_do_not_divide_are_rejected(size: int, q_heads: int, kv_heads: int, fitting: str) -> None:
     with pytest.raises(OptionError) as error:
         check_heads(Plan(Grid(head=size)), q_heads, kv_heads)
     allowed = f"one of {fitting} for {q_heads} query and {kv_heads} kv heads"

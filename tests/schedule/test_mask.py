@@ -144,7 +144,7 @@ def test_a_window_is_diagonals_of_its_tiles() -> None:
         ({"documents": (0, 4, 4, 8)}, "ascending from 0"),
     ],
 )
-def test_nonsense_is_refused(options: dict[str, object], message: str) -> None:
+def test_nonsense_is_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Mask(**options)
 

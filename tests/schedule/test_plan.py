@@ -25,7 +25,7 @@ def test_both_directions_of_a_single_ring_are_a_plan(ring: dict[str, int]) -> No
 
 
 @pytest.mark.parametrize("groups", [0, -1])
-def test_head_groups_below_one_are_refused(groups: int) -> None:
+def test_head_groups_below_one_are_rejected(groups: int) -> None:
     with pytest.raises(OptionError) as error:
         Plan(Grid(), head_groups=groups)
     assert str(error.value) == f"head_groups={groups}: must be a positive number"

@@ -313,12 +313,12 @@ def test_factorisations(number: int) -> None:
     assert pairs == [(d, number // d) for d in divisors(number)]
 
 
-# --- refusals ---
+# --- errors ---
 
 _ANY_OF_8 = "one of 1, 2, 4, 8 with scheme team-ring, cp size 8"
 _SQUARE = "; team = kv_team = C, and C^2 divides cp size"
 _TEAMS_OF_8 = f"one of 1, 2 with scheme wallfacer, cp size 8{_SQUARE}"
-REFUSED = [
+REJECTED = [
     ("team-ring", 0, {}, "cp_size", 0, "a positive number of ranks"),
     ("concentric", 8, {}, "scheme", "concentric", f"one of {', '.join(SCHEMES)}"),
     ("grid", 8, {}, "scheme", "grid", f"one of {', '.join(SCHEMES)}"),
@@ -433,8 +433,8 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("scheme", "cp_size", "options", "option", "value", "allowed"), REFUSED)
-def test_refusal_names_option_value_and_what_is_allowed(
+@pytest.mark.parametrize(("scheme", "cp_size", "options", "option", "value", "allowed"), REJECTED)
+def test_error_names_option_value_and_what_is_allowed(
     scheme: str, cp_size: int, options: dict[str, object], option: str, value: object, allowed: str
 ) -> None:
     with pytest.raises(OptionError) as error:
@@ -444,6 +444,6 @@ def test_refusal_names_option_value_and_what_is_allowed(
 
 
 @pytest.mark.parametrize("scheme", ["double-ring", "burst", "loongtrain"])
-def test_both_directions_of_a_double_ring_are_refused(scheme: str) -> None:
+def test_both_directions_of_a_double_ring_are_rejected(scheme: str) -> None:
     with pytest.raises(OptionError, match="a single ring"):
         make_plan(scheme, 16, bidirectional=True)

@@ -1,4 +1,4 @@
-"""pretrain_gpt.sbatch: what it would run, what it refuses, and that shellcheck has nothing to say."""
+"""pretrain_gpt.sbatch: what it would run, what it rejects, and that shellcheck has nothing to say."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_in_a_job_nodes_port_and_time_come_from_it(tmp_path: Path) -> None:
     assert "--exit-duration-in-mins" not in unlimited.training_call
 
 
-def test_a_limit_that_leaves_no_time_is_refused(tmp_path: Path) -> None:
+def test_a_limit_that_leaves_no_time_is_rejected(tmp_path: Path) -> None:
     job = Job(tmp_path, minutes=10.5)
     done = job.run()
     assert done.returncode == 1

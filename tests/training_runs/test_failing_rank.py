@@ -51,7 +51,7 @@ def summary(*codes: tuple[int, int]) -> str:
 
 
 FIVE, SIX, MILD = "ValueError: five", "ValueError: six", "ValueError: mild"
-REFUSED = "wallfacer: error: no"
+REJECTED = "wallfacer: error: no"
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ REFUSED = "wallfacer: error: no"
         ("[default1]:waiting\n" + raised(0, _CLOSED) + summary((1, -15), (0, 1)), 0, 1, _CLOSED),
         # A signal, after an exception that was logged only; an exit code, beside one.
         (raised(1, MILD) + "[default1]:Fatal: 11\n" + summary((0, -15), (1, -11)), 1, -11, "Fatal: 11"),
-        (raised(0, MILD) + f"[default1]:{REFUSED}\n" + summary((0, -15), (1, 2)), 1, 2, REFUSED),
+        (raised(0, MILD) + f"[default1]:{REJECTED}\n" + summary((0, -15), (1, 2)), 1, 2, REJECTED),
         # Of all ranks that end with the same error, the first of a node prints it.
-        (f"[default1]:{REFUSED}\n" + summary((0, 2), (1, 2)), 1, 2, REFUSED),
+        (f"[default1]:{REJECTED}\n" + summary((0, 2), (1, 2)), 1, 2, REJECTED),
         # torchrun was ended itself; without --tee.
         (f"[rank1]: Traceback (most recent call last):\n[rank1]: {FIVE}\n", 1, None, FIVE),
     ],

@@ -74,7 +74,7 @@ def blocks_of(model: Sequence[nn.Module], flag: str) -> list[nn.Module]:
     for number, blocks in enumerate(found, 1):
         if len(blocks) != 1:
             raise WallfacerError(
-                f"{flag}: must be left out here: model chunk {number} has {len(blocks)} transformer blocks, not one"
+                f"{flag}: must be left out, because model chunk {number} has {len(blocks)} transformer blocks, not one"
             )
     return [blocks[0] for blocks in found]
 

@@ -1,4 +1,4 @@
-"""What a CPU needs is added and said; what only CUDA can do is refused by name."""
+"""What a CPU needs is added and said; what only CUDA can do is rejected by name."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_what_the_user_said_is_left_alone() -> None:
         (["--use-flash-attn"], "--use-flash-attn needs CUDA"),
     ],
 )
-def test_cuda_only_is_refused_in_one_line(argv: list[str], said: str) -> None:
+def test_cuda_only_is_rejected_in_one_line(argv: list[str], said: str) -> None:
     with pytest.raises(WallfacerError, match=said) as error:
         adapt_argv(argv)
     assert "\n" not in str(error.value)

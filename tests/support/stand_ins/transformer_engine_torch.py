@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformer_engine import refuse_cpu
+from transformer_engine import reject_cpu
 
 
 def thd_get_partitioned_indices(*args: Any) -> None:
-    """Refuse tensors of the host."""
-    refuse_cpu(args)
+    """Reject tensors of the host."""
+    reject_cpu(args)

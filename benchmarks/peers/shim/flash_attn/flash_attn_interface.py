@@ -68,12 +68,12 @@ def _flash_attn_backward(
         target.copy_(_flip(grad))
 
 
-def _refuse(*args: Any, **kwargs: Any) -> None:
+def _reject(*args: Any, **kwargs: Any) -> None:
     raise NotImplementedError("packed sequences are not measured")
 
 
 # Imported by the peers' files for packed sequences.
-_flash_attn_varlen_forward = _flash_attn_varlen_backward = _refuse
+_flash_attn_varlen_forward = _flash_attn_varlen_backward = _reject
 
 
 def _chosen() -> Kernel:

@@ -26,7 +26,7 @@ _MODULES = frozenset(
 )
 
 
-def refuse_cpu(values: Iterable[Any]) -> None:
+def reject_cpu(values: Iterable[Any]) -> None:
     """Raise as CUDA code does that is given a tensor of the host.
 
     Raises:
@@ -36,7 +36,7 @@ def refuse_cpu(values: Iterable[Any]) -> None:
         if isinstance(value, torch.Tensor) and value.device.type == "cpu":
             raise RuntimeError("CUDAGuardImpl initialized with non-CUDA DeviceType: cpu")
         if isinstance(value, list | tuple):
-            refuse_cpu(value)
+            reject_cpu(value)
 
 
 class Anything(nn.Module):
@@ -44,10 +44,10 @@ class Anything(nn.Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
-        refuse_cpu([*args, *kwargs.values()])
+        reject_cpu([*args, *kwargs.values()])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        refuse_cpu([*args, *kwargs.values()])
+        reject_cpu([*args, *kwargs.values()])
         raise NotImplementedError("there is no GPU behind it")
 
 
@@ -86,7 +86,7 @@ class FusedAdam(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:
         """Take no step."""
-        refuse_cpu([parameter for group in self.param_groups for parameter in group["params"]])
+        reject_cpu([parameter for group in self.param_groups for parameter in group["params"]])
 
 
 class Function(Anything):
@@ -94,8 +94,8 @@ class Function(Anything):
 
     @staticmethod
     def apply(*args: Any) -> Any:
-        """Refuse tensors of the host."""
-        refuse_cpu(args)
+        """Reject tensors of the host."""
+        reject_cpu(args)
 
 
 _CLASSES: dict[str, Any] = {
