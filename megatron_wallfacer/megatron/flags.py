@@ -105,7 +105,7 @@ class Flags:
     placement: str | None = _flag(
         metavar="ORDER",
         values=tuple(PLACEMENTS),
-        unset="axes with the most traffic vary fastest",
+        unset="head,ring_inner,team,ring_outer,kv_team",
         see="design.md#grid-and-placement",
         in_plan=True,
     )

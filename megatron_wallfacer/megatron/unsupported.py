@@ -88,7 +88,7 @@ UNSUPPORTED: tuple[Combination, ...] = (
     Combination(
         "--wallfacer-cp-size 8 --tensor-model-parallel-size 2",
         ranks,
-        "divide the number of ranks, multiplied by tensor- and pipeline-parallel size",
+        "divide the number of ranks over tensor- times pipeline-parallel size",
         "the data-parallel size is the number of ranks divided by this product",
         "use more ranks or smaller sizes",
     ),

@@ -55,7 +55,7 @@ MEMORY: tuple[Combination, ...] = (
     Combination(
         KEEP,
         without(given(KEEP), recomputed_attention),
-        "be given with recomputed attention",
+        "be given with flags that recompute attention",
         "without recomputation, backward does not run attention's forward pass again",
         f"use {FULL}, or selective with core_attn among --recompute-modules",
         also=(f"{KEEP} --recompute-granularity selective --recompute-modules mlp",),

@@ -77,4 +77,4 @@ def test_it_is_rejected_where_nothing_is_recomputed() -> None:
     run = train(2, arguments(*SPLIT, KEEP, iterations=1))
     assert run.exit_codes == [2, 2]
     for rank in run.ranks:
-        assert f"{KEEP}: must be given with recomputed attention" in rank.output
+        assert f"{KEEP}: must be given with flags that recompute attention" in rank.output
