@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,8 +37,29 @@ def browser() -> Iterator[Any]:
         options.add_argument(flag)
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    path = shutil.which("chromedriver")
+    process, port = started(path)
+    service = webdriver.ChromeService(path, port=port)
+    service.process, service.start = process, lambda: None
+    driver = webdriver.Chrome(options, service)
     try:
         yield driver
     finally:
         driver.quit()
+
+
+def started(chromedriver: str) -> tuple[subprocess.Popen, int]:
+    """A running chromedriver and the port that it holds.
+
+    It takes no port from the kernel, only one that is named. The kernel gives away none of these, and where another
+    process has it, chromedriver ends and is started with another one. selenium alone would probe a port, and try once.
+    """
+    for _ in range(100):
+        port = random.randrange(10_000, 32_768)
+        process = subprocess.Popen(
+            [chromedriver, f"--port={port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if any("started successfully" in line for line in process.stdout):
+            return process, port
+        process.wait()
+    raise AssertionError("chromedriver found no port in 100 attempts")

@@ -17,7 +17,7 @@ from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape, received_elements
-from tests.plots.browser import browser, why_not
+from tests.plots.browser import browser, started, why_not
 
 SHAPE = Shape(tokens=2, q_heads=32, kv_heads=8, head_dim=4)
 SIZES = ((1280, 800), (390, 844))
@@ -162,3 +162,14 @@ def test_in_a_browser(driver: Any, tmp_path: Path) -> None:
         [],
         ["data:,"],
     )
+
+
+def test_a_driver_whose_port_is_taken_is_started_again(tmp_path: Path) -> None:
+    driver = tmp_path / "chromedriver"
+    taken_twice = '[ $(wc -l < "$0.calls") -gt 2 ] || exit 1'
+    driver.write_text(f'#!/bin/sh\necho >> "$0.calls"\n{taken_twice}\necho started successfully\nexec sleep 60\n')
+    driver.chmod(0o755)
+    process, _ = started(str(driver))
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "chromedriver.calls").read_text() == "\n" * 3
