@@ -185,7 +185,9 @@ def _forward_thd(call: Callable[..., Any], title: str) -> ForwardCall:
         q, k, v = q.squeeze(1).contiguous(), k.squeeze(1).contiguous(), v.squeeze(1).contiguous()
         out, (stats, *_), *_ = call(q=q, k=k, v=v)
         if stats.dim() != 3:
-            raise UnavailableError(f"{title}: statistics of packed documents are {tuple(stats.shape)}, not packed")
+            raise UnavailableError(
+                f"{title}: packed documents need statistics of 3 dimensions, not {tuple(stats.shape)}"
+            )
         return out.unsqueeze(1), stats.squeeze(-1).unsqueeze(1)
 
     return forward

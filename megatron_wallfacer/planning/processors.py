@@ -1,4 +1,4 @@
-"""Processor costs of the ranks of an emulated cluster, which are processes of one node."""
+"""CPU time of ranks that are processes of one node, as on an emulated cluster."""
 
 from __future__ import annotations
 

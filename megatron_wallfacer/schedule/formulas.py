@@ -21,7 +21,7 @@ def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, siz
     Args:
         plan: grid and choices.
         kappa: kv heads / q heads.
-        kv_heads: number of kv heads; at least the size of the head axis unless given.
+        kv_heads: number of kv heads. None assumes at least as many as ranks on the head axis.
         sizes: weights of elements. With the bytes per element as weights, the volume is in bytes per n*H.
     """
     width = kappa * _copies(plan, kv_heads)
@@ -41,7 +41,7 @@ def backward_volume(
     Args:
         plan: grid and choices.
         kappa: kv heads / q heads.
-        kv_heads: number of kv heads; at least the size of the head axis unless given.
+        kv_heads: number of kv heads. None assumes at least as many as ranks on the head axis.
         keep_gathered_q: whether forward keeps the gathered queries, so that backward does not gather them again.
         sizes: weights of elements. With the bytes per element as weights, the volume is in bytes per n*H.
     """

@@ -78,7 +78,7 @@ class Operands:
         return ("q", "dout") if side == "q" and self.backward else (side,)
 
     def results(self, side: str) -> tuple[str, ...]:
-        """Return the names of the tensors that attention computes for an operand."""
+        """Return the names of the results for an operand: partial outputs, or gradients in backward."""
         if self.backward:
             return DKV if side == "kv" else DQ
         return PARTIAL_OUT if side == "q" else ()

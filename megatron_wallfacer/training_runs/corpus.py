@@ -56,7 +56,7 @@ def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
 
     Args:
         directory: folder for corpora, which is created if necessary. Several processes may build at the same time.
-        megabytes: minimum number of tokens in millions, at most about 10.
+        megabytes: size of the corpus in MB, up to about 10. A token is a byte.
 
     Returns:
         The prefix for `--data-path`. The two files are `<prefix>.bin` and `<prefix>.idx`.

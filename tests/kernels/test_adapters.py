@@ -237,5 +237,5 @@ def test_statistics_of_transformer_engine_that_are_not_packed_are_rejected(monke
     attend = kernel._attend._function
     padded = [torch.zeros(3, 4, 6, 1), None]
     monkeypatch.setattr(kernel._attend, "_function", lambda **given: (attend(**given)[0], padded))
-    with pytest.raises(UnavailableError, match=r"statistics of packed documents are \(3, 4, 6, 1\), not packed"):
+    with pytest.raises(UnavailableError, match=r"packed documents need statistics of 3 dimensions, not \(3, 4, 6, 1\)"):
         problem.solved_by(kernel)
