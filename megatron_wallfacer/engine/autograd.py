@@ -16,7 +16,7 @@ from megatron_wallfacer.schedule.mask import Mask
 
 @dataclass(frozen=True)
 class ForwardResult:
-    """The tensors of a forward pass that backward needs in addition to the local q, k and v.
+    """The tensors of a forward pass that backward needs, except local q, k and v.
 
     Attributes:
         out: output, sbhd, in the dtype of q.

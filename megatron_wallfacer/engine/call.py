@@ -76,7 +76,7 @@ class Call:
     run: Callable[..., tuple[list[Tensor], list[Tensor]]] = field(init=False, compare=False, repr=False)
     #: Function from a tensor to the strides for which passes are lowered.
     _strides: Callable[[Tensor], tuple[int, ...]] = field(init=False, compare=False, repr=False)
-    #: Number that is equal for calls with equal plan, kernel, mask and scale. Such calls share compiled passes.
+    #: Number that is equal for calls that lower to equal passes, apart from sizes. Such calls share compiled passes.
     _alike: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Row operations of a pass: copy, permute, sum and merge. Rows that have seen no key (lse = -inf) are supported.
 
-On a GPU each operation is one launch of a Triton kernel (:func:`kernels`). Lists of copies, sums and merges are one
+On a GPU a sum or merge is one launch of a Triton kernel (:func:`kernels`). Lists of copies, sums and merges are one
 launch in :mod:`megatron_wallfacer.engine.row_lists`. On a CPU the operations are operators of PyTorch.
 """
 

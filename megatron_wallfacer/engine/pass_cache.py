@@ -16,7 +16,7 @@ class PassCache:
 
     Args:
         capacity: largest number of entries.
-        limit: largest number of bytes of all entries.
+        limit: largest number of bytes of the passes, and of the values that have a number.
     """
 
     def __init__(self, capacity: int = CAPACITY, limit: int = LIMIT) -> None:

@@ -122,9 +122,10 @@ class AttnSpec(NamedTuple):
 class Kernel(Protocol):
     """Attention of query rows against key columns on one device.
 
-    Layout: q, out, dout, dq are sbhd ``[rows, batch, q_heads, head_dim]``. k, v, dk, dv are sbhd ``[cols, batch,
-    kv_heads, head_dim]``, where kv_heads divides q_heads. lse is ``[rows, batch, q_heads]``, the natural logarithm of
-    the summed exponentials of scaled scores, in the accumulation dtype (fp64 for fp64 inputs, else fp32).
+    Layout: q and dq are sbhd ``[rows, batch, q_heads, head_dim]``. k and dk are sbhd ``[cols, batch, kv_heads,
+    head_dim]``, where kv_heads divides q_heads. out, dout, v and dv have ``v_head_dim`` in place of head_dim. lse is
+    ``[rows, batch, q_heads]``, the natural logarithm of the summed exponentials of scaled scores, in the accumulation
+    dtype (fp64 for fp64 inputs, else fp32).
 
     Query tensors have only the rows ``tile.rows``, and key tensors only the columns ``tile.cols``. In a causal tile
     rows and columns are the same positions. With ``tile.cu_seqlens`` the batch size is 1.

@@ -2,7 +2,7 @@
 
 The sequence is divided into 2P equal chunks, and rank r has chunks r and 2P-1-r, as in Megatron. The layout balances
 causal attention on every grid: any query shard against any key shard has exactly half of the pairs of a shard square
-(``docs/design.md``).
+(``docs/walkthrough.md``).
 
 A *block* is the union of the shards of several ranks, with chunks sorted by position. So the query rows that see a key
 chunk are always a suffix of a block.

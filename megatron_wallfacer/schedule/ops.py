@@ -93,7 +93,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Sends and receives that are posted together.
+    """Sends and receives that start together, unless `PostRecv` posts the receives earlier.
 
     Attributes:
         axis: grid axis of the messages; ``cp`` for messages along no axis.

@@ -181,7 +181,7 @@ class MessageBuffer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PointToPoint:
-    """A transfer as sends and receives that are posted together.
+    """A transfer as sends and receives, which one step starts.
 
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.

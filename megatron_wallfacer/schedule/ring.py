@@ -52,7 +52,7 @@ class RingStep:
 
 
 def ring_steps(grid: Grid, rank: int, *, bidirectional: bool = False) -> tuple[RingStep, ...]:
-    """Return the R ring steps of a rank in the order in which they are computed, the local block first.
+    """Return the R ring steps of a rank in the order in which blocks arrive, the local block first.
 
     Args:
         grid: sizes of the axes.

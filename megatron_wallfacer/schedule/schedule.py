@@ -1,6 +1,6 @@
 """The schedule of one rank: the operations of its head groups, interleaved so that tiles hide transfers.
 
-The engine runs the schedule, the counters count its messages, the pictures draw it, and the property tests prove it
+The engine runs the lowered schedule, the counters count its messages, the pictures draw it, and property tests prove it
 correct. The schedule of one rank is built without the schedules of other ranks.
 
 The order of operations follows two rules. Results that other ranks wait for are computed first and sent at once. Tiles
