@@ -11,6 +11,7 @@ from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.kernels.select import KERNELS
 from megatron_wallfacer.megatron.flag_group import add_flags, flag_specs
 from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, OUTPUT_PROCESSOR
+from megatron_wallfacer.schedule.grid import DEFAULT_PLACEMENT
 from megatron_wallfacer.schedule.plan import RING_VARIANTS
 from megatron_wallfacer.schedule.schemes import PLACEMENTS, SCHEMES
 
@@ -105,7 +106,7 @@ class Flags:
     placement: str | None = _flag(
         metavar="ORDER",
         values=tuple(PLACEMENTS),
-        unset="head,ring_inner,team,ring_outer,kv_team",
+        unset=",".join(DEFAULT_PLACEMENT),
         see="design.md#grid-and-placement",
         in_plan=True,
     )
