@@ -2,7 +2,8 @@
 
 Reads the committed results of every setting (docs/data), and simulates each of this project's schemes in them. Links
 have the goodput of those runs. Processor costs are those of ``configs/cluster/emulated-b-4x4.yaml`` (settings b) and
-``emulated-c-4x4.yaml`` (all others), measured on another day. No number comes from a scheme.
+``emulated-c-4x4.yaml`` (all others), measured on another day. With ``--runs``, measured times, goodput and processor
+costs come from folders of ``benchmarks.emulated``. No number comes from a scheme.
 
 Two claims for each setting: the measured time of the planner's choice is within 3 % of the fastest, and every pair of
 schemes whose measured times differ by more than 5 % is simulated in the same order.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.calibrate import Processors
 from benchmarks.config import load_config
-from benchmarks.predict import Prediction, chosen_over_best, cluster_of, simulate
+from benchmarks.predict import Prediction, chosen_over_best, cluster_of, predict, simulate
 from benchmarks.schemes import plan_table
 from megatron_wallfacer.planning.cluster import HostProcessors
 from megatron_wallfacer.planning.cluster_file import load_cluster
@@ -133,11 +134,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if both claims hold in every setting, else 1.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.order", description=__doc__.partition("\n")[0])
-    parser.add_argument("--settings", nargs="+", metavar="NAME", help="(default: all that are committed)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--settings", nargs="+", metavar="NAME", help="(default: all that are committed)")
+    source.add_argument("--runs", nargs="+", type=Path, metavar="RUN", help="folders of python -m benchmarks.emulated")
     parser.add_argument("--draws", type=int, default=3, help="simulated runs of each scheme (default: 3)")
     options = parser.parse_args(argv)
-    results = measured()
-    settings = [simulated(name, results[name], options.draws) for name in options.settings or results]
+    if options.runs:
+        settings = [SettingResult(run.resolve().name, predict(run)) for run in options.runs]
+    else:
+        results = measured()
+        settings = [simulated(name, results[name], options.draws) for name in options.settings or results]
     print("\n".join(lines(settings)))
     return 0 if all(setting.holds for setting in settings) else 1
 

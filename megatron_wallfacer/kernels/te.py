@@ -20,7 +20,7 @@ from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableError
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
 from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, Gradients, capability
-from megatron_wallfacer.kernels.signatures import LoadedLibrary, OptionalArgument
+from megatron_wallfacer.kernels.signatures import LibraryFunction, LoadedLibrary, OptionalArgument
 from megatron_wallfacer.kernels.windows import WindowSize, cu_seqlens_tensor, top_left
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
@@ -71,12 +71,12 @@ class TransformerEngineKernel(PreparedKernel):
 
     def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
         """See :meth:`PreparedKernel.prepare_forward`."""
-        call = self._attend.bind(self._forward_arguments(tile, spec, tensors))
+        call = _with_capture(self._attend, self._forward_arguments(tile, spec, tensors))
         return _forward_sbhd(call) if tile.cu_seqlens is None else _forward_thd(call, self._library.title)
 
     def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
         """See :meth:`PreparedKernel.prepare_backward`."""
-        call = self._differentiate.bind(self._backward_arguments(tile, spec, tensors))
+        call = _with_capture(self._differentiate, self._backward_arguments(tile, spec, tensors))
         random_state = _random_state(tensors.device)
         return (_backward_sbhd if tile.cu_seqlens is None else _backward_thd)(call, random_state)
 
@@ -144,6 +144,17 @@ class TransformerEngineKernel(PreparedKernel):
             "attn_mask_type": kind,
             "window_size": window.numbers,
         }
+
+
+def _with_capture(function: LibraryFunction, arguments: dict[str, Any]) -> Callable[..., Any]:
+    """Return the bound function, which from TransformerEngine 2.10 on also receives whether a CUDA graph is captured.
+
+    TransformerEngine then stops a capture that the cuDNN version does not support.
+    """
+    call = function.bind(arguments)
+    if not function.has("cuda_graph"):
+        return call
+    return lambda **tensors: call(cuda_graph=torch.cuda.is_current_stream_capturing(), **tensors)
 
 
 def _varlen_arguments(tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.order import SettingResult, lines, main, measured
+from benchmarks.order import ROOT, SettingResult, lines, main, measured
 from benchmarks.predict import Prediction
 
 
@@ -39,3 +39,8 @@ def test_a_slow_choice_fails() -> None:
 def test_a_small_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--settings", "c-2x4", "--draws", "1"]) == 0
     assert "| `c-2x4` | 3 | 1.0" in capsys.readouterr().out
+
+
+def test_committed_runs_are_predicted_with_their_own_processor_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--runs", str(ROOT / "docs/data/emulated-2026-11-28/nic50-4x4")]) == 0
+    assert "| `nic50-4x4` | 4 | 1.019 | 5 | 5 |" in capsys.readouterr().out

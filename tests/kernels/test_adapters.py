@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
+from typing import Any
 
 import pytest
 import torch
@@ -229,6 +232,27 @@ def test_where_transformer_engine_has_varlen(
     library.tex.get_cudnn_version = lambda: cudnn
     kernel = te.TransformerEngineKernel(library, title="transformer-engine 2.20.2")
     assert kernel.capabilities.varlen == together
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_transformer_engine_receives_whether_a_graph_is_captured(
+    capturing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[bool] = []
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def record(**arguments: Any) -> Any:
+            received.append(arguments["cuda_graph"])
+            return function(**arguments)
+
+        return record
+
+    library = ADAPTERS["transformer-engine 2.20.2"]()._library.module
+    library.fused_attn_fwd, library.fused_attn_bwd = map(recorded, (library.fused_attn_fwd, library.fused_attn_bwd))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    LocalProblem().solved_by(te.TransformerEngineKernel(library, title="transformer-engine 2.20.2"))
+    assert received == [capturing, capturing]
 
 
 def test_statistics_of_transformer_engine_that_are_not_packed_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
