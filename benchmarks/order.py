@@ -137,10 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--settings", nargs="+", metavar="NAME", help="(default: all that are committed)")
     source.add_argument("--runs", nargs="+", type=Path, metavar="RUN", help="folders of python -m benchmarks.emulated")
-    parser.add_argument("--draws", type=int, default=3, help="simulated runs of each scheme (default: 3)")
+    parser.add_argument("--draws", type=int, default=5, help="simulated runs of each scheme (default: 5)")
     options = parser.parse_args(argv)
     if options.runs:
-        settings = [SettingResult(run.resolve().name, predict(run)) for run in options.runs]
+        settings = [SettingResult(run.resolve().name, predict(run, draws=options.draws)) for run in options.runs]
     else:
         results = measured()
         settings = [simulated(name, results[name], options.draws) for name in options.settings or results]

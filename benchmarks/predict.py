@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def predict(run: Path, calibrated_by: Path | None = None) -> list[Prediction]:
+def predict(run: Path, calibrated_by: Path | None = None, draws: int = _DRAWS) -> list[Prediction]:
     """Return measured and predicted times for our schemes of a run, fastest measured first.
 
     Raises:
@@ -95,7 +95,7 @@ def predict(run: Path, calibrated_by: Path | None = None) -> list[Prediction]:
     table = plan_table(config.topology.ranks, config.topology.ranks_per_node) | dict(config.schemes)
     rows = [row for row in csv.DictReader((run / "summary.csv").open()) if not row["problem"]]
     predictions = [
-        Prediction(row["scheme"], float(row["median_s"]), *simulate(config, cluster, table[row["scheme"]]))
+        Prediction(row["scheme"], float(row["median_s"]), *simulate(config, cluster, table[row["scheme"]], draws))
         for row in rows
         if row["scheme"] in table
     ]

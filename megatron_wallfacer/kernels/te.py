@@ -154,7 +154,11 @@ def _with_capture(function: LibraryFunction, arguments: dict[str, Any]) -> Calla
     call = function.bind(arguments)
     if not function.has("cuda_graph"):
         return call
-    return lambda **tensors: call(cuda_graph=torch.cuda.is_current_stream_capturing(), **tensors)
+    return lambda **tensors: call(cuda_graph=_capturing(), **tensors)
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _varlen_arguments(tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:

@@ -55,14 +55,14 @@ ELSEWHERE = {
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 64K": _PLAN,
     "wallfacer plan --cluster h200-8x8 --model llama3-8b --seq 64K": _PLAN,
     "wallfacer plan --cluster h100-1024x8 --nodes 64 --model llama3-8b --seq 1M": _PLAN,
-    "python -m benchmarks.paired OTHER c-2x4 --schemes u1-i2-c2-o2 u1-i4-c1-o2 ring --out DIR": "tests/benchmarks/"
-    "test_paired.py, with a stand-in for the interpreter",
+    "python -m benchmarks.paired OTHER c-4x4 --schemes u1-i4-c2-o2 u2-i2-c2-o2 double-ring-1 "
+    "--out DIR": "tests/benchmarks/test_paired.py, with a stand-in for the interpreter",
     "python -m benchmarks.price": "tests/benchmarks/test_price.py, with one job",
     # docs/reliability.md
     "python -m benchmarks.verify": "tests/benchmarks/test_verify.py, with few tokens",
     "python -m benchmarks.longest": "tests/benchmarks/test_longest.py, with one row",
     "python -m benchmarks.choices": "tests/benchmarks/test_choices.py, with one scheme",
-    "python -m benchmarks.order --draws 1": "tests/benchmarks/test_order.py, with one setting",
+    "python -m benchmarks.order --runs docs/data/emulated-2026-11-28/*": "tests/benchmarks/test_order.py, with one run",
     # docs/benchmarks.md
     "python -m benchmarks.emulated benchmarks/configs/b-4x4.yaml --schemes ring 'team-ring-*' 'usp-*' --repeats 9 "
     "--out DIR": _ROOT,

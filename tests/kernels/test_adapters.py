@@ -250,6 +250,7 @@ def test_transformer_engine_receives_whether_a_graph_is_captured(
 
     library = ADAPTERS["transformer-engine 2.20.2"]()._library.module
     library.fused_attn_fwd, library.fused_attn_bwd = map(recorded, (library.fused_attn_fwd, library.fused_attn_bwd))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     LocalProblem().solved_by(te.TransformerEngineKernel(library, title="transformer-engine 2.20.2"))
     assert received == [capturing, capturing]
