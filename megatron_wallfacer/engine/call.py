@@ -19,10 +19,9 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.engine.verify import VerifiedRun
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel, accumulation_dtype
-from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.heads import check_heads, head_groups
 from megatron_wallfacer.schedule.lower import lower
-from megatron_wallfacer.schedule.mask import CAUSAL, Mask
+from megatron_wallfacer.schedule.mask import CAUSAL, Mask, chunk_mask_of
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.rows import contiguous

@@ -15,12 +15,11 @@ from megatron_wallfacer.megatron.packed import shards_whole_sequence
 from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import version_text
 from megatron_wallfacer.megatron.settings import Settings
-from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.grid import describe_nodes
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.mask import Mask, window_mask
+from megatron_wallfacer.schedule.mask import Mask, chunk_mask_of, window_mask
 from megatron_wallfacer.schedule.memory import graph_bytes, peak_bytes
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan, RingVariant

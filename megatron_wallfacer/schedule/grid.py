@@ -81,10 +81,8 @@ class Grid:
 
     def coordinates(self, rank: int) -> dict[str, int]:
         """Return the coordinate of a rank along each axis, given the rank's index in the context-parallel group."""
-        coordinates = dict.fromkeys(AXES, 0)
-        for axis, (stride, size) in self._strides.items():
-            coordinates[axis] = rank // stride % size
-        return coordinates
+        along = {axis: rank // stride % size for axis, (stride, size) in self._strides.items()}
+        return dict.fromkeys(AXES, 0) | along
 
     def rank(self, coordinates: Mapping[str, int]) -> int:
         """Return the rank with the given coordinates, as the inverse of :meth:`coordinates`."""
@@ -98,7 +96,7 @@ class Grid:
 
     @cached_property
     def _strides(self) -> dict[str, tuple[int, int]]:
-        """Return (rank distance of neighbours, number of ranks) for each axis of the placement."""
+        """Return (distance of neighbouring ranks, number of ranks) for each axis of the placement."""
         found, stride = {}, 1
         for axis in self.placement:
             found[axis] = stride, self.size_of(axis)
@@ -127,18 +125,12 @@ def factorisations(number: int, axes: Sequence[str]) -> Iterator[dict[str, int]]
 
 
 def axes_inside(grid: Grid, nodes: Sequence[str]) -> tuple[str, ...]:
-    """Return the axes of several ranks along which all neighbours are on one node, in placement order.
+    """Return the axes of several ranks whose neighbours are on one node each, given the node of each rank."""
 
-    Args:
-        grid: sizes of the axes, and placement.
-        nodes: name of the node of each rank of the context-parallel group.
-    """
-    ranks = range(grid.cp_size)
-    return tuple(
-        axis
-        for axis in grid.placement
-        if all(len({nodes[peer] for peer in grid.neighbours(rank, axis)}) == 1 for rank in ranks)
-    )
+    def is_inside(axis: str) -> bool:
+        return all(len({nodes[peer] for peer in grid.neighbours(rank, axis)}) == 1 for rank in range(grid.cp_size))
+
+    return tuple(filter(is_inside, grid.placement))
 
 
 def describe_nodes(grid: Grid, nodes: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Masks, which decide by positions which keys a query sees.
+"""Masks, which decide by positions which keys a query sees, in tokens and in chunks.
 
 The queries of a packed sequence see only keys of their own document. A sliding window limits the distance of keys.
 Packed sequences have two layouts. With ``sequence`` the whole sequence is divided into 2P chunks, wherever documents
@@ -17,8 +17,9 @@ from typing import Literal
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.calls import calls_of, overlapping
-from megatron_wallfacer.schedule.chunk_mask import Range, key_chunks_of
 
+#: Half-open range of chunk ids, or of tokens.
+Range = tuple[int, int]
 #: Layouts of documents. The whole sequence or each document is divided into 2P chunks.
 SHARD_MODES = ("sequence", "per_document")
 
@@ -91,11 +92,7 @@ class Mask:
         return self.documents is not None and self.shard_mode == "per_document" and len(self.documents) > 2
 
     def check(self, cp_size: int, tokens: int) -> None:
-        """Check that the documents fit the sequence, and that 2P divides their lengths with ``per_document``.
-
-        Args:
-            cp_size: P, the number of context-parallel ranks.
-            tokens: tokens of the whole sequence.
+        """Check that the documents fit a sequence of ``tokens``, and that 2P divides their lengths if it must.
 
         Raises:
             OptionError: The boundaries exceed the sequence, or 2P does not divide a length.
@@ -126,13 +123,7 @@ class Mask:
         return min(self.lengths)
 
     def boundaries(self, chunk: int, cp_size: int, size: int) -> tuple[int, ...]:
-        """Return the boundaries of the documents in a chunk, ascending from 0.
-
-        Args:
-            chunk: id of the chunk.
-            cp_size: P, the number of context-parallel ranks.
-            size: tokens of a chunk.
-        """
+        """Return the boundaries of the documents in a chunk of ``size`` tokens, ascending from 0."""
         if self.is_per_document:
             return tuple(accumulate((length // (2 * cp_size) for length in self.lengths), initial=0))
         first, end = chunk * size, (chunk + 1) * size
@@ -161,7 +152,36 @@ class Mask:
             cp_size: P, the number of context-parallel ranks.
             size: tokens of a chunk.
         """
-        return key_chunks_of(self, chunk, cp_size, size)
+        if self.is_per_document:
+            # The window covers the most chunks in the shortest document.
+            piece = self.shortest // (2 * cp_size)
+            nonempty, full = self._key_chunks((chunk * piece, (chunk + 1) * piece), (0, 2 * cp_size * piece), piece)
+            return nonempty, full if piece == size else (0, 0)
+        first, end = chunk * size, (chunk + 1) * size
+        ends = self.documents or (0, 2 * cp_size * size)
+        documents = overlapping(ends, first, end)
+        if not documents:
+            return (0, 0), (0, 0)
+        # The keys that a query sees ascend with its position, so the first and the last document of the chunk decide.
+        (first_nonempty, full), (last_nonempty, _) = (
+            self._key_chunks((max(first, start), min(end, stop)), (start, stop), size)
+            for start, stop in (ends[document : document + 2] for document in (documents[0], documents[-1]))
+        )
+        is_one_document = ends[documents[0]] <= first and end <= ends[documents[0] + 1]
+        return (first_nonempty[0], last_nonempty[1]), full if is_one_document else (0, 0)
+
+    def _key_chunks(self, queries: Range, document: Range, size: int) -> tuple[Range, Range]:
+        """Return the key chunks of which some query sees a part, and the key chunks that every query sees in full.
+
+        ``queries`` and ``document`` are half-open ranges of positions. Chunk 0 begins at position 0.
+        """
+        (first, last), (start, end) = (queries[0], queries[1] - 1), document
+        some_from = start if self.left is None else max(start, first - self.left)
+        some_until = end if self.right is None else min(end, last + self.right + 1)
+        every_from = start if self.left is None else max(start, last - self.left)
+        every_until = end if self.right is None else min(end, first + self.right + 1)
+        full = -(-every_from // size), every_until // size
+        return (some_from // size, -(-some_until // size)), full if full[0] < full[1] else (0, 0)
 
 
 CAUSAL, FULL = Mask(), Mask(right=None)
@@ -173,3 +193,29 @@ def window_mask(window: Sequence[int], causal: bool) -> Mask:
     """Return the mask of a window size (left, right). With ``causal`` the right size is 0."""
     left, right = (None if side == NO_LIMIT else side for side in window)
     return Mask(left=left, right=0 if causal else right)
+
+
+@dataclass(frozen=True)
+class ChunkMask:
+    """A mask in units of chunks. The key chunks that a query chunk sees are consecutive.
+
+    Attributes:
+        nonempty: half-open range of key chunks with an unmasked pair, for each query chunk.
+        full: half-open range of key chunks in which every pair is unmasked, for each query chunk; (0, 0) for none.
+    """
+
+    nonempty: tuple[Range, ...]
+    full: tuple[Range, ...]
+
+    @property
+    def is_sparse(self) -> bool:
+        """Return whether chunk pairs below the causal diagonal are empty, so that some rows need not be sent."""
+        return any(first > 0 or end <= chunk for chunk, (first, end) in enumerate(self.nonempty))
+
+
+def chunk_mask_of(mask: Mask, cp_size: int, size: int) -> ChunkMask | None:
+    """Return a mask in units of chunks of ``size`` tokens; None for the causal triangle and for full attention."""
+    if mask.is_plain:
+        return None
+    rows = [mask.key_chunks(chunk, cp_size, size) for chunk in range(2 * cp_size)]
+    return ChunkMask(tuple(nonempty for nonempty, _ in rows), tuple(full for _, full in rows))

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from megatron_wallfacer.schedule.chunk_mask import ChunkMask
 from megatron_wallfacer.schedule.layout import block_chunks
+from megatron_wallfacer.schedule.mask import ChunkMask
 from megatron_wallfacer.schedule.ops import DKV, DQ, GATHERED, LOCAL, PARTIAL_OUT, TEAM, RowSet, received
 from megatron_wallfacer.schedule.paper_order import entering, team_of
 from megatron_wallfacer.schedule.plan import Plan

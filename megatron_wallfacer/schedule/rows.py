@@ -52,10 +52,7 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
     """Yield the longest ranges of chunks that are consecutive in two blocks, as (range of source, range of into).
 
-    Args:
-        source: chunk ids of the first block, ascending.
-        into: chunk ids of the second block, ascending.
-        chunks: chunk ids that both blocks have.
+    Both blocks have all of the ascending ``chunks``.
     """
     here = {chunk: index for index, chunk in enumerate(into)}
     for first, end in runs(tuple(chunks), source):
@@ -68,13 +65,9 @@ def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int
 
 
 def placed_rows(rows: Range, block: Sequence[int], into: Sequence[int], chunk: int) -> Iterator[tuple[Range, Range]]:
-    """Yield ranges of equal token rows in a block and in another block that has all its chunks.
+    """Yield ranges of equal token rows in ``block`` and in ``into``, which has all chunks of ``block``.
 
-    Args:
-        rows: range of rows of the block.
-        block: chunk ids of the block, ascending.
-        into: chunk ids of the other block, ascending.
-        chunk: tokens of a chunk.
+    ``rows`` is a range of token rows of ``block``, and ``chunk`` the number of tokens of a chunk.
     """
     if block == into:
         yield rows, rows

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_wallfacer.schedule.chunk_mask import ChunkMask
 from megatron_wallfacer.schedule.dense import HeadGroupBuilder
 from megatron_wallfacer.schedule.emitter import OpEmitter
+from megatron_wallfacer.schedule.mask import ChunkMask
 from megatron_wallfacer.schedule.operands import Operands, PassSpec
 from megatron_wallfacer.schedule.ops import (
     GATHERED,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from megatron_wallfacer.schedule.chunk_mask import ChunkMask
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.head_group import HeadGroup
+from megatron_wallfacer.schedule.mask import ChunkMask
 from megatron_wallfacer.schedule.operands import Operands, PassSpec, after
 from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS, RowSet, received
 from megatron_wallfacer.schedule.ring import block_holder, block_origin

@@ -19,9 +19,8 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.kernels import select_kernel
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
-from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.heads import head_groups
-from megatron_wallfacer.schedule.mask import Mask
+from megatron_wallfacer.schedule.mask import Mask, chunk_mask_of
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule

@@ -15,8 +15,7 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
-from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
-from megatron_wallfacer.schedule.mask import Mask
+from megatron_wallfacer.schedule.mask import Mask, chunk_mask_of
 from megatron_wallfacer.schedule.ops import (
     Accumulate,
     Attend,

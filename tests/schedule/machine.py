@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from megatron_wallfacer.schedule.chunk_mask import ChunkMask
+from megatron_wallfacer.schedule.mask import ChunkMask
 from megatron_wallfacer.schedule.ops import (
     Accumulate,
     Attend,

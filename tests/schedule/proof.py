@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from operator import or_
 
-from megatron_wallfacer.schedule.chunk_mask import ChunkMask
+from megatron_wallfacer.schedule.mask import ChunkMask
 from megatron_wallfacer.schedule.ops import (
     Accumulate,
     Attend,

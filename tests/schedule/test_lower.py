@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_wallfacer.schedule import program as steps
-from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.formulas import busiest_rank
 from megatron_wallfacer.schedule.heads import head_groups
 from megatron_wallfacer.schedule.lifetimes import (
@@ -23,7 +22,7 @@ from megatron_wallfacer.schedule.lifetimes import (
     value_key,
 )
 from megatron_wallfacer.schedule.lower import lower
-from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask
+from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask, chunk_mask_of
 from megatron_wallfacer.schedule.memory import kept_buffers, workspace
 from megatron_wallfacer.schedule.ops import Accumulate, Attend, Concat, Op, Schedule, SendRecv, Transfer, reads, writes
 from megatron_wallfacer.schedule.plan import Plan

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from megatron_wallfacer.schedule.attn_tile import AttnTile
 from megatron_wallfacer.schedule.batches import batches, joined_calls
 from megatron_wallfacer.schedule.calls import Segment, call_of
-from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.lower import lower
-from megatron_wallfacer.schedule.mask import Mask
+from megatron_wallfacer.schedule.mask import Mask, chunk_mask_of
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.program import AttendBackward, AttendForward

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.attn_tile import AttnTile, TileWindow
-from megatron_wallfacer.schedule.chunk_mask import chunk_mask_of
-from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask
+from megatron_wallfacer.schedule.mask import CAUSAL, FULL, Mask, chunk_mask_of
 from megatron_wallfacer.schedule.tiles import tiles
 
 Token = tuple[int, int]

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from megatron_wallfacer.schedule.chunk_mask import ChunkMask, chunk_mask_of
 from megatron_wallfacer.schedule.grid import Grid
-from megatron_wallfacer.schedule.mask import Mask
+from megatron_wallfacer.schedule.mask import ChunkMask, Mask, chunk_mask_of
 from megatron_wallfacer.schedule.ops import Attend, SendRecv
 from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan, RingVariant
 from megatron_wallfacer.schedule.schedule import backward_schedule, forward_schedule
