@@ -66,10 +66,8 @@ def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:
     """Join kernel calls, and return fewer calls with the same unmasked pairs.
 
     Causal squares, or full rectangles, are joined if each begins at the row and the column where its predecessor ends.
-    Calls with a window and calls without a predecessor or successor are returned unchanged.
-
-    Args:
-        calls: calls of one tile, which have no unmasked pair in common.
+    Calls with a window and calls without a predecessor or successor are returned unchanged. The calls have no unmasked
+    pair in common.
     """
     groups: list[_Group] = []
     # Groups by the row and the column where they end. The keys are unique, since no two calls have a pair in common.

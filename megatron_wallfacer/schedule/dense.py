@@ -18,12 +18,7 @@ from megatron_wallfacer.schedule.team_transfers import TeamTransfers
 
 
 class TeamBlocks:
-    """Blocks that contain the rows of a whole team.
-
-    Args:
-        operands: rows of both operands at this rank.
-        emitter: emitter that names the values.
-    """
+    """Blocks that contain the rows of a whole team."""
 
     def __init__(self, operands: Operands, emitter: OpEmitter) -> None:
         self._operands, self._emitter = operands, emitter
@@ -40,10 +35,6 @@ class TeamBlocks:
 
 class HeadGroupBuilder:
     """Builder that appends the operations of one head group to a schedule.
-
-    Args:
-        spec: arguments of the pass.
-        emitter: emitter of the operations of the head group.
 
     Attributes:
         operands: rows of both operands at this rank.
@@ -105,12 +96,7 @@ class HeadGroupBuilder:
                 self.group.compute_tiles(LOCAL, ring)
 
     def compute_gathered(self, ring: RowSet, ranks: Sequence[int] = ()) -> None:
-        """Compute tiles of gathered rows of the stationary operand.
-
-        Args:
-            ring: row set of the ring operand.
-            ranks: ranks whose rows are computed; all other ranks of the team unless given.
-        """
+        """Compute tiles of the rows of the stationary operand that ``ranks``, or all ranks of the team, have sent."""
         operands = self.operands
         chunks = operands.block(ranks or after(operands.rank, operands.team(operands.stationary)))
         if self.group.merges_rows:

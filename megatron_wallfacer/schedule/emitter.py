@@ -52,12 +52,7 @@ class OpEmitter:
         self.program, self.values = program, values
 
     def name(self, label: str | RowSet, tensors: str) -> str:
-        """Return the name of a value, which is unique to the head group.
-
-        Args:
-            label: purpose of the value, or the row set of the value.
-            tensors: tensor group of the value, or the operand whose results the value contains.
-        """
+        """Return the name of a value of a tensor group, or of the results of an operand, unique to the head group."""
         return f"{label}.{tensors}.{self.group}"
 
     def value(
@@ -69,24 +64,14 @@ class OpEmitter:
         head_slice: int | None = None,
         rows: RowSet | None = None,
     ) -> str:
-        """Define a value, and return its name.
-
-        Args:
-            name: name of the value.
-            payload: names of the tensors.
-            chunks: chunk ids of the rows.
-            head_slice: index of the head slice; the slice of the head group unless given.
-            rows: row set, if the value is an operand of attention.
-        """
-        self.values[name] = Value(
-            payload, tuple(sorted(chunks)), self.head_slice if head_slice is None else head_slice, rows
-        )
+        """Define a value (:class:`Value`) of the head slice of this group unless another is given; return its name."""
+        head_slice = self.head_slice if head_slice is None else head_slice
+        self.values[name] = Value(payload, tuple(sorted(chunks)), head_slice, rows)
         return name
 
-    def view(self, name: str) -> str:
-        """Append an operation that makes a defined name a view of the local tensors, and return the name."""
+    def view(self, name: str) -> None:
+        """Append an operation that makes a defined name a view of the local tensors."""
         self.program.append(View(name))
-        return name
 
     def concat(self, name: str, sources: Sequence[str], rows: RowSet | None = None) -> str:
         """Concatenate values, unless the result exists already, and return the name of the result."""
@@ -107,16 +92,7 @@ class OpEmitter:
     def message(
         self, peer: int, value: str, kind: str, tensors: str, step: int = 0, chunks: Sequence[int] | None = None
     ) -> Message:
-        """Return one end of a message.
-
-        Args:
-            peer: rank of the other end.
-            value: name of the value that is sent or received.
-            kind: one of :data:`KINDS`.
-            tensors: tensor group, a key of :data:`TENSORS`.
-            step: ring step that the message belongs to.
-            chunks: chunk ids of the rows that are sent; all rows of the value unless given.
-        """
+        """Return one end of a message of one of :data:`KINDS`, with all rows of a value unless ``chunks`` are given."""
         tag = (step * len(KINDS) + KINDS.index(kind)) * len(TENSORS) + list(TENSORS).index(tensors)
         rows = self.values[value].chunks if chunks is None else tuple(sorted(chunks))
         return Message(peer, value, rows, tag * self.groups + self.group)

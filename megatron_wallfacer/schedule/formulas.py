@@ -36,14 +36,8 @@ def backward_volume(
 ) -> float:
     """Return the volume of the backward pass. A rank receives Q, dO and dQ, K, V, dK and dV.
 
-    Forward keeps the exchanged q, k, v, so that backward exchanges only dO, dQ, dK and dV along ``head``.
-
-    Args:
-        plan: grid and choices.
-        kappa: kv heads / q heads.
-        kv_heads: number of kv heads. None assumes at least as many as ranks on the head axis.
-        keep_gathered_q: whether forward keeps the gathered queries, so that backward does not gather them again.
-        sizes: weights of elements. With the bytes per element as weights, the volume is in bytes per n*H.
+    Forward keeps the exchanged q, k, v, so that backward exchanges only dO, dQ, dK and dV along ``head``. With
+    ``keep_gathered_q`` backward does not gather queries again. The other arguments are those of :func:`forward_volume`.
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes

@@ -29,15 +29,9 @@ class Blocks(Protocol):
 class HeadGroup:
     """The operations of one head group that every kind of schedule has.
 
-    Args:
-        spec: arguments of the pass.
-        operands: rows of both operands at this rank.
-        emitter: emitter of the operations.
-        blocks: rows that other ranks send to this rank.
+    Attributes:
         keep_gathered_q: whether forward keeps the gathered queries for backward.
         merges_rows: whether local and gathered rows of the stationary operand are one block with one accumulator.
-
-    Attributes:
         keeps: names of the values that forward keeps for backward.
         given: names of the values that forward has kept and backward reads.
     """
@@ -122,11 +116,8 @@ class HeadGroup:
     ) -> None:
         """Compute the tiles of some rows of the stationary operand against some rows of the ring operand.
 
-        Args:
-            stationary: row set of the stationary operand.
-            ring: row set of the ring operand.
-            only: query chunks that are computed; all unless given.
-            if_any: whether to omit the operation if every pair is masked.
+        If ``only`` is given, the tiles cover only these query chunks. With ``if_any`` there is no operation if every
+        pair is masked.
         """
         operands = self.operands
         rows = {operands.stationary: stationary, operands.ring_operand: ring}

@@ -23,11 +23,7 @@ LARGE = 2**28
 
 
 def holds_results(shape: Shape) -> bool:
-    """Return whether results of attention calls are kept, instead of accumulated after each call.
-
-    Args:
-        shape: sizes of the shard of one rank.
-    """
+    """Return whether results of attention calls are kept, instead of accumulated after each call."""
     return shape.bytes("q") < LARGE
 
 
@@ -78,10 +74,7 @@ class _Held:
 def held_bytes(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> int:
     """Return the peak bytes of results of attention calls that are not yet accumulated, with the current call's.
 
-    Args:
-        schedule: schedule of one rank.
-        shape: sizes of the shard of one rank.
-        aliases: value whose buffer another value shares, by name.
+    ``aliases`` come from :func:`megatron_wallfacer.schedule.lifetimes.aliases`.
     """
     held = _Held()
     for _ in _accumulated(schedule, shape, aliases, held):
@@ -93,11 +86,6 @@ def accumulations(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) 
     """Return the number of launches that accumulate results, by index of the operation.
 
     The several attention calls of a partial tile count as one call.
-
-    Args:
-        schedule: schedule of one rank.
-        shape: sizes of the shard of one rank.
-        aliases: value whose buffer another value shares, by name.
     """
     return Counter(_accumulated(schedule, shape, aliases, _Held()))
 

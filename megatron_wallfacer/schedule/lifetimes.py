@@ -68,22 +68,12 @@ def value_key(name: str) -> Hashable:
 
 
 def rows_key(start: int, position: int) -> Hashable:
-    """Return the key of the copied rows of one send.
-
-    Args:
-        start: index of the operation that starts the transfer.
-        position: index among the sends of the transfer.
-    """
+    """Return the key of the copied rows of one send of the transfer that operation ``start`` starts."""
     return "rows", start, position
 
 
 def local_part_key(start: int, end: str) -> Hashable:
-    """Return the key of the local part of a head exchange.
-
-    Args:
-        start: index of the operation that starts the transfer.
-        end: ``sent`` or ``received``.
-    """
+    """Return the key of the local part of a head exchange, among the ``sent`` or the ``received`` parts."""
     return "local part", start, end
 
 

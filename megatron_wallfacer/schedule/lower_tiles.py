@@ -23,13 +23,7 @@ TOGETHER = 16
 
 
 class Tiles:
-    """Kernel calls of a pass. :mod:`megatron_wallfacer.schedule.held` describes when results are accumulated.
-
-    Args:
-        values: values of the pass.
-        mask: mask that decides which pairs of partial tiles are unmasked.
-        varlen: whether the kernel accepts several documents in one call.
-    """
+    """Kernel calls of a pass. :mod:`megatron_wallfacer.schedule.held` describes when results are accumulated."""
 
     def __init__(self, values: Values, mask: Mask, *, varlen: bool) -> None:
         self.values, self.places, self.schedule = values, values.places, values.schedule

@@ -32,11 +32,8 @@ from megatron_wallfacer.schedule.workspace import aligned
 class Transfers:
     """Lowering of the transfers of a pass.
 
-    Args:
-        values: values of the pass.
-        all_to_all: whether each head exchange is one collective.
-
     Attributes:
+        all_to_all: whether each head exchange is one collective.
         made: lowered transfers by number.
     """
 

@@ -31,10 +31,6 @@ _PARTIAL_OUT = frozenset(ops.PARTIAL_OUT)
 class Values:
     """Values and accumulators of a pass during lowering.
 
-    Args:
-        schedule: schedule of one rank.
-        places: operands of the pass in memory.
-
     Attributes:
         rows: rows of the values that are not accumulators, by name.
         accumulators: accumulators by name.
@@ -120,13 +116,8 @@ class Values:
     ) -> None:
         """Register the results of an attention call, which :meth:`finalize` adds to rows of an accumulator.
 
-        Args:
-            op: operation of the call.
-            total: accumulator, which has at least the rows of the block.
-            block: chunk ids of the block.
-            rows: half-open range of rows of the block.
-            slot: slot of the call.
-            first: index of the first tensor among the results of the call.
+        The results belong to ``rows`` of the block with the chunk ids ``block``, and start at tensor ``first`` of the
+        results in the slot.
         """
         for here, there in placed_rows(rows, block, total.rows.chunks, self.places.chunk):
 
@@ -135,15 +126,14 @@ class Values:
                 result_rows = None if within == (0, rows[1] - rows[0]) else within
                 return tuple(KernelRows(slot, first + number, result_rows) for number in range(len(total.rows.tensors)))
 
-            self.add(total, Part(there, some, slot, op))
+            self._add(total, Part(there, some, slot, op))
 
     def add_rows(self, total: Accumulator, rows: Range, source: Rows, first: int) -> None:
         """Register rows of a value from row ``first`` on, which :meth:`finalize` adds to rows of an accumulator."""
         operands = _in_order(source)
-        self.add(total, Part(rows, lambda wanted: _cut_all(operands, moved(wanted, first - rows[0]))))
+        self._add(total, Part(rows, lambda wanted: _cut_all(operands, moved(wanted, first - rows[0]))))
 
-    def add(self, total: Accumulator, part: Part) -> None:
-        """Register a part, which :meth:`finalize` adds to an accumulator."""
+    def _add(self, total: Accumulator, part: Part) -> None:
         self._note(total)
         total.parts.append(part)
 

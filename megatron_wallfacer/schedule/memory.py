@@ -16,12 +16,7 @@ from megatron_wallfacer.schedule.workspace import Buffer, WorkspaceLayout, arran
 
 
 def workspace(schedule: Schedule, shape: Shape) -> WorkspaceLayout:
-    """Return the offset of each buffer in the workspace of a pass.
-
-    Args:
-        schedule: schedule of one rank.
-        shape: sizes of the shard of one rank.
-    """
+    """Return the offset of each buffer in the workspace of a pass."""
     kept, order = kept_buffers(schedule), head_exchange_ranks(schedule)
     return arrange(
         Buffer(one.key, one.first, one.last, int(rows_bytes(schedule, shape, one.payload, one.chunks)))
@@ -42,14 +37,7 @@ def result_tensors(schedule: Schedule) -> tuple[str, ...]:
 
 
 def result_is_wide(schedule: Schedule, shape: Shape, tensor: str, *, sinks: bool = False) -> bool:
-    """Return whether a result has the accumulation dtype, as statistics and as sums that end in the result have.
-
-    Args:
-        schedule: schedule of one rank.
-        shape: sizes of the shard of one rank.
-        tensor: name of the result.
-        sinks: whether sinks are merged into the output after the pass.
-    """
+    """Return whether a result has the accumulation dtype: statistics, sums of shared kv heads, output with sinks."""
     # Head slices that share kv heads are summed in the result.
     shared = tensor in KV_TENSORS and schedule.head_slices > shape.kv_heads
     return shared or tensor in STATISTICS or (sinks and tensor == "out")
@@ -99,10 +87,6 @@ def graphed_peak_bytes(schedules: Sequence[Schedule], shape: Shape) -> int:
     """Return the peak bytes of a layer whose passes are CUDA graphs.
 
     The memory of all graphs exists at the same time. A replay copies its results and kept values out of one graph.
-
-    Args:
-        schedules: forward and backward schedule of one rank.
-        shape: sizes of the shard of one rank.
     """
     held = sum(graph_bytes(schedule, shape) for schedule in schedules)
     return held + max(returned_bytes(schedule, shape) for schedule in schedules)

@@ -22,12 +22,7 @@ STEPS_PER_COPY = 2
 
 
 def merges_rows(operands: Operands, groups: int) -> bool:
-    """Return whether local and gathered rows of the stationary operand are one block with one accumulator.
-
-    Args:
-        operands: rows of both operands at a rank.
-        groups: number of head groups.
-    """
+    """Return whether local and gathered rows of the stationary operand are one block with one accumulator."""
     # An attention call may compute some rows of a block, but not some of its columns.
     is_cut_by_rows = operands.stationary == "q" or operands.is_permuted
     work = _call_work(operands.plan, groups)
@@ -39,12 +34,7 @@ def merges_rows(operands: Operands, groups: int) -> bool:
 
 
 def ranks_per_call(plan: Plan, groups: int) -> int:
-    """Return the number of ranks whose gathered rows one call of the last ring step computes.
-
-    Args:
-        plan: grid and choices.
-        groups: number of head groups.
-    """
+    """Return the number of ranks whose gathered rows one call of the last ring step computes."""
     return max(1, int(LEAST_WORK / max(1, _call_work(plan, groups))))
 
 

@@ -45,11 +45,7 @@ def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) ->
     """Return the tensors of every message of a program, by ``id`` of the transfer.
 
     Sent rows of local tensors and of blocks are the rows before packing. An accumulator may be summed directly into the
-    message, so its sent rows are the rows in the message.
-
-    Args:
-        program: program of this rank.
-        strides: strides of the local tensors for which the program was lowered, by name.
+    message, so its sent rows are the rows in the message. ``strides`` are the arguments of the lowering.
     """
     return _Messages(program, strides).run()
 
@@ -109,10 +105,5 @@ def _in_order(schedule: Schedule) -> Sequence[Transfer]:
 
 
 def _accumulators(schedule: Schedule) -> frozenset[str]:
-    found: set[str | None] = set()
-    for op in schedule.ops:
-        if isinstance(op, ops.Attend):
-            found |= {op.q_into, op.kv_into}
-        elif isinstance(op, ops.Accumulate):
-            found.add(op.into)
-    return frozenset(name for name in found if name is not None)
+    adding = (op for op in schedule.ops if isinstance(op, ops.Attend | ops.Accumulate))
+    return frozenset(name for op in adding for name in ops.writes(op))

@@ -11,11 +11,7 @@ from megatron_wallfacer.schedule.team_transfers import TeamTransfers
 
 
 class PaperTransfers:
-    """Permutations of the blocks of the ring operand.
-
-    Args:
-        teams: gathers and scatters of the head group.
-    """
+    """Permutations of the blocks of the ring operand of one head group."""
 
     def __init__(self, teams: TeamTransfers) -> None:
         self.teams, self.group = teams, teams.group

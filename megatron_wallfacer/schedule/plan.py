@@ -71,10 +71,5 @@ class Plan:
 
 
 def shard_work(tokens: int, q_heads: int) -> int:
-    """Return the work of one query shard against one key shard: query rows x key rows x query heads.
-
-    Args:
-        tokens: tokens per rank.
-        q_heads: query heads per rank after tensor parallelism.
-    """
+    """Return the work of one query shard against one key shard: query rows x key rows x query heads of a rank."""
     return tokens * tokens * q_heads

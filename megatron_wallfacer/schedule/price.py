@@ -73,12 +73,7 @@ def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *,
 def layer_seconds(plan: Plan, tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> float:
     """Return the price of a plan: estimated seconds of one causal attention layer, forward and backward.
 
-    Args:
-        plan: grid and choices.
-        tokens: tokens per rank.
-        q_heads: query heads per rank.
-        kv_heads: key and value heads per rank.
-        ranks_per_node: ranks of the context-parallel group in one node.
+    The arguments are those of :func:`cheapest`.
     """
     cp_size, calls = plan.grid.cp_size, attention_calls(plan.grid)
     pairs = tokens * tokens * cp_size / 2
@@ -91,14 +86,7 @@ def layer_seconds(plan: Plan, tokens: int, q_heads: int, kv_heads: int, *, ranks
 
 
 def received_bytes(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> float:
-    """Return the bytes that a rank receives for one layer, forward and backward, without softmax statistics.
-
-    Args:
-        plan: grid and choices.
-        tokens: tokens per rank.
-        q_heads: query heads per rank.
-        kv_heads: key and value heads per rank.
-    """
+    """Return the bytes that a rank receives for one layer, forward and backward, without softmax statistics."""
     options = {"kappa": kv_heads / q_heads, "kv_heads": kv_heads, "sizes": SIZES}
     received = forward_volume(plan, **options) + backward_volume(plan, **options)
     # Rounding makes sums in different orders equal.

@@ -54,10 +54,7 @@ class RingStep:
 def ring_steps(grid: Grid, rank: int, *, bidirectional: bool = False) -> tuple[RingStep, ...]:
     """Return the R ring steps of a rank in the order in which blocks arrive, the local block first.
 
-    Args:
-        grid: sizes of the axes.
-        rank: index in the context-parallel group.
-        bidirectional: whether blocks of a single ring are sent half way around in each direction.
+    With ``bidirectional``, blocks of a single ring are sent half way around in each direction.
     """
     if bidirectional:
         return _bidirectional_steps(grid, rank)

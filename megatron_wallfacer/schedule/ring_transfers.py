@@ -10,11 +10,7 @@ from megatron_wallfacer.schedule.ring import Hop, block_holder
 
 
 class RingTransfers:
-    """Ring transfers of one head group.
-
-    Args:
-        group: head group whose blocks are sent.
-    """
+    """Ring transfers of one head group."""
 
     def __init__(self, group: HeadGroup) -> None:
         self.group, self.operands, self.emitter = group, group.operands, group.emitter
@@ -31,11 +27,8 @@ class RingTransfers:
     def start_hops(self, step: int, *axes: str) -> None:
         """Send the block of a ring step to the next ranks, and receive the blocks that arrive over the same hops.
 
-        The hops wait for the block if it has not arrived.
-
-        Args:
-            step: ring step of the block.
-            axes: axes along which the block is sent; all axes that have not been used unless given.
+        The hops wait for the block if it has not arrived. Without ``axes`` the block is sent along all its axes, except
+        those of earlier calls.
         """
         operands, emitter = self.operands, self.emitter
         for hop in operands.ring_steps[step].destinations:

@@ -92,11 +92,6 @@ def scheme_volumes(sizes: Iterable[int], groups: Sequence[int], q_heads: int) ->
 def named_plan(scheme: str, cp_size: int, shape: Shape) -> Plan | None:
     """Return the plan of a scheme; None if the head axis of the scheme does not divide the heads.
 
-    Args:
-        scheme: name of the scheme.
-        cp_size: context-parallel size.
-        shape: tokens, heads and channels of one rank's shard.
-
     Raises:
         OptionError: The size is not positive.
     """

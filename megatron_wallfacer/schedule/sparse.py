@@ -26,11 +26,6 @@ class NeededBlocks:
     """The rows that each rank needs from each other rank.
 
     Blocks are the blocks of the teams along the ring, in the order of a ring in one direction.
-
-    Args:
-        operands: rows of both operands at this rank.
-        emitter: emitter that names the values.
-        chunk_mask: unmasked chunk pairs.
     """
 
     def __init__(self, operands: Operands, emitter: OpEmitter, chunk_mask: ChunkMask) -> None:
@@ -103,12 +98,7 @@ class NeededBlocks:
 
 
 class SparseHeadGroupBuilder:
-    """Builder that appends the operations of one head group for a sparse mask.
-
-    Args:
-        spec: arguments of the pass, with a chunk mask.
-        emitter: emitter of the operations of the head group.
-    """
+    """Builder that appends the operations of one head group for a sparse mask."""
 
     def __init__(self, spec: PassSpec, emitter: OpEmitter) -> None:
         assert spec.chunk_mask is not None

@@ -11,11 +11,7 @@ from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS
 
 
 class TeamTransfers:
-    """Gathers and scatters of one head group.
-
-    Args:
-        group: head group whose rows are exchanged.
-    """
+    """Gathers and scatters of one head group."""
 
     def __init__(self, group: HeadGroup) -> None:
         self.group, self.operands, self.emitter = group, group.operands, group.emitter
@@ -32,14 +28,9 @@ class TeamTransfers:
         self.exchange("gather", tensors, operands.axis(side), local, {peer: operands.shard(peer) for peer in ranks})
 
     def exchange(self, kind: str, tensors: str, axis: str, source: str, chunks: Mapping[int, tuple[int, ...]]) -> None:
-        """Send a value to each of some ranks, and receive a value from each of these ranks.
+        """Send the value ``source`` to each other rank in ``chunks``, and receive a value from each of these ranks.
 
-        Args:
-            kind: kind of the messages.
-            tensors: tensor group of the values.
-            axis: grid axis of the messages.
-            source: name of the value that is sent.
-            chunks: chunk ids of each rank's value, by rank, including this rank.
+        ``chunks`` has the chunk ids of each rank's value, including this rank's.
         """
         emitter, peers = self.emitter, after(self.operands.rank, tuple(chunks))
         names = {peer: emitter.name(f"from{peer}", tensors) for peer in peers}
@@ -52,10 +43,7 @@ class TeamTransfers:
     def scatter(self, side: str, peers: Sequence[int], source: str | None = None) -> None:
         """Return results of gathered rows to some ranks, and receive results of local rows from as many ranks.
 
-        Args:
-            side: operand of the results, ``q`` or ``kv``.
-            peers: ranks of the team.
-            source: name of the value with the results; the accumulator of gathered rows unless given.
+        The results are in the value ``source``, or in the accumulator of gathered rows if no source is given.
         """
         operands = self.operands
         origins = dict(opposite_pairs(operands.rank, operands.team(side)))
@@ -74,16 +62,10 @@ class TeamTransfers:
         ends: Sequence[tuple[int, int, Sequence[int]]],
         chunks: Sequence[int],
     ) -> None:
-        """Send rows of a value to their origin ranks, and receive partial results of local rows in exchange.
+        """Send rows of the value ``source`` to their origin ranks, and receive partial results of local rows.
 
-        Args:
-            kind: kind of the messages.
-            side: operand of the results, ``q`` or ``kv``.
-            axis: grid axis of the messages.
-            source: name of the value whose rows are sent.
-            into: name of the accumulator to which the received rows are added later.
-            ends: (destination, source, chunk ids that are sent) of each pair of messages.
-            chunks: chunk ids of the rows that each rank sends here.
+        ``ends`` has (destination, source, sent chunk ids) of each pair of messages. Each rank sends the rows of
+        ``chunks`` to this rank, which are added to the accumulator ``into`` later.
         """
         emitter, sends, receives = self.emitter, [], []
         for destination, origin, sent in ends:

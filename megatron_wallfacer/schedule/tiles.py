@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 from megatron_wallfacer.schedule.mask import ChunkMask
 
@@ -114,13 +115,11 @@ def _diagonal_runs(q_chunks: Sequence[int], k_chunks: Sequence[int]) -> list[Til
     return runs
 
 
-def _full_rectangles(cols: Sequence[tuple[int, int]]) -> list[Tile]:
-    """Return one full rectangle for each run of rows that see the same key chunks, at least one chunk."""
-    rectangles: list[Tile] = []
+def _full_rectangles(cols: Sequence[tuple[int, int]]) -> Iterator[Tile]:
+    """Yield one full rectangle for each run of rows that see the same key chunks, at least one chunk."""
     start = 0
-    for row in range(1, len(cols) + 1):
-        if row == len(cols) or cols[row] != cols[start]:
-            if cols[start][1]:
-                rectangles.append(Tile((start, row), cols[start]))
-            start = row
-    return rectangles
+    for seen, run in groupby(cols):
+        end = start + len([*run])
+        if seen[1]:
+            yield Tile((start, end), seen)
+        start = end
