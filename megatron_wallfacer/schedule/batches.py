@@ -8,7 +8,6 @@ incomplete at the same time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
@@ -66,47 +65,37 @@ def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:
     """Join kernel calls, and return fewer calls with the same unmasked pairs.
 
     Causal squares, or full rectangles, are joined if each begins at the row and the column where its predecessor ends.
-    Calls with a window and calls without a predecessor or successor are returned unchanged. The calls have no unmasked
-    pair in common.
+    Calls with a window and calls without a predecessor or successor are returned unchanged. No two calls may have an
+    unmasked pair in common.
     """
-    groups: list[_Group] = []
-    # Groups by the row and the column where they end. The keys are unique, since no two calls have a pair in common.
-    ending: dict[tuple[int, int], _Group] = {}
+    groups: list[list[AttnTile]] = []
+    # Groups by the row and the column where they end, and whether they are causal; None if each call is a single pair.
+    # The keys are unique, since no two calls have a pair in common.
+    ending: dict[tuple[int, int], tuple[list[AttnTile], bool | None]] = {}
     for call in calls:
-        group = ending.pop((call.rows[0], call.cols[0]), None) if call.window is None else None
-        if group is None or not group.takes(call):
-            group = _Group()
+        if call.window is not None:
+            groups.append([call])
+            continue
+        group, is_causal = ending.pop((call.rows[0], call.cols[0]), ([], None))
+        causal = None if _is_pair(call) else call.causal
+        if not group or (is_causal != causal and None not in (is_causal, causal)):
+            group, is_causal = [], None
             groups.append(group)
-        group.add(call)
-        if call.window is None:
-            ending[call.rows[1], call.cols[1]] = group
-    return tuple(group.call() for group in groups)
+        group.append(call)
+        ending[call.rows[1], call.cols[1]] = group, is_causal if causal is None else causal
+    return tuple(map(_joined, groups))
 
 
-@dataclass
-class _Group:
-    """Calls that are joined. ``causal`` is None while each call has one row and one column, and is causal and full."""
-
-    calls: list[AttnTile] = field(default_factory=list)
-    causal: bool | None = None
-
-    def takes(self, call: AttnTile) -> bool:
-        return _is_pair(call) or self.causal in (None, call.causal)
-
-    def add(self, call: AttnTile) -> None:
-        self.calls.append(call)
-        if not _is_pair(call):
-            self.causal = call.causal
-
-    def call(self) -> AttnTile:
-        first, last = self.calls[0], self.calls[-1]
-        if first is last:
-            return first
-        rows, cols = (first.rows[0], last.rows[1]), (first.cols[0], last.cols[1])
-        # Each call begins where its predecessor ends.
-        cu_q = (0, *(call.rows[1] - rows[0] for call in self.calls))
-        cu_k = (0, *(call.cols[1] - cols[0] for call in self.calls))
-        return AttnTile(rows, cols, causal=bool(self.causal), cu_seqlens=CuSeqlens(cu_q, cu_k))
+def _joined(calls: Sequence[AttnTile]) -> AttnTile:
+    """Return one call for several calls, each of which begins where its predecessor ends."""
+    first, last = calls[0], calls[-1]
+    if first is last:
+        return first
+    rows, cols = (first.rows[0], last.rows[1]), (first.cols[0], last.cols[1])
+    cu_q = (0, *(call.rows[1] - rows[0] for call in calls))
+    cu_k = (0, *(call.cols[1] - cols[0] for call in calls))
+    causal = any(call.causal for call in calls if not _is_pair(call))
+    return AttnTile(rows, cols, causal, cu_seqlens=CuSeqlens(cu_q, cu_k))
 
 
 def _is_pair(call: AttnTile) -> bool:

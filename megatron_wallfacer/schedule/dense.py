@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.head_group import HeadGroup
 from megatron_wallfacer.schedule.merging import merges_rows, ranks_per_call
-from megatron_wallfacer.schedule.operands import Operands, PassSpec, after
+from megatron_wallfacer.schedule.operands import OperandRows, PassSpec, after
 from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TEAM, RowSet
 from megatron_wallfacer.schedule.paper_transfers import PaperTransfers
 from megatron_wallfacer.schedule.ring_transfers import RingTransfers
@@ -20,7 +20,7 @@ from megatron_wallfacer.schedule.team_transfers import TeamTransfers
 class TeamBlocks:
     """Blocks that contain the rows of a whole team."""
 
-    def __init__(self, operands: Operands, emitter: OpEmitter) -> None:
+    def __init__(self, operands: OperandRows, emitter: OpEmitter) -> None:
         self._operands, self._emitter = operands, emitter
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ class HeadGroupBuilder:
 
     def __init__(self, spec: PassSpec, emitter: OpEmitter) -> None:
         plan = self.plan = spec.plan
-        self.operands = Operands(plan, spec.rank, backward=spec.backward)
+        self.operands = OperandRows(plan, spec.rank, backward=spec.backward)
         # In the permuted order pass-Q gathers queries of other ranks than the team.
         is_gathered_elsewhere = plan.kv_order == "permuted" and "pass-q" in (plan.forward, plan.backward)
         self.group = HeadGroup(

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.layout import shard_chunks
-from megatron_wallfacer.schedule.operands import SIDES, Operands, PassSpec, after
+from megatron_wallfacer.schedule.operands import SIDES, OperandRows, PassSpec, after
 from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TEAM, TENSORS, Attend, RowSet
 from megatron_wallfacer.schedule.tiles import tiles
 
@@ -39,7 +39,7 @@ class HeadGroup:
     def __init__(
         self,
         spec: PassSpec,
-        operands: Operands,
+        operands: OperandRows,
         emitter: OpEmitter,
         blocks: Blocks,
         *,

@@ -63,11 +63,7 @@ class _Held:
         before = self.parts.get(name, [])
         for part in before:
             part.chunks.difference_update(chunks)
-        left = [part for part in before if part.chunks]
-        if left:
-            self.parts[name] = left
-        else:
-            self.parts.pop(name, None)
+        self.parts[name] = [part for part in before if part.chunks]
         return bool(before)
 
 

@@ -12,16 +12,16 @@ from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.accumulator import Accumulator
 from megatron_wallfacer.schedule.copies import Pair
 from megatron_wallfacer.schedule.layout import shard_chunks
-from megatron_wallfacer.schedule.lower_tiles import Tiles
-from megatron_wallfacer.schedule.lower_transfers import Transfers
+from megatron_wallfacer.schedule.lower_tiles import TileLowering
+from megatron_wallfacer.schedule.lower_transfers import TransferLowering
 from megatron_wallfacer.schedule.lower_values import Values
 from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.memory import result_tensors
 from megatron_wallfacer.schedule.ops import Op, Schedule, Transfer
 from megatron_wallfacer.schedule.places import Places
-from megatron_wallfacer.schedule.program import Program, ProgramStep
+from megatron_wallfacer.schedule.program import PostReceives, Program, ProgramStep
 from megatron_wallfacer.schedule.rows import Rows, common_rows, cut_heads
-from megatron_wallfacer.schedule.volume import Shape
+from megatron_wallfacer.schedule.volume import Shape, value_bytes
 
 #: An operation or the wait for a transfer, with its steps.
 Labelled = tuple[Op | Transfer, tuple[ProgramStep, ...]]
@@ -51,11 +51,12 @@ def lower(
         all_to_all: whether each head exchange is one collective. The backend must support this.
     """
     values = Values(schedule, Places(schedule, shape, strides, sinks=sinks))
-    return _Lowering(values, Tiles(values, mask, varlen=varlen), Transfers(values, all_to_all=all_to_all)).run()
+    tiles, transfers = TileLowering(values, mask, varlen=varlen), TransferLowering(values, all_to_all=all_to_all)
+    return _Lowering(values, tiles, transfers).run()
 
 
 class _Lowering:
-    def __init__(self, values: Values, tiles: Tiles, transfers: Transfers) -> None:
+    def __init__(self, values: Values, tiles: TileLowering, transfers: TransferLowering) -> None:
         self.schedule, self.places = values.schedule, values.places
         self.values, self.tiles, self.transfers = values, tiles, transfers
         self.results = {tensor: self.places.result(tensor) for tensor in result_tensors(self.schedule)}
@@ -77,7 +78,7 @@ class _Lowering:
             inputs=tuple(self.places.strides),
             given=schedule.given,
             results=tuple(self.results.values()),
-            kept=tuple((name, self.places.nbytes(schedule.values[name])) for name in schedule.keeps),
+            kept=tuple((name, value_bytes(schedule, self.places.shape, name)) for name in schedule.keeps),
             workspace_bytes=self.places.layout.nbytes,
             operands=self.places.operands,
             slots=self.values.slots,
@@ -93,7 +94,7 @@ class _Lowering:
             case ops.Concat(into=name, sources=sources):
                 yield from self._concat(index, name, sources)
             case ops.PostRecv(transfer=transfer):
-                yield self.transfers.post_recv(transfer)
+                yield PostReceives(self.transfers.number_of(transfer))
             case ops.SendRecv(transfer=transfer):
                 yield from self.transfers.send_recv(index, transfer)
             case ops.Attend():

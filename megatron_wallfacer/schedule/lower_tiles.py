@@ -22,8 +22,8 @@ from megatron_wallfacer.schedule.tiles import Tile
 TOGETHER = 16
 
 
-class Tiles:
-    """Kernel calls of a pass. :mod:`megatron_wallfacer.schedule.held` describes when results are accumulated."""
+class TileLowering:
+    """Lowering of attention to kernel calls (:mod:`megatron_wallfacer.schedule.held`: when results are accumulated)."""
 
     def __init__(self, values: Values, mask: Mask, *, varlen: bool) -> None:
         self.values, self.places, self.schedule = values, values.places, values.schedule

@@ -20,7 +20,6 @@ from megatron_wallfacer.schedule.program import (
     MessageBuffer,
     Operand,
     PointToPoint,
-    PostReceives,
     ProgramStep,
     SendReceive,
     Wait,
@@ -29,7 +28,7 @@ from megatron_wallfacer.schedule.rows import Rows, common_rows
 from megatron_wallfacer.schedule.workspace import aligned
 
 
-class Transfers:
+class TransferLowering:
     """Lowering of the transfers of a pass.
 
     Attributes:
@@ -63,10 +62,6 @@ class Transfers:
             if isinstance(op, SendRecv) and not op.transfer.receives:
                 yield op.transfer, (Wait(self._numbers[id(op.transfer)]),)
 
-    def post_recv(self, transfer: Transfer) -> PostReceives:
-        """Return the step that posts the receives of a transfer."""
-        return PostReceives(self._number_of(transfer))
-
     def send_recv(self, index: int, transfer: Transfer) -> Iterator[ProgramStep]:
         """Yield the steps that pack the messages of a transfer and start it."""
         buffers: list[Operand] = []
@@ -91,7 +86,7 @@ class Transfers:
         yield from self.values.finalize(self._packed)
         self._packed = []
         yield from self.values.copy(pairs)
-        number = self._number_of(transfer)
+        number = self.number_of(transfer)
         if part is not None and self.all_to_all:
             self.made[number] = self._exchange(transfer, part, buffers)
         else:
@@ -115,7 +110,7 @@ class Transfers:
                     found[transfer.axis, tensor] += self.places.shape.itemsize_of(tensor) * prod(operand.shape)
         return found
 
-    def _number_of(self, transfer: Transfer) -> int:
+    def number_of(self, transfer: Transfer) -> int:
         """Return the number of a transfer. The first call for a transfer assigns its receive buffers."""
         if id(transfer) not in self._numbers:
             self._numbers[id(transfer)] = len(self.made)

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from megatron_wallfacer.schedule.held import held_bytes
 from megatron_wallfacer.schedule.lifetimes import aliases, head_exchange_ranks, lifetimes, value_key
 from megatron_wallfacer.schedule.ops import KV_TENSORS, STATISTICS, Schedule, View
-from megatron_wallfacer.schedule.volume import Shape, rows_bytes
+from megatron_wallfacer.schedule.volume import Shape, rows_bytes, value_bytes
 from megatron_wallfacer.schedule.workspace import Buffer, WorkspaceLayout, arrange
 
 
@@ -63,8 +63,7 @@ def peak_bytes(schedule: Schedule, shape: Shape) -> int:
 
 def returned_bytes(schedule: Schedule, shape: Shape) -> int:
     """Return the bytes of the results of a pass and of the values that it keeps for backward."""
-    kept = sum(int(rows_bytes(schedule, shape, *_size(schedule, name))) for name in schedule.keeps)
-    return result_bytes(schedule, shape) + kept
+    return result_bytes(schedule, shape) + sum(value_bytes(schedule, shape, name) for name in schedule.keeps)
 
 
 def graph_bytes(schedule: Schedule, shape: Shape) -> int:
@@ -79,7 +78,7 @@ def graph_bytes(schedule: Schedule, shape: Shape) -> int:
     if schedule.backward:
         local += 2 * shape.elements("out") * shape.itemsize  # the output and its gradient
         local += sum(map(shape.bytes, STATISTICS))
-    given = sum(int(rows_bytes(schedule, shape, *_size(schedule, name))) for name in schedule.given)
+    given = sum(value_bytes(schedule, shape, name) for name in schedule.given)
     return local + given + workspace(schedule, shape).nbytes + returned_bytes(schedule, shape)
 
 
@@ -90,8 +89,3 @@ def graphed_peak_bytes(schedules: Sequence[Schedule], shape: Shape) -> int:
     """
     held = sum(graph_bytes(schedule, shape) for schedule in schedules)
     return held + max(returned_bytes(schedule, shape) for schedule in schedules)
-
-
-def _size(schedule: Schedule, name: str) -> tuple[tuple[str, ...], int]:
-    value = schedule.values[name]
-    return value.payload, len(value.chunks)

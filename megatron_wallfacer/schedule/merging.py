@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import sqrt
 
-from megatron_wallfacer.schedule.operands import Operands
+from megatron_wallfacer.schedule.operands import OperandRows
 from megatron_wallfacer.schedule.ops import GATHERED
 from megatron_wallfacer.schedule.plan import Plan
 
@@ -21,7 +21,7 @@ LEAST_WORK = 2**29
 STEPS_PER_COPY = 2
 
 
-def merges_rows(operands: Operands, groups: int) -> bool:
+def merges_rows(operands: OperandRows, groups: int) -> bool:
     """Return whether local and gathered rows of the stationary operand are one block with one accumulator."""
     # An attention call may compute some rows of a block, but not some of its columns.
     is_cut_by_rows = operands.stationary == "q" or operands.is_permuted

@@ -26,34 +26,19 @@ SIDES = ("q", "kv")
 
 @dataclass(frozen=True)
 class PassSpec:
-    """The arguments that determine the operations of one pass on one rank.
-
-    Attributes:
-        plan: grid and choices.
-        rank: index in the context-parallel group.
-        backward: whether this is the backward pass.
-        causal: whether the mask is causal; otherwise attention is full.
-        keep_gathered_q: whether forward keeps the gathered queries for backward.
-        chunk_mask: unmasked chunk pairs, in place of ``causal``.
-        groups: number of head groups on each rank.
-    """
+    """One pass on one rank: the arguments of :func:`megatron_wallfacer.schedule.schedule.forward_schedule`."""
 
     plan: Plan
     rank: int
     backward: bool
     causal: bool = True
+    groups: int = 1
     keep_gathered_q: bool = False
     chunk_mask: ChunkMask | None = None
-    groups: int = 1
 
 
-class Operands:
+class OperandRows:
     """The rows of both operands at one rank in one pass. The argument ``side`` names an operand, ``q`` or ``kv``.
-
-    Args:
-        plan: grid and choices.
-        rank: index in the context-parallel group.
-        backward: whether this is the backward pass.
 
     Attributes:
         ring_operand: operand that is passed around the ring.

@@ -10,10 +10,10 @@ from megatron_wallfacer.schedule.heads import slice_heads
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
 from megatron_wallfacer.schedule.lifetimes import value_key
 from megatron_wallfacer.schedule.memory import kept_buffers, result_is_wide, workspace
-from megatron_wallfacer.schedule.ops import ACCUMULATED, KV_TENSORS, STATISTICS, Schedule, Value
+from megatron_wallfacer.schedule.ops import ACCUMULATED, KV_TENSORS, STATISTICS, Schedule
 from megatron_wallfacer.schedule.program import WORKSPACE, Operand, Result
 from megatron_wallfacer.schedule.rows import Range, Rows, contiguous, cut_heads
-from megatron_wallfacer.schedule.volume import Shape, rows_bytes
+from megatron_wallfacer.schedule.volume import Shape
 
 
 class Places:
@@ -94,19 +94,16 @@ class Places:
     def shape_of(self, tensor: str, chunks: int, head_slice: int | None) -> tuple[int, ...]:
         """Return the shape of some chunks of a tensor for one head slice; for all heads if ``head_slice`` is None."""
         shape = self.shape
-        if head_slice is None:
-            heads = shape.kv_heads if tensor in KV_TENSORS else shape.q_heads
-        else:
-            heads = len(self.heads(tensor, head_slice))
-        rows = (chunks * self.chunk, shape.batch, heads)
+        rows = (chunks * self.chunk, shape.batch, len(self.heads(tensor, head_slice)))
         if tensor in STATISTICS:
             return rows
         v_head_dim = shape.v_head_dim or shape.head_dim
         return (*rows, v_head_dim if tensor in ("v", "dv", "out", "dout") else shape.head_dim)
 
-    def heads(self, tensor: str, head_slice: int) -> range:
-        """Return the heads of a tensor that a head slice contains."""
-        q_heads, kv_heads = slice_heads(head_slice, self.schedule.head_slices, self.shape.q_heads, self.shape.kv_heads)
+    def heads(self, tensor: str, head_slice: int | None) -> range:
+        """Return the heads of a tensor that a head slice contains; all heads if ``head_slice`` is None."""
+        slices = (0, 1) if head_slice is None else (head_slice, self.schedule.head_slices)
+        q_heads, kv_heads = slice_heads(*slices, self.shape.q_heads, self.shape.kv_heads)
         return kv_heads if tensor in KV_TENSORS else q_heads
 
     def rows(self, chunks: Range) -> Range:
@@ -120,10 +117,6 @@ class Places:
     def numbers_of(self, pairs: Iterable[Pair]) -> tuple[tuple[int, int], ...]:
         """Return the numbers of pairs of operands."""
         return tuple((self.number(into), self.number(source)) for into, source in pairs)
-
-    def nbytes(self, value: Value) -> int:
-        """Return the bytes of a value."""
-        return int(rows_bytes(self.schedule, self.shape, value.payload, len(value.chunks)))
 
     def itemsize(self, operand: Operand) -> int:
         """Return the bytes of an element of an operand in the workspace."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from megatron_wallfacer.schedule.dense import HeadGroupBuilder
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.mask import ChunkMask
-from megatron_wallfacer.schedule.operands import Operands, PassSpec
+from megatron_wallfacer.schedule.operands import OperandRows, PassSpec
 from megatron_wallfacer.schedule.ops import (
     GATHERED,
     LOCAL,
@@ -55,7 +55,7 @@ def forward_schedule(
         chunk_mask: unmasked chunk pairs, in place of ``causal``. With a sparse mask and native order no block hops
             around the ring (:mod:`megatron_wallfacer.schedule.sparse`).
     """
-    return _schedule(PassSpec(plan, rank, False, causal, keep_gathered_q, chunk_mask, groups))
+    return _schedule(PassSpec(plan, rank, False, causal, groups, keep_gathered_q, chunk_mask))
 
 
 def backward_schedule(
@@ -68,7 +68,7 @@ def backward_schedule(
     chunk_mask: ChunkMask | None = None,
 ) -> Schedule:
     """Return the schedule of the backward pass of one rank. The arguments are those of :func:`forward_schedule`."""
-    return _schedule(PassSpec(plan, rank, True, causal, keep_gathered_q, chunk_mask, groups))
+    return _schedule(PassSpec(plan, rank, True, causal, groups, keep_gathered_q, chunk_mask))
 
 
 def is_sparse(plan: Plan, chunk_mask: ChunkMask | None) -> bool:
@@ -103,7 +103,7 @@ def _schedule(spec: PassSpec) -> Schedule:
     )
 
 
-def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: Operands) -> None:
+def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
     """Append all operations of a pass whose results stay with the stationary operand.
 
     Local rows against the first pass of the ring come first. Local rows against the last pass of the ring come when the
@@ -133,7 +133,7 @@ def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands:
     _end(builders)
 
 
-def _append_with_ring_results(builders: Sequence[HeadGroupBuilder], operands: Operands) -> None:
+def _append_with_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
     """Append all operations of a pass in which results are sent along with the ring operand.
 
     Results with a long way come first, then results of the first pass, then local rows against local rows. At the start
@@ -170,7 +170,7 @@ def _append_with_ring_results(builders: Sequence[HeadGroupBuilder], operands: Op
 def _begin(
     builders: Sequence[HeadGroupBuilder],
     starting: Sequence[HeadGroupBuilder],
-    operands: Operands,
+    operands: OperandRows,
     *,
     sends_results: bool = False,
     leaves_local: bool = False,

@@ -155,8 +155,7 @@ def make_plan(
     kappa = heads[1] / heads[0] if heads else kappa
     given = {"head": head_size, "team": team_size, "kv_team": kv_team_size, "ring_inner": ring_inner_size}
     order = _order(scheme, rule, kv_order)
-    published = {"forward": (forward, rule.forward), "backward": (backward, rule.backward)}
-    variants = tuple(_ring_variants(name, *choice) for name, choice in published.items())
+    variants = _ring_variants("forward", forward, rule.forward), _ring_variants("backward", backward, rule.backward)
     given = {axis: size for axis, size in given.items() if size is not None}
     grids = _open_grids(scheme, rule, cp_size, given, order)
     if heads and head_size is None:

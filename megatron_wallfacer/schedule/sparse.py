@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.head_group import HeadGroup
 from megatron_wallfacer.schedule.mask import ChunkMask
-from megatron_wallfacer.schedule.operands import Operands, PassSpec, after
+from megatron_wallfacer.schedule.operands import OperandRows, PassSpec, after
 from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS, RowSet, received
 from megatron_wallfacer.schedule.ring import block_holder, block_origin
 
@@ -28,7 +28,7 @@ class NeededBlocks:
     Blocks are the blocks of the teams along the ring, in the order of a ring in one direction.
     """
 
-    def __init__(self, operands: Operands, emitter: OpEmitter, chunk_mask: ChunkMask) -> None:
+    def __init__(self, operands: OperandRows, emitter: OpEmitter, chunk_mask: ChunkMask) -> None:
         self._operands, self._emitter, self._chunk_mask = operands, emitter, chunk_mask
         self._needed: dict[tuple[int, str], frozenset[int]] = {}
 
@@ -52,8 +52,7 @@ class NeededBlocks:
         ranks: Iterable[int] = after(operands.rank, operands.team(side))
         if rows != GATHERED:
             ranks = self._rotated(operands.team(side, block_origin(operands.grid, operands.rank, rows.step)))
-        chunks = {rank: self._needed_of(rank, operands.rank, side) for rank in ranks}
-        return {rank: needed for rank, needed in chunks.items() if needed}
+        return {rank: needed for rank in ranks if (needed := self._needed_of(rank, operands.rank, side))}
 
     def receivers(self, side: str, rows: RowSet) -> ChunksByRank:
         """Return the ranks to which this rank sends local rows of a row set, with the chunks that each receives."""
@@ -62,8 +61,7 @@ class NeededBlocks:
         if rows != GATHERED:
             team = self._rotated(operands.team(side))
             ranks = (block_holder(grid, member, block_origin(grid, member, rows.step)) for member in team)
-        chunks = {rank: self._needed_of(operands.rank, rank, side) for rank in ranks}
-        return {rank: needed for rank, needed in chunks.items() if needed}
+        return {rank: needed for rank in ranks if (needed := self._needed_of(operands.rank, rank, side))}
 
     def _rotated(self, team: Sequence[int]) -> tuple[int, ...]:
         """Return a team from this rank's position on, so that ranks do not all send to the same peer first."""
@@ -102,7 +100,7 @@ class SparseHeadGroupBuilder:
 
     def __init__(self, spec: PassSpec, emitter: OpEmitter) -> None:
         assert spec.chunk_mask is not None
-        self.operands = Operands(spec.plan, spec.rank, backward=spec.backward)
+        self.operands = OperandRows(spec.plan, spec.rank, backward=spec.backward)
         self.blocks = NeededBlocks(self.operands, emitter, spec.chunk_mask)
         # If forward and backward have different ring operands, they gather different queries.
         keep_gathered_q = spec.keep_gathered_q and spec.plan.forward == spec.plan.backward

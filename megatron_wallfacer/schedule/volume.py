@@ -82,6 +82,12 @@ def rows_bytes(schedule: Schedule, shape: Shape, payload: Sequence[str], chunks:
     return _bytes(shape, schedule.head_slices, tuple(payload), chunks)
 
 
+def value_bytes(schedule: Schedule, shape: Shape, name: str) -> int:
+    """Return the bytes of a value."""
+    value = schedule.values[name]
+    return int(rows_bytes(schedule, shape, value.payload, len(value.chunks)))
+
+
 def _elements(shape: Shape, head_slices: int, tensor: str, chunks: int) -> float:
     if tensor in KV_TENSORS:
         head_slices = min(head_slices, shape.kv_heads)

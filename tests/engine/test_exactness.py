@@ -13,7 +13,7 @@ import pytest
 
 from megatron_wallfacer.schedule.grid import AXES, Grid, divisors
 from megatron_wallfacer.schedule.merging import merges_rows
-from megatron_wallfacer.schedule.operands import Operands
+from megatron_wallfacer.schedule.operands import OperandRows
 from megatron_wallfacer.schedule.plan import Plan
 from tests.engine.passes import Case, errors, run_cases
 from tests.support.dense import Problem
@@ -100,7 +100,7 @@ def cases() -> dict[tuple[str, int, int], list[Case]]:
 
 def merges(case: Case) -> bool:
     """Whether local and gathered rows are computed in one call in either pass."""
-    passes = (Operands(case.plan, 0, backward=backward) for backward in (False, True))
+    passes = (OperandRows(case.plan, 0, backward=backward) for backward in (False, True))
     return any(merges_rows(operands, case.groups) for operands in passes)
 
 
