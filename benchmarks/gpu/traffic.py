@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -36,7 +37,7 @@ from benchmarks.gpu.report import add_table_options, head_counts
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.settings import COLUMNS, HEADS, Setting, settings
 from megatron_wallfacer.engine import merge, operators, row_lists
-from megatron_wallfacer.engine.row_table import RowTable
+from megatron_wallfacer.engine.row_table import RowOperation
 from megatron_wallfacer.planning.costs import BACKWARD_FLOPS, FORWARD_FLOPS
 from megatron_wallfacer.schedule.program import Program
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -95,7 +96,7 @@ class Traffic(TorchDispatchMode):
     def list_kernels(self) -> SimpleNamespace:
         """In place of :mod:`megatron_wallfacer.engine.triton_rows`."""
 
-        def row_launch(table: RowTable, *, merges: bool) -> Callable[[Sequence[Tensor]], None]:
+        def row_launch(table: SimpleNamespace, *, merges: bool) -> Callable[[Sequence[Tensor]], None]:
             name = "merges" if merges else "copies" if table.sources == 1 else "sums"
             # Launches are made in the first run and counted in later ones.
             return lambda tensors: row_lists.kernels().note(name, table.nbytes)
@@ -114,6 +115,19 @@ class Traffic(TorchDispatchMode):
             self.add("out proxy", (dout, delta), (proxy,))
 
         return SimpleNamespace(row_sums=row_sums, out_proxy=out_proxy)
+
+
+def byte_table(operations: Sequence[RowOperation], dtype: torch.dtype, wide: torch.dtype, _: object) -> SimpleNamespace:
+    """In place of :func:`megatron_wallfacer.engine.row_table.make_table`: largest number of sources, and bytes."""
+    nbytes = sum(
+        elements * (wide if place.wide else dtype).itemsize
+        for one in operations
+        for places in (one.into, *one.sources)
+        # The statistics of a merge have no channels.
+        for elements, place in zip((prod(one.shape), prod(one.shape[:-1])), places, strict=False)
+        if place.base >= 0
+    )
+    return SimpleNamespace(sources=max(len(one.sources) for one in operations), nbytes=nbytes)
 
 
 @dataclass(frozen=True)
@@ -224,6 +238,7 @@ def _counted(doing: Sequence[str]) -> Iterator[Traffic]:
         Traffic(doing) as traffic,
         mock.patch.object(merge, "kernels", traffic.kernels),
         mock.patch.object(row_lists, "kernels", traffic.list_kernels),
+        mock.patch.object(row_lists, "make_table", byte_table),
     ):
         yield traffic
 

@@ -62,7 +62,6 @@ class RowTable:
         dtype: dtype of the inputs.
         wide: dtype of accumulators.
         aligned: whether rows of the outputs begin at multiples of eight elements.
-        nbytes: bytes that a launch reads and writes.
     """
 
     values: Tensor
@@ -72,28 +71,14 @@ class RowTable:
     dtype: torch.dtype
     wide: torch.dtype
     aligned: bool
-    nbytes: int
-
-    @property
-    def number(self) -> int:
-        """Number of row operations."""
-        return len(self.values)
-
-    def blocks(self, rows: int) -> int:
-        """Return the number of Triton programs for the longest operation, given the rows per program."""
-        return -(-self.rows // rows)
 
 
 def make_table(
     operations: Sequence[RowOperation], dtype: torch.dtype, wide: torch.dtype, device: torch.device
 ) -> RowTable:
-    """Return the table of some row operations.
+    """Return the table of independent row operations, on ``device``. Either all or none of them are merges.
 
-    Args:
-        operations: independent row operations. Either all or none of them are merges.
-        dtype: dtype of the inputs.
-        wide: accumulation dtype.
-        device: device of the table.
+    ``dtype`` is the dtype of the inputs, and ``wide`` the accumulation dtype.
     """
     sources = max((len(one.sources) for one in operations), default=1)
     entries = [entry for one in operations for entry in _entries(one)]
@@ -112,19 +97,7 @@ def make_table(
         most, widest = max(most, row[0]), max(widest, width)
     # The copy to the device is asynchronous.
     values = torch.tensor(table, dtype=torch.int64).to(device, non_blocking=True)
-    sizes = {False: dtype.itemsize, True: wide.itemsize}
-    return RowTable(values, most, widest, sources, dtype, wide, aligned, sum(_nbytes(one, sizes) for one in operations))
-
-
-def _nbytes(one: RowOperation, sizes: dict[bool, int]) -> int:
-    elements = [prod(one.shape), prod(one.shape[:-1])]
-    tensors = [one.into, *one.sources]
-    return sum(
-        size * sizes[place.wide]
-        for places in tensors
-        for size, place in zip(elements, places, strict=False)
-        if place.base >= 0
-    )
+    return RowTable(values, most, widest, sources, dtype, wide, aligned)
 
 
 _Entry = tuple[tuple[int, ...], int, list[Place], list[list[Place]]]

@@ -33,7 +33,7 @@ class RowLaunch:
     """
 
     def __init__(self, table: RowTable, *, merges: bool) -> None:
-        kernel, grid = (_merge if merges else _sum), (table.blocks(_ROWS), table.number)
+        kernel, grid = (_merge if merges else _sum), (triton.cdiv(table.rows, _ROWS), len(table.values))
         self._table, self._is_empty = table.values, 0 in grid
         self._may_align = table.aligned
         self._launches = [Launch(kernel, grid) for _ in (False, True)]

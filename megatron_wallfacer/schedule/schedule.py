@@ -11,6 +11,7 @@ start and at the very end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from megatron_wallfacer.schedule.dense import HeadGroupBuilder
 from megatron_wallfacer.schedule.emitter import OpEmitter
@@ -58,17 +59,9 @@ def forward_schedule(
     return _schedule(PassSpec(plan, rank, False, causal, groups, keep_gathered_q, chunk_mask))
 
 
-def backward_schedule(
-    plan: Plan,
-    rank: int,
-    *,
-    causal: bool = True,
-    groups: int = 1,
-    keep_gathered_q: bool = False,
-    chunk_mask: ChunkMask | None = None,
-) -> Schedule:
-    """Return the schedule of the backward pass of one rank. The arguments are those of :func:`forward_schedule`."""
-    return _schedule(PassSpec(plan, rank, True, causal, groups, keep_gathered_q, chunk_mask))
+def backward_schedule(plan: Plan, rank: int, **options: Any) -> Schedule:
+    """Return the schedule of the backward pass of one rank. The options are those of :func:`forward_schedule`."""
+    return _schedule(PassSpec(plan, rank, True, **options))
 
 
 def is_sparse(plan: Plan, chunk_mask: ChunkMask | None) -> bool:

@@ -207,11 +207,3 @@ def test_a_table_is_made_once_and_again_for_other_strides(launched: list[str], m
         assert torch.equal(buffer.view(torch.float32)[:32].view(2, 2, 1, 8), result)
     assert len(tables) == 2
     assert len(launched) == 3
-
-
-def test_bytes_are_those_of_every_row_that_is_read_and_written() -> None:
-    wide, narrow = Place(0, True, 0, (16, 8, 1)), Place(1, False, 0, (16, 8, 1))
-    operation = RowOperation((4, 2, 8), (wide,), ((wide,), (narrow,), (narrow,)))
-    assert make_table([operation], torch.bfloat16, torch.float32, CPU).nbytes == 64 * (4 + 4 + 2 + 2)
-    fill = RowOperation((4, 2, 8), (wide,), ((wide._replace(base=-1),),))
-    assert make_table([fill], torch.bfloat16, torch.float32, CPU).nbytes == 64 * 4

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.gpu import launches, traffic
 from benchmarks.gpu.launches import LIMITS, Launches
+from megatron_wallfacer.engine.row_table import Place, RowOperation
 
 
 @pytest.mark.parametrize(("cp_size", "scheme"), LIMITS)
@@ -51,3 +52,11 @@ def test_every_operator_that_is_no_view_is_a_launch() -> None:
         x[2:].copy_(x[:2])
         x.view(8).add_(1)
     assert seen.launches == {("SendRecv", name): 1 for name in ("zeros", "copy_", "add_")}
+
+
+def test_bytes_are_those_of_every_row_that_is_read_and_written() -> None:
+    wide, narrow = Place(0, True, 0, (16, 8, 1)), Place(1, False, 0, (16, 8, 1))
+    operation = RowOperation((4, 2, 8), (wide,), ((wide,), (narrow,), (narrow,)))
+    assert traffic.byte_table([operation], torch.bfloat16, torch.float32, None).nbytes == 64 * (4 + 4 + 2 + 2)
+    fill = RowOperation((4, 2, 8), (wide,), ((wide._replace(base=-1),),))
+    assert traffic.byte_table([fill], torch.bfloat16, torch.float32, None).nbytes == 64 * 4
