@@ -49,7 +49,7 @@ def attend(
     if call.mask.documents is None:
         return _Attention.apply(q, k, v, sinks, call, result)
     out = _Attention.apply(*_in_chunk_order(q, k, v, call), sinks, call, result)
-    return document_order(out, call.mask, call.plan.grid.cp_size) if call.mask.reorders else out
+    return _document_order(out, call.mask, call.plan.grid.cp_size) if call.mask.reorders else out
 
 
 def run_forward(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None = None) -> ForwardResult:
@@ -66,7 +66,7 @@ def _in_chunk_order(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor
     if not call.mask.reorders:
         return q, k, v
     call.check(q, k)
-    return tuple(chunk_order(x, call.mask, call.plan.grid.cp_size) for x in (q, k, v))
+    return tuple(_chunk_order(x, call.mask, call.plan.grid.cp_size) for x in (q, k, v))
 
 
 def _run_forward(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None) -> ForwardResult:
@@ -101,28 +101,19 @@ class _Attention(torch.autograd.Function):
         return dq, dk, dv, None if sinks is None else dsinks, None, None
 
 
-def chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
+def _chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
     """Reorder the rows of a shard from document order to the chunk order of a schedule.
 
-    With ``shard_mode`` ``sequence`` document order equals chunk order. With ``per_document`` Megatron and
-    TransformerEngine order rows by document, and in each document the low chunk before the high chunk. A schedule
-    orders rows by chunk of the sequence: the low chunks of all documents, then the high chunks of all documents.
-
-    Args:
-        x: rows ``[tokens / P, ...]`` of a shard.
-        mask: documents and their layout.
-        cp_size: P, the number of context-parallel ranks.
+    With ``per_document`` Megatron and TransformerEngine order rows by document, and in each document the low chunk
+    before the high chunk. A schedule orders rows by chunk of the sequence: the low chunks of all documents, then the
+    high chunks of all documents.
     """
-    if not mask.reorders:
-        return x
     halves = _halves(mask, cp_size)
     return torch.cat([piece for half in (0, 1) for piece in x.split(halves)[half::2]])
 
 
-def document_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
-    """Reorder the rows of a shard from chunk order to document order: the inverse of :func:`chunk_order`."""
-    if not mask.reorders:
-        return x
+def _document_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
+    """Reorder the rows of a shard from chunk order to document order: the inverse of :func:`_chunk_order`."""
     halves = _halves(mask, cp_size)
     ends = list(accumulate(halves[::2], initial=0))
     low, high = x.split([ends[-1], ends[-1]])

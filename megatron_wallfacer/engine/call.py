@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from megatron_wallfacer.engine.compiled import CompiledPass, compile_pass
-from megatron_wallfacer.engine.execute import execute
+from megatron_wallfacer.engine.execute import PassResults, execute
 from megatron_wallfacer.engine.foreign import ForeignCaptures
 from megatron_wallfacer.engine.graphed import Graphs
 from megatron_wallfacer.engine.timeline import Observer, no_observer
@@ -72,7 +72,7 @@ class Call:
     layer: int | str | None = None
     verify: bool = False
     number: int = field(default_factory=itertools.count().__next__, init=False, compare=False)
-    run: Callable[..., tuple[list[Tensor], list[Tensor]]] = field(init=False, compare=False, repr=False)
+    run: Callable[..., PassResults] = field(init=False, compare=False, repr=False)
     #: Function from a tensor to the strides for which passes are lowered.
     _strides: Callable[[Tensor], tuple[int, ...]] = field(init=False, compare=False, repr=False)
     #: Number that is equal for calls that lower to equal passes, apart from sizes. Such calls share compiled passes.
@@ -109,10 +109,7 @@ class Call:
     def backward_pass(self, own: Mapping[str, Tensor], kv_heads: int, head_dim: int) -> CompiledPass:
         """Return the compiled backward pass, whose last input is delta, contiguous ``[tokens / P, batch, q_heads]``.
 
-        Args:
-            own: local tensors by name: dout, out, lse. If forward did not exchange heads, also q, k, v.
-            kv_heads: heads of the local keys and values.
-            head_dim: channels per query or key head.
+        ``own`` has the local tensors dout, out and lse. If forward did not exchange heads, ``own`` also has q, k and v.
         """
         passes, out = self.runtime.transfers.passes, own["out"]
         strides = tuple(map(self._strides, own.values()))

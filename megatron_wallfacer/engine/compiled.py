@@ -71,16 +71,7 @@ class CompiledPass:
 def compile_pass(
     program: Program, kernel: Kernel, spec: AttnSpec, transfers: Transfers, device: torch.device, dtype: torch.dtype
 ) -> CompiledPass:
-    """Bind a program to a kernel and to process groups.
-
-    Args:
-        program: program of this rank.
-        kernel: attention kernel of the rank.
-        spec: constant arguments of the kernel.
-        transfers: transfers over the process groups of this rank.
-        device: device of all tensors.
-        dtype: dtype of the inputs.
-    """
+    """Bind a program to a kernel and to process groups, for inputs of the given device and dtype."""
     wide = accumulation_dtype(dtype)
     dtypes = {"input": dtype, "wide": wide, "bytes": None, "own": None}
     memory = memory_of(program, dtype)

@@ -12,10 +12,14 @@ from megatron_wallfacer.engine.compiled import CompiledPass
 from megatron_wallfacer.engine.timeline import Observer, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 
+Tensors = Sequence[Tensor]
+#: Results of a pass, and the bytes of the values that it keeps for backward, in the order of the program.
+PassResults = tuple[list[Tensor], list[Tensor]]
+
 
 def execute(
-    compiled: CompiledPass, inputs: Sequence[Tensor], given: Sequence[Tensor], transfers: Transfers, observer: Observer
-) -> tuple[list[Tensor], list[Tensor]]:
+    compiled: CompiledPass, inputs: Tensors, given: Tensors, transfers: Transfers, observer: Observer
+) -> PassResults:
     """Run one pass on this rank. Collective over the process groups of the grid.
 
     Args:
@@ -24,9 +28,6 @@ def execute(
         given: bytes of the values that forward kept, in the order of the program.
         transfers: transfers whose counter of received bytes grows.
         observer: context for the pass, each operation and each wait.
-
-    Returns:
-        The results and the bytes of the values that are kept for backward, in the order of the program.
     """
     results, kept, workspace = allocate(compiled)
     run_steps(compiled, [*inputs, *given, *results, *kept, workspace], observer)
@@ -42,7 +43,7 @@ def allocate(compiled: CompiledPass) -> tuple[list[Tensor], list[Tensor], Tensor
     return results, kept, torch.empty(compiled.program.workspace_bytes, dtype=torch.uint8, device=device)
 
 
-def run_steps(compiled: CompiledPass, buffers: Sequence[Tensor], observer: Observer) -> None:
+def run_steps(compiled: CompiledPass, buffers: Tensors, observer: Observer) -> None:
     """Run the steps of a pass on its buffers, in the buffer order of :attr:`CompiledPass.bases`."""
     operands = _operands(compiled, buffers)
     works: list[Any] = [None] * compiled.transfers
@@ -59,7 +60,7 @@ def count_received(compiled: CompiledPass, transfers: Transfers) -> None:
         transfers.received[key] += nbytes
 
 
-def _operands(compiled: CompiledPass, buffers: Sequence[Tensor]) -> list[Any]:
+def _operands(compiled: CompiledPass, buffers: Tensors) -> list[Any]:
     """Return the list that steps index: operands as views of their buffers, empty slots, and the buffers."""
     as_strided = torch.as_strided
     bases = [buffers[number] if dtype is None else buffers[number].view(dtype) for number, dtype in compiled.bases]

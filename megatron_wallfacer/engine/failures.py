@@ -31,23 +31,14 @@ _AT_ONCE = timedelta(milliseconds=1)
 
 
 def closed_error(cause: str) -> WallfacerError:
-    """Return the error of a pass whose groups are closed.
-
-    Args:
-        cause: first failure, with its rank and pass.
-    """
+    """Return the error of a pass whose groups are closed, given the first failure with its rank and pass."""
     return WallfacerError(
         f"{cause}; attention's groups are closed: start the job again, or call forget_groups() on every rank"
     )
 
 
 def pass_name(phase: str, layer: int | str | None) -> str:
-    """Return the name of a pass for messages.
-
-    Args:
-        phase: ``forward`` or ``backward``.
-        layer: number or name of the layer in the model; None outside a model.
-    """
+    """Return the name of a ``forward`` or ``backward`` pass for messages. The layer is None outside a model."""
     return f"{phase} pass" if layer is None else f"{phase} pass of {layer_text(layer)}"
 
 
@@ -57,11 +48,6 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
     The first rank that fails publishes the cause in the job's store, then closes its connections. On gloo the waiting
     ranks then get an error at once, read the cause, and raise it. A killed rank publishes nothing. Instead the first
     rank that waits for a killed rank publishes that its connection is lost.
-
-    Args:
-        call: call of attention.
-        phase: ``forward`` or ``backward``.
-        error: exception of this rank.
 
     Raises:
         WallfacerError: The exception follows from the failure of another rank, which the message names.
@@ -79,12 +65,7 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
 
 
 def fail_outside(group: dist.ProcessGroup, error: BaseException) -> None:
-    """Close the groups of a context-parallel group after an exception that precedes a pass on this rank only.
-
-    Args:
-        group: context-parallel group.
-        error: exception of this rank.
-    """
+    """Close the groups of a context-parallel group after an exception that precedes a pass on this rank only."""
     own = f"rank {dist.get_rank()} failed before a pass: {reason_of(error)}"
     _close(connections_of(dist.get_process_group_ranks(group)), own)
 

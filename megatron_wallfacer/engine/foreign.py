@@ -9,14 +9,14 @@ for all of its transfers. This module has two duties.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.compiled import CompiledPass
-from megatron_wallfacer.engine.execute import execute
+from megatron_wallfacer.engine.execute import PassResults, Tensors, execute
 from megatron_wallfacer.engine.timeline import Observer, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
@@ -46,13 +46,8 @@ class ForeignCaptures:
         self._held: dict[int, object] = {}
 
     def run(
-        self,
-        compiled: CompiledPass,
-        inputs: Sequence[Tensor],
-        given: Sequence[Tensor],
-        transfers: Transfers,
-        observer: Observer,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, compiled: CompiledPass, inputs: Tensors, given: Tensors, transfers: Transfers, observer: Observer
+    ) -> PassResults:
         """Run one pass; see :func:`megatron_wallfacer.engine.execute.execute`.
 
         Inside a capture the observer is not called. Received bytes are counted at the capture, not at each replay.
@@ -71,7 +66,7 @@ class ForeignCaptures:
             )
         with prepared_calls(compiled.kernel) as calls:
             done = execute(compiled, inputs, given, transfers, no_observer)
-        self._held.update((id(kept), kept) for kept in (compiled, *calls))
+        self._held.update((id(one), one) for one in (compiled, *calls))
         return done
 
     def drop(self) -> None:

@@ -8,7 +8,7 @@ connections, because a capture must not do so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_wallfacer.engine.compiled import CompiledPass
-from megatron_wallfacer.engine.execute import allocate, count_received, run_steps
+from megatron_wallfacer.engine.execute import PassResults, Tensors, allocate, count_received, run_steps
 from megatron_wallfacer.engine.foreign import ForeignCaptures, capturing
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.timeline import Observer, no_observer, observes
@@ -95,7 +95,7 @@ class _StaticPass:
     workspace: Tensor
     constants: list[Callable[..., object]]
 
-    def replay(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def replay(self, inputs: Tensors) -> PassResults:
         """Run the pass on tensors of equal shapes, and return copies of its results and kept values."""
         for static, x in zip(self.inputs, inputs, strict=True):
             static.copy_(x)
@@ -131,24 +131,12 @@ class Graphs:
         self._captures = 0
 
     def run(
-        self,
-        compiled: CompiledPass,
-        inputs: Sequence[Tensor],
-        given: Sequence[Tensor],
-        transfers: Transfers,
-        observer: Observer,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, compiled: CompiledPass, inputs: Tensors, given: Tensors, transfers: Transfers, observer: Observer
+    ) -> PassResults:
         """Run one pass by its graph if it has one; otherwise as :func:`megatron_wallfacer.engine.execute.execute` does.
 
-        An observed pass runs eagerly, because a graph has no steps. Inside another capture, that capture records the
-        pass.
-
-        Args:
-            compiled: pass that was lowered for contiguous inputs.
-            inputs: local tensors with any strides, in the order of the program.
-            given: bytes of the values that forward kept, in the order of the program.
-            transfers: transfers whose counter of received bytes grows.
-            observer: context for the pass, each operation and each wait.
+        The pass was lowered for contiguous inputs, but the inputs may have any strides. An observed pass runs eagerly,
+        because a graph has no steps. Inside another capture, that capture records the pass.
         """
         eager = observes(observer) or self._eager.in_progress()
         static = None if eager else self._static_pass(compiled, (*inputs, *given))
@@ -168,7 +156,7 @@ class Graphs:
         self._runs.clear()
         self._eager.drop()
 
-    def _static_pass(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass | None:
+    def _static_pass(self, compiled: CompiledPass, inputs: Tensors) -> _StaticPass | None:
         """Return the captured pass; None if the pass runs eagerly. The capture after the eager passes is collective."""
         if compiled in self._passes:
             return self._passes[compiled]
@@ -180,7 +168,7 @@ class Graphs:
         static = self._passes[compiled] = self._agreed(compiled, inputs)
         return static
 
-    def _agreed(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass | None:
+    def _agreed(self, compiled: CompiledPass, inputs: Tensors) -> _StaticPass | None:
         """Capture a pass on all ranks of the context-parallel group. If one rank fails, all ranks return None."""
         static, reason = None, ""
         try:
@@ -202,7 +190,7 @@ class Graphs:
             )
         return None
 
-    def _captured(self, compiled: CompiledPass, inputs: Sequence[Tensor]) -> _StaticPass:
+    def _captured(self, compiled: CompiledPass, inputs: Tensors) -> _StaticPass:
         # Buffers that are created in inference mode cannot be written outside inference mode.
         with torch.inference_mode(False), torch.no_grad():
             static = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]

@@ -1,4 +1,8 @@
-"""Process groups of a grid. Each axis of several ranks has two groups, so that results do not wait for inputs."""
+"""Process groups of a grid.
+
+Each axis of several ranks has two groups, so that results do not wait for inputs. Messages along no axis, inputs and
+results, share the group ``cp`` of all context-parallel ranks.
+"""
 
 from __future__ import annotations
 
@@ -73,22 +77,14 @@ def backend_of(group: dist.ProcessGroup | None, device: torch.device) -> str | N
     """Return the backend of a group for tensors on a device; None if the group has no backend for the device.
 
     ``torch.distributed.get_backend`` returns the string with which a group was created, which is ``undefined`` after a
-    plain ``init_process_group()`` and ``cpu:gloo,cuda:nccl`` for a group of two backends.
-
-    Args:
-        group: process group of this rank; None for the world.
-        device: device of the tensors, of which only the type is read.
+    plain ``init_process_group()`` and ``cpu:gloo,cuda:nccl`` for a group of two backends. None is the world.
     """
     pairs = (pair.split(":") for pair in dist.get_backend_config(group).split(","))
     return {name: backend for name, backend in pairs}.get(device.type)
 
 
 def is_alive(group: dist.ProcessGroup | None) -> bool:
-    """Return whether a process group still exists, because torch.distributed has not destroyed it.
-
-    Args:
-        group: process group; None means one process without torch.distributed.
-    """
+    """Return whether a process group still exists. None is the group of one process without torch.distributed."""
     if group is None:
         return not dist.is_initialized()
     try:

@@ -25,9 +25,6 @@ def at_exit(step: Callable[[], None]) -> None:
     """Register a function for the exit of the interpreter. Functions run in the order of registration, each once.
 
     The functions do not run after an uncaught exception, without torch.distributed, or if another rank does not exit.
-
-    Args:
-        step: function to call, without arguments.
     """
     if not _steps:
         atexit.register(_leave)
@@ -38,10 +35,7 @@ def at_exit(step: Callable[[], None]) -> None:
 def all_leave(store: dist.Store, ranks: int, wait: timedelta = WAIT) -> bool:
     """Return whether all ranks call this function within ``wait`` of the first call. The result is equal on all ranks.
 
-    Args:
-        store: store that the ranks share.
-        ranks: number of ranks.
-        wait: time after which a rank concludes that the other ranks do not exit.
+    ``store`` is shared by the given number of ranks.
     """
     verdict = "close"
     try:

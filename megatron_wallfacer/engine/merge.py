@@ -1,4 +1,4 @@
-"""Row operations of a pass: copy, permute, sum and merge. Rows that have seen no key (lse = -inf) are supported.
+"""Row operations of a pass: sum, merge and output proxy. Rows that have seen no key (lse = -inf) are supported.
 
 On a GPU a sum or merge is one launch of a Triton kernel (:func:`kernels`). Lists of copies, sums and merges are one
 launch in :mod:`megatron_wallfacer.engine.row_lists`. On a CPU the operations are operators of PyTorch.
@@ -45,16 +45,6 @@ def check_rows(device: torch.device) -> None:
         kernels()
 
 
-def copy_rows(into: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into the tensor at the same index of ``into``, of the same shape but perhaps another dtype."""
-    torch._foreach_copy_(into, sources)
-
-
-def permute_rows(into: Tensor, source: Tensor, index: Tensor) -> None:
-    """Copy row ``index[i]`` of ``source`` into row i of ``into``, both ``[rows, elements]`` of one dtype."""
-    torch.index_select(source, 0, index, out=into)
-
-
 def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> None:
     """Write the sum of several sources into each tensor. Sources are added in order, in the accumulation dtype.
 
@@ -65,7 +55,7 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
     totals = [_total(to, of[0], len(of)) for to, of in zip(into, sources, strict=True)]
     started = [(total, of[0]) for total, of in zip(totals, sources, strict=True) if total is not of[0]]
     if started:
-        copy_rows(*zip(*started, strict=True))
+        torch._foreach_copy_(*zip(*started, strict=True))
     for number in range(1, max(map(len, sources))):
         added = [(total, of[number]) for total, of in zip(totals, sources, strict=True) if len(of) > number]
         torch._foreach_add_(*zip(*added, strict=True))
@@ -83,7 +73,7 @@ def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]
     started += [(lse, of[0][1]) for (_, lse), of in zip(into, sources, strict=True) if lse is not of[0][1]]
     if started:
-        copy_rows(*zip(*started, strict=True))
+        torch._foreach_copy_(*zip(*started, strict=True))
     for total, (_, lse), (_, *parts) in zip(totals, into, sources, strict=True):
         for part_out, part_lse in parts:
             merge_into(total, lse, part_out, part_lse)
@@ -99,7 +89,7 @@ def _total(into: Tensor, first: Tensor, parts: int) -> Tensor:
 def _finish(into: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
     narrowed = [(to, total) for to, total in zip(into, totals, strict=True) if to is not total]
     if narrowed:
-        copy_rows(*zip(*narrowed, strict=True))
+        torch._foreach_copy_(*zip(*narrowed, strict=True))
 
 
 def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
@@ -124,13 +114,7 @@ def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> 
 
 
 def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return delta = rowsum(dout * out), contiguous ``[rows, batch, heads]``.
-
-    Args:
-        dout: gradient of the output, ``[rows, batch, heads, v_head_dim]``.
-        out: output, ``[rows, batch, heads, v_head_dim]``.
-        dtype: dtype of the sums.
-    """
+    """Return delta = rowsum(dout * out), contiguous ``[rows, batch, heads]`` of the given dtype."""
     return kernels().row_sums(dout, out, dtype) if dout.is_cuda else (dout.to(dtype) * out).sum(-1).contiguous()
 
 

@@ -25,12 +25,7 @@ class PassCache:
         self.get = self._passes.entries.get
 
     def number_of(self, alike: Hashable, nbytes: int = 0) -> int:
-        """Return a number that is equal for equal values. Later look-ups hash the number instead of plan and mask.
-
-        Args:
-            alike: value that gets a number.
-            nbytes: bytes that the cached value needs.
-        """
+        """Return a number that is equal for equal values. Later look-ups hash the number instead of plan and mask."""
         number = self._numbers.entries.get(alike)
         if number is None:
             number = self._next
@@ -39,13 +34,7 @@ class PassCache:
         return number
 
     def add(self, key: Hashable, compiled: Any, nbytes: int = 0) -> Any:
-        """Add a compiled pass to the cache, and return the pass.
-
-        Args:
-            key: key of the pass.
-            compiled: compiled pass.
-            nbytes: bytes of the pass.
-        """
+        """Add a compiled pass to the cache, and return the pass."""
         self._passes.add(key, compiled, nbytes)
         return compiled
 

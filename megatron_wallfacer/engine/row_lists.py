@@ -26,13 +26,7 @@ _Operation = tuple[tuple[int, ...], tuple[tuple[Source | float, ...], ...]]
 
 
 def row_list(step: RowStep, memory: Memory, device: torch.device) -> Action:
-    """Return the call that runs a list of copies, fills, sums or merges as one launch.
-
-    Args:
-        step: list of row operations.
-        memory: indices of the operands, slots and buffers.
-        device: device of all tensors.
-    """
+    """Return the call that runs a list of copies, fills, sums or merges as one launch."""
     frees = memory.held(getattr(step, "frees", ()))
     lists = [_RowList(rows, memory, device) for rows in _within_bases(_rows(step), memory)]
 

@@ -14,14 +14,14 @@ import torch
 
 from megatron_wallfacer.engine.groups import CPU
 from megatron_wallfacer.engine.memory import Memory
-from megatron_wallfacer.engine.merge import copy_rows, merge_rows, out_proxy, permute_rows, sum_rows
+from megatron_wallfacer.engine.merge import merge_rows, out_proxy, sum_rows
 from megatron_wallfacer.engine.row_lists import RowStep, row_list
 from megatron_wallfacer.engine.transfers import Action, BoundTransfer
 from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
 from megatron_wallfacer.schedule import program
 from megatron_wallfacer.schedule.program import AllToAll, PointToPoint, ProgramStep, Source
 
-Operands = list[Any]
+Tensors = list[Any]
 Works = list[Any]
 
 
@@ -89,7 +89,7 @@ def _attend_forward(step: program.AttendForward, to: Binding) -> Action:
     forward, spec, tile, slot = to.kernel.forward, to.spec, step.tile, to.memory.slots + step.slot
     q, k, v = step.q, step.k, step.v
 
-    def attend(x: Operands, works: Works) -> None:
+    def attend(x: Tensors, works: Works) -> None:
         x[slot] = forward(x[q], x[k], x[v], tile, spec)
 
     return attend
@@ -99,7 +99,7 @@ def _attend_backward(step: program.AttendBackward, to: Binding) -> Action:
     backward, spec, tile, slot = to.kernel.backward, to.spec, step.tile, to.memory.slots + step.slot
     dout, q, k, v, out, lse = step.dout, step.q, step.k, step.v, step.out, step.lse
 
-    def attend(x: Operands, works: Works) -> None:
+    def attend(x: Tensors, works: Works) -> None:
         x[slot] = backward(x[dout], x[q], x[k], x[v], x[out], x[lse], tile, spec)
 
     return attend
@@ -120,8 +120,8 @@ def _on_rows(step: RowStep, memory: Memory) -> Action:
 def _copy(pairs: Sequence[tuple[int, int]]) -> Action:
     into, sources = zip(*pairs, strict=True)
 
-    def copy(x: Operands, works: Works) -> None:
-        copy_rows([x[one] for one in into], [x[one] for one in sources])
+    def copy(x: Tensors, works: Works) -> None:
+        torch._foreach_copy_([x[one] for one in into], [x[one] for one in sources])
 
     return copy
 
@@ -130,7 +130,7 @@ def _sum(rows: Sequence[tuple[int, Sequence[Source]]], frees: Sequence[int], slo
     into = [to for to, _ in rows]
     sources = [[_found(one, slots) for one in some] for _, some in rows]
 
-    def add(x: Operands, works: Works) -> None:
+    def add(x: Tensors, works: Works) -> None:
         sum_rows(
             [x[one] for one in into],
             [[x[a] if b is None else x[a][b] if c is None else x[a][b][c] for a, b, c in some] for some in sources],
@@ -147,7 +147,7 @@ def _merge(
     into = [to for to, _ in rows]
     sources = [[[_found(one, slots) for one in part] for part in parts] for _, parts in rows]
 
-    def merge(x: Operands, works: Works) -> None:
+    def merge(x: Tensors, works: Works) -> None:
         merge_rows(
             [(x[out], x[lse]) for out, lse in into],
             [
@@ -171,20 +171,20 @@ def _found(source: Source, slots: int) -> tuple[int, int | None, slice | None]:
 def _permute(step: program.Permute, device: torch.device) -> Action:
     into, source, index = step.into, step.source, None
 
-    def permute(operands: Operands, works: Works) -> None:
+    def permute(x: Tensors, works: Works) -> None:
         nonlocal index
         if index is None:
             # The index is created in the first run, because a pass may be compiled while fake tensors trace a program.
             index = torch.tensor(step.index).to(device, non_blocking=True)
-        permute_rows(operands[into], operands[source], index)
+        torch.index_select(x[source], 0, index, out=x[into])
 
     return permute
 
 
 def _fill(rows: Sequence[tuple[int, float]]) -> Action:
-    def fill(operands: Operands, works: Works) -> None:
+    def fill(x: Tensors, works: Works) -> None:
         for operand, value in rows:
-            operands[operand].fill_(value)
+            x[operand].fill_(value)
 
     return fill
 
@@ -192,7 +192,7 @@ def _fill(rows: Sequence[tuple[int, float]]) -> Action:
 def _out_proxy(step: program.OutProxy) -> Action:
     dout, delta, into = step.dout, step.delta, step.into
 
-    def proxy(operands: Operands, works: Works) -> None:
-        out_proxy(operands[dout], operands[delta], operands[into])
+    def proxy(x: Tensors, works: Works) -> None:
+        out_proxy(x[dout], x[delta], x[into])
 
     return proxy

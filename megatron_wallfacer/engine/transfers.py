@@ -61,13 +61,7 @@ class Transfers:
         return self.groups.backend != "gloo"
 
     def bind(self, number: int, transfer: PointToPoint | AllToAll, device: torch.device) -> BoundTransfer:
-        """Return the calls of one transfer.
-
-        Args:
-            number: index of the transfer's works while it is in flight.
-            transfer: messages of the transfer.
-            device: device of the operands.
-        """
+        """Return the calls of one transfer, whose works in flight have the index ``number``."""
         group = self.groups.groups[transfer.channel]
         if isinstance(transfer, AllToAll):
             ranks = [self._rank_in(group, rank) for rank in transfer.ranks]

@@ -7,7 +7,7 @@ on arrival. After the last step the ranks compare the checksums. Only these two 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.compiled import CompiledPass
-from megatron_wallfacer.engine.execute import allocate, count_received, run_steps
+from megatron_wallfacer.engine.execute import PassResults, Tensors, allocate, count_received, run_steps
 from megatron_wallfacer.engine.failures import pass_name
 from megatron_wallfacer.engine.timeline import Observer, Pass, combined, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
@@ -41,23 +41,14 @@ _tensors: WeakKeyDictionary[CompiledPass, dict[int, TransferTensors]] = WeakKeyD
 
 
 class VerifiedRun:
-    """Verified execution of the passes of a call, instead of :func:`megatron_wallfacer.engine.execute.execute`.
-
-    Args:
-        call: call of attention.
-    """
+    """Verified execution of the passes of a call, instead of :func:`megatron_wallfacer.engine.execute.execute`."""
 
     def __init__(self, call: Call) -> None:
         self._plan, self._mask, self._layer = call.plan, call.mask, call.layer
 
     def __call__(
-        self,
-        compiled: CompiledPass,
-        inputs: Sequence[Tensor],
-        given: Sequence[Tensor],
-        transfers: Transfers,
-        observer: Observer,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, compiled: CompiledPass, inputs: Tensors, given: Tensors, transfers: Transfers, observer: Observer
+    ) -> PassResults:
         """Run one verified pass; see ``execute``. Collective over the context-parallel group.
 
         Raises:
@@ -92,7 +83,7 @@ class _Checksums:
         received: checksums of the messages received so far.
     """
 
-    def __init__(self, compiled: CompiledPass, buffers: Sequence[Tensor]) -> None:
+    def __init__(self, compiled: CompiledPass, buffers: Tensors) -> None:
         program = compiled.program
         inputs = dict(zip(program.inputs, buffers, strict=False))
         self.buffers, self.sent, self.received = list(buffers), list[Sum](), list[Sum]()
@@ -122,7 +113,7 @@ class _Checksums:
         return torch.as_strided(base, operand.shape, operand.strides, base.storage_offset() + operand.offset)
 
 
-def checksum(pieces: Sequence[Tensor]) -> Tensor:
+def checksum(pieces: Tensors) -> Tensor:
     """Return the checksum of consecutive rows as an int64 scalar on their device, without waiting for the device.
 
     Each element, read as an integer, is multiplied by an odd number for its place in the row. The products of a row

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,22 +25,6 @@ _SHOWN = 3
 _PLACES = (*AXES, "cp")
 _TENSORS = ("q", "k", "v", "out", "lse", "dout", "delta", "dq", "dk", "dv")
 _NONE = 2**62
-
-
-class Difference(NamedTuple):
-    """A received tensor that differs from the sent tensor.
-
-    Attributes:
-        sender: rank that sent the tensor, an index in the context-parallel group.
-        receiver: rank that received the tensor, an index in the context-parallel group.
-        axis: grid axis of the message.
-        tensor: name of the tensor.
-    """
-
-    sender: int
-    receiver: int
-    axis: str
-    tensor: str
 
 
 def compare_passes(
@@ -83,13 +66,6 @@ def compare_sums(
 ) -> None:
     """Compare the checksums of all sent tensors with the checksums of the received tensors.
 
-    Args:
-        groups: process groups of this rank.
-        where: name of the pass, for messages.
-        sent: checksums of the tensors that this rank sent in the pass.
-        received: checksums of the tensors that this rank received in the pass.
-        device: device of the checksums.
-
     Raises:
         WallfacerError: A received tensor differs from the sent tensor. Every rank raises the error.
     """
@@ -102,14 +78,10 @@ def compare_sums(
     count = sum(row[0] for row in rows)
     if not count:
         return
-    found = [_decoded(code, rank) for rank, row in enumerate(rows) for code in row[1:] if code != _NONE]
-    parts = [
-        f"{one.tensor} of {_ranks(groups, [one.sender])} arrived changed at {_ranks(groups, [one.receiver])} "
-        f"({one.axis})"
-        for one in found[:_SHOWN]
-    ]
-    more = f", and {count - len(parts)} more" if count > len(parts) else ""
-    raise WallfacerError(f"{where}: {', '.join(parts)}{more}: data were corrupted on their way")
+    found = [_described(groups, code, rank) for rank, row in enumerate(rows) for code in row[1:] if code != _NONE]
+    shown = found[:_SHOWN]
+    more = f", and {count - len(shown)} more" if count > len(shown) else ""
+    raise WallfacerError(f"{where}: {', '.join(shown)}{more}: data were corrupted on their way")
 
 
 def _exchanged(
@@ -141,10 +113,12 @@ def _coded(tensor: MessageTensor) -> int:
     return (tensor.peer * len(_PLACES) + _PLACES.index(tensor.axis)) * len(_TENSORS) + _TENSORS.index(tensor.name)
 
 
-def _decoded(code: int, receiver: int) -> Difference:
+def _described(groups: AxisGroups, code: int, receiver: int) -> str:
+    """Return a phrase about a tensor that arrived changed, given its :func:`_coded` number."""
     rest, tensor = divmod(code, len(_TENSORS))
     sender, axis = divmod(rest, len(_PLACES))
-    return Difference(sender, receiver, _PLACES[axis], _TENSORS[tensor])
+    ends = f"{_ranks(groups, [sender])} arrived changed at {_ranks(groups, [receiver])}"
+    return f"{_TENSORS[tensor]} of {ends} ({_PLACES[axis]})"
 
 
 def _gathered(groups: AxisGroups, row: Tensor) -> list[list[int]]:

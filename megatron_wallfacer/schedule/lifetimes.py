@@ -223,7 +223,7 @@ def _sends(schedule: Schedule) -> Iterator[tuple[int, int, Message]]:
 
 
 def _proxies(schedule: Schedule, views: frozenset[str]) -> Iterator[Lifetime]:
-    """Yield the lifetimes of output proxies in backward. Local query blocks have their output and need no proxy."""
+    """Yield the lifetimes of output proxies in backward. Query blocks that are views of local tensors need no proxy."""
     used: dict[tuple[str, ...], list[int]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, Attend) and schedule.backward and not views.issuperset(op.q):

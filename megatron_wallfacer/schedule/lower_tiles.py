@@ -74,7 +74,7 @@ class TileLowering:
         return self.values.finalize(deep) if deep else ()
 
     def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[ProgramStep, ...]]:
-        """Return the output of a local query block or the proxy of another one, and the steps that compute it."""
+        """Return the output of a query block that is a view of local tensors, else a proxy and the steps for it."""
         if self.views.issuperset(names):
             shape = self.places.shape_of("out", CHUNKS_PER_RANK, None)
             whole = Operand("out", "own", shape, self.places.strides["out"], 0)

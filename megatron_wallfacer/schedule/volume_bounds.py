@@ -1,4 +1,4 @@
-"""Lower bounds on the communication volume: the elements that a rank must receive (``docs/design.md``).
+"""Lower bounds on the communication volume: the elements that a rank must receive (``docs/schemes.md``).
 
 Units: elements received per rank and attention layer, in query shards of n*H elements, where n is the tokens per rank
 and H the query width (heads x head dim). kappa is kv heads / query heads. If the work of a rank covers x query shards
