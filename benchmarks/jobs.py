@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from benchmarks.contender import Contender
 from benchmarks.dense import NAMES, Problem, relative_error
 from benchmarks.groups import SharedGroups
 from megatron_wallfacer.chrome_trace import trace_events, write_trace
-from megatron_wallfacer.engine.timeline import Timeline, no_observer
+from megatron_wallfacer.engine.timeline import Timeline, TimelineEvent, no_observer
 from megatron_wallfacer.kernels.protocol import Kernel
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 
@@ -126,7 +127,15 @@ def recorded(state: RankState, label: str, start: float, directory: Path) -> flo
     timed(state, label, start)
     contender.observer = no_observer
     write_trace(trace_events(timeline.rank, timeline.events), directory / f"rank-{timeline.rank}.json")
-    return timeline.exposed_share
+    return waiting_share(timeline.events)
+
+
+def waiting_share(events: Sequence[TimelineEvent]) -> float:
+    """Share of the time from the first to the last event of a rank in which it waited for a transfer."""
+    if not events:
+        return 0.0
+    waited = sum(event.end - event.start for event in events if event.row == "wait")
+    return waited / (max(event.end for event in events) - min(event.start for event in events))
 
 
 def counters(state: RankState) -> LinkBytes:

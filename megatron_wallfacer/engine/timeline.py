@@ -116,22 +116,6 @@ class Timeline:
         else:
             self.events.append(TimelineEvent("copy", type(label).__name__, start, end))
 
-    def seconds(self, row: str) -> float:
-        """Return the total duration of the events of a row, in seconds."""
-        return sum(event.end - event.start for event in self.events if event.row == row)
-
-    @property
-    def span_s(self) -> float:
-        """Return the seconds from the start of the first event to the end of the last event."""
-        if not self.events:
-            return 0.0
-        return max(event.end for event in self.events) - min(event.start for event in self.events)
-
-    @property
-    def exposed_share(self) -> float:
-        """Return the share of the timeline in which the rank waited for a transfer and computed nothing."""
-        return self.seconds("wait") / self.span_s if self.events else 0.0
-
 
 @dataclass(frozen=True)
 class Total:

@@ -14,7 +14,7 @@ import torch
 from megatron_wallfacer.chrome_trace import trace_events, write_trace
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.timeline import Timeline, TimelineEvent, combined, no_observer
+from megatron_wallfacer.engine.timeline import Timeline, TimelineEvent, combined, no_observer, total
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.ops import Accumulate, Attend, Message, PostRecv, SendRecv, Transfer, View, WriteResult
@@ -75,21 +75,6 @@ def test_events_of_a_pass(line: Timeline) -> None:
         TimelineEvent("wait", "part", 110, 110),
         TimelineEvent("team results", "part", 101, 110),
     ]
-
-
-def test_seconds_by_row(line: Timeline) -> None:
-    rows = {row: line.seconds(row) for row in ("compute", "wait", "copy", "ring_outer inputs", "team results", "none")}
-    assert rows == {"compute": 6, "wait": 2, "copy": 1, "ring_outer inputs": 6, "team results": 9, "none": 0}
-
-
-def test_exposed_share_is_the_waiting_of_the_whole_span(line: Timeline) -> None:
-    assert line.span_s == 10
-    assert line.exposed_share == 0.2
-
-
-def test_nothing_exposed_where_nothing_is_recorded() -> None:
-    empty = Timeline(0)
-    assert (empty.span_s, empty.exposed_share, empty.seconds("wait")) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("what", [View("x"), WriteResult(("x",)), Accumulate("x", "y"), PostRecv(KV_MOVE)])
@@ -187,7 +172,7 @@ def run_recorded(rank: int, case: Case) -> list[tuple[list[TimelineEvent], list[
     out.grad_fn.call = call_of(case, transfers, observer=lines[1])
     out.backward(dout)
     transfers.groups.close()
-    return [(line.events, trace_of(line), line.exposed_share) for line in lines]
+    return [(line.events, trace_of(line), total(line.events).exposed_share) for line in lines]
 
 
 @pytest.mark.parametrize(
