@@ -45,15 +45,8 @@ def connected(
 
     The first call creates groups, which is slow, and collective over the world, like
     :func:`megatron_wallfacer.engine.groups.connect`. The first call also drops entries of groups that were destroyed.
-    Ctrl-C takes effect after the groups are created.
-
-    Args:
-        group: context-parallel group; None for the world, or for one process without torch.distributed.
-        grid: grid whose ``cp_size`` is the size of the group.
-        kind: one of :data:`megatron_wallfacer.engine.staged.TRANSFERS`.
-        device: device of the tensors that are sent.
-        timeout: timeout of the created groups; the default of torch.distributed unless given.
-        options: function that returns the ``pg_options`` of one new group, for NCCL only.
+    Ctrl-C takes effect after the groups are created. ``kind`` is one of
+    :data:`megatron_wallfacer.engine.staged.TRANSFERS`.
 
     Raises:
         OptionError: The group is destroyed, its size is not ``cp_size``, or its backend cannot send the tensors.

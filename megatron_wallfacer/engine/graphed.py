@@ -77,16 +77,7 @@ class CudaCapture:
 
 @dataclass(frozen=True, eq=False)
 class _StaticPass:
-    """A captured pass and its buffers, which are outside the memory pool of the graph.
-
-    Attributes:
-        graph: captured launches.
-        inputs: local tensors and given values.
-        results: results of the pass.
-        kept: values that the pass keeps for backward.
-        workspace: buffer of all other values.
-        constants: prepared calls of the kernel, whose tensors the graph reads.
-    """
+    """A captured pass, its buffers outside the memory pool of the graph, and the constants that the graph reads."""
 
     graph: Graph
     inputs: list[Tensor]

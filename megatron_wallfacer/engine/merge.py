@@ -48,9 +48,7 @@ def check_rows(device: torch.device) -> None:
 def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> None:
     """Write the sum of several sources into each tensor. Sources are added in order, in the accumulation dtype.
 
-    Args:
-        into: tensors that are written.
-        sources: sources of each tensor, of the same shape. The first source of a tensor may be the tensor itself.
+    The sources of a tensor have its shape, and the first source may be the tensor itself.
     """
     totals = [_total(to, of[0], len(of)) for to, of in zip(into, sources, strict=True)]
     started = [(total, of[0]) for total, of in zip(totals, sources, strict=True) if total is not of[0]]
@@ -65,9 +63,7 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
 def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
     """Merge partial results by log-sum-exp into each (out, lse), in order and in the accumulation dtype.
 
-    Args:
-        into: (out, lse) pairs that are written.
-        sources: partial results (out, lse) of each pair, of the same shapes. The first part may be the pair itself.
+    The partial results of a pair have its shapes, and the first one may be the pair itself.
     """
     totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]
@@ -157,9 +153,6 @@ def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
 def sinks_gradient(lse: Tensor, delta: Tensor, sinks: Tensor) -> Tensor:
     """Return the gradient of sinks, ``[heads]``: the sum over rows of softmax weight of the sink times -delta.
 
-    Args:
-        lse: log-sum-exp over all keys and the sink, ``[rows, batch, heads]``.
-        delta: rowsum(dout * out), ``[rows, batch, heads]``.
-        sinks: logit of each head, ``[heads]``.
+    ``lse`` is over all keys and the sink, and ``delta`` is rowsum(dout * out), both ``[rows, batch, heads]``.
     """
     return -(torch.exp(sinks.to(lse.dtype) - lse) * delta).sum((0, 1)).to(sinks.dtype)

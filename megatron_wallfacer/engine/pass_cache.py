@@ -12,11 +12,9 @@ LIMIT = 256 << 20
 
 
 class PassCache:
-    """A cache that drops its oldest entries first. The newest entry is kept even if it is larger than the limit.
+    """A cache that drops its oldest entries first. The newest entry remains even if it is larger than the limit.
 
-    Args:
-        capacity: largest number of entries.
-        limit: largest number of bytes of the passes, and of the values that have a number.
+    ``limit`` is the largest number of bytes of the passes, and also of the values that have a number.
     """
 
     def __init__(self, capacity: int = CAPACITY, limit: int = LIMIT) -> None:

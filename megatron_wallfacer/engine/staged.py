@@ -72,11 +72,8 @@ def message_device(kind: str, device: torch.device) -> torch.device:
 def check_transfers(kind: str, device: torch.device, backend: str | None) -> None:
     """Check before any group is created that a kind of transfers can send tensors from a device.
 
-    Args:
-        kind: one of :data:`TRANSFERS`.
-        device: device of the tensors.
-        backend: backend of the groups for the device of the messages; None for a single process. If the group has no
-            backend for this device, the configuration of the group, e.g. ``cuda:nccl``.
+    ``backend`` is the backend of the groups for the device of the messages; None for a single process. If the group has
+    no backend for this device, ``backend`` is the configuration of the group, e.g. ``cuda:nccl``.
 
     Raises:
         OptionError: The transfers cannot send the tensors.

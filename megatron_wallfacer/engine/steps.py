@@ -29,13 +29,7 @@ Works = list[Any]
 class Binding:
     """The objects to which the steps of a program are bound.
 
-    Attributes:
-        kernel: attention kernel of the rank.
-        spec: constant arguments of the kernel.
-        transfers: bound transfers by number.
-        memory: memory of the operands.
-        device: device of all tensors.
-        one_launch: whether a list of row operations is one launch of a Triton kernel.
+    With ``one_launch``, a list of row operations is one launch of a Triton kernel.
     """
 
     kernel: Kernel

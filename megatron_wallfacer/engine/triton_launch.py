@@ -18,10 +18,6 @@ _TAKES_CONSTANTS = 3, 3
 class Launch:
     """One kernel on one grid, for arguments whose types, constants and divisibility by 16 do not change.
 
-    Args:
-        kernel: function decorated with ``triton.jit``.
-        grid: number of programs.
-
     Attributes:
         run: function that launches the kernel on the current stream, given all kernel arguments by position.
     """

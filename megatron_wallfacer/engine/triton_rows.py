@@ -25,12 +25,7 @@ _ADDRESSES = tuple(f"a{number}" for number in range(BASES))
 
 
 class RowLaunch:
-    """One launch that runs the row operations of a table.
-
-    Args:
-        table: table of the operations.
-        merges: whether the operations are merges.
-    """
+    """One launch that runs the row operations of a table, which are either all merges or no merges."""
 
     def __init__(self, table: RowTable, *, merges: bool) -> None:
         kernel, grid = (_merge if merges else _sum), (triton.cdiv(table.rows, _ROWS), len(table.values))

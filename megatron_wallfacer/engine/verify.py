@@ -75,13 +75,7 @@ class VerifiedRun:
 
 
 class _Checksums:
-    """An observer that computes checksums of sent and received messages.
-
-    Attributes:
-        buffers: buffers of the pass.
-        sent: checksums of the messages sent so far.
-        received: checksums of the messages received so far.
-    """
+    """An observer that computes checksums of sent and received messages."""
 
     def __init__(self, compiled: CompiledPass, buffers: Tensors) -> None:
         program = compiled.program

@@ -32,12 +32,8 @@ def compare_passes(
 ) -> None:
     """Check that all ranks run the same pass next, and that the local tensors of all ranks are finite.
 
-    Args:
-        groups: process groups of this rank.
-        where: name of the pass, for messages.
-        described: values that must be equal on all ranks, by name. Values are compared by their ``repr``.
-        local: local tensors by name, with the same names on all ranks.
-        device: device of the tensors.
+    The ``repr`` of each value in ``described`` must be equal on all ranks. ``local`` has the same names on all ranks.
+    ``where`` is the name of the pass, for messages.
 
     Raises:
         WallfacerError: A value differs between ranks, or a tensor is not finite. Every rank raises the error.

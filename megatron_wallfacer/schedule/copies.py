@@ -48,12 +48,7 @@ def permutation(pairs: Sequence[Pair], itemsize: Callable[[Operand], int], wide:
     """Return the same copies as one permutation of blocks; None if they are not a permutation.
 
     The copies must read contiguous rows of the workspace. The written range may have no gap except padding between
-    buffers. The padding receives the bytes of the first block.
-
-    Args:
-        pairs: independent (destination, source) pairs.
-        itemsize: function from an operand to the bytes of its elements.
-        wide: bytes of an element of the accumulation dtype, in which blocks are read and written.
+    buffers. The padding receives the bytes of the first block. Blocks are copied in elements of ``wide`` bytes.
     """
     (into, source), *_ = pairs
     if source.buffer != WORKSPACE or not all(_is_block(pair, into.buffer) for pair in pairs):

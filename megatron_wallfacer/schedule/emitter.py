@@ -37,14 +37,10 @@ KINDS = (
 
 
 class OpEmitter:
-    """Emitter that appends the operations of one head group to the schedule of a rank.
+    """Emitter that appends the operations of one head group to the ``program`` of a rank.
 
-    Args:
-        head_slice: index of the head slice.
-        group: index of the head group on this rank.
-        groups: number of head groups on this rank.
-        program: list of the operations of all head groups, to which the emitter appends.
-        values: meaning of each name, for all head groups.
+    ``program`` and ``values`` belong to all head groups of the rank. ``group`` is the index of the head group, and
+    ``head_slice`` the index of its head slice.
     """
 
     def __init__(self, head_slice: int, group: int, groups: int, program: list[Op], values: dict[str, Value]) -> None:

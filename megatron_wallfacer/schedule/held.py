@@ -38,13 +38,7 @@ class _Part:
 
 @dataclass(slots=True)
 class _Held:
-    """Results of attention calls that are not yet accumulated.
-
-    Attributes:
-        parts: results by accumulator.
-        sizes: bytes of the results by number of the tile.
-        most: largest number of bytes of results so far.
-    """
+    """Results of attention calls that are not yet accumulated, by accumulator, and bytes of results by tile."""
 
     parts: dict[str, list[_Part]] = field(default_factory=dict)
     sizes: list[float] = field(default_factory=list)

@@ -145,13 +145,7 @@ class Mask:
         return tuple(calls_of(self, q_chunks, k_chunks, cp_size, size))
 
     def key_chunks(self, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
-        """Return the half-open ranges of nonempty and of full key chunks of one query chunk; (0, 0) for no chunk.
-
-        Args:
-            chunk: id of the query chunk.
-            cp_size: P, the number of context-parallel ranks.
-            size: tokens of a chunk.
-        """
+        """Return the half-open ranges of nonempty and of full key chunks of one query chunk; (0, 0) for no chunk."""
         if self.is_per_document:
             # The window covers the most chunks in the shortest document.
             piece = self.shortest // (2 * cp_size)

@@ -19,12 +19,6 @@ from megatron_wallfacer.schedule.volume import Shape
 class Places:
     """Operands for the values of one pass.
 
-    Args:
-        schedule: schedule of one rank.
-        shape: sizes of the shard of the rank.
-        strides: strides of the local tensors, by name.
-        sinks: whether sinks are merged into the output after the pass.
-
     Attributes:
         chunk: tokens of a chunk.
         wide: bytes of an element in the accumulation dtype.

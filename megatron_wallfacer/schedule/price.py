@@ -46,14 +46,7 @@ def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *,
     """Return the plan with the least memory among the plans with nearly the lowest price and the fewest bytes.
 
     Prices up to :data:`TIE` times the lowest price count as equal. Among these plans the function considers those that
-    receive up to :data:`MORE_BYTES` times the fewest bytes.
-
-    Args:
-        plans: candidates for the same ranks.
-        tokens: tokens per rank.
-        q_heads: query heads per rank.
-        kv_heads: key and value heads per rank.
-        ranks_per_node: ranks of the context-parallel group in one node.
+    receive up to :data:`MORE_BYTES` times the fewest bytes. Tokens and heads are numbers per rank.
     """
     options = {"tokens": tokens, "q_heads": q_heads, "kv_heads": kv_heads}
     prices = [layer_seconds(plan, **options, ranks_per_node=ranks_per_node) for plan in plans]

@@ -69,12 +69,9 @@ class SchemeVolume:
 
 
 def scheme_volumes(sizes: Iterable[int], groups: Sequence[int], q_heads: int) -> Iterator[SchemeVolume]:
-    """Return the volume of every scheme and of the best grids, for all sizes and groups.
+    """Return the volume of every scheme and of the best grids, for all context-parallel sizes and groups.
 
-    Args:
-        sizes: context-parallel sizes.
-        groups: query heads per kv head.
-        q_heads: query heads per rank.
+    A group is a number of query heads per kv head.
 
     Raises:
         OptionError: A size is not positive, or a group does not divide the query heads.

@@ -53,9 +53,6 @@ class FirstCall:
     def compare(self, arguments: Arguments) -> None:
         """Compare the arguments of this rank with the arguments of all members of the group.
 
-        Args:
-            arguments: text of each value, by name.
-
         Raises:
             DisagreementError: The arguments differ. Every rank raises the same message.
         """
@@ -70,16 +67,11 @@ class FirstCall:
             raise DisagreementError(verdict.errors)
 
     def end(self, error: BaseException) -> None:
-        """Publish that this rank does not make its call, so that all members raise. Returns without waiting.
-
-        Args:
-            error: :class:`OptionError` of the arguments, or another exception of their checks.
-        """
+        """Publish that this rank does not make its call, so that all members raise. Returns without waiting."""
+        reason = f"failed before its first message: {reason_of(error)}"
         if isinstance(error, OptionError):
-            record = {_ENDS: f"rejects its arguments: {error}"}
-        else:
-            record = {_ENDS: f"failed before its first message: {reason_of(error)}"}
-        exchange = self._exchange()
+            reason = f"rejects its arguments: {error}"
+        record, exchange = {_ENDS: reason}, self._exchange()
         # The rank whose process has the store may have ended.
         with suppress(RuntimeError):
             exchange.write(json.dumps(record))
@@ -108,10 +100,7 @@ class FirstCall:
 def end_call(first: FirstCall | None, group: object, error: BaseException) -> None:
     """Publish that this rank raises before its pass, so that the other ranks of the call raise too.
 
-    Args:
-        first: call whose arguments have not been compared yet; None for a call without a comparison.
-        group: argument ``group`` of the call.
-        error: exception of this rank.
+    ``first`` is None after the arguments of the call have been compared, and for a call without a comparison.
     """
     if first is not None:
         first.end(error)
@@ -154,15 +143,11 @@ def described(
 def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None:
     """Return this rank's next call with a group; None if the call is not compared.
 
-    Only the first :data:`CALLS` calls of several ranks outside ``torch.compile`` are compared.
-
-    Args:
-        group: process group or device mesh of the call; None for the world.
+    Only the first :data:`CALLS` calls of several ranks outside ``torch.compile`` are compared. None is the world.
     """
     if not dist.is_initialized() or torch.compiler.is_compiling():
         return None
-    members = _group_of(group)
-    if members is None:
+    if (members := _group_of(group)) is None:
         return None
     number = _made.get(members, 0) + 1
     if number > CALLS:

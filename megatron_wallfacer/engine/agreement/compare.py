@@ -61,19 +61,13 @@ class Verdict:
 
 
 def compare(records: Mapping[int, Record]) -> Verdict:
-    """Return the differences between the records of ranks.
-
-    Args:
-        records: record by rank. Ranks may share one record object, which is then compared only once.
-    """
+    """Return the differences between the records of ranks. A record object that ranks share is compared once."""
     if not any(record.strict for record in records.values()):
         return Verdict()
-    ranks: dict[int, list[int]] = {}
-    distinct: dict[int, Record] = {}
+    ranks: dict[int, tuple[list[int], Record]] = {}
     for rank, record in sorted(records.items()):
-        ranks.setdefault(id(record), []).append(rank)
-        distinct[id(record)] = record
-    groups = [(ranks[key], record) for key, record in distinct.items()]
+        ranks.setdefault(id(record), ([], record))[0].append(rank)
+    groups = ranks.values()
     errors = _differences([(members, record.settings) for members, record in groups])
     labels = _differences([(members, record.labels) for members, record in groups])
     warnings = tuple(line for name, line in labels.items() if name not in errors)
@@ -84,9 +78,7 @@ def compare(records: Mapping[int, Record]) -> Verdict:
 def difference(name: str, values: Mapping[int, str | None]) -> str | None:
     """Return a line that lists ranks by value, the smallest set of ranks first; None if all values are equal.
 
-    Args:
-        name: name of the setting.
-        values: value by rank; None for a rank that does not have the setting.
+    The value of a rank without the setting ``name`` is None.
     """
     holders: dict[str | None, list[int]] = {}
     for rank, value in sorted(values.items()):

@@ -83,9 +83,7 @@ def wait_line(state: State) -> str:
 def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
     """Return a line about the chain of waiting ranks that ends at the blocking rank; None if the rank does not wait.
 
-    Args:
-        state: state of the first rank of the chain.
-        read: function that returns the last state of a rank; None if the rank has published nothing.
+    ``state`` is the state of the first rank of the chain. ``read`` returns None if a rank has published nothing.
     """
     if state.label is None:
         return None

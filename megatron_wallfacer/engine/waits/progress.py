@@ -63,9 +63,5 @@ def _shown(tensor: str) -> str:
 
 
 def layer_text(layer: int | str) -> str:
-    """Return the name of a layer for messages: ``layer 7`` for the number 7, ``MTP depth 1`` for this name.
-
-    Args:
-        layer: number of the layer in the whole model, from 1, or name of a layer outside the decoder.
-    """
+    """Return the name of a layer for messages: ``layer 7`` for the number 7, ``MTP depth 1`` for this name."""
     return f"layer {layer}" if isinstance(layer, int) else layer

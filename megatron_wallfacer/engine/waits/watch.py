@@ -40,14 +40,9 @@ STORE_TIMEOUT = timedelta(seconds=10)
 
 
 class Watch(threading.Thread):
-    """A thread that explains the waits of this process.
+    """A thread that explains waits of this process longer than ``limit`` seconds.
 
-    Args:
-        store: connection to the store of the job that only this thread uses.
-        rank: global rank of this process.
-        limit: seconds after which a wait is explained.
-        progress: progress of this process.
-        say: function that prints one line.
+    No other thread may use the connection ``store``.
     """
 
     def __init__(
