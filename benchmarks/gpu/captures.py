@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_wallfacer.engine.foreign import capturing
-from megatron_wallfacer.engine.graphed import CudaCapture, Graph
+from megatron_wallfacer.engine.graphed import CudaCapture
 from megatron_wallfacer.engine.transfers import Transfers
 from tests.engine import tape
 
@@ -24,7 +24,7 @@ class Captures:
     """How graphs are made on a device.
 
     Attributes:
-        make: returns a :class:`megatron_wallfacer.engine.graphed.Capture`.
+        make: returns a :class:`megatron_wallfacer.engine.graphed.CudaCapture`.
         in_progress: whether some capture records what is launched.
         transfers: class of transfers that such a capture can record.
     """
@@ -53,7 +53,7 @@ class Counted:
         self._capture, self.graphs, self.replays = capture, 0, 0
         self.in_progress = capture.in_progress
 
-    def __call__(self, run: Callable[[], None]) -> Graph:
+    def __call__(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = self._capture(run)
         self.graphs += 1
         return _CountedGraph(graph, self)
@@ -61,7 +61,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class _CountedGraph:
-    graph: Graph
+    graph: torch.cuda.CUDAGraph
     owner: Counted
 
     def replay(self) -> None:

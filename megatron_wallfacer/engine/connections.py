@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_wallfacer.engine.groups import backend_of, check_alive, connect, is_alive
+from megatron_wallfacer.engine.groups import CPU, backend_of, check_alive, connect, is_alive
 from megatron_wallfacer.engine.leaving import at_exit
 from megatron_wallfacer.engine.merge import check_rows
-from megatron_wallfacer.engine.staged import check_transfers, make_transfers, message_device
+from megatron_wallfacer.engine.staged import check_transfers, make_transfers
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.engine.waits.watch import start_watch
 from megatron_wallfacer.schedule.grid import Grid
@@ -57,7 +57,7 @@ def connected(
     if found is not None:
         return found
     check_rows(device)
-    message = message_device(kind, device)
+    message = CPU if kind == "staged" else device
     backend = None if group is None else backend_of(group, message) or dist.get_backend_config(group)
     check_transfers(kind, device, backend)
     _close(lambda cp: not is_alive(cp))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,26 +31,6 @@ EAGER_PASSES = 2
 LIMIT = 16
 
 
-class Graph(Protocol):
-    """A captured sequence of launches."""
-
-    def replay(self) -> None:
-        """Run the launches again on the same addresses."""
-
-    def reset(self) -> None:
-        """Free the recorded launches."""
-
-
-class Capture(Protocol):
-    """A function that captures graphs."""
-
-    def __call__(self, run: Callable[[], None]) -> Graph:
-        """Capture the launches of a function without running them."""
-
-    def in_progress(self) -> bool:
-        """Return whether a capture of another owner records launches now."""
-
-
 class CudaCapture:
     """Captures into CUDA graphs that share one memory pool, because passes do not overlap."""
 
@@ -59,7 +38,7 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """See :meth:`Capture.__call__`."""
+        """Capture the launches of a function without running them."""
         graph = torch.cuda.CUDAGraph()
         # NCCL's watchdog queries events in another thread during the capture, hence `thread_local`. A failed capture
         # does not restore the current stream, so the outer context does.
@@ -71,7 +50,7 @@ class CudaCapture:
         return graph
 
     def in_progress(self) -> bool:
-        """See :meth:`Capture.in_progress`."""
+        """Return whether a capture of another owner records launches now."""
         return capturing()
 
 
@@ -79,7 +58,7 @@ class CudaCapture:
 class _StaticPass:
     """A captured pass, its buffers outside the memory pool of the graph, and the constants that the graph reads."""
 
-    graph: Graph
+    graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     results: list[Tensor]
     kept: list[Tensor]
@@ -112,7 +91,7 @@ class Graphs:
     #: Function from a tensor to the strides for which passes are lowered. Static inputs are contiguous.
     strides = staticmethod(contiguous_strides)
 
-    def __init__(self, groups: AxisGroups, capture: Capture, free: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, groups: AxisGroups, capture: CudaCapture, free: Callable[[], None] = lambda: None) -> None:
         self._groups, self._capture = groups, capture
         self._eager = ForeignCaptures(free, capture.in_progress)
         # Entries are dropped together with their compiled passes.

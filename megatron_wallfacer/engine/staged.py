@@ -64,11 +64,6 @@ class StagedTransfers(Transfers):
         return message.to("cpu", copy=True)
 
 
-def message_device(kind: str, device: torch.device) -> torch.device:
-    """Return the device of the messages that torch.distributed sends for tensors on ``device``."""
-    return torch.device("cpu") if kind == "staged" else device
-
-
 def check_transfers(kind: str, device: torch.device, backend: str | None) -> None:
     """Check before any group is created that a kind of transfers can send tensors from a device.
 

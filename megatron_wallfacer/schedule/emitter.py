@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from megatron_wallfacer.schedule.ops import (
     TENSORS,
-    Accumulate,
     Concat,
     Message,
     Op,
@@ -14,8 +13,6 @@ from megatron_wallfacer.schedule.ops import (
     SendRecv,
     Transfer,
     Value,
-    View,
-    WriteResult,
 )
 
 #: Kinds of messages, which have different tags. A pass sends at most one message of a kind between two ranks for each
@@ -65,10 +62,6 @@ class OpEmitter:
         self.values[name] = Value(payload, tuple(sorted(chunks)), head_slice, rows)
         return name
 
-    def view(self, name: str) -> None:
-        """Append an operation that makes a defined name a view of the local tensors."""
-        self.program.append(View(name))
-
     def concat(self, name: str, sources: Sequence[str], rows: RowSet | None = None) -> str:
         """Concatenate values, unless the result exists already, and return the name of the result."""
         if name not in self.values:
@@ -76,14 +69,6 @@ class OpEmitter:
             self.value(name, self.values[sources[0]].payload, chunks, rows=rows)
             self.program.append(Concat(name, tuple(sources)))
         return name
-
-    def accumulate(self, source: str, into: str) -> None:
-        """Append an operation that merges or adds a value into an accumulator."""
-        self.program.append(Accumulate(source, into))
-
-    def write_result(self, *sources: str) -> None:
-        """Append an operation that writes finished values into the results of the pass."""
-        self.program.append(WriteResult(sources))
 
     def message(
         self, peer: int, value: str, kind: str, tensors: str, step: int = 0, chunks: Sequence[int] | None = None

@@ -12,7 +12,17 @@ from typing import Protocol
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.operands import SIDES, OperandRows, PassSpec, after
-from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TEAM, TENSORS, Attend, RowSet
+from megatron_wallfacer.schedule.ops import (
+    GATHERED,
+    LOCAL,
+    TEAM,
+    TENSORS,
+    Accumulate,
+    Attend,
+    RowSet,
+    View,
+    WriteResult,
+)
 from megatron_wallfacer.schedule.tiles import tiles
 
 
@@ -62,7 +72,7 @@ class HeadGroup:
         for tensors in dict.fromkeys(group for side in SIDES for group in operands.tensor_groups(side)):
             name = emitter.name(LOCAL, tensors)
             if operands.grid.head == 1:
-                emitter.view(emitter.value(name, TENSORS[tensors], self._local_chunks, rows=LOCAL))
+                emitter.program.append(View(emitter.value(name, TENSORS[tensors], self._local_chunks, rows=LOCAL)))
             elif operands.backward and tensors != "dout":
                 # Forward has kept the exchanged values. A second exchange would cost volume and save no memory.
                 rows = operands.shard(operands.rank)
@@ -72,11 +82,11 @@ class HeadGroup:
 
     def _split_heads(self, tensors: str, name: str) -> None:
         emitter, payload, rank = self.emitter, TENSORS[tensors], self.operands.rank
-        emitter.view(emitter.value(f"{name}<{rank}", payload, self._local_chunks))
+        emitter.program.append(View(emitter.value(f"{name}<{rank}", payload, self._local_chunks)))
         sends, receives = [], []
         for peer in after(rank, self._heads):
             sent = emitter.value(f"{name}>{peer}", payload, self._local_chunks, head_slice=self._head_slice(peer))
-            emitter.view(sent)
+            emitter.program.append(View(sent))
             chunks = shard_chunks(peer, self.operands.grid.cp_size)
             arriving = emitter.value(f"{name}<{peer}", payload, chunks)
             sends.append(emitter.message(peer, sent, "split", tensors))
@@ -154,8 +164,7 @@ class HeadGroup:
 
     def accumulate(self, accumulator: str) -> None:
         """Add all registered values to an accumulator. The operations wait until the values have arrived."""
-        for source in self._arriving.pop(accumulator, ()):
-            self.emitter.accumulate(source, accumulator)
+        self.emitter.program += (Accumulate(source, accumulator) for source in self._arriving.pop(accumulator, ()))
 
     # --- results ---
 
@@ -181,7 +190,7 @@ class HeadGroup:
         sides = [side for side in SIDES if self.operands.results(side)]
         peers = after(self.operands.rank, self._heads)
         joined = [self.emitter.name(f"joined{peer}", side) for side in sides for peer in peers]
-        self.emitter.write_result(*(self.accumulator_name(side, LOCAL) for side in sides), *joined)
+        self.emitter.program.append(WriteResult((*(self.accumulator_name(side, LOCAL) for side in sides), *joined)))
 
     def _head_slice(self, rank: int) -> int:
         return self.operands.grid.coordinates(rank)["head"] * self.emitter.groups + self.emitter.group

@@ -1,6 +1,6 @@
 """Results of attention calls that are not yet accumulated: their bytes, and the time of their accumulation.
 
-One launch can add several results to an accumulator, which it reads and writes once. So results of calls are kept until
+One launch can add several results to an accumulator, which it reads and writes once. So results of calls are held until
 an operation reads their rows, or until a third operation adds to the same accumulator. Results of large calls are
 accumulated at once.
 """
@@ -15,7 +15,7 @@ from itertools import takewhile
 from megatron_wallfacer.schedule.ops import Accumulate, Attend, Op, Schedule, SendRecv, WriteResult, is_last_accumulate
 from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
-#: Largest number of operations whose results for one accumulator are kept at the same time.
+#: Largest number of operations whose results for one accumulator are held at the same time.
 DEPTH = 2
 #: Bytes of a query shard from which on results are accumulated at once, to save memory. The launches of an accumulation
 #: are then short compared with an attention call.
@@ -23,13 +23,13 @@ LARGE = 2**28
 
 
 def holds_results(shape: Shape) -> bool:
-    """Return whether results of attention calls are kept, instead of accumulated after each call."""
+    """Return whether results of attention calls are held, instead of accumulated after each call."""
     return shape.bytes("q") < LARGE
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Results of one tile for one accumulator: number of the tile, index of the operation, chunks that are kept."""
+    """Results of one tile for one accumulator: number of the tile, index of the operation, remaining chunks."""
 
     tile: int
     op: int

@@ -87,7 +87,7 @@ class TileLowering:
         return proxy, (OutProxy(*map(self.places.number, (q["dout"], q["delta"], proxy))),)
 
     def _tiles(self, op: ops.Attend) -> Iterator[tuple[AttnTile, bool]]:
-        """Yield the kernel calls of an operation in tokens of its blocks, and whether their results are kept."""
+        """Yield the kernel calls of an operation in tokens of its blocks, and whether their results are held."""
         hold = holds_results(self.places.shape)
         for tile in op.tiles:
             rows, cols = self.places.rows(tile.rows), self.places.rows(tile.cols)
@@ -108,9 +108,9 @@ class TileLowering:
 
 
 def _together(calls: Sequence[AttnTile], rows: Range, cols: Range) -> Iterator[tuple[AttnTile, bool]]:
-    """Yield the calls for the parts of a tile in tokens of the two blocks, and whether their results are kept.
+    """Yield the calls for the parts of a tile in tokens of the two blocks, and whether their results are held.
 
-    The kept results are together no larger than the results of the whole tile.
+    The held results are together no larger than the results of the whole tile.
     """
     number, height, width = 0, 0, 0
     for call, following in zip_longest(calls, calls[1:]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_wallfacer.schedule.operands import after, opposite_pairs
-from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS, RowSet, received
+from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS, Accumulate, RowSet, received
 from megatron_wallfacer.schedule.paper_order import entering, target
 from megatron_wallfacer.schedule.team_transfers import TeamTransfers
 
@@ -59,7 +59,7 @@ class PaperTransfers:
         """Sum the results of one shard over the ranks that have its block, and return the name of the sum."""
         operands, emitter = self.operands, self.emitter
         shard = emitter.value(emitter.name("leaving.acc", side), operands.results(side), chunks)
-        emitter.accumulate(total, shard)
+        emitter.program.append(Accumulate(total, shard))
         ranks = operands.grid.neighbours(operands.rank, "kv_team")
         for destination, source in opposite_pairs(operands.rank, ranks):
             sent = operands.shard(entering(operands.grid, destination)[0])

@@ -38,7 +38,7 @@ class Operand(NamedTuple):
 
 
 class KernelRows(NamedTuple):
-    """Rows of a result of an attention call. The result is kept in a slot until the rows are accumulated.
+    """Rows of a result of an attention call. The result stays in a slot until the rows are accumulated.
 
     Attributes:
         slot: slot with the results of the call.
@@ -116,7 +116,7 @@ class OutProxy:
 
 @dataclass(frozen=True, slots=True)
 class AttendForward:
-    """Call the kernel's forward on one tile, and keep out and lse in a slot."""
+    """Call the kernel's forward on one tile, and put out and lse into a slot."""
 
     q: int
     k: int
@@ -127,7 +127,7 @@ class AttendForward:
 
 @dataclass(frozen=True, slots=True)
 class AttendBackward:
-    """Call the kernel's backward on one tile, and keep dq, dk and dv in a slot. ``out`` may be an output proxy."""
+    """Call the kernel's backward on one tile, and put dq, dk and dv into a slot. ``out`` may be an output proxy."""
 
     dout: int
     q: int
@@ -236,7 +236,7 @@ class Program:
         kept: name and bytes of each value that is kept for backward.
         workspace_bytes: size of the workspace, which contains all other buffers.
         operands: operands by number.
-        slots: largest number of attention calls whose results are kept at the same time.
+        slots: largest number of attention calls with pending results at the same time.
         transfers: transfers by number.
         steps: steps of each operation of the schedule, or of the wait for a transfer.
         received: bytes that a run receives, by (axis, tensor).
