@@ -25,6 +25,7 @@ from megatron_wallfacer.kernels.prepared import prepared_calls
 
 def capturing() -> bool:
     """Return whether launches on the current stream are recorded into a CUDA graph."""
+    # Looked up in each call, because the CPU runtime replaces functions of torch.cuda.
     return torch.cuda.is_current_stream_capturing()
 
 

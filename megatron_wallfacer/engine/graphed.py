@@ -34,6 +34,9 @@ LIMIT = 16
 class CudaCapture:
     """Captures into CUDA graphs that share one memory pool, because passes do not overlap."""
 
+    #: Function that returns whether a capture of another owner records launches now.
+    in_progress = staticmethod(capturing)
+
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -48,10 +51,6 @@ class CudaCapture:
         ):
             run()
         return graph
-
-    def in_progress(self) -> bool:
-        """Return whether a capture of another owner records launches now."""
-        return capturing()
 
 
 @dataclass(frozen=True, eq=False)

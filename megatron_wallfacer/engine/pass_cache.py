@@ -20,21 +20,15 @@ class PassCache:
     def __init__(self, capacity: int = CAPACITY, limit: int = LIMIT) -> None:
         self._passes, self._numbers = _Bounded(capacity, limit), _Bounded(capacity, limit)
         self._next = 0
-        self.get = self._passes.entries.get
+        self.get, self.add = self._passes.entries.get, self._passes.add
 
     def number_of(self, alike: Hashable, nbytes: int = 0) -> int:
         """Return a number that is equal for equal values. Later look-ups hash the number instead of plan and mask."""
         number = self._numbers.entries.get(alike)
         if number is None:
-            number = self._next
+            number = self._numbers.add(alike, self._next, nbytes)
             self._next += 1
-            self._numbers.add(alike, number, nbytes)
         return number
-
-    def add(self, key: Hashable, compiled: Any, nbytes: int = 0) -> Any:
-        """Add a compiled pass to the cache, and return the pass."""
-        self._passes.add(key, compiled, nbytes)
-        return compiled
 
     def clear(self) -> None:
         """Drop all entries."""
@@ -54,7 +48,8 @@ class _Bounded:
         self._sizes: dict[Hashable, int] = {}
         self._held = 0
 
-    def add(self, key: Hashable, entry: Any, nbytes: int) -> None:
+    def add(self, key: Hashable, entry: Any, nbytes: int = 0) -> Any:
+        """Add an entry, and return it."""
         while self.entries and (len(self.entries) == self._capacity or self._held + nbytes > self._limit):
             oldest = next(iter(self.entries))
             del self.entries[oldest]
@@ -62,6 +57,7 @@ class _Bounded:
         self.entries[key] = entry
         self._sizes[key] = nbytes
         self._held += nbytes
+        return entry
 
     def clear(self) -> None:
         self.entries.clear()

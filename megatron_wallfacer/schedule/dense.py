@@ -34,13 +34,7 @@ class TeamBlocks:
 
 
 class HeadGroupBuilder:
-    """Builder that appends the operations of one head group to a schedule.
-
-    Attributes:
-        operands: rows of both operands at this rank.
-        group: values, tiles and accumulators of the head group.
-        ring: transfers along the ring.
-    """
+    """Builder that appends the operations of one head group to a schedule."""
 
     def __init__(self, spec: PassSpec, emitter: OpEmitter) -> None:
         plan = self.plan = spec.plan

@@ -9,21 +9,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
+from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.layout import CHUNKS_PER_RANK
-from megatron_wallfacer.schedule.ops import (
-    Accumulate,
-    Attend,
-    Concat,
-    Message,
-    Schedule,
-    SendRecv,
-    Transfer,
-    View,
-    WriteResult,
-    is_last_accumulate,
-    reads,
-    writes,
-)
+from megatron_wallfacer.schedule.ops import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +77,13 @@ def waits(schedule: Schedule) -> dict[int, int]:
     without receives.
     """
     started: dict[str, int] = {}
-    sends_only = [i for i, op in enumerate(schedule.ops) if isinstance(op, SendRecv) and not op.transfer.receives]
+    sends_only = [i for i, op in enumerate(schedule.ops) if isinstance(op, ops.SendRecv) and not op.transfer.receives]
     waiting = dict.fromkeys(sends_only, len(schedule.ops))
     for index, op in enumerate(schedule.ops):
-        for name in (*reads(op), *(writes(op) if isinstance(op, Attend | Accumulate) else ())):
+        for name in (*ops.reads(op), *(ops.writes(op) if isinstance(op, ops.Attend | ops.Accumulate) else ())):
             if name in started:
                 waiting.setdefault(started[name], index)
-        if isinstance(op, SendRecv):
+        if isinstance(op, ops.SendRecv):
             started |= {message.value: index for message in op.transfer.receives}
     return waiting
 
@@ -104,7 +92,7 @@ def lifetimes(schedule: Schedule) -> Iterator[Lifetime]:
     """Yield the lifetime of every buffer of a pass. Kept values live one operation longer than the pass."""
     last, first = dict(schedule.last_mentions), {}
     for index, op in enumerate(schedule.ops):
-        for name in writes(op):
+        for name in ops.writes(op):
             first.setdefault(name, index)
     buffers = aliases(schedule)
     for name, buffer in buffers.items():
@@ -137,11 +125,11 @@ def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
     starts = {
         tuple(sorted(message.value for message in op.transfer.receives)): index
         for index, op in enumerate(schedule.ops)
-        if isinstance(op, SendRecv) and op.transfer.axis == "head" and op.transfer.receives
+        if isinstance(op, ops.SendRecv) and op.transfer.axis == "head" and op.transfer.receives
     }
     for names, start in starts.items():
         for reader, op in enumerate(schedule.ops):
-            if isinstance(op, Concat | WriteResult) and set(names) < set(op.sources):
+            if isinstance(op, ops.Concat | ops.WriteResult) and set(names) < set(op.sources):
                 # WriteResult reads results of both operands, so the payload identifies the local part.
                 payload = schedule.values[names[0]].payload
                 others = [name for name in op.sources if name not in names]
@@ -166,19 +154,19 @@ def aliases(schedule: Schedule) -> dict[str, str]:
     """Return the value whose buffer another value shares, by name of a value concatenated from one source."""
     shared: dict[str, str] = {}
     for op in schedule.ops:
-        if isinstance(op, Concat) and len(op.sources) == 1:
+        if isinstance(op, ops.Concat) and len(op.sources) == 1:
             shared[op.into] = shared.get(op.sources[0], op.sources[0])
     return shared
 
 
 def local_views(schedule: Schedule) -> frozenset[str]:
     """Return the names of the values that are views of the local tensors."""
-    return frozenset(op.into for op in schedule.ops if isinstance(op, View))
+    return frozenset(op.into for op in schedule.ops if isinstance(op, ops.View))
 
 
-def _transfer(schedule: Schedule, part: LocalPart) -> Transfer:
+def _transfer(schedule: Schedule, part: LocalPart) -> ops.Transfer:
     op = schedule.ops[part.start]
-    assert isinstance(op, SendRecv)
+    assert isinstance(op, ops.SendRecv)
     return op.transfer
 
 
@@ -187,8 +175,8 @@ def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
     end = 0
     for index in reversed(range(len(schedule.ops))):
         op = schedule.ops[index]
-        if isinstance(op, Accumulate):
-            end = index if is_last_accumulate(schedule, index) else end
+        if isinstance(op, ops.Accumulate):
+            end = index if ops.is_last_accumulate(schedule, index) else end
             yield op.source, end
 
 
@@ -214,10 +202,10 @@ def _copied_rows(schedule: Schedule, until: Mapping[int, int]) -> Iterator[Lifet
             yield Lifetime(key, message.value, index, until[index] - 1, value.payload, len(message.chunks))
 
 
-def _sends(schedule: Schedule) -> Iterator[tuple[int, int, Message]]:
+def _sends(schedule: Schedule) -> Iterator[tuple[int, int, ops.Message]]:
     """Yield (index of the operation that starts the transfer, index among its sends, message)."""
     for index, op in enumerate(schedule.ops):
-        if isinstance(op, SendRecv):
+        if isinstance(op, ops.SendRecv):
             for position, message in enumerate(op.transfer.sends):
                 yield index, position, message
 
@@ -226,7 +214,7 @@ def _proxies(schedule: Schedule, views: frozenset[str]) -> Iterator[Lifetime]:
     """Yield the lifetimes of output proxies in backward. Query blocks that are views of local tensors need no proxy."""
     used: dict[tuple[str, ...], list[int]] = {}
     for index, op in enumerate(schedule.ops):
-        if isinstance(op, Attend) and schedule.backward and not views.issuperset(op.q):
+        if isinstance(op, ops.Attend) and schedule.backward and not views.issuperset(op.q):
             used.setdefault(op.q, []).append(index)
     for names, indices in used.items():
         chunks = len(schedule.values[names[0]].chunks)

@@ -6,24 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
-from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule import ops, program
 from megatron_wallfacer.schedule.accumulator import Accumulator
 from megatron_wallfacer.schedule.copies import Pair
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.lifetimes import LocalPart, local_parts, rows_key, value_key
 from megatron_wallfacer.schedule.lower_values import Values
 from megatron_wallfacer.schedule.ops import Message, SendRecv, Transfer
-from megatron_wallfacer.schedule.program import (
-    WORKSPACE,
-    AllToAll,
-    Copy,
-    MessageBuffer,
-    Operand,
-    PointToPoint,
-    ProgramStep,
-    SendReceive,
-    Wait,
-)
+from megatron_wallfacer.schedule.program import WORKSPACE, Operand, ProgramStep
 from megatron_wallfacer.schedule.rows import Rows, common_rows
 from megatron_wallfacer.schedule.workspace import aligned
 
@@ -39,7 +29,7 @@ class TransferLowering:
     def __init__(self, values: Values, *, all_to_all: bool) -> None:
         self.values, self.places, self.schedule = values, values.places, values.schedule
         self.all_to_all = all_to_all
-        self.made: list[PointToPoint | AllToAll] = []
+        self.made: list[program.PointToPoint | program.AllToAll] = []
         self._numbers: dict[int, int] = {}
         self._receiving: dict[str, tuple[int, Transfer]] = {}
         self._copies: dict[str, Rows] = {}
@@ -52,7 +42,7 @@ class TransferLowering:
         for name in names:
             if name in self._receiving:
                 number, transfer = self._receiving[name]
-                yield transfer, (Wait(number),)
+                yield transfer, (program.Wait(number),)
                 for message in transfer.receives:
                     del self._receiving[message.value]
 
@@ -60,7 +50,7 @@ class TransferLowering:
         """Yield the waits for transfers without receives, for which no operation waits."""
         for op in self.schedule.ops:
             if isinstance(op, SendRecv) and not op.transfer.receives:
-                yield op.transfer, (Wait(self._numbers[id(op.transfer)]),)
+                yield op.transfer, (program.Wait(self._numbers[id(op.transfer)]),)
 
     def send_recv(self, index: int, transfer: Transfer) -> Iterator[ProgramStep]:
         """Yield the steps that pack the messages of a transfer and start it."""
@@ -92,14 +82,14 @@ class TransferLowering:
         else:
             if part is not None:
                 own = self._local_bytes(part, "received"), self._local_bytes(part, "sent")
-                yield Copy(self.places.numbers_of([own]))
+                yield program.Copy(self.places.numbers_of([own]))
             sends, receives = (
                 self._ends(transfer.sends, buffers),
                 self._ends(transfer.receives, self._arriving(transfer)),
             )
-            self.made[number] = PointToPoint(transfer.channel, sends, receives, transfer.payload)
+            self.made[number] = program.PointToPoint(transfer.channel, sends, receives, transfer.payload)
         self._receiving |= {message.value: (number, transfer) for message in transfer.receives}
-        yield SendReceive(number)
+        yield program.SendReceive(number)
 
     def received(self) -> Counter[tuple[str, str]]:
         """Return the bytes that the pass receives, by (axis, tensor)."""
@@ -114,7 +104,7 @@ class TransferLowering:
         """Return the number of a transfer. The first call for a transfer assigns its receive buffers."""
         if id(transfer) not in self._numbers:
             self._numbers[id(transfer)] = len(self.made)
-            self.made.append(PointToPoint(transfer.channel, (), ()))
+            self.made.append(program.PointToPoint(transfer.channel, (), ()))
             for message in transfer.receives:
                 self.values.rows[message.value] = self.places.buffer(message.value)
         return self._numbers[id(transfer)]
@@ -145,7 +135,7 @@ class TransferLowering:
             yield from self.values.fill(total, self.places.rows(there))
             self.values.hand_over(total, self.places.rows(there), packed, self.places.rows(here)[0])
 
-    def _exchange(self, transfer: Transfer, part: LocalPart, buffers: Sequence[Operand]) -> AllToAll:
+    def _exchange(self, transfer: Transfer, part: LocalPart, buffers: Sequence[Operand]) -> program.AllToAll:
         """Return an all-to-all instead of messages. Sent parts, and received parts, are adjacent in the workspace."""
         ranks = sorted([self.schedule.rank, *(message.peer for message in transfer.sends)])
         regions = []
@@ -156,7 +146,7 @@ class TransferLowering:
             length = aligned(length)
             assert [parts[rank].offset for rank in ranks] == [first + length * place for place in range(len(ranks))]
             regions.append(self.places.number(Operand(WORKSPACE, "bytes", (length * len(ranks),), (1,), first)))
-        return AllToAll(transfer.channel, tuple(ranks), *regions, transfer.payload)
+        return program.AllToAll(transfer.channel, tuple(ranks), *regions, transfer.payload)
 
     def _local_bytes(self, part: LocalPart, end: str) -> Operand:
         return _bytes_of(self.values.local_part(part, end))
@@ -164,9 +154,9 @@ class TransferLowering:
     def _arriving(self, transfer: Transfer) -> list[Operand]:
         return [_bytes_of(self.values.rows[message.value]) for message in transfer.receives]
 
-    def _ends(self, messages: Sequence[Message], buffers: Sequence[Operand]) -> tuple[MessageBuffer, ...]:
+    def _ends(self, messages: Sequence[Message], buffers: Sequence[Operand]) -> tuple[program.MessageBuffer, ...]:
         return tuple(
-            MessageBuffer(message.peer, self.places.number(as_bytes), message.tag)
+            program.MessageBuffer(message.peer, self.places.number(as_bytes), message.tag)
             for message, as_bytes in zip(messages, buffers, strict=True)
         )
 

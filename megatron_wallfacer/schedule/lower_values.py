@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from megatron_wallfacer.schedule import ops
+from megatron_wallfacer.schedule import ops, program
 from megatron_wallfacer.schedule.accumulator import Accumulator, Part, Sources
 from megatron_wallfacer.schedule.copies import STRIDED, Pair, permutation, strided
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.lifetimes import LocalPart, aliases, local_part_key, local_parts
 from megatron_wallfacer.schedule.ops import Schedule
 from megatron_wallfacer.schedule.places import Places
-from megatron_wallfacer.schedule.program import (
-    Copy,
-    Fill,
-    KernelRows,
-    Merge,
-    Operand,
-    Permute,
-    ProgramStep,
-    Source,
-    Sum,
-)
+from megatron_wallfacer.schedule.program import KernelRows, Operand, ProgramStep, Source
 from megatron_wallfacer.schedule.rows import Range, Rows, common_rows, cut, moved, placed_rows
 
 _EMPTY = {"lse": float("-inf")}
@@ -87,7 +77,7 @@ class Values:
             for some in total.unwritten(rows)
             for tensor, operand in total.rows.tensors.items()
         ]
-        return (Fill(tuple(empty)),) if empty else ()
+        return (program.Fill(tuple(empty)),) if empty else ()
 
     # --- accumulating ---
 
@@ -164,11 +154,12 @@ class Values:
         if all(len(of) == 1 and isinstance(of[0][0], Operand) for _, of in rows):
             return tuple(self.copy([pair for into, (source,) in rows for pair in zip(into, source, strict=True)]))
         if self.schedule.backward:
-            one_by_one = ((to, of) for into, sources in rows for to, *of in zip(into, *sources, strict=True))
-            return (Sum(tuple((self._number(to), tuple(map(self._number, of))) for to, of in one_by_one), frees),)
-        return (Merge(tuple((self._numbers(into), tuple(map(self._numbers, of))) for into, of in rows), frees),)
+            by_tensor = ((to, of) for into, sources in rows for to, *of in zip(into, *sources, strict=True))
+            sums = tuple((self._number(to), self._numbers(of)) for to, of in by_tensor)
+            return (program.Sum(sums, frees),)
+        return (program.Merge(tuple((self._numbers(into), tuple(map(self._numbers, of))) for into, of in rows), frees),)
 
-    def _numbers(self, sources: Sources) -> tuple[Source, ...]:
+    def _numbers(self, sources: Sequence[Operand | KernelRows]) -> tuple[Source, ...]:
         return tuple(map(self._number, sources))
 
     def _number(self, source: Operand | KernelRows) -> Source:
@@ -188,9 +179,9 @@ class Values:
         """Yield one step for several copies, which is a permutation instead of many strided copies if possible."""
         few = strided(pairs)
         if len(few) > STRIDED and (found := permutation(pairs, self.places.itemsize, self.places.wide)):
-            yield Permute(self.places.number(found.into), self.places.number(found.source), found.index)
+            yield program.Permute(self.places.number(found.into), self.places.number(found.source), found.index)
         elif few:
-            yield Copy(self.places.numbers_of(few))
+            yield program.Copy(self.places.numbers_of(few))
 
 
 def _in_order(rows: Rows) -> tuple[Operand, ...]:

@@ -16,14 +16,7 @@ ALIGNMENT = 128
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """The size and the lifetime of one buffer.
-
-    Attributes:
-        key: key of the buffer in the layout.
-        first: first operation during which the buffer is alive.
-        last: last operation during which the buffer is alive.
-        nbytes: size of the buffer in bytes.
-    """
+    """One buffer, which is alive from operation ``first`` to operation ``last``, inclusive."""
 
     key: Hashable
     first: int
@@ -33,12 +26,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class WorkspaceLayout:
-    """The offset of each buffer in the workspace.
-
-    Attributes:
-        offsets: bytes from the start of the workspace, by key.
-        nbytes: size of the workspace in bytes.
-    """
+    """The offset of each buffer in the workspace by key, and the size of the workspace, in bytes."""
 
     offsets: Mapping[Hashable, int]
     nbytes: int

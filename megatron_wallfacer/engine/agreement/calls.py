@@ -42,9 +42,7 @@ _made: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
 class FirstCall:
     """A call of attention whose arguments are compared between the ranks of its group.
 
-    Attributes:
-        group: process group of the ranks that make the call.
-        number: number of the call among the calls with its group, from 1.
+    ``number`` counts the calls with the group, from 1.
     """
 
     group: dist.ProcessGroup
