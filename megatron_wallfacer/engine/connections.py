@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron_wallfacer.engine.groups import CPU, backend_of, check_alive, connect, is_alive
 from megatron_wallfacer.engine.leaving import at_exit
 from megatron_wallfacer.engine.merge import check_rows
-from megatron_wallfacer.engine.staged import check_transfers, make_transfers
+from megatron_wallfacer.engine.staged import TRANSFERS, check_transfers
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.engine.waits.watch import start_watch
 from megatron_wallfacer.schedule.grid import Grid
@@ -63,7 +63,7 @@ def connected(
     _close(lambda cp: not is_alive(cp))
     with deferred_interrupts():
         axis_groups = connect(group, grid, device=message, timeout=timeout, options=options)
-        made = _made[group, grid, kind, device.type] = make_transfers(kind, axis_groups)
+        made = _made[group, grid, kind, device.type] = TRANSFERS[kind](axis_groups)
     if dist.is_initialized():
         at_exit(close_groups)
         start_watch()

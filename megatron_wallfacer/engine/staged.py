@@ -13,13 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers, wait_for_all
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.program import PointToPoint
-
-#: ``direct`` sends between devices by the group's backend. ``staged`` sends through host memory by gloo.
-TRANSFERS = ("direct", "staged")
 
 
 class StagedTransfers(Transfers):
@@ -64,6 +60,10 @@ class StagedTransfers(Transfers):
         return message.to("cpu", copy=True)
 
 
+#: ``direct`` sends between devices by the group's backend. ``staged`` sends through host memory by gloo.
+TRANSFERS: dict[str, type[Transfers]] = {"direct": Transfers, "staged": StagedTransfers}
+
+
 def check_transfers(kind: str, device: torch.device, backend: str | None) -> None:
     """Check before any group is created that a kind of transfers can send tensors from a device.
 
@@ -83,8 +83,3 @@ def check_transfers(kind: str, device: torch.device, backend: str | None) -> Non
         raise OptionError(
             "transfers", kind, "staged where the backend is gloo and tensors lie on a GPU; NCCL moves them direct"
         )
-
-
-def make_transfers(kind: str, groups: AxisGroups) -> Transfers:
-    """Return transfers of a kind that has passed :func:`check_transfers`."""
-    return StagedTransfers(groups) if kind == "staged" else Transfers(groups)

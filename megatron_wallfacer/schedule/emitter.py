@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_wallfacer.schedule.ops import (
-    TENSORS,
-    Concat,
-    Message,
-    Op,
-    RowSet,
-    SendRecv,
-    Transfer,
-    Value,
-)
+from megatron_wallfacer.schedule.ops import TENSORS, Concat, Message, Op, RowSet, SendRecv, Transfer, Value
 
 #: Kinds of messages, which have different tags. A pass sends at most one message of a kind between two ranks for each
 #: combination of head group, tensor group and ring step.

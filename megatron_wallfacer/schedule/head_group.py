@@ -108,10 +108,9 @@ class HeadGroup:
         elif rows == TEAM:
             local = self.tensor_rows(tensors, side, LOCAL)
             # Kept queries are one value. Other gathered values are read from the buffers in which they arrived.
+            gathered = self.blocks.sources(tensors, side, GATHERED)
             if keeps_queries:
-                gathered: Sequence[str] = [self.tensor_rows(tensors, side, GATHERED)]
-            else:
-                gathered = self.blocks.sources(tensors, side, GATHERED)
+                gathered = [self.tensor_rows(tensors, side, GATHERED)]
             emitter.concat(name, [local, *gathered], rows)
         else:
             emitter.concat(name, self.blocks.sources(tensors, side, rows), rows)

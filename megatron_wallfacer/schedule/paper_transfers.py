@@ -28,10 +28,10 @@ class PaperTransfers:
             self.teams.gather(tensors, side)
             gathered = () if len(team) == 1 else (self.group.tensor_rows(tensors, side, GATHERED),)
             whole = emitter.concat(emitter.name("first", tensors), [local, *gathered])
-            self._permute("entry", tensors, whole, block, TENSORS[tensors], operands.block(team), origin, rows)
+            self._permute("entry", tensors, whole, block, operands.block(team), origin, rows)
             return
         shard = emitter.name("entered", tensors)
-        self._permute("entry", tensors, local, shard, TENSORS[tensors], operands.shard(origin), origin)
+        self._permute("entry", tensors, local, shard, operands.shard(origin), origin)
         ranks = grid.neighbours(operands.rank, "kv_team")
         chunks = {peer: operands.shard(entering(grid, peer)[0]) for peer in ranks}
         self.teams.exchange("regather", tensors, "kv_team", shard, chunks)
@@ -43,17 +43,15 @@ class PaperTransfers:
         operands, emitter, side = self.operands, self.emitter, self.operands.ring_operand
         total = self.group.accumulator(side, received(0))
         self.group.accumulate(total)
-        origin = entering(operands.grid, operands.rank)[0]
-        payload, exited = operands.results(side), emitter.name("exited", side)
+        origin, exited = entering(operands.grid, operands.rank)[0], emitter.name("exited", side)
+        complete, chunks = total, operands.block(operands.team(side))
+        if not self.is_gathered_first:
+            complete, chunks = self._reduced_shard(side, total, operands.shard(origin)), operands.shard(operands.rank)
+        self._permute("exit", side, complete, exited, chunks, origin)
+        self.group.add_arriving(self.group.accumulator(side, LOCAL), exited)
         if self.is_gathered_first:
-            self._permute("exit", side, total, exited, payload, operands.block(operands.team(side)), origin)
-            self.group.add_arriving(self.group.accumulator(side, LOCAL), exited)
             for peer in after(operands.rank, operands.team(side)):
                 self.teams.scatter(side, [peer], exited)
-            return
-        shard = self._reduced_shard(side, total, operands.shard(origin))
-        self._permute("exit", side, shard, exited, payload, operands.shard(operands.rank), origin)
-        self.group.add_arriving(self.group.accumulator(side, LOCAL), exited)
 
     def _reduced_shard(self, side: str, total: str, chunks: tuple[int, ...]) -> str:
         """Sum the results of one shard over the ranks that have its block, and return the name of the sum."""
@@ -73,7 +71,6 @@ class PaperTransfers:
         tensors: str,
         source: str,
         into: str,
-        payload: tuple[str, ...],
         chunks: Sequence[int],
         origin: int,
         rows: RowSet | None = None,
@@ -83,7 +80,8 @@ class PaperTransfers:
         if own_target == self.operands.rank:
             emitter.concat(into, [source], rows)
             return
-        destination, sender = (own_target, origin) if kind == "entry" else (origin, own_target)
-        emitter.value(into, payload, chunks, rows=rows)
+        enters = kind == "entry"
+        destination, sender = (own_target, origin) if enters else (origin, own_target)
+        emitter.value(into, TENSORS[tensors] if enters else self.operands.results(tensors), chunks, rows=rows)
         sends = [emitter.message(destination, source, kind, tensors)]
         emitter.send_recv("cp", sends, [emitter.message(sender, into, kind, tensors)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.head_group import HeadGroup
 from megatron_wallfacer.schedule.operands import after, opposite_pairs
 from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TENSORS
@@ -20,9 +19,8 @@ class TeamTransfers:
         """Send the local rows to every other rank of the team, and receive the rows of the other ranks."""
         ranks, operands = self.operands.team(side), self.operands
         if len(ranks) > 1 and tensors == "q" and operands.backward and self.group.keep_gathered_q:
-            chunks = operands.block(rank for rank in ranks if rank != operands.rank)
-            name = self.emitter.name(GATHERED, "q")
-            self.group.given.append(self.emitter.value(name, ops.Q, chunks, rows=GATHERED))
+            name, chunks = self.emitter.name(GATHERED, "q"), operands.chunks("q", GATHERED)
+            self.group.given.append(self.emitter.value(name, TENSORS["q"], chunks, rows=GATHERED))
             return
         local = self.group.tensor_rows(tensors, side, LOCAL)
         self.exchange("gather", tensors, operands.axis(side), local, {peer: operands.shard(peer) for peer in ranks})

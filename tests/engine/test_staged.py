@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.groups import connect
-from megatron_wallfacer.engine.staged import StagedTransfers, check_transfers, make_transfers
+from megatron_wallfacer.engine.staged import TRANSFERS, StagedTransfers, check_transfers
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.schedule.grid import Grid
@@ -94,5 +94,5 @@ def test_what_can(kind: str, device: torch.device, backend: str | None) -> None:
 
 def test_a_kind_is_what_it_says() -> None:
     groups = connect(None, Grid())
-    assert type(make_transfers("direct", groups)) is Transfers
-    assert type(make_transfers("staged", groups)) is StagedTransfers
+    assert type(TRANSFERS["direct"](groups)) is Transfers
+    assert type(TRANSFERS["staged"](groups)) is StagedTransfers
