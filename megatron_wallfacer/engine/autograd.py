@@ -40,8 +40,8 @@ def attend(
         v: local values, sbhd.
         call: all other arguments of attention.
         result: result of an earlier forward pass on the same q, k and v, which replaces the forward pass.
-        sinks: one additional logit per head with a value of zero, ``[q_heads]``. The gradient of the sinks covers only
-            the rows of this rank.
+        sinks: one additional logit per head, ``[q_heads]``, whose value vector is zero. The gradient of the sinks
+            covers only the rows of this rank.
 
     Raises:
         OptionError: The heads do not divide along the head axis, or the mask does not fit the sequence.
@@ -121,5 +121,5 @@ def _document_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
 
 
 def _halves(mask: Mask, cp_size: int) -> list[int]:
-    """Return the numbers of rows of the low and the high chunk of each document, alternately."""
+    """Return the row counts of the low and of the high chunk of each document, one document after another."""
     return [(end - start) // (2 * cp_size) for start, end in pairwise(mask.documents or ()) for _ in range(2)]

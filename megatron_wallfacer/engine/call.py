@@ -60,7 +60,7 @@ class Call:
         mask: set of unmasked (query, key) pairs.
         keep_gathered_q: whether forward keeps gathered queries for backward, which otherwise gathers queries again.
         layer: number of the layer in the whole model, from 1, or its name; None outside a model. For messages only.
-        verify: whether every message is compared with its source. A verified pass is not a CUDA graph.
+        verify: whether every message is compared with its source. A verified pass does not run as a CUDA graph.
         number: number by which operators find the call (:func:`call_of_number`) while it exists.
         run: function that runs a compiled pass, such as :func:`megatron_wallfacer.engine.execute.execute`.
     """
@@ -177,7 +177,7 @@ def call_of_number(number: int) -> Call:
     """Return the call of attention whose :attr:`Call.number` is given.
 
     Raises:
-        WallfacerError: The call no longer exists.
+        WallfacerError: The :class:`Call` has been deleted.
     """
     reference = _calls.get(number)
     call = reference() if reference is not None else None

@@ -34,13 +34,12 @@ class CompiledPass:
         reads_delta: whether a step reads delta of the local rows.
         results: shape and dtype of each result.
         kept: bytes of each value that is kept for backward.
-        bases: for each base of operands, the number of its buffer and the dtype in which the buffer is read; None for
-            the buffer's own dtype. Buffers are numbered in the order local tensors, given values, results, kept values,
-            workspace.
-        operands: number, number of the base, shape, strides and offset (in elements) of each operand that a step needs
-            as a tensor.
+        bases: (number of a buffer, dtype in which steps read the buffer). None stands for the buffer's own dtype.
+            Buffers are numbered in the order local tensors, given values, results, kept values, workspace.
+        operands: (number, index in ``bases``, shape, strides, offset in elements) of each operand that a step needs as
+            a tensor.
         steps: calls of all steps, in order.
-        labelled: operation or wait of each group of calls, for observers.
+        labelled: the calls of each operation and of each wait, for observers.
         transfers: number of transfers.
         received: bytes received per run, by (axis, tensor).
         label: description of the pass, for observers.
@@ -110,5 +109,5 @@ def rows_in_one_launch(device: torch.device) -> bool:
 
 
 def _viewed(program: Program) -> list[int]:
-    """Return the numbers of the operands that steps need as tensors. Launches of row lists need only buffers."""
+    """Return the numbers of the operands that steps need as tensors. Lists of row operations need only buffers."""
     return sorted({one for _, steps in program.steps for step in steps for one in taken(step, program.transfers)})

@@ -43,10 +43,9 @@ def connected(
 ) -> Transfers:
     """Return the transfers of a context-parallel group along the axes of a grid.
 
-    The first call creates groups, which is slow, and collective over the world, like
-    :func:`megatron_wallfacer.engine.groups.connect`. The first call also drops entries of groups that were destroyed.
-    Ctrl-C takes effect after the groups are created. ``kind`` is one of
-    :data:`megatron_wallfacer.engine.staged.TRANSFERS`.
+    The first call creates process groups (:func:`megatron_wallfacer.engine.groups.connect`), which is slow and
+    collective over the world. The first call also drops entries of groups that were destroyed. Ctrl-C takes effect
+    after the groups are created. ``kind`` is one of :data:`megatron_wallfacer.engine.staged.TRANSFERS`.
 
     Raises:
         OptionError: The group is destroyed, its size is not ``cp_size``, or its backend cannot send the tensors.
@@ -71,7 +70,7 @@ def connected(
 
 
 def connections_of(global_ranks: Sequence[int]) -> list[Transfers]:
-    """Return the transfers of all grids over the context-parallel groups with the given ranks."""
+    """Return the cached transfers, of any grid, whose context-parallel group has the given global ranks."""
     return [made for made in _made.values() if made.groups.global_ranks == tuple(global_ranks)]
 
 
@@ -98,15 +97,15 @@ def _named(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Deliver a SIGINT that arrives inside the block when the block ends.
+    """Delay SIGINT until the end of the ``with`` block.
 
     If a rank ended between two collective calls that create groups, all other ranks would wait until the timeout of
-    process groups. The groups that exist so far do not suffice to release these ranks.
+    process groups.
 
     The context has no effect outside the main thread, or if SIGINT is ignored or ends the process by default.
 
     Raises:
-        KeyboardInterrupt: SIGINT arrived inside the block. Python's handler raises at the end of the block.
+        KeyboardInterrupt: SIGINT arrived inside the ``with`` block.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

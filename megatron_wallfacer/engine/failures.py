@@ -1,7 +1,8 @@
 """Handling of an exception in a pass: the rank closes its groups, so that waiting ranks raise the same first cause.
 
-After an exception messages of the pass may still be in flight, and a later pass could receive them. So the groups stay
-closed until :func:`megatron_wallfacer.attention.forget_groups` has destroyed them on every rank.
+After an exception messages of the pass may still be in flight, and a later pass could receive them. All later passes
+over the groups raise an error, until :func:`megatron_wallfacer.attention.forget_groups` has destroyed the groups on
+every rank.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
 
 
 def fail_outside(group: dist.ProcessGroup, error: BaseException) -> None:
-    """Close the groups of a context-parallel group after an exception that precedes a pass on this rank only."""
+    """Close the connections of this rank in a context-parallel group, because this rank failed before a pass."""
     own = f"rank {dist.get_rank()} failed before a pass: {reason_of(error)}"
     _close(connections_of(dist.get_process_group_ranks(group)), own)
 

@@ -4,7 +4,7 @@ The owner's graph captures all launches of a pass. The workspace comes from the 
 for all of its transfers. This module has two duties.
 
 * A capture must not compile kernels or copy constants to the device, so the same pass must have run eagerly before.
-* A replay reads constants that the graph does not reference. This module keeps the constants until groups are closed.
+* A replay of the graph reads constants that only this module keeps alive, until the process groups are destroyed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def capturing() -> bool:
 
 
 class ForeignCaptures:
-    """Runner of passes, which may be inside captures of another owner.
+    """Runner of passes that another library may capture into its own CUDA graph.
 
     Args:
         free: function that frees the graphs of the owner, called before the groups are closed if a pass was captured.
@@ -78,7 +78,7 @@ class ForeignCaptures:
 
 
 def foreign_captures(transfers: Transfers, free: Callable[[], None]) -> ForeignCaptures:
-    """Return the runner of captured passes over some groups, which the first call creates."""
+    """Return the :class:`ForeignCaptures` of some process groups, and create it in the first call."""
     if transfers.graphs is None:
         transfers.graphs = ForeignCaptures(free)
     return transfers.graphs

@@ -32,7 +32,7 @@ LIMIT = 16
 
 
 class CudaCapture:
-    """Captures into CUDA graphs that share one memory pool, because passes do not overlap."""
+    """A function that captures CUDA graphs in one memory pool, which passes can share because they do not overlap."""
 
     #: Function that returns whether a capture of another owner records launches now.
     in_progress = staticmethod(capturing)
@@ -104,8 +104,9 @@ class Graphs:
     ) -> PassResults:
         """Run one pass by its graph if it has one; otherwise as :func:`megatron_wallfacer.engine.execute.execute` does.
 
-        The pass was lowered for contiguous inputs, but the inputs may have any strides. An observed pass runs eagerly,
-        because a graph has no steps. Inside another capture, that capture records the pass.
+        The pass was lowered for contiguous inputs, but the inputs may have any strides. With an observer the pass runs
+        eagerly, because steps inside a CUDA graph cannot be observed. Inside another capture, that capture records the
+        pass.
         """
         eager = observes(observer) or self._eager.in_progress()
         static = None if eager else self._static_pass(compiled, (*inputs, *given))

@@ -67,7 +67,7 @@ class AxisGroups:
         """Destroy the groups that were created for the grid and still exist.
 
         Every member of a group must call this method, because NCCL's teardown of a communicator waits for all ranks.
-        The axes of a rank overlap with other axes of its peers, so all ranks destroy groups in the order of creation.
+        Ranks could wait for each other in a circle, so all ranks destroy groups in the order of creation.
         """
         for group in filter(is_alive, self.made):
             dist.destroy_process_group(group)
@@ -115,9 +115,9 @@ def connect(
     """Create the process groups of a grid inside a context-parallel group.
 
     The call is collective over the *world*, like ``torch.distributed.new_group``: every rank of the job calls this
-    function with its own context-parallel group and grid. The local-synchronisation mode of ``new_group`` is not used,
-    because it names a group by the number of groups that a rank has. The mode hangs if the number differs between
-    members, as with pipeline stages.
+    function with its own context-parallel group and grid. ``new_group`` could synchronise only the members of a group.
+    But that mode hangs if members have created different numbers of groups before, as ranks of different pipeline
+    stages have.
 
     Args:
         group: context-parallel group; None for the world, or for one process without torch.distributed.
@@ -160,7 +160,7 @@ def connect(
 def _channels(
     grid: Grid, whole: dist.ProcessGroup, made: dict[Channel, dist.ProcessGroup]
 ) -> dict[Channel, dist.ProcessGroup]:
-    """Return the group of every channel. ``cp`` and the inputs of an axis of all ranks use the group of all ranks."""
+    """Return the process group by channel. The inputs of an axis that spans all ranks use the group of all ranks."""
     groups = {("cp", kind): whole for kind in KINDS}
     groups |= {(axis, "inputs"): whole for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
     return groups | made

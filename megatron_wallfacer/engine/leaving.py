@@ -1,7 +1,8 @@
 """Teardown at interpreter exit, which all ranks run together or no rank runs.
 
 NCCL's teardown of a communicator waits for all ranks. A rank that exits alone after an error would wait for ranks that
-still train, and torchrun would not notice the exit. So ranks first agree through the store of the job.
+still train, and torchrun would not notice the exit. So each rank first finds out through the store of the job whether
+all ranks exit.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _steps: list[Callable[[], None]] = []
 def at_exit(step: Callable[[], None]) -> None:
     """Register a function for the exit of the interpreter. Functions run in the order of registration, each once.
 
-    The functions do not run after an uncaught exception, without torch.distributed, or if another rank does not exit.
+    The functions run only if torch.distributed is initialised, all ranks exit, and this rank had no uncaught exception.
     """
     if not _steps:
         atexit.register(_leave)

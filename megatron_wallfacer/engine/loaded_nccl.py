@@ -1,4 +1,4 @@
-"""The NCCL release that a process loads with torch. ``python -m megatron_wallfacer.engine.loaded_nccl`` prints it.
+"""The NCCL release that a process loads, as printed by ``python -m megatron_wallfacer.engine.loaded_nccl``.
 
 ``torch.cuda.nccl.version()`` is the release that torch was built with. ``LD_PRELOAD`` or ``LD_LIBRARY_PATH`` may load
 another release.
@@ -28,7 +28,7 @@ def loaded_nccl() -> tuple[int, ...] | None:
 
 
 def version_of(code: int) -> tuple[int, int, int]:
-    """Return the version of a code of ``ncclGetVersion``, such as 2.30.7 for 23007, or 2.8.4 for 2804."""
+    """Return the version that ``ncclGetVersion`` encodes as an integer: 2.30.7 for 23007, 2.8.4 for 2804."""
     unit = 10_000 if code >= 10_000 else 1_000
     return code // unit, code % unit // 100, code % 100
 

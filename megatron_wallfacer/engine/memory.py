@@ -1,4 +1,4 @@
-"""The index space of a pass: operands, slots for results of attention calls, and buffers."""
+"""The list on which the steps of a pass work: operands, slots for results of attention calls, and buffers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_wallfacer.schedule.program import Operand, Program
 
 @dataclass(frozen=True)
 class Memory:
-    """The indices of the list that the steps of a pass read and write: operands, then slots, then buffers.
+    """The layout of the list on which the steps of a pass work. The list has operands, then slots, then buffers.
 
     Attributes:
         operands: operands of the program.
@@ -45,7 +45,7 @@ class Memory:
 
 
 def memory_of(program: Program, dtype: torch.dtype) -> Memory:
-    """Return the index space of a program whose inputs have the given dtype."""
+    """Return the layout of the list for a program whose inputs have the given dtype."""
     slots = len(program.operands)
     wide = {result.name for result in program.results if result.wide}
     if program.schedule.backward:

@@ -1,7 +1,7 @@
 """Row operations of a pass: sum, merge and output proxy. Rows that have seen no key (lse = -inf) are supported.
 
-On a GPU a sum or merge is one launch of a Triton kernel (:func:`kernels`). Lists of copies, sums and merges are one
-launch in :mod:`megatron_wallfacer.engine.row_lists`. On a CPU the operations are operators of PyTorch.
+On a GPU a sum or merge is one launch of a Triton kernel (:func:`kernels`). :mod:`megatron_wallfacer.engine.row_lists`
+runs a whole list of copies, sums or merges in one launch. On a CPU the operations are operators of PyTorch.
 """
 
 from __future__ import annotations

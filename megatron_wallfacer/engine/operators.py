@@ -98,7 +98,7 @@ def _attention_backward_shapes(dout: Tensor, out: Tensor, lse: Tensor, sinks: Te
 
 
 def _guarded(run: Callable[..., Any], *, backward: bool) -> Callable[..., Any]:
-    """Return a pass that finds its call by the last argument, and closes the groups of the call after an exception."""
+    """Return ``run`` as an operator whose last argument is the number of the call. An exception closes the groups."""
 
     def run_pass(*arguments: Any) -> Any:
         *others, number = arguments

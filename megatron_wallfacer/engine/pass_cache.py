@@ -23,7 +23,7 @@ class PassCache:
         self.get, self.add = self._passes.entries.get, self._passes.add
 
     def number_of(self, alike: Hashable, nbytes: int = 0) -> int:
-        """Return a number that is equal for equal values. Later look-ups hash the number instead of plan and mask."""
+        """Return a number that is equal for equal values, and that later look-ups hash instead of the values."""
         number = self._numbers.entries.get(alike)
         if number is None:
             number = self._numbers.add(alike, self._next, nbytes)

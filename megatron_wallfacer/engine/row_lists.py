@@ -50,7 +50,7 @@ class _RowList:
         self._layouts: list[_Layout] = []
 
     def launch(self, x: list[Any]) -> None:
-        """Run all operations on the list of a pass, which :class:`Memory` indexes."""
+        """Run all operations. ``x`` is the list of operands, slots and buffers that :class:`Memory` describes."""
         results = [x[slot][number] for slot, number in self._slots]
         layouts = [(result.stride(), result.dtype) for result in results]
         # The table is created in the first run, because a pass may be compiled while fake tensors trace a program.

@@ -24,7 +24,7 @@ class Place(NamedTuple):
     """A tensor of a row operation, as a position in a buffer.
 
     Attributes:
-        base: index of the buffer among the addresses of a launch; for a source also a value of :data:`CONSTANTS`.
+        base: index of the buffer in the launch; for a constant source a value of :data:`CONSTANTS`.
         wide: whether the tensor has the accumulation dtype instead of the dtype of the inputs.
         offset: offset from the address of the buffer, in elements.
         strides: strides in elements.
@@ -76,7 +76,7 @@ class RowTable:
 def make_table(
     operations: Sequence[RowOperation], dtype: torch.dtype, wide: torch.dtype, device: torch.device
 ) -> RowTable:
-    """Return the table of independent row operations, on ``device``. Either all or none of them are merges.
+    """Return the table of independent row operations on ``device``. The operations are all merges or no merges.
 
     ``dtype`` is the dtype of the inputs, and ``wide`` the accumulation dtype.
     """
@@ -104,7 +104,7 @@ _Entry = tuple[tuple[int, ...], int, list[Place], list[list[Place]]]
 
 
 def _entries(one: RowOperation) -> Iterator[_Entry]:
-    """Yield entries with three outer sizes and rows of contiguous elements. An operation without rows yields none."""
+    """Yield (sizes of three outer dimensions, elements per contiguous row, written tensors, tensors of each source)."""
     if 0 in one.shape:
         return
     if len(one.into) > 1:
@@ -127,7 +127,7 @@ def _entries(one: RowOperation) -> Iterator[_Entry]:
 
 
 def _few(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
-    """Return sizes and strides of the same elements in the fewest dimensions, the last of which is contiguous."""
+    """Join dimensions of tensors of one shape where possible, and return sizes and strides, the last one contiguous."""
     dims = [(size, [one[axis] for one in strides]) for axis, size in enumerate(shape) if size > 1]
     if not dims or any(step != 1 for step in dims[-1][1]):
         dims.append((1, [1] * len(strides)))

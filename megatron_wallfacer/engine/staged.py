@@ -65,7 +65,7 @@ TRANSFERS: dict[str, type[Transfers]] = {"direct": Transfers, "staged": StagedTr
 
 
 def check_transfers(kind: str, device: torch.device, backend: str | None) -> None:
-    """Check before any group is created that a kind of transfers can send tensors from a device.
+    """Check that transfers of a kind can send tensors from a device. No process group has been created yet.
 
     ``backend`` is the backend of the groups for the device of the messages; None for a single process. If the group has
     no backend for this device, ``backend`` is the configuration of the group, e.g. ``cuda:nccl``.

@@ -42,12 +42,12 @@ Observer = Callable[[Pass | Op | Transfer], AbstractContextManager[None]]
 
 
 def no_observer(_: Pass | Op | Transfer) -> AbstractContextManager[None]:
-    """Return an empty context, as an observer that records nothing."""
+    """Return an empty context. This observer records nothing."""
     return nullcontext()
 
 
 def observes(observer: Observer) -> bool:
-    """Return whether an observer observes passes now. An observer without an attribute ``observing`` always does."""
+    """Return whether an observer records passes now, which its optional attribute ``observing`` denies if False."""
     return observer is not no_observer and getattr(observer, "observing", True)
 
 

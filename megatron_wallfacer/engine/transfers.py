@@ -30,7 +30,7 @@ class BoundTransfer(NamedTuple):
     Attributes:
         post: call that posts the receives before the transfer starts; None if the backend does not support this.
         start: call that starts the transfer without blocking.
-        wait: call that waits for the transfer, which must be called exactly once.
+        wait: function that waits for the end of the transfer. A pass must call this function exactly once.
     """
 
     post: Action | None
@@ -74,7 +74,7 @@ class Transfers:
         return _at_once(number, group, sends, receives, device, label)
 
     def _labels(self, transfer: PointToPoint) -> tuple[Label, ...]:
-        """Return the label of each work of a transfer: its receives, then its sends."""
+        """Return a label for each receive of a transfer, then for each send."""
         receives = (self._label(transfer, [message.peer]) for message in transfer.receives)
         return *receives, *(self._label(transfer, [message.peer], sends=True) for message in transfer.sends)
 
@@ -157,7 +157,7 @@ def _at_once(
 def _all_to_all(
     number: int, group: dist.ProcessGroup, exchange: AllToAll, ranks: Sequence[int], label: Label
 ) -> BoundTransfer:
-    """Return a head exchange as one collective on bytes. ``ranks`` has the group rank of each part."""
+    """Return a head exchange as one all-to-all of bytes. ``ranks`` must be all ranks of the group in order."""
     if list(ranks) != list(range(group.size())):
         raise WallfacerError(f"parts of a head exchange are for ranks {ranks} of a group of {group.size()}")
     send, receive, options = exchange.send, exchange.receive, dist.AllToAllOptions()
@@ -171,7 +171,7 @@ def _all_to_all(
 
 
 def wait_for_all(number: int, labels: Sequence[Label]) -> Action:
-    """Return the wait for the works of a transfer. The labels explain a long wait to users."""
+    """Return a function that waits for all works of a transfer. The watchdog prints the labels if a wait is long."""
 
     def wait(operands: Sequence[Tensor], works: list[Any]) -> None:
         try:

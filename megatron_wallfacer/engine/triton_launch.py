@@ -1,7 +1,7 @@
 """Launches of Triton kernels with little host time.
 
 ``kernel[grid](...)`` looks up the compiled kernel in every call, by a key of all arguments. The look-up takes as much
-host time as 14 slices of a tensor. Launching the compiled kernel directly takes as much host time as two slices.
+host time as slicing a tensor 14 times, and launching the compiled kernel directly as much as slicing twice.
 """
 
 from __future__ import annotations

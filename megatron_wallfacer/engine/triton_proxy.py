@@ -1,7 +1,7 @@
 """Row sums and output proxies on a GPU, each as one Triton kernel that reads and writes every row once.
 
-PyTorch's operators read and write rows several times: they move about 60 bytes per element for a proxy instead of 4.
-With few tokens per rank the operators need a third of the tiles' time (``python -m benchmarks.gpu.traffic``).
+PyTorch's operators would read and write every row several times: 60 bytes per element for an output proxy, instead of
+4. With few tokens per rank that takes a third of the attention kernels' time (``python -m benchmarks.gpu.traffic``).
 :mod:`megatron_wallfacer.engine.merge` defines both operations and implements them for a CPU. Tests compare the
 kernels in Triton's interpreter with the CPU implementations.
 """
@@ -71,7 +71,7 @@ def _larger(a, b):
 
 @triton.jit
 def _rows(total, batch, heads, ROWS: tl.constexpr):
-    """Return row, sequence and head of each row of this program, and whether the row exists."""
+    """Return the indices of token, sequence and head for each row of this program, and whether the row is in range."""
     index = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     pair = index // heads
     return pair // batch, pair % batch, index % heads, index < total

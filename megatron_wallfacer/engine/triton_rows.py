@@ -36,7 +36,7 @@ class RowLaunch:
         self._constants = table.sources, _ROWS, width, _DTYPES[table.dtype], _DTYPES[table.wide]
 
     def __call__(self, tensors: Sequence[Tensor]) -> None:
-        """Run all row operations. ``tensors`` are at most :data:`BASES` buffers in the order of the table's bases."""
+        """Run all row operations on at most :data:`BASES` buffers, to which the table refers by their index."""
         if self._is_empty:
             return
         addresses = [x.data_ptr() for x in tensors]
@@ -104,7 +104,7 @@ def _elements(address, rows, column, DTYPE: tl.constexpr, ALIGNED: tl.constexpr)
 
 @triton.jit
 def _load(address, is_wide, rows, column, inside, NARROW: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return elements of a tensor in the accumulation dtype. The tensor has this dtype or the input dtype."""
+    """Return elements in the accumulation dtype, from a tensor of the input dtype or of the accumulation dtype."""
     narrow = tl.load(_elements(address, rows, column, NARROW, ALIGNED), inside & (is_wide == 0), 0.0)
     wide = tl.load(_elements(address, rows, column, WIDE, ALIGNED), inside & (is_wide != 0), 0.0)
     return tl.where(is_wide != 0, wide, narrow.to(WIDE))

@@ -1,8 +1,9 @@
 """Verified passes: every message is compared with its source, and all ranks raise an error if one message differs.
 
-A verified pass runs the same compiled pass. Before the first message the ranks compare their arguments, and check that
-their local tensors are finite. Ranks compute checksums of the source of each sent message, and of each received message
-on arrival. After the last step the ranks compare the checksums. Only these two comparisons wait for a GPU.
+A verified pass runs the same steps as any other pass. Before the first message the ranks compare their arguments, and
+check that their local tensors are finite. Ranks compute checksums of the source of each sent message, and of each
+received message on arrival. After the last step the ranks compare the checksums. Only these two comparisons wait for a
+GPU.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def checksum(pieces: Tensors) -> Tensor:
     Each element, read as an integer, is multiplied by an odd number for its place in the row. The products of a row
     are summed, the bits of the sum are mixed, and the result is multiplied by an odd number for the row. The checksum
     is the sum over rows modulo 2^64. A single flipped bit always changes the checksum, as does any change within one
-    row that changes the row's sum. The checksum misses other changes with a probability near 2^-64.
+    row that changes the row's sum. Any other change leaves the checksum equal with a probability near 2^-64.
 
     Args:
         pieces: tensors ``[rows, ...]`` with any strides, whose shapes are equal except for the number of rows.

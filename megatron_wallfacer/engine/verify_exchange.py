@@ -83,7 +83,7 @@ def compare_sums(
 def _exchanged(
     groups: AxisGroups, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return codes of the received tensors, and whether each tensor differs from the sent one, both ``[received]``."""
+    """Return :func:`_coded` of each received tensor, and whether the tensor differs from the sent tensor."""
     place = {rank: dist.get_group_rank(_whole(groups), one) for rank, one in enumerate(groups.global_ranks)}
 
     def ordered(sums: Sequence[Sum]) -> tuple[list[Sum], list[int]]:
@@ -133,7 +133,7 @@ def _whole(groups: AxisGroups) -> dist.ProcessGroup:
 
 
 def _messages(groups: AxisGroups, device: torch.device) -> torch.device:
-    """Return the device of messages. Gloo sends from host memory."""
+    """Return the device of the tensors that collectives send. Gloo sends from host memory."""
     return CPU if groups.backend == "gloo" else device
 
 

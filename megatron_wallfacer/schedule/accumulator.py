@@ -1,4 +1,4 @@
-"""Accumulators: rows to which partial results are added, and the parts that are still to be added.
+"""Accumulators: rows to which partial results are added, and the parts, which are partial results to be added later.
 
 Parts are collected until an operation reads the rows, or until the results of an attention call must be freed. Then one
 launch adds all collected parts, and reads and writes each row of the accumulator once.
@@ -22,13 +22,13 @@ Sources = tuple[Operand | KernelRows, ...]
 
 
 class Part(NamedTuple):
-    """Rows that are to be added to rows of an accumulator.
+    """A partial result that is to be added to rows of an accumulator.
 
     Attributes:
         rows: half-open range of rows of the accumulator.
-        sources: function from a range of these rows to the sources of the range, one source per tensor.
-        slot: slot of the attention call that computes the sources; None if the sources are in memory.
-        op: operation of the schedule that computes the sources.
+        sources: function that returns the memory of a range of these rows, as one source per tensor.
+        slot: slot with the results of an attention call; None if the sources are operands.
+        op: operation of the schedule that computes the part.
     """
 
     rows: Range
@@ -42,7 +42,7 @@ class Accumulator:
     """Rows to which partial results are added.
 
     Attributes:
-        rows: memory of the rows.
+        rows: operands of all rows.
         tokens: number of rows.
         written: boundaries of the row ranges that have been written, ascending: start, end, start, end, ...
         parts: parts that are still to be added, in this order.
@@ -55,14 +55,15 @@ class Accumulator:
 
     @property
     def is_deep(self) -> bool:
-        """Return whether parts of the largest allowed number of operations have been collected."""
+        """Return whether :data:`DEPTH` operations have added parts, so that these must be accumulated now."""
         return len({id(part.op) for part in self.parts if part.op is not None}) >= DEPTH
 
     def take(self) -> list[tuple[Range, bool, tuple[Part, ...]]]:
-        """Remove all parts, and mark the rows of the parts as written.
+        """Remove all parts for their accumulation, and mark their rows as written.
 
         Returns:
-            (row range, whether the rows had been written before, parts) for each range of rows with the same parts.
+            One tuple for each range of rows with equal parts: (range, whether the range had been written before,
+            parts).
         """
         if not self.parts:
             return []
@@ -74,15 +75,10 @@ class Accumulator:
         return found
 
     def hand_over(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
-        """Move some rows and their parts to another accumulator, and mark the rows as written.
+        """Make a range of rows, written rows and parts, a part of another accumulator.
 
-        No operation may read the rows afterwards.
-
-        Args:
-            rows: half-open range of rows, each of which has been written or has a part.
-            into: accumulator that receives the rows as parts.
-            first: row of ``into`` that corresponds to the first of the rows.
-            own: function from a range of rows of this accumulator to their operands.
+        No later operation may read the range from this accumulator. Each row of the range has been written or has a
+        part. ``first`` is the row of ``into`` where the range begins. ``own`` returns the operands of a range of rows.
         """
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):
@@ -95,7 +91,7 @@ class Accumulator:
         self._mark(rows)
 
     def unwritten(self, rows: Range) -> list[Range]:
-        """Mark some rows as written, and return the ranges that were not written before and have no part."""
+        """Mark a range of rows as written, and return the ranges in it that no partial result has reached."""
         found = [part for part, held, parts in self._split(rows, self.parts) if not (held or parts)]
         for part in found:
             self._mark(part)
@@ -136,7 +132,7 @@ def _common(a: Range, b: Range) -> Range | None:
 
 
 def _without(part: Part, rows: Range) -> Iterator[Part]:
-    """Yield the parts of a part before and after a range of rows."""
+    """Yield what remains of a part before and after a range of rows."""
     for side in ((part.rows[0], min(part.rows[1], rows[0])), (max(part.rows[0], rows[1]), part.rows[1])):
         if side[0] < side[1]:
             yield part._replace(rows=side)

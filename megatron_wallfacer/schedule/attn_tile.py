@@ -12,8 +12,8 @@ class TileWindow(NamedTuple):
     """The unmasked diagonals of a tile, counted from its top-left corner.
 
     Attributes:
-        left: limit of the columns j >= i - left that row i sees; None for no limit; may be negative.
-        right: limit of the columns j <= i + right that row i sees; None for no limit; may be negative.
+        left: row i sees only columns j >= i - left, where ``left`` may be negative; None for no limit.
+        right: row i sees only columns j <= i + right, where ``right`` may be negative; None for no limit.
     """
 
     left: int | None = None
@@ -54,7 +54,8 @@ class AttnTile(NamedTuple):
     Attributes:
         rows: half-open range of token rows of the query block.
         cols: half-open range of token columns of the key block.
-        causal: whether only the lower triangle of a square is unmasked; with ``cu_seqlens``, of each document's square.
+        causal: whether the tile is square and only its lower triangle is unmasked. With ``cu_seqlens`` this holds for
+            the square of each document.
         window: unmasked diagonals, in place of ``causal``. Each row and each column has an unmasked pair.
         cu_seqlens: boundaries of several documents, whose queries see only keys of their own document. Excludes a
             window.
@@ -78,7 +79,7 @@ class AttnTile(NamedTuple):
 
 
 def documents_of(tile: AttnTile) -> list[AttnTile]:
-    """Return one tile per document of a tile with ``cu_seqlens``, counted from the corner of the tile."""
+    """Return one tile per document of a varlen tile. Rows and columns count from the corner of the varlen tile."""
     assert tile.cu_seqlens is not None
     sides = (pairwise(tile.cu_seqlens.q), pairwise(tile.cu_seqlens.k))
     return [AttnTile(rows, cols, tile.causal) for rows, cols in zip(*sides, strict=True)]

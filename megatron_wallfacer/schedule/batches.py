@@ -1,8 +1,8 @@
 """Varlen calls: kernel calls of several documents that are joined into one call with ``cu_seqlens``.
 
 The documents of a varlen call must have consecutive rows and consecutive columns. In a tile of several chunks the calls
-are ordered by document, then by chunk. So the calls that can be joined form diagonals, and several diagonals are
-incomplete at the same time.
+are ordered by document, then by chunk. Calls that can be joined are not neighbours in this order, so several joined
+calls are under construction at a time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def joined_calls(
 ) -> tuple[AttnTile, ...]:
     """Return the kernel calls of a mask, joined where possible. The arguments are those of :meth:`Mask.calls`.
 
-    Without a window, the boundaries of the documents determine the calls of one query chunk directly. Joining
-    calls would be slow with ``per_document``, where each document has a call in each pair of chunks.
+    Without a window, the boundaries of the documents determine the calls of one query chunk directly. With
+    ``per_document``, each document has a call for each pair of chunks, so that calls are not created one by one.
     """
     if mask.documents is None or mask.has_window or len(q_chunks) != 1:
         return batches(mask.calls(q_chunks, k_chunks, cp_size, size))
@@ -43,7 +43,7 @@ def _joined_calls(mask: Mask, q_chunk: int, k_chunks: Sequence[int], cp_size: in
 def _of_all_documents(
     mask: Mask, chunk: int, sizes: tuple[int, int], first_col: int, *, causal: bool
 ) -> Iterator[AttnTile]:
-    """Yield the call of all documents of a query chunk against a key chunk with the same documents, if any."""
+    """Yield one call for all documents of a query chunk and a key chunk that contain the same documents."""
     documents = _boundaries(mask, 0 if mask.is_per_document else chunk, *sizes)
     extent, number = documents.q[-1], len(documents.q) - 1
     if not extent:

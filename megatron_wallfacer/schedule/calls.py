@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """``length`` consecutive tokens of one document, from ``position`` in the document and ``row`` in a block on."""
+    """Consecutive tokens of a document. The first token has a position in the document and a row in a block."""
 
     document: int
     position: int
@@ -102,7 +102,7 @@ def _of_document(
 
 
 def _segment(ends: Sequence[int], document: int, place: tuple[int, int], size: int) -> Segment | None:
-    """Return the segment of a document in a chunk, given as (index in the block, chunk id), with mode ``sequence``."""
+    """Return the segment of a document in a chunk of ``place`` (index in a block, chunk id); None if there is none."""
     index, chunk = place
     start, low = ends[document], max(chunk * size, ends[document])
     length = min((chunk + 1) * size, ends[document + 1]) - low
@@ -124,8 +124,8 @@ def _of_each_document(
 def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
     """Yield the calls of documents against their own keys: a full square, or its lower triangle.
 
-    ``row`` is the row of position 0. ``cols`` has for each key chunk the column of position 0, and whether only the
-    lower triangle is unmasked.
+    ``ends`` plus ``row`` are rows of the query block. ``cols`` has, for each key chunk, the number that added to
+    ``ends`` gives columns, and whether only the lower triangle is unmasked.
     """
     return (
         # A call of one row and one column is both full and causal.

@@ -1,4 +1,4 @@
-"""Reduction of copies: operands at equal distances become one strided copy, and reordered blocks one permutation."""
+"""Reduction of copies: evenly spaced copies become one strided copy, and copies of reordered blocks one permutation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Block(NamedTuple):
 
 
 def strided(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return the same copies as fewer pairs. Pairs at equal distances become one pair with an additional dimension.
+    """Return fewer pairs with the same effect: evenly spaced pairs become one pair with an additional dimension.
 
     The pairs must be independent: no pair writes elements that another pair reads or writes.
     """
@@ -48,7 +48,7 @@ def permutation(pairs: Sequence[Pair], itemsize: Callable[[Operand], int], wide:
     """Return the same copies as one permutation of blocks; None if they are not a permutation.
 
     The copies must read contiguous rows of the workspace. The written range may have no gap except padding between
-    buffers. The padding receives the bytes of the first block. Blocks are copied in elements of ``wide`` bytes.
+    buffers. The padding is overwritten with the first block. Blocks are copied in elements of ``wide`` bytes.
     """
     (into, source), *_ = pairs
     if source.buffer != WORKSPACE or not all(_is_block(pair, into.buffer) for pair in pairs):
@@ -106,7 +106,7 @@ def _joined(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def _series(pairs: Sequence[Pair]) -> Iterable[Pair]:
-    """Yield pairs of equal shapes, in which pairs at equal distances are joined."""
+    """Yield the same copies in which evenly spaced pairs are joined. All pairs have equal shapes."""
     steps = [
         (after[0].offset - before[0].offset, after[1].offset - before[1].offset) for before, after in pairwise(pairs)
     ]

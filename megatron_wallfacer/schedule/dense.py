@@ -24,7 +24,7 @@ class TeamBlocks:
         self._operands, self._emitter = operands, emitter
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
-        """Return the chunks of a row set of the operand ``side``, in ascending order."""
+        """See :meth:`megatron_wallfacer.schedule.head_group.Blocks.chunks`."""
         return self._operands.chunks(side, rows)
 
     def sources(self, tensors: str, side: str, rows: RowSet) -> list[str]:
@@ -99,7 +99,7 @@ class HeadGroupBuilder:
             self.group.compute_tiles(GATHERED, ring, only=chunks if ranks else None)
 
     def compute_last_gathered(self, ring: RowSet) -> None:
-        """Compute the last tiles of gathered rows call by call, and return the results of each call at once."""
+        """Compute the last tiles of gathered rows, and send results back after each attention call."""
         stationary = self.operands.stationary
         if stationary != "q":
             self.compute_gathered(ring)
@@ -117,7 +117,7 @@ class HeadGroupBuilder:
     # --- results ---
 
     def return_results(self, side: str) -> None:
-        """Return results of received rows of an operand to their origin ranks, and receive results of local rows."""
+        """Send results of received rows back to the ranks that own the rows, and receive results of local rows."""
         operands = self.operands
         if not operands.results(side):
             return

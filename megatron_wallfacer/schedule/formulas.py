@@ -1,4 +1,4 @@
-"""Formulas of the communication volume. Tests compare them with the volume counted from the schedules.
+"""Formulas of the communication volume, which tests compare with the volume counted in schedules.
 
 Units: elements received per rank and attention layer, in query shards of n*H elements, where n is the tokens per rank
 and H the query width (heads x head dim). kappa is kv heads / query heads. After the exchange along a head axis of U
@@ -16,13 +16,13 @@ Sizes = tuple[float, float]
 
 
 def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, sizes: Sizes = (1, 1)) -> float:
-    """Return the volume of the forward pass. A rank receives Q and partial O, K and V.
+    """Return the volume of the forward pass. A rank receives Q, K, V and partial O.
 
     Args:
         plan: grid and choices.
         kappa: kv heads / q heads.
-        kv_heads: number of kv heads. None assumes at least as many as ranks on the head axis.
-        sizes: weights of elements. With the bytes per element as weights, the volume is in bytes per n*H.
+        kv_heads: number of kv heads; None if there are at least as many kv heads as ranks of the head axis.
+        sizes: weights of elements. Bytes per element as weights give the volume in bytes, divided by n*H.
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes
@@ -51,7 +51,7 @@ def backward_volume(
 
 
 def busiest_rank(plan: Plan) -> int:
-    """Return a rank with the largest volume. Volumes differ only in paper order, where some ranks keep their block."""
+    """Return a rank with the largest volume. Ranks differ only with ``kv_order`` ``paper``: some keep their block."""
     return plan.grid.rank({axis: 0 for axis in plan.grid.placement} | {"team": min(1, plan.grid.team - 1)})
 
 

@@ -1,12 +1,12 @@
 """The grid, which divides the P x P square of (query shard, key shard) pairs among P ranks.
 
-A rank has one coordinate per axis. Ranks that differ only along
+A rank has one coordinate per axis. Ranks that differ only along one axis share data as follows:
 
-* ``head`` share the same tokens, and have different heads of these tokens (all-to-all before and after),
-* ``team`` share the same queries (Q is gathered, partial O combined),
-* ``kv_team`` share the same keys and values (K, V are gathered, dK, dV reduced),
-* ``ring_outer``, ``ring_inner`` share nothing: blocks hop from one rank to the next. With both axes a block makes a
-  pass of the inner ring between two hops of the outer ring. A single ring uses ``ring_outer``.
+* ``head``: they have different heads of the same tokens (all-to-all before and after).
+* ``team``: they have the same queries (Q is gathered, partial O combined).
+* ``kv_team``: they have the same keys and values (K, V are gathered, dK, dV reduced).
+* ``ring_outer``, ``ring_inner``: they share nothing, and blocks hop from one rank to the next. A single ring uses
+  ``ring_outer``. On a double ring a block visits all ranks of an inner ring between two hops of the outer ring.
 
 The product of the axis sizes is the context-parallel size P.
 """
@@ -39,11 +39,11 @@ class Grid:
         kv_team: G, ranks that share the same keys and values.
         ring_outer: ranks of the outer ring.
         ring_inner: ranks of the inner ring. The ring size R is ``ring_outer`` x ``ring_inner``.
-        placement: order of the axes, fastest varying over neighbouring ranks first. Axes of one rank may be omitted.
-            The grid drops axes of one rank, so that equal grids compare equal.
+        placement: order of the axes, fastest varying over neighbouring ranks first. Axes of size 1 may be omitted.
+            The grid removes axes of size 1, so that equal grids compare equal.
 
     Raises:
-        OptionError: The size of an axis is below 1, or ``placement`` does not name every axis of several ranks once.
+        OptionError: The size of an axis is below 1, or an axis with a larger size is not exactly once in ``placement``.
     """
 
     head: int = 1

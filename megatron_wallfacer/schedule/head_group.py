@@ -27,17 +27,17 @@ from megatron_wallfacer.schedule.tiles import tiles
 
 
 class Blocks(Protocol):
-    """The rows that other ranks send to this rank."""
+    """The chunks and the received values of each kind of rows."""
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
-        """Return the chunks of a row set of the operand ``side``, in ascending order."""
+        """Return the ids of the chunks in the given rows of an operand (``q`` or ``kv``), ascending."""
 
     def sources(self, tensors: str, side: str, rows: RowSet) -> Sequence[str]:
-        """Return the names of the received values that make up a row set of a tensor group."""
+        """Return the names of the received values that together contain the given rows of some tensors."""
 
 
 class HeadGroup:
-    """The operations of one head group that every kind of schedule has.
+    """Operations of one head group that dense and sparse schedules have in common.
 
     Attributes:
         keep_gathered_q: whether forward keeps the gathered queries for backward.
@@ -67,7 +67,7 @@ class HeadGroup:
     # --- rows ---
 
     def split_heads(self) -> None:
-        """Define the local rows as values. On a head axis, send the heads of each other rank to that rank."""
+        """Create values for the local rows. With a head axis, send each rank of the axis the heads that it computes."""
         operands, emitter = self.operands, self.emitter
         for tensors in dict.fromkeys(group for side in SIDES for group in operands.tensor_groups(side)):
             name = emitter.name(LOCAL, tensors)
@@ -94,11 +94,11 @@ class HeadGroup:
         emitter.send_recv("head", sends, receives)
 
     def rows(self, side: str, rows: RowSet) -> tuple[str, ...]:
-        """Return names of values that together contain a row set of an operand, and concatenate missing values."""
+        """Return the names of values that together contain the given rows of an operand, and create missing values."""
         return tuple(self.tensor_rows(tensors, side, rows) for tensors in self.operands.tensor_groups(side))
 
     def tensor_rows(self, tensors: str, side: str, rows: RowSet) -> str:
-        """Return the name of a row set of one tensor group, and concatenate the value if it is missing."""
+        """Return the name of the value with the given rows of some tensors, and create the value if it is missing."""
         emitter, name = self.emitter, self.emitter.name(rows, tensors)
         if name in emitter.values:
             return name
@@ -168,7 +168,7 @@ class HeadGroup:
     # --- results ---
 
     def join_heads(self) -> None:
-        """Complete the local results. On a head axis, send each other rank the results of its rows."""
+        """Complete the local results. With a head axis, send the results to the ranks whose tokens they belong to."""
         for side in SIDES:
             if self.operands.results(side):
                 self.accumulate(self.accumulator(side, LOCAL))

@@ -1,7 +1,8 @@
 """The division of heads over the U ranks of the ``head`` axis, and on each rank into head groups.
 
-The query heads are divided into U x groups equal *head slices*. The head slices of a rank are consecutive. A slice has
-the kv heads of its query heads. If there are fewer kv heads than slices, several slices have the same kv head.
+The query heads are divided into U x groups equal *head slices*. The head slices of a rank are consecutive. A head slice
+also has the kv heads that its query heads use. If there are fewer kv heads than slices, several slices have the same kv
+head.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def check_heads(plan: Plan, q_heads: int, kv_heads: int) -> None:
     """Check that the size of the head axis divides the heads.
 
     Raises:
-        OptionError: The size does not divide the heads. The message lists the sizes that do.
+        OptionError: The size does not divide the heads. The message lists the allowed sizes.
     """
     size = plan.grid.head
     if not divides_heads(size, q_heads, kv_heads):

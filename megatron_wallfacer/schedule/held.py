@@ -2,7 +2,7 @@
 
 One launch can add several results to an accumulator, which it reads and writes once. So results of calls are held until
 an operation reads their rows, or until a third operation adds to the same accumulator. Results of large calls are
-accumulated at once.
+accumulated immediately.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Held:
         self.most = max(self.most, sum(self.sizes[tile] for tile in tiles))
 
     def is_deep(self, name: str) -> bool:
-        """Return whether an accumulator must add its results before another operation adds to it."""
+        """Return whether :data:`DEPTH` operations have results for an accumulator, which must be accumulated first."""
         return len({part.op for part in self.parts.get(name, ())}) >= DEPTH
 
     def take(self, name: str, chunks: tuple[int, ...]) -> bool:
@@ -62,7 +62,7 @@ class _Held:
 
 
 def held_bytes(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> int:
-    """Return the peak bytes of results of attention calls that are not yet accumulated, with the current call's.
+    """Return the peak bytes of results of attention calls that are not yet accumulated, including the running call.
 
     ``aliases`` come from :func:`megatron_wallfacer.schedule.lifetimes.aliases`.
     """
@@ -114,7 +114,7 @@ def _attend(index: int, op: Attend, schedule: Schedule, shape: Shape, held: _Hel
 
 
 def _reads(index: int, op: Op, schedule: Schedule) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the rows that an operation reads, or that are accumulated together with the rows that it adds."""
+    """Yield (value, chunks) for all rows that an operation reads, so that their results must be accumulated."""
     match op:
         case SendRecv(transfer=transfer):
             yield from ((message.value, message.chunks) for message in transfer.sends)

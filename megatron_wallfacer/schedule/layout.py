@@ -1,7 +1,7 @@
 """The zig-zag layout: the chunks of the sequence on each rank.
 
 The sequence is divided into 2P equal chunks, and rank r has chunks r and 2P-1-r, as in Megatron. The layout balances
-causal attention on every grid: any query shard against any key shard has exactly half of the pairs of a shard square
+causal attention on every grid: a causal mask leaves exactly half of the (query, key) pairs of any two shards unmasked
 (``docs/walkthrough.md``).
 
 A *block* is the union of the shards of several ranks, with chunks sorted by position. So the query rows that see a key
@@ -28,7 +28,7 @@ def block_chunks(ranks: Iterable[int], cp_size: int) -> tuple[int, ...]:
 def runs(chunks: Sequence[int], block: Sequence[int]) -> list[tuple[int, int]]:
     """Return the positions of some chunks in a block as the fewest half-open ranges.
 
-    The block must have all chunks. Chunks and block must be sorted by position.
+    ``block`` must contain all of ``chunks``. Both must be sorted by position.
     """
     row = {chunk: index for index, chunk in enumerate(block)}
     found: list[tuple[int, int]] = []

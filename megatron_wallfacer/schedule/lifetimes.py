@@ -1,7 +1,7 @@
 """Lifetimes of the buffers of a schedule, from the first operation that needs a buffer to the last one.
 
-A view of the local tensors needs no buffer, but a copy of the view that is sent does. Rows of an accumulator that are
-copied to be sent also need a buffer.
+A view of the local tensors needs a buffer only if it is copied into a message. Rows of an accumulator that are copied
+into a message also need a buffer.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from megatron_wallfacer.schedule.ops import Schedule
 
 @dataclass(frozen=True, slots=True)
 class LocalPart:
-    """The part of a head exchange that stays on its rank, with a buffer among the sent and among the received parts.
+    """The part of a head exchange that stays on this rank. A copy moves it from the sent to the received parts.
 
     Attributes:
         source: name of the value that contains the rows of the part.
-        start: index of the operation that starts the transfer of the other parts.
-        reader: index of the operation that reads all parts.
+        start: index of the operation that starts the head exchange.
+        reader: index of the operation that reads all received parts.
     """
 
     source: str
@@ -51,7 +51,7 @@ class Lifetime:
 
 
 def value_key(name: str) -> Hashable:
-    """Return the key of the buffer of a value. For a view of the local tensors it is the copy that is sent."""
+    """Return the key of the buffer of a value, or of the sent copy of a value that is a view of local tensors."""
     return "value", name
 
 
@@ -66,15 +66,15 @@ def local_part_key(start: int, end: str) -> Hashable:
 
 
 def proxy_key(names: tuple[str, ...]) -> Hashable:
-    """Return the key of the output proxy of a query block, given the names of the values that tiles read."""
+    """Return the key of the buffer that replaces the output of a query block in backward, given its values."""
     return "proxy", names
 
 
 def waits(schedule: Schedule) -> dict[int, int]:
     """Return the index of the operation that waits for a transfer, by index of the operation that starts it.
 
-    The first operation that reads a received value waits for its transfer. The end of the pass waits for transfers
-    without receives.
+    The first operation that reads a received value waits for its transfer. A transfer that only sends is waited for
+    after the last operation.
     """
     started: dict[str, int] = {}
     sends_only = [i for i, op in enumerate(schedule.ops) if isinstance(op, ops.SendRecv) and not op.transfer.receives]
@@ -89,7 +89,7 @@ def waits(schedule: Schedule) -> dict[int, int]:
 
 
 def lifetimes(schedule: Schedule) -> Iterator[Lifetime]:
-    """Yield the lifetime of every buffer of a pass. Kept values live one operation longer than the pass."""
+    """Yield the lifetime of every buffer of a pass. Buffers that are kept for backward end after the last operation."""
     last, first = dict(schedule.last_mentions), {}
     for index, op in enumerate(schedule.ops):
         for name in ops.writes(op):
@@ -138,7 +138,7 @@ def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
 
 
 def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
-    """Return the peer of each part of a head exchange, by key of its buffer. Memory has the parts in peer order."""
+    """Return the peer of each part of a head exchange, by buffer key. Parts must be in memory in the order of peers."""
     peers: dict[Hashable, int] = {}
     for part in local_parts(schedule):
         transfer = _transfer(schedule, part)
@@ -151,7 +151,7 @@ def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
 
 
 def aliases(schedule: Schedule) -> dict[str, str]:
-    """Return the value whose buffer another value shares, by name of a value concatenated from one source."""
+    """Return, by name of each value that is a concatenation of one source, the source whose buffer it shares."""
     shared: dict[str, str] = {}
     for op in schedule.ops:
         if isinstance(op, ops.Concat) and len(op.sources) == 1:
@@ -171,7 +171,7 @@ def _transfer(schedule: Schedule, part: LocalPart) -> ops.Transfer:
 
 
 def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
-    """Yield each accumulated value, and the index of the last operation in its run of :class:`Accumulate`."""
+    """Yield (source, index of the last operation) for each of several consecutive :class:`Accumulate`."""
     end = 0
     for index in reversed(range(len(schedule.ops))):
         op = schedule.ops[index]
@@ -183,7 +183,7 @@ def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
 def _whole_sends(
     schedule: Schedule, buffers: Mapping[str, str], until: Mapping[int, int]
 ) -> dict[str, tuple[int, int]]:
-    """Return the first and the last operation during which sends of all rows are in flight, by buffer."""
+    """Return the first and the last operation during which a whole buffer is sent, by name of its value."""
     spans: dict[str, tuple[int, int]] = {}
     for index, _, message in _sends(schedule):
         if len(message.chunks) == len(schedule.values[message.value].chunks):
@@ -203,7 +203,7 @@ def _copied_rows(schedule: Schedule, until: Mapping[int, int]) -> Iterator[Lifet
 
 
 def _sends(schedule: Schedule) -> Iterator[tuple[int, int, ops.Message]]:
-    """Yield (index of the operation that starts the transfer, index among its sends, message)."""
+    """Yield (index of the operation, index of the message in the transfer, message) for every sent message."""
     for index, op in enumerate(schedule.ops):
         if isinstance(op, ops.SendRecv):
             for position, message in enumerate(op.transfer.sends):
@@ -211,7 +211,7 @@ def _sends(schedule: Schedule) -> Iterator[tuple[int, int, ops.Message]]:
 
 
 def _proxies(schedule: Schedule, views: frozenset[str]) -> Iterator[Lifetime]:
-    """Yield the lifetimes of output proxies in backward. Query blocks that are views of local tensors need no proxy."""
+    """Yield the lifetimes of output proxies, which replace the output of query blocks that are no local views."""
     used: dict[tuple[str, ...], list[int]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, ops.Attend) and schedule.backward and not views.issuperset(op.q):

@@ -43,12 +43,12 @@ def lower(
         schedule: schedule of one rank.
         shape: sizes of the shard of the rank.
         mask: mask that decides which pairs of partial tiles are unmasked.
-        strides: strides of the local tensors by name, ``[tokens / P, batch, heads, channels]``, for statistics without
-            channels. Forward has q, k, v. Backward has dout, out, lse, delta and, without an exchange along the head
-            axis, q, k, v.
+        strides: strides of the local tensors by name: q, k, v in forward; dout, out, lse, delta in backward. Without a
+            head axis, backward also needs q, k, v. Tensors are ``[tokens / P, batch, heads, channels]``, and the
+            statistics lse and delta ``[tokens / P, batch, heads]``.
         varlen: whether the kernel accepts several documents in one call.
         sinks: whether sinks are merged into the output after the pass, which then has the accumulation dtype.
-        all_to_all: whether each head exchange is one collective. The backend must support this.
+        all_to_all: whether each head exchange is one all-to-all, which the backend must support.
     """
     values = Values(schedule, Places(schedule, shape, strides, sinks=sinks))
     tiles, transfers = TileLowering(values, mask, varlen=varlen), TransferLowering(values, all_to_all=all_to_all)
@@ -116,7 +116,7 @@ class _Lowering:
         yield from self.values.copy(pairs)
 
     def _accumulate(self, index: int, source: str, into: str) -> Iterator[ProgramStep]:
-        """Merge or add common rows, in one step with pending results and with the operations of the same run."""
+        """Register rows. The last of several consecutive operations accumulates all registered rows in one step."""
         rows, steps = self.values.read(source)
         yield from steps
         total = self.values.accumulator_of(into)
@@ -129,7 +129,6 @@ class _Lowering:
             self.accumulating = []
 
     def _store(self, index: int, sources: Sequence[str]) -> Iterator[ProgramStep]:
-        """Write the local rows of finished values into the results. kv heads that head slices share are summed."""
         mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
         for source in sources:
             name = self.values.aliases.get(source, source)
@@ -146,7 +145,7 @@ class _Lowering:
         yield from self.values.finalize(list(self.stored.values()))
 
     def _result(self, name: str) -> Accumulator:
-        """Return the accumulator of the results for the tensors and heads of a value."""
+        """Return the accumulator in the results of the pass that has the tensors and the heads of a value."""
         value = self.schedule.values[name]
         tensors = {
             tensor: cut_heads(self.places.whole(self.results[tensor]), self.places.heads(tensor, value.head_slice))

@@ -47,7 +47,7 @@ class TransferLowering:
                     del self._receiving[message.value]
 
     def wait_for_the_rest(self) -> Iterator[tuple[Transfer, tuple[ProgramStep, ...]]]:
-        """Yield the waits for transfers without receives, for which no operation waits."""
+        """Yield the waits for transfers that only send, which no operation waits for."""
         for op in self.schedule.ops:
             if isinstance(op, SendRecv) and not op.transfer.receives:
                 yield op.transfer, (program.Wait(self._numbers[id(op.transfer)]),)
@@ -115,11 +115,10 @@ class TransferLowering:
         return self._copies.get(name, rows) if message.chunks == rows.chunks else None
 
     def _pack(self, at: tuple[int, int], name: str, into: Rows, pairs: list[Pair]) -> Iterator[ProgramStep]:
-        """Yield steps that precede the copy of some rows of a value into a message buffer.
+        """Yield steps that prepare rows of a value for a message, and append the copies into the message to ``pairs``.
 
-        Rows of an accumulator with parts are summed directly into the buffer if no later operation reads the rows.
-
-        ``at`` are the indices of the operation and the message. The method appends its copies to ``pairs``.
+        If an accumulator has parts, and no later operation reads the rows, the parts are summed directly into the
+        message. ``at`` is (index of the operation, index of the message).
         """
         name = self.values.aliases.get(name, name)
         total = self.values.accumulators.get(name)
@@ -136,7 +135,7 @@ class TransferLowering:
             self.values.hand_over(total, self.places.rows(there), packed, self.places.rows(here)[0])
 
     def _exchange(self, transfer: Transfer, part: LocalPart, buffers: Sequence[Operand]) -> program.AllToAll:
-        """Return an all-to-all instead of messages. Sent parts, and received parts, are adjacent in the workspace."""
+        """Return a head exchange as one all-to-all. Sent parts follow each other in memory, and received parts too."""
         ranks = sorted([self.schedule.rank, *(message.peer for message in transfer.sends)])
         regions = []
         for end, others in (("sent", buffers), ("received", self._arriving(transfer))):
@@ -169,7 +168,7 @@ def _bytes_of(rows: Rows) -> Operand:
 def _reads(
     schedule: ops.Schedule, values: Values, parts: Mapping[int, LocalPart]
 ) -> dict[str, list[tuple[tuple[int, int], frozenset[int]]]]:
-    """Return (operation index, message index) of each reader of a value, and the chunks that the reader reads."""
+    """Return, for each value, (index of an operation, index of a message) and the read chunks of every read."""
     found: dict[str, list[tuple[tuple[int, int], frozenset[int]]]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, SendRecv):

@@ -1,4 +1,4 @@
-"""The rows of each value and the parts of each accumulator of a pass during lowering."""
+"""Values and accumulators during lowering: their place in memory, and partial results to be added later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Values:
     Attributes:
         rows: rows of the values that are not accumulators, by name.
         accumulators: accumulators by name.
-        aliases: value whose buffer another value shares, by name.
+        aliases: name of the value whose buffer a value shares, by name of the latter.
         slots: largest number of attention calls with pending results at the same time.
     """
 
@@ -40,7 +40,7 @@ class Values:
     # --- reading ---
 
     def read(self, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
-        """Return the rows of a value, and the steps that complete the rows. Rows without a result are filled."""
+        """Return the rows of a value, and the steps that complete the rows."""
         name = self.aliases.get(name, name)
         if name not in self.accumulators:
             return self.rows[name], ()
@@ -49,7 +49,7 @@ class Values:
         return total.rows, (*finalized, *self.fill(total, (0, total.tokens)))
 
     def read_part(self, reader: int, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
-        """Return the rows of a value that an operation reads. Readers of a head exchange read its local part."""
+        """Return the rows of a value that an operation reads, of an exchanged value only the rows of this rank."""
         part = self._local_parts.get((reader, name))
         return self.read(name) if part is None else (self.local_part(part, "received"), ())
 
@@ -63,7 +63,7 @@ class Values:
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Operand]:
-        """Return the tensors of values with equal rows. Tiles read only inputs, which need not be filled."""
+        """Return the operands of all tensors of several values that have the same rows."""
         return {
             tensor: operand
             for name in names
@@ -71,7 +71,7 @@ class Values:
         }
 
     def fill(self, total: Accumulator, rows: Range) -> tuple[ProgramStep, ...]:
-        """Return the steps that fill those of the given rows that have no result."""
+        """Return the step that fills rows without any partial result: with zeros, and lse with -inf."""
         empty = [
             (self.places.number(cut(operand, some)), _EMPTY.get(tensor, 0.0))
             for some in total.unwritten(rows)
@@ -176,7 +176,7 @@ class Values:
         ]
 
     def copy(self, pairs: Sequence[Pair]) -> Iterator[ProgramStep]:
-        """Yield one step for several copies, which is a permutation instead of many strided copies if possible."""
+        """Yield one step for several copies: a few strided copies, or one permutation of blocks if possible."""
         few = strided(pairs)
         if len(few) > STRIDED and (found := permutation(pairs, self.places.itemsize, self.places.wide)):
             yield program.Permute(self.places.number(found.into), self.places.number(found.source), found.index)

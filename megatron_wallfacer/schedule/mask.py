@@ -31,8 +31,8 @@ class Mask:
     A subclass for a new kind of mask overrides :meth:`calls`, :meth:`key_chunks` and :attr:`is_plain`.
 
     Attributes:
-        left: number of keys before its own position that a query sees; None for no limit.
-        right: number of keys after its own position that a query sees; None for no limit, 0 for a causal mask.
+        left: number of earlier keys that a query sees; None for no limit.
+        right: number of later keys that a query sees; None for no limit, 0 for a causal mask.
         documents: boundaries of the documents in the sequence, ascending from 0; None for a single document. Tokens
             after the last document (padding) see no key, and no query sees them.
         shard_mode: layout of documents, one of :data:`SHARD_MODES`.
@@ -68,7 +68,7 @@ class Mask:
 
     @property
     def nbytes(self) -> int:
-        """Return the approximate bytes of host memory of boundaries and lengths, 36 bytes each."""
+        """Return the approximate bytes of host memory that boundaries and lengths of documents need."""
         return 72 * len(self.documents or ())
 
     @property
@@ -145,7 +145,7 @@ class Mask:
         return tuple(calls_of(self, q_chunks, k_chunks, cp_size, size))
 
     def key_chunks(self, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
-        """Return the half-open ranges of nonempty and of full key chunks of one query chunk; (0, 0) for no chunk."""
+        """Return two half-open ranges of key chunks for a query chunk: nonempty and full chunks; (0, 0) for none."""
         if self.is_per_document:
             # The window covers the most chunks in the shortest document.
             piece = self.shortest // (2 * cp_size)
@@ -165,7 +165,7 @@ class Mask:
         return (first_nonempty[0], last_nonempty[1]), full if is_one_document else (0, 0)
 
     def _key_chunks(self, queries: Range, document: Range, size: int) -> tuple[Range, Range]:
-        """Return the key chunks of which some query sees a part, and the key chunks that every query sees in full.
+        """Return the range of key chunks that any query sees, and the range that every query sees completely.
 
         ``queries`` and ``document`` are half-open ranges of positions. Chunk 0 begins at position 0.
         """
@@ -184,7 +184,7 @@ NO_LIMIT = -1
 
 
 def window_mask(window: Sequence[int], causal: bool) -> Mask:
-    """Return the mask of a window size (left, right). With ``causal`` the right size is 0."""
+    """Return the mask of a sliding window (left, right). With ``causal`` a query sees no later key."""
     left, right = (None if side == NO_LIMIT else side for side in window)
     return Mask(left=left, right=0 if causal else right)
 

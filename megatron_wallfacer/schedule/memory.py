@@ -85,7 +85,7 @@ def graph_bytes(schedule: Schedule, shape: Shape) -> int:
 def graphed_peak_bytes(schedules: Sequence[Schedule], shape: Shape) -> int:
     """Return the peak bytes of a layer whose passes are CUDA graphs.
 
-    The memory of all graphs exists at the same time. A replay copies its results and kept values out of one graph.
+    The memory of all graphs exists at the same time. After a replay, results and kept values are copied out of it.
     """
     held = sum(graph_bytes(schedule, shape) for schedule in schedules)
     return held + max(returned_bytes(schedule, shape) for schedule in schedules)

@@ -1,8 +1,8 @@
-"""Merging of small attention calls: of local with gathered rows, and of several ranks whose results are returned last.
+"""Merging of small attention calls into one call: for local and gathered rows, and for rows of several ranks.
 
-Two calls for the halves of a small call take longer than the whole call. But merging needs copies, and merged results
-are sent later. So the work of one shard against one shard (:func:`megatron_wallfacer.schedule.plan.shard_work`) decides
-which calls are merged.
+Two small calls take longer than one call of both sizes. On the other hand, merging needs copies, and results are sent
+later. Calls are merged if the attention of one query shard to one key shard is little work
+(:func:`megatron_wallfacer.schedule.plan.shard_work`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEPS_PER_COPY = 2
 
 
 def merges_rows(operands: OperandRows, groups: int) -> bool:
-    """Return whether local and gathered rows of the stationary operand are one block with one accumulator."""
+    """Return whether one attention call computes local and gathered rows of the stationary operand together."""
     # An attention call may compute some rows of a block, but not some of its columns.
     is_cut_by_rows = operands.stationary == "q" or operands.is_permuted
     work = _call_work(operands.plan, groups)
@@ -34,7 +34,7 @@ def merges_rows(operands: OperandRows, groups: int) -> bool:
 
 
 def ranks_per_call(plan: Plan, groups: int) -> int:
-    """Return the number of ranks whose gathered rows one call of the last ring step computes."""
+    """Return for how many ranks one attention call of the last ring step computes the gathered rows."""
     return max(1, int(LEAST_WORK / max(1, _call_work(plan, groups))))
 
 

@@ -23,7 +23,7 @@ class MessageTensor:
         peer: rank of the other end, as index in the context-parallel group.
         tag: tag of the message.
         name: name of the tensor.
-        pieces: operands that contain the rows of the tensor, in order. A received tensor is one piece.
+        pieces: operands that contain the rows of the tensor, in order; one operand for a received tensor.
     """
 
     axis: str
@@ -44,8 +44,8 @@ class TransferTensors:
 def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) -> dict[int, TransferTensors]:
     """Return the tensors of every message of a program, by ``id`` of the transfer.
 
-    Sent rows of local tensors and of blocks are the rows before packing. An accumulator may be summed directly into the
-    message, so its sent rows are the rows in the message. ``strides`` are the arguments of the lowering.
+    A sent message has the tensors from which it was packed. Accumulators are an exception: partial results may be
+    summed directly into the message, which then has the tensors itself. ``strides`` are those of the lowering.
     """
     return _Messages(program, strides).run()
 
@@ -99,7 +99,7 @@ class _Messages:
 
 
 def _in_order(schedule: Schedule) -> Sequence[Transfer]:
-    """Return the transfers in the order of their numbers, in which operations first name the transfers."""
+    """Return the transfers by number, which is the order in which operations first name them."""
     named = (op.transfer for op in schedule.ops if isinstance(op, ops.PostRecv | ops.SendRecv))
     return list({id(transfer): transfer for transfer in named}.values())
 

@@ -1,9 +1,9 @@
 """The operands of attention at one rank: its rows of Q and of K/V in each ring step, and the results of these rows.
 
-One operand, the *ring operand*, is passed around the ring: K and V (pass-KV), or Q (pass-Q). The other operand is
-*stationary*. A rank has *local* rows of both operands. The other ranks of its teams send *gathered* rows of the
-stationary operand and of the first block of the ring operand. Later blocks of the ring operand are *received* from
-other positions of the ring.
+The *ring operand* is passed around the ring: K and V (pass-KV), or Q (pass-Q). The operand that is not passed is
+*stationary*. A rank has *local* rows of both operands. Rows that a rank gathers from the other ranks of its team are
+*gathered*: rows of the stationary operand, and of the first block of the ring operand. Later blocks of the ring operand
+are *received* from other positions of the ring.
 
 Tensors that are sent together form a *tensor group*: ``q``, ``kv``, and in backward ``dout`` with its statistics.
 """
@@ -43,7 +43,7 @@ class OperandRows:
     Attributes:
         ring_operand: operand that is passed around the ring.
         stationary: operand that stays on the rank.
-        is_permuted: whether the ring operand has the paper's arrangement of blocks, which come from other teams.
+        is_permuted: whether teams exchange their blocks of the ring operand before the ring starts, as in the paper.
         ring_steps: ring steps in the order of their computation.
     """
 
@@ -59,7 +59,7 @@ class OperandRows:
     # --- tensors ---
 
     def tensor_groups(self, side: str) -> tuple[str, ...]:
-        """Return the names of the tensor groups of an operand that attention reads."""
+        """Return the names of the groups of input tensors of an operand. The tensors of a group are sent together."""
         return ("q", "dout") if side == "q" and self.backward else (side,)
 
     def results(self, side: str) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class OperandRows:
         return tuple(sorted(chunk for rank in ranks for chunk in self.shard(rank)))
 
     def team(self, side: str, rank: int | None = None) -> tuple[int, ...]:
-        """Return the ranks that gather each other's rows of an operand, for this rank unless another is given."""
+        """Return the team of a rank, by default of this rank: the ranks that gather each other's rows of an operand."""
         rank = self.rank if rank is None else rank
         if (side, rank) not in self._teams:
             team = team_of(self.grid, rank) if self.is_permuted else self.grid.neighbours(rank, AXIS[side])
@@ -110,21 +110,21 @@ class OperandRows:
 
     @property
     def first_block(self) -> tuple[RowSet, ...]:
-        """Return the row sets of the first block of the ring operand. In the paper's order it is a received block."""
+        """Return which rows form the first block of the ring operand. In the paper's order these rows are received."""
         if self.is_permuted:
             return (received(0),)
         return (LOCAL, GATHERED) if len(self.team(self.ring_operand)) > 1 else (LOCAL,)
 
     @property
     def stationary_rows(self) -> tuple[RowSet, ...]:
-        """Return the row sets of the stationary operand."""
+        """Return which rows of the stationary operand this rank has: local, and gathered if a team gathers them."""
         return (LOCAL, GATHERED) if len(self.team(self.stationary)) > 1 else (LOCAL,)
 
     @property
     def merged_steps(self) -> int:
-        """Return the number of ring steps in which one call may compute local and gathered stationary rows.
+        """Return the number of ring steps in which one attention call may compute local and gathered rows together.
 
-        In such ring steps gathered rows have arrived, and no results of the stationary operand are sent.
+        One call may do so if the gathered rows have arrived, and if no results of the stationary operand must be sent.
         """
         if self.results(self.ring_operand):
             return len(self.later_steps)
@@ -134,13 +134,13 @@ class OperandRows:
 
     @property
     def _pass_steps(self) -> int:
-        """Return the ring steps per pass of the inner ring on a double ring. On a single ring each step is a pass."""
+        """Return the number of ring steps in which a block goes around the inner ring; 1 on a single ring."""
         double = self.grid.ring_inner > 1 and self.grid.ring_outer > 1
         return self.grid.ring_inner if double else 1
 
     @property
     def first_pass(self) -> tuple[RowSet, ...]:
-        """Return ring operand rows that are local or come over the inner ring, unless the rank must wait."""
+        """Return the rows of the first pass of the inner ring that need no gather: local rows, then received rows."""
         if self.is_permuted:
             return ()
         steps = self._pass_steps if self.first_block == (LOCAL,) else 1
@@ -148,21 +148,21 @@ class OperandRows:
 
     @property
     def later_steps(self) -> tuple[RowSet, ...]:
-        """Return the row sets of the ring steps after the first pass."""
+        """Return the rows of the ring steps that follow the first pass of the inner ring."""
         return tuple(received(step) for step in range(len(self.first_pass), len(self.ring_steps)))
 
     @property
     def last_pass(self) -> tuple[RowSet, ...]:
-        """Return the row sets of the last pass; without received blocks, the last row set of the first block."""
+        """Return the rows of the last pass of the inner ring; if nothing is received, the end of the first block."""
         first = max(1, len(self.ring_steps) - self._pass_steps)
         return tuple(received(step) for step in range(first, len(self.ring_steps))) or self.first_block[-1:]
 
     def starts_pass(self, step: int) -> bool:
-        """Return whether a ring step starts a pass of the inner ring, whose gradients are collected at this rank."""
+        """Return whether this rank collects the gradients of the inner-ring pass that starts with a ring step."""
         return self._pass_steps > 1 and step % self._pass_steps == 0 and step < len(self.ring_steps)
 
     def pass_start(self, step: int) -> int | None:
-        """Return the first ring step of the pass of a step; None if the results of the pass stay at this rank."""
+        """Return the first step of the inner-ring pass of ``step``; None in the first pass, and on a single ring."""
         return step - step % self._pass_steps or None if self._pass_steps > 1 else None
 
 
@@ -173,6 +173,6 @@ def after(rank: int, ranks: Sequence[int]) -> tuple[int, ...]:
 
 
 def opposite_pairs(rank: int, ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (destination, source) pairs: the source precedes ``rank`` by the distance of the destination after it."""
+    """Return (destination, source) pairs, which are i positions after and i positions before ``rank``, for each i."""
     others = after(rank, ranks)
     return list(zip(others, reversed(others), strict=True))

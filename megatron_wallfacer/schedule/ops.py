@@ -1,8 +1,8 @@
-"""The operations of a schedule, which one rank starts in this order on named values.
+"""The operations of a schedule. One rank starts the operations of its schedule one after another.
 
-A *value* is a block: rows of some chunks for a group of tensors and one slice of the heads. Tensors are named
-``q k v dout`` as in the model, ``out lse delta`` for partial results and statistics of softmax, ``dq dk dv`` for
-gradients. The rows of a value are sorted by position. Ranks are indices in the context-parallel group.
+Operations have names of values. A *value* is a block: rows of some chunks for a group of tensors and one slice of the
+heads, sorted by position. Tensors are named ``q k v dout`` as in the model, ``out lse delta`` for partial results and
+statistics of softmax, ``dq dk dv`` for gradients. Ranks are indices in the context-parallel group.
 
 An operation waits only for the values that it reads. If a transfer receives one of these values, the operation waits
 until all receives of the transfer have arrived and all its sends have left. A value lives from the first operation that
@@ -37,9 +37,9 @@ class RowSet(NamedTuple):
     """Rows of one operand at one rank.
 
     Attributes:
-        kind: ``local`` for the rank's own shard, ``gathered`` for the shards of the other ranks of its team, ``team``
-            for local and gathered rows in one block, ``step`` for the block that a ring step receives.
-        step: ring step of a received block; 0 for other kinds, which belong to the first ring step.
+        kind: ``local`` (the rank's own shard), ``gathered`` (shards of the other ranks of its team), ``team`` (both in
+            one block), or ``step`` (the block that a ring step receives).
+        step: ring step of a block of kind ``step``; 0 for all other kinds.
     """
 
     kind: Literal["local", "gathered", "team", "step"]
@@ -109,7 +109,7 @@ class Transfer:
 
     @property
     def channel(self) -> tuple[str, str]:
-        """Return the axis, and ``inputs`` or ``results``. Transfers of one channel may have to wait for each other."""
+        """Return (axis, ``inputs`` or ``results``). Transfers of one such channel may have to wait for each other."""
         return self.axis, "results" if RESULTS.intersection(self.payload) else "inputs"
 
 
@@ -147,8 +147,8 @@ class Attend:
     """Compute attention of query rows against key rows, tile by tile.
 
     Attributes:
-        q: names of values with equal query rows, which together contain all tensors of the query block.
-        kv: names of values with equal key rows, which together contain all tensors of the key block.
+        q: names of the values that contain the tensors of the query block. All of these values have the same rows.
+        kv: names of the values that contain the tensors of the key block. All of these values have the same rows.
         q_into: accumulator for the query block: the partial output (out, lse) in forward, dq in backward. The
             accumulator may have more rows than the query block.
         kv_into: accumulator of dk and dv in backward, None in forward; may have more rows than the key block.
@@ -172,7 +172,7 @@ class Accumulate:
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """Write the local rows of finished values into the results. kv heads that several head slices share are summed."""
+    """Write local rows into the results of the pass, and sum gradients of kv heads that several head slices share."""
 
     sources: tuple[str, ...]
 
@@ -216,7 +216,7 @@ class Schedule:
 
     @cached_property
     def last_mentions(self) -> Mapping[str, int]:
-        """Return the index of the last operation that names each value; the number of operations for kept values."""
+        """Return the index of the last operation that names each value; for kept values, the number of operations."""
         last = {name: index for index, op in enumerate(self.ops) for name in (*reads(op), *writes(op))}
         return last | dict.fromkeys(self.keeps, len(self.ops))
 
@@ -256,7 +256,7 @@ def writes(op: Op) -> tuple[str, ...]:
 
 
 def is_last_accumulate(schedule: Schedule, index: int) -> bool:
-    """Return whether an operation ends a run of :class:`Accumulate`. One launch performs the whole run."""
+    """Return whether an operation is the last of consecutive :class:`Accumulate`, which one launch performs."""
     return isinstance(schedule.ops[index], Accumulate) and not any(
         isinstance(op, Accumulate) for op in schedule.ops[index + 1 : index + 2]
     )

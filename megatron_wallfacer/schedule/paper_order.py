@@ -1,8 +1,8 @@
 """The arrangement of blocks in the WallFacer paper: the team of each rank, and the destinations of a team's block.
 
-Source: arXiv 2407.00611, Algorithms 2 and 3. There are C * R teams of C ranks, in C groups of R = P / C^2 teams. Member
-a of team t sends its copy of the team's block to member t % C of team t // C in group a. After that exchange blocks
-hop around C^2 rings of R ranks.
+Source: arXiv 2407.00611, Algorithms 2 and 3. Teams of C ranks form C groups of R = P / C^2 teams. Each member of a team
+gathers the block of the team. Member a of team t then sends the block to group a: to member t % C of team t // C of
+this group. Afterwards, blocks hop around C^2 rings of R ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def team_of(grid: Grid, rank: int) -> tuple[int, ...]:
 
 
 def entering(grid: Grid, rank: int) -> tuple[int, tuple[int, ...]]:
-    """Return the rank from which ``rank`` receives a block before the first ring step, and the team of the block."""
+    """Return the rank that sends ``rank`` its first block, and the team whose rows this block contains."""
     here = grid.coordinates(rank)
     team = _team(grid, rank, _position(grid, rank) * grid.team + here["team"])
     return team[here["kv_team"]], team
@@ -39,7 +39,7 @@ def _team_number(grid: Grid, rank: int) -> int:
 
 
 def _team(grid: Grid, like: int, number: int) -> tuple[int, ...]:
-    """Return the ranks of the team with a number that have the same heads as the rank ``like``."""
+    """Return the ranks of team ``number``, among the ranks with the same heads as the rank ``like``."""
     group, position = divmod(number, grid.ring)
     return tuple(_rank(grid, like, group, position, index) for index in range(grid.team))
 

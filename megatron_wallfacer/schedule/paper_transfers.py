@@ -75,7 +75,7 @@ class PaperTransfers:
         origin: int,
         rows: RowSet | None = None,
     ) -> None:
-        """Send ``source`` and receive ``into``, into the paper's arrangement (``entry``) or out of it (``exit``)."""
+        """Send ``source``, and receive the value ``into``. ``entry`` permutes as in the paper, and ``exit`` back."""
         emitter, own_target = self.emitter, target(self.operands.grid, self.operands.rank)
         if own_target == self.operands.rank:
             emitter.concat(into, [source], rows)

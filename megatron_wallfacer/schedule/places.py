@@ -1,4 +1,4 @@
-"""The operands of a pass in memory, with their numbers, for the rows of each value."""
+"""The place of each value in memory, as operands (strided tensors in buffers) that have numbers in the program."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from megatron_wallfacer.schedule.volume import Shape
 
 
 class Places:
-    """Operands for the values of one pass.
+    """The place of each value of a pass in memory.
 
     Attributes:
-        chunk: tokens of a chunk.
+        chunk: number of tokens in a chunk.
         wide: bytes of an element in the accumulation dtype.
         layout: offset of each buffer in the workspace.
     """
@@ -36,7 +36,7 @@ class Places:
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        """Return the operands in the order of their numbers."""
+        """Return the operands of the program by index."""
         return tuple(self._numbers)
 
     def own(self, name: str) -> Rows:
@@ -61,10 +61,10 @@ class Places:
         return self.packed(name, WORKSPACE, self.layout.offsets[key], chunks)
 
     def packed(self, name: str, buffer: str, offset: int, chunks: tuple[int, ...] | None = None) -> Rows:
-        """Return the tensors of a value side by side in a buffer, from ``offset`` bytes on.
+        """Return the rows of a value whose tensors follow each other in a buffer, starting at byte ``offset``.
 
-        Tensors of the wider dtype come first, so that every tensor is aligned to its elements. The rows are all chunks
-        of the value unless ``chunks`` is given.
+        Tensors of the wider dtype come first, so that every tensor is aligned to its elements. If ``chunks`` is given,
+        the tensors have only the rows of these chunks.
         """
         value = self.schedule.values[name]
         chunks = value.chunks if chunks is None else chunks
@@ -82,7 +82,7 @@ class Places:
         return Result(tensor, self.shape_of(tensor, CHUNKS_PER_RANK, None), wide)
 
     def whole(self, result: Result) -> Operand:
-        """Return the operand of a whole result."""
+        """Return the operand that covers a result completely."""
         return Operand(result.name, "own", result.shape, contiguous(result.shape), 0)
 
     def shape_of(self, tensor: str, chunks: int, head_slice: int | None) -> tuple[int, ...]:
@@ -105,11 +105,11 @@ class Places:
         return chunks[0] * self.chunk, chunks[1] * self.chunk
 
     def number(self, operand: Operand) -> int:
-        """Return the number of an operand. Equal operands have equal numbers."""
+        """Return the index of an operand in the program. Equal operands have the same index."""
         return self._numbers.setdefault(operand, len(self._numbers))
 
     def numbers_of(self, pairs: Iterable[Pair]) -> tuple[tuple[int, int], ...]:
-        """Return the numbers of pairs of operands."""
+        """Return the indices of pairs of operands in the program."""
         return tuple((self.number(into), self.number(source)) for into, source in pairs)
 
     def itemsize(self, operand: Operand) -> int:

@@ -22,19 +22,20 @@ class Plan:
     Attributes:
         grid: sizes of the axes, and placement.
         scheme: name of the scheme, for messages only.
-        kv_order: order of the first block of the ring operand. ``native`` is the block of the rank's own team. With
-            ``paper`` teams gather blocks, then whole blocks are permuted (WallFacer, Algorithm 2). With ``permuted``
-            ranks end with the same blocks, but single shards are permuted before they are gathered, which takes about
-            half the volume. ``paper`` and ``permuted`` need ``team == kv_team``.
+        kv_order: choice of the block of the ring operand with which each rank starts. ``native``: the block of the
+            rank's own team. ``paper``: teams gather blocks, and then exchange whole blocks (WallFacer, Algorithm 2).
+            ``permuted``: ranks start with the same blocks as with ``paper``, but exchange single shards before they
+            gather, which takes about half the volume. ``paper`` and ``permuted`` need ``team == kv_team``.
         forward: ring variant of the forward pass. ``pass-kv`` passes K and V around the ring. ``pass-q`` passes Q
             around the ring, and returns partial outputs to the origin rank directly.
         backward: ring variant of the backward pass. ``pass-kv`` passes K, V and their gradients around the ring.
             ``pass-q`` passes Q, dO and dQ around the ring.
         bidirectional: whether blocks of a single ring are sent half way around in each direction.
         head_groups: number of head groups, whose schedules are interleaved so that kernels of one group hide transfers
-            of another. :func:`megatron_wallfacer.schedule.heads.head_groups` reduces a number that does not divide.
-        shard_work: work of one query shard against one key shard (:func:`shard_work`), if sizes are known. The work
-            decides which small calls are merged (:mod:`megatron_wallfacer.schedule.merging`).
+            of another. If the number does not divide the heads, :func:`megatron_wallfacer.schedule.heads.head_groups`
+            returns a smaller one.
+        shard_work: query rows x key rows x heads of two shards (:func:`shard_work`); None if sizes are unknown. Calls
+            with little work are merged (:mod:`megatron_wallfacer.schedule.merging`).
 
     Raises:
         OptionError: No schedule exists for the combination.

@@ -43,10 +43,10 @@ TIE, MORE_BYTES = 1.05, 1.2
 
 
 def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> Plan:
-    """Return the plan with the least memory among the plans with nearly the lowest price and the fewest bytes.
+    """Return the plan with the least memory among plans with nearly the lowest price and nearly the fewest bytes.
 
-    Prices up to :data:`TIE` times the lowest price count as equal. Among these plans the function considers those that
-    receive up to :data:`MORE_BYTES` times the fewest bytes. Tokens and heads are numbers per rank.
+    The price of a considered plan is at most :data:`TIE` times the lowest price. Among the plans with such a price, a
+    considered plan receives at most :data:`MORE_BYTES` times the fewest bytes. Tokens and heads are numbers per rank.
     """
     options = {"tokens": tokens, "q_heads": q_heads, "kv_heads": kv_heads}
     prices = [layer_seconds(plan, **options, ranks_per_node=ranks_per_node) for plan in plans]
@@ -89,7 +89,7 @@ def received_bytes(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> floa
 def attention_calls(grid: Grid) -> int:
     """Return the approximate number of attention calls of one pass.
 
-    Each ring step has one call. A rank that gathers queries makes one more call per other rank of its team, so that it
-    can return the results early. A rank that gathers keys makes one more call for its local keys.
+    Each ring step calls the attention kernel once. A rank that gathers queries makes one more call per other rank of
+    its team, so that it can return the results early. A rank that gathers keys makes one more call for its local keys.
     """
     return grid.ring + grid.team - 1 + (grid.kv_team > 1)

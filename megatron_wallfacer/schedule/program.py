@@ -82,8 +82,8 @@ class Merge:
     """Merge partial outputs by log-sum-exp.
 
     Attributes:
-        rows: pairs of the written (out, lse), and the (out, lse) of each part. The first part is the written rows
-            themselves, if they have been written before.
+        rows: for each merge, the written operands (out, lse), and the (out, lse) of each partial result. If the written
+            rows already have a result, this result is the first partial result.
         frees: slots whose results no later step reads.
     """
 
@@ -96,8 +96,8 @@ class Sum:
     """Sum gradients of several sources.
 
     Attributes:
-        rows: pairs of the written operand, and its sources. The first source is the written operand itself, if it has
-            been written before.
+        rows: for each sum, the written operand and its sources. If the written operand already has a sum, the operand
+            is also the first source.
         frees: slots whose results no later step reads.
     """
 
@@ -107,7 +107,7 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class OutProxy:
-    """Compute an output proxy, a tensor whose rowsum(dO * proxy) equals that of the output (``merge.out_proxy``)."""
+    """Compute an output proxy: a tensor with rowsum(dO * proxy) = rowsum(dO * O) (``merge.out_proxy``)."""
 
     dout: int
     delta: int
@@ -127,7 +127,7 @@ class AttendForward:
 
 @dataclass(frozen=True, slots=True)
 class AttendBackward:
-    """Call the kernel's backward on one tile, and put dq, dk and dv into a slot. ``out`` may be an output proxy."""
+    """Call the kernel's backward on one tile, and put dq, dk and dv into a slot. :class:`OutProxy` may replace O."""
 
     dout: int
     q: int
@@ -181,7 +181,7 @@ class MessageBuffer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PointToPoint:
-    """A transfer as sends and receives, which one step starts.
+    """A transfer that consists of sends and receives, all of which one step starts.
 
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.
@@ -203,8 +203,8 @@ class AllToAll:
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.
         ranks: ranks of the process group in its order, as indices in the context-parallel group.
-        send: number of the operand with the bytes of all sent parts, in the order of ranks.
-        receive: number of the operand with the bytes of all received parts, in the order of ranks.
+        send: index of the operand that contains the bytes of all sent parts, in the order of ranks.
+        receive: index of the operand that contains the bytes of all received parts, in the order of ranks.
         payload: names of the tensors in each part.
     """
 
@@ -231,14 +231,14 @@ class Program:
         schedule: schedule from which the program was lowered.
         shape: sizes of the shard of the rank.
         inputs: names of the local tensors.
-        given: names of the kept values that backward reads. Each is a buffer of bytes.
+        given: names of the kept values that backward reads, as buffers of bytes.
         results: tensors that the pass returns.
         kept: name and bytes of each value that is kept for backward.
         workspace_bytes: size of the workspace, which contains all other buffers.
         operands: operands by number.
         slots: largest number of attention calls with pending results at the same time.
         transfers: transfers by number.
-        steps: steps of each operation of the schedule, or of the wait for a transfer.
+        steps: (operation, its steps) or (transfer, steps of the wait for it), in order.
         received: bytes that a run receives, by (axis, tensor).
     """
 
@@ -257,6 +257,6 @@ class Program:
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        """Return the names of all buffers in the order of a run. The names are distinct."""
+        """Return the distinct names of all buffers, in the order in which the engine passes buffers to a run."""
         results = (result.name for result in self.results)
         return (*self.inputs, *self.given, *results, *(name for name, _ in self.kept), WORKSPACE)

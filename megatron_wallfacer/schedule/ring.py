@@ -1,11 +1,11 @@
 """The ring: the block of a rank in each ring step, and the paths of a block and of its gradient.
 
-A block leaves its origin rank and reaches every position of the ring. On a single ring it hops from one position to
-the next. With both directions, it hops half way around in each direction. On a double ring it makes one pass of the
-inner ring of its origin, while the origin also sends it over the outer ring to the next inner ring, and so on.
+A block leaves its origin rank and reaches every position of the ring. On a single ring the block hops from one position
+to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the origin sends
+the block around its inner ring, and over the outer ring to the next inner ring, where the receiver does the same.
 
-The gradient of a block is accumulated along the same paths and ends at the origin. The origin's own part of it is not
-sent. So the ring operand and its gradient make R - 1 hops each, on every shape of ring.
+The gradient of a block is accumulated along the same paths and ends at the origin, which adds its own contribution. So
+blocks and gradients make R - 1 hops each, on every shape of ring.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Hop:
 
 @dataclass(frozen=True)
 class RingStep:
-    """The block of the ring operand that a rank has in one ring step, and its messages.
+    """The block of the ring operand that a rank has in one ring step, and the messages of the block and its gradient.
 
     Attributes:
         origin: origin rank of the block, among the ranks that differ from this rank only along the ring.
-        source: hop that receives the block; None for the local block.
-        destinations: hops that send the block to other ranks.
-        gradient_sources: hops that receive partial gradients of the block, which this rank accumulates.
-        gradient_destination: hop that sends the accumulated gradient; None at the origin.
+        source: message that this rank receives with the block; None for the local block.
+        destinations: messages that this rank sends with the block.
+        gradient_sources: messages that this rank receives with partial gradients of the block, and accumulates.
+        gradient_destination: message that this rank sends with the accumulated gradient; None at the origin.
     """
 
     origin: int
@@ -70,7 +70,7 @@ def block_origin(grid: Grid, rank: int, step: int) -> int:
 
 
 def block_holder(grid: Grid, rank: int, origin: int) -> int:
-    """Return the rank that has the block of ``rank`` in the ring step in which ``rank`` has the block of ``origin``."""
+    """Return the rank that has the block of ``rank`` while ``rank`` has the block of ``origin``."""
     here, there = grid.coordinates(rank), grid.coordinates(origin)
     return peer_along(grid, rank, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
 
@@ -116,7 +116,7 @@ def _ring_step(grid: Grid, rank: int, outer_step: int, inner_step: int) -> RingS
 
 
 def _bidirectional_steps(grid: Grid, rank: int) -> tuple[RingStep, ...]:
-    """Return the steps of a single ring whose blocks go half way in each direction. The directions alternate."""
+    """Return the ring steps of a bidirectional ring. Blocks of the two directions arrive alternately."""
     axis = "ring_inner" if grid.ring_inner > 1 else "ring_outer"
     ring, position = grid.neighbours(rank, axis), grid.coordinates(rank)[axis]
     size = len(ring)

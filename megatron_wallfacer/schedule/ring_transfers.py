@@ -17,7 +17,7 @@ class RingTransfers:
         self._sent: set[int] = set()
 
     def send_next(self, rows: RowSet) -> None:
-        """Send a block of the ring operand to the next ranks, before its rows are used for the first time.
+        """Send a block to the next ranks of the ring, before this rank computes with the block for the first time.
 
         The first block is sent when its gathered rows have arrived.
         """
@@ -81,7 +81,7 @@ class RingTransfers:
     def _exchange_results(
         self, kind: str, axis: str, step: int, into: int, peers: tuple[int, int], chunks: Sequence[int], number: int
     ) -> None:
-        """Send the results of ring step ``step``, and receive results that are added to those of ring step ``into``.
+        """Send the results of ring step ``step``, and receive results that are added to the results of step ``into``.
 
         ``peers`` are the destination of the sent results and the source of the received results. ``number``
         distinguishes messages of one kind between two ranks.

@@ -1,4 +1,4 @@
-"""Rows of values in memory, and cuts of operands by rows and heads."""
+"""Rows of values in memory, and slices of operands by rows and heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The memory of the rows of a value.
+    """The place in memory of some rows of a value.
 
     Attributes:
         tensors: operands ``[rows, batch, heads, channels]``, statistics ``[rows, batch, heads]``, by name.
@@ -27,14 +27,14 @@ class Rows:
 
 
 def cut(operand: Operand, rows: Range) -> Operand:
-    """Return the operand of some rows of an operand."""
+    """Return the slice of an operand that has only the given rows."""
     buffer, view, shape, strides, offset = operand
     # Called at least once per document. The constructor is several times faster than `_replace`.
     return Operand(buffer, view, (rows[1] - rows[0], *shape[1:]), strides, offset + rows[0] * strides[0])
 
 
 def cut_heads(operand: Operand, heads: range) -> Operand:
-    """Return the operand of some heads of an operand ``[rows, batch, heads, ...]``."""
+    """Return the slice of an operand ``[rows, batch, heads, ...]`` that has only the given heads."""
     rows, batch, _, *rest = operand.shape
     offset = operand.offset + heads.start * operand.strides[2]
     return operand._replace(shape=(rows, batch, len(heads), *rest), offset=offset)
@@ -50,7 +50,7 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
-    """Yield the longest ranges of chunks that are consecutive in two blocks, as (range of source, range of into).
+    """Yield the longest ranges of chunks that are consecutive in both blocks, as (range in source, range in into).
 
     Both blocks have all of the ascending ``chunks``.
     """

@@ -3,9 +3,9 @@
 The engine runs the lowered schedule, the counters count its messages, the pictures draw it, and property tests prove it
 correct. The schedule of one rank is built without the schedules of other ranks.
 
-The order of operations follows two rules. Results that other ranks wait for are computed first and sent at once. Tiles
-that no other rank waits for, mainly local rows against local rows, are computed while transfers are in flight, at the
-start and at the very end.
+The order of operations follows two rules. Results that other ranks wait for are computed first and sent at once.
+Results that no other rank waits for, mainly of local queries and local keys, are computed while transfers are in
+flight, at the start and at the very end.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ def _schedule(spec: PassSpec) -> Schedule:
 
 
 def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
-    """Append all operations of a pass whose results stay with the stationary operand.
+    """Append all operations of a pass in which no results are sent along the ring.
 
-    Local rows against the first pass of the ring come first. Local rows against the last pass of the ring come when the
-    results of gathered rows are in flight.
+    Tiles of local rows and the first pass of the inner ring come first. Tiles of local rows and the last pass are
+    computed while the results of gathered rows are in flight.
     """
     ring = [*operands.first_block, *map(received, range(1, len(operands.ring_steps)))]
     gathers = GATHERED in operands.stationary_rows
@@ -129,8 +129,8 @@ def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands:
 def _append_with_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
     """Append all operations of a pass in which results are sent along with the ring operand.
 
-    Results with a long way come first, then results of the first pass, then local rows against local rows. At the start
-    the first head group computes local rows against the first pass of the ring, while its first blocks arrive.
+    Results that make many hops are computed first, then results of the first pass of the inner ring, then tiles of
+    local rows of both operands. The first head group starts with tiles of local rows, while blocks arrive.
     """
     is_alone = len(builders) == 1
     blocks, gathers = operands.first_block, GATHERED in operands.stationary_rows
@@ -168,10 +168,10 @@ def _begin(
     sends_results: bool = False,
     leaves_local: bool = False,
 ) -> None:
-    """Append local rows of some head groups against the first pass, while transfers of the first group are in flight.
+    """Start the transfers, and append the first tiles of local rows for the head groups ``starting``.
 
-    With ``sends_results`` results of the ring operand that need no gathered rows are sent. With ``leaves_local`` local
-    rows against local rows are postponed.
+    With ``sends_results``, results of the ring operand are sent unless gathered rows are missing. With
+    ``leaves_local``, tiles with local rows of both operands are left for later.
     """
     builders[0].group.split_heads()
     for index, builder in enumerate(builders):
@@ -195,7 +195,7 @@ def _start_next(builders: Sequence[HeadGroupBuilder], index: int) -> None:
 
 
 def _append_ring(builders: Sequence[HeadGroupBuilder], index: int, computed: Sequence[RowSet]) -> None:
-    """Append ring steps whose results are sent. Tiles of local rows with ``computed`` row sets exist already."""
+    """Append ring steps whose results are sent. Tiles of local rows and of the rows in ``computed`` exist already."""
     builder, operands, pass_start = builders[index], builders[index].operands, None
     first_pass = () if computed and GATHERED not in operands.stationary_rows else operands.first_pass[1:]
     # A first pass of local rows alone can hide little of the next group's transfers, so these start now.

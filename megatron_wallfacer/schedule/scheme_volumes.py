@@ -46,8 +46,8 @@ class SchemeVolume:
     Attributes:
         cp_size: context-parallel size.
         group: query heads per kv head.
-        scheme: name of a scheme, or of a search over all grids for the least volume of one pass.
-        grid: axis sizes. If the scheme does not fit, the reason, and all numbers are None.
+        scheme: name of a scheme, or key of :data:`BEST`.
+        grid: axis sizes; :data:`DOES_NOT_FIT` if there is no such grid. All numbers are then None.
         forward: volume of the forward pass.
         forward_ratio: ``forward`` divided by the lower bound.
         forward_whole: ``forward`` divided by the lower bound for whole shards.
@@ -111,7 +111,7 @@ def _volumes(sizes: Sequence[int], groups: Sequence[int], q_heads: int) -> Itera
 
 
 def _best(cp_size: int, shape: Shape, axes: Sequence[str], first: Formula, second: Formula) -> Plan:
-    """Return the plan with the least volume in one pass, then in the other pass, then with the smallest teams."""
+    """Return the plan with the least volume ``first``. Ties prefer less volume ``second``, then smaller teams."""
 
     def key(plan: Plan) -> tuple[float, ...]:
         volumes = (formula(plan, shape.kappa, kv_heads=shape.kv_heads) for formula in (first, second))

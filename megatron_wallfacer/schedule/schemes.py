@@ -3,9 +3,9 @@
 ``lss`` is another name of ``all-gather``: the LSS Transformer gathers in forward and reduces gradients in backward, as
 a ``kv_team`` of all ranks does. Megatron itself averages gradients over data- and context-parallel ranks.
 
-If tokens and heads are known, ``auto`` is the ``team-ring`` grid with the lowest price
-(:mod:`megatron_wallfacer.schedule.price`), and may have a ``kv_team``. Without tokens or heads, ``auto`` is the
-``team-ring`` grid with the least communication volume, and has a ``kv_team`` only if its size is given.
+If tokens and heads are known, ``auto`` selects the ``team-ring`` grid with the least estimated time
+(:mod:`megatron_wallfacer.schedule.price`), which may have a ``kv_team`` axis. Otherwise ``auto`` selects the
+``team-ring`` grid with the least communication volume, which has a ``kv_team`` axis only if its size is given.
 """
 
 from __future__ import annotations
@@ -113,9 +113,10 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a scheme.
 
-    Communication volume, forward and backward together, determines axis sizes that are not given. With ``auto``,
-    ``tokens`` and heads, the price determines axis sizes. The inner ring size is as near to the square root of the ring
-    size as possible. Without ``q_heads`` and ``kv_heads`` any head size is allowed.
+    Axis sizes that are not given minimise the communication volume, forward and backward together. If ``tokens`` and
+    heads are given, ``auto`` minimises the estimated time instead (:mod:`megatron_wallfacer.schedule.price`). The inner
+    ring size is as near to the square root of the ring size as possible. If heads are not given, any size of the head
+    axis is allowed.
 
     Args:
         scheme: one of :data:`SCHEMES`.
@@ -128,17 +129,17 @@ def make_plan(
             ``ring_inner,ring_outer``, and axes of one rank may be left out.
         kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
         forward: ring variant of the forward pass, ``pass-kv``, ``pass-q`` or ``auto``. ``auto`` is the published
-            variant; if the scheme does not fix one, the variant with less volume.
+            variant of the scheme, or the variant with less volume if both are allowed.
         backward: ring variant of the backward pass, ``pass-kv``, ``pass-q`` or ``auto``.
         bidirectional: whether blocks are sent half way around the ring in each direction.
-        head_groups: number of head groups; by default 2 if rows are gathered and, if ``tokens`` and heads are given,
-            kernel calls of half the heads are large enough (:data:`SPLIT_WORK`).
+        head_groups: number of head groups. The default is 2 if the grid has a head axis or a team, unless the kernel
+            calls for half of the heads would be too small (:data:`SPLIT_WORK`), else 1.
         q_heads: query heads per rank after tensor parallelism; required if ``kv_heads`` is given.
         kv_heads: key and value heads per rank after tensor parallelism; required if ``q_heads`` is given.
         kappa: kv heads / query heads, if heads are not given.
-        tokens: tokens per rank. With ``tokens`` and heads, small attention calls are merged
+        tokens: tokens per rank. If tokens and heads are given, small attention calls are merged
             (:mod:`megatron_wallfacer.schedule.merging`).
-        ranks_per_node: ranks of the context-parallel group in one node, for the price of ``auto``.
+        ranks_per_node: ranks of the context-parallel group in one node, for the estimated time.
 
     Raises:
         OptionError: The value of an option is not allowed. The message names option, value and allowed values.
@@ -208,7 +209,7 @@ def _open_grids(scheme: str, rule: Rule, cp_size: int, given: Mapping[str, int],
 def _with_cheapest_variants(
     plan: Plan, variants: Sequence[Sequence[RingVariant]], kappa: float, heads: tuple[int, int] | None
 ) -> Plan:
-    """Return the plan whose two ring variants have the least communication volume. Ties prefer pass-KV."""
+    """Return the plan with the ring variant of each pass that has the least volume. Ties prefer pass-KV."""
     kv_heads = heads[1] if heads else None
 
     def forward_cost(variant: RingVariant) -> float:

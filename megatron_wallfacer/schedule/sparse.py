@@ -1,8 +1,8 @@
 """Schedules for sparse masks, which leave many chunk pairs empty: windows, and documents in a sequence.
 
 The grid decides which rank computes which pairs. A block that hops around the ring would reach many ranks that need
-none of its rows. So no block hops: each rank receives exactly the chunks that it needs from the ranks with these local
-chunks, and returns its results directly. Chunks that no query sees are neither sent nor computed.
+none of its rows. Here no block hops. Each rank receives exactly the chunks that it needs, directly from the ranks of
+these chunks, and sends results back directly. Chunks that no query sees are neither sent nor computed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ChunksByRank = dict[int, tuple[int, ...]]
 class NeededBlocks:
     """The rows that each rank needs from each other rank.
 
-    Blocks are the blocks of the teams along the ring, in the order of a ring in one direction.
+    Each ring step has the block of one team, in the same order as on a ring with one direction.
     """
 
     def __init__(self, operands: OperandRows, emitter: OpEmitter, chunk_mask: ChunkMask) -> None:
@@ -33,21 +33,21 @@ class NeededBlocks:
         self._needed: dict[tuple[int, str], frozenset[int]] = {}
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
-        """Return the chunks of a row set of the operand ``side``, in ascending order."""
+        """See :meth:`megatron_wallfacer.schedule.head_group.Blocks.chunks`."""
         if rows == LOCAL:
             return self._operands.chunks(side, rows)
         return tuple(sorted(chunk for chunks in self.senders(side, rows).values() for chunk in chunks))
 
     def sources(self, tensors: str, side: str, rows: RowSet) -> list[str]:
-        """Return the names of the received values that make up a row set of a tensor group."""
+        """See :meth:`megatron_wallfacer.schedule.head_group.Blocks.sources`."""
         return [self.received_name(tensors, rows, rank) for rank in self.senders(side, rows)]
 
     def received_name(self, tensors: str, rows: RowSet, rank: int) -> str:
-        """Return the name of the value with the rows that ``rank`` sends for a row set."""
+        """Return the name of the value that ``rank`` sends with rows of the kind ``rows``."""
         return self._emitter.name(f"{rows}from{rank}", tensors)
 
     def senders(self, side: str, rows: RowSet) -> ChunksByRank:
-        """Return the ranks that send rows of a row set to this rank, with the chunks that each of them sends."""
+        """Return the ranks that send rows of a kind to this rank, with the chunks that each of them sends."""
         operands = self._operands
         ranks: Iterable[int] = after(operands.rank, operands.team(side))
         if rows != GATHERED:
@@ -55,7 +55,7 @@ class NeededBlocks:
         return {rank: needed for rank in ranks if (needed := self._needed_of(rank, operands.rank, side))}
 
     def receivers(self, side: str, rows: RowSet) -> ChunksByRank:
-        """Return the ranks to which this rank sends local rows of a row set, with the chunks that each receives."""
+        """Return the ranks to which this rank sends local rows, with the chunks that each of them receives."""
         operands, grid = self._operands, self._operands.grid
         ranks: Iterable[int] = after(operands.rank, operands.team(side))
         if rows != GATHERED:
@@ -64,7 +64,7 @@ class NeededBlocks:
         return {rank: needed for rank in ranks if (needed := self._needed_of(operands.rank, rank, side))}
 
     def _rotated(self, team: Sequence[int]) -> tuple[int, ...]:
-        """Return a team from this rank's position on, so that ranks do not all send to the same peer first."""
+        """Return the ranks of a team, first that at this rank's position, so that ranks begin with different peers."""
         operands = self._operands
         position = operands.team(operands.ring_operand).index(operands.rank)
         return (*team[position:], *team[:position])
@@ -74,7 +74,7 @@ class NeededBlocks:
         return tuple(chunk for chunk in self._operands.shard(owner) if chunk in needed)
 
     def _needed_chunks(self, rank: int, side: str) -> frozenset[int]:
-        """Return the chunks of an operand that have an unmasked pair at a rank."""
+        """Return the chunks of an operand that a rank needs, because the rank computes an unmasked pair of each."""
         if (rank, side) not in self._needed:
             q_chunks, k_chunks = self._assigned(rank, "q"), self._assigned(rank, "kv")
             seen = self._chunk_mask.nonempty
@@ -116,19 +116,19 @@ class SparseHeadGroupBuilder:
         return (*gathered, *(received(step) for step in range(1, self.operands.grid.ring)))
 
     def exchange_stationary(self) -> None:
-        """Exchange rows of the stationary operand in its team."""
+        """Gather the rows of the stationary operand that other ranks of the team have."""
         if self._stationary_gathers:
             for tensors in self.operands.tensor_groups(self.operands.stationary):
                 self._exchange(tensors, self.operands.stationary, GATHERED)
 
     def exchange_ring(self, index: int) -> None:
-        """Exchange the rows of :attr:`ring_rows` at an index. An index beyond the last row set has no effect."""
+        """Exchange the rows of the ring operand for entry ``index`` of :attr:`ring_rows`, if there is such an entry."""
         for rows in self.ring_rows[index : index + 1]:
             for tensors in self.operands.tensor_groups(self.operands.ring_operand):
                 self._exchange(tensors, self.operands.ring_operand, rows)
 
     def _axis(self, side: str, rows: RowSet) -> str:
-        """Return the axis of messages, which is ``cp`` for ring steps, because their rows come from any rank."""
+        """Return the axis of messages. Rows of ring steps may come from any rank, along the axis ``cp``."""
         return self.operands.axis(side) if rows == GATHERED else "cp"
 
     def _exchange(self, tensors: str, side: str, rows: RowSet) -> None:
@@ -154,7 +154,7 @@ class SparseHeadGroupBuilder:
     # --- tiles and results ---
 
     def compute_tiles(self, ring: RowSet, *, stationary: RowSet) -> None:
-        """Compute the tiles of a row set of the ring operand against one of the stationary operand, if any."""
+        """Compute the tiles of some rows of both operands, unless all pairs are masked."""
         operands = self.operands
         if ring != LOCAL and not self.blocks.senders(operands.ring_operand, ring):
             return
@@ -166,12 +166,12 @@ class SparseHeadGroupBuilder:
         self.group.compute_tiles(stationary, ring, if_any=(stationary, ring) != (LOCAL, LOCAL))
 
     def return_ring_results(self, rows: RowSet) -> None:
-        """Return the results of received rows of the ring operand, and receive results of the local rows."""
+        """Send results of received rows of the ring operand back, and receive results of the local rows."""
         if self.operands.results(self.operands.ring_operand):
             self._return_results(self.operands.ring_operand, rows)
 
     def return_stationary_results(self) -> None:
-        """Return the results of gathered rows of the stationary operand, and receive results of the local rows."""
+        """Send results of gathered rows of the stationary operand back, and receive results of the local rows."""
         if self.operands.results(self.operands.stationary) and self._stationary_gathers:
             self._return_results(self.operands.stationary, GATHERED)
 

@@ -39,7 +39,7 @@ class TeamTransfers:
         emitter.send_recv(axis, sends, receives)
 
     def scatter(self, side: str, peers: Sequence[int], source: str | None = None) -> None:
-        """Return results of gathered rows to some ranks, and receive results of local rows from as many ranks.
+        """Send results of gathered rows back to some ranks, and receive results of local rows from equally many ranks.
 
         The results are in the value ``source``, or in the accumulator of gathered rows if no source is given.
         """

@@ -1,7 +1,7 @@
 """Tiles: the fewest kernel calls that cover a query block against a key block.
 
 Chunk ids determine the tiles. With blocks sorted by position, query chunk c sees all key chunks with smaller ids, and
-the causal triangle of key chunk c. So rows that see the same key chunks form one full rectangle, and runs of chunks
+the causal triangle of key chunk c. Query rows that see the same key chunks form one full rectangle. Consecutive chunks
 that are in both blocks form one square causal tile.
 """
 
@@ -24,8 +24,8 @@ class Tile:
         rows: half-open range of chunks of the query block.
         cols: half-open range of chunks of the key block.
         causal: whether the tile is square and only its lower triangle is unmasked.
-        partial: whether the mask decides which pairs are unmasked. In a tile that is neither causal nor partial, all
-            pairs are unmasked.
+        partial: whether any pairs of the tile may be masked. In a tile that is neither causal nor partial, all pairs
+            are unmasked.
     """
 
     rows: tuple[int, int]
@@ -35,7 +35,7 @@ class Tile:
 
     @property
     def area(self) -> float:
-        """Return the work in chunk squares. A causal tile counts half, a partial tile in full."""
+        """Return the work of the tile, in pairs of chunks. A causal tile has half the work of a full tile."""
         square = (self.rows[1] - self.rows[0]) * (self.cols[1] - self.cols[0])
         return square / 2 if self.causal else float(square)
 
@@ -100,7 +100,7 @@ def _by_chunk_mask(
 
 
 def _diagonal_runs(q_chunks: Sequence[int], k_chunks: Sequence[int]) -> list[Tile]:
-    """Return maximal runs of chunks that follow each other in both blocks, as square causal tiles."""
+    """Return one square causal tile for each run of chunks that are consecutive in both blocks."""
     column = {chunk: index for index, chunk in enumerate(k_chunks)}
     runs: list[Tile] = []
     for row, chunk in enumerate(q_chunks):
@@ -116,7 +116,7 @@ def _diagonal_runs(q_chunks: Sequence[int], k_chunks: Sequence[int]) -> list[Til
 
 
 def _full_rectangles(cols: Sequence[tuple[int, int]]) -> Iterator[Tile]:
-    """Yield one full rectangle for each run of rows that see the same key chunks, at least one chunk."""
+    """Yield one full rectangle for each run of rows that see the same key chunks. Rows that see none are omitted."""
     start = 0
     for seen, run in groupby(cols):
         end = start + len([*run])

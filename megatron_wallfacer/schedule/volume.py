@@ -1,7 +1,8 @@
 """Counters of a schedule: elements, messages and bytes that a rank receives.
 
-The communication volume counts elements of q, k, v, out and gradients. As in the literature, it ignores the statistics
-lse and delta, which have one element per head instead of one per channel. Counters of bytes include the statistics.
+The communication volume counts elements of q, k, v, out and gradients. As in the literature, the volume ignores the
+statistics lse and delta, which have one element per head instead of one per channel. Counters of bytes include lse and
+delta.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ class Shape:
 
 
 def rows_elements(schedule: Schedule, shape: Shape, tensor: str, chunks: int) -> float:
-    """Return the elements of some chunks of a tensor for one head slice. Shared kv heads count in each slice.
+    """Return the elements of some chunks of a tensor for one head slice. All slices that share a kv head count it.
 
-    The number is whole for every schedule that can run.
+    The returned number is an integer for every schedule that can run.
     """
     return _elements(shape, schedule.head_slices, tensor, chunks)
 

@@ -2,7 +2,8 @@
 
 Units: elements received per rank and attention layer, in query shards of n*H elements, where n is the tokens per rank
 and H the query width (heads x head dim). kappa is kv heads / query heads. If the work of a rank covers x query shards
-and y key shards, balance requires x*y >= P. A rank receives all shards of its work except its own.
+and y key shards, balance requires x*y >= P. A rank receives all of these shards except its local query shard and its
+local key shard.
 
 Each pass has two bounds. The plain bound allows any real x and y, and applies to every scheme. The bound *for whole
 shards* allows only integers, and applies to schemes that assign whole shards to ranks. The bound for whole shards is
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 
 def forward_bound(cp_size: int, kappa: float) -> float:
-    """Return min 2(x-1) + 2 kappa (y-1) over x*y = P. A rank receives Q and partial O (x), K and V (y).
+    """Return min 2(x-1) + 2 kappa (y-1) over x*y = P: Q and partial O of x query shards, K and V of y key shards.
 
     If sqrt(kappa P) >= 1, the minimum is 4 sqrt(kappa P) - 2(1 + kappa).
     """
@@ -22,7 +23,7 @@ def forward_bound(cp_size: int, kappa: float) -> float:
 
 
 def backward_bound(cp_size: int, kappa: float) -> float:
-    """Return min 3(x-1) + 4 kappa (y-1) over x*y = P. A rank receives Q, dO and dQ (x), K, V, dK and dV (y).
+    """Return min 3(x-1) + 4 kappa (y-1) over x*y = P: Q, dO, dQ of x query shards, K, V, dK, dV of y key shards.
 
     If sqrt(4 kappa P / 3) >= 1, the minimum is 2 sqrt(12 kappa P) - (3 + 4 kappa).
     """

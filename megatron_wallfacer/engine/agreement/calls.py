@@ -1,7 +1,7 @@
-"""Comparison of the first calls of :func:`attention` with each group, matched by their number.
+"""Comparison of the arguments of :func:`attention` between the ranks of a process group.
 
-Calls are not compared inside ``torch.compile``: ranks with different arguments compile in different calls, and would
-wait for each other. After :data:`CALLS` calls of a group its arguments are no longer compared.
+Ranks compare the arguments of the first :data:`CALLS` calls with each group. Calls inside ``torch.compile`` are not
+compared, because ranks with different arguments compile in different calls, and would wait for each other.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None
 
 
 def _group_of(group: object) -> dist.ProcessGroup | None:
-    """Return the process group of a call; None for other values, which :func:`checked` reports."""
+    """Return the process group that the argument ``group`` means; None for an argument that later checks reject."""
     if not dist.is_initialized():
         return None
     if isinstance(group, DeviceMesh) and group.ndim == 1 and group.get_coordinate() is not None:

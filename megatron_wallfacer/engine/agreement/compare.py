@@ -16,10 +16,11 @@ class Record:
     """The settings of one rank, as texts by name.
 
     Attributes:
-        settings: values whose differences are errors.
-        derived: values that follow from settings. Differences of derived values are errors if settings are equal.
-        labels: values whose differences are warnings.
-        strict: whether differences are reported. If no record is strict, the comparison reports nothing.
+        settings: values that must be equal on all ranks.
+        derived: values computed from settings. A difference is an error that is reported only if all settings are
+            equal.
+        labels: values that may differ between ranks, with a warning.
+        strict: whether this rank requires the comparison. If no rank does, no difference is reported.
     """
 
     settings: Mapping[str, str | None]
@@ -33,7 +34,7 @@ class Record:
 
     @classmethod
     def from_text(cls, text: str) -> Record:
-        """Return the record whose :meth:`to_text` is given."""
+        """Return the record that :meth:`to_text` has converted to ``text``."""
         return cls(**json.loads(text))
 
 
@@ -43,7 +44,7 @@ class Verdict:
 
     Attributes:
         errors: one line for each setting that differs.
-        warnings: one line for each label that differs.
+        warnings: one line for each of :attr:`Record.labels` that differs between ranks.
     """
 
     errors: tuple[str, ...] = ()
@@ -55,7 +56,7 @@ class Verdict:
 
     @classmethod
     def from_text(cls, text: str) -> Verdict:
-        """Return the verdict whose :meth:`to_text` is given."""
+        """Return the verdict that :meth:`to_text` has converted to ``text``."""
         errors, warnings = json.loads(text)
         return cls(tuple(errors), tuple(warnings))
 
@@ -118,7 +119,7 @@ def _differences(groups: list[tuple[list[int], Mapping[str, str | None]]]) -> di
 
 
 def _value(name: str, value: str | None) -> str:
-    """Return ``no --x``, ``--x 1`` or ``--x`` (empty value); without a name ``none``, ``1`` or ``it``."""
+    """Return a setting as text: ``--x 1``, ``--x`` if the value is empty, ``no --x`` for None; or only its value."""
     if value is None:
         return f"no {name}" if name else "none"
     short = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."

@@ -32,11 +32,11 @@ class Exchange:
     """One exchange of records between ranks.
 
     Attributes:
-        store: store of the job, without keys of this exchange.
+        store: store of the job, with a prefix that no other exchange uses.
         ranks: global ranks that take part, of which the first compares all records.
         rank: global rank of this process.
         timeout: time after which the exchange fails if a rank has written no record.
-        late: predicate of a message about ranks without a record, in the plural, e.g. ``have not started``.
+        late: end of the sentence about ranks without a record, such as ``have not started``.
         say: function that prints one line.
     """
 
@@ -52,8 +52,8 @@ class Exchange:
 
         Args:
             text: record of this rank.
-            read: function from the text of a record to the record.
-            compare: function from records by rank to a verdict. The first rank calls it whenever records arrive.
+            read: function that returns the record of a text.
+            compare: function that compares the records that have arrived, by rank. Only the first rank compares.
         """
         self.write(text)
         if self.rank == self.ranks[0]:
@@ -120,7 +120,7 @@ class Exchange:
         return Verdict.from_text(self.store.get("verdict").decode())
 
     def _leave(self, verdict: Verdict) -> None:
-        """Wait after an error until all ranks have read the verdict, because this process may have the store."""
+        """Wait after an error until all ranks have read the verdict, because the store may be in this process."""
         if not verdict.errors:
             return
         self.mark_read()

@@ -16,7 +16,7 @@ class State:
     Attributes:
         rank: global rank.
         host: name of the node.
-        beat: number of the publication. If the number stops growing, the rank is stopped or dead.
+        beat: number of states published so far. A rank whose ``beat`` stops growing is stopped or dead.
         passes: number of attention passes that the rank has begun.
         layer: number or name of the layer of the last pass; None outside a model.
         backward: whether the last pass is a backward pass.
@@ -41,7 +41,7 @@ class State:
 
     @classmethod
     def from_text(cls, text: str) -> State:
-        """Return the state whose :meth:`to_text` is given."""
+        """Return the state that :meth:`to_text` has converted to ``text``."""
         values = json.loads(text)
         if values["label"] is not None:
             tensors, peers, axis, sends = values["label"]
@@ -83,7 +83,7 @@ def wait_line(state: State) -> str:
 def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
     """Return a line about the chain of waiting ranks that ends at the blocking rank; None if the rank does not wait.
 
-    ``state`` is the state of the first rank of the chain. ``read`` returns None if a rank has published nothing.
+    ``state`` is the state of the rank that waits. ``read`` returns None if a rank has published nothing.
     """
     if state.label is None:
         return None

@@ -37,7 +37,7 @@ class Progress:
         passes: number of passes that have begun.
         layer: number or name of the layer of the last pass; None outside a model.
         backward: whether the last pass is a backward pass.
-        broken: label of a wait that raised an error; None after the error has been reported.
+        broken: messages whose wait raised an error; None after the error has been reported.
         posted: label and work of the last transfer started on NCCL, whose waits do not block the host.
     """
 
@@ -63,5 +63,5 @@ def _shown(tensor: str) -> str:
 
 
 def layer_text(layer: int | str) -> str:
-    """Return the name of a layer for messages: ``layer 7`` for the number 7, ``MTP depth 1`` for this name."""
+    """Return ``layer 7`` for the layer number 7. Names of layers, such as ``MTP depth 1``, are returned unchanged."""
     return f"layer {layer}" if isinstance(layer, int) else layer

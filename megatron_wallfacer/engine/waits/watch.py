@@ -85,7 +85,7 @@ class Watch(threading.Thread):
             self.join(timeout=2.0)
 
     def listen(self) -> None:
-        """Explain waits at a signal, if the signal has no other handler and this is the main thread."""
+        """Print the wait of this rank when :data:`SIGNAL` arrives, unless the signal has another handler."""
         if threading.current_thread() is not threading.main_thread():
             return
         # Shells start background jobs with the signal ignored.
@@ -125,7 +125,7 @@ class Watch(threading.Thread):
                 self._say(line)
 
     def _label(self, waited: float) -> Label | None:
-        """Return the label of the host's wait. After a long time without a new message, return the device's wait."""
+        """Return the messages for which the host waits; after half the limit without progress, those of the GPU."""
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label
         label, work = self._progress.posted
@@ -181,7 +181,7 @@ def stop_watch() -> None:
 
 
 def wait_limit() -> float:
-    """Return the seconds after which a wait is explained.
+    """Return the seconds after which a rank prints what it waits for.
 
     Raises:
         OptionError: The value of ``WALLFACER_WAIT_S`` is not allowed.
