@@ -34,8 +34,6 @@ class Runtime:
     """The objects that run a schedule on one rank.
 
     Attributes:
-        transfers: transfers of the process groups of this rank.
-        kernel: attention kernel of the rank.
         scale: factor of the scores.
         observer: context for each pass, operation and wait.
         softcap: cap of the scores; 0 for no cap.
@@ -55,9 +53,6 @@ class Call:
     """All arguments of one call of attention except tensors.
 
     Attributes:
-        plan: grid and choices.
-        runtime: transfers, kernel and constant arguments.
-        mask: set of unmasked (query, key) pairs.
         keep_gathered_q: whether forward keeps gathered queries for backward, which otherwise gathers queries again.
         layer: number of the layer in the whole model, from 1, or its name; None outside a model. For messages only.
         verify: whether every message is compared with its source. A verified pass does not run as a CUDA graph.

@@ -28,9 +28,6 @@ class CompiledPass:
     """One pass of one rank, ready to run.
 
     Attributes:
-        program: program of the pass.
-        kernel: attention kernel of the rank.
-        device: device of all tensors.
         reads_delta: whether a step reads delta of the local rows.
         results: shape and dtype of each result.
         kept: bytes of each value that is kept for backward.
@@ -42,7 +39,6 @@ class CompiledPass:
         labelled: the calls of each operation and of each wait, for observers.
         transfers: number of transfers.
         received: bytes received per run, by (axis, tensor).
-        label: description of the pass, for observers.
     """
 
     program: Program

@@ -18,12 +18,7 @@ PASSES = ("forward", "backward")
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One run of a schedule.
-
-    Attributes:
-        schedule: schedule of this rank.
-        shape: sizes of the shard of this rank.
-    """
+    """One run of a schedule on shards of the given shape."""
 
     schedule: Schedule
     shape: Shape

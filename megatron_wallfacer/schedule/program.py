@@ -228,8 +228,6 @@ class Program:
     """One pass of one rank, with sizes and offsets.
 
     Attributes:
-        schedule: schedule from which the program was lowered.
-        shape: sizes of the shard of the rank.
         inputs: names of the local tensors.
         given: names of the kept values that backward reads, as buffers of bytes.
         results: tensors that the pass returns.

@@ -51,9 +51,7 @@ class SchemeVolume:
         forward: volume of the forward pass.
         forward_ratio: ``forward`` divided by the lower bound.
         forward_whole: ``forward`` divided by the lower bound for whole shards.
-        backward: volume of the backward pass.
-        backward_ratio: ``backward`` divided by the lower bound.
-        backward_whole: ``backward`` divided by the lower bound for whole shards.
+        backward: volume of the backward pass, with ``backward_ratio`` and ``backward_whole`` like those of forward.
     """
 
     cp_size: int
