@@ -20,7 +20,7 @@ def joined_calls(
     """Return the kernel calls of a mask, joined where possible. The arguments are those of :meth:`Mask.calls`.
 
     Without a window, the boundaries of the documents determine the calls of one query chunk directly. With
-    ``per_document``, each document has a call for each pair of chunks, so that calls are not created one by one.
+    ``per_document``, each document has a call for each pair of chunks, and joining so many calls would be slow.
     """
     if mask.documents is None or mask.has_window or len(q_chunks) != 1:
         return batches(mask.calls(q_chunks, k_chunks, cp_size, size))

@@ -1,12 +1,12 @@
 """The grid, which divides the P x P square of (query shard, key shard) pairs among P ranks.
 
-A rank has one coordinate per axis. Ranks that differ only along one axis share data as follows:
+A rank has one coordinate per axis. Ranks that differ only along one axis share data:
 
-* ``head``: they have different heads of the same tokens (all-to-all before and after).
-* ``team``: they have the same queries (Q is gathered, partial O combined).
-* ``kv_team``: they have the same keys and values (K, V are gathered, dK, dV reduced).
-* ``ring_outer``, ``ring_inner``: they share nothing, and blocks hop from one rank to the next. A single ring uses
-  ``ring_outer``. On a double ring a block visits all ranks of an inner ring between two hops of the outer ring.
+* ``head``: the same tokens, with different heads of these tokens (all-to-all before and after).
+* ``team``: the same queries (Q is gathered, partial O combined).
+* ``kv_team``: the same keys and values (K, V are gathered, dK, dV reduced).
+* ``ring_outer``, ``ring_inner``: nothing. Blocks hop from one rank to the next. A single ring uses ``ring_outer``. On a
+  double ring a block reaches all ranks of an inner ring between two hops of the outer ring.
 
 The product of the axis sizes is the context-parallel size P.
 """

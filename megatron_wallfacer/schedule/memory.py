@@ -85,7 +85,8 @@ def graph_bytes(schedule: Schedule, shape: Shape) -> int:
 def graphed_peak_bytes(schedules: Sequence[Schedule], shape: Shape) -> int:
     """Return the peak bytes of a layer whose passes are CUDA graphs.
 
-    The memory of all graphs exists at the same time. After a replay, results and kept values are copied out of it.
+    The memory of all graphs exists at the same time. After a replay, results and kept values are copied to other
+    memory.
     """
     held = sum(graph_bytes(schedule, shape) for schedule in schedules)
     return held + max(returned_bytes(schedule, shape) for schedule in schedules)

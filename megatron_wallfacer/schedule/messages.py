@@ -45,7 +45,7 @@ def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) ->
     """Return the tensors of every message of a program, by ``id`` of the transfer.
 
     A sent message has the tensors from which it was packed. Accumulators are an exception: partial results may be
-    summed directly into the message, which then has the tensors itself. ``strides`` are those of the lowering.
+    summed directly into the message, so the tensors are those in the message. ``strides`` are those of the lowering.
     """
     return _Messages(program, strides).run()
 
