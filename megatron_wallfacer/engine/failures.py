@@ -115,7 +115,6 @@ def _close_connections(groups: AxisGroups) -> None:
 
 
 def _peers(label: Label) -> str:
-    """Return the ranks and the axis of a wait as a phrase."""
     several = "one of " if len(label.peers) > 1 else ""
     return f"{several}{ranks_text(label.peers)} ({label.axis})"
 

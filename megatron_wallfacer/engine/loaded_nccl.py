@@ -34,7 +34,6 @@ def version_of(code: int) -> tuple[int, int, int]:
 
 
 def _mapped() -> list[str]:
-    """Return the paths of the NCCL libraries that are mapped into this process."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     paths = (line.split(maxsplit=5)[5] for line in lines if "libnccl.so" in line)
     return list(dict.fromkeys(paths))

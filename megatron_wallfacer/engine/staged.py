@@ -53,7 +53,6 @@ class StagedTransfers(Transfers):
         return BoundTransfer(post, start, wait)
 
     def _landing(self, message: Tensor) -> Tensor:
-        """Return the host buffer that receives a message."""
         return torch.empty_like(message, device="cpu")
 
     def _departing(self, message: Tensor) -> Tensor:

@@ -76,8 +76,6 @@ class VerifiedRun:
 
 
 class _Checksums:
-    """An observer that computes checksums of sent and received messages."""
-
     def __init__(self, compiled: CompiledPass, buffers: Tensors) -> None:
         program = compiled.program
         inputs = dict(zip(program.inputs, buffers, strict=False))

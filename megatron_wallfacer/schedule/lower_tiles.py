@@ -69,7 +69,6 @@ class TileLowering:
             yield from () if held else self.values.finalize()
 
     def _finalize_deep(self, *totals: Accumulator) -> tuple[ProgramStep, ...]:
-        """Return the steps that accumulate pending results before an operation adds further results."""
         deep = [total for total in totals if total.is_deep]
         return self.values.finalize(deep) if deep else ()
 
