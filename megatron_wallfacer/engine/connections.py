@@ -45,7 +45,8 @@ def connected(
 
     The first call creates process groups (:func:`megatron_wallfacer.engine.groups.connect`), which is slow and
     collective over the world. The first call also drops entries of groups that were destroyed. Ctrl-C takes effect
-    after the groups are created. ``kind`` is one of :data:`megatron_wallfacer.engine.staged.TRANSFERS`.
+    after the groups are created. ``kind`` is one of :data:`megatron_wallfacer.engine.staged.TRANSFERS`, and the other
+    arguments are those of ``connect``.
 
     Raises:
         OptionError: The group is destroyed, its size is not ``cp_size``, or its backend cannot send the tensors.

@@ -21,8 +21,8 @@ from megatron_wallfacer.kernels.protocol import AttnSpec, Kernel
 from megatron_wallfacer.schedule import program
 from megatron_wallfacer.schedule.program import AllToAll, PointToPoint, ProgramStep, Source
 
-Tensors = list[Any]
-Works = list[Any]
+#: Operands, slots and buffers of a pass, and its works in flight.
+PassList, Works = list[Any], list[Any]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _attend_forward(step: program.AttendForward, to: Binding) -> Action:
     forward, spec, tile, slot = to.kernel.forward, to.spec, step.tile, to.memory.slots + step.slot
     q, k, v = step.q, step.k, step.v
 
-    def attend(x: Tensors, works: Works) -> None:
+    def attend(x: PassList, works: Works) -> None:
         x[slot] = forward(x[q], x[k], x[v], tile, spec)
 
     return attend
@@ -93,7 +93,7 @@ def _attend_backward(step: program.AttendBackward, to: Binding) -> Action:
     backward, spec, tile, slot = to.kernel.backward, to.spec, step.tile, to.memory.slots + step.slot
     dout, q, k, v, out, lse = step.dout, step.q, step.k, step.v, step.out, step.lse
 
-    def attend(x: Tensors, works: Works) -> None:
+    def attend(x: PassList, works: Works) -> None:
         x[slot] = backward(x[dout], x[q], x[k], x[v], x[out], x[lse], tile, spec)
 
     return attend
@@ -114,7 +114,7 @@ def _on_rows(step: RowStep, memory: Memory) -> Action:
 def _copy(pairs: Sequence[tuple[int, int]]) -> Action:
     into, sources = zip(*pairs, strict=True)
 
-    def copy(x: Tensors, works: Works) -> None:
+    def copy(x: PassList, works: Works) -> None:
         torch._foreach_copy_([x[one] for one in into], [x[one] for one in sources])
 
     return copy
@@ -124,7 +124,7 @@ def _sum(rows: Sequence[tuple[int, Sequence[Source]]], frees: Sequence[int], slo
     into = [to for to, _ in rows]
     sources = [[_found(one, slots) for one in some] for _, some in rows]
 
-    def add(x: Tensors, works: Works) -> None:
+    def add(x: PassList, works: Works) -> None:
         sum_rows(
             [x[one] for one in into],
             [[x[a] if b is None else x[a][b] if c is None else x[a][b][c] for a, b, c in some] for some in sources],
@@ -141,7 +141,7 @@ def _merge(
     into = [to for to, _ in rows]
     sources = [[[_found(one, slots) for one in part] for part in parts] for _, parts in rows]
 
-    def merge(x: Tensors, works: Works) -> None:
+    def merge(x: PassList, works: Works) -> None:
         merge_rows(
             [(x[out], x[lse]) for out, lse in into],
             [
@@ -165,7 +165,7 @@ def _found(source: Source, slots: int) -> tuple[int, int | None, slice | None]:
 def _permute(step: program.Permute, device: torch.device) -> Action:
     into, source, index = step.into, step.source, None
 
-    def permute(x: Tensors, works: Works) -> None:
+    def permute(x: PassList, works: Works) -> None:
         nonlocal index
         if index is None:
             # The index is created in the first run, because a pass may be compiled while fake tensors trace a program.
@@ -176,7 +176,7 @@ def _permute(step: program.Permute, device: torch.device) -> Action:
 
 
 def _fill(rows: Sequence[tuple[int, float]]) -> Action:
-    def fill(x: Tensors, works: Works) -> None:
+    def fill(x: PassList, works: Works) -> None:
         for operand, value in rows:
             x[operand].fill_(value)
 
@@ -186,7 +186,7 @@ def _fill(rows: Sequence[tuple[int, float]]) -> Action:
 def _out_proxy(step: program.OutProxy) -> Action:
     dout, delta, into = step.dout, step.delta, step.into
 
-    def proxy(x: Tensors, works: Works) -> None:
+    def proxy(x: PassList, works: Works) -> None:
         out_proxy(x[dout], x[delta], x[into])
 
     return proxy
