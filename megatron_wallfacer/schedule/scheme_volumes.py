@@ -15,13 +15,7 @@ from megatron_wallfacer.schedule.plan import RING_VARIANTS, Plan
 from megatron_wallfacer.schedule.schedule import Schedule, backward_schedule, forward_schedule
 from megatron_wallfacer.schedule.schemes import SCHEMES, make_plan
 from megatron_wallfacer.schedule.volume import Shape, received_elements
-from megatron_wallfacer.schedule.volume_bounds import (
-    backward_bound,
-    forward_bound,
-    ratio,
-    whole_backward_bound,
-    whole_forward_bound,
-)
+from megatron_wallfacer.schedule.volume_bounds import backward_bound, forward_bound, ratio
 
 #: Names of schemes that have a grid of their own; ``auto`` selects one of them. Axis sizes have the least volume.
 NAMED = tuple(name for name in SCHEMES if name != "auto")
@@ -142,10 +136,10 @@ def _volume(name: str, plan: Plan | None, cp_size: int, shape: Shape) -> SchemeV
         grid=str(plan.grid),
         forward=forward,
         forward_ratio=ratio(forward, forward_bound(cp_size, shape.kappa)),
-        forward_whole=ratio(forward, whole_forward_bound(cp_size, shape.kappa)),
+        forward_whole=ratio(forward, forward_bound(cp_size, shape.kappa, whole=True)),
         backward=backward,
         backward_ratio=ratio(backward, backward_bound(cp_size, shape.kappa)),
-        backward_whole=ratio(backward, whole_backward_bound(cp_size, shape.kappa)),
+        backward_whole=ratio(backward, backward_bound(cp_size, shape.kappa, whole=True)),
     )
 
 

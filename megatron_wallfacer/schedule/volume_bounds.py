@@ -14,41 +14,29 @@ heads can have less volume than the bounds.
 from __future__ import annotations
 
 
-def forward_bound(cp_size: int, kappa: float) -> float:
+def forward_bound(cp_size: int, kappa: float, *, whole: bool = False) -> float:
     """Return min 2(x-1) + 2 kappa (y-1) over x*y = P: Q and partial O of x query shards, K and V of y key shards.
 
-    If sqrt(kappa P) >= 1, the minimum is 4 sqrt(kappa P) - 2(1 + kappa).
+    If sqrt(kappa P) >= 1, the minimum is 4 sqrt(kappa P) - 2(1 + kappa). ``whole`` requires integers x and y.
     """
-    return _minimum(cp_size, q_tensors=2, kv_tensors=2 * kappa)
+    return _minimum(cp_size, 2, 2 * kappa, whole=whole)
 
 
-def backward_bound(cp_size: int, kappa: float) -> float:
+def backward_bound(cp_size: int, kappa: float, *, whole: bool = False) -> float:
     """Return min 3(x-1) + 4 kappa (y-1) over x*y = P: Q, dO, dQ of x query shards, K, V, dK, dV of y key shards.
 
-    If sqrt(4 kappa P / 3) >= 1, the minimum is 2 sqrt(12 kappa P) - (3 + 4 kappa).
+    If sqrt(4 kappa P / 3) >= 1, the minimum is 2 sqrt(12 kappa P) - (3 + 4 kappa). ``whole`` requires integers x and y.
     """
-    return _minimum(cp_size, q_tensors=3, kv_tensors=4 * kappa)
+    return _minimum(cp_size, 3, 4 * kappa, whole=whole)
 
 
-def whole_forward_bound(cp_size: int, kappa: float) -> float:
-    """Return min 2(x-1) + 2 kappa (y-1) over integers with x*y >= P."""
-    return _whole_minimum(cp_size, q_tensors=2, kv_tensors=2 * kappa)
-
-
-def whole_backward_bound(cp_size: int, kappa: float) -> float:
-    """Return min 3(x-1) + 4 kappa (y-1) over integers with x*y >= P."""
-    return _whole_minimum(cp_size, q_tensors=3, kv_tensors=4 * kappa)
-
-
-def _minimum(cp_size: int, *, q_tensors: float, kv_tensors: float) -> float:
+def _minimum(cp_size: int, q_tensors: float, kv_tensors: float, *, whole: bool) -> float:
+    if whole:
+        # For each number of query shards, y is the least number of key shards with at least P pairs.
+        return min(q_tensors * (x - 1) + kv_tensors * (-(-cp_size // x) - 1) for x in range(1, cp_size + 1))
     # One query shard and one key shard are local, so neither x nor y can be below one.
     x = min(max((kv_tensors * cp_size / q_tensors) ** 0.5, 1.0), float(cp_size))
     return q_tensors * (x - 1) + kv_tensors * (cp_size / x - 1)
-
-
-def _whole_minimum(cp_size: int, *, q_tensors: float, kv_tensors: float) -> float:
-    # For each number of query shards, y is the least number of key shards with at least P pairs.
-    return min(q_tensors * (x - 1) + kv_tensors * (-(-cp_size // x) - 1) for x in range(1, cp_size + 1))
 
 
 def ratio(volume: float, bound: float) -> float:

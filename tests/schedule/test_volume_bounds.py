@@ -12,8 +12,6 @@ from megatron_wallfacer.schedule.volume_bounds import (
     backward_bound,
     forward_bound,
     ratio,
-    whole_backward_bound,
-    whole_forward_bound,
 )
 from tests.schedule.cases import plans
 
@@ -45,7 +43,7 @@ def test_no_projection_costs_less_than_the_bound(cp_size: int, kappa: float, whe
 @given(kappas)
 def test_single_rank_needs_no_word(kappa: float) -> None:
     assert forward_bound(1, kappa) == backward_bound(1, kappa) == 0
-    assert whole_forward_bound(1, kappa) == whole_backward_bound(1, kappa) == 0
+    assert forward_bound(1, kappa, whole=True) == backward_bound(1, kappa, whole=True) == 0
 
 
 def test_few_kv_heads_make_moving_them_alone_the_best() -> None:
@@ -60,30 +58,30 @@ def test_few_kv_heads_make_moving_them_alone_the_best() -> None:
 def test_no_whole_shards_cost_less_than_their_bound(cp_size: int, kappa: float, data: st.DataObject) -> None:
     x = data.draw(st.integers(1, cp_size))
     y = data.draw(st.integers(-(-cp_size // x), cp_size))
-    assert 2 * (x - 1) + 2 * kappa * (y - 1) >= whole_forward_bound(cp_size, kappa) - 1e-9
-    assert 3 * (x - 1) + 4 * kappa * (y - 1) >= whole_backward_bound(cp_size, kappa) - 1e-9
+    assert 2 * (x - 1) + 2 * kappa * (y - 1) >= forward_bound(cp_size, kappa, whole=True) - 1e-9
+    assert 3 * (x - 1) + 4 * kappa * (y - 1) >= backward_bound(cp_size, kappa, whole=True) - 1e-9
 
 
 @given(sizes, kappas)
 def test_whole_shards_are_bounded_tighter(cp_size: int, kappa: float) -> None:
-    assert whole_forward_bound(cp_size, kappa) >= forward_bound(cp_size, kappa) - 1e-9
-    assert whole_backward_bound(cp_size, kappa) >= backward_bound(cp_size, kappa) - 1e-9
+    assert forward_bound(cp_size, kappa, whole=True) >= forward_bound(cp_size, kappa) - 1e-9
+    assert backward_bound(cp_size, kappa, whole=True) >= backward_bound(cp_size, kappa) - 1e-9
 
 
 @pytest.mark.parametrize("root", range(1, 33))
 def test_a_square_of_ranks_meets_both_bounds(root: int) -> None:
-    assert whole_forward_bound(root**2, 1) == pytest.approx(forward_bound(root**2, 1)) == 4 * (root - 1)
+    assert forward_bound(root**2, 1, whole=True) == pytest.approx(forward_bound(root**2, 1)) == 4 * (root - 1)
 
 
 def test_where_whole_shards_cost_more() -> None:
     """16 ranks, 8 query heads a kv head: the square root of 2 query shards would be best, and is none."""
-    assert whole_forward_bound(16, 1 / 8) == 3.75
-    assert whole_forward_bound(16, 1 / 8) / forward_bound(16, 1 / 8) == pytest.approx(1.1007, abs=5e-5)
+    assert forward_bound(16, 1 / 8, whole=True) == 3.75
+    assert forward_bound(16, 1 / 8, whole=True) / forward_bound(16, 1 / 8) == pytest.approx(1.1007, abs=5e-5)
 
 
 def test_shards_that_no_divisor_fits() -> None:
     """Seven ranks: 2 query shards and 4 key shards are 8 pairs, of which one is not needed."""
-    assert whole_forward_bound(7, 1) == 2 * 1 + 2 * 3
+    assert forward_bound(7, 1, whole=True) == 2 * 1 + 2 * 3
 
 
 # --- no grid beats them; one that divides heads does not play the same game ---
@@ -97,7 +95,7 @@ def test_no_grid_beats_the_forward_bounds(plan: Plan, heads: tuple[int, int], da
     shape = Shape(2, *heads, head_dim=1)
     received = received_elements(forward_schedule(plan, _some_rank(plan, data)), shape) / shape.unit
     assert received >= forward_bound(plan.grid.cp_size, shape.kappa) - 1e-6
-    assert received >= whole_forward_bound(plan.grid.cp_size, shape.kappa) - 1e-6
+    assert received >= forward_bound(plan.grid.cp_size, shape.kappa, whole=True) - 1e-6
 
 
 @settings(max_examples=400, deadline=None)
@@ -106,7 +104,7 @@ def test_no_grid_beats_the_backward_bounds(plan: Plan, heads: tuple[int, int], d
     shape = Shape(2, *heads, head_dim=1)
     received = received_elements(backward_schedule(plan, _some_rank(plan, data)), shape) / shape.unit
     assert received >= backward_bound(plan.grid.cp_size, shape.kappa) - 1e-6
-    assert received >= whole_backward_bound(plan.grid.cp_size, shape.kappa) - 1e-6
+    assert received >= backward_bound(plan.grid.cp_size, shape.kappa, whole=True) - 1e-6
 
 
 def test_dividing_heads_does_beat_them() -> None:
