@@ -16,7 +16,7 @@ from megatron_wallfacer.planning.search import search
 from megatron_wallfacer.planning.simulator import simulate
 from megatron_wallfacer.planning.symmetry import Symmetry
 from megatron_wallfacer.planning.training_options import parallel_sizes
-from megatron_wallfacer.planning.training_step import StepEstimate, attention_job, attention_seconds, estimate_step
+from megatron_wallfacer.planning.training_step import StepEstimate, attention_job, estimate_step, simulated_attention
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schemes import make_plan
 
@@ -220,7 +220,7 @@ class PlannerGrid:
 def planner_grid(case: Case) -> PlannerGrid:
     """Return the planner's grid for a case of figure 7."""
     job = _attention(case.cluster, case.model, case.tokens)
-    seconds = {choice: attention_seconds(choice, PROGRAM)[0] for choice in search(job).best[:SHORTLIST]}
+    seconds = {choice: simulated_attention(choice, PROGRAM).seconds for choice in search(job).best[:SHORTLIST]}
     choice = min(seconds, key=seconds.__getitem__)
     scheme = max(case.placements, key=case.ours.__getitem__)
     plan = _plan(job, "wallfacer", int(scheme.removeprefix("wallfacer-")), case.placements[scheme])
@@ -230,7 +230,7 @@ def planner_grid(case: Case) -> PlannerGrid:
         case=case,
         paper_scheme=scheme,
         choice=choice,
-        paper_s=attention_seconds(paper, PROGRAM)[0],
+        paper_s=simulated_attention(paper, PROGRAM).seconds,
         ours_s=seconds[choice],
         paper_overlapped_s=paper.simulation.seconds,
         ours_overlapped_s=choice.simulation.seconds,

@@ -112,10 +112,15 @@ def _used(configuration: Configuration) -> float:
     return max(FREE_BELOW, configuration.step.memory_gb / configuration.request.cluster.device.memory_gb)
 
 
+def plain_first(option: Configuration) -> tuple[bool, float]:
+    """Return the sort key by which configurations with the plain optimizer are first, each kind by time."""
+    return not option.has_plain_optimizer, option.step.seconds
+
+
 def not_dominated(options: Iterable[Configuration]) -> list[Configuration]:
     """Return configurations that no other equals or beats in time, device memory and host memory together."""
     kept: list[Configuration] = []
-    for option in sorted(options, key=lambda option: (not option.has_plain_optimizer, option.step.seconds)):
+    for option in sorted(options, key=plain_first):
         if not any(_beats(better, option) for better in kept):
             kept.append(option)
     return kept

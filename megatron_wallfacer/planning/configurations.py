@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
@@ -17,7 +18,6 @@ from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.configuration import Configuration, Request, fits_memory, not_dominated, ranked
 from megatron_wallfacer.planning.flag_combinations import FlagCombination, flag_combinations, training_options
 from megatron_wallfacer.planning.inventory import peak
-from megatron_wallfacer.planning.rank_memory import rank_buffers
 from megatron_wallfacer.planning.search import MANY_RANKS, TIE, SearchResult, preferred, search
 from megatron_wallfacer.planning.time_bound import kernel_seconds, pass_weights
 from megatron_wallfacer.planning.training_options import ParallelSizes, TrainingOptions, parallel_sizes
@@ -26,6 +26,7 @@ from megatron_wallfacer.planning.training_step import (
     StepEstimate,
     attention_job,
     estimate_step_around,
+    simulated_attention,
 )
 from megatron_wallfacer.schedule.grid import Grid
 from megatron_wallfacer.schedule.heads import head_groups
@@ -106,10 +107,14 @@ class SizeCandidate:
         workload = request.model, request.cluster, self.job.shape.tokens, attention.memory, self.sizes
         return training_options(flags, *workload, attention.forward_s)
 
-    def step(self, attention: AttentionEstimate, options: TrainingOptions) -> StepEstimate:
+    def step(self, flags: FlagCombination, attention: AttentionEstimate) -> StepEstimate:
         """Return the estimate of a training step with the given time and memory of attention."""
-        request = self.request
+        request, options = self.request, self.options(flags, attention)
         return estimate_step_around(request.model, self.job, attention, request.cluster, self.sizes, options)
+
+    def configuration(self, flags: FlagCombination, choice: Choice) -> Configuration:
+        """Return the configuration with a combination of flags and a grid."""
+        return Configuration(self.request, self.sizes, self.options(flags, attention_of(choice, flags)), choice)
 
 
 @dataclass(frozen=True)
@@ -162,10 +167,7 @@ def _candidate(request: Request, sizes: ParallelSizes) -> SizeCandidate:
 
 def closed_forms(candidate: SizeCandidate) -> ClosedForms:
     """Return estimates for every combination of flags, in which attention has only kernel time and no buffers."""
-    steps: dict[FlagCombination, StepEstimate] = {}
-    for flags in candidate.combinations():
-        attention = _kernels_alone(candidate.job, flags)
-        steps[flags] = candidate.step(attention, candidate.options(flags, attention))
+    steps = {flags: candidate.step(flags, _kernels_alone(candidate.job, flags)) for flags in candidate.combinations()}
     leanest = min(steps, key=lambda flags: steps[flags].memory_gb)
     fitting = [step.seconds for step in steps.values() if fits_memory(step, candidate.request.cluster)]
     return ClosedForms(tuple(steps), leanest, steps[leanest].memory_gb, min(fitting, default=None))
@@ -180,25 +182,17 @@ def _kernels_alone(job: AttentionJob, flags: FlagCombination) -> AttentionEstima
 
 
 def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[SearchResult, list[Choice]]:
-    """Simulate grids, and return those that fit with the leanest flags, also with other numbers of head groups.
-
-    Args:
-        candidate: tensor-parallel size and attention layer of the grids.
-        leanest: combination of flags with the least device memory.
-    """
-
-    def needs(choice: Choice) -> float:
-        options = candidate.options(leanest, attention_of(choice, leanest))
-        workload = candidate.request.model, candidate.job.shape.tokens, choice.memory, candidate.sizes
-        return peak(rank_buffers(*workload, options))[1]
-
-    memory = candidate.request.cluster.device.memory_gb * 1e9
-    try:
-        result = search(candidate.job, memory_bytes=memory, needs=needs)
-    except OptionError:
-        result = search(candidate.job)
-    pool = list(result.best)
+    """Simulate grids, and return those that fit with the leanest flags, also with other numbers of head groups."""
     job = candidate.job
+    try:
+        result = search(
+            job,
+            memory_bytes=candidate.request.cluster.device.memory_gb * 1e9,
+            needs=lambda choice: peak(candidate.configuration(leanest, choice).buffers)[1],
+        )
+    except OptionError:
+        result = search(job)
+    pool = list(result.best)
     if job.cp_size <= MOST_RANKS_REGROUPED:
         work = shard_work(job.shape.tokens, job.shape.q_heads)
         ring = Choice(job, Plan(Grid(ring_outer=job.cp_size), "team-ring", shard_work=work))
@@ -221,23 +215,14 @@ def _best_without_regard_to_tiles(
     candidate: SizeCandidate, pool: Sequence[Choice], combinations: Sequence[FlagCombination]
 ) -> Iterator[Configuration]:
     """Yield the fastest configuration that fits, or the leanest, of combinations that differ only in tiles."""
-    by_kind: dict[FlagCombination, list[FlagCombination]] = {}
-    for flags in combinations:
-        by_kind.setdefault(flags.without_tiles, []).append(flags)
     ordered = sorted(pool, key=lambda choice: choice.simulation.seconds)
-    for alike in by_kind.values():
-        options: list[Configuration] = []
-        for flags in alike:
-            options.append(_with_best_grid(candidate, ordered, flags))
-            # The first combination has no tiles. If it has one of the fastest grids, no other combination is faster.
-            fast_s = TIE * ordered[0].simulation.seconds
-            if options[0].fits and options[0].choice.simulation.seconds <= fast_s:
-                break
-        fitting = [option for option in options if option.fits]
-        if fitting:
-            yield min(fitting, key=lambda option: option.step.seconds)
-        else:
-            yield min(options, key=lambda option: option.step.memory_gb)
+    fast_s = TIE * ordered[0].simulation.seconds
+    for _, alike in groupby(combinations, key=lambda flags: flags.without_tiles):
+        options = [_with_best_grid(candidate, ordered, next(alike))]
+        # The first combination has no tiles. If it has one of the fastest grids, no other combination is faster.
+        if not options[0].fits or options[0].choice.simulation.seconds > fast_s:
+            options += [_with_best_grid(candidate, ordered, flags) for flags in alike]
+        yield min(options, key=lambda one: (not one.fits, one.step.seconds if one.fits else one.step.memory_gb))
 
 
 def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: FlagCombination) -> Configuration:
@@ -245,24 +230,18 @@ def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: 
 
     Among equally fast grids the grid with the least traffic is preferred.
     """
-    fitting: list[tuple[Choice, TrainingOptions, StepEstimate]] = []
-    others: list[tuple[Choice, TrainingOptions, StepEstimate]] = []
+    fitting: list[Configuration] = []
+    others: list[Configuration] = []
     for choice in ordered:
-        if fitting and choice.simulation.seconds > TIE * fitting[0][0].simulation.seconds:
+        if fitting and choice.simulation.seconds > TIE * fitting[0].choice.simulation.seconds:
             break
-        attention = attention_of(choice, flags)
-        options = candidate.options(flags, attention)
-        step = candidate.step(attention, options)
-        (fitting if fits_memory(step, candidate.request.cluster) else others).append((choice, options, step))
+        option = candidate.configuration(flags, choice)
+        (fitting if option.fits else others).append(option)
     if fitting:
-        choice, options, _ = fitting[preferred([(step.seconds, choice.volume) for choice, _, step in fitting])]
-    else:
-        choice, options, _ = min(others, key=lambda other: other[2].memory_gb)
-    return Configuration(candidate.request, candidate.sizes, options, choice)
+        return fitting[preferred([(option.step.seconds, option.choice.volume) for option in fitting])]
+    return min(others, key=lambda option: option.step.memory_gb)
 
 
 def attention_of(choice: Choice, flags: FlagCombination) -> AttentionEstimate:
     """Return the estimate of simulated attention, with all overlap that CUDA streams allow, as in Megatron."""
-    result = choice.simulation
-    repeated = result.pass_s[0] if flags.recompute == "full" else 0.0
-    return AttentionEstimate(result.seconds + repeated, result.kernel_s, result.pass_s[0], choice.memory)
+    return simulated_attention(choice, TrainingOptions(recompute=flags.recompute))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import lcm
 
 from megatron_wallfacer.planning.choice import Choice
-from megatron_wallfacer.planning.configuration import Configuration, Request, fits_memory
+from megatron_wallfacer.planning.configuration import Configuration, Request, fits_memory, plain_first
 from megatron_wallfacer.planning.configurations import (
     SizeCandidate,
     attention_of,
@@ -22,7 +23,7 @@ from megatron_wallfacer.planning.configurations import (
     size_candidates,
 )
 from megatron_wallfacer.planning.flag_combinations import FlagCombination, flag_combinations
-from megatron_wallfacer.planning.training_step import AttentionEstimate, StepEstimate
+from megatron_wallfacer.planning.training_step import AttentionEstimate
 
 #: Tokens per rank of the schedules whose buffers are scaled.
 SCALED_FROM = 1 << 18
@@ -47,26 +48,6 @@ class LongestSequence:
     longer: Configuration
 
 
-@dataclass(frozen=True)
-class _ScaledConfiguration:
-    """A grid with a combination of flags, whose attention formulas scale to any sequence length."""
-
-    candidate: SizeCandidate
-    choice: Choice
-    flags: FlagCombination
-
-    def fits(self, tokens: int) -> bool:
-        """Return whether a sequence fits, by formulas."""
-        return fits_memory(self._step(tokens), self.candidate.request.cluster)
-
-    def _step(self, tokens: int) -> StepEstimate:
-        candidate, factor = self.candidate.with_tokens(tokens), tokens / self.candidate.request.tokens
-        attention = attention_of(self.choice, self.flags)
-        times = (factor * factor * seconds for seconds in (attention.seconds, attention.kernel_s, attention.forward_s))
-        scaled = AttentionEstimate(*times, attention.memory.scaled(factor))
-        return candidate.step(scaled, candidate.options(self.flags, scaled))
-
-
 def longest_sequences(request: Request) -> list[LongestSequence]:
     """Return the longest sequence with the plain optimizer, then a longer one with other optimizer flags, if any.
 
@@ -86,7 +67,7 @@ def longest_sequences(request: Request) -> list[LongestSequence]:
         for candidate, choice in grids:
             for flags in flag_combinations(request.cluster, candidate.job.cp_size, plain_only=plain_only):
                 if (flags.loss_tiles and flags.mlp_tiles) or flags.gradient_bytes == 2:
-                    fits = _ScaledConfiguration(candidate, choice, flags).fits
+                    fits = partial(_fits, candidate, choice, flags)
                     more = _most_tokens(fits, tokens, request.cluster.ranks)
                     tokens, sizes = (more, candidate.sizes) if more else (tokens, sizes)
         if sizes is not None:
@@ -99,10 +80,17 @@ def longest_sequences(request: Request) -> list[LongestSequence]:
 def _candidates(request: Request) -> list[SizeCandidate]:
     """Return the sizes for which parameters and their states leave memory for two tokens per rank."""
     shortest = 2 * request.cluster.ranks
-    candidates = size_candidates(request, lambda sizes: SCALED_FROM * sizes.cp)
-    return [
-        candidate for candidate in candidates if closed_forms(candidate.with_tokens(shortest)).fastest_s is not None
-    ]
+    sizes = size_candidates(request, lambda sizes: SCALED_FROM * sizes.cp)
+    return [size for size in sizes if closed_forms(size.with_tokens(shortest)).fastest_s is not None]
+
+
+def _fits(candidate: SizeCandidate, choice: Choice, flags: FlagCombination, tokens: int) -> bool:
+    """Return whether a sequence fits, by formulas that scale a grid's attention to its length."""
+    factor = tokens / candidate.request.tokens
+    attention = attention_of(choice, flags)
+    times = (factor * factor * seconds for seconds in (attention.seconds, attention.kernel_s, attention.forward_s))
+    scaled = AttentionEstimate(*times, attention.memory.scaled(factor))
+    return fits_memory(candidate.with_tokens(tokens).step(flags, scaled), candidate.request.cluster)
 
 
 def _leanest_grids(candidate: SizeCandidate) -> list[Choice]:
@@ -141,6 +129,5 @@ def _simulated(request: Request) -> LongestSequence:
     while True:
         result = search_configurations(request)
         if result.best:
-            best = min(result.best, key=lambda option: (not option.has_plain_optimizer, option.step.seconds))
-            return LongestSequence(best, unit, longer.leanest)
+            return LongestSequence(min(result.best, key=plain_first), unit, longer.leanest)
         request, longer = replace(request, tokens=request.tokens - unit), result

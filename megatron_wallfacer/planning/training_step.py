@@ -122,9 +122,7 @@ def estimate_step(
     Raises:
         OptionError: The stages do not divide the layers.
     """
-    seconds, kernel_s = attention_seconds(choice, options)
-    attention = AttentionEstimate(seconds, kernel_s, choice.simulation.pass_s[0], choice.memory)
-    return estimate_step_around(model, choice.job, attention, cluster, sizes, options)
+    return estimate_step_around(model, choice.job, simulated_attention(choice, options), cluster, sizes, options)
 
 
 def estimate_step_around(
@@ -185,25 +183,24 @@ def estimate_step_around(
     )
 
 
-def attention_seconds(choice: Choice, options: TrainingOptions) -> tuple[float, float]:
-    """Return the seconds of attention of one layer and of its kernels, forward and backward.
+def simulated_attention(choice: Choice, options: TrainingOptions) -> AttentionEstimate:
+    """Return the time and the memory of simulated attention.
 
     A simulation has all overlap that CUDA streams allow. For a program with less overlap, a second simulation without
     kernel time gives the time in which kernels and transfers alternate.
     """
-    result, repeated = choice.simulation, 0.0
-    seconds, kernel_s = result.seconds, result.kernel_s
-    if options.recompute == "full":
-        repeated = result.pass_s[0]
+    result = choice.simulation
+    seconds, forward_s = result.seconds, result.pass_s[0]
+    repeated = forward_s if options.recompute == "full" else 0.0
     if options.overlap.attention < 1:
         device = replace(choice.job.cluster.device, tflops=float("inf"), kernels=None, call_us=0.0)
         bare = replace(choice, job=replace(choice.job, cluster=replace(choice.job.cluster, device=device)))
-        alternating_s = bare.simulation.seconds + kernel_s
+        alternating_s = bare.simulation.seconds + result.kernel_s
         # Kernels of a rank can fill pauses of its own transfers only if kernels and transfers overlap.
         exposed = (1 - options.overlap.attention) * max(0.0, alternating_s - seconds)
         repeated *= (seconds + exposed) / seconds
         seconds += exposed
-    return seconds + repeated, kernel_s
+    return AttentionEstimate(seconds + repeated, result.kernel_s, forward_s, choice.memory)
 
 
 def _matrix_seconds(model: Model, cluster: Cluster, tokens: float) -> tuple[float, float]:

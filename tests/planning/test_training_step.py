@@ -15,9 +15,9 @@ from megatron_wallfacer.planning.training_options import OverlapModel, ParallelS
 from megatron_wallfacer.planning.training_step import (
     StepEstimate,
     attention_job,
-    attention_seconds,
     estimate_step,
     reduction_seconds,
+    simulated_attention,
 )
 from megatron_wallfacer.schedule.schemes import make_plan
 
@@ -65,7 +65,8 @@ def test_what_is_recomputed_is_paid_for() -> None:
 def test_hidden_communication_lies_between_turns_and_overlap() -> None:
     choice = choice_of(CLUSTER, parallel_sizes(CLUSTER))
     times = [
-        attention_seconds(choice, replace(PLAIN, overlap=OverlapModel(attention=part)))[0] for part in (0.0, 0.5, 1.0)
+        simulated_attention(choice, replace(PLAIN, overlap=OverlapModel(attention=part))).seconds
+        for part in (0.0, 0.5, 1.0)
     ]
     # Taking turns: a ring's 7 hops of K, V forward, and of K, V and, in fp32, dK, dV backward.
     shard = TOKENS / 8 * 1024 * 2
