@@ -167,7 +167,9 @@ def simulate(config: Config, cluster: Cluster, arguments: dict[str, Any], draws:
     plan = make_plan(cp_size=ranks, q_heads=shape.q_heads, kv_heads=shape.kv_heads, **options)
     # Ranks share the processors, and so do not stay in step as those of a class would.
     choice = Choice(AttentionJob(cluster, shape, ranks), plan, keep_gathered_q)
-    return mean(choice.simulate_every_rank(draw).seconds for draw in range(draws)), choice.volume
+    return mean(
+        choice.simulate(choice.schedules, every_rank=True, seed=draw).seconds for draw in range(draws)
+    ), choice.volume
 
 
 def as_table(predictions: Sequence[Prediction]) -> str:

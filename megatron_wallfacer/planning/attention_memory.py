@@ -44,14 +44,7 @@ class AttentionMemory:
 def attention_memory(
     plan: Plan, schedules: Sequence[Schedule], shape: Shape, *, cuda_graphs: bool = False
 ) -> AttentionMemory:
-    """Return the memory that the passes of one rank allocate.
-
-    Args:
-        plan: grid and options of attention.
-        schedules: forward and backward schedule.
-        shape: sizes of the rank's shard.
-        cuda_graphs: whether the passes are CUDA graphs.
-    """
+    """Return the memory that the passes of one rank allocate, given its forward and its backward schedule."""
     kept = returned_bytes(schedules[0], shape) - result_bytes(schedules[0], shape)
     exchanges = plan.grid.head > 1
     if cuda_graphs:
@@ -66,14 +59,7 @@ def attention_memory(
 def busiest_rank_memory(
     plan: Plan, shape: Shape, *, keep_gathered_q: bool = False, cuda_graphs: bool = False
 ) -> AttentionMemory:
-    """Return the memory of both passes on the rank with the most work under a causal mask.
-
-    Args:
-        plan: grid and options of attention.
-        shape: sizes of the rank's shard.
-        keep_gathered_q: whether gathered queries are kept from forward to backward.
-        cuda_graphs: whether the passes are CUDA graphs.
-    """
+    """Return the memory of both passes on the rank with the most work under a causal mask."""
     rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
     passes = [
         build(plan, rank, groups=groups, keep_gathered_q=keep_gathered_q)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from megatron_wallfacer.planning.attention_memory import AttentionMemory, attention_memory
 from megatron_wallfacer.planning.cluster import Cluster
@@ -72,9 +73,8 @@ class Choice:
     @cached_property
     def bound(self) -> TimeBound:
         """Return the time that no overlap of computation and communication can undercut."""
-        return time_bound(
-            self.plan, self.job.cluster, self.job.shape, causal=self.job.causal, keep_gathered_q=self.keep_gathered_q
-        )
+        job = self.job
+        return time_bound(self.plan, job.cluster, job.shape, causal=job.causal, keep_gathered_q=self.keep_gathered_q)
 
     @property
     def volume(self) -> float:
@@ -99,36 +99,22 @@ class Choice:
     @cached_property
     def _predicted(self) -> tuple[SimulationResult, float, AttentionMemory]:
         # Schedules of many ranks are large, so the schedules of rank 0 are built only once for all three results.
-        first, job = self.schedules(0), self.job
-        memory = attention_memory(self.plan, first, job.shape, cuda_graphs=job.cuda_graphs)
-        result = self._simulate(lambda rank: first if rank == 0 else self.schedules(rank))
-        return result, self._peak_bytes(first), memory
-
-    def _peak_bytes(self, schedules: Sequence[Schedule]) -> int:
-        shape = self.job.shape
-        if self.job.cuda_graphs:
-            return graphed_peak_bytes(schedules, shape)
-        return max(peak_bytes(schedule, shape) for schedule in schedules)
+        first, shape, graphs = self.schedules(0), self.job.shape, self.job.cuda_graphs
+        result = self.simulate(lambda rank: first if rank == 0 else self.schedules(rank))
+        nbytes = graphed_peak_bytes(first, shape) if graphs else max(peak_bytes(each, shape) for each in first)
+        return result, nbytes, attention_memory(self.plan, first, shape, cuda_graphs=graphs)
 
     def spans(self) -> tuple[Span, ...]:
         """Return the simulated timelines."""
-        return self._simulate(self.schedules, spans=True).spans
+        return self.simulate(self.schedules, spans=True).spans
 
-    def simulate_every_rank(self, seed: int = 0) -> SimulationResult:
-        """Return the result of simulating every rank, with random wake-up delays."""
-        return self._simulate(self.schedules, every_rank=True, seed=seed)
-
-    def _simulate(
-        self,
-        schedules: Callable[[int], Sequence[Schedule]],
-        *,
-        spans: bool = False,
-        every_rank: bool = False,
-        seed: int = 0,
+    def simulate(
+        self, schedules: Callable[[int], Sequence[Schedule]], *, every_rank: bool = False, **options: Any
     ) -> SimulationResult:
+        """Return the result of :func:`simulate`, of every rank if the ranks are not alike or ``every_rank`` is True."""
         every_rank = every_rank or self.plan.kv_order != "native"
         symmetry = Symmetry(self.plan.grid, Routing(self.job.cluster).unit_sizes, every_rank=every_rank)
-        return simulate(self.job.costs, schedules, symmetry, spans=spans, seed=seed)
+        return simulate(self.job.costs, schedules, symmetry, **options)
 
     def schedules(self, rank: int) -> tuple[Schedule, Schedule]:
         """Return the forward and the backward schedule of a rank."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -154,7 +154,7 @@ class Cluster:
     device: Device
     nics: int = 1
     node_gbyte_s: float | None = None
-    levels: tuple[SwitchLevel, ...] = field(default=())
+    levels: tuple[SwitchLevel, ...] = ()
     transport: Transport = "nccl"
     host: HostProcessors | None = None
     host_link: float | None = None

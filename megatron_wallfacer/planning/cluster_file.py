@@ -45,11 +45,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
-    """Return the cluster of a file.
-
-    Args:
-        name: name of a shipped cluster file, or a path.
-        nodes: number of nodes; None for the number in the file.
+    """Return the cluster of a shipped file by its name, or of a file by its path, with ``nodes`` nodes unless None.
 
     Raises:
         OptionError: The file does not exist.
@@ -73,12 +69,7 @@ def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
 
 
 def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None) -> Cluster:
-    """Return a cluster with fewer devices per node, or with another size of the device memory.
-
-    Args:
-        cluster: whole cluster.
-        gpus_per_node: devices per node; None for all devices.
-        memory_gb: memory per device in 1e9 bytes; None for the memory of the cluster.
+    """Return a cluster with fewer devices per node, and with ``memory_gb`` in 1e9 bytes per device. None is no change.
 
     Raises:
         OptionError: A node has fewer devices, or the memory is not positive.
@@ -95,12 +86,7 @@ def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None
 
 
 def cluster_of_gpus(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
-    """Return the cluster of a job by the name of its GPUs, with the links of a shipped cluster file.
-
-    Args:
-        gpu: name of the GPUs.
-        nodes: number of nodes of the job.
-        gpus_per_node: ranks per node.
+    """Return the cluster of a job by the name of its GPUs, with the links and NICs per device of a shipped file.
 
     Raises:
         OptionError: No shipped cluster file has these GPUs.
@@ -108,18 +94,12 @@ def cluster_of_gpus(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
     preset = next((preset for part, preset in GPUS.items() if part in gpu), None)
     if preset is None:
         raise OptionError("GPU", gpu, f"one of {', '.join(GPUS)}")
-    cluster = load_cluster(preset)
-    # The number of NICs per device is that of the preset.
-    nics = max(1, cluster.nics * gpus_per_node // cluster.gpus_per_node)
-    return replace(cluster, name=f"{preset}, hosts of the job", nodes=nodes, gpus_per_node=gpus_per_node, nics=nics)
+    cluster = load_cluster(preset).with_gpus_per_node(gpus_per_node)
+    return replace(cluster, name=f"{preset}, hosts of the job", nodes=nodes)
 
 
 def parse_cluster(data: Any, name: str) -> Cluster:
-    """Return the cluster that a mapping from a YAML file describes.
-
-    Args:
-        data: content of the YAML file.
-        name: name of the cluster.
+    """Return the cluster that the content of a YAML file describes.
 
     Raises:
         ClusterError: An entry is invalid.
@@ -133,8 +113,7 @@ def parse_cluster(data: Any, name: str) -> Cluster:
                 f"host.messages={_short(messages)}: must be a list of {{size, thread_us, transport_us}}",
                 "host.messages",
             )
-        built = _build_all(MessageCost, messages, "host.messages")
-        entries["host"] = host | {"messages": _ascending(built)}
+        entries["host"] = host | {"messages": _ascending(_build_all(MessageCost, messages, "host.messages"))}
     for key, kind in _SECTIONS.items():
         if key in entries:
             entries[key] = _build(kind, entries[key], key)
@@ -142,19 +121,12 @@ def parse_cluster(data: Any, name: str) -> Cluster:
     if not isinstance(levels, list):
         raise ClusterError(f"levels={_short(levels)}: must be a list of {{nodes, oversubscription}}", "levels")
     cluster = _build(Cluster, entries | {"name": name, "levels": _build_all(SwitchLevel, levels, "levels")}, "")
-    _check_sizes(cluster)
+    ranks, per_node, nics = cluster.ranks, cluster.gpus_per_node, cluster.nics
+    if ranks > _RANKS:
+        raise ClusterError(f"nodes={cluster.nodes}: must be at most {_RANKS} ranks in all, not {ranks}", "nodes")
+    if nics < per_node and per_node % nics:
+        raise ClusterError(f"nics={nics}: must divide gpus_per_node {per_node}, or be more", "nics")
     return cluster
-
-
-def _check_sizes(cluster: Cluster) -> None:
-    if cluster.ranks > _RANKS:
-        raise ClusterError(
-            f"nodes={cluster.nodes}: must be at most {_RANKS} ranks in all, not {cluster.ranks}", "nodes"
-        )
-    if cluster.nics < cluster.gpus_per_node and cluster.gpus_per_node % cluster.nics:
-        raise ClusterError(
-            f"nics={cluster.nics}: must divide gpus_per_node {cluster.gpus_per_node}, or be more", "nics"
-        )
 
 
 def _build_all(kind: type, data: list, where: str) -> tuple[Any, ...]:
@@ -169,16 +141,16 @@ def _mapping(data: Any, where: str) -> dict[str, Any]:
 
 def _build(kind: type, data: Any, where: str) -> Any:
     entries, allowed = _mapping(data, where), {field.name: field for field in fields(kind)}
+    prefix = f"{where}." if where else ""
     for key, value in entries.items():
-        entry = f"{where}.{key}" if where else key
+        entry = f"{prefix}{key}"
         if key not in allowed:
             shown = _short(entry, quote=False)
             raise ClusterError(f"{shown}: is not an entry; use one of {', '.join(allowed)}", entry)
         _check(entry, value, allowed[key])
     for key, field in allowed.items():
-        if key not in entries and field.default is MISSING and field.default_factory is MISSING:
-            entry = f"{where}.{key}" if where else key
-            raise ClusterError(f"{entry}: is missing", entry)
+        if key not in entries and field.default is MISSING:
+            raise ClusterError(f"{prefix}{key}: is missing", f"{prefix}{key}")
     return kind(**entries)
 
 

@@ -17,7 +17,7 @@ def grid_flags(choice: Choice) -> Flags:
     """Return the plugin's flags for the grid and the options of a choice."""
     plan, grid = choice.plan, choice.plan.grid
     # A named scheme sets and fixes all flags of the grid except the placement.
-    is_free = choice.name is None
+    is_free = not choice.name
     return _given(
         {
             "--wallfacer-cp-size": grid.cp_size,

@@ -66,11 +66,9 @@ class Fluid:
     def used(self, resource: Hashable) -> float:
         """Return the fraction of a resource's capacity that is in use."""
         self._update_rates()
-        taken = sum(group.rate * weight * len(group.ends) for group, weight in self._users(resource))
+        users = ((group, weight) for group in self._groups.values() for name, weight in group.uses if name == resource)
+        taken = sum(group.rate * weight * len(group.ends) for group, weight in users)
         return min(1.0, taken / self.capacity[resource])
-
-    def _users(self, resource: Hashable) -> Iterable[tuple[FlowGroup, float]]:
-        return ((group, weight) for group in self._groups.values() for name, weight in group.uses if name == resource)
 
     def _update_rates(self) -> None:
         if self._is_stale:

@@ -7,9 +7,9 @@ model, and prints them next to this inventory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.model import Model, Recompute
@@ -17,7 +17,7 @@ from megatron_wallfacer.planning.model import Model, Recompute
 #: Moments of a step at which memory can be at its peak. ``forward`` is attention's forward pass in the last layer, or
 #: its recomputation. ``mlp``, ``attention`` and ``projection`` (to q, k and v) are parts of the layer's backward pass.
 Moment = Literal["forward", "head", "mlp", "attention", "projection"]
-MOMENTS: tuple[Moment, ...] = ("forward", "head", "mlp", "attention", "projection")
+MOMENTS: tuple[Moment, ...] = get_args(Moment)
 _IN_BACKWARD: tuple[Moment, ...] = ("mlp", "attention", "projection")
 _BF16, _FP32 = 2, 4
 #: Device buffers per kind of tensor in host memory. Backward reads one buffer while the other is copied.
@@ -145,15 +145,14 @@ def bytes_at(buffers: Iterable[Buffer], moment: Moment) -> float:
 def peak(buffers: Iterable[Buffer]) -> tuple[Moment, float]:
     """Return the moment with the most live bytes, and the number of bytes."""
     buffers = tuple(buffers)
-    sizes: Mapping[Moment, float] = {moment: bytes_at(buffers, moment) for moment in MOMENTS}
-    moment = max(MOMENTS, key=sizes.__getitem__)
-    return moment, sizes[moment]
+    return max(((moment, bytes_at(buffers, moment)) for moment in MOMENTS), key=lambda pair: pair[1])
 
 
 def _saved(work: Activations) -> tuple[Buffer, ...]:
     """Return the tensors that layers save from forward to backward, without the current layer."""
     others = work.layers - 1
-    inputs = Buffer("layer inputs", work.layers * work.hidden) if work.recompute == "none" else _inputs(work)
+    device_inputs = work.layers if work.recompute == "none" else _on_device(work.layers, work.inputs_on_host)
+    inputs = Buffer("layer inputs", device_inputs * work.hidden)
     if work.recompute == "full":
         return (inputs,)
     if work.recompute == "keep-attention":
@@ -168,11 +167,6 @@ def _saved(work: Activations) -> tuple[Buffer, ...]:
         Buffer("q, k, v before and after rotary positions", others * _saved_qkv(work)),
         Buffer("MLP: input and output of the activation function", mlp),
     )
-
-
-def _inputs(work: Activations) -> Buffer:
-    nbytes = _on_device(work.layers, work.inputs_on_host) * work.hidden
-    return Buffer("layer inputs", nbytes)
 
 
 def _on_device(layers: int, fraction: float) -> int:

@@ -9,7 +9,7 @@ simulation of one rank per class gives the times of all ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from itertools import product
 from math import lcm
 
@@ -30,9 +30,8 @@ class Symmetry:
         self._periods = {axis: grid.size_of(axis) for axis in AXES}
         if not every_rank:
             self._periods |= _periods(grid, unit_sizes)
-        self._class_of = lru_cache(maxsize=None)(self._find_class)
-        self._offset = lru_cache(maxsize=None)(self._find_offset)
-        self._translated = lru_cache(maxsize=None)(self._translate)
+        # A simulation calls these functions for every message.
+        self.class_of, self.offset, self.translated = map(cache, (self.class_of, self.offset, self.translated))
 
     @property
     def representatives(self) -> tuple[int, ...]:
@@ -42,11 +41,13 @@ class Symmetry:
 
     def class_of(self, rank: int) -> int:
         """Return the representative of the class of a rank."""
-        return self._class_of(rank)
+        here = self.grid.coordinates(rank)
+        return self.grid.rank({axis: here[axis] % self._periods[axis] for axis in AXES})
 
     def offset(self, rank: int, peer: int) -> tuple[int, ...]:
         """Return the distance from a rank to a peer along each axis, which is equal for all ranks of a class."""
-        return self._offset(rank, peer)
+        here, there = self.grid.coordinates(rank), self.grid.coordinates(peer)
+        return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
 
     def program_rank(self, rank: int) -> int:
         """Return the rank with the first heads whose program equals the program of ``rank`` except for the peers."""
@@ -54,33 +55,20 @@ class Symmetry:
 
     def translated(self, rank: int, start: int, end: int) -> int:
         """Return the image of ``rank`` under the translation that maps ``start`` to ``end``."""
-        return self._translated(rank, start, end)
-
-    def count(self, rank: int, first: int, ranks: int) -> int:
-        """Return how many of ``ranks`` consecutive ranks from ``first`` are in the class of ``rank``."""
-        representative = self.class_of(rank)
-        return sum(
-            self.class_of(other) == representative for other in range(first, min(first + ranks, self.grid.cp_size))
-        )
-
-    def unit(self, first: int, ranks: int) -> int:
-        """Return the smallest class in a unit, which is equal for units that translations map onto each other."""
-        return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
-
-    def _find_offset(self, rank: int, peer: int) -> tuple[int, ...]:
-        here, there = self.grid.coordinates(rank), self.grid.coordinates(peer)
-        return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
-
-    def _translate(self, rank: int, start: int, end: int) -> int:
         if start == end:
             return rank
         offset, here = self.offset(start, end), self.grid.coordinates(rank)
         moved = ((here[axis] + by) % self.grid.size_of(axis) for axis, by in zip(AXES, offset, strict=True))
         return self.grid.rank(dict(zip(AXES, moved, strict=True)))
 
-    def _find_class(self, rank: int) -> int:
-        here = self.grid.coordinates(rank)
-        return self.grid.rank({axis: here[axis] % self._periods[axis] for axis in AXES})
+    def count(self, rank: int, first: int, ranks: int) -> int:
+        """Return how many of ``ranks`` consecutive ranks from ``first`` are in the class of ``rank``."""
+        last = min(first + ranks, self.grid.cp_size)
+        return [self.class_of(other) for other in range(first, last)].count(self.class_of(rank))
+
+    def unit(self, first: int, ranks: int) -> int:
+        """Return the smallest class in a unit, which is equal for units that translations map onto each other."""
+        return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
 
 
 def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
