@@ -8,10 +8,11 @@ the estimate counts the tiles of a few ring steps. A block of ranks that are not
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from megatron_wallfacer.planning.cluster import Cluster, Device
+from megatron_wallfacer.planning.cluster import Cluster, Device, SwitchLevel
 from megatron_wallfacer.planning.measured_kernels import (
     BACKWARD_FLOPS,
     FORWARD_FLOPS,
@@ -40,25 +41,30 @@ class TimeBound:
     """Seconds of one attention layer, forward and backward, that no overlap can undercut.
 
     Attributes:
-        kernel_s: seconds of the attention kernels without other work.
-        intra_s: seconds of the traffic over the link of a device to its node.
-        inter_s: seconds of the traffic over the busiest NIC.
-        level_s: seconds of the traffic over the busiest switch above the nodes.
+        by_resource: seconds of the attention kernels without other work, of the traffic over the link of a device to
+            its node, of the traffic over the busiest NIC, and of the traffic over the busiest switch above the nodes.
         exchange_s: seconds of the exchange along ``head`` at the full rate of its links.
         traffic_s: seconds of all traffic that a rank receives, at the full rate of its links.
     """
 
-    kernel_s: float
-    intra_s: float
-    inter_s: float
-    level_s: float
+    by_resource: Mapping[str, float]
     exchange_s: float
     traffic_s: float
 
     @property
+    def kernel_s(self) -> float:
+        """Return the seconds of the attention kernels without other work."""
+        return self.by_resource["compute"]
+
+    @property
+    def resource(self) -> str:
+        """Return the name of the resource that sets the bound."""
+        return max(self.by_resource, key=self.by_resource.__getitem__)
+
+    @property
     def seconds(self) -> float:
         """Return the lower bound in seconds, which is the longest time of kernels or of a link."""
-        return max(self.kernel_s, self.intra_s, self.inter_s, self.level_s)
+        return self.by_resource[self.resource]
 
     def estimate_s(self, head_groups: int, kernel_s: float) -> float:
         """Return an estimate of the time in seconds, by which the search orders plans.
@@ -69,30 +75,11 @@ class TimeBound:
         """
         return max(self.seconds, kernel_s + self.exchange_s / head_groups) + EXPOSED * self.traffic_s
 
-    @property
-    def resource(self) -> str:
-        """Return the name of the resource that sets the bound."""
-        seconds = {
-            "compute": self.kernel_s,
-            "links in a node": self.intra_s,
-            "NICs": self.inter_s,
-            "switches": self.level_s,
-        }
-        return max(seconds, key=seconds.__getitem__)
-
 
 def time_bound(
     plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True, keep_gathered_q: bool = False
 ) -> TimeBound:
-    """Return the lower bound of the time of a plan.
-
-    Args:
-        plan: grid and options of attention.
-        cluster: modelled cluster. Rank r runs on device r.
-        shape: sizes of a rank's shard.
-        causal: whether the mask is causal; otherwise attention is full.
-        keep_gathered_q: whether gathered queries are kept from forward to backward.
-    """
+    """Return the lower bound of the time of a plan, whose rank r runs on device r."""
     by_axis = bytes_by_axis(plan, shape, keep_gathered_q=keep_gathered_q)
     grid, per_node = plan.grid, cluster.gpus_per_node
     ranks_per_nic, nics = max(1, per_node // cluster.nics), max(1.0, cluster.nics / per_node)
@@ -100,14 +87,13 @@ def time_bound(
     shared = sum(size * _mean_crossing(grid, axis, per_node) for axis, size in by_axis.items()) * ranks_per_nic
     inside = sum(size * _staying(grid, axis, per_node) for axis, size in by_axis.items())
     alone = {axis: _alone_s(size, _crossing(grid, axis, per_node), cluster) for axis, size in by_axis.items()}
-    return TimeBound(
-        kernel_s=kernel_seconds(plan.grid.cp_size, cluster, shape, causal=causal),
-        intra_s=cluster.intra.seconds(inside),
-        inter_s=cluster.inter.seconds(max(busiest, shared) / nics),
-        level_s=max((_level_s(grid, by_axis, cluster, number) for number in range(len(cluster.levels))), default=0.0),
-        exchange_s=alone.get("head", 0.0),
-        traffic_s=sum(alone.values()),
-    )
+    by_resource = {
+        "compute": kernel_seconds(grid.cp_size, cluster, shape, causal=causal),
+        "links in a node": cluster.intra.seconds(inside),
+        "NICs": cluster.inter.seconds(max(busiest, shared) / nics),
+        "switches": max((_level_s(grid, by_axis, cluster, level) for level in cluster.levels), default=0.0),
+    }
+    return TimeBound(by_resource, alone.get("head", 0.0), sum(alone.values()))
 
 
 def kernel_seconds(cp_size: int, cluster: Cluster, shape: Shape, *, causal: bool = True) -> float:
@@ -230,14 +216,8 @@ def _shard_bytes(plan: Plan, shape: Shape, tensor: str) -> float:
 
 def _extent(grid: Grid, axis: str) -> tuple[int, int]:
     """Return (distance of neighbours in ranks, number of ranks) of an axis. ``cp`` is the axis of all ranks."""
-    if axis == "cp":
-        return 1, grid.cp_size
-    stride = 1
-    for other in grid.placement:
-        if other == axis:
-            break
-        stride *= grid.size_of(other)
-    return stride, grid.size_of(axis)
+    ranks = range(grid.cp_size) if axis == "cp" else grid.neighbours(0, axis)
+    return (ranks[1] if len(ranks) > 1 else 1), len(ranks)
 
 
 def _crossing(grid: Grid, axis: str, unit: int) -> float:
@@ -273,8 +253,7 @@ def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
     return crossing
 
 
-def _level_s(grid: Grid, by_axis: Counter[str], cluster: Cluster, number: int) -> float:
-    level = cluster.levels[number]
+def _level_s(grid: Grid, by_axis: Counter[str], cluster: Cluster, level: SwitchLevel) -> float:
     ranks = level.nodes * cluster.gpus_per_node
     if ranks >= grid.cp_size:
         return 0.0
