@@ -15,12 +15,9 @@ Callback = Callable[[], None]
 class Clock:
     """The time of a simulation.
 
-    Args:
-        fluid: flows that progress with time.
-        wake_up: delays of waking threads; None for no delay.
-
     Attributes:
         now: seconds since the start of the simulation.
+        fluid: flows that progress with time.
     """
 
     def __init__(self, fluid: Fluid, wake_up: WakeUpDelay | None) -> None:

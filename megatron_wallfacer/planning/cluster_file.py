@@ -27,12 +27,7 @@ _RANKS = 1 << 20
 
 
 class ClusterError(WallfacerError):
-    """An error in a cluster file.
-
-    Args:
-        message: entry, value, and allowed values.
-        entry: name of the invalid entry; empty for the whole file.
-    """
+    """An error in a cluster file. ``entry`` is the name of the invalid entry, or empty for the whole file."""
 
     def __init__(self, message: str, entry: str) -> None:
         super().__init__(message)

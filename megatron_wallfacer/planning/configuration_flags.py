@@ -86,10 +86,7 @@ def command_line(flags: Mapping[str, object]) -> str:
 def save_flags(path: Path, flags: Flags, origin: str) -> None:
     """Write flags as a preset for ``wallfacer run`` and ``extends:``.
 
-    Args:
-        path: YAML file to write.
-        flags: values by flag.
-        origin: command that chose the flags, for the first line of the file.
+    The first line of the file is a comment with ``origin``, the command that chose the flags.
     """
     import yaml
 

@@ -48,12 +48,7 @@ def configuration_fields(configuration: Configuration) -> dict[str, Any]:
 
 
 def configuration_table(configurations: Iterable[Configuration], *, lengths: bool = False) -> Table:
-    """Return one row per configuration.
-
-    Args:
-        configurations: configurations in the order of the rows.
-        lengths: whether to add a column with the sequence length.
-    """
+    """Return one row per configuration. ``lengths`` adds a column with the sequence length."""
     headings = (">tp", "attention", ">groups", "recomputed", "on the host", ">loss, MLP tiles", "optimizer")
     figures = (">GB per rank", "peak", ">host GB", ">s", ">MFU %", "of which s")
     rows = [

@@ -137,9 +137,7 @@ class ClosedForms:
 def size_candidates(request: Request, tokens_of: Callable[[ParallelSizes], int] | None = None) -> list[SizeCandidate]:
     """Return every tensor-parallel size that divides ranks, heads and tokens.
 
-    Args:
-        request: model, cluster and given sizes.
-        tokens_of: function from sizes to a sequence length; None for the sequence length of the request.
+    ``tokens_of`` returns the sequence length for given sizes. Without it the sequence has the length of the request.
 
     Raises:
         OptionError: No tensor-parallel size divides ranks, heads and tokens.

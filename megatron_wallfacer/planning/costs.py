@@ -42,12 +42,9 @@ class OpCost:
 
 
 class CostModel:
-    """Costs of the operations of a schedule.
+    """Costs of the operations of a schedule on a cluster, for the sizes of one rank's shard.
 
-    Args:
-        cluster: modelled cluster with its device and host.
-        shape: sizes of a rank's shard.
-        out_proxy: whether to count output proxies, which this project's engine computes in backward for gathered rows.
+    With ``out_proxy`` they include output proxies, which this project's engine computes in backward for gathered rows.
     """
 
     def __init__(self, cluster: Cluster, shape: Shape, *, out_proxy: bool = True) -> None:
@@ -194,12 +191,7 @@ class TimedOp:
 
 
 def rank_program(schedules: Sequence[Schedule], costs: CostModel) -> list[TimedOp]:
-    """Return the program of a rank: the operations of all passes with their costs.
-
-    Args:
-        schedules: schedules of the rank's passes, in order.
-        costs: costs of operations.
-    """
+    """Return the program of a rank: the operations of all its passes in order, with their costs."""
     program: list[TimedOp] = []
     for number, schedule in enumerate(schedules):
         call_s, issued_s = costs.call_host_s(schedule), 0.0

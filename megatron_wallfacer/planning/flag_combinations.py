@@ -50,12 +50,8 @@ def flag_combinations(cluster: Cluster, cp_size: int, *, plain_only: bool = Fals
     """Yield every supported combination of flags, in the order of increasing tiles.
 
     Flags for host memory need a cluster with size and copy rate of host memory. Tiles do not work with bf16 gradients.
-    With one context-parallel rank Megatron's own attention runs, whose output is not kept.
-
-    Args:
-        cluster: modelled cluster.
-        cp_size: context-parallel size.
-        plain_only: whether to omit all optimizers except the plain one (fp32 gradients and states on the device).
+    With one context-parallel rank Megatron's own attention runs, whose output is not kept. ``plain_only`` omits all
+    optimizers except the plain one (fp32 gradients and states on the device).
     """
     optimizers = OPTIMIZERS[:1] if plain_only else OPTIMIZERS
     on_host = (False, True) if cluster.offers_host_memory else (False,)
@@ -86,14 +82,8 @@ def training_options(
 ) -> TrainingOptions:
     """Return the options of a combination, with numbers of tiles and fractions of layers in host memory.
 
-    Args:
-        flags: combination of flags.
-        model: trained model.
-        cluster: cluster with the size of host memory and the rate of the host link.
-        tokens: tokens per context-parallel rank.
-        attention: memory that attention allocates and keeps.
-        sizes: sizes of the process groups.
-        forward_s: seconds of a layer's forward pass, which overlaps copies to host memory.
+    Each context-parallel rank has ``tokens`` tokens. ``forward_s`` are the seconds of a layer's forward pass, which
+    overlaps copies to host memory.
     """
     options = TrainingOptions(recompute=flags.recompute, adam=flags.adam, gradient_bytes=flags.gradient_bytes)
     work = activations(model, tokens, attention, sizes, options)

@@ -38,11 +38,7 @@ class FlowGroup:
 
 
 class Fluid:
-    """Flows that share resources.
-
-    Args:
-        capacity: capacity by resource; a resource without an entry has no limit.
-    """
+    """Flows that share resources. A resource without an entry in ``capacity`` has no limit."""
 
     def __init__(self, capacity: Mapping[Hashable, float]) -> None:
         self.capacity = dict(capacity)
@@ -50,13 +46,9 @@ class Fluid:
         self._flows, self._is_stale = 0, False
 
     def add(self, amount: float, uses: Uses, on_end: Callable[[], None], limit: float | None = None) -> None:
-        """Add a flow that starts now.
+        """Add a flow that starts now and ends after ``amount``, for example bytes, at a rate of at most ``limit``.
 
-        Args:
-            amount: amount to transfer, e.g. bytes.
-            uses: resources of the flow.
-            on_end: callback that :meth:`advance` returns when the flow ends.
-            limit: highest rate of the flow.
+        When the flow ends, :meth:`advance` returns ``on_end``.
         """
         group = self._groups.setdefault((uses, limit), FlowGroup(uses, limit))
         self._flows += 1

@@ -51,12 +51,7 @@ class GridRow:
 
 
 def grid_rows(result: SearchResult, configuration: Configuration) -> tuple[list[GridRow], list[GridRow]]:
-    """Return rows of the best simulated grids, each in its fastest placement, and rows of the named schemes.
-
-    Args:
-        result: result of the search for grids.
-        configuration: sizes and flags around attention.
-    """
+    """Return rows of the best simulated grids, each in its fastest placement, and rows of the named schemes."""
     best = [_row(configuration, choice) for choice in _in_best_placement(result)[:BEST]]
     return best, [_row(configuration, choice) for choice in named_choices(configuration.choice.job)]
 

@@ -51,11 +51,7 @@ class LongestSequence:
 def longest_sequences(request: Request) -> list[LongestSequence]:
     """Return the longest sequence with the plain optimizer, then a longer one with other optimizer flags, if any.
 
-    Args:
-        request: model, cluster and given sizes. The sequence length of the request is ignored.
-
-    Returns:
-        One or two sequences; no sequence if even the shortest one does not fit.
+    The sequence length of the request is ignored. The list is empty if even the shortest sequence does not fit.
 
     Raises:
         OptionError: A given size does not divide ranks, heads or tokens.

@@ -109,12 +109,7 @@ class Model:
         return _HALF * (4 * 3 * self.hidden + self.top_k * self.ffn_hidden * (3 if self.swiglu else 2))
 
     def shape(self, tokens: int, *, tp: int = 1, accumulate_itemsize: int = _SINGLE) -> Shape:
-        """Return the sizes of a rank's shard.
-
-        Args:
-            tokens: tokens per context-parallel rank.
-            tp: tensor-parallel size, which divides the heads.
-            accumulate_itemsize: bytes per element of accumulators in messages.
+        """Return the sizes of the shard of a rank with ``tokens`` tokens and 1/tp of the heads.
 
         Raises:
             OptionError: The tensor-parallel size does not divide the heads.

@@ -29,9 +29,7 @@ LARGEST = 4
 def search_report(request: Request, *, grids: bool = False) -> Report:
     """Search configurations, and return a report of the best ones with the flags of the first one.
 
-    Args:
-        request: model, cluster and given sizes.
-        grids: whether to add grids of attention for the best configuration.
+    ``grids`` adds grids of attention for the best configuration.
 
     Raises:
         OptionError: A given size does not divide ranks, heads or tokens.
@@ -86,9 +84,6 @@ def _does_not_fit(leanest: Configuration) -> OptionError:
 
 def longest_report(request: Request) -> Report:
     """Search for the longest sequence, and return its flags and the memory of the next longer sequence.
-
-    Args:
-        request: model, cluster and given sizes. The sequence length of the request is ignored.
 
     Raises:
         OptionError: A given size does not divide ranks, heads or tokens.
@@ -145,20 +140,17 @@ def grid_report(
     recompute: str = "keep-attention",
     microbatches: int = 1,
     keep_gathered_q: bool = False,
-    ring_inner_size: int | None = None,
     **axes: Any,
 ) -> Report:
-    """Simulate one grid, and return a report of the prediction.
+    """Simulate one grid, and return a report of the prediction. Without ``request.tp`` the tensor-parallel size is 1.
 
     Args:
-        request: model, cluster and given sizes. Without ``tp`` the tensor-parallel size is 1.
+        request: model, cluster and given sizes.
         scheme: name as in ``--wallfacer-scheme``.
         recompute: activations that backward recomputes.
         microbatches: sequences per data-parallel replica and step.
         keep_gathered_q: whether gathered queries are kept from forward to backward.
-        ring_inner_size: ranks of the inner ring; None for the size that the scheme chooses.
-        axes: sizes of other axes, placement and head groups, see
-            :func:`megatron_wallfacer.schedule.schemes.make_plan`.
+        axes: sizes of axes, placement and head groups, see :func:`megatron_wallfacer.schedule.schemes.make_plan`.
 
     Raises:
         OptionError: The value of an option is not allowed, a size does not divide, or the grid cannot be simulated.
@@ -170,7 +162,7 @@ def grid_report(
     job = attention_job(request.model, cluster, request.tokens, sizes, options, causal=request.causal)
     job, shape = replace(job, cuda_graphs=request.cuda_graphs), job.shape
     heads = {"q_heads": shape.q_heads, "kv_heads": shape.kv_heads, "tokens": shape.tokens}
-    plan = make_plan(scheme, job.cp_size, ring_inner_size=ring_inner_size, **heads, **axes)
+    plan = make_plan(scheme, job.cp_size, **heads, **axes)
     choice = Choice(job, plan, keep_gathered_q=keep_gathered_q)
     _check_size(scheme, choice)
     configuration = Configuration(replace(request, tp=sizes.tp, cp=sizes.cp), sizes, options, choice)

@@ -30,31 +30,19 @@ class WakeUpDelay:
 
     Half of the measured delays are below a quarter of their mean, and a tenth is above 2.5 times the mean. A Weibull
     distribution of shape 1/2 has these quantiles. The mean grows with the fraction of the processors that is in use.
-
-    Args:
-        host: processors. ``wake_up_us`` is the mean delay if all processors are in use.
-        seed: seed of the random numbers.
     """
 
     def __init__(self, host: HostProcessors, seed: int = 0) -> None:
         self._mean_s, self._random = host.wake_up_us * 1e-6, Random(seed)
 
     def seconds(self, used: float, sleeps: int) -> float:
-        """Return the total delay after consecutive sleeps in seconds.
-
-        Args:
-            used: fraction of the processors that is in use.
-            sleeps: number of consecutive sleeps.
-        """
+        """Return the seconds of consecutive sleeps, if the fraction ``used`` of the processors is in use."""
         return self._mean_s * used * sum(self._random.expovariate(1.0) ** 2 / 2 for _ in range(sleeps))
 
 
 def processor_use(symmetry: Symmetry, rank: int, per_unit: float) -> Uses:
-    """Return the use of the processors by a flow that every rank of a class has.
+    """Return the use of the processors by a flow that every rank of the class of ``rank`` has.
 
-    Args:
-        symmetry: classes of ranks.
-        rank: any rank of the class.
-        per_unit: processors that one unit of the flow's rate uses on one rank.
+    On each rank one unit of the flow's rate uses ``per_unit`` processors.
     """
     return ((CORES, per_unit * symmetry.count(rank, 0, symmetry.grid.cp_size)),)

@@ -43,15 +43,7 @@ def host_state_bytes(model: Model, sizes: ParallelSizes, options: TrainingOption
 def activations(
     model: Model, tokens: int, attention: AttentionMemory, sizes: ParallelSizes, options: TrainingOptions
 ) -> Activations:
-    """Return one rank's activations for :func:`megatron_wallfacer.planning.inventory.inventory`.
-
-    Args:
-        model: trained model.
-        tokens: tokens per context-parallel rank.
-        attention: memory that attention allocates.
-        sizes: sizes of the process groups.
-        options: recomputation, tiles, and tensors in host memory.
-    """
+    """Return the activations of a rank with ``tokens`` tokens, for the inventory."""
     return Activations(
         model,
         tokens,

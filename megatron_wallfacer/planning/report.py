@@ -50,10 +50,5 @@ class Report:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Return a number as text; a dash for None.
-
-    Args:
-        value: number to print.
-        digits: digits after the decimal point.
-    """
+    """Return a number as text with ``digits`` digits after the decimal point; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -31,11 +31,7 @@ class SharedLink:
 
 
 class Routing:
-    """Routes between the ranks of a cluster.
-
-    Args:
-        cluster: modelled cluster.
-    """
+    """Routes between the ranks of a cluster."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster

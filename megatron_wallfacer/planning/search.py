@@ -53,10 +53,7 @@ def search(
 ) -> SearchResult:
     """Simulate choices with the lowest estimates, then neighbours of the best choice, and return the fastest choices.
 
-    Args:
-        job: attention layer and cluster.
-        memory_bytes: bytes that a choice may need.
-        needs: function from a choice to the bytes that it needs; the bytes of attention's buffers by default.
+    ``needs`` returns the bytes of a choice, at most ``memory_bytes``. By default these are attention's buffers.
 
     Raises:
         OptionError: No choice fits in memory. The message states how many bytes the smallest choice needs.
@@ -87,8 +84,7 @@ def search(
 def preferred(times: Sequence[tuple[float, float]]) -> int:
     """Return the index of the choice with the least traffic among those within :data:`TIE` of the fastest.
 
-    Args:
-        times: (seconds, communication volume) of each choice.
+    Each choice is given as (seconds, communication volume).
     """
     fastest = min(seconds for seconds, _ in times)
     equal = [index for index, (seconds, _) in enumerate(times) if seconds <= TIE * fastest]

@@ -48,15 +48,7 @@ class StepOverheads:
 def tile_overheads(
     model: Model, cluster: Cluster, tokens: int, sizes: ParallelSizes, options: TrainingOptions
 ) -> StepOverheads:
-    """Return the overheads of tiles for one micro-batch of one pipeline stage.
-
-    Args:
-        model: trained model.
-        cluster: cluster with the device's rates.
-        tokens: tokens per context-parallel rank.
-        sizes: sizes of the process groups.
-        options: numbers of tiles, and bytes per element of gradients.
-    """
+    """Return the overheads of tiles for one micro-batch of one pipeline stage, whose ranks have ``tokens`` tokens."""
     device, layers = cluster.device, model.layers // sizes.pp
     rate = device.tflops * 1e12 * device.matmul
     memory = (device.memory_gbyte_s or float("inf")) * 1e9
@@ -75,11 +67,7 @@ def tile_overheads(
 def exposed_copies_s(work: Activations, cluster: Cluster, forward_s: float, backward_s: float) -> float:
     """Return the seconds by which copies take longer than the layers that overlap them, summed over all layers.
 
-    Args:
-        work: activations of the micro-batch.
-        cluster: cluster with the rate of the host link.
-        forward_s: seconds of one layer's forward pass.
-        backward_s: seconds of one layer's backward pass.
+    ``forward_s`` and ``backward_s`` are the seconds of the passes of one layer.
     """
     if not work.host_bytes or cluster.host_link is None:
         return 0.0

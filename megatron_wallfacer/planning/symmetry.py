@@ -17,12 +17,9 @@ from megatron_wallfacer.schedule.grid import AXES, Grid
 
 
 class Symmetry:
-    """Classes of the ranks of a grid on a cluster.
+    """Classes of the ranks of a grid on a cluster, or with ``every_rank`` one class per rank.
 
-    Args:
-        grid: axes and placement.
-        unit_sizes: ranks per unit, for each kind of unit (NIC, node, switch). A unit has consecutive ranks.
-        every_rank: whether to make every rank a class of its own.
+    ``unit_sizes`` are the ranks per unit, for each kind of unit (NIC, node, switch). A unit has consecutive ranks.
     """
 
     def __init__(self, grid: Grid, unit_sizes: Sequence[int], *, every_rank: bool = False) -> None:

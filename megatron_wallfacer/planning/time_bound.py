@@ -69,9 +69,7 @@ class TimeBound:
     def estimate_s(self, head_groups: int, kernel_s: float) -> float:
         """Return an estimate of the time in seconds, by which the search orders plans.
 
-        Args:
-            head_groups: number of head groups, whose transfers and kernels overlap.
-            kernel_s: estimated seconds of the kernels.
+        Transfers of a head group overlap kernels of other head groups. The kernels take ``kernel_s``.
         """
         return max(self.seconds, kernel_s + self.exchange_s / head_groups) + EXPOSED * self.traffic_s
 

@@ -21,12 +21,7 @@ def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activati
     """Return activations with the fewest tiles that remove the buffers of head and MLP from the memory peak.
 
     Tiles of the MLP are chosen first, without regard to the head. If no number of tiles suffices, the result has the
-    fewest tiles whose bytes are near the minimum.
-
-    Args:
-        work: activations of a micro-batch. Numbers of tiles that are not chosen stay the same.
-        loss: whether to choose tiles of the head.
-        mlp: whether to choose tiles of the MLPs.
+    fewest tiles whose bytes are near the minimum. Numbers of tiles that are not to be chosen stay the same.
     """
     if mlp:
         work = _fewest(work, "mlp_tiles", "mlp", ("head",))

@@ -88,12 +88,7 @@ def parallel_sizes(
 ) -> ParallelSizes:
     """Return the sizes of a job on all ranks of a cluster. Remaining ranks are data parallel.
 
-    Args:
-        cluster: modelled cluster.
-        tp: tensor-parallel size.
-        pp: number of pipeline stages.
-        cp: context-parallel size; None for all remaining ranks.
-        microbatches: sequences per data-parallel replica and step.
+    Without ``cp`` all ranks that tensor and pipeline parallelism leave are context parallel.
 
     Raises:
         OptionError: A size is not positive, or does not divide the ranks.

@@ -88,15 +88,7 @@ class AttentionEstimate:
 def attention_job(
     model: Model, cluster: Cluster, tokens: int, sizes: ParallelSizes, options: TrainingOptions, *, causal: bool = True
 ) -> AttentionJob:
-    """Return the attention layer of one context-parallel group.
-
-    Args:
-        model: trained model.
-        cluster: whole cluster.
-        tokens: sequence length in tokens.
-        sizes: sizes of the process groups.
-        options: bytes per element of accumulators in messages, and output proxies.
-        causal: whether the mask is causal; otherwise attention is full.
+    """Return the attention layer of one context-parallel group, for a sequence of ``tokens`` tokens.
 
     Raises:
         OptionError: 2 x cp does not divide the sequence, or tp does not divide the heads.
@@ -110,14 +102,7 @@ def attention_job(
 def estimate_step(
     model: Model, choice: Choice, cluster: Cluster, sizes: ParallelSizes, options: TrainingOptions
 ) -> StepEstimate:
-    """Return the prediction of a training step with simulated attention.
-
-    Args:
-        model: trained model.
-        choice: plan of attention for a job of :func:`attention_job`.
-        cluster: whole cluster.
-        sizes: sizes of the process groups.
-        options: options of the training program.
+    """Return the prediction of a training step with simulated attention. ``cluster`` is the whole cluster.
 
     Raises:
         OptionError: The stages do not divide the layers.
@@ -134,14 +119,6 @@ def estimate_step_around(
     options: TrainingOptions,
 ) -> StepEstimate:
     """Return the prediction of a training step with the given time and memory of attention, by formulas.
-
-    Args:
-        model: trained model.
-        job: attention layer, with the tokens per rank.
-        attention: time and memory of attention.
-        cluster: whole cluster.
-        sizes: sizes of the process groups.
-        options: options of the training program.
 
     Raises:
         OptionError: The stages do not divide the layers.

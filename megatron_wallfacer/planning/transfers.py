@@ -74,14 +74,7 @@ class RankState:
 
 
 class Transfers:
-    """All transfers of a simulation.
-
-    Args:
-        costs: cluster, and sizes of the messages.
-        symmetry: classes of ranks.
-        clock: simulated time.
-        on_end: callback for each transfer whose messages have all arrived.
-    """
+    """All transfers of a simulation. ``on_end`` is called for each transfer whose messages have all arrived."""
 
     def __init__(
         self, costs: CostModel, symmetry: Symmetry, clock: Clock, on_end: Callable[[PendingTransfer], None]
