@@ -23,15 +23,9 @@ class Copies(Protocol):
         """Return an uninitialised tensor on the device."""
 
     def copy(self, direction: Direction, pairs: Sequence[tuple[Tensor, Tensor]], after: Any | None) -> Any:
-        """Issue copies.
+        """Issue copies of (target, source) pairs after the copies with the handle ``after``, and return a handle.
 
-        Args:
-            direction: direction of all copies.
-            pairs: (target, source) of each copy. Target and source must exist until :meth:`wait` is called.
-            after: handle of earlier copies that must end before these copies start, or None.
-
-        Returns:
-            A handle for :meth:`wait`.
+        Target and source must exist until :meth:`wait` is called with the returned handle.
         """
 
     def wait(self, issued: Any) -> None:
@@ -54,21 +48,20 @@ class Record(NamedTuple):
     after: int | None = None
 
 
-class _Issued:
+class _Issued(NamedTuple):
     """Copies that were issued but may not have run yet."""
 
-    def __init__(self, number: int, run: Callable[[], None], after: _Issued | None) -> None:
-        self.number, self.run, self.after, self.done = number, run, after, False
+    number: int
+    run: Callable[[], None]
+    after: _Issued | None
 
 
 class DeferredCopies:
     """Copies on a CPU that run as late as allowed, when :meth:`wait` is called, to find missing calls of :meth:`wait`.
 
     A GPU may run a copy at any time until a kernel waits for the copy. With this class a missing wait leaves NaN in the
-    target. Writing or freeing a tensor before the wait for its copy causes wrong values or an error.
-
-    Args:
-        observe: function to call with a :class:`Record` of every call.
+    target. Writing or freeing a tensor before the wait for its copy causes wrong values or an error. ``observe`` is
+    called with a :class:`Record` of every call.
     """
 
     def __init__(self, observe: Callable[[Record], None] = lambda record: None) -> None:
@@ -100,13 +93,12 @@ class DeferredCopies:
         self._run_until(issued)
 
     def _run_until(self, issued: _Issued) -> None:
-        stream = next((queue for queue in self._streams.values() if issued in queue), None)
-        while stream is not None and not issued.done:
-            first = stream.popleft()
-            if first.after is not None:
-                self._run_until(first.after)
-            first.run()
-            first.done = True
+        for stream in self._streams.values():
+            while issued in stream:
+                first = stream.popleft()
+                if first.after is not None:
+                    self._run_until(first.after)
+                first.run()
 
 
 def _copy_all(direction: Direction, weak: Sequence[tuple[Any, Any]], hosts: Sequence[Tensor]) -> None:

@@ -44,36 +44,31 @@ def _of_groups(root: Path) -> Iterator[Left]:
     """Yield the free memory, including file caches, of each control group (versions 1 and 2) of this process."""
     names = {
         "": ("memory.max", "memory.current", ("active_file", "inactive_file")),
-        "memory": (
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            ("total_active_file", "total_inactive_file"),
-        ),
+        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
     }
-    text = root / "proc/self/cgroup"
-    for line in text.read_text().splitlines() if text.exists() else ():
+    for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers != "" and "memory" not in controllers.split(","):
             continue
-        mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        limit, used, caches = names["memory" if controllers else ""]
+        mounted = "memory" if controllers else ""
+        limit, used, caches = names[mounted]
         group = Path(path.lstrip("/"))
         # In a container the path may not exist, and then the mount point itself is the group.
-        for folder in (mount / group, *(mount / parent for parent in group.parents), mount):
+        for parent in (group, *group.parents):
+            folder = root / "sys/fs/cgroup" / mounted / parent
             allowed = _number(folder / limit)
-            if allowed is None:
-                continue
-            stat = folder / "memory.stat"
-            cached = sum(
-                int(value)
-                for name, value in map(str.split, stat.read_text().splitlines() if stat.exists() else ())
-                if name in caches
-            )
-            yield Left(max(0, allowed - (_number(folder / used) or 0) + cached), f"{limit} of its control group")
+            if allowed is not None:
+                stat = map(str.split, _text(folder / "memory.stat").splitlines())
+                cached = sum(int(value) for name, value in stat if name in caches)
+                yield Left(max(0, allowed - (_number(folder / used) or 0) + cached), f"{limit} of its control group")
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _number(path: Path) -> int | None:
-    text = path.read_text().strip() if path.exists() else ""
+    text = _text(path).strip()
     return int(text) if text.isdecimal() else None
 
 
@@ -92,15 +87,13 @@ class HostSlots:
     """
 
     def __init__(self, slots: Iterable[Slot], *, pinned: bool) -> None:
-        starts, total = {}, 0
-        for slot in sorted(set(slots)):
-            starts[slot] = total
-            total += slot.nbytes
-        self.nbytes = total
-        self._memory = _allocate(total)
-        if pinned and total:
+        ordered = sorted(set(slots))
+        sizes = [slot.nbytes for slot in ordered]
+        self.nbytes = sum(sizes)
+        self._memory = _allocate(self.nbytes)
+        if pinned and self.nbytes:
             _pin(self._memory)
-        self._views = {slot: self._memory[start : start + slot.nbytes] for slot, start in starts.items()}
+        self._views = dict(zip(ordered, self._memory.split(sizes), strict=True))
 
     def __getitem__(self, slot: Slot) -> Tensor:
         """Return the bytes of a slot, uint8 ``[nbytes]``."""

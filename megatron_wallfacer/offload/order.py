@@ -7,8 +7,8 @@ source of the order is ``forward_backward_pipelining_without_interleaving`` and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 
@@ -45,33 +45,20 @@ class Pipeline:
 
 
 def passes_of_step(pipeline: Pipeline, micro_batches: int) -> tuple[Pass, ...]:
-    """Return the passes of a step in the order in which a rank of the pipeline runs them."""
-    if pipeline.chunks is None:
-        forward = [Pass(False, 0, number) for number in range(micro_batches)]
-        backward = [Pass(True, 0, number) for number in range(micro_batches)]
-        first = pipeline.size - pipeline.rank - 1
-    else:
-        group = pipeline.group or pipeline.size
-        table = _interleaved(micro_batches, pipeline.chunks, group)
-        forward = [Pass(False, chunk, number) for chunk, number in table]
-        backward = [Pass(True, pipeline.chunks - 1 - chunk, number) for chunk, number in table]
-        first = 2 * (pipeline.size - pipeline.rank - 1) + (pipeline.chunks - 1) * group
-    return _one_forward_one_backward(forward, backward, min(first, len(forward)))
+    """Return the passes of a step in the order in which a rank of the pipeline runs them.
 
-
-def _interleaved(micro_batches: int, chunks: int, group: int) -> list[tuple[int, int]]:
-    """Return (chunk, micro-batch) of each forward pass."""
-    starts = range(0, micro_batches, group)
-    return [
+    A step begins with forward passes that fill the pipeline. Then forward and backward passes alternate, and the
+    remaining backward passes follow.
+    """
+    chunks, group, later = pipeline.chunks or 1, pipeline.group or pipeline.size, pipeline.size - pipeline.rank - 1
+    table = [
         (chunk, number)
-        for start in starts
+        for start in range(0, micro_batches, group)
         for chunk in range(chunks)
         for number in range(start, min(start + group, micro_batches))
     ]
-
-
-def _one_forward_one_backward(forward: Sequence[Pass], backward: Sequence[Pass], first: int) -> tuple[Pass, ...]:
-    """Return ``first`` forward passes, then forward and backward passes alternately, then the other backward passes."""
-    pairs = zip(forward[first:], backward, strict=False)
-    steady = [done for pair in pairs for done in pair]
-    return (*forward[:first], *steady, *backward[len(forward) - first :])
+    forward = [Pass(False, chunk, number) for chunk, number in table]
+    backward = [Pass(True, chunks - 1 - chunk, number) for chunk, number in table]
+    first = min(later if pipeline.chunks is None else 2 * later + (chunks - 1) * group, len(table))
+    steady = chain.from_iterable(zip(forward[first:], backward, strict=False))
+    return (*forward[:first], *steady, *backward[len(table) - first :])

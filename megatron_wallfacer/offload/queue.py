@@ -38,12 +38,6 @@ class Stored(NamedTuple):
     issued: Any
 
 
-class _Arriving(NamedTuple):
-    key: Key
-    targets: tuple[Tensor, ...]
-    issued: Any
-
-
 class OffloadQueue:
     """Queue that copies tensors of layers to host memory in forward, and back before backward needs the tensors.
 
@@ -76,8 +70,9 @@ class OffloadQueue:
         self._to_load: deque[Key] = deque()
         self._counts: Counter[tuple[int, int]] = Counter()
         self._plan: SlotPlan | None = None
+        #: Tensors and handle of the running copies to the host, and of those to the device.
         self._leaving: tuple[tuple[Tensor, ...], Any] | None = None
-        self._arriving: _Arriving | None = None
+        self._arriving: tuple[tuple[Tensor, ...], Any] | None = None
 
     @property
     def waiting(self) -> int:
@@ -85,15 +80,7 @@ class OffloadQueue:
         return len(self._stored)
 
     def store(self, chunk: int, layer: int, tensors: Sequence[Tensor]) -> Stored:
-        """Issue the copy of a layer's tensors to host memory.
-
-        Args:
-            chunk: number of the model chunk on its rank from 0.
-            layer: number of the layer in its chunk from 0.
-            tensors: tensors on the device with any dtypes.
-
-        Returns:
-            The argument with which :meth:`load` returns the tensors.
+        """Issue the copy of a layer's tensors to host memory, and return the argument of :meth:`load`.
 
         Raises:
             WallfacerError: The order differs from the plan of the step, or the tensors are larger than their slot.
@@ -125,7 +112,7 @@ class OffloadQueue:
         self._let_go()
         self._prefetch()
         assert self._arriving is not None
-        _, targets, issued = self._arriving
+        targets, issued = self._arriving
         self._copies.wait(issued)
         self._arriving = None
         self._read[stored.slot] = issued
@@ -181,8 +168,7 @@ class OffloadQueue:
         stored = self._stored[self._to_load.popleft()]
         targets = tuple(self._copies.allocate(*spec) for spec in stored.specs)
         pairs = list(zip(targets, self._parts(stored.slot, stored.specs), strict=True))
-        issued = self._copies.copy("to device", pairs, stored.issued)
-        self._arriving = _Arriving(stored.key, targets, issued)
+        self._arriving = targets, self._copies.copy("to device", pairs, stored.issued)
 
 
 def _text(use: Use) -> str:

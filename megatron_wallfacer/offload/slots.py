@@ -70,14 +70,10 @@ class SlotPlan:
 
 
 def uses_of_step(passes: Sequence[Pass], groups: Mapping[int, Groups]) -> tuple[Use, ...]:
-    """Return the events of a step.
+    """Return the events of a step, given its passes in order and the layers with tensors in host memory by chunk.
 
     Layers run in ascending order in forward. Backward starts with the last group of layers. Backward recomputes the
     layers of a group in ascending order, and so loads their tensors in that order.
-
-    Args:
-        passes: passes of the step in their order.
-        groups: layers with tensors in host memory, by chunk.
     """
     uses = []
     for step in passes:
@@ -89,13 +85,9 @@ def uses_of_step(passes: Sequence[Pass], groups: Mapping[int, Groups]) -> tuple[
 
 
 def assign_slots(uses: Sequence[Use], nbytes: Mapping[tuple[int, int], int]) -> SlotPlan:
-    """Return the plan with the fewest slots of each size.
+    """Return the plan with the fewest slots of each size, given the bytes of a slot by (chunk, layer).
 
     The slot that was freed first is reused first, because its copy to the device has most likely ended.
-
-    Args:
-        uses: events of a step.
-        nbytes: bytes of a slot by (chunk, layer).
     """
     free: defaultdict[int, deque[Slot]] = defaultdict(deque)
     made: defaultdict[int, int] = defaultdict(int)
@@ -116,10 +108,6 @@ def first_layers(groups: Mapping[int, Groups], count: int) -> dict[int, Groups]:
     """Return the first ``count`` layers over all chunks of a rank, in their groups.
 
     The last layers stay on the device, because backward reads the last layers first.
-
-    Args:
-        groups: layers whose tensors may be in host memory, by chunk.
-        count: number of layers.
     """
     chosen: dict[int, Groups] = {}
     for chunk in sorted(groups):
