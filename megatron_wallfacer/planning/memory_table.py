@@ -57,7 +57,6 @@ def savings(configuration: Configuration) -> list[tuple[str, float]]:
 
 
 def _alternatives(configuration: Configuration) -> Iterator[tuple[str, TrainingOptions]]:
-    """Yield (flags, options) for each memory-saving flag that is not in use."""
     options, request = configuration.options, configuration.request
     if options.gradient_bytes > 2:
         yield from _more_tiles(configuration)

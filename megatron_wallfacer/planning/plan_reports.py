@@ -181,7 +181,6 @@ def _check_size(scheme: str, choice: Choice) -> None:
 
 
 def _grid_fields(configuration: Configuration) -> dict[str, Any]:
-    """Return the prediction as JSON fields, with times in seconds and memory in 1e9 bytes."""
     request, choice, step = configuration.request, configuration.choice, configuration.step
     plan = choice.plan
     return {

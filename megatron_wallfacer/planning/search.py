@@ -170,7 +170,6 @@ def _estimate_s(choice: Choice) -> float:
 
 
 def _with_cheapest_variants(plan: Plan, shape: Shape) -> Plan:
-    """Return the plan with the ring variants that have the least volume of both passes together."""
     variants = product(RING_VARIANTS, repeat=2)
     plans = [replace(plan, forward=forward, backward=backward) for forward, backward in variants]
     return min(plans, key=partial(total_volume, kappa=shape.kappa, kv_heads=shape.kv_heads))

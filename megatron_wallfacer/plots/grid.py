@@ -89,7 +89,6 @@ def _volume(plan: Plan, forward: Schedule, backward: Schedule) -> str:
 
 
 def _left_legend(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) -> list[LegendEntry]:
-    """Return the legend of the left panel."""
     grid = plan.grid
     entries: list[LegendEntry] = []
     if grid.cp_size <= grid_rings.MAX_WITH_CHUNKS:
@@ -144,7 +143,6 @@ def _on_ring(schedule: Schedule, axis: str) -> str:
 
 
 def _right_legend(plan: Plan, pairs: Mapping[Pair, Sequence[PairWork]]) -> list[str]:
-    """Return the lines of text below the right panel."""
     grid = plan.grid
     of_rank_0 = sum(entry.rank == 0 for work in pairs.values() for entry in work)
     number = ", number: ring step" if has_numbers(pairs, grid.cp_size) else ""

@@ -86,7 +86,6 @@ def _points_per_unit(axes: Axes, layout: GridLayout) -> float:
 
 
 def _frames(axes: Axes, layout: GridLayout, scale: float) -> None:
-    """Draw a frame around each circle of ranks."""
     side = 2 * layout.half_side
     for index, (x, y) in enumerate(layout.centres):
         corner = (x - layout.half_side, y - layout.half_side)
@@ -116,13 +115,11 @@ def _teams(axes: Axes, grid: Grid, layout: GridLayout, scale: float) -> None:
 
 
 def _capsule(axes: Axes, first: Position, last: Position, width: float, colour: str, scale: float) -> None:
-    """Draw the background of ranks on a line."""
     xs, ys = zip(first, last, strict=True)
     axes.add_line(Line2D(xs, ys, lw=width * scale, color=colour, solid_capstyle="round", zorder=1))
 
 
 def _box(axes: Axes, positions: Sequence[Position]) -> None:
-    """Draw the background of ranks in rows."""
     xs, ys = zip(*positions, strict=True)
     corner, pad = (min(xs), min(ys)), RADIUS + 0.13
     style = f"round,pad={pad},rounding_size={pad}"

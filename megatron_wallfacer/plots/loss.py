@@ -22,11 +22,8 @@ LEFT, WIDTH = 0.085, 0.885  # left edge and width of the panels, as fractions of
 def draw_losses(runs: Mapping[str, Sequence[float]], path: Path, title: str, *, tolerance: float = TOLERANCE) -> None:
     """Draw loss over iterations in the upper panel, and relative differences from the first run in the lower panel.
 
-    Args:
-        runs: losses of each run by the name of the run. A comparison ends with the shorter run.
-        path: PNG or SVG file to write. The function creates its folder.
-        title: name of the training job.
-        tolerance: relative difference to mark.
+    A comparison ends with the shorter run. The lower panel marks the relative difference ``tolerance``. The file is PNG
+    or SVG, and the function creates its folder.
 
     Raises:
         ValueError: There is no run, or a run has no losses.

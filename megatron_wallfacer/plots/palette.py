@@ -28,15 +28,12 @@ def ramp(count: int) -> list[Colour]:
 
 def tints(colour: Colour, count: int) -> list[Colour]:
     """Return a colour and lighter tints of it."""
-    return [_mix(colour, (1.0, 1.0, 1.0), 0.68 * index / max(count - 1, 1)) for index in range(count)]
+    red, green, blue = colour
+    shares = [0.68 * index / max(count - 1, 1) for index in range(count)]
+    return [(red + (1 - red) * white, green + (1 - green) * white, blue + (1 - blue) * white) for white in shares]
 
 
 def text_colour_on(colour: Colour) -> str:
     """Return the text colour, dark or white, that has the larger contrast to a background colour."""
     luminance = 0.2126 * colour[0] ** 2.2 + 0.7152 * colour[1] ** 2.2 + 0.0722 * colour[2] ** 2.2
     return "white" if luminance < 0.24 else INK
-
-
-def _mix(first: Colour, second: Colour, share: float) -> Colour:
-    red, green, blue = (a + (b - a) * share for a, b in zip(first, second, strict=True))
-    return red, green, blue

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
+from megatron_wallfacer.planning.grid_table import GridRow
 from megatron_wallfacer.plots import INK, new_figure, save
 from megatron_wallfacer.plots.palette import hues
 
 _BAR = 0.62
 
 
-class Timed(Protocol):
-    """Plan with its predicted seconds, which are None for a plan that was not simulated."""
-
-    name: str
-    grid: str
-    placement: tuple[str, ...]
-    seconds: float | None
-    bound_s: float
-
-
-def draw_plans(path: Path, rows: Sequence[Timed], title: str) -> None:
+def draw_plans(path: Path, rows: Sequence[GridRow], title: str) -> None:
     """Draw the times of one attention layer, fastest first, with named schemes in another colour.
 
-    Args:
-        path: PNG or SVG file to write. The function creates its folder.
-        rows: plans. Plans without a time are not drawn.
-        title: model, length and cluster.
+    Plans without a time are not drawn. The file is PNG or SVG, and the function creates its folder.
     """
     simulated = sorted((row for row in rows if row.seconds is not None), key=lambda row: row.seconds, reverse=True)
     figure = new_figure(11, 1.3 + 0.34 * len(simulated))
@@ -44,6 +31,6 @@ def draw_plans(path: Path, rows: Sequence[Timed], title: str) -> None:
     save(figure, path)
 
 
-def _label(row: Timed) -> str:
+def _label(row: GridRow) -> str:
     order = f" ({', '.join(row.placement)})" if len(row.placement) > 1 else ""
     return f"{row.name}: {row.grid}" if row.name else f"{row.grid}{order}"

@@ -15,7 +15,7 @@ from megatron_wallfacer.plots import GREY, INK
 from megatron_wallfacer.plots.palette import Colour, text_colour_on
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.ops import Attend, Schedule
-from megatron_wallfacer.schedule.plan import Plan, RingOperand
+from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.schedule import forward_schedule
 
 #: Largest cp size with numbers in cells (half of this size with stripes), and largest cp size with a label per row.
@@ -44,23 +44,18 @@ def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
     A correct plan has one entry per pair of shards and rank of the head axis. With zig-zag chunks all areas are equal.
     """
     work: dict[Pair, list[PairWork]] = defaultdict(list)
+    ring_operand = plan.ring_operand(backward=False)
     for rank in range(plan.grid.cp_size):
         schedule = forward_schedule(plan, rank)
         areas: Counter[tuple[int, Pair]] = Counter()
         for attend in schedule.attends:
-            ring_step = ring_step_of(schedule, attend, plan.ring_operand(backward=False))
+            # Tiles of local and gathered rows belong to ring step 0.
+            rows = schedule.values[(attend.kv if ring_operand == "kv" else attend.q)[0]].rows
             for pair, area in _areas(schedule, attend).items():
-                areas[ring_step, pair] += area
+                areas[rows.step, pair] += area
         for (ring_step, pair), area in areas.items():
             work[pair].append(PairWork(rank, ring_step, area))
     return dict(work)
-
-
-def ring_step_of(schedule: Schedule, attend: Attend, ring_operand: RingOperand) -> int:
-    """Return the ring step of a group of tiles. Tiles of local and gathered rows belong to ring step 0."""
-    rows = schedule.values[(attend.kv if ring_operand == "kv" else attend.q)[0]].rows
-    assert rows is not None
-    return rows.step
 
 
 def pairs_of(plan: Plan) -> dict[Pair, tuple[PairWork, ...]]:
@@ -131,7 +126,6 @@ def _draw_numbers(axes: Axes, pairs: Mapping[Pair, Sequence[PairWork]], colours:
 
 
 def _draw_lines(axes: Axes, size: int) -> None:
-    """Draw white lines between the cells."""
     between = [index - 0.5 for index in range(1, size)]
     width = min(1.5, 24 / size)
     axes.hlines(between, -0.5, size - 0.5, color="white", lw=width)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -13,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from megatron_wallfacer.engine.timeline import TimelineEvent, by_pass, is_transfer
 from megatron_wallfacer.plots import GREY, INK, PALE, new_figure, save
 from megatron_wallfacer.plots.palette import HUES, Colour, ramp
+from megatron_wallfacer.traces.timelines import RankTimeline
 
 #: Colours and labels of activities. A rank has one activity at a time.
 ACTIVITY_COLOURS = {"compute": HUES[0], "copy": "#b4bac4", "wait": HUES[4]}
@@ -28,26 +28,11 @@ LEFT, RIGHT = 0.055, 0.985  # edges of the panels, as fractions of the figure wi
 ACTIVITY_HEIGHT = 0.44  # height of the activities, as a fraction of a rank's row; transfers are below them
 
 
-class Timeline(Protocol):
-    """Timeline of one rank."""
+def draw_timelines(timelines: Sequence[RankTimeline], path: Path, title: str) -> None:
+    """Draw one row per rank, with activities in its upper part and transfers in its lower part, as PNG or SVG.
 
-    @property
-    def rank(self) -> int:
-        """Rank of the job."""
-
-    @property
-    def events(self) -> Sequence[TimelineEvent]:
-        """Events with times in seconds."""
-
-
-def draw_timelines(timelines: Sequence[Timeline], path: Path, title: str) -> None:
-    """Draw one row per rank, with activities in its upper part and transfers in its lower part.
-
-    Args:
-        timelines: timelines on one clock, each with at least one pass. Only the first :data:`MAX_RANKS` timelines are
-            drawn, and the title then states the number of ranks.
-        path: PNG or SVG file to write. The function creates its folder.
-        title: name of the recorded run.
+    Each timeline has at least one pass, and all are on one clock. Only the first :data:`MAX_RANKS` timelines are drawn,
+    and the title then states the number of ranks. The function creates the folder of the file.
     """
     shown = timelines[:MAX_RANKS]
     if len(shown) < len(timelines):
@@ -79,13 +64,13 @@ def draw_timelines(timelines: Sequence[Timeline], path: Path, title: str) -> Non
     save(figure, path)
 
 
-def _transfer_colours(timelines: Sequence[Timeline]) -> dict[str, Colour | str]:
+def _transfer_colours(timelines: Sequence[RankTimeline]) -> dict[str, Colour | str]:
     channels = sorted({event.row for timeline in timelines for event in timeline.events if is_transfer(event)})
     few = len(channels) <= len(TRANSFER_COLOURS)
     return dict(zip(channels, TRANSFER_COLOURS if few else ramp(len(channels)), strict=False))
 
 
-def _most_exposed(timelines: Sequence[Timeline]) -> tuple[TimelineEvent, int]:
+def _most_exposed(timelines: Sequence[RankTimeline]) -> tuple[TimelineEvent, int]:
     """Return the pass with the longest wait, and its rank."""
     waits = [
         (sum(event.end - event.start for event in inside if event.row == "wait"), -timeline.rank, attention_pass)
@@ -97,7 +82,7 @@ def _most_exposed(timelines: Sequence[Timeline]) -> tuple[TimelineEvent, int]:
 
 
 def _panel(
-    axes: Axes, timelines: Sequence[Timeline], colours: Mapping[str, Colour | str], window: tuple[float, float]
+    axes: Axes, timelines: Sequence[RankTimeline], colours: Mapping[str, Colour | str], window: tuple[float, float]
 ) -> None:
     """Draw the events in a window of time, in ms after the start of the window."""
     start, end = window
@@ -126,5 +111,4 @@ def _panel(
 
 
 def _ms(events: Sequence[TimelineEvent], start: float) -> list[tuple[float, float]]:
-    """Return start and duration of each event in ms."""
     return [(1e3 * (event.start - start), 1e3 * (event.end - event.start)) for event in events]

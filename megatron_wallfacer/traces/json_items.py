@@ -8,7 +8,8 @@ from pathlib import Path
 
 from megatron_wallfacer.input_files import JSON_BYTES, read_text
 
-_SPACE = re.compile(r"[ \t\n\r]*")
+#: Function of a text and a position that returns the value at the position, and the position of its end.
+_value = json.JSONDecoder().raw_decode
 
 
 def item_line(path: Path, name: str, index: int | None = None) -> int:
@@ -18,7 +19,7 @@ def item_line(path: Path, name: str, index: int | None = None) -> int:
     """
     text = read_text(path, JSON_BYTES)
     try:
-        position = _after(text, _skip_space(text, 0), "{")
+        position = _after(text, 0, "{")
         while (key := _value(text, position))[0] != name:
             # Skip a colon, the value and a comma.
             _, end = _value(text, _after(text, key[1], ":"))
@@ -33,21 +34,9 @@ def item_line(path: Path, name: str, index: int | None = None) -> int:
     return text.count("\n", 0, position) + 1
 
 
-def _skip_space(text: str, position: int) -> int:
-    """Return the position of the next token."""
-    match = _SPACE.match(text, position)
-    assert match is not None
-    return match.end()
-
-
 def _after(text: str, position: int, sign: str) -> int:
     """Return the position of the token after a sign."""
-    position = _skip_space(text, position)
-    if not text.startswith(sign, position):
+    match = re.compile(rf"[ \t\n\r]*{re.escape(sign)}[ \t\n\r]*").match(text, position)
+    if match is None:
         raise ValueError(f"no {sign}")
-    return _skip_space(text, position + 1)
-
-
-def _value(text: str, position: int) -> tuple[object, int]:
-    """Return the value at a position, and the position of its end."""
-    return json.JSONDecoder().raw_decode(text, position)
+    return match.end()

@@ -52,11 +52,7 @@ def parse_ranks(text: str) -> frozenset[int]:
 
 
 def read_timelines(path: Path, ranks: Collection[int] | None = None) -> list[RankTimeline]:
-    """Return timelines in the order of the ranks.
-
-    Args:
-        path: folder with files ``rank-R.json``, or one trace file of several ranks.
-        ranks: ranks to read, or None for all ranks.
+    """Return timelines by rank, from a folder with files ``rank-R.json`` or from one file of several ranks.
 
     Raises:
         WallfacerError: A timeline is missing or cannot be read, or timelines belong to different runs.
@@ -162,7 +158,6 @@ def _events(trace: Mapping[str, Any], path: Path) -> dict[int, list[TimelineEven
 
 
 def _location(path: Path, name: str, index: int | None = None) -> str:
-    """Return the file and the line of an item of the trace."""
     return f"{path}:{item_line(path, name, index)}"
 
 

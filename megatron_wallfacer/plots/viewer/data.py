@@ -40,11 +40,8 @@ def check_sizes(cp_size: int, ranks_per_node: int) -> None:
 def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: int = 4) -> dict[str, Any]:
     """Return the data that the page shows, for conversion to JSON.
 
-    Args:
-        plan: plan to show. All head groups have the same steps, so the page shows one head group.
-        shape: tokens, heads and channels of one rank's shard, for the volume.
-        causal: whether the mask is causal. Without a causal mask no pair is masked.
-        ranks_per_node: number of consecutive ranks per node. The last node may have fewer.
+    All head groups have the same steps, so the page shows one head group. ``shape`` has the sizes of one rank's shard,
+    for the volume. The last node may have fewer ranks.
 
     Raises:
         OptionError: There are too many ranks, or the number of ranks per node is not positive.

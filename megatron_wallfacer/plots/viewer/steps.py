@@ -60,13 +60,9 @@ class ViewerStep:
 def viewer_steps(
     schedules: Sequence[Schedule], nodes: Sequence[int], shape: Shape, chunk_sets: ChunkSets
 ) -> list[ViewerStep]:
-    """Return the steps of a forward or backward pass over all ranks.
+    """Return the steps of a forward or backward pass over all ranks, and add their sets of chunks to ``chunk_sets``.
 
-    Args:
-        schedules: schedule of every rank.
-        nodes: number of each rank's node.
-        shape: tokens, heads and channels of one rank's shard.
-        chunk_sets: sets of chunks, to which the function adds the sets of the pass.
+    Schedules and numbers of nodes are given by rank. ``shape`` has the sizes of one rank's shard.
     """
     steps: dict[int, ViewerStep] = defaultdict(ViewerStep)
     for schedule in schedules:
@@ -133,7 +129,6 @@ def _add_message(
 
 
 def _rows_text(value: Value, noun: str) -> str:
-    """Return text for the rows of an operand of attention."""
     assert value.rows is not None
     kind, step = value.rows
     return f"{_ROWS[kind]} {noun}" if kind in _ROWS else f"{noun} of ring step {step}"
