@@ -18,12 +18,7 @@ ALIGNMENT = 256
 
 
 class Left(NamedTuple):
-    """Host memory that a process may still allocate.
-
-    Attributes:
-        nbytes: size in bytes.
-        limit: name of the limit that determines the size, for messages.
-    """
+    """Bytes of host memory that a process may still allocate, and the name of the limit that determines them."""
 
     nbytes: int
     limit: str

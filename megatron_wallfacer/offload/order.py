@@ -13,13 +13,7 @@ from typing import NamedTuple
 
 
 class Pass(NamedTuple):
-    """A forward or backward pass of one micro-batch through one model chunk.
-
-    Attributes:
-        backward: whether the pass is a backward pass.
-        chunk: number of the model chunk on its rank from 0.
-        micro_batch: number of the micro-batch in the step from 0.
-    """
+    """A forward or backward pass of one micro-batch of the step through one model chunk of the rank, both from 0."""
 
     backward: bool
     chunk: int

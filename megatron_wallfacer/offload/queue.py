@@ -23,14 +23,7 @@ class Spec(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Tensors of one layer in host memory.
-
-    Attributes:
-        key: layer and micro-batch of the tensors.
-        specs: shape and dtype of each tensor.
-        slot: host memory of the tensors.
-        issued: handle of the copies to the host.
-    """
+    """Tensors of one layer in a slot of host memory. ``issued`` is the handle of the copies to the host."""
 
     key: Key
     specs: tuple[Spec, ...]

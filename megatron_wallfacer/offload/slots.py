@@ -14,12 +14,9 @@ Groups = Sequence[Sequence[int]]
 
 
 class Key(NamedTuple):
-    """Key of the tensors of one layer and one micro-batch, which are copied together.
+    """Key of the tensors of one layer of a model chunk and one micro-batch, which are copied together.
 
-    Attributes:
-        chunk: number of the model chunk on its rank from 0.
-        layer: number of the layer in its chunk from 0.
-        micro_batch: number of the micro-batch in the step from 0.
+    Chunks of a rank, layers of a chunk and micro-batches of a step are numbered from 0.
     """
 
     chunk: int
@@ -28,24 +25,14 @@ class Key(NamedTuple):
 
 
 class Use(NamedTuple):
-    """One event of a step: a layer stores its tensors in forward, or loads them in backward.
-
-    Attributes:
-        stores: True in forward, False in backward.
-        key: key of the tensors.
-    """
+    """One event of a step: a layer stores its tensors in forward, or loads them in backward."""
 
     stores: bool
     key: Key
 
 
 class Slot(NamedTuple):
-    """A slot of host memory.
-
-    Attributes:
-        nbytes: size in bytes.
-        number: number from 0 among the slots of the same size.
-    """
+    """A slot of host memory, with its number from 0 among the slots of the same size in bytes."""
 
     nbytes: int
     number: int
@@ -53,11 +40,9 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """Events of a step, and the slot of each key between its two events.
+    """Events of a step in order, and the slot of each key between its two events.
 
-    Attributes:
-        uses: events in their order.
-        slots: slot by key. Keys whose tensors are in host memory at the same time have different slots.
+    Keys whose tensors are in host memory at the same time have different slots.
     """
 
     uses: tuple[Use, ...]

@@ -49,14 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A complete configuration of a training.
-
-    Attributes:
-        request: model, cluster and given sizes.
-        sizes: sizes of the process groups.
-        options: recomputation, tiles, host memory and optimizer.
-        choice: plan of attention.
-    """
+    """A complete configuration of a training: model, cluster, sizes, options and plan of attention."""
 
     request: Request
     sizes: ParallelSizes

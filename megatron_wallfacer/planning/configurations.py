@@ -81,13 +81,7 @@ def search_configurations(request: Request) -> PlanResult:
 
 @dataclass(frozen=True)
 class SizeCandidate:
-    """A tensor-parallel size and the sizes of the other process groups.
-
-    Attributes:
-        request: planned model, cluster and given sizes.
-        sizes: sizes of the process groups.
-        job: attention layer of one context-parallel group.
-    """
+    """A tensor-parallel size with the sizes of the other process groups, and the attention layer of one such group."""
 
     request: Request
     sizes: ParallelSizes
@@ -123,8 +117,7 @@ class ClosedForms:
 
     Attributes:
         combinations: all combinations of flags.
-        leanest: combination with the least device memory.
-        least_gb: device memory of ``leanest`` in 1e9 bytes per rank.
+        leanest: combination with the least device memory, which needs ``least_gb`` (1e9 bytes per rank).
         fastest_s: seconds of a step with the fastest combination that fits; None if none fits.
     """
 

@@ -26,13 +26,7 @@ SLOTS = 2
 
 @dataclass(frozen=True)
 class Buffer:
-    """All tensors of one kind on one rank.
-
-    Attributes:
-        name: description of the tensors, for tables.
-        nbytes: total bytes.
-        moments: moments at which the tensors are live.
-    """
+    """All tensors of one kind on one rank: description, total bytes, and the moments at which they are live."""
 
     name: str
     nbytes: float

@@ -15,11 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
+    """A table of text with the cells of each row.
 
-    Attributes:
-        headings: column headings; ``>`` before a heading aligns the column to the right.
-        rows: cells of each row.
+    ``>`` before a heading aligns the column to the right.
     """
 
     headings: tuple[str, ...]

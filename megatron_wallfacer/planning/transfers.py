@@ -21,13 +21,9 @@ Channel = tuple[str, str]
 
 @dataclass(eq=False, slots=True)
 class PendingTransfer:
-    """A posted transfer of one rank.
+    """A posted transfer of one rank, of which ``left`` messages have not arrived.
 
-    Attributes:
-        rank: rank that posted the transfer.
-        transfer: sends and receives that are posted together.
-        left: number of messages that have not arrived.
-        start_s: time at which the first end was posted, in seconds.
+    Its first end was posted at ``start_s`` seconds.
     """
 
     rank: RankState

@@ -25,12 +25,9 @@ Pair = tuple[int, int]
 
 
 class PairWork(NamedTuple):
-    """Work of one rank on a pair of shards.
+    """Work of one rank on a pair of shards in one ring step, from 0.
 
-    Attributes:
-        rank: rank that computes the pair.
-        ring_step: number of the ring step from 0.
-        area: number of computed chunk pairs, with 0.5 for a causal chunk pair.
+    ``area`` is the number of computed chunk pairs, with 0.5 for a causal chunk pair.
     """
 
     rank: int

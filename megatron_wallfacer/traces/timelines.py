@@ -26,12 +26,9 @@ _LARGEST_US = 1e15
 
 @dataclass(frozen=True)
 class RankTimeline:
-    """Timeline of one rank.
+    """Timeline of one rank, with times in seconds.
 
-    Attributes:
-        rank: rank of the job.
-        events: events of all rows, with times in seconds.
-        origin: run, node and clock of the recording, or None if the file does not contain them.
+    ``origin`` is run, node and clock of the recording, or None if the file does not contain them.
     """
 
     rank: int
