@@ -56,13 +56,9 @@ class AttentionJob:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan for an attention layer, with its prediction.
+    """A plan for an attention layer, with its prediction, and the name of its scheme or None.
 
-    Attributes:
-        job: attention layer and cluster.
-        plan: grid and options of attention.
-        keep_gathered_q: whether gathered queries are kept from forward to backward.
-        name: name of the scheme; None for a grid without a name.
+    With ``keep_gathered_q`` gathered queries are kept from forward to backward.
     """
 
     job: AttentionJob

@@ -61,7 +61,10 @@ class CostModel:
                 costs[index] = self._with_launches(costs[index], launches)
         if self._out_proxy and schedule.backward:
             for index, rows in _out_proxy_rows(schedule).items():
-                nbytes = self._out_proxy_bytes(rows_bytes(schedule, self.shape, ("dout",), rows))
+                dout = rows_bytes(schedule, self.shape, ("dout",), rows)
+                nbytes = COPIED * dout
+                if self.cluster.host is not None:
+                    nbytes = OUT_PROXY * dout * self.shape.accumulate_itemsize / self.shape.itemsize
                 cost = replace(costs[index], memory_bytes=costs[index].memory_bytes + nbytes)
                 costs[index] = self._with_launches(cost, 1)
         return costs
@@ -134,12 +137,6 @@ class CostModel:
         flops, rate = (BACKWARD_FLOPS, device.backward) if schedule.backward else (FORWARD_FLOPS, device.forward)
         work = flops * sum(tile.area for tile in tiles) * chunk * chunk * heads * channels * shape.batch
         return work / (device.tflops * 1e12 * rate)
-
-    def _out_proxy_bytes(self, dout: float) -> float:
-        """Return the bytes that output proxies move through memory, given the bytes of dO of their rows."""
-        if self.cluster.host is None:
-            return COPIED * dout
-        return OUT_PROXY * dout * self.shape.accumulate_itemsize / self.shape.itemsize
 
     def _bytes(self, schedule: Schedule, name: str) -> float:
         value = schedule.values[name]

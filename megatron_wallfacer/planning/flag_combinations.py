@@ -22,14 +22,8 @@ OPTIMIZERS: tuple[tuple[Adam, int], ...] = (("device", 4), ("device", 2), ("prec
 class FlagCombination:
     """A combination of memory-saving flags, without numbers of tiles and of layers.
 
-    Attributes:
-        recompute: activations that backward recomputes.
-        inputs_on_host: whether layer inputs are kept in host memory.
-        outputs_on_host: whether attention's outputs are kept in host memory.
-        adam: place and dtype of Adam's states.
-        gradient_bytes: bytes per element of a gradient.
-        loss_tiles: whether head and loss are computed in tiles.
-        mlp_tiles: whether MLPs are computed in tiles.
+    Layer inputs and attention's outputs may be kept in host memory. ``gradient_bytes`` is per element. Head with loss,
+    and MLPs, may be computed in tiles.
     """
 
     recompute: Recompute

@@ -70,11 +70,6 @@ class Model:
         return self.attention_parameters + self.experts * self.expert_parameters + router + 2 * self.hidden
 
     @property
-    def parameters(self) -> int:
-        """Return the parameters of the model: all layers, embedding, LM head and the last norm."""
-        return self.layers * self.layer_parameters + self.vocabulary_parameters + self.hidden
-
-    @property
     def vocabulary_parameters(self) -> int:
         """Return the parameters of embedding and LM head."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)

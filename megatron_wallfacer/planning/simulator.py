@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from megatron_wallfacer.planning.clock import Callback, Clock
+from megatron_wallfacer.planning.clock import Clock
 from megatron_wallfacer.planning.costs import CostModel, TimedOp, rank_program
 from megatron_wallfacer.planning.fluid import Fluid
 from megatron_wallfacer.planning.processors import CORES, WakeUpDelay, overhead_s, processor_use
@@ -58,11 +58,6 @@ class SimulationResult:
     ranks: int
     link_bytes: Counter[SharedLink]
     spans: tuple[Span, ...]
-
-    @property
-    def exposed_s(self) -> float:
-        """Return the seconds in which no attention kernel runs."""
-        return self.seconds - self.kernel_s
 
 
 class DeadlockError(RuntimeError):
@@ -217,13 +212,10 @@ class _Simulator:
         elif self._cluster.host is None:
             self._clock.after(work_s, end_work)
         else:
-            self._share_processors(rank, work_s, end_work)
-
-    def _share_processors(self, rank: RankState, work_s: float, end_work: Callback) -> None:
-        largest = self._cluster.host.messages[-1:]
-        byte_s = sum(message.transport_us * 1e-6 / message.size for message in largest) or 1.0
-        uses = processor_use(self._symmetry, rank.number, byte_s)
-        self._clock.fluid.add(work_s / byte_s, uses, end_work, limit=1 / byte_s)
+            largest = self._cluster.host.messages[-1:]
+            byte_s = sum(message.transport_us * 1e-6 / message.size for message in largest) or 1.0
+            uses = processor_use(self._symmetry, rank.number, byte_s)
+            self._clock.fluid.add(work_s / byte_s, uses, end_work, limit=1 / byte_s)
 
     def _complete(self, rank: RankState, op: TimedOp) -> None:
         """Apply the effect of an operation on transfers, or end a pass."""

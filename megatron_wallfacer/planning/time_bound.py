@@ -170,40 +170,30 @@ def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) ->
 
     The paper's order of K and V counts as native order, although it receives at least as many bytes.
     """
-    received: Counter[str] = Counter()
-    passes = ((False, Q, KV, PARTIAL_OUT, ()), (True, (*Q, *DOUT), KV, DQ, DKV))
-    for backward, q_in, kv_in, q_out, kv_out in passes:
-        ring_operand = plan.ring_operand(backward=backward)
-        for operand, inputs, results in (("q", q_in, q_out), ("kv", kv_in, kv_out)):
-            received.update(_operand_bytes(plan, shape, operand, inputs, results, in_ring=operand == ring_operand))
-    if keep_gathered_q:
-        received["team"] -= (plan.grid.team - 1) * _shard_bytes(plan, shape, "q")
-    # Each tensor is exchanged once: q, k, v and out in forward, dout with its statistics and all gradients in backward.
-    head = plan.grid.head
-    exchanged = (*Q, *KV, *PARTIAL_OUT, *DOUT, *DQ, *DKV)
-    received["head"] += sum(_shard_bytes(plan, shape, name) for name in exchanged) * (head - 1) / head
-    return Counter({axis: size for axis, size in received.items() if size})
-
-
-def _operand_bytes(
-    plan: Plan, shape: Shape, operand: str, inputs: tuple[str, ...], results: tuple[str, ...], *, in_ring: bool
-) -> Counter[str]:
-    """Return the bytes that one operand receives in one pass: within its team, and in team blocks around the ring."""
     grid = plan.grid
-    axis = "team" if operand == "q" else "kv_team"
-    team = grid.size_of(axis)
     received: Counter[str] = Counter()
-    in_bytes, out_bytes = (sum(_shard_bytes(plan, shape, name) for name in names) for names in (inputs, results))
-    received[axis] += (team - 1) * (in_bytes + out_bytes)
-    if not in_ring:
-        return received
-    if results == PARTIAL_OUT:
-        # Partial outputs of the ring operand are sent to their origin rank directly.
-        received["cp"] += team * (grid.ring - 1) * out_bytes
-        out_bytes = 0.0
-    received["ring_outer"] += team * (grid.ring_outer - 1) * (in_bytes + out_bytes)
-    received["ring_inner"] += team * (grid.ring - grid.ring_outer) * (in_bytes + out_bytes)
-    return received
+    for backward, operand, axis, inputs, results in (
+        (False, "q", "team", Q, PARTIAL_OUT),
+        (False, "kv", "kv_team", KV, ()),
+        (True, "q", "team", (*Q, *DOUT), DQ),
+        (True, "kv", "kv_team", KV, DKV),
+    ):
+        team = grid.size_of(axis)
+        in_bytes, out_bytes = (sum(_shard_bytes(plan, shape, name) for name in names) for names in (inputs, results))
+        received[axis] += (team - 1) * (in_bytes + out_bytes)
+        if operand == plan.ring_operand(backward=backward):
+            if results == PARTIAL_OUT:
+                # Partial outputs of the ring operand are sent to their origin rank directly.
+                received["cp"] += team * (grid.ring - 1) * out_bytes
+                out_bytes = 0.0
+            received["ring_outer"] += team * (grid.ring_outer - 1) * (in_bytes + out_bytes)
+            received["ring_inner"] += team * (grid.ring - grid.ring_outer) * (in_bytes + out_bytes)
+    if keep_gathered_q:
+        received["team"] -= (grid.team - 1) * _shard_bytes(plan, shape, "q")
+    # Each tensor is exchanged once: q, k, v and out in forward, dout with its statistics and all gradients in backward.
+    exchanged = (*Q, *KV, *PARTIAL_OUT, *DOUT, *DQ, *DKV)
+    received["head"] += sum(_shard_bytes(plan, shape, name) for name in exchanged) * (grid.head - 1) / grid.head
+    return Counter({axis: size for axis, size in received.items() if size})
 
 
 def _shard_bytes(plan: Plan, shape: Shape, tensor: str) -> float:

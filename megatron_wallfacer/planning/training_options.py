@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from megatron_wallfacer.errors import OptionError
@@ -79,8 +79,7 @@ class ParallelSizes:
     microbatches: int = 1
 
     def __str__(self) -> str:
-        sizes = {"tp": self.tp, "pp": self.pp, "cp": self.cp, "dp": self.dp, "microbatches": self.microbatches}
-        return ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one rank"
+        return ", ".join(f"{name} {size}" for name, size in asdict(self).items() if size > 1) or "one rank"
 
 
 def parallel_sizes(
