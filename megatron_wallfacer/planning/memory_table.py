@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from heapq import nlargest
+from operator import itemgetter
 
 from megatron_wallfacer.planning.configuration import Configuration
 from megatron_wallfacer.planning.configuration_flags import command_line, configuration_flags
@@ -31,8 +33,14 @@ def memory_report(configuration: Configuration) -> Iterator[ReportPart]:
         rows.append((moment, number(bytes_at(configuration.buffers, moment) / 1e9, 1), named))
     yield Table(("moment", ">GB per rank", "largest, GB"), tuple(rows))
     yield ""
+    peaks = [
+        (peak(replace(configuration, options=options).buffers)[1], flag)
+        for flag, options in _alternatives(configuration)
+    ]
     saved = [
-        (flag, number((nbytes - after) / 1e9, 1), number(after / 1e9, 1)) for flag, after in savings(configuration)
+        (flag, number((nbytes - after) / 1e9, 1), number(after / 1e9, 1))
+        for after, flag in sorted(peaks, key=itemgetter(0))
+        if after < nbytes
     ]
     yield Table(("flag that is not in use", ">GB less at the peak", ">peak, GB"), tuple(saved or [("none", "-", "-")]))
     yield f"\n{ASSUMED}\n"
@@ -40,20 +48,9 @@ def memory_report(configuration: Configuration) -> Iterator[ReportPart]:
 
 def largest_buffers(configuration: Configuration, moment: Moment, count: int, separator: str) -> str:
     """Return the largest live buffers at a moment as text, each with its size in 1e9 bytes per rank."""
-    live = sorted(
-        (buffer for buffer in configuration.buffers if moment in buffer.moments), key=lambda buffer: -buffer.nbytes
-    )
-    return separator.join(f"{buffer.name} {buffer.nbytes / 1e9:.1f}" for buffer in live[:count])
-
-
-def savings(configuration: Configuration) -> list[tuple[str, float]]:
-    """Return (flags, peak bytes per rank with these flags) for flags that lower the peak, lowest peak first."""
-    before = peak(configuration.buffers)[1]
-    peaks = [
-        (flag, peak(replace(configuration, options=options).buffers)[1])
-        for flag, options in _alternatives(configuration)
-    ]
-    return sorted(((flag, after) for flag, after in peaks if after < before), key=lambda pair: pair[1])
+    live = [buffer for buffer in configuration.buffers if moment in buffer.moments]
+    largest = nlargest(count, live, key=lambda buffer: buffer.nbytes)
+    return separator.join(f"{buffer.name} {buffer.nbytes / 1e9:.1f}" for buffer in largest)
 
 
 def _alternatives(configuration: Configuration) -> Iterator[tuple[str, TrainingOptions]]:
@@ -62,8 +59,7 @@ def _alternatives(configuration: Configuration) -> Iterator[tuple[str, TrainingO
         yield from _more_tiles(configuration)
     full = "--recompute-granularity full"
     if options.recompute == "none":
-        kept = f"{full} --wallfacer-keep-attention-output"
-        yield kept, replace(options, recompute="keep-attention")
+        yield f"{full} --wallfacer-keep-attention-output", replace(options, recompute="keep-attention")
     if options.recompute != "full" and not options.outputs_on_host:
         yield full, replace(options, recompute="full")
     if request.cluster.offers_host_memory:
@@ -72,8 +68,7 @@ def _alternatives(configuration: Configuration) -> Iterator[tuple[str, TrainingO
         if options.recompute != "none" and not options.inputs_on_host:
             yield "--wallfacer-layer-inputs-on-host 1", replace(options, inputs_on_host=1.0)
         if options.adam != "host":
-            flags = "--use-precision-aware-optimizer --optimizer-cpu-offload"
-            yield flags, replace(options, adam="host")
+            yield "--use-precision-aware-optimizer --optimizer-cpu-offload", replace(options, adam="host")
     if options.gradient_bytes > 2 and options.loss_tiles == options.mlp_tiles == 1:
         yield "--grad-reduce-in-bf16", replace(options, gradient_bytes=2)
 

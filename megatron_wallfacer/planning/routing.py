@@ -45,28 +45,21 @@ class Routing:
         """Yield every link that limits the rate of a message between two ranks."""
         if source == target:
             return
-        if self._same_node(source, target):
-            yield from self._within_node(source, target)
-        elif self.cluster.inter.gbyte_s is not None:
-            yield self._nic(source, "out")
-            yield self._nic(target, "in")
-            yield from self._switches(source, target, self.cluster.inter.gbyte_s)
-
-    def _within_node(self, source: int, target: int) -> Iterator[SharedLink]:
         cluster, per_node = self.cluster, self.cluster.gpus_per_node
-        if cluster.intra.gbyte_s is not None:
-            yield SharedLink("port", source, 1, "out", cluster.intra.gbyte_s)
-            yield SharedLink("port", target, 1, "in", cluster.intra.gbyte_s)
-        if cluster.node_gbyte_s is not None:
-            yield SharedLink("bus", source // per_node * per_node, per_node, "out", cluster.node_gbyte_s)
-
-    def _switches(self, source: int, target: int, gbyte_s: float) -> Iterator[SharedLink]:
-        for number, level in enumerate(self.cluster.levels):
-            ranks = level.nodes * self.cluster.gpus_per_node
-            if source // ranks != target // ranks:
-                capacity = gbyte_s * self.cluster.nics * level.nodes / level.oversubscription
-                yield SharedLink(f"level{number}", source // ranks * ranks, ranks, "out", capacity)
-                yield SharedLink(f"level{number}", target // ranks * ranks, ranks, "in", capacity)
+        if self._same_node(source, target):
+            if cluster.intra.gbyte_s is not None:
+                yield from _both_ends("port", source, target, 1, cluster.intra.gbyte_s)
+            if cluster.node_gbyte_s is not None:
+                yield SharedLink("bus", source // per_node * per_node, per_node, "out", cluster.node_gbyte_s)
+        elif cluster.inter.gbyte_s is not None:
+            # If a node has more NICs than devices, each device uses several NICs.
+            capacity = cluster.inter.gbyte_s * max(1.0, cluster.nics / per_node)
+            yield from _both_ends("nic", source, target, self._ranks_per_nic, capacity)
+            for number, level in enumerate(cluster.levels):
+                ranks = level.nodes * per_node
+                if source // ranks != target // ranks:
+                    capacity = cluster.inter.gbyte_s * cluster.nics * level.nodes / level.oversubscription
+                    yield from _both_ends(f"level{number}", source, target, ranks, capacity)
 
     @property
     def unit_sizes(self) -> tuple[int, ...]:
@@ -79,11 +72,10 @@ class Routing:
     def _ranks_per_nic(self) -> int:
         return max(1, self.cluster.gpus_per_node // self.cluster.nics)
 
-    def _nic(self, rank: int, direction: Direction) -> SharedLink:
-        first = rank // self._ranks_per_nic * self._ranks_per_nic
-        # If a node has more NICs than devices, each device uses several NICs.
-        nics = max(1.0, self.cluster.nics / self.cluster.gpus_per_node)
-        return SharedLink("nic", first, self._ranks_per_nic, direction, (self.cluster.inter.gbyte_s or 0.0) * nics)
-
     def _same_node(self, source: int, target: int) -> bool:
         return source // self.cluster.gpus_per_node == target // self.cluster.gpus_per_node
+
+
+def _both_ends(kind: str, source: int, target: int, ranks: int, gbyte_s: float) -> Iterator[SharedLink]:
+    yield SharedLink(kind, source // ranks * ranks, ranks, "out", gbyte_s)
+    yield SharedLink(kind, target // ranks * ranks, ranks, "in", gbyte_s)
