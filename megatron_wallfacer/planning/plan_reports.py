@@ -161,8 +161,8 @@ def grid_report(
     sizes = parallel_sizes(cluster, tp=request.tp or 1, pp=request.pp, cp=request.cp, microbatches=microbatches)
     job = attention_job(request.model, cluster, request.tokens, sizes, options, causal=request.causal)
     job, shape = replace(job, cuda_graphs=request.cuda_graphs), job.shape
-    heads = {"q_heads": shape.q_heads, "kv_heads": shape.kv_heads, "tokens": shape.tokens}
-    plan = make_plan(scheme, job.cp_size, **heads, **axes)
+    heads = {"q_heads": shape.q_heads, "kv_heads": shape.kv_heads}
+    plan = make_plan(scheme, job.cp_size, **heads, tokens=shape.tokens, **axes)
     choice = Choice(job, plan, keep_gathered_q=keep_gathered_q)
     _check_size(scheme, choice)
     configuration = Configuration(replace(request, tp=sizes.tp, cp=sizes.cp), sizes, options, choice)

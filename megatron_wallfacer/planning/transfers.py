@@ -96,18 +96,18 @@ class Transfers:
 
         With NCCL the transfer waits until earlier transfers of its process group have ended.
         """
-        earlier = next((pending for pending in rank.open_transfers if pending.transfer is transfer), None)
-        pending = earlier or PendingTransfer(
-            rank, transfer, len(transfer.sends) + len(transfer.receives), self._clock.now
-        )
-        if earlier is None:
+        pending = next((pending for pending in rank.open_transfers if pending.transfer is transfer), None)
+        if pending is None:
+            pending = PendingTransfer(rank, transfer, len(transfer.sends) + len(transfer.receives), self._clock.now)
             rank.open_transfers.append(pending)
+        else:
+            # The receives were posted early.
+            ends = ("send",)
         rank.incoming |= {message.value: pending for message in transfer.receives}
-        ready = [end for end in ends if not (earlier is not None and end == "receive")]
         if self._cluster.transport == "gloo":
-            self._post(op, pending, ready)
+            self._post(op, pending, ends)
             return
-        self._queues[rank.number, transfer.channel].append(partial(self._post, op, pending, ready))
+        self._queues[rank.number, transfer.channel].append(partial(self._post, op, pending, ends))
         self._start_next(rank.number, transfer.channel)
 
     def _start_next(self, rank: int, channel: Channel) -> None:

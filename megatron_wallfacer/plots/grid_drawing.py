@@ -52,30 +52,18 @@ def draw_ranks(axes: Axes, grid: Grid, schedules: Sequence[Schedule], colours: S
         target = permutation_target(schedules[rank])
         if target is not None:
             _permutation_arrow(axes, layout.positions[rank], layout.positions[target], scale)
-    _rings(axes, grid, layout, schedules, colours, scale)
+    axis = step_axis(grid)
+    for ring in rings(schedules, axis):
+        # A single ring contains all colours.
+        colour = INK if len(ring) == len(colours) else colours[ring[0]]
+        for ranks in zip(ring, (*ring[1:], ring[0]), strict=True):
+            if len(ring) > 1:
+                _hop(axes, layout, ranks, colour, scale, both_ways=is_bidirectional(schedules[ranks[0]], axis))
     kv_team = kv_team_of(schedules[0])
     for rank, colour in enumerate(colours):
         _rank(axes, layout.positions[rank], rank, len(colours), colour, scale)
         if rank in kv_team or rank == 0:
             _mark(axes, layout.positions[rank], scale, dotted=rank != 0)
-
-
-def _rings(
-    axes: Axes,
-    grid: Grid,
-    layout: GridLayout,
-    schedules: Sequence[Schedule],
-    colours: Sequence[Colour],
-    scale: float,
-) -> None:
-    axis = step_axis(grid)
-    for ring in rings(schedules, axis):
-        # A single ring contains all colours.
-        colour = INK if len(ring) == len(colours) else colours[ring[0]]
-        for rank, following in zip(ring, (*ring[1:], ring[0]), strict=True):
-            if rank != following:
-                both_ways = is_bidirectional(schedules[rank], axis)
-                _hop(axes, layout, (rank, following), colour, scale, both_ways=both_ways)
 
 
 def _points_per_unit(axes: Axes, layout: GridLayout) -> float:

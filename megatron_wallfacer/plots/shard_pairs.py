@@ -103,11 +103,11 @@ def _areas(schedule: Schedule, attend: Attend) -> dict[Pair, float]:
     )
     areas: dict[Pair, float] = defaultdict(float)
     for tile in attend.tiles:
-        for row_index, row in enumerate(range(*tile.rows)):
-            for col_index, col in enumerate(range(*tile.cols)):
-                if not tile.causal or col_index <= row_index:
-                    is_diagonal = tile.causal and col_index == row_index
-                    areas[q_owners[row], k_owners[col]] += 0.5 if is_diagonal else 1.0
+        rows, cols = enumerate(range(*tile.rows)), enumerate(range(*tile.cols))
+        for (row_index, row), (col_index, col) in product(rows, cols):
+            if not tile.causal or col_index <= row_index:
+                is_diagonal = tile.causal and col_index == row_index
+                areas[q_owners[row], k_owners[col]] += 0.5 if is_diagonal else 1.0
     return areas
 
 

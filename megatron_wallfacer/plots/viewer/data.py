@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from math import isqrt
 from typing import Any
 
@@ -49,7 +51,8 @@ def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: 
     size = plan.grid.cp_size
     check_sizes(size, ranks_per_node)
     nodes = [rank // ranks_per_node for rank in range(size)]
-    chunk_sets, passes = ChunkSets(), []
+    chunk_sets: ChunkSets = defaultdict(count().__next__)
+    passes = []
     for name, schedule_of in (("forward", forward_schedule), ("backward", backward_schedule)):
         schedules = [schedule_of(plan, rank, causal=causal) for rank in range(size)]
         passes.append({"name": name, "steps": step_fields(viewer_steps(schedules, nodes, shape, chunk_sets))})
@@ -64,7 +67,7 @@ def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: 
         "nodes": nodes,
         "columns": columns(plan.grid, min(ranks_per_node, size)),
         "axes": _axes(plan.grid, nodes),
-        "blocks": chunk_sets.all,
+        "blocks": list(chunk_sets),
         "passes": passes,
     }
 

@@ -11,30 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_wallfacer.schedule.ops import STATISTICS, Attend, Message, Schedule, SendRecv, Transfer, Value
+from megatron_wallfacer.schedule.ops import STATISTICS, Attend, Schedule, SendRecv, Value
 from megatron_wallfacer.schedule.volume import Shape, rows_elements
 
 #: Text for the kinds of row sets that do not belong to a ring step.
 _ROWS = {"local": "local", "gathered": "gathered", "team": "local and gathered"}
 
-#: Axis and tensors of a transfer.
-TransferKind = tuple[str, tuple[str, ...]]
-
-
-class ChunkSets:
-    """Sets of chunks by number. Numbers let the page contain each set once."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[tuple[int, ...], int] = {}
-
-    def number(self, chunks: tuple[int, ...]) -> int:
-        """Return the number of a set of chunks. A new set gets the next number."""
-        return self._numbers.setdefault(chunks, len(self._numbers))
-
-    @property
-    def all(self) -> list[tuple[int, ...]]:
-        """Sets in the order of their numbers."""
-        return list(self._numbers)
+#: Numbers of sets of chunks, which let the page contain each set once. A new set gets the next number.
+ChunkSets = defaultdict[tuple[int, ...], int]
 
 
 @dataclass
@@ -51,7 +35,7 @@ class ViewerStep:
     """
 
     tiles: list[int] = field(default_factory=list)
-    transfers: dict[TransferKind, list[int]] = field(default_factory=lambda: defaultdict(list))
+    transfers: dict[tuple[str, tuple[str, ...]], list[int]] = field(default_factory=lambda: defaultdict(list))
     volume: Counter[int] = field(default_factory=Counter)
     between_nodes: float = 0.0
     computed: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -72,8 +56,14 @@ def viewer_steps(
                 _add_tiles(steps[number], schedule, op, chunk_sets)
                 number += 1
             elif isinstance(op, SendRecv):
+                axis, payload = op.transfer.axis, op.transfer.payload
+                tensors = [tensor for tensor in payload if tensor not in STATISTICS]
                 for message in op.transfer.sends:
-                    _add_message(steps[number], schedule, op.transfer, message, nodes, shape, chunk_sets)
+                    step, ends = steps[number], (schedule.rank, message.peer)
+                    step.transfers[axis, payload] += [*ends, chunk_sets[message.chunks]]
+                    elements = sum(rows_elements(schedule, shape, tensor, len(message.chunks)) for tensor in tensors)
+                    step.volume[message.peer] += elements / shape.unit
+                    step.between_nodes += elements / shape.unit * (nodes[schedule.rank] != nodes[message.peer])
     return [steps[number] for number in range(max(steps, default=-1) + 1)]
 
 
@@ -91,41 +81,22 @@ def step_fields(steps: Sequence[ViewerStep]) -> list[dict[str, Any]]:
                     {"axis": axis, "payload": list(payload), "ends": ends}
                     for (axis, payload), ends in step.transfers.items()
                 ],
-                "volume": _rounded(max(step.volume.values(), default=0.0)),
-                "sum": _rounded(max(received.values(), default=0.0)),
-                "all": _rounded(sum(step.volume.values())),
-                "between_nodes": _rounded(step.between_nodes),
+                "volume": round(max(step.volume.values(), default=0.0), 4),
+                "sum": round(max(received.values(), default=0.0), 4),
+                "all": round(sum(step.volume.values()), 4),
+                "between_nodes": round(step.between_nodes, 4),
             }
         )
     return rows
 
 
 def _add_tiles(step: ViewerStep, schedule: Schedule, attend: Attend, chunk_sets: ChunkSets) -> None:
-    q, kv = (chunk_sets.number(schedule.values[names[0]].chunks) for names in (attend.q, attend.kv))
+    q, kv = (chunk_sets[schedule.values[names[0]].chunks] for names in (attend.q, attend.kv))
     for tile in attend.tiles:
         step.tiles += [schedule.rank, q, kv, *tile.rows, *tile.cols, int(tile.causal)]
     step.computed[
         _rows_text(schedule.values[attend.q[0]], "queries"), _rows_text(schedule.values[attend.kv[0]], "keys")
     ] += 1
-
-
-def _add_message(
-    step: ViewerStep,
-    schedule: Schedule,
-    move: Transfer,
-    message: Message,
-    nodes: Sequence[int],
-    shape: Shape,
-    chunk_sets: ChunkSets,
-) -> None:
-    step.transfers[move.axis, move.payload] += [schedule.rank, message.peer, chunk_sets.number(message.chunks)]
-    elements = sum(
-        rows_elements(schedule, shape, tensor, len(message.chunks))
-        for tensor in move.payload
-        if tensor not in STATISTICS
-    )
-    step.volume[message.peer] += elements / shape.unit
-    step.between_nodes += elements / shape.unit * (nodes[schedule.rank] != nodes[message.peer])
 
 
 def _rows_text(value: Value, noun: str) -> str:
@@ -151,7 +122,3 @@ def _text(step: ViewerStep) -> str:
         f"{overlap} {transfers}." if transfers else "No transfer starts.",
     )
     return " ".join(sentences)
-
-
-def _rounded(volume: float) -> float:
-    return round(volume, 4)
