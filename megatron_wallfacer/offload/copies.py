@@ -37,9 +37,9 @@ class Record(NamedTuple):
 
     Attributes:
         what: kind of call: ``allocate``, ``to host``, ``to device`` or ``wait``.
-        number: number of the copies from 0, or the bytes of an allocation.
+        number: index of the copies, counted from 0. For ``allocate``: bytes of the allocation.
         addresses: memory addresses of the host tensors.
-        after: number of the copies that must end first, or None.
+        after: index of the copies that must end first, or None.
     """
 
     what: str
@@ -76,7 +76,7 @@ class DeferredCopies:
         return tensor
 
     def copy(self, direction: Direction, pairs: Sequence[tuple[Tensor, Tensor]], after: _Issued | None) -> _Issued:
-        """Issue copies that run later. See :class:`Copies`."""
+        """Queue copies, which run in :meth:`wait`. See :class:`Copies`."""
         # Weak references detect a device tensor that is freed too early. Host memory exists for the whole run.
         weak = [(weakref.ref(target), weakref.ref(source)) for target, source in pairs]
         hosts = [target if direction == "to host" else source for target, source in pairs]

@@ -13,8 +13,8 @@ from megatron_wallfacer.offload.copies import Direction
 class CudaCopies:
     """Copies by the GPU's copy engines. See :class:`megatron_wallfacer.offload.copies.Copies`.
 
-    The owner of a tensor frees the tensor after the kernels' stream has waited for its copy, so the allocator can reuse
-    the memory on the kernels' stream at once. ``Tensor.record_stream`` would delay the reuse of the memory.
+    A tensor is freed only after the kernels' stream has waited for the tensor's copy, so the allocator can reuse the
+    memory on the kernels' stream at once. ``Tensor.record_stream`` would delay the reuse of the memory.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Compute the order in which Megatron runs the forward and backward passes of a training step on one pipeline rank.
 
-Copies from host memory are issued before the tensors are needed, so the order of passes must be known in advance. The
-source of the order is ``forward_backward_pipelining_without_interleaving`` and ``get_schedule_table`` in
+Copies from host memory are issued before the tensors are needed, so the order of passes must be known in advance.
+Megatron defines the order in ``forward_backward_pipelining_without_interleaving`` and ``get_schedule_table`` of
 ``megatron.core.pipeline_parallel.schedules``.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Pass(NamedTuple):
-    """A forward or backward pass of one micro-batch of the step through one model chunk of the rank, both from 0."""
+    """A forward or backward pass of one micro-batch through one model chunk. Micro-batches and chunks count from 0."""
 
     backward: bool
     chunk: int

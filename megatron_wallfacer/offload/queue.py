@@ -34,15 +34,15 @@ class Stored(NamedTuple):
 class OffloadQueue:
     """Queue that copies tensors of layers to host memory in forward, and back before backward needs the tensors.
 
-    A layer's copy to the host runs during the next layer, which waits for the copy at its end. While backward computes
-    a layer, the tensors of the layer that follows in backward are copied to the device. In backward the device has
-    tensors of at most two layers.
+    A layer's tensors are copied to the host while the next layer runs. The next layer ends with a wait for this copy.
+    While backward computes a layer, the tensors of the layer that follows in backward are copied to the device. In
+    backward the device has tensors of at most two layers.
 
     Args:
         flag: flag that moves the tensors, for messages.
         plan_of: function of the number of micro-batches that returns the plan of a step.
         micro_batches: function that returns the number of micro-batches of the next step.
-        slots: host memory of the plan with the most slots.
+        slots: slots in host memory, allocated for the plan with the most slots.
         copies: object that issues copies.
     """
 
@@ -76,7 +76,7 @@ class OffloadQueue:
         """Issue the copy of a layer's tensors to host memory, and return the argument of :meth:`load`.
 
         Raises:
-            WallfacerError: The order differs from the plan of the step, or the tensors are larger than their slot.
+            WallfacerError: The layers do not run in the planned order, or the tensors are larger than their slot.
         """
         if not self._uses:
             self._begin_step()
@@ -99,7 +99,7 @@ class OffloadQueue:
         """Return a layer's tensors on the device. Kernels launched after this call may read the tensors.
 
         Raises:
-            WallfacerError: The order differs from the plan of the step.
+            WallfacerError: The layers do not run in the planned order.
         """
         self._take(Use(False, stored.key))
         self._let_go()
@@ -135,7 +135,7 @@ class OffloadQueue:
             )
 
     def _parts(self, slot: Slot, specs: Sequence[Spec]) -> list[Tensor]:
-        """Return tensors of the given specs in a slot, one after the other."""
+        """Return one view of a slot's host memory per spec, at consecutive aligned offsets."""
         sizes = [torch.Size(spec.shape).numel() * spec.dtype.itemsize for spec in specs]
         if slot_bytes(sizes) > slot.nbytes:
             raise WallfacerError(

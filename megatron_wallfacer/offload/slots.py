@@ -40,9 +40,10 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """Events of a step in order, and the slot of each key between its two events.
+    """The order in which layers store and load tensors in a step, and the slot in host memory of each key.
 
-    Keys whose tensors are in host memory at the same time have different slots.
+    A key has its slot from the store in forward to the load in backward. Keys whose tensors are in host memory at the
+    same time have different slots.
     """
 
     uses: tuple[Use, ...]
@@ -55,10 +56,11 @@ class SlotPlan:
 
 
 def uses_of_step(passes: Sequence[Pass], groups: Mapping[int, Groups]) -> tuple[Use, ...]:
-    """Return the events of a step, given its passes in order and the layers with tensors in host memory by chunk.
+    """Return the order in which layers store tensors in host memory and load them in a step.
 
     Layers run in ascending order in forward. Backward starts with the last group of layers. Backward recomputes the
-    layers of a group in ascending order, and so loads their tensors in that order.
+    layers of a group in ascending order, and so loads their tensors in that order. ``groups`` has the layers with
+    tensors in host memory, by model chunk.
     """
     uses = []
     for step in passes:
@@ -90,9 +92,9 @@ def assign_slots(uses: Sequence[Use], nbytes: Mapping[tuple[int, int], int]) -> 
 
 
 def first_layers(groups: Mapping[int, Groups], count: int) -> dict[int, Groups]:
-    """Return the first ``count`` layers over all chunks of a rank, in their groups.
+    """Return the first ``count`` layers of a rank, grouped as in ``groups``.
 
-    The last layers stay on the device, because backward reads the last layers first.
+    Tensors of the last layers stay on the device, because backward reads the last layers first.
     """
     chosen: dict[int, Groups] = {}
     for chunk in sorted(groups):

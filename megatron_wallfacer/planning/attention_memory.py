@@ -25,8 +25,9 @@ class AttentionMemory:
         backward: bytes that the backward pass allocates.
         kept: bytes kept from forward to backward in addition to output and lse: q, k and v after an exchange along the
             head axis, gathered queries with ``--wallfacer-keep-gathered-q``.
-        graphs: bytes that passes as CUDA graphs occupy during the whole training.
-        exchanges_heads: whether the grid has a head axis, with which attention saves ``kept`` instead of q, k and v.
+        graphs: bytes that the CUDA graphs of the passes occupy during the whole run.
+        exchanges_heads: whether the grid has a head axis. With a head axis attention saves the ``kept`` bytes instead
+            of q, k and v.
     """
 
     forward: float = 0.0

@@ -37,8 +37,10 @@ class AttentionJob:
         shape: sizes of a rank's shard, with heads after tensor parallelism.
         cp_size: context-parallel size P.
         causal: whether the mask is causal; otherwise attention is full.
-        out_proxy: whether backward computes output proxies, as this project's engine does. Other programs send outputs.
-        cuda_graphs: whether to count the memory of passes as CUDA graphs. Predicted times are those of eager passes.
+        out_proxy: whether backward derives a proxy of other ranks' outputs from dO and delta, as this project's engine
+            does. Other programs send the outputs.
+        cuda_graphs: whether the memory is that of passes captured as CUDA graphs. Predicted times are those of eager
+            passes.
     """
 
     cluster: Cluster
@@ -84,7 +86,7 @@ class Choice:
 
     @property
     def buffer_bytes(self) -> float:
-        """Return the peak bytes of attention's buffers and results in one pass. CUDA graphs add up both passes."""
+        """Return the peak bytes of attention's buffers and results in one pass, or with CUDA graphs in both passes."""
         return self._predicted[1]
 
     @property

@@ -31,7 +31,7 @@ class Clock:
         heapq.heappush(self._events, (self.now + seconds, next(self._number), callback))
 
     def after_wake_up(self, callback: Callback, sleeps: int = 1) -> None:
-        """Call a function when a thread gets a processor after some consecutive sleeps."""
+        """Call a function after the wake-up delay of a thread that has slept ``sleeps`` times in succession."""
         if self._wake_up is None:
             callback()
         else:

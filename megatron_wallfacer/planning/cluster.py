@@ -22,7 +22,7 @@ class LinkSpeed:
     latency_us: float = 0.0
 
     def seconds(self, nbytes: float) -> float:
-        """Return the seconds of ``nbytes`` at the full rate, without latency."""
+        """Return the seconds that ``nbytes`` take at the full rate, without latency."""
         return 0.0 if self.gbyte_s is None else nbytes / (self.gbyte_s * 1e9)
 
 
@@ -47,13 +47,13 @@ class Device:
         tflops: peak for the dtype of attention, in 1e12 operations per second.
         memory_gb: device memory in 1e9 bytes.
         memory_gbyte_s: memory rate of merging and copying, in 1e9 bytes per second.
-        kernels: table of measured attention kernels in :data:`megatron_wallfacer.planning.measured_kernels.TABLES`. It
-            replaces ``forward`` and ``backward``.
+        kernels: table of measured attention kernels in :data:`megatron_wallfacer.planning.measured_kernels.TABLES`. The
+            table replaces ``forward`` and ``backward``.
         forward, backward: fractions of the peak that a large attention call reaches.
         call_us: device time of an attention call in addition to its kernel, in microseconds.
-        launch_us: device time of another launch (copy, merge, sum) in addition to its bytes, in microseconds.
+        launch_us: device time of one copy, merge or sum in microseconds, without the time of its bytes.
         host_forward_us, host_backward_us: host time of an attention call in microseconds.
-        host_launch_us: host time of another launch in microseconds.
+        host_launch_us: host time to launch one copy, merge or sum, in microseconds.
         host_transfer_us: host time to post the sends and receives of one transfer, in microseconds.
         matmul: fraction of the peak that matrix products outside attention reach.
     """
@@ -80,7 +80,8 @@ class MessageCost:
     Attributes:
         size: size of the message in bytes.
         thread_us: microseconds of the sending rank's own thread, which does no other work meanwhile.
-        transport_us: microseconds of all other threads and the kernel at both ends, while the message flows.
+        transport_us: microseconds of the operating system and of all other threads at both ends, while the message
+            flows.
     """
 
     size: float
@@ -96,8 +97,8 @@ class HostProcessors:
         cores: number of processors.
         copy_gbyte_s: rate at which one processor merges or copies, in 1e9 bytes per second.
         messages: costs of messages by ascending size; empty for no cost. Costs between two sizes, and above the largest
-            size, are linear in the size. Below the smallest size they are constant.
-        pass_us: microseconds of every forward and backward pass.
+            size, are linear in the size. Below the smallest size the costs are constant.
+        pass_us: microseconds of every pass in addition to its operations.
         attend_us: microseconds of every operation that calls attention kernels.
         operation_us: microseconds of every other operation that does work.
         wake_up_us: mean delay of a waking thread in microseconds if all processors are in use. Modelled kernels are

@@ -189,7 +189,8 @@ def _ascending(messages: tuple[MessageCost, ...]) -> tuple[MessageCost, ...]:
     """Return messages by ascending size.
 
     Raises:
-        ClusterError: The largest message costs less than its predecessor, so that the costs would fall below zero.
+        ClusterError: The largest message costs less than the second largest, so extrapolated costs would become
+            negative.
     """
     ordered = tuple(sorted(messages, key=lambda message: message.size))
     for below, above in pairwise(ordered[-2:]):

@@ -1,4 +1,4 @@
-"""A configuration of a training (sizes, options, grid) with its time and memory, and the ranking of configurations."""
+"""Configurations of a training run (sizes, options, grid), their predicted time and memory, and their ranking."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Request:
 
     Attributes:
         model: trained model.
-        cluster: whole cluster. A plan may use all of its device memory.
+        cluster: whole cluster. A plan may use the whole device memory of the cluster.
         tokens: sequence length in tokens.
         tp: tensor-parallel size; None to search it.
         pp: number of pipeline stages.
@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A complete configuration of a training: model, cluster, sizes, options and plan of attention."""
+    """A complete configuration of a training run: model, cluster, sizes, options and plan of attention."""
 
     request: Request
     sizes: ParallelSizes
@@ -85,10 +85,11 @@ def fits_memory(step: StepEstimate, cluster: Cluster) -> bool:
 
 
 def ranked(options: list[Configuration]) -> list[Configuration]:
-    """Return configurations by time, those with the plain optimizer first, with the preferred one in front.
+    """Return configurations in the order of :func:`plain_first`, but with the preferred configuration in front.
 
-    Configurations within :data:`TIE` of the first one's time count as equally fast. The preferred one
-    uses at most :data:`FREE_BELOW` of the device memory, or else has the least host memory.
+    Configurations within :data:`TIE` of the first configuration's time count as equally fast. Among equally fast
+    configurations those that use at most :data:`FREE_BELOW` of the device memory are preferred, then the configuration
+    with the least host memory.
     """
     if not options:
         return options

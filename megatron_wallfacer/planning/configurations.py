@@ -1,9 +1,9 @@
-"""A search over all sizes and options that determine the time and the memory of a training.
+"""A search over all sizes and options that determine the time and the memory of a training run.
 
 First, formulas estimate every tensor-parallel size with every combination of flags
-(:mod:`megatron_wallfacer.planning.flag_combinations`). Attention counts only the time of its kernels, and no buffers. A
-combination of flags that does not fit in the estimate cannot fit. For the most promising sizes the search then
-simulates grids of attention, and each combination of flags gets the fastest grid that fits.
+(:mod:`megatron_wallfacer.planning.flag_combinations`). For attention the formulas count only the time of the kernels,
+and no buffers. So a combination of flags whose estimate exceeds the memory cannot fit. For the most promising sizes the
+search then simulates grids of attention, and each combination of flags gets the fastest grid that fits.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class PlanResult:
     """The result of a search over configurations.
 
     Attributes:
-        best: configurations that fit: the preferred one (:func:`ranked`), then those with the plain optimizer, then all
-            others. No configuration needs more time, device memory and host memory than another one.
+        best: configurations that fit. The preferred configuration (:func:`ranked`) is first, then those with the plain
+            optimizer, then all others. Each configuration is better than each other one in time, device memory or host
+            memory.
         leanest: simulated configuration with the least device memory.
         grids: simulated grids of attention for the first configuration, fastest first.
         considered: number of combinations of sizes and flags that formulas estimated.
@@ -88,7 +89,7 @@ class SizeCandidate:
     job: AttentionJob
 
     def with_tokens(self, tokens: int) -> SizeCandidate:
-        """Return the candidate for another sequence length."""
+        """Return a copy of the candidate with another sequence length."""
         return _candidate(replace(self.request, tokens=tokens), self.sizes)
 
     def combinations(self) -> Iterator[FlagCombination]:
@@ -113,7 +114,7 @@ class SizeCandidate:
 
 @dataclass(frozen=True)
 class ClosedForms:
-    """Estimates by formulas of all combinations of flags for one tensor-parallel size.
+    """Estimates for one tensor-parallel size with all combinations of flags, computed without a simulation.
 
     Attributes:
         combinations: all combinations of flags.
@@ -157,7 +158,7 @@ def _candidate(request: Request, sizes: ParallelSizes) -> SizeCandidate:
 
 
 def closed_forms(candidate: SizeCandidate) -> ClosedForms:
-    """Return estimates for every combination of flags, in which attention has only kernel time and no buffers."""
+    """Return estimates for every combination of flags, which count kernel time of attention but no buffers of it."""
     steps = {flags: candidate.step(flags, _kernels_alone(candidate.job, flags)) for flags in candidate.combinations()}
     leanest = min(steps, key=lambda flags: steps[flags].memory_gb)
     fitting = [step.seconds for step in steps.values() if fits_memory(step, candidate.request.cluster)]
@@ -173,7 +174,11 @@ def _kernels_alone(job: AttentionJob, flags: FlagCombination) -> AttentionEstima
 
 
 def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[SearchResult, list[Choice]]:
-    """Simulate grids, and return those that fit with the leanest flags, also with other numbers of head groups."""
+    """Simulate grids, and return the search result and a pool of grids.
+
+    The pool has the simulated grids that fit with the leanest flags, and the best grids and a ring with other numbers
+    of head groups.
+    """
     job = candidate.job
     try:
         result = search(
@@ -205,7 +210,7 @@ def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
 def _best_without_regard_to_tiles(
     candidate: SizeCandidate, pool: Sequence[Choice], combinations: Sequence[FlagCombination]
 ) -> Iterator[Configuration]:
-    """Yield the fastest configuration that fits, or the leanest, of combinations that differ only in tiles."""
+    """Yield, of combinations that differ only in tiles, the fastest configuration that fits, or else the leanest."""
     ordered = sorted(pool, key=lambda choice: choice.simulation.seconds)
     fast_s = TIE * ordered[0].simulation.seconds
     for _, alike in groupby(combinations, key=lambda flags: flags.without_tiles):
@@ -234,5 +239,5 @@ def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: 
 
 
 def attention_of(choice: Choice, flags: FlagCombination) -> AttentionEstimate:
-    """Return the estimate of simulated attention, with all overlap that CUDA streams allow, as in Megatron."""
+    """Return time and memory of simulated attention. Kernels and transfers overlap as far as CUDA streams allow."""
     return simulated_attention(choice, TrainingOptions(recompute=flags.recompute))

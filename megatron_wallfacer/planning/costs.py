@@ -1,4 +1,4 @@
-"""Costs of the operations of a schedule on a device without communication, and the timed program of a rank."""
+"""Device and host times of a schedule's operations, without communication, and a rank's program with these times."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class OpCost:
         kernel_s: device seconds of attention kernels.
         memory_bytes: bytes that merging and copying move through memory.
         sends: bytes of each message that the operation sends.
-        launch_s: device seconds of other launches, without their bytes.
+        launch_s: device seconds of copies, merges and sums, without the time of their bytes.
         host_s: host seconds to issue all launches and messages.
     """
 
@@ -44,7 +44,8 @@ class OpCost:
 class CostModel:
     """Costs of the operations of a schedule on a cluster, for the sizes of one rank's shard.
 
-    With ``out_proxy`` they include output proxies, which this project's engine computes in backward for gathered rows.
+    With ``out_proxy`` backward derives a proxy of other ranks' outputs from dO and delta, as this project's engine
+    does.
     """
 
     def __init__(self, cluster: Cluster, shape: Shape, *, out_proxy: bool = True) -> None:
@@ -105,7 +106,7 @@ class CostModel:
         return self._with_launches(cost, 1 if copied else 0)
 
     def _with_launches(self, cost: OpCost, launches: int) -> OpCost:
-        """Return a cost with more launches. All copies, merges or sums of one operation are one launch."""
+        """Add launches to a cost. All copies, merges or sums of one operation are one launch."""
         device = self.cluster.device
         return replace(
             cost,
@@ -144,7 +145,7 @@ class CostModel:
 
 
 def _out_proxy_rows(schedule: Schedule) -> dict[int, int]:
-    """Return the query chunks whose output proxies an operation computes first, by index of the operation."""
+    """Return the number of query chunks whose output proxies an operation computes, by index of the operation."""
     first: dict[tuple[str, ...], int] = {}
     views = local_views(schedule)
     for index, op in enumerate(schedule.ops):

@@ -20,7 +20,7 @@ OPTIMIZERS: tuple[tuple[Adam, int], ...] = (("device", 4), ("device", 2), ("prec
 
 @dataclass(frozen=True)
 class FlagCombination:
-    """A combination of memory-saving flags, without numbers of tiles and of layers.
+    """Memory-saving flags that are switched on. Numbers of tiles and of layers in host memory are chosen later.
 
     Layer inputs and attention's outputs may be kept in host memory. ``gradient_bytes`` is per element. Head with loss,
     and MLPs, may be computed in tiles.
@@ -41,11 +41,11 @@ class FlagCombination:
 
 
 def flag_combinations(cluster: Cluster, cp_size: int, *, plain_only: bool = False) -> Iterator[FlagCombination]:
-    """Yield every supported combination of flags, in the order of increasing tiles.
+    """Yield every supported combination of flags. Those that differ only in tiles are consecutive, first without tiles.
 
-    Flags for host memory need a cluster with size and copy rate of host memory. Tiles do not work with bf16 gradients.
-    With one context-parallel rank Megatron's own attention runs, whose output is not kept. ``plain_only`` omits all
-    optimizers except the plain one (fp32 gradients and states on the device).
+    Flags for host memory need a cluster with size and copy rate of host memory. Token tiles are not supported with bf16
+    gradients. With one context-parallel rank Megatron's own attention runs, whose output is not kept. ``plain_only``
+    omits all optimizers except the plain one (fp32 gradients and states on the device).
     """
     optimizers = OPTIMIZERS[:1] if plain_only else OPTIMIZERS
     on_host = (False, True) if cluster.offers_host_memory else (False,)

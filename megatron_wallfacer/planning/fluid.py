@@ -26,7 +26,7 @@ class FlowGroup:
         uses: resources of each flow.
         limit: highest rate of each flow; None if only resources limit the rate.
         rate: current rate of each flow.
-        served: amount that a flow since the creation of the group would have transferred.
+        served: amount that a flow would have transferred since the creation of the group.
         ends: (value of ``served`` at the end, number, callback) of each flow, as a heap.
     """
 

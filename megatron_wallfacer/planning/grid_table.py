@@ -31,7 +31,7 @@ class GridRow:
         bound_s: time that no overlap of computation and communication can undercut.
         buffers_gb: buffers and results of attention.
         tokens_s: tokens per second in a whole training step.
-        mfu: model FLOPs of a whole training step over the peak.
+        mfu: model FLOPs per second of a whole training step, relative to the peak.
         memory_gb: device memory of a whole training step.
         reason: resource that limits the time.
     """
@@ -110,7 +110,7 @@ def _row(configuration: Configuration, choice: Choice) -> GridRow:
 
 
 def _reason(choice: Choice) -> str:
-    """Return the limiting resource, and the ratios of the time to its bound and to the kernels."""
+    """Return the limiting resource, and the ratios of the time to its bound and to the time of the kernels."""
     seconds, bound = choice.simulation.seconds, choice.bound
     over_kernels = f"{seconds / bound.kernel_s:.2f}x compute"
     if bound.resource == "compute":

@@ -40,16 +40,18 @@ class Activations:
     Attributes:
         model: trained model.
         tokens: tokens per context-parallel rank.
-        tp: tensor-parallel size. A size above 1 implies sequence parallelism.
+        tp: tensor-parallel size. A tensor-parallel size above 1 implies sequence parallelism.
         layers: layers of the pipeline stage times micro-batches in flight.
         recompute: activations that backward recomputes.
         loss_tiles: value of ``--wallfacer-loss-tiles``.
         mlp_tiles: value of ``--wallfacer-mlp-tiles``.
         attention: memory that attention allocates and keeps in addition to its results.
-        outputs_on_host: fraction of layers of ``--wallfacer-keep-on-host``; with ``keep-attention`` only.
-        inputs_on_host: fraction of layers of ``--wallfacer-layer-inputs-on-host``; with recomputation only.
-        fused_gradients: whether the matrix kernel adds weight gradients to Megatron's gradient buffer, as without
-            ``--no-gradient-accumulation-fusion``.
+        outputs_on_host: value of ``--wallfacer-keep-on-host``, a fraction of the layers; above 0 only with
+            ``keep-attention``.
+        inputs_on_host: value of ``--wallfacer-layer-inputs-on-host``, a fraction of the layers; above 0 only with
+            recomputation.
+        fused_gradients: whether the matrix kernel adds weight gradients to Megatron's gradient buffer.
+            ``--no-gradient-accumulation-fusion`` switches this off.
         fused_norms: whether a norm saves only its input. Without TransformerEngine and Apex Megatron uses PyTorch's
             norms, which save fp32 copies before and after normalization.
     """
@@ -127,7 +129,7 @@ def inventory(work: Activations) -> tuple[Buffer, ...]:
 
 
 def layers_on_host(layers: int, fraction: float) -> int:
-    """Return the number of layers whose tensor is in host memory. The last layers keep the tensor on the device."""
+    """Return how many of ``layers`` layers keep tensors in host memory. The last layers keep tensors on the device."""
     return int(layers * fraction + 1e-9)
 
 
@@ -143,7 +145,7 @@ def peak(buffers: Iterable[Buffer]) -> tuple[Moment, float]:
 
 
 def _saved(work: Activations) -> tuple[Buffer, ...]:
-    """Return the tensors that layers save from forward to backward, without the current layer."""
+    """Return the tensors that all layers except the current layer save in forward for backward."""
     others = work.layers - 1
     device_inputs = work.layers if work.recompute == "none" else _on_device(work.layers, work.inputs_on_host)
     inputs = Buffer("layer inputs", device_inputs * work.hidden)
@@ -170,7 +172,7 @@ def _on_device(layers: int, fraction: float) -> int:
 
 
 def _current_layer(work: Activations) -> tuple[Buffer, ...]:
-    """Return the tensors of the last layer: saved tensors until backward has used them, and gradients."""
+    """Return the tensors of the last layer: gradients, and saved tensors, each until backward has used the tensor."""
     # Without recomputation the layer's tensors are live from forward on, otherwise from their recomputation on.
     saved_first: tuple[Moment, ...] = ("forward", "head") if work.recompute == "none" else ("forward",)
     kept_first: tuple[Moment, ...] = ("forward",) if work.recompute == "full" else ("forward", "head")
@@ -200,7 +202,7 @@ def _current_layer(work: Activations) -> tuple[Buffer, ...]:
 def _mlp(work: Activations) -> tuple[Buffer, ...]:
     """Return the last layer's MLP tensors at the moment when the gradient of the activation's input exists.
 
-    When this gradient exists, the activation function's output has been freed, but its gradient has the same size.
+    The output of the activation function is freed before, but the gradient of the output has the same size.
     """
     tiles = work.mlp_tiles
     saved: tuple[Moment, ...] = ("head", "mlp") if work.recompute == "none" and tiles == 1 else ("mlp",)
@@ -251,7 +253,7 @@ def _head(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _head_weight_gradient(work: Activations) -> float:
-    """Return by how many bytes the weight's gradient exceeds the fp32 logits, which are freed before it exists."""
+    """Return the bytes by which the gradient of the head's weight exceeds the fp32 logits, whose memory it reuses."""
     if work.fused_gradients:
         return 0.0
     freed = work.logits / work.loss_tiles * _FP32 / (_BF16 + _FP32)

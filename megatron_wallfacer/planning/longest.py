@@ -1,7 +1,7 @@
 """The search for the longest sequence that a cluster can train.
 
 Memory is proportional to the tokens, so attention's buffers come from schedules of one length and are scaled. For each
-combination of flags formulas give the longest sequence that fits. The search over configurations then simulates the
+combination of flags, formulas give the longest sequence that fits. The search over configurations then simulates the
 longest of these sequences.
 """
 
@@ -40,7 +40,7 @@ class LongestSequence:
     Attributes:
         configuration: fastest configuration for the longest sequence.
         unit: difference in tokens to the next longer sequence.
-        longer: configuration of the next longer sequence with the least device memory.
+        longer: configuration that needs the least device memory for the next longer sequence.
     """
 
     configuration: Configuration
@@ -81,7 +81,7 @@ def _candidates(request: Request) -> list[SizeCandidate]:
 
 
 def _fits(candidate: SizeCandidate, choice: Choice, flags: FlagCombination, tokens: int) -> bool:
-    """Return whether a sequence fits, by formulas that scale a grid's attention to its length."""
+    """Return whether ``tokens`` tokens fit, with time and memory of a grid's attention scaled to this length."""
     factor = tokens / candidate.request.tokens
     attention = attention_of(choice, flags)
     times = (factor * factor * seconds for seconds in (attention.seconds, attention.kernel_s, attention.forward_s))
@@ -114,12 +114,12 @@ def _most_tokens(fits: Callable[[int], bool], start: int, ranks: int) -> int:
 
 
 def unit_of(tokens: int, ranks: int) -> int:
-    """Return the difference of consecutive lengths near ``tokens``, a multiple of two chunks per rank."""
+    """Return the difference in tokens of consecutive searched lengths near ``tokens``, a multiple of 2 x ``ranks``."""
     return lcm(UNITS[tokens >= 1 << 20], 2 * ranks)
 
 
 def _simulated(request: Request) -> LongestSequence:
-    """Return the search result for a length, or for a slightly shorter one if scaled buffers were too small."""
+    """Return the search result for the given length, or for the longest shorter length that fits in the simulation."""
     unit = unit_of(request.tokens, request.cluster.ranks)
     longer = search_configurations(replace(request, tokens=request.tokens + unit))
     while True:

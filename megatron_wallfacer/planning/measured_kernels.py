@@ -1,10 +1,10 @@
 """Time of an attention call, interpolated between measured kernels.
 
 ``seconds = flops / rate(flops)``. Between two measured sizes log(rate) is linear in log(FLOPs). Below the smallest and
-above the largest size the rate is constant. From 30 GFLOP on, tiles of other shapes and heads with the same FLOPs are
-within 20 % of this rate. Full and causal tiles have separate curves. The seconds include the whole device time of a
-call, and the host limits the smallest sizes. No size gets a higher rate than the largest size, because a GPU runs short
-calls at clock rates that it does not sustain over a pass.
+above the largest size the rate is constant. From 30 GFLOP on, calls with equal FLOPs but other shapes or numbers of
+heads reach this rate within 20 %. Full and causal tiles have separate curves. The seconds include the whole device time
+of a call. The device waits for the host in the smallest calls. No size gets a higher rate than the largest size,
+because a GPU runs short calls at clock rates that it does not sustain over a pass.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _seconds(table: str, flops: float, backward: bool, causal: bool) -> float:
 
 @lru_cache
 def _curve(table: str, backward: bool, causal: bool) -> Sequence[tuple[float, float]]:
-    """Return (FLOPs, seconds) of measured calls, ascending in both. Tiles with the same FLOPs give their median."""
+    """Return (FLOPs, seconds) of measured calls, ascending in both. Calls with equal FLOPs count with their median."""
     seconds: dict[float, list[float]] = {}
     with TABLES[table].open(encoding="utf-8") as lines:
         for row in csv.DictReader(line for line in lines if not line.startswith("#")):

@@ -129,7 +129,7 @@ MODELS: Mapping[str, Model] = MappingProxyType({model.name: model for model in _
 
 
 def model_named(name: str) -> Model:
-    """Return a model of :data:`MODELS`.
+    """Return the model of a name in :data:`MODELS`.
 
     Raises:
         OptionError: No model has this name.

@@ -1,4 +1,4 @@
-"""Reports of a search, of the longest sequence, of one grid, and of the memory if no configuration fits."""
+"""Reports of ``wallfacer plan``: search, longest sequence, one grid, and memory tables if no configuration fits."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _longest_fields(longest: Sequence[LongestSequence]) -> list[dict[str, Any]]:
 
 
 def limit_of_longer(sequence: LongestSequence) -> str:
-    """Return the memory that the next longer sequence needs in its configuration with the least device memory."""
+    """Return text about the memory that the next longer sequence needs in the leanest configuration."""
     longer = sequence.longer
     moment, nbytes = peak(longer.buffers)
     named = largest_buffers(longer, moment, LARGEST, ", ")
@@ -153,7 +153,8 @@ def grid_report(
         axes: sizes of axes, placement and head groups, see :func:`megatron_wallfacer.schedule.schemes.make_plan`.
 
     Raises:
-        OptionError: The value of an option is not allowed, a size does not divide, or the grid cannot be simulated.
+        OptionError: An option is not allowed, a size does not divide ranks, heads or tokens, or no simulation is
+            possible.
     """
     if recompute not in RECOMPUTE:
         raise OptionError("recompute", recompute, f"one of {', '.join(RECOMPUTE)}")

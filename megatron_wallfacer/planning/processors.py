@@ -14,7 +14,7 @@ CORES = "cores"
 
 
 def overhead_s(host: HostProcessors, op: Op | None) -> float:
-    """Return the processor seconds of an operation without the time of its bytes. None is the end of a pass."""
+    """Return the fixed processor seconds of an operation, or of the end of a pass if ``op`` is None."""
     match op:
         case None:
             return host.pass_us * 1e-6
@@ -28,21 +28,21 @@ def overhead_s(host: HostProcessors, op: Op | None) -> float:
 class WakeUpDelay:
     """Random delays of waking threads that wait for a processor.
 
-    Half of the measured delays are below a quarter of their mean, and a tenth is above 2.5 times the mean. A Weibull
-    distribution of shape 1/2 has these quantiles. The mean grows with the fraction of the processors that is in use.
+    Half of the measured delays are below a quarter of their mean, and a tenth is above 2.5 times the mean, as in a
+    Weibull distribution of shape 1/2. The mean grows with the fraction of the processors that is in use.
     """
 
     def __init__(self, host: HostProcessors, seed: int = 0) -> None:
         self._mean_s, self._random = host.wake_up_us * 1e-6, Random(seed)
 
     def seconds(self, used: float, sleeps: int) -> float:
-        """Return the seconds of consecutive sleeps, if the fraction ``used`` of the processors is in use."""
+        """Return the total delay of ``sleeps`` wake-ups in seconds, with the fraction ``used`` of processors in use."""
         return self._mean_s * used * sum(self._random.expovariate(1.0) ** 2 / 2 for _ in range(sleeps))
 
 
 def processor_use(symmetry: Symmetry, rank: int, per_unit: float) -> Uses:
-    """Return the use of the processors by a flow that every rank of the class of ``rank`` has.
+    """Return the processor use of one flow per rank in the symmetry class of ``rank``.
 
-    On each rank one unit of the flow's rate uses ``per_unit`` processors.
+    ``per_unit`` is the processor time in seconds that one rank needs per unit of the flow, for example per byte.
     """
     return ((CORES, per_unit * symmetry.count(rank, 0, symmetry.grid.cp_size)),)

@@ -17,7 +17,7 @@ HOST_ADAM = 16
 
 
 def parameters_of_rank(model: Model, sizes: ParallelSizes) -> float:
-    """Return the parameters of the largest stage. Several stages separate embedding and LM head."""
+    """Return the parameters of a rank of the largest stage. Embedding and LM head are on first and last stage."""
     layers = model.layers * model.layer_parameters / sizes.pp
     return (layers + model.vocabulary_parameters / (1 if sizes.pp == 1 or model.tied else 2)) / sizes.tp
 
@@ -78,5 +78,5 @@ def host_bytes(
 
 
 def layers_in_flight(model: Model, sizes: ParallelSizes) -> int:
-    """Return the layers of a stage times its micro-batches in flight, which do not exceed the number of stages."""
+    """Return the layers of one stage times the micro-batches in flight, which are at most as many as the stages."""
     return model.layers // sizes.pp * min(sizes.pp, sizes.microbatches)

@@ -53,7 +53,8 @@ def search(
 ) -> SearchResult:
     """Simulate choices with the lowest estimates, then neighbours of the best choice, and return the fastest choices.
 
-    ``needs`` returns the bytes of a choice, at most ``memory_bytes``. By default these are attention's buffers.
+    A choice fits if it needs at most ``memory_bytes``. ``needs`` returns the bytes that a choice needs, by default the
+    bytes of attention's buffers.
 
     Raises:
         OptionError: No choice fits in memory. The message states how many bytes the smallest choice needs.
@@ -92,7 +93,7 @@ def preferred(times: Sequence[tuple[float, float]]) -> int:
 
 
 class _Tried:
-    """Choices that the search has tried, each once."""
+    """Choices that the search has tried so far."""
 
     def __init__(self, memory_bytes: float, needs: Callable[[Choice], float]) -> None:
         self._memory_bytes, self._needs, self._seen = memory_bytes, needs, set[int]()
@@ -112,7 +113,7 @@ class _Tried:
 
 
 def _are_neighbours(grid: Grid, other: Grid) -> bool:
-    """Return whether two grids differ by a factor that moves between two axes, with the same order of the axes."""
+    """Return whether two grids have the same order of axes, and differ in the sizes of at most two axes."""
     changed = [axis for axis in AXES if grid.size_of(axis) != other.size_of(axis)]
     if len(changed) > 2:
         return False
@@ -156,7 +157,7 @@ def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator
 
 
 def _by_estimate(choices: list[Choice], most: int) -> list[Choice]:
-    """Return choices by estimated time. Only the ``most`` likely ones get an estimate from measured kernels."""
+    """Return choices by estimated time. Measured kernels give the times of the ``most`` choices that seem fastest."""
     if not choices or choices[0].job.cluster.device.kernels is None:
         return sorted(choices, key=_estimate_s)
     rough = sorted(choices, key=lambda choice: choice.bound.estimate_s(choice.plan.head_groups, choice.bound.kernel_s))
@@ -180,9 +181,10 @@ def _placements(grid: Grid) -> list[Grid]:
 
 
 def _choices(job: AttentionJob, plan: Plan) -> Iterator[Choice]:
-    """Yield a plan with two head groups if it gathers, and with gathered queries kept if it gathers queries.
+    """Yield a plan with two head groups if an axis gathers tensors, else with one. Gathered queries are kept.
 
-    With measured kernels, smaller tiles may cost more time than two groups save. So a plan with one group follows.
+    With measured kernels the plan with one head group is also yielded, because small tiles may cost more time than the
+    overlap of two head groups saves.
     """
     gathers = plan.grid.head > 1 or plan.grid.team > 1
     yield Choice(job, replace(plan, head_groups=2 if gathers else 1), keep_gathered_q=plan.grid.team > 1)

@@ -28,7 +28,7 @@ class Span:
     Attributes:
         rank: rank of the timeline.
         kind: ``pass``, ``kernel``, ``copy`` (merging and packing), ``wait`` or ``transfer``.
-        name: type of an operation, axis and tensors of a transfer, or ``forward`` or ``backward`` for a pass.
+        name: type of the operation; for a transfer its axis and tensors; for a pass ``forward`` or ``backward``.
         start_s, end_s: seconds since the start of the simulation.
     """
 
@@ -61,7 +61,7 @@ class SimulationResult:
 
 
 class DeadlockError(RuntimeError):
-    """The simulated ranks wait for messages that no rank sends, because their schedules do not match."""
+    """Error of a simulation in which ranks wait for messages that no rank sends, because the schedules do not match."""
 
 
 def simulate(
@@ -82,7 +82,8 @@ def simulate(
         seed: seed of the random wake-up delays on an emulated cluster.
 
     Raises:
-        DeadlockError: The ranks of a class are not alike, or the schedules do not match.
+        DeadlockError: The schedules of the ranks do not match, or a simulated rank differs from the ranks that it
+            represents.
     """
     return _Simulator(costs, schedules, symmetry, spans, seed).run()
 
@@ -163,7 +164,7 @@ class _Simulator:
         self._clock.after(lag_s, run)
 
     def _run(self, rank: RankState, op: TimedOp) -> None:
-        """Advance the simulated time by the duration of an operation, of kernels first, then of merging and copying."""
+        """Keep a rank busy while an operation runs: first the kernels of the operation, then merging and copying."""
         cost, work_s = op.cost, self._work_s(op)
         if not cost.kernel_s and not work_s:
             return
@@ -189,7 +190,7 @@ class _Simulator:
         return cost.launch_s + (0.0 if memory is None else cost.memory_bytes / (memory * 1e9))
 
     def _write_messages(self, rank: RankState, op: TimedOp) -> None:
-        """Advance by the time in which a rank's own thread writes messages. Other threads write the rest."""
+        """Keep a rank busy while the rank's own thread writes messages."""
         host = self._cluster.host
         if host is not None and (work_s := 1e-6 * sum(host.message(size).thread_us for size in op.cost.sends)):
             self._work(rank, op.name, work_s)
@@ -197,8 +198,8 @@ class _Simulator:
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
         """Keep a rank busy for some processor seconds. On an emulated cluster ranks share processors.
 
-        Work and messages share processors in the fluid model, whose rates are bytes per second. So work is counted as
-        the number of bytes whose transport takes as much processor time.
+        In the fluid model work and messages share processors, and all rates are bytes per second. So work counts as the
+        number of message bytes whose transport takes the same processor time.
         """
         rank.busy, start_s = True, self._clock.now
 

@@ -22,11 +22,11 @@ class StepOverheads:
     """Seconds that memory-saving options cost in one step, on the slowest rank.
 
     Attributes:
-        mlp_s: seconds of a second forward pass of each MLP, for MLP tiles.
-        head_s: seconds of a second forward pass of the head, for loss tiles.
+        mlp_s: seconds of a second forward pass of each MLP, which ``--wallfacer-mlp-tiles`` causes.
+        head_s: seconds of a second forward pass of the LM head, which ``--wallfacer-loss-tiles`` causes.
         rewrites_s: seconds of reading and writing weight gradients once per tile instead of once.
         copies_s: seconds of copies to and from host memory that no kernel overlaps.
-        adam_s: seconds of Adam on the host, with gradients and weights over the host link.
+        adam_s: seconds of Adam on the host, and of copying gradients and weights over the host link.
     """
 
     mlp_s: float = 0.0

@@ -1,9 +1,9 @@
 """Classes of ranks that behave alike, so that one simulated rank represents several.
 
-A grid is a torus. A translation of all ranks along an axis maps their schedules onto each other, except with the order
-of K and V in the WallFacer paper. If a translation also maps nodes onto nodes, NICs onto NICs and switches onto
-switches, the translation preserves all times. Ranks that such translations map onto each other form a *class*. A
-simulation of one rank per class gives the times of all ranks.
+A grid is a torus. A shift of all ranks by some positions along an axis maps the schedule of each rank to the schedule
+of another rank, except with the order of K and V in the WallFacer paper. A shift that maps nodes to nodes, NICs to NICs
+and switches to switches preserves all times. Ranks that such shifts map to each other form a *class*. A simulation of
+one rank per class gives the times of all ranks.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from megatron_wallfacer.schedule.grid import AXES, Grid
 
 
 class Symmetry:
-    """Classes of the ranks of a grid on a cluster, or with ``every_rank`` one class per rank.
+    """Classes of ranks with equal times in a grid on a cluster, or with ``every_rank`` one class per rank.
 
-    ``unit_sizes`` are the ranks per unit, for each kind of unit (NIC, node, switch). A unit has consecutive ranks.
+    ``unit_sizes`` has the numbers of consecutive ranks that share a NIC, a node or a switch.
     """
 
     def __init__(self, grid: Grid, unit_sizes: Sequence[int], *, every_rank: bool = False) -> None:
@@ -32,7 +32,7 @@ class Symmetry:
 
     @property
     def representatives(self) -> tuple[int, ...]:
-        """Return one rank of each class, ascending."""
+        """Return one rank of each class of ranks with equal times, in ascending order."""
         ranges = [range(self._periods[axis]) for axis in AXES]
         return tuple(sorted(self.grid.rank(dict(zip(AXES, place, strict=True))) for place in product(*ranges)))
 
@@ -47,11 +47,11 @@ class Symmetry:
         return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
 
     def program_rank(self, rank: int) -> int:
-        """Return the rank with the first heads whose program equals the program of ``rank`` except for the peers."""
+        """Return the rank at position 0 of the head axis that has the program of ``rank``, except for the peers."""
         return rank if self._every_rank else self.grid.rank(self.grid.coordinates(rank) | {"head": 0})
 
     def translated(self, rank: int, start: int, end: int) -> int:
-        """Return the image of ``rank`` under the translation that maps ``start`` to ``end``."""
+        """Return the rank to which the shift that maps ``start`` to ``end`` maps ``rank``."""
         if start == end:
             return rank
         offset, here = self.offset(start, end), self.grid.coordinates(rank)
@@ -59,17 +59,17 @@ class Symmetry:
         return self.grid.rank(dict(zip(AXES, moved, strict=True)))
 
     def count(self, rank: int, first: int, ranks: int) -> int:
-        """Return how many of ``ranks`` consecutive ranks from ``first`` are in the class of ``rank``."""
+        """Return the number of ranks in the class of ``rank`` among the ``ranks`` ranks that start with ``first``."""
         last = min(first + ranks, self.grid.cp_size)
         return [self.class_of(other) for other in range(first, last)].count(self.class_of(rank))
 
     def unit(self, first: int, ranks: int) -> int:
-        """Return the smallest class in a unit, which is equal for units that translations map onto each other."""
+        """Return one number for all NICs, nodes or switches with equal times, given the ranks of one of them."""
         return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
 
 
 def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
-    """Return for each axis the smallest translation that preserves all units; the axis size if there is none."""
+    """Return the smallest shift along each axis that maps units (NICs, nodes, switches) to units, or the axis size."""
     periods, stride = {}, 1
     for axis in grid.placement:
         size = grid.size_of(axis)
@@ -80,7 +80,7 @@ def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _period(stride: int, size: int, unit: int) -> int:
-    """Return the smallest translation along an axis that preserves units of ``unit`` ranks."""
+    """Return the smallest shift along an axis that maps groups of ``unit`` consecutive ranks to such groups."""
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

@@ -2,7 +2,7 @@
 
 The search simulates plans in the order of an estimate, which this module also computes. In the estimate, the exchange
 along ``head`` overlaps only with another head group, and a part of all other traffic is exposed. With measured kernels
-the estimate counts the tiles of a few ring steps. A block of ranks that are not consecutive has one tile per chunk.
+the estimate adds the times of the attention calls in a few ring steps.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def unmasked_pairs(cp_size: int, shape: Shape, *, causal: bool) -> float:
 
 
 def pass_weights(device: Device) -> tuple[float, float]:
-    """Return (forward, backward) FLOPs per pair and channel over the rate of large calls.
+    """Return the FLOPs per pair and channel divided by the rate of large calls, in forward and in backward.
 
     The rate is in FLOPs per second if kernels are measured, else a fraction of the peak.
     """
@@ -158,7 +158,7 @@ def _sampled_tiles(grid: Grid, causal: bool) -> tuple[Tile, ...]:
 
 
 def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
-    """Return the chunks of the block that a rank shares along two axes, in ascending order."""
+    """Return the chunks that a rank and its neighbours along two axes hold together, in ascending order."""
     ranks = [rank]
     for axis in axes:
         ranks = [other + first - rank for first in grid.neighbours(rank, axis) for other in ranks]
@@ -197,7 +197,7 @@ def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) ->
 
 
 def _shard_bytes(plan: Plan, shape: Shape, tensor: str) -> float:
-    """Return the bytes of a shard after the exchange of heads. kv heads on several ranks count on each rank."""
+    """Return the bytes of a shard after the exchange of heads. A kv head on several ranks counts on each rank."""
     copies = max(1.0, plan.grid.head / shape.kv_heads) if tensor in (*KV, *DKV) else 1.0
     return shape.bytes(tensor) * copies
 
@@ -209,7 +209,7 @@ def _extent(grid: Grid, axis: str) -> tuple[int, int]:
 
 
 def _crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest part of an axis's bytes that a rank receives from outside its unit of ``unit`` ranks."""
+    """Return the largest part of an axis's bytes that a rank receives from outside its group of ``unit`` ranks."""
     stride, size = _extent(grid, axis)
     if size == 1 or stride * size <= unit:
         return 0.0
@@ -220,21 +220,21 @@ def _crossing(grid: Grid, axis: str, unit: int) -> float:
 
 
 def _edge(plan: Plan, axis: str, unit: int) -> float:
-    """Return :func:`_crossing` for the rank at the edge of a unit. Bidirectional rings cross with half the bytes."""
+    """Return :func:`_crossing` for the busiest rank. A bidirectional ring carries half of it per direction."""
     stride, _ = _extent(plan.grid, axis)
     halved = plan.bidirectional and axis in _RINGS and stride < unit
     return _crossing(plan.grid, axis, unit) * (0.5 if halved else 1.0)
 
 
 def _staying(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest part of an axis's bytes that a rank receives from its own unit."""
+    """Return the largest part of an axis's bytes that a rank receives from inside its group of ``unit`` ranks."""
     if axis in _RINGS and _extent(grid, axis)[0] < unit:
         return 1.0
     return 1.0 - _crossing(grid, axis, unit)
 
 
 def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the part of an axis's bytes that crosses units, averaged over ranks. In a ring only edge ranks cross."""
+    """Return the part of an axis's bytes that ranks receive from outside their group, averaged over all ranks."""
     (stride, _), crossing = _extent(grid, axis), _crossing(grid, axis, unit)
     if axis in _RINGS and crossing and stride < unit:
         return stride / unit
@@ -251,5 +251,5 @@ def _level_s(grid: Grid, by_axis: Counter[str], cluster: Cluster, level: SwitchL
 
 
 def _alone_s(size: float, crossing: float, cluster: Cluster) -> float:
-    """Return the seconds of one axis's bytes without other traffic, given the part from other nodes."""
+    """Return the seconds of one axis's traffic on idle links. ``crossing`` is the part that comes from other nodes."""
     return cluster.inter.seconds(size * crossing) + cluster.intra.seconds(size * (1 - crossing))

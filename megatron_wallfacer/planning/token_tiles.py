@@ -1,4 +1,4 @@
-"""The number of token tiles of the head and the MLPs: the fewest that remove their buffers from the memory peak."""
+"""Number of token tiles of the LM head and of the MLPs: the fewest with which neither determines the memory peak."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ LEAST_ROWS = 1024
 
 
 def most_tiles(rows: int) -> int:
-    """Return the largest power of two of tiles with at least :data:`LEAST_ROWS` rows each."""
+    """Return the largest number of tiles, a power of two, with at least :data:`LEAST_ROWS` rows per tile."""
     return 1 << max(0, (rows // LEAST_ROWS).bit_length() - 1)
 
 
 def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activations:
-    """Return activations with the fewest tiles that remove the buffers of head and MLP from the memory peak.
+    """Return activations with the fewest token tiles with which LM head and MLPs do not determine the memory peak.
 
-    Tiles of the MLP are chosen first, without regard to the head. If no number of tiles suffices, the result has the
-    fewest tiles whose bytes are near the minimum. Numbers of tiles that are not to be chosen stay the same.
+    Tiles of the MLPs are chosen first, without regard to the LM head. If no number of tiles suffices, the result has
+    the fewest tiles whose bytes are near the minimum. ``loss`` and ``mlp`` select whose number of tiles is chosen.
     """
     if mlp:
         work = _fewest(work, "mlp_tiles", "mlp", ("head",))
@@ -29,7 +29,7 @@ def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activati
 
 
 def recomputed_part(work: Activations) -> float:
-    """Return the FLOPs that tiles recompute, relative to all matrix products of a step without attention."""
+    """Return the FLOPs that token tiles recompute, divided by those of all matrix products of a step but attention."""
     model, tokens = work.model, work.tokens
     recomputed = 0.0
     if work.loss_tiles > 1:

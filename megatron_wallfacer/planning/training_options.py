@@ -22,8 +22,8 @@ class OverlapModel:
     """Fractions of communication that overlap with computation.
 
     Attributes:
-        attention: fraction of attention's possible overlap. 1 is all overlap that CUDA streams allow. With 0 kernels
-            and transfers alternate.
+        attention: overlap of attention's kernels and transfers, from 0 (they alternate) to 1 (as much as CUDA streams
+            allow).
         reduction: fraction of the gradient reduction and the weight gather that overlaps with backward. With
             ``--overlap-grad-reduce`` and ``--overlap-param-gather`` only the first and the last bucket are exposed.
     """
@@ -46,7 +46,7 @@ class TrainingOptions:
         mlp_tiles: number of token tiles of each MLP, which backward recomputes; 1 for no tiles.
         outputs_on_host: fraction of layers whose attention output and lse are kept in host memory.
         inputs_on_host: fraction of layers whose input is kept in host memory.
-        out_proxy: whether backward computes output proxies, as this project's engine does.
+        out_proxy: whether backward derives a proxy of other ranks' outputs, as this project's engine does.
         overlap: overlap of communication and computation.
     """
 

@@ -1,7 +1,7 @@
 """Prediction of a training step's time and memory, with simulated attention and formulas for all other work.
 
-Ranks are in Megatron's order. A tensor-parallel group has consecutive ranks, then follow context, data and pipeline
-parallelism. Formulas divide FLOPs by a fraction of the peak, or bytes by a memory rate, without fitted constants.
+Ranks are in Megatron's order: tensor parallelism varies fastest, then context, data and pipeline parallelism. Formulas
+divide FLOPs by a fraction of the peak, or bytes by a memory rate, without fitted constants.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StepEstimate:
         overheads: seconds that memory-saving options cost in the whole step.
         seconds: seconds of the step.
         tokens_s: tokens per second of the whole job.
-        mfu: model FLOPs over the peak.
+        mfu: model FLOPs per second, relative to the peak.
         memory_gb: device memory per rank in 1e9 bytes.
         host_gb: host memory per node in 1e9 bytes.
         fits: whether the device has at least ``memory_gb`` of memory.
@@ -64,7 +64,7 @@ class StepEstimate:
 
     @property
     def exposed_s(self) -> float:
-        """Return the seconds of attention without its kernels, for one layer."""
+        """Return the seconds of attention in which no attention kernel runs, for one layer."""
         return self.attention_s - self.kernel_s
 
 
@@ -163,8 +163,8 @@ def estimate_step_around(
 def simulated_attention(choice: Choice, options: TrainingOptions) -> AttentionEstimate:
     """Return the time and the memory of simulated attention.
 
-    A simulation has all overlap that CUDA streams allow. For a program with less overlap, a second simulation without
-    kernel time gives the time in which kernels and transfers alternate.
+    In a simulation kernels and transfers overlap as far as CUDA streams allow. For a program with less overlap, a
+    second simulation without kernel time gives the time in which kernels and transfers alternate.
     """
     result = choice.simulation
     seconds, forward_s = result.seconds, result.pass_s[0]
@@ -193,8 +193,8 @@ def _matrix_seconds(model: Model, cluster: Cluster, tokens: float) -> tuple[floa
 def reduction_seconds(model: Model, cluster: Cluster, sizes: ParallelSizes, options: TrainingOptions) -> float:
     """Return the seconds of reducing gradients and gathering weights over data- and context-parallel ranks.
 
-    Gradients and weights each go once around a ring of all these ranks. Between nodes the ring uses all NICs of a node,
-    which the tensor-parallel ranks share.
+    Gradients and weights move once each around a ring of all data- and context-parallel ranks. Between nodes the ring
+    uses all NICs of a node, which the tensor-parallel ranks share.
     """
     ranks = sizes.dp * sizes.cp
     if ranks == 1:
@@ -208,7 +208,7 @@ def reduction_seconds(model: Model, cluster: Cluster, sizes: ParallelSizes, opti
 
 
 def _tensor_seconds(model: Model, cluster: Cluster, tokens: int, tp: int, passes: int) -> float:
-    """Return the seconds of one layer's tensor-parallel collectives. Backward has as many as each forward pass."""
+    """Return the seconds of one layer's tensor-parallel collectives. All passes have equally many collectives."""
     size = tokens * model.hidden * 2 * (tp - 1) / tp
     return (passes - 1) * _TP_COLLECTIVES * cluster.intra.seconds(size)
 

@@ -38,7 +38,8 @@ class RankState:
 
     Attributes:
         number: number of the rank.
-        program_rank: rank for which the program was built. A translation maps its peers to those of ``number``.
+        program_rank: rank for which the program was built. Peers in the program are shifted by the distance from
+            ``program_rank`` to ``number``.
         program: operations in order.
         position: index of the current operation.
         pass_start_s: time at which the current pass began, in seconds.
@@ -63,7 +64,7 @@ class RankState:
     kernel_s: float = 0.0
 
     def waits_for(self, op: TimedOp) -> bool:
-        """Return whether an operation must wait for its inputs, or the end of a pass for all transfers."""
+        """Return whether an operation waits for a tensor that it reads, or the end of a pass for any transfer."""
         if op.op is None:
             return any(pending.left for pending in self.open_transfers)
         return any(name in self.incoming and self.incoming[name].left for name in op.reads)
@@ -122,7 +123,7 @@ class Transfers:
                 return
 
     def _post(self, op: TimedOp, pending: PendingTransfer, ends: Iterable[str]) -> PendingTransfer:
-        """Post ends of all messages. A message with both ends posted begins to flow after the latency."""
+        """Post sends or receives of a transfer. A message whose send and receive are posted flows after the latency."""
         rank, transfer, symmetry = pending.rank, pending.transfer, self._symmetry
         for end in ends:
             for message in transfer.sends if end == "send" else transfer.receives:
@@ -163,10 +164,10 @@ class Transfers:
                 self._on_end(pending)
 
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
-        """Return the link uses of a message, and the numbers of the links.
+        """Return the capacity that a message uses on each link of its route, and the indices of these links.
 
-        A link represents all links that translations map onto it. A flow counts once for each rank of its class that
-        shares the link.
+        One link represents all links with equal times. A message is simulated once for all ranks of a class, so a link
+        counts the message once for each rank of the class that uses the link.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []

@@ -1,4 +1,4 @@
-"""Draw the ranks of a grid with their teams, rings and permutation."""
+"""Draw the ranks of a grid with their teams, their rings, and the transfers before the first ring step."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def draw_ranks(axes: Axes, grid: Grid, schedules: Sequence[Schedule], colours: S
 
 
 def _points_per_unit(axes: Axes, layout: GridLayout) -> float:
-    """Return the printed points per unit of length, which determine the sizes of lines and text."""
+    """Return the printed points per length unit of the drawing, to which line widths and text sizes are scaled."""
     left, right, bottom, top = layout.box
     panel, (width, height) = axes.get_position(), axes.figure.get_size_inches()
     return 72 * min(panel.width * width / (right - left), panel.height * height / (top - bottom))

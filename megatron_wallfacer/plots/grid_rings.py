@@ -23,7 +23,7 @@ def step_axis(grid: Grid) -> str:
 
 
 def hops(schedule: Schedule, axis: str) -> tuple[Transfer, ...]:
-    """Return the transfers of ring operands along a ring."""
+    """Return the transfers of the tensors that move around a ring."""
     return tuple(move for move in schedule.transfers if move.channel == (axis, "inputs"))
 
 
@@ -34,7 +34,7 @@ def next_rank(schedule: Schedule, axis: str) -> int:
 
 
 def rings(schedules: Sequence[Schedule], axis: str) -> list[tuple[int, ...]]:
-    """Return the ranks of each ring in the order of the hops. A rank without hops is a ring of its own."""
+    """Return the ranks of each ring in the order of the hops. A rank that sends nothing is a ring of one rank."""
     following = {schedule.rank: next_rank(schedule, axis) for schedule in schedules}
     result: list[tuple[int, ...]] = []
     while following:

@@ -23,7 +23,7 @@ def draw_losses(runs: Mapping[str, Sequence[float]], path: Path, title: str, *, 
     """Draw loss over iterations in the upper panel, and relative differences from the first run in the lower panel.
 
     A comparison ends with the shorter run. The lower panel marks the relative difference ``tolerance``. The file is PNG
-    or SVG, and the function creates its folder.
+    or SVG. A missing folder is created.
 
     Raises:
         ValueError: There is no run, or a run has no losses.

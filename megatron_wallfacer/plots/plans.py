@@ -15,7 +15,7 @@ _BAR = 0.62
 def draw_plans(path: Path, rows: Sequence[GridRow], title: str) -> None:
     """Draw the times of one attention layer, fastest first, with named schemes in another colour.
 
-    Plans without a time are not drawn. The file is PNG or SVG, and the function creates its folder.
+    Plans without a time are not drawn. The file is PNG or SVG. A missing folder is created.
     """
     simulated = sorted((row for row in rows if row.seconds is not None), key=lambda row: row.seconds, reverse=True)
     figure = new_figure(11, 1.3 + 0.34 * len(simulated))

@@ -32,7 +32,7 @@ def draw_timelines(timelines: Sequence[RankTimeline], path: Path, title: str) ->
     """Draw one row per rank, with activities in its upper part and transfers in its lower part, as PNG or SVG.
 
     Each timeline has at least one pass, and all are on one clock. Only the first :data:`MAX_RANKS` timelines are drawn,
-    and the title then states the number of ranks. The function creates the folder of the file.
+    and the title then states the number of ranks. A missing folder is created.
     """
     shown = timelines[:MAX_RANKS]
     if len(shown) < len(timelines):

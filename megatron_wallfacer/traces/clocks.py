@@ -44,7 +44,7 @@ def _shifts(timelines: Sequence[RankTimeline]) -> tuple[list[float], str]:
 
 
 def _nodes_without_overlap(timelines: Sequence[RankTimeline]) -> list[str]:
-    """Return nodes that are never busy at the same time as the first node, unlike ranks of one training step."""
+    """Return nodes whose events never overlap in time with events of the first node, which indicates a wrong clock."""
     spans: dict[str, tuple[float, float]] = {}
     for timeline in timelines:
         start, end = min(event.start for event in timeline.events), max(event.end for event in timeline.events)

@@ -1,4 +1,4 @@
-"""Find the line numbers of items in a JSON file, which parsed values do not have."""
+"""Find the line numbers of items in a JSON file, because Python's parser returns values without line numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def item_line(path: Path, name: str, index: int | None = None) -> int:
 
 
 def _after(text: str, position: int, sign: str) -> int:
-    """Return the position of the token after a sign."""
+    """Return the position of the token after a punctuation character."""
     match = re.compile(rf"[ \t\n\r]*{re.escape(sign)}[ \t\n\r]*").match(text, position)
     if match is None:
         raise ValueError(f"no {sign}")

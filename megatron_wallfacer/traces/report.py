@@ -45,5 +45,5 @@ def slowest(totals: Sequence[RankTotals]) -> RankTotals:
 
 
 def least_exposed(totals: Sequence[RankTotals]) -> RankTotals:
-    """Return the rank with the least exposed communication. The other ranks of a training step wait for this rank."""
+    """Return the rank with the least exposed communication, for which the other ranks wait."""
     return min(totals, key=lambda rank: rank.exposed_s)

@@ -1,7 +1,7 @@
 """Derive the steps of one pass over all ranks: the tiles that each rank computes, and the transfers that overlap them.
 
-A step of a rank is one group of tiles (``Attend``). A transfer belongs to the step of the next group of tiles that its
-sender starts, so the transfer overlaps these tiles. Transfers after the last tiles form a separate step.
+A step of a rank is one group of tiles (``Attend``). A transfer belongs to the step whose tiles the sender computes
+next, and overlaps these tiles. Transfers after the last tiles form a separate step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megatron_wallfacer.schedule.volume import Shape, rows_elements
 #: Text for the kinds of row sets that do not belong to a ring step.
 _ROWS = {"local": "local", "gathered": "gathered", "team": "local and gathered"}
 
-#: Numbers of sets of chunks, which let the page contain each set once. A new set gets the next number.
+#: Index of each set of chunks in the list of sets, in which the page has each set of chunks once.
 ChunkSets = defaultdict[tuple[int, ...], int]
 
 
@@ -28,10 +28,10 @@ class ViewerStep:
     Attributes:
         tiles: flat list with rank, query set, key set, first row, end row, first column, end column and causal flag of
             each tile.
-        transfers: flat list with sender, receiver and chunk set of each message, by axis and tensors.
+        transfers: for each axis and tensors a flat list with sender, receiver and index of the chunks of each message.
         volume: elements that each rank receives, in units of one Q shard.
         between_nodes: volume between nodes, summed over all ranks.
-        computed: number of ranks by the text of their query rows and key rows.
+        computed: number of ranks that compute each kind of query rows with each kind of key rows.
     """
 
     tiles: list[int] = field(default_factory=list)
@@ -46,7 +46,7 @@ def viewer_steps(
 ) -> list[ViewerStep]:
     """Return the steps of a forward or backward pass over all ranks, and add their sets of chunks to ``chunk_sets``.
 
-    Schedules and numbers of nodes are given by rank. ``shape`` has the sizes of one rank's shard.
+    ``nodes`` has the index of each rank's node, and ``shape`` the sizes of one rank's shard.
     """
     steps: dict[int, ViewerStep] = defaultdict(ViewerStep)
     for schedule in schedules:
