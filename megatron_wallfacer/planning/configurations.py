@@ -92,10 +92,6 @@ class SizeCandidate:
         """Return a copy of the candidate with another sequence length."""
         return _candidate(replace(self.request, tokens=tokens), self.sizes)
 
-    def combinations(self) -> Iterator[FlagCombination]:
-        """Yield every combination of flags for these sizes."""
-        return flag_combinations(self.request.cluster, self.job.cp_size, plain_only=self.request.plain_only)
-
     def options(self, flags: FlagCombination, attention: AttentionEstimate) -> TrainingOptions:
         """Return the options of a combination of flags, with numbers of tiles and of layers in host memory."""
         request = self.request
@@ -159,9 +155,11 @@ def _candidate(request: Request, sizes: ParallelSizes) -> SizeCandidate:
 
 def closed_forms(candidate: SizeCandidate) -> ClosedForms:
     """Return estimates for every combination of flags, which count kernel time of attention but no buffers of it."""
-    steps = {flags: candidate.step(flags, _kernels_alone(candidate.job, flags)) for flags in candidate.combinations()}
+    request, job = candidate.request, candidate.job
+    combinations = flag_combinations(request.cluster, job.cp_size, plain_only=request.plain_only)
+    steps = {flags: candidate.step(flags, _kernels_alone(job, flags)) for flags in combinations}
     leanest = min(steps, key=lambda flags: steps[flags].memory_gb)
-    fitting = [step.seconds for step in steps.values() if fits_memory(step, candidate.request.cluster)]
+    fitting = [step.seconds for step in steps.values() if fits_memory(step, request.cluster)]
     return ClosedForms(tuple(steps), leanest, steps[leanest].memory_gb, min(fitting, default=None))
 
 
