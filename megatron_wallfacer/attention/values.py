@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from math import isfinite
 from numbers import Real
@@ -51,7 +51,7 @@ def check_switch(name: str, value: object) -> None:
         raise OptionError(name, shown(value), "True or False")
 
 
-def check_name(name: str, value: object, names: Sequence[str]) -> None:
+def check_name(name: str, value: object, names: Collection[str]) -> None:
     """Check that an argument is one of several names.
 
     Raises:

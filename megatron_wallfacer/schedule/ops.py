@@ -220,14 +220,6 @@ class Schedule:
         last = {name: index for index, op in enumerate(self.ops) for name in (*reads(op), *writes(op))}
         return last | dict.fromkeys(self.keeps, len(self.ops))
 
-    @cached_property
-    def drops(self) -> Mapping[int, tuple[str, ...]]:
-        """Return the values that no later operation names, by index of the operation."""
-        dropped: dict[int, tuple[str, ...]] = {}
-        for name, index in self.last_mentions.items():
-            dropped[index] = (*dropped.get(index, ()), name)
-        return dropped
-
 
 def reads(op: Op) -> tuple[str, ...]:
     """Return the names of the values that an operation reads."""
