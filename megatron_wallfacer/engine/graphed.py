@@ -1,9 +1,9 @@
 """Passes as CUDA graphs: two eager passes, then a capture, then replays.
 
 If shards are short, the host needs more time to launch a pass than the GPU needs to run it. A graph needs one launch.
-Addresses in a graph are fixed, so inputs are copied into static buffers, and results out of these. One forward and
-one backward graph serve all layers and micro-batches of a shape. The eager passes fill kernel caches and create NCCL's
-connections, because a capture must not do so.
+Addresses in a graph are fixed, so inputs are copied into static buffers, and results out of static buffers. One forward
+and one backward graph serve all layers and micro-batches of a shape. The eager passes fill kernel caches and create
+NCCL's connections, because a capture must not do so.
 """
 
 from __future__ import annotations

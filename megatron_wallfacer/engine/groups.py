@@ -115,8 +115,8 @@ def connect(
     """Create the process groups of a grid inside a context-parallel group.
 
     The call is collective over the *world*, like ``torch.distributed.new_group``: every rank of the job calls this
-    function with its own context-parallel group and grid. ``new_group`` could synchronise only the members of a group.
-    But that mode hangs if members have created different numbers of groups before, as ranks of different pipeline
+    function with its own context-parallel group and grid. The mode of ``new_group`` that synchronises only the members
+    of a group would hang, if members have created different numbers of groups before, as ranks of different pipeline
     stages have.
 
     Args:

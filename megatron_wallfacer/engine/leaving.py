@@ -1,8 +1,8 @@
 """Teardown at interpreter exit, which all ranks run together or no rank runs.
 
 NCCL's teardown of a communicator waits for all ranks. A rank that exits alone after an error would wait for ranks that
-still train, and torchrun would not notice the exit. So each rank first finds out through the store of the job whether
-all ranks exit.
+still train, and torchrun would not notice the exit. Each rank therefore first finds out, through the store of the job,
+whether all ranks exit.
 """
 
 from __future__ import annotations

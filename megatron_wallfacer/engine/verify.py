@@ -2,8 +2,8 @@
 
 A verified pass runs the same steps as any other pass. Before the first message the ranks compare their arguments, and
 check that their local tensors are finite. Ranks compute checksums of the source of each sent message, and of each
-received message on arrival. After the last step the ranks compare the checksums. Only these two comparisons wait for a
-GPU.
+received message on arrival. After the last step the ranks compare the checksums. Only the comparisons of arguments and
+of checksums wait for a GPU.
 """
 
 from __future__ import annotations

@@ -142,11 +142,11 @@ class HeadGroup:
     # --- accumulators ---
 
     def accumulator_name(self, side: str, rows: RowSet) -> str:
-        """Return the name of the accumulator of a row set, whether it exists or not."""
+        """Return the name of the accumulator for some rows of an operand, whether the accumulator exists or not."""
         return self.emitter.name(f"{self._accumulated_rows(side, rows)}.acc", side)
 
     def accumulator(self, side: str, rows: RowSet) -> str:
-        """Return the name of the accumulator of a row set, and define the accumulator if it is missing."""
+        """Return the name of the accumulator for some rows of an operand, and create a missing accumulator."""
         name = self.accumulator_name(side, rows)
         if name not in self.emitter.values:
             chunks = self.blocks.chunks(side, self._accumulated_rows(side, rows))

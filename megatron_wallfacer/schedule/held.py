@@ -1,8 +1,8 @@
 """Results of attention calls that are not yet accumulated: their bytes, and the time of their accumulation.
 
-One launch can add several results to an accumulator, which it reads and writes once. So results of calls are held until
-an operation reads their rows, or until a third operation adds to the same accumulator. Results of large calls are
-accumulated immediately.
+One launch can add several results to an accumulator, which it reads and writes once. Results of calls are therefore
+held until an operation reads their rows, or until a third operation adds to the same accumulator. Results of large
+calls are accumulated immediately.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _attend(index: int, op: Attend, schedule: Schedule, shape: Shape, held: _Hel
 
 
 def _reads(index: int, op: Op, schedule: Schedule) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield (value, chunks) for all rows that an operation reads, so that their results must be accumulated."""
+    """Yield (value, chunks) of the rows whose results must be accumulated, because an operation reads the rows."""
     match op:
         case SendRecv(transfer=transfer):
             yield from ((message.value, message.chunks) for message in transfer.sends)

@@ -4,8 +4,8 @@ The sequence is divided into 2P equal chunks, and rank r has chunks r and 2P-1-r
 causal attention on every grid: a causal mask leaves exactly half of the (query, key) pairs of any two shards unmasked
 (``docs/walkthrough.md``).
 
-A *block* is the union of the shards of several ranks, with chunks sorted by position. So the query rows that see a key
-chunk are always a suffix of a block.
+A *block* is the union of the shards of several ranks, with chunks sorted by position. The query rows that see a key
+chunk are therefore always a suffix of a block.
 """
 
 from __future__ import annotations

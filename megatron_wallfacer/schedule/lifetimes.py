@@ -16,7 +16,7 @@ from megatron_wallfacer.schedule.ops import Schedule
 
 @dataclass(frozen=True, slots=True)
 class LocalPart:
-    """The part of a head exchange that stays on this rank. A copy moves it from the sent to the received parts.
+    """The part of a head exchange that stays on this rank. This part is copied from the sent to the received parts.
 
     Attributes:
         source: name of the value that contains the rows of the part.

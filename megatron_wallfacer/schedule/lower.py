@@ -1,7 +1,7 @@
 """Lowering of a schedule, which assigns a memory offset to every value, and a list of steps to every operation.
 
-Lowering knows which rows of an accumulator have been written. So the program writes rows the first time, and merges or
-adds to them afterwards. Rows without any result are filled before they are read.
+Lowering knows which rows of an accumulator have been written. The program therefore writes rows the first time, and
+merges or adds to written rows. Rows without any result are filled before they are read.
 """
 
 from __future__ import annotations

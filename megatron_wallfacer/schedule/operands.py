@@ -97,7 +97,7 @@ class OperandRows:
         return self.block(entering(self.grid, origin)[1] if self.is_permuted else self.team(self.ring_operand, origin))
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
-        """Return the chunks of a row set of an operand."""
+        """Return the ids of the chunks in some rows of an operand, ascending."""
         if rows == LOCAL:
             return self.shard(self.rank)
         if rows == GATHERED:
@@ -110,7 +110,7 @@ class OperandRows:
 
     @property
     def first_block(self) -> tuple[RowSet, ...]:
-        """Return which rows form the first block of the ring operand. In the paper's order these rows are received."""
+        """Return which rows form the first block of the ring operand. In the paper's order this block is received."""
         if self.is_permuted:
             return (received(0),)
         return (LOCAL, GATHERED) if len(self.team(self.ring_operand)) > 1 else (LOCAL,)

@@ -109,7 +109,7 @@ class Transfer:
 
     @property
     def channel(self) -> tuple[str, str]:
-        """Return (axis, ``inputs`` or ``results``). Transfers of one such channel may have to wait for each other."""
+        """Return (axis, ``inputs`` or ``results``). Transfers of one channel may have to wait for each other."""
         return self.axis, "results" if RESULTS.intersection(self.payload) else "inputs"
 
 
@@ -130,7 +130,7 @@ class Concat:
 
 @dataclass(frozen=True, slots=True)
 class PostRecv:
-    """Post the receives of a transfer before it starts, so that senders need not wait. Backends may ignore it."""
+    """Post the receives of a transfer before its start, so that senders need not wait. Backends may ignore this."""
 
     transfer: Transfer
 

@@ -45,8 +45,8 @@ TIE, MORE_BYTES = 1.05, 1.2
 def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> Plan:
     """Return the plan with the least memory among plans with nearly the lowest price and nearly the fewest bytes.
 
-    The price of a considered plan is at most :data:`TIE` times the lowest price. Among the plans with such a price, a
-    considered plan receives at most :data:`MORE_BYTES` times the fewest bytes. Tokens and heads are numbers per rank.
+    A price is nearly the lowest up to :data:`TIE` times the lowest price. Bytes are nearly the fewest up to
+    :data:`MORE_BYTES` times the fewest bytes of plans with nearly the lowest price. Tokens and heads are per rank.
     """
     options = {"tokens": tokens, "q_heads": q_heads, "kv_heads": kv_heads}
     prices = [layer_seconds(plan, **options, ranks_per_node=ranks_per_node) for plan in plans]

@@ -1,8 +1,8 @@
 """Schedules for sparse masks, which leave many chunk pairs empty: windows, and documents in a sequence.
 
 The grid decides which rank computes which pairs. A block that hops around the ring would reach many ranks that need
-none of its rows. Here no block hops. Each rank receives exactly the chunks that it needs, directly from the ranks of
-these chunks, and sends results back directly. Chunks that no query sees are neither sent nor computed.
+none of its rows. With a sparse mask no block hops. Each rank receives exactly the chunks that it needs, directly from
+the ranks of these chunks, and sends results back directly. Chunks that no query sees are neither sent nor computed.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class SparseHeadGroupBuilder:
 
     @property
     def ring_rows(self) -> tuple[RowSet, ...]:
-        """Return the row sets of the ring operand that come from other ranks, in the order of their use."""
+        """Return which rows of the ring operand come from other ranks, in the order of their use."""
         gathered = (GATHERED,) if len(self.operands.team(self.operands.ring_operand)) > 1 else ()
         return (*gathered, *(received(step) for step in range(1, self.operands.grid.ring)))
 
@@ -189,7 +189,7 @@ class SparseHeadGroupBuilder:
 
 
 def append_sparse(builders: Sequence[SparseHeadGroupBuilder]) -> None:
-    """Append all operations: exchanges first, local tiles meanwhile, then one row set after the other."""
+    """Append all operations: exchanges, then local tiles, then tiles of received rows in the order of ring steps."""
     for builder in builders:
         builder.group.split_heads()
         builder.exchange_stationary()

@@ -2,8 +2,8 @@
 
 Units: elements received per rank and attention layer, in query shards of n*H elements, where n is the tokens per rank
 and H the query width (heads x head dim). kappa is kv heads / query heads. If the work of a rank covers x query shards
-and y key shards, balance requires x*y >= P. A rank receives all of these shards except its local query shard and its
-local key shard.
+and y key shards, balance requires x*y >= P. A rank receives x - 1 query shards and y - 1 key shards, because one shard
+of each is local.
 
 Each pass has two bounds. The plain bound allows any real x and y, and applies to every scheme. The bound *for whole
 shards* allows only integers, and applies to schemes that assign whole shards to ranks. The bound for whole shards is
