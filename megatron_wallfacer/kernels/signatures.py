@@ -6,7 +6,6 @@ if the function computes the same result without the parameter.
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ class Signature:
     Attributes:
         owner: name and version of the library, for messages.
         function: name of the function.
-        names: names of all parameters that can be given by keyword.
+        names: names of all parameters.
         required: names of the parameters without a default.
         needs: supported releases, for messages.
     """
@@ -55,34 +54,17 @@ class Signature:
         """
         schema = _schema(function)
         if schema is not None:
-            required = {argument.name for argument in schema.arguments if not argument.has_default_value()}
-            return cls(owner, name, frozenset(a.name for a in schema.arguments), frozenset(required), needs)
-        parameters = inspect.signature(function).parameters.values()
-        if any(parameter.kind in _VARIADIC for parameter in parameters):
-            raise UnavailableError(f"{owner}: {name} takes *args or **kwargs, its parameters cannot be seen")
-        required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
-        return cls(owner, name, frozenset(p.name for p in parameters), frozenset(required), needs)
-
-    @classmethod
-    def of_source(cls, definition: ast.FunctionDef, *, owner: str, needs: str) -> Signature:
-        """Return the signature of a function from its ``def`` statement, without importing the function."""
-        arguments = definition.args
-        positional = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
-        required = set(positional[: len(positional) - len(arguments.defaults)])
-        pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-        required |= {argument.arg for argument, default in pairs if default is None}
-        names = frozenset(positional) | {argument.arg for argument in arguments.kwonlyargs}
-        return cls(owner, definition.name, names, frozenset(required), needs)
-
-    def has(self, name: str) -> bool:
-        """Return whether the function has a parameter of this name."""
-        return name in self.names
+            has_default = {argument.name: argument.has_default_value() for argument in schema.arguments}
+        else:
+            parameters = inspect.signature(function).parameters.values()
+            if any(parameter.kind in _VARIADIC for parameter in parameters):
+                raise UnavailableError(f"{owner}: {name} takes *args or **kwargs, its parameters cannot be seen")
+            has_default = {parameter.name: parameter.default is not parameter.empty for parameter in parameters}
+        required = frozenset(name for name, has in has_default.items() if not has)
+        return cls(owner, name, frozenset(has_default), required, needs)
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments of a call.
-
-        Args:
-            values: argument by name of the parameter. An :class:`OptionalArgument` without a parameter is omitted.
+        """Return the keyword arguments of a call, without each :class:`OptionalArgument` that has no parameter.
 
         Raises:
             UnavailableError: A required value has no parameter, or a parameter without a default has no value.
@@ -134,7 +116,7 @@ class LibraryFunction:
 
     def has(self, name: str) -> bool:
         """Return whether the function has a parameter of this name."""
-        return self.signature.has(name)
+        return name in self.signature.names
 
     def bind(self, values: Mapping[str, Any]) -> Callable[..., Any]:
         """Return the function with all arguments bound except the tensors; see :meth:`Signature.arguments`.
@@ -147,13 +129,9 @@ class LibraryFunction:
 
 
 class LoadedLibrary:
-    """The functions of one release of an optional library.
+    """The functions of one release of an optional library, which is imported unless ``module`` is given.
 
-    Args:
-        library: package and modules, which are imported unless ``module`` is given.
-        needs: supported releases, for messages.
-        module: module with the functions; None for the installed library.
-        title: name and version of the library, for messages.
+    ``title`` (name and version of the library) and ``needs`` (supported releases) are parts of error messages.
 
     Raises:
         UnavailableError: The library is not installed.

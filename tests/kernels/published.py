@@ -6,6 +6,7 @@ that pip is set to, and only the wanted file is read from it. Files are kept in 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import html
 import io
@@ -21,6 +22,8 @@ import urllib.request
 import zipfile
 from pathlib import Path
 from urllib.parse import urldefrag, urljoin
+
+from megatron_wallfacer.kernels.signatures import Signature
 
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megatron-wallfacer" / "published"
 _SECONDS = 60
@@ -111,3 +114,14 @@ def _pip(*command: str) -> str:
     if done.returncode:
         raise Unreachable(f"pip {command[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return done.stdout
+
+
+def read_signature(definition: ast.FunctionDef, *, owner: str, needs: str) -> Signature:
+    """The signature of a function from its ``def`` statement. The function is not imported."""
+    arguments = definition.args
+    positional = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    required = set(positional[: len(positional) - len(arguments.defaults)])
+    pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    required |= {argument.arg for argument, default in pairs if default is None}
+    names = frozenset(positional) | {argument.arg for argument in arguments.kwonlyargs}
+    return Signature(owner, definition.name, names, frozenset(required), needs)

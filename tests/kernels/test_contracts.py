@@ -26,7 +26,7 @@ from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from megatron_wallfacer.schedule.attn_tile import TileWindow
 from tests.kernels import fakes
 from tests.kernels.problems import LocalProblem, packed, worst
-from tests.kernels.published import Unreachable, published
+from tests.kernels.published import Unreachable, published, read_signature
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def test_read_and_probed_signatures_are_the_same(contract: Contract, version: st
     library = contract.fake(*functions)
     for read in functions:
         made = Signature.of(getattr(library, read.name), name=read.name, owner="x", needs="y")
-        assert made == Signature.of_source(read, owner="x", needs="y")
+        assert made == read_signature(read, owner="x", needs="y")
 
 
 @pytest.mark.parametrize("version", FIT["te"][1])

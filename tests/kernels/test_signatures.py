@@ -12,6 +12,7 @@ from megatron_wallfacer.kernels.optional import UnavailableError
 from megatron_wallfacer.kernels.signatures import LibraryFunction, OptionalArgument, Signature
 from megatron_wallfacer.kernels.te import TransformerEngineKernel
 from tests.kernels import fakes
+from tests.kernels.published import read_signature
 from tests.kernels.releases import TE, make
 
 ABOUT = {"name": "attend", "owner": "library 1.2", "needs": "library >= 2"}
@@ -113,7 +114,7 @@ def test_operators_are_called_by_keyword(operator: object) -> None:
 def test_a_definition_that_is_read_says_what_the_function_would(source: str) -> None:
     scope: dict = {}
     exec(source, scope)
-    read = Signature.of_source(ast.parse(source).body[0], owner="o", needs="n")
+    read = read_signature(ast.parse(source).body[0], owner="o", needs="n")
     assert read == Signature.of(scope["f"], name="f", owner="o", needs="n")
 
 
