@@ -15,11 +15,8 @@ def byte_cache(limit: int, nbytes: Callable[..., int]) -> Callable[[Callable[...
     """Return a decorator like ``functools.lru_cache`` with a limit in bytes, for positional arguments.
 
     A cached call costs no Python call, as with ``functools.cache``. If an entry would exceed the limit, the cache is
-    emptied first. A result that is larger than the limit is the only entry of the cache.
-
-    Args:
-        limit: largest number of bytes of all entries.
-        nbytes: function from the arguments of a call to the bytes of its entry.
+    emptied first. A result that is larger than the limit is the only entry of the cache. ``nbytes`` returns the bytes
+    of an entry from the arguments of its call.
     """
 
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:

@@ -18,7 +18,7 @@ from megatron_wallfacer.kernels.optional import FLASH_ATTN_2, FLASH_ATTN_3, FLAS
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
 from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, Capabilities, Gradients
 from megatron_wallfacer.kernels.signatures import LibraryFunction, LoadedLibrary, OptionalArgument
-from megatron_wallfacer.kernels.windows import WindowSize, bottom_right, cu_seqlens_tensor
+from megatron_wallfacer.kernels.windows import bottom_right, cu_seqlens_tensor
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
 #: Parameters of the library functions for packed documents.
@@ -103,11 +103,7 @@ FLASH4 = FlashVersion(
 class FlashKernel(PreparedKernel):
     """A version of FlashAttention. All releases write gradients into tensors that the caller passes.
 
-    Args:
-        version: names and arguments of the version.
-        module: module with the functions; None for the installed library.
-        title: name and version of the library, for messages.
-        deterministic: see :class:`PreparedKernel`.
+    For ``module`` and ``title`` see :class:`LoadedLibrary`, for ``deterministic`` see :class:`PreparedKernel`.
 
     Raises:
         UnavailableError: The library is not installed, or its version is not supported.
@@ -127,9 +123,9 @@ class FlashKernel(PreparedKernel):
         self._functions = self._find(version.functions)
         self._varlen_functions = self._find(version.varlen_functions or version.functions)
         tile, spec = AttnTile((0, 1), (0, 1)), AttnSpec(1.0)
-        for functions, varlen in ((self._functions, {}), (self._varlen_functions, dict.fromkeys(_VARLEN))):
-            for function, arguments in zip(functions, (self._forward_arguments, self._backward_arguments), strict=True):
-                function.bind(arguments(function, tile, spec) | varlen)
+        for (forward, backward), varlen in ((self._functions, {}), (self._varlen_functions, dict.fromkeys(_VARLEN))):
+            forward.bind(self._forward_arguments(forward, tile, spec) | varlen)
+            backward.bind(self._backward_arguments(backward, tile, spec) | varlen)
 
     def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
         """See :meth:`PreparedKernel.prepare_forward`."""
@@ -162,11 +158,11 @@ class FlashKernel(PreparedKernel):
     def _mask_arguments(self, function: LibraryFunction, tile: AttnTile, spec: AttnSpec) -> dict[str, Any]:
         """Return the arguments for scale, mask and window, whose names may differ between forward and backward."""
         causal = {"is_causal" if function.has("is_causal") else "causal": tile.causal}
-        size = bottom_right(tile)
-        sides = WindowSize(*(self._version.no_limit if side is None else side for side in size))
-        window = {"window_size_left": sides.left, "window_size_right": sides.right}
+        left, right = (self._version.no_limit if side is None else side for side in bottom_right(tile))
         if function.has("window_size"):
-            window = {"window_size": tuple(sides)}
+            window = {"window_size": (left, right)}
+        else:
+            window = {"window_size_left": left, "window_size_right": right}
         return {"softmax_scale": spec.scale} | causal | window
 
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,13 +55,12 @@ class PreparedKernel(ABC):
 
     def __init__(self, *, deterministic: bool | None = None) -> None:
         self.deterministic = deterministic_requested() if deterministic is None else deterministic
-        self._forward_call, self._backward_call = (
-            lru_cache(_TILES)(prepare) for prepare in (self._prepare_forward, self._prepare_backward)
+        directions = (
+            partial(self._prepare, self.prepare_forward, forward_in_pieces),
+            partial(self._prepare, self.prepare_backward, backward_in_pieces),
         )
-        self._varlen_forward_call, self._varlen_backward_call = (
-            byte_cache(_VARLEN_LIMIT, self._nbytes)(prepare)
-            for prepare in (self._prepare_forward, self._prepare_backward)
-        )
+        self._forward_call, self._backward_call = map(lru_cache(_TILES), directions)
+        self._varlen_forward_call, self._varlen_backward_call = map(byte_cache(_VARLEN_LIMIT, self._nbytes), directions)
 
     def unsupported_reason(self, inputs: Inputs) -> str | None:
         """See :meth:`Kernel.unsupported_reason`."""
@@ -93,29 +92,19 @@ class PreparedKernel(ABC):
             return [] if self.capabilities.varlen else documents_of(tile)
         return strips(tile, tile.width) if tile.window is not None and tile.height > tile.width else []
 
-    def _prepare_forward(self, tile: AttnTile, spec: AttnSpec, *kind: object) -> ForwardCall:
-        self._check(spec)
+    def _prepare(
+        self, prepare: Callable[..., Any], in_pieces: Callable[..., Any], tile: AttnTile, spec: AttnSpec, *kind: object
+    ) -> Callable[..., Any]:
+        if spec.softcap and not self.capabilities.softcap:
+            raise OptionError("softcap", spec.softcap, f"0 with kernel {self.name}, which does not cap logits")
         pieces = self.pieces(tile)
-        if pieces:
-            return partial(forward_in_pieces, self, pieces, spec)
-        return self.prepare_forward(tile, spec, TensorKind(*kind))
-
-    def _prepare_backward(self, tile: AttnTile, spec: AttnSpec, *kind: object) -> BackwardCall:
-        self._check(spec)
-        pieces = self.pieces(tile)
-        if pieces:
-            return partial(backward_in_pieces, self, pieces, spec)
-        return self.prepare_backward(tile, spec, TensorKind(*kind))
+        return partial(in_pieces, self, pieces, spec) if pieces else prepare(tile, spec, TensorKind(*kind))
 
     def _nbytes(self, tile: AttnTile, *rest: object) -> int:
         """Return the bytes of a prepared call with documents, which has boundaries or one tile per document."""
         assert tile.cu_seqlens is not None
         each = 2 * INTEGER_BYTES if self.capabilities.varlen else _TILE_BYTES
         return each * len(tile.cu_seqlens.q)
-
-    def _check(self, spec: AttnSpec) -> None:
-        if spec.softcap and not self.capabilities.softcap:
-            raise OptionError("softcap", spec.softcap, f"0 with kernel {self.name}, which does not cap logits")
 
 
 #: Names of the attributes that look up prepared calls.
@@ -127,10 +116,7 @@ def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
     """Collect the prepared calls that a kernel looks up in the ``with`` block, including the calls of pieces.
 
     A CUDA graph reads the device tensors of prepared calls at each replay. Caches may drop prepared calls, so the owner
-    of the graph keeps references to the calls.
-
-    Args:
-        kernel: kernel that the graph captures. A kernel without prepared calls gives an empty list.
+    of the graph keeps references to the calls. A kernel without prepared calls gives an empty list.
     """
     used: list[Callable[..., object]] = []
     if not isinstance(kernel, PreparedKernel):
@@ -138,15 +124,12 @@ def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
         return
     lookups = {name: getattr(kernel, name) for name in _LOOKUPS}
 
-    def collecting(lookup: Callable[..., Callable[..., object]]) -> Callable[..., Callable[..., object]]:
-        def look_up(*key: object) -> Callable[..., object]:
-            used.append(lookup(*key))
-            return used[-1]
-
-        return look_up
+    def collect(lookup: Callable[..., Callable[..., object]], *key: object) -> Callable[..., object]:
+        used.append(lookup(*key))
+        return used[-1]
 
     for name, lookup in lookups.items():
-        setattr(kernel, name, collecting(lookup))
+        setattr(kernel, name, partial(collect, lookup))
     try:
         yield used
     finally:
@@ -157,15 +140,9 @@ def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
 def forward_in_pieces(
     kernel: Kernel, pieces: Sequence[AttnTile], spec: AttnSpec, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return (out, lse) of a tile; see :meth:`Kernel.forward`.
+    """Return (out, lse) of a tile from its pieces, whose consecutive rows cover the tile; see :meth:`Kernel.forward`.
 
-    Args:
-        kernel: kernel that computes each piece.
-        pieces: tiles whose rows and columns are counted in q and k, and whose consecutive rows cover the whole tile.
-        spec: scale and softcap.
-        q: queries of the whole tile, sbhd.
-        k: keys of the whole tile, sbhd.
-        v: values of the whole tile, sbhd.
+    The rows and columns of the pieces are indices into q, k and v of the whole tile.
     """
     parts = [
         kernel.forward(q[slice(*piece.rows)], k[slice(*piece.cols)], v[slice(*piece.cols)], piece, spec)

@@ -128,7 +128,8 @@ class Kernel(Protocol):
     dtype (fp64 for fp64 inputs, else fp32).
 
     Query tensors have only the rows ``tile.rows``, and key tensors only the columns ``tile.cols``. In a causal tile
-    rows and columns are the same positions. With ``tile.cu_seqlens`` the batch size is 1.
+    rows and columns are the same positions. With ``tile.cu_seqlens`` the batch size is 1. Both passes raise
+    :class:`OptionError` for a window of the tile or a cap of logits that the kernel does not support.
     """
 
     name: str
@@ -139,11 +140,7 @@ class Kernel(Protocol):
         ...
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: AttnTile, spec: AttnSpec) -> tuple[Tensor, Tensor]:
-        """Return (out, lse) of one tile, without the other tiles of the rows.
-
-        Raises:
-            OptionError: The kernel does not support the tile's window or the cap of logits.
-        """
+        """Return (out, lse) of one tile, without the other tiles of the rows."""
         ...
 
     def backward(
@@ -152,9 +149,6 @@ class Kernel(Protocol):
         """Return the contribution of one tile to (dq, dk, dv), given the lse of the rows over *all* keys.
 
         The result depends on ``out`` only through rowsum(dout * out). Any tensor with the same row sums is allowed.
-
-        Raises:
-            OptionError: The kernel does not support the tile's window or the cap of logits.
         """
         ...
 

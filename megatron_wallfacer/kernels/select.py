@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.flash import FLASH2, FLASH3, FLASH4, FlashKernel, FlashVersion
 from megatron_wallfacer.kernels.optional import UnavailableError
-from megatron_wallfacer.kernels.prepared import deterministic_requested
+from megatron_wallfacer.kernels.prepared import PreparedKernel, deterministic_requested
 from megatron_wallfacer.kernels.protocol import Capabilities, Inputs, Kernel
 from megatron_wallfacer.kernels.reference import ReferenceKernel
 from megatron_wallfacer.kernels.te import TransformerEngineKernel
@@ -51,19 +52,20 @@ _FUSED, _FLASH = "NVTE_FUSED_ATTN", "NVTE_FLASH_ATTN"
 _OF_TORCH = "operator schemas of the installed PyTorch"
 
 
+def _entry(kernel: type[PreparedKernel], library: str, releases: str, **options: Any) -> KernelEntry:
+    return KernelEntry(kernel.name, kernel, kernel.capabilities, library, releases, **options)
+
+
 def _flash(version: FlashVersion, library: str, releases: str) -> KernelEntry:
+    options = {"in_auto": True, "in_flash": True, "variable": _FLASH}
     build = partial(FlashKernel, version)
-    return KernelEntry(
-        version.name, build, version.capabilities, library, releases, in_auto=True, in_flash=True, variable=_FLASH
-    )
+    return KernelEntry(version.name, build, version.capabilities, library, releases, **options)
 
 
 #: All kernels. ``auto`` and ``flash`` select the first kernel in this order that is installed and supports the inputs.
 REGISTRY = (
-    KernelEntry(
-        "te",
+    _entry(
         TransformerEngineKernel,
-        TransformerEngineKernel.capabilities,
         "transformer-engine, cuDNN",
         "2.1.0, 2.2.0, 2.8.0, 2.10.0, 2.12.0, 2.15.0, 2.16.1, 2.18.0, 2.20.2",
         in_auto=True,
@@ -74,34 +76,17 @@ REGISTRY = (
         FLASH3, "flash-attn-3, Hopper", "`hopper/` of flash-attn 2.7.4.post1, 2.8.3, 2.8.3.post2; main branch, by hand"
     ),
     _flash(FLASH2, "flash-attn >= 2.6", "2.6.3, 2.7.4.post1, 2.8.3, 2.8.3.post2"),
-    KernelEntry(
-        "cudnn",
-        TorchCudnnKernel,
-        TorchCudnnKernel.capabilities,
-        "cuDNN through PyTorch",
-        _OF_TORCH,
-        "not supported",
-        variable=_FUSED,
-    ),
-    KernelEntry(
-        "torch",
+    _entry(TorchCudnnKernel, "cuDNN through PyTorch", _OF_TORCH, deterministic="not supported", variable=_FUSED),
+    _entry(
         TorchFlashKernel,
-        TorchFlashKernel.capabilities,
         "PyTorch's copy of FlashAttention 2, on CUDA",
         _OF_TORCH,
-        "by PyTorch's setting",
+        deterministic="by PyTorch's setting",
         in_auto=True,
         variable=_FLASH,
     ),
-    KernelEntry("torch", TorchCpuKernel, TorchCpuKernel.capabilities, "PyTorch, on a CPU", "-", "yes", in_auto=True),
-    KernelEntry(
-        "reference",
-        ReferenceKernel,
-        ReferenceKernel.capabilities,
-        "PyTorch, on any device",
-        "-",
-        "by PyTorch's setting",
-    ),
+    _entry(TorchCpuKernel, "PyTorch, on a CPU", "-", deterministic="yes", in_auto=True),
+    _entry(ReferenceKernel, "PyTorch, on any device", "-", deterministic="by PyTorch's setting"),
 )
 #: Values of ``--wallfacer-kernel``.
 KERNELS = ("auto", "flash", *dict.fromkeys(entry.name for entry in REGISTRY))
@@ -119,14 +104,8 @@ def select_kernel(
 ) -> Kernel:
     """Return the first kernel of a name that is installed and supports the inputs.
 
-    Args:
-        name: one of :data:`KERNELS`.
-        device: device of the tensors.
-        dtype: dtype of q, k and v.
-        head_dim: channels per query or key head.
-        v_head_dim: channels per value head; ``head_dim`` unless given.
-        softcap: cap of the logits; 0 for no cap.
-        window: whether some tiles have a :class:`TileWindow`.
+    The name is one of :data:`KERNELS`, and the other arguments are the fields of :class:`Inputs`. Value heads have
+    ``head_dim`` channels unless ``v_head_dim`` is given.
 
     Raises:
         OptionError: The name is unknown, or no kernel of this name is installed and supports the inputs. The message
@@ -162,18 +141,11 @@ def switches_in_effect(device: torch.device) -> str:
 
 def _entries(name: str, device: torch.device) -> Sequence[KernelEntry]:
     """Return the entries of a kernel name. The device decides for ``auto`` and for names that devices share."""
-    kind = "cuda" if device.type == "cuda" else "cpu"
-    if name == "auto":
-        return [entry for entry in REGISTRY if entry.in_auto and _runs_on(entry, kind)]
     if name == "flash":
         return [entry for entry in REGISTRY if entry.in_flash]
-    named = [entry for entry in REGISTRY if entry.name == name]
-    return [entry for entry in named if _runs_on(entry, kind)] or named[:1]
-
-
-def _runs_on(entry: KernelEntry, kind: str) -> bool:
-    devices = entry.capabilities.devices
-    return devices is None or kind in devices
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    named = [entry for entry in REGISTRY if (entry.in_auto if name == "auto" else entry.name == name)]
+    return [entry for entry in named if kind in (entry.capabilities.devices or (kind,))] or named[:1]
 
 
 def _is_switched_off(entry: KernelEntry) -> bool:

@@ -38,10 +38,7 @@ class TransformerEngineKernel(PreparedKernel):
     TransformerEngine checks in each call that head dims, GPU and cuDNN version fit together. TransformerEngine ignores
     strides, so all tensors are made contiguous.
 
-    Args:
-        module: module with the functions; None for the installed library.
-        title: name and version of the library, for messages.
-        deterministic: see :class:`PreparedKernel`.
+    For ``module`` and ``title`` see :class:`LoadedLibrary`, for ``deterministic`` see :class:`PreparedKernel`.
 
     Raises:
         UnavailableError: The library is not installed, or its version is not supported.
@@ -60,14 +57,11 @@ class TransformerEngineKernel(PreparedKernel):
         self._backend = self._find_backend()
         self._attend = self._library.function("fused_attn_fwd", "qkv")
         self._differentiate = self._library.function("fused_attn_bwd", ("q", "k", "v", "o", "d_o", "aux_ctx_tensors"))
+        spec, tensors = AttnSpec(1.0), TensorKind(1, None, torch.device("cpu"))
         for documents in (None, CuSeqlens((0, 1), (0, 1))):
-            call = (
-                AttnTile((0, 1), (0, 1), cu_seqlens=documents),
-                AttnSpec(1.0),
-                TensorKind(1, None, torch.device("cpu")),
-            )
-            self._attend.bind(self._forward_arguments(*call))
-            self._differentiate.bind(self._backward_arguments(*call))
+            tile = AttnTile((0, 1), (0, 1), cu_seqlens=documents)
+            self._attend.bind(self._forward_arguments(tile, spec, tensors))
+            self._differentiate.bind(self._backward_arguments(tile, spec, tensors))
 
     def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
         """See :meth:`PreparedKernel.prepare_forward`."""
@@ -94,13 +88,13 @@ class TransformerEngineKernel(PreparedKernel):
 
     def _arguments(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> dict[str, Any]:
         """Return the library arguments that forward and backward have in common."""
-        layout = _layout(tile)
+        layout, three = _layouts(tile)
         return {
             "fused_attention_backend": self._backend,
             "dropout": 0.0,
             "attn_scale": spec.scale,
             "attn_bias_type": "no_bias",
-            "qkv_layout": _three(layout),
+            "qkv_layout": three,
             # Before 2.15 all layouts follow from the layout of q, k and v.
             "o_format": OptionalArgument(layout),
             "bottom_right_diagonal": OptionalArgument(False),
@@ -111,28 +105,20 @@ class TransformerEngineKernel(PreparedKernel):
         return self._arguments(tile, spec, tensors) | {"is_training": True}
 
     def _backward_arguments(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> dict[str, Any]:
-        layout = _layout(tile)
-        layouts = {"do_format": OptionalArgument(layout), "dqkv_layout": OptionalArgument(_three(layout))}
+        layout, three = _layouts(tile)
+        layouts = {"do_format": OptionalArgument(layout), "dqkv_layout": OptionalArgument(three)}
         if self._differentiate.has("dqkv_dtype"):  # until 2.14; since then gradients have the dtype of q
-            layouts["dqkv_dtype"] = self._library_dtype(tensors.dtype)
+            dtypes = {of_torch: library for library, of_torch in self._library.module.TORCH_DType.items()}
+            layouts["dqkv_dtype"] = dtypes.get(tensors.dtype)  # none if only parameter names are checked
         return self._arguments(tile, spec, tensors) | layouts | {"deterministic": self.deterministic}
 
-    def _library_dtype(self, dtype: torch.dtype | None) -> Any:
-        """Return TransformerEngine's name of a dtype; None for None, if only parameter names are checked."""
-        if dtype is None:
-            return None
-        return next(library for library, of_torch in self._library.module.TORCH_DType.items() if of_torch == dtype)
-
     def _plain_arguments(self, tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
-        """Return the sizes, which are equal for all sequences of the batch, and the mask.
-
-        Raises:
-            OptionError: The release does not support the window. TransformerEngine's own error names no alternative.
-        """
+        """Return the sizes, which are equal for all sequences of the batch, and the mask."""
         window = WindowSize(None, 0) if tile.causal else top_left(tile)
         # A window that ends at the diagonal is a causal mask with a limit, which all releases support.
         kind = "causal" if window.right == 0 else "no_mask"
         if kind == "no_mask" and window != WindowSize() and not self.capabilities.window:
+            # TransformerEngine's own error names no alternative.
             raise OptionError(
                 "kernel", "te", f"flash or torch here, because te before 2.16 has no window for {tile.window}"
             )
@@ -179,12 +165,10 @@ def _boundaries(q: tuple[int, ...], k: tuple[int, ...], device: torch.device) ->
     return {"cu_seqlens_q": cu_seqlens_tensor(q, device), "cu_seqlens_kv": cu_seqlens_tensor(k, device)}
 
 
-def _layout(tile: AttnTile) -> str:
-    return "sbhd" if tile.cu_seqlens is None else "thd"
-
-
-def _three(layout: str) -> str:
-    return "_".join([layout] * 3)
+def _layouts(tile: AttnTile) -> tuple[str, str]:
+    """Return the layout of one tensor, and TransformerEngine's name of the layout of q, k and v."""
+    layout = "sbhd" if tile.cu_seqlens is None else "thd"
+    return layout, "_".join([layout] * 3)
 
 
 def _forward_sbhd(call: Callable[..., Any]) -> ForwardCall:
@@ -200,9 +184,8 @@ def _forward_thd(call: Callable[..., Any], title: str) -> ForwardCall:
         q, k, v = q.squeeze(1).contiguous(), k.squeeze(1).contiguous(), v.squeeze(1).contiguous()
         out, (stats, *_), *_ = call(q=q, k=k, v=v)
         if stats.dim() != 3:
-            raise UnavailableError(
-                f"{title}: packed documents need statistics of 3 dimensions, not {tuple(stats.shape)}"
-            )
+            shape = tuple(stats.shape)
+            raise UnavailableError(f"{title}: packed documents need statistics of 3 dimensions, not {shape}")
         return out.unsqueeze(1), stats.squeeze(-1).unsqueeze(1)
 
     return forward

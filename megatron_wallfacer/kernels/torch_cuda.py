@@ -19,11 +19,8 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile
 class TorchFlashKernel(PreparedKernel):
     """``aten::_flash_attention_forward`` and ``_backward``: bshd, with windows as in FlashAttention 2.
 
-    The arguments are positional, because releases name the unused random state differently.
-
-    Args:
-        aten: namespace of the operators; PyTorch's by default.
-        deterministic: see :class:`PreparedKernel`; the operators follow ``torch.use_deterministic_algorithms`` instead.
+    The arguments are positional, because releases name the unused random state differently. The operators follow
+    ``torch.use_deterministic_algorithms`` instead of ``deterministic``.
     """
 
     name = "torch"
@@ -61,9 +58,7 @@ class TorchFlashKernel(PreparedKernel):
 class TorchCudnnKernel(PreparedKernel):
     """``aten::_scaled_dot_product_cudnn_attention`` and its backward: bhsd, without windows.
 
-    Args:
-        aten: namespace of the operators; PyTorch's by default.
-        deterministic: see :class:`PreparedKernel`. True is not supported, as cuDNN's backward is not deterministic.
+    The backward pass of cuDNN is not deterministic, so no inputs are supported if gradients must repeat bit by bit.
     """
 
     name = "cudnn"
@@ -99,11 +94,8 @@ class TorchCudnnKernel(PreparedKernel):
     def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
         """See :meth:`PreparedKernel.prepare_backward`."""
         _require_no_window(tile)
-        call, scale, no_seed = (
-            self._aten._scaled_dot_product_cudnn_attention_backward,
-            spec.scale,
-            _no_seed(tensors.device),
-        )
+        call, scale = self._aten._scaled_dot_product_cudnn_attention_backward, spec.scale
+        no_seed = _no_seed(tensors.device)
         # The operator gets neither a bias nor boundaries of documents.
         rest = (no_seed, no_seed, None, None, None, tile.height, tile.width, 0.0, tile.causal)
 

@@ -37,13 +37,8 @@ def bottom_right(tile: AttnTile) -> WindowSize:
     Raises:
         WallfacerError: A row or a column has no unmasked pair. The window size would be negative, which means no limit.
     """
-    left, right = top_left(tile)
-    if tile.window is None:
-        return WindowSize()
-    apart = tile.width - tile.height
-    return WindowSize(
-        None if left is None else tile.window.left + apart, None if right is None else tile.window.right - apart
-    )
+    (left, right), apart = top_left(tile), tile.width - tile.height
+    return WindowSize(None if left is None else left + apart, None if right is None else right - apart)
 
 
 def top_left(tile: AttnTile) -> WindowSize:
@@ -55,7 +50,9 @@ def top_left(tile: AttnTile) -> WindowSize:
     if tile.window is None:
         return WindowSize()
     (left, right), height, width = tile.window, tile.height, tile.width
-    _check(tile)
+    apart = width - height
+    if (left is not None and left < -min(0, apart)) or (right is not None and right < max(0, apart)):
+        raise WallfacerError(f"{tile.window} of a tile of {height} x {width}: a row or a column has no unmasked pair")
     return WindowSize(
         None if left is None or left >= height - 1 else left, None if right is None or right >= width - 1 else right
     )
@@ -66,11 +63,8 @@ def strips(tile: AttnTile, height: int) -> list[AttnTile]:
 
     In tiles with more rows than columns FlashAttention 2 treats ``right >= cols`` as no limit. If left is limited, it
     treats no limit as ``right = cols``. The results of such tiles are wrong, and cuDNN does not support the tiles. So a
-    strip has at most as many rows as the tile has columns. A strip omits columns that none of its rows sees.
-
-    Args:
-        tile: tile with a window. Each row and each column has an unmasked pair.
-        height: number of rows of a strip. The last strip may have fewer.
+    strip has at most as many rows as the tile has columns. A strip omits columns that none of its rows sees. The last
+    strip may have fewer than ``height`` rows.
     """
     assert tile.window is not None
     left, right = tile.window
@@ -85,24 +79,11 @@ def strips(tile: AttnTile, height: int) -> list[AttnTile]:
     return found
 
 
-def _check(tile: AttnTile) -> None:
-    (left, right), apart = tile.window, tile.width - tile.height
-    if (left is not None and left < -min(0, apart)) or (right is not None and right < max(0, apart)):
-        raise WallfacerError(
-            f"{tile.window} of a tile of {tile.height} x {tile.width}: a row or a column has no unmasked pair"
-        )
-
-
-#: Largest number of bytes of cached boundaries and their device copies.
+#: Largest number of bytes of cached boundaries: the tuples, their pinned copies and the tensors.
 _LIMIT = 64 << 20
 
 
-def _nbytes(boundaries: tuple[int, ...], device: torch.device) -> int:
-    """Return the bytes of the tuple, the pinned copy and the tensor."""
-    return len(boundaries) * (INTEGER_BYTES + 2 * torch.int32.itemsize)
-
-
-@byte_cache(_LIMIT, _nbytes)
+@byte_cache(_LIMIT, lambda boundaries, _: len(boundaries) * (INTEGER_BYTES + 2 * torch.int32.itemsize))
 def cu_seqlens_tensor(boundaries: tuple[int, ...], device: torch.device) -> Tensor:
     """Return document boundaries as int32 ``[documents + 1]`` on a device.
 
