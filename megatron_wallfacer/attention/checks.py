@@ -19,8 +19,6 @@ from megatron_wallfacer.schedule.mask import Mask
 from megatron_wallfacer.schedule.plan import Plan
 
 Group = dist.ProcessGroup | DeviceMesh | None
-#: Plan, context-parallel group, mask, kernel, scale and softcap of one call.
-Checked = tuple[Plan, dist.ProcessGroup | None, Mask, Kernel, float, float]
 
 
 def checked(
@@ -39,8 +37,8 @@ def checked(
     kernel: str,
     keep_gathered_q: object,
     transfers: str,
-) -> Checked:
-    """Check the arguments of :func:`megatron_wallfacer.attention.attention`, and return the objects of the call.
+) -> tuple[Plan, dist.ProcessGroup | None, Mask, Kernel, float, float]:
+    """Check the arguments of :func:`attention`, and return plan, group, mask, kernel, scale and softcap of the call.
 
     The checks send no message, so ranks with equal arguments raise the same error.
 
@@ -61,30 +59,16 @@ def checked(
     check_name("kernel", kernel, KERNELS)
     check_name("transfers", transfers, TRANSFERS)
     check_heads(plan, q.shape[2], k.shape[2])
-    return plan, cp_group, mask, _kernel(kernel, q, v, softcap, mask), scale, softcap
-
-
-def _kernel(name: str, q: Tensor, v: Tensor, softcap: float, mask: Mask) -> Kernel:
-    return select_kernel(
-        name,
-        device=q.device,
-        dtype=q.dtype,
-        head_dim=q.shape[3],
-        v_head_dim=v.shape[3],
-        softcap=softcap,
-        window=mask.has_window,
-    )
+    dims = {"head_dim": q.shape[3], "v_head_dim": v.shape[3]}
+    chosen = select_kernel(kernel, device=q.device, dtype=q.dtype, **dims, softcap=softcap, window=mask.has_window)
+    return plan, cp_group, mask, chosen, scale, softcap
 
 
 def group_of(group: object, grid: Grid) -> dist.ProcessGroup | None:
-    """Return the process group of a group, a device mesh or None.
-
-    Args:
-        group: process group or mesh of one dimension that this rank is in; None for the world.
-        grid: grid whose ``cp_size`` must be the size of the group.
+    """Return the process group of the argument ``group``; None for the world.
 
     Raises:
-        OptionError: The group has a type that is not supported, or its size is not ``cp_size``.
+        OptionError: The type is not supported, this rank is not in the group, or its size is not ``grid.cp_size``.
     """
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:

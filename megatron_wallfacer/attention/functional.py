@@ -90,7 +90,7 @@ def attention(
             described(q, k, v, plan, mask, causal, window_size, shard_mode, scale, softcap, chosen.name, options)
         )
     if not q.numel():
-        return empty_output(q, k, v, sinks)
+        return _empty_output(q, k, v, sinks)
     try:
         groups = connected(cp_group, plan.grid, transfers, q.device)
     except BaseException as error:
@@ -101,11 +101,8 @@ def attention(
     return attend(*(x.transpose(0, 1) for x in (q, k, v)), call, sinks=sinks).transpose(0, 1)
 
 
-def empty_output(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
-    """Return the output of an empty batch or sequence, ``[batch, tokens / P, q_heads, v_head_dim]``.
-
-    The output depends on all inputs, so that backward returns empty gradients of q, k and v, and zeros for sinks.
-    """
+def _empty_output(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+    """Return an output that depends on all inputs, so that backward gives empty gradients, and zeros for sinks."""
     # A sum of no elements is 0. A product with an infinite sink would be NaN.
     total = q.sum() + k.sum() + v.sum()
     if sinks is not None:

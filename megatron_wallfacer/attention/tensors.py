@@ -1,4 +1,7 @@
-"""Checks of the tensors of :func:`megatron_wallfacer.attention.attention`."""
+"""Checks of the tensors of :func:`megatron_wallfacer.attention.attention`.
+
+Each function raises :class:`megatron_wallfacer.errors.OptionError` for the first tensor that is not supported.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import sys
 import torch
 from torch import Tensor
 
-from megatron_wallfacer.attention.values import kind
 from megatron_wallfacer.errors import OptionError
 
 #: Supported dtypes. Floating-point dtypes of 8 bits and fewer need scales, which :func:`attention` does not accept.
@@ -16,11 +18,7 @@ _BSHD = "bshd: batch, tokens, heads, head dim"
 
 
 def check_tensors(q: object, k: object, v: object) -> None:
-    """Check types, dtypes, devices and shapes of q, k and v.
-
-    Raises:
-        OptionError: The type, dtype, device or shape of a tensor is not supported. The message names the first one.
-    """
+    """Check types, dtypes, devices and shapes of q, k and v."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         _check_tensor(name, x)
         if x.dim() != 4:
@@ -33,15 +31,17 @@ def check_tensors(q: object, k: object, v: object) -> None:
             raise OptionError(f"{name}.device", x.device, f"the device of q, {q.device}")
         if 0 in x.shape[2:]:
             raise OptionError(name, tuple(x.shape), "of one head and one channel at least")
-    _check_sizes(q.shape, k.shape, v.shape)
+    if k.shape[:3] != v.shape[:3] or k.shape[:2] != q.shape[:2]:
+        shapes = tuple(k.shape), tuple(v.shape)
+        raise OptionError("k, v", shapes, f"of the same batch and tokens as q {tuple(q.shape)}")
+    if q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3]:
+        raise OptionError(
+            "k", tuple(k.shape), f"kv heads that divide the q heads, and q's head dim: q is {tuple(q.shape)}"
+        )
 
 
 def check_sinks(sinks: object, q: Tensor) -> None:
-    """Check that ``sinks`` is None, or has one logit per query head of q.
-
-    Raises:
-        OptionError: The shape, dtype or device of ``sinks`` does not fit q.
-    """
+    """Check that ``sinks`` is None, or has one logit per query head of q."""
     if sinks is None:
         return
     _check_tensor("sinks", sinks)
@@ -55,17 +55,10 @@ def check_sinks(sinks: object, q: Tensor) -> None:
 
 def _check_tensor(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
-        raise OptionError(name, kind(x), "a torch.Tensor")
+        raise OptionError(name, f"a {type(x).__name__}", "a torch.Tensor")
     # Importing DTensor takes seconds. If its module is not imported, no tensor is a DTensor.
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(x, distributed.DTensor):
         raise OptionError(name, "a DTensor", f"the rank's own zig-zag shard, a plain tensor such as {name}.to_local()")
     if x.layout != torch.strided or x.is_nested:
         raise OptionError(name, f"of layout {x.layout}" if not x.is_nested else "a nested tensor", "a dense tensor")
-
-
-def _check_sizes(q: torch.Size, k: torch.Size, v: torch.Size) -> None:
-    if k[:3] != v[:3] or k[:2] != q[:2]:
-        raise OptionError("k, v", (tuple(k), tuple(v)), f"of the same batch and tokens as q {tuple(q)}")
-    if q[2] % k[2] or q[3] != k[3]:
-        raise OptionError("k", tuple(k), f"kv heads that divide the q heads, and q's head dim: q is {tuple(q)}")

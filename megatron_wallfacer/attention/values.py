@@ -1,4 +1,7 @@
-"""Checks of the arguments of :func:`megatron_wallfacer.attention.attention` that are not tensors."""
+"""Checks of the arguments of :func:`megatron_wallfacer.attention.attention` that are not tensors.
+
+Each function raises :class:`megatron_wallfacer.errors.OptionError` for a value that is not allowed.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,8 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def kind(value: object) -> str:
-    """Return the type of a value as a phrase, for messages about a wrong type."""
-    return f"a {type(value).__name__}"
-
-
 def plan_of(value: object) -> Plan:
-    """Return a plan unchanged, or the plan of a grid.
-
-    Raises:
-        OptionError: The value is not a Plan or a Grid.
-    """
+    """Return a plan unchanged, or the plan of a grid."""
     if isinstance(value, Plan):
         return value
     if isinstance(value, Grid):
@@ -42,32 +36,20 @@ def plan_of(value: object) -> Plan:
 
 
 def check_switch(name: str, value: object) -> None:
-    """Check that an argument is True or False.
-
-    Raises:
-        OptionError: The value is not a boolean.
-    """
+    """Check that an argument is True or False."""
     if not isinstance(value, bool):
         raise OptionError(name, shown(value), "True or False")
 
 
 def check_name(name: str, value: object, names: Collection[str]) -> None:
-    """Check that an argument is one of several names.
-
-    Raises:
-        OptionError: The value is not one of the names.
-    """
+    """Check that an argument is one of several names."""
     if not isinstance(value, str) or value not in names:
         plain = isinstance(value, str) and value.isprintable() and len(value) <= _SHOWN
         raise OptionError(name, value if plain else shown(value), f"one of {', '.join(names)}")
 
 
 def scale_of(value: object, head_dim: int) -> float:
-    """Return the scale of the scores; ``head_dim ** -0.5`` if the value is None.
-
-    Raises:
-        OptionError: The value is not a positive number.
-    """
+    """Return the scale of the scores; ``head_dim ** -0.5`` if the value is None."""
     if value is None:
         return head_dim**-0.5
     number = _number("scale", value, "a positive number, or None for head_dim ** -0.5")
@@ -79,11 +61,7 @@ def scale_of(value: object, head_dim: int) -> float:
 
 
 def softcap_of(value: object) -> float:
-    """Return the cap of the scores; 0 for no cap.
-
-    Raises:
-        OptionError: The value is negative or not a number.
-    """
+    """Return the cap of the scores; 0 for no cap."""
     allowed = "a positive number, or 0 for no cap"
     number = _number("softcap", value, allowed)
     if number < 0:
@@ -92,19 +70,7 @@ def softcap_of(value: object) -> float:
 
 
 def mask_of(causal: bool, window_size: object, cu_seqlens: object, shard_mode: Any, cp_size: int, tokens: int) -> Mask:
-    """Return the mask of a call.
-
-    Args:
-        causal: whether a query sees no key after its position.
-        window_size: numbers of keys (left, right) that a query sees before and after its position; -1 for no limit.
-        cu_seqlens: boundaries of the documents of the whole sequence, or None.
-        shard_mode: layout of documents, one of :data:`megatron_wallfacer.schedule.mask.SHARD_MODES`.
-        cp_size: P, the number of context-parallel ranks.
-        tokens: tokens of the whole sequence.
-
-    Raises:
-        OptionError: An argument has a type or a value that is not allowed.
-    """
+    """Return the mask of a call of :func:`attention`, whose whole sequence has ``tokens`` tokens."""
     check_switch("causal", causal)
     check_name("shard_mode", shard_mode, SHARD_MODES)
     window = window_mask(_window(window_size), causal)
