@@ -54,9 +54,6 @@ def run_bench(arguments: argparse.Namespace) -> int:
 
     Returns:
         The exit code: 1 if outputs or gradients of the schemes differ by more than the tolerance, else 0.
-
-    Raises:
-        WallfacerError: The command runs without torchrun, or a size is invalid. All ranks raise the same error.
     """
     check_torchrun("bench")
     ranks = int(os.environ["WORLD_SIZE"])
@@ -107,7 +104,7 @@ def _time(arguments: argparse.Namespace, plans: list[Plan], shape: Shape, device
     workload = AttentionWorkload(shape, dtype, device, causal=not arguments.full_mask, kernel=arguments.kernel)
     differences = largest_differences(plans, workload)
     with progress_bar(len(plans) * (arguments.repeats + 1), shown=dist.get_rank() == 0) as done:
-        times = time_plans(plans, workload, repeats=arguments.repeats, done=done)
+        times = time_plans(plans, [workload] * len(plans), repeats=arguments.repeats, done=done)
     return scheme_times(arguments.schemes, plans, times, differences, workload)
 
 

@@ -38,12 +38,8 @@ _SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packa
 
 
 def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
-    """Return Megatron's tokenizer flags for this corpus.
-
-    Args:
-        megatron: Megatron release (major, minor). From 0.18 on, `--vocab-size` of the NullTokenizer includes the
-            end-of-document token.
-    """
+    """Return Megatron's tokenizer flags for this corpus and a Megatron release (major, minor)."""
+    # From 0.18 on, --vocab-size of the NullTokenizer includes the end-of-document token.
     size = VOCABULARY if megatron >= VOCABULARY_WITH_END else VOCABULARY - 1
     return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(size)]
 
@@ -75,7 +71,7 @@ def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
     building.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
     try:
         _write(building / prefix.name, int(megabytes * 1_000_000))
-        _seal(building)
+        (building / _SEAL).write_text(json.dumps(_digests(building)))
         _put(building, finished)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -95,10 +91,6 @@ def _put(building: Path, finished: Path) -> None:
         os.rename(building, finished)
     finally:
         shutil.rmtree(damaged, ignore_errors=True)
-
-
-def _seal(corpus: Path) -> None:
-    (corpus / _SEAL).write_text(json.dumps(_digests(corpus)))
 
 
 def _is_whole(corpus: Path) -> bool:
@@ -125,11 +117,7 @@ def library_sources() -> Iterator[Path]:
 
 
 def _write(prefix: Path, wanted: int) -> None:
-    """Write sources as tokens into `<prefix>.bin` and `<prefix>.idx` until there are `wanted` tokens.
-
-    Raises:
-        ValueError: The library has fewer tokens.
-    """
+    """Write sources as tokens into `<prefix>.bin` and `<prefix>.idx` until there are `wanted` tokens."""
     import numpy
 
     with warnings.catch_warnings():
@@ -140,7 +128,9 @@ def _write(prefix: Path, wanted: int) -> None:
 
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=numpy.uint16)
     tokens = 0
-    with _progress() as progress:
+    # Rich prints the bar once at the end if stderr is a pipe.
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("tokenising Python's library", total=wanted)
         for source in library_sources():
             if tokens >= wanted:
@@ -155,9 +145,3 @@ def _write(prefix: Path, wanted: int) -> None:
             f"the corpus needs {wanted / 1e6:g} million tokens, the source of Python's library has {tokens / 1e6:.1f}"
         )
     builder.finalize(f"{prefix}.idx")
-
-
-def _progress() -> Progress:
-    """Return a progress bar on stderr, which appears once at the end if stderr is a pipe."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))

@@ -31,15 +31,7 @@ TRAINING = (
 
 @dataclass(frozen=True)
 class DemoRun:
-    """One training run.
-
-    Attributes:
-        name: name in tables and plots.
-        title: description, printed when the run starts.
-        log: file name of the log.
-        ranks: number of ranks.
-        flags: arguments that only this run has.
-    """
+    """One training run. Its title is printed when it starts, and its flags follow the arguments of all runs."""
 
     name: str
     title: str

@@ -53,12 +53,7 @@ class Failure:
 
 @dataclass
 class _Output:
-    """Output of one rank.
-
-    Attributes:
-        lines: lines of the rank without prefixes.
-        line_numbers: line number of each line in the log.
-    """
+    """Lines of one rank without prefixes, and the line number of each line in the log."""
 
     lines: list[str] = field(default_factory=list)
     line_numbers: list[int] = field(default_factory=list)
@@ -79,8 +74,7 @@ class _Output:
 def first_failure(log: str) -> Failure | None:
     """Return the rank that failed first, or None if the log has no failed rank.
 
-    Args:
-        log: stdout and stderr of torchrun on one node, with ``--tee 3``.
+    The log is stdout and stderr of torchrun on one node, with ``--tee 3``.
     """
     outputs: defaultdict[int, _Output] = defaultdict(_Output)
     for number, line in enumerate(log.splitlines()):

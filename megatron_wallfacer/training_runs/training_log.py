@@ -12,13 +12,7 @@ _ITERATION = re.compile(
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration in the log.
-
-    Attributes:
-        number: number of the iteration from 1.
-        loss: language-model loss with the seven digits of the log.
-        grad_norm: gradient norm before clipping.
-    """
+    """One iteration in the log, counted from 1. The loss has seven digits, and the gradient norm is not clipped."""
 
     number: int
     loss: float

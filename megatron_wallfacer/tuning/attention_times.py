@@ -20,15 +20,9 @@ from megatron_wallfacer.tuning.timing import largest, time_call
 
 @dataclass(frozen=True)
 class AttentionWorkload:
-    """Workload of attention, equal on every rank.
+    """Attention to time on one rank, whose shard of the sequence has the given shape. No pair is masked if not causal.
 
-    Attributes:
-        shape: tokens, heads and channels of one rank's shard.
-        dtype: dtype of q, k, v.
-        device: device of this rank.
-        causal: whether the mask is causal. Without a causal mask no pair is masked.
-        kernel: value of ``--wallfacer-kernel``.
-        keep_gathered_q: whether to keep gathered queries for backward.
+    All ranks have equal workloads except the device.
     """
 
     shape: Shape
@@ -54,7 +48,7 @@ class PassTimes:
 
 def time_plans(
     plans: Sequence[Plan],
-    workloads: AttentionWorkload | Sequence[AttentionWorkload],
+    workloads: Sequence[AttentionWorkload],
     *,
     repeats: int,
     done: Callable[[], None],
@@ -63,14 +57,13 @@ def time_plans(
 
     Args:
         plans: plans, equal on every rank.
-        workloads: one workload for all plans, or one workload per plan.
+        workloads: one workload per plan.
         repeats: number of timed runs of each plan, after one run that is not timed.
         done: function to call after each run.
 
     Returns:
         The times of the runs of each plan.
     """
-    workloads = [workloads] * len(plans) if isinstance(workloads, AttentionWorkload) else workloads
     times: list[list[PassTimes]] = [[] for _ in plans]
     for repeat in range(repeats + 1):
         for plan, workload, samples in zip(plans, workloads, times, strict=True):
@@ -90,28 +83,12 @@ def time_choices(
     repeats: int,
     done: Callable[[], None],
 ) -> list[float]:
-    """Time the planner's candidates. All ranks must call this function.
+    """Time the planner's candidates, and return the median seconds of forward plus backward of each candidate.
 
-    Args:
-        choices: candidates of one job, equal on every rank.
-        dtype: dtype of q, k, v.
-        device: device of this rank.
-        kernel: value of ``--wallfacer-kernel``.
-        repeats: number of timed runs of each candidate.
-        done: function to call after each run.
-
-    Returns:
-        The median seconds of forward plus backward of each candidate.
+    All ranks must call this function with the same candidates. See :func:`time_plans` for ``repeats`` and ``done``.
     """
     workloads = [
-        AttentionWorkload(
-            choice.job.shape,
-            dtype,
-            device,
-            causal=choice.job.causal,
-            kernel=kernel,
-            keep_gathered_q=choice.keep_gathered_q,
-        )
+        AttentionWorkload(choice.job.shape, dtype, device, choice.job.causal, kernel, choice.keep_gathered_q)
         for choice in choices
     ]
     times = time_plans([choice.plan for choice in choices], workloads, repeats=repeats, done=done)

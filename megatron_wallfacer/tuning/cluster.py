@@ -15,23 +15,20 @@ from megatron_wallfacer.kernels import select_kernel
 from megatron_wallfacer.planning.cluster import Cluster, LinkSpeed
 from megatron_wallfacer.schedule.volume import Shape
 from megatron_wallfacer.tuning.device_rates import measure_device
-from megatron_wallfacer.tuning.host_memory import measure_host_memory
-from megatron_wallfacer.tuning.links import measure_link, measure_nics
+from megatron_wallfacer.tuning.links import measure_host_memory, measure_link, measure_nics
 
 
 def measure_cluster(shape: Shape, dtype: torch.dtype, device: torch.device, kernel: str) -> Cluster:
     """Measure the job's own cluster. All ranks must call this function, and all ranks return the same cluster.
 
-    Args:
-        shape: tokens, heads and channels of one rank's shard.
-        dtype: dtype of q, k, v.
-        device: device of this rank.
-        kernel: value of ``--wallfacer-kernel``.
+    Kernels are measured for the shape of one rank's shard.
 
     Raises:
         WallfacerError: Nodes have different numbers of ranks, or no kernel supports the shape.
     """
-    nodes, per_node = count_nodes(hosts_of_ranks())
+    hosts = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, gethostname())
+    nodes, per_node = count_nodes(hosts)
     pairs = [(rank, rank + 1) for rank in range(0, per_node - 1, 2)]
     intra = measure_link(pairs, device) if pairs else (float("inf"), 0.0)
     nic_gbyte_s, nic_latency_us, nics = measure_nics(nodes, per_node, device)
@@ -50,13 +47,6 @@ def measure_cluster(shape: Shape, dtype: torch.dtype, device: torch.device, kern
         host_link=host_link,
         host_memory_gb=host_memory_gb,
     )
-
-
-def hosts_of_ranks() -> list[str]:
-    """Return the host name of each rank. All ranks must call this function."""
-    hosts: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(hosts, gethostname())
-    return hosts
 
 
 def count_nodes(hosts: Sequence[str]) -> tuple[int, int]:

@@ -23,13 +23,7 @@ DIVISORS, REPEATS = (4, 1), 5
 def measure_device(kernel: Kernel, shape: Shape, dtype: torch.dtype, device: torch.device) -> Device:
     """Measure forward and backward rates of a kernel, the time of a call, and the rate of merging.
 
-    All ranks must call this function.
-
-    Args:
-        kernel: attention kernel.
-        shape: tokens, heads and channels of one rank's shard.
-        dtype: dtype of q, k, v.
-        device: device of this rank.
+    All ranks must call this function with the shape of one rank's shard.
     """
     small, large = (_tile_times(kernel, _tensors(shape.tokens // part, shape, dtype, device)) for part in DIVISORS)
     products = [(shape.tokens // part) ** 2 * shape.q_heads * shape.head_dim for part in DIVISORS]

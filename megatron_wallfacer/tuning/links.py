@@ -1,16 +1,18 @@
-"""Measure bandwidth and latency of links within a node and between two nodes."""
+"""Measure links within a node, between two nodes, and between GPUs and host memory."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from megatron_wallfacer.tuning.timing import time_calls
 
-#: Bytes of a long message, bytes of a short message, and number of timed exchanges.
-LARGE, SHORT, REPEATS = 32 << 20, 1024, 5
+#: Bytes of a long message, of a short message and of a copy to or from host memory; number of timed repetitions.
+LARGE, SHORT, HOST_COPY, REPEATS = 32 << 20, 1024, 256 << 20, 5
 
 
 def measure_link(pairs: Sequence[tuple[int, int]], device: torch.device) -> tuple[float, float]:
@@ -33,11 +35,6 @@ def measure_nics(nodes: int, ranks_per_node: int, device: torch.device) -> tuple
 
     All ranks must call this function.
 
-    Args:
-        nodes: number of nodes.
-        ranks_per_node: number of ranks per node.
-        device: device of this rank.
-
     Returns:
         Rate of one NIC in 1e9 bytes per second, time of a short message in microseconds, and number of NICs per node.
     """
@@ -49,6 +46,25 @@ def measure_nics(nodes: int, ranks_per_node: int, device: torch.device) -> tuple
     divisors = (size for size in range(1, ranks_per_node + 1) if ranks_per_node % size == 0)
     nics = min(divisors, key=lambda size: abs(size - ratio))
     return shared * ranks_per_node / nics, latency_us, nics
+
+
+def measure_host_memory(device: torch.device) -> tuple[float | None, float | None]:
+    """Measure the link between a GPU and host memory while all ranks copy. All ranks must call this function.
+
+    Returns:
+        Rate of the slower direction in 1e9 bytes per second, and host memory per node in 1e9 bytes, or (None, None) on
+        CPUs.
+    """
+    if device.type != "cuda":
+        return None, None
+    on_gpu = torch.empty(HOST_COPY, dtype=torch.uint8, device=device)
+    on_host = torch.empty(HOST_COPY, dtype=torch.uint8, pin_memory=True)
+    seconds = [
+        min(time_calls(partial(target.copy_, source, non_blocking=True), device, REPEATS))
+        for target, source in ((on_host, on_gpu), (on_gpu, on_host))
+    ]
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return HOST_COPY / max(seconds) / 1e9, size / 1e9
 
 
 def _exchange_s(pairs: Sequence[tuple[int, int]], size: int, device: torch.device) -> float:

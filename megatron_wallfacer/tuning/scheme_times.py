@@ -63,15 +63,7 @@ def scheme_times(
     differences: Sequence[float],
     workload: AttentionWorkload,
 ) -> list[SchemeTimes]:
-    """Return the results of all schemes in their order.
-
-    Args:
-        schemes: names of the schemes.
-        plans: plan of each scheme.
-        times: times of the runs of each scheme, at least one run.
-        differences: difference of each scheme from the first scheme.
-        workload: attention that was timed.
-    """
+    """Return the results of all schemes in their order, where ``times`` has at least one run of each scheme."""
     first = median(sample.seconds for sample in times[0])
     results = []
     for scheme, plan, samples, difference in zip(schemes, plans, times, differences, strict=True):

@@ -10,11 +10,9 @@ import torch.distributed as dist
 
 
 def time_call[Result](work: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """Call a function on all ranks at the same time, and measure its time. All ranks must call this function.
+    """Call a function on all ranks at the same time. All ranks must call this function, but ``work`` may differ.
 
-    Args:
-        work: function to time, which may differ between ranks.
-        device: device of the rank. A CUDA device is synchronized before and after the call.
+    A CUDA device is synchronized before and after the call.
 
     Returns:
         The result of this rank, and the seconds of the slowest rank.

@@ -23,7 +23,7 @@ from megatron_wallfacer.planning.search import named_choices
 from megatron_wallfacer.schedule.volume import Shape
 from megatron_wallfacer.tuning.cluster import count_nodes
 from megatron_wallfacer.tuning.device_rates import _rate_and_call
-from megatron_wallfacer.tuning.host_memory import SIZE, measure_host_memory
+from megatron_wallfacer.tuning.links import HOST_COPY, measure_host_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,7 +94,7 @@ def test_the_slower_direction_of_the_host_link_counts(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     rate, size = measure_host_memory(torch.device("cuda"))
-    assert rate == pytest.approx(SIZE / 0.004 / 1e9)
+    assert rate == pytest.approx(HOST_COPY / 0.004 / 1e9)
     assert set(copies) == {(0.002, 0.004), (0.004, 0.002)}
     assert size > 1
     assert measure_host_memory(torch.device("cpu")) == (None, None)
