@@ -51,14 +51,7 @@ def add_script_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_config(arguments: argparse.Namespace) -> int:
-    """Show or check a preset.
-
-    Returns:
-        The exit code: 1 if the check finds a problem, else 0.
-
-    Raises:
-        WallfacerError: The preset cannot be read, or Megatron cannot be imported.
-    """
+    """Show or check a preset, and return 1 if the check finds a problem, else 0."""
     from megatron_wallfacer.presets.preset import load_preset
 
     preset = load_preset(arguments.config, arguments.flags, arguments.env)
@@ -68,7 +61,8 @@ def run_config(arguments: argparse.Namespace) -> int:
     checkout = checkout_of(arguments.script, arguments.megatron_path)
     result = check_presets([preset], checkout, script_to_read(arguments.script, checkout))[0]
     if arguments.json:
-        print(_result_as_json(preset, result))
+        entries = {"config": str(preset.path), "valid": not result.problems, **asdict(result)}
+        print(json.dumps(entries, indent=2))
     else:
         print_problems(result)
         if not result.problems:
@@ -113,10 +107,6 @@ def _shown_as_json(preset: Preset) -> str:
         "locations": {name: str(entry.location) for section in sections for name, entry in section.items()},
     }
     return json.dumps(shown, indent=2)
-
-
-def _result_as_json(preset: Preset, result: CheckResult) -> str:
-    return json.dumps({"config": str(preset.path), "valid": not result.problems, **asdict(result)}, indent=2)
 
 
 def _summary(preset: Preset, result: CheckResult) -> str:

@@ -35,14 +35,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """Train, compare the losses and draw plots.
-
-    Returns:
-        The exit code: 0 if all losses agree within the tolerance, else 1.
-
-    Raises:
-        WallfacerError: A run fails, or an option has an invalid value.
-    """
+    """Train, compare the losses and draw plots. Return 0 if all losses agree within the tolerance, else 1."""
     from rich.console import Console
 
     console = Console(stderr=arguments.json)
@@ -101,12 +94,9 @@ def _train(arguments: argparse.Namespace, console: Console, scheme: str) -> dict
 
 
 def compare_losses(plan: Plan, losses: dict[str, list[float]], directory: Path) -> DemoResult:
-    """Compare the last run with the first run, and draw the losses and the grid.
+    """Compare the last run with the first run, and draw the losses and the grid into a folder.
 
-    Args:
-        plan: plan of the context-parallel run.
-        losses: losses by the name of the run and iteration, with the context-parallel run last.
-        directory: folder for the plots.
+    The losses are given by the name of the run, with the context-parallel run last, and by iteration.
     """
     from megatron_wallfacer.plots.grid import draw_grid
     from megatron_wallfacer.plots.loss import draw_losses

@@ -26,14 +26,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    """Run the checks and print their findings.
-
-    Returns:
-        The exit code: 1 if a finding is a problem, else 0.
-
-    Raises:
-        WallfacerError: ``--megatron-path`` is not a checkout.
-    """
+    """Run the checks and print their findings. Return 1 if a finding is a problem, else 0."""
     findings = run_checks(environment_for(arguments.megatron_path))
     if arguments.json:
         print(as_json(findings))

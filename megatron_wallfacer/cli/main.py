@@ -14,7 +14,8 @@ from megatron_wallfacer.cli.completion import PrintCompletion
 from megatron_wallfacer.errors import WallfacerError
 
 #: Modules of the commands in the order of the help. Each module has a function ``add_parser(commands)``, which sets the
-#: command's function with ``set_defaults(run=...)``. With ``takes_flags=True`` unknown flags become preset entries.
+#: command's function with ``set_defaults(run=...)``. The function returns the exit code, and raises WallfacerError for
+#: an invalid request. With ``takes_flags=True`` unknown flags become preset entries.
 _COMMANDS = (run, config, plan, tune, bench, trace, view, doctor, demo, volume, schemes)
 
 

@@ -17,17 +17,8 @@ if TYPE_CHECKING:
 
 #: Options that only a search allows, and options that only the prediction of one grid allows.
 _SEARCH_ONLY = ("max_seq", "grids", "plot")
-_GRID_ONLY = (
-    "head_size",
-    "team_size",
-    "kv_team_size",
-    "ring_inner_size",
-    "placement",
-    "head_groups",
-    "keep_gathered_q",
-    "recompute",
-    "microbatches",
-)
+_SIZES = ("head_size", "team_size", "kv_team_size", "ring_inner_size")
+_GRID_ONLY = (*_SIZES, "placement", "head_groups", "keep_gathered_q", "recompute", "microbatches")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -56,9 +47,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def _add_grid_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--scheme", help="predict this scheme, as in --wallfacer-scheme")
-    for axis in ("head", "team", "kv_team", "ring_inner"):
-        flag = f"--{axis.replace('_', '-')}-size"
-        group.add_argument(flag, type=int, metavar="N", help=f"ranks of the {axis} axis")
+    for size in _SIZES:
+        axis = size.removesuffix("_size")
+        group.add_argument(f"--{size.replace('_', '-')}", type=int, metavar="N", help=f"ranks of the {axis} axis")
     group.add_argument("--placement", help="teams-adjacent, rings-adjacent, head-first, ring-first or an axis order")
     group.add_argument("--head-groups", type=int, metavar="N", help="head groups that are pipelined")
     group.add_argument("--keep-gathered-q", action="store_true", help="keep gathered queries for backward")
@@ -67,12 +58,7 @@ def _add_grid_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
-    """Search for a configuration or predict a grid, print the report, and write the files.
-
-    Raises:
-        OptionError: No configuration fits into memory, or a value is invalid.
-        WallfacerError: Options exclude each other, or a file cannot be written.
-    """
+    """Search for a configuration or predict a grid, print the report, and write the files."""
     for name in ("save", "trace", "plot"):
         check_output(f"--{name}", getattr(arguments, name))
     _check_combination(arguments)

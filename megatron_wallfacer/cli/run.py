@@ -37,9 +37,6 @@ def run_run(arguments: argparse.Namespace) -> int:
 
     Returns:
         The exit code: 2 if Megatron or the plugin does not support a flag, or 0 after ``--dry-run``.
-
-    Raises:
-        WallfacerError: The preset or an option is invalid.
     """
     from megatron_wallfacer.presets.preset import load_preset
 

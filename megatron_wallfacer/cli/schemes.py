@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 
 from megatron_wallfacer.cli.table import as_json, show_table
 from megatron_wallfacer.errors import OptionError
@@ -22,6 +22,9 @@ _COUNTS = {
     "--q-heads": (Q_HEADS, "N", "query heads of a rank"),
     "--kv-heads": (KV_HEADS, "N", "kv heads of a rank"),
 }
+#: Headings of the table and, for the columns of numbers, digits after the decimal point.
+_HEADINGS = ("scheme", "grid", "ring fwd, bwd", ">volume fwd", ">bwd", ">messages fwd", ">bwd", ">buffers fwd", ">bwd")
+_DIGITS = (2, 2, 0, 0, 1, 1)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -34,11 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_schemes(arguments: argparse.Namespace) -> int:
-    """Print the costs of every scheme.
-
-    Raises:
-        OptionError: A size is not positive, or the kv heads do not divide the query heads.
-    """
+    """Print the costs of every scheme."""
     q_heads, kv_heads = arguments.q_heads, arguments.kv_heads
     if q_heads < 1:
         raise OptionError("q_heads", q_heads, "a positive number")
@@ -49,7 +48,7 @@ def run_schemes(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(as_json(costs))
     else:
-        _print(costs)
+        show_table(_HEADINGS, map(_cells, costs))
     return 0
 
 
@@ -61,13 +60,10 @@ class SchemeCosts:
         scheme: name of the scheme.
         grid: axis sizes with the least volume, or the reason why the scheme does not fit (with None for all numbers).
         ring_variants: pass-KV or pass-Q in forward and in backward, or a dash without a ring.
-        forward_volume: elements received in forward, in units of one Q shard.
-        backward_volume: elements received in backward, in units of one Q shard.
-        forward_messages: messages received in forward.
-        backward_messages: messages received in backward.
-        forward_buffers: peak size of the buffers in forward without the rank's own tensors, in units of the size of one
-            Q shard in a dtype of two bytes. Partial results and gradients take four bytes per element.
-        backward_buffers: peak size of the buffers in backward, in the unit of ``forward_buffers``.
+        forward_volume, backward_volume: elements received, in units of one Q shard.
+        forward_messages, backward_messages: messages received.
+        forward_buffers, backward_buffers: peak size of the buffers without the rank's own tensors, in units of the size
+            of one Q shard in a dtype of two bytes. Partial results and gradients take four bytes per element.
     """
 
     scheme: str
@@ -82,11 +78,7 @@ class SchemeCosts:
 
 
 def scheme_costs(cp_size: int, shape: Shape) -> Iterator[SchemeCosts]:
-    """Yield the costs of every scheme.
-
-    Raises:
-        OptionError: The context-parallel size is not positive.
-    """
+    """Yield the costs of every scheme."""
     for scheme in NAMED:
         plan = named_plan(scheme, cp_size, shape)
         if plan is None:
@@ -109,21 +101,6 @@ def scheme_costs(cp_size: int, shape: Shape) -> Iterator[SchemeCosts]:
         )
 
 
-def _print(costs: Iterable[SchemeCosts]) -> None:
-    """Print one row per scheme, with the columns of forward next to the columns of backward."""
-    headings = (">volume fwd", ">bwd", ">messages fwd", ">bwd", ">buffers fwd", ">bwd")
-    rows = (
-        (
-            row.scheme,
-            row.grid,
-            row.ring_variants,
-            number(row.forward_volume),
-            number(row.backward_volume),
-            number(row.forward_messages, 0),
-            number(row.backward_messages, 0),
-            number(row.forward_buffers, 1),
-            number(row.backward_buffers, 1),
-        )
-        for row in costs
-    )
-    show_table(("scheme", "grid", "ring fwd, bwd", *headings), rows)
+def _cells(costs: SchemeCosts) -> tuple[str, ...]:
+    scheme, grid, ring_variants, *numbers = astuple(costs)
+    return scheme, grid, ring_variants, *map(number, numbers, _DIGITS)

@@ -37,11 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_trace(arguments: argparse.Namespace) -> int:
-    """Write the trace and the plot, and print the times per rank.
-
-    Raises:
-        WallfacerError: A timeline cannot be read, or a file cannot be written.
-    """
+    """Write the trace and the plot, and print the times per rank."""
     from megatron_wallfacer.traces.clocks import on_one_clock
     from megatron_wallfacer.traces.report import least_exposed, rank_totals, slowest
     from megatron_wallfacer.traces.timelines import parse_ranks, read_timelines

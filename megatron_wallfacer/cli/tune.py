@@ -42,11 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
-    """Measure the cluster, search, time the grids, and print. All ranks of the job must call this function.
-
-    Raises:
-        WallfacerError: The command runs without torchrun, a size is invalid, or a file cannot be written.
-    """
+    """Measure the cluster, search, time the grids, and print. All ranks of the job must call this function."""
     check_torchrun("tune")
     from megatron_wallfacer.tuning.job import process_group
 

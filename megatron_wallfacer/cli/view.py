@@ -31,12 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_view(arguments: argparse.Namespace) -> int:
-    """Write the page.
-
-    Raises:
-        OptionError: A size is too large for a page, or no plan exists for a size.
-        WallfacerError: The file cannot be written.
-    """
+    """Write the page."""
     from megatron_wallfacer.plots.viewer import page_html
     from megatron_wallfacer.plots.viewer.data import check_sizes, page_data
 

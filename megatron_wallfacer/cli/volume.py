@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import astuple
 
 from megatron_wallfacer.cli.table import as_json, show_table
 from megatron_wallfacer.planning.report import number
@@ -28,11 +29,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_volume(arguments: argparse.Namespace) -> int:
-    """Print the volume of every scheme.
-
-    Raises:
-        OptionError: A size is not positive, or a group does not divide the query heads.
-    """
+    """Print the volume of every scheme."""
     volumes = scheme_volumes(arguments.cp_size, arguments.group, arguments.q_heads)
     if arguments.json:
         print(as_json(volumes))
@@ -46,19 +43,9 @@ def _print(volumes: Iterable[SchemeVolume]) -> None:
     print("/bound: divided by the lower bound for undivided heads (below 1, heads are divided);")
     print("/whole: divided by the lower bound for whole shards.")
     passes = (">fwd", ">/bound", ">/whole", ">bwd", ">/bound", ">/whole")
-    rows = (
-        (
-            str(row.cp_size),
-            str(row.group),
-            row.scheme,
-            row.grid,
-            number(row.forward),
-            number(row.forward_ratio),
-            number(row.forward_whole),
-            number(row.backward),
-            number(row.backward_ratio),
-            number(row.backward_whole),
-        )
-        for row in volumes
-    )
-    show_table((">P", ">q/kv", "scheme", "grid", *passes), rows)
+    show_table((">P", ">q/kv", "scheme", "grid", *passes), map(_cells, volumes))
+
+
+def _cells(row: SchemeVolume) -> tuple[str, ...]:
+    cp_size, group, scheme, grid, *numbers = astuple(row)
+    return str(cp_size), str(group), scheme, grid, *map(number, numbers)
