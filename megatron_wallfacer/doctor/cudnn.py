@@ -24,9 +24,8 @@ def folders_in_maps(maps: str) -> tuple[str, ...]:
 def folder_of_loader(library_path: Sequence[str], cache: str) -> str | None:
     """Return the folder where the dynamic loader finds ``libcudnn.so``, or None.
 
-    Args:
-        library_path: folders of ``LD_LIBRARY_PATH`` that contain cuDNN.
-        cache: output of ``ldconfig -p``.
+    ``library_path`` has the folders of ``LD_LIBRARY_PATH`` that contain cuDNN. ``cache`` is the output of
+    ``ldconfig -p``.
     """
     return next(iter((*library_path, *_IN_CACHE.findall(cache))), None)
 

@@ -18,13 +18,7 @@ _NCCL_ORDER = ("ib", "^docker,lo,virbr", "docker", "lo", "virbr")
 
 @dataclass(frozen=True)
 class Interface:
-    """Network interface with an address.
-
-    Attributes:
-        name: name such as ``eth0``.
-        addresses: IPv4 and IPv6 addresses.
-        up: whether the interface is up.
-    """
+    """Network interface with its IPv4 and IPv6 addresses, at least one."""
 
     name: str
     addresses: tuple[str, ...]
@@ -113,12 +107,9 @@ def master_address() -> Iterator[Finding]:
 
 
 def nccl_interfaces(present: Sequence[Interface], wanted: str) -> list[Interface]:
-    """Return the interfaces that NCCL selects.
+    """Return the interfaces that NCCL selects for the value ``wanted`` of ``NCCL_SOCKET_IFNAME``, which may be empty.
 
-    Args:
-        present: interfaces of this node.
-        wanted: value of ``NCCL_SOCKET_IFNAME``, a list of name prefixes, or empty. A leading ``^`` excludes the listed
-            prefixes, and ``=`` compares whole names.
+    The value is a list of name prefixes. A leading ``^`` excludes the listed prefixes, and ``=`` compares whole names.
     """
     for pattern in (wanted,) if wanted else _NCCL_ORDER:
         if selected := [interface for interface in present if interface.up and _matches(pattern, interface.name)]:

@@ -61,7 +61,7 @@ def _result(name: str, device: torch.device, report: TextIO, deadline_s: int) ->
         print(json.dumps(line), file=report)
 
     try:
-        fields = _select(name, device, begin) if name == "auto" else _call(name, device, begin)
+        fields = _call(name, device, begin)
     except Exception as error:
         text = textwrap.shorten(str(error), MAX_ERROR_LENGTH, placeholder=" ...")
         kind = "" if isinstance(error, WallfacerError) else f"{type(error).__name__}: "
@@ -70,22 +70,20 @@ def _result(name: str, device: torch.device, report: TextIO, deadline_s: int) ->
     return KernelResult(name, **fields, cudnn=_cudnn_folders())
 
 
-def _select(name: str, device: torch.device, begin: Callable[[str], None]) -> dict[str, object]:
-    from megatron_wallfacer.kernels import select_kernel
-
-    begin("selection")
-    return {"selected": select_kernel(name, device=device, dtype=DTYPE, head_dim=HEAD_DIM).name}
-
-
 def _call(name: str, device: torch.device, begin: Callable[[str], None]) -> dict[str, object]:
+    """Return fields of :class:`KernelResult`. The kernel that ``auto`` selects is called by its own name only."""
     from megatron_wallfacer.kernels import candidates, select_kernel
     from megatron_wallfacer.kernels.protocol import Inputs
 
+    inputs = {"device": device, "dtype": DTYPE, "head_dim": HEAD_DIM}
+    if name == "auto":
+        begin("selection")
+        return {"selected": select_kernel(name, **inputs).name}
     begin("import")
-    ((_, reason),) = candidates(name, Inputs(device, DTYPE, HEAD_DIM, HEAD_DIM))
+    ((_, reason),) = candidates(name, Inputs(**inputs, v_head_dim=HEAD_DIM))
     if reason is not None:
         return {"unavailable": reason}
-    kernel = select_kernel(name, device=device, dtype=DTYPE, head_dim=HEAD_DIM)
+    kernel = select_kernel(name, **inputs)
     return {"selected": kernel.name, "errors": relative_errors(kernel, device, begin)}
 
 

@@ -54,12 +54,7 @@ def call_kernels(names: Sequence[str], command: Sequence[str] = COMMAND) -> Iter
 
 
 def kernel_finding(result: KernelResult, cudnn_of_torch: str | None) -> Finding:
-    """Return the finding on one kernel.
-
-    Args:
-        result: result of the kernel.
-        cudnn_of_torch: folder of the cuDNN that PyTorch installs, or None.
-    """
+    """Return the finding on one kernel. ``cudnn_of_torch`` is the folder of the cuDNN that PyTorch installs."""
     name = f"kernel {result.kernel}"
     if result.unavailable:
         return Finding(name, "note", result.unavailable)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from megatron_wallfacer.doctor.finding import Finding, run_check
 
 if TYPE_CHECKING:
-    import torch
-
     from megatron_wallfacer.megatron.hook import Hook
     from megatron_wallfacer.megatron.version import Version
 
@@ -52,17 +50,13 @@ def schemes() -> Iterator[Finding]:
         yield Finding(f"scheme auto, cp size {size}", "ok", text)
 
 
-def _device() -> torch.device:
+def _hooks(version: Version) -> Iterator[Finding]:
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _hooks(version: Version) -> Iterator[Finding]:
     from megatron_wallfacer.megatron.hooks import Hooks
     from megatron_wallfacer.megatron.plugin_state import PluginState
 
-    hooks = Hooks(PluginState(version, _device()))
+    hooks = Hooks(PluginState(version, torch.device("cuda" if torch.cuda.is_available() else "cpu")))
     for hook in hooks.every:
         if hook not in hooks.core and not hook.fits(version):
             # A hook that is not core disables only its own feature.

@@ -71,16 +71,11 @@ def check_presets(
     """
     script_flags = flags_of_script(script) if script else frozenset[str]()
     output = _run_parser([_request(preset, script_flags) for preset in presets], megatron_path)
-    return [
-        CheckResult(
-            output["megatron"],
-            tuple(_problem(preset, problem["text"]) for problem in result["problems"]),
-            result["grid"],
-            result["rules"],
-            result["kernel"],
-        )
-        for preset, result in zip(presets, output["results"], strict=True)
-    ]
+    results = []
+    for preset, result in zip(presets, output["results"], strict=True):
+        problems = tuple(_problem(preset, problem["text"]) for problem in result["problems"])
+        results.append(CheckResult(output["megatron"], **result | {"problems": problems}))
+    return results
 
 
 def environment_for(megatron_path: Path | None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.presets import torchrun
@@ -41,17 +42,10 @@ def variable_entries(assignments: Iterable[str]) -> Iterator[PresetEntry]:
         yield PresetEntry(name, (value,), COMMAND_LINE)
 
 
-def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield each flag with the arguments up to the next flag."""
-    group: list[str] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            if group:
-                yield group[0], group[1:]
-            group = [argument]
-        elif group:
-            group.append(argument)
-        else:
-            raise WallfacerError(f"{argument}: must be a flag; only Megatron's flags follow CONFIG")
-    if group:
-        yield group[0], group[1:]
+    starts = [index for index, argument in enumerate(arguments) if argument.startswith("--")]
+    if arguments and starts[:1] != [0]:
+        raise WallfacerError(f"{arguments[0]}: must be a flag; only Megatron's flags follow CONFIG")
+    for start, end in pairwise([*starts, len(arguments)]):
+        yield arguments[start], arguments[start + 1 : end]

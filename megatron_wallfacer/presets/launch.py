@@ -70,11 +70,7 @@ class Launch:
 
 
 def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
-    """Return the Megatron script to run.
-
-    Args:
-        script: value of ``--script``, or None for the checkout's ``pretrain_gpt.py``.
-        megatron_path: Megatron-LM checkout, or None for the plugin's own script.
+    """Return the given script, else the checkout's ``pretrain_gpt.py``, else the plugin's script.
 
     Raises:
         WallfacerError: The script is not a file.
@@ -86,22 +82,15 @@ def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
 
 
 def script_to_read(script: Path | None, checkout: Path | None) -> Path | None:
-    """Return the script whose own flags are allowed, or None for the plugin's script, which adds no flags.
-
-    Args:
-        script: value of ``--script``.
-        checkout: Megatron-LM checkout, or None for the installed Megatron.
-    """
+    """Return the script whose own flags are allowed, or None for the plugin's script, which adds no flags."""
     chosen = choose_script(script, None) if script or not checkout else checkout / "pretrain_gpt.py"
     return None if chosen == SCRIPT else chosen
 
 
 def checkout_of(script: Path | None, megatron_path: Path | None) -> Path | None:
-    """Return the Megatron-LM checkout that the job uses, or None for the installed Megatron.
+    """Return the checkout that the job uses: ``megatron_path``, else the script's folder if it contains Megatron.
 
-    Args:
-        script: value of ``--script``. The script's folder is the checkout if the folder contains Megatron.
-        megatron_path: value of ``--megatron-path``, which has precedence.
+    The result None means the installed Megatron.
     """
     if megatron_path or not script:
         return megatron_path

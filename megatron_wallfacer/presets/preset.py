@@ -10,14 +10,7 @@ from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.presets import torchrun
 from megatron_wallfacer.presets.command_line import flag_entries, variable_entries
 from megatron_wallfacer.presets.entry import COMMAND_LINE, NO_GPU, Location, PresetEntry
-from megatron_wallfacer.presets.preset_file import (
-    ENVIRONMENT,
-    MODEL,
-    SECTIONS,
-    TORCHRUN,
-    PresetFile,
-    read_preset_file,
-)
+from megatron_wallfacer.presets.preset_file import ENVIRONMENT, MODEL, SECTIONS, TORCHRUN, PresetFile, read_preset_file
 from megatron_wallfacer.shipped import CONFIGS
 
 #: Largest number of files of a preset. A file that is extended several times counts several times.
@@ -114,13 +107,9 @@ def preset_path(path: Path) -> Path:
 
 
 def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], count: list[int]) -> list[PresetFile]:
-    """Return a file preceded by the files that it extends.
+    """Return a file, which an entry at ``named_at`` names, preceded by the files that it extends.
 
-    Args:
-        path: file to read.
-        named_at: location of the entry that names the file.
-        extended_by: files that extend this file, directly or indirectly.
-        count: list with the number of files read so far.
+    ``extended_by`` has the files that extend this file, and ``count`` the number of files read so far.
     """
     real = path.resolve()
     if real in extended_by:

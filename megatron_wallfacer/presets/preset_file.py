@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -56,16 +56,16 @@ def read_preset_file(path: Path) -> PresetFile:
     sections: dict[str, dict[str, PresetEntry]] = {name: {} for name in SECTIONS}
     statements: dict[str, tuple[str, ...]] = {}
     readers = {ENVIRONMENT: reader.variable, TORCHRUN: reader.torchrun_flag, MODEL: reader.flag}
-    for key, node in reader.items(reader.root(), "the file"):
-        name = key.value
+    for section, node in reader.items(reader.root(), "the file"):
+        name = section.value
         if name == EXTENDS:
             extends = tuple(reader.extended_files(node))
         elif name in readers:
-            sections[name] = dict(reader.entries(name, node, readers[name]))
+            sections[name] = {key.value: readers[name](key, value) for key, value in reader.items(node, name)}
         elif name in STATEMENTS:
             statements[name] = reader.statement(name, node)
         else:
-            reader.fail(key, f"{name}: must be one of {', '.join((EXTENDS, *SECTIONS, *STATEMENTS))}")
+            reader.fail(section, f"{name}: must be one of {', '.join((EXTENDS, *SECTIONS, *STATEMENTS))}")
     return PresetFile(extends, sections, statements)
 
 
@@ -118,12 +118,6 @@ class _Reader:
         if not items or not all(self._is_text(item) and item.value for item in items):
             self.fail(node, f"{name}: must be a text or a list of texts")
         return tuple(" ".join(item.value.split()) for item in items)
-
-    def entries(
-        self, section: str, node: yaml.Node, read: Callable[[yaml.ScalarNode, yaml.Node], PresetEntry]
-    ) -> Iterator[tuple[str, PresetEntry]]:
-        for key, value in self.items(node, section):
-            yield key.value, read(key, value)
 
     def variable(self, key: yaml.ScalarNode, node: yaml.Node) -> PresetEntry:
         if not _VARIABLE.fullmatch(key.value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 
@@ -47,7 +48,7 @@ def _added(tree: ast.AST) -> Iterator[str | None]:
 
 
 def _imported(tree: ast.AST, folder: Path) -> Iterator[Path]:
-    """Yield the files of imported modules."""
+    """Yield the file of each imported module, which is in the script's folder or on ``sys.path``."""
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -57,14 +58,6 @@ def _imported(tree: ast.AST, folder: Path) -> Iterator[Path]:
         for name in names:
             # The standard library adds no flags to Megatron's parser.
             if name.partition(".")[0] not in sys.stdlib_module_names:
-                yield from _files(name, folder)
-
-
-def _files(name: str, folder: Path) -> Iterator[Path]:
-    """Yield the file of a module in the script's folder, else on ``sys.path``."""
-    for root in (folder, *map(Path, sys.path)):
-        place = root.joinpath(*name.split("."))
-        for file in (place.with_suffix(".py"), place / "__init__.py"):
-            if file.is_file():
-                yield file
-                return
+                places = (root.joinpath(*name.split(".")) for root in (folder, *map(Path, sys.path)))
+                files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
+                yield from islice(filter(Path.is_file, files), 1)

@@ -53,13 +53,8 @@ def share_gpus(gpus: NodeGpus, ranks: int, arguments: Sequence[str]) -> GpuShari
     """Return the settings for more ranks than GPUs: NCCL if the version is new enough, else gloo through host memory.
 
     NCCL gives each rank its own thread blocks, of which a GPU has a limited number. The settings divide the number of
-    thread blocks that a single rank would get by the ranks per GPU.
-
-    Args:
-        gpus: GPUs and NCCL version of this node.
-        ranks: number of ranks on this node.
-        arguments: Megatron's and the plugin's arguments. The settings do not change a backend or kind of transfers that
-            the arguments name.
+    thread blocks that a single rank would get by the ranks per GPU. A backend or kind of transfers that the arguments
+    name is not changed.
     """
     if gpus.count == 0 or ranks <= gpus.count:
         return GpuSharing()
@@ -89,19 +84,12 @@ def sharing_on_this_node(ranks: int, arguments: Sequence[str], environment: Mapp
 
 
 def gpus_of_node(environment: Mapping[str, str]) -> NodeGpus:
-    """Return GPUs and NCCL version of this node, from a new process that imports PyTorch.
-
-    Without a GPU no process is started.
-    """
+    """Return GPUs and NCCL version of this node. If there is a GPU, a new process imports PyTorch for this."""
     hidden = environment.get("CUDA_VISIBLE_DEVICES") in NO_GPU
     if hidden or not (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()):
         return NodeGpus()
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_wallfacer.engine.loaded_nccl"],
-        env=dict(environment),
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "megatron_wallfacer.engine.loaded_nccl"]
+    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True)
     if done.returncode != 0:
         return NodeGpus()  # importing PyTorch fails, and the ranks will print that error
     output = json.loads(done.stdout.splitlines()[-1])
