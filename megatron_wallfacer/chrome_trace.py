@@ -20,9 +20,7 @@ MOST_RANKS = 1 << 20
 def trace_events(rank: int, events: Iterable[TimelineEvent]) -> list[dict[str, object]]:
     """Return the events of a rank in the Chrome trace format: one process for the rank, one thread for each row.
 
-    Args:
-        rank: rank of the process.
-        events: events to convert. Rows outside :data:`megatron_wallfacer.engine.timeline.ROWS` follow the rows in it.
+    Rows outside :data:`megatron_wallfacer.engine.timeline.ROWS` follow the rows in it.
     """
     events = list(events)
     rows = [*ROWS, *sorted({event.row for event in events} - set(ROWS))]
@@ -44,12 +42,9 @@ def trace_events(rank: int, events: Iterable[TimelineEvent]) -> list[dict[str, o
 
 
 def write_trace(events: Sequence[dict[str, object]], path: Path, about: Mapping[str, object] | None = None) -> None:
-    """Write events as a JSON file. Missing parent folders are created.
+    """Write events of the Chrome trace format as a JSON file, with ``about`` as metadata that viewers show.
 
-    Args:
-        events: events of the Chrome trace format.
-        path: path of the file.
-        about: metadata that viewers show with the trace.
+    Missing parent folders are created.
     """
     trace = {"traceEvents": events, "displayTimeUnit": "ms"} | ({"otherData": dict(about)} if about else {})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,11 +24,7 @@ class OptionError(WallfacerError):
 
 
 class DisagreementError(WallfacerError):
-    """An error of settings that differ between ranks but must be equal, with one line per setting.
-
-    Args:
-        lines: one line of the message for each setting.
-    """
+    """An error of settings that differ between ranks but must be equal, with one line of the message per setting."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))

@@ -29,11 +29,7 @@ JSON_BYTES, JSON_CONTAINERS, JSON_VALUES = 32 << 20, 250_000, 1_500_000
 
 
 def read_text(path: Path, limit: int) -> str:
-    """Return the text of a regular file.
-
-    Args:
-        path: path of the file.
-        limit: largest size in bytes.
+    """Return the text of a regular file of at most ``limit`` bytes.
 
     Raises:
         WallfacerError: The file is no regular file, is too large, or is not UTF-8.
@@ -183,21 +179,17 @@ def _loader_class() -> type:
     return Loader
 
 
-class _JSONError(ValueError):
-    """A JSON document repeats a key, or has a number that JSON does not define."""
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
-        raise _JSONError(f"the key {twice} must occur only once")
+        raise ValueError(f"the key {twice} must occur only once")
     return found
 
 
 def _reject_constant(text: str) -> NoReturn:
-    raise _JSONError(f"{text} is no number")
+    raise ValueError(f"{text} is no number")
 
 
 def _position_of_error(text: str) -> int:
