@@ -73,7 +73,7 @@ class TraceSource:
 
     @classmethod
     def here(cls, rank: int, ranks: int, run: str, device: str) -> TraceSource:
-        """Return the source of a timeline that this process records now."""
+        """Describe this process, its node and the present difference of the node's clocks."""
         return cls(rank, ranks, run, device, gethostname(), time.time() - time.monotonic())
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class TraceSource:
 
     @classmethod
     def read(cls, about: Mapping[str, Any]) -> TraceSource:
-        """Return the source that :meth:`as_dict` described.
+        """Return the description of a process from the metadata of a timeline file.
 
         Raises:
             KeyError: A field is missing.

@@ -13,7 +13,7 @@ class OptionError(WallfacerError):
     """One option has a value that is not allowed.
 
     Args:
-        option: name as in the Python API, e.g. ``team_size`` for ``--wallfacer-team-size``.
+        option: name in the Python API, such as ``team_size`` for ``--wallfacer-team-size``.
         value: given value.
         allowed: allowed values, as a phrase.
     """

@@ -1,4 +1,4 @@
-"""Readers of text, YAML and JSON files within declared limits, whose errors are one line with the file and the line.
+"""Read text, YAML and JSON files of limited size. Each error is one line with the file and the line number.
 
 The readers accept any path safely: a device, a file of 1 GiB, text that is not UTF-8, unlimited nesting or a repeated
 key raises an error within 2 s and 500 MB.
@@ -193,7 +193,7 @@ def _reject_constant(text: str) -> NoReturn:
 
 
 def _position_of_error(text: str) -> int:
-    """Return where the innermost object with the error begins. Only Python's scanner, not the C scanner, has it."""
+    """Return where the innermost object with the error begins. The C scanner of json does not report this position."""
     position = 0
 
     class Decoder(json.JSONDecoder):

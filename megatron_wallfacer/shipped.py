@@ -1,4 +1,4 @@
-"""Paths of presets, clusters and the training script, which are next to the package in a checkout, in it in a wheel."""
+"""Paths of presets, clusters and the training script: in a wheel inside the package, in a checkout next to it."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def attention(
         group: context-parallel process group, or device mesh of one dimension; None for the world.
         causal: whether keys after the query's position in the whole sequence are masked.
         window_size: numbers of keys (left, right) that a query sees before and after its position; -1 for no limit.
-            With ``causal`` right is 0.
+            A causal mask sets the second number to 0.
         cu_seqlens: boundaries of the documents of a packed sequence, from 0 to the tokens of all ranks. Queries see
             only keys of their own document. Documents may be empty. The batch size must be 1. If ``cu_seqlens`` is a
             tensor on a GPU, the host waits for it.
@@ -58,7 +58,7 @@ def attention(
             the length of each document.
         sinks: one additional logit per head with a value of zero, ``[q_heads]``. The gradient of the sinks covers only
             the local rows.
-        softcap: c > 0 replaces each score s by c tanh(s / c). Only the kernels ``reference`` and ``flash`` support it.
+        softcap: c > 0 replaces each score s by c tanh(s / c). The kernels ``reference`` and ``flash`` support a cap.
         scale: factor of the scores; head_dim ** -0.5 unless given.
         kernel: name of the kernel, one of :data:`megatron_wallfacer.kernels.KERNELS` (``docs/kernels.md``).
         keep_gathered_q: whether gathered queries are kept for backward, which otherwise gathers queries again.
@@ -102,7 +102,7 @@ def attention(
 
 
 def _empty_output(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
-    """Return an output that depends on all inputs, so that backward gives empty gradients, and zeros for sinks."""
+    """Return an empty output whose autograd graph has an edge to each input, so that backward sets all gradients."""
     # A sum of no elements is 0. A product with an infinite sink would be NaN.
     total = q.sum() + k.sum() + v.sum()
     if sinks is not None:
@@ -113,7 +113,7 @@ def _empty_output(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tens
 def forget_groups() -> None:
     """Destroy the process groups that this process made for :func:`attention` and for Megatron.
 
-    On NCCL the call is collective over the members of each group. Programs need not call it before they exit, because
-    the interpreter's exit and ``torch.distributed.destroy_process_group()`` destroy these groups as well.
+    On NCCL the call is collective over the members of each group. The exit of the interpreter and
+    ``torch.distributed.destroy_process_group()`` also destroy the groups.
     """
     close_groups()

@@ -27,7 +27,7 @@ def shown(value: object) -> str:
 
 
 def plan_of(value: object) -> Plan:
-    """Return a plan unchanged, or the plan of a grid."""
+    """Return a given plan, or the plan with default choices for a given grid."""
     if isinstance(value, Plan):
         return value
     if isinstance(value, Grid):

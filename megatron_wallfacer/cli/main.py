@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the name of the program, or None for the arguments of the process.
 
     Returns:
-        The exit code of the command. After an error the exit code is 2, with one line on stderr. After an interrupt, or
-        after the end of the process that reads the output (``| head``), it is 128 plus the number of the signal.
+        The exit code of the command. After an error the exit code is 2, with one line on stderr. After an interrupt
+        (SIGINT) or a closed pipe (SIGPIPE, as with ``| head``), the exit code is 128 plus the number of the signal.
     """
     try:
         code = _run(argv)

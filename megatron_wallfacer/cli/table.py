@@ -38,13 +38,13 @@ def as_json(rows: Iterable[object]) -> str:
 def new_table(
     console: Console, *headings: str, title: str | None = None, justify: Literal["left", "right"] = "left"
 ) -> Table:
-    """Return a table without rows, in the style of a console.
+    """Return an empty table. Only on a terminal a line separates the headings from the rows.
 
     Args:
         console: console that will print the table.
         headings: headings of the columns. A leading ``>`` aligns a column to the right.
         title: text above the table.
-        justify: alignment of columns without ``>``.
+        justify: alignment of columns whose heading has no leading ``>``.
     """
     from rich import box
     from rich.table import Table

@@ -64,7 +64,7 @@ def run_trace(arguments: argparse.Namespace) -> int:
 
 
 def _select_passes(timelines: Sequence[RankTimeline], name: str | None, path: Path) -> list[RankTimeline]:
-    """Return forward or backward passes and the events in them, or everything if the name is None."""
+    """Drop all events outside the forward or the backward passes, unless ``name`` is None."""
     from megatron_wallfacer.engine.timeline import by_pass
 
     if name is None:

@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_view(arguments: argparse.Namespace) -> int:
-    """Write the page."""
+    """Write the HTML page of a grid."""
     from megatron_wallfacer.plots.viewer import page_html
     from megatron_wallfacer.plots.viewer.data import check_sizes, page_data
 

@@ -33,7 +33,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def run_check(name: str, check: Check, remedy: str) -> Iterator[Finding]:
-    """Yield the findings of a check. An exception becomes a problem of one line."""
+    """Yield the findings of a check. If the check raises an exception, yield a finding with status ``problem``."""
     try:
         yield from check()
     except WallfacerError as error:

@@ -2,8 +2,8 @@
 
     python -m megatron_wallfacer.doctor.kernel_process NAME...
 
-calls each kernel forward and backward on a small causal tile, and compares the results with the reference kernel in
-fp64. The process prints one line of JSON at the start of each stage, and one line of JSON for each result.
+This command calls each kernel forward and backward on a small causal tile, and compares the results with the reference
+kernel in fp64. The process prints one line of JSON at the start of each stage, and one line of JSON for each result.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ class KernelResult:
 
     Attributes:
         kernel: value of ``--wallfacer-kernel``.
-        selected: name of the kernel that the value selects, or empty.
+        selected: name of the kernel that ``--wallfacer-kernel`` selects; empty if no kernel is selected.
         unavailable: reason why this node cannot run the kernel, or empty if the node can.
-        failure: name of the stage that failed, with the exception or the end of the process, or empty.
+        failure: stage that failed, and its exception or the exit status of the process; empty if no stage failed.
         errors: relative errors of out, lse, dq, dk and dv, or empty if the kernel was not called.
         cudnn: folders of the cuDNN libraries that the process has loaded.
     """

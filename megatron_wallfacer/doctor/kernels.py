@@ -77,7 +77,7 @@ def _remedy(kernel: str) -> str:
 
 
 def _results(names: Sequence[str], command: Sequence[str]) -> Iterator[KernelResult]:
-    """Yield the results of one process, at least one. If the process ends early, the last result is a failure."""
+    """Call kernels in one process, and yield their results. If the process ends early, the last result is a failure."""
     # Current stage, or None between two kernels.
     begun: dict[str, Any] | None = {"kernel": names[0], "stage": "start", "deadline_s": None, "cudnn": ()}
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
@@ -105,7 +105,7 @@ def _ending(code: int, deadline_s: int | None) -> str:
 
 
 def _auto_finding(results: Sequence[KernelResult], device: torch.device) -> Finding:
-    """Return the finding on ``auto``, which has the last result."""
+    """Return the finding on ``auto``. The last element of ``results`` is the result of ``auto``."""
     from megatron_wallfacer.kernels.select import switches_in_effect
 
     auto = results[-1]
@@ -120,7 +120,7 @@ def _auto_finding(results: Sequence[KernelResult], device: torch.device) -> Find
 
 
 def _cudnn(results: Sequence[KernelResult], of_torch: str | None, *, on_gpu: bool) -> Iterator[Finding]:
-    """Check that each process has loaded only one cuDNN. Without cuDNN there is no finding."""
+    """Check that each process has loaded only one cuDNN. Yield nothing if no process has loaded cuDNN."""
     loaded = max((result.cudnn for result in results), key=len)
     if not loaded:
         return

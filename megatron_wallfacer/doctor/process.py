@@ -18,7 +18,7 @@ _MODULE = "megatron_wallfacer.doctor.checks"
 def run_checks(environment: dict[str, str]) -> list[Finding]:
     """Run all checks in a new process with the given environment variables, and return the findings in their order.
 
-    If the process ends early, the last finding is a problem.
+    If the process ends early, the list ends with a finding of status ``problem``.
     """
     # -P ignores the current folder, which may contain a folder `megatron` that is not Megatron.
     command = [sys.executable, "-P", "-W", "ignore", "-m", _MODULE]
@@ -35,7 +35,7 @@ def run_checks(environment: dict[str, str]) -> list[Finding]:
 
 
 def _findings(output: str) -> list[Finding]:
-    """Return the findings of complete lines. The last line is incomplete if the process ended early."""
+    """Parse one finding per line. A last line without a newline, from a process that ended early, is ignored."""
     return [Finding(**json.loads(line)) for line in output.splitlines(keepends=True) if line.endswith("\n")]
 
 

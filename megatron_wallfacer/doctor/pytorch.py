@@ -34,7 +34,7 @@ def torch_version() -> Iterator[Finding]:
 
 
 def cuda() -> Iterator[Finding]:
-    """Check whether the launcher trains on GPUs, by the launcher's own rule."""
+    """Check whether the launcher would start ranks on GPUs or on the CPU."""
     import torch
 
     from megatron_wallfacer.megatron.launcher import check_that_torch_sees_gpus

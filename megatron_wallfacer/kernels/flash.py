@@ -33,7 +33,7 @@ class FlashVersion:
     Attributes:
         name: name of the kernel.
         library: package and modules.
-        needs: supported releases, for messages.
+        needs: supported releases, as error messages print them.
         capabilities: supported inputs.
         functions: names of the functions of forward and backward.
         varlen_functions: names of the functions for packed documents; None if ``functions`` accept documents.

@@ -31,7 +31,7 @@ class Library:
 
     @property
     def title(self) -> str:
-        """Return name and version of the package, e.g. ``flash-attn 2.8.3``, or the name if it is not installed."""
+        """Return name and version of the package, such as ``flash-attn 2.8.3``; the name if it is not installed."""
         try:
             return f"{self.package} {metadata.version(self.package)}"
         except metadata.PackageNotFoundError:

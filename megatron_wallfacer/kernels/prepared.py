@@ -42,9 +42,9 @@ class TensorKind(NamedTuple):
 class PreparedKernel(ABC):
     """Base class of kernels that cache prepared calls; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
 
-    A call of a known tile finds its prepared call by one hash lookup, then makes one library call. A tile that the
-    library does not support is prepared as several tiles. A window with more rows than columns is divided into strips.
-    Without the capability ``varlen``, each document of ``cu_seqlens`` is one tile.
+    For a tile that was computed before, a kernel needs one hash lookup and one call of the library. A tile that the
+    library does not support is divided into several tiles: a window with more rows than columns into strips of rows,
+    and packed documents into one tile per document if the kernel does not have the capability ``varlen``.
 
     Args:
         deterministic: whether gradients repeat bit by bit; None for the result of :func:`deterministic_requested`.
@@ -87,7 +87,10 @@ class PreparedKernel(ABC):
         """Return the backward call of a tile that needs no division into pieces."""
 
     def pieces(self, tile: AttnTile) -> list[AttnTile]:
-        """Return the tiles that replace a tile, counted from the tile's corner; empty if the tile is not divided."""
+        """Divide a tile that one library call cannot compute. For other tiles the list is empty.
+
+        Rows and columns of the parts count from the first row and the first column of the tile.
+        """
         if tile.cu_seqlens is not None:
             return [] if self.capabilities.varlen else documents_of(tile)
         return strips(tile, tile.width) if tile.window is not None and tile.height > tile.width else []
@@ -101,7 +104,7 @@ class PreparedKernel(ABC):
         return partial(in_pieces, self, pieces, spec) if pieces else prepare(tile, spec, TensorKind(*kind))
 
     def _nbytes(self, tile: AttnTile, *rest: object) -> int:
-        """Return the bytes of a prepared call with documents, which has boundaries or one tile per document."""
+        """Return the bytes of the boundaries, or of one tile per document, in the cached call of packed documents."""
         assert tile.cu_seqlens is not None
         each = 2 * INTEGER_BYTES if self.capabilities.varlen else _TILE_BYTES
         return each * len(tile.cu_seqlens.q)
@@ -113,10 +116,10 @@ _LOOKUPS = ("_forward_call", "_backward_call", "_varlen_forward_call", "_varlen_
 
 @contextmanager
 def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
-    """Collect the prepared calls that a kernel looks up in the ``with`` block, including the calls of pieces.
+    """Collect the prepared calls that a kernel looks up in the ``with`` block.
 
     A CUDA graph reads the device tensors of prepared calls at each replay. Caches may drop prepared calls, so the owner
-    of the graph keeps references to the calls. A kernel without prepared calls gives an empty list.
+    of the graph keeps references to the calls. For kernels that are no :class:`PreparedKernel` the list is empty.
     """
     used: list[Callable[..., object]] = []
     if not isinstance(kernel, PreparedKernel):
@@ -165,7 +168,7 @@ def backward_in_pieces(
 ) -> Gradients:
     """Return (dq, dk, dv) of a tile; see :meth:`Kernel.backward` and :func:`forward_in_pieces`.
 
-    Strips share columns, so their contributions to dk and dv are summed in the accumulation dtype.
+    Several pieces may read the same columns, so dk and dv are summed over the pieces in the accumulation dtype.
     """
     dq, (dk, dv) = torch.empty_like(q), (torch.zeros_like(x, dtype=lse.dtype) for x in (k, v))
     for piece in pieces:

@@ -44,9 +44,9 @@ class Capabilities:
     Attributes:
         devices: supported device types; None for all.
         dtypes: supported dtypes of q, k and v; None for all.
-        compute_capabilities: major compute capabilities of GPUs, e.g. 9 for Hopper; None for 8 and later.
+        compute_capabilities: supported major compute capabilities, such as 9 for Hopper; None for all from 8 on.
         max_head_dim: largest number of channels per head; None for no limit.
-        head_dim_multiple: divisor of the number of channels per head.
+        head_dim_multiple: number that must divide the channels per head.
         v_head_dim: whether value heads may have another number of channels than query and key heads.
         softcap: whether logits can be capped.
         window: whether all windows are supported; otherwise only windows that equal a causal mask.
@@ -140,7 +140,7 @@ class Kernel(Protocol):
         ...
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, tile: AttnTile, spec: AttnSpec) -> tuple[Tensor, Tensor]:
-        """Return (out, lse) of one tile, without the other tiles of the rows."""
+        """Return (out, lse) of the query rows over the key columns of one tile only."""
         ...
 
     def backward(
@@ -148,7 +148,7 @@ class Kernel(Protocol):
     ) -> Gradients:
         """Return the contribution of one tile to (dq, dk, dv), given the lse of the rows over *all* keys.
 
-        The result depends on ``out`` only through rowsum(dout * out). Any tensor with the same row sums is allowed.
+        The result depends on ``out`` only through rowsum(dout * out), so any tensor with these row sums may be given.
         """
         ...
 

@@ -17,7 +17,7 @@ _CAUSAL = TileWindow(None, 0)
 class ReferenceKernel(PreparedKernel):
     """Softmax attention for any head dims, dtype, window and softcap, whose memory grows with rows x columns.
 
-    The kernel computes the documents of ``cu_seqlens`` one by one. Tests compare varlen calls of libraries with it.
+    The kernel computes the documents of ``cu_seqlens`` one by one.
     """
 
     name = "reference"

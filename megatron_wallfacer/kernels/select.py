@@ -28,12 +28,12 @@ class KernelEntry:
     Attributes:
         name: value of ``--wallfacer-kernel``. Entries for different devices may have the same name.
         build: constructor of the kernel, which raises :class:`UnavailableError` if a library is not installed.
-        capabilities: inputs that the newest release of the library supports. A built kernel may support fewer inputs.
+        capabilities: inputs that the newest release of the library supports. Older releases may support fewer inputs.
         library: library and device, for the table of kernels in the docs.
         releases: library releases that tests check, for the table of kernels in the docs.
         deterministic: condition under which gradients repeat bit by bit, for the table of kernels in the docs.
-        in_auto: whether the kernel name ``auto`` includes the kernel.
-        in_flash: whether the kernel name ``flash`` includes the kernel.
+        in_auto: whether ``--wallfacer-kernel auto`` may select the kernel.
+        in_flash: whether ``--wallfacer-kernel flash`` may select the kernel.
         variable: environment variable of TransformerEngine whose value 0 excludes the kernel from ``auto``.
     """
 
@@ -126,21 +126,18 @@ def select_kernel(
 
 
 def candidates(name: str, inputs: Inputs) -> list[tuple[str, str | None]]:
-    """Return the kernels of a name in the order of selection, each with the reason why it is unsupported, or None.
-
-    :func:`select_kernel` returns the first kernel whose reason is None.
-    """
+    """Return the kernels of a name in the order of selection, each with the reason why it is unsupported, or None."""
     return [(entry.name, _built(entry, inputs, by_auto=name == "auto")[1]) for entry in _entries(name, inputs.device)]
 
 
 def switches_in_effect(device: torch.device) -> str:
-    """Return the set variables that exclude kernels from ``auto``, e.g. ``NVTE_FLASH_ATTN=0``; empty if none is set."""
+    """Return the variables that exclude kernels from ``auto``, such as ``NVTE_FLASH_ATTN=0``; empty without them."""
     entries = _entries("auto", device)
     return ", ".join(dict.fromkeys(f"{entry.variable}=0" for entry in entries if _is_switched_off(entry)))
 
 
 def _entries(name: str, device: torch.device) -> Sequence[KernelEntry]:
-    """Return the entries of a kernel name. The device decides for ``auto`` and for names that devices share."""
+    """Return the kernels that a value of ``--wallfacer-kernel`` may select on a device."""
     if name == "flash":
         return [entry for entry in REGISTRY if entry.in_flash]
     kind = "cuda" if device.type == "cuda" else "cpu"
@@ -165,8 +162,5 @@ def _built(entry: KernelEntry, inputs: Inputs, *, by_auto: bool) -> tuple[Kernel
 
 @lru_cache(maxsize=32)
 def _shared(build: Callable[[], Kernel], deterministic: bool) -> Kernel:
-    """Return one kernel for all layers and calls, which share its prepared calls.
-
-    ``deterministic`` is only a key of the cache: the constructor reads the setting itself.
-    """
+    """Build a kernel once, so that all layers share its caches. The argument ``deterministic`` is only a cache key."""
     return build()

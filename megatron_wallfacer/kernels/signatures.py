@@ -36,7 +36,7 @@ class Signature:
         function: name of the function.
         names: names of all parameters.
         required: names of the parameters without a default.
-        needs: supported releases, for messages.
+        needs: supported releases, as error messages print them.
     """
 
     owner: str
@@ -100,7 +100,7 @@ class LibraryFunction:
         name: name of the function.
         tensors: names of the parameters that each call passes by keyword.
         owner: name and version of the library, for messages.
-        needs: supported releases, for messages.
+        needs: supported releases, as error messages print them.
 
     Raises:
         UnavailableError: The function does not exist, or its parameters are unknown.

@@ -148,7 +148,7 @@ def _capturing() -> bool:
 
 
 def _varlen_arguments(tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
-    """Return sizes and mask of documents. Documents have no padding, so the padded boundaries are the same."""
+    """Return the arguments for packed documents. Without padding, the boundaries with and without padding are equal."""
     documents = tile.cu_seqlens
     starts = _boundaries(documents.q, documents.k, tensors.device)
     return {

@@ -19,8 +19,8 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile
 class TorchFlashKernel(PreparedKernel):
     """``aten::_flash_attention_forward`` and ``_backward``: bshd, with windows as in FlashAttention 2.
 
-    The arguments are positional, because releases name the unused random state differently. The operators follow
-    ``torch.use_deterministic_algorithms`` instead of ``deterministic``.
+    The arguments are positional, because releases name the unused random state differently. Whether gradients repeat
+    bit by bit depends only on ``torch.use_deterministic_algorithms``, not on the argument ``deterministic``.
     """
 
     name = "torch"

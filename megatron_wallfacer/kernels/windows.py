@@ -35,7 +35,7 @@ def bottom_right(tile: AttnTile) -> WindowSize:
     Limits without effect are None, so that FlashAttention runs its faster kernel without a window.
 
     Raises:
-        WallfacerError: A row or a column has no unmasked pair. The window size would be negative, which means no limit.
+        WallfacerError: A row or a column has no unmasked pair. FlashAttention would read its negative size as no limit.
     """
     (left, right), apart = top_left(tile), tile.width - tile.height
     return WindowSize(None if left is None else left + apart, None if right is None else right - apart)
@@ -59,12 +59,14 @@ def top_left(tile: AttnTile) -> WindowSize:
 
 
 def strips(tile: AttnTile, height: int) -> list[AttnTile]:
-    """Divide a tile with a window into strips of rows. Rows and columns are counted from the tile's corner.
+    """Divide a tile with a window into tiles of at most ``height`` rows.
 
-    In tiles with more rows than columns FlashAttention 2 treats ``right >= cols`` as no limit. If left is limited, it
-    treats no limit as ``right = cols``. The results of such tiles are wrong, and cuDNN does not support the tiles. So a
-    strip has at most as many rows as the tile has columns. A strip omits columns that none of its rows sees. The last
-    strip may have fewer than ``height`` rows.
+    Each part omits the columns that are masked for all its rows. Rows and columns of the parts count from the first row
+    and the first column of the tile.
+
+    FlashAttention 2 computes wrong results for a tile with more rows than columns: it treats ``right >= cols`` as no
+    limit and, if left is limited, no limit as ``right = cols``. cuDNN does not support a tile with more rows than
+    columns. So ``height`` must be at most the number of columns for both libraries.
     """
     assert tile.window is not None
     left, right = tile.window

@@ -62,7 +62,7 @@ def check_presets(
     """Check presets in one process, because the import of Megatron takes most of the time.
 
     Args:
-        presets: presets to check, for the CPU if a preset hides all GPUs, else for CUDA.
+        presets: presets to check. The device of a preset is the CPU if the preset hides all GPUs, else CUDA.
         megatron_path: Megatron-LM checkout, or None for the installed Megatron.
         script: Megatron script, whose own flags are allowed.
 
@@ -101,7 +101,7 @@ def _request(preset: Preset, script_flags: frozenset[str] | None) -> dict[str, A
 
 
 def _problem(preset: Preset, text: str) -> Problem:
-    """Return a problem with the location of the first flag in the text that the preset contains."""
+    """Return a problem whose place is the line of the first flag of the text that is set in the preset."""
     locations = map(preset.location, _FLAG.findall(text))
     place = next((str(location) for location in locations if location), str(preset.path))
     return Problem(place, text)

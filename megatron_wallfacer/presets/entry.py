@@ -42,5 +42,5 @@ class PresetEntry:
 
     @property
     def arguments(self) -> list[str]:
-        """Words of the entry on a command line."""
+        """Flag and values as arguments of a command; empty for a removed flag."""
         return [] if self.values is None else [self.name, *self.values]

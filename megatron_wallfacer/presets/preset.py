@@ -26,7 +26,7 @@ class Preset:
         variables: environment variables by name.
         torchrun: torchrun flags by name.
         model: Megatron's and the plugin's flags by name.
-        statements: texts of the file about validation, measurements and limitations, without texts of extended files.
+        statements: texts of the preset's own file about validation, measurements and limitations, by kind.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Preset:
 
     @property
     def on_gpus(self) -> bool:
-        """Whether the launcher may train on GPUs, because CUDA_VISIBLE_DEVICES does not hide them."""
+        """Whether the preset's CUDA_VISIBLE_DEVICES leaves GPUs visible to the ranks."""
         return self.environment.get("CUDA_VISIBLE_DEVICES", "all") not in NO_GPU
 
     @property
@@ -109,7 +109,7 @@ def preset_path(path: Path) -> Path:
 def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], count: list[int]) -> list[PresetFile]:
     """Return a file, which an entry at ``named_at`` names, preceded by the files that it extends.
 
-    ``extended_by`` has the files that extend this file, and ``count`` the number of files read so far.
+    ``extended_by`` has the files that extend this file, and ``count[0]`` is the number of files that were read.
     """
     real = path.resolve()
     if real in extended_by:

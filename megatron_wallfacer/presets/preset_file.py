@@ -37,7 +37,7 @@ class PresetFile:
     Attributes:
         extends: (file, location of its name) for each file that this file extends. Later files override earlier files.
         sections: entries by section and name, in the order of the file.
-        statements: texts by name of :data:`STATEMENTS`.
+        statements: texts about the preset, by a name in :data:`STATEMENTS`.
     """
 
     extends: tuple[tuple[Path, Location], ...]

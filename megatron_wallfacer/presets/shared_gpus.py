@@ -97,7 +97,7 @@ def gpus_of_node(environment: Mapping[str, str]) -> NodeGpus:
 
 
 def _names_nccl(arguments: Sequence[str]) -> bool:
-    """Return whether the arguments select NCCL's direct messages."""
+    """Return whether the arguments select the backend NCCL without copies through host memory."""
     parts = [part for argument in arguments for part in argument.split("=", 1)]
     values = {flag: value for flag, value in pairwise(parts) if flag in (BACKEND, TRANSFERS)}
     return values.get(BACKEND, "nccl") == "nccl" and values.get(TRANSFERS, "direct") == "direct"

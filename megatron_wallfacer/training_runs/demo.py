@@ -49,7 +49,7 @@ class DemoResult:
         differences: relative difference of the loss between the context-parallel run and the first run, by iteration.
         largest: largest of the differences.
         allowed: largest allowed relative difference of the loss.
-        agree: whether all differences are allowed.
+        agree: whether ``largest`` is at most ``allowed``.
         pictures: files of the plots.
     """
 

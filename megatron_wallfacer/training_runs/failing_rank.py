@@ -31,10 +31,10 @@ class Failure:
     """Failure of one rank.
 
     Attributes:
-        rank: rank of the whole job.
+        rank: global rank of the process.
         exit_code: exit code of the process, negative for a signal, or None if torchrun prints no exit code.
         lines: last error lines of the rank.
-        time: time of the end as sortable text, or empty if torchrun prints no time.
+        time: time at which the process ended, as sortable text; empty if torchrun prints no time.
     """
 
     rank: int

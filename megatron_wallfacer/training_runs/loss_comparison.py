@@ -19,7 +19,7 @@ ALLOWED = 2.0
 
 @dataclass(frozen=True)
 class LossComparison:
-    """Loss differences between runs and one rank in fp32.
+    """Relative differences between the losses of runs and the losses of one rank in fp32.
 
     Attributes:
         differences: relative differences of the loss by the name of the run and iteration.

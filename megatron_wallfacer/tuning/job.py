@@ -37,7 +37,7 @@ def process_group() -> Iterator[torch.device]:
 
 @contextmanager
 def progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on stderr, because stdout has the results. Only ranks with ``shown`` show the bar.
+    """Show a progress bar on stderr if ``shown``. Stdout has the results.
 
     Yields:
         A function to call after each step.
