@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, pairwise
 from pathlib import Path
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.presets import torchrun
-from megatron_wallfacer.presets.command_line import flag_entries, variable_entries
 from megatron_wallfacer.presets.entry import COMMAND_LINE, NO_GPU, Location, PresetEntry
 from megatron_wallfacer.presets.preset_file import ENVIRONMENT, MODEL, SECTIONS, TORCHRUN, PresetFile, read_preset_file
 from megatron_wallfacer.shipped import CONFIGS
@@ -78,25 +78,21 @@ def load_preset(path: Path, arguments: Sequence[str] = (), variables: Iterable[s
         WallfacerError: An entry is invalid. The message has the file and the line number of the entry.
     """
     merged: dict[str, dict[str, PresetEntry]] = {name: {} for name in SECTIONS}
-    path = preset_path(path)
-    files = _files(path, COMMAND_LINE, (), [0])
+    path = _preset_path(path)
+    files = _files(path, COMMAND_LINE, (), count(1))
     for file in files:
         for name, entries in file.sections.items():
             merged[name].update(entries)
-    for entry in flag_entries(arguments):
+    for entry in _flag_entries(arguments):
         merged[TORCHRUN if entry.name in torchrun.FLAGS else MODEL][entry.name] = entry
-    for entry in variable_entries(variables):
+    for entry in _variable_entries(variables):
         merged[ENVIRONMENT][entry.name] = entry
     model = {name: entry for name, entry in merged[MODEL].items() if entry.values is not None}
     return Preset(path, merged[ENVIRONMENT], merged[TORCHRUN], model, files[-1].statements)
 
 
-def preset_path(path: Path) -> Path:
-    """Return the path of a preset's file, such as ``configs/tiny-cpu.yaml`` for ``tiny-cpu``.
-
-    Raises:
-        WallfacerError: There is no such file or preset.
-    """
+def _preset_path(path: Path) -> Path:
+    """Return the path of a preset's file, such as ``configs/tiny-cpu.yaml`` for ``tiny-cpu``."""
     shipped = CONFIGS / f"{path}.yaml"
     if path.suffix or path.is_file():
         return path
@@ -106,17 +102,47 @@ def preset_path(path: Path) -> Path:
     return shipped
 
 
-def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], count: list[int]) -> list[PresetFile]:
+def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], numbers: Iterator[int]) -> list[PresetFile]:
     """Return a file, which an entry at ``named_at`` names, preceded by the files that it extends.
 
-    ``extended_by`` has the files that extend this file, and ``count[0]`` is the number of files that were read.
+    ``extended_by`` has the files that extend this file. ``numbers`` counts the files of the whole preset from 1.
     """
     real = path.resolve()
     if real in extended_by:
         raise WallfacerError(f"{named_at}: extends {path}, which extends this file in turn")
-    count[0] += 1
-    if count[0] > MAX_FILES:
+    if next(numbers) > MAX_FILES:
         raise WallfacerError(f"{named_at}: extends {path}: must be at most {MAX_FILES} files in all")
     file = read_preset_file(path)
-    below = [_files(target, location, (*extended_by, real), count) for target, location in file.extends]
+    below = [_files(target, location, (*extended_by, real), numbers) for target, location in file.extends]
     return [*(lower for files in below for lower in files), file]
+
+
+def _flag_entries(arguments: Sequence[str]) -> Iterator[PresetEntry]:
+    """Yield the entries of ``--flag``, ``--flag value ...`` and ``--flag=value``. ``--flag=false`` removes a flag."""
+    for flag, following in _grouped(arguments):
+        name, equals, value = flag.partition("=")
+        values = ((value,) if equals else ()) + tuple(following)
+        entry = PresetEntry(name, None if flag == f"{name}=false" else values, COMMAND_LINE)
+        if name in torchrun.FLAGS:
+            if entry.values is None or len(entry.values) != 1:
+                raise WallfacerError(f"{name}: must have one value")
+            torchrun.check_torchrun(entry)
+        yield entry
+
+
+def _variable_entries(assignments: Iterable[str]) -> Iterator[PresetEntry]:
+    """Yield the entries of ``--env NAME=VALUE``."""
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.isidentifier():
+            raise WallfacerError(f"--env {assignment}: must be NAME=VALUE")
+        yield PresetEntry(name, (value,), COMMAND_LINE)
+
+
+def _grouped(arguments: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield each flag with the arguments up to the next flag."""
+    starts = [index for index, argument in enumerate(arguments) if argument.startswith("--")]
+    if arguments and starts[:1] != [0]:
+        raise WallfacerError(f"{arguments[0]}: must be a flag; only Megatron's flags follow CONFIG")
+    for start, end in pairwise([*starts, len(arguments)]):
+        yield arguments[start], arguments[start + 1 : end]
