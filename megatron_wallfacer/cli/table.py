@@ -13,12 +13,7 @@ if TYPE_CHECKING:
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table of text.
-
-    Args:
-        headings: headings of the columns. A leading ``>`` aligns a column to the right.
-        rows: texts of each row, one text per column.
-    """
+    """Print a table of text. A heading with a leading ``>`` aligns its column to the right."""
     from rich.console import Console
     from rich.text import Text
 
@@ -40,11 +35,7 @@ def new_table(
 ) -> Table:
     """Return an empty table. Only on a terminal a line separates the headings from the rows.
 
-    Args:
-        console: console that will print the table.
-        headings: headings of the columns. A leading ``>`` aligns a column to the right.
-        title: text above the table.
-        justify: alignment of columns whose heading has no leading ``>``.
+    A heading with a leading ``>`` aligns its column to the right. The other columns are aligned by ``justify``.
     """
     from rich import box
     from rich.table import Table

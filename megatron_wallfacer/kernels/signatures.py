@@ -95,12 +95,8 @@ def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
 class LibraryFunction:
     """A library function whose signature is read once. A prepared call has all arguments except the tensors.
 
-    Args:
-        function: function of the library; None if it does not exist.
-        name: name of the function.
-        tensors: names of the parameters that each call passes by keyword.
-        owner: name and version of the library, for messages.
-        needs: supported releases, as error messages print them.
+    The function is None if it does not exist. ``tensors`` are the parameters that each call passes by keyword. For
+    ``owner`` and ``needs`` see :class:`Signature`.
 
     Raises:
         UnavailableError: The function does not exist, or its parameters are unknown.

@@ -45,14 +45,11 @@ def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
 
 
 def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
-    """Write the corpus into a folder unless a complete corpus exists there.
+    """Write the corpus into a subfolder of `directory` unless a complete corpus exists there.
 
     Each source file becomes one document that ends with `EOD`. Files are added in the order of their paths until there
-    are `megabytes` million tokens. A killed process leaves a folder with a temporary name, not an incomplete corpus.
-
-    Args:
-        directory: folder for corpora, which is created if necessary. Several processes may build at the same time.
-        megabytes: size of the corpus in MB, up to about 10. A token is a byte.
+    are `megabytes` million tokens, at most about 10 million. Several processes may build a corpus at the same time. A
+    killed process leaves a folder with a temporary name, not an incomplete corpus.
 
     Returns:
         The prefix for `--data-path`. The two files are `<prefix>.bin` and `<prefix>.idx`.

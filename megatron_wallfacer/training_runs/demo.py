@@ -64,11 +64,7 @@ class DemoResult:
 def demo_runs(cp_size: int, scheme: str, resolved: str, gpus: int) -> list[DemoRun]:
     """Return the runs, with the reference first and the context-parallel run last.
 
-    Args:
-        cp_size: number of ranks of the context-parallel run.
-        scheme: value of ``--wallfacer-scheme``.
-        resolved: name of the scheme that the value selects.
-        gpus: number of GPUs on this node, or 0 to train on the CPU.
+    The value ``scheme`` of ``--wallfacer-scheme`` selects the scheme ``resolved``. With 0 GPUs the runs use the CPU.
     """
     dtype = ("--bf16",) if gpus else ()
     flags = ("--wallfacer-cp-size", str(cp_size), "--wallfacer-scheme", scheme)

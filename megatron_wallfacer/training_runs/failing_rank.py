@@ -83,24 +83,22 @@ def first_failure(log: str) -> Failure | None:
             output = outputs[int(rank)]
             output.lines.append(match["text"])
             output.line_numbers.append(number)
-    ends = _SUMMARY.findall(log)
-    codes = {int(local): (int(rank), int(code)) for _, rank, local, code in ends}
-    times = {int(local): time for time, _, local, _ in ends}
-    not_ended_by_torchrun = {local for local, (_, code) in codes.items() if code != -signal.SIGTERM}
+    ends = {int(local): (int(rank), int(code), time) for time, rank, local, code in _SUMMARY.findall(log)}
+    not_ended_by_torchrun = {local for local, (_, code, _) in ends.items() if code != -signal.SIGTERM}
     failed = not_ended_by_torchrun | {local for local, output in outputs.items() if output.traceback is not None}
     if not failed:
         return None
 
     def order(local: int) -> tuple[bool, bool, float, int]:
-        _, code = codes.get(local, (local, None))
+        _, code, _ = ends.get(local, (local, None, ""))
         lines = _excerpt(outputs[local], code)
         # Prefer ranks that torchrun did not end. But a rank that torchrun ended precedes ranks that only lost a
         # connection, because the process of the rank that failed first may end last.
         return bool(_PEER_LOST.search("\n".join(lines))), code == -signal.SIGTERM, outputs[local].error_line, local
 
     local = min(failed, key=order)
-    number, code = codes.get(local, (local, None))
-    return Failure(number, code, tuple(_excerpt(outputs[local], code)), times.get(local, ""))
+    rank, code, time = ends.get(local, (local, None, ""))
+    return Failure(rank, code, tuple(_excerpt(outputs[local], code)), time)
 
 
 def failure_text(log: str) -> str:

@@ -20,14 +20,9 @@ from megatron_wallfacer.training_runs.training_log import Iteration, parse_itera
 def train(
     script: Path, ranks: int, arguments: Sequence[str], log: Path, seen: Callable[[Iteration], None]
 ) -> list[Iteration]:
-    """Run a Megatron script under torchrun and the plugin's launcher.
+    """Run a Megatron script under torchrun and the plugin's launcher, and pass each iteration of its log to ``seen``.
 
-    Args:
-        script: Megatron script.
-        ranks: number of ranks.
-        arguments: Megatron's and the plugin's arguments.
-        log: file for the whole output. The folder ``LOG-ranks`` next to the file has the output of each rank.
-        seen: function to call with each iteration that the log reports.
+    The file ``log`` gets the whole output. The folder ``LOG-ranks`` next to the file gets the output of each rank.
 
     Raises:
         WallfacerError: The run fails. The message has the last error lines of the rank that failed first.

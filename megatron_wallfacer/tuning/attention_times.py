@@ -55,11 +55,7 @@ def time_plans(
 ) -> list[list[PassTimes]]:
     """Time plans alternately, so that a node that becomes slow affects all plans. All ranks must call this function.
 
-    Args:
-        plans: plans, equal on every rank.
-        workloads: one workload per plan.
-        repeats: number of timed runs of each plan, after one run that is not timed.
-        done: function to call after each run.
+    Each plan runs once without timing and ``repeats`` times with timing. ``done`` is called after each run.
 
     Returns:
         The times of the runs of each plan.

@@ -16,11 +16,7 @@ LARGE, SHORT, HOST_COPY, REPEATS = 32 << 20, 1024, 256 << 20, 5
 
 
 def measure_link(pairs: Sequence[tuple[int, int]], device: torch.device) -> tuple[float, float]:
-    """Measure a link that pairs of ranks use in both directions. All ranks must call this function.
-
-    Args:
-        pairs: pairs of ranks that exchange messages at the same time.
-        device: device of this rank.
+    """Measure a link that pairs of ranks use in both directions at the same time. All ranks must call this function.
 
     Returns:
         Rate per direction in 1e9 bytes per second, and time of a short message in microseconds.
@@ -73,14 +69,11 @@ def _exchange_s(pairs: Sequence[tuple[int, int]], size: int, device: torch.devic
     peer = peers.get(dist.get_rank())
 
     def exchange() -> None:
-        if peer is not None:
-            _exchange(peer, size, device)
+        if peer is None:
+            return
+        received, sent = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
+        messages = [dist.P2POp(dist.irecv, received, peer), dist.P2POp(dist.isend, sent, peer)]
+        for work in dist.batch_isend_irecv(messages):
+            work.wait()
 
     return min(time_calls(exchange, device, REPEATS))
-
-
-def _exchange(peer: int, size: int, device: torch.device) -> None:
-    received, sent = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    works = dist.batch_isend_irecv([dist.P2POp(dist.irecv, received, peer), dist.P2POp(dist.isend, sent, peer)])
-    for work in works:
-        work.wait()
