@@ -84,10 +84,7 @@ class TraceSource:
     def read(cls, about: Mapping[str, Any]) -> TraceSource:
         """Return the description of a process from the metadata of a timeline file.
 
-        Raises:
-            KeyError: A field is missing.
-            ValueError: A field has an invalid value.
-            TypeError: A field has an invalid type.
+        A field that is missing or invalid raises KeyError, TypeError or ValueError.
         """
         kinds = {"rank": int, "ranks": int, "run": str, "device": str, "host": str, "wall_s": float}
         found = cls(**{name: kind(about[name]) for name, kind in kinds.items()})

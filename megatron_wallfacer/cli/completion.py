@@ -32,11 +32,16 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     Raises:
         WallfacerError: shtab is not installed.
     """
+    from megatron_wallfacer.planning.cluster_file import preset_names
+    from megatron_wallfacer.planning.model import MODELS, RECOMPUTE
+    from megatron_wallfacer.schedule.schemes import SCHEMES
+
     try:
         import shtab
     except ModuleNotFoundError as error:
         raise WallfacerError("--print-completion: needs the library shtab: pip install 'shtab>=1.7,<2'") from error
-    names = _names()
+    # Allowed values of options that have no argparse choices.
+    names = {"cluster": preset_names(), "model": tuple(MODELS), "recompute": RECOMPUTE, "scheme": tuple(SCHEMES)}
     for action in _actions(parser):
         if action.dest in names:
             action.choices = names[action.dest]
@@ -49,15 +54,6 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
             action.complete = shtab.FILE
     function = f'{_CLUSTER_OR_FILE}() {{ compgen -W "{" ".join(names["cluster"])}" -- "$1"; compgen -f -- "$1"; }}'
     return shtab.complete(parser, shell, preamble={"bash": function})
-
-
-def _names() -> dict[str, tuple[str, ...]]:
-    """Return the allowed values of options without argparse ``choices``."""
-    from megatron_wallfacer.planning.cluster_file import preset_names
-    from megatron_wallfacer.planning.model import MODELS, RECOMPUTE
-    from megatron_wallfacer.schedule.schemes import SCHEMES
-
-    return {"cluster": preset_names(), "model": tuple(MODELS), "recompute": RECOMPUTE, "scheme": tuple(SCHEMES)}
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

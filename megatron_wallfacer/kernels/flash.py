@@ -31,10 +31,7 @@ class FlashVersion:
     """The names and arguments that differ between versions of FlashAttention.
 
     Attributes:
-        name: name of the kernel.
-        library: package and modules.
         needs: supported releases, as error messages print them.
-        capabilities: supported inputs.
         functions: names of the functions of forward and backward.
         varlen_functions: names of the functions for packed documents; None if ``functions`` accept documents.
         lse: name of backward's parameter for the log-sum-exp.

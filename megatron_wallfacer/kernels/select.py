@@ -29,9 +29,8 @@ class KernelEntry:
         name: value of ``--wallfacer-kernel``. Entries for different devices may have the same name.
         build: constructor of the kernel, which raises :class:`UnavailableError` if a library is not installed.
         capabilities: inputs that the newest release of the library supports. Older releases may support fewer inputs.
-        library: library and device, for the table of kernels in the docs.
-        releases: library releases that tests check, for the table of kernels in the docs.
-        deterministic: condition under which gradients repeat bit by bit, for the table of kernels in the docs.
+        library, releases, deterministic: cells of the table of kernels in the docs: library and device, releases that
+            tests check, condition under which gradients repeat bit by bit.
         in_auto: whether ``--wallfacer-kernel auto`` may select the kernel.
         in_flash: whether ``--wallfacer-kernel flash`` may select the kernel.
         variable: environment variable of TransformerEngine whose value 0 excludes the kernel from ``auto``.

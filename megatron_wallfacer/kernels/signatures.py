@@ -33,8 +33,6 @@ class Signature:
 
     Attributes:
         owner: name and version of the library, for messages.
-        function: name of the function.
-        names: names of all parameters.
         required: names of the parameters without a default.
         needs: supported releases, as error messages print them.
     """

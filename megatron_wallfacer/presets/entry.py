@@ -7,12 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Location:
-    """Location of an entry.
-
-    Attributes:
-        file: file name in messages, or empty for the command line.
-        line: line number, from 1.
-    """
+    """File name and line number from 1 of an entry. The file name is empty for an entry of the command line."""
 
     file: str = ""
     line: int = 0

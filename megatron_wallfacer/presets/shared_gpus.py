@@ -38,12 +38,7 @@ class GpuSharing:
 
 @dataclass(frozen=True)
 class NodeGpus:
-    """GPUs and NCCL version of this node.
-
-    Attributes:
-        count: number of GPUs that PyTorch finds.
-        nccl: version of the NCCL that PyTorch loads, or None without NCCL.
-    """
+    """Number of GPUs that PyTorch finds on this node, and version of the NCCL that PyTorch loads; None without NCCL."""
 
     count: int = 0
     nccl: tuple[int, ...] | None = None

@@ -66,8 +66,7 @@ def _run(
             assert process.stdout is not None
             for line in process.stdout:
                 file.write(line)
-                iteration = parse_iteration(line)
-                if iteration is not None:
+                if (iteration := parse_iteration(line)) is not None:
                     iterations.append(iteration)
                     seen(iteration)
             return iterations, process.wait()

@@ -26,10 +26,8 @@ class SchemeTimes:
         scheme: value of ``--wallfacer-scheme``.
         grid: axes with their sizes.
         median_ms: median of forward plus backward, in ms.
-        forward_ms: median of forward, in ms.
-        backward_ms: median of backward, in ms.
-        fastest_ms: fastest run of forward plus backward, in ms.
-        slowest_ms: slowest run of forward plus backward, in ms.
+        forward_ms, backward_ms: medians of forward and of backward, in ms.
+        fastest_ms, slowest_ms: fastest and slowest run of forward plus backward, in ms.
         ratio: ``median_ms`` divided by the ``median_ms`` of the first scheme.
         tokens_s: tokens of the whole job per second.
         tflops: 1e12 floating-point operations per second and rank. A causal mask halves the number of operations.
