@@ -109,7 +109,7 @@ class TransformerEngineKernel(PreparedKernel):
         layouts = {"do_format": OptionalArgument(layout), "dqkv_layout": OptionalArgument(three)}
         if self._differentiate.has("dqkv_dtype"):  # until 2.14; since then gradients have the dtype of q
             dtypes = {of_torch: library for library, of_torch in self._library.module.TORCH_DType.items()}
-            layouts["dqkv_dtype"] = dtypes.get(tensors.dtype)  # none if only parameter names are checked
+            layouts["dqkv_dtype"] = dtypes.get(tensors.dtype)  # None if only parameter names are checked
         return self._arguments(tile, spec, tensors) | layouts | {"deterministic": self.deterministic}
 
     def _plain_arguments(self, tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _capturing() -> bool:
 
 
 def _varlen_arguments(tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
-    """Return the arguments for packed documents. Without padding, the boundaries with and without padding are equal."""
+    """Return the arguments for packed documents, which have no padding: both kinds of boundaries are equal."""
     documents = tile.cu_seqlens
     starts = _boundaries(documents.q, documents.k, tensors.device)
     return {

@@ -20,9 +20,9 @@ from megatron_wallfacer.tuning.timing import largest, time_call
 
 @dataclass(frozen=True)
 class AttentionWorkload:
-    """Attention to time on one rank, whose shard of the sequence has the given shape. No pair is masked if not causal.
+    """Attention to time on one rank, whose shard of the sequence has the given shape.
 
-    All ranks have equal workloads except the device.
+    The workloads of all ranks differ only in the device. Without ``causal`` no pair is masked.
     """
 
     shape: Shape
