@@ -119,7 +119,8 @@ def _print_losses(console: Console, result: DemoResult) -> None:
     from megatron_wallfacer.cli.table import new_table, print_table
 
     headings = ("iteration", *result.losses, "relative difference")
-    table = new_table(console, *headings, title="\nloss by iteration", justify="right")
+    table = new_table(console, *(f">{heading}" for heading in headings))
+    table.title = "\nloss by iteration"
     for number, (*losses, difference) in enumerate(zip(*result.losses.values(), result.differences, strict=True), 1):
         table.add_row(str(number), *(f"{loss:.6f}" for loss in losses), f"{difference:.1e}")
     print_table(console, table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,21 +30,19 @@ def as_json(rows: Iterable[object]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=2)  # type: ignore[call-overload]
 
 
-def new_table(
-    console: Console, *headings: str, title: str | None = None, justify: Literal["left", "right"] = "left"
-) -> Table:
+def new_table(console: Console, *headings: str) -> Table:
     """Return an empty table. Only on a terminal a line separates the headings from the rows.
 
-    A heading with a leading ``>`` aligns its column to the right. The other columns are aligned by ``justify``.
+    A heading with a leading ``>`` aligns its column to the right.
     """
     from rich import box
     from rich.table import Table
 
     at_terminal = console.is_terminal
     style = box.SIMPLE_HEAD if at_terminal else None
-    table = Table(title=title, title_justify="left", box=style, pad_edge=at_terminal)
+    table = Table(title_justify="left", box=style, pad_edge=at_terminal)
     for heading in headings:
-        side = "right" if heading.startswith(">") else justify
+        side = "right" if heading.startswith(">") else "left"
         table.add_column(heading.removeprefix(">"), justify=side, no_wrap=not at_terminal, overflow="fold")
     return table
 
