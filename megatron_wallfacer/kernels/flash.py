@@ -129,16 +129,14 @@ class FlashKernel(PreparedKernel):
         documents = tile.cu_seqlens
         function, _ = self._functions if documents is None else self._varlen_functions
         arguments = self._forward_arguments(function, tile, spec) | _varlen_arguments(documents, tensors.device)
-        call, places = function.bind(arguments), self._version.lse_places
-        return _forward_bshd(call, places) if documents is None else _forward_thd(call, places)
+        return _forward(function.bind(arguments), self._version.lse_places, varlen=documents is not None)
 
     def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
         """See :meth:`PreparedKernel.prepare_backward`."""
         documents = tile.cu_seqlens
         _, function = self._functions if documents is None else self._varlen_functions
         arguments = self._backward_arguments(function, tile, spec) | _varlen_arguments(documents, tensors.device)
-        call, lse = function.bind(arguments), self._version.lse
-        return _backward_bshd(call, lse) if documents is None else _backward_thd(call, lse)
+        return _backward(function.bind(arguments), self._version.lse, varlen=documents is not None)
 
     def _find(self, names: tuple[str, str]) -> tuple[LibraryFunction, LibraryFunction]:
         gradients = ("dout", "q", "k", "v", "out", self._version.lse, "dq", "dk", "dv")
@@ -170,40 +168,27 @@ def _varlen_arguments(documents: CuSeqlens | None, device: torch.device) -> dict
     return dict(zip(_VARLEN, (*boundaries, *documents.longest), strict=True))
 
 
-def _forward_bshd(call: Callable[..., Any], lse_places: Mapping[int, int]) -> ForwardCall:
+def _forward(call: Callable[..., Any], lse_places: Mapping[int, int], *, varlen: bool) -> ForwardCall:
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        result = call(q=q.transpose(0, 1), k=k.transpose(0, 1), v=v.transpose(0, 1))
-        return result[0].transpose(0, 1), result[lse_places.get(len(result), 1)].permute(2, 0, 1)
+        q, k, v = [x.squeeze(1) if varlen else x.transpose(0, 1) for x in (q, k, v)]
+        result = call(q=q, k=k, v=v)
+        out, lse = result[0], result[lse_places.get(len(result), 1)]
+        if varlen:
+            return out.unsqueeze(1), lse.t().unsqueeze(1)
+        return out.transpose(0, 1), lse.permute(2, 0, 1)
 
     return forward
 
 
-def _forward_thd(call: Callable[..., Any], lse_places: Mapping[int, int]) -> ForwardCall:
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        result = call(q=q.squeeze(1), k=k.squeeze(1), v=v.squeeze(1))
-        return result[0].unsqueeze(1), result[lse_places.get(len(result), 1)].t().unsqueeze(1)
-
-    return forward
-
-
-def _backward_bshd(call: Callable[..., Any], lse_name: str) -> BackwardCall:
+def _backward(call: Callable[..., Any], lse_name: str, *, varlen: bool) -> BackwardCall:
     def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
-        q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+        dout, q, k, v, out = [x.squeeze(1) if varlen else x.transpose(0, 1) for x in (dout, q, k, v, out)]
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         # FlashAttention ignores the strides of the lse.
-        stats = {lse_name: lse.permute(1, 2, 0).contiguous()}
-        call(dout=dout.transpose(0, 1), q=q, k=k, v=v, out=out.transpose(0, 1), dq=dq, dk=dk, dv=dv, **stats)
+        stats = (lse.squeeze(1).t() if varlen else lse.permute(1, 2, 0)).contiguous()
+        call(dout=dout, q=q, k=k, v=v, out=out, dq=dq, dk=dk, dv=dv, **{lse_name: stats})
+        if varlen:
+            return dq.unsqueeze(1), dk.unsqueeze(1), dv.unsqueeze(1)
         return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
-
-    return backward
-
-
-def _backward_thd(call: Callable[..., Any], lse_name: str) -> BackwardCall:
-    def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
-        q, k, v = q.squeeze(1), k.squeeze(1), v.squeeze(1)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        stats = {lse_name: lse.squeeze(1).t().contiguous()}
-        call(dout=dout.squeeze(1), q=q, k=k, v=v, out=out.squeeze(1), dq=dq, dk=dk, dv=dv, **stats)
-        return dq.unsqueeze(1), dk.unsqueeze(1), dv.unsqueeze(1)
 
     return backward

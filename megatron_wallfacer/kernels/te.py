@@ -66,13 +66,12 @@ class TransformerEngineKernel(PreparedKernel):
     def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
         """See :meth:`PreparedKernel.prepare_forward`."""
         call = _with_capture(self._attend, self._forward_arguments(tile, spec, tensors))
-        return _forward_sbhd(call) if tile.cu_seqlens is None else _forward_thd(call, self._library.title)
+        return _forward(call, self._library.title, varlen=tile.cu_seqlens is not None)
 
     def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
         """See :meth:`PreparedKernel.prepare_backward`."""
         call = _with_capture(self._differentiate, self._backward_arguments(tile, spec, tensors))
-        random_state = _random_state(tensors.device)
-        return (_backward_sbhd if tile.cu_seqlens is None else _backward_thd)(call, random_state)
+        return _backward(call, _random_state(tensors.device), varlen=tile.cu_seqlens is not None)
 
     def _find_backend(self) -> Any:
         try:
@@ -171,18 +170,13 @@ def _layouts(tile: AttnTile) -> tuple[str, str]:
     return layout, "_".join([layout] * 3)
 
 
-def _forward_sbhd(call: Callable[..., Any]) -> ForwardCall:
+def _forward(call: Callable[..., Any], title: str, *, varlen: bool) -> ForwardCall:
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if varlen:
+            q, k, v = q.squeeze(1), k.squeeze(1), v.squeeze(1)
         out, (stats, *_), *_ = call(q=q.contiguous(), k=k.contiguous(), v=v.contiguous())
-        return out, stats.squeeze(-1).permute(2, 0, 1)
-
-    return forward
-
-
-def _forward_thd(call: Callable[..., Any], title: str) -> ForwardCall:
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v = q.squeeze(1).contiguous(), k.squeeze(1).contiguous(), v.squeeze(1).contiguous()
-        out, (stats, *_), *_ = call(q=q, k=k, v=v)
+        if not varlen:
+            return out, stats.squeeze(-1).permute(2, 0, 1)
         if stats.dim() != 3:
             shape = tuple(stats.shape)
             raise UnavailableError(f"{title}: packed documents need statistics of 3 dimensions, not {shape}")
@@ -191,24 +185,14 @@ def _forward_thd(call: Callable[..., Any], title: str) -> ForwardCall:
     return forward
 
 
-def _backward_sbhd(call: Callable[..., Any], random_state: Tensor) -> BackwardCall:
+def _backward(call: Callable[..., Any], random_state: Tensor, *, varlen: bool) -> BackwardCall:
     def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
+        tensors = {"q": q, "k": k, "v": v, "o": out, "d_o": dout}
+        tensors = {name: (x.squeeze(1) if varlen else x).contiguous() for name, x in tensors.items()}
         # TransformerEngine's auxiliary tensors of forward, except that the lse covers all keys.
-        aux = [lse.permute(1, 2, 0).unsqueeze(-1).contiguous(), random_state]
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        dq, dk, dv, *_ = call(q=q, k=k, v=v, o=out.contiguous(), d_o=dout.contiguous(), aux_ctx_tensors=aux)
-        return dq, dk, dv
-
-    return backward
-
-
-def _backward_thd(call: Callable[..., Any], random_state: Tensor) -> BackwardCall:
-    def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
-        aux = [lse.squeeze(1).unsqueeze(-1).contiguous(), random_state]
-        q, k, v = q.squeeze(1).contiguous(), k.squeeze(1).contiguous(), v.squeeze(1).contiguous()
-        o, d_o = out.squeeze(1).contiguous(), dout.squeeze(1).contiguous()
-        dq, dk, dv, *_ = call(q=q, k=k, v=v, o=o, d_o=d_o, aux_ctx_tensors=aux)
-        return dq.unsqueeze(1), dk.unsqueeze(1), dv.unsqueeze(1)
+        stats = lse.squeeze(1) if varlen else lse.permute(1, 2, 0)
+        dq, dk, dv, *_ = call(**tensors, aux_ctx_tensors=[stats.unsqueeze(-1).contiguous(), random_state])
+        return (dq.unsqueeze(1), dk.unsqueeze(1), dv.unsqueeze(1)) if varlen else (dq, dk, dv)
 
     return backward
 
