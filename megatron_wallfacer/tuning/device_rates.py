@@ -25,7 +25,7 @@ def measure_device(kernel: Kernel, shape: Shape, dtype: torch.dtype, device: tor
 
     All ranks must call this function with the shape of one rank's shard.
     """
-    small, large = (_tile_times(kernel, _tensors(shape.tokens // part, shape, dtype, device)) for part in DIVISORS)
+    small, large = (_tile_times(kernel, shape.tokens // part, shape, dtype, device) for part in DIVISORS)
     products = [(shape.tokens // part) ** 2 * shape.q_heads * shape.head_dim for part in DIVISORS]
     rates, calls = [], []
     for flops, *seconds in ((FORWARD_FLOPS, small[0], large[0]), (BACKWARD_FLOPS, small[1], large[1])):
@@ -42,13 +42,16 @@ def measure_device(kernel: Kernel, shape: Shape, dtype: torch.dtype, device: tor
     )
 
 
-def _tile_times(kernel: Kernel, tensors: list[torch.Tensor]) -> tuple[float, float]:
-    """Return the seconds of forward and backward of a full tile."""
-    q, k, v, dout = tensors
-    call = AttnTile((0, len(q)), (0, len(k))), AttnSpec(q.shape[-1] ** -0.5)
+def _tile_times(
+    kernel: Kernel, rows: int, shape: Shape, dtype: torch.dtype, device: torch.device
+) -> tuple[float, float]:
+    """Return the seconds of forward and backward of a full tile with as many columns as rows."""
+    heads = (shape.q_heads, shape.kv_heads, shape.kv_heads, shape.q_heads)
+    q, k, v, dout = (torch.randn(rows, 1, count, shape.head_dim, dtype=dtype, device=device) for count in heads)
+    call = AttnTile((0, rows), (0, rows)), AttnSpec(shape.head_dim**-0.5)
     out, lse = kernel.forward(q, k, v, *call)
-    forward_s = _seconds(lambda: kernel.forward(q, k, v, *call), q.device)
-    return forward_s, _seconds(lambda: kernel.backward(dout, q, k, v, out, lse, *call), q.device)
+    forward_s = _seconds(lambda: kernel.forward(q, k, v, *call), device)
+    return forward_s, _seconds(lambda: kernel.backward(dout, q, k, v, out, lse, *call), device)
 
 
 def _merge_gbyte_s(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:
@@ -59,12 +62,6 @@ def _merge_gbyte_s(shape: Shape, dtype: torch.dtype, device: torch.device) -> fl
     lse, partial_lse = (torch.zeros(*size, dtype=wide, device=device) for _ in range(2))
     seconds = _seconds(lambda: merge_into(out, lse, partial_out, partial_lse), device)
     return MERGED * (out.nbytes + lse.nbytes) / seconds / 1e9
-
-
-def _tensors(rows: int, shape: Shape, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-    """Return random q, k, v and dO, ``[rows, 1, heads, head_dim]``."""
-    heads = (shape.q_heads, shape.kv_heads, shape.kv_heads, shape.q_heads)
-    return [torch.randn(rows, 1, count, shape.head_dim, dtype=dtype, device=device) for count in heads]
 
 
 def _rate_and_call(small: tuple[float, float], large: tuple[float, float]) -> tuple[float, float]:
