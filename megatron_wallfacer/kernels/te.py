@@ -14,13 +14,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, cuda
 
 from megatron_wallfacer.errors import OptionError
 from megatron_wallfacer.kernels.optional import TRANSFORMER_ENGINE, UnavailableError
 from megatron_wallfacer.kernels.prepared import BackwardCall, ForwardCall, PreparedKernel, TensorKind
 from megatron_wallfacer.kernels.protocol import FUSED, AttnSpec, Gradients, capability
-from megatron_wallfacer.kernels.signatures import LibraryFunction, LoadedLibrary, OptionalArgument
+from megatron_wallfacer.kernels.signatures import LoadedLibrary, OptionalArgument
 from megatron_wallfacer.kernels.windows import WindowSize, cu_seqlens_tensor, top_left
 from megatron_wallfacer.schedule.attn_tile import AttnTile, CuSeqlens
 
@@ -65,13 +65,16 @@ class TransformerEngineKernel(PreparedKernel):
 
     def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
         """See :meth:`PreparedKernel.prepare_forward`."""
-        call = _with_capture(self._attend, self._forward_arguments(tile, spec, tensors))
-        return _forward(call, self._library.title, varlen=tile.cu_seqlens is not None)
+        call = self._attend.bind(self._forward_arguments(tile, spec, tensors))
+        has_cuda_graph = self._attend.has("cuda_graph")
+        return _forward(call, self._library.title, varlen=tile.cu_seqlens is not None, has_cuda_graph=has_cuda_graph)
 
     def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
         """See :meth:`PreparedKernel.prepare_backward`."""
-        call = _with_capture(self._differentiate, self._backward_arguments(tile, spec, tensors))
-        return _backward(call, _random_state(tensors.device), varlen=tile.cu_seqlens is not None)
+        call = self._differentiate.bind(self._backward_arguments(tile, spec, tensors))
+        has_cuda_graph = self._differentiate.has("cuda_graph")
+        state = _random_state(tensors.device)
+        return _backward(call, state, varlen=tile.cu_seqlens is not None, has_cuda_graph=has_cuda_graph)
 
     def _find_backend(self) -> Any:
         try:
@@ -131,21 +134,6 @@ class TransformerEngineKernel(PreparedKernel):
         }
 
 
-def _with_capture(function: LibraryFunction, arguments: dict[str, Any]) -> Callable[..., Any]:
-    """Return the bound function, which from TransformerEngine 2.10 on also receives whether a CUDA graph is captured.
-
-    TransformerEngine then stops a capture that the cuDNN version does not support.
-    """
-    call = function.bind(arguments)
-    if not function.has("cuda_graph"):
-        return call
-    return lambda **tensors: call(cuda_graph=_capturing(), **tensors)
-
-
-def _capturing() -> bool:
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-
-
 def _varlen_arguments(tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
     """Return the arguments for packed documents, which have no padding: both kinds of boundaries are equal."""
     documents = tile.cu_seqlens
@@ -170,11 +158,14 @@ def _layouts(tile: AttnTile) -> tuple[str, str]:
     return layout, "_".join([layout] * 3)
 
 
-def _forward(call: Callable[..., Any], title: str, *, varlen: bool) -> ForwardCall:
+# From 2.10 on TransformerEngine receives whether a CUDA graph is captured, and stops a capture that the cuDNN version
+# does not support. Forward and backward read it without a helper, because each Python call of a warm call counts.
+def _forward(call: Callable[..., Any], title: str, *, varlen: bool, has_cuda_graph: bool) -> ForwardCall:
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if varlen:
             q, k, v = q.squeeze(1), k.squeeze(1), v.squeeze(1)
-        out, (stats, *_), *_ = call(q=q.contiguous(), k=k.contiguous(), v=v.contiguous())
+        graph = {"cuda_graph": cuda.is_initialized() and cuda.is_current_stream_capturing()} if has_cuda_graph else {}
+        out, (stats, *_), *_ = call(q=q.contiguous(), k=k.contiguous(), v=v.contiguous(), **graph)
         if not varlen:
             return out, stats.squeeze(-1).permute(2, 0, 1)
         if stats.dim() != 3:
@@ -185,13 +176,15 @@ def _forward(call: Callable[..., Any], title: str, *, varlen: bool) -> ForwardCa
     return forward
 
 
-def _backward(call: Callable[..., Any], random_state: Tensor, *, varlen: bool) -> BackwardCall:
+def _backward(call: Callable[..., Any], random_state: Tensor, *, varlen: bool, has_cuda_graph: bool) -> BackwardCall:
     def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Gradients:
         tensors = {"q": q, "k": k, "v": v, "o": out, "d_o": dout}
         tensors = {name: (x.squeeze(1) if varlen else x).contiguous() for name, x in tensors.items()}
         # TransformerEngine's auxiliary tensors of forward, except that the lse covers all keys.
         stats = lse.squeeze(1) if varlen else lse.permute(1, 2, 0)
-        dq, dk, dv, *_ = call(**tensors, aux_ctx_tensors=[stats.unsqueeze(-1).contiguous(), random_state])
+        aux = [stats.unsqueeze(-1).contiguous(), random_state]
+        graph = {"cuda_graph": cuda.is_initialized() and cuda.is_current_stream_capturing()} if has_cuda_graph else {}
+        dq, dk, dv, *_ = call(**tensors, aux_ctx_tensors=aux, **graph)
         return (dq.unsqueeze(1), dk.unsqueeze(1), dv.unsqueeze(1)) if varlen else (dq, dk, dv)
 
     return backward
