@@ -22,6 +22,8 @@ _IN_BACKWARD: tuple[Moment, ...] = ("mlp", "attention", "projection")
 _BF16, _FP32 = 2, 4
 #: Device buffers per kind of tensor in host memory. Backward reads one buffer while the other is copied.
 SLOTS = 2
+#: Further device buffers per kind in a pipeline, where forward of one micro-batch runs between backward of others.
+PIPELINE_SLOTS = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Activations:
         tokens: tokens per context-parallel rank.
         tp: tensor-parallel size. A tensor-parallel size above 1 implies sequence parallelism.
         layers: layers of the pipeline stage times micro-batches in flight.
+        in_flight: micro-batches in flight, which are several only in a pipeline.
         recompute: activations that backward recomputes.
         loss_tiles: value of ``--wallfacer-loss-tiles``.
         mlp_tiles: value of ``--wallfacer-mlp-tiles``.
@@ -60,6 +63,7 @@ class Activations:
     tokens: int
     tp: int = 1
     layers: int = 1
+    in_flight: int = 1
     recompute: Recompute = "full"
     loss_tiles: int = 1
     mlp_tiles: int = 1
@@ -147,12 +151,15 @@ def peak(buffers: Iterable[Buffer]) -> tuple[Moment, float]:
 def _saved(work: Activations) -> tuple[Buffer, ...]:
     """Return the tensors that all layers except the current layer save in forward for backward."""
     others = work.layers - 1
-    device_inputs = work.layers if work.recompute == "none" else _on_device(work.layers, work.inputs_on_host)
-    inputs = Buffer("layer inputs", device_inputs * work.hidden)
+    device_inputs = work.layers if work.recompute == "none" else _on_device(work, work.inputs_on_host)
+    # Megatron's pipeline schedule references the input that a stage received until backward of the micro-batch. The
+    # first stage receives none, but has one more micro-batch in flight than the second stage.
+    received = (work.in_flight - 1) * bool(work.inputs_on_host)
+    inputs = Buffer("layer inputs", (device_inputs + received) * work.hidden)
     if work.recompute == "full":
         return (inputs,)
     if work.recompute == "keep-attention":
-        kept = (_on_device(work.layers, work.outputs_on_host) - 1) * work.kept_output
+        kept = (_on_device(work, work.outputs_on_host) - 1) * work.kept_output
         return inputs, Buffer("attention's outputs, lse and kept tensors", kept)
     attention = Buffer("attention's outputs, lse and kept tensors", others * work.kept_output)
     mlp = 0.0 if work.mlp_tiles > 1 else others * (work.gated + work.activation)
@@ -165,10 +172,11 @@ def _saved(work: Activations) -> tuple[Buffer, ...]:
     )
 
 
-def _on_device(layers: int, fraction: float) -> int:
+def _on_device(work: Activations, fraction: float) -> int:
     """Return the device tensors of all layers, including device buffers for layers with a tensor in host memory."""
-    on_host = layers_on_host(layers, fraction)
-    return layers - on_host + min(SLOTS, on_host)
+    on_host = layers_on_host(work.layers, fraction)
+    slots = SLOTS + (PIPELINE_SLOTS if work.in_flight > 1 else 0)
+    return work.layers - on_host + min(slots, on_host)
 
 
 def _current_layer(work: Activations) -> tuple[Buffer, ...]:

@@ -48,7 +48,8 @@ def activations(
         model,
         tokens,
         tp=sizes.tp,
-        layers=layers_in_flight(model, sizes),
+        layers=model.layers // sizes.pp * micro_batches_in_flight(sizes),
+        in_flight=micro_batches_in_flight(sizes),
         recompute=options.recompute,
         loss_tiles=options.loss_tiles,
         mlp_tiles=options.mlp_tiles,
@@ -77,6 +78,6 @@ def host_bytes(
     return work.host_bytes + host_state_bytes(model, sizes, options)
 
 
-def layers_in_flight(model: Model, sizes: ParallelSizes) -> int:
-    """Return the layers of one stage times the micro-batches in flight, which are at most as many as the stages."""
-    return model.layers // sizes.pp * min(sizes.pp, sizes.microbatches)
+def micro_batches_in_flight(sizes: ParallelSizes) -> int:
+    """Return the micro-batches whose activations the first pipeline stage has at the same time."""
+    return min(sizes.pp, sizes.microbatches)

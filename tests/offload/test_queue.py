@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -15,6 +15,7 @@ from megatron_wallfacer.offload.host import HostSlots
 from megatron_wallfacer.offload.order import Pipeline, passes_of_step
 from megatron_wallfacer.offload.queue import OffloadQueue, Stored
 from megatron_wallfacer.offload.slots import Key, SlotPlan, Use, assign_slots, uses_of_step
+from megatron_wallfacer.planning.inventory import PIPELINE_SLOTS, SLOTS
 
 LAYERS, TOKENS = 3, 40
 PIPELINES = {
@@ -160,21 +161,24 @@ def test_a_slot_that_is_written_before_its_copy_to_the_device_fails() -> None:
         step.run()
 
 
-def test_at_most_two_layers_are_on_the_device() -> None:
+@pytest.mark.parametrize("name", PIPELINES)
+def test_device_buffers_are_as_many_as_the_inventory_counts(name: str) -> None:
+    layers = SLOTS if name == "no pipeline" else SLOTS + PIPELINE_SLOTS
     held: list[Callable[[], bool]] = []
     most = 0
 
     class Counting(DeferredCopies):
-        def allocate(self, shape: object, dtype: torch.dtype) -> Tensor:
-            nonlocal most
-            tensor = super().allocate(shape, dtype)
-            reference = torch._C._WeakTensorRef(tensor)
-            held.append(reference.expired)
-            most = max(most, sum(not expired() for expired in held))
-            return tensor
+        """Counts the tensors that are copied: sources in forward, targets in backward."""
 
-    Step(PIPELINES["no pipeline"], Counting()).run()
-    assert most == 2 * 2  # two tensors of two layers
+        def copy(self, direction: str, pairs: Sequence[tuple[Tensor, Tensor]], after: object) -> object:
+            nonlocal most
+            held.extend(torch._C._WeakTensorRef(pair[direction == "to host"]).expired for pair in pairs)
+            issued = super().copy(direction, pairs, after)
+            most = max(most, sum(not expired() for expired in held))
+            return issued
+
+    Step(PIPELINES[name], Counting()).run()
+    assert most == 2 * layers  # two tensors of each layer
 
 
 def test_another_order_is_an_error() -> None:

@@ -11,7 +11,7 @@ from megatron_wallfacer.planning.inventory import bytes_at, peak
 from megatron_wallfacer.planning.model import MODELS
 from megatron_wallfacer.planning.rank_memory import (
     host_bytes,
-    layers_in_flight,
+    micro_batches_in_flight,
     parameters_of_rank,
     rank_buffers,
     state_buffers,
@@ -78,8 +78,17 @@ def test_part_of_the_layers_may_stay() -> None:
 
 
 def test_micro_batches_in_flight_are_counted() -> None:
-    assert layers_in_flight(LLAMA, ParallelSizes(pp=4, microbatches=2)) == 16
-    assert layers_in_flight(LLAMA, ParallelSizes(pp=4, microbatches=8)) == 32
+    assert micro_batches_in_flight(ParallelSizes(pp=4, microbatches=2)) == 2
+    assert micro_batches_in_flight(ParallelSizes(pp=4, microbatches=8)) == 4
+
+
+def test_a_pipeline_has_a_third_device_buffer_and_the_received_inputs() -> None:
+    """Of 16 layers in flight (8 of a stage, two micro-batches) 13 leave the device."""
+    sizes = ParallelSizes(pp=4, cp=8, microbatches=2)
+    away = replace(TILED, outputs_on_host=1.0, inputs_on_host=1.0)
+    here, gone = (bytes_at(rank_buffers(LLAMA, TOKENS, NONE, sizes, one), "attention") for one in (TILED, away))
+    kept = HIDDEN + 4 * 32 * TOKENS
+    assert here - gone == pytest.approx(13 * kept + (13 - 1) * HIDDEN)
 
 
 def test_queries_that_are_kept_take_memory_in_every_layer() -> None:
