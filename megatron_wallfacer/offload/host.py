@@ -108,16 +108,12 @@ def _allocate(total: int) -> Tensor:
 def _pin(memory: Tensor) -> None:
     code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
     if code:
+        soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        allowed = "any amount" if soft == resource.RLIM_INFINITY else gigabytes(soft)
         raise WallfacerError(
             f"{gigabytes(memory.nbytes)} of host memory cannot be pinned: CUDA error {code} of cudaHostRegister; "
-            f"ulimit -l allows {locked_limit()}"
+            f"ulimit -l allows {allowed}"
         )
-
-
-def locked_limit() -> str:
-    """Return the limit of memory that this process may lock (``ulimit -l``), for messages."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    return "any amount" if soft == resource.RLIM_INFINITY else gigabytes(soft)
 
 
 def gigabytes(nbytes: float) -> str:

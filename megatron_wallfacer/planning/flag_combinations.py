@@ -86,17 +86,10 @@ def training_options(
         per_layer = work.hidden * inputs + work.kept_output * outputs
         left = 1e9 * (cluster.host_memory_gb or 0.0) / cluster.gpus_per_node - host_state_bytes(model, sizes, options)
         overlapped = forward_s * 1e9 * (cluster.host_link or 0.0)
-        fraction = _host_fraction(left / per_layer, overlapped / per_layer, work.layers)
+        # A whole number of layers that fit, and that is small enough for the overlapped part of each layer's copy.
+        fitting = int(max(0.0, min(work.layers, left / per_layer)))
+        fraction = min(fitting, int(min(1.0, overlapped / per_layer) * work.layers)) / work.layers
         options = replace(options, inputs_on_host=fraction * inputs, outputs_on_host=fraction * outputs)
         work = activations(model, tokens, attention, sizes, options)
     work = tiled(work, loss=flags.loss_tiles, mlp=flags.mlp_tiles)
     return replace(options, loss_tiles=work.loss_tiles, mlp_tiles=work.mlp_tiles)
-
-
-def _host_fraction(layers_that_fit: float, overlapped_part: float, layers: int) -> float:
-    """Return the fraction of ``layers`` whose tensors are in host memory, as a whole number of layers.
-
-    ``overlapped_part`` is the part of a layer's tensors that is copied during the forward pass of the layer.
-    """
-    fitting = int(max(0.0, min(layers, layers_that_fit)))
-    return min(fitting, int(min(1.0, overlapped_part) * layers)) / layers

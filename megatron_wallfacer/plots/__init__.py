@@ -6,17 +6,14 @@ Figures are created without pyplot, so they change no global state and need no w
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_wallfacer.errors import WallfacerError
 
 try:
-    import matplotlib as _matplotlib  # noqa: F401  imported for the error message below
+    import matplotlib.figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 except ImportError as error:
     raise WallfacerError("plots need matplotlib, which is not installed: pip install matplotlib") from error
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 INK, GREY, PALE = "#1f2430", "#6b7280", "#eef0f3"
 """Colour of text and outlines, colour of secondary text, and colour of backgrounds."""
@@ -24,17 +21,14 @@ INK, GREY, PALE = "#1f2430", "#6b7280", "#eef0f3"
 DOTS_PER_INCH = 150
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> matplotlib.figure.Figure:
     """Return an empty figure with width and height in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
+    figure = matplotlib.figure.Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: matplotlib.figure.Figure, path: Path) -> None:
     """Write a figure, as SVG if the suffix of the file is ``.svg``, else as PNG. The function creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg" if path.suffix == ".svg" else "png")

@@ -8,7 +8,11 @@ from itertools import count
 from math import isqrt
 from typing import Any
 
+from matplotlib.colors import to_hex
+
 from megatron_wallfacer.errors import OptionError
+from megatron_wallfacer.plots.grid_rings import rank_colours
+from megatron_wallfacer.plots.palette import text_colour_on
 from megatron_wallfacer.plots.viewer.steps import ChunkSets, step_fields, viewer_steps
 from megatron_wallfacer.schedule.grid import Grid, axes_inside, divisors
 from megatron_wallfacer.schedule.layout import shard_chunks
@@ -56,6 +60,8 @@ def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: 
     for name, schedule_of in (("forward", forward_schedule), ("backward", backward_schedule)):
         schedules = [schedule_of(plan, rank, causal=causal) for rank in range(size)]
         passes.append({"name": name, "steps": step_fields(viewer_steps(schedules, nodes, shape, chunk_sets))})
+    # Each rank has the colour of the plot of the grid.
+    causal_forward = [forward_schedule(plan, rank) for rank in range(size)]
     return {
         "scheme": plan.scheme,
         "grid": str(plan.grid),
@@ -63,7 +69,7 @@ def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: 
         "heads": plan.grid.head,
         "causal": causal,
         "chunks": [list(shard_chunks(rank, size)) for rank in range(size)],
-        "colours": rank_colours(plan),
+        "colours": [[to_hex(colour), text_colour_on(colour)] for colour in rank_colours(plan.grid, causal_forward)],
         "nodes": nodes,
         "columns": columns(plan.grid, min(ranks_per_node, size)),
         "axes": _axes(plan.grid, nodes),
@@ -81,17 +87,6 @@ def columns(grid: Grid, ranks: int) -> int:
     if ranks % fastest == 0 and fastest * fastest >= ranks and fastest <= 4:
         return fastest
     return next(columns for columns in divisors(ranks) if columns >= isqrt(ranks - 1) + 1)
-
-
-def rank_colours(plan: Plan) -> list[list[str]]:
-    """Return each rank's colour, equal to the colour in the plot of the grid, and the colour of text on it."""
-    from matplotlib.colors import to_hex
-
-    from megatron_wallfacer.plots.grid_rings import rank_colours as colours_of_plot
-    from megatron_wallfacer.plots.palette import text_colour_on
-
-    schedules = [forward_schedule(plan, rank) for rank in range(plan.grid.cp_size)]
-    return [[to_hex(colour), text_colour_on(colour)] for colour in colours_of_plot(plan.grid, schedules)]
 
 
 def _axes(grid: Grid, nodes: Sequence[int]) -> list[dict[str, Any]]:
