@@ -40,7 +40,7 @@ def _is_in() -> bool:
     # Megatron's parser raises an error if the plugin's flags are added twice.
     megatron = sys.modules.get("megatron.training.arguments")
     function = getattr(megatron, "add_megatron_arguments", None)
-    return getattr(function, "__globals__", {}).get("__name__") == "megatron_wallfacer.megatron.hooks.arguments"
+    return getattr(function, "__globals__", {}).get("__name__") == "megatron_wallfacer.megatron.hook"
 
 
 def _report_in_one_line() -> None:

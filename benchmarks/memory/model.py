@@ -55,7 +55,7 @@ def run_step(model: Any, work: Activations, tokens: torch.Tensor) -> None:
     from megatron.core.transformer.mlp import MLP
 
     from megatron_wallfacer.megatron.loss_tiles import TiledLoss
-    from megatron_wallfacer.megatron.mlp_tiles import tiled_mlp_forward
+    from megatron_wallfacer.megatron.token_tiles import tiled_mlp_forward
 
     tiled = {"output_processor": TiledLoss(work.loss_tiles)} if work.loss_tiles > 1 else {}
     forward = tiled_mlp_forward(MLP.forward, work.mlp_tiles) if work.mlp_tiles > 1 else MLP.forward

@@ -112,12 +112,12 @@ class WallfacerCoreAttention(nn.Module):
         self._tp_group = getattr(pg_collection, "tp", None)
         scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
         transfers = self.state.transfers(_cp_group(pg_collection), plan.grid)
-        runtime = Runtime(transfers, kernel, scale, self.state.observer(), graphs=runner_of(settings, transfers))
+        runtime = Runtime(transfers, kernel, scale, self.state.observer, graphs=runner_of(settings, transfers))
         mask = layer_mask(config, layer_number, self._causal)
         self._call = Call(plan, runtime, mask=mask, keep_gathered_q=settings.flags.keep_gathered_q, layer=layer_number)
         # Timelines and metrics cover training steps only, so evaluation runs without an observer.
         self._unseen = replace(self._call, runtime=replace(runtime, observer=no_observer))
-        self._steps = self.state.verified_steps()
+        self._steps = self.state.verified_steps
         self._verified = replace(self._call, verify=True) if self._steps is not None else None
         self.keeper = Keeper(where) if settings.flags.keep_attention_output else None
 
@@ -159,7 +159,7 @@ class WallfacerCoreAttention(nn.Module):
         _check("call", source, call.plan.grid.cp_size, where)
         if packed_seq_params is None:
             return self._attend(query, key, value, call).flatten(2)
-        batch = self.state.documents().read(packed_seq_params, query.shape[0], where)
+        batch = self.state.documents.read(packed_seq_params, query.shape[0], where)
         call = replace(call, mask=self._packed_mask(batch, where))
         return self._attend(*(x.unsqueeze(1) for x in (query, key, value)), call).flatten(1)
 
@@ -184,7 +184,7 @@ class WallfacerCoreAttention(nn.Module):
             raise WallfacerError(f"{where}: padded documents need a causal mask with --wallfacer-cp-size")
         if batch.documents is None:
             return self._call.mask
-        return self.state.documents().mask(self._call.mask, batch.documents)
+        return self.state.documents.mask(self._call.mask, batch.documents)
 
     def name_layer(self, name: str) -> None:
         """Set the name in messages of a layer without a number, such as a layer of multi-token prediction."""

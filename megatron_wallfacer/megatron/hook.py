@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cache, partial, wraps
+from typing import TYPE_CHECKING, Any
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.releases import SUPPORTED, UNTIL, Number, version_text
 from megatron_wallfacer.megatron.version import Version, untested_allowed
 
+if TYPE_CHECKING:
+    from megatron_wallfacer.megatron.plugin_state import PluginState
+
+_signature = cache(inspect.signature)
+
+
+def bound(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+    """Return the arguments of a call by the names of the function's parameters."""
+    return _signature(function).bind(*args, **kwargs)
+
 
 @dataclass
 class Hook:
-    """Replacement of ``target`` by ``wrap(original)``.
+    """Replacement of ``target`` by a function that calls ``run(original, *args, **kwargs)``.
 
     Attributes:
+        run: replacement. It gets the original function and the arguments of a call, and before them the state of the
+            plugin, which :meth:`bind` supplies.
         name: name of the hook in messages.
         purpose: phrase that describes the effect of the hook.
         target: dotted path, ``package.module:attribute`` or ``package.module:Class.attribute``.
         since: first supported Megatron release, (major, minor).
         parameters: parameters that the signature of the target must have, because the replacement uses them.
-        wrap: function that makes the replacement from the original.
         until: first Megatron release that is too new.
     """
 
+    run: Callable[..., Any]
     name: str
     purpose: str
     target: str
     since: Number
-    parameters: tuple[str, ...]
-    wrap: Callable[[Any], Any]
+    parameters: tuple[str, ...] = ()
     until: Number = UNTIL
     _original: Any = field(default=None, init=False, repr=False)
     _replacement: Any = field(default=None, init=False, repr=False)
+
+    def bind(self, state: PluginState) -> Hook:
+        """Return a hook that passes ``state`` to ``run``, and that is not installed."""
+        return replace(self, run=partial(self.run, state))
 
     def fits(self, version: Version) -> bool:
         """Return whether the hook supports a Megatron version."""
@@ -68,9 +83,14 @@ class Hook:
             return
         owner, attribute = self.find(version)
         original = getattr(owner, attribute)
+
         # Keep the signature, because other hooks and patches inspect it.
-        self._original, self._replacement = original, functools.update_wrapper(self.wrap(original), original)
-        setattr(owner, attribute, self._replacement)
+        @wraps(original)
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return self.run(original, *args, **kwargs)
+
+        self._original, self._replacement = original, replacement
+        setattr(owner, attribute, replacement)
 
     def verify(self, version: Version) -> None:
         """Check that the replacement is still in place.

@@ -2,69 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 
 from megatron_wallfacer.engine.timeline import PASSES, Pass, no_observer
+from megatron_wallfacer.megatron.cpu_runtime.torch_cuda import Event as HostEvent
 from megatron_wallfacer.schedule.ops import Op, Schedule, Transfer
 from megatron_wallfacer.schedule.volume import Shape, received_bytes
 
 PREFIX = "wallfacer/"
 #: Number of schedules in the cache of received bytes. With packed documents every step has new schedules.
 REMEMBERED = 64
-
-
-class Clock(Protocol):
-    """A clock that records points in time and computes the time between two of them."""
-
-    def mark(self) -> Any:
-        """Record and return the present time."""
-
-    def has_passed(self, mark: Any) -> bool:
-        """Return whether the device has finished all work before a recorded time."""
-
-    def seconds(self, start: Any, end: Any) -> float:
-        """Return the seconds between two recorded times that have passed."""
-
-
-class HostClock:
-    """Clock of the process for work on a CPU. See :class:`Clock`."""
-
-    def mark(self) -> float:
-        """Return the present time."""
-        return time.monotonic()
-
-    def has_passed(self, mark: float) -> bool:
-        """Return True, because a CPU has finished its work when the time is recorded."""
-        return True
-
-    def seconds(self, start: float, end: float) -> float:
-        """Return the seconds between two times."""
-        return end - start
-
-
-class CudaClock:
-    """Clock of a GPU that records events in the current stream without blocking the host. See :class:`Clock`."""
-
-    def mark(self) -> torch.cuda.Event:
-        """Record and return an event in the current stream."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def has_passed(self, mark: torch.cuda.Event) -> bool:
-        """Return whether the GPU has reached an event."""
-        return mark.query()
-
-    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """Return the seconds between two events that the GPU has reached."""
-        return start.elapsed_time(end) * 1e-3
 
 
 @dataclass
@@ -79,11 +33,15 @@ class _Step:
 class StepSums:
     """An observer of the engine that sums seconds and bytes of attention over the steps since the last log entry.
 
-    Recorded times are stored until the step ends and, on CUDA, until the device has finished the step.
+    Recorded events are stored until the step ends and, on CUDA, until the device has finished the step. The observer
+    does not block the host.
+
+    Args:
+        event: function that makes an event with the methods of ``torch.cuda.Event``.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, event: Callable[[], Any]) -> None:
+        self._event = event
         self._step, self._over = _Step(), deque[_Step]()
         self._steps, self._seconds = 0, Counter[str]()
         self._passes, self._received = Counter[str](), Counter[str]()
@@ -99,9 +57,11 @@ class StepSums:
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        start = self._clock.mark()
+        start, end = self._event(), self._event()
+        start.record()
         yield
-        self._step.marks.append((name, start, self._clock.mark()))
+        end.record()
+        self._step.marks.append((name, start, end))
 
     def _bytes(self, one: Pass) -> float:
         """Return the bytes that a pass receives, from a cache, because layers with equal shapes share a schedule."""
@@ -117,16 +77,13 @@ class StepSums:
         """End a training step, and add the steps that the device has finished to the sums."""
         self._over.append(self._step)
         self._step = _Step()
-        while self._over and self._is_done(self._over[0]):
+        while self._over and all(end.query() for *_, end in self._over[0].marks[-1:]):
             step = self._over.popleft()
             self._steps += 1
             self._passes += step.passes
             self._received += step.received
             for name, start, end in step.marks:
-                self._seconds[name] += self._clock.seconds(start, end)
-
-    def _is_done(self, step: _Step) -> bool:
-        return not step.marks or self._clock.has_passed(step.marks[-1][2])
+                self._seconds[name] += start.elapsed_time(end) / 1000
 
     def take(self) -> dict[str, float]:
         """Return the metrics by tag and reset the sums. The dict is empty if no step with attention has finished."""
@@ -148,7 +105,7 @@ def step_sums(device: torch.device) -> StepSums | None:
     """Return an observer on the rank where Megatron writes metrics, or None on other ranks."""
     if not _writers():
         return None
-    return StepSums(CudaClock() if device.type == "cuda" else HostClock())
+    return StepSums(partial(torch.cuda.Event, enable_timing=True) if device.type == "cuda" else HostEvent)
 
 
 def log_step(sums: StepSums, iteration: int, interval: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import uuid
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,9 +27,10 @@ from megatron_wallfacer.megatron.auto_tiles import ChosenTiles
 from megatron_wallfacer.megatron.communicators import destroy_world, nccl_options
 from megatron_wallfacer.megatron.flags import as_flag_error
 from megatron_wallfacer.megatron.graphs import FLAG, check_graphs
+from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
 from megatron_wallfacer.megatron.metrics import StepSums, step_sums
-from megatron_wallfacer.megatron.outputs import check_folder
+from megatron_wallfacer.megatron.outputs import Output, check_folder
 from megatron_wallfacer.megatron.packed import Documents, shards_whole_sequence
 from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.megatron.timeline import StepObserver
@@ -46,13 +49,16 @@ class PluginState:
         settings: settings of the plugin, or None while the plugin is off.
 
     Attributes:
-        hooks: names of the installed hooks.
+        hooks: installed hooks, in the order of installation.
+        switch_on: function that installs the hooks that the parsed flags enable.
         parsed: arguments that ranks compare, or None until they are parsed.
         models: number of models built so far.
         store: store of the job, referenced until torch.distributed has connected to it.
         chosen_tiles: tiles of tokens that ``auto`` chose, or None without ``auto``.
         axis_groups: process groups of this rank, one entry per grid of a plan.
         sums: sums of metrics, or None if this rank logs no metrics.
+        log_output: output of the metrics.
+        mtp_group: group over which tokens are counted during a loss of multi-token prediction, else None.
         layer_inputs: layer inputs in host memory, or None if layer inputs stay on the device.
     """
 
@@ -67,19 +73,19 @@ class PluginState:
         self.version, self.device = version, device
         self.args = argparse.Namespace() if args is None else args
         self._settings = settings
-        self.hooks: list[str] = []
+        self.hooks: list[Hook] = []
+        self.switch_on: Callable[[], None]
         self.parsed: Parsed | None = None
         self.models = 0
         self.store: object = None
         self.chosen_tiles: ChosenTiles | None = None
         self.axis_groups: list[AxisGroups] = []
         self.sums: StepSums | None = None
+        self.log_output = Output("--wallfacer-log-metrics")
+        self.mtp_group: dist.ProcessGroup | None = None
         self.layer_inputs: LayerInputs | None = None
         self._cp_groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
-        self._observer: Observer | None = None
         self._run = ""
-        self._documents: Documents | None = None
-        self._verified: VerifiedSteps | None = None
 
     @property
     def is_on(self) -> bool:
@@ -168,37 +174,34 @@ class PluginState:
             )
         return transfers
 
+    @cached_property
     def documents(self) -> Documents:
-        """Return the reader of document boundaries in packed sequences."""
-        if self._documents is None:
-            shard_mode = "sequence" if shards_whole_sequence(self.args) else "per_document"
-            self._documents = Documents(self.settings.plan.grid.cp_size, shard_mode)
-        return self._documents
+        """Reader of document boundaries in packed sequences."""
+        shard_mode = "sequence" if shards_whole_sequence(self.args) else "per_document"
+        return Documents(self.settings.plan.grid.cp_size, shard_mode)
 
+    @cached_property
     def verified_steps(self) -> VerifiedSteps | None:
-        """Return the counter of verified training steps, or None without ``--wallfacer-verify-every``."""
-        if self._verified is None and self.settings.flags.verify_every is not None:
-            self._verified = VerifiedSteps(self.settings.flags.verify_every)
-        return self._verified
+        """Counter of verified training steps, or None without ``--wallfacer-verify-every``."""
+        every = self.settings.flags.verify_every
+        return None if every is None else VerifiedSteps(every)
 
+    @cached_property
     def observer(self) -> Observer:
-        """Return the observer of attention that records timeline, metrics and profiler ranges if they are on."""
-        if self._observer is None:
-            self._observer = combined(self._observers())
-        return self._observer
+        """Observer of attention that records timeline, metrics and profiler ranges if they are on."""
+        return combined(list(self._observers()))
 
-    def _observers(self) -> list[Observer]:
-        found: list[Observer] = []
-        if self.settings.flags.timeline is not None:
+    def _observers(self) -> Iterator[Observer]:
+        flags = self.settings.flags
+        if flags.timeline is not None:
             origin = TraceSource.here(dist.get_rank(), dist.get_world_size(), self._run, self.device.type)
-            found.append(StepObserver(Path(self.settings.flags.timeline), origin))
-        if self.settings.flags.log_metrics:
-            self.sums = step_sums(self.device)
-            found += [] if self.sums is None else [self.sums]
+            yield StepObserver(Path(flags.timeline), origin)
+        if flags.log_metrics and (sums := step_sums(self.device)) is not None:
+            self.sums = sums
+            yield sums
         # Ranges have no effect in a CUDA graph.
-        if getattr(self.args, "profile", False) and not self.settings.flags.cuda_graphs:
-            found.append(Ranges())
-        return found
+        if getattr(self.args, "profile", False) and not flags.cuda_graphs:
+            yield Ranges()
 
     def disconnect(self) -> None:
         """Destroy the axis groups in the same order on all ranks. With NCCL all ranks must call this method."""

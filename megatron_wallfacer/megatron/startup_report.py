@@ -46,7 +46,7 @@ def startup_report(state: PluginState) -> str:
     kernel = state.kernel(dtype, shape.head_dim, shape.v_head_dim)
     rows = {
         "versions": f"This is megatron-wallfacer {__version__} with megatron-core {version_text(state.version)}.",
-        "hooks": f"Functions of Megatron are replaced for: {'; '.join(state.hooks)}.",
+        "hooks": f"Functions of Megatron are replaced for: {'; '.join(hook.name for hook in state.hooks)}.",
         **_plan_rows(settings.plan, shape),
         **({"planned": f"The planner chose the grid for the cluster {flags.cluster}."} if flags.cluster else {}),
         "nodes": describe_nodes(settings.plan.grid, state.axis_groups[0].hosts),

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+
+Forward = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def map_token_tiles(
@@ -33,6 +36,39 @@ def map_token_tiles(
     run = partial(tensor_parallel.checkpoint, function, False) if torch.is_grad_enabled() else function
     parts = zip(*(_split(tensor, tiles, dim) for tensor, dim in inputs), strict=True)
     return torch.cat([run(*part) for part in parts], out_dim)
+
+
+def tiled_mlp_forward(original: Forward, tiles: int) -> Forward:
+    """Return an ``MLP.forward`` that computes the tokens in tiles.
+
+    A SwiGLU MLP saves three tensors of ``--ffn-hidden-size`` elements per token for backward. With tiles of tokens,
+    memory contains the saved tensors of only one tile at a time, because backward computes each tile again.
+
+    Shared experts (a subclass of MLP) and experts (which get a scale per token) use the original function. Expert
+    parallelism decides how many tokens an expert gets, so ranks would disagree about tiles.
+
+    Args:
+        original: Megatron's ``MLP.forward``.
+        tiles: number of tiles, equal on all ranks and in all steps.
+    """
+    from megatron.core.transformer.mlp import MLP
+
+    def forward(
+        mlp: Any, hidden_states: Tensor, per_token_scale: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if type(mlp) is not MLP or per_token_scale is not None:
+            return original(mlp, hidden_states, per_token_scale, **kwargs)
+        bias: Tensor | None = None
+
+        def output_of_tile(hidden: Tensor) -> Tensor:
+            nonlocal bias
+            # The bias is a parameter, equal for all tiles, which the caller adds.
+            output, bias = original(mlp, hidden, **kwargs)
+            return output
+
+        return map_token_tiles(output_of_tile, tiles, [(hidden_states, 0)], out_dim=0), bias
+
+    return forward
 
 
 def _split(tensor: Tensor, tiles: int, dim: int) -> tuple[Tensor, ...]:

@@ -131,7 +131,7 @@ def test_a_megatron_that_is_not_supported_is_a_problem(monkeypatch: pytest.Monke
 
 
 def test_a_hook_is_looked_at_and_not_installed() -> None:
-    hook = Hook("a hook", "is tested", "argparse:ArgumentParser.parse_args", (0, 17), ("self", "args"), lambda _: None)
+    hook = Hook(print, "a hook", "is tested", "argparse:ArgumentParser.parse_args", (0, 17), ("self", "args"))
     import argparse
 
     before = argparse.ArgumentParser.parse_args

@@ -27,6 +27,11 @@ ON = ("--wallfacer-cp-size", "8")
 Parse = Callable[..., PluginState]
 
 
+def names_of(state: PluginState) -> list[str]:
+    """The installed hooks."""
+    return [hook.name for hook in state.hooks]
+
+
 @pytest.fixture
 def parse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Parse]:
     """``parse(*flags)``: parse as Megatron does, with the hooks installed; the state they filled in."""
@@ -60,7 +65,7 @@ def test_a_size_that_only_a_checkpoint_knows_leaves_the_head_dim_open() -> None:
 def test_without_the_flag_only_the_parser_is_touched(parse: Parse) -> None:
     state = parse()
     assert not state.is_on
-    assert state.hooks == ["arguments", "start"]
+    assert names_of(state) == ["arguments", "start"]
     assert state.args.context_parallel_size == 1
 
 
@@ -73,7 +78,7 @@ def test_the_flag_sets_megatrons_own_and_installs_every_hook(parse: Parse) -> No
 
 def test_a_sequence_cut_across_documents_needs_one_hook_more(parse: Parse) -> None:
     packed = ("--dataloader-inter-document-masking", "--no-rope-fusion")
-    assert parse(*ON, *packed).hooks[-1] == "rope of packed sequences"
+    assert names_of(parse(*ON, *packed))[-1] == "rope of packed sequences"
     parse(*ON)
 
 

@@ -135,10 +135,10 @@ def test_graphs_of_megatron_are_freed_before_groups(monkeypatch: pytest.MonkeyPa
 
 def test_a_profile_shows_graphs() -> None:
     state = lone(profile=True)
-    assert state.observer() is no_observer
+    assert state.observer is no_observer
     without = lone(profile=True)
     without.turn_on(Settings(make_plan("ring", 1)), None)
-    assert isinstance(without.observer(), Ranges)
+    assert isinstance(without.observer, Ranges)
 
 
 def test_the_start_block_has_what_graphs_hold() -> None:

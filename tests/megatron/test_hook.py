@@ -36,7 +36,7 @@ def hook(target: str, parameters: tuple[str, ...] = ()) -> Hook:
         since=(0, 13),
         until=(0, 20),
         parameters=parameters,
-        wrap=lambda original: lambda *args, **kwargs: ("wrapped", original(*args, **kwargs)),
+        run=lambda original, *args, **kwargs: ("wrapped", original(*args, **kwargs)),
     )
 
 
@@ -80,7 +80,7 @@ def test_a_missing_target_names_version_target_and_remedy(host: types.ModuleType
 
 
 def test_a_missing_module_names_version_target_and_remedy() -> None:
-    missing = Hook("test", "is tested", "wallfacer_no_such_module:f", (0, 13), (), lambda original: original, (0, 20))
+    missing = Hook(print, "test", "is tested", "wallfacer_no_such_module:f", (0, 13), until=(0, 20))
     with pytest.raises(WallfacerError, match="does not exist"):
         missing.apply(VERSION)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_wallfacer.megatron.loss import LossFunction, mean_over_group, report_of_group
+from megatron_wallfacer.megatron.hooks.loss import LossFunction, mean_over_group, report_of_group
 from tests.support.pool import Pool
 
 RANKS, TOKENS = 4, 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,8 @@ from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.hooks import metrics as hook
-from megatron_wallfacer.megatron.metrics import CudaClock, HostClock, StepSums, log_step
+from megatron_wallfacer.megatron.metrics import HostEvent, StepSums, log_step, step_sums
+from megatron_wallfacer.megatron.outputs import Output
 from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.grid import Grid
@@ -29,7 +31,7 @@ from megatron_wallfacer.schedule.schedule import backward_schedule, forward_sche
 from megatron_wallfacer.schedule.schemes import make_plan
 from megatron_wallfacer.schedule.volume import Shape, received_bytes
 from tests.engine.passes import Case, call_of, leaves
-from tests.megatron.test_arguments import Parse, parse  # noqa: F401
+from tests.megatron.test_arguments import Parse, names_of, parse  # noqa: F401
 from tests.megatron.test_core_attention import build, q
 from tests.megatron.training import arguments
 from tests.support.dense import Problem
@@ -81,7 +83,7 @@ def test_tensorboard_has_what_the_last_rank_did(tmp_path: Path) -> None:
 
 def run_counted(rank: int, case: Case) -> list[tuple[int, dict[str, float]]]:
     """On a worker: of a forward and of a backward, what torch.distributed handed over, and what was recorded."""
-    transfers, sums = Transfers(connect(None, case.plan.grid)), StepSums(HostClock())
+    transfers, sums = Transfers(connect(None, case.plan.grid)), StepSums(HostEvent)
     q, k, v, dout = leaves(rank, case.problem)
     results, counted = [], 0
     out = attend(q, k, v, call_of(case, transfers, observer=sums))
@@ -120,20 +122,28 @@ def test_bytes_are_those_that_arrived(
 
 
 class FakeClock:
-    """Seconds that pass when told to, on a device that may be behind."""
+    """Seconds that pass when told to, on a device that may be behind. A call makes an event."""
 
     def __init__(self) -> None:
         self.now, self.done = 0.0, float("inf")
 
-    def mark(self) -> float:
-        return self.now
+    def __call__(self) -> FakeEvent:
+        return FakeEvent(self)
 
-    def has_passed(self, mark: float) -> bool:
-        return mark <= self.done
 
-    def seconds(self, start: float, end: float) -> float:
-        assert end <= self.done, "read before the device was there"
-        return end - start
+class FakeEvent:
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+
+    def record(self) -> None:
+        self._at = self._clock.now
+
+    def query(self) -> bool:
+        return self._at <= self._clock.done
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert end.query(), "read before the device was there"
+        return 1000 * (end._at - self._at)
 
 
 @pytest.fixture
@@ -224,10 +234,12 @@ def test_on_cuda_events_are_recorded_and_never_waited_for(monkeypatch: pytest.Mo
             return end.at - self.at + 1500.0
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    clock = CudaClock()
-    first, second = clock.mark(), clock.mark()
-    assert clock.has_passed(second)
-    assert clock.seconds(first, second) == 1.5
+    monkeypatch.setattr(global_vars, "_GLOBAL_TENSORBOARD_WRITER", Writer())
+    sums = step_sums(torch.device("cuda"))
+    play(sums, FakeClock(), backward=False, seconds=1.0, wait=0.5)
+    sums.end_step()
+    found = sums.take()
+    assert (found["wallfacer/attention-forward-s"], found["wallfacer/exposed-s"]) == (1.5, 1.5)
 
 
 # --- where it is written, and when ---
@@ -271,8 +283,10 @@ def test_metrics_that_cannot_be_written_leave_the_training_log(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(hook, "log_step", fail)
-    state = SimpleNamespace(sums=object(), args=SimpleNamespace(tensorboard_log_interval=1))
-    training_log = hook.metrics_hook(state).wrap(lambda iteration: iteration)
+    state = SimpleNamespace(
+        sums=object(), args=SimpleNamespace(tensorboard_log_interval=1), log_output=Output("--wallfacer-log-metrics")
+    )
+    training_log = partial(hook.metrics_hook.run, state, lambda iteration: iteration)
     assert [training_log(iteration) for iteration in range(1, 4)] == [1, 2, 3]
     assert len(written) == 1
     said = capsys.readouterr().out
@@ -284,17 +298,17 @@ def test_only_ranks_with_a_writer_are_timed(monkeypatch: pytest.MonkeyPatch) -> 
         settings = Settings(make_plan("ring", 1), Flags(log_metrics=log_metrics))
         return PluginState((0, 19, 2), torch.device("cpu"), settings=settings)
 
-    assert state(log_metrics=True).observer() is no_observer
+    assert state(log_metrics=True).observer is no_observer
     monkeypatch.setattr(global_vars, "_GLOBAL_TENSORBOARD_WRITER", Writer())
-    assert state(log_metrics=False).observer() is no_observer
+    assert state(log_metrics=False).observer is no_observer
     writing = state(log_metrics=True)
-    assert isinstance(writing.observer(), StepSums)
-    assert writing.observer() is writing.sums
+    assert isinstance(writing.observer, StepSums)
+    assert writing.observer is writing.sums
 
 
 def test_evaluation_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Timeline(0)
-    monkeypatch.setattr(PluginState, "observer", lambda self: line)
+    monkeypatch.setattr(PluginState, "observer", line)
     layer = build().eval()
     layer(q(), q(), q(), None)
     assert not line.events
@@ -304,8 +318,8 @@ def test_evaluation_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_flag_brings_its_hook_and_needs_a_writer(parse: Parse, tmp_path: Path) -> None:  # noqa: F811
     on = ("--wallfacer-cp-size", "8")
-    assert "training log" not in parse(*on, "--tensorboard-dir", str(tmp_path)).hooks
+    assert "training log" not in names_of(parse(*on, "--tensorboard-dir", str(tmp_path)))
     with pytest.raises(WallfacerError, match="--wallfacer-log-metrics: needs --tensorboard-dir DIR or --wandb-project"):
         parse(*on, "--wallfacer-log-metrics")
     for writer in ("--tensorboard-dir", "--wandb-project"):
-        assert parse(*on, "--wallfacer-log-metrics", writer, "here").hooks[-1] == "training log"
+        assert names_of(parse(*on, "--wallfacer-log-metrics", writer, "here"))[-1] == "training log"

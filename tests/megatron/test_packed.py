@@ -12,8 +12,8 @@ import torch
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.any_device.thd import partitioned_indices
 from megatron_wallfacer.megatron.core_attention import core_attention_class
+from megatron_wallfacer.megatron.hooks.rope import positions_in_documents, rope_hook
 from megatron_wallfacer.megatron.packed import Documents, as_laid_out, shards_whole_sequence
-from megatron_wallfacer.megatron.rope import positions_in_documents, rotate_by_document
 from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.megatron.unsupported import unsupported
 from megatron_wallfacer.schedule.mask import Mask
@@ -216,7 +216,7 @@ def test_tokens_are_turned_as_on_one_rank(rotate: Callable[..., torch.Tensor], c
         )
         for rank in range(cp_size):
             mine = global_positions(rank, cp_size, 32)
-            found = rotate_by_document(rotate)(t[mine], ends, freqs, cp_group=Group(rank, cp_size), **options)
+            found = rope_hook.run(None, rotate, t[mine], ends, freqs, cp_group=Group(rank, cp_size), **options)
             torch.testing.assert_close(found, whole[mine])
 
 
@@ -229,7 +229,7 @@ def test_megatrons_own_turning_fails_there(rotate: Callable[..., torch.Tensor]) 
 
 def test_on_one_rank_megatron_turns_by_itself() -> None:
     calls = []
-    rotate_by_document(lambda *args, **kwargs: calls.append((args, kwargs)))(1, 2, 3, cp_group=Group(0, 1))
+    rope_hook.run(None, lambda *args, **kwargs: calls.append((args, kwargs)), 1, 2, 3, cp_group=Group(0, 1))
     assert calls[0][0] == (1, 2, 3)
     assert calls[0][1]["cp_group"].size() == 1
 

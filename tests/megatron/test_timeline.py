@@ -80,7 +80,7 @@ def test_a_run_leaves_a_trace_for_each_rank(tmp_path: Path) -> None:
 
 def test_nobody_looks_on_without_the_flag() -> None:
     state = PluginState((0, 19, 2), torch.device("cpu"), settings=Settings(make_plan("ring", 1)))
-    assert state.observer() is no_observer
+    assert state.observer is no_observer
 
 
 def play(observer: StepObserver, schedule: Schedule) -> None:

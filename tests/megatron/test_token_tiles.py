@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ import pytest
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.flags import Flags
-from megatron_wallfacer.megatron.hooks.token_tiles import loss_tiles_hook
+from megatron_wallfacer.megatron.hooks.memory import loss_tiles_hook
 from megatron_wallfacer.megatron.loss_tiles import TiledLoss
 from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -86,7 +86,7 @@ def test_an_output_processor_of_the_script_is_rejected_and_a_model_without_label
         return output_processor
 
     settings = Settings(make_plan("ring", 2), Flags(loss_tiles=4))
-    forward = loss_tiles_hook(SimpleNamespace(settings=settings)).wrap(original)
+    forward = partial(loss_tiles_hook.run, SimpleNamespace(settings=settings), original)
     assert isinstance(forward(None, labels="labels"), TiledLoss)
     assert forward(None) is None
     with pytest.raises(WallfacerError, match=r"--wallfacer-loss-tiles: must be left out, because the script passes"):

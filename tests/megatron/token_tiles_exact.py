@@ -22,7 +22,7 @@ from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
 from megatron_wallfacer.megatron.loss_tiles import TiledLoss
-from megatron_wallfacer.megatron.mlp_tiles import tiled_mlp_forward
+from megatron_wallfacer.megatron.token_tiles import tiled_mlp_forward
 
 TOKENS, BATCH, VOCABULARY = 24, 2, 96
 #: One tile, numbers that divide the tokens and do not, and more tiles than tokens of a sequence-parallel shard.

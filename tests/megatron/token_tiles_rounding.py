@@ -21,7 +21,7 @@ from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
 from megatron_wallfacer.megatron.loss_tiles import TiledLoss
-from megatron_wallfacer.megatron.mlp_tiles import tiled_mlp_forward
+from megatron_wallfacer.megatron.token_tiles import tiled_mlp_forward
 
 TOKENS, BATCH, VOCABULARY, TILES = 128, 2, 96, 64
 

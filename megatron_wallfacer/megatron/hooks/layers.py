@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -16,36 +17,31 @@ from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 
 
-def layers_hook(state: PluginState, verify: Callable[[], None]) -> Hook:
-    """Return the hook of the function that builds the model, which calls ``verify`` to check the other hooks."""
+@partial(
+    Hook,
+    name="layer count",
+    purpose="compares the layers of all ranks, and prints N of N attention layers or stops",
+    target="megatron.training.training:setup_model_and_optimizer",
+    since=FIRST_HOOKED,
+    parameters=("model_type",),
+)
+def layers_hook(state: PluginState, original: Callable[..., tuple[Any, ...]], *args: Any, **kwargs: Any) -> Any:
+    """Check that every hook is still in place, build the model, and check the model's layers."""
+    from megatron.core import parallel_state
 
-    def wrap(original: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-        def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-            from megatron.core import parallel_state
-
-            verify()
-            with advice_of_the_plugin():
-                result = original(*args, **kwargs)
-            state.models += 1
-            name_mtp_layers(result[0])
-            timeout = timedelta(minutes=state.args.distributed_timeout_minutes)
-            # This precedes the first collective, because ranks that disagree may wait in different collectives.
-            check_model(result[0], parallel_state.get_context_parallel_group(), timeout, state.models)
-            # All ranks reach this point. In a forward pass pipeline stages would wait for each other.
-            counts = gather_counts(count_layers(result[0]))
-            pipelines = dist.get_world_size() // parallel_state.get_pipeline_model_parallel_world_size()
-            lines = [check_layers(counts, pipelines), prepare_host_memory(state, result[0])]
-            if dist.get_rank() == 0:
-                print("\n".join(filter(None, lines)), flush=True)
-            return result
-
-        return setup_model_and_optimizer
-
-    return Hook(
-        name="layer count",
-        purpose="compares the layers of all ranks, and prints N of N attention layers or stops",
-        target="megatron.training.training:setup_model_and_optimizer",
-        since=FIRST_HOOKED,
-        parameters=("model_type",),
-        wrap=wrap,
-    )
+    for hook in state.hooks:
+        hook.verify(state.version)
+    with advice_of_the_plugin():
+        result = original(*args, **kwargs)
+    state.models += 1
+    name_mtp_layers(result[0])
+    timeout = timedelta(minutes=state.args.distributed_timeout_minutes)
+    # This precedes the first collective, because ranks that disagree may wait in different collectives.
+    check_model(result[0], parallel_state.get_context_parallel_group(), timeout, state.models)
+    # All ranks reach this point. In a forward pass pipeline stages would wait for each other.
+    counts = gather_counts(count_layers(result[0]))
+    pipelines = dist.get_world_size() // parallel_state.get_pipeline_model_parallel_world_size()
+    lines = [check_layers(counts, pipelines), prepare_host_memory(state, result[0])]
+    if dist.get_rank() == 0:
+        print("\n".join(filter(None, lines)), flush=True)
+    return result

@@ -1,52 +1,110 @@
-"""Compute mean losses over the unmasked tokens of the whole context-parallel group."""
+"""Compute mean losses over the unmasked tokens of a context-parallel group.
+
+Megatron divides a sum of token losses by the number of unmasked tokens of one rank, and averages gradients over
+data-parallel and context-parallel ranks. If masks leave different numbers of tokens to the ranks of a context-parallel
+group, the gradients differ from the gradients at context-parallel size 1, but the reported losses do not.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from megatron_wallfacer.megatron.hook import Hook
-from megatron_wallfacer.megatron.loss import LossFunction, mean_over_group, report_of_group
+from megatron_wallfacer.megatron.hook import Hook, bound
 from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
 
+#: Loss function that a Megatron script returns with the model's output. Called with that output, it returns
+#: (sum of token losses, number of unmasked tokens, report) or, in older scripts, (loss, report).
+LossFunction = Callable[..., tuple[Any, ...]]
 
-def loss_hook(state: PluginState) -> Hook:
-    """Return the hook of the function that calls a script's loss function in every pipeline schedule."""
 
-    def corrected(loss_func: LossFunction, config: Any) -> LossFunction:
-        from megatron.core import parallel_state
+@partial(
+    Hook,
+    name="mean loss",
+    purpose="takes mean losses over the unmasked tokens of the whole context-parallel group",
+    target="megatron.core.pipeline_parallel.schedules:forward_step_calc_loss",
+    since=FIRST_LAUNCHED,
+    parameters=("loss_func", "config", "collect_non_loss_data"),
+)
+def loss_hook(state: PluginState, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Replace the script's loss function, which this function of Megatron calls in every pipeline schedule."""
+    call = bound(original, *args, **kwargs)
+    values = call.arguments
+    if values["loss_func"] is not None and not values["collect_non_loss_data"]:
+        values["loss_func"] = _corrected(values["loss_func"], values["config"], state)
+    return original(*call.args, **call.kwargs)
 
-        group = parallel_state.get_context_parallel_group()
-        if group.size() == 1:
-            return loss_func
-        # With per-token loss Megatron itself sums token counts over all ranks once per step.
-        if not config.calculate_per_token_loss:
-            loss_func = mean_over_group(loss_func, group)
-        if getattr(state.args, "sft", False) and not torch.is_grad_enabled():
-            loss_func = report_of_group(loss_func, group)
+
+def _corrected(loss_func: LossFunction, config: Any, state: PluginState) -> LossFunction:
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_context_parallel_group()
+    if group.size() == 1:
         return loss_func
+    # With per-token loss Megatron itself sums token counts over all ranks once per step.
+    if not config.calculate_per_token_loss:
+        loss_func = mean_over_group(loss_func, group)
+    if getattr(state.args, "sft", False) and not torch.is_grad_enabled():
+        loss_func = report_of_group(loss_func, group)
+    return loss_func
 
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
 
-        def forward_step_calc_loss(*args: Any, **kwargs: Any) -> Any:
-            call = signature.bind(*args, **kwargs)
-            values = call.arguments
-            if values["loss_func"] is not None and not values["collect_non_loss_data"]:
-                values["loss_func"] = corrected(values["loss_func"], values["config"])
-            return original(*call.args, **call.kwargs)
+def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
+    """Return `loss_func` with the mean over a group's unmasked tokens in place of a sum and a count.
 
-        return forward_step_calc_loss
+    The new function returns the count 1 on every rank, because equal counts cancel if Megatron or the script reduces
+    counts over the context-parallel ranks.
 
-    return Hook(
-        name="mean loss",
-        purpose="takes mean losses over the unmasked tokens of the whole context-parallel group",
-        target="megatron.core.pipeline_parallel.schedules:forward_step_calc_loss",
-        since=FIRST_LAUNCHED,
-        parameters=("loss_func", "config", "collect_non_loss_data"),
-        wrap=wrap,
-    )
+    Args:
+        loss_func: loss function of a script. The new function does not change the result of a ``loss_func`` that
+            returns two values.
+        group: context-parallel group. All ranks of the group must call the new function for the same micro-batches.
+
+    Returns:
+        A function that returns (mean loss times group size, 1, report). The average of the first value over the
+        group's ranks is the mean over the group's unmasked tokens, or 0 if the group has no unmasked token.
+    """
+
+    def mean_loss(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        outputs = loss_func(*args, **kwargs)
+        if len(outputs) != 3:
+            return outputs
+        loss, count, report = outputs
+        total = sum_over_group(torch.as_tensor(count, device=loss.device), group)
+        return loss * (group.size() / total.clamp(min=1)), torch.ones_like(total), report
+
+    return mean_loss
+
+
+def report_of_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
+    """Return `loss_func` with each pair (sum of token losses, number of tokens) of its report summed over a group.
+
+    The sum makes the ranks of a group report equal quotients, which Megatron averages in evaluation with ``--sft``.
+
+    Args:
+        loss_func: loss function of a script, which returns the report as its last value.
+        group: context-parallel group. All ranks of the group must call the new function for the same micro-batches.
+    """
+
+    def reporting_loss(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        *values, report = loss_func(*args, **kwargs)
+        summed = {
+            name: sum_over_group(value, group) if isinstance(value, Tensor) and value.numel() == 2 else value
+            for name, value in report.items()
+        }
+        return *values, summed
+
+    return reporting_loss
+
+
+def sum_over_group(value: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return a tensor of numbers summed over the ranks of a group, as a new tensor without gradient."""
+    total = value.detach().clone()
+    dist.all_reduce(total, group=group)
+    return total
