@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.releases import SUPPORTED, UNTIL, Number, version_text
+from megatron_wallfacer.megatron.replace import owner_of
 from megatron_wallfacer.megatron.version import Version, untested_allowed
 
 if TYPE_CHECKING:
@@ -111,20 +111,10 @@ class Hook:
         self._original = self._replacement = None
 
     def _owner(self, version: Version) -> tuple[Any, str]:
-        module, _, path = self.target.partition(":")
-        *classes, attribute = path.split(".")
-        try:
-            owner = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            # Report only that the target is missing. The original error explains a missing dependency of the target.
-            if error.name is None or not module.startswith(error.name):
-                raise
-            raise self._unfit(version, "does not exist") from error
-        for name in classes:
-            owner = getattr(owner, name, None)
-        if owner is None or not hasattr(owner, attribute):
+        owned = owner_of(self.target)
+        if owned is None:
             raise self._unfit(version, "does not exist")
-        return owner, attribute
+        return owned
 
     def _unfit(self, version: Version, what: str) -> WallfacerError:
         return WallfacerError(

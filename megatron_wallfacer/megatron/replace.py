@@ -9,54 +9,42 @@ from typing import Any
 from megatron_wallfacer.errors import WallfacerError
 
 
-def replace(dotted: str, value: Any) -> None:
-    """Bind `dotted` to `value`.
+def replace(target: str, value: Any) -> None:
+    """Bind a name to ``value``.
 
     Args:
-        dotted: module followed by attributes, such as 'package.module.Class.name'.
+        target: ``package.module:attribute`` or ``package.module:Class.attribute``.
         value: new value of the attribute.
 
     Raises:
         WallfacerError: The name does not exist, for example in a newer release of torch or Megatron.
     """
-    wrap(dotted, lambda _: value)
+    wrap(target, lambda _: value)
 
 
-def wrap(dotted: str, make: Callable[[Any], Any]) -> None:
-    """Bind `dotted` to the value that `make` returns for the present value.
+def wrap(target: str, make: Callable[[Any], Any]) -> None:
+    """Bind a name to the value that ``make`` returns for the present value. See :func:`replace`."""
+    owned = owner_of(target)
+    if owned is None:
+        name = target.replace(":", ".")
+        package = name.split(".")[0]
+        module = importlib.import_module("megatron.core" if package == "megatron" else package)
+        who = "Megatron" if package == "megatron" else package
+        raise WallfacerError(f"{who} {module.__version__} has no {name}, which the plugin must replace")
+    owner, attribute = owned
+    setattr(owner, attribute, make(getattr(owner, attribute)))
 
-    Raises:
-        WallfacerError: The name does not exist.
-    """
-    owner, name = _owner_of(dotted)
+
+def owner_of(target: str) -> tuple[Any, str] | None:
+    """Return the module or class that has a target, and the target's attribute name; None without the target."""
+    module, _, path = target.partition(":")
+    *classes, attribute = path.split(".")
     try:
-        present = getattr(owner, name)
-    except AttributeError:
-        raise _missing(dotted) from None
-    setattr(owner, name, make(present))
-
-
-def _owner_of(dotted: str) -> tuple[Any, str]:
-    """Return the module or class that has the last name of `dotted`, and the name."""
-    *path, name = dotted.split(".")
-    owner = importlib.import_module(path[0])
-    imported = path[0]
-    for part in path[1:]:
-        imported = f"{imported}.{part}"
-        try:
-            owner = importlib.import_module(imported)
-        except ModuleNotFoundError as error:
-            if error.name != imported and not imported.startswith(f"{error.name}."):
-                raise  # the module exists, but one of its imports does not
-            try:
-                owner = getattr(owner, part)
-            except AttributeError:
-                raise _missing(dotted) from None
-    return owner, name
-
-
-def _missing(dotted: str) -> WallfacerError:
-    package = dotted.split(".")[0]
-    module = importlib.import_module("megatron.core" if package == "megatron" else package)
-    who = "Megatron" if package == "megatron" else package
-    return WallfacerError(f"{who} {module.__version__} has no {dotted}, which the plugin must replace")
+        owner = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module exists, but one of its imports does not
+        return None
+    for name in classes:
+        owner = getattr(owner, name, None)
+    return (owner, attribute) if hasattr(owner, attribute) else None

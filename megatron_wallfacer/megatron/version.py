@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 from megatron_wallfacer.errors import WallfacerError
@@ -55,15 +55,11 @@ def untested_allowed() -> bool:
 
 def _read_version(package_info: Path) -> Version:
     """Return MAJOR, MINOR and PATCH from package_info.py, which is not imported because its import runs git."""
-    numbers: dict[str, int] = {}
     try:
-        tree = ast.parse(package_info.read_text())
-    except (OSError, SyntaxError) as error:
+        text = package_info.read_text()
+    except OSError as error:
         raise WallfacerError(f"cannot read Megatron's version from {package_info}: {error}") from error
-    for node in tree.body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=int(number))):
-                numbers[name] = number
+    numbers = {name: int(number) for name, number in re.findall(r"^(\w+) *= *(\d+)\b", text, re.MULTILINE)}
     try:
         return numbers["MAJOR"], numbers["MINOR"], numbers["PATCH"]
     except KeyError as error:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch.distributed as dist
 from torch import nn
@@ -25,8 +25,7 @@ from megatron_wallfacer.megatron.layer_selection import is_megatrons
 _MTP = re.compile(r"(?:^|\.)mtp\.layers\.(\d+)\.")
 
 
-@dataclass(frozen=True)
-class HeldLayers:
+class HeldLayers(NamedTuple):
     """Attention layers of one rank.
 
     Attributes:
@@ -34,48 +33,35 @@ class HeldLayers:
         layers: properties of each layer that ranks compare, by the name of the layer and the name of the property.
     """
 
-    cp_ranks: tuple[int, ...]
+    cp_ranks: Sequence[int]
     layers: Mapping[str, Mapping[str, str]]
-
-    def to_text(self) -> str:
-        """Return the layers as JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_text(cls, text: str) -> HeldLayers:
-        """Return the layers from the JSON of :meth:`to_text`."""
-        values = json.loads(text)
-        return cls(tuple(values["cp_ranks"]), values["layers"])
 
 
 def layers_of(model: Iterable[nn.Module]) -> dict[str, dict[str, str]]:
     """Return the compared properties of each attention layer in a rank's model chunks, by the name of the layer."""
     found: dict[str, dict[str, str]] = {}
-    for chunk in model:
-        for path, module in chunk.named_modules():
-            depth = _mtp_depth(path)
-            place = f"{depth}, " if depth else ""
-            if isinstance(module, WallfacerCoreAttention):
-                found[f"{place}layer {module.layer_number}"] = module.described()
-            elif is_megatrons(module):
-                number = getattr(module, "layer_number", path)
-                found[f"{place}layer {number}"] = {"attention": type(module).__name__}
+    for path, depth, module in _modules(model):
+        place = f"{depth}, " if depth else ""
+        if isinstance(module, WallfacerCoreAttention):
+            found[f"{place}layer {module.layer_number}"] = module.described()
+        elif is_megatrons(module):
+            number = getattr(module, "layer_number", path)
+            found[f"{place}layer {number}"] = {"attention": type(module).__name__}
     return found
 
 
 def name_mtp_layers(model: Iterable[nn.Module]) -> None:
     """Name attention layers of multi-token prediction, so that messages distinguish them from decoder layers."""
-    for chunk in model:
-        for path, module in chunk.named_modules():
-            depth = _mtp_depth(path)
-            if depth and isinstance(module, WallfacerCoreAttention):
-                module.name_layer(depth)
+    for _, depth, module in _modules(model):
+        if depth and isinstance(module, WallfacerCoreAttention):
+            module.name_layer(depth)
 
 
-def _mtp_depth(path: str) -> str:
-    """Return a text like ``MTP depth 1`` for a module path in multi-token prediction, else an empty text."""
-    found = _MTP.search(f"{path}.")
-    return f"MTP depth {int(found[1]) + 1}" if found else ""
+def _modules(model: Iterable[nn.Module]) -> Iterator[tuple[str, str, nn.Module]]:
+    """Yield (path, a text like ``MTP depth 1`` in multi-token prediction or an empty text, module) for each module."""
+    for path, module in (item for chunk in model for item in chunk.named_modules()):
+        mtp = _MTP.search(f"{path}.")
+        yield path, f"MTP depth {int(mtp[1]) + 1}" if mtp else "", module
 
 
 def compare_layers(records: Mapping[int, HeldLayers]) -> Verdict:
@@ -86,7 +72,7 @@ def compare_layers(records: Mapping[int, HeldLayers]) -> Verdict:
     holders: dict[str, list[int]] = {}
     groups: dict[tuple[int, ...], list[int]] = {}
     for rank, record in sorted(records.items()):
-        groups.setdefault(record.cp_ranks, []).append(rank)
+        groups.setdefault(tuple(record.cp_ranks), []).append(rank)
         for layer in record.layers:
             holders.setdefault(layer, []).append(rank)
     errors = []
@@ -114,8 +100,9 @@ def check_model(model: Iterable[nn.Module], cp_group: dist.ProcessGroup, timeout
         DisagreementError: A layer differs between ranks. All ranks raise the same error.
     """
     keys = dist.PrefixStore(f"wallfacer/layers/{number}", dist.distributed_c10d._get_default_store())
-    record = HeldLayers(tuple(dist.get_process_group_ranks(cp_group)), layers_of(model))
+    record = HeldLayers(dist.get_process_group_ranks(cp_group), layers_of(model))
     exchange = Exchange(keys, range(dist.get_world_size()), dist.get_rank(), timeout, "have not built the model")
-    verdict = exchange.run(record.to_text(), HeldLayers.from_text, compare_layers)
+    text = json.dumps(record, sort_keys=True)
+    verdict = exchange.run(text, lambda text: HeldLayers(*json.loads(text)), compare_layers)
     if verdict.errors:
         raise DisagreementError(verdict.errors)

@@ -6,32 +6,32 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megatron_wallfacer.megatron.flags import FLAGS
+
 #: Arguments that may differ between ranks.
-_OF_A_RANK = frozenset(
-    (
-        "rank",
-        "local_rank",
-        "node_rank",
-        "world_size",
-        "inprocess_active_world_size",
-        "device",
-        "straggler_ctrlr_port",
-        "inference_coordinator_port",
-    )
-)
-#: Arguments that name files or folders, even if the text has no slash.
-_PATHS = re.compile(r"(_path|_paths|_dir|_folder|_file)$|^(save|load|wallfacer_timeline)$")
+_OF_A_RANK = {
+    "rank",
+    "local_rank",
+    "node_rank",
+    "world_size",
+    "inprocess_active_world_size",
+    "device",
+    "straggler_ctrlr_port",
+    "inference_coordinator_port",
+}
+#: Metavar of each flag of the plugin, by argument.
+_METAVARS = {spec.dest: spec.argparse_meta.get("metavar") for spec in FLAGS}
+#: Megatron's arguments that name files or folders, even if the text has no slash.
+_PATHS = re.compile(r"(_path|_paths|_dir|_folder|_file)$|^(save|load)$")
 #: Arguments whose files must have the same content on all ranks.
-_CONTENTS = ("wallfacer_cluster", "nccl_communicator_config_path")
+_CONTENTS = (*(name for name, kind in _METAVARS.items() if kind == "FILE"), "nccl_communicator_config_path")
 _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?", re.IGNORECASE)
-_PLAIN = (str, int, float, bool, type(None))
 
 
 def settings_of(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, str | None]]:
@@ -48,18 +48,15 @@ def settings_of(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[s
         if name in _OF_A_RANK:
             continue
         flag = f"--{name.replace('_', '-')}"
-        settings[flag] = _text(value, hide=bool(_PATHS.search(name)))
+        settings[flag] = _text(value, hide=_METAVARS.get(name) == "DIR" or bool(_PATHS.search(name)))
         if (shown := _text(value, hide=None)) != settings[flag]:
             paths[flag] = shown
-    return settings | dict(_contents(args)), paths
-
-
-def _contents(args: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
     for name in _CONTENTS:
         value = getattr(args, name, None)
         if isinstance(value, str) and Path(value).is_file():
             digest = hashlib.sha256(Path(value).read_bytes()).hexdigest()[:12]
-            yield f"--{name.replace('_', '-')} with a file of SHA-256", digest
+            settings[f"--{name.replace('_', '-')} with a file of SHA-256"] = digest
+    return settings, paths
 
 
 def _text(value: Any, *, hide: bool | None) -> str | None:
@@ -87,7 +84,7 @@ def _plain(value: Any, hide: bool | None) -> Any:
         return "PATH" if (hide and not _NUMBER.fullmatch(text)) or (hide is False and "/" in text) else text
     if isinstance(value, Enum):
         return value.name
-    if isinstance(value, _PLAIN):
+    if value is None or isinstance(value, (int, float)):
         return value
     if isinstance(value, dict):
         return {str(key): _plain(item, hide) for key, item in value.items()}

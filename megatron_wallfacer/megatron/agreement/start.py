@@ -55,12 +55,12 @@ class Parsed:
 
 def record_of(parsed: Parsed, settings: Settings | None, version: Version) -> Record:
     """Return the record of this rank for the comparison with other ranks. ``settings`` is None if the plugin is off."""
-    resolved = {} if settings is None else dict(_fields(settings, ""))
+    resolved = {} if settings is None else dict(_fields(settings))
     labels = parsed.paths | software.labels(version_text(version))
     return Record(parsed.settings | software.code(), resolved, labels, strict=settings is not None)
 
 
-def _fields(settings: Settings | Plan, prefix: str) -> Iterator[tuple[str, str | None]]:
+def _fields(settings: Settings | Plan, prefix: str = "") -> Iterator[tuple[str, str | None]]:
     """Yield name and value of each field, of each field of a plan, and of each flag that the plugin may choose."""
     for field in fields(settings):
         value, name = getattr(settings, field.name), f"{prefix} {field.name}".strip()

@@ -16,11 +16,12 @@ Replacements that only a node without CUDA needs are in `cpu_runtime`.
 
 from __future__ import annotations
 
+from functools import cache
+
 __all__ = ["install"]
 
-_installed = False
 
-
+@cache
 def install() -> None:
     """Install all replacements in this process. A second call of this function has no effect.
 
@@ -29,11 +30,7 @@ def install() -> None:
     Raises:
         WallfacerError: Megatron does not have a function that must be replaced.
     """
-    global _installed
-    if _installed:
-        return
     from megatron_wallfacer.megatron.any_device import dataset_helpers, norms, optimizer_state, thd, uneven
 
     for part in (dataset_helpers, norms, optimizer_state, thd, uneven):
         part.install()
-    _installed = True

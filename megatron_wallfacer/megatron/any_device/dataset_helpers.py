@@ -23,7 +23,7 @@ def install() -> None:
     """Load the compiled helpers and disable Megatron's compilation, or leave the compilation to Megatron."""
     if provide():
         # _compile_dependencies imports the function at each call, so replacing the function in its module is enough.
-        replace("megatron.core.datasets.utils.compile_helpers", lambda: None)
+        replace("megatron.core.datasets.utils:compile_helpers", lambda: None)
 
 
 def provide() -> bool:

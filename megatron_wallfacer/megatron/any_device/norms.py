@@ -21,8 +21,8 @@ from megatron_wallfacer.megatron.replace import wrap
 
 def install() -> None:
     """Wrap the constructors of `WrappedTorchNorm` and `FusedLayerNorm`."""
-    wrap("megatron.core.transformer.torch_norm.WrappedTorchNorm.__new__", _marking)
-    wrap("megatron.core.fusions.fused_layer_norm.FusedLayerNorm.__new__", _layer_norm_only)
+    wrap("megatron.core.transformer.torch_norm:WrappedTorchNorm.__new__", _marking)
+    wrap("megatron.core.fusions.fused_layer_norm:FusedLayerNorm.__new__", _layer_norm_only)
 
 
 def _marking(original: Callable[..., Any]) -> staticmethod:

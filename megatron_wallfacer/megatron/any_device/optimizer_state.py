@@ -30,8 +30,8 @@ def install() -> None:
 
     if distrib_optimizer.HAVE_APEX_OR_TE:
         return
-    wrap("megatron.core.optimizer.distrib_optimizer.DistributedOptimizer.state_dict", _with_state)
-    wrap("megatron.core.optimizer.distrib_optimizer.DistributedOptimizer.load_state_dict", _each_its_step)
+    wrap("megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.state_dict", _with_state)
+    wrap("megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict", _each_its_step)
 
 
 def _with_state(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

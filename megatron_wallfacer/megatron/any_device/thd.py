@@ -18,7 +18,7 @@ from megatron_wallfacer.megatron.replace import wrap
 
 def install() -> None:
     """Add ``thd_get_partitioned_indices`` to Megatron's ``tex`` unless TransformerEngine is installed."""
-    wrap("megatron.core.utils.tex", _complete)
+    wrap("megatron.core.utils:tex", _complete)
 
 
 def _complete(tex: Any) -> Any:

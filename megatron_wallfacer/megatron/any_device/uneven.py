@@ -21,8 +21,8 @@ _MODULE = "megatron.core.tensor_parallel.mappings"
 
 def install() -> None:
     """Wrap the gather and reduce-scatter functions that Megatron's autograd functions call."""
-    wrap(f"{_MODULE}._gather_along_first_dim", _gathering)
-    wrap(f"{_MODULE}._reduce_scatter_along_first_dim", _reduce_scattering)
+    wrap(f"{_MODULE}:_gather_along_first_dim", _gathering)
+    wrap(f"{_MODULE}:_reduce_scatter_along_first_dim", _reduce_scattering)
 
 
 def _gathering(original: Callable[..., Tensor]) -> Callable[..., Tensor]:

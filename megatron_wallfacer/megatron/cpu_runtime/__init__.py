@@ -59,7 +59,7 @@ def _replace_all() -> None:
     libraries.install()
     environment.install()
     from megatron_wallfacer.megatron import any_device
-    from megatron_wallfacer.megatron.cpu_runtime import moe, noise, startup, tensors, torch_cuda
+    from megatron_wallfacer.megatron.cpu_runtime import megatron_functions, noise, tensors, torch_cuda
 
-    for part in (torch_cuda, tensors, noise, startup, moe, any_device):
+    for part in (torch_cuda, tensors, noise, megatron_functions, any_device):
         part.install()

@@ -31,7 +31,7 @@ def install() -> None:
 
 def leave_uncompiled() -> None:
     """Make ``torch.compile`` return its argument, so that importing Megatron does not import inductor for 1.5 s."""
-    replace("torch.compile", _return_unchanged)
+    replace("torch:compile", _return_unchanged)
 
 
 def _return_unchanged(model: Callable | None = None, **_: Any) -> Callable:

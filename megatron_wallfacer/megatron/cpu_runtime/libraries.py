@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from types import ModuleType
 
 from megatron_wallfacer.errors import WallfacerError
 
 HIDDEN = ("transformer_engine", "transformer_engine_torch", "apex")
-
-_before: dict[str, ModuleType] = {}
 
 
 def install() -> None:
@@ -33,15 +30,6 @@ def install() -> None:
         )
     hidden = [name for name in HIDDEN if name in sys.modules or importlib.util.find_spec(name) is not None]
     for name in [name for name, module in sys.modules.items() if module and name.partition(".")[0] in hidden]:
-        _before[name] = sys.modules.pop(name)
+        del sys.modules[name]
     # Python raises ModuleNotFoundError for a module that is None in sys.modules, and for its submodules.
     sys.modules.update(dict.fromkeys(hidden))
-
-
-def uninstall() -> None:
-    """Allow importing the libraries again, and restore the modules that `install` removed."""
-    for name in HIDDEN:
-        if name in sys.modules and sys.modules[name] is None:
-            del sys.modules[name]
-    sys.modules.update(_before)
-    _before.clear()

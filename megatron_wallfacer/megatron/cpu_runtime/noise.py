@@ -16,16 +16,7 @@ _WARNINGS = (
     r"'pin_memory' argument is set as true but no accelerator is found",
 )
 
-# This logger reports a CUDA toolkit without a GPU.
-_CUDA_HOME_LOGGER = "torch.utils.cpp_extension"
-
-_RNG_LOGGER = "megatron.core.tensor_parallel.random"
 _RNG_MESSAGE = "CPU RNG state changed within GPU RNG context"
-
-
-def _not_about_the_cpu_generator(record: logging.LogRecord) -> bool:
-    """Reject warnings that the state of the CPU's random generator changed, as `torch_cuda` intends."""
-    return not record.getMessage().startswith(_RNG_MESSAGE)
 
 
 def install() -> None:
@@ -36,5 +27,9 @@ def install() -> None:
         # Megatron's scripts filter these before importing Megatron, but the launcher imports Megatron earlier.
         for category in (UserWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category)
-    logging.getLogger(_CUDA_HOME_LOGGER).setLevel(logging.ERROR)
-    logging.getLogger(_RNG_LOGGER).addFilter(_not_about_the_cpu_generator)
+    # This logger reports a CUDA toolkit without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # The state of the CPU's generator changes, as `torch_cuda` intends.
+    logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
+        lambda record: not record.getMessage().startswith(_RNG_MESSAGE)
+    )

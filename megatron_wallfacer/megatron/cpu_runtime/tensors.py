@@ -26,11 +26,6 @@ def _names_cuda(device: Any) -> bool:
     return isinstance(device, int) and not isinstance(device, bool)
 
 
-def _stay(func: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
-    """Handle `tensor.cuda()` and `tensor.pin_memory()` by returning the tensor itself."""
-    return args[0]
-
-
 def _to(func: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
     """Handle `tensor.to(device, ...)`, of which only the first positional argument can be a device."""
     if len(args) > 1 and _names_cuda(args[1]):
@@ -47,8 +42,8 @@ def _type(func: Callable, args: tuple, kwargs: dict) -> Any:
 
 
 _METHODS: dict[Callable, Callable[[Callable, tuple, dict], Any]] = {
-    torch.Tensor.cuda: _stay,
-    torch.Tensor.pin_memory: _stay,
+    torch.Tensor.cuda: lambda func, args, kwargs: args[0],
+    torch.Tensor.pin_memory: lambda func, args, kwargs: args[0],
     torch.Tensor.to: _to,
     torch.Tensor.type: _type,
 }
@@ -76,7 +71,7 @@ def install() -> None:
     HostTensors().__enter__()
     # torch turns a mode off inside a call that the mode intercepts. Megatron recomputes layers in such a call,
     # torch.autograd.backward, so backward functions need a mode of their own.
-    wrap("torch.autograd._engine_run_backward", _in_mode)
+    wrap("torch.autograd:_engine_run_backward", _in_mode)
 
 
 def _in_mode(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -93,16 +93,6 @@ class Event:
         return True
 
 
-class _DeviceContext(contextlib.AbstractContextManager):
-    """Context manager for `torch.cuda.device(...)` and `torch.cuda.stream(...)` that does nothing."""
-
-    def __init__(self, target: Any = None) -> None:
-        self.target = target
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
 _STREAM = Stream()
 
 
@@ -126,8 +116,8 @@ def _replacements() -> dict[str, Any]:
         # initialisation of weights and around dropout. These draws come from the CPU's generator here, so the tracker
         # must change its state. torch.cuda's own seeding functions use the generators too, and stay.
         "default_generators": (torch.default_generator,),
-        "device": _DeviceContext,
-        "stream": _DeviceContext,
+        "device": contextlib.nullcontext,
+        "stream": contextlib.nullcontext,
         "Stream": Stream,
         "Event": Event,
         "current_stream": lambda device=None: _STREAM,
@@ -142,14 +132,14 @@ def _replacements() -> dict[str, Any]:
 def install() -> None:
     """Replace names in `torch.cuda` and `torch.accelerator` before the import of Megatron, which binds the names."""
     for name, value in _replacements().items():
-        replace(f"torch.cuda.{name}", value)
+        replace(f"torch.cuda:{name}", value)
     # torch.cuda.random binds these names during the import of torch.
     for name in ("current_device", "device_count"):
-        replace(f"torch.cuda.random.{name}", getattr(torch.cuda, name))
+        replace(f"torch.cuda.random:{name}", getattr(torch.cuda, name))
     # NVTX functions of a CPU build of torch raise errors.
     for name in ("range_push", "range_pop", "mark"):
-        replace(f"torch.cuda.nvtx.{name}", _do_nothing)
+        replace(f"torch.cuda.nvtx:{name}", _do_nothing)
     # Generic code of torch (data loader pinning, the optimiser's graph-capture check, checkpointing's device type) uses
     # torch.accelerator, which would follow torch.cuda.is_available.
-    replace("torch.accelerator.is_available", lambda: False)
-    replace("torch.accelerator.current_accelerator", lambda check_available=False: None)
+    replace("torch.accelerator:is_available", lambda: False)
+    replace("torch.accelerator:current_accelerator", lambda check_available=False: None)

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -62,28 +63,26 @@ def test_cpu_ranks_train_beside_transformer_engine() -> None:
 
 
 @pytest.fixture
-def apex(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A library that is imported already, with a part of it."""
-    for name in ("apex", "apex.optimizers"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    return sys.modules["apex"]
+def apex() -> Iterator[None]:
+    """A library that is imported already, with a part of it. What was imported is back after the test."""
+    before = dict(sys.modules)
+    sys.modules.update({name: ModuleType(name) for name in ("apex", "apex.optimizers")})
+    yield
+    for name in libraries.HIDDEN:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
 
 
-def test_what_is_hidden_cannot_be_imported_until_it_is_back(apex: ModuleType) -> None:
-    optimizers = sys.modules["apex.optimizers"]
-    try:
-        libraries.install()
-        for name in ("apex", "apex.optimizers", "apex.contrib"):
-            with pytest.raises(ModuleNotFoundError):
-                importlib.import_module(name)
-        assert importlib.util.find_spec("apex") is None
-        if importlib.util.find_spec("transformer_engine") is None:
-            assert "transformer_engine" not in sys.modules or sys.modules["transformer_engine"] is None
-        importlib.import_module("json")
-    finally:
-        libraries.uninstall()
-    assert importlib.import_module("apex") is apex
-    assert importlib.import_module("apex.optimizers") is optimizers
+@pytest.mark.usefixtures("apex")
+def test_what_is_hidden_cannot_be_imported() -> None:
+    libraries.install()
+    for name in ("apex", "apex.optimizers", "apex.contrib"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(name)
+    assert importlib.util.find_spec("apex") is None
+    if importlib.util.find_spec("transformer_engine") is None:
+        assert "transformer_engine" not in sys.modules or sys.modules["transformer_engine"] is None
+    importlib.import_module("json")
 
 
 def test_it_is_too_late_once_megatron_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
