@@ -62,7 +62,7 @@ class Layers:
             slots = HostSlots(plan.slots.values(), pinned=one.device.type == "cuda")
             queue = OffloadQueue(KEEP, lambda _: plan, lambda: 1, slots, copies_of(one.device))
             for layer, keeper in enumerate(self._keepers):
-                keeper.hold = keep_on_host(queue, 0, layer)
+                keeper.hold = partial(keep_on_host, queue, 0, layer)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> list[Tensor]:
         """Run all layers forward and backward.

@@ -31,9 +31,7 @@ def nccl_options(args: argparse.Namespace) -> Callable[[], Any]:
         WallfacerError: The file is not YAML, is too large, or contains something other than mappings.
     """
     path = getattr(args, "nccl_communicator_config_path", None)
-    entries: dict[str, dict[str, Any]] = {}
-    if path is not None:
-        entries = _entries(Path(path))
+    entries = {} if path is None else _entries(Path(path))
     if CP in (getattr(args, "high_priority_stream_groups", None) or ()):
         entries = entries | {CP: entries.get(CP, {}) | {"is_high_priority_stream": True}}
 
@@ -68,6 +66,13 @@ def groups_text(grids: Sequence[AxisGroups]) -> str:
     memory = f" and {used / 2**20:,.0f} MiB of GPU memory" if used else ""
     number = f"{len(names)} process group{'s' if len(names) > 1 else ''}"
     return f"The rank is in {number}: {listed}. Connecting took {seconds:.2f} s{memory}."
+
+
+def gathered[T](value: T) -> list[T]:
+    """Return the value of each rank. All ranks must call this function."""
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def destroy_world() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -25,6 +24,7 @@ from megatron_wallfacer.megatron.keep import Keeper
 from megatron_wallfacer.megatron.layer_selection import mark_as_megatrons
 from megatron_wallfacer.megatron.masks import is_window_layer, layer_mask
 from megatron_wallfacer.megatron.megatron_graphs import check_config
+from megatron_wallfacer.megatron.outputs import say
 from megatron_wallfacer.megatron.packed import Batch
 from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.sinks import NAME, add_sinks, sharded_sinks
@@ -174,11 +174,6 @@ class WallfacerCoreAttention(nn.Module):
         return run(query, key, value, call, sinks=getattr(self, NAME))
 
     def _packed_mask(self, batch: Batch, where: str) -> Mask:
-        """Return the layer's mask within documents.
-
-        Raises:
-            WallfacerError: A mask that is not causal would see padding.
-        """
         if batch.padded and not self._causal:
             # Padding follows the tokens of a document, so only a causal mask hides padding from the tokens.
             raise WallfacerError(f"{where}: padded documents need a causal mask with --wallfacer-cp-size")
@@ -244,16 +239,13 @@ def core_attention_class(
 
 @cache
 def _say_extra_state_is_ignored() -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(
-            "wallfacer: the checkpoint's core_attention._extra_state entries are TransformerEngine's; "
-            "they are ignored, because the plugin's attention does not need them",
-            flush=True,
-        )
+    say(
+        "the checkpoint's core_attention._extra_state entries are TransformerEngine's; "
+        "they are ignored, because the plugin's attention does not need them"
+    )
 
 
 def _check(when: When, checked: Any, cp_size: int, where: str) -> None:
-    """Check that the plugin supports a layer's configuration or the arguments of a call."""
     message = unsupported(when, checked, cp_size)
     if message is not None:
         raise WallfacerError(f"{where}: {message}")

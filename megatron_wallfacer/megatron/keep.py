@@ -35,8 +35,8 @@ class Keeper:
 
     def __init__(self, where: str) -> None:
         self._where = where
-        #: Function that stores a finished pass and returns a function that loads it.
-        self.hold: Callable[[ForwardResult], Callable[[], ForwardResult]] = on_device
+        #: Function that stores a finished pass, in device memory by default, and returns a function that loads it.
+        self.hold: Callable[[ForwardResult], Callable[[], ForwardResult]] = lambda finished: lambda: finished
         self._kept: deque[tuple[tuple[Tensor, ...], Callable[[], ForwardResult]]] = deque()
         _check_after_steps()
         _keepers.add(self)
@@ -81,11 +81,6 @@ class Keeper:
                 f"{self._where}: {FLAG}: must be left out, because {len(self._kept)} forward passes without gradients "
                 "were not recomputed by the end of the step"
             )
-
-
-def on_device(finished: ForwardResult) -> Callable[[], ForwardResult]:
-    """Leave a finished pass in device memory."""
-    return lambda: finished
 
 
 def _sample(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from megatron_wallfacer.errors import DisagreementError, WallfacerError
+from megatron_wallfacer.megatron.outputs import say
 from megatron_wallfacer.megatron.version import Version, check_supported, megatron_version
 
 USAGE = "usage: [torchrun ...] -m megatron_wallfacer SCRIPT [Megatron's arguments] [--wallfacer-...]"
@@ -32,7 +33,9 @@ def main(argv: list[str]) -> int:
     """
     try:
         script, arguments = _split(argv)
-        _look_like_python_script(script)
+        if not sys.flags.safe_path:
+            # As with `python script.py`, a checkout's own `megatron` has precedence.
+            sys.path[0] = os.path.dirname(os.path.realpath(script))
         version = megatron_version()
         check_supported(version)
         device, arguments = _choose_device(arguments)
@@ -46,11 +49,6 @@ def main(argv: list[str]) -> int:
 
 
 def _split(argv: list[str]) -> tuple[Path, list[str]]:
-    """Return the script's path and its arguments, before any slow import.
-
-    Raises:
-        WallfacerError: No script is named, or the file does not exist.
-    """
     if not argv or argv[0].startswith("-"):
         raise WallfacerError(f"the first argument must be the path of a Megatron script; {USAGE}")
     script = Path(argv[0])
@@ -59,20 +57,10 @@ def _split(argv: list[str]) -> tuple[Path, list[str]]:
     return script, argv[1:]
 
 
-def _look_like_python_script(script: Path) -> None:
-    """Set `sys.path[0]` like `python script.py`, so that a checkout's own `megatron` has precedence."""
-    if not sys.flags.safe_path:
-        sys.path[0] = os.path.dirname(os.path.realpath(script))
-
-
 def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
-    """Choose CUDA if torch finds a GPU, else prepare the process for training on the CPU. Rank 0 prints the choice.
+    """Return ``cuda`` if torch finds a GPU, else ``cpu``, and the arguments for the script.
 
-    Returns:
-        ``cuda`` or ``cpu``, and the arguments for the script.
-
-    Raises:
-        WallfacerError: An argument needs CUDA.
+    On the CPU this function also prepares the process. Rank 0 prints the choice.
     """
     import torch
 
@@ -80,12 +68,12 @@ def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
 
     # An installed CPU runtime (in ranks forked from a warm process) makes torch report CUDA.
     if torch.cuda.is_available() and not cpu_runtime.is_installed():
-        _say(f"CUDA, {torch.cuda.device_count()} devices here")
+        say(f"CUDA, {torch.cuda.device_count()} devices here")
         return "cuda", arguments
     check_that_torch_sees_gpus()
     adapted, added = cpu_runtime.adapt_argv(arguments)
     ranks = os.environ.get("WORLD_SIZE", "1")
-    _say(f"no CUDA here: {ranks} ranks on the CPU over gloo; added {' '.join(added) or 'nothing'}")
+    say(f"no CUDA here: {ranks} ranks on the CPU over gloo; added {' '.join(added) or 'nothing'}")
     cpu_runtime.install()
     return "cpu", adapted
 
@@ -110,7 +98,7 @@ def check_that_torch_sees_gpus() -> None:
 
 
 def _install_hooks(version: Version, device: str) -> None:
-    """Install the plugin, which imports Megatron, after choosing the device and before running the script."""
+    """Install the plugin, which imports Megatron."""
     import torch
 
     from megatron_wallfacer.megatron import any_device
@@ -119,12 +107,6 @@ def _install_hooks(version: Version, device: str) -> None:
 
     any_device.install()
     Hooks(PluginState(version, torch.device(device))).install()
-
-
-def _say(line: str) -> None:
-    """Print a line on rank 0."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"wallfacer: {line}", flush=True)
 
 
 def _report(error: WallfacerError) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch.distributed as dist
 from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
@@ -42,7 +41,8 @@ def count_layers(model: Iterable[nn.Module]) -> LayerCount:
         for module in chunk.modules():
             for name in ("core_attention", "self_attention", "cross_attention"):
                 layer = getattr(module, name, None)
-                if isinstance(layer, nn.Module) and not _is_nothing(layer) and not hasattr(layer, "core_attention"):
+                nothing = type(layer).__name__ in ("IdentityOp", "Identity")
+                if isinstance(layer, nn.Module) and not nothing and not hasattr(layer, "core_attention"):
                     found[id(layer)] = layer
     foreign = [layer for layer in found.values() if not isinstance(layer, WallfacerCoreAttention)]
     megatrons, others = (
@@ -96,14 +96,3 @@ def advice_of_the_plugin() -> Iterator[None]:
             "--wallfacer-cp-size: must be left out, because the model's script, or --spec, requires an attention of "
             "Megatron's by name; the plugin has only layers that are built from Megatron's GPT layer specs"
         ) from error
-
-
-def gather_counts(count: LayerCount) -> list[LayerCount]:
-    """Return the :class:`LayerCount` of each rank. All ranks must call this function."""
-    counts = [count] * dist.get_world_size()
-    dist.all_gather_object(counts, count)
-    return counts
-
-
-def _is_nothing(layer: nn.Module) -> bool:
-    return type(layer).__name__ in ("IdentityOp", "Identity")

@@ -45,10 +45,9 @@ class TiledLoss:
             output_layer: Megatron's ``ColumnParallelLinear`` of the vocabulary.
             output_weight: weight of tied embeddings, or None to use the layer's own weight.
             labels: token ids, ``[b, s]``.
-            runtime_gather_output: argument of ``ColumnParallelLinear.forward``.
-            compute_language_model_loss: function of labels ``[b, s]`` and logits ``[s, b, v/tp]`` that returns losses
-                ``[b, s]``.
-            scale_logits: Megatron's function that scales logits.
+            runtime_gather_output: argument of ``output_layer``.
+            compute_language_model_loss: function of labels and logits ``[s, b, v/tp]`` that returns losses ``[b, s]``.
+            scale_logits: function of logits.
 
         Returns:
             Losses in fp32, ``[b, s]``.

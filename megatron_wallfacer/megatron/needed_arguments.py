@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 #: Value of each flag, or None for a switch.
 Flags = Mapping[str, str | None]
@@ -68,23 +69,15 @@ def complete_for_gpu(argv: Sequence[str], libraries: Libraries) -> list[str]:
 def missing(argv: Sequence[str], needed: Flags) -> list[str]:
     """Return the words of each flag in `needed` that is absent from `argv`."""
     given = {flag for flag, _ in read_flags(argv)}
-    words: list[str] = []
-    for flag, value in needed.items():
-        if flag not in given:
-            words += [flag] if value is None else [flag, value]
-    return words
+    absent = ((flag, value) for flag, value in needed.items() if flag not in given)
+    return [word for words in absent for word in words if word is not None]
 
 
 def read_flags(argv: Sequence[str]) -> list[tuple[str, str | None]]:
     """Return each flag with its value or None, from words of the form `--flag value` or `--flag=value`."""
     flags: list[tuple[str, str | None]] = []
-    for position, word in enumerate(argv):
-        if not word.startswith("--"):
-            continue
-        flag, equals, value = word.partition("=")
-        if equals:
-            flags.append((flag, value))
-            continue
-        following = argv[position + 1] if position + 1 < len(argv) else "--"
-        flags.append((flag, None if following.startswith("--") else following))
+    for word, following in pairwise([*argv, "--"]):
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            flags.append((flag, value if equals else None if following.startswith("--") else following))
     return flags

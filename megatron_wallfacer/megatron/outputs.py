@@ -1,12 +1,24 @@
-"""Write files next to checkpoints without ending the run if a write fails."""
+"""Print lines, and write files next to checkpoints without ending the run if a write fails."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from megatron_wallfacer.errors import WallfacerError
+
+
+def is_first_rank() -> bool:
+    """Return whether the launcher's variables name this process rank 0 or no rank, without torch.distributed."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str) -> None:
+    """Print a line on rank 0."""
+    if is_first_rank():
+        print(f"wallfacer: {line}", flush=True)
 
 
 class Output:

@@ -73,7 +73,7 @@ class Documents:
             self._documents = self._read(packed, ends, tokens, where)
             self._boundaries, self._version = weakref.ref(ends), ends._version
             self._masks.clear()
-        return Batch(self._documents if len(self._documents) > 2 else None, _has_padding(packed))
+        return Batch(self._documents if len(self._documents) > 2 else None, ends is not packed.cu_seqlens_q)
 
     def mask(self, of_layer: Mask, documents: tuple[int, ...]) -> Mask:
         """Return a layer's mask within documents, as one object for all layers of a batch with equal masks.
@@ -89,7 +89,7 @@ class Documents:
     def _read(self, packed: Any, boundaries: Tensor, tokens: int, where: str) -> tuple[int, ...]:
         # A repeated boundary is an empty document, which does not affect the mask.
         documents = tuple(dict.fromkeys(boundaries.tolist()))
-        others = getattr(packed, f"cu_seqlens_kv{_suffix(packed)}", None)
+        others = _boundaries(packed, "kv")
         if others is not None and others is not boundaries and tuple(dict.fromkeys(others.tolist())) != documents:
             raise WallfacerError(f"{where}: --wallfacer-cp-size needs the same documents in queries and keys")
         try:
@@ -104,24 +104,15 @@ def as_laid_out(packed: Any) -> Any:
 
     The result is a copy with ``cu_seqlens_q_padded`` as ``cu_seqlens_q``, or ``packed`` without padded boundaries.
     """
-    padded = getattr(packed, "cu_seqlens_q_padded", None)
-    if padded is None or padded is packed.cu_seqlens_q:
+    boundaries = _boundaries(packed)
+    if boundaries is packed.cu_seqlens_q:
         return packed
     packed = copy.copy(packed)
-    packed.cu_seqlens_q = padded
+    packed.cu_seqlens_q = boundaries
     return packed
 
 
-def _boundaries(packed: Any) -> Tensor:
-    """Return the boundaries of documents including padding."""
-    return getattr(packed, f"cu_seqlens_q{_suffix(packed)}")
-
-
-def _suffix(packed: Any) -> str:
-    return "" if getattr(packed, "cu_seqlens_q_padded", None) is None else "_padded"
-
-
-def _has_padding(packed: Any) -> bool:
-    """Return whether documents may have padding, which requires different padded and unpadded boundaries."""
-    padded = getattr(packed, "cu_seqlens_q_padded", None)
-    return padded is not None and padded is not packed.cu_seqlens_q
+def _boundaries(packed: Any, tensor: Literal["q", "kv"] = "q") -> Any:
+    """Return the boundaries of documents including padding, None if there are none."""
+    suffix = "" if getattr(packed, "cu_seqlens_q_padded", None) is None else "_padded"
+    return getattr(packed, f"cu_seqlens_{tensor}{suffix}", None)

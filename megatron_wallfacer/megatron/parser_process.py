@@ -20,12 +20,11 @@ from typing import Any, NoReturn
 
 import torch
 
-from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.kernels.select import KERNELS
 from megatron_wallfacer.megatron.cpu_runtime import adapt_argv
 from megatron_wallfacer.megatron.cpu_runtime.environment import leave_uncompiled
-from megatron_wallfacer.megatron.flags import as_flag_error
 from megatron_wallfacer.megatron.hooks import Hooks
 from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import version_text
@@ -49,31 +48,26 @@ def _check_all(requests: list[dict[str, Any]]) -> dict[str, Any]:
     try:
         version = megatron_version()
         check_supported(version)
-        results = [_check(request, _state(version, torch.device(request["device"]))) for request in requests]
+        results = [_check(request, version) for request in requests]
     except WallfacerError as error:
         return {"error": str(error)}
     return {"megatron": version_text(version), "results": results}
-
-
-def _state(version: Version, device: torch.device) -> PluginState:
-    has_device = device.type == "cpu" or torch.cuda.is_available()
-    return PluginState(version, device) if has_device else _StateWithoutDevice(version, device)
 
 
 class _StateWithoutDevice(PluginState):
     """State of the plugin on a node without the preset's device, with which every existing kernel name is valid."""
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
-        name = self.settings.flags.kernel
-        name = "reference" if name in KERNELS else name
-        try:
-            return select_kernel(name, device=self.device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim)
-        except OptionError as error:
-            raise as_flag_error(error) from error
+        if self.settings.flags.kernel not in KERNELS:
+            return super().kernel(dtype, head_dim, v_head_dim)  # raises
+        return select_kernel("reference", device=self.device, dtype=dtype, head_dim=head_dim, v_head_dim=v_head_dim)
 
 
-def _check(request: dict[str, Any], state: PluginState) -> dict[str, Any]:
+def _check(request: dict[str, Any], version: Version) -> dict[str, Any]:
     """Return the problems of a command line: all unknown flags, else the first error of the parser or the plugin."""
+    device = torch.device(request["device"])
+    has_device = device.type == "cpu" or torch.cuda.is_available()
+    state = (PluginState if has_device else _StateWithoutDevice)(version, device)
     hooks = Hooks(state)
     hooks.install()
     try:
@@ -93,7 +87,7 @@ def _check(request: dict[str, Any], state: PluginState) -> dict[str, Any]:
         "problems": problems,
         "grid": f"{plan.scheme}: {plan.grid}" if plan else None,
         "rules": rules,
-        "kernel": rules and not isinstance(state, _StateWithoutDevice),
+        "kernel": rules and has_device,
     }
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 
 import torch
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.flags import FLAGS, PLAN_OPTIONS, Flags
+from megatron_wallfacer.megatron.model_shape import dtype_of, head_dim, shape_of
 from megatron_wallfacer.planning.choice import AttentionJob, Choice
 from megatron_wallfacer.planning.cluster import Cluster
 from megatron_wallfacer.planning.cluster_file import cluster_of_gpus, load_cluster
 from megatron_wallfacer.planning.search import search
 from megatron_wallfacer.planning.training_step import cluster_of_group
-from megatron_wallfacer.schedule.volume import Shape
 
 #: Value of the flag that selects the nodes of the job.
 HOSTS = "hosts"
@@ -21,18 +22,16 @@ HOSTS = "hosts"
 CHOSEN = (*PLAN_OPTIONS, "keep_gathered_q")
 
 
-def planned(flags: Flags, tensor: int, shape: Shape) -> Choice:
+def planned(flags: Flags, args: argparse.Namespace) -> Choice:
     """Return the fastest choice on ``--wallfacer-cluster``. All ranks compute the same choice without measurements.
 
-    Args:
-        flags: the plugin's flags, which name a cluster.
-        tensor: tensor-parallel size.
-        shape: shape of one rank's shard.
-
     Raises:
-        WallfacerError: The cluster cannot be read or is too small, or a flag sets a value that the planner chooses.
+        WallfacerError: The cluster cannot be read or is too small, a flag sets a value that the planner chooses, or the
+            command line lacks a model size.
     """
-    name, size = flags.cluster, flags.cp_size
+    name, size, tensor = flags.cluster, flags.cp_size, args.tensor_model_parallel_size
+    if args.seq_length is None or head_dim(args) is None:
+        raise WallfacerError(f"--wallfacer-cluster {name}: needs --seq-length and --hidden-size on the command line")
     for spec in FLAGS:
         value = getattr(flags, spec.field)
         if spec.field in CHOSEN and value != spec.default:
@@ -53,15 +52,12 @@ def planned(flags: Flags, tensor: int, shape: Shape) -> Choice:
             f"--wallfacer-cluster {name}: must have nodes that --tensor-model-parallel-size {tensor} divides, "
             f"but its nodes have {cluster.gpus_per_node} devices"
         )
-    return search(AttentionJob(cluster_of_group(cluster, tensor), shape, size, cuda_graphs=flags.cuda_graphs)).best[0]
+    group, shape = cluster_of_group(cluster, tensor), shape_of(args, dtype_of(args))
+    return search(AttentionJob(group, shape, size, cuda_graphs=flags.cuda_graphs)).best[0]
 
 
 def _hosts_of_job() -> Cluster:
-    """Return the cluster of the job, from torchrun's variables and the name of the GPU.
-
-    Raises:
-        OptionError: The variables are missing, nodes have different numbers of ranks, or no preset has this GPU.
-    """
+    """Return the cluster of the job, from torchrun's variables and the name of the GPU."""
     ranks, on_each = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if not on_each or ranks % on_each:
         said = f"{ranks} ranks, {on_each} on this host"

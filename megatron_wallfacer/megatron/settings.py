@@ -9,9 +9,8 @@ from megatron_wallfacer.errors import OptionError, WallfacerError
 from megatron_wallfacer.megatron.flags import PLAN_OPTIONS, PREFIX, Flags, as_flag_error, flag_name
 from megatron_wallfacer.megatron.layer_selection import LayerSelection, select_layers
 from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs
-from megatron_wallfacer.megatron.model_shape import dtype_of, head_dim, heads_per_rank, shape_of
+from megatron_wallfacer.megatron.model_shape import heads_per_rank
 from megatron_wallfacer.megatron.planned import planned
-from megatron_wallfacer.planning.choice import Choice
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.price import NODE
 from megatron_wallfacer.schedule.schemes import make_plan
@@ -65,7 +64,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     if flags.cluster is None:
         plan = _plan_by_hand(flags, args)
     else:
-        choice = _planned(flags, args)
+        choice = planned(flags, args)
         if (link := choice.job.cluster.host_link) is not None:
             overlapped = choice.simulation.pass_s[0] * link * 1e9
         plan, flags = choice.plan, replace(flags, keep_gathered_q=choice.keep_gathered_q)
@@ -74,20 +73,11 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def _check(flags: Flags, args: argparse.Namespace) -> None:
-    """Check that Megatron's arguments have the values that the plugin's flags need."""
     if flags.timeline is not None and getattr(args, "train_iters", None) == 1:
         raise WallfacerError(f"{flag_name('timeline')} {flags.timeline}: needs --train-iters 2 or more, not 1")
     writers = ("tensorboard_dir", "wandb_project")
     if flags.log_metrics and not any(getattr(args, name, None) for name in writers):
         raise WallfacerError(f"{flag_name('log_metrics')}: needs --tensorboard-dir DIR or --wandb-project NAME")
-
-
-def _planned(flags: Flags, args: argparse.Namespace) -> Choice:
-    if args.seq_length is None or head_dim(args) is None:
-        raise WallfacerError(
-            f"{flag_name('cluster')} {flags.cluster}: needs --seq-length and --hidden-size on the command line"
-        )
-    return planned(flags, args.tensor_model_parallel_size, shape_of(args, dtype_of(args)))
 
 
 def _plan_by_hand(flags: Flags, args: argparse.Namespace) -> Plan:

@@ -66,7 +66,6 @@ def startup_report(state: PluginState) -> str:
 
 
 def _plan_rows(plan: Plan, shape: Shape) -> dict[str, str]:
-    """Return rows about the grid and the head groups of a plan."""
     grid, groups = plan.grid, head_groups(plan, shape.q_heads, shape.kv_heads)
     both_ways = " Blocks are sent around the ring in both directions." if plan.bidirectional else ""
     size = f"{grid.cp_size} context-parallel rank{_s(grid.cp_size)}"
@@ -85,10 +84,6 @@ def _plan_rows(plan: Plan, shape: Shape) -> dict[str, str]:
 def _cost_rows(
     plan: Plan, shape: Shape, keep_gathered_q: bool, mask: Mask | None = None, *, graphs: bool = False
 ) -> dict[str, str]:
-    """Return rows about volume, messages and buffers of both passes, and about the memory of their CUDA graphs.
-
-    The lower bound of the volume is valid only for the causal mask, so other masks are not compared with it.
-    """
     rank, groups = busiest_rank(plan), head_groups(plan, shape.q_heads, shape.kv_heads)
     chunk_mask = None if mask is None else chunk_mask_of(mask, plan.grid.cp_size, shape.tokens // CHUNKS_PER_RANK)
     options = {"groups": groups, "keep_gathered_q": keep_gathered_q, "chunk_mask": chunk_mask}
@@ -99,7 +94,7 @@ def _cost_rows(
     ):
         direct, held = is_sparse(plan, chunk_mask), held + graph_bytes(schedule, shape)
         compared = ""
-        if mask is None:
+        if mask is None:  # the lower bound of the volume is valid only for the causal mask
             limit = ratio(received_elements(schedule, shape) / shape.unit, bound(plan.grid.cp_size, shape.kappa))
             compared = f", {limit:.2f}x the lower bound{' for undivided heads' if plan.grid.head > 1 else ''}"
         rows[name] = f"{_DIRECT if direct else _ring_text(name, plan, variant)}{_cost(schedule, shape, compared)}"
@@ -107,7 +102,6 @@ def _cost_rows(
 
 
 def _ring_text(name: str, plan: Plan, variant: RingVariant) -> str:
-    """Return a sentence about the ring of a pass, or an empty text without a ring."""
     if plan.grid.ring == 1:
         return ""
     tensors = _IN_RING[name, variant]
@@ -123,7 +117,6 @@ def _cost(schedule: Schedule, shape: Shape, compared: str) -> str:
 
 
 def _window_rows(settings: Settings, window: tuple[int, int] | None, shape: Shape) -> dict[str, str]:
-    """Return rows about layers with a sliding window, or no rows without such layers."""
     if window is None:
         return {}
     mask, flags = window_mask(window, causal=True), settings.flags
@@ -137,7 +130,6 @@ def _window_rows(settings: Settings, window: tuple[int, int] | None, shape: Shap
 
 
 def _packing_rows(args: argparse.Namespace, *, graphs: bool) -> dict[str, str]:
-    """Return a row about packed documents, or no row without packed documents."""
     if shards_whole_sequence(args):
         text = "The packed sequence is split as a whole. Rotary positions start anew in each document."
     elif getattr(args, "sft", False):
@@ -148,7 +140,6 @@ def _packing_rows(args: argparse.Namespace, *, graphs: bool) -> dict[str, str]:
 
 
 def _megatron_graphs(settings: Settings) -> dict[str, str]:
-    """Return a row about Megatron's CUDA graphs that contain attention, or no row without such graphs."""
     if settings.megatron_graphs is None:
         return {}
     text = f"CUDA graphs of Megatron ({settings.megatron_graphs}) hold attention. Their memory pool holds its buffers."
@@ -156,7 +147,6 @@ def _megatron_graphs(settings: Settings) -> dict[str, str]:
 
 
 def _switches(kernel: str, device: torch.device) -> str:
-    """Return a sentence about environment variables that restrict the choice of ``auto``, or an empty text."""
     variables = switches_in_effect(device) if kernel == "auto" else ""
     return f" It was chosen under {variables}." if variables else ""
 

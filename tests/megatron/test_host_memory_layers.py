@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -61,7 +62,7 @@ def on_host_and_device(rank: int, plan: Plan) -> tuple[bool, int]:
     host, device = ([Keeper(f"layer {layer}") for layer in range(LAYERS)] for _ in range(2))
     queue = queue_of(call)
     for layer, keeper in enumerate(host):
-        keeper.hold = keep_on_host(queue, 0, layer)
+        keeper.hold = partial(keep_on_host, queue, 0, layer)
     equal = all(trained(rank, call, host) == trained(rank, plain, device) for _ in range(3))
     call.runtime.transfers.groups.close()
     plain.runtime.transfers.groups.close()

@@ -26,8 +26,6 @@ def install() -> None:
 
 
 def _marking(original: Callable[..., Any]) -> staticmethod:
-    """Return a constructor that marks the parameters if `original` would reject sequence parallelism."""
-
     def build(cls: type, config: Any, *args: Any, **kwargs: Any) -> Any:
         if not config.sequence_parallel:
             return original(cls, config, *args, **kwargs)
@@ -42,8 +40,6 @@ def _marking(original: Callable[..., Any]) -> staticmethod:
 
 
 def _layer_norm_only(original: Callable[..., Any]) -> staticmethod:
-    """Return a constructor that makes Apex's norm for LayerNorm, else torch's norm."""
-
     def build(cls: type, config: Any, *args: Any, **kwargs: Any) -> Any:
         if config.normalization == "LayerNorm":
             return original(cls)

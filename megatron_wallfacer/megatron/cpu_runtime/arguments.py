@@ -6,26 +6,21 @@ Every flag in `NEEDED` exists in Megatron-LM 0.17, 0.18, 0.19 and main of 2026-0
 from __future__ import annotations
 
 from megatron_wallfacer.errors import WallfacerError
-from megatron_wallfacer.megatron.needed_arguments import (
-    EVALUATION,
-    LOCAL_LAYERS,
-    NO_GRADIENT_FUSION,
-    missing,
-    read_flags,
-)
+from megatron_wallfacer.megatron import needed_arguments
+from megatron_wallfacer.megatron.needed_arguments import missing, read_flags
 
 # Value (None for a switch) of each flag that is appended if the user did not give the flag.
 NEEDED: dict[str, str | None] = {
     # The default, TransformerEngine, has no CPU kernels.
     "--transformer-impl": "local",
     "--distributed-backend": "gloo",
-    **NO_GRADIENT_FUSION,
-    **LOCAL_LAYERS,
+    **needed_arguments.NO_GRADIENT_FUSION,
+    **needed_arguments.LOCAL_LAYERS,
     # The fusions need torch.compile, which is off here. Without it they only use more temporary tensors.
     "--no-bias-gelu-fusion": None,
     "--no-bias-dropout-fusion": None,
     "--no-bias-swiglu-fusion": None,
-    **EVALUATION,
+    **needed_arguments.EVALUATION,
     # The default is two loader processes per rank, which would compete with the ranks for CPU cores.
     "--num-workers": "0",
 }
@@ -87,19 +82,12 @@ def adapt_argv(argv: list[str]) -> tuple[list[str], list[str]]:
         WallfacerError: An argument needs CUDA.
     """
     for flag, value in read_flags(argv):
-        _check(flag, value)
+        problem = f"{flag if value is None else f'{flag} {value}'} needs CUDA, and this machine has none"
+        if flag in CUDA_ONLY:
+            raise WallfacerError(f"{problem}: leave {flag} out to run on the CPU")
+        allowed = ALLOWED_VALUES.get(flag)
+        # Megatron's parser reports a flag without its value.
+        if allowed and value is not None and value not in allowed:
+            raise WallfacerError(f"{problem}: to run on the CPU leave {flag} out or give {' or '.join(allowed)}")
     added = missing(argv, NEEDED)
     return [*argv, *added], added
-
-
-def _check(flag: str, value: str | None) -> None:
-    given = flag if value is None else f"{flag} {value}"
-    if flag in CUDA_ONLY:
-        raise WallfacerError(f"{given} needs CUDA, and this machine has none: leave {flag} out to run on the CPU")
-    allowed = ALLOWED_VALUES.get(flag)
-    # Megatron's parser reports a flag without its value.
-    if allowed and value is not None and value not in allowed:
-        raise WallfacerError(
-            f"{given} needs CUDA, and this machine has none: "
-            f"to run on the CPU leave {flag} out or give {' or '.join(allowed)}"
-        )

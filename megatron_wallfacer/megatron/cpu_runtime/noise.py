@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
+
+from megatron_wallfacer.megatron.outputs import is_first_rank
 
 # Regular expressions for the start of each message.
 _WARNINGS = (
@@ -23,7 +24,7 @@ def install() -> None:
     """Install the warning filters of this module."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_rank():
         # Megatron's scripts filter these before importing Megatron, but the launcher imports Megatron earlier.
         for category in (UserWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category)

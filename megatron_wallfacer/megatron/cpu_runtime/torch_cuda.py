@@ -20,7 +20,7 @@ from megatron_wallfacer.megatron.replace import replace
 
 
 def _do_nothing(*_: Any, **__: Any) -> None:
-    """Accept any arguments and do nothing."""
+    """Accept any arguments."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_wallfacer.megatron.agreement.layers import check_model, name_mtp_layers
+from megatron_wallfacer.megatron.communicators import gathered
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.host_memory.prepare import prepare_host_memory
-from megatron_wallfacer.megatron.layers import advice_of_the_plugin, check_layers, count_layers, gather_counts
+from megatron_wallfacer.megatron.layers import advice_of_the_plugin, check_layers, count_layers
 from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_HOOKED
 
@@ -39,7 +40,7 @@ def layers_hook(state: PluginState, original: Callable[..., tuple[Any, ...]], *a
     # This precedes the first collective, because ranks that disagree may wait in different collectives.
     check_model(result[0], parallel_state.get_context_parallel_group(), timeout, state.models)
     # All ranks reach this point. In a forward pass pipeline stages would wait for each other.
-    counts = gather_counts(count_layers(result[0]))
+    counts = gathered(count_layers(result[0]))
     pipelines = dist.get_world_size() // parallel_state.get_pipeline_model_parallel_world_size()
     lines = [check_layers(counts, pipelines), prepare_host_memory(state, result[0])]
     if dist.get_rank() == 0:

@@ -86,10 +86,8 @@ def mtp_shift_hook(state: PluginState, original: Callable[..., Any], *args: Any,
 
 
 def _derive_labels(values: dict[str, Any]) -> bool:
-    """Return whether there are labels. If there are only tokens (reinforcement learning), derive labels from tokens.
-
-    Megatron derives labels inside the wrapped function, which is too late to read the mask of the main loss.
-    """
+    """Return whether there are labels. If there are only tokens (reinforcement learning), derive labels from tokens."""
+    # Megatron derives labels inside the wrapped function, which is too late to read the mask of the main loss.
     if values["labels"] is not None:
         return True
     tokens = values.get("input_ids")

@@ -42,7 +42,6 @@ class HookEntry:
 
 
 def _of_flag(option: str, hook: Hook) -> HookEntry:
-    """Return the entry of a hook that one of the plugin's flags installs."""
     default = getattr(Flags, option)
     return HookEntry(flag_name(option), (hook,), lambda state: getattr(state.settings.flags, option) != default)
 

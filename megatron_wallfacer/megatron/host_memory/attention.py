@@ -22,22 +22,19 @@ def kept_sizes(call: Call, shape: Shape) -> tuple[int, ...]:
     )
 
 
-def keep_on_host(queue: OffloadQueue, chunk: int, layer: int) -> Callable[[ForwardResult], Callable[[], ForwardResult]]:
-    """Return a function that stores a finished forward pass in host memory and makes a function that loads the pass.
+def keep_on_host(queue: OffloadQueue, chunk: int, layer: int, finished: ForwardResult) -> Callable[[], ForwardResult]:
+    """Store a finished forward pass in host memory, and return a function that loads it.
 
     Args:
         queue: queue of kept outputs.
         chunk: index of the model chunk from 0.
         layer: index of the layer in the chunk from 0.
+        finished: results of the pass.
     """
+    stored = queue.store(chunk, layer, (finished.out, finished.lse, *finished.kept))
 
-    def hold(finished: ForwardResult) -> Callable[[], ForwardResult]:
-        stored = queue.store(chunk, layer, (finished.out, finished.lse, *finished.kept))
+    def take() -> ForwardResult:
+        out, lse, *kept = queue.load(stored)
+        return ForwardResult(out, lse, tuple(kept))
 
-        def take() -> ForwardResult:
-            out, lse, *kept = queue.load(stored)
-            return ForwardResult(out, lse, tuple(kept))
-
-        return take
-
-    return hold
+    return take

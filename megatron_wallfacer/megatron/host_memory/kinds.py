@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -38,10 +38,6 @@ class Kind:
     groups: Mapping[int, Groups]
     nbytes: Mapping[tuple[int, int], int]
     micro_batches: int
-    _plan: Any = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_plan", cache(self._make_plan))
 
     @property
     def layers(self) -> int:
@@ -50,16 +46,18 @@ class Kind:
 
     def plan(self, count: int, micro_batches: int | None = None) -> SlotPlan:
         """Return the plan that puts the tensors of the first ``count`` layers into host memory."""
-        return self._plan(count, self.micro_batches if micro_batches is None else micro_batches)
+        return _plan_of(self, count, self.micro_batches if micro_batches is None else micro_batches)
 
     @cached_property
     def bytes_by_count(self) -> tuple[int, ...]:
         """Bytes in host memory by the number of layers, from 0 to all layers."""
         return tuple(self.plan(count).nbytes for count in range(self.layers + 1))
 
-    def _make_plan(self, count: int, micro_batches: int) -> SlotPlan:
-        passes = passes_of_step(self.pipeline, micro_batches)
-        return assign_slots(uses_of_step(passes, first_layers(self.groups, count)), self.nbytes)
+
+@cache
+def _plan_of(kind: Kind, count: int, micro_batches: int) -> SlotPlan:
+    passes = passes_of_step(kind.pipeline, micro_batches)
+    return assign_slots(uses_of_step(passes, first_layers(kind.groups, count)), kind.nbytes)
 
 
 def blocks_of(model: Sequence[nn.Module], flag: str) -> list[nn.Module]:

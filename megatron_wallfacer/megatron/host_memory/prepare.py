@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from megatron_wallfacer.errors import WallfacerError
+from megatron_wallfacer.megatron.communicators import gathered
 from megatron_wallfacer.megatron.flags import INPUTS, KEEP, Fraction
 from megatron_wallfacer.megatron.host_memory.attention import keep_on_host
 from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
@@ -50,7 +50,7 @@ def prepare_host_memory(state: PluginState, model: Sequence[nn.Module]) -> str |
         Wanted(kind.flag, fractions[kind.flag], kind.bytes_by_count, max(kind.nbytes.values(), default=0))
         for kind in kinds
     )
-    ranks = _gathered(RankNeeds(socket.gethostname(), memory_left(), wanted))
+    ranks = gathered(RankNeeds(socket.gethostname(), memory_left(), wanted))
     auto = auto_fraction(ranks, state.settings.overlapped_bytes)
     check_room(ranks, auto)
     counts = {one.flag: one.count(auto if one.fraction == "auto" else one.fraction) for one in wanted}
@@ -58,7 +58,11 @@ def prepare_host_memory(state: PluginState, model: Sequence[nn.Module]) -> str |
     copies = copies_of(state.device)
     for kind in kinds:
         queue = _queue(kind, counts[kind.flag], slots[kind.flag], copies)
-        (_put_to_attention if kind.flag == KEEP else _put_to_inputs)(state, blocks, kind, counts[kind.flag], queue)
+        keys = [(use.key.chunk, use.key.layer) for use in kind.plan(counts[kind.flag]).uses]
+        if kind.flag == KEEP:
+            _put_to_attention(blocks, keys, queue)
+        else:
+            _put_to_inputs(state, blocks, keys, queue)
     return _line(kinds, counts, ranks, auto)
 
 
@@ -77,19 +81,8 @@ def _kinds(state: PluginState, blocks: Sequence[nn.Module], fractions: dict[str,
     return [makers[flag](flag, blocks, pipeline, state.args) for flag in fractions]
 
 
-def _gathered(value: Any) -> list[Any]:
-    """Return the value of every rank. All ranks must call this function."""
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def _allocated(state: PluginState, kinds: dict[str, Kind], counts: dict[str, int]) -> dict[str, HostSlots]:
-    """Allocate the slots of each kind by flag.
-
-    Raises:
-        WallfacerError: The allocation failed on some rank. All ranks raise the same error.
-    """
+    """Return the slots of each kind by flag. If the allocation fails on a rank, all ranks raise the same error."""
     slots, reason = {}, ""
     for flag, kind in kinds.items():
         try:
@@ -98,7 +91,7 @@ def _allocated(state: PluginState, kinds: dict[str, Kind], counts: dict[str, int
         except WallfacerError as error:
             reason = f"{flag}: needs a smaller fraction on {socket.gethostname()}: {error}"
             break
-    failed = next((text for text in _gathered(reason) if text), None)
+    failed = next((text for text in gathered(reason) if text), None)
     if failed is not None:
         raise WallfacerError(failed)
     return slots
@@ -110,28 +103,23 @@ def _queue(kind: Kind, count: int, slots: HostSlots, copies: Copies) -> OffloadQ
     return OffloadQueue(kind.flag, lambda number: kind.plan(count, number), get_num_microbatches, slots, copies)
 
 
-def _put_to_attention(
-    state: PluginState, blocks: Sequence[nn.Module], kind: Kind, count: int, queue: OffloadQueue
-) -> None:
+def _put_to_attention(blocks: Sequence[nn.Module], keys: Sequence[tuple[int, int]], queue: OffloadQueue) -> None:
     attention = [attention_of(block) for block in blocks]
-    for use in kind.plan(count).uses:
-        chunk, layer, _ = use.key
+    for chunk, layer in keys:
         keeper = attention[chunk][layer].keeper
         assert keeper is not None
-        keeper.hold = keep_on_host(queue, chunk, layer)
+        keeper.hold = partial(keep_on_host, queue, chunk, layer)
 
 
 def _put_to_inputs(
-    state: PluginState, blocks: Sequence[nn.Module], kind: Kind, count: int, queue: OffloadQueue
+    state: PluginState, blocks: Sequence[nn.Module], keys: Sequence[tuple[int, int]], queue: OffloadQueue
 ) -> None:
-    uses = kind.plan(count).uses
-    state.layer_inputs = LayerInputs(queue, frozenset((use.key.chunk, use.key.layer) for use in uses))
+    state.layer_inputs = LayerInputs(queue, frozenset(keys))
     for chunk, block in enumerate(blocks):
         state.layer_inputs.watch(chunk, block, len(recomputed_groups(block.config, len(block.layers))))
 
 
 def _line(kinds: Sequence[Kind], counts: dict[str, int], ranks: Sequence[RankNeeds], auto: float) -> str:
-    """Return the line for the log."""
     parts = []
     for kind in kinds:
         count = counts[kind.flag]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_wallfacer.errors import WallfacerError
@@ -93,19 +93,15 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
     nodes = nodes_of(ranks)
     per_layer = max((sum(wanted.layer_bytes for wanted in rank.wanted) for rank in ranks), default=0)
     overlapped = 1.0 if overlapped_bytes is None or not per_layer else overlapped_bytes / per_layer
-    candidates = sorted(_fractions(ranks), reverse=True)
+    # Fractions at which the number of layers in host memory changes on some rank.
+    sizes = {len(wanted.bytes_by_count) - 1 for rank in ranks for wanted in rank.wanted}
+    fractions = {count / layers for layers in sizes for count in range(1, layers + 1)}
     fitting = (
         fraction
-        for fraction in candidates
+        for fraction in fractions
         if fraction <= overlapped and all(node.nbytes(fraction) <= (1 - RESERVE) * node.left.nbytes for node in nodes)
     )
-    return next(fitting, 0.0)
-
-
-def _fractions(ranks: Sequence[RankNeeds]) -> Iterator[float]:
-    """Return the fractions at which the number of layers in host memory changes on some rank."""
-    sizes = {len(wanted.bytes_by_count) - 1 for rank in ranks for wanted in rank.wanted}
-    return iter({count / layers for layers in sizes for count in range(1, layers + 1)})
+    return max(fitting, default=0.0)
 
 
 def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
