@@ -24,9 +24,6 @@ def nccl_options(args: argparse.Namespace) -> Callable[[], Any]:
     ``--high-priority-stream-groups`` has ``cp``. Each group needs its own options object, because torch.distributed
     writes the group's name and ranks into the object.
 
-    Args:
-        args: Megatron's validated arguments.
-
     Raises:
         WallfacerError: The file is not YAML, is too large, or contains something other than mappings.
     """
@@ -52,11 +49,7 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def groups_text(grids: Sequence[AxisGroups]) -> str:
-    """Return a sentence about the process groups of this rank: number, names, ranks, seconds, GPU memory.
-
-    Args:
-        grids: process groups of this rank, one entry per grid.
-    """
+    """Return a sentence about the process groups of this rank: number, names, ranks, seconds, GPU memory."""
     names: dict[dist.ProcessGroup, str] = {}
     for groups in grids:
         for (axis, kind), group in groups.groups.items():

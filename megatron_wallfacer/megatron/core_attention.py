@@ -14,10 +14,10 @@ from megatron_wallfacer.engine.autograd import attend
 from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.timeline import no_observer
 from megatron_wallfacer.engine.waits.progress import layer_text
-from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 from megatron_wallfacer.megatron.combination import When
-from megatron_wallfacer.megatron.flags import as_flag_error
+from megatron_wallfacer.megatron.flags import flag_errors
 from megatron_wallfacer.megatron.graphs import runner_of
 from megatron_wallfacer.megatron.host_memory.attention import kept_sizes
 from megatron_wallfacer.megatron.keep import Keeper
@@ -31,7 +31,6 @@ from megatron_wallfacer.megatron.sinks import NAME, add_sinks, sharded_sinks
 from megatron_wallfacer.megatron.unsupported import unsupported
 from megatron_wallfacer.schedule.heads import check_heads
 from megatron_wallfacer.schedule.mask import Mask
-from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.volume import Shape
 
 
@@ -101,7 +100,9 @@ class WallfacerCoreAttention(nn.Module):
         self._causal = _is_causal(attn_mask_type, where)
         plan = settings.plan_of(window=is_window_layer(config, layer_number))
         q_heads, kv_heads = _heads(config)
-        _check_heads(plan, q_heads, kv_heads, where)
+        with flag_errors(f"{where}: "):
+            # The heads of a layer can differ from those of the command line.
+            check_heads(plan, q_heads, kv_heads)
         head_dim = k_channels or config.kv_channels
         kernel = self.state.kernel(config.params_dtype, head_dim, v_channels)
         self._dtype = config.params_dtype
@@ -257,14 +258,6 @@ def _heads(config: Any) -> tuple[int, int]:
     both = config.num_attention_heads, config.num_attention_heads if latent else config.num_query_groups
     q_heads, kv_heads = (max(1, heads // config.tensor_model_parallel_size) for heads in both)
     return q_heads, kv_heads
-
-
-def _check_heads(plan: Plan, q_heads: int, kv_heads: int, where: str) -> None:
-    """Check that the head axis divides the layer's heads, which can differ from those of the command line."""
-    try:
-        check_heads(plan, q_heads, kv_heads)
-    except OptionError as error:
-        raise WallfacerError(f"{where}: {as_flag_error(error)}") from error
 
 
 def _is_causal(attn_mask_type: Any, where: str) -> bool:

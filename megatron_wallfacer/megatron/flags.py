@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -247,9 +249,13 @@ def flag_name(option: str) -> str:
     return PREFIX + option.replace("_", "-")
 
 
-def as_flag_error(error: OptionError) -> WallfacerError:
-    """Return the error of an option with the name of its flag."""
-    return WallfacerError(f"{flag_name(error.option)} {error.value}: must be {error.allowed}")
+@contextmanager
+def flag_errors(where: str = "") -> Iterator[None]:
+    """Replace an OptionError by a WallfacerError that names the flag of the option after the text ``where``."""
+    try:
+        yield
+    except OptionError as error:
+        raise WallfacerError(f"{where}{flag_name(error.option)} {error.value}: must be {error.allowed}") from error
 
 
 KEEP, INPUTS = flag_name("keep_on_host"), flag_name("layer_inputs_on_host")

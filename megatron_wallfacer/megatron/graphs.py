@@ -32,15 +32,9 @@ def runner_of(settings: Settings, transfers: Transfers) -> Graphs | ForeignCaptu
 
 
 def check_graphs(groups: AxisGroups, environment: Mapping[str, str], flag: str = FLAG) -> None:
-    """Check that a CUDA graph can contain the messages of process groups.
+    """Raise a WallfacerError if backend, environment or NCCL version forbid messages of groups in CUDA graphs.
 
-    Args:
-        groups: process groups of this rank.
-        environment: environment variables of the process.
-        flag: flag, as typed, that puts messages into CUDA graphs.
-
-    Raises:
-        WallfacerError: The backend, an environment variable or the NCCL version forbids messages in CUDA graphs.
+    The ``flag``, as typed, puts messages into CUDA graphs.
     """
     if groups.backend != "nccl":
         raise WallfacerError(

@@ -74,11 +74,7 @@ class Hook:
         return owner, attribute
 
     def apply(self, version: Version) -> None:
-        """Install the hook unless it is installed already.
-
-        Raises:
-            WallfacerError: The hook does not support the version, or the target is missing or lacks a parameter.
-        """
+        """Install the hook unless it is installed already. The errors are those of :meth:`find`."""
         if self._replacement is not None:
             return
         owner, attribute = self.find(version)
@@ -93,11 +89,7 @@ class Hook:
         setattr(owner, attribute, replacement)
 
     def verify(self, version: Version) -> None:
-        """Check that the replacement is still in place.
-
-        Raises:
-            WallfacerError: Another patch has replaced the target.
-        """
+        """Raise a WallfacerError if another patch has replaced the target since the hook was installed."""
         owner, attribute = self._owner(version)
         if self._replacement is None or getattr(owner, attribute) is not self._replacement:
             raise self._unfit(version, "no longer belongs to the plugin: another patch has replaced it")

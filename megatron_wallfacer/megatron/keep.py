@@ -71,11 +71,7 @@ class Keeper:
         )
 
     def check_empty(self) -> None:
-        """Check after a step that every stored pass was recomputed.
-
-        Raises:
-            WallfacerError: A stored pass was not recomputed.
-        """
+        """Raise a WallfacerError unless every stored pass was recomputed by the end of a step."""
         if self._kept:
             raise WallfacerError(
                 f"{self._where}: {FLAG}: must be left out, because {len(self._kept)} forward passes without gradients "

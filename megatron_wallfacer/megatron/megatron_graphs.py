@@ -80,15 +80,9 @@ def _modules(args: argparse.Namespace) -> tuple[str, list[str]]:
 
 
 def check_config(config: argparse.Namespace, expected: str | None, where: str) -> None:
-    """Check that CUDA graphs contain a layer's attention only if the command line says so, not code of a script.
+    """Raise a WallfacerError if code of a script, not the command line, puts a layer's attention into CUDA graphs.
 
-    Args:
-        config: Megatron's TransformerConfig.
-        expected: result of :func:`attention_in_graphs` for the command line.
-        where: name of the layer for messages.
-
-    Raises:
-        WallfacerError: CUDA graphs contain attention although the command line does not say so.
+    ``config`` is Megatron's TransformerConfig, and ``expected`` is :func:`attention_in_graphs` of the command line.
     """
     held = attention_in_graphs(config)
     if held is not None and expected is None:

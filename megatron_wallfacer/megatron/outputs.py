@@ -40,11 +40,7 @@ class Output:
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Make the folder that a flag names, and check that files can be written there.
-
-    Raises:
-        WallfacerError: The folder cannot be written.
-    """
+    """Make the folder that a flag names, and raise a WallfacerError unless files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -20,12 +20,12 @@ from megatron_wallfacer.engine.leaving import at_exit
 from megatron_wallfacer.engine.ranges import Ranges
 from megatron_wallfacer.engine.timeline import Observer, combined
 from megatron_wallfacer.engine.transfers import Transfers
-from megatron_wallfacer.errors import OptionError, WallfacerError
+from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.kernels import Kernel, select_kernel
 from megatron_wallfacer.megatron.agreement.start import Parsed
 from megatron_wallfacer.megatron.auto_tiles import ChosenTiles
 from megatron_wallfacer.megatron.communicators import destroy_world, nccl_options
-from megatron_wallfacer.megatron.flags import as_flag_error
+from megatron_wallfacer.megatron.flags import flag_errors
 from megatron_wallfacer.megatron.graphs import FLAG, check_graphs
 from megatron_wallfacer.megatron.hook import Hook
 from megatron_wallfacer.megatron.host_memory.inputs import LayerInputs
@@ -104,17 +104,11 @@ class PluginState:
         self._settings, self.chosen_tiles = settings, chosen_tiles
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
-        """Return the kernel of ``--wallfacer-kernel``.
+        """Return the kernel of ``--wallfacer-kernel``, or raise a WallfacerError if it does not support the inputs.
 
-        Args:
-            dtype: dtype of queries, keys and values.
-            head_dim: channels per query or key head.
-            v_head_dim: channels per value head, or None for ``head_dim``.
-
-        Raises:
-            WallfacerError: The kernel does not support this device, dtype or head dim.
+        Query and key heads have ``head_dim`` channels, value heads have ``v_head_dim`` channels or, if None, the same.
         """
-        try:
+        with flag_errors():
             return select_kernel(
                 self.settings.flags.kernel,
                 device=self.device,
@@ -123,8 +117,6 @@ class PluginState:
                 v_head_dim=v_head_dim,
                 window=getattr(self.args, "window_size", None) is not None,
             )
-        except OptionError as error:
-            raise as_flag_error(error) from error
 
     def connect(self, group: dist.ProcessGroup) -> None:
         """Make the axis groups of every plan inside Megatron's context-parallel group. All ranks must call this method.
@@ -143,12 +135,10 @@ class PluginState:
         kind = self.settings.flags.transfers
         if self.settings.flags.timeline is not None:
             check_folder("--wallfacer-timeline", Path(self.settings.flags.timeline))
-        try:
-            # Plans with the same grid share its groups. All ranks make the groups in the same order.
-            grids = dict.fromkeys(plan.grid for plan in self.settings.plans)
+        # Plans with the same grid share its groups. All ranks make the groups in the same order.
+        grids = dict.fromkeys(plan.grid for plan in self.settings.plans)
+        with flag_errors():
             self.axis_groups = [connected(group, grid, kind, self.device, **options).groups for grid in grids]
-        except OptionError as error:
-            raise as_flag_error(error) from error
         for flag in (FLAG if self.settings.flags.cuda_graphs else None, self.settings.megatron_graphs):
             if flag is not None:
                 check_graphs(self.axis_groups[0], os.environ, flag)

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, field, replace
 
 from megatron_wallfacer.errors import OptionError, WallfacerError
-from megatron_wallfacer.megatron.flags import PLAN_OPTIONS, PREFIX, Flags, as_flag_error, flag_name
+from megatron_wallfacer.megatron.flags import PLAN_OPTIONS, PREFIX, Flags, flag_errors, flag_name
 from megatron_wallfacer.megatron.layer_selection import LayerSelection, select_layers
 from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs
 from megatron_wallfacer.megatron.model_shape import heads_per_rank
@@ -82,10 +82,8 @@ def _check(flags: Flags, args: argparse.Namespace) -> None:
 
 def _plan_by_hand(flags: Flags, args: argparse.Namespace) -> Plan:
     options = {name: getattr(flags, name) for name in PLAN_OPTIONS}
-    try:
+    with flag_errors():
         return make_plan(cp_size=flags.cp_size, **options, **_sizes(flags, args))
-    except OptionError as error:
-        raise as_flag_error(error) from error
 
 
 def _window_plan(flags: Flags, args: argparse.Namespace) -> Plan | None:

@@ -18,14 +18,7 @@ TYPES = ("vanilla", "off-by-one", "learnable")
 
 
 def add_sinks(module: nn.Module, config: Any, heads: int, device: torch.device, where: str) -> None:
-    """Add ``softmax_offset`` to a core attention module: a parameter, a buffer of zeros, or None.
-
-    Args:
-        module: core attention module.
-        config: Megatron's TransformerConfig.
-        heads: query heads of this tensor-parallel rank.
-        device: device of the run.
-        where: name of the layer for messages.
+    """Add ``softmax_offset`` of the rank's query heads to a core attention module: a parameter, a buffer, or None.
 
     Raises:
         WallfacerError: The plugin does not support the type of softmax.

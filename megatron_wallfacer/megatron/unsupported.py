@@ -272,14 +272,11 @@ def unsupported(when: When, checked: Any, cp_size: int, argv: Sequence[str] = ()
 
 
 def check_supported(args: Any, argv: Sequence[str] | None = None) -> None:
-    """Check that the plugin supports Megatron's arguments.
+    """Raise a WallfacerError that names the first unsupported combination of Megatron's arguments, if there is one.
 
     Args:
         args: parsed arguments with the plugin on. The attribute ``context_parallel_size`` is the parsed value or P.
         argv: words of the command line, which distinguish a default from a typed value, or None for ``sys.argv``.
-
-    Raises:
-        WallfacerError: A combination is not supported. The message names the first unsupported combination.
     """
     message = unsupported("parse", args, args.wallfacer_cp_size, sys.argv[1:] if argv is None else argv)
     if message is not None:

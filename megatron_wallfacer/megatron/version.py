@@ -35,11 +35,7 @@ def megatron_version() -> Version:
 
 
 def check_supported(version: Version) -> None:
-    """Check that the hooks support a version of Megatron.
-
-    Raises:
-        WallfacerError: The hooks do not support the version.
-    """
+    """Raise a WallfacerError unless the hooks support a version of Megatron."""
     if FIRST_LAUNCHED <= version[:2] < UNTIL or untested_allowed():
         return
     raise WallfacerError(

@@ -88,13 +88,9 @@ def compare_layers(records: Mapping[int, HeldLayers]) -> Verdict:
 
 
 def check_model(model: Iterable[nn.Module], cp_group: dist.ProcessGroup, timeout: timedelta, number: int) -> None:
-    """Compare this rank's layers with the layers of all ranks.
+    """Compare the layers of this rank's model chunks with the layers of all ranks.
 
-    Args:
-        model: the rank's model chunks.
-        cp_group: the rank's context-parallel group.
-        timeout: timeout of process groups.
-        number: number of models that this process has built, at least 1.
+    The ``timeout`` is that of process groups. The process has built ``number`` models, at least 1.
 
     Raises:
         DisagreementError: A layer differs between ranks. All ranks raise the same error.

@@ -38,9 +38,6 @@ def settings_of(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[s
     """Return two mappings by flag: arguments that must be equal on all ranks, and paths, which may differ.
 
     The first mapping has ``PATH`` in place of each path, and a digest of each file that must have the same content.
-
-    Args:
-        args: parsed arguments before anything else changes them.
     """
     settings: dict[str, str | None] = {}
     paths: dict[str, str | None] = {}

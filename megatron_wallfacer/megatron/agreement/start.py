@@ -75,11 +75,8 @@ def _fields(settings: Settings | Plan, prefix: str = "") -> Iterator[tuple[str, 
 def check_start(parsed: Parsed, settings: Settings | None, version: Version, store: dist.Store | None) -> object:
     """Compare this rank with all other ranks of the job.
 
-    Args:
-        parsed: parsed arguments.
-        settings: settings of the plugin, or None if the plugin is off.
-        version: version of Megatron.
-        store: store of the job, or None to connect to the store that torch.distributed will use.
+    The settings are None if the plugin is off. Without a ``store`` of the job, this function connects to the store that
+    torch.distributed will use.
 
     Returns:
         The store, which may be the job's server. The caller must keep the store until torch.distributed connects to it.

@@ -86,19 +86,11 @@ class Hooks:
         return tuple(hook for entry, hooks in self.entries if entry.core for hook in hooks)
 
     def install(self) -> None:
-        """Install the hooks that add flags to Megatron's parser and compare the ranks.
-
-        Raises:
-            WallfacerError: A hook's target is missing or has changed.
-        """
+        """Install the hooks that add flags to Megatron's parser and compare the ranks."""
         self._apply(lambda entry: entry.given == ALWAYS)
 
     def switch_on(self) -> None:
-        """Install the hooks that the parsed flags enable.
-
-        Raises:
-            WallfacerError: A hook's target is missing or has changed.
-        """
+        """Install the hooks that the parsed flags enable."""
         self._apply(lambda entry: entry.given != ALWAYS and entry.enabled_when(self.state))
 
     def uninstall(self) -> None:

@@ -25,11 +25,7 @@ def kept_sizes(call: Call, shape: Shape) -> tuple[int, ...]:
 def keep_on_host(queue: OffloadQueue, chunk: int, layer: int, finished: ForwardResult) -> Callable[[], ForwardResult]:
     """Store a finished forward pass in host memory, and return a function that loads it.
 
-    Args:
-        queue: queue of kept outputs.
-        chunk: index of the model chunk from 0.
-        layer: index of the layer in the chunk from 0.
-        finished: results of the pass.
+    ``chunk`` is the index of the model chunk, and ``layer`` the index of the layer in the chunk, both from 0.
     """
     stored = queue.store(chunk, layer, (finished.out, finished.lse, *finished.kept))
 

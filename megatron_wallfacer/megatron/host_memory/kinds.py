@@ -61,11 +61,7 @@ def _plan_of(kind: Kind, count: int, micro_batches: int) -> SlotPlan:
 
 
 def blocks_of(model: Sequence[nn.Module], flag: str) -> list[nn.Module]:
-    """Return the ``TransformerBlock`` of each model chunk.
-
-    Raises:
-        WallfacerError: A chunk does not have exactly one block.
-    """
+    """Return the ``TransformerBlock`` of each model chunk, or raise a WallfacerError unless each has exactly one."""
     from megatron.core.transformer.transformer_block import TransformerBlock
 
     found = [[module for module in chunk.modules() if isinstance(module, TransformerBlock)] for chunk in model]

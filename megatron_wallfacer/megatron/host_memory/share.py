@@ -42,13 +42,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class RankNeeds:
-    """Host memory that one rank has and needs.
-
-    Attributes:
-        node: name of the rank's node.
-        left: free host memory of the node.
-        wanted: needed host memory, one entry per kind of tensors.
-    """
+    """Free host memory on a rank's node, and the host memory that the rank needs per kind of tensors."""
 
     node: str
     left: Left
@@ -57,13 +51,7 @@ class RankNeeds:
 
 @dataclass(frozen=True)
 class Node:
-    """Host memory of a node.
-
-    Attributes:
-        name: name of the node.
-        left: free host memory, the minimum over the node's ranks.
-        ranks: needs of each rank on the node.
-    """
+    """Free host memory on a node, the minimum over the node's ranks, and the needs of these ranks."""
 
     name: str
     left: Left
