@@ -28,7 +28,7 @@ class ChosenTiles:
     """Activations of one rank before and after ``auto`` chooses the number of tiles.
 
     Attributes:
-        before: activations with one tile for each flag that is ``auto``.
+        before: activations if ``auto`` means one tile.
         after: activations with the chosen number of tiles.
     """
 
@@ -46,7 +46,7 @@ class ChosenTiles:
 
 
 def choose_tiles(settings: Settings, args: argparse.Namespace) -> tuple[Settings, ChosenTiles | None]:
-    """Return the settings with a number of tiles in place of each ``auto``, and the memory before and after.
+    """Return the settings with a number of tiles in place of each ``auto``, and the activations, if any is ``auto``.
 
     Raises:
         WallfacerError: A flag is ``auto``, but the command line lacks a model size or the layers are not dense.

@@ -29,13 +29,13 @@ class Combination:
     """One unsupported combination: a check, a row of docs/unsupported.md and a test case.
 
     Attributes:
-        example: arguments, as typed, that have the combination with ``--wallfacer-cp-size 8`` on eight ranks. The
-            example starts with the flag that the error names. A layer or a call has the example ``attribute=value``.
+        example: flags, as typed, that are not supported together with ``--wallfacer-cp-size 8`` on eight ranks. The
+            error names the first flag of the example. For a layer or a call, the example is ``attribute=value``.
         find: function that finds the combination.
         must: words after "must" that name the allowed values; ``{cp_size}`` is replaced by P.
         reason: clause after "because".
-        instead: alternative in the imperative, or empty if ``must`` is enough.
-        when: kinds of objects that are checked.
+        instead: advice such as ``use --attention-dropout 0``, or empty.
+        when: times of the check.
         distributed_only: whether the plugin supports the combination at P = 1.
         before: first Megatron release with which the plugin supports the combination, or None if there is no such
             release.
@@ -53,7 +53,7 @@ class Combination:
     also: tuple[str, ...] = ()
 
     def allowed(self, cp_size: int) -> str:
-        """Return the words after "must", which name the allowed values."""
+        """Return the part of the error message that names the allowed values."""
         release = "" if self.before is None else f" before Megatron {version_text(self.before)}"
         return self.must.replace("{cp_size}", str(cp_size)) + release
 
@@ -89,7 +89,8 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
     Args:
         flag: flag to find.
-        values: values to find. Without values, the function finds any value except ``off`` and falsy values.
+        values: values of the flag that the function finds. If empty, the function finds every value that is true in a
+            condition and is not ``off``.
         off: value with which the flag has no effect.
     """
     attribute = _attribute(flag)
@@ -103,7 +104,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
 
 def both(find: Find, *others: Find) -> Find:
-    """Return a function with the result of ``find``, or None unless each of ``others`` also finds its combination."""
+    """Return a function that returns the result of ``find``, or None if one of ``others`` returns None."""
 
     def find_both(checked: Any, argv: Sequence[str]) -> str | None:
         found = find(checked, argv)
@@ -113,7 +114,7 @@ def both(find: Find, *others: Find) -> Find:
 
 
 def without(find: Find, other: Find) -> Find:
-    """Return a function with the result of ``find``, or None if ``other`` finds its combination."""
+    """Return a function that returns the result of ``find`` if ``other`` returns None, else None."""
 
     def find_alone(checked: Any, argv: Sequence[str]) -> str | None:
         return find(checked, argv) if other(checked, argv) is None else None
@@ -122,12 +123,12 @@ def without(find: Find, other: Find) -> Find:
 
 
 def reads(function: Callable[[Any], str | None]) -> Find:
-    """Return a finder that calls ``function`` with the checked object and ignores the command line."""
+    """Return a function that calls ``function`` with its first argument, and ignores the command line."""
     return lambda checked, argv: function(checked)
 
 
 def left_out(example: str, reason: str, instead: str = "", **more: Any) -> Combination:
-    """Return the unsupported combination of the plugin with one flag, which must be left out."""
+    """Return the entry of a flag that must be left out if the plugin is on."""
     must = "be left out with --wallfacer-cp-size"
     return Combination(example, given(example.split()[0]), must, reason, instead, **more)
 
@@ -139,7 +140,7 @@ def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = 
         flag: first flag with its value, as typed, which the error names.
         other: second flag with its value.
         reason: clause after "because".
-        needs: flags that ``flag`` requires, for the example.
+        needs: flags, as typed, without which ``flag`` has another error.
         off: value with which the second flag has no effect.
         more: further attributes of the combination.
     """
@@ -176,7 +177,7 @@ def sequence_length(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def cp_comm_type(args: Any, argv: Sequence[str]) -> str | None:
-    """Find ``--cp-comm-type`` unless ``--wallfacer-layers`` keeps Megatron's own attention, which reads the flag."""
+    """Find ``--cp-comm-type`` if no layer keeps Megatron's own attention, which is all that reads the flag."""
     kept = getattr(args, "wallfacer_layers", None) is not None
     return as_typed("--cp-comm-type", args.cp_comm_type) if not kept and is_typed(argv, "--cp-comm-type") else None
 

@@ -138,8 +138,8 @@ class WallfacerCoreAttention(nn.Module):
             query: sbhd ``[tokens / P, batch, q_heads, head_dim]``, packed thd ``[tokens / P, q_heads, head_dim]``.
             key: keys of the same layout with ``kv_heads``.
             value: values of the same layout with ``kv_heads`` and ``v_head_dim``.
-            attention_mask: ignored, because ``attn_mask_type`` gives the mask. Flags that change only the tensor, such
-                as ``--reset-attention-mask``, stop the run at start.
+            attention_mask: ignored, because ``attn_mask_type`` gives the mask. A run with ``--reset-attention-mask``,
+                which changes only ``attention_mask``, stops at start.
             attn_mask_type: mask type of the call, which must equal the layer's, or None.
             attention_bias: must be None.
             packed_seq_params: Megatron's PackedSeqParams if documents are packed into one sequence.
@@ -183,7 +183,7 @@ class WallfacerCoreAttention(nn.Module):
         return self.state.documents.mask(self._call.mask, batch.documents)
 
     def name_layer(self, name: str) -> None:
-        """Set the name in messages of a layer without a number, such as a layer of multi-token prediction."""
+        """Set the name of the layer in messages, such as ``MTP depth 1``."""
         calls = {attribute: getattr(self, attribute) for attribute in ("_call", "_unseen", "_verified")}
         for attribute, call in calls.items():
             if call is not None:

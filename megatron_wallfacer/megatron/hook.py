@@ -58,7 +58,7 @@ class Hook:
         return self.since <= version[:2] < self.until
 
     def find(self, version: Version) -> tuple[Any, str]:
-        """Check the target, and return the module or class that has the target, and the target's attribute name.
+        """Check the target, and return (module or class, attribute name) of the target.
 
         Raises:
             WallfacerError: The hook does not support the version, or the target is missing or lacks a parameter.

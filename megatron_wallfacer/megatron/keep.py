@@ -35,7 +35,7 @@ class Keeper:
 
     def __init__(self, where: str) -> None:
         self._where = where
-        #: Function that stores a finished pass, in device memory by default, and returns a function that loads it.
+        #: Function that stores the results of a pass, by default on the device, and returns a function that loads them.
         self.hold: Callable[[ForwardResult], Callable[[], ForwardResult]] = lambda finished: lambda: finished
         self._kept: deque[tuple[tuple[Tensor, ...], Callable[[], ForwardResult]]] = deque()
         _check_after_steps()

@@ -60,7 +60,7 @@ def _split(argv: list[str]) -> tuple[Path, list[str]]:
 def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
     """Return ``cuda`` if torch finds a GPU, else ``cpu``, and the arguments for the script.
 
-    On the CPU this function also prepares the process. Rank 0 prints the choice.
+    Rank 0 prints the device. On the CPU this function also installs the CPU runtime.
     """
     import torch
 
@@ -136,6 +136,6 @@ def _record_for_torchrun(error: WallfacerError) -> None:
 
 
 def _found_by_all() -> bool:
-    """Return whether torchrun started the ranks and no process group exists, so that all ranks have the same error."""
+    """Return whether an error is the same on all ranks, as before torchrun's ranks have created a process group."""
     distributed = sys.modules.get("torch.distributed")
     return "TORCHELASTIC_RUN_ID" in os.environ and not (distributed and distributed.is_initialized())

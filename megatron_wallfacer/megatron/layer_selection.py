@@ -68,7 +68,7 @@ def select_layers(args: argparse.Namespace) -> LayerSelection | None:
 def mark_as_megatrons(layer: nn.Module) -> nn.Module:
     """Mark an attention module that ``--wallfacer-layers`` leaves to Megatron, and return the module.
 
-    Every unmarked attention module must be the plugin's, which is checked after the model is built.
+    After the model is built, an attention module of Megatron without this mark is an error.
     """
     layer.wallfacer_keeps_megatrons = True
     return layer

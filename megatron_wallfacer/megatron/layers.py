@@ -57,7 +57,7 @@ def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
 
     Args:
         counts: number of layers on each rank.
-        pipelines: number of ranks with the same layers.
+        pipelines: number of pipelines in the job. Each pipeline has the whole model.
 
     Returns:
         The line to print after the model is built.
@@ -81,7 +81,7 @@ def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
 
 @contextmanager
 def advice_of_the_plugin() -> Iterator[None]:
-    """Replace the message of a Megatron assertion that recommends Megatron's own attention while a model is built.
+    """While a model is built, replace Megatron's assertions about classes of attention by errors of the plugin.
 
     Raises:
         WallfacerError: A layer spec or a script requires an attention class of Megatron by name.

@@ -23,7 +23,7 @@ REMEMBERED = 64
 
 @dataclass
 class _Step:
-    """Measurements of one step: times of ``forward``, ``backward`` and ``wait``; number and bytes of passes by name."""
+    """Times of passes and waits in one step, and the number of passes and the received bytes by the pass's name."""
 
     marks: list[tuple[str, Any, Any]] = field(default_factory=list)
     passes: Counter[str] = field(default_factory=Counter)
@@ -74,7 +74,7 @@ class StepSums:
         return self._known[key][1]
 
     def end_step(self) -> None:
-        """End a training step, and add the steps that the device has finished to the sums."""
+        """End a training step. The sums then include every step that the device has finished."""
         self._over.append(self._step)
         self._step = _Step()
         while self._over and all(end.query() for *_, end in self._over[0].marks[-1:]):

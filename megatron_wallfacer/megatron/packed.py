@@ -22,7 +22,7 @@ def shards_whole_sequence(args: argparse.Namespace) -> bool:
     """Return whether Megatron packs documents and splits the sequence, not each document, into 2P chunks.
 
     ``pretrain_gpt.py`` splits the sequence with --dataloader-inter-document-masking unless --sft is given. Megatron
-    splits each document in all other packed batches, as TransformerEngine's attention expects.
+    splits each document in packed batches without --dataloader-inter-document-masking.
     """
     return getattr(args, "dataloader_inter_document_masking", False) and not getattr(args, "sft", False)
 
@@ -76,7 +76,7 @@ class Documents:
         return Batch(self._documents if len(self._documents) > 2 else None, ends is not packed.cu_seqlens_q)
 
     def mask(self, of_layer: Mask, documents: tuple[int, ...]) -> Mask:
-        """Return a layer's mask within documents, as one object for all layers of a batch with equal masks.
+        """Return a layer's mask, limited to documents. Layers with equal masks share one object until the next batch.
 
         Args:
             of_layer: mask that applies inside each document.
@@ -100,10 +100,7 @@ class Documents:
 
 
 def as_laid_out(packed: Any) -> Any:
-    """Return PackedSeqParams with the boundaries of documents including padding, as the tokens are in memory.
-
-    The result is a copy with ``cu_seqlens_q_padded`` as ``cu_seqlens_q``, or ``packed`` without padded boundaries.
-    """
+    """Return PackedSeqParams whose ``cu_seqlens_q`` includes the padding of documents: ``packed`` itself, or a copy."""
     boundaries = _boundaries(packed)
     if boundaries is packed.cu_seqlens_q:
         return packed

@@ -1,10 +1,10 @@
 """Run Megatron's parser in a process of its own, with requests as JSON on stdin and results as JSON on stdout.
 
 A request is one command line: ``flags`` (each with its values), ``script_flags`` (flags that the script adds to
-Megatron's), ``ranks`` and ``device``. The output has the version ``megatron`` and a list ``results``, one entry per
-request. An entry has ``problems`` (each with a ``text`` that begins with a flag), ``grid`` or null, and two booleans:
-``rules`` (the plugin's rules were checked) and ``kernel`` (the attention kernel was checked). After an error the output
-has only ``error``.
+Megatron's), ``ranks`` and ``device``. In the output, ``megatron`` is Megatron's version, and ``results`` has one entry
+per request. In an entry, ``problems`` is a list of errors, each with a ``text`` that begins with a flag. The ``grid``
+is a text or null. ``rules`` is true if the plugin checked the flags, and ``kernel`` is true if the plugin also checked
+the attention kernel. The output has only ``error`` if Megatron cannot be used.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _check_all(requests: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class _StateWithoutDevice(PluginState):
-    """State of the plugin on a node without the preset's device, with which every existing kernel name is valid."""
+    """State of the plugin on a node without the preset's device, where every kernel of the plugin passes the check."""
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
         if self.settings.flags.kernel not in KERNELS:
@@ -100,7 +100,7 @@ def _unknown(known: set[str], flags: list[str]) -> Iterator[Problem]:
 
 
 def _parse(parser: argparse.ArgumentParser, request: dict[str, Any], rules: bool) -> None:
-    """Run the parser alone, then as in a training run, which also checks the plugin's rules."""
+    """Run Megatron's parser, first without and then with the checks of the plugin."""
     # Leave out the script's own flags, because only the script defines how many values they have.
     known = parser._option_string_actions
     flags = [arguments for arguments in request["flags"] if arguments[0] in known]
@@ -118,7 +118,8 @@ def _parse(parser: argparse.ArgumentParser, request: dict[str, Any], rules: bool
 
 
 def _left_over(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Return arguments that belong to no flag, by the class's method, because the hook wraps the instance's method."""
+    """Return the arguments that belong to no flag."""
+    # The hook has replaced the method of the instance, not the method of the class.
     return argparse.ArgumentParser.parse_known_args(parser, argv)[1]
 
 

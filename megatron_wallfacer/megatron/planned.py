@@ -23,7 +23,7 @@ CHOSEN = (*PLAN_OPTIONS, "keep_gathered_q")
 
 
 def planned(flags: Flags, args: argparse.Namespace) -> Choice:
-    """Return the fastest choice on ``--wallfacer-cluster``. All ranks compute the same choice without measurements.
+    """Return the plan with the least predicted time on ``--wallfacer-cluster``, which is the same on all ranks.
 
     Raises:
         WallfacerError: The cluster cannot be read or is too small, a flag sets a value that the planner chooses, or the

@@ -100,7 +100,7 @@ class PluginState:
         return self._settings
 
     def turn_on(self, settings: Settings, chosen_tiles: ChosenTiles | None) -> None:
-        """Store the settings, which turns the plugin on, and the tiles of tokens that ``auto`` chose."""
+        """Turn the plugin on with its settings and with the tiles of tokens that ``auto`` chose."""
         self._settings, self.chosen_tiles = settings, chosen_tiles
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:

@@ -36,7 +36,7 @@ def wrap(target: str, make: Callable[[Any], Any]) -> None:
 
 
 def owner_of(target: str) -> tuple[Any, str] | None:
-    """Return the module or class that has a target, and the target's attribute name; None without the target."""
+    """Return (module or class, attribute name) of a target, or None if the target does not exist."""
     module, _, path = target.partition(":")
     *classes, attribute = path.split(".")
     try:

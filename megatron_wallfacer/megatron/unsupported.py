@@ -64,7 +64,7 @@ def captured(example: str, other: str, reason: str) -> Combination:
 
 
 def on_layer(flag: str, reason: str, instead: str = "") -> Combination:
-    """Return the unsupported combination of the plugin with a setting of a layer that has no flag."""
+    """Return the entry of a layer's setting that no flag sets and that must be False."""
     return Combination(f"{flag}=True", given(flag), "be False", reason, instead, when=("model",))
 
 
@@ -259,7 +259,7 @@ def unsupported(when: When, checked: Any, cp_size: int, argv: Sequence[str] = ()
     """Return the message of the first unsupported combination, or None.
 
     Args:
-        when: kind of the checked object.
+        when: time of the check, which determines the type of ``checked``.
         checked: Megatron's arguments, TransformerConfig or PackedSeqParams.
         cp_size: P, the number of context-parallel ranks.
         argv: words of the command line.

@@ -65,9 +65,10 @@ def _modules(model: Iterable[nn.Module]) -> Iterator[tuple[str, str, nn.Module]]
 
 
 def compare_layers(records: Mapping[int, HeldLayers]) -> Verdict:
-    """Compare the layers of all ranks by rank.
+    """Compare the layers of all ranks.
 
-    A layer must be equal on all ranks that have it. The ranks of a context-parallel group must have the same layers.
+    A layer must have the same properties on all ranks that have the layer. The ranks of a context-parallel group must
+    have the same layers.
     """
     holders: dict[str, list[int]] = {}
     groups: dict[tuple[int, ...], list[int]] = {}

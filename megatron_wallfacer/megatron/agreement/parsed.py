@@ -37,7 +37,7 @@ _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?", re.IGNORECASE)
 def settings_of(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, str | None]]:
     """Return two mappings by flag: arguments that must be equal on all ranks, and paths, which may differ.
 
-    The first mapping has ``PATH`` in place of each path, and a digest of each file that must have the same content.
+    In the arguments that must be equal, ``PATH`` replaces each path, and a digest represents the content of a file.
     """
     settings: dict[str, str | None] = {}
     paths: dict[str, str | None] = {}

@@ -41,10 +41,7 @@ def code() -> dict[str, str | None]:
 
 
 def labels(megatron_version: str) -> dict[str, str | None]:
-    """Return versions that may differ between ranks, given the version of megatron-core.
-
-    :func:`code` compares the content of the same packages.
-    """
+    """Return versions of packages, which may differ between ranks, because :func:`code` compares their content."""
     return {
         "megatron-wallfacer": megatron_wallfacer.__version__,
         "megatron-core": megatron_version,

@@ -61,7 +61,7 @@ def record_of(parsed: Parsed, settings: Settings | None, version: Version) -> Re
 
 
 def _fields(settings: Settings | Plan, prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    """Yield name and value of each field, of each field of a plan, and of each flag that the plugin may choose."""
+    """Yield the names and values of all fields, of the fields of plans, and of flags that the plugin may choose."""
     for field in fields(settings):
         value, name = getattr(settings, field.name), f"{prefix} {field.name}".strip()
         if isinstance(value, Plan):
@@ -79,7 +79,8 @@ def check_start(parsed: Parsed, settings: Settings | None, version: Version, sto
     torch.distributed will use.
 
     Returns:
-        The store, which may be the job's server. The caller must keep the store until torch.distributed connects to it.
+        The store. On rank 0 the object may run the server of the store, so the caller must keep the object until
+        torch.distributed connects to the server.
 
     Raises:
         DisagreementError: Ranks have different settings. All ranks raise the same error.

@@ -1,9 +1,9 @@
 """Load Megatron's compiled data-set helpers without compiling them.
 
 On rank 0 `_compile_dependencies` (megatron/training/initialize.py) runs `make` in megatron/core/datasets. `make` fails
-in an installed wheel, which has the compiled module but no Makefile, and in a checkout on a node without pybind11. Many
-releases have the same source of one C++ file. This module loads a wheel's compiled module in place of a checkout's if
-the two sources are equal byte for byte, and leaves `make` to Megatron if they differ.
+in an installed wheel, which has the compiled module but no Makefile, and in a checkout on a node without pybind11. The
+C++ source is one file, which is the same in many releases. If the source of an installed wheel equals the source of the
+checkout byte for byte, this module loads the compiled module of the wheel. Otherwise Megatron runs `make`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def provide() -> bool:
     """Make `megatron.core.datasets.helpers_cpp` importable in this process.
 
     Returns:
-        Whether the module is importable and not older than its source. False means that it must be compiled first.
+        Whether the module is importable and not older than its source. Otherwise Megatron must compile the module.
     """
     if MODULE in sys.modules:
         return True
@@ -61,7 +61,7 @@ def _is_current(binary: Path) -> bool:
 
 
 def _compiled_from(source: Path) -> Path | None:
-    """Return the compiled module for this Python of an installed megatron-core whose helpers.cpp equals `source`."""
+    """Return the compiled module of an installed megatron-core whose helpers.cpp equals `source`, or None."""
     for distribution in importlib.metadata.distributions(name="megatron-core"):
         folder = Path(str(distribution.locate_file("megatron/core/datasets")))
         twin = folder / "helpers.cpp"

@@ -8,9 +8,9 @@ fp32, three parts of `DistributedOptimizer` (megatron/core/optimizer/distrib_opt
   Adam's state before `state_dict` reads it.
 * `load_state_dict` copies into the fp32 copy of the weights or, without a copy, into the weights themselves. Torch
   allows the in-place copy only without gradient recording, so this module turns recording off.
-* `load_state_dict` uses one tensor as the step of all parameters, which would count parameters instead of steps. Later
-  `load_state_dict` overwrites the tensor with the state before the load. This module gives each parameter its own step
-  from the checkpoint.
+* `load_state_dict` makes one tensor the step of all parameters, so Adam would count parameters instead of steps.
+  `load_state_dict` also overwrites the loaded step with the step before the load. This module gives each parameter its
+  own step from the checkpoint.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ the device differs. The launcher makes two calls:
     install()                       before the user's script imports Megatron
     argv, added = adapt_argv(argv)  to add the arguments that a CPU needs
 
-Limits: `tensors` redirects only the thread that called `install`. `adapt_argv` raises an error for features that need
+Limits: only the thread that called `install` can train. `adapt_argv` raises an error for features that need
 CUDA kernels or CUDA's allocator (FP8, CUDA graphs, offloading, TransformerEngine).
 """
 
@@ -44,7 +44,7 @@ def install() -> None:
 
 
 def is_installed() -> bool:
-    """Return whether `install` was called in this process, so that `torch.cuda` does not describe the real node."""
+    """Return whether `install` was called in this process. `install` makes `torch.cuda` report a device on any node."""
     return _installed
 
 

@@ -30,7 +30,7 @@ def install() -> None:
 
 
 def leave_uncompiled() -> None:
-    """Make ``torch.compile`` return its argument, so that importing Megatron does not import inductor for 1.5 s."""
+    """Make ``torch.compile`` return its argument, so that Megatron does not import inductor, which takes 1.5 s."""
     replace("torch:compile", _return_unchanged)
 
 

@@ -2,8 +2,8 @@
 
 With any `--transformer-impl` Megatron uses installed libraries for the final norm, Adam, multi-tensor functions, the
 tracker of random states and FP8 types. TransformerEngine and Apex raise errors for CPU tensors. In a container on a
-login node TransformerEngine and Apex can be imported although there is no GPU. This module makes their import fail, so
-that Megatron runs as if the libraries were not installed.
+login node TransformerEngine and Apex can be imported although there is no GPU. This module makes the import of
+TransformerEngine and Apex fail, as if the libraries were not installed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def install() -> None:
     """Make `import transformer_engine` and `import apex` fail in this process, as if they were not installed.
 
     Raises:
-        WallfacerError: Megatron was imported before and has imported TransformerEngine.
+        WallfacerError: Megatron has already imported TransformerEngine in this process.
     """
     bound = sys.modules.get("megatron.core.extensions.transformer_engine")
     if getattr(bound, "HAVE_TE", False):

@@ -30,7 +30,7 @@ def install() -> None:
             warnings.filterwarnings("ignore", category=category)
     # This logger reports a CUDA toolkit without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # The state of the CPU's generator changes, as `torch_cuda` intends.
+    # Random states of CUDA are states of the CPU's generator here, so a change of the state is no error.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
         lambda record: not record.getMessage().startswith(_RNG_MESSAGE)
     )

@@ -1,7 +1,7 @@
 """Keep tensors on the host if Megatron requests a CUDA device.
 
 Megatron names the device in every allocation (`device=torch.cuda.current_device()`, `.cuda()`, `device="cuda"`). A
-torch function mode intercepts all torch calls, so no Megatron function must be replaced.
+torch function mode intercepts all torch calls, so Megatron's functions need no replacement.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class HostTensors(TorchFunctionMode):
 
 
 def install() -> None:
-    """Enter :class:`HostTensors` for the rest of the process on the calling thread, which must train."""
+    """Enter :class:`HostTensors` on the calling thread until the process ends. Only this thread can train."""
     HostTensors().__enter__()
     # torch turns a mode off inside a call that the mode intercepts. Megatron recomputes layers in such a call,
     # torch.autograd.backward, so backward functions need a mode of their own.

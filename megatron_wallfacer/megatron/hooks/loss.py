@@ -56,10 +56,10 @@ def _corrected(loss_func: LossFunction, config: Any, state: PluginState) -> Loss
 
 
 def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
-    """Return `loss_func` with the mean over a group's unmasked tokens in place of a sum and a count.
+    """Return `loss_func` with the mean over a group's unmasked tokens in place of a sum and a number of tokens.
 
-    The new function returns the count 1 on every rank, because equal counts cancel if Megatron or the script reduces
-    counts over the context-parallel ranks.
+    The new function returns 1 as the number of tokens of every rank. A sum of equal numbers over the context-parallel
+    ranks, in Megatron or in the script, does not change the quotient of loss and number of tokens.
 
     Args:
         loss_func: loss function of a script. The new function does not change the result of a ``loss_func`` that
@@ -67,8 +67,8 @@ def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
         group: context-parallel group. All ranks of the group must call the new function for the same micro-batches.
 
     Returns:
-        A function that returns (mean loss times group size, 1, report). The average of the first value over the
-        group's ranks is the mean over the group's unmasked tokens, or 0 if the group has no unmasked token.
+        A function that returns (loss, 1, report). The average of the losses over the ranks of the group is the mean
+        loss of the group's unmasked tokens, or 0 if the group has no unmasked token.
     """
 
     def mean_loss(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -83,9 +83,10 @@ def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
 
 
 def report_of_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
-    """Return `loss_func` with each pair (sum of token losses, number of tokens) of its report summed over a group.
+    """Return ``loss_func`` with sums over a group in the report, a dict of pairs (sum of token losses, tokens) by name.
 
-    The sum makes the ranks of a group report equal quotients, which Megatron averages in evaluation with ``--sft``.
+    In evaluation with ``--sft`` Megatron averages quotients of these pairs over ranks. Quotients of sums over the group
+    are equal on all ranks of the group.
 
     Args:
         loss_func: loss function of a script, which returns the report as its last value.

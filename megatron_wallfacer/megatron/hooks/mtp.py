@@ -35,9 +35,9 @@ from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED
 def mtp_loss_hook(state: PluginState, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """Compute MTP losses with means over the tokens of the context-parallel group.
 
-    The hook multiplies each loss by P, because Megatron averages gradients over P ranks although the count here covers
-    all P ranks. With per-token loss Megatron multiplies the MTP mean by the main loss's token count, for which the hook
-    also uses the group's count.
+    The hook multiplies each loss by P, because Megatron divides by the number of tokens of the whole group and then
+    averages gradients over P ranks. With ``--calculate-per-token-loss`` Megatron multiplies the mean MTP loss by the
+    rank's number of unmasked tokens. The hook replaces this number by the average over the ranks of the group.
     """
     call = bound(original, *args, **kwargs)
     call.apply_defaults()
@@ -72,8 +72,8 @@ def mtp_loss_hook(state: PluginState, original: Callable[..., Tensor], *args: An
 def mtp_shift_hook(state: PluginState, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return a shifted tensor ``[batch, tokens / P]`` and its sum.
 
-    Documents are shifted by their lengths with padding. Inside of an MTP loss the sum covers the context-parallel
-    group, because shifting changes the number of tokens of a rank's mask.
+    Documents are shifted by their lengths with padding. During an MTP loss the sum of a mask is the sum over the
+    context-parallel group, because the shift changes the number of unmasked tokens of a rank.
     """
     call = bound(original, *args, **kwargs)
     if call.arguments.get("packed_seq_params") is not None:
@@ -105,7 +105,7 @@ def _derive_labels(values: dict[str, Any]) -> bool:
 
 
 def _weighted(config: Any, mask: Tensor, group: dist.ProcessGroup) -> Any:
-    """Return a configuration that makes Megatron divide by the shifted count and multiply by the group's count."""
+    """Return a configuration for mean MTP losses, times the average number of unmasked tokens per rank of the group."""
     weighted = copy.copy(config)
     weighted.calculate_per_token_loss = False
     weighted.mtp_loss_scaling_factor = config.mtp_loss_scaling_factor * sum_over_group(mask.sum(), group) / group.size()

@@ -44,7 +44,7 @@ def positions_in_documents(cu_seqlens: Tensor, tokens: int, rank: int, cp_size: 
 
 
 class _Alone:
-    """Replacement for a context-parallel group of one rank."""
+    """Object with the methods of a process group of one rank."""
 
     def size(self) -> int:
         return 1
@@ -71,7 +71,7 @@ def rope_hook(
     cp_group: Any = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Rotate the tokens of a sequence that is split as a whole."""
+    """Rotate tokens by their positions in documents if the ranks split the sequence without regard to documents."""
     if cp_group is None or cp_group.size() == 1:
         return original(t, cu_seqlens, freqs, *args, cp_group=cp_group, **kwargs)
     picked = freqs[positions_in_documents(cu_seqlens, t.shape[0], cp_group.rank(), cp_group.size())]

@@ -23,7 +23,7 @@ def kept_sizes(call: Call, shape: Shape) -> tuple[int, ...]:
 
 
 def keep_on_host(queue: OffloadQueue, chunk: int, layer: int, finished: ForwardResult) -> Callable[[], ForwardResult]:
-    """Store a finished forward pass in host memory, and return a function that loads it.
+    """Store the results of a forward pass in host memory, and return a function that loads the results.
 
     ``chunk`` is the index of the model chunk, and ``layer`` the index of the layer in the chunk, both from 0.
     """

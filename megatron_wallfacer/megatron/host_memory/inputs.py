@@ -34,13 +34,13 @@ class LayerInputs:
         self._next = 0
 
     def watch(self, chunk: int, block: nn.Module, checkpoints: int) -> None:
-        """Follow the forward passes of a chunk's transformer block.
+        """Count the layer checkpoints in each forward pass of a model chunk's transformer block.
 
         Args:
             chunk: number of the chunk from 0.
             block: transformer block of the chunk.
-            checkpoints: number of layer checkpoints in a forward pass. Any other number of checkpoints raises an error,
-                because inputs would stay on the device unnoticed.
+            checkpoints: number of layer checkpoints that a forward pass must have. A forward pass with another number
+                raises an error, because layer inputs would stay on the device unnoticed.
         """
 
         def begin(module: nn.Module, args: Any) -> None:

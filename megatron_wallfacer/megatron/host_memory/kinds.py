@@ -25,9 +25,9 @@ class Kind:
 
     Attributes:
         flag: flag that moves the tensors to host memory.
-        name: name of the tensors for messages.
+        name: name of the tensors in the log.
         pipeline: position of the rank in the pipeline.
-        groups: layers that have the tensors, by model chunk. Backward recomputes the layers of a group together.
+        groups: numbers of layers by model chunk, in groups that backward recomputes together.
         nbytes: bytes of a host-memory slot by (chunk, layer).
         micro_batches: micro-batches per step.
     """
@@ -87,7 +87,7 @@ def pipeline_of(config: Any, chunks: int) -> Pipeline:
 
 
 def recomputed_groups(config: Any, layers: int) -> list[tuple[int, ...]]:
-    """Return the layers of a chunk whose attention backward recomputes, grouped by checkpoint and numbered from 0."""
+    """Return the layers of a model chunk that backward recomputes together, in tuples of numbers from 0."""
     if config.recompute_granularity != "full":
         return [(layer,) for layer in range(layers)]
     if config.recompute_method == "block":

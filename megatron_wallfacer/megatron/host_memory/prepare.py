@@ -82,7 +82,7 @@ def _kinds(state: PluginState, blocks: Sequence[nn.Module], fractions: dict[str,
 
 
 def _allocated(state: PluginState, kinds: dict[str, Kind], counts: dict[str, int]) -> dict[str, HostSlots]:
-    """Return the slots of each kind by flag. If the allocation fails on a rank, all ranks raise the same error."""
+    """Allocate host memory for each flag. If the allocation fails on one rank, all ranks raise the same error."""
     slots, reason = {}, ""
     for flag, kind in kinds.items():
         try:

@@ -36,7 +36,7 @@ class Wanted:
         return layers_on_host(len(self.bytes_by_count) - 1, fraction)
 
     def nbytes(self, auto: float) -> int:
-        """Return the bytes in host memory, given the fraction that replaces ``auto``."""
+        """Return the bytes in host memory if the flag's value ``auto`` means the fraction ``auto`` of the layers."""
         return self.bytes_by_count[self.count(auto if self.fraction == "auto" else self.fraction)]
 
 
@@ -75,8 +75,8 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
 
     Args:
         ranks: needs of all ranks.
-        overlapped_bytes: bytes that a device copies to the host during the forward pass of one layer, which limit the
-            fraction. None means that the rate of the link is unknown and only host memory limits the fraction.
+        overlapped_bytes: largest number of bytes that a device can copy to the host during the forward pass of one
+            layer. None means that the rate of the link is unknown, so only host memory limits the number of layers.
     """
     nodes = nodes_of(ranks)
     per_layer = max((sum(wanted.layer_bytes for wanted in rank.wanted) for rank in ranks), default=0)
@@ -86,14 +86,14 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
     fractions = {count / layers for layers in sizes for count in range(1, layers + 1)}
     fitting = (
         fraction
-        for fraction in fractions
+        for fraction in sorted(fractions, reverse=True)
         if fraction <= overlapped and all(node.nbytes(fraction) <= (1 - RESERVE) * node.left.nbytes for node in nodes)
     )
-    return max(fitting, default=0.0)
+    return next(fitting, 0.0)
 
 
 def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
-    """Check that every node has enough host memory, given the fraction that replaces ``auto``.
+    """Check that every node has enough host memory if ``auto`` in a flag means the fraction ``auto`` of the layers.
 
     Raises:
         WallfacerError: A fraction is too large for a node, or selects no layer. All ranks raise the same error.
