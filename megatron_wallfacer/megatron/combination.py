@@ -105,21 +105,12 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
 def both(find: Find, *others: Find) -> Find:
     """Return a function that returns the result of ``find``, or None if one of ``others`` returns None."""
-
-    def find_both(checked: Any, argv: Sequence[str]) -> str | None:
-        found = find(checked, argv)
-        return found if found is not None and all(other(checked, argv) is not None for other in others) else None
-
-    return find_both
+    return lambda checked, argv: None if any(other(checked, argv) is None for other in others) else find(checked, argv)
 
 
 def without(find: Find, other: Find) -> Find:
     """Return a function that returns the result of ``find`` if ``other`` returns None, else None."""
-
-    def find_alone(checked: Any, argv: Sequence[str]) -> str | None:
-        return find(checked, argv) if other(checked, argv) is None else None
-
-    return find_alone
+    return lambda checked, argv: find(checked, argv) if other(checked, argv) is None else None
 
 
 def reads(function: Callable[[Any], str | None]) -> Find:
