@@ -55,10 +55,11 @@ class Head:
         """Gradient of the input by ``--wallfacer-loss-tiles``."""
         from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
-        from megatron_wallfacer.megatron.loss_tiles import TiledLoss
+        from megatron_wallfacer.megatron.loss_tiles import tiled_loss
 
         hidden = self.hidden.detach().requires_grad_()
-        losses = TiledLoss(tiles)(
+        losses = tiled_loss(
+            tiles,
             hidden_states=hidden,
             output_layer=self.layer,
             output_weight=None,

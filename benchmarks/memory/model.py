@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -54,10 +55,10 @@ def run_step(model: Any, work: Activations, tokens: torch.Tensor) -> None:
     """
     from megatron.core.transformer.mlp import MLP
 
-    from megatron_wallfacer.megatron.loss_tiles import TiledLoss
+    from megatron_wallfacer.megatron.loss_tiles import tiled_loss
     from megatron_wallfacer.megatron.token_tiles import tiled_mlp_forward
 
-    tiled = {"output_processor": TiledLoss(work.loss_tiles)} if work.loss_tiles > 1 else {}
+    tiled = {"output_processor": partial(tiled_loss, work.loss_tiles)} if work.loss_tiles > 1 else {}
     forward = tiled_mlp_forward(MLP.forward, work.mlp_tiles) if work.mlp_tiles > 1 else MLP.forward
     with mock.patch.object(MLP, "forward", forward):
         model(tokens, tokens, None, labels=tokens, **tiled).sum().backward()

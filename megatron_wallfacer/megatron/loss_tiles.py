@@ -16,50 +16,38 @@ from torch import Tensor
 from megatron_wallfacer.megatron.token_tiles import map_token_tiles
 
 
-class TiledLoss:
-    """An ``output_processor`` for Megatron's ``GPTModel.forward`` (0.18 and later).
+def tiled_loss(
+    tiles: int,
+    *,
+    hidden_states: Tensor,
+    output_layer: Any,
+    output_weight: Tensor | None,
+    labels: Tensor,
+    runtime_gather_output: bool | None,
+    compute_language_model_loss: Callable[[Tensor, Tensor], Tensor],
+    scale_logits: Callable[[Tensor], Tensor],
+    **_: Any,
+) -> Tensor:
+    """Return the loss of each token in fp32, ``[b, s]``, as an ``output_processor`` of Megatron's ``GPTModel.forward``.
 
     Args:
         tiles: number of tiles, equal on all ranks and in all steps.
+        hidden_states: output of the last layer, ``[s, b, h]``; ``[s/tp, b, h]`` with sequence parallelism.
+        output_layer: Megatron's ``ColumnParallelLinear`` of the vocabulary.
+        output_weight: weight of tied embeddings, or None to use the layer's own weight.
+        labels: token ids, ``[b, s]``.
+        runtime_gather_output: argument of ``output_layer``.
+        compute_language_model_loss: function of labels and logits ``[s, b, v/tp]`` that returns losses ``[b, s]``.
+        scale_logits: function of logits.
     """
 
-    def __init__(self, tiles: int) -> None:
-        self._tiles = tiles
+    def loss_of_tile(hidden: Tensor, labels: Tensor) -> Tensor:
+        with _whole_inputs(output_layer):
+            logits, _ = output_layer(hidden, weight=output_weight, runtime_gather_output=runtime_gather_output)
+        return compute_language_model_loss(labels, scale_logits(logits))
 
-    def __call__(
-        self,
-        *,
-        hidden_states: Tensor,
-        output_layer: Any,
-        output_weight: Tensor | None,
-        labels: Tensor,
-        runtime_gather_output: bool | None,
-        compute_language_model_loss: Callable[[Tensor, Tensor], Tensor],
-        scale_logits: Callable[[Tensor], Tensor],
-        **_: Any,
-    ) -> Tensor:
-        """Return the loss of each token.
-
-        Args:
-            hidden_states: output of the last layer, ``[s, b, h]``; ``[s/tp, b, h]`` with sequence parallelism.
-            output_layer: Megatron's ``ColumnParallelLinear`` of the vocabulary.
-            output_weight: weight of tied embeddings, or None to use the layer's own weight.
-            labels: token ids, ``[b, s]``.
-            runtime_gather_output: argument of ``output_layer``.
-            compute_language_model_loss: function of labels and logits ``[s, b, v/tp]`` that returns losses ``[b, s]``.
-            scale_logits: function of logits.
-
-        Returns:
-            Losses in fp32, ``[b, s]``.
-        """
-
-        def loss_of_tile(hidden: Tensor, labels: Tensor) -> Tensor:
-            with _whole_inputs(output_layer):
-                logits, _ = output_layer(hidden, weight=output_weight, runtime_gather_output=runtime_gather_output)
-            return compute_language_model_loss(labels, scale_logits(logits))
-
-        hidden = _gathered_once(hidden_states, output_layer)
-        return map_token_tiles(loss_of_tile, self._tiles, [(hidden, 0), (labels, 1)], out_dim=1)
+    hidden = _gathered_once(hidden_states, output_layer)
+    return map_token_tiles(loss_of_tile, tiles, [(hidden, 0), (labels, 1)], out_dim=1)
 
 
 def _gathered_once(hidden: Tensor, layer: Any) -> Tensor:

@@ -103,7 +103,7 @@ class StepSums:
 
 def step_sums(device: torch.device) -> StepSums | None:
     """Return an observer on the rank where Megatron writes metrics, or None on other ranks."""
-    if not _writers():
+    if _writers() == (None, None):
         return None
     return StepSums(partial(torch.cuda.Event, enable_timing=True) if device.type == "cuda" else HostEvent)
 
@@ -113,24 +113,17 @@ def log_step(sums: StepSums, iteration: int, interval: int) -> None:
     sums.end_step()
     if iteration % interval:
         return
-    figures = sums.take()
-    for write in _writers():
-        write(figures, iteration)
+    metrics = sums.take()
+    tensorboard, wandb = _writers()
+    if tensorboard is not None:
+        for tag, value in metrics.items():
+            tensorboard.add_scalar(tag, value, iteration)
+    if wandb is not None:
+        wandb.log(metrics, iteration)
 
 
-def _writers() -> list[Callable[[dict[str, float], int], None]]:
-    """Return a function for each writer that Megatron has made. Only Megatron's last rank has writers."""
+def _writers() -> tuple[Any, Any]:
+    """Return the writers for TensorBoard and Weights & Biases, which only Megatron's last rank has, or None."""
     from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 
-    tensorboard, wandb = get_tensorboard_writer(), get_wandb_writer()
-
-    def add_scalars(figures: dict[str, float], iteration: int) -> None:
-        for tag, value in figures.items():
-            tensorboard.add_scalar(tag, value, iteration)
-
-    found: list[Callable[[dict[str, float], int], None]] = []
-    if tensorboard is not None:
-        found.append(add_scalars)
-    if wandb is not None:
-        found.append(lambda figures, iteration: wandb.log(figures, iteration))
-    return found
+    return get_tensorboard_writer(), get_wandb_writer()

@@ -12,7 +12,7 @@ import pytest
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.flags import Flags
 from megatron_wallfacer.megatron.hooks.memory import loss_tiles_hook
-from megatron_wallfacer.megatron.loss_tiles import TiledLoss
+from megatron_wallfacer.megatron.loss_tiles import tiled_loss
 from megatron_wallfacer.megatron.settings import Settings
 from megatron_wallfacer.schedule.schemes import make_plan
 from tests.megatron.training import GRAD_NORM_TOLERANCE, LOSS_TOLERANCE, arguments, baseline, largest_differences
@@ -87,7 +87,8 @@ def test_an_output_processor_of_the_script_is_rejected_and_a_model_without_label
 
     settings = Settings(make_plan("ring", 2), Flags(loss_tiles=4))
     forward = partial(loss_tiles_hook.run, SimpleNamespace(settings=settings), original)
-    assert isinstance(forward(None, labels="labels"), TiledLoss)
+    processor = forward(None, labels="labels")
+    assert (processor.func, processor.args) == (tiled_loss, (4,))
     assert forward(None) is None
     with pytest.raises(WallfacerError, match=r"--wallfacer-loss-tiles: must be left out, because the script passes"):
         forward(None, labels="labels", output_processor=print)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
-from megatron_wallfacer.megatron.loss_tiles import TiledLoss
+from megatron_wallfacer.megatron.loss_tiles import tiled_loss
 from megatron_wallfacer.megatron.token_tiles import tiled_mlp_forward
 
 TOKENS, BATCH, VOCABULARY = 24, 2, 96
@@ -68,7 +69,7 @@ def run(model: GPTModel, loss_tiles: int | None, *, masked: bool) -> tuple[Tenso
     tokens, labels = torch.randint(VOCABULARY, (2, BATCH, TOKENS), generator=generator)
     positions = torch.arange(TOKENS).expand(BATCH, -1)
     mask = torch.triu(torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool), 1)
-    processor: dict[str, Any] = {} if loss_tiles is None else {"output_processor": TiledLoss(loss_tiles)}
+    processor: dict[str, Any] = {} if loss_tiles is None else {"output_processor": partial(tiled_loss, loss_tiles)}
     losses = model(tokens, positions, mask, labels=labels, **processor)
     weights = torch.rand(BATCH, TOKENS, generator=generator, dtype=torch.float64)
     (losses * (weights * (weights > 0.5) if masked else weights)).sum().backward()

@@ -7,6 +7,7 @@ gradients together, relative to their norm.
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
-from megatron_wallfacer.megatron.loss_tiles import TiledLoss
+from megatron_wallfacer.megatron.loss_tiles import tiled_loss
 from megatron_wallfacer.megatron.token_tiles import tiled_mlp_forward
 
 TOKENS, BATCH, VOCABULARY, TILES = 128, 2, 96, 64
@@ -70,7 +71,7 @@ def gradients(model: GPTModel, tiles: int | None, sums: torch.dtype) -> Tensor:
     untiled = MLP.forward
     processor: dict[str, Any] = {}
     if tiles is not None:
-        MLP.forward, processor = tiled_mlp_forward(untiled, tiles), {"output_processor": TiledLoss(tiles)}
+        MLP.forward, processor = tiled_mlp_forward(untiled, tiles), {"output_processor": partial(tiled_loss, tiles)}
     model(tokens, positions, mask, labels=labels, **processor).sum().backward()
     MLP.forward = untiled
     for handle in handles:

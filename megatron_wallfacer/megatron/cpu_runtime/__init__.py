@@ -36,7 +36,17 @@ def install() -> None:
     # a rank's start time and most of its exit time.
     gc.disable()
     try:
-        _replace_all()
+        # Environment variables are set before the import of torch. Names of torch.cuda are replaced
+        # before the import of Megatron, which binds the names.
+        from megatron_wallfacer.megatron.cpu_runtime import environment, libraries
+
+        libraries.install()
+        environment.install()
+        from megatron_wallfacer.megatron import any_device
+        from megatron_wallfacer.megatron.cpu_runtime import megatron_functions, noise, tensors, torch_cuda
+
+        for part in (torch_cuda, tensors, noise, megatron_functions, any_device):
+            part.install()
         gc.freeze()
     finally:
         gc.enable()
@@ -46,20 +56,3 @@ def install() -> None:
 def is_installed() -> bool:
     """Return whether `install` was called in this process. `install` makes `torch.cuda` report a device on any node."""
     return _installed
-
-
-def _replace_all() -> None:
-    """Import modules of torch and Megatron, and replace names in them.
-
-    Environment variables are set before the import of torch, which reads the variables. Names of torch.cuda are
-    replaced before the import of Megatron, which binds the names.
-    """
-    from megatron_wallfacer.megatron.cpu_runtime import environment, libraries
-
-    libraries.install()
-    environment.install()
-    from megatron_wallfacer.megatron import any_device
-    from megatron_wallfacer.megatron.cpu_runtime import megatron_functions, noise, tensors, torch_cuda
-
-    for part in (torch_cuda, tensors, noise, megatron_functions, any_device):
-        part.install()

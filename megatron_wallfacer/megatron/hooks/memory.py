@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron.hook import Hook, bound
-from megatron_wallfacer.megatron.loss_tiles import TiledLoss
+from megatron_wallfacer.megatron.loss_tiles import tiled_loss
 from megatron_wallfacer.megatron.plugin_state import PluginState
 from megatron_wallfacer.megatron.releases import FIRST_LAUNCHED, OUTPUT_PROCESSOR
 from megatron_wallfacer.megatron.token_tiles import tiled_mlp_forward
@@ -31,7 +31,7 @@ def loss_tiles_hook(state: PluginState, original: Callable[..., Any], *args: Any
         )
     if given.get("labels") is None:
         return original(*args, **kwargs)
-    return original(*args, **kwargs, output_processor=TiledLoss(state.settings.flags.loss_tiles))
+    return original(*args, **kwargs, output_processor=partial(tiled_loss, state.settings.flags.loss_tiles))
 
 
 @partial(
