@@ -48,21 +48,22 @@ def startup_report(state: PluginState) -> str:
         "versions": f"This is megatron-wallfacer {__version__} with megatron-core {version_text(state.version)}.",
         "hooks": f"Functions of Megatron are replaced for: {'; '.join(hook.name for hook in state.hooks)}.",
         **_plan_rows(settings.plan, shape),
-        **({"planned": f"The planner chose the grid for the cluster {flags.cluster}."} if flags.cluster else {}),
+        "planned": f"The planner chose the grid for the cluster {flags.cluster}." if flags.cluster else None,
         "nodes": describe_nodes(settings.plan.grid, state.axis_groups[0].hosts),
         "groups": groups_text(state.axis_groups),
         "kernel": f"The kernel {kernel.name} computes attention on {state.device.type}."
         + _switches(flags.kernel, state.device),
-        **({"transfers": _STAGED} if flags.transfers == "staged" else {}),
+        "transfers": _STAGED if flags.transfers == "staged" else None,
         "dtype": f"Inputs are {_name(dtype)}, partial results and gradients {_name(accumulation_dtype(dtype))}.",
         **_cost_rows(settings.plan, shape, flags.keep_gathered_q, graphs=flags.cuda_graphs),
-        **_megatron_graphs(settings),
-        **({"tiles": state.chosen_tiles.text()} if state.chosen_tiles else {}),
+        "megatron's graphs": _megatron_graphs(settings),
+        "tiles": state.chosen_tiles.text() if state.chosen_tiles else None,
         **_window_rows(settings, getattr(args, "window_size", None), shape),
-        **_packing_rows(args, graphs=flags.cuda_graphs),
+        "documents": _packing(args, graphs=flags.cuda_graphs),
     }
-    width = max(map(len, rows))
-    return "\n".join(f"wallfacer: {label:<{width}}  {text}" for label, text in rows.items())
+    lines = {label: text for label, text in rows.items() if text is not None}
+    width = max(map(len, lines))
+    return "\n".join(f"wallfacer: {label:<{width}}  {text}" for label, text in lines.items())
 
 
 def _plan_rows(plan: Plan, shape: Shape) -> dict[str, str]:
@@ -129,21 +130,19 @@ def _window_rows(settings: Settings, window: tuple[int, int] | None, shape: Shap
     }
 
 
-def _packing_rows(args: argparse.Namespace, *, graphs: bool) -> dict[str, str]:
+def _packing(args: argparse.Namespace, *, graphs: bool) -> str | None:
     if shards_whole_sequence(args):
         text = "The packed sequence is split as a whole. Rotary positions start anew in each document."
     elif getattr(args, "sft", False):
         text = "Each document of a packed sequence is split."
     else:
-        return {}
-    return {"documents": f"{text} Passes run without CUDA graphs." if graphs else text}
+        return None
+    return f"{text} Passes run without CUDA graphs." if graphs else text
 
 
-def _megatron_graphs(settings: Settings) -> dict[str, str]:
-    if settings.megatron_graphs is None:
-        return {}
-    text = f"CUDA graphs of Megatron ({settings.megatron_graphs}) hold attention. Their memory pool holds its buffers."
-    return {"megatron's graphs": text}
+def _megatron_graphs(settings: Settings) -> str | None:
+    graphs = settings.megatron_graphs
+    return graphs and f"CUDA graphs of Megatron ({graphs}) hold attention. Their memory pool holds its buffers."
 
 
 def _switches(kernel: str, device: torch.device) -> str:
