@@ -35,8 +35,8 @@ class OffloadQueue:
     """Queue that copies tensors of layers to host memory in forward, and back before backward needs the tensors.
 
     A layer's tensors are copied to the host while the next layer runs. The next layer ends with a wait for this copy.
-    While backward computes a layer, the tensors of the layer that follows in backward are copied to the device. In
-    backward the device has tensors of at most two layers.
+    While backward computes a layer, the tensors of the layer that follows in backward are copied to the device. The
+    device has tensors of at most two layers, or in a pipeline of three.
 
     Args:
         flag: flag that moves the tensors, for messages.
