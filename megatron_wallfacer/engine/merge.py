@@ -1,5 +1,8 @@
 """Row operations of a pass: sum, merge and output proxy. Rows that have seen no key (lse = -inf) are supported.
 
+Outputs and their gradients are ``[rows, batch, heads, v_head_dim]``. The statistics lse and delta are ``[rows, batch,
+heads]``, and sinks ``[heads]``.
+
 On a GPU a sum or merge is one launch of a Triton kernel (:func:`kernels`). :mod:`megatron_wallfacer.engine.row_lists`
 runs a whole list of copies, sums or merges in one launch. On a CPU the operations are operators of PyTorch.
 """
@@ -92,12 +95,7 @@ def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> 
     """Merge a partial result of the same rows over other keys into (out, lse), in place.
 
     The weights of the two results add up to one, so the merge is an interpolation, which reads and writes outputs once.
-
-    Args:
-        out: output over the keys so far, ``[rows, batch, heads, v_head_dim]``; zero for rows without a key.
-        lse: log-sum-exp over the keys so far, ``[rows, batch, heads]``; -inf for rows without a key.
-        part_out: output over the additional keys, ``[rows, batch, heads, v_head_dim]``.
-        part_lse: log-sum-exp over the additional keys, ``[rows, batch, heads]``.
+    Rows without a key have out 0 and lse -inf.
     """
     if out.is_cuda:
         kernels().merge_into(out, lse, part_out, part_lse)
@@ -110,7 +108,7 @@ def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> 
 
 
 def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return delta = rowsum(dout * out), contiguous ``[rows, batch, heads]`` of the given dtype."""
+    """Return delta = rowsum(dout * out), a contiguous tensor of the given dtype."""
     return kernels().row_sums(dout, out, dtype) if dout.is_cuda else (dout.to(dtype) * out).sum(-1).contiguous()
 
 
@@ -121,10 +119,7 @@ def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
     delta of a query block needs no copy of O, and one tensor fewer is sent. The proxy is the shortest vector with this
     row sum: it is never longer than the true output, so it does not overflow where the output did not.
 
-    Args:
-        dout: gradient of the output, ``[rows, batch, heads, v_head_dim]``.
-        delta: rowsum(dout * out) in the accumulation dtype, ``[rows, batch, heads]``.
-        proxy: tensor that is written, with shape and dtype of dout.
+    ``proxy`` has shape and dtype of ``dout``, and ``delta`` has the accumulation dtype.
     """
     if dout.is_cuda:
         kernels().out_proxy(dout, delta, proxy)
@@ -137,13 +132,7 @@ def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
 
 
 def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
-    """Merge sinks into (out, lse) in place, after all keys. A sink is one additional logit with a value of zero.
-
-    Args:
-        out: output over all keys, ``[rows, batch, heads, v_head_dim]``.
-        lse: log-sum-exp over all keys, ``[rows, batch, heads]``.
-        sinks: logit of each head, ``[heads]``.
-    """
+    """Merge sinks into (out, lse) of all keys, in place. A sink is a logit whose value vector is zero."""
     total = torch.logaddexp(lse, sinks.to(lse.dtype).expand_as(lse))
     # The weight is 0 for rows without any logit.
     out.mul_(torch.exp(lse - torch.where(total == float("-inf"), 0.0, total)).unsqueeze(-1))
@@ -151,8 +140,8 @@ def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
 
 
 def sinks_gradient(lse: Tensor, delta: Tensor, sinks: Tensor) -> Tensor:
-    """Return the gradient of sinks, ``[heads]``: the sum over rows of softmax weight of the sink times -delta.
+    """Return the gradient of sinks: the sum over rows of -delta times the softmax weight of the sink.
 
-    ``lse`` is over all keys and the sink, and ``delta`` is rowsum(dout * out), both ``[rows, batch, heads]``.
+    ``lse`` includes the sink.
     """
     return -(torch.exp(sinks.to(lse.dtype) - lse) * delta).sum((0, 1)).to(sinks.dtype)

@@ -9,20 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.layout import shard_chunks
 from megatron_wallfacer.schedule.operands import SIDES, OperandRows, PassSpec, after
-from megatron_wallfacer.schedule.ops import (
-    GATHERED,
-    LOCAL,
-    TEAM,
-    TENSORS,
-    Accumulate,
-    Attend,
-    RowSet,
-    View,
-    WriteResult,
-)
+from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, TEAM, TENSORS, RowSet
 from megatron_wallfacer.schedule.tiles import tiles
 
 
@@ -72,7 +63,7 @@ class HeadGroup:
         for tensors in dict.fromkeys(group for side in SIDES for group in operands.tensor_groups(side)):
             name = emitter.name(LOCAL, tensors)
             if operands.grid.head == 1:
-                emitter.program.append(View(emitter.value(name, TENSORS[tensors], self._local_chunks, rows=LOCAL)))
+                emitter.program.append(ops.View(emitter.value(name, TENSORS[tensors], self._local_chunks, rows=LOCAL)))
             elif operands.backward and tensors != "dout":
                 # Forward has kept the exchanged values. A second exchange would cost volume and save no memory.
                 rows = operands.shard(operands.rank)
@@ -82,11 +73,11 @@ class HeadGroup:
 
     def _split_heads(self, tensors: str, name: str) -> None:
         emitter, payload, rank = self.emitter, TENSORS[tensors], self.operands.rank
-        emitter.program.append(View(emitter.value(f"{name}<{rank}", payload, self._local_chunks)))
+        emitter.program.append(ops.View(emitter.value(f"{name}<{rank}", payload, self._local_chunks)))
         sends, receives = [], []
         for peer in after(rank, self._heads):
             sent = emitter.value(f"{name}>{peer}", payload, self._local_chunks, head_slice=self._head_slice(peer))
-            emitter.program.append(View(sent))
+            emitter.program.append(ops.View(sent))
             chunks = shard_chunks(peer, self.operands.grid.cp_size)
             arriving = emitter.value(f"{name}<{peer}", payload, chunks)
             sends.append(emitter.message(peer, sent, "split", tensors))
@@ -137,7 +128,7 @@ class HeadGroup:
         if if_any and not unmasked:
             return
         into = {side: self.accumulator(side, rows[side]) for side in SIDES if operands.results(side)}
-        self.emitter.program.append(Attend(names["q"], names["kv"], into["q"], into.get("kv"), unmasked))
+        self.emitter.program.append(ops.Attend(names["q"], names["kv"], into["q"], into.get("kv"), unmasked))
 
     # --- accumulators ---
 
@@ -163,7 +154,7 @@ class HeadGroup:
 
     def accumulate(self, accumulator: str) -> None:
         """Add all registered values to an accumulator. The operations wait until the values have arrived."""
-        self.emitter.program += (Accumulate(source, accumulator) for source in self._arriving.pop(accumulator, ()))
+        self.emitter.program += (ops.Accumulate(source, accumulator) for source in self._arriving.pop(accumulator, ()))
 
     # --- results ---
 
@@ -189,7 +180,7 @@ class HeadGroup:
         sides = [side for side in SIDES if self.operands.results(side)]
         peers = after(self.operands.rank, self._heads)
         joined = [self.emitter.name(f"joined{peer}", side) for side in sides for peer in peers]
-        self.emitter.program.append(WriteResult((*(self.accumulator_name(side, LOCAL) for side in sides), *joined)))
+        self.emitter.program.append(ops.WriteResult((*(self.accumulator_name(side, LOCAL) for side in sides), *joined)))
 
     def _head_slice(self, rank: int) -> int:
         return self.operands.grid.coordinates(rank)["head"] * self.emitter.groups + self.emitter.group

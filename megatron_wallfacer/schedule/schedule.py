@@ -13,22 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_wallfacer.schedule import ops
 from megatron_wallfacer.schedule.dense import HeadGroupBuilder
 from megatron_wallfacer.schedule.emitter import OpEmitter
 from megatron_wallfacer.schedule.mask import ChunkMask
 from megatron_wallfacer.schedule.operands import OperandRows, PassSpec
-from megatron_wallfacer.schedule.ops import (
-    GATHERED,
-    LOCAL,
-    Attend,
-    Op,
-    PostRecv,
-    RowSet,
-    Schedule,
-    SendRecv,
-    Value,
-    received,
-)
+from megatron_wallfacer.schedule.ops import GATHERED, LOCAL, RowSet, Schedule, received
 from megatron_wallfacer.schedule.plan import Plan
 from megatron_wallfacer.schedule.sparse import SparseHeadGroupBuilder, append_sparse
 
@@ -71,8 +61,8 @@ def is_sparse(plan: Plan, chunk_mask: ChunkMask | None) -> bool:
 
 def _schedule(spec: PassSpec) -> Schedule:
     grid, groups = spec.plan.grid, spec.groups
-    program: list[Op] = []
-    values: dict[str, Value] = {}
+    program: list[ops.Op] = []
+    values: dict[str, ops.Value] = {}
     first = grid.coordinates(spec.rank)["head"] * groups
     sparse = is_sparse(spec.plan, spec.chunk_mask)
     builder = SparseHeadGroupBuilder if sparse else HeadGroupBuilder
@@ -226,13 +216,13 @@ def _end(builders: Sequence[HeadGroupBuilder]) -> None:
         builder.group.write_results()
 
 
-def _post_early(program: Sequence[Op]) -> tuple[Op, ...]:
+def _post_early(program: Sequence[ops.Op]) -> tuple[ops.Op, ...]:
     """Return the operations, with the receives of each transfer posted some tiles before the transfer starts."""
-    attends = [index for index, op in enumerate(program) if isinstance(op, Attend)]
-    posted: dict[int, list[Op]] = {}
+    attends = [index for index, op in enumerate(program) if isinstance(op, ops.Attend)]
+    posted: dict[int, list[ops.Op]] = {}
     seen = 0
     for op in program:
-        seen += isinstance(op, Attend)
-        if isinstance(op, SendRecv) and op.transfer.receives and seen:
-            posted.setdefault(attends[max(0, seen - POST_AHEAD)], []).append(PostRecv(op.transfer))
+        seen += isinstance(op, ops.Attend)
+        if isinstance(op, ops.SendRecv) and op.transfer.receives and seen:
+            posted.setdefault(attends[max(0, seen - POST_AHEAD)], []).append(ops.PostRecv(op.transfer))
     return tuple(step for index, op in enumerate(program) for step in (*posted.get(index, ()), op))
