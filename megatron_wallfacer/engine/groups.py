@@ -34,7 +34,6 @@ class AxisGroups:
     """The process groups of one rank.
 
     Attributes:
-        grid: grid of the groups.
         rank: index of this rank in the context-parallel group.
         global_ranks: global ranks of the context-parallel group.
         hosts: name of the node of each rank of the context-parallel group.

@@ -17,11 +17,9 @@ class Memory:
     """The layout of the list on which the steps of a pass work. The list has operands, then slots, then buffers.
 
     Attributes:
-        operands: operands of the program.
         slots: index of the first slot. A slot has the results of one attention call.
         buffers: index of each buffer, by name.
         wide: names of the local tensors and results in the accumulation dtype.
-        dtype: dtype of the inputs.
     """
 
     operands: Sequence[Operand] = ()

@@ -27,7 +27,6 @@ class Place(NamedTuple):
         base: index of the buffer in the launch; for a constant source a value of :data:`CONSTANTS`.
         wide: whether the tensor has the accumulation dtype instead of the dtype of the inputs.
         offset: offset from the address of the buffer, in elements.
-        strides: strides in elements.
     """
 
     base: int
@@ -40,7 +39,6 @@ class RowOperation(NamedTuple):
     """A copy, sum, fill or merge of tensors of one shape.
 
     Attributes:
-        shape: shape of the tensors.
         into: tensors that are written. A merge writes outputs and statistics, which have no channels.
         sources: tensors that are read. Each source has as many tensors as ``into``.
     """
@@ -59,7 +57,6 @@ class RowTable:
         rows: largest number of rows of an operation.
         width: largest number of elements of a row.
         sources: largest number of sources of an operation.
-        dtype: dtype of the inputs.
         wide: dtype of accumulators.
         aligned: whether rows of the outputs begin at multiples of eight elements.
     """

@@ -80,12 +80,7 @@ class TimelineEvent:
 
 
 class Timeline:
-    """An :data:`Observer` that records the passes of one rank.
-
-    Attributes:
-        rank: index of the rank.
-        events: recorded events, in the order of their ends.
-    """
+    """An :data:`Observer` that records the passes of one rank as ``events``, in the order of their ends."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank

@@ -42,8 +42,6 @@ class Transfers:
     """Binds transfers to the process groups of a grid.
 
     Attributes:
-        groups: process groups of the grid.
-        passes: passes that were compiled for these groups.
         received: bytes received so far, by (axis, name of the tensor).
         failure: first error of a pass over these groups, which closed them; empty while the groups can be used.
         graphs: CUDA graphs of passes (:class:`megatron_wallfacer.engine.graphed.Graphs`); None without CUDA graphs.

@@ -42,8 +42,6 @@ class Accumulator:
     """Rows to which partial results are added.
 
     Attributes:
-        rows: operands of all rows.
-        tokens: number of rows.
         written: boundaries of the row ranges that have been written, ascending: start, end, start, end, ...
         parts: parts that are still to be added, in this order.
     """

@@ -23,7 +23,6 @@ class Values:
 
     Attributes:
         rows: rows of the values that are not accumulators, by name.
-        accumulators: accumulators by name.
         aliases: name of the value that has the buffer, by name of each value without a buffer of its own.
         slots: largest number of attention calls with pending results at the same time.
     """

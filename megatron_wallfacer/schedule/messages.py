@@ -18,12 +18,7 @@ from megatron_wallfacer.schedule.workspace import aligned
 class MessageTensor:
     """One tensor of a message, at the sender or at the receiver.
 
-    Attributes:
-        axis: grid axis of the message; ``cp`` for a message along no axis.
-        peer: rank of the other end, as index in the context-parallel group.
-        tag: tag of the message.
-        name: name of the tensor.
-        pieces: operands that contain the rows of the tensor, in order; one operand for a received tensor.
+    ``pieces`` are the operands that contain the rows of the tensor, in order. A received tensor has one operand.
     """
 
     axis: str

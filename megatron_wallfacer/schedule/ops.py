@@ -62,9 +62,7 @@ class Value:
     """The contents of a named value.
 
     Attributes:
-        payload: names of the tensors.
         chunks: chunk ids of the rows, ascending.
-        head_slice: index of the head slice.
         rows: row set of the value, if the value is an operand of attention; else None.
     """
 
@@ -98,8 +96,6 @@ class Transfer:
     Attributes:
         axis: grid axis of the messages; ``cp`` for messages along no axis.
         payload: names of the tensors in each message.
-        sends: messages that leave this rank.
-        receives: messages that arrive at this rank.
     """
 
     axis: str
@@ -152,7 +148,6 @@ class Attend:
         q_into: accumulator for the query block: the partial output (out, lse) in forward, dq in backward. The
             accumulator may have more rows than the query block.
         kv_into: accumulator of dk and dv in backward, None in forward; may have more rows than the key block.
-        tiles: rows and columns of each tile, in chunks of the two blocks.
     """
 
     q: tuple[str, ...]
@@ -188,9 +183,7 @@ class Schedule:
         rank: index in the context-parallel group.
         cp_size: P, the number of context-parallel ranks.
         head_slices: number of head slices over all ranks and head groups.
-        backward: whether this is the backward pass.
         values: contents of each value, by name.
-        ops: operations in the order in which they start.
         given: names of the values that forward kept and backward reads.
         keeps: names of the values that forward keeps for backward, sorted.
     """

@@ -166,13 +166,7 @@ ProgramStep = (
 
 
 class MessageBuffer(NamedTuple):
-    """One end of a message, as a buffer.
-
-    Attributes:
-        peer: rank of the other end, as index in the context-parallel group.
-        operand: number of the operand with the bytes of the message.
-        tag: tag of the message.
-    """
+    """One end of a message: rank of the other end in the context-parallel group, operand of the bytes, and tag."""
 
     peer: int
     operand: int
@@ -185,8 +179,6 @@ class PointToPoint:
 
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.
-        sends: buffers that are sent.
-        receives: buffers that are received.
         payload: names of the tensors in each message, for error messages.
     """
 
@@ -205,7 +197,6 @@ class AllToAll:
         ranks: ranks of the process group in its order, as indices in the context-parallel group.
         send: index of the operand that contains the bytes of all sent parts, in the order of ranks.
         receive: index of the operand that contains the bytes of all received parts, in the order of ranks.
-        payload: names of the tensors in each part.
     """
 
     channel: tuple[str, str]
@@ -228,14 +219,10 @@ class Program:
     """One pass of one rank, with sizes and offsets.
 
     Attributes:
-        inputs: names of the local tensors.
         given: names of the kept values that backward reads, as buffers of bytes.
-        results: tensors that the pass returns.
         kept: name and bytes of each value that is kept for backward.
         workspace_bytes: size of the workspace, which contains all other buffers.
-        operands: operands by number.
         slots: largest number of attention calls with pending results at the same time.
-        transfers: transfers by number.
         steps: (operation, its steps) or (transfer, steps of the wait for it), in order.
         received: bytes that a run receives, by (axis, tensor).
     """

@@ -20,8 +20,6 @@ class Hop:
     """One end of a message between two positions of the ring.
 
     Attributes:
-        axis: grid axis along which the message is sent.
-        peer: rank of the other end.
         step: ring step in which the receiver uses the message.
         closes_pass: whether the message carries the gradient that a whole pass of the inner ring has accumulated.
     """

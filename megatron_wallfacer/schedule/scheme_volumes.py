@@ -38,7 +38,6 @@ class SchemeVolume:
     """Elements that the busiest rank receives for one layer, in units of one query shard.
 
     Attributes:
-        cp_size: context-parallel size.
         group: query heads per kv head.
         scheme: name of a scheme, or key of :data:`BEST`.
         grid: axis sizes; :data:`DOES_NOT_FIT` if there is no such grid. All numbers are then None.

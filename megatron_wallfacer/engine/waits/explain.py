@@ -14,12 +14,9 @@ class State:
     """The published state of a rank.
 
     Attributes:
-        rank: global rank.
-        host: name of the node.
         beat: number of states published so far. A rank whose ``beat`` stops growing is stopped or dead.
         passes: number of attention passes that the rank has begun.
         layer: number or name of the layer of the last pass; None outside a model.
-        backward: whether the last pass is a backward pass.
         label: messages that the rank waits for; None if the rank waits for no message of attention.
         seconds: duration of the wait in seconds.
         place: line of code that the main thread runs.
@@ -59,12 +56,7 @@ class State:
 
 @dataclass(frozen=True)
 class Seen:
-    """The last state of another rank, as read from the store.
-
-    Attributes:
-        state: last published state.
-        silent: seconds since the last publication if the next one is overdue; else None.
-    """
+    """The last published state of a rank, and the seconds since its publication if the next state is overdue."""
 
     state: State
     silent: float | None = None

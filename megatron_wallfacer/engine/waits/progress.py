@@ -33,10 +33,8 @@ class Progress:
 
     Attributes:
         label: label of the wait that blocks the host; None without a wait.
-        waits: number of completed waits.
         passes: number of passes that have begun.
         layer: number or name of the layer of the last pass; None outside a model.
-        backward: whether the last pass is a backward pass.
         broken: messages whose wait raised an error; None after the error has been reported.
         posted: label and work of the last transfer started on NCCL, whose waits do not block the host.
     """
