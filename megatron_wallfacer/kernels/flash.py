@@ -101,9 +101,7 @@ class FlashKernel(PreparedKernel):
     """A version of FlashAttention. All releases write gradients into tensors that the caller passes.
 
     For ``module`` and ``title`` see :class:`LoadedLibrary`, for ``deterministic`` see :class:`PreparedKernel`.
-
-    Raises:
-        UnavailableError: The library is not installed, or its version is not supported.
+    A library that is not installed or not supported raises :class:`UnavailableError`.
     """
 
     def __init__(

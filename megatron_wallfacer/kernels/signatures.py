@@ -2,6 +2,9 @@
 
 Releases of the libraries rename, add and drop parameters. A parameter that a release does not have may be omitted only
 if the function computes the same result without the parameter.
+
+A missing function, parameters that cannot be read, and every other difference between a call and the signature raise
+:class:`UnavailableError`.
 """
 
 from __future__ import annotations
@@ -45,11 +48,7 @@ class Signature:
 
     @classmethod
     def of(cls, function: Callable[..., Any], *, name: str, owner: str, needs: str) -> Signature:
-        """Return the signature of a Python function or of a torch operator.
-
-        Raises:
-            UnavailableError: The function takes ``*args`` or ``**kwargs``, so that its parameters are unknown.
-        """
+        """Return the signature of a Python function or of a torch operator."""
         schema = _schema(function)
         if schema is not None:
             has_default = {argument.name: argument.has_default_value() for argument in schema.arguments}
@@ -62,11 +61,7 @@ class Signature:
         return cls(owner, name, frozenset(has_default), required, needs)
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments of a call, without each :class:`OptionalArgument` that has no parameter.
-
-        Raises:
-            UnavailableError: A required value has no parameter, or a parameter without a default has no value.
-        """
+        """Return the keyword arguments of a call, without each :class:`OptionalArgument` that has no parameter."""
         missing = [
             name for name, value in values.items() if name not in self.names and not isinstance(value, OptionalArgument)
         ]
@@ -95,9 +90,6 @@ class LibraryFunction:
 
     The function is None if it does not exist. ``tensors`` are the parameters that each call passes by keyword. For
     ``owner`` and ``needs`` see :class:`Signature`.
-
-    Raises:
-        UnavailableError: The function does not exist, or its parameters are unknown.
     """
 
     def __init__(
@@ -113,11 +105,7 @@ class LibraryFunction:
         return name in self.signature.names
 
     def bind(self, values: Mapping[str, Any]) -> Callable[..., Any]:
-        """Return the function with all arguments bound except the tensors; see :meth:`Signature.arguments`.
-
-        Raises:
-            UnavailableError: The arguments do not fit the signature.
-        """
+        """Return the function with all arguments bound except the tensors; see :meth:`Signature.arguments`."""
         arguments = self.signature.arguments(self._tensors | dict(values))
         return partial(self._function, **{name: arguments[name] for name in arguments if name not in self._tensors})
 
@@ -135,10 +123,6 @@ class LoadedLibrary:
         self.module, self.title, self.needs = module or library.load(), title or library.title, needs
 
     def function(self, name: str, tensors: Iterable[str]) -> LibraryFunction:
-        """Return a function of the library; see :class:`LibraryFunction`.
-
-        Raises:
-            UnavailableError: The function does not exist, or its parameters are unknown.
-        """
+        """Return a function of the library; see :class:`LibraryFunction`."""
         function = getattr(self.module, name, None)
         return LibraryFunction(function, name=name, tensors=tensors, owner=self.title, needs=self.needs)

@@ -39,9 +39,7 @@ class TransformerEngineKernel(PreparedKernel):
     strides, so all tensors are made contiguous.
 
     For ``module`` and ``title`` see :class:`LoadedLibrary`, for ``deterministic`` see :class:`PreparedKernel`.
-
-    Raises:
-        UnavailableError: The library is not installed, or its version is not supported.
+    A library that is not installed or not supported raises :class:`UnavailableError`.
     """
 
     name = "te"
