@@ -40,7 +40,7 @@ def cluster_of(devices: int) -> Cluster:
 
 def row(model: str, devices: int) -> str:
     """Return one line of the table."""
-    found = longest_sequences(Request(model_named(model), cluster_of(devices), 1))
+    found = longest_sequences(Request(model_named(model), cluster_of(devices), 1, optimizers="all"))
     plain = next((one for one in found if one.configuration.has_plain_optimizer), None)
     other = next((one for one in found if not one.configuration.has_plain_optimizer), None)
     published = PUBLISHED.get((model, devices), "-")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from megatron_wallfacer.planning.report import Report
 
 #: Options that only a search allows, and options that only the prediction of one grid allows.
-_SEARCH_ONLY = ("max_seq", "grids", "plot")
+_SEARCH_ONLY = ("max_seq", "grids", "plot", "untested_optimizers")
 _SIZES = ("head_size", "team_size", "kv_team_size", "ring_inner_size")
 _GRID_ONLY = (*_SIZES, "placement", "head_groups", "keep_gathered_q", "recompute", "microbatches")
 
@@ -35,6 +35,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--pp", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
     parser.add_argument("--cp", type=int, metavar="N", help="context-parallel size (default: all remaining ranks)")
     parser.add_argument("--cuda-graphs", action="store_true", help="count the memory of --wallfacer-cuda-graphs")
+    parser.add_argument(
+        "--untested-optimizers",
+        action="store_true",
+        help="search Megatron's optimizer flags that no test here uses, too",
+    )
     parser.add_argument("--max-seq", action="store_true", help="find the longest sequence instead of planning --seq")
     parser.add_argument("--grids", action="store_true", help="print grids of attention in the best configuration")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the flags of the first row as a preset")
@@ -100,7 +105,8 @@ def _request(arguments: argparse.Namespace) -> Request:
     cluster = part_of(load_cluster(arguments.cluster, arguments.nodes), arguments.gpus_per_node, arguments.memory)
     sizes = {name: getattr(arguments, name) for name in ("tp", "pp", "cp", "cuda_graphs")}
     tokens, causal = token_count(arguments.seq), not arguments.full_mask
-    return Request(model_named(arguments.model), cluster, tokens, causal=causal, **sizes)
+    optimizers = "all" if arguments.untested_optimizers else "tested"
+    return Request(model_named(arguments.model), cluster, tokens, causal=causal, optimizers=optimizers, **sizes)
 
 
 def _print(report: Report) -> None:

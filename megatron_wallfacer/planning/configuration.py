@@ -8,7 +8,7 @@ from functools import cached_property
 
 from megatron_wallfacer.planning.choice import Choice
 from megatron_wallfacer.planning.cluster import Cluster
-from megatron_wallfacer.planning.flag_combinations import has_plain_optimizer
+from megatron_wallfacer.planning.flag_combinations import Optimizers, has_plain_optimizer
 from megatron_wallfacer.planning.inventory import Buffer
 from megatron_wallfacer.planning.model import Model
 from megatron_wallfacer.planning.rank_memory import rank_buffers
@@ -33,7 +33,7 @@ class Request:
         cp: context-parallel size; None for all remaining ranks.
         causal: whether the mask is causal; otherwise attention is full.
         cuda_graphs: whether passes of attention are CUDA graphs.
-        plain_only: whether to omit all optimizers except the plain one (fp32 gradients and states on the device).
+        optimizers: optimizers that the search considers.
     """
 
     model: Model
@@ -44,7 +44,7 @@ class Request:
     cp: int | None = None
     causal: bool = True
     cuda_graphs: bool = False
-    plain_only: bool = False
+    optimizers: Optimizers = "tested"
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def _candidate(request: Request, sizes: ParallelSizes) -> SizeCandidate:
 def closed_forms(candidate: SizeCandidate) -> ClosedForms:
     """Return estimates for every combination of flags, which count kernel time of attention but no buffers of it."""
     request, job = candidate.request, candidate.job
-    combinations = flag_combinations(request.cluster, job.cp_size, plain_only=request.plain_only)
+    combinations = flag_combinations(request.cluster, job.cp_size, request.optimizers)
     steps = {flags: candidate.step(flags, _kernels_alone(job, flags)) for flags in combinations}
     leanest = min(steps, key=lambda flags: steps[flags].memory_gb)
     fitting = [step.seconds for step in steps.values() if fits_memory(step, request.cluster)]

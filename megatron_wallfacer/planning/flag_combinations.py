@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Literal
 
 from megatron_wallfacer.planning.attention_memory import AttentionMemory
 from megatron_wallfacer.planning.cluster import Cluster
@@ -14,8 +15,14 @@ from megatron_wallfacer.planning.token_tiles import tiled
 from megatron_wallfacer.planning.training_options import Adam, ParallelSizes, TrainingOptions
 
 #: (state of Adam, bytes per element of a gradient). The first pair is the plain optimizer. The second pair rounds
-#: gradients to bf16. The other pairs need CUDA or TransformerEngine, so this project's tests do not train with them.
-OPTIMIZERS: tuple[tuple[Adam, int], ...] = (("device", 4), ("device", 2), ("precision-aware", 4), ("host", 4))
+#: gradients to bf16. This project's tests train with both.
+OPTIMIZERS: tuple[tuple[Adam, int], ...] = (("device", 4), ("device", 2))
+#: Optimizers that need CUDA or TransformerEngine, so that no test trains with them.
+UNTESTED_OPTIMIZERS: tuple[tuple[Adam, int], ...] = (("precision-aware", 4), ("host", 4))
+
+#: Which optimizers a search considers: fp32 gradients and states on the device, or all that tests train with, or all.
+Optimizers = Literal["plain", "tested", "all"]
+_OPTIMIZERS = {"plain": OPTIMIZERS[:1], "tested": OPTIMIZERS, "all": OPTIMIZERS + UNTESTED_OPTIMIZERS}
 
 
 @dataclass(frozen=True)
@@ -40,21 +47,19 @@ class FlagCombination:
         return replace(self, loss_tiles=False, mlp_tiles=False)
 
 
-def flag_combinations(cluster: Cluster, cp_size: int, *, plain_only: bool = False) -> Iterator[FlagCombination]:
+def flag_combinations(cluster: Cluster, cp_size: int, optimizers: Optimizers = "tested") -> Iterator[FlagCombination]:
     """Yield every supported combination of flags. Those that differ only in tiles are consecutive, first without tiles.
 
     Flags for host memory need a cluster with size and copy rate of host memory. Token tiles are not supported with bf16
-    gradients. With one context-parallel rank Megatron's own attention runs, whose output is not kept. ``plain_only``
-    omits all optimizers except the plain one (fp32 gradients and states on the device).
+    gradients. With one context-parallel rank Megatron's own attention runs, whose output is not kept.
     """
-    optimizers = OPTIMIZERS[:1] if plain_only else OPTIMIZERS
     on_host = (False, True) if cluster.offers_host_memory else (False,)
     for recompute, (inputs, outputs) in product(RECOMPUTE, product(on_host, on_host)):
         if (inputs and recompute == "none") or (outputs and recompute != "keep-attention"):
             continue
         if cp_size == 1 and recompute == "keep-attention":
             continue
-        for (adam, size), (loss, mlp) in product(optimizers, product((False, True), repeat=2)):
+        for (adam, size), (loss, mlp) in product(_OPTIMIZERS[optimizers], product((False, True), repeat=2)):
             if (size == 2 and (loss or mlp)) or (adam == "host" and not cluster.offers_host_memory):
                 continue
             yield FlagCombination(recompute, inputs, outputs, adam, size, loss, mlp)

@@ -49,7 +49,7 @@ class LongestSequence:
 
 
 def longest_sequences(request: Request) -> list[LongestSequence]:
-    """Return the longest sequence with the plain optimizer, then a longer one with other optimizer flags, if any.
+    """Return the longest sequence with the plain optimizer, then a longer one with others of the request, if any.
 
     The sequence length of the request is ignored. The list is empty if even the shortest sequence does not fit.
 
@@ -58,16 +58,16 @@ def longest_sequences(request: Request) -> list[LongestSequence]:
     """
     grids = [(candidate, choice) for candidate in _candidates(request) for choice in _leanest_grids(candidate)]
     longest: list[LongestSequence] = []
-    for plain_only in (True, False):
+    for optimizers in dict.fromkeys(("plain", request.optimizers)):
         tokens, sizes = 0, None
         for candidate, choice in grids:
-            for flags in flag_combinations(request.cluster, candidate.job.cp_size, plain_only=plain_only):
+            for flags in flag_combinations(request.cluster, candidate.job.cp_size, optimizers):
                 if (flags.loss_tiles and flags.mlp_tiles) or flags.gradient_bytes == 2:
                     fits = partial(_fits, candidate, choice, flags)
                     more = _most_tokens(fits, tokens, request.cluster.ranks)
                     tokens, sizes = (more, candidate.sizes) if more else (tokens, sizes)
         if sizes is not None:
-            best = _simulated(replace(request, tp=sizes.tp, tokens=tokens, plain_only=plain_only))
+            best = _simulated(replace(request, tp=sizes.tp, tokens=tokens, optimizers=optimizers))
             if not longest or best.configuration.request.tokens > longest[0].configuration.request.tokens:
                 longest.append(best)
     return longest

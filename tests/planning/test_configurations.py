@@ -34,6 +34,11 @@ def test_an_8b_model_at_1m_tokens_on_one_node() -> None:
         assert one.options.loss_tiles > 1  # logits are 101 GB per rank
 
 
+def test_untested_optimizers_are_searched_only_on_request() -> None:
+    assert {one.options.adam for one in result(TARGET).best} == {"device"}
+    assert "host" in {one.options.adam for one in result(replace(TARGET, optimizers="all")).best}
+
+
 def test_attention_run_again_takes_longer_than_attention_kept() -> None:
     best = result(TARGET).best
     kept, full = (

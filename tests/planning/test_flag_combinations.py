@@ -28,13 +28,15 @@ def options(flags: FlagCombination, forward_s: float = 2.0, **changes: float) ->
 
 
 def test_only_supported_combinations_are_generated() -> None:
-    found = list(flag_combinations(CLUSTER, 8))
+    found = list(flag_combinations(CLUSTER, 8, "all"))
     assert len(set(found)) == len(found)
     for one in found:
         assert not (one.gradient_bytes == 2 and (one.loss_tiles or one.mlp_tiles))
         assert not (one.outputs_on_host and one.recompute != "keep-attention")
         assert not (one.inputs_on_host and one.recompute == "none")
     assert {one.adam for one in found} == {"device", "precision-aware", "host"}
+    assert {one.adam for one in flag_combinations(CLUSTER, 8)} == {"device"}
+    assert {one.gradient_bytes for one in flag_combinations(CLUSTER, 8, "plain")} == {4}
 
 
 def test_one_rank_keeps_no_output() -> None:
@@ -43,7 +45,7 @@ def test_one_rank_keeps_no_output() -> None:
 
 @pytest.mark.parametrize("missing", ["host_link", "host_memory_gb"])
 def test_without_a_host_nothing_goes_there(missing: str) -> None:
-    found = list(flag_combinations(replace(CLUSTER, **{missing: None}), 8))
+    found = list(flag_combinations(replace(CLUSTER, **{missing: None}), 8, "all"))
     assert not any(one.inputs_on_host or one.outputs_on_host or one.adam == "host" for one in found)
 
 

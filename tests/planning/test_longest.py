@@ -13,7 +13,7 @@ from megatron_wallfacer.planning.longest import UNITS, _most_tokens, longest_seq
 from megatron_wallfacer.planning.model import MODELS
 
 NODE = load_cluster("h100-8x8", 1)
-REQUEST = Request(MODELS["llama3-8b"], NODE, 1, tp=4)
+REQUEST = Request(MODELS["llama3-8b"], NODE, 1, tp=4, optimizers="all")
 
 
 def test_an_8b_model_on_one_node() -> None:
@@ -23,11 +23,16 @@ def test_an_8b_model_on_one_node() -> None:
         assert one.configuration.fits
         assert one.configuration.has_plain_optimizer == only_plain
         assert not fits_memory(one.longer.step, NODE)
-        request = replace(REQUEST, tokens=tokens + one.unit, plain_only=only_plain)
+        request = replace(REQUEST, tokens=tokens + one.unit, optimizers="plain" if only_plain else "all")
         assert search_configurations(request).best == ()
     assert plain.configuration.request.tokens >= 2_000_000
     assert other.configuration.request.tokens > plain.configuration.request.tokens
     assert other.configuration.options.adam == "host"
+
+
+def test_only_tested_optimizers_are_considered_unless_others_are_requested() -> None:
+    for one in longest_sequences(replace(REQUEST, optimizers="tested")):
+        assert one.configuration.options.adam == "device"
 
 
 def test_host_memory_may_stop_it() -> None:
