@@ -46,7 +46,7 @@ class ChosenTiles:
 
 
 def choose_tiles(settings: Settings, args: argparse.Namespace) -> tuple[Settings, ChosenTiles | None]:
-    """Return the settings with a number of tiles in place of each ``auto``, and the activations, if any is ``auto``.
+    """Return the settings with numbers of tiles instead of ``auto``, and the activations (None without ``auto``).
 
     Raises:
         WallfacerError: A flag is ``auto``, but the command line lacks a model size or the layers are not dense.

@@ -89,8 +89,8 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
     Args:
         flag: flag to find.
-        values: values of the flag that the function finds. If empty, the function finds every value that is true in a
-            condition and is not ``off``.
+        values: values that the function finds. If empty, the function finds all values except ``off``, None, False, 0
+            and empty texts.
         off: value with which the flag has no effect.
     """
     attribute = _attribute(flag)
@@ -131,7 +131,7 @@ def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = 
         flag: first flag with its value, as typed, which the error names.
         other: second flag with its value.
         reason: clause after "because".
-        needs: flags, as typed, without which ``flag`` has another error.
+        needs: flags, as typed, that ``flag`` requires.
         off: value with which the second flag has no effect.
         more: further attributes of the combination.
     """
@@ -168,7 +168,7 @@ def sequence_length(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def cp_comm_type(args: Any, argv: Sequence[str]) -> str | None:
-    """Find ``--cp-comm-type`` if no layer keeps Megatron's own attention, which is all that reads the flag."""
+    """Find ``--cp-comm-type`` if no layer has Megatron's own attention. The plugin's attention ignores the flag."""
     kept = getattr(args, "wallfacer_layers", None) is not None
     return as_typed("--cp-comm-type", args.cp_comm_type) if not kept and is_typed(argv, "--cp-comm-type") else None
 

@@ -41,11 +41,6 @@ class Keeper:
         _check_after_steps()
         _keepers.add(self)
 
-    @property
-    def waiting(self) -> int:
-        """Number of stored forward passes that have not been recomputed yet."""
-        return len(self._kept)
-
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call, *, sinks: Tensor | None = None) -> Tensor:
         """Run :func:`megatron_wallfacer.engine.autograd.attend` for a module in training.
 

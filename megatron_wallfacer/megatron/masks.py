@@ -20,7 +20,7 @@ def layer_mask(config: Any, layer_number: int, causal: bool) -> Mask:
 
 
 def is_window_layer(config: Any, layer_number: int) -> bool:
-    """Return whether a layer has a sliding window. Without ``window_attn_skip_freq`` each layer has ``window_size``."""
+    """Return whether a layer has a sliding window. Without ``window_attn_skip_freq`` a window applies to all layers."""
     if not getattr(config, "window_size", None):
         return False
     if getattr(config, "window_attn_skip_freq", None) is None:

@@ -23,7 +23,7 @@ REMEMBERED = 64
 
 @dataclass
 class _Step:
-    """Times of passes and waits in one step, and the number of passes and the received bytes by the pass's name."""
+    """Measurements of one step: times of passes and waits, numbers of passes, and bytes that passes received."""
 
     marks: list[tuple[str, Any, Any]] = field(default_factory=list)
     passes: Counter[str] = field(default_factory=Counter)

@@ -54,7 +54,7 @@ class Libraries:
 
 
 def complete_for_gpu(argv: Sequence[str], libraries: Libraries) -> list[str]:
-    """Add the flags without which Megatron does not start on a GPU to a command line of this package.
+    """Add flags to a command line of this package, so that Megatron starts on a GPU.
 
     Returns:
         `argv` followed by each needed flag that `argv` lacks.

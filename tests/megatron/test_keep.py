@@ -61,7 +61,7 @@ def received_by(rank: int, case: Case, run: str) -> tuple[int, list[list[float]]
         out = checkpoint(lambda q, k, v: attention(q, k, v, call), q, k, v, use_reentrant=True)
     out.backward(dout)
     transfers.groups.close()
-    assert not keeper.waiting
+    assert not keeper._kept
     return sum(transfers.received.values()), [x.grad.flatten().tolist() for x in (q, k, v)]
 
 
@@ -79,10 +79,10 @@ def test_micro_batches_on_their_way_find_their_own() -> None:
     call, keeper = lone_call(), Keeper("layer 1")
     batches = [inputs(seed) for seed in range(3)]
     outs = [recomputed(keeper, call, batch) for batch in batches]
-    assert keeper.waiting == 3
+    assert len(keeper._kept) == 3
     for out in outs:
         out.square().sum().backward()
-    assert keeper.waiting == 0
+    assert not keeper._kept
     for seed, batch in enumerate(batches):
         alone = inputs(seed)
         attend(*alone, call).square().sum().backward()

@@ -20,4 +20,5 @@ def noted(self: Transfers, groups: AxisGroups) -> None:
 Transfers.__init__ = noted
 runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "pretrain_gpt.py"), run_name="__main__")
 received = sum(sum(transfers.received.values()) for transfers in made)
-print("counted", json.dumps({"received": received, "waiting": sum(keeper.waiting for keeper in _keepers)}), flush=True)
+waiting = sum(len(keeper._kept) for keeper in _keepers)
+print("counted", json.dumps({"received": received, "waiting": waiting}), flush=True)

@@ -41,7 +41,7 @@ def code() -> dict[str, str | None]:
 
 
 def labels(megatron_version: str) -> dict[str, str | None]:
-    """Return versions of packages, which may differ between ranks, because :func:`code` compares their content."""
+    """Return package versions. Versions may differ between ranks, because :func:`code` compares packages by content."""
     return {
         "megatron-wallfacer": megatron_wallfacer.__version__,
         "megatron-core": megatron_version,

@@ -61,7 +61,7 @@ def record_of(parsed: Parsed, settings: Settings | None, version: Version) -> Re
 
 
 def _fields(settings: Settings | Plan, prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    """Yield the names and values of all fields, of the fields of plans, and of flags that the plugin may choose."""
+    """Yield names and values of settings, with the fields of each plan and the flags that the plugin may choose."""
     for field in fields(settings):
         value, name = getattr(settings, field.name), f"{prefix} {field.name}".strip()
         if isinstance(value, Plan):

@@ -58,8 +58,8 @@ def _corrected(loss_func: LossFunction, config: Any, state: PluginState) -> Loss
 def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
     """Return `loss_func` with the mean over a group's unmasked tokens in place of a sum and a number of tokens.
 
-    The new function returns 1 as the number of tokens of every rank. A sum of equal numbers over the context-parallel
-    ranks, in Megatron or in the script, does not change the quotient of loss and number of tokens.
+    The new function returns 1 as the number of tokens of every rank. All ranks then have the same weight, even if
+    Megatron or the script sums numbers of tokens over the context-parallel ranks.
 
     Args:
         loss_func: loss function of a script. The new function does not change the result of a ``loss_func`` that
@@ -83,10 +83,10 @@ def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
 
 
 def report_of_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
-    """Return ``loss_func`` with sums over a group in the report, a dict of pairs (sum of token losses, tokens) by name.
+    """Return ``loss_func`` with its report summed over a group.
 
-    In evaluation with ``--sft`` Megatron averages quotients of these pairs over ranks. Quotients of sums over the group
-    are equal on all ranks of the group.
+    A report is a dict of pairs (sum of token losses, number of tokens). In evaluation with ``--sft`` Megatron averages
+    the quotients of the pairs over ranks. Sums over the group make the quotients equal on all ranks of the group.
 
     Args:
         loss_func: loss function of a script, which returns the report as its last value.

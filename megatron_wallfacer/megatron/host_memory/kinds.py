@@ -87,7 +87,7 @@ def pipeline_of(config: Any, chunks: int) -> Pipeline:
 
 
 def recomputed_groups(config: Any, layers: int) -> list[tuple[int, ...]]:
-    """Return the layers of a model chunk that backward recomputes together, in tuples of numbers from 0."""
+    """Return one tuple per activation checkpoint of a model chunk: the numbers of its layers, from 0."""
     if config.recompute_granularity != "full":
         return [(layer,) for layer in range(layers)]
     if config.recompute_method == "block":
