@@ -2,8 +2,8 @@
 
     import megatron_wallfacer.auto  # first of all, before torch and Megatron
 
-This import prepares the process and its command line as `python -m megatron_wallfacer pretrain_gpt.py` does before it
-runs the script. `scripts/apply_patch.sh` writes the import into a Megatron checkout.
+The import has the effect of the launcher `python -m megatron_wallfacer`: it prepares the device, `sys.argv` and the
+hooks. `scripts/apply_patch.sh` writes the import into a Megatron checkout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def activate() -> None:
     """Prepare the device, complete `sys.argv` and install the hooks, unless the launcher has installed them already.
 
     Raises:
-        SystemExit: Code 2, after one line on stderr, for a request that is not supported.
+        SystemExit: A setting is not supported. The exit code is 2, and stderr gets one line.
     """
     if _is_in():
         return

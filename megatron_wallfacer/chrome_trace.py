@@ -1,4 +1,4 @@
-"""Timelines as files of the Chrome trace format, which Perfetto opens, and descriptions of the recording rank."""
+"""Write timelines as files of the Chrome trace format, which Perfetto opens, with a description of each rank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_RANKS = 1 << 20
 def trace_events(rank: int, events: Iterable[TimelineEvent]) -> list[dict[str, object]]:
     """Return the events of a rank in the Chrome trace format: one process for the rank, one thread for each row.
 
-    Rows outside :data:`megatron_wallfacer.engine.timeline.ROWS` follow the rows in it.
+    The rows in :data:`megatron_wallfacer.engine.timeline.ROWS` are first, and all other rows follow by name.
     """
     events = list(events)
     rows = [*ROWS, *sorted({event.row for event in events} - set(ROWS))]
@@ -61,7 +61,7 @@ class TraceSource:
         run: identifier that is equal on all ranks of a run and differs between runs.
         device: device type, ``cpu`` or ``cuda``.
         host: name of the node. The ranks of a node share the monotonic clock that times the events.
-        wall_s: difference of the node's wall clock and its monotonic clock, in seconds.
+        wall_s: seconds of the node's wall clock minus seconds of its monotonic clock.
     """
 
     rank: int
@@ -73,7 +73,7 @@ class TraceSource:
 
     @classmethod
     def here(cls, rank: int, ranks: int, run: str, device: str) -> TraceSource:
-        """Describe this process, its node and the present difference of the node's clocks."""
+        """Return the description of this process."""
         return cls(rank, ranks, run, device, gethostname(), time.time() - time.monotonic())
 
     def as_dict(self) -> dict[str, Any]:

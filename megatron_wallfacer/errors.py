@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 class WallfacerError(ValueError):
-    """An error of the user's request, whose one-line message has the given value and the allowed values."""
+    """An error in the user's input. The message is one line with the given value and the allowed values."""
 
 
 class OptionError(WallfacerError):
-    """One option has a value that is not allowed.
+    """An error of one option: its value is not allowed.
 
     Args:
         option: name in the Python API, such as ``team_size`` for ``--wallfacer-team-size``.
@@ -24,7 +24,7 @@ class OptionError(WallfacerError):
 
 
 class DisagreementError(WallfacerError):
-    """An error of settings that differ between ranks but must be equal, with one line of the message per setting."""
+    """An error of settings that must be equal on all ranks but differ. The message has one line per setting."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))

@@ -84,15 +84,15 @@ class PlainFile:
     """The values of a YAML file.
 
     Attributes:
-        data: mappings with text as keys, lists, text, numbers, booleans, None.
-        lines: line of each entry, by a name such as ``host.messages[0].size``; the name of the whole file is "".
+        data: content of the file: dicts with str keys, lists, str, int, float, bool and None.
+        lines: line number of each entry. A key is a path such as ``host.messages[0].size``, or "" for the whole file.
     """
 
     data: Any
     lines: Mapping[str, int] = field(default_factory=dict)
 
     def line(self, entry: str) -> int:
-        """Return the line of an entry, or of the innermost existing container of a missing entry."""
+        """Return the line number of an entry. If the entry is missing, return the line of its mapping or list."""
         while entry and entry not in self.lines:
             entry = entry[: max(entry.rfind("."), entry.rfind("["), 0)]
         return self.lines.get(entry, 1)
@@ -193,7 +193,7 @@ def _reject_constant(text: str) -> NoReturn:
 
 
 def _position_of_error(text: str) -> int:
-    """Return where the innermost object with the error begins. The C scanner of json does not report this position."""
+    """Return the index in ``text`` of the object with the error. json's C scanner does not report the index."""
     position = 0
 
     class Decoder(json.JSONDecoder):

@@ -27,7 +27,7 @@ class PrintCompletion(argparse.Action):
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """Return the completion script of a parser. The function changes the parser's actions.
+    """Return the completion script of a parser. The function adds choices to the parser's arguments.
 
     Raises:
         WallfacerError: shtab is not installed.

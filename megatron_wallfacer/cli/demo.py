@@ -96,7 +96,7 @@ def _train(arguments: argparse.Namespace, console: Console, scheme: str) -> dict
 def compare_losses(plan: Plan, losses: dict[str, list[float]], directory: Path) -> DemoResult:
     """Compare the last run with the first run, and draw the losses and the grid into a folder.
 
-    The losses are given by the name of the run, with the context-parallel run last, and by iteration.
+    ``losses`` has the losses of each run, by iteration. The context-parallel run is the last.
     """
     from megatron_wallfacer.plots.grid import draw_grid
     from megatron_wallfacer.plots.loss import draw_losses

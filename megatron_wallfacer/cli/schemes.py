@@ -62,8 +62,8 @@ class SchemeCosts:
         ring_variants: pass-KV or pass-Q in forward and in backward, or a dash without a ring.
         forward_volume, backward_volume: elements received, in units of one Q shard.
         forward_messages, backward_messages: messages received.
-        forward_buffers, backward_buffers: peak size of the buffers without the rank's own tensors, in units of the size
-            of one Q shard in a dtype of two bytes. Partial results and gradients take four bytes per element.
+        forward_buffers, backward_buffers: peak size of the schedule's buffers, in units of one Q shard with two bytes
+            per element. Partial results and gradients have four bytes per element. The rank's own tensors do not count.
     """
 
     scheme: str

@@ -64,7 +64,7 @@ def run_trace(arguments: argparse.Namespace) -> int:
 
 
 def _select_passes(timelines: Sequence[RankTimeline], name: str | None, path: Path) -> list[RankTimeline]:
-    """Drop all events outside the forward or the backward passes, unless ``name`` is None."""
+    """Return the events in the passes ``name`` (forward or backward), or all events if ``name`` is None."""
     from megatron_wallfacer.engine.timeline import by_pass
 
     if name is None:
@@ -80,14 +80,14 @@ def _select_passes(timelines: Sequence[RankTimeline], name: str | None, path: Pa
 
 
 def _note_on_times(timelines: Sequence[RankTimeline]) -> dict[str, str]:
-    """Return a note if the recorded times are those of the host but work ran on a GPU."""
+    """Return a note if ranks used a GPU: the times are those of the host, which launches the GPU's work earlier."""
     if not any(timeline.origin and timeline.origin.device == "cuda" for timeline in timelines):
         return {}
     return {"times": "of the host, which launches CUDA work and continues; they show the order, not the duration"}
 
 
 def _output_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """Return the trace file and the plot file. The trace file must not replace the input."""
+    """Return the trace file and the plot file. The trace file must not overwrite the timeline file."""
     source: Path = arguments.path
     folder: Path = arguments.out or (source if source.is_dir() else source.parent)
     trace, plot = folder / f"{NAME}.json", folder / f"{NAME}.{arguments.picture}"
@@ -114,7 +114,7 @@ def _write(
 
 
 def _print(totals: Sequence[RankTotals]) -> None:
-    """Print one row per rank, with host names if there are several, and the ranks that limit the other ranks."""
+    """Print one row per rank, then the slowest rank and the rank for which the other ranks wait."""
     from megatron_wallfacer.cli.table import show_table
     from megatron_wallfacer.traces.report import least_exposed, slowest
 

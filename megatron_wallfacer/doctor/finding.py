@@ -13,12 +13,12 @@ Status = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the report.
+    """Result of one check: one row of the table that ``wallfacer doctor`` prints.
 
     Attributes:
         name: name of the check.
         status: ``problem`` if training would fail or be slow, ``note`` for other information, else ``ok``.
-        result: result of the check.
+        result: text that says what the check found.
         remedy: command or change that solves the problem, or empty.
     """
 

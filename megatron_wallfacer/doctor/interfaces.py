@@ -57,7 +57,7 @@ def network() -> Iterator[Finding]:
 
 
 def gloo_interface() -> Iterator[Finding]:
-    """Check gloo's interface, which ``GLOO_SOCKET_IFNAME`` names or which has the address of the host name."""
+    """Check the interface that gloo uses: ``GLOO_SOCKET_IFNAME`` if set, else the interface with the host's address."""
     named, present = os.environ.get(_GLOO), interfaces()
     if named:
         yield from _gloo_by_variable(named, present)
@@ -78,7 +78,7 @@ def gloo_interface() -> Iterator[Finding]:
 
 
 def nccl_interface() -> Iterator[Finding]:
-    """Check the interface of NCCL's bootstrap on GPUs. NCCL's data may use InfiniBand instead."""
+    """Check the interface of NCCL's bootstrap on GPUs. After the bootstrap, NCCL may send data over InfiniBand."""
     import torch
 
     if not torch.cuda.is_available():
@@ -107,9 +107,10 @@ def master_address() -> Iterator[Finding]:
 
 
 def nccl_interfaces(present: Sequence[Interface], wanted: str) -> list[Interface]:
-    """Return the interfaces that NCCL selects for the value ``wanted`` of ``NCCL_SOCKET_IFNAME``, which may be empty.
+    """Return the interfaces that NCCL selects if ``NCCL_SOCKET_IFNAME`` has the value ``wanted``, or "" if not set.
 
-    The value is a list of name prefixes. A leading ``^`` excludes the listed prefixes, and ``=`` compares whole names.
+    ``wanted`` is a list of name prefixes. ``^`` before the list excludes the interfaces with these prefixes. ``=``
+    before the list compares whole names instead of prefixes.
     """
     for pattern in (wanted,) if wanted else _NCCL_ORDER:
         if selected := [interface for interface in present if interface.up and _matches(pattern, interface.name)]:

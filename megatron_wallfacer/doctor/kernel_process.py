@@ -71,7 +71,7 @@ def _result(name: str, device: torch.device, report: TextIO, deadline_s: int) ->
 
 
 def _call(name: str, device: torch.device, begin: Callable[[str], None]) -> dict[str, object]:
-    """Return fields of :class:`KernelResult`. The kernel that ``auto`` selects is called by its own name only."""
+    """Return fields of :class:`KernelResult`. ``auto`` only selects a kernel and does not call it."""
     from megatron_wallfacer.kernels import candidates, select_kernel
     from megatron_wallfacer.kernels.protocol import Inputs
 
@@ -88,7 +88,7 @@ def _call(name: str, device: torch.device, begin: Callable[[str], None]) -> dict
 
 
 def relative_errors(kernel: Kernel, device: torch.device, begin: Callable[[str], None]) -> dict[str, float]:
-    """Call a kernel on a causal tile, and return the relative error of each tensor by name.
+    """Call a kernel on a causal tile, and return the relative errors of its results: out, lse, dq, dk and dv.
 
     The function ``begin`` is called with the name of each stage.
     """

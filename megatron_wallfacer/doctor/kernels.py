@@ -45,7 +45,7 @@ def kernels() -> Iterator[Finding]:
 
 
 def call_kernels(names: Sequence[str], command: Sequence[str] = COMMAND) -> Iterator[KernelResult]:
-    """Yield the results of kernels in order. A new process calls the remaining kernels if a process ends early."""
+    """Yield the result of each kernel in ``names``. If a process ends early, a new one calls the remaining kernels."""
     remaining = list(names)
     while remaining:
         for result in _results(remaining, command):
@@ -54,7 +54,7 @@ def call_kernels(names: Sequence[str], command: Sequence[str] = COMMAND) -> Iter
 
 
 def kernel_finding(result: KernelResult, cudnn_of_torch: str | None) -> Finding:
-    """Return the finding on one kernel. ``cudnn_of_torch`` is the folder of the cuDNN that PyTorch installs."""
+    """Report whether one kernel works. ``cudnn_of_torch`` is the folder of the cuDNN that PyTorch installs."""
     name = f"kernel {result.kernel}"
     if result.unavailable:
         return Finding(name, "note", result.unavailable)
@@ -105,7 +105,7 @@ def _ending(code: int, deadline_s: int | None) -> str:
 
 
 def _auto_finding(results: Sequence[KernelResult], device: torch.device) -> Finding:
-    """Return the finding on ``auto``. The last element of ``results`` is the result of ``auto``."""
+    """Report which kernel ``auto`` selects, and whether it works. The last of ``results`` is the result of ``auto``."""
     from megatron_wallfacer.kernels.select import switches_in_effect
 
     auto = results[-1]

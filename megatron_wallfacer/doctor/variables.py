@@ -55,7 +55,7 @@ def threads() -> Iterator[Finding]:
 
 
 def restarts() -> Iterator[Finding]:
-    """Check restarts over gloo. A restarted job needs a new store, because the old store has keys of the last run."""
+    """Check restarts over gloo. A restarted job needs a new store: the old one has keys of the failed attempt."""
     text = f"{OWN_STORE} is not 1; only torchrun --max-restarts over gloo needs it, and presets set it"
     if os.environ.get(OWN_STORE) == "1":
         text = f"{OWN_STORE}=1; torchrun --max-restarts works over gloo"
@@ -63,7 +63,7 @@ def restarts() -> Iterator[Finding]:
 
 
 def others() -> Iterator[Finding]:
-    """Report other environment variables of PyTorch, NCCL, TransformerEngine and the plugin."""
+    """Report the environment variables of PyTorch, NCCL, gloo, TransformerEngine and the plugin that are set."""
     for name, value in sorted(os.environ.items()):
         if name.startswith(_PREFIXES) or name in _OTHERS:
             text = f"{name}={value}"

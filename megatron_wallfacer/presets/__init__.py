@@ -1,1 +1,1 @@
-"""Load, check and run presets: YAML files with a Megatron command line, which runs under torchrun."""
+"""Load, check and run presets: YAML files that define a Megatron training job under torchrun."""

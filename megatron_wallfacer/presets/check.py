@@ -45,8 +45,8 @@ class CheckResult:
         megatron: version of the Megatron whose parser was used.
         problems: errors of the preset.
         grid: scheme and axes, or None if the plugin is off or its rules were not checked.
-        rules: whether the plugin's rules were checked, which requires a model in the preset.
-        kernel: whether the attention kernel was checked, which requires the preset's device on this node.
+        rules: whether the plugin's rules were checked. The check requires a preset with a model.
+        kernel: whether the attention kernel was checked. The check requires a node with the preset's device.
     """
 
     megatron: str
@@ -79,7 +79,7 @@ def check_presets(
 
 
 def environment_for(megatron_path: Path | None) -> dict[str, str]:
-    """Return the environment of a process that prefers a checkout, if given, to the installed Megatron.
+    """Return an environment for a process that imports Megatron: from ``megatron_path``, or the installed one if None.
 
     Raises:
         WallfacerError: The folder is not a checkout.
@@ -101,7 +101,7 @@ def _request(preset: Preset, script_flags: frozenset[str] | None) -> dict[str, A
 
 
 def _problem(preset: Preset, text: str) -> Problem:
-    """Return a problem whose place is the line of the first flag of the text that is set in the preset."""
+    """Return a problem with the location of the first flag in ``text`` that the preset sets."""
     locations = map(preset.location, _FLAG.findall(text))
     place = next((str(location) for location in locations if location), str(preset.path))
     return Problem(place, text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Location:
-    """File name and line number from 1 of an entry. The file name is empty for an entry of the command line."""
+    """File and line of an entry. Lines count from 1. The file name is empty for an entry of the command line."""
 
     file: str = ""
     line: int = 0

@@ -19,14 +19,15 @@ MAX_FILES = 64
 
 @dataclass(frozen=True)
 class Preset:
-    """A training job, with the location of each entry.
+    """A training job: its flags and environment variables, each with the file and the line that set it.
 
     Attributes:
         path: file of the preset.
         variables: environment variables by name.
         torchrun: torchrun flags by name.
         model: Megatron's and the plugin's flags by name.
-        statements: texts of the preset's own file about validation, measurements and limitations, by kind.
+        statements: texts for readers, from the file ``path`` only. A key is ``validated_on``, ``measured`` or
+            ``known_limitations``.
     """
 
     path: Path
@@ -37,7 +38,7 @@ class Preset:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Values of the environment variables."""
+        """Value of each environment variable that the preset sets, by name."""
         return {name: entry.values[0] for name, entry in self.variables.items() if entry.values}
 
     @property
@@ -67,15 +68,15 @@ class Preset:
 
 
 def load_preset(path: Path, arguments: Sequence[str] = (), variables: Iterable[str] = ()) -> Preset:
-    """Read a preset. Typed entries override the file, and a file overrides the files that it extends.
+    """Read a preset. The command line overrides the file, and the file overrides the files that it extends.
 
     Args:
         path: file, or name of a preset of the plugin.
-        arguments: flags of Megatron, the plugin and torchrun that the user types.
-        variables: environment variables that the user types, in the form ``NAME=VALUE``.
+        arguments: flags of Megatron, the plugin and torchrun from the command line of ``wallfacer``.
+        variables: environment variables from the command line of ``wallfacer``, in the form ``NAME=VALUE``.
 
     Raises:
-        WallfacerError: An entry is invalid. The message has the file and the line number of the entry.
+        WallfacerError: An entry is invalid. The error message has the file and the line number of the entry.
     """
     merged: dict[str, dict[str, PresetEntry]] = {name: {} for name in SECTIONS}
     path = _preset_path(path)
@@ -103,9 +104,10 @@ def _preset_path(path: Path) -> Path:
 
 
 def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], numbers: Iterator[int]) -> list[PresetFile]:
-    """Return a file, which an entry at ``named_at`` names, preceded by the files that it extends.
+    """Return the files that the file ``path`` extends, then the file itself.
 
-    ``extended_by`` has the files that extend this file. ``numbers`` counts the files of the whole preset from 1.
+    The entry at ``named_at`` names ``path``. ``extended_by`` has the files that extend ``path``. Each call takes the
+    next of ``numbers``, 1, 2, ..., to count the files of the preset.
     """
     real = path.resolve()
     if real in extended_by:

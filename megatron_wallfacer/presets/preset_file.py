@@ -1,4 +1,4 @@
-"""Read one YAML file of a preset strictly. The error for a mistake is one line with file and line number.
+"""Read one YAML file of a preset strictly. The message of an error is one line, with the file and the line number.
 
 Values remain text, because Megatron's parser needs the four characters ``1e-5``, not the number that YAML reads.
 """
@@ -35,9 +35,9 @@ class PresetFile:
     """Content of one preset file.
 
     Attributes:
-        extends: (file, location of its name) for each file that this file extends. Later files override earlier files.
+        extends: each file that this file extends, with the line that names it. A later file overrides an earlier one.
         sections: entries by section and name, in the order of the file.
-        statements: texts about the preset, by a name in :data:`STATEMENTS`.
+        statements: texts for readers of the preset. A key is one of :data:`STATEMENTS`.
     """
 
     extends: tuple[tuple[Path, Location], ...]

@@ -16,7 +16,7 @@ def flags_of_script(script: Path) -> frozenset[str] | None:
     Megatron's, are read only if a module of the script's folder imports them directly.
 
     Returns:
-        The flags, or None if a module of the script's folder computes names at run time, so that any flag is possible.
+        The flags. None if a module in the script's folder adds a flag whose name is not a literal: any flag may exist.
     """
     flags: set[str] = set()
     folder, done, to_read = script.resolve().parent, set[Path](), [script.resolve()]
@@ -48,7 +48,7 @@ def _added(tree: ast.AST) -> Iterator[str | None]:
 
 
 def _imported(tree: ast.AST, folder: Path) -> Iterator[Path]:
-    """Yield the file of each imported module, which is in the script's folder or on ``sys.path``."""
+    """Yield the source file of each imported module. The module is in the script's folder or on ``sys.path``."""
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):

@@ -47,9 +47,9 @@ class NodeGpus:
 def share_gpus(gpus: NodeGpus, ranks: int, arguments: Sequence[str]) -> GpuSharing:
     """Return the settings for more ranks than GPUs: NCCL if the version is new enough, else gloo through host memory.
 
-    NCCL gives each rank its own thread blocks, of which a GPU has a limited number. The settings divide the number of
-    thread blocks that a single rank would get by the ranks per GPU. A backend or kind of transfers that the arguments
-    name is not changed.
+    NCCL gives each rank its own thread blocks, of which a GPU has a limited number. With R ranks per GPU, the
+    settings limit each rank to 1/R of NCCL's usual number. The settings keep a backend and a kind of transfers that
+    ``arguments`` contains.
     """
     if gpus.count == 0 or ranks <= gpus.count:
         return GpuSharing()
@@ -79,7 +79,7 @@ def sharing_on_this_node(ranks: int, arguments: Sequence[str], environment: Mapp
 
 
 def gpus_of_node(environment: Mapping[str, str]) -> NodeGpus:
-    """Return GPUs and NCCL version of this node. If there is a GPU, a new process imports PyTorch for this."""
+    """Return GPUs and NCCL version of this node. If the node has a GPU, a new process imports PyTorch to count GPUs."""
     hidden = environment.get("CUDA_VISIBLE_DEVICES") in NO_GPU
     if hidden or not (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()):
         return NodeGpus()
@@ -92,7 +92,7 @@ def gpus_of_node(environment: Mapping[str, str]) -> NodeGpus:
 
 
 def _names_nccl(arguments: Sequence[str]) -> bool:
-    """Return whether the arguments select the backend NCCL without copies through host memory."""
+    """Return whether ranks exchange tensors directly over NCCL, by the arguments or by default."""
     parts = [part for argument in arguments for part in argument.split("=", 1)]
     values = {flag: value for flag, value in pairwise(parts) if flag in (BACKEND, TRANSFERS)}
     return values.get(BACKEND, "nccl") == "nccl" and values.get(TRANSFERS, "direct") == "direct"

@@ -57,7 +57,7 @@ def torchrun_arguments(entries: Mapping[str, PresetEntry]) -> list[str]:
 
 
 def torchrun_variables(entries: Mapping[str, PresetEntry]) -> dict[str, str]:
-    """Return the environment variables that the flags need: with restarts, a new store for each attempt.
+    """Return the environment variables that the flags need: for restarts, the variable for a new store per attempt.
 
     Without a new store, gloo would find the ranks of the previous attempt in the agent's store and connect to them.
     """

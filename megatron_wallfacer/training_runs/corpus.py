@@ -38,7 +38,7 @@ _SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packa
 
 
 def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
-    """Return Megatron's tokenizer flags for this corpus and a Megatron release (major, minor)."""
+    """Return the tokenizer flags with which a Megatron release (major, minor) reads this corpus."""
     # From 0.18 on, --vocab-size of the NullTokenizer includes the end-of-document token.
     size = VOCABULARY if megatron >= VOCABULARY_WITH_END else VOCABULARY - 1
     return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(size)]
@@ -47,15 +47,15 @@ def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
 def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
     """Write the corpus into a subfolder of `directory` unless a complete corpus exists there.
 
-    Each source file becomes one document that ends with `EOD`. Files are added in the order of their paths until there
-    are `megabytes` million tokens, at most about 10 million. Several processes may build a corpus at the same time. A
-    killed process leaves a folder with a temporary name, not an incomplete corpus.
+    Each source file becomes one document that ends with `EOD`. Files are added in the order of their paths until the
+    corpus has `megabytes` * 1e6 tokens; Python's library has about 10e6. Several processes may build a corpus at the
+    same time. A killed process leaves a folder with a temporary name, not an incomplete corpus.
 
     Returns:
         The prefix for `--data-path`. The two files are `<prefix>.bin` and `<prefix>.idx`.
 
     Raises:
-        ValueError: `megabytes` is not positive, or the library has fewer tokens.
+        ValueError: `megabytes` is not positive, or is more than Python's library contains.
     """
     if megabytes <= 0:
         raise ValueError(f"megabytes must be positive, got {megabytes}")

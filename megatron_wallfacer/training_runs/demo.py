@@ -1,7 +1,8 @@
 """Define the training runs of ``wallfacer demo``: one small GPT on one rank and with context parallelism.
 
 On the CPU the two training runs use fp32. On GPUs the two training runs use bf16, because no fused attention kernel
-supports fp32. On GPUs a third run on one rank in fp32 with Megatron's own layers shows the effect of rounding alone.
+supports fp32. On GPUs a third run uses one rank, fp32 and Megatron's own layers. It shows how much rounding to bf16
+changes the loss.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TRAINING = (
 
 @dataclass(frozen=True)
 class DemoRun:
-    """One training run. Its title is printed when it starts, and its flags follow the arguments of all runs."""
+    """One training run. ``title`` is printed at its start. ``flags`` are added to the arguments that all runs have."""
 
     name: str
     title: str
@@ -45,9 +46,9 @@ class DemoResult:
     """Result of the demonstration, printed by ``--json``.
 
     Attributes:
-        losses: losses by the name of the run and iteration.
+        losses: key: name of a run; value: its losses by iteration.
         differences: relative difference of the loss between the context-parallel run and the first run, by iteration.
-        largest: largest of the differences.
+        largest: largest element of ``differences``.
         allowed: largest allowed relative difference of the loss.
         agree: whether ``largest`` is at most ``allowed``.
         pictures: files of the plots.
@@ -64,7 +65,7 @@ class DemoResult:
 def demo_runs(cp_size: int, scheme: str, resolved: str, gpus: int) -> list[DemoRun]:
     """Return the runs, with the reference first and the context-parallel run last.
 
-    The value ``scheme`` of ``--wallfacer-scheme`` selects the scheme ``resolved``. With 0 GPUs the runs use the CPU.
+    ``resolved`` is the scheme that ``--wallfacer-scheme scheme`` selects. If ``gpus`` is 0, the runs use the CPU.
     """
     dtype = ("--bf16",) if gpus else ()
     flags = ("--wallfacer-cp-size", str(cp_size), "--wallfacer-scheme", scheme)
@@ -100,5 +101,5 @@ def count_gpus() -> int:
 
 
 def complete_arguments(arguments: list[str], gpus: int) -> list[str]:
-    """Add the arguments that the installed libraries need on GPUs. For CPU ranks the launcher adds arguments itself."""
+    """Add the arguments that the installed libraries need on GPUs. On the CPU the launcher adds what is needed."""
     return complete_for_gpu(arguments, Libraries.here()) if gpus else arguments

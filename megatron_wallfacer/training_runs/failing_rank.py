@@ -44,7 +44,7 @@ class Failure:
 
     @property
     def follows(self) -> bool:
-        """Whether the rank failed only because it lost a connection to another rank or torchrun ended it."""
+        """Whether torchrun ended the rank, or the rank lost its connection to another rank."""
         return self.exit_code == -signal.SIGTERM or bool(_PEER_LOST.search("\n".join(self.lines)))
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Failure:
 
 @dataclass
 class _Output:
-    """Lines of one rank without prefixes, and the line number of each line in the log."""
+    """Output lines of one rank without torchrun's prefixes, and the number of each line in the log."""
 
     lines: list[str] = field(default_factory=list)
     line_numbers: list[int] = field(default_factory=list)

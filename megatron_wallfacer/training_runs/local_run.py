@@ -49,7 +49,7 @@ def train(
 def _run(
     command: Sequence[str], environment: dict[str, str], log: Path, seen: Callable[[Iteration], None]
 ) -> tuple[list[Iteration], int]:
-    """Return the iterations and the exit code. An interrupt ends all ranks."""
+    """Run the command, and return its training iterations and its exit code. An interrupt ends all ranks."""
     iterations = []
     with log.open("w") as file:
         # A new session has a process group that contains all ranks, so one signal can end them.

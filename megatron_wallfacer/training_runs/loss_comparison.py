@@ -1,4 +1,4 @@
-"""Compare losses of a context-parallel run with losses of one rank, in fp32 and in lower precision."""
+"""Compare the losses of context-parallel runs with the losses of a run on one rank in fp32."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ class LossComparison:
     """Relative differences between the losses of runs and the losses of one rank in fp32.
 
     Attributes:
-        differences: relative differences of the loss by the name of the run and iteration.
-        allowed: largest allowed difference of a context-parallel run.
+        differences: key: name of a run; value: relative difference of its loss at each iteration.
+        allowed: largest relative difference that a context-parallel run may have.
     """
 
     differences: dict[str, list[float]]
     allowed: float
 
     def largest(self, run: str) -> float:
-        """Return the largest relative difference of a run's losses."""
+        """Return the largest relative difference between the losses of ``run`` and the losses of one rank in fp32."""
         return max(self.differences[run])
 
     def agrees(self, run: str) -> bool:
-        """Return whether the differences of a run are allowed."""
+        """Return whether no relative difference of ``run`` is larger than ``allowed``."""
         return self.largest(run) <= self.allowed
 
 
 def compare(exact: Sequence[float], whole: Sequence[float], runs: Mapping[str, Sequence[float]]) -> LossComparison:
-    """Compare runs with one rank in fp32.
+    """Compare the losses of ``runs`` with the losses of one rank in fp32.
 
     Args:
         exact: losses of one rank in fp32, by iteration.
-        whole: losses of one rank in the dtype of the runs, equal to ``exact`` if the dtype is fp32.
-        runs: losses of each run by the name of the run.
+        whole: losses of one rank in the dtype of ``runs``, by iteration; equal to ``exact`` if that dtype is fp32.
+        runs: key: name of a run; value: its losses by iteration.
 
     Raises:
         WallfacerError: Runs have different numbers of iterations, or a loss is NaN.

@@ -20,9 +20,9 @@ from megatron_wallfacer.tuning.timing import largest, time_call
 
 @dataclass(frozen=True)
 class AttentionWorkload:
-    """Attention to time on one rank, whose shard of the sequence has the given shape.
+    """The attention call that one rank times. ``shape`` is the shape of the rank's shard.
 
-    The workloads of all ranks differ only in the device. Without ``causal`` no pair is masked.
+    All ranks have the same workload, except for the device. Without ``causal`` no pair is masked.
     """
 
     shape: Shape
@@ -42,7 +42,7 @@ class PassTimes:
 
     @property
     def seconds(self) -> float:
-        """Seconds of forward plus backward."""
+        """Time of forward plus backward, in seconds."""
         return self.forward_s + self.backward_s
 
 
@@ -58,7 +58,7 @@ def time_plans(
     Each plan runs once without timing and ``repeats`` times with timing. ``done`` is called after each run.
 
     Returns:
-        The times of the runs of each plan.
+        For each plan, the times of its ``repeats`` runs.
     """
     times: list[list[PassTimes]] = [[] for _ in plans]
     for repeat in range(repeats + 1):
@@ -97,7 +97,7 @@ def largest_differences(plans: Sequence[Plan], workload: AttentionWorkload) -> l
     All plans compute attention of the same sequence.
 
     Returns:
-        The largest difference of each plan over all ranks, relative to the largest entry of the tensor.
+        For each plan the largest |x - y| / max(|y|) on any rank, where x is the plan's tensor and y the first plan's.
     """
     differences, first = [], None
     for plan in plans:

@@ -19,7 +19,7 @@ from megatron_wallfacer.tuning.links import measure_host_memory, measure_link, m
 
 
 def measure_cluster(shape: Shape, dtype: torch.dtype, device: torch.device, kernel: str) -> Cluster:
-    """Measure the job's own cluster. All ranks must call this function, and all ranks return the same cluster.
+    """Measure the nodes of this job. All ranks must call this function, which returns the same cluster on all ranks.
 
     Kernels are measured for the shape of one rank's shard.
 

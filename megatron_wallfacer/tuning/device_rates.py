@@ -45,7 +45,7 @@ def measure_device(kernel: Kernel, shape: Shape, dtype: torch.dtype, device: tor
 def _tile_times(
     kernel: Kernel, rows: int, shape: Shape, dtype: torch.dtype, device: torch.device
 ) -> tuple[float, float]:
-    """Return the seconds of forward and backward of a full tile with as many columns as rows."""
+    """Return the times of forward and backward, in seconds, on a full tile of ``rows`` queries and ``rows`` keys."""
     heads = (shape.q_heads, shape.kv_heads, shape.kv_heads, shape.q_heads)
     q, k, v, dout = (torch.randn(rows, 1, count, shape.head_dim, dtype=dtype, device=device) for count in heads)
     call = AttnTile((0, rows), (0, rows)), AttnSpec(shape.head_dim**-0.5)
@@ -68,7 +68,7 @@ def _rate_and_call(small: tuple[float, float], large: tuple[float, float]) -> tu
     """Fit seconds = call + operations / rate to the (operations, seconds) of a small and a large tile.
 
     Returns:
-        Operations per second, and seconds per call (0 if the small tile is faster per operation).
+        The rate in operations per second, and ``call`` in seconds; ``call`` is at least 0.
     """
     rate = (large[0] - small[0]) / max(large[1] - small[1], 1e-12)
     call = large[1] - large[0] / rate

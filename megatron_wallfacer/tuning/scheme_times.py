@@ -31,7 +31,7 @@ class SchemeTimes:
         ratio: ``median_ms`` divided by the ``median_ms`` of the first scheme.
         tokens_s: tokens of the whole job per second.
         tflops: 1e12 floating-point operations per second and rank. A causal mask halves the number of operations.
-        difference: largest difference of output and gradients from the first scheme, relative to the largest entry.
+        difference: largest |x - y| / max(|y|) of out, dq, dk and dv, where y is the result of the first scheme.
         tolerance: largest allowed value of ``difference``.
     """
 
@@ -50,7 +50,7 @@ class SchemeTimes:
 
     @property
     def agrees(self) -> bool:
-        """Whether the difference is within the tolerance."""
+        """Whether ``difference`` is at most ``tolerance``."""
         return self.difference <= self.tolerance
 
 
@@ -96,7 +96,7 @@ def as_csv(results: Iterable[SchemeTimes]) -> str:
 
 
 def _flops(workload: AttentionWorkload, cp_size: int) -> float:
-    """Return the number of floating-point operations of one rank."""
+    """Return the number of floating-point operations of one rank in one forward and one backward of attention."""
     shape = workload.shape
     pairs = shape.tokens * cp_size * shape.tokens * (0.5 if workload.causal else 1.0)
     return (FORWARD_FLOPS + BACKWARD_FLOPS) * shape.batch * pairs * shape.q_heads * shape.head_dim

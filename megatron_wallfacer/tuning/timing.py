@@ -1,4 +1,4 @@
-"""Time functions on all ranks, which start together, and return the time of the slowest rank."""
+"""Call a function on all ranks at the same time, and return the time of the slowest rank."""
 
 from __future__ import annotations
 
