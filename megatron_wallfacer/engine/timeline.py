@@ -42,7 +42,7 @@ def no_observer(_: Pass | Op | Transfer) -> AbstractContextManager[None]:
 
 
 def observes(observer: Observer) -> bool:
-    """Return whether an observer records passes now. The attribute ``observing`` of an observer may be False."""
+    """Return whether an observer records passes now. An observer whose ``observing`` is False records nothing."""
     return observer is not no_observer and getattr(observer, "observing", True)
 
 

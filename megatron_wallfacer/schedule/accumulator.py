@@ -53,7 +53,7 @@ class Accumulator:
 
     @property
     def is_deep(self) -> bool:
-        """Return whether :data:`DEPTH` operations have added parts, so that these must be accumulated now."""
+        """Return whether :data:`DEPTH` operations have added parts, which must then be accumulated."""
         return len({id(part.op) for part in self.parts if part.op is not None}) >= DEPTH
 
     def take(self) -> list[tuple[Range, bool, tuple[Part, ...]]]:

@@ -116,7 +116,7 @@ class _Lowering:
         yield from self.values.copy(pairs)
 
     def _accumulate(self, index: int, source: str, into: str) -> Iterator[ProgramStep]:
-        """Register rows. The last of several consecutive operations accumulates all registered rows in one step."""
+        """Register rows for an accumulator. The last of consecutive operations accumulates all of the rows at once."""
         rows, steps = self.values.read(source)
         yield from steps
         total = self.values.accumulator_of(into)

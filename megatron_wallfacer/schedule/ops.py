@@ -1,8 +1,8 @@
 """The operations of a schedule. One rank starts the operations of its schedule one after another.
 
-Operations have names of values. A *value* is a block: rows of some chunks for a group of tensors and one slice of the
-heads, sorted by position. Tensors are named ``q k v dout`` as in the model, ``out lse delta`` for partial results and
-statistics of softmax, ``dq dk dv`` for gradients. Ranks are indices in the context-parallel group.
+An operation refers to values by their names. A *value* is a block: rows of some chunks for a group of tensors and one
+slice of the heads, sorted by position. Tensors are named ``q k v dout`` as in the model, ``out lse delta`` for partial
+results and statistics of softmax, ``dq dk dv`` for gradients. Ranks are indices in the context-parallel group.
 
 An operation waits only for the values that it reads. If a transfer receives one of these values, the operation waits
 until all receives of the transfer have arrived and all its sends have left. A value lives from the first operation that

@@ -125,7 +125,7 @@ class Watch(threading.Thread):
                 self._say(line)
 
     def _label(self, waited: float) -> Label | None:
-        """Return the messages for which the host waits; after half the limit without progress, those of the GPU."""
+        """Return the messages for which the host waits or, after half the limit without progress, the GPU."""
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label
         label, work = self._progress.posted
