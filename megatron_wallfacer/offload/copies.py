@@ -59,9 +59,9 @@ class _Issued(NamedTuple):
 class DeferredCopies:
     """Copies on a CPU that run as late as allowed, when :meth:`wait` is called, to find missing calls of :meth:`wait`.
 
-    A GPU may run a copy at any time until a kernel waits for the copy. With this class a missing wait leaves NaN in the
-    target. Writing or freeing a tensor before the wait for its copy causes wrong values or an error. ``observe`` is
-    called with a :class:`Record` of every call.
+    A GPU may run a copy at any time until a kernel waits for the copy. If the caller does not wait for a copy to the
+    device, the target keeps the NaN of :meth:`allocate`. Writing or freeing a tensor before the wait for its copy
+    causes wrong values or an error. ``observe`` is called with a :class:`Record` of every call.
     """
 
     def __init__(self, observe: Callable[[Record], None] = lambda record: None) -> None:
@@ -88,7 +88,7 @@ class DeferredCopies:
         return issued
 
     def wait(self, issued: _Issued) -> None:
-        """Run the copies and all earlier copies of the same direction."""
+        """Run the copies with the handle ``issued``, and all earlier copies of the same direction."""
         self._observe(Record("wait", issued.number))
         self._run_until(issued)
 

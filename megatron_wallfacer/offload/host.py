@@ -91,7 +91,7 @@ class HostSlots:
         self._views = dict(zip(ordered, self._memory.split(sizes), strict=True))
 
     def __getitem__(self, slot: Slot) -> Tensor:
-        """Return the bytes of a slot, uint8 ``[nbytes]``."""
+        """Return the memory of a slot, a uint8 tensor ``[nbytes]``."""
         return self._views[slot]
 
     def __contains__(self, slot: Slot) -> bool:

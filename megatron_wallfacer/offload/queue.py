@@ -34,13 +34,14 @@ class Stored(NamedTuple):
 class OffloadQueue:
     """Queue that copies tensors of layers to host memory in forward, and back before backward needs the tensors.
 
-    A layer's tensors are copied to the host while the next layer runs. The next layer ends with a wait for this copy.
-    While backward computes a layer, the tensors of the layer that follows in backward are copied to the device. The
-    device has tensors of at most two layers, or in a pipeline of three.
+    A layer's tensors are copied to the host while the next layer runs. At the end of the next layer the device waits
+    until this copy has ended. While backward computes a layer, the tensors of the layer that follows in backward are
+    copied to the device. The device has such tensors of at most two layers, or of three layers with pipeline
+    parallelism.
 
     Args:
-        flag: flag that moves the tensors, for messages.
-        plan_of: function of the number of micro-batches that returns the plan of a step.
+        flag: flag that moves the tensors. Error messages name the flag.
+        plan_of: function that returns the plan of a step, given the number of micro-batches.
         micro_batches: function that returns the number of micro-batches of the next step.
         slots: slots in host memory, allocated for the plan with the most slots.
         copies: object that issues copies.

@@ -14,7 +14,7 @@ Groups = Sequence[Sequence[int]]
 
 
 class Key(NamedTuple):
-    """Key of the tensors of one layer of a model chunk and one micro-batch, which are copied together.
+    """Key of tensors that are copied together: those of one layer of a model chunk, for one micro-batch.
 
     Chunks of a rank, layers of a chunk and micro-batches of a step are numbered from 0.
     """

@@ -37,7 +37,7 @@ class AttentionMemory:
     exchanges_heads: bool = False
 
     def scaled(self, factor: float) -> AttentionMemory:
-        """Return the bytes for ``factor`` times the tokens per rank, to which all buffers are proportional."""
+        """Return the bytes for ``factor`` times as many tokens per rank. All buffers are proportional to the tokens."""
         sizes = (self.forward, self.backward, self.kept, self.graphs)
         return AttentionMemory(*(factor * size for size in sizes), self.exchanges_heads)
 

@@ -37,10 +37,9 @@ class AttentionJob:
         shape: sizes of a rank's shard, with heads after tensor parallelism.
         cp_size: context-parallel size P.
         causal: whether the mask is causal; otherwise attention is full.
-        out_proxy: whether backward derives a proxy of other ranks' outputs from dO and delta, as this project's engine
-            does. Other programs send the outputs.
-        cuda_graphs: whether the memory is that of passes captured as CUDA graphs. Predicted times are those of eager
-            passes.
+        out_proxy: whether backward computes output proxies from dO and delta, as this project's engine does. A program
+            that sends attention's output needs no output proxies.
+        cuda_graphs: whether memory is predicted for passes in CUDA graphs. Times are always predicted for eager passes.
     """
 
     cluster: Cluster
@@ -58,7 +57,7 @@ class AttentionJob:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan for an attention layer, with its prediction, and the name of its scheme or None.
+    """A plan for an attention layer, with its prediction. ``name`` is the name of the plan's scheme, or None.
 
     With ``keep_gathered_q`` gathered queries are kept from forward to backward.
     """
@@ -109,7 +108,7 @@ class Choice:
     def simulate(
         self, schedules: Callable[[int], Sequence[Schedule]], *, every_rank: bool = False, **options: Any
     ) -> SimulationResult:
-        """Return the result of :func:`simulate`, of every rank if the ranks are not alike or ``every_rank`` is True."""
+        """Simulate every rank if ``every_rank`` is True or if ranks are not alike, else one rank of each class."""
         every_rank = every_rank or self.plan.kv_order != "native"
         symmetry = Symmetry(self.plan.grid, Routing(self.job.cluster).unit_sizes, every_rank=every_rank)
         return simulate(self.job.costs, schedules, symmetry, **options)

@@ -51,7 +51,7 @@ class Device:
             table replaces ``forward`` and ``backward``.
         forward, backward: fractions of the peak that a large attention call reaches.
         call_us: device time of an attention call in addition to its kernel, in microseconds.
-        launch_us: device time of one copy, merge or sum in microseconds, without the time of its bytes.
+        launch_us: fixed device time of one copy, merge or sum in microseconds, without the time to move its bytes.
         host_forward_us, host_backward_us: host time of an attention call in microseconds.
         host_launch_us: host time to launch one copy, merge or sum, in microseconds.
         host_transfer_us: host time to post the sends and receives of one transfer, in microseconds.
@@ -79,9 +79,9 @@ class MessageCost:
 
     Attributes:
         size: size of the message in bytes.
-        thread_us: microseconds of the sending rank's own thread, which does no other work meanwhile.
-        transport_us: microseconds of the operating system and of all other threads at both ends, while the message
-            flows.
+        thread_us: microseconds for which the message keeps the sending rank's own thread busy.
+        transport_us: processor microseconds that the operating system and all other threads spend on the message during
+            its transport, at sender and receiver together.
     """
 
     size: float
@@ -98,11 +98,11 @@ class HostProcessors:
         copy_gbyte_s: rate at which one processor merges or copies, in 1e9 bytes per second.
         messages: costs of messages by ascending size; empty for no cost. Costs between two sizes, and above the largest
             size, are linear in the size. Below the smallest size the costs are constant.
-        pass_us: microseconds of every pass in addition to its operations.
-        attend_us: microseconds of every operation that calls attention kernels.
-        operation_us: microseconds of every other operation that does work.
-        wake_up_us: mean delay of a waking thread in microseconds if all processors are in use. Modelled kernels are
-            sleeps, and ranks sleep while they wait for messages.
+        pass_us: processor microseconds of each pass, in addition to those of its operations.
+        attend_us: processor microseconds of each operation that calls attention kernels.
+        operation_us: processor microseconds of each other operation, except views.
+        wake_up_us: mean delay of a waking thread in microseconds if all processors are in use. A rank of an emulated
+            cluster sleeps instead of running kernels, and while it waits for messages.
     """
 
     cores: float
@@ -142,8 +142,8 @@ class Cluster:
         transport: ``nccl`` runs the transfers of a process group one after the other. ``gloo`` runs all transfers at
             once, and posts receives early.
         host: shared processors of an emulated cluster; None if processors are no limit.
-        host_link: rate of copies between one device and host memory in one direction, while all devices of the node
-            copy, in 1e9 bytes per second; None if no tensors may be kept in host memory.
+        host_link: rate of copies in one direction between one device and host memory, in 1e9 bytes per second, if all
+            devices of the node copy at once; None if no tensors may be kept in host memory.
         host_memory_gb: host memory per node in 1e9 bytes; None if no tensors may be kept in host memory.
     """
 

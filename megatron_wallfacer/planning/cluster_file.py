@@ -40,7 +40,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
-    """Return the cluster of a shipped file by its name, or of a file by its path, with ``nodes`` nodes unless None.
+    """Load a cluster by the name of a shipped file or by the path of a file. ``nodes`` replaces the number of nodes.
 
     Raises:
         OptionError: The file does not exist.
@@ -81,7 +81,7 @@ def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None
 
 
 def cluster_of_gpus(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
-    """Return the cluster of a job by the name of its GPUs, with the links and NICs per device of a shipped file.
+    """Return a cluster with ``nodes`` nodes for a GPU name. Links, and NICs per device, are those of a shipped file.
 
     Raises:
         OptionError: No shipped cluster file has these GPUs.

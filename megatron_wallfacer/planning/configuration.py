@@ -87,9 +87,9 @@ def fits_memory(step: StepEstimate, cluster: Cluster) -> bool:
 def ranked(options: list[Configuration]) -> list[Configuration]:
     """Return configurations in the order of :func:`plain_first`, but with the preferred configuration in front.
 
-    Configurations within :data:`TIE` of the first configuration's time count as equally fast. Among equally fast
-    configurations those that use at most :data:`FREE_BELOW` of the device memory are preferred, then the configuration
-    with the least host memory.
+    Configurations count as equally fast if their time is at most :data:`TIE` times that of the first configuration.
+    Among equally fast configurations those that use at most :data:`FREE_BELOW` of the device memory are preferred, then
+    the configuration with the least host memory.
     """
     if not options:
         return options
@@ -107,12 +107,12 @@ def _used(configuration: Configuration) -> float:
 
 
 def plain_first(option: Configuration) -> tuple[bool, float]:
-    """Return the sort key by which configurations with the plain optimizer are first, each kind by time."""
+    """Return a sort key: the plain optimizer before other optimizers, then shorter times before longer times."""
     return not option.has_plain_optimizer, option.step.seconds
 
 
 def not_dominated(options: Iterable[Configuration]) -> list[Configuration]:
-    """Return configurations that no other equals or beats in time, device memory and host memory together."""
+    """Return the configurations for which no other one is at least as good in time, device memory and host memory."""
     kept: list[Configuration] = []
     for option in sorted(options, key=plain_first):
         if not any(_beats(better, option) for better in kept):
@@ -121,7 +121,7 @@ def not_dominated(options: Iterable[Configuration]) -> list[Configuration]:
 
 
 def _beats(better: Configuration, other: Configuration) -> bool:
-    """Return whether ``better`` is at least as good in time, device memory and host memory."""
+    """Return whether ``better`` is at least as good as ``other`` in time, device memory and host memory."""
     if better.step.seconds > other.step.seconds or better.step.host_gb > other.step.host_gb:
         return False
     if better.sizes == other.sizes:

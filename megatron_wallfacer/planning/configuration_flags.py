@@ -74,7 +74,7 @@ def _given(flags: Flags) -> Flags:
 
 
 def _rounded_up(fraction: float) -> float:
-    """Return a fraction of layers, rounded up to four digits, because the plugin rounds numbers of layers down."""
+    """Round a fraction of layers up to four digits, so that the plugin does not compute one layer too few from it."""
     return ceil(1e4 * fraction - 1e-6) / 1e4
 
 

@@ -45,11 +45,11 @@ class PlanResult:
 
     Attributes:
         best: configurations that fit. The preferred configuration (:func:`ranked`) is first, then those with the plain
-            optimizer, then all others. Each configuration is better than each other one in time, device memory or host
-            memory.
+            optimizer, then all others. Compared with any other configuration, each has a shorter time, or needs less
+            device memory or less host memory.
         leanest: simulated configuration with the least device memory.
         grids: simulated grids of attention for the first configuration, fastest first.
-        considered: number of combinations of sizes and flags that formulas estimated.
+        considered: number of combinations of sizes and flags whose time and memory the formulas estimated.
     """
 
     best: tuple[Configuration, ...]
@@ -82,7 +82,7 @@ def search_configurations(request: Request) -> PlanResult:
 
 @dataclass(frozen=True)
 class SizeCandidate:
-    """A tensor-parallel size with the sizes of the other process groups, and the attention layer of one such group."""
+    """A tensor-parallel size, the other parallel sizes, and the attention layer of one context-parallel group."""
 
     request: Request
     sizes: ParallelSizes
@@ -127,7 +127,8 @@ class ClosedForms:
 def size_candidates(request: Request, tokens_of: Callable[[ParallelSizes], int] | None = None) -> list[SizeCandidate]:
     """Return every tensor-parallel size that divides ranks, heads and tokens.
 
-    ``tokens_of`` returns the sequence length for given sizes. Without it the sequence has the length of the request.
+    ``tokens_of`` returns the sequence length for given sizes. Without ``tokens_of`` the sequence length is that of the
+    request.
 
     Raises:
         OptionError: No tensor-parallel size divides ranks, heads and tokens.
@@ -154,7 +155,7 @@ def _candidate(request: Request, sizes: ParallelSizes) -> SizeCandidate:
 
 
 def closed_forms(candidate: SizeCandidate) -> ClosedForms:
-    """Return estimates for every combination of flags, which count kernel time of attention but no buffers of it."""
+    """Return estimates for every combination of flags. For attention they count the kernel time, and no buffers."""
     request, job = candidate.request, candidate.job
     combinations = flag_combinations(request.cluster, job.cp_size, request.optimizers)
     steps = {flags: candidate.step(flags, _kernels_alone(job, flags)) for flags in combinations}
@@ -174,8 +175,8 @@ def _kernels_alone(job: AttentionJob, flags: FlagCombination) -> AttentionEstima
 def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[SearchResult, list[Choice]]:
     """Simulate grids, and return the search result and a pool of grids.
 
-    The pool has the simulated grids that fit with the leanest flags, and the best grids and a ring with other numbers
-    of head groups.
+    The pool has the simulated grids that fit with the leanest flags, or all simulated grids if none fits. Up to
+    :data:`MOST_RANKS_REGROUPED` ranks, it also has a ring and the best grids with other numbers of head groups.
     """
     job = candidate.job
     try:
@@ -208,7 +209,7 @@ def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
 def _best_without_regard_to_tiles(
     candidate: SizeCandidate, pool: Sequence[Choice], combinations: Sequence[FlagCombination]
 ) -> Iterator[Configuration]:
-    """Yield, of combinations that differ only in tiles, the fastest configuration that fits, or else the leanest."""
+    """Yield the fastest configuration that fits, or the leanest, of each set of combinations that differ in tiles."""
     ordered = sorted(pool, key=lambda choice: choice.simulation.seconds)
     fast_s = TIE * ordered[0].simulation.seconds
     for _, alike in groupby(combinations, key=lambda flags: flags.without_tiles):
@@ -220,7 +221,7 @@ def _best_without_regard_to_tiles(
 
 
 def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: FlagCombination) -> Configuration:
-    """Return the configuration with the fastest grid that fits, or with the least memory if no grid fits.
+    """Return the configuration with the fastest grid that fits. If no grid fits, return the one with the least memory.
 
     Among equally fast grids the grid with the least traffic is preferred.
     """

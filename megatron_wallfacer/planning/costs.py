@@ -30,7 +30,7 @@ class OpCost:
         kernel_s: device seconds of attention kernels.
         memory_bytes: bytes that merging and copying move through memory.
         sends: bytes of each message that the operation sends.
-        launch_s: device seconds of copies, merges and sums, without the time of their bytes.
+        launch_s: fixed device seconds of copies, merges and sums, without the time to move their bytes.
         host_s: host seconds to issue all launches and messages.
     """
 
@@ -44,8 +44,7 @@ class OpCost:
 class CostModel:
     """Costs of the operations of a schedule on a cluster, for the sizes of one rank's shard.
 
-    With ``out_proxy`` backward derives a proxy of other ranks' outputs from dO and delta, as this project's engine
-    does.
+    With ``out_proxy`` the costs of backward include computing output proxies from dO and delta.
     """
 
     def __init__(self, cluster: Cluster, shape: Shape, *, out_proxy: bool = True) -> None:
@@ -145,7 +144,7 @@ class CostModel:
 
 
 def _out_proxy_rows(schedule: Schedule) -> dict[int, int]:
-    """Return the number of query chunks whose output proxies an operation computes, by index of the operation."""
+    """Return the number of query chunks for which an operation computes output proxies, by index of the operation."""
     first: dict[tuple[str, ...], int] = {}
     views = local_views(schedule)
     for index, op in enumerate(schedule.ops):

@@ -1,4 +1,4 @@
-"""Combinations of memory-saving flags that Megatron and the plugin support, and their values on a cluster."""
+"""Supported combinations of memory-saving flags, and the numbers of tiles and of layers in host memory for each."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _OPTIMIZERS = {"plain": OPTIMIZERS[:1], "tested": OPTIMIZERS, "all": OPTIMIZERS 
 class FlagCombination:
     """Memory-saving flags that are switched on. Numbers of tiles and of layers in host memory are chosen later.
 
-    Layer inputs and attention's outputs may be kept in host memory. ``gradient_bytes`` is per element. Head with loss,
-    and MLPs, may be computed in tiles.
+    Layer inputs and attention's outputs may be kept in host memory. ``gradient_bytes`` is per element. The LM head with
+    the loss, and the MLPs, may be computed in token tiles.
     """
 
     recompute: Recompute
@@ -48,10 +48,11 @@ class FlagCombination:
 
 
 def flag_combinations(cluster: Cluster, cp_size: int, optimizers: Optimizers = "tested") -> Iterator[FlagCombination]:
-    """Yield every supported combination of flags. Those that differ only in tiles are consecutive, first without tiles.
+    """Yield every supported combination of flags.
 
-    Flags for host memory need a cluster with size and copy rate of host memory. Token tiles are not supported with bf16
-    gradients. With one context-parallel rank Megatron's own attention runs, whose output is not kept.
+    Combinations that differ only in tiles are consecutive, and the combination without tiles is the first of them.
+    Flags for host memory need a cluster with ``host_link`` and ``host_memory_gb``. Token tiles are not supported with
+    bf16 gradients. With one context-parallel rank Megatron's own attention runs, whose output is not kept.
     """
     on_host = (False, True) if cluster.offers_host_memory else (False,)
     for recompute, (inputs, outputs) in product(RECOMPUTE, product(on_host, on_host)):

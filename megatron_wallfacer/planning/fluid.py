@@ -23,7 +23,7 @@ class FlowGroup:
     """Flows with the same resources and the same rate limit.
 
     Attributes:
-        uses: resources of each flow.
+        uses: resources of each flow, with the capacity of each resource that one unit of rate uses.
         limit: highest rate of each flow; None if only resources limit the rate.
         rate: current rate of each flow.
         served: amount that a flow would have transferred since the creation of the group.
@@ -46,7 +46,7 @@ class Fluid:
         self._flows, self._is_stale = 0, False
 
     def add(self, amount: float, uses: Uses, on_end: Callable[[], None], limit: float | None = None) -> None:
-        """Add a flow that starts now and ends after ``amount``, for example bytes, at a rate of at most ``limit``.
+        """Add a flow that starts now and transfers ``amount``, for example in bytes, at a rate of at most ``limit``.
 
         When the flow ends, :meth:`advance` returns ``on_end``.
         """

@@ -173,14 +173,14 @@ def _saved(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _on_device(work: Activations, fraction: float) -> int:
-    """Return the device tensors of all layers, including device buffers for layers with a tensor in host memory."""
+    """Return the number of layers with a tensor on the device, including device buffers for tensors in host memory."""
     on_host = layers_on_host(work.layers, fraction)
     slots = SLOTS + (PIPELINE_SLOTS if work.in_flight > 1 else 0)
     return work.layers - on_host + min(slots, on_host)
 
 
 def _current_layer(work: Activations) -> tuple[Buffer, ...]:
-    """Return the tensors of the last layer: gradients, and saved tensors, each until backward has used the tensor."""
+    """Return gradients and saved tensors of the last layer. Saved tensors are live until backward has used them."""
     # Without recomputation the layer's tensors are live from forward on, otherwise from their recomputation on.
     saved_first: tuple[Moment, ...] = ("forward", "head") if work.recompute == "none" else ("forward",)
     kept_first: tuple[Moment, ...] = ("forward",) if work.recompute == "full" else ("forward", "head")
@@ -208,9 +208,9 @@ def _current_layer(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _mlp(work: Activations) -> tuple[Buffer, ...]:
-    """Return the last layer's MLP tensors at the moment when the gradient of the activation's input exists.
+    """Return the last layer's MLP tensors when the gradient of the activation function's input exists.
 
-    The output of the activation function is freed before, but the gradient of the output has the same size.
+    The activation function's output is freed earlier, but the gradient of this output is live and has the same size.
     """
     tiles = work.mlp_tiles
     saved: tuple[Moment, ...] = ("head", "mlp") if work.recompute == "none" and tiles == 1 else ("mlp",)
@@ -261,7 +261,7 @@ def _head(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _head_weight_gradient(work: Activations) -> float:
-    """Return the bytes by which the gradient of the head's weight exceeds the fp32 logits, whose memory it reuses."""
+    """Return the bytes of the head's weight gradient beyond the fp32 logits, whose memory the gradient reuses."""
     if work.fused_gradients:
         return 0.0
     freed = work.logits / work.loss_tiles * _FP32 / (_BF16 + _FP32)

@@ -2,7 +2,7 @@
 
 Memory is proportional to the tokens, so attention's buffers come from schedules of one length and are scaled. For each
 combination of flags, formulas give the longest sequence that fits. The search over configurations then simulates the
-longest of these sequences.
+longest sequence of all combinations.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LongestSequence:
 
 
 def longest_sequences(request: Request) -> list[LongestSequence]:
-    """Return the longest sequence with the plain optimizer, then a longer one with others of the request, if any.
+    """Return the longest sequence with the plain optimizer, and a longer one with other requested optimizers, if any.
 
     The sequence length of the request is ignored. The list is empty if even the shortest sequence does not fit.
 
@@ -81,7 +81,7 @@ def _candidates(request: Request) -> list[SizeCandidate]:
 
 
 def _fits(candidate: SizeCandidate, choice: Choice, flags: FlagCombination, tokens: int) -> bool:
-    """Return whether ``tokens`` tokens fit, with time and memory of a grid's attention scaled to this length."""
+    """Return whether ``tokens`` tokens fit. Time and memory of the grid's attention are scaled to this length."""
     factor = tokens / candidate.request.tokens
     attention = attention_of(choice, flags)
     times = (factor * factor * seconds for seconds in (attention.seconds, attention.kernel_s, attention.forward_s))
@@ -114,12 +114,12 @@ def _most_tokens(fits: Callable[[int], bool], start: int, ranks: int) -> int:
 
 
 def unit_of(tokens: int, ranks: int) -> int:
-    """Return the difference in tokens of consecutive searched lengths near ``tokens``, a multiple of 2 x ``ranks``."""
+    """Return the distance in tokens between searched lengths near ``tokens``. It is a multiple of 2 x ``ranks``."""
     return lcm(UNITS[tokens >= 1 << 20], 2 * ranks)
 
 
 def _simulated(request: Request) -> LongestSequence:
-    """Return the search result for the given length, or for the longest shorter length that fits in the simulation."""
+    """Search the requested length, then ever shorter lengths, and return the result for the first length that fits."""
     unit = unit_of(request.tokens, request.cluster.ranks)
     longer = search_configurations(replace(request, tokens=request.tokens + unit))
     while True:

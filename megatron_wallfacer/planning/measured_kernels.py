@@ -1,10 +1,10 @@
 """Time of an attention call, interpolated between measured kernels.
 
 ``seconds = flops / rate(flops)``. Between two measured sizes log(rate) is linear in log(FLOPs). Below the smallest and
-above the largest size the rate is constant. From 30 GFLOP on, calls with equal FLOPs but other shapes or numbers of
-heads reach this rate within 20 %. Full and causal tiles have separate curves. The seconds include the whole device time
-of a call. The device waits for the host in the smallest calls. No size gets a higher rate than the largest size,
-because a GPU runs short calls at clock rates that it does not sustain over a pass.
+above the largest size the rate is constant. Calls of at least 30 GFLOP with other shapes or numbers of heads than the
+measured calls have rates within 20 % of these rates. Full and causal tiles have separate curves. The seconds include
+the whole device time of a call. In the smallest calls the device also waits for the host. No size gets a higher rate
+than the largest size, because a GPU runs short calls at clock rates that it does not sustain over a pass.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def best_rate(table: str, *, backward: bool) -> float:
 
 
 def mean_head_dim(shape: Shape) -> float:
-    """Return the mean channels per head of q and v, whose products have the same FLOPs per channel."""
+    """Return the mean of q's and v's channels per head. The products QK and PV have equal FLOPs per channel."""
     return (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
 
 
@@ -70,7 +70,7 @@ def _seconds(table: str, flops: float, backward: bool, causal: bool) -> float:
 
 @lru_cache
 def _curve(table: str, backward: bool, causal: bool) -> Sequence[tuple[float, float]]:
-    """Return (FLOPs, seconds) of measured calls, ascending in both. Calls with equal FLOPs count with their median."""
+    """Return (FLOPs, seconds) of measured calls, ascending in both. Calls with equal FLOPs give one median."""
     seconds: dict[float, list[float]] = {}
     with TABLES[table].open(encoding="utf-8") as lines:
         for row in csv.DictReader(line for line in lines if not line.startswith("#")):

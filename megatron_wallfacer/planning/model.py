@@ -55,23 +55,23 @@ class Model:
 
     @property
     def attention_parameters(self) -> int:
-        """Return the parameters of the attention projections of one layer."""
+        """Return the number of parameters of one layer's attention projections."""
         return self.hidden * self.head_dim * 2 * (self.q_heads + self.kv_heads)
 
     @property
     def expert_parameters(self) -> int:
-        """Return the parameters of one MLP or of one expert."""
+        """Return the number of parameters of one MLP, or of one expert."""
         return self.hidden * self.ffn_hidden * (3 if self.swiglu else 2)
 
     @property
     def layer_parameters(self) -> int:
-        """Return the parameters of one layer: matrices, two norms and, with experts, a router."""
+        """Return the number of parameters of one layer: matrices, two norms and, with experts, a router."""
         router = self.hidden * self.experts if self.experts > 1 else 0
         return self.attention_parameters + self.experts * self.expert_parameters + router + 2 * self.hidden
 
     @property
     def vocabulary_parameters(self) -> int:
-        """Return the parameters of embedding and LM head."""
+        """Return the number of parameters of embedding and LM head."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def matmul_flops(self) -> float:

@@ -83,7 +83,7 @@ def _does_not_fit(leanest: Configuration) -> OptionError:
 
 
 def longest_report(request: Request) -> Report:
-    """Search for the longest sequence, and return its flags and the memory of the next longer sequence.
+    """Search for the longest sequence, and return a report of its flags and of the memory for the next longer one.
 
     Raises:
         OptionError: A given size does not divide ranks, heads or tokens.

@@ -1,4 +1,4 @@
-"""CPU time of ranks that are processes of one node, as on an emulated cluster."""
+"""Processor time of ranks that run as processes on one node, as on an emulated cluster."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ def overhead_s(host: HostProcessors, op: Op | None) -> float:
 class WakeUpDelay:
     """Random delays of waking threads that wait for a processor.
 
-    Half of the measured delays are below a quarter of their mean, and a tenth is above 2.5 times the mean, as in a
-    Weibull distribution of shape 1/2. The mean grows with the fraction of the processors that is in use.
+    Half of the measured delays are shorter than a quarter of the mean delay, and a tenth are longer than 2.5 times the
+    mean delay, as in a Weibull distribution of shape 1/2. The mean delay is proportional to the fraction of the
+    processors that is in use.
     """
 
     def __init__(self, host: HostProcessors, seed: int = 0) -> None:
         self._mean_s, self._random = host.wake_up_us * 1e-6, Random(seed)
 
     def seconds(self, used: float, sleeps: int) -> float:
-        """Return the total delay of ``sleeps`` wake-ups in seconds, with the fraction ``used`` of processors in use."""
+        """Return the total delay of ``sleeps`` wake-ups in seconds. ``used`` is the fraction of processors in use."""
         return self._mean_s * used * sum(self._random.expovariate(1.0) ** 2 / 2 for _ in range(sleeps))
 
 
 def processor_use(symmetry: Symmetry, rank: int, per_unit: float) -> Uses:
-    """Return the processor use of one flow per rank in the symmetry class of ``rank``.
+    """Return the processor use of a flow that represents one flow of each rank in the symmetry class of ``rank``.
 
     ``per_unit`` is the processor time in seconds that one rank needs per unit of the flow, for example per byte.
     """

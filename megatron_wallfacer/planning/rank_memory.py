@@ -17,7 +17,7 @@ HOST_ADAM = 16
 
 
 def parameters_of_rank(model: Model, sizes: ParallelSizes) -> float:
-    """Return the parameters of a rank of the largest stage. Embedding and LM head are on first and last stage."""
+    """Return the number of parameters per rank of the largest stage: the first (embedding) or the last (LM head)."""
     layers = model.layers * model.layer_parameters / sizes.pp
     return (layers + model.vocabulary_parameters / (1 if sizes.pp == 1 or model.tied else 2)) / sizes.tp
 
@@ -73,11 +73,11 @@ def rank_buffers(
 def host_bytes(
     model: Model, tokens: int, attention: AttentionMemory, sizes: ParallelSizes, options: TrainingOptions
 ) -> float:
-    """Return the bytes of one rank in host memory. The arguments are those of :func:`activations`."""
+    """Return the bytes of host memory that one rank uses. The arguments are those of :func:`activations`."""
     work = activations(model, tokens, attention, sizes, options)
     return work.host_bytes + host_state_bytes(model, sizes, options)
 
 
 def micro_batches_in_flight(sizes: ParallelSizes) -> int:
-    """Return the micro-batches whose activations the first pipeline stage has at the same time."""
+    """Return the number of micro-batches whose activations the first pipeline stage holds at the same time."""
     return min(sizes.pp, sizes.microbatches)

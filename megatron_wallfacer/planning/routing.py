@@ -63,7 +63,7 @@ class Routing:
 
     @property
     def unit_sizes(self) -> tuple[int, ...]:
-        """Return the sizes of the units that share a link (NIC, node, switch), in ranks, ascending."""
+        """Return how many consecutive ranks share a NIC, a node or a switch, in ascending order."""
         per_node = self.cluster.gpus_per_node
         sizes = {self._ranks_per_nic, per_node, *(level.nodes * per_node for level in self.cluster.levels)}
         return tuple(sorted(sizes))

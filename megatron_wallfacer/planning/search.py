@@ -83,7 +83,7 @@ def search(
 
 
 def preferred(times: Sequence[tuple[float, float]]) -> int:
-    """Return the index of the choice with the least traffic among those within :data:`TIE` of the fastest.
+    """Return the index of the choice with the least traffic, among choices within :data:`TIE` of the shortest time.
 
     Each choice is given as (seconds, communication volume).
     """
@@ -157,7 +157,7 @@ def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator
 
 
 def _by_estimate(choices: list[Choice], most: int) -> list[Choice]:
-    """Return choices by estimated time. Measured kernels give the times of the ``most`` choices that seem fastest."""
+    """Return choices by estimated time. Measured times are used only for the ``most`` choices that seem fastest."""
     if not choices or choices[0].job.cluster.device.kernels is None:
         return sorted(choices, key=_estimate_s)
     rough = sorted(choices, key=lambda choice: choice.bound.estimate_s(choice.plan.head_groups, choice.bound.kernel_s))

@@ -183,7 +183,7 @@ class _Simulator:
             end_kernels()
 
     def _work_s(self, op: TimedOp) -> float:
-        """Return the seconds of merging, copying and launches, without other work on the same processor or device."""
+        """Return the seconds of an operation's merges, copies and launches on an otherwise idle processor or device."""
         host, memory, cost = self._cluster.host, self._cluster.device.memory_gbyte_s, op.cost
         if host is not None:
             return cost.memory_bytes / (host.copy_gbyte_s * 1e9) + overhead_s(host, op.op)
@@ -198,8 +198,8 @@ class _Simulator:
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
         """Keep a rank busy for some processor seconds. On an emulated cluster ranks share processors.
 
-        In the fluid model work and messages share processors, and all rates are bytes per second. So work counts as the
-        number of message bytes whose transport takes the same processor time.
+        In the fluid model, work and messages share the processors, and all rates are in bytes per second. So work is
+        converted to bytes: a message of so many bytes takes the same processor time.
         """
         rank.busy, start_s = True, self._clock.now
 

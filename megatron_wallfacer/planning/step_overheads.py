@@ -24,7 +24,7 @@ class StepOverheads:
     Attributes:
         mlp_s: seconds of a second forward pass of each MLP, which ``--wallfacer-mlp-tiles`` causes.
         head_s: seconds of a second forward pass of the LM head, which ``--wallfacer-loss-tiles`` causes.
-        rewrites_s: seconds of reading and writing weight gradients once per tile instead of once.
+        rewrites_s: seconds of the extra reads and writes of weight gradients by every tile but the first.
         copies_s: seconds of copies to and from host memory that no kernel overlaps.
         adam_s: seconds of Adam on the host, and of copying gradients and weights over the host link.
     """
@@ -41,7 +41,7 @@ class StepOverheads:
         return self.mlp_s + self.head_s + self.rewrites_s + self.copies_s + self.adam_s
 
     def times(self, slots: int) -> StepOverheads:
-        """Return the overheads of ``slots`` consecutive micro-batches."""
+        """Return all overheads multiplied by ``slots``, the number of micro-batches and pipeline bubbles of a step."""
         return StepOverheads(*(slots * seconds for seconds in astuple(self)))
 
 

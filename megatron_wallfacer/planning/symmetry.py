@@ -1,9 +1,9 @@
 """Classes of ranks that behave alike, so that one simulated rank represents several.
 
-A grid is a torus. A shift of all ranks by some positions along an axis maps the schedule of each rank to the schedule
-of another rank, except with the order of K and V in the WallFacer paper. A shift that maps nodes to nodes, NICs to NICs
-and switches to switches preserves all times. Ranks that such shifts map to each other form a *class*. A simulation of
-one rank per class gives the times of all ranks.
+A grid is a torus. If all ranks shift by the same distance along an axis, each schedule maps to the schedule of another
+rank. The order of K and V in the WallFacer paper is an exception. A shift that maps nodes to nodes, NICs to NICs and
+switches to switches preserves all times. Ranks that time-preserving shifts map to each other form a *class*. A
+simulation of one rank per class gives the times of all ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megatron_wallfacer.schedule.grid import AXES, Grid
 
 
 class Symmetry:
-    """Classes of ranks with equal times in a grid on a cluster, or with ``every_rank`` one class per rank.
+    """Classes of ranks with equal times, for a grid on a cluster. With ``every_rank`` each rank is a class of its own.
 
     ``unit_sizes`` has the numbers of consecutive ranks that share a NIC, a node or a switch.
     """
@@ -47,11 +47,11 @@ class Symmetry:
         return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
 
     def program_rank(self, rank: int) -> int:
-        """Return the rank at position 0 of the head axis that has the program of ``rank``, except for the peers."""
+        """Return ``rank`` with head coordinate 0. The programs of both ranks differ only in the peers."""
         return rank if self._every_rank else self.grid.rank(self.grid.coordinates(rank) | {"head": 0})
 
     def translated(self, rank: int, start: int, end: int) -> int:
-        """Return the rank to which the shift that maps ``start`` to ``end`` maps ``rank``."""
+        """Shift ``rank`` by the distance from ``start`` to ``end`` along each axis, and return the resulting rank."""
         if start == end:
             return rank
         offset, here = self.offset(start, end), self.grid.coordinates(rank)
@@ -59,17 +59,17 @@ class Symmetry:
         return self.grid.rank(dict(zip(AXES, moved, strict=True)))
 
     def count(self, rank: int, first: int, ranks: int) -> int:
-        """Return the number of ranks in the class of ``rank`` among the ``ranks`` ranks that start with ``first``."""
+        """Return how many of the ``ranks`` ranks from rank ``first`` on are in the class of ``rank``."""
         last = min(first + ranks, self.grid.cp_size)
         return [self.class_of(other) for other in range(first, last)].count(self.class_of(rank))
 
     def unit(self, first: int, ranks: int) -> int:
-        """Return one number for all NICs, nodes or switches with equal times, given the ranks of one of them."""
+        """Return an index of a NIC, node or switch, given its ranks. Units with equal times have the same index."""
         return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
 
 
 def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
-    """Return the smallest shift along each axis that maps units (NICs, nodes, switches) to units, or the axis size."""
+    """Return, for each axis, the smallest shift that maps NICs to NICs, nodes to nodes and switches to switches."""
     periods, stride = {}, 1
     for axis in grid.placement:
         size = grid.size_of(axis)
@@ -80,7 +80,7 @@ def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _period(stride: int, size: int, unit: int) -> int:
-    """Return the smallest shift along an axis that maps groups of ``unit`` consecutive ranks to such groups."""
+    """Return the smallest shift along an axis that maps groups to groups. A group is ``unit`` consecutive ranks."""
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

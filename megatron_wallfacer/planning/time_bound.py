@@ -38,7 +38,7 @@ _RINGS = ("ring_outer", "ring_inner")
 
 @dataclass(frozen=True)
 class TimeBound:
-    """Seconds of one attention layer, forward and backward, that no overlap can undercut.
+    """Lower bound of the time of one attention layer, forward and backward, with complete overlap.
 
     Attributes:
         by_resource: seconds of the attention kernels without other work, of the traffic over the link of a device to
@@ -67,7 +67,7 @@ class TimeBound:
         return self.by_resource[self.resource]
 
     def estimate_s(self, head_groups: int, kernel_s: float) -> float:
-        """Return an estimate of the time in seconds, by which the search orders plans.
+        """Return an estimate of the time in seconds. The search orders plans by this estimate.
 
         Transfers of a head group overlap kernels of other head groups. The kernels take ``kernel_s``.
         """
@@ -77,7 +77,7 @@ class TimeBound:
 def time_bound(
     plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True, keep_gathered_q: bool = False
 ) -> TimeBound:
-    """Return the lower bound of the time of a plan, whose rank r runs on device r."""
+    """Return the lower bound of the time of a plan. Rank r of the plan runs on device r."""
     by_axis = bytes_by_axis(plan, shape, keep_gathered_q=keep_gathered_q)
     grid, per_node = plan.grid, cluster.gpus_per_node
     ranks_per_nic, nics = max(1, per_node // cluster.nics), max(1.0, cluster.nics / per_node)
@@ -108,9 +108,9 @@ def unmasked_pairs(cp_size: int, shape: Shape, *, causal: bool) -> float:
 
 
 def pass_weights(device: Device) -> tuple[float, float]:
-    """Return the FLOPs per pair and channel divided by the rate of large calls, in forward and in backward.
+    """Return (forward, backward) FLOPs per pair and channel, divided by the rate of large attention calls.
 
-    The rate is in FLOPs per second if kernels are measured, else a fraction of the peak.
+    The rate is in FLOPs per second if kernels are measured, else it is a fraction of the peak.
     """
     if device.kernels is None:
         return FORWARD_FLOPS / device.forward, BACKWARD_FLOPS / device.backward
@@ -121,8 +121,8 @@ def pass_weights(device: Device) -> tuple[float, float]:
 def estimated_kernel_seconds(plan: Plan, cluster: Cluster, shape: Shape, *, causal: bool = True) -> float:
     """Return the estimated seconds of a rank's attention calls, forward and backward, with host time.
 
-    Each call of the sampled ring steps takes its device time or its host time, whichever is longer. Without measured
-    kernels the result equals the lower bound.
+    Each attention call in the sampled ring steps takes the longer of its device time and its host time. Without
+    measured kernels the result equals the lower bound.
     """
     device = cluster.device
     if device.kernels is None:
@@ -168,7 +168,7 @@ def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
 def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) -> Counter[str]:
     """Return the bytes that a rank receives along each axis, forward and backward, with softmax statistics.
 
-    The paper's order of K and V counts as native order, although it receives at least as many bytes.
+    The bytes are those of the native order of K and V. In the paper's order a rank receives at least as many bytes.
     """
     grid = plan.grid
     received: Counter[str] = Counter()
@@ -197,7 +197,7 @@ def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) ->
 
 
 def _shard_bytes(plan: Plan, shape: Shape, tensor: str) -> float:
-    """Return the bytes of a shard after the exchange of heads. A kv head on several ranks counts on each rank."""
+    """Return the bytes of a shard after the exchange of heads, including copies of one kv head on several ranks."""
     copies = max(1.0, plan.grid.head / shape.kv_heads) if tensor in (*KV, *DKV) else 1.0
     return shape.bytes(tensor) * copies
 
@@ -209,7 +209,7 @@ def _extent(grid: Grid, axis: str) -> tuple[int, int]:
 
 
 def _crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest part of an axis's bytes that a rank receives from outside its group of ``unit`` ranks."""
+    """Return the largest fraction of an axis's bytes that a rank receives from outside its group of ``unit`` ranks."""
     stride, size = _extent(grid, axis)
     if size == 1 or stride * size <= unit:
         return 0.0
@@ -220,21 +220,21 @@ def _crossing(grid: Grid, axis: str, unit: int) -> float:
 
 
 def _edge(plan: Plan, axis: str, unit: int) -> float:
-    """Return :func:`_crossing` for the busiest rank. A bidirectional ring carries half of it per direction."""
+    """Return :func:`_crossing`, halved for a bidirectional ring with only one neighbour outside a rank's group."""
     stride, _ = _extent(plan.grid, axis)
     halved = plan.bidirectional and axis in _RINGS and stride < unit
     return _crossing(plan.grid, axis, unit) * (0.5 if halved else 1.0)
 
 
 def _staying(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest part of an axis's bytes that a rank receives from inside its group of ``unit`` ranks."""
+    """Return the largest fraction of an axis's bytes that a rank receives from inside its group of ``unit`` ranks."""
     if axis in _RINGS and _extent(grid, axis)[0] < unit:
         return 1.0
     return 1.0 - _crossing(grid, axis, unit)
 
 
 def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the part of an axis's bytes that ranks receive from outside their group, averaged over all ranks."""
+    """Return the fraction of an axis's bytes that a rank receives from outside its group, averaged over all ranks."""
     (stride, _), crossing = _extent(grid, axis), _crossing(grid, axis, unit)
     if axis in _RINGS and crossing and stride < unit:
         return stride / unit
@@ -251,5 +251,5 @@ def _level_s(grid: Grid, by_axis: Counter[str], cluster: Cluster, level: SwitchL
 
 
 def _alone_s(size: float, crossing: float, cluster: Cluster) -> float:
-    """Return the seconds of one axis's traffic on idle links. ``crossing`` is the part that comes from other nodes."""
+    """Return the seconds of one axis's traffic on idle links. The fraction ``crossing`` comes from other nodes."""
     return cluster.inter.seconds(size * crossing) + cluster.intra.seconds(size * (1 - crossing))

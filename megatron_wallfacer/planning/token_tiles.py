@@ -1,4 +1,4 @@
-"""Number of token tiles of the LM head and of the MLPs: the fewest with which neither determines the memory peak."""
+"""Number of token tiles of LM head and of MLPs: the fewest that keep both from determining the memory peak."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def most_tiles(rows: int) -> int:
 
 
 def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activations:
-    """Return activations with the fewest token tiles with which LM head and MLPs do not determine the memory peak.
+    """Return activations with the fewest token tiles that keep LM head and MLPs from determining the memory peak.
 
-    Tiles of the MLPs are chosen first, without regard to the LM head. If no number of tiles suffices, the result has
-    the fewest tiles whose bytes are near the minimum. ``loss`` and ``mlp`` select whose number of tiles is chosen.
+    Tiles of the MLPs are chosen first, without regard to the LM head. The number of tiles does not grow further once
+    the memory is within the factor :data:`NEAR` of the memory with the most tiles. ``loss`` and ``mlp`` state whether
+    to choose the tiles of the LM head and of the MLPs.
     """
     if mlp:
         work = _fewest(work, "mlp_tiles", "mlp", ("head",))
@@ -29,7 +30,7 @@ def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activati
 
 
 def recomputed_part(work: Activations) -> float:
-    """Return the FLOPs that token tiles recompute, divided by those of all matrix products of a step but attention."""
+    """Return the FLOPs that token tiles recompute, relative to a step's matrix products outside attention."""
     model, tokens = work.model, work.tokens
     recomputed = 0.0
     if work.loss_tiles > 1:

@@ -25,7 +25,8 @@ class OverlapModel:
         attention: overlap of attention's kernels and transfers, from 0 (they alternate) to 1 (as much as CUDA streams
             allow).
         reduction: fraction of the gradient reduction and the weight gather that overlaps with backward. With
-            ``--overlap-grad-reduce`` and ``--overlap-param-gather`` only the first and the last bucket are exposed.
+            ``--overlap-grad-reduce`` and ``--overlap-param-gather`` only communication of the first and the last bucket
+            is exposed.
     """
 
     attention: float = 1.0
@@ -40,13 +41,14 @@ class TrainingOptions:
         recompute: activations that backward recomputes.
         gradient_bytes: bytes per element of a gradient while it is reduced.
         accumulate_bytes: bytes per element of dQ, dK, dV and partial outputs in messages.
-        states: division of the states of a parameter over ranks.
+        states: states that data- and context-parallel ranks shard: Adam's states (``distributed``), or also gradients
+            (``zero-2``).
         adam: dtype and place of Adam's states.
         loss_tiles: number of token tiles of head and loss, which backward recomputes; 1 for no tiles.
         mlp_tiles: number of token tiles of each MLP, which backward recomputes; 1 for no tiles.
         outputs_on_host: fraction of layers whose attention output and lse are kept in host memory.
         inputs_on_host: fraction of layers whose input is kept in host memory.
-        out_proxy: whether backward derives a proxy of other ranks' outputs, as this project's engine does.
+        out_proxy: whether backward computes output proxies from dO and delta, as this project's engine does.
         overlap: overlap of communication and computation.
     """
 

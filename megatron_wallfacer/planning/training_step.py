@@ -30,7 +30,7 @@ class StepEstimate:
     Attributes:
         attention_s: seconds of attention of one layer with its communication, forward and backward.
         kernel_s: seconds of the attention kernels of one layer.
-        matmul_s: seconds of matrices, norms and activation functions of one layer, forward and backward.
+        matmul_s: seconds of one layer's matrix products, norms and activation functions, forward and backward.
         tensor_s: seconds of the tensor-parallel collectives of one layer, which are fully exposed.
         head_s: seconds of the LM head for one sequence.
         reduction_s: exposed seconds of the gradient reduction and the weight gather.
@@ -105,7 +105,7 @@ def estimate_step(
     """Return the prediction of a training step with simulated attention. ``cluster`` is the whole cluster.
 
     Raises:
-        OptionError: The stages do not divide the layers.
+        OptionError: The number of stages does not divide the number of layers.
     """
     return estimate_step_around(model, choice.job, simulated_attention(choice, options), cluster, sizes, options)
 
@@ -118,10 +118,10 @@ def estimate_step_around(
     sizes: ParallelSizes,
     options: TrainingOptions,
 ) -> StepEstimate:
-    """Return the prediction of a training step with the given time and memory of attention, by formulas.
+    """Return the prediction of a training step by formulas, given the time and the memory of attention.
 
     Raises:
-        OptionError: The stages do not divide the layers.
+        OptionError: The number of stages does not divide the number of layers.
     """
     if model.layers % sizes.pp:
         raise OptionError("pp", sizes.pp, f"a divisor of {model.layers} layers")
@@ -163,8 +163,9 @@ def estimate_step_around(
 def simulated_attention(choice: Choice, options: TrainingOptions) -> AttentionEstimate:
     """Return the time and the memory of simulated attention.
 
-    In a simulation kernels and transfers overlap as far as CUDA streams allow. For a program with less overlap, a
-    second simulation without kernel time gives the time in which kernels and transfers alternate.
+    In a simulation kernels and transfers overlap as far as CUDA streams allow. A program whose kernels and transfers
+    alternate takes the kernel time plus the time of a second simulation without kernel time. With partial overlap the
+    time is between full overlap and alternation.
     """
     result = choice.simulation
     seconds, forward_s = result.seconds, result.pass_s[0]
@@ -181,7 +182,10 @@ def simulated_attention(choice: Choice, options: TrainingOptions) -> AttentionEs
 
 
 def _matrix_seconds(model: Model, cluster: Cluster, tokens: float) -> tuple[float, float]:
-    """Return the seconds of (one layer's forward without attention, all passes of the LM head), given tokens / tp."""
+    """Return the seconds of (one layer's forward pass without attention, all passes of the LM head).
+
+    ``tokens`` is the number of tokens per tensor-parallel rank.
+    """
     device = cluster.device
     rate = device.tflops * 1e12 * device.matmul
     pass_s = tokens * model.matmul_flops() / rate
@@ -208,7 +212,7 @@ def reduction_seconds(model: Model, cluster: Cluster, sizes: ParallelSizes, opti
 
 
 def _tensor_seconds(model: Model, cluster: Cluster, tokens: int, tp: int, passes: int) -> float:
-    """Return the seconds of one layer's tensor-parallel collectives. All passes have equally many collectives."""
+    """Return the seconds of one layer's tensor-parallel collectives. Each pass has the same number of collectives."""
     size = tokens * model.hidden * 2 * (tp - 1) / tp
     return (passes - 1) * _TP_COLLECTIVES * cluster.intra.seconds(size)
 

@@ -21,9 +21,9 @@ Channel = tuple[str, str]
 
 @dataclass(eq=False, slots=True)
 class PendingTransfer:
-    """A posted transfer of one rank, of which ``left`` messages have not arrived.
+    """A transfer that one rank has begun, with ``left`` messages that have not arrived yet.
 
-    Its first end was posted at ``start_s`` seconds.
+    The rank posted or queued the first messages at ``start_s`` seconds.
     """
 
     rank: RankState
@@ -37,16 +37,16 @@ class RankState:
     """The state of a simulated rank.
 
     Attributes:
-        number: number of the rank.
-        program_rank: rank for which the program was built. Peers in the program are shifted by the distance from
-            ``program_rank`` to ``number``.
+        number: index of the rank.
+        program_rank: rank for which the program was built. The distance from ``program_rank`` to ``number`` is added to
+            each peer in the program.
         program: operations in order.
         position: index of the current operation.
         pass_start_s: time at which the current pass began, in seconds.
         busy: whether device or host is at work.
         has_run: whether the work of the current operation is done.
         waiting_since_s: time since which the rank waits for a transfer; None if it does not wait.
-        incoming: pending transfers, by the name of each value that they receive.
+        incoming: pending transfer that receives each value, by name of the value.
         open_transfers: transfers of the current pass.
         kernel_s: seconds of attention kernels so far.
     """
@@ -64,7 +64,7 @@ class RankState:
     kernel_s: float = 0.0
 
     def waits_for(self, op: TimedOp) -> bool:
-        """Return whether an operation waits for a tensor that it reads, or the end of a pass for any transfer."""
+        """Return whether an operation waits for a tensor that it reads. The end of a pass waits for all transfers."""
         if op.op is None:
             return any(pending.left for pending in self.open_transfers)
         return any(name in self.incoming and self.incoming[name].left for name in op.reads)
@@ -112,7 +112,7 @@ class Transfers:
         self._start_next(rank.number, transfer.channel)
 
     def _start_next(self, rank: int, channel: Channel) -> None:
-        """Post the next queued transfers. Each axis has two process groups and queues, for inputs and for results."""
+        """Post the next queued transfers. Each axis has one queue and process group for inputs, and one for results."""
         running = self._running.get((rank, channel))
         if running is not None and running.left:
             return
@@ -123,7 +123,7 @@ class Transfers:
                 return
 
     def _post(self, op: TimedOp, pending: PendingTransfer, ends: Iterable[str]) -> PendingTransfer:
-        """Post sends or receives of a transfer. A message whose send and receive are posted flows after the latency."""
+        """Post sends or receives of a transfer. A message flows one latency after both are posted."""
         rank, transfer, symmetry = pending.rank, pending.transfer, self._symmetry
         for end in ends:
             for message in transfer.sends if end == "send" else transfer.receives:
@@ -166,8 +166,8 @@ class Transfers:
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
         """Return the capacity that a message uses on each link of its route, and the indices of these links.
 
-        One link represents all links with equal times. A message is simulated once for all ranks of a class, so a link
-        counts the message once for each rank of the class that uses the link.
+        One link represents all links with equal times. One simulated message represents the messages of all ranks of a
+        class. So a link carries the message once for each of these ranks that shares the link.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []

@@ -97,7 +97,7 @@ def _spoke(grid: Grid) -> tuple[list[Position], float]:
 
 
 def _block(grid: Grid) -> tuple[list[Position], float]:
-    """Return the offsets (across, along) of ranks from the centre in a grid without a ring, and half their extent."""
+    """Return offsets (across, along) from the centre for the ranks of a grid without a ring, and half their extent."""
     if grid.team > 1:
         line, depth = _spoke(grid)
         return [(across, along - depth / 2) for across, along in line], depth / 2

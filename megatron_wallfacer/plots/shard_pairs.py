@@ -25,7 +25,7 @@ Pair = tuple[int, int]
 
 
 class PairWork(NamedTuple):
-    """Work of one rank on a pair of shards in one ring step, from 0.
+    """Work of one rank on a pair of shards in one ring step. Ring steps count from 0.
 
     ``area`` is the number of computed chunk pairs, with 0.5 for a causal chunk pair.
     """

@@ -28,7 +28,7 @@ _LARGEST_US = 1e15
 class RankTimeline:
     """Timeline of one rank, with times in seconds.
 
-    ``origin`` is run, node and clock of the recording, or None if the file does not contain them.
+    ``origin`` states run, node and clock of the recording. It is None if the file does not state them.
     """
 
     rank: int

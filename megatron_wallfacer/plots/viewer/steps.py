@@ -31,7 +31,7 @@ class ViewerStep:
         transfers: for each axis and tensors a flat list with sender, receiver and index of the chunks of each message.
         volume: elements that each rank receives, in units of one Q shard.
         between_nodes: volume between nodes, summed over all ranks.
-        computed: number of ranks that compute each kind of query rows with each kind of key rows.
+        computed: number of ranks by the kinds of their query and key rows, for example local queries and gathered keys.
     """
 
     tiles: list[int] = field(default_factory=list)
