@@ -105,12 +105,22 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
 def both(find: Find, *others: Find) -> Find:
     """Return a function that returns the result of ``find``, or None if one of ``others`` returns None."""
-    return lambda checked, argv: None if any(other(checked, argv) is None for other in others) else find(checked, argv)
+
+    def find_both(checked: Any, argv: Sequence[str]) -> str | None:
+        found = find(checked, argv)
+        return None if found is None or any(other(checked, argv) is None for other in others) else found
+
+    return find_both
 
 
 def without(find: Find, other: Find) -> Find:
     """Return a function that returns the result of ``find`` if ``other`` returns None, else None."""
-    return lambda checked, argv: find(checked, argv) if other(checked, argv) is None else None
+
+    def find_alone(checked: Any, argv: Sequence[str]) -> str | None:
+        found = find(checked, argv)
+        return None if found is None or other(checked, argv) is not None else found
+
+    return find_alone
 
 
 def reads(function: Callable[[Any], str | None]) -> Find:

@@ -14,7 +14,7 @@ import pytest
 
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.megatron import unsupported
-from megatron_wallfacer.megatron.combination import Combination
+from megatron_wallfacer.megatron.combination import Combination, both, without
 from megatron_wallfacer.megatron.megatron_graphs import attention_in_graphs
 from megatron_wallfacer.megatron.unsupported import UNSUPPORTED
 from megatron_wallfacer.megatron.version import Version
@@ -176,3 +176,13 @@ def test_graphs_of_each_release(
 def test_without_context_parallelism_no_sequence_is_split(parse: Parse) -> None:  # noqa: F811
     parse("--wallfacer-cp-size", "1", PACKED, "--mtp-num-layers", "1", "--position-embedding-type", "rope")
     parse("--wallfacer-cp-size", "1", "--wallfacer-layers", "1", "--transformer-impl", "local")
+
+
+def test_flags_that_are_not_given_need_no_other_attributes() -> None:
+    """Arguments of a script without Megatron's parser lack most attributes."""
+
+    def unread(*_: object) -> str:
+        raise AttributeError
+
+    for find in (both(lambda *_: None, unread), without(lambda *_: None, unread)):
+        assert find(argparse.Namespace(), ()) is None
