@@ -1,7 +1,7 @@
 # Everything runs in .venv, which scripts/bootstrap.sh makes; or in the interpreter named by WALLFACER_PYTHON, as it is.
-PYTHON := $(or $(WALLFACER_PYTHON),.venv/bin/python)
+INTERPRETER := $(or $(WALLFACER_PYTHON),.venv/bin/python)
 # The commands of an environment lie beside its interpreter.
-WALLFACER := $(dir $(PYTHON))wallfacer
+WALLFACER := $(dir $(INTERPRETER))wallfacer
 # Ranks and commands are started hundreds of times: what one of them compiles is there for the next.
 export PYTHONDONTWRITEBYTECODE :=
 # More arguments for demo and test: make test ARGS="-k ring -x"
@@ -22,26 +22,26 @@ demo: bootstrap ## train a small GPT on CPU ranks, with and without the plugin, 
 
 # Two files at a time, on two cores; who measures is alone (tests/support/machine.py). ARGS="-n 0" for one after the other.
 test: bootstrap ## run the tests
-	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(INTERPRETER) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 composition: bootstrap ## train every pair of features with and without the plugin, and compare (45 minutes)
-	@$(PYTHON) -m tests.composition $(ARGS)
+	@$(INTERPRETER) -m tests.composition $(ARGS)
 
 versions: bootstrap ## try every Megatron version that is supported, and compare with docs/compatibility.md
-	@$(PYTHON) -m scripts.versions --check docs/compatibility.md $(ARGS)
+	@$(INTERPRETER) -m scripts.versions --check docs/compatibility.md $(ARGS)
 
 docs: bootstrap ## build the documentation as a site in docs/_build/html
-	@$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+	@$(INTERPRETER) -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
 
 pages: bootstrap ## write the generated parts of the documentation
-	@$(PYTHON) -m scripts.pages $(ARGS)
+	@$(INTERPRETER) -m scripts.pages $(ARGS)
 
 figures: bootstrap ## draw the pictures of the documentation
-	@$(PYTHON) -m scripts.figures $(ARGS)
+	@$(INTERPRETER) -m scripts.figures $(ARGS)
 
 lint: bootstrap ## check style and format
-	@$(PYTHON) -m ruff check
-	@$(PYTHON) -m ruff format --check
+	@$(INTERPRETER) -m ruff check
+	@$(INTERPRETER) -m ruff format --check
 
 clean: ## remove caches and build leftovers; .venv, a big download, stays
 	@rm -rf build dist docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -130,6 +130,19 @@ def test_tries_the_given_one_first_and_says_when_it_is_of_no_use(machine):
     assert found.stderr == f"bootstrap: PYTHON cannot be used: {given} is Python 3.11\n"
 
 
+def test_make_passes_the_given_one_on(machine):
+    given = machine.add(machine.folder / "mine" / "python", MAKER)
+    shutil.copy(SCRIPT.parents[1] / "Makefile", machine.tree)
+    for arguments, environment in (([], {"PYTHON": given}), ([f"PYTHON={given}"], {})):
+        shutil.rmtree(machine.tree / ".venv", ignore_errors=True)
+        command = [shutil.which("make"), "bootstrap", *arguments]
+        environment = machine.environment(**environment)
+        done = subprocess.run(command, env=environment, cwd=machine.tree, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "PYTHON cannot be used" not in done.stderr
+        assert machine.done() == ["venv", "install"]
+
+
 @nowhere_else
 def test_says_what_is_wrong_with_each(machine):
     shim, old, bare = machine.add("python3.12", SHIM), machine.add("python3", OLD), machine.add("python3.13", BARE)

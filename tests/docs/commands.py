@@ -39,7 +39,7 @@ ELSEWHERE = {
     "wallfacer run configs/tiny-cpu.yaml --train-iters 2": _TINY,
     "wallfacer run tiny-cpu --train-iters 2": _TINY,
     "wallfacer plan --cluster h100-8x8 --nodes 2 --model llama3-8b --seq 128K": "tests/test_readme.py",
-    "wallfacer run configs/tiny-cpu.yaml --train-iters 3 --wallfacer-timeline runs/lines": _TINY,
+    "wallfacer run configs/tiny-cpu.yaml --train-iters 3 --wallfacer-timeline runs/lines | grep wallfacer:": _TINY,
     "wallfacer trace runs/lines": "tests/traces/test_trace.py",
     "wallfacer doctor": _DOCTOR,
     "wallfacer plan --cluster h100-8x8 --model llama3-8b --seq 128K": _PLAN,

@@ -136,6 +136,7 @@ def test_in_a_container_the_preset_is_read_there(tmp_path: Path) -> None:
         ({}, "CONFIG is not set: CONFIG=configs/NAME.yaml sbatch ..."),
         ({"CONFIG": "none.yaml"}, f"CONFIG={REPOSITORY}/none.yaml: there is no such file"),
         ({"CONFIG": str(TINY), "MEGATRON_PATH": "/nowhere"}, "MEGATRON_PATH=/nowhere: has no pretrain_gpt.py"),
+        ({"CONFIG": str(TINY), "PYTHON": "/no/python", "DRY_RUN": "1"}, "PYTHON=/no/python: has no PyYAML"),
         ({"CONFIG": str(TINY), "WALLFACER_ROOT": "/nowhere"}, "WALLFACER_ROOT=/nowhere is not the repository"),
         ({"CONFIG": str(TINY), "MAX_REQUEUES": "-1"}, "MAX_REQUEUES=-1: must be a whole number"),
         ({"CONFIG": str(TINY), "DRY_RUN": "0"}, "this is no Slurm job: submit it with sbatch, or set DRY_RUN=1"),
