@@ -26,9 +26,9 @@ class Part(NamedTuple):
 
     Attributes:
         rows: half-open range of rows of the accumulator.
-        sources: function that returns the memory of a range of these rows, as one source per tensor.
+        sources: function that returns the partial result for a range of accumulator rows, as one source per tensor.
         slot: slot with the results of an attention call; None if the sources are operands.
-        op: operation of the schedule that computes the part.
+        op: attention operation that computes the partial result; None if the sources are operands.
     """
 
     rows: Range
@@ -53,14 +53,14 @@ class Accumulator:
 
     @property
     def is_deep(self) -> bool:
-        """Return whether :data:`DEPTH` operations have added parts, which must then be accumulated."""
+        """Return whether the parts come from :data:`DEPTH` operations, and must therefore be accumulated now."""
         return len({id(part.op) for part in self.parts if part.op is not None}) >= DEPTH
 
     def take(self) -> list[tuple[Range, bool, tuple[Part, ...]]]:
-        """Remove all parts for their accumulation, and mark their rows as written.
+        """Remove and return all parts, and mark the rows of the parts as written.
 
         Returns:
-            One tuple for each range of rows with equal parts: (range, whether the range had been written before,
+            One tuple for each range of rows that has the same parts: (range, whether the range had been written before,
             parts).
         """
         if not self.parts:
@@ -73,10 +73,10 @@ class Accumulator:
         return found
 
     def hand_over(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
-        """Make a range of rows, written rows and parts, a part of another accumulator.
+        """Move a range of rows, both written rows and parts, into the parts of another accumulator.
 
-        No later operation may read the range from this accumulator. Each row of the range has been written or has a
-        part. ``first`` is the row of ``into`` where the range begins. ``own`` returns the operands of a range of rows.
+        No later operation may read the range from this accumulator. Each row of the range must have been written or
+        have a part. ``first`` is the row of ``into`` where the range begins. ``own`` returns the operands of rows.
         """
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):
@@ -89,7 +89,7 @@ class Accumulator:
         self._mark(rows)
 
     def unwritten(self, rows: Range) -> list[Range]:
-        """Mark a range of rows as written, and return the ranges in it that no partial result has reached."""
+        """Return the ranges within ``rows`` that have no partial result, and mark only these ranges as written."""
         found = [part for part, held, parts in self._split(rows, self.parts) if not (held or parts)]
         for part in found:
             self._mark(part)
@@ -130,7 +130,7 @@ def _common(a: Range, b: Range) -> Range | None:
 
 
 def _without(part: Part, rows: Range) -> Iterator[Part]:
-    """Yield what remains of a part before and after a range of rows."""
+    """Yield a part without the given rows, as a part before the rows and a part after the rows."""
     for side in ((part.rows[0], min(part.rows[1], rows[0])), (max(part.rows[0], rows[1]), part.rows[1])):
         if side[0] < side[1]:
             yield part._replace(rows=side)

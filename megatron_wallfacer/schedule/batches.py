@@ -1,8 +1,8 @@
 """Varlen calls: kernel calls of several documents that are joined into one call with ``cu_seqlens``.
 
 The documents of a varlen call must have consecutive rows and consecutive columns. In a tile of several chunks the calls
-are ordered by document, then by chunk. Calls that can be joined are not neighbours in this order, so several joined
-calls are under construction at a time.
+are ordered by document, then by chunk. Calls that can be joined are not adjacent in this order, so several joined calls
+are extended in turn.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _joined_calls(mask: Mask, q_chunk: int, k_chunks: Sequence[int], cp_size: in
 def _of_all_documents(
     mask: Mask, chunk: int, sizes: tuple[int, int], first_col: int, *, causal: bool
 ) -> Iterator[AttnTile]:
-    """Yield one call for all documents of a query chunk and a key chunk that contain the same documents."""
+    """Yield one call for all documents of two chunks. Both chunks contain the same documents."""
     documents = _boundaries(mask, 0 if mask.is_per_document else chunk, *sizes)
     extent, number = documents.q[-1], len(documents.q) - 1
     if not extent:
@@ -56,7 +56,7 @@ def _of_all_documents(
 
 @lru_cache(maxsize=1)
 def _boundaries(mask: Mask, chunk: int, cp_size: int, size: int) -> CuSeqlens:
-    """Return the boundaries of the documents in a chunk. The last result is cached, because a mask has many tiles."""
+    """Return the boundaries of the documents in a chunk. The result is cached, because many tiles share it."""
     ends = mask.boundaries(chunk, cp_size, size)
     return CuSeqlens(ends, ends)
 

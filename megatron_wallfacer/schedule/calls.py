@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """Consecutive tokens of a document. The first token has a position in the document and a row in a block."""
+    """Consecutive tokens of a document. The first is at ``position`` of the document and ``row`` of a block."""
 
     document: int
     position: int
@@ -102,7 +102,7 @@ def _of_document(
 
 
 def _segment(ends: Sequence[int], document: int, place: tuple[int, int], size: int) -> Segment | None:
-    """Return the segment of a document in a chunk of ``place`` (index in a block, chunk id); None if there is none."""
+    """Return the tokens of a document in a chunk, or None. ``place`` is (index of the chunk in a block, chunk id)."""
     index, chunk = place
     start, low = ends[document], max(chunk * size, ends[document])
     length = min((chunk + 1) * size, ends[document + 1]) - low
@@ -122,10 +122,10 @@ def _of_each_document(
 
 
 def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
-    """Yield the calls of documents against their own keys: a full square, or its lower triangle.
+    """Yield one square call for each document and key chunk, full or causal.
 
-    ``ends`` plus ``row`` are rows of the query block. ``cols`` has, for each key chunk, the number that added to
-    ``ends`` gives columns, and whether only the lower triangle is unmasked.
+    Document d has the rows ``ends[d] + row`` to ``ends[d + 1] + row`` of the query block. ``cols`` has, for each key
+    chunk, the number to add to ``ends`` to get columns, and whether the calls are causal.
     """
     return (
         # A call of one row and one column is both full and causal.

@@ -1,4 +1,4 @@
-"""Reduction of copies: evenly spaced copies become one strided copy, and copies of reordered blocks one permutation."""
+"""Reduction of copies: one strided copy for evenly spaced copies, or one permutation for reordered blocks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def permutation(pairs: Sequence[Pair], itemsize: Callable[[Operand], int], wide:
     """Return the same copies as one permutation of blocks; None if they are not a permutation.
 
     The copies must read contiguous rows of the workspace. The written range may have no gap except padding between
-    buffers. The padding is overwritten with the first block. Blocks are copied in elements of ``wide`` bytes.
+    buffers. Padding is overwritten with block 0 of the source. Blocks are copied in elements of ``wide`` bytes.
     """
     (into, source), *_ = pairs
     if source.buffer != WORKSPACE or not all(_is_block(pair, into.buffer) for pair in pairs):
@@ -87,7 +87,7 @@ def _is_block(pair: Pair, buffer: str) -> bool:
 
 
 def _fills(blocks: Sequence[_Block]) -> bool:
-    """Return whether ordered blocks leave no gap except the padding that aligns the next buffer."""
+    """Return whether each block ends where the next one starts, apart from padding to :data:`ALIGNMENT`."""
     ends = ((one.into + one.nbytes, after.into) for one, after in pairwise(blocks))
     return all(end == start or (end < start == -(-end // ALIGNMENT) * ALIGNMENT) for end, start in ends)
 
@@ -106,7 +106,7 @@ def _joined(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def _series(pairs: Sequence[Pair]) -> Iterable[Pair]:
-    """Yield the same copies in which evenly spaced pairs are joined. All pairs have equal shapes."""
+    """Yield pairs with the same effect, after joining evenly spaced pairs. All pairs must have equal shapes."""
     steps = [
         (after[0].offset - before[0].offset, after[1].offset - before[1].offset) for before, after in pairwise(pairs)
     ]

@@ -90,7 +90,7 @@ class HeadGroupBuilder:
                 self.group.compute_tiles(LOCAL, ring)
 
     def compute_gathered(self, ring: RowSet, ranks: Sequence[int] = ()) -> None:
-        """Compute tiles of the rows of the stationary operand that ``ranks``, or all ranks of the team, have sent."""
+        """Compute tiles of stationary rows gathered from ``ranks``, by default from all other ranks of the team."""
         operands = self.operands
         chunks = operands.block(ranks or after(operands.rank, operands.team(operands.stationary)))
         if self.group.merges_rows:
@@ -117,7 +117,7 @@ class HeadGroupBuilder:
     # --- results ---
 
     def return_results(self, side: str) -> None:
-        """Send results of received rows back to the ranks that own the rows, and receive results of local rows."""
+        """Send results of gathered or received rows to the origin ranks of the rows, and receive local results."""
         operands = self.operands
         if not operands.results(side):
             return

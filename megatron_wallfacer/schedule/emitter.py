@@ -36,7 +36,7 @@ class OpEmitter:
         self.program, self.values = program, values
 
     def name(self, label: str | RowSet, tensors: str) -> str:
-        """Return the name of a value of a tensor group, or of the results of an operand, unique to the head group."""
+        """Return a name for a value of the head group. ``tensors`` is a tensor group, or an operand for its results."""
         return f"{label}.{tensors}.{self.group}"
 
     def value(
@@ -48,7 +48,7 @@ class OpEmitter:
         head_slice: int | None = None,
         rows: RowSet | None = None,
     ) -> str:
-        """Define a value (:class:`Value`) of the head slice of this group unless another is given; return its name."""
+        """Define a :class:`Value`, and return its name. The default head slice is this head group's."""
         head_slice = self.head_slice if head_slice is None else head_slice
         self.values[name] = Value(payload, tuple(sorted(chunks)), head_slice, rows)
         return name
@@ -64,7 +64,7 @@ class OpEmitter:
     def message(
         self, peer: int, value: str, kind: str, tensors: str, step: int = 0, chunks: Sequence[int] | None = None
     ) -> Message:
-        """Return one end of a message of one of :data:`KINDS`, with all rows of a value unless ``chunks`` are given."""
+        """Return one end of a message of a kind in :data:`KINDS`, by default with all rows of a value."""
         tag = (step * len(KINDS) + KINDS.index(kind)) * len(TENSORS) + list(TENSORS).index(tensors)
         rows = self.values[value].chunks if chunks is None else tuple(sorted(chunks))
         return Message(peer, value, rows, tag * self.groups + self.group)

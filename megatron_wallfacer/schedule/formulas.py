@@ -22,7 +22,7 @@ def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, siz
         plan: grid and choices.
         kappa: kv heads / q heads.
         kv_heads: number of kv heads; None if there are at least as many kv heads as ranks of the head axis.
-        sizes: weights of elements. Bytes per element as weights give the volume in bytes, divided by n*H.
+        sizes: weights of elements. If the weights are bytes per element, the returned volume is bytes / (n*H).
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes
@@ -51,12 +51,12 @@ def backward_volume(
 
 
 def busiest_rank(plan: Plan) -> int:
-    """Return a rank with the largest volume. Ranks differ only with ``kv_order`` ``paper``: some keep their block."""
+    """Return a rank with the largest volume. In ``paper`` and ``permuted`` order, some receive no first block."""
     return plan.grid.rank({axis: 0 for axis in plan.grid.placement} | {"team": min(1, plan.grid.team - 1)})
 
 
 def _exchanged(plan: Plan) -> float:
-    """Return the part of a shard that a rank receives from others when heads are divided over U ranks."""
+    """Return the fraction of a shard that a rank receives in the exchange along a head axis of U ranks."""
     return (plan.grid.head - 1) / plan.grid.head
 
 
@@ -66,7 +66,7 @@ def _copies(plan: Plan, kv_heads: int | None) -> float:
 
 
 def _shards(plan: Plan, operand: RingOperand, *, backward: bool) -> int:
-    """Return how many shards of one tensor of an operand a rank receives, by a gather or from the ring."""
+    """Return the number of shards of one tensor of ``operand`` that a rank receives from its team and the ring."""
     grid = plan.grid
     team = grid.team if operand == "q" else grid.kv_team
     if operand != plan.ring_operand(backward=backward):

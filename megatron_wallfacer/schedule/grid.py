@@ -2,11 +2,11 @@
 
 A rank has one coordinate per axis. Ranks that differ only along one axis share data:
 
-* ``head``: the same tokens, with different heads of these tokens (all-to-all before and after).
-* ``team``: the same queries (Q is gathered, partial O combined).
-* ``kv_team``: the same keys and values (K, V are gathered, dK, dV reduced).
-* ``ring_outer``, ``ring_inner``: nothing. Blocks hop from one rank to the next. A single ring uses ``ring_outer``. On a
-  double ring a block reaches all ranks of an inner ring between two hops of the outer ring.
+* ``head``: ranks share tokens and have different heads (all-to-all before and after attention).
+* ``team``: ranks share queries (Q is gathered, partial O is combined).
+* ``kv_team``: ranks share keys and values (K and V are gathered, dK and dV are summed).
+* ``ring_outer``, ``ring_inner``: ranks share no data. Blocks hop from one rank to the next. A single ring uses
+  ``ring_outer``. On a double ring a block reaches all ranks of an inner ring between two hops of the outer ring.
 
 The product of the axis sizes is the context-parallel size P.
 """
@@ -43,7 +43,7 @@ class Grid:
             The grid removes axes of size 1, so that equal grids compare equal.
 
     Raises:
-        OptionError: The size of an axis is below 1, or an axis with a larger size is not exactly once in ``placement``.
+        OptionError: A size is below 1, or ``placement`` does not name each axis of several ranks exactly once.
     """
 
     head: int = 1
@@ -89,7 +89,7 @@ class Grid:
         return sum(stride * coordinates[axis] for axis, (stride, _) in self._strides.items())
 
     def neighbours(self, rank: int, axis: str) -> tuple[int, ...]:
-        """Return the ranks that differ from a rank along one axis at most, including the rank, in axis order."""
+        """Return ``rank`` and all ranks that differ from ``rank`` only along ``axis``, in the order of the axis."""
         stride, size = self._strides.get(axis, (1, 1))
         first = rank - stride * (rank // stride % size)
         return tuple(range(first, first + stride * size, stride))
@@ -125,7 +125,7 @@ def factorisations(number: int, axes: Sequence[str]) -> Iterator[dict[str, int]]
 
 
 def axes_inside(grid: Grid, nodes: Sequence[str]) -> tuple[str, ...]:
-    """Return the axes of several ranks whose neighbours are on one node each, given the node of each rank."""
+    """Return the axes of several ranks that never cross nodes. ``nodes`` has the node of each rank."""
 
     def is_inside(axis: str) -> bool:
         return all(len({nodes[peer] for peer in grid.neighbours(rank, axis)}) == 1 for rank in range(grid.cp_size))

@@ -1,7 +1,7 @@
 """One head group at one rank: its values, tiles, accumulators and the exchange along the head axis.
 
 All kinds of schedules use this class. Builders (:mod:`megatron_wallfacer.schedule.dense`,
-:mod:`megatron_wallfacer.schedule.sparse`) add the transfers between teams and along the ring.
+:mod:`megatron_wallfacer.schedule.sparse`) add the transfers within teams and along the ring.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_wallfacer.schedule.tiles import tiles
 
 
 class Blocks(Protocol):
-    """The chunks and the received values of each kind of rows."""
+    """The chunk ids and the names of received values, for each row set."""
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
         """Return the ids of the chunks in the given rows of an operand (``q`` or ``kv``), ascending."""

@@ -1,8 +1,8 @@
 """Results of attention calls that are not yet accumulated: their bytes, and the time of their accumulation.
 
-One launch can add several results to an accumulator, which it reads and writes once. Results of calls are therefore
-held until an operation reads their rows, or until a third operation adds to the same accumulator. Results of large
-calls are accumulated immediately.
+One launch can add several results to an accumulator, and reads and writes the accumulator once. Results of calls are
+therefore held until an operation reads their rows, or until a third operation adds to the same accumulator. Results of
+large calls are accumulated immediately.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def holds_results(shape: Shape) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Results of one tile for one accumulator: number of the tile, index of the operation, remaining chunks."""
+    """Results of one tile for one accumulator. ``chunks`` are the chunks that are not yet accumulated."""
 
     tile: int
     op: int
@@ -38,7 +38,7 @@ class _Part:
 
 @dataclass(slots=True)
 class _Held:
-    """Results of attention calls that are not yet accumulated, by accumulator, and bytes of results by tile."""
+    """Results that are not yet accumulated (``parts``, by accumulator), and bytes of results (``sizes``, by tile)."""
 
     parts: dict[str, list[_Part]] = field(default_factory=dict)
     sizes: list[float] = field(default_factory=list)
@@ -49,7 +49,7 @@ class _Held:
         self.most = max(self.most, sum(self.sizes[tile] for tile in tiles))
 
     def is_deep(self, name: str) -> bool:
-        """Return whether :data:`DEPTH` operations have results for an accumulator, which must be accumulated first."""
+        """Return whether results of :data:`DEPTH` operations are held for an accumulator."""
         return len({part.op for part in self.parts.get(name, ())}) >= DEPTH
 
     def take(self, name: str, chunks: tuple[int, ...]) -> bool:

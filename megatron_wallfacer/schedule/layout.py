@@ -4,8 +4,8 @@ The sequence is divided into 2P equal chunks, and rank r has chunks r and 2P-1-r
 causal attention on every grid: a causal mask leaves exactly half of the (query, key) pairs of any two shards unmasked
 (``docs/walkthrough.md``).
 
-A *block* is the union of the shards of several ranks, with chunks sorted by position. The query rows that see a key
-chunk are therefore always a suffix of a block.
+A *block* is the union of the shards of several ranks, with chunks sorted by position. With a causal mask, the query
+rows of a block that see a key chunk are therefore the last rows of the block.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def block_chunks(ranks: Iterable[int], cp_size: int) -> tuple[int, ...]:
 def runs(chunks: Sequence[int], block: Sequence[int]) -> list[tuple[int, int]]:
     """Return the positions of some chunks in a block as the fewest half-open ranges.
 
-    ``block`` must contain all of ``chunks``. Both must be sorted by position.
+    ``block`` must contain all of ``chunks``, and both must be sorted by position.
     """
     row = {chunk: index for index, chunk in enumerate(block)}
     found: list[tuple[int, int]] = []

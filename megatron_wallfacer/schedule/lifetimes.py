@@ -16,7 +16,7 @@ from megatron_wallfacer.schedule.ops import Schedule
 
 @dataclass(frozen=True, slots=True)
 class LocalPart:
-    """The part of a head exchange that stays on this rank. This part is copied from the sent to the received parts.
+    """The part of a head exchange that stays on this rank. The part is copied from a send buffer to a receive buffer.
 
     Attributes:
         source: name of the value that contains the rows of the part.
@@ -39,7 +39,7 @@ class Lifetime:
         first: index of the first operation that needs the buffer.
         last: index of the last operation that needs the buffer.
         payload: names of the tensors in the buffer.
-        chunks: number of chunks of rows in the buffer.
+        chunks: number of chunks in the buffer.
     """
 
     key: Hashable
@@ -51,27 +51,27 @@ class Lifetime:
 
 
 def value_key(name: str) -> Hashable:
-    """Return the key of the buffer of a value, or of the sent copy of a value that is a view of local tensors."""
+    """Return the key of the buffer of a value. A view of local tensors has a buffer only if its copy is sent."""
     return "value", name
 
 
 def rows_key(start: int, position: int) -> Hashable:
-    """Return the key of the copied rows of one send of the transfer that operation ``start`` starts."""
+    """Return the key of the buffer of copied rows for sent message ``position`` of operation ``start``."""
     return "rows", start, position
 
 
 def local_part_key(start: int, end: str) -> Hashable:
-    """Return the key of the local part of a head exchange, among the ``sent`` or the ``received`` parts."""
+    """Return the key of the buffer of the local part of a head exchange. ``end`` is ``sent`` or ``received``."""
     return "local part", start, end
 
 
 def proxy_key(names: tuple[str, ...]) -> Hashable:
-    """Return the key of the buffer that replaces the output of a query block in backward, given its values."""
+    """Return the key of the buffer of the output proxy of a query block, given the names of the values of the block."""
     return "proxy", names
 
 
 def waits(schedule: Schedule) -> dict[int, int]:
-    """Return the index of the operation that waits for a transfer, by index of the operation that starts it.
+    """Return the index of the operation that waits for a transfer, by index of the operation that starts the transfer.
 
     The first operation that reads a received value waits for its transfer. A transfer that only sends is waited for
     after the last operation.
@@ -89,7 +89,7 @@ def waits(schedule: Schedule) -> dict[int, int]:
 
 
 def lifetimes(schedule: Schedule) -> Iterator[Lifetime]:
-    """Yield the lifetime of every buffer of a pass. Buffers that are kept for backward end after the last operation."""
+    """Yield the lifetime of every buffer of a pass. Buffers kept for backward outlive the last operation."""
     last, first = dict(schedule.last_mentions), {}
     for index, op in enumerate(schedule.ops):
         for name in ops.writes(op):
@@ -138,7 +138,7 @@ def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
 
 
 def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
-    """Return the peer of each part of a head exchange, by buffer key. Parts must be in memory in the order of peers."""
+    """Return the peer of each part of a head exchange, by key of its buffer. In memory, peers must be in order."""
     peers: dict[Hashable, int] = {}
     for part in local_parts(schedule):
         transfer = _transfer(schedule, part)
@@ -151,7 +151,7 @@ def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
 
 
 def aliases(schedule: Schedule) -> dict[str, str]:
-    """Return, by name of each value that is a concatenation of one source, the source whose buffer it shares."""
+    """Return the source of each value that is a concatenation of a single source, by name. Both share a buffer."""
     shared: dict[str, str] = {}
     for op in schedule.ops:
         if isinstance(op, ops.Concat) and len(op.sources) == 1:
@@ -171,7 +171,7 @@ def _transfer(schedule: Schedule, part: LocalPart) -> ops.Transfer:
 
 
 def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
-    """Yield (source, index of the last operation) for each of several consecutive :class:`Accumulate`."""
+    """Yield (source, last index of the run of consecutive :class:`Accumulate`) for each :class:`Accumulate`."""
     end = 0
     for index in reversed(range(len(schedule.ops))):
         op = schedule.ops[index]
@@ -183,7 +183,7 @@ def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
 def _whole_sends(
     schedule: Schedule, buffers: Mapping[str, str], until: Mapping[int, int]
 ) -> dict[str, tuple[int, int]]:
-    """Return the first and the last operation during which a whole buffer is sent, by name of its value."""
+    """Return the first and the last operation during which a value is sent whole, by name of the value."""
     spans: dict[str, tuple[int, int]] = {}
     for index, _, message in _sends(schedule):
         if len(message.chunks) == len(schedule.values[message.value].chunks):
@@ -211,7 +211,7 @@ def _sends(schedule: Schedule) -> Iterator[tuple[int, int, ops.Message]]:
 
 
 def _proxies(schedule: Schedule, views: frozenset[str]) -> Iterator[Lifetime]:
-    """Yield the lifetimes of output proxies, which replace the output of query blocks that are no local views."""
+    """Yield the lifetime of the output proxy of each query block, except blocks of local rows."""
     used: dict[tuple[str, ...], list[int]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, ops.Attend) and schedule.backward and not views.issuperset(op.q):

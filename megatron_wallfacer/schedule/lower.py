@@ -1,7 +1,7 @@
 """Lowering of a schedule, which assigns a memory offset to every value, and a list of steps to every operation.
 
-Lowering knows which rows of an accumulator have been written. The program therefore writes rows the first time, and
-merges or adds to written rows. Rows without any result are filled before they are read.
+Lowering records which rows of an accumulator have been written. Steps that accumulate results therefore read only rows
+that have been written. Rows without any result are filled before they are read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def lower(
             head axis, backward also needs q, k, v. Tensors are ``[tokens / P, batch, heads, channels]``, and the
             statistics lse and delta ``[tokens / P, batch, heads]``.
         varlen: whether the kernel accepts several documents in one call.
-        sinks: whether sinks are merged into the output after the pass, which then has the accumulation dtype.
+        sinks: whether sinks are merged into the output after the pass. The pass then returns the output in the
+            accumulation dtype.
         all_to_all: whether each head exchange is one all-to-all, which the backend must support.
     """
     values = Values(schedule, Places(schedule, shape, strides, sinks=sinks))
@@ -116,7 +117,7 @@ class _Lowering:
         yield from self.values.copy(pairs)
 
     def _accumulate(self, index: int, source: str, into: str) -> Iterator[ProgramStep]:
-        """Register rows for an accumulator. The last of consecutive operations accumulates all of the rows at once."""
+        """Register rows of ``source``. Accumulate all registered rows if the next operation is no ``Accumulate``."""
         rows, steps = self.values.read(source)
         yield from steps
         total = self.values.accumulator_of(into)
@@ -145,7 +146,7 @@ class _Lowering:
         yield from self.values.finalize(list(self.stored.values()))
 
     def _result(self, name: str) -> Accumulator:
-        """Return the accumulator in the results of the pass that has the tensors and the heads of a value."""
+        """Return the accumulator whose rows are results of the pass, for the tensors and heads of a value."""
         value = self.schedule.values[name]
         tensors = {
             tensor: cut_heads(self.places.whole(self.results[tensor]), self.places.heads(tensor, value.head_slice))

@@ -23,7 +23,7 @@ TOGETHER = 16
 
 
 class TileLowering:
-    """Lowering of attention to kernel calls (:mod:`megatron_wallfacer.schedule.held`: when results are accumulated)."""
+    """Lowering of attention operations to kernel calls."""
 
     def __init__(self, values: Values, mask: Mask, *, varlen: bool) -> None:
         self.values, self.places, self.schedule = values, values.places, values.schedule
@@ -73,7 +73,7 @@ class TileLowering:
         return self.values.finalize(deep) if deep else ()
 
     def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[ProgramStep, ...]]:
-        """Return the output of a query block that is a view of local tensors, else a proxy and the steps for it."""
+        """Return the output of a block of local queries; for other blocks, a proxy and the step that computes it."""
         if self.views.issuperset(names):
             shape = self.places.shape_of("out", CHUNKS_PER_RANK, None)
             whole = Operand("out", "own", shape, self.places.strides["out"], 0)
@@ -86,7 +86,7 @@ class TileLowering:
         return proxy, (OutProxy(*map(self.places.number, (q["dout"], q["delta"], proxy))),)
 
     def _tiles(self, op: ops.Attend) -> Iterator[tuple[AttnTile, bool]]:
-        """Yield the kernel calls of an operation in tokens of its blocks, and whether their results are held."""
+        """Yield (kernel call in tokens, whether the results are held) for all tiles of an operation."""
         hold = holds_results(self.places.shape)
         for tile in op.tiles:
             rows, cols = self.places.rows(tile.rows), self.places.rows(tile.cols)
@@ -107,7 +107,7 @@ class TileLowering:
 
 
 def _together(calls: Sequence[AttnTile], rows: Range, cols: Range) -> Iterator[tuple[AttnTile, bool]]:
-    """Yield the calls for the parts of a tile in tokens of the two blocks, and whether their results are held.
+    """Yield (kernel call, whether the results are held) for the parts of a tile with token ranges ``rows``, ``cols``.
 
     The held results are together no larger than the results of the whole tile.
     """

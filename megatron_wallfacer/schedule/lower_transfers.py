@@ -47,7 +47,7 @@ class TransferLowering:
                     del self._receiving[message.value]
 
     def wait_for_the_rest(self) -> Iterator[tuple[Transfer, tuple[ProgramStep, ...]]]:
-        """Yield the waits for transfers that only send, which no operation waits for."""
+        """Yield the waits for transfers that receive nothing, for the end of the pass."""
         for op in self.schedule.ops:
             if isinstance(op, SendRecv) and not op.transfer.receives:
                 yield op.transfer, (program.Wait(self._numbers[id(op.transfer)]),)
@@ -115,7 +115,7 @@ class TransferLowering:
         return self._copies.get(name, rows) if message.chunks == rows.chunks else None
 
     def _pack(self, at: tuple[int, int], name: str, into: Rows, pairs: list[Pair]) -> Iterator[ProgramStep]:
-        """Yield steps that prepare rows of a value for a message, and append the copies into the message to ``pairs``.
+        """Yield steps that prepare rows of a value for a message. Append the copies of the rows to ``pairs``.
 
         If an accumulator has parts, and no later operation reads the rows, the parts are summed directly into the
         message. ``at`` is (index of the operation, index of the message).
@@ -135,7 +135,7 @@ class TransferLowering:
             self.values.hand_over(total, self.places.rows(there), packed, self.places.rows(here)[0])
 
     def _exchange(self, transfer: Transfer, part: LocalPart, buffers: Sequence[Operand]) -> program.AllToAll:
-        """Return a head exchange as one all-to-all. Sent parts follow each other in memory, and received parts too."""
+        """Return a head exchange as one all-to-all. Both sent parts and received parts are adjacent in memory."""
         ranks = sorted([self.schedule.rank, *(message.peer for message in transfer.sends)])
         regions = []
         for end, others in (("sent", buffers), ("received", self._arriving(transfer))):
@@ -168,7 +168,7 @@ def _bytes_of(rows: Rows) -> Operand:
 def _reads(
     schedule: ops.Schedule, values: Values, parts: Mapping[int, LocalPart]
 ) -> dict[str, list[tuple[tuple[int, int], frozenset[int]]]]:
-    """Return, for each value, (index of an operation, index of a message) and the read chunks of every read."""
+    """Return all reads of each value, as ((index of the operation, index of the message), chunks that are read)."""
     found: dict[str, list[tuple[tuple[int, int], frozenset[int]]]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, SendRecv):

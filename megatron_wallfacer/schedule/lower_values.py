@@ -22,8 +22,8 @@ class Values:
     """Values and accumulators of a pass during lowering.
 
     Attributes:
-        rows: rows of the values that are not accumulators, by name.
-        aliases: name of the value that has the buffer, by name of each value without a buffer of its own.
+        rows: place in memory of each value that is not an accumulator, by name.
+        aliases: source of each value that is a concatenation of a single source, by name of the value.
         slots: largest number of attention calls with pending results at the same time.
     """
 
@@ -39,7 +39,7 @@ class Values:
     # --- reading ---
 
     def read(self, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
-        """Return the rows of a value, and the steps that complete the rows."""
+        """Return the rows of a value, and the steps that must run before the rows are read."""
         name = self.aliases.get(name, name)
         if name not in self.accumulators:
             return self.rows[name], ()
@@ -48,7 +48,7 @@ class Values:
         return total.rows, (*finalized, *self.fill(total, (0, total.tokens)))
 
     def read_part(self, reader: int, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
-        """Return the rows of a value that an operation reads, of an exchanged value only the rows of this rank."""
+        """Return the rows that operation ``reader`` reads of a value: the local part of a head exchange, else all."""
         part = self._local_parts.get((reader, name))
         return self.read(name) if part is None else (self.local_part(part, "received"), ())
 
@@ -57,12 +57,12 @@ class Values:
         return (reader, name) in self._local_parts
 
     def local_part(self, part: LocalPart, end: str) -> Rows:
-        """Return the rows of the local part of a head exchange, among the ``sent`` or the ``received`` parts."""
+        """Return the rows of the local part of a head exchange in the buffer ``end``: ``sent`` or ``received``."""
         mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Operand]:
-        """Return the operands of all tensors of several values that have the same rows."""
+        """Return the operand of each tensor of several values, by tensor. All values must have the same rows."""
         return {
             tensor: operand
             for name in names
@@ -70,7 +70,7 @@ class Values:
         }
 
     def fill(self, total: Accumulator, rows: Range) -> tuple[ProgramStep, ...]:
-        """Return the step that fills rows without any partial result: with zeros, and lse with -inf."""
+        """Return the step that fills all rows without a partial result: lse with -inf, other tensors with zeros."""
         empty = [
             (self.places.number(cut(operand, some)), _EMPTY.get(tensor, 0.0))
             for some in total.unwritten(rows)
@@ -87,7 +87,7 @@ class Values:
         return self.accumulators[name]
 
     def accumulator(self, rows: Rows) -> Accumulator:
-        """Return a new accumulator for the given rows in memory."""
+        """Return a new accumulator at the given place in memory."""
         return Accumulator(rows, len(rows.chunks) * self.places.chunk)
 
     def free_slot(self) -> int:
@@ -103,10 +103,10 @@ class Values:
     def add_results(
         self, op: ops.Attend, total: Accumulator, block: Sequence[int], rows: Range, slot: int, first: int
     ) -> None:
-        """Register the results of an attention call, which :meth:`finalize` adds to rows of an accumulator.
+        """Make :meth:`finalize` add the results of an attention call to an accumulator.
 
-        The results belong to ``rows`` of the block with the chunk ids ``block``, and start at tensor ``first`` of the
-        results in the slot.
+        The call computes the token rows ``rows`` of a block with the chunk ids ``block``. The tensors of the
+        accumulator are in the slot from index ``first`` on.
         """
         for here, there in placed_rows(rows, block, total.rows.chunks, self.places.chunk):
 
@@ -118,7 +118,7 @@ class Values:
             self._add(total, Part(there, some, slot, op))
 
     def add_rows(self, total: Accumulator, rows: Range, source: Rows, first: int) -> None:
-        """Register rows of a value from row ``first`` on, which :meth:`finalize` adds to rows of an accumulator."""
+        """Make :meth:`finalize` add rows of ``source``, from row ``first`` on, to ``rows`` of ``total``."""
         operands = _in_order(source)
         self._add(total, Part(rows, lambda wanted: _cut_all(operands, moved(wanted, first - rows[0]))))
 
@@ -127,7 +127,7 @@ class Values:
         total.parts.append(part)
 
     def hand_over(self, total: Accumulator, rows: Range, into: Accumulator, first: int) -> None:
-        """Register rows that :meth:`finalize` adds to another accumulator. No later operation may read the rows."""
+        """Make :meth:`finalize` add ``rows`` of ``total`` to ``into``. No later operation may read ``rows``."""
         self._note(into)
         operands = _in_order(total.rows)
         total.hand_over(rows, into, first, lambda wanted: _cut_all(operands, wanted))

@@ -1,4 +1,4 @@
-"""Masks, which decide by positions which keys a query sees, in tokens and in chunks.
+"""Masks: the keys that each query sees, in tokens and in chunks.
 
 The queries of a packed sequence see only keys of their own document. A sliding window limits the distance of keys.
 Packed sequences have two layouts. With ``sequence`` the whole sequence is divided into 2P chunks, wherever documents
@@ -78,21 +78,21 @@ class Mask:
 
     @property
     def has_window(self) -> bool:
-        """Return whether a sliding window limits a query, so that tiles have edges besides the causal diagonal."""
+        """Return whether a sliding window limits earlier keys, or limits later keys to a number above 0."""
         return self.left is not None or self.right not in (0, None)
 
     @property
     def is_per_document(self) -> bool:
-        """Return whether each document is divided into 2P chunks, instead of the sequence."""
+        """Return whether each document is divided into 2P chunks, instead of the whole sequence."""
         return self.shard_mode == "per_document" and self.documents is not None
 
     @property
     def reorders(self) -> bool:
-        """Return whether the rows of a rank must be reordered, because they are not in the order of its two chunks."""
+        """Return whether local rows must be reordered, so that the rank's two chunks follow each other."""
         return self.documents is not None and self.shard_mode == "per_document" and len(self.documents) > 2
 
     def check(self, cp_size: int, tokens: int) -> None:
-        """Check that the documents fit a sequence of ``tokens``, and that 2P divides their lengths if it must.
+        """Check that the documents fit a sequence of ``tokens``, and call :meth:`check_lengths`.
 
         Raises:
             OptionError: The boundaries exceed the sequence, or 2P does not divide a length.
@@ -145,7 +145,7 @@ class Mask:
         return tuple(calls_of(self, q_chunks, k_chunks, cp_size, size))
 
     def key_chunks(self, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
-        """Return two half-open ranges of key chunks for a query chunk: nonempty and full chunks; (0, 0) for none."""
+        """Return the ranges of nonempty and of full key chunks for a query chunk; (0, 0) for an empty range."""
         if self.is_per_document:
             # The window covers the most chunks in the shortest document.
             piece = self.shortest // (2 * cp_size)
@@ -165,7 +165,7 @@ class Mask:
         return (first_nonempty[0], last_nonempty[1]), full if is_one_document else (0, 0)
 
     def _key_chunks(self, queries: Range, document: Range, size: int) -> tuple[Range, Range]:
-        """Return the range of key chunks that any query sees, and the range that every query sees completely.
+        """Return the range of key chunks that at least one query sees, and the range that every query sees in full.
 
         ``queries`` and ``document`` are half-open ranges of positions. Chunk 0 begins at position 0.
         """
@@ -203,7 +203,7 @@ class ChunkMask:
 
     @property
     def is_sparse(self) -> bool:
-        """Return whether chunk pairs below the causal diagonal are empty, so that some rows need not be sent."""
+        """Return whether a chunk pair on or below the causal diagonal is empty, so that some rows need not be sent."""
         return any(first > 0 or end <= chunk for chunk, (first, end) in enumerate(self.nonempty))
 
 

@@ -1,7 +1,7 @@
 """The bytes that a pass allocates.
 
-A pass allocates one workspace for its buffers, its results, and the values that it keeps for backward. A pass also
-keeps the results of a few attention calls (:mod:`megatron_wallfacer.schedule.held`).
+A pass allocates its results, the values that it keeps for backward, and one workspace for all other buffers. A pass
+also holds the results of a few attention calls (:mod:`megatron_wallfacer.schedule.held`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def result_tensors(schedule: Schedule) -> tuple[str, ...]:
 
 
 def result_is_wide(schedule: Schedule, shape: Shape, tensor: str, *, sinks: bool = False) -> bool:
-    """Return whether a result has the accumulation dtype: statistics, sums of shared kv heads, output with sinks."""
+    """Return whether a result has the accumulation dtype: lse, output with sinks, and gradients of shared kv heads."""
     # Head slices that share kv heads are summed in the result.
     shared = tensor in KV_TENSORS and schedule.head_slices > shape.kv_heads
     return shared or tensor in STATISTICS or (sinks and tensor == "out")
@@ -85,8 +85,8 @@ def graph_bytes(schedule: Schedule, shape: Shape) -> int:
 def graphed_peak_bytes(schedules: Sequence[Schedule], shape: Shape) -> int:
     """Return the peak bytes of a layer whose passes are CUDA graphs.
 
-    The memory of all graphs exists at the same time. After a replay, results and kept values are copied to other
-    memory.
+    The sum includes all graphs, because the memory of all graphs exists at the same time. After a replay, results and
+    kept values are copied to other memory.
     """
     held = sum(graph_bytes(schedule, shape) for schedule in schedules)
     return held + max(returned_bytes(schedule, shape) for schedule in schedules)

@@ -1,7 +1,7 @@
 """Merging of small attention calls into one call: for local and gathered rows, and for rows of several ranks.
 
-Two small calls take longer than one call of both sizes. On the other hand, merging needs copies, and results are sent
-later. Calls are merged if the attention of one query shard to one key shard is little work
+Two small calls take longer than one call with the rows of both. On the other hand, merging needs copies, and results
+are sent later. Calls are merged if the attention of one query shard to one key shard is little work
 (:func:`megatron_wallfacer.schedule.plan.shard_work`).
 """
 
@@ -34,12 +34,12 @@ def merges_rows(operands: OperandRows, groups: int) -> bool:
 
 
 def ranks_per_call(plan: Plan, groups: int) -> int:
-    """Return for how many ranks one attention call of the last ring step computes the gathered rows."""
+    """Return the number of ranks whose gathered rows one attention call of the last ring step computes."""
     return max(1, int(LEAST_WORK / max(1, _call_work(plan, groups))))
 
 
 def _call_work(plan: Plan, groups: int) -> float:
-    """Return the work of a call for one shard against one shard; infinite if the sizes are unknown.
+    """Return the work of an attention call of one query shard and one key shard; infinite if sizes are unknown.
 
     With a head axis of U ranks, a shard has U times the rows and columns, and 1/U of the heads.
     """

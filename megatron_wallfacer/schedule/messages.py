@@ -1,4 +1,4 @@
-"""The rows of each message, at the sender before they are packed, and at the receiver after they have arrived."""
+"""The tensors of each message: at the sender before packing, and at the receiver after arrival."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_wallfacer.schedule.workspace import aligned
 class MessageTensor:
     """One tensor of a message, at the sender or at the receiver.
 
-    ``pieces`` are the operands that contain the rows of the tensor, in order. A received tensor has one operand.
+    ``pieces`` are the operands that contain the rows of the tensor, in order; one operand at the receiver.
     """
 
     axis: str
@@ -39,8 +39,8 @@ class TransferTensors:
 def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) -> dict[int, TransferTensors]:
     """Return the tensors of every message of a program, by ``id`` of the transfer.
 
-    A sent message has the tensors from which it was packed. Accumulators are an exception: partial results may be
-    summed directly into the message, so the tensors are those in the message. ``strides`` are those of the lowering.
+    A sent message has the tensors from which it was packed. Partial results may be summed directly into a message, so a
+    message from an accumulator has the tensors after packing. ``strides`` are strides of the local tensors by name.
     """
     return _Messages(program, strides).run()
 
@@ -94,7 +94,7 @@ class _Messages:
 
 
 def _in_order(schedule: Schedule) -> Sequence[Transfer]:
-    """Return the transfers by number, which is the order in which operations first name them."""
+    """Return the transfers in the order in which operations first name the transfers."""
     named = (op.transfer for op in schedule.ops if isinstance(op, ops.PostRecv | ops.SendRecv))
     return list({id(transfer): transfer for transfer in named}.values())
 

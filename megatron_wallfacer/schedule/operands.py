@@ -71,7 +71,7 @@ class OperandRows:
     # --- ranks and chunks ---
 
     def shard(self, rank: int) -> tuple[int, ...]:
-        """Return the chunks of a rank after the exchange along ``head``, which all ranks along this axis share."""
+        """Return the chunks of a rank after the exchange along ``head``: the chunks of all ranks along ``head``."""
         if rank not in self._shards:
             self._shards[rank] = block_chunks(self.grid.neighbours(rank, "head"), self.grid.cp_size)
         return self._shards[rank]
@@ -81,7 +81,7 @@ class OperandRows:
         return tuple(sorted(chunk for rank in ranks for chunk in self.shard(rank)))
 
     def team(self, side: str, rank: int | None = None) -> tuple[int, ...]:
-        """Return the team of a rank, by default of this rank: the ranks that gather each other's rows of an operand."""
+        """Return the team of ``rank`` (default: this rank) for an operand: all ranks that gather the same rows."""
         rank = self.rank if rank is None else rank
         if (side, rank) not in self._teams:
             team = team_of(self.grid, rank) if self.is_permuted else self.grid.neighbours(rank, AXIS[side])
@@ -93,7 +93,7 @@ class OperandRows:
         return "team" if self.is_permuted else AXIS[side]
 
     def block_of(self, origin: int) -> tuple[int, ...]:
-        """Return the chunks of the block of the ring operand that starts its way around the ring at ``origin``."""
+        """Return the chunks of the block of the ring operand that starts at rank ``origin``."""
         return self.block(entering(self.grid, origin)[1] if self.is_permuted else self.team(self.ring_operand, origin))
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
@@ -110,21 +110,22 @@ class OperandRows:
 
     @property
     def first_block(self) -> tuple[RowSet, ...]:
-        """Return which rows form the first block of the ring operand. In the paper's order this block is received."""
+        """Return the row sets of the first block of the ring operand. Except in native order, the block is received."""
         if self.is_permuted:
             return (received(0),)
         return (LOCAL, GATHERED) if len(self.team(self.ring_operand)) > 1 else (LOCAL,)
 
     @property
     def stationary_rows(self) -> tuple[RowSet, ...]:
-        """Return which rows of the stationary operand this rank has: local, and gathered if a team gathers them."""
+        """Return the row sets of the stationary operand: local, and gathered if the team has several ranks."""
         return (LOCAL, GATHERED) if len(self.team(self.stationary)) > 1 else (LOCAL,)
 
     @property
     def merged_steps(self) -> int:
         """Return the number of ring steps in which one attention call may compute local and gathered rows together.
 
-        One call may do so if the gathered rows have arrived, and if no results of the stationary operand must be sent.
+        One call may compute local and gathered rows if the gathered rows have arrived, and if no results of the
+        stationary operand are to be sent.
         """
         if self.results(self.ring_operand):
             return len(self.later_steps)
@@ -134,13 +135,13 @@ class OperandRows:
 
     @property
     def _pass_steps(self) -> int:
-        """Return the number of ring steps in which a block goes around the inner ring; 1 on a single ring."""
+        """Return the number of ring steps in one pass of the inner ring; 1 on a single ring."""
         double = self.grid.ring_inner > 1 and self.grid.ring_outer > 1
         return self.grid.ring_inner if double else 1
 
     @property
     def first_pass(self) -> tuple[RowSet, ...]:
-        """Return the rows of the first pass of the inner ring that need no gather: local rows, then received rows."""
+        """Return the row sets of the first pass of the inner ring that need no gather: local, then received."""
         if self.is_permuted:
             return ()
         steps = self._pass_steps if self.first_block == (LOCAL,) else 1
@@ -153,26 +154,26 @@ class OperandRows:
 
     @property
     def last_pass(self) -> tuple[RowSet, ...]:
-        """Return the rows of the last pass of the inner ring; if nothing is received, the end of the first block."""
+        """Return the row sets of the last pass of the inner ring; if no block hops, the last one of the first block."""
         first = max(1, len(self.ring_steps) - self._pass_steps)
         return tuple(received(step) for step in range(first, len(self.ring_steps))) or self.first_block[-1:]
 
     def starts_pass(self, step: int) -> bool:
-        """Return whether this rank collects the gradients of the inner-ring pass that starts with a ring step."""
+        """Return whether a pass of the inner ring of a double ring starts with ring step ``step``."""
         return self._pass_steps > 1 and step % self._pass_steps == 0 and step < len(self.ring_steps)
 
     def pass_start(self, step: int) -> int | None:
-        """Return the first step of the inner-ring pass of ``step``; None in the first pass, and on a single ring."""
+        """Return the step that starts the inner-ring pass of ``step``; None in the first pass and on a single ring."""
         return step - step % self._pass_steps or None if self._pass_steps > 1 else None
 
 
 def after(rank: int, ranks: Sequence[int]) -> tuple[int, ...]:
-    """Return the other ranks from the next one on, so that ranks do not all send to the same peer first."""
+    """Return all other ranks, from the one after ``rank`` on, so that every rank begins with a different peer."""
     position = ranks.index(rank)
     return (*ranks[position + 1 :], *ranks[:position])
 
 
 def opposite_pairs(rank: int, ranks: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (destination, source) pairs, which are i positions after and i positions before ``rank``, for each i."""
+    """Return (destination, source) pairs: for i = 1, 2, ..., the ranks i positions after and i before ``rank``."""
     others = after(rank, ranks)
     return list(zip(others, reversed(others), strict=True))

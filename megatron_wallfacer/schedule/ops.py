@@ -1,12 +1,12 @@
 """The operations of a schedule. One rank starts the operations of its schedule one after another.
 
-An operation refers to values by their names. A *value* is a block: rows of some chunks for a group of tensors and one
-slice of the heads, sorted by position. Tensors are named ``q k v dout`` as in the model, ``out lse delta`` for partial
+An operation refers to values by their names. A *value* has the rows of some chunks, for a group of tensors and one head
+slice. The rows are sorted by position. Tensors are named ``q k v dout`` as in the model, ``out lse delta`` for partial
 results and statistics of softmax, ``dq dk dv`` for gradients. Ranks are indices in the context-parallel group.
 
-An operation waits only for the values that it reads. If a transfer receives one of these values, the operation waits
-until all receives of the transfer have arrived and all its sends have left. A value lives from the first operation that
-names it to the last operation that reads it, or to the end of the last transfer that sends it.
+An operation waits only for the values that it reads. If a transfer receives a value that an operation reads, the
+operation waits until all receives of the transfer have arrived and all its sends have left. A value lives from the
+first operation that names it to the last operation that reads it, or to the end of the last transfer that sends it.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ class Attend:
     """Compute attention of query rows against key rows, tile by tile.
 
     Attributes:
-        q: names of the values that contain the tensors of the query block. All of these values have the same rows.
-        kv: names of the values that contain the tensors of the key block. All of these values have the same rows.
+        q: names of the values that contain the tensors of the query block, all for the same rows.
+        kv: names of the values that contain the tensors of the key block, all for the same rows.
         q_into: accumulator for the query block: the partial output (out, lse) in forward, dq in backward. The
             accumulator may have more rows than the query block.
         kv_into: accumulator of dk and dv in backward, None in forward; may have more rows than the key block.
@@ -159,7 +159,7 @@ class Attend:
 
 @dataclass(frozen=True, slots=True)
 class Accumulate:
-    """Merge a partial output, or add a gradient, into those rows of an accumulator that the source has too."""
+    """Merge a partial output into an accumulator, or add a gradient, for the rows that source and accumulator share."""
 
     source: str
     into: str
@@ -209,7 +209,7 @@ class Schedule:
 
     @cached_property
     def last_mentions(self) -> Mapping[str, int]:
-        """Return the index of the last operation that names each value; for kept values, the number of operations."""
+        """Return the index of the last operation that names a value, by value; ``len(ops)`` for kept values."""
         last = {name: index for index, op in enumerate(self.ops) for name in (*reads(op), *writes(op))}
         return last | dict.fromkeys(self.keeps, len(self.ops))
 
@@ -241,7 +241,7 @@ def writes(op: Op) -> tuple[str, ...]:
 
 
 def is_last_accumulate(schedule: Schedule, index: int) -> bool:
-    """Return whether an operation is the last of consecutive :class:`Accumulate`, which one launch performs."""
+    """Return whether an operation is an :class:`Accumulate`, and the next operation is not."""
     return isinstance(schedule.ops[index], Accumulate) and not any(
         isinstance(op, Accumulate) for op in schedule.ops[index + 1 : index + 2]
     )

@@ -1,8 +1,8 @@
 """The arrangement of blocks in the WallFacer paper: the team of each rank, and the destinations of a team's block.
 
 Source: arXiv 2407.00611, Algorithms 2 and 3. Teams of C ranks form C groups of R = P / C^2 teams. Each member of a team
-gathers the block of the team. Member a of team t then sends the block to group a: to member t % C of team t // C of
-this group. Afterwards, blocks hop around C^2 rings of R ranks.
+gathers the block of the team. Member a of team t then sends the block to one rank of group a: member t % C of team
+t // C of group a. Afterwards, blocks hop around C^2 rings of R ranks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from megatron_wallfacer.schedule.grid import Grid
 
 
 def team_of(grid: Grid, rank: int) -> tuple[int, ...]:
-    """Return the ranks whose queries, keys and values the team of a rank gathers."""
+    """Return the ranks in the team of ``rank``, by member number."""
     return _team(grid, rank, _team_number(grid, rank))
 
 
@@ -39,13 +39,13 @@ def _team_number(grid: Grid, rank: int) -> int:
 
 
 def _team(grid: Grid, like: int, number: int) -> tuple[int, ...]:
-    """Return the ranks of team ``number``, among the ranks with the same heads as the rank ``like``."""
+    """Return the ranks of team ``number`` that have the same heads as the rank ``like``."""
     group, position = divmod(number, grid.ring)
     return tuple(_rank(grid, like, group, position, index) for index in range(grid.team))
 
 
 def _rank(grid: Grid, like: int, kv_team: int, position: int, team: int) -> int:
-    """Return the rank with the given coordinates that has the same heads as the rank ``like``."""
+    """Return the rank with the given coordinates and the same heads as the rank ``like``."""
     outer, inner = divmod(position, grid.ring_inner)
     coordinates = {"kv_team": kv_team, "ring_outer": outer, "ring_inner": inner, "team": team}
     return grid.rank({**grid.coordinates(like), **coordinates})

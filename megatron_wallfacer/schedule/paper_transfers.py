@@ -11,7 +11,7 @@ from megatron_wallfacer.schedule.team_transfers import TeamTransfers
 
 
 class PaperTransfers:
-    """Permutations of the blocks of the ring operand of one head group."""
+    """Transfers of one head group that permute the blocks of the ring operand."""
 
     def __init__(self, teams: TeamTransfers) -> None:
         self.teams, self.group = teams, teams.group
@@ -75,7 +75,7 @@ class PaperTransfers:
         origin: int,
         rows: RowSet | None = None,
     ) -> None:
-        """Send ``source``, and receive the value ``into``. ``entry`` permutes as in the paper, and ``exit`` back."""
+        """Send ``source``, and receive the value ``into``. ``entry`` sends inputs, and ``exit`` returns results."""
         emitter, own_target = self.emitter, target(self.operands.grid, self.operands.rank)
         if own_target == self.operands.rank:
             emitter.concat(into, [source], rows)

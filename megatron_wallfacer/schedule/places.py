@@ -1,4 +1,4 @@
-"""The place of each value in memory, as operands (strided tensors in buffers) that have numbers in the program."""
+"""The place of each value in memory, as numbered operands (strided tensors in buffers)."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Places:
         return self._numbers.setdefault(operand, len(self._numbers))
 
     def numbers_of(self, pairs: Iterable[Pair]) -> tuple[tuple[int, int], ...]:
-        """Return the indices of pairs of operands in the program."""
+        """Return pairs of operands as pairs of indices in the program."""
         return tuple((self.number(into), self.number(source)) for into, source in pairs)
 
     def itemsize(self, operand: Operand) -> int:

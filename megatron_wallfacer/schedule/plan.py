@@ -22,23 +22,23 @@ class Plan:
     Attributes:
         grid: sizes of the axes, and placement.
         scheme: name of the scheme, for messages only.
-        kv_order: choice of the block of the ring operand with which each rank starts. ``native``: the block of the
-            rank's own team. ``paper``: teams gather blocks, and then exchange whole blocks (WallFacer, Algorithm 2).
-            ``permuted``: ranks start with the same blocks as with ``paper``, but exchange single shards before they
-            gather, which takes about half the volume. ``paper`` and ``permuted`` need ``team == kv_team``.
+        kv_order: which block of the ring operand each rank starts with. ``native``: the block of the rank's own team.
+            ``paper``: teams gather blocks, and then exchange whole blocks (WallFacer, Algorithm 2). ``permuted``: ranks
+            start with the same blocks as with ``paper``, but exchange single shards before they gather. Exchange and
+            gather then have about half the volume. ``paper`` and ``permuted`` need ``team == kv_team``.
         forward: ring variant of the forward pass. ``pass-kv`` passes K and V around the ring. ``pass-q`` passes Q
             around the ring, and returns partial outputs to the origin rank directly.
         backward: ring variant of the backward pass. ``pass-kv`` passes K, V and their gradients around the ring.
             ``pass-q`` passes Q, dO and dQ around the ring.
-        bidirectional: whether blocks of a single ring are sent half way around in each direction.
-        head_groups: number of head groups, whose schedules are interleaved so that kernels of one group hide transfers
-            of another. If the number does not divide the heads, :func:`megatron_wallfacer.schedule.heads.head_groups`
-            returns a smaller one.
-        shard_work: query rows x key rows x heads of two shards (:func:`shard_work`); None if sizes are unknown. Calls
-            with little work are merged (:mod:`megatron_wallfacer.schedule.merging`).
+        bidirectional: whether each block is sent half way around a single ring in both directions.
+        head_groups: largest number of head groups. Schedules of head groups are interleaved, so that kernels of one
+            group hide transfers of another group. :func:`megatron_wallfacer.schedule.heads.head_groups` returns the
+            number in use.
+        shard_work: work of one query shard against one key shard (:func:`shard_work`); None if unknown. Calls with
+            little work are merged (:mod:`megatron_wallfacer.schedule.merging`).
 
     Raises:
-        OptionError: No schedule exists for the combination.
+        OptionError: No schedule exists for the given values.
     """
 
     grid: Grid
@@ -67,7 +67,7 @@ class Plan:
             raise OptionError("head_groups", self.head_groups, "a positive number")
 
     def ring_operand(self, *, backward: bool) -> RingOperand:
-        """Return the operand that is passed around the ring in one pass, while the other one is stationary."""
+        """Return the operand that is passed around the ring in the forward pass, or in the backward pass."""
         return "kv" if (self.backward if backward else self.forward) == "pass-kv" else "q"
 
 

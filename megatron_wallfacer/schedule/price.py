@@ -1,4 +1,4 @@
-"""The price of a grid, an estimate of the time of one attention layer, which the scheme ``auto`` minimises.
+"""The price of a grid: estimated seconds of one attention layer. The scheme ``auto`` selects a grid by its price.
 
 ::
 
@@ -45,8 +45,8 @@ TIE, MORE_BYTES = 1.05, 1.2
 def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> Plan:
     """Return the plan with the least memory among plans with nearly the lowest price and nearly the fewest bytes.
 
-    A price is nearly the lowest up to :data:`TIE` times the lowest price. Bytes are nearly the fewest up to
-    :data:`MORE_BYTES` times the fewest bytes of plans with nearly the lowest price. Tokens and heads are per rank.
+    The price is at most :data:`TIE` times the lowest price. The received bytes are at most :data:`MORE_BYTES` times the
+    fewest bytes of all plans with such a price. Tokens and heads are per rank.
     """
     options = {"tokens": tokens, "q_heads": q_heads, "kv_heads": kv_heads}
     prices = [layer_seconds(plan, **options, ranks_per_node=ranks_per_node) for plan in plans]
@@ -89,7 +89,8 @@ def received_bytes(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> floa
 def attention_calls(grid: Grid) -> int:
     """Return the approximate number of attention calls of one pass.
 
-    Each ring step calls the attention kernel once. A rank that gathers queries makes one more call per other rank of
-    its team, so that it can return the results early. A rank that gathers keys makes one more call for its local keys.
+    Each ring step calls the attention kernel once. A rank that gathers queries makes one more call for each other rank
+    of its team, and sends the results of each call back at once. A rank that gathers keys makes one more call for its
+    local keys.
     """
     return grid.ring + grid.team - 1 + (grid.kv_team > 1)

@@ -1,7 +1,7 @@
 """A lowered schedule, in which each tensor is an operand with a memory offset, and each operation a list of steps.
 
-A schedule names chunks. A program has sizes and offsets, so that a run needs no look-ups. Schedules and programs are
-plain data. The engine binds a program to a kernel and to process groups, and runs it.
+A schedule names chunks, and a program has sizes and memory offsets of operands. Schedules and programs are plain data.
+The engine binds a program to a kernel and to process groups, and runs it.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class MessageBuffer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PointToPoint:
-    """A transfer that consists of sends and receives, all of which one step starts.
+    """A transfer that consists of separate sends and receives.
 
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.
@@ -190,11 +190,11 @@ class PointToPoint:
 
 @dataclass(frozen=True, slots=True)
 class AllToAll:
-    """A transfer as one all-to-all collective, in which each rank sends every rank a part of equal size.
+    """A transfer as one all-to-all collective. Each rank sends one part to every rank, and all parts have one size.
 
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.
-        ranks: ranks of the process group in its order, as indices in the context-parallel group.
+        ranks: members of the process group, in group order, as indices in the context-parallel group.
         send: index of the operand that contains the bytes of all sent parts, in the order of ranks.
         receive: index of the operand that contains the bytes of all received parts, in the order of ranks.
     """
@@ -221,9 +221,9 @@ class Program:
     Attributes:
         given: names of the kept values that backward reads, as buffers of bytes.
         kept: name and bytes of each value that is kept for backward.
-        workspace_bytes: size of the workspace, which contains all other buffers.
+        workspace_bytes: bytes of the workspace.
         slots: largest number of attention calls with pending results at the same time.
-        steps: (operation, its steps) or (transfer, steps of the wait for it), in order.
+        steps: (operation, steps of the operation) or (transfer, steps that wait for the transfer), in order.
         received: bytes that a run receives, by (axis, tensor).
     """
 

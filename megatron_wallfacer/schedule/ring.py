@@ -2,10 +2,10 @@
 
 A block leaves its origin rank and reaches every position of the ring. On a single ring the block hops from one position
 to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the origin sends
-the block around its inner ring, and over the outer ring to the next inner ring, where the receiver does the same.
+the block around its inner ring and to a rank of the next inner ring. The receiver in the next inner ring does the same.
 
-The gradient of a block is accumulated along the same paths and ends at the origin, which adds its own contribution. So
-blocks and gradients make R - 1 hops each, on every shape of ring.
+The gradient of a block is accumulated along the same paths and ends at the origin, which adds its own contribution. On
+every shape of ring, a block makes R - 1 hops, and the gradient of the block also makes R - 1 hops.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RingStep:
 def ring_steps(grid: Grid, rank: int, *, bidirectional: bool = False) -> tuple[RingStep, ...]:
     """Return the R ring steps of a rank in the order in which blocks arrive, the local block first.
 
-    With ``bidirectional``, blocks of a single ring are sent half way around in each direction.
+    With ``bidirectional``, each block is sent half way around a single ring in both directions.
     """
     if bidirectional:
         return _bidirectional_steps(grid, rank)
@@ -68,13 +68,13 @@ def block_origin(grid: Grid, rank: int, step: int) -> int:
 
 
 def block_holder(grid: Grid, rank: int, origin: int) -> int:
-    """Return the rank that has the block of ``rank`` while ``rank`` has the block of ``origin``."""
+    """Return the rank that has the block of ``rank`` in the ring step in which ``rank`` has the block of ``origin``."""
     here, there = grid.coordinates(rank), grid.coordinates(origin)
     return peer_along(grid, rank, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
 
 
 def peer_along(grid: Grid, rank: int, outer: int, inner: int) -> int:
-    """Return the rank that is ``outer`` and ``inner`` positions further along the two rings."""
+    """Return the rank ``outer`` positions ahead on the outer ring and ``inner`` positions ahead on the inner ring."""
     coordinates = grid.coordinates(rank)
     coordinates["ring_outer"] = (coordinates["ring_outer"] + outer) % grid.ring_outer
     coordinates["ring_inner"] = (coordinates["ring_inner"] + inner) % grid.ring_inner

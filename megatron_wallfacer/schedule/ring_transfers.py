@@ -25,10 +25,10 @@ class RingTransfers:
             self.start_hops(0 if rows == GATHERED else rows.step)
 
     def start_hops(self, step: int, *axes: str) -> None:
-        """Send the block of a ring step to the next ranks, and receive the blocks that arrive over the same hops.
+        """Start the hops of the block of a ring step. Each hop also receives the block of a later ring step.
 
-        The hops wait for the block if it has not arrived. Without ``axes`` the block is sent along all its axes, except
-        those of earlier calls.
+        The hops wait until the block has arrived. If ``axes`` are given, only hops along these axes start. A hop that
+        an earlier call has started is omitted.
         """
         operands, emitter = self.operands, self.emitter
         for hop in operands.ring_steps[step].destinations:

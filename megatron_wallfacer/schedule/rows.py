@@ -18,7 +18,7 @@ class Rows:
     Attributes:
         tensors: operands ``[rows, batch, heads, channels]``, statistics ``[rows, batch, heads]``, by name.
         chunks: chunk ids of the rows, ascending.
-        as_bytes: operand with the bytes of all tensors; None if they are not in one buffer.
+        as_bytes: operand with the bytes of all tensors; None if the tensors are not in one buffer.
     """
 
     tensors: Mapping[str, Operand]
@@ -52,7 +52,7 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
     """Yield the longest ranges of chunks that are consecutive in both blocks, as (range in source, range in into).
 
-    Both blocks have all of the ascending ``chunks``.
+    Both blocks must contain all ``chunks``, which must be ascending.
     """
     here = {chunk: index for index, chunk in enumerate(into)}
     for first, end in runs(tuple(chunks), source):
@@ -65,7 +65,7 @@ def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int
 
 
 def placed_rows(rows: Range, block: Sequence[int], into: Sequence[int], chunk: int) -> Iterator[tuple[Range, Range]]:
-    """Yield ranges of equal token rows in ``block`` and in ``into``, which has all chunks of ``block``.
+    """Yield (range in ``block``, range in ``into``) of the same tokens. ``into`` must have all chunks of ``block``.
 
     ``rows`` is a range of token rows of ``block``, and ``chunk`` the number of tokens of a chunk.
     """

@@ -55,7 +55,7 @@ def backward_schedule(plan: Plan, rank: int, **options: Any) -> Schedule:
 
 
 def is_sparse(plan: Plan, chunk_mask: ChunkMask | None) -> bool:
-    """Return whether rows are sent directly to the ranks that need them, because many chunk pairs are empty."""
+    """Return whether rows are sent directly to the ranks that need the rows, because some chunk pairs are empty."""
     return chunk_mask is not None and chunk_mask.is_sparse and plan.kv_order == "native"
 
 
@@ -89,8 +89,8 @@ def _schedule(spec: PassSpec) -> Schedule:
 def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
     """Append all operations of a pass in which no results are sent along the ring.
 
-    Tiles of local rows and the first pass of the inner ring come first. Tiles of local rows and the last pass are
-    computed while the results of gathered rows are in flight.
+    Tiles of local rows against the first pass of the inner ring come first. Tiles of local rows against the last pass
+    of the inner ring are computed while the results of gathered rows are in flight.
     """
     ring = [*operands.first_block, *map(received, range(1, len(operands.ring_steps)))]
     gathers = GATHERED in operands.stationary_rows
@@ -158,10 +158,10 @@ def _begin(
     sends_results: bool = False,
     leaves_local: bool = False,
 ) -> None:
-    """Start the transfers, and append the first tiles of local rows for the head groups ``starting``.
+    """Start the first transfers, and append tiles of local rows for the head groups in ``starting``.
 
-    With ``sends_results``, results of the ring operand are sent unless gathered rows are missing. With
-    ``leaves_local``, tiles with local rows of both operands are left for later.
+    With ``sends_results``, results of the ring operand are sent, unless tiles of gathered rows must come first.
+    With ``leaves_local``, tiles with local rows of both operands are left for later.
     """
     builders[0].group.split_heads()
     for index, builder in enumerate(builders):
@@ -179,13 +179,13 @@ def _begin(
 
 
 def _start_next(builders: Sequence[HeadGroupBuilder], index: int) -> None:
-    """Start the transfers of the next head group, which would delay this group's transfers if they started earlier."""
+    """Start the next head group's transfers. An earlier start would delay the transfers of this head group."""
     if index + 1 < len(builders):
         builders[index + 1].start_transfers()
 
 
 def _append_ring(builders: Sequence[HeadGroupBuilder], index: int, computed: Sequence[RowSet]) -> None:
-    """Append ring steps whose results are sent. Tiles of local rows and of the rows in ``computed`` exist already."""
+    """Append ring steps and send their results. Tiles of local rows against ``computed`` rows exist already."""
     builder, operands, pass_start = builders[index], builders[index].operands, None
     first_pass = () if computed and GATHERED not in operands.stationary_rows else operands.first_pass[1:]
     # A first pass of local rows alone can hide little of the next group's transfers, so these start now.

@@ -40,11 +40,13 @@ class SchemeVolume:
     Attributes:
         group: query heads per kv head.
         scheme: name of a scheme, or key of :data:`BEST`.
-        grid: axis sizes; :data:`DOES_NOT_FIT` if there is no such grid. All numbers are then None.
+        grid: axis sizes. If no grid fits, the grid is :data:`DOES_NOT_FIT`, and all volumes and ratios are None.
         forward: volume of the forward pass.
         forward_ratio: ``forward`` divided by the lower bound.
         forward_whole: ``forward`` divided by the lower bound for whole shards.
-        backward: volume of the backward pass, with ``backward_ratio`` and ``backward_whole`` like those of forward.
+        backward: volume of the backward pass.
+        backward_ratio: ``backward`` divided by the lower bound.
+        backward_whole: ``backward`` divided by the lower bound for whole shards.
     """
 
     cp_size: int
@@ -62,7 +64,7 @@ class SchemeVolume:
 def scheme_volumes(sizes: Iterable[int], groups: Sequence[int], q_heads: int) -> Iterator[SchemeVolume]:
     """Return the volume of every scheme and of the best grids, for all context-parallel sizes and groups.
 
-    A group is a number of query heads per kv head.
+    The argument ``groups`` has numbers of query heads per kv head.
 
     Raises:
         OptionError: A size is not positive, or a group does not divide the query heads.
@@ -92,7 +94,7 @@ def named_plan(scheme: str, cp_size: int, shape: Shape) -> Plan | None:
 
 
 def _volumes(sizes: Sequence[int], groups: Sequence[int], q_heads: int) -> Iterator[SchemeVolume]:
-    """Yield one volume at a time, because large sizes take seconds."""
+    """Yield one volume at a time, because large context-parallel sizes take seconds to compute."""
     for cp_size, group in product(sizes, groups):
         shape = Shape(tokens=2, q_heads=q_heads, kv_heads=q_heads // group, head_dim=1)
         for scheme in NAMED:
@@ -102,7 +104,7 @@ def _volumes(sizes: Sequence[int], groups: Sequence[int], q_heads: int) -> Itera
 
 
 def _best(cp_size: int, shape: Shape, axes: Sequence[str], first: Formula, second: Formula) -> Plan:
-    """Return the plan with the least volume ``first``. Ties prefer less volume ``second``, then smaller teams."""
+    """Return the plan that is least by formula ``first``, then by formula ``second``, then by team sizes."""
 
     def key(plan: Plan) -> tuple[float, ...]:
         volumes = (formula(plan, shape.kappa, kv_heads=shape.kv_heads) for formula in (first, second))
@@ -144,6 +146,6 @@ def _volume(name: str, plan: Plan | None, cp_size: int, shape: Shape) -> SchemeV
 
 @cache
 def _schedules(plan: Plan) -> tuple[Schedule, Schedule]:
-    """Return both schedules of the busiest rank, which do not depend on the heads or the name of the scheme."""
+    """Return the forward and the backward schedule of the busiest rank. Both are the same for all numbers of heads."""
     rank = busiest_rank(plan)
     return forward_schedule(plan, rank), backward_schedule(plan, rank)

@@ -3,9 +3,9 @@
 ``lss`` is another name of ``all-gather``: the LSS Transformer gathers in forward and reduces gradients in backward, as
 a ``kv_team`` of all ranks does. Megatron itself averages gradients over data- and context-parallel ranks.
 
-If tokens and heads are known, ``auto`` selects the ``team-ring`` grid with the least estimated time
-(:mod:`megatron_wallfacer.schedule.price`), which may have a ``kv_team`` axis. Otherwise ``auto`` selects the
-``team-ring`` grid with the least communication volume, which has a ``kv_team`` axis only if its size is given.
+If tokens and heads are known and the K/V order is native, ``auto`` selects a ``team-ring`` grid by estimated time
+(:mod:`megatron_wallfacer.schedule.price`). This grid may have a ``kv_team`` axis. Otherwise ``auto`` selects the grid
+that ``team-ring`` selects: the grid with the least communication volume.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Rule:
     """The choices that a scheme fixes or leaves open.
 
     Attributes:
-        axes: axes of the scheme. Communication volume determines sizes that are not given.
+        axes: axes of the scheme. The scheme selects sizes that are not given.
         by_hand: axes that have one rank unless a size is given.
         all_wide: whether as many axes as possible have more than one rank, even if that costs volume.
-        orders: allowed orders of K and V, the default first.
+        orders: allowed values of ``kv_order``, the default first.
         forward: ring variant of the forward pass; None for the variant with less volume.
         backward: ring variant of the backward pass; None for the variant with less volume.
         note: addition to the error message for a size that does not fit.
@@ -114,9 +114,9 @@ def make_plan(
     """Return the plan of a scheme.
 
     Axis sizes that are not given minimise the communication volume, forward and backward together. If ``tokens`` and
-    heads are given, ``auto`` minimises the estimated time instead (:mod:`megatron_wallfacer.schedule.price`). The inner
-    ring size is as near to the square root of the ring size as possible. If heads are not given, any size of the head
-    axis is allowed.
+    heads are given, ``auto`` selects sizes by estimated time instead (:mod:`megatron_wallfacer.schedule.price`). The
+    inner ring size is as near to the square root of the ring size as possible. If heads are not given, any size of the
+    head axis is allowed.
 
     Args:
         scheme: one of :data:`SCHEMES`.
@@ -128,8 +128,8 @@ def make_plan(
         placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest varying first. ``ring`` is short for
             ``ring_inner,ring_outer``, and axes of one rank may be left out.
         kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
-        forward: ring variant of the forward pass, ``pass-kv``, ``pass-q`` or ``auto``. ``auto`` is the published
-            variant of the scheme, or the variant with less volume if both are allowed.
+        forward: ring variant of the forward pass, ``pass-kv``, ``pass-q`` or ``auto``. ``auto`` selects the published
+            variant of the scheme. If the scheme has none, ``auto`` selects the variant with less volume.
         backward: ring variant of the backward pass, ``pass-kv``, ``pass-q`` or ``auto``.
         bidirectional: whether blocks are sent half way around the ring in each direction.
         head_groups: number of head groups. The default is 2 if the grid has a head axis or a team, unless the kernel
@@ -186,7 +186,7 @@ def _open_grids(scheme: str, rule: Rule, cp_size: int, given: Mapping[str, int],
     """Return the grids of a scheme that have the given sizes.
 
     Raises:
-        OptionError: No grid has these sizes. The message lists the allowed sizes of the first axis that does not fit.
+        OptionError: No grid has these sizes. The message lists the allowed sizes of one axis that does not fit.
     """
     axes = [*rule.axes, *(axis for axis in rule.by_hand if axis in given)]
     if order != "native" and "kv_team" not in axes:
@@ -209,7 +209,7 @@ def _open_grids(scheme: str, rule: Rule, cp_size: int, given: Mapping[str, int],
 def _with_cheapest_variants(
     plan: Plan, variants: Sequence[Sequence[RingVariant]], kappa: float, heads: tuple[int, int] | None
 ) -> Plan:
-    """Return the plan with the ring variant of each pass that has the least volume. Ties prefer pass-KV."""
+    """Select for each pass the ring variant with the least volume, and return the plan. Ties prefer pass-KV."""
     kv_heads = heads[1] if heads else None
 
     def forward_cost(variant: RingVariant) -> float:
@@ -230,7 +230,7 @@ def _preference(rule: Rule, plan: Plan, *, kappa: float, heads: tuple[int, int] 
 
 
 def _rounded(volume: float) -> float:
-    """Return a volume without rounding errors, so that sums in different orders are equal."""
+    """Return a volume rounded to nine decimals, so that volumes that differ by rounding errors compare equal."""
     return round(volume, 9)
 
 
@@ -267,7 +267,7 @@ def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
 
 
 def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
-    """Return 2 if a second group can hide gathers and both groups have enough work, else 1."""
+    """Return 2 if the grid has a head axis or a team, unless half of the heads are too little work; else 1."""
     if grid.head == 1 and grid.team == 1:
         return 1
     return 1 if tokens and q_heads and shard_work(tokens, q_heads) < SPLIT_WORK else 2

@@ -23,9 +23,9 @@ ChunksByRank = dict[int, tuple[int, ...]]
 
 
 class NeededBlocks:
-    """The rows that each rank needs from each other rank.
+    """The rows that one rank needs from another rank, for all pairs of ranks.
 
-    Each ring step has the block of one team, in the same order as on a ring with one direction.
+    In each ring step a rank uses the block of one team. The order of blocks is that of a ring with one direction.
     """
 
     def __init__(self, operands: OperandRows, emitter: OpEmitter, chunk_mask: ChunkMask) -> None:
@@ -64,7 +64,7 @@ class NeededBlocks:
         return {rank: needed for rank in ranks if (needed := self._needed_of(operands.rank, rank, side))}
 
     def _rotated(self, team: Sequence[int]) -> tuple[int, ...]:
-        """Return the ranks of a team, first that at this rank's position, so that ranks begin with different peers."""
+        """Return a team from this rank's position on, so that different ranks begin with different peers."""
         operands = self._operands
         position = operands.team(operands.ring_operand).index(operands.rank)
         return (*team[position:], *team[:position])
@@ -74,7 +74,7 @@ class NeededBlocks:
         return tuple(chunk for chunk in self._operands.shard(owner) if chunk in needed)
 
     def _needed_chunks(self, rank: int, side: str) -> frozenset[int]:
-        """Return the chunks of an operand that a rank needs, because the rank computes an unmasked pair of each."""
+        """Return the chunks of an operand with at least one unmasked pair that ``rank`` computes."""
         if (rank, side) not in self._needed:
             q_chunks, k_chunks = self._assigned(rank, "q"), self._assigned(rank, "kv")
             seen = self._chunk_mask.nonempty
@@ -122,13 +122,13 @@ class SparseHeadGroupBuilder:
                 self._exchange(tensors, self.operands.stationary, GATHERED)
 
     def exchange_ring(self, index: int) -> None:
-        """Exchange the rows of the ring operand for entry ``index`` of :attr:`ring_rows`, if there is such an entry."""
+        """Exchange the rows in entry ``index`` of :attr:`ring_rows`, unless ``index`` is past the end."""
         for rows in self.ring_rows[index : index + 1]:
             for tensors in self.operands.tensor_groups(self.operands.ring_operand):
                 self._exchange(tensors, self.operands.ring_operand, rows)
 
     def _axis(self, side: str, rows: RowSet) -> str:
-        """Return the axis of messages. Rows of ring steps may come from any rank, along the axis ``cp``."""
+        """Return the axis along which rows are sent. Rows of ring steps come from any rank, along the axis ``cp``."""
         return self.operands.axis(side) if rows == GATHERED else "cp"
 
     def _exchange(self, tensors: str, side: str, rows: RowSet) -> None:

@@ -1,8 +1,8 @@
 """Tiles: the fewest kernel calls that cover a query block against a key block.
 
-Chunk ids determine the tiles. With blocks sorted by position, query chunk c sees all key chunks with smaller ids, and
-the causal triangle of key chunk c. Query rows that see the same key chunks form one full rectangle. Consecutive chunks
-that are in both blocks form one square causal tile.
+Chunk ids determine the tiles. With a causal mask, query chunk c sees all key chunks with smaller ids, and the causal
+triangle of key chunk c. Query rows that see the same key chunks form one full rectangle. Consecutive chunks that are in
+both blocks form one square causal tile.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Tile:
         rows: half-open range of chunks of the query block.
         cols: half-open range of chunks of the key block.
         causal: whether the tile is square and only its lower triangle is unmasked.
-        partial: whether any pairs of the tile may be masked. In a tile that is neither causal nor partial, all pairs
-            are unmasked.
+        partial: whether only the mask determines which pairs are unmasked. In a tile that is neither causal nor
+            partial, all pairs are unmasked.
     """
 
     rows: tuple[int, int]
@@ -54,11 +54,11 @@ def tiles(
         q_chunks: chunk ids of the query rows, ascending.
         k_chunks: chunk ids of the key columns, ascending.
         causal: whether the mask is causal; otherwise attention is full.
-        only: query chunks that are computed; all unless given.
+        only: query chunks to compute; None for all.
         chunk_mask: unmasked chunk pairs, in place of ``causal``.
 
     Returns:
-        Tiles that cover each unmasked pair of a computed chunk exactly once; no tiles if every pair is masked.
+        Tiles that cover each unmasked pair of the selected query chunks exactly once.
     """
     if chunk_mask is not None:
         wanted = [only is None or chunk in only for chunk in q_chunks]
@@ -116,7 +116,7 @@ def _diagonal_runs(q_chunks: Sequence[int], k_chunks: Sequence[int]) -> list[Til
 
 
 def _full_rectangles(cols: Sequence[tuple[int, int]]) -> Iterator[Tile]:
-    """Yield one full rectangle for each run of rows that see the same key chunks. Rows that see none are omitted."""
+    """Yield one full rectangle for each run of rows that see the same key chunks. Rows without keys are omitted."""
     start = 0
     for seen, run in groupby(cols):
         end = start + len([*run])

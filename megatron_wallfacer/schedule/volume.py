@@ -47,7 +47,7 @@ class Shape:
 
     @property
     def unit(self) -> int:
-        """Return the elements of one query shard, n*H, which is the unit of communication volume."""
+        """Return the unit of communication volume: the number of elements of one query shard."""
         return self.elements("q")
 
     def elements(self, tensor: str) -> int:
@@ -71,7 +71,7 @@ class Shape:
 
 
 def rows_elements(schedule: Schedule, shape: Shape, tensor: str, chunks: int) -> float:
-    """Return the elements of some chunks of a tensor for one head slice. All slices that share a kv head count it.
+    """Return the elements of some chunks of a tensor for one head slice. Every slice counts a shared kv head.
 
     The returned number is an integer for every schedule that can run.
     """

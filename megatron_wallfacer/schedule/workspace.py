@@ -1,7 +1,7 @@
 """Workspace layouts: offsets for buffers with known lifetimes, so that one allocation contains all buffers.
 
 Buffers that are alive at the same time never overlap. Finding the smallest layout (dynamic storage allocation) is
-NP-hard. The two greedy orders here need a few percent more than the bytes alive at once, for every scheme.
+NP-hard. For every scheme, the greedy layout is a few percent larger than the bytes that are alive at the same time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class WorkspaceLayout:
 
 @dataclass(frozen=True, slots=True)
 class _SameLifetime:
-    """Buffers with the same lifetime, which are placed side by side."""
+    """Buffers that have the same lifetime, and are adjacent in the workspace."""
 
     first: int
     last: int
@@ -49,7 +49,7 @@ _ORDERS: tuple[Callable[[_SameLifetime], tuple[int, ...]], ...] = (
 
 
 def arrange(buffers: Iterable[Buffer]) -> WorkspaceLayout:
-    """Return the smaller of two greedy layouts: largest buffers first, and in order of creation.
+    """Return the smaller of two greedy layouts: one places the largest buffers first, one the earliest.
 
     Each buffer gets the smallest sufficient gap between the buffers that are alive at the same time.
     """
@@ -87,7 +87,7 @@ def _layout(groups: Iterable[_SameLifetime]) -> WorkspaceLayout:
 
 
 def _tightest_gap(group: _SameLifetime, placed: Iterable[tuple[int, _SameLifetime]]) -> int:
-    """Return the offset of the smallest sufficient gap for the buffers, or the end of all placed buffers."""
+    """Return the offset of the smallest sufficient gap, or the end of the buffers that are alive at the same time."""
     occupied = sorted(
         (offset, offset + other.nbytes)
         for offset, other in placed
