@@ -136,7 +136,7 @@ class OffloadQueue:
             )
 
     def _parts(self, slot: Slot, specs: Sequence[Spec]) -> list[Tensor]:
-        """Return one view of a slot's host memory per spec, at consecutive aligned offsets."""
+        """Return views of a slot's host memory, one for each spec, at consecutive aligned offsets."""
         sizes = [torch.Size(spec.shape).numel() * spec.dtype.itemsize for spec in specs]
         if slot_bytes(sizes) > slot.nbytes:
             raise WallfacerError(

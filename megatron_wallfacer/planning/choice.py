@@ -85,7 +85,7 @@ class Choice:
 
     @property
     def buffer_bytes(self) -> float:
-        """Return the peak bytes of attention's buffers and results in one pass, or with CUDA graphs in both passes."""
+        """Return the peak bytes of attention's buffers and results: of one pass, or of both passes with CUDA graphs."""
         return self._predicted[1]
 
     @property

@@ -68,7 +68,7 @@ class Fluid:
             self._is_stale = False
 
     def next_end_s(self) -> float | None:
-        """Return the seconds until the first flow ends, if no flow is added before; None without flows."""
+        """Return the seconds until the first flow ends if no other flow is added; None if there are no flows."""
         self._update_rates()
         ends = ((group.ends[0][0] - group.served) / group.rate for group in self._groups.values())
         return min(ends, default=None)

@@ -110,7 +110,7 @@ def _row(configuration: Configuration, choice: Choice) -> GridRow:
 
 
 def _reason(choice: Choice) -> str:
-    """Return the limiting resource, and the ratios of the time to its bound and to the time of the kernels."""
+    """Return text: the limiting resource, and the ratios of the time to its lower bound and to the kernel time."""
     seconds, bound = choice.simulation.seconds, choice.bound
     over_kernels = f"{seconds / bound.kernel_s:.2f}x compute"
     if bound.resource == "compute":

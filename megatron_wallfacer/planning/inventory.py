@@ -44,7 +44,7 @@ class Activations:
         tokens: tokens per context-parallel rank.
         tp: tensor-parallel size. A tensor-parallel size above 1 implies sequence parallelism.
         layers: layers of the pipeline stage times micro-batches in flight.
-        in_flight: micro-batches in flight, which are several only in a pipeline.
+        in_flight: number of micro-batches in flight; above 1 only with pipeline parallelism.
         recompute: activations that backward recomputes.
         loss_tiles: value of ``--wallfacer-loss-tiles``.
         mlp_tiles: value of ``--wallfacer-mlp-tiles``.
@@ -100,7 +100,7 @@ class Activations:
 
     @property
     def gated(self) -> float:
-        """Return the bytes of the activation function's input, which with SwiGLU is gate and up projection."""
+        """Return the bytes of the activation function's input. With SwiGLU the input is gate and up projection."""
         return self.activation * (2 if self.model.swiglu else 1)
 
     @property
@@ -110,7 +110,7 @@ class Activations:
 
     @property
     def logits(self) -> float:
-        """Return the bytes of the logits in bf16 and in fp32, which the loss needs."""
+        """Return the bytes of the logits in bf16, and of their fp32 copy for the loss."""
         return (_BF16 + _FP32) * self.model.vocabulary * self.tokens / self.tp
 
     @property

@@ -42,7 +42,7 @@ class Symmetry:
         return self.grid.rank({axis: here[axis] % self._periods[axis] for axis in AXES})
 
     def offset(self, rank: int, peer: int) -> tuple[int, ...]:
-        """Return the distance from a rank to a peer along each axis, which is equal for all ranks of a class."""
+        """Return the distance from a rank to a peer along each axis. It is equal for corresponding peers of a class."""
         here, there = self.grid.coordinates(rank), self.grid.coordinates(peer)
         return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
 

@@ -95,7 +95,7 @@ def time_bound(
 
 
 def kernel_seconds(cp_size: int, cluster: Cluster, shape: Shape, *, causal: bool = True) -> float:
-    """Return the seconds of a rank's attention kernels at the rate of large calls, equal for all schemes."""
+    """Return the seconds of a rank's attention kernels at the rate of large calls. All schemes have equal seconds."""
     device = cluster.device
     work = unmasked_pairs(cp_size, shape, causal=causal) * shape.q_heads * mean_head_dim(shape)
     seconds = work * sum(pass_weights(device))
@@ -103,7 +103,7 @@ def kernel_seconds(cp_size: int, cluster: Cluster, shape: Shape, *, causal: bool
 
 
 def unmasked_pairs(cp_size: int, shape: Shape, *, causal: bool) -> float:
-    """Return the number of unmasked pairs of query and key rows on one rank, equal for all schemes."""
+    """Return the number of unmasked pairs of query and key rows per rank. All schemes have equal numbers."""
     return shape.tokens * shape.tokens * cp_size * shape.batch * (0.5 if causal else 1.0)
 
 
@@ -158,7 +158,7 @@ def _sampled_tiles(grid: Grid, causal: bool) -> tuple[Tile, ...]:
 
 
 def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
-    """Return the chunks that a rank and its neighbours along two axes hold together, in ascending order."""
+    """Return the chunks of a rank and of its neighbours along two axes, in ascending order."""
     ranks = [rank]
     for axis in axes:
         ranks = [other + first - rank for first in grid.neighbours(rank, axis) for other in ranks]

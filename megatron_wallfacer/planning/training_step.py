@@ -31,7 +31,7 @@ class StepEstimate:
         attention_s: seconds of attention of one layer with its communication, forward and backward.
         kernel_s: seconds of the attention kernels of one layer.
         matmul_s: seconds of one layer's matrix products, norms and activation functions, forward and backward.
-        tensor_s: seconds of the tensor-parallel collectives of one layer, which are fully exposed.
+        tensor_s: seconds of one layer's tensor-parallel collectives, none of which overlaps with computation.
         head_s: seconds of the LM head for one sequence.
         reduction_s: exposed seconds of the gradient reduction and the weight gather.
         overheads: seconds that memory-saving options cost in the whole step.

@@ -28,7 +28,7 @@ class ViewerStep:
     Attributes:
         tiles: flat list with rank, query set, key set, first row, end row, first column, end column and causal flag of
             each tile.
-        transfers: for each axis and tensors a flat list with sender, receiver and index of the chunks of each message.
+        transfers: a flat list per axis and tensors, with sender, receiver and index of the chunks for each message.
         volume: elements that each rank receives, in units of one Q shard.
         between_nodes: volume between nodes, summed over all ranks.
         computed: number of ranks by the kinds of their query and key rows, for example local queries and gathered keys.
