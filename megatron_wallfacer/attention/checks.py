@@ -68,7 +68,7 @@ def group_of(group: object, grid: Grid) -> dist.ProcessGroup | None:
     """Return the process group of the argument ``group``; None for the world.
 
     Raises:
-        OptionError: The type is not supported, this rank is not in the group, or its size is not ``grid.cp_size``.
+        OptionError: The type is not supported, this rank is not in the group, or group and grid differ in size.
     """
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:

@@ -1,4 +1,4 @@
-"""Checks of the arguments of :func:`megatron_wallfacer.attention.attention` that are not tensors.
+"""Checks of all arguments of :func:`megatron_wallfacer.attention.attention` except tensors.
 
 Each function raises :class:`megatron_wallfacer.errors.OptionError` for a value that is not allowed.
 """
@@ -27,7 +27,7 @@ def shown(value: object) -> str:
 
 
 def plan_of(value: object) -> Plan:
-    """Return a given plan, or the plan with default choices for a given grid."""
+    """Return a given plan; for a given grid, return its plan with default choices."""
     if isinstance(value, Plan):
         return value
     if isinstance(value, Grid):
@@ -70,7 +70,7 @@ def softcap_of(value: object) -> float:
 
 
 def mask_of(causal: bool, window_size: object, cu_seqlens: object, shard_mode: Any, cp_size: int, tokens: int) -> Mask:
-    """Return the mask of a call of :func:`attention`, whose whole sequence has ``tokens`` tokens."""
+    """Return the mask of a call of :func:`attention`. ``tokens`` is the length of the whole sequence."""
     check_switch("causal", causal)
     check_name("shard_mode", shard_mode, SHARD_MODES)
     window = window_mask(_window(window_size), causal)

@@ -21,7 +21,7 @@ class ForwardResult:
     Attributes:
         out: output, sbhd, in the dtype of q.
         lse: log-sum-exp of the scores, ``[tokens, batch, q_heads]``.
-        kept: bytes of the values that the schedule keeps for backward, in the schedule's order.
+        kept: uint8 tensors with the values that the schedule keeps for backward, in the order of the schedule.
     """
 
     out: Tensor
@@ -32,14 +32,14 @@ class ForwardResult:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, call: Call, result: ForwardResult | None = None, sinks: Tensor | None = None
 ) -> Tensor:
-    """Return differentiable attention on local shards, sbhd. Collective over the context-parallel group.
+    """Return differentiable attention on local shards, sbhd. The call is collective over the context-parallel group.
 
     Args:
         q: local queries, sbhd.
         k: local keys, sbhd.
         v: local values, sbhd.
-        call: all other arguments of attention.
-        result: result of an earlier forward pass on the same q, k and v, which replaces the forward pass.
+        call: arguments of attention that are not tensors.
+        result: result of an earlier forward pass on the same q, k and v. If given, no forward pass runs.
         sinks: one additional logit per head, ``[q_heads]``, whose value vector is zero. The gradient of the sinks
             covers only the rows of this rank.
 
@@ -53,7 +53,7 @@ def attend(
 
 
 def run_forward(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | None = None) -> ForwardResult:
-    """Run the forward pass, and return its result for :func:`attend`. The pass is collective, not differentiable.
+    """Run the forward pass, and return its result for :func:`attend`. The pass is collective and not differentiable.
 
     Raises:
         OptionError: The heads do not divide along the head axis, or the mask does not fit the sequence.
@@ -104,9 +104,9 @@ class _Attention(torch.autograd.Function):
 def _chunk_order(x: Tensor, mask: Mask, cp_size: int) -> Tensor:
     """Reorder the rows of a shard from document order to the chunk order of a schedule.
 
-    With ``per_document`` Megatron and TransformerEngine order rows by document, and in each document the low chunk
-    before the high chunk. A schedule orders rows by chunk of the sequence: the low chunks of all documents, then the
-    high chunks of all documents.
+    A ``per_document`` shard has one document after another, each with its low chunk before its high chunk, as in
+    Megatron and TransformerEngine. A schedule needs the low chunks of all documents first, then the high chunks of all
+    documents.
     """
     halves = _halves(mask, cp_size)
     return torch.cat([piece for half in (0, 1) for piece in x.split(halves)[half::2]])

@@ -53,7 +53,7 @@ class Call:
     """All arguments of one call of attention except tensors.
 
     Attributes:
-        keep_gathered_q: whether forward keeps gathered queries for backward, which otherwise gathers queries again.
+        keep_gathered_q: whether forward keeps gathered queries for backward. Otherwise backward gathers queries again.
         layer: number of the layer in the whole model, from 1, or its name; None outside a model. For messages only.
         verify: whether every message is compared with its source. A verified pass does not run as a CUDA graph.
         number: number by which operators find the call (:func:`call_of_number`) while it exists.
@@ -169,7 +169,7 @@ _calls: dict[int, weakref.ref[Call]] = {}
 
 
 def call_of_number(number: int) -> Call:
-    """Return the call of attention whose :attr:`Call.number` is given.
+    """Return the call of attention with the given :attr:`Call.number`.
 
     Raises:
         WallfacerError: The :class:`Call` has been deleted.

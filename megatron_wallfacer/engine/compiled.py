@@ -36,7 +36,7 @@ class CompiledPass:
         operands: (number, index in ``bases``, shape, strides, offset in elements) of each operand that a step needs as
             a tensor.
         steps: calls of all steps, in order.
-        labelled: the calls of each operation and of each wait, for observers.
+        labelled: the calls of ``steps``, grouped by the operation or the wait for a transfer that an observer records.
         transfers: number of transfers.
         received: bytes received per run, by (axis, tensor).
     """
@@ -100,10 +100,10 @@ def compile_pass(
 
 
 def rows_in_one_launch(device: torch.device) -> bool:
-    """Return whether a list of row operations on the device is one launch of a Triton kernel."""
+    """Return whether the device runs a list of row operations as one launch of a Triton kernel."""
     return device.type == "cuda"
 
 
 def _viewed(program: Program) -> list[int]:
-    """Return the numbers of the operands that steps need as tensors. Lists of row operations need only buffers."""
+    """Return the numbers of the operands that steps need as tensors. Triton kernels for row operations take buffers."""
     return sorted({one for _, steps in program.steps for step in steps for one in taken(step, program.transfers)})

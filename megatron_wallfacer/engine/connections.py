@@ -71,7 +71,7 @@ def connected(
 
 
 def connections_of(global_ranks: Sequence[int]) -> list[Transfers]:
-    """Return the cached transfers, of any grid, whose context-parallel group has the given global ranks."""
+    """Return all cached transfers, one per grid, of the context-parallel group with the given global ranks."""
     return [made for made in _made.values() if made.groups.global_ranks == tuple(global_ranks)]
 
 
@@ -100,10 +100,10 @@ def _named(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
 def deferred_interrupts() -> Iterator[None]:
     """Delay SIGINT until the end of the ``with`` block.
 
-    If a rank ended between two collective calls that create groups, all other ranks would wait until the timeout of
-    process groups.
+    If the process of one rank ended between the creation of two groups, all other ranks would wait for that rank until
+    the timeout of process groups.
 
-    The context has no effect outside the main thread, or if SIGINT is ignored or ends the process by default.
+    The context has no effect outside the main thread, and no effect if SIGINT has no Python handler.
 
     Raises:
         KeyboardInterrupt: SIGINT arrived inside the ``with`` block.

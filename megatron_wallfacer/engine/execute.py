@@ -20,13 +20,13 @@ PassResults = tuple[list[Tensor], list[Tensor]]
 def execute(
     compiled: CompiledPass, inputs: Tensors, given: Tensors, transfers: Transfers, observer: Observer
 ) -> PassResults:
-    """Run one pass on this rank. Collective over the process groups of the grid.
+    """Run one pass on this rank. The call is collective over the process groups of the grid.
 
     Args:
         compiled: pass to run.
-        inputs: local tensors in the order of the program, with the strides for which it was lowered.
-        given: bytes of the values that forward kept, in the order of the program.
-        transfers: transfers whose counter of received bytes grows.
+        inputs: local tensors in the order of the program, with the strides for which the program was lowered.
+        given: uint8 tensors with the values that forward kept, in the order of the program.
+        transfers: transfers that count the received bytes.
         observer: context for the pass, each operation and each wait.
     """
     results, kept, workspace = allocate(compiled)

@@ -1,8 +1,8 @@
-"""Handling of an exception in a pass: the rank closes its groups, so that waiting ranks raise the same first cause.
+"""After an exception in a pass a rank closes its groups. Waiting ranks then raise an error with the first cause.
 
-After an exception messages of the pass may still be in flight, and a later pass could receive them. All later passes
-over the groups raise an error, until :func:`megatron_wallfacer.attention.forget_groups` has destroyed the groups on
-every rank.
+After an exception, messages of the pass may still be in flight. A later pass could receive these messages. So all later
+passes over the groups raise an error, until :func:`megatron_wallfacer.attention.forget_groups` has destroyed the groups
+on every rank.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _AT_ONCE = timedelta(milliseconds=1)
 
 
 def closed_error(cause: str) -> WallfacerError:
-    """Return the error of a pass whose groups are closed, given the first failure with its rank and pass."""
+    """Return the error of a pass whose groups are closed. ``cause`` describes the failure that closed the groups."""
     return WallfacerError(
         f"{cause}; attention's groups are closed: start the job again, or call forget_groups() on every rank"
     )
 
 
 def pass_name(phase: str, layer: int | str | None) -> str:
-    """Return the name of a ``forward`` or ``backward`` pass for messages. The layer is None outside a model."""
+    """Return a pass as a phrase: ``forward pass of layer 3``, or ``forward pass`` outside a model."""
     return f"{phase} pass" if layer is None else f"{phase} pass of {layer_text(layer)}"
 
 
@@ -47,11 +47,11 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
     """Close the groups of a call after an exception in a pass.
 
     The first rank that fails publishes the cause in the job's store, then closes its connections. On gloo the waiting
-    ranks then get an error at once, read the cause, and raise it. A killed rank publishes nothing. Instead the first
-    rank that waits for a killed rank publishes that its connection is lost.
+    ranks then get an error at once, read the cause, and raise an error with the cause. A killed rank publishes nothing.
+    The first rank that waits for a killed rank publishes that its connection to the killed rank is lost.
 
     Raises:
-        WallfacerError: The exception follows from the failure of another rank, which the message names.
+        WallfacerError: A failure of another rank caused the exception. The message names the other rank.
     """
     transfers = call.runtime.transfers
     if transfers.groups.grid.cp_size == 1 or not dist.is_initialized():
@@ -120,5 +120,5 @@ def _peers(label: Label) -> str:
 
 
 def _follows(error: BaseException) -> bool:
-    """Return whether an exception comes from a transfer, which another rank may have broken."""
+    """Return whether an exception is of a type that transfers raise, so that another rank may have caused it."""
     return type(error) is RuntimeError or isinstance(error, dist.DistError)

@@ -3,8 +3,8 @@
 The owner's graph captures all launches of a pass. The workspace comes from the graph's memory pool, and the pass waits
 for all of its transfers. This module has two duties.
 
-* A capture must not compile kernels or copy constants to the device, so the same pass must have run eagerly before.
-* A replay of the graph reads constants that only this module keeps alive, until the process groups are destroyed.
+* Check that a captured pass has run eagerly before: a capture must not compile kernels or copy constants to the GPU.
+* Keep the constants that a replay of the graph reads alive until the process groups are destroyed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ForeignCaptures:
     """Runner of passes that another library may capture into its own CUDA graph.
 
     Args:
-        free: function that frees the graphs of the owner, called before the groups are closed if a pass was captured.
+        free: function that frees the graphs of the owner. :meth:`drop` calls the function if a pass was captured.
         in_progress: function that returns whether a CUDA graph capture is in progress.
     """
 
@@ -71,14 +71,14 @@ class ForeignCaptures:
         return done
 
     def drop(self) -> None:
-        """Free the graphs of the owner, before the process groups of the graphs are destroyed."""
+        """Free the graphs of the owner. The caller destroys the process groups of the graphs afterwards."""
         if self._held:
             self._free()
         self._held.clear()
 
 
 def foreign_captures(transfers: Transfers, free: Callable[[], None]) -> ForeignCaptures:
-    """Return the :class:`ForeignCaptures` of some process groups, and create it in the first call."""
+    """Return the :class:`ForeignCaptures` object of ``transfers``. The first call creates the object."""
     if transfers.graphs is None:
         transfers.graphs = ForeignCaptures(free)
     return transfers.graphs

@@ -1,9 +1,10 @@
 """Passes as CUDA graphs: two eager passes, then a capture, then replays.
 
-If shards are short, the host needs more time to launch a pass than the GPU needs to run it. A graph needs one launch.
-Addresses in a graph are fixed, so inputs are copied into static buffers, and results out of static buffers. One forward
-and one backward graph serve all layers and micro-batches of a shape. The eager passes fill kernel caches and create
-NCCL's connections, because a capture must not do so.
+If shards are short, the host needs more time to launch a pass than the GPU needs to run the pass. A graph needs one
+launch. Addresses in a graph are fixed. So inputs are copied into static buffers before a replay, and results are copied
+out of static buffers after the replay. All layers and micro-batches with tensors of equal shapes share one forward
+graph and one backward graph. A capture must neither fill kernel caches nor create NCCL connections, so the two eager
+passes do both.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LIMIT = 16
 
 
 class CudaCapture:
-    """A function that captures CUDA graphs in one memory pool, which passes can share because they do not overlap."""
+    """A function that captures CUDA graphs. Passes do not overlap, so all graphs share one memory pool."""
 
     #: Function that returns whether a capture of another owner records launches now.
     in_progress = staticmethod(capturing)
@@ -65,7 +66,7 @@ class _StaticPass:
     constants: list[Callable[..., object]]
 
     def replay(self, inputs: Tensors) -> PassResults:
-        """Run the pass on tensors of equal shapes, and return copies of its results and kept values."""
+        """Copy the inputs into static buffers, replay the graph, and return copies of its results and kept values."""
         for static, x in zip(self.inputs, inputs, strict=True):
             static.copy_(x)
         self.graph.replay()
@@ -81,7 +82,7 @@ class Graphs:
     """The captured passes of one set of process groups.
 
     Args:
-        groups: process groups of this rank. All ranks of the context-parallel group capture equal passes in equal
+        groups: process groups of this rank. All ranks of the context-parallel group capture the same passes in the same
             order.
         capture: function that captures a graph.
         free: function that frees graphs of another owner (:class:`megatron_wallfacer.engine.foreign.ForeignCaptures`).
@@ -102,11 +103,11 @@ class Graphs:
     def run(
         self, compiled: CompiledPass, inputs: Tensors, given: Tensors, transfers: Transfers, observer: Observer
     ) -> PassResults:
-        """Run one pass by its graph if it has one; otherwise as :func:`megatron_wallfacer.engine.execute.execute` does.
+        """Replay the graph of a pass; without a graph run :func:`megatron_wallfacer.engine.execute.execute`.
 
         The pass was lowered for contiguous inputs, but the inputs may have any strides. With an observer the pass runs
-        eagerly, because steps inside a CUDA graph cannot be observed. Inside another capture, that capture records the
-        pass.
+        eagerly, because steps inside a CUDA graph cannot be observed. If another library captures a CUDA graph now, the
+        pass runs eagerly, and the graph of that library records the launches.
         """
         eager = observes(observer) or self._eager.in_progress()
         static = None if eager else self._static_pass(compiled, (*inputs, *given))
@@ -118,7 +119,7 @@ class Graphs:
         return results, kept
 
     def drop(self) -> None:
-        """Free all graphs, before the process groups of the graphs are destroyed."""
+        """Free all graphs. The caller destroys the process groups of the graphs afterwards."""
         for static in self._passes.values():
             if static is not None:
                 static.graph.reset()
@@ -172,14 +173,14 @@ class Graphs:
 
 
 def graphs_of(transfers: Transfers, free: Callable[[], None] = lambda: None) -> Graphs:
-    """Return the CUDA graphs of passes over some groups, in an object that the first call creates."""
+    """Return the :class:`Graphs` object of ``transfers``. The first call creates the object."""
     if transfers.graphs is None:
         transfers.graphs = Graphs(transfers.groups, CudaCapture(), free)
     return transfers.graphs
 
 
 def _first_failed(groups: AxisGroups, device: torch.device, failed: bool) -> int | None:
-    """Return the lowest context-parallel rank that failed, on all ranks; None if no rank failed."""
+    """Return on every rank the lowest context-parallel rank that failed; None if no rank failed."""
     size = groups.grid.cp_size
     first = torch.tensor([groups.rank if failed else size], device=device)
     if ("cp", "inputs") in groups.groups:

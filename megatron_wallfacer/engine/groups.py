@@ -1,7 +1,7 @@
 """Process groups of a grid.
 
-Each axis of several ranks has two groups, so that results do not wait for inputs. Messages along no axis, inputs and
-results, share the group ``cp`` of all context-parallel ranks.
+Each axis of several ranks has two groups, so that results do not wait for inputs. Messages that belong to no axis use
+the group ``cp`` of all context-parallel ranks, for inputs and for results.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class AxisGroups:
         groups: process group by channel (axis, ``inputs`` or ``results``), in the order of creation, which is equal on
             all ranks. ``cp`` is the whole context-parallel group. An axis of one rank has no group.
         given: context-parallel group of the caller, which the engine never destroys or closes.
-        number: number of this set of groups, which is equal on all ranks of the job.
+        number: serial number of this set of groups, equal on all ranks of the job.
         backend: backend of the messages, ``nccl`` or ``gloo``; None for one process without torch.distributed.
         seconds: time in seconds to create and warm up the groups on this rank.
-        device_bytes: GPU memory in bytes that all processes of the GPU allocated in this time; 0 on a CPU.
+        device_bytes: GPU memory in bytes that all processes allocated while the groups were created; 0 on a CPU.
     """
 
     grid: Grid
@@ -66,7 +66,7 @@ class AxisGroups:
         """Destroy the groups that were created for the grid and still exist.
 
         Every member of a group must call this method, because NCCL's teardown of a communicator waits for all ranks.
-        Ranks could wait for each other in a circle, so all ranks destroy groups in the order of creation.
+        All ranks destroy groups in the order of creation. Otherwise ranks could wait for each other in a circle.
         """
         for group in filter(is_alive, self.made):
             dist.destroy_process_group(group)
@@ -76,14 +76,15 @@ def backend_of(group: dist.ProcessGroup | None, device: torch.device) -> str | N
     """Return the backend of a group for tensors on a device; None if the group has no backend for the device.
 
     ``torch.distributed.get_backend`` returns the string with which a group was created, which is ``undefined`` after a
-    plain ``init_process_group()`` and ``cpu:gloo,cuda:nccl`` for a group of two backends. None is the world.
+    plain ``init_process_group()`` and ``cpu:gloo,cuda:nccl`` for a group of two backends. ``group`` is None for the
+    world.
     """
     pairs = (pair.split(":") for pair in dist.get_backend_config(group).split(","))
     return {name: backend for name, backend in pairs}.get(device.type)
 
 
 def is_alive(group: dist.ProcessGroup | None) -> bool:
-    """Return whether a process group still exists. None is the group of one process without torch.distributed."""
+    """Return whether a process group still exists. None stands for a single process without torch.distributed."""
     if group is None:
         return not dist.is_initialized()
     try:
@@ -114,9 +115,9 @@ def connect(
     """Create the process groups of a grid inside a context-parallel group.
 
     The call is collective over the *world*, like ``torch.distributed.new_group``: every rank of the job calls this
-    function with its own context-parallel group and grid. The mode of ``new_group`` that synchronises only the members
-    of a group would hang, if members have created different numbers of groups before, as ranks of different pipeline
-    stages have.
+    function with its own context-parallel group and grid. ``new_group`` with ``use_local_synchronization`` requires
+    that all members of a group have created equally many groups before. Ranks of different pipeline stages may have
+    created different numbers of groups.
 
     Args:
         group: context-parallel group; None for the world, or for one process without torch.distributed.
@@ -159,7 +160,7 @@ def connect(
 def _channels(
     grid: Grid, whole: dist.ProcessGroup, made: dict[Channel, dist.ProcessGroup]
 ) -> dict[Channel, dist.ProcessGroup]:
-    """Return the process group by channel. The inputs of an axis that spans all ranks use the group of all ranks."""
+    """Return the process group of each channel. Inputs of an axis that spans all ranks use the group of all ranks."""
     groups = {("cp", kind): whole for kind in KINDS}
     groups |= {(axis, "inputs"): whole for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
     return groups | made
@@ -178,9 +179,9 @@ def check_size(ranks: int, grid: Grid) -> None:
 def _warm_up(groups: dict[Channel, dist.ProcessGroup], device: torch.device) -> None:
     """Sum one small tensor over each group, on the device of the messages.
 
-    NCCL creates a communicator in the first operation of a group, in which all members must take part. The permutation
-    of the WallFacer paper involves only some ranks, so it must not be the first operation. The warm-up also detects a
-    broken network before the first training step.
+    NCCL creates the communicator of a group in the first operation of the group. All members must take part in the
+    first operation. The permutation of the WallFacer paper involves only some members, so it must not be the first
+    operation. The warm-up also detects a broken network before the first training step.
     """
     for group in dict.fromkeys(groups.values()):
         dist.all_reduce(torch.zeros(1, device=device), group=group)
@@ -189,7 +190,7 @@ def _warm_up(groups: dict[Channel, dist.ProcessGroup], device: torch.device) -> 
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Return the free memory of a GPU in bytes; 0 for a CPU, whose groups need no device memory."""
+    """Return the free memory of a GPU in bytes; 0 for a CPU."""
     if device.type != "cuda":
         return 0
     torch.zeros(1, device=device)  # the CUDA context is not counted
@@ -197,7 +198,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _everyone(global_ranks: tuple[int, ...], grid: Grid, *, apart: bool) -> list[Member]:
-    """Return group, grid and node of every rank, and whether the rank's context-parallel group must be a new one."""
+    """Return (context-parallel ranks, grid, node, whether the caller's group must be replaced) of every rank."""
     mine = (global_ranks, grid, gethostname(), apart)
     everyone: list[Member] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)

@@ -1,7 +1,7 @@
-"""Teardown at interpreter exit, which all ranks run together or no rank runs.
+"""Teardown at interpreter exit. Teardown runs only if all ranks exit within :data:`WAIT`.
 
 NCCL's teardown of a communicator waits for all ranks. A rank that exits alone after an error would wait for ranks that
-still train, and torchrun would not notice the exit. Each rank therefore first finds out, through the store of the job,
+still train, and torchrun would not notice the exit. Before teardown each rank uses the store of the job to find out
 whether all ranks exit.
 """
 
@@ -34,9 +34,9 @@ def at_exit(step: Callable[[], None]) -> None:
 
 
 def all_leave(store: dist.Store, ranks: int, wait: timedelta = WAIT) -> bool:
-    """Return whether all ranks call this function within ``wait`` of the first call. The result is equal on all ranks.
+    """Return whether all ranks call this function at most ``wait`` after the first rank. All ranks get the same result.
 
-    ``store`` is shared by the given number of ranks.
+    ``ranks`` is the number of ranks that share ``store``.
     """
     verdict = "close"
     try:

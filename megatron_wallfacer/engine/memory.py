@@ -1,4 +1,4 @@
-"""The list on which the steps of a pass work: operands, slots for results of attention calls, and buffers."""
+"""The list that the steps of a pass read and write: operands, slots for results of kernel calls, and buffers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from megatron_wallfacer.schedule.program import Operand, Program
 
 @dataclass(frozen=True)
 class Memory:
-    """The layout of the list on which the steps of a pass work. The list has operands, then slots, then buffers.
+    """The layout of the list that the steps of a pass read and write: first operands, then slots, then buffers.
 
     Attributes:
-        slots: index of the first slot. A slot has the results of one attention call.
+        slots: index of the first slot. A slot has the results of one kernel call.
         buffers: index of each buffer, by name.
         wide: names of the local tensors and results in the accumulation dtype.
     """
@@ -33,7 +33,7 @@ class Memory:
         return tuple(self.slots + slot for slot in slots)
 
     def is_wide(self, operand: Operand) -> bool:
-        """Return whether an operand is in the accumulation dtype."""
+        """Return whether an operand has the accumulation dtype."""
         return operand.buffer in self.wide if operand.view == "own" else operand.view == "wide"
 
     @property
@@ -43,7 +43,7 @@ class Memory:
 
 
 def memory_of(program: Program, dtype: torch.dtype) -> Memory:
-    """Return the layout of the list for a program whose inputs have the given dtype."""
+    """Return the layout of the list that the steps of a program use. ``dtype`` is the dtype of the inputs."""
     slots = len(program.operands)
     wide = {result.name for result in program.results if result.wide}
     if program.schedule.backward:

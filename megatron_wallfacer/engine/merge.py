@@ -1,4 +1,4 @@
-"""Row operations of a pass: sum, merge and output proxy. Rows that have seen no key (lse = -inf) are supported.
+"""Row operations of a pass: sum, merge and output proxy. Rows without an unmasked key (lse = -inf) are supported.
 
 Outputs and their gradients are ``[rows, batch, heads, v_head_dim]``. The statistics lse and delta are ``[rows, batch,
 heads]``, and sinks ``[heads]``.
@@ -51,7 +51,7 @@ def check_rows(device: torch.device) -> None:
 def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> None:
     """Write the sum of several sources into each tensor. Sources are added in order, in the accumulation dtype.
 
-    The sources of a tensor have its shape, and the first source may be the tensor itself.
+    Each source of a tensor has the shape of the tensor. The first source may be the tensor itself.
     """
     totals = [_total(to, of[0], len(of)) for to, of in zip(into, sources, strict=True)]
     started = [(total, of[0]) for total, of in zip(totals, sources, strict=True) if total is not of[0]]
@@ -66,7 +66,7 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
 def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
     """Merge partial results by log-sum-exp into each (out, lse), in order and in the accumulation dtype.
 
-    The partial results of a pair have its shapes, and the first one may be the pair itself.
+    Each partial result of a pair (out, lse) has the shapes of the pair. The first result may be the pair itself.
     """
     totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]
@@ -80,7 +80,7 @@ def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence
 
 
 def _total(into: Tensor, first: Tensor, parts: int) -> Tensor:
-    """Return the tensor that accumulates partial results: the written one, or a new one in a wider dtype."""
+    """Return the tensor that accumulates partial results: ``into``, or a new tensor in a wider dtype."""
     wide = accumulation_dtype(into.dtype)
     return into if parts == 1 or into is first or into.dtype == wide else torch.empty_like(into, dtype=wide)
 
@@ -94,8 +94,8 @@ def _finish(into: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
 def merge_into(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
     """Merge a partial result of the same rows over other keys into (out, lse), in place.
 
-    The weights of the two results add up to one, so the merge is an interpolation, which reads and writes outputs once.
-    Rows without a key have out 0 and lse -inf.
+    The weights of the two results add up to one, so the merge is an interpolation. The interpolation reads and writes
+    each element of ``out`` once. Rows without a key have out 0 and lse -inf.
     """
     if out.is_cuda:
         kernels().merge_into(out, lse, part_out, part_lse)
@@ -115,9 +115,9 @@ def row_sums(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
 def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
     """Fill a proxy of the forward output: a tensor with rowsum(dout * proxy) = delta.
 
-    The backward of flash kernels depends on the forward output only through this row sum. So a rank that has dO and
-    delta of a query block needs no copy of O, and one tensor fewer is sent. The proxy is the shortest vector with this
-    row sum: it is never longer than the true output, so it does not overflow where the output did not.
+    The backward pass of flash kernels uses the forward output O only to compute rowsum(dout * O). So a rank with dO and
+    delta of a query block does not need O, and O is not sent. The proxy is the shortest vector with rowsum(dout *
+    proxy) = delta, so it is never longer than O.
 
     ``proxy`` has shape and dtype of ``dout``, and ``delta`` has the accumulation dtype.
     """

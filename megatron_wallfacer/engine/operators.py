@@ -1,8 +1,8 @@
 """Attention as two operators of PyTorch's dispatcher, forward and backward.
 
 Selective activation checkpointing, torch.compile and profilers find operators by name: ``wallfacer::attention`` and
-``wallfacer::attention_backward``. Operators take tensors and numbers, so a call is passed as its number. The autograd
-function in :mod:`megatron_wallfacer.engine.autograd` joins the two operators.
+``wallfacer::attention_backward``. Operators accept tensors and numbers, but no objects, so an operator takes the number
+of a :class:`Call`. The autograd function in :mod:`megatron_wallfacer.engine.autograd` calls both operators.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _attention_shapes(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: int) -> Forward:
-    """Return results of :data:`run_attention` without data, for tracing."""
+    """Return empty tensors with the shapes and dtypes of the results of :data:`run_attention`, for tracing."""
     compiled = call_of_number(call).forward_pass(q, k, v, sinks=sinks is not None)
     (out_shape, _), (lse_shape, lse_dtype) = compiled.results
     kept = [q.new_empty(nbytes, dtype=torch.uint8) for nbytes in compiled.kept]
@@ -89,7 +89,7 @@ def _attention_shapes(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cal
 
 
 def _attention_backward_shapes(dout: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None, *others: Any) -> Backward:
-    """Return results of :data:`run_attention_backward` without data, for tracing."""
+    """Return empty tensors with the shapes and dtypes of the results of :data:`run_attention_backward`, for tracing."""
     _, _, kv_heads, head_dim, _ = others
     tokens, batch, q_heads, v_head_dim = out.shape
     shapes = (q_heads, head_dim), (kv_heads, head_dim), (kv_heads, v_head_dim)

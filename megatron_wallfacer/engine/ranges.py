@@ -1,7 +1,7 @@
 """Named profiler ranges for passes, ring steps with their tiles, and waits.
 
 A range of ``torch.profiler`` is also an NVTX range if ``torch.autograd.profiler.emit_nvtx`` is on, as with Megatron's
-``--profile``. So Nsight Systems and PyTorch's traces show the same names.
+``--profile``. The ranges then have the same names in Nsight Systems and in PyTorch's traces.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lists of row operations on a GPU, each as one launch over a table that the first run creates.
 
-The table has indices of buffers instead of addresses, so it is valid for every run. If the strides of the results of
-attention calls change, the table is created again.
+The table has indices of buffers instead of addresses, so it is valid for every run. If kernels return results with
+other strides than before, a new table is created.
 """
 
 from __future__ import annotations

@@ -36,10 +36,10 @@ class Place(NamedTuple):
 
 
 class RowOperation(NamedTuple):
-    """A copy, sum, fill or merge of tensors of one shape.
+    """A copy, sum, fill or merge of tensors with the same shape.
 
     Attributes:
-        into: tensors that are written. A merge writes outputs and statistics, which have no channels.
+        into: tensors that are written. A merge writes outputs, and statistics without the dimension of channels.
         sources: tensors that are read. Each source has as many tensors as ``into``.
     """
 
@@ -73,7 +73,7 @@ class RowTable:
 def make_table(
     operations: Sequence[RowOperation], dtype: torch.dtype, wide: torch.dtype, device: torch.device
 ) -> RowTable:
-    """Return the table of independent row operations on ``device``. The operations are all merges or no merges.
+    """Return the table of independent row operations on ``device``. Either all operations are merges, or none is.
 
     ``dtype`` is the dtype of the inputs, and ``wide`` the accumulation dtype.
     """
@@ -124,7 +124,7 @@ def _entries(one: RowOperation) -> Iterator[_Entry]:
 
 
 def _few(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
-    """Join dimensions of tensors of one shape where possible, and return sizes and strides, the last one contiguous."""
+    """Join dimensions of tensors with the same shape. Return the sizes and strides, the last dimension contiguous."""
     dims = [(size, [one[axis] for one in strides]) for axis, size in enumerate(shape) if size > 1]
     if not dims or any(step != 1 for step in dims[-1][1]):
         dims.append((1, [1] * len(strides)))

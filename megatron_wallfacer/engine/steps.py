@@ -1,7 +1,7 @@
 """Steps of a program as calls, which are bound once to a kernel and to process groups, and then run in every pass.
 
 A bound step has two arguments: the list of operands, slots and buffers of a pass
-(:class:`megatron_wallfacer.engine.memory.Memory`), and the list of works in flight, with one entry per transfer.
+(:class:`megatron_wallfacer.engine.memory.Memory`), and a list with the ``Work`` objects in flight of each transfer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Binding:
 
 
 def bind(step: ProgramStep, to: Binding) -> Action | None:
-    """Return a step as a function of the operands and the works of a pass; None if the step has no effect."""
+    """Return the function that runs a step, given operands and ``Work`` objects; None if the step has no effect."""
     match step:
         case program.AttendForward():
             return _attend_forward(step, to)
@@ -61,7 +61,7 @@ def bind(step: ProgramStep, to: Binding) -> Action | None:
 
 
 def taken(step: ProgramStep, transfers: Sequence[PointToPoint | AllToAll]) -> Iterator[int]:
-    """Yield the numbers of the operands that a step needs as tensors. Triton kernels of row lists need only buffers."""
+    """Yield the numbers of operands that a step needs as tensors. Triton kernels for row operations take buffers."""
     match step:
         case program.AttendForward(q=q, k=k, v=v):
             yield from (q, k, v)
@@ -156,7 +156,7 @@ def _merge(
 
 
 def _found(source: Source, slots: int) -> tuple[int, int | None, slice | None]:
-    """Return indices of a source: (operand, None, None), or (slot, index of a result in the slot, rows or None)."""
+    """Return indices of a source: (operand, None, None), or (slot, index of the result, its rows or None)."""
     if isinstance(source, int):
         return source, None, None
     return slots + source.slot, source.result, None if source.rows is None else slice(*source.rows)

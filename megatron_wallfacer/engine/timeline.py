@@ -1,4 +1,4 @@
-"""The timeline of the passes of one rank, an observer that records computation, waits and transfers in flight."""
+"""An observer that records the timeline of one rank: its passes, computation, waits and transfers in flight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PASSES = ("forward", "backward")
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One run of a schedule on shards of the given shape."""
+    """One run of a schedule, with the sizes in ``shape``."""
 
     schedule: Schedule
     shape: Shape
@@ -42,7 +42,7 @@ def no_observer(_: Pass | Op | Transfer) -> AbstractContextManager[None]:
 
 
 def observes(observer: Observer) -> bool:
-    """Return whether an observer records passes now. An observer whose ``observing`` is False records nothing."""
+    """Return whether an observer records passes now. An observer is paused if its attribute ``observing`` is False."""
     return observer is not no_observer and getattr(observer, "observing", True)
 
 
@@ -69,8 +69,8 @@ class TimelineEvent:
         row: ``pass``, ``compute``, ``wait``, ``copy``, or the channel of a transfer.
         name: description; ``forward`` or ``backward`` for a pass.
         start: beginning in seconds of the monotonic clock.
-        end: end in seconds of the monotonic clock. The event of a transfer ends with the wait for it, which may be
-            later than its arrival.
+        end: end in seconds of the monotonic clock. The event of a transfer ends when the wait for the transfer ends.
+            The data may have arrived earlier.
     """
 
     row: str
@@ -80,7 +80,7 @@ class TimelineEvent:
 
 
 class Timeline:
-    """An :data:`Observer` that records the passes of one rank as ``events``, in the order of their ends."""
+    """An :data:`Observer` that records the passes of one rank as ``events``, sorted by their end times."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -109,11 +109,11 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Total:
-    """Total times of some passes of one rank.
+    """Total times of selected passes of one rank.
 
     Attributes:
         passes: number of passes.
-        attention_s: seconds from the beginning to the end of each pass, in total.
+        attention_s: total duration of the passes, in seconds.
         computing_s: part of ``attention_s`` that kernels take, in seconds.
         exposed_s: part of ``attention_s`` in which the rank waited for a transfer and computed nothing, in seconds.
     """

@@ -1,7 +1,8 @@
 """Transfers of a program as calls of process groups.
 
-A message is one buffer of bytes with all tensors of the message. Starting a transfer does not block. Waiting blocks
-until all receives have arrived and all sends have left. On NCCL the current stream of the device waits, not the host.
+All tensors of a message are sent as one buffer of bytes. The call that starts a transfer does not block. The wait for a
+transfer ends when all receives have arrived and all sends have left. On NCCL the current stream of the device waits,
+not the host.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ Action = Callable[[Sequence[Tensor], list[Any]], None]
 
 
 class BoundTransfer(NamedTuple):
-    """The calls of one transfer.
+    """The calls that start one transfer and wait for it.
 
     Attributes:
-        post: call that posts the receives before the transfer starts; None if the backend does not support this.
+        post: call that posts the receives before the transfer starts; None if the backend cannot post receives early.
         start: call that starts the transfer without blocking.
         wait: function that waits for the end of the transfer. A pass must call this function exactly once.
     """
@@ -43,7 +44,7 @@ class Transfers:
 
     Attributes:
         received: bytes received so far, by (axis, name of the tensor).
-        failure: first error of a pass over these groups, which closed them; empty while the groups can be used.
+        failure: text of the first error, which closed the groups; empty while the groups can be used.
         graphs: CUDA graphs of passes (:class:`megatron_wallfacer.engine.graphed.Graphs`); None without CUDA graphs.
     """
 
@@ -55,11 +56,11 @@ class Transfers:
 
     @property
     def all_to_all(self) -> bool:
-        """Return whether a head exchange is one collective, whose receives cannot be posted before it starts."""
+        """Return whether a head exchange is one collective. The receives of a collective cannot be posted early."""
         return self.groups.backend != "gloo"
 
     def bind(self, number: int, transfer: PointToPoint | AllToAll, device: torch.device) -> BoundTransfer:
-        """Return the calls of one transfer, whose works in flight have the index ``number``."""
+        """Return the calls of one transfer, whose ``Work`` objects are entry ``number`` of the list of works."""
         group = self.groups.groups[transfer.channel]
         if isinstance(transfer, AllToAll):
             ranks = [self._rank_in(group, rank) for rank in transfer.ranks]
@@ -81,7 +82,7 @@ class Transfers:
         return Label.of(transfer.payload, others, transfer.channel[0], sends=sends)
 
     def _in_group(self, group: dist.ProcessGroup, messages: Sequence[MessageBuffer]) -> tuple[MessageBuffer, ...]:
-        """Return the same messages, with peers as ranks of a process group."""
+        """Return the messages with each peer converted to its rank in the process group."""
         return tuple(message._replace(peer=self._rank_in(group, message.peer)) for message in messages)
 
     def _rank_in(self, group: dist.ProcessGroup, rank: int) -> int:
@@ -95,9 +96,9 @@ def _in_halves(
     receives: Sequence[MessageBuffer],
     labels: Sequence[Label],
 ) -> BoundTransfer:
-    """Return a transfer whose receives can be posted before it starts, because gloo delays unexpected messages.
+    """Return a transfer whose receives can be posted first, because gloo delays messages without a posted receive.
 
-    If the peer of a connection has exited, gloo raises an error in a send, in a receive or in the wait for it.
+    If the peer has exited, gloo raises an error in a send, in a receive, or in the wait for the send or receive.
     """
 
     def post(operands: Sequence[Tensor], works: list[Any]) -> None:

@@ -1,7 +1,7 @@
 """Launches of Triton kernels with little host time.
 
 ``kernel[grid](...)`` looks up the compiled kernel in every call, by a key of all arguments. The look-up takes as much
-host time as slicing a tensor 14 times, and launching the compiled kernel directly as much as slicing twice.
+host time as 14 slices of a tensor. A direct launch of the compiled kernel takes as much host time as two slices.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TAKES_CONSTANTS = 3, 3
 
 
 class Launch:
-    """One kernel on one grid, for arguments whose types, constants and divisibility by 16 do not change.
+    """Launches of one kernel on one grid, for arguments of fixed types, constants and divisibility by 16.
 
     Attributes:
         run: function that launches the kernel on the current stream, given all kernel arguments by position.

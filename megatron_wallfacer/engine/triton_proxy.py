@@ -1,9 +1,9 @@
 """Row sums and output proxies on a GPU, each as one Triton kernel that reads and writes every row once.
 
-PyTorch's operators would read and write every row several times: 60 bytes per element for an output proxy, instead of
-4. With few tokens per rank that takes a third of the attention kernels' time (``python -m benchmarks.gpu.traffic``).
-:mod:`megatron_wallfacer.engine.merge` defines both operations and implements them for a CPU. Tests compare the
-kernels in Triton's interpreter with the CPU implementations.
+PyTorch's operators would read and write every row several times. An output proxy by PyTorch's operators would move 60
+bytes per element instead of 4. With few tokens per rank the operators would need a third of the time of the attention
+kernels (``python -m benchmarks.gpu.traffic``). :mod:`megatron_wallfacer.engine.merge` defines both operations and
+implements them for a CPU. Tests compare the kernels in Triton's interpreter with the CPU implementations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def out_proxy(dout: Tensor, delta: Tensor, proxy: Tensor) -> None:
 
 
 def _launch(kernel: triton.JITFunction, tensors: tuple[Tensor, ...]) -> None:
-    """Run a kernel over all rows and heads of tensors, the first of which must have the most channels."""
+    """Run a kernel over all rows and heads of ``tensors``. The first tensor must have the most channels."""
     if not tensors[0].numel():
         return
     # Triton compiles a separate kernel for addresses that are multiples of 16.

@@ -1,6 +1,6 @@
 """Lists of row operations on a GPU, each list as one launch of a Triton kernel over a table.
 
-A row of the table describes one copy, sum or merge by sizes and, for each tensor, by buffer, dtype, offset and strides
+A row of the table describes one copy, sum or merge: its sizes, and the buffer, dtype, offset and strides of each tensor
 (:mod:`megatron_wallfacer.engine.row_table`). A Triton program computes a block of rows of one operation. Exactly one
 program reads and writes each element, without atomics, so results repeat bit by bit.
 """
@@ -25,7 +25,7 @@ _ADDRESSES = tuple(f"a{number}" for number in range(BASES))
 
 
 class RowLaunch:
-    """One launch that runs the row operations of a table, which are either all merges or no merges."""
+    """One launch that runs all row operations of a table. Either all operations are merges, or none is."""
 
     def __init__(self, table: RowTable, *, merges: bool) -> None:
         kernel, grid = (_merge if merges else _sum), (triton.cdiv(table.rows, _ROWS), len(table.values))
@@ -36,7 +36,7 @@ class RowLaunch:
         self._constants = table.sources, _ROWS, width, _DTYPES[table.dtype], _DTYPES[table.wide]
 
     def __call__(self, tensors: Sequence[Tensor]) -> None:
-        """Run all row operations on at most :data:`BASES` buffers, to which the table refers by their index."""
+        """Run all row operations on the buffers ``tensors``, at most :data:`BASES`. The table numbers the buffers."""
         if self._is_empty:
             return
         addresses = [x.data_ptr() for x in tensors]
@@ -104,7 +104,7 @@ def _elements(address, rows, column, DTYPE: tl.constexpr, ALIGNED: tl.constexpr)
 
 @triton.jit
 def _load(address, is_wide, rows, column, inside, NARROW: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return elements in the accumulation dtype, from a tensor of the input dtype or of the accumulation dtype."""
+    """Load elements of the input dtype or of the accumulation dtype. Return the elements in the accumulation dtype."""
     narrow = tl.load(_elements(address, rows, column, NARROW, ALIGNED), inside & (is_wide == 0), 0.0)
     wide = tl.load(_elements(address, rows, column, WIDE, ALIGNED), inside & (is_wide != 0), 0.0)
     return tl.where(is_wide != 0, wide, narrow.to(WIDE))

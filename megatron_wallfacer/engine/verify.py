@@ -1,9 +1,9 @@
 """Verified passes: every message is compared with its source, and all ranks raise an error if one message differs.
 
 A verified pass runs the same steps as any other pass. Before the first message the ranks compare their arguments, and
-check that their local tensors are finite. Ranks compute checksums of the source of each sent message, and of each
-received message on arrival. After the last step the ranks compare the checksums. Only the comparisons of arguments and
-of checksums wait for a GPU.
+check that their local tensors are finite. Each rank computes a checksum of each tensor that it sends, and of each
+tensor that it receives. After the last step the ranks compare the checksums. Only the comparisons of arguments and of
+checksums wait for a GPU.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _tensors: WeakKeyDictionary[CompiledPass, dict[int, TransferTensors]] = WeakKeyD
 
 
 class VerifiedRun:
-    """Verified execution of the passes of a call, instead of :func:`megatron_wallfacer.engine.execute.execute`."""
+    """A function that runs a pass like :func:`megatron_wallfacer.engine.execute.execute`, and verifies all messages."""
 
     def __init__(self, call: Call) -> None:
         self._plan, self._mask, self._layer = call.plan, call.mask, call.layer
@@ -50,7 +50,7 @@ class VerifiedRun:
     def __call__(
         self, compiled: CompiledPass, inputs: Tensors, given: Tensors, transfers: Transfers, observer: Observer
     ) -> PassResults:
-        """Run one verified pass; see ``execute``. Collective over the context-parallel group.
+        """Run one verified pass; see ``execute``. The call is collective over the context-parallel group.
 
         Raises:
             WallfacerError: Ranks differ in their arguments, a tensor of one rank is not finite, or a received message
@@ -89,7 +89,7 @@ class _Checksums:
 
     @contextmanager
     def __call__(self, what: Pass | Op | Transfer) -> Iterator[None]:
-        """Compute checksums of sent messages after the start of a transfer, of received ones after the wait for it."""
+        """Compute checksums of sent tensors after a transfer has started, of received tensors after it has ended."""
         yield
         if isinstance(what, SendRecv):
             # Rows in flight do not change, so the source still equals the message.
@@ -109,10 +109,10 @@ class _Checksums:
 def checksum(pieces: Tensors) -> Tensor:
     """Return the checksum of consecutive rows as an int64 scalar on their device, without waiting for the device.
 
-    Each element, read as an integer, is multiplied by an odd number for its place in the row. The products of a row
-    are summed, the bits of the sum are mixed, and the result is multiplied by an odd number for the row. The checksum
-    is the sum over rows modulo 2^64. A single flipped bit always changes the checksum, as does any change within one
-    row that changes the row's sum. Any other change leaves the checksum equal with a probability near 2^-64.
+    Each element is read as an integer, and multiplied by an odd number that depends on the place in the row. The
+    products of a row are summed, the bits of the sum are mixed, and the mixed sum is multiplied by an odd number that
+    depends on the row. The checksum is the total of the results of all rows, modulo 2^64. A single flipped bit always
+    changes the checksum. Several flipped bits leave the checksum unchanged with a probability near 2^-64.
 
     Args:
         pieces: tensors ``[rows, ...]`` with any strides, whose shapes are equal except for the number of rows.

@@ -1,4 +1,4 @@
-"""The comparisons of a verified pass by collectives over the context-parallel group.
+"""Comparisons between ranks before and after a verified pass, with collectives over the context-parallel group.
 
 The collectives give every rank the same differences, so all ranks raise the same error.
 """
@@ -32,8 +32,8 @@ def compare_passes(
 ) -> None:
     """Check that all ranks run the same pass next, and that the local tensors of all ranks are finite.
 
-    The ``repr`` of each value in ``described`` must be equal on all ranks. ``local`` has the same names on all ranks.
-    ``where`` is the name of the pass, for messages.
+    The ``repr`` of each value in ``described`` must be equal on all ranks. ``local`` has tensors by name, with the same
+    names on all ranks. ``where`` is the name of the pass, for messages.
 
     Raises:
         WallfacerError: A value differs between ranks, or a tensor is not finite. Every rank raises the error.
@@ -83,7 +83,7 @@ def compare_sums(
 def _exchanged(
     groups: AxisGroups, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return :func:`_coded` of each received tensor, and whether the tensor differs from the sent tensor."""
+    """Return the :func:`_coded` number of each received tensor, and whether the tensor differs from the sent tensor."""
     place = {rank: dist.get_group_rank(_whole(groups), one) for rank, one in enumerate(groups.global_ranks)}
 
     def ordered(sums: Sequence[Sum]) -> tuple[list[Sum], list[int]]:
@@ -105,12 +105,12 @@ def _stacked(groups: AxisGroups, sums: Sequence[Sum], device: torch.device) -> T
 
 
 def _coded(tensor: MessageTensor) -> int:
-    """Return sender, axis and name of a tensor as one number."""
+    """Return one number that encodes the sender, the axis and the name of a tensor."""
     return (tensor.peer * len(_PLACES) + _PLACES.index(tensor.axis)) * len(_TENSORS) + _TENSORS.index(tensor.name)
 
 
 def _described(groups: AxisGroups, code: int, receiver: int) -> str:
-    """Return a phrase about a tensor that arrived changed, given its :func:`_coded` number."""
+    """Return a phrase about a tensor that changed on its way. ``code`` is the :func:`_coded` number of the tensor."""
     rest, tensor = divmod(code, len(_TENSORS))
     sender, axis = divmod(rest, len(_PLACES))
     ends = f"{_ranks(groups, [sender])} arrived changed at {_ranks(groups, [receiver])}"
@@ -118,7 +118,7 @@ def _described(groups: AxisGroups, code: int, receiver: int) -> str:
 
 
 def _gathered(groups: AxisGroups, row: Tensor) -> list[list[int]]:
-    """Return the rows of all ranks, by index in the context-parallel group, after waiting for the device."""
+    """Return the row of each rank, in the order of the context-parallel group. The host waits for the device."""
     if groups.grid.cp_size == 1:
         return [row.tolist()]
     row = row.to(_messages(groups, row.device))

@@ -14,9 +14,9 @@ INTEGER_BYTES = 36
 def byte_cache(limit: int, nbytes: Callable[..., int]) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
     """Return a decorator like ``functools.lru_cache`` with a limit in bytes, for positional arguments.
 
-    A cached call costs no Python call, as with ``functools.cache``. If an entry would exceed the limit, the cache is
-    emptied first. A result that is larger than the limit is the only entry of the cache. ``nbytes`` returns the bytes
-    of an entry from the arguments of its call.
+    A cached result is returned without a call of a Python function, as with ``functools.cache``. If an entry would
+    exceed the limit, the cache is emptied first. A result that is larger than the limit is the only entry of the cache.
+    ``nbytes`` takes the arguments of a cached call, and returns the bytes of the entry.
     """
 
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:

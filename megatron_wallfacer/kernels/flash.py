@@ -1,7 +1,7 @@
 """FlashAttention 2, 3 and 4: one kernel, and a table of the differences between the versions.
 
-FlashAttention's tensors are bshd with any strides, and its windows are counted from the bottom-right corner. Packed
-documents are thd, and the lse of packed documents is ``[heads, rows]``.
+FlashAttention's tensors are bshd with any strides, and its windows are counted from the bottom-right corner. Tensors of
+packed documents are thd, with an lse ``[heads, rows]``.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class FlashVersion:
 
     Attributes:
         needs: supported releases, as error messages print them.
-        functions: names of the functions of forward and backward.
+        functions: names of the library functions for forward and for backward.
         varlen_functions: names of the functions for packed documents; None if ``functions`` accept documents.
         lse: name of backward's parameter for the log-sum-exp.
         forward: constant arguments of forward.
         backward: constant arguments of backward.
-        no_limit: argument for a window without a limit to the left or to the right.
-        no_softcap: forward's argument ``softcap`` for scores without a cap; backward takes 0.0 in all versions.
-        lse_places: index of the lse in the result of forward, by length of the result; 1 for other lengths.
+        no_limit: value of a window argument for a side without a limit.
+        no_softcap: value of ``softcap`` in forward for scores without a cap. Backward takes 0.0 in all versions.
+        lse_places: index of the lse in forward's result tuple, by length of the tuple; 1 for other lengths.
     """
 
     name: str

@@ -21,7 +21,7 @@ class Library:
 
     Attributes:
         package: name on the package index.
-        modules: names of the modules that may have the library's functions. The first installed module is imported.
+        modules: candidate modules with the library's functions. The first installed module is imported.
         install: command that installs the library.
     """
 

@@ -43,11 +43,12 @@ class PreparedKernel(ABC):
     """Base class of kernels that cache prepared calls; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
 
     For a tile that was computed before, a kernel needs one hash lookup and one call of the library. A tile that the
-    library does not support is divided into several tiles: a window with more rows than columns into strips of rows,
-    and packed documents into one tile per document if the kernel does not have the capability ``varlen``.
+    library does not support is divided into several tiles. A tile with a window and more rows than columns is divided
+    into strips of rows. A tile with packed documents is divided into one tile per document if the kernel does not have
+    the capability ``varlen``.
 
     Args:
-        deterministic: whether gradients repeat bit by bit; None for the result of :func:`deterministic_requested`.
+        deterministic: whether gradients repeat bit by bit; if None, :func:`deterministic_requested` decides.
     """
 
     name: str
@@ -87,9 +88,9 @@ class PreparedKernel(ABC):
         """Return the backward call of a tile that needs no division into pieces."""
 
     def pieces(self, tile: AttnTile) -> list[AttnTile]:
-        """Divide a tile that one library call cannot compute. For other tiles the list is empty.
+        """Return the parts of a tile that one library call cannot compute; an empty list for other tiles.
 
-        Rows and columns of the parts count from the first row and the first column of the tile.
+        Rows and columns of parts are numbered from the first row and the first column of the divided tile.
         """
         if tile.cu_seqlens is not None:
             return [] if self.capabilities.varlen else documents_of(tile)
@@ -104,7 +105,7 @@ class PreparedKernel(ABC):
         return partial(in_pieces, self, pieces, spec) if pieces else prepare(tile, spec, TensorKind(*kind))
 
     def _nbytes(self, tile: AttnTile, *rest: object) -> int:
-        """Return the bytes of the boundaries, or of one tile per document, in the cached call of packed documents."""
+        """Return the bytes of a cached call for packed documents: of the boundaries, or of one tile per document."""
         assert tile.cu_seqlens is not None
         each = 2 * INTEGER_BYTES if self.capabilities.varlen else _TILE_BYTES
         return each * len(tile.cu_seqlens.q)
@@ -119,7 +120,7 @@ def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
     """Collect the prepared calls that a kernel looks up in the ``with`` block.
 
     A CUDA graph reads the device tensors of prepared calls at each replay. Caches may drop prepared calls, so the owner
-    of the graph keeps references to the calls. For kernels that are no :class:`PreparedKernel` the list is empty.
+    of the graph keeps references to the calls. If the kernel is not a :class:`PreparedKernel`, the list is empty.
     """
     used: list[Callable[..., object]] = []
     if not isinstance(kernel, PreparedKernel):
@@ -143,9 +144,10 @@ def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
 def forward_in_pieces(
     kernel: Kernel, pieces: Sequence[AttnTile], spec: AttnSpec, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return (out, lse) of a tile from its pieces, whose consecutive rows cover the tile; see :meth:`Kernel.forward`.
+    """Return (out, lse) of a tile, computed piece by piece; see :meth:`Kernel.forward`.
 
-    The rows and columns of the pieces are indices into q, k and v of the whole tile.
+    The pieces cover the rows of the tile in order. The rows and columns of the pieces are indices into q, k and v of
+    the whole tile.
     """
     parts = [
         kernel.forward(q[slice(*piece.rows)], k[slice(*piece.cols)], v[slice(*piece.cols)], piece, spec)

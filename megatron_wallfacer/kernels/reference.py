@@ -15,7 +15,7 @@ _CAUSAL = TileWindow(None, 0)
 
 
 class ReferenceKernel(PreparedKernel):
-    """Softmax attention for any head dims, dtype, window and softcap, whose memory grows with rows x columns.
+    """Softmax attention for any head dims, dtype, window and softcap. The score matrix needs rows x columns elements.
 
     The kernel computes the documents of ``cu_seqlens`` one by one.
     """
@@ -65,7 +65,7 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, window: TileWindow | None, spec: AttnSpec) -> tuple[Tensor, Tensor | float]:
-    """Return scores (scaled, capped, masked) and slopes of the cap ``[b, kv_heads, q_per_kv_head, rows, cols]``."""
+    """Return the scores ``[b, kv_heads, q_per_kv_head, rows, cols]`` and the derivative of the cap at each score."""
     dtype = accumulation_dtype(q.dtype)
     scores = torch.einsum("qbgrd,kbgd->bgrqk", _grouped(q.to(dtype), k.shape[2]), k.to(dtype)) * spec.scale
     slope: Tensor | float = 1.0

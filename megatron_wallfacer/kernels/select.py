@@ -29,8 +29,8 @@ class KernelEntry:
         name: value of ``--wallfacer-kernel``. Entries for different devices may have the same name.
         build: constructor of the kernel, which raises :class:`UnavailableError` if a library is not installed.
         capabilities: inputs that the newest release of the library supports. Older releases may support fewer inputs.
-        library, releases, deterministic: cells of the table of kernels in the docs: library and device, releases that
-            tests check, condition under which gradients repeat bit by bit.
+        library: name and device of the library, for the table of kernels in the docs. ``releases`` are the releases
+            that tests check, and ``deterministic`` is the condition under which gradients repeat bit by bit.
         in_auto: whether ``--wallfacer-kernel auto`` may select the kernel.
         in_flash: whether ``--wallfacer-kernel flash`` may select the kernel.
         variable: environment variable of TransformerEngine whose value 0 excludes the kernel from ``auto``.
@@ -101,7 +101,7 @@ def select_kernel(
     softcap: float = 0.0,
     window: bool = False,
 ) -> Kernel:
-    """Return the first kernel of a name that is installed and supports the inputs.
+    """Return the first kernel for a given name that is installed and supports the inputs.
 
     The name is one of :data:`KERNELS`, and the other arguments are the fields of :class:`Inputs`. Value heads have
     ``head_dim`` channels unless ``v_head_dim`` is given.
@@ -125,12 +125,12 @@ def select_kernel(
 
 
 def candidates(name: str, inputs: Inputs) -> list[tuple[str, str | None]]:
-    """Return the kernels of a name in the order of selection, each with the reason why it is unsupported, or None."""
+    """Return each kernel for a name in the order of selection, with the reason why it is unsupported or with None."""
     return [(entry.name, _built(entry, inputs, by_auto=name == "auto")[1]) for entry in _entries(name, inputs.device)]
 
 
 def switches_in_effect(device: torch.device) -> str:
-    """Return the variables that exclude kernels from ``auto``, such as ``NVTE_FLASH_ATTN=0``; empty without them."""
+    """Return the variables that exclude kernels from ``auto``, such as ``NVTE_FLASH_ATTN=0``; else an empty text."""
     entries = _entries("auto", device)
     return ", ".join(dict.fromkeys(f"{entry.variable}=0" for entry in entries if _is_switched_off(entry)))
 

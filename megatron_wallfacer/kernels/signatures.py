@@ -1,10 +1,10 @@
 """Library functions whose signatures are read once, and whose arguments are bound by keyword.
 
-Releases of the libraries rename, add and drop parameters. A parameter that a release does not have may be omitted only
-if the function computes the same result without the parameter.
+Releases of the libraries rename, add and drop parameters. If a release lacks a parameter, the argument may be omitted
+only if the result stays the same.
 
-A missing function, parameters that cannot be read, and every other difference between a call and the signature raise
-:class:`UnavailableError`.
+:class:`UnavailableError` is raised if a function is missing, if its parameters cannot be read, or if a call does not
+fit its signature.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @dataclass(frozen=True)
 class OptionalArgument:
-    """An argument that may be omitted in releases without the parameter, because the result is the same."""
+    """An argument that is omitted if the release lacks the parameter. The omission must not change the result."""
 
     value: Any
 
@@ -61,7 +61,7 @@ class Signature:
         return cls(owner, name, frozenset(has_default), required, needs)
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments of a call, without each :class:`OptionalArgument` that has no parameter."""
+        """Return the keyword arguments of a call, except :class:`OptionalArgument` values without a parameter."""
         missing = [
             name for name, value in values.items() if name not in self.names and not isinstance(value, OptionalArgument)
         ]
@@ -77,7 +77,7 @@ class Signature:
 
 
 def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
-    """Return the schema of a torch operator, whose Python signature is ``(*args, **kwargs)``; else None."""
+    """Return the schema of a torch operator, as its Python signature has no parameters; None for other functions."""
     if isinstance(function, torch.library.CustomOpDef):
         function = function._opoverload
     if isinstance(function, torch._ops.OpOverloadPacket):
@@ -88,8 +88,8 @@ def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
 class LibraryFunction:
     """A library function whose signature is read once. A prepared call has all arguments except the tensors.
 
-    The function is None if it does not exist. ``tensors`` are the parameters that each call passes by keyword. For
-    ``owner`` and ``needs`` see :class:`Signature`.
+    ``function`` is None if the library does not have the function. ``tensors`` are the parameters that each call passes
+    by keyword. For ``owner`` and ``needs`` see :class:`Signature`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class LibraryFunction:
 
 
 class LoadedLibrary:
-    """The functions of one release of an optional library, which is imported unless ``module`` is given.
+    """The functions of one release of an optional library. The library is imported unless ``module`` is given.
 
     ``title`` (name and version of the library) and ``needs`` (supported releases) are parts of error messages.
 

@@ -1,7 +1,7 @@
 """TransformerEngine's fused attention, which calls cuDNN.
 
-TransformerEngine's tensors are sbhd, and its windows are counted from the top-left corner. Packed documents are thd,
-and the softmax statistics of packed documents are ``[rows, heads, 1]``.
+TransformerEngine's tensors are sbhd, and its windows are counted from the top-left corner. Tensors of packed documents
+are thd, with softmax statistics ``[rows, heads, 1]``.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class TransformerEngineKernel(PreparedKernel):
         return self._arguments(tile, spec, tensors) | layouts | {"deterministic": self.deterministic}
 
     def _plain_arguments(self, tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
-        """Return the sizes, which are equal for all sequences of the batch, and the mask."""
+        """Return the arguments for sizes and mask without packed documents. A batch has sequences of equal length."""
         window = WindowSize(None, 0) if tile.causal else top_left(tile)
         # A window that ends at the diagonal is a causal mask with a limit, which all releases support.
         kind = "causal" if window.right == 0 else "no_mask"
@@ -133,7 +133,7 @@ class TransformerEngineKernel(PreparedKernel):
 
 
 def _varlen_arguments(tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
-    """Return the arguments for packed documents, which have no padding: both kinds of boundaries are equal."""
+    """Return the arguments for packed documents. Without padding the plain and the padded boundaries are equal."""
     documents = tile.cu_seqlens
     starts = _boundaries(documents.q, documents.k, tensors.device)
     return {
@@ -196,5 +196,5 @@ def _release(title: str) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def _random_state(device: torch.device) -> Tensor:
-    """Return a seed and an offset of dropout. Dropout is off, but backward requires the tensor."""
+    """Return a tensor with a seed and an offset of dropout. Dropout is off, but backward requires the tensor."""
     return torch.zeros(2, dtype=torch.int64, device=device)

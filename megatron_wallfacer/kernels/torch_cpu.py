@@ -21,7 +21,7 @@ _STRIP = 128
 
 
 class TorchCpuKernel(PreparedKernel):
-    """PyTorch's CPU flash operator, whose non-square causal mask is aligned top-left, so causal tiles must be square.
+    """PyTorch's CPU flash operator. Its causal mask starts at the top-left corner, so causal tiles must be square.
 
     The operator requires equal head dims. Smaller head dims are padded with zeros, which does not change the result.
     """

@@ -1,4 +1,4 @@
-"""PyTorch's fused attention on a GPU, by its copy of FlashAttention 2 or by cuDNN, without another library."""
+"""PyTorch's fused attention on a GPU: its copy of FlashAttention 2, and cuDNN. No other library is needed."""
 
 from __future__ import annotations
 
@@ -120,5 +120,5 @@ def _require_no_window(tile: AttnTile) -> None:
 
 @lru_cache(maxsize=64)
 def _no_seed(device: torch.device) -> Tensor:
-    """Return a random state of dropout. Dropout is off, but the operator requires a tensor."""
+    """Return an unused random state of dropout. Dropout is off, but the operator requires a tensor."""
     return torch.zeros((), dtype=torch.int64, device=device)

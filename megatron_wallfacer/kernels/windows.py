@@ -1,4 +1,4 @@
-"""Windows and documents of tiles as the arguments of flash kernels.
+"""Conversion of the window and the document boundaries of a tile to arguments of flash kernels.
 
 A :class:`TileWindow` counts diagonals from the top-left corner. FlashAttention counts from the bottom-right corner:
 row i of ``rows`` sees ``left`` columns before column i + cols - rows and ``right`` columns after it.
@@ -25,7 +25,7 @@ class WindowSize(NamedTuple):
 
     @property
     def numbers(self) -> tuple[int, int]:
-        """Return (left, right) with -1 for no limit."""
+        """Return (left, right), where -1 stands for no limit."""
         return tuple(NO_LIMIT if side is None else side for side in self)
 
 
@@ -35,14 +35,14 @@ def bottom_right(tile: AttnTile) -> WindowSize:
     Limits without effect are None, so that FlashAttention runs its faster kernel without a window.
 
     Raises:
-        WallfacerError: A row or a column has no unmasked pair. FlashAttention would read its negative size as no limit.
+        WallfacerError: A row or a column has no unmasked pair. FlashAttention reads a negative window size as no limit.
     """
     (left, right), apart = top_left(tile), tile.width - tile.height
     return WindowSize(None if left is None else left + apart, None if right is None else right - apart)
 
 
 def top_left(tile: AttnTile) -> WindowSize:
-    """Return the window size for cuDNN, which counts from the top-left corner.
+    """Return the window size that cuDNN takes for the window of a tile, counted from the top-left corner.
 
     Raises:
         WallfacerError: A row or a column has no unmasked pair.
@@ -61,12 +61,13 @@ def top_left(tile: AttnTile) -> WindowSize:
 def strips(tile: AttnTile, height: int) -> list[AttnTile]:
     """Divide a tile with a window into tiles of at most ``height`` rows.
 
-    Each part omits the columns that are masked for all its rows. Rows and columns of the parts count from the first row
-    and the first column of the tile.
+    A part has no columns that are masked for all rows of the part. Rows and columns of parts are numbered from the
+    first row and the first column of the divided tile.
 
-    FlashAttention 2 computes wrong results for a tile with more rows than columns: it treats ``right >= cols`` as no
-    limit and, if left is limited, no limit as ``right = cols``. cuDNN does not support a tile with more rows than
-    columns. So ``height`` must be at most the number of columns for both libraries.
+    FlashAttention 2 computes wrong results for a tile with more rows than columns. FlashAttention 2 treats ``right >=
+    cols`` as no limit. If ``left`` is limited, FlashAttention 2 treats an unlimited ``right`` as ``right = cols``.
+    cuDNN does not support a tile with more rows than columns. So for FlashAttention 2 and cuDNN ``height`` must be at
+    most the number of columns.
     """
     assert tile.window is not None
     left, right = tile.window

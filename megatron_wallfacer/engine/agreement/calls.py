@@ -1,7 +1,8 @@
 """Comparison of the arguments of :func:`attention` between the ranks of a process group.
 
 Ranks compare the arguments of the first :data:`CALLS` calls with each group. Calls inside ``torch.compile`` are not
-compared, because ranks with different arguments compile in different calls, and would wait for each other.
+compared. A comparison would run only in calls that compile. Ranks may compile in different calls, and would then wait
+for each other.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class FirstCall:
             raise DisagreementError(verdict.errors)
 
     def end(self, error: BaseException) -> None:
-        """Publish that this rank does not make its call, so that all members raise. Returns without waiting."""
+        """Publish that this rank does not make its call, so that all members of the group raise an error."""
         reason = f"failed before its first message: {reason_of(error)}"
         if isinstance(error, OptionError):
             reason = f"rejects its arguments: {error}"
@@ -96,9 +97,9 @@ class FirstCall:
 
 
 def end_call(first: FirstCall | None, group: object, error: BaseException) -> None:
-    """Publish that this rank raises before its pass, so that the other ranks of the call raise too.
+    """Publish that this rank raises an error before its pass, so that the other ranks of the group raise one too.
 
-    ``first`` is None after the arguments of the call have been compared, and for a call without a comparison.
+    ``first`` is None if the arguments of the call have been compared already, or are not compared at all.
     """
     if first is not None:
         first.end(error)
@@ -141,7 +142,7 @@ def described(
 def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None:
     """Return this rank's next call with a group; None if the call is not compared.
 
-    Only the first :data:`CALLS` calls of several ranks outside ``torch.compile`` are compared. None is the world.
+    Only the first :data:`CALLS` calls with a group of several ranks are compared. ``group`` is None for the world.
     """
     if not dist.is_initialized() or torch.compiler.is_compiling():
         return None

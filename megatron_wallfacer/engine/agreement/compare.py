@@ -1,4 +1,4 @@
-"""Comparison of records of ranks, and one line of text per difference. No messages are sent."""
+"""Comparison of the records of ranks. Each difference is one line of text. No messages are sent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Record:
 
     Attributes:
         settings: values that must be equal on all ranks.
-        derived: values computed from settings. A difference is an error that is reported only if all settings are
-            equal.
+        derived: values computed from settings, which must be equal on all ranks too. Different derived values are
+            reported only if all settings are equal.
         labels: values that may differ between ranks, with a warning.
-        strict: whether this rank requires the comparison. If no rank does, no difference is reported.
+        strict: whether this rank requires the comparison. Without a strict rank, no difference is reported.
     """
 
     settings: Mapping[str, str | None]
@@ -62,7 +62,7 @@ class Verdict:
 
 
 def compare(records: Mapping[int, Record]) -> Verdict:
-    """Return the differences between the records of ranks. A record object that ranks share is compared once."""
+    """Return the differences between the records of ranks. A record object that ranks share is compared only once."""
     if not any(record.strict for record in records.values()):
         return Verdict()
     ranks: dict[int, tuple[list[int], Record]] = {}
@@ -109,7 +109,7 @@ def ranks_text(ranks: Iterable[int]) -> str:
 
 
 def _differences(groups: list[tuple[list[int], Mapping[str, str | None]]]) -> dict[str, str]:
-    """Return a line for each setting whose values differ, by name. Ranks in one group have equal values."""
+    """Return a line for each setting that differs, by name. Ranks of one entry of ``groups`` have equal values."""
     names = dict.fromkeys(name for _, values in groups for name in values)
     found = {
         name: difference(name, {rank: values.get(name) for members, values in groups for rank in members})
@@ -119,7 +119,7 @@ def _differences(groups: list[tuple[list[int], Mapping[str, str | None]]]) -> di
 
 
 def _value(name: str, value: str | None) -> str:
-    """Return a setting as text: ``--x 1``, ``--x`` if the value is empty, ``no --x`` for None; or only its value."""
+    """Return a setting as text: ``--x 1``, ``--x`` if the value is empty, ``no --x`` for None. Omit an empty name."""
     if value is None:
         return f"no {name}" if name else "none"
     short = value if len(value) <= SHOWN else f"{value[:SHOWN]}..."

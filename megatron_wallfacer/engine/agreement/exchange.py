@@ -1,6 +1,6 @@
 """Exchange of records through the job's store. Every rank writes one record. The first rank compares all records.
 
-Ranks wait for keys of the store, so ranks without a common process group can take part. Ranks with equal records share
+Ranks wait for keys of the store, so the exchange needs no process group of the ranks. Ranks with equal records share
 one stored record, which is compared once.
 """
 
@@ -33,7 +33,7 @@ class Exchange:
 
     Attributes:
         store: store of the job, with a prefix that no other exchange uses.
-        ranks: global ranks that take part, of which the first compares all records.
+        ranks: global ranks that take part. The first rank compares all records.
         rank: global rank of this process.
         timeout: time after which the exchange fails if a rank has written no record.
         late: end of the sentence about ranks without a record, such as ``have not started``.
@@ -52,8 +52,8 @@ class Exchange:
 
         Args:
             text: record of this rank.
-            read: function that returns the record of a text.
-            compare: function that compares the records that have arrived, by rank. Only the first rank compares.
+            read: function that converts the text of a record to the record.
+            compare: function from the arrived records, by rank, to the verdict. Only the first rank calls the function.
         """
         self.write(text)
         if self.rank == self.ranks[0]:
@@ -120,7 +120,7 @@ class Exchange:
         return Verdict.from_text(self.store.get("verdict").decode())
 
     def _leave(self, verdict: Verdict) -> None:
-        """Wait after an error until all ranks have read the verdict, because the store may be in this process."""
+        """After an error, let the rank that may have the store wait until the other ranks have read the verdict."""
         if not verdict.errors:
             return
         self.mark_read()
@@ -136,7 +136,7 @@ class Exchange:
         return [value.decode() for value in self.store.multi_get(keys)] if keys else []
 
     def _poll(self, keys: list[str], seconds: float) -> bool:
-        """Return whether all keys exist in time. ``store.wait`` would print C++ warnings at a timeout."""
+        """Return whether all keys exist within the time limit. ``store.wait`` would print C++ warnings at a timeout."""
         end, pause = time.monotonic() + seconds, 0.002
         while not self.store.check(keys):
             if time.monotonic() > end:

@@ -1,1 +1,1 @@
-"""Explanations of long waits. A thread reads labels that a pass sets before each wait, and finds the blocking rank."""
+"""Explanations of long waits. A pass records what it waits for, and a thread finds the rank that blocks the others."""

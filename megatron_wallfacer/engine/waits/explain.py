@@ -56,7 +56,7 @@ class State:
 
 @dataclass(frozen=True)
 class Seen:
-    """The last published state of a rank, and the seconds since its publication if the next state is overdue."""
+    """The last published state of a rank, and its age in seconds; the age is None until a newer state is overdue."""
 
     state: State
     silent: float | None = None
@@ -75,7 +75,7 @@ def wait_line(state: State) -> str:
 def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
     """Return a line about the chain of waiting ranks that ends at the blocking rank; None if the rank does not wait.
 
-    ``state`` is the state of the rank that waits. ``read`` returns None if a rank has published nothing.
+    ``state`` is the state of the rank that waits. ``read`` returns the last state of a rank, or None.
     """
     if state.label is None:
         return None
@@ -102,7 +102,7 @@ def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
 
 
 def _slowest(peers: list[tuple[int, Seen | None]]) -> tuple[int, Seen | None]:
-    """Return the next rank of the chain: a silent rank, else one that does not wait, else one in the earliest pass."""
+    """Return the next rank of the chain: a silent rank, else one that does not wait, else one with fewest passes."""
 
     def order(peer: tuple[int, Seen | None]) -> tuple[int, int]:
         seen = peer[1]

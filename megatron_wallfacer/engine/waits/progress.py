@@ -24,7 +24,7 @@ class Label(NamedTuple):
 
     @classmethod
     def of(cls, tensors: tuple[str, ...], peers: tuple[int, ...], axis: str, *, sends: bool = False) -> Label:
-        """Return a label for tensors that are named as in schedules. The label shows ``dk`` as ``dK``."""
+        """Return a label for tensors with their names in a schedule. The label shows ``dk`` as ``dK``."""
         return cls(tuple(map(_shown, tensors)), tuple(dict.fromkeys(peers)), axis, sends)
 
 
@@ -36,7 +36,7 @@ class Progress:
         passes: number of passes that have begun.
         layer: number or name of the layer of the last pass; None outside a model.
         broken: messages whose wait raised an error; None after the error has been reported.
-        posted: label and work of the last transfer started on NCCL, whose waits do not block the host.
+        posted: label and ``Work`` of the last transfer started on NCCL, where waits do not block the host.
     """
 
     __slots__ = ("backward", "broken", "label", "layer", "passes", "posted", "waits")

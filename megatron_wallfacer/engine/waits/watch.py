@@ -1,7 +1,7 @@
 """The watchdog of a rank: a thread that publishes what the rank waits for, and explains a long wait.
 
-The thread reads :data:`PROGRESS`. The thread never queries a work of gloo, whose state changes only in the waiting
-thread. The thread queries a work of NCCL only after a long time without a new message.
+The thread reads :data:`PROGRESS`. The thread never queries a ``Work`` of gloo, because its state changes only in the
+waiting thread. The thread queries a ``Work`` of NCCL only after a long time without a new message.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Watch(threading.Thread):
                 self._say(line)
 
     def _label(self, waited: float) -> Label | None:
-        """Return the messages for which the host waits or, after half the limit without progress, the GPU."""
+        """Return the messages that the host waits for, or after half the limit the messages that the GPU waits for."""
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label
         label, work = self._progress.posted
@@ -151,7 +151,7 @@ _watch: tuple[Any, Watch] | None = None
 
 
 def start_watch() -> None:
-    """Start the watchdog, once per world of torch.distributed, unless it is switched off or there is one rank.
+    """Start the watchdog unless ``WALLFACER_WAIT_S`` is 0, the world has only one rank, or the watchdog already runs.
 
     Raises:
         OptionError: The value of ``WALLFACER_WAIT_S`` is not allowed.
@@ -197,7 +197,7 @@ def wait_limit() -> float:
 
 
 def _place() -> str:
-    """Return the line of code that the main thread runs, outside torch if possible."""
+    """Return the line of code that the main thread runs. Lines inside torch are skipped if possible."""
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
     innermost = frame
     while frame is not None and ((file := frame.f_code.co_filename) == __file__ or f"{os.sep}torch{os.sep}" in file):
