@@ -75,7 +75,7 @@ class HeadGroupBuilder:
     # --- tiles ---
 
     def compute_stationary(self, ring: RowSet, *, local: bool) -> None:
-        """Compute tiles of the gathered rows of the stationary operand and, if ``local``, of its local rows."""
+        """Compute tiles of the gathered rows and, if ``local``, of the local rows of the stationary operand."""
         operands = self.operands
         if local and self.group.merges_rows:
             self.group.compute_tiles(TEAM, ring)

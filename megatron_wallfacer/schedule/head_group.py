@@ -116,8 +116,8 @@ class HeadGroup:
     ) -> None:
         """Compute the tiles of some rows of the stationary operand against some rows of the ring operand.
 
-        If ``only`` is given, the tiles cover only these query chunks. With ``if_any`` there is no operation if every
-        pair is masked.
+        If ``only`` is given, the tiles cover only these query chunks. With ``if_any``, no operation is appended if
+        every pair is masked.
         """
         operands = self.operands
         rows = {operands.stationary: stationary, operands.ring_operand: ring}

@@ -1,4 +1,4 @@
-"""Lowering of a schedule, which assigns a memory offset to every value, and a list of steps to every operation.
+"""Lowering assigns a memory offset to every value of a schedule, and a list of steps to every operation.
 
 Lowering records which rows of an accumulator have been written. Steps that accumulate results therefore read only rows
 that have been written. Rows without any result are filled before they are read.

@@ -101,7 +101,7 @@ class TransferLowering:
         return found
 
     def number_of(self, transfer: Transfer) -> int:
-        """Return the number of a transfer. The first call for a transfer assigns its receive buffers."""
+        """Return the number of a transfer. The first call assigns the receive buffers of the transfer."""
         if id(transfer) not in self._numbers:
             self._numbers[id(transfer)] = len(self.made)
             self.made.append(program.PointToPoint(transfer.channel, (), ()))

@@ -63,8 +63,8 @@ class Places:
     def packed(self, name: str, buffer: str, offset: int, chunks: tuple[int, ...] | None = None) -> Rows:
         """Return the rows of a value whose tensors follow each other in a buffer, starting at byte ``offset``.
 
-        Tensors of the wider dtype come first, so that every tensor is aligned to its elements. If ``chunks`` is given,
-        the tensors have only the rows of these chunks.
+        Tensors of the wider dtype come first, so that every tensor is aligned to the size of its elements. If
+        ``chunks`` is given, the tensors have only the rows of these chunks.
         """
         value = self.schedule.values[name]
         chunks = value.chunks if chunks is None else chunks

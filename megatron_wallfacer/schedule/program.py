@@ -1,4 +1,4 @@
-"""A lowered schedule, in which each tensor is an operand with a memory offset, and each operation a list of steps.
+"""A lowered schedule, in which each tensor is an operand with a memory offset, and each operation is a list of steps.
 
 A schedule names chunks, and a program has sizes and memory offsets of operands. Schedules and programs are plain data.
 The engine binds a program to a kernel and to process groups, and runs it.

@@ -4,8 +4,8 @@ A block leaves its origin rank and reaches every position of the ring. On a sing
 to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the origin sends
 the block around its inner ring and to a rank of the next inner ring. The receiver in the next inner ring does the same.
 
-The gradient of a block is accumulated along the same paths and ends at the origin, which adds its own contribution. On
-every shape of ring, a block makes R - 1 hops, and the gradient of the block also makes R - 1 hops.
+Ranks on the path of a block accumulate the gradient of the block and send the gradient to the origin. The origin adds
+its own contribution. On every shape of ring, a block makes R - 1 hops, and the gradient of the block R - 1 hops.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ def _end(builders: Sequence[HeadGroupBuilder]) -> None:
 
 
 def _post_early(program: Sequence[ops.Op]) -> tuple[ops.Op, ...]:
-    """Return the operations, with the receives of each transfer posted some tiles before the transfer starts."""
+    """Return the operations, and post receives :data:`POST_AHEAD` attention operations before their transfer starts."""
     attends = [index for index, op in enumerate(program) if isinstance(op, ops.Attend)]
     posted: dict[int, list[ops.Op]] = {}
     seen = 0

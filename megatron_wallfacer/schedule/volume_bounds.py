@@ -2,8 +2,8 @@
 
 Units: elements received per rank and attention layer, in query shards of n*H elements, where n is the tokens per rank
 and H the query width (heads x head dim). kappa is kv heads / query heads. If the work of a rank covers x query shards
-and y key shards, balance requires x*y >= P. A rank receives x - 1 query shards and y - 1 key shards, because one
-query shard and one key shard are local.
+and y key shards, balance requires x*y >= P. A rank receives x - 1 query shards and y - 1 key shards, because one query
+shard and one key shard are local.
 
 Each pass has two bounds. The plain bound allows any real x and y, and applies to every scheme. The bound *for whole
 shards* allows only integers, and applies to schemes that assign whole shards to ranks. The bound for whole shards is
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 
 def forward_bound(cp_size: int, kappa: float, *, whole: bool = False) -> float:
-    """Return the least 2(x-1) + 2 kappa (y-1) for x*y >= P.
+    """Return the lower bound of the forward volume: the least 2(x-1) + 2 kappa (y-1) for x*y >= P.
 
     A rank receives Q and partial O of x - 1 query shards, and K and V of y - 1 key shards. If sqrt(kappa P) >= 1, the
     minimum is 4 sqrt(kappa P) - 2(1 + kappa). With ``whole``, x and y are integers.
@@ -24,7 +24,7 @@ def forward_bound(cp_size: int, kappa: float, *, whole: bool = False) -> float:
 
 
 def backward_bound(cp_size: int, kappa: float, *, whole: bool = False) -> float:
-    """Return the least 3(x-1) + 4 kappa (y-1) for x*y >= P.
+    """Return the lower bound of the backward volume: the least 3(x-1) + 4 kappa (y-1) for x*y >= P.
 
     A rank receives Q, dO and dQ of x - 1 query shards, and K, V, dK and dV of y - 1 key shards. If P > 1 and
     sqrt(4 kappa P / 3) >= 1, the minimum is 2 sqrt(12 kappa P) - (3 + 4 kappa). With ``whole``, x and y are integers.
