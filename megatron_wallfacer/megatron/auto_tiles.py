@@ -1,8 +1,8 @@
 """Choose the number of tiles for ``--wallfacer-loss-tiles auto`` and ``--wallfacer-mlp-tiles auto``.
 
 ``auto`` selects the fewest tiles that lower the peak of activation memory. The choice reads only the command line, so
-every rank makes the same choice. The planner's inventory predicts the memory for fused norms, fused SwiGLU, and a
-pipeline stage that has all layers of the model.
+every rank makes the same choice. The prediction of memory assumes fused norms, fused SwiGLU, and one pipeline stage
+with all layers of the model.
 """
 
 from __future__ import annotations

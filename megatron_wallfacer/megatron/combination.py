@@ -35,7 +35,7 @@ class Combination:
         must: words after "must" that name the allowed values; ``{cp_size}`` is replaced by P.
         reason: clause after "because".
         instead: advice such as ``use --attention-dropout 0``, or empty.
-        when: times of the check.
+        when: moments of the check: after parsing, when a layer is built, or in a call of attention.
         distributed_only: whether the plugin supports the combination at P = 1.
         before: first Megatron release with which the plugin supports the combination, or None if there is no such
             release.
@@ -58,7 +58,7 @@ class Combination:
         return self.must.replace("{cp_size}", str(cp_size)) + release
 
     def message(self, named: str, cp_size: int) -> str:
-        """Return the error message, which begins with ``named``, the flag and its value as typed."""
+        """Return the error message. The message begins with ``named``: the flag and its value, as typed."""
         instead = f" ({self.instead})" if self.instead else ""
         return f"{named}: must {self.allowed(cp_size)}, because {self.reason}{instead}"
 
@@ -80,7 +80,7 @@ def as_typed(flag: str, value: object) -> str:
 
 
 def _name(value: object) -> object:
-    """Return the name of an enumeration member, which is its text on the command line, or any other value unchanged."""
+    """Return an enumeration member's name, which is its text on the command line. Return other values unchanged."""
     return value.name if isinstance(value, Enum) else value
 
 
@@ -89,8 +89,8 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
     Args:
         flag: flag to find.
-        values: values that the function finds. If empty, the function finds all values except ``off``, None, False, 0
-            and empty texts.
+        values: values that the function finds. Without ``values`` the function finds all values except ``off``, None,
+            False, 0 and empty texts.
         off: value with which the flag has no effect.
     """
     attribute = _attribute(flag)
@@ -104,7 +104,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
 
 def both(find: Find, *others: Find) -> Find:
-    """Return a function that returns the result of ``find``, or None if one of ``others`` returns None."""
+    """Return a function that returns the result of ``find`` if all ``others`` find something, else None."""
 
     def find_both(checked: Any, argv: Sequence[str]) -> str | None:
         found = find(checked, argv)
@@ -114,7 +114,7 @@ def both(find: Find, *others: Find) -> Find:
 
 
 def without(find: Find, other: Find) -> Find:
-    """Return a function that returns the result of ``find`` if ``other`` returns None, else None."""
+    """Return a function that returns None if ``other`` finds something, else the result of ``find``."""
 
     def find_alone(checked: Any, argv: Sequence[str]) -> str | None:
         found = find(checked, argv)
@@ -124,7 +124,7 @@ def without(find: Find, other: Find) -> Find:
 
 
 def reads(function: Callable[[Any], str | None]) -> Find:
-    """Return a function that calls ``function`` with its first argument, and ignores the command line."""
+    """Return a function that calls ``function`` with the checked object, and ignores the command line."""
     return lambda checked, argv: function(checked)
 
 
@@ -143,7 +143,7 @@ def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = 
         reason: clause after "because".
         needs: flags, as typed, that ``flag`` requires.
         off: value with which the second flag has no effect.
-        more: further attributes of the combination.
+        more: other fields of :class:`Combination`.
     """
     first, second = flag.split()[0], other.split()[0]
     find = both(given(first), given(second, off=off))
@@ -205,7 +205,7 @@ def window(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def packed_in_whole_sequence(args: Any, argv: Sequence[str]) -> str | None:
-    """Find packed documents in a sequence that is split as a whole."""
+    """Find packed documents in a sequence that ranks split without regard to document boundaries."""
     return "--dataloader-inter-document-masking" if shards_whole_sequence(args) else None
 
 

@@ -18,7 +18,7 @@ CP = "cp"
 
 
 def nccl_options(args: argparse.Namespace) -> Callable[[], Any]:
-    """Return a function that makes NCCL options of a group, equal to those of Megatron's context-parallel group.
+    """Return a function that makes NCCL options for a group, like the options of Megatron's context-parallel group.
 
     The options are the entry ``cp`` of ``--nccl-communicator-config-path``, plus a high-priority stream if
     ``--high-priority-stream-groups`` has ``cp``. Each group needs its own options object, because torch.distributed
@@ -62,7 +62,7 @@ def groups_text(grids: Sequence[AxisGroups]) -> str:
 
 
 def gathered[T](value: T) -> list[T]:
-    """Return the value of each rank. All ranks must call this function."""
+    """Return the values of all ranks, in the order of the ranks. All ranks must call this function."""
     values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values

@@ -35,7 +35,7 @@ from megatron_wallfacer.schedule.volume import Shape
 
 
 class WallfacerCoreAttention(nn.Module):
-    """Softmax attention over the context-parallel group. Learnable sinks are its only parameters.
+    """Softmax attention over the context-parallel group. The module has no parameters except learnable sinks.
 
     Megatron's layer specs need a class, so :func:`core_attention_class` makes a subclass for each ``PluginState``.
 
@@ -136,11 +136,11 @@ class WallfacerCoreAttention(nn.Module):
 
         Args:
             query: sbhd ``[tokens / P, batch, q_heads, head_dim]``, packed thd ``[tokens / P, q_heads, head_dim]``.
-            key: keys of the same layout with ``kv_heads``.
-            value: values of the same layout with ``kv_heads`` and ``v_head_dim``.
-            attention_mask: ignored, because ``attn_mask_type`` gives the mask. A run with ``--reset-attention-mask``,
-                which changes only ``attention_mask``, stops at start.
-            attn_mask_type: mask type of the call, which must equal the layer's, or None.
+            key: keys in the layout of ``query``, with ``kv_heads`` in place of ``q_heads``.
+            value: values in the layout of ``key``, with ``v_head_dim`` in place of ``head_dim``.
+            attention_mask: ignored, because ``attn_mask_type`` gives the mask. The flag ``--reset-attention-mask``
+                changes only ``attention_mask``, so a run with this flag stops at start.
+            attn_mask_type: None, or the mask type of the layer.
             attention_bias: must be None.
             packed_seq_params: Megatron's PackedSeqParams if documents are packed into one sequence.
 

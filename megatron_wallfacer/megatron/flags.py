@@ -251,7 +251,7 @@ def flag_name(option: str) -> str:
 
 @contextmanager
 def flag_errors(where: str = "") -> Iterator[None]:
-    """Replace an OptionError by a WallfacerError that names the flag of the option after the text ``where``."""
+    """Replace an OptionError by a WallfacerError that begins with ``where`` and the flag of the option."""
     try:
         yield
     except OptionError as error:

@@ -25,16 +25,16 @@ _OFF = ("", "0", "f", "false", "n", "no")
 
 
 def runner_of(settings: Settings, transfers: Transfers) -> Graphs | ForeignCaptures | None:
-    """Return the runner of a layer's passes: the plugin's CUDA graphs, captures inside Megatron's, or None (eager)."""
+    """Return the object that runs passes in the plugin's or in Megatron's CUDA graphs, or None without CUDA graphs."""
     if settings.flags.cuda_graphs:
         return graphs_of(transfers, free_graphs)
     return None if settings.megatron_graphs is None else foreign_captures(transfers, free_graphs)
 
 
 def check_graphs(groups: AxisGroups, environment: Mapping[str, str], flag: str = FLAG) -> None:
-    """Raise a WallfacerError if backend, environment or NCCL version forbid messages of groups in CUDA graphs.
+    """Raise a WallfacerError if the backend, the environment or the NCCL version forbids messages in CUDA graphs.
 
-    The ``flag``, as typed, puts messages into CUDA graphs.
+    ``flag`` is the flag, as typed, that puts messages into CUDA graphs.
     """
     if groups.backend != "nccl":
         raise WallfacerError(

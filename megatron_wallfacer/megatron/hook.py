@@ -29,8 +29,8 @@ class Hook:
     """Replacement of ``target`` by a function that calls ``run(original, *args, **kwargs)``.
 
     Attributes:
-        run: replacement. It gets the original function and the arguments of a call, and before them the state of the
-            plugin, which :meth:`bind` supplies.
+        run: function that replaces the target. Its arguments are the plugin's state (from :meth:`bind`), the original
+            function and the arguments of the call.
         name: name of the hook in messages.
         purpose: phrase that describes the effect of the hook.
         target: dotted path, ``package.module:attribute`` or ``package.module:Class.attribute``.
@@ -50,7 +50,7 @@ class Hook:
     _replacement: Any = field(default=None, init=False, repr=False)
 
     def bind(self, state: PluginState) -> Hook:
-        """Return a hook that passes ``state`` to ``run``, and that is not installed."""
+        """Return a copy of the hook that passes ``state`` to ``run``. The copy is not installed."""
         return replace(self, run=partial(self.run, state))
 
     def fits(self, version: Version) -> bool:
@@ -74,7 +74,7 @@ class Hook:
         return owner, attribute
 
     def apply(self, version: Version) -> None:
-        """Install the hook unless it is installed already. The errors are those of :meth:`find`."""
+        """Install the hook unless it is installed already. This method raises the errors of :meth:`find`."""
         if self._replacement is not None:
             return
         owner, attribute = self.find(version)

@@ -2,8 +2,8 @@
 
 With an activation checkpoint a layer runs forward twice: without gradients, then again in backward with gradients. The
 forward pass without gradients stores its output and the tensors that backward needs. The forward pass with gradients
-reuses the stored tensors, so neither kernels nor messages run again. The paper calls this method a
-rematerialisation-aware checkpoint.
+reuses the stored tensors, so neither kernels nor messages run again. DISTFLASHATTN (arXiv 2310.03294) calls this method
+rematerialization-aware gradient checkpointing.
 """
 
 from __future__ import annotations

@@ -136,6 +136,6 @@ def _record_for_torchrun(error: WallfacerError) -> None:
 
 
 def _found_by_all() -> bool:
-    """Return whether an error is common to all ranks of torchrun, which holds until process groups exist."""
+    """Return whether all ranks of torchrun have the same error. The function assumes so until process groups exist."""
     distributed = sys.modules.get("torch.distributed")
     return "TORCHELASTIC_RUN_ID" in os.environ and not (distributed and distributed.is_initialized())

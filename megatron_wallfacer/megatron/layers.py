@@ -84,7 +84,7 @@ def advice_of_the_plugin() -> Iterator[None]:
     """While a model is built, replace Megatron's assertions about classes of attention by errors of the plugin.
 
     Raises:
-        WallfacerError: A layer spec or a script requires an attention class of Megatron by name.
+        WallfacerError: The script or its layer spec accepts only Megatron's own attention classes.
     """
     try:
         yield

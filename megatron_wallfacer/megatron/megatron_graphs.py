@@ -60,7 +60,7 @@ def local_graphs_around_attention(args: argparse.Namespace) -> str | None:
 
 
 def _implementation(args: argparse.Namespace) -> tuple[str, str]:
-    """Return Megatron's implementation and the flag, as typed, that selects it."""
+    """Return Megatron's implementation of CUDA graphs, and the flag, as typed, that selects the implementation."""
     if getattr(args, "enable_cuda_graph", False):
         return "local", "--enable-cuda-graph"
     if getattr(args, "external_cuda_graph", False):
@@ -82,7 +82,8 @@ def _modules(args: argparse.Namespace) -> tuple[str, list[str]]:
 def check_config(config: argparse.Namespace, expected: str | None, where: str) -> None:
     """Raise a WallfacerError if code of a script, not the command line, puts a layer's attention into CUDA graphs.
 
-    ``config`` is Megatron's TransformerConfig, and ``expected`` is :func:`attention_in_graphs` of the command line.
+    ``config`` is Megatron's TransformerConfig. ``expected`` is the result of :func:`attention_in_graphs` for the
+    command line.
     """
     held = attention_in_graphs(config)
     if held is not None and expected is None:

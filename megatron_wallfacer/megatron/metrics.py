@@ -74,7 +74,7 @@ class StepSums:
         return self._known[key][1]
 
     def end_step(self) -> None:
-        """End a training step. The sums then include every step that the device has finished."""
+        """End a training step, and add all steps that the device has finished to the sums."""
         self._over.append(self._step)
         self._step = _Step()
         while self._over and all(end.query() for *_, end in self._over[0].marks[-1:]):
@@ -123,7 +123,7 @@ def log_step(sums: StepSums, iteration: int, interval: int) -> None:
 
 
 def _writers() -> tuple[Any, Any]:
-    """Return the writers for TensorBoard and Weights & Biases, which only Megatron's last rank has, or None."""
+    """Return the writers for TensorBoard and Weights & Biases. A writer that this rank does not have is None."""
     from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 
     return get_tensorboard_writer(), get_wandb_writer()

@@ -38,7 +38,7 @@ def shape_of(args: argparse.Namespace, dtype: torch.dtype) -> Shape:
 
 
 def heads_per_rank(args: argparse.Namespace) -> tuple[int, int]:
-    """Return (query heads, kv heads) per rank. With tensor parallelism a rank has at least one head of each kind."""
+    """Return (query heads, kv heads) per rank, each at least 1."""
     parallel = args.tensor_model_parallel_size
     return max(1, args.num_attention_heads // parallel), max(1, kv_heads(args) // parallel)
 

@@ -11,7 +11,7 @@ from megatron_wallfacer.errors import WallfacerError
 
 
 def is_first_rank() -> bool:
-    """Return whether the launcher's variables name this process rank 0 or no rank, without torch.distributed."""
+    """Return whether the environment variable ``RANK`` is 0 or missing."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -22,13 +22,13 @@ def say(line: str) -> None:
 
 
 class Output:
-    """An output, named by its flag, that is switched off with one warning after its first failure."""
+    """Output that stops after its first error. One warning then names the output's flag."""
 
     def __init__(self, name: str) -> None:
         self._name, self.failed = name, False
 
     def write(self, write: Callable[[], None]) -> None:
-        """Call a function that writes, unless an earlier call raised an exception."""
+        """Call the function ``write``, unless an earlier call raised an exception."""
         if self.failed:
             return
         try:

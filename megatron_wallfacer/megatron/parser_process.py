@@ -2,9 +2,9 @@
 
 A request is one command line: ``flags`` (each with its values), ``script_flags`` (flags that the script adds to
 Megatron's), ``ranks`` and ``device``. In the output, ``megatron`` is Megatron's version, and ``results`` has one entry
-per request. In an entry, ``problems`` is a list of errors, each with a ``text`` that begins with a flag. The ``grid``
-is a text or null. ``rules`` is true if the plugin checked the flags, and ``kernel`` is true if the plugin also checked
-the attention kernel. The output has only ``error`` if Megatron cannot be used.
+per request. In an entry, ``problems`` is a list of errors, each with a ``text`` that begins with a flag. ``grid`` is
+the chosen grid as text, or null. ``rules`` is true if the plugin checked the flags, and ``kernel`` is true if the
+plugin also checked the attention kernel. If Megatron cannot be used, the output has only ``error``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _check_all(requests: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class _StateWithoutDevice(PluginState):
-    """State of the plugin on a node without the preset's device, where every kernel of the plugin passes the check."""
+    """State of the plugin on a node without the requested device. The check accepts every kernel of the plugin."""
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
         if self.settings.flags.kernel not in KERNELS:

@@ -57,8 +57,8 @@ class PluginState:
         chosen_tiles: tiles of tokens that ``auto`` chose, or None without ``auto``.
         axis_groups: process groups of this rank, one entry per grid of a plan.
         sums: sums of metrics, or None if this rank logs no metrics.
-        log_output: output of the metrics.
-        mtp_group: group over which tokens are counted during a loss of multi-token prediction, else None.
+        log_output: :class:`Output` that writes the metrics of ``--wallfacer-log-metrics``.
+        mtp_group: context-parallel group during a loss of multi-token prediction, else None.
         layer_inputs: layer inputs in host memory, or None if layer inputs stay on the device.
     """
 
@@ -106,7 +106,8 @@ class PluginState:
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
         """Return the kernel of ``--wallfacer-kernel``, or raise a WallfacerError if it does not support the inputs.
 
-        Query and key heads have ``head_dim`` channels, value heads have ``v_head_dim`` channels or, if None, the same.
+        Query and key heads have ``head_dim`` channels. Value heads have ``v_head_dim`` channels, or ``head_dim``
+        channels if ``v_head_dim`` is None.
         """
         with flag_errors():
             return select_kernel(
@@ -178,7 +179,7 @@ class PluginState:
 
     @cached_property
     def observer(self) -> Observer:
-        """Observer of attention that records timeline, metrics and profiler ranges if they are on."""
+        """Observer of attention that records each enabled output: timeline, metrics and profiler ranges."""
         return combined(list(self._observers()))
 
     def _observers(self) -> Iterator[Observer]:
@@ -201,7 +202,7 @@ class PluginState:
 
 
 def _name_of_run() -> str:
-    """Return a unique name of this run that is equal on all ranks. All ranks must call this function."""
+    """Return a unique name of this run, the same name on all ranks. All ranks must call this function."""
     name: list[str] = [uuid.uuid4().hex]
     dist.broadcast_object_list(name, src=0)
     return name[0]

@@ -1,4 +1,4 @@
-"""List Megatron-LM releases and the first release with which each feature works. No other module has these numbers.
+"""List Megatron-LM releases and the first release with which each feature works.
 
 This module imports neither the package nor Megatron nor PyTorch, because ``setup.py`` executes this file.
 """

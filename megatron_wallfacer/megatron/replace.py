@@ -23,7 +23,7 @@ def replace(target: str, value: Any) -> None:
 
 
 def wrap(target: str, make: Callable[[Any], Any]) -> None:
-    """Bind a name to the value that ``make`` returns for the present value. See :func:`replace`."""
+    """Replace the value of a name by the result of ``make``, which gets the old value. See :func:`replace`."""
     owned = owner_of(target)
     if owned is None:
         name = target.replace(":", ".")

@@ -27,8 +27,8 @@ class Settings:
         window_plan: plan of layers with a sliding window, or None to use ``plan``.
         layers: layers whose attention the plugin computes, or None for all layers.
         megatron_graphs: flag, as typed, that puts attention into Megatron's CUDA graphs, or None.
-        overlapped_bytes: predicted bytes that a device copies to the host during attention's forward pass of one layer.
-            The value is None without ``--wallfacer-cluster`` or if the cluster has no ``host_link``.
+        overlapped_bytes: predicted bytes that a device copies to the host while attention computes the forward pass of
+            one layer. None without ``--wallfacer-cluster`` or if the cluster has no ``host_link``.
     """
 
     plan: Plan
@@ -101,7 +101,7 @@ def _window_plan(flags: Flags, args: argparse.Namespace) -> Plan | None:
 
 
 def _sizes(flags: Flags, args: argparse.Namespace) -> dict[str, int]:
-    """Return heads and tokens per rank, and ranks of the context-parallel group per node."""
+    """Return heads per rank, tokens per rank, and the number of context-parallel ranks per node."""
     q_heads, k_heads = heads_per_rank(args)
     return {
         "q_heads": q_heads,

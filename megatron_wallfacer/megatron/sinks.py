@@ -18,7 +18,7 @@ TYPES = ("vanilla", "off-by-one", "learnable")
 
 
 def add_sinks(module: nn.Module, config: Any, heads: int, device: torch.device, where: str) -> None:
-    """Add ``softmax_offset`` to a core attention module: a parameter or buffer of a rank's query heads, or None.
+    """Add ``softmax_offset`` to a core attention module: a parameter or a buffer ``[q_heads]``, or None.
 
     Raises:
         WallfacerError: The plugin does not support the type of softmax.

@@ -20,8 +20,8 @@ class StepObserver:
     """An observer of the engine that records attention in the second training step of a rank and writes a file.
 
     The first training step is not recorded, because in that step kernels are chosen, buffers allocated and connections
-    made. A training step ends with the first optimizer step after attention. On CUDA the recorded times are those of
-    the host, which launches kernels without waiting for their end.
+    made. A training step ends at the first call of the optimizer's ``step`` after attention. On CUDA the recorded times
+    are host times: the host launches kernels and does not wait for their end.
 
     Args:
         directory: folder for the file ``rank-R.json`` of each rank.
@@ -46,7 +46,7 @@ class StepObserver:
         return self._step == STEP
 
     def summary(self) -> str:
-        """Return the seconds and the exposed share of each kind of pass."""
+        """Return a text with the attention seconds and the exposed share of the seconds, for each kind of pass."""
         told = []
         for name in PASSES:
             found = total(self._timeline.events, name)

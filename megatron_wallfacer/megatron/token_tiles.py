@@ -25,7 +25,7 @@ def map_token_tiles(
     parameter receives a gradient, and expects the same count in every step. Tiles may be empty.
 
     Args:
-        function: map from one tile of each input to one tile of the output, independent for each token.
+        function: function that computes one tile of the output from one tile of each input, each token independently.
         tiles: number of tiles, at least 1.
         inputs: (tensor, token dimension) of each input, all with the same number of tokens.
         out_dim: token dimension of the output.
@@ -44,8 +44,8 @@ def tiled_mlp_forward(original: Forward, tiles: int) -> Forward:
     A SwiGLU MLP saves three tensors of ``--ffn-hidden-size`` elements per token for backward. With tiles of tokens,
     memory contains the saved tensors of only one tile at a time, because backward computes each tile again.
 
-    Shared experts (a subclass of MLP) and experts (which get a scale per token) use the original function. Expert
-    parallelism decides how many tokens an expert gets, so ranks would disagree about tiles.
+    Shared experts (a subclass of MLP) and experts (which get a scale per token) use the original function. The number
+    of tokens of an expert differs between ranks and steps.
 
     Args:
         original: Megatron's ``MLP.forward``.

@@ -64,7 +64,7 @@ def captured(example: str, other: str, reason: str) -> Combination:
 
 
 def on_layer(flag: str, reason: str, instead: str = "") -> Combination:
-    """Return the entry of a layer's setting that no flag sets and that must be False."""
+    """Return the entry of a setting that must be False in a layer's configuration and that has no flag."""
     return Combination(f"{flag}=True", given(flag), "be False", reason, instead, when=("model",))
 
 
@@ -259,8 +259,8 @@ def unsupported(when: When, checked: Any, cp_size: int, argv: Sequence[str] = ()
     """Return the message of the first unsupported combination, or None.
 
     Args:
-        when: time of the check, which determines the type of ``checked``.
-        checked: Megatron's arguments, TransformerConfig or PackedSeqParams.
+        when: moment of the check: ``parse``, ``model`` or ``call``.
+        checked: Megatron's arguments, TransformerConfig or PackedSeqParams, depending on ``when``.
         cp_size: P, the number of context-parallel ranks.
         argv: words of the command line.
     """

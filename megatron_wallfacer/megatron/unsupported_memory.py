@@ -32,7 +32,7 @@ ALTERNATE = "copies to host memory follow one micro-batch, but this overlap alte
 
 
 def tiles(flag: str) -> tuple[Combination, ...]:
-    """Return the combinations that are unsupported for tiles of the loss and for tiles of MLPs."""
+    """Return the unsupported combinations of ``flag``. The flag computes the loss or MLPs in tiles."""
     return (
         apart(f"{flag} 4", "--fp8-format hybrid", LOW_PRECISION),
         apart(f"{flag} 4", "--fp4-format e2m1", LOW_PRECISION),
@@ -42,7 +42,7 @@ def tiles(flag: str) -> tuple[Combination, ...]:
 
 
 def on_host(flag: str, needs: str) -> tuple[Combination, ...]:
-    """Return the combinations that are unsupported for attention outputs and for layer inputs in host memory."""
+    """Return the unsupported combinations of ``flag``. The flag moves activations to host memory."""
     cpu, present = "--cpu-offloading-num-layers", both(given(flag), offloading)
     return (
         apart(f"{flag} 0.5", "--fine-grained-activation-offloading", MOVES, needs=needs),

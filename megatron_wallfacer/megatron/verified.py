@@ -6,7 +6,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class VerifiedSteps:
-    """Counter of training steps. A training step ends with the first optimizer step after attention.
+    """Counter of training steps. A step ends at the optimizer's first ``step`` after attention.
 
     With ``every`` = N, the steps N, 2N, 3N, ... of this process are verified.
     """

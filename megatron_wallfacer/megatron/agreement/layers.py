@@ -58,7 +58,7 @@ def name_mtp_layers(model: Iterable[nn.Module]) -> None:
 
 
 def _modules(model: Iterable[nn.Module]) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield (path, a text like ``MTP depth 1`` in multi-token prediction or an empty text, module) for each module."""
+    """Yield (path, depth, module) for each module. The depth is like ``MTP depth 1``, or empty outside MTP."""
     for path, module in (item for chunk in model for item in chunk.named_modules()):
         mtp = _MTP.search(f"{path}.")
         yield path, f"MTP depth {int(mtp[1]) + 1}" if mtp else "", module
@@ -91,7 +91,7 @@ def compare_layers(records: Mapping[int, HeldLayers]) -> Verdict:
 def check_model(model: Iterable[nn.Module], cp_group: dist.ProcessGroup, timeout: timedelta, number: int) -> None:
     """Compare the layers of this rank's model chunks with the layers of all ranks.
 
-    The ``timeout`` is that of process groups. The process has built ``number`` models, at least 1.
+    ``timeout`` is the timeout of process groups. ``number`` counts the models that the process has built, from 1.
 
     Raises:
         DisagreementError: A layer differs between ranks. All ranks raise the same error.

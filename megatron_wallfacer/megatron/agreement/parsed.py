@@ -57,10 +57,10 @@ def settings_of(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[s
 
 
 def _text(value: Any, *, hide: bool | None) -> str | None:
-    """Return a value as text: empty for a switch that is on, None for a switch that is off or a missing value.
+    """Return a value as text: an empty text for True, and None for False and None.
 
     Args:
-        value: value of an argument.
+        value: parsed value of one of Megatron's arguments.
         hide: True to replace every text by ``PATH``, False to replace only texts with a slash, None to keep all texts.
     """
     if value is None or value is False:

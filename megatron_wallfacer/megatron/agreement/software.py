@@ -1,4 +1,4 @@
-"""Return digests of code and versions of libraries on a rank, for the comparison between ranks."""
+"""Return code digests and library versions of a rank, which all ranks compare."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def code() -> dict[str, str | None]:
 
 
 def labels(megatron_version: str) -> dict[str, str | None]:
-    """Return package versions. Versions may differ between ranks, because :func:`code` compares packages by content."""
+    """Return package versions. The versions may differ between ranks, but the results of :func:`code` may not."""
     return {
         "megatron-wallfacer": megatron_wallfacer.__version__,
         "megatron-core": megatron_version,

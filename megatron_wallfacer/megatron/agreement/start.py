@@ -35,12 +35,12 @@ _CHOSEN = ("keep_gathered_q", "loss_tiles", "mlp_tiles")
 
 @dataclass(frozen=True)
 class Parsed:
-    """Parsed arguments of Megatron in the form that ranks compare.
+    """Megatron's parsed arguments as texts that ranks compare.
 
     Attributes:
         settings: arguments that must be equal on all ranks, by flag.
         paths: arguments with paths as typed, by flag.
-        timeout: timeout of process groups.
+        timeout: value of ``--distributed-timeout-minutes``, or 10 minutes.
     """
 
     settings: dict[str, str | None]
@@ -61,7 +61,7 @@ def record_of(parsed: Parsed, settings: Settings | None, version: Version) -> Re
 
 
 def _fields(settings: Settings | Plan, prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    """Yield names and values of settings, with the fields of each plan and the flags that the plugin may choose."""
+    """Yield (name, value) of each setting, of each plan's fields and of each flag that the plugin may choose."""
     for field in fields(settings):
         value, name = getattr(settings, field.name), f"{prefix} {field.name}".strip()
         if isinstance(value, Plan):
@@ -79,8 +79,8 @@ def check_start(parsed: Parsed, settings: Settings | None, version: Version, sto
     torch.distributed will use.
 
     Returns:
-        The store. On rank 0 the object may run the server of the store, so the caller must keep the object until
-        torch.distributed connects to the server.
+        Store of the job. Rank 0's store may run the server, so the caller must keep the store until torch.distributed
+        connects to the server.
 
     Raises:
         DisagreementError: Ranks have different settings. All ranks raise the same error.

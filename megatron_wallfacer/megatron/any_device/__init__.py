@@ -10,7 +10,7 @@ thd                a packed batch is not split, because `tex` is None           
 uneven             gathers of parts of different lengths                          groups of gloo
 =================  =============================================================  ==================================
 
-A module of this package replaces nothing if Megatron lacks nothing. The package does not change command lines.
+Each module of this package replaces functions only under the condition in the table. Command lines stay the same.
 Replacements that only a node without CUDA needs are in `cpu_runtime`.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["install"]
 def install() -> None:
     """Install all replacements in this process. A second call of this function has no effect.
 
-    `sys.path` must be that of the user's script, because this function imports `megatron`.
+    This function imports `megatron`, so `sys.path` must already be the path of the user's script.
 
     Raises:
         WallfacerError: Megatron does not have a function that must be replaced.

@@ -20,7 +20,7 @@ MODULE = "megatron.core.datasets.helpers_cpp"
 
 
 def install() -> None:
-    """Load the compiled helpers and disable Megatron's compilation, or leave the compilation to Megatron."""
+    """Load the compiled helpers and disable their compilation, unless Megatron must compile the helpers."""
     if provide():
         # _compile_dependencies imports the function at each call, so replacing the function in its module is enough.
         replace("megatron.core.datasets.utils:compile_helpers", lambda: None)
@@ -30,7 +30,7 @@ def provide() -> bool:
     """Make `megatron.core.datasets.helpers_cpp` importable in this process.
 
     Returns:
-        Whether the module is importable and not older than its source. Otherwise Megatron must compile the module.
+        Whether the module is importable and not older than its source. If False, Megatron must compile the module.
     """
     if MODULE in sys.modules:
         return True

@@ -1,4 +1,4 @@
-"""Resume the distributed optimizer in fp32 with torch's Adam.
+"""Load checkpoints of Megatron's distributed optimizer with weights in fp32 and torch's Adam.
 
 This module replaces nothing if Megatron uses the Adam of TransformerEngine or Apex. With torch's Adam and weights in
 fp32, three parts of `DistributedOptimizer` (megatron/core/optimizer/distrib_optimizer.py) fail:
@@ -6,11 +6,11 @@ fp32, three parts of `DistributedOptimizer` (megatron/core/optimizer/distrib_opt
 * Megatron calls `state_dict` before it loads a checkpoint, to find out what to read. `state_dict` reads Adam's step
   from the parameters' state, which does not exist before the first step, so an assertion fails. This module creates
   Adam's state before `state_dict` reads it.
-* `load_state_dict` copies into the fp32 copy of the weights or, without a copy, into the weights themselves. Torch
-  allows the in-place copy only without gradient recording, so this module turns recording off.
+* `load_state_dict` copies the loaded weights into the optimizer's fp32 copy or, if there is no such copy, into the
+  model's weights. Torch forbids such a copy while gradients are recorded, so this module turns the recording off.
 * `load_state_dict` makes one tensor the step of all parameters, so Adam would count parameters instead of steps.
-  `load_state_dict` also overwrites the loaded step with the step before the load. This module gives each parameter its
-  own step from the checkpoint.
+  `load_state_dict` also overwrites the loaded step with the step before the load. This module sets the step of each
+  parameter to the step in the checkpoint.
 """
 
 from __future__ import annotations

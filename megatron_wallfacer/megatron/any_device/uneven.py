@@ -2,7 +2,7 @@
 
 With tensor and expert parallelism the all-to-all dispatcher gathers a different number of tokens from each
 tensor-parallel rank. NCCL supports parts of different lengths, but gloo does not, so this module pads the parts to the
-longest. Groups of other backends keep Megatron's functions.
+longest. Groups whose backend is not gloo use Megatron's own functions.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def gather_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Sequence[int]
     Args:
         tensor: tensor of this rank, ``[sizes[rank], ...]``.
         group: process group of the ranks.
-        sizes: first dimension of the tensor of each rank.
+        sizes: length of each rank's tensor along the first dimension.
 
     Returns:
         ``[sum(sizes), ...]``.
@@ -74,7 +74,7 @@ def reduce_scatter_uneven(tensor: Tensor, group: dist.ProcessGroup, sizes: Seque
     Args:
         tensor: summand of this rank, ``[sum(sizes), ...]``.
         group: process group of the ranks.
-        sizes: first dimension of the part of each rank.
+        sizes: length of each rank's part along the first dimension.
 
     Returns:
         ``[sizes[rank], ...]``.

@@ -24,7 +24,7 @@ _installed = False
 def install() -> None:
     """Make torch report one CUDA device per rank, so that Megatron trains on the CPU. A second call has no effect.
 
-    `sys.path` must be that of the user's script, because this function imports `megatron`.
+    This function imports `megatron`, so `sys.path` must already be the path of the user's script.
 
     Raises:
         WallfacerError: Torch or Megatron does not have a name that must be replaced.

@@ -27,7 +27,7 @@ def _names_cuda(device: Any) -> bool:
 
 
 def _to(func: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
-    """Handle `tensor.to(device, ...)`, of which only the first positional argument can be a device."""
+    """Handle `tensor.to(device, ...)`. Of the positional arguments only the first can be a device."""
     if len(args) > 1 and _names_cuda(args[1]):
         args = (args[0], _HOST, *args[2:])
     return func(*args, **kwargs)
@@ -67,7 +67,7 @@ class HostTensors(TorchFunctionMode):
 
 
 def install() -> None:
-    """Enter :class:`HostTensors` on the calling thread until the process ends. Only this thread can train."""
+    """Enter :class:`HostTensors` on the calling thread until the process ends. Only the calling thread can train."""
     HostTensors().__enter__()
     # torch turns a mode off inside a call that the mode intercepts. Megatron recomputes layers in such a call,
     # torch.autograd.backward, so backward functions need a mode of their own.

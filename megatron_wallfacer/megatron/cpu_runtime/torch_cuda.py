@@ -1,4 +1,4 @@
-"""Replace the part of `torch.cuda` that Megatron's training loop calls on a node without a CUDA device.
+"""On a node without a CUDA device, replace the part of `torch.cuda` that Megatron's training loop calls.
 
 Megatron uses `torch.cuda` for three purposes: properties of the device, ordering (streams, events, synchronise) and
 memory statistics. On a CPU operations are always in order, so streams do nothing. Each rank gets the properties of one
@@ -27,7 +27,7 @@ def _do_nothing(*_: Any, **__: Any) -> None:
 class DeviceProperties:
     """Result of `torch.cuda.get_device_properties`.
 
-    With compute capability 8.0 Megatron does not offer FP8. Below 10.0 `validate_args` requires
+    With compute capability 8.0 Megatron does not offer FP8. Below compute capability 10.0 `validate_args` requires
     CUDA_DEVICE_MAX_CONNECTIONS=1, which `environment` sets.
     """
 
@@ -54,7 +54,7 @@ class Stream:
     synchronize = wait_stream = wait_event = _do_nothing  # no work is ever pending
 
     def query(self) -> bool:
-        """Return True, because all work is done."""
+        """Return True: a CPU operation ends before its call returns."""
         return True
 
     def record_event(self, event: Event | None = None) -> Event:
@@ -89,7 +89,7 @@ class Event:
     wait = synchronize = _do_nothing
 
     def query(self) -> bool:
-        """Return True, because all work is done."""
+        """Return True: a CPU operation ends before its call returns."""
         return True
 
 

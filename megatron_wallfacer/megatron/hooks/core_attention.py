@@ -49,7 +49,7 @@ core_attention_hooks = tuple(
 def generation_hook(state: PluginState, original: Callable[..., Any], layer: Any, *args: Any, **kwargs: Any) -> Any:
     """Reject a cache of keys and values.
 
-    The cache contains only the tokens of one rank, not of its context-parallel group, so attention would be wrong.
+    A rank's cache has only the tokens of that rank, not of the context-parallel group, so attention would be wrong.
     """
     context = bound(original, layer, *args, **kwargs).arguments["inference_context"]
     if context is not None and isinstance(layer.core_attention, WallfacerCoreAttention):

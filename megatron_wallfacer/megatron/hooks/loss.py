@@ -33,7 +33,7 @@ LossFunction = Callable[..., tuple[Any, ...]]
     parameters=("loss_func", "config", "collect_non_loss_data"),
 )
 def loss_hook(state: PluginState, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Replace the script's loss function, which this function of Megatron calls in every pipeline schedule."""
+    """Replace the script's loss function in ``forward_step_calc_loss``, which every pipeline schedule calls."""
     call = bound(original, *args, **kwargs)
     values = call.arguments
     if values["loss_func"] is not None and not values["collect_non_loss_data"]:
@@ -56,15 +56,15 @@ def _corrected(loss_func: LossFunction, config: Any, state: PluginState) -> Loss
 
 
 def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
-    """Return `loss_func` with the mean over a group's unmasked tokens in place of a sum and a number of tokens.
+    """Return a function that divides the loss of `loss_func` by the group's mean number of unmasked tokens per rank.
 
-    The new function returns 1 as the number of tokens of every rank. All ranks then have the same weight, even if
-    Megatron or the script sums numbers of tokens over the context-parallel ranks.
+    On every rank the returned function gives 1 as the number of tokens. All ranks then have the same weight, even if
+    Megatron or the script sums the numbers of tokens over the context-parallel ranks.
 
     Args:
-        loss_func: loss function of a script. The new function does not change the result of a ``loss_func`` that
-            returns two values.
-        group: context-parallel group. All ranks of the group must call the new function for the same micro-batches.
+        loss_func: loss function of a script. A result of two values is returned unchanged.
+        group: context-parallel group. All ranks of the group must call the returned function for the same
+            micro-batches.
 
     Returns:
         A function that returns (loss, 1, report). The average of the losses over the ranks of the group is the mean
@@ -85,12 +85,14 @@ def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
 def report_of_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
     """Return ``loss_func`` with its report summed over a group.
 
-    A report is a dict of pairs (sum of token losses, number of tokens). In evaluation with ``--sft`` Megatron averages
-    the quotients of the pairs over ranks. Sums over the group make the quotients equal on all ranks of the group.
+    A report is a dict of pairs (sum of token losses, number of tokens). In evaluation with ``--sft`` Megatron divides
+    each pair on each rank, and averages the quotients over ranks. If the pairs are summed over a group, all ranks of
+    the group have the same quotients.
 
     Args:
         loss_func: loss function of a script, which returns the report as its last value.
-        group: context-parallel group. All ranks of the group must call the new function for the same micro-batches.
+        group: context-parallel group. All ranks of the group must call the returned function for the same
+            micro-batches.
     """
 
     def reporting_loss(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -105,7 +107,7 @@ def report_of_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
 
 
 def sum_over_group(value: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Return a tensor of numbers summed over the ranks of a group, as a new tensor without gradient."""
+    """Return the sum of a tensor over the ranks of a group, as a new tensor without gradient."""
     total = value.detach().clone()
     dist.all_reduce(total, group=group)
     return total

@@ -23,7 +23,7 @@ from megatron_wallfacer.megatron.token_tiles import tiled_mlp_forward
     parameters=("labels", "output_processor"),
 )
 def loss_tiles_hook(state: PluginState, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Add an output processor to a call with labels: ``--wallfacer-loss-tiles``."""
+    """Compute the head and the loss in tiles if the call has labels: ``--wallfacer-loss-tiles``."""
     given = bound(original, *args, **kwargs).arguments
     if given.get("output_processor") is not None:
         raise WallfacerError(

@@ -37,7 +37,7 @@ def mtp_loss_hook(state: PluginState, original: Callable[..., Tensor], *args: An
 
     The hook multiplies each loss by P, because Megatron divides by the number of tokens of the whole group and then
     averages gradients over P ranks. With ``--calculate-per-token-loss`` Megatron multiplies the mean MTP loss by the
-    rank's number of unmasked tokens. The hook replaces this number by the average over the ranks of the group.
+    rank's number of unmasked tokens. The hook replaces the rank's number by the average over the ranks of the group.
     """
     call = bound(original, *args, **kwargs)
     call.apply_defaults()
@@ -70,10 +70,10 @@ def mtp_loss_hook(state: PluginState, original: Callable[..., Tensor], *args: An
     parameters=("packed_seq_params",),
 )
 def mtp_shift_hook(state: PluginState, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return a shifted tensor ``[batch, tokens / P]`` and its sum.
+    """Return the shifted tensor ``[batch, tokens / P]`` and the sum of its elements.
 
-    Documents are shifted by their lengths with padding. During an MTP loss the sum of a mask is the sum over the
-    context-parallel group, because the shift changes the number of unmasked tokens of a rank.
+    The shift uses document boundaries that include padding. During an MTP loss the function sums a mask over the
+    context-parallel group, because the shift changes each rank's number of unmasked tokens.
     """
     call = bound(original, *args, **kwargs)
     if call.arguments.get("packed_seq_params") is not None:
@@ -86,7 +86,7 @@ def mtp_shift_hook(state: PluginState, original: Callable[..., Any], *args: Any,
 
 
 def _derive_labels(values: dict[str, Any]) -> bool:
-    """Return whether there are labels. If there are only tokens (reinforcement learning), derive labels from tokens."""
+    """Return whether there are labels. Without labels (reinforcement learning) derive the labels from the tokens."""
     # Megatron derives labels inside the wrapped function, which is too late to read the mask of the main loss.
     if values["labels"] is not None:
         return True
@@ -105,7 +105,7 @@ def _derive_labels(values: dict[str, Any]) -> bool:
 
 
 def _weighted(config: Any, mask: Tensor, group: dist.ProcessGroup) -> Any:
-    """Return a configuration that multiplies mean MTP losses by the group's average of unmasked tokens per rank."""
+    """Return a configuration that multiplies mean MTP losses by the group's mean number of unmasked tokens per rank."""
     weighted = copy.copy(config)
     weighted.calculate_per_token_loss = False
     weighted.mtp_loss_scaling_factor = config.mtp_loss_scaling_factor * sum_over_group(mask.sum(), group) / group.size()

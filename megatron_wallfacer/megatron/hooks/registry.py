@@ -68,7 +68,7 @@ class Hooks:
 
     Attributes:
         state: state of the plugin.
-        entries: (entry, its hooks with the state) for each entry of :data:`ENTRIES`.
+        entries: each entry of :data:`ENTRIES` with the hooks of the entry, bound to ``state``.
     """
 
     def __init__(self, state: PluginState) -> None:

@@ -22,7 +22,7 @@ from megatron_wallfacer.schedule.layout import shard_chunks
 
 
 def positions_in_documents(cu_seqlens: Tensor, tokens: int, rank: int, cp_size: int) -> Tensor:
-    """Return the position of each token of a rank in its document.
+    """Return the position of each token of a rank, counted from the start of the token's document.
 
     Args:
         cu_seqlens: boundaries of the documents in the whole sequence, starting with 0. Repeated boundaries are allowed.

@@ -12,7 +12,7 @@ from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 
 
 def kept_sizes(call: Call, shape: Shape) -> tuple[int, ...]:
-    """Return the bytes per tensor that a forward pass keeps for backward: out, lse and the schedule's kept values."""
+    """Return the bytes of each tensor that a forward pass keeps for backward: out, lse, the schedule's kept values."""
     schedule = call.schedule(forward_schedule, shape)
     kept = [schedule.values[name] for name in schedule.keeps]
     return (

@@ -18,7 +18,7 @@ _MODULES = ("megatron.core.transformer.transformer_block", "megatron.core.recomp
 
 
 class LayerInputs:
-    """Wrapper of Megatron's checkpoint that stores the hidden states of layers in a queue.
+    """Wrapper of Megatron's activation checkpoint. The wrapper puts layer inputs (hidden states) into a queue.
 
     Rotary positions and masks, which checkpoints save too, are shared by all layers and stay on the device.
 
@@ -39,8 +39,8 @@ class LayerInputs:
         Args:
             chunk: number of the chunk from 0.
             block: transformer block of the chunk.
-            checkpoints: number of layer checkpoints that a forward pass must have. A forward pass with another number
-                raises an error, because layer inputs would stay on the device unnoticed.
+            checkpoints: number of layer checkpoints that a forward pass must have. A forward pass with more or fewer
+                checkpoints raises an error, because layer inputs might stay on the device unnoticed.
         """
 
         def begin(module: nn.Module, args: Any) -> None:

@@ -27,7 +27,7 @@ class Kind:
         flag: flag that moves the tensors to host memory.
         name: name of the tensors in the log.
         pipeline: position of the rank in the pipeline.
-        groups: numbers of layers by model chunk, in groups that backward recomputes together.
+        groups: tuples of layer numbers by model chunk. Backward recomputes the layers of a tuple together.
         nbytes: bytes of a host-memory slot by (chunk, layer).
         micro_batches: micro-batches per step.
     """
@@ -41,7 +41,7 @@ class Kind:
 
     @property
     def layers(self) -> int:
-        """Number of layers with tensors of this kind."""
+        """Number of layers (attention outputs) or of checkpoints (layer inputs) with tensors of this kind."""
         return len(self.nbytes)
 
     def plan(self, count: int, micro_batches: int | None = None) -> SlotPlan:
@@ -61,7 +61,7 @@ def _plan_of(kind: Kind, count: int, micro_batches: int) -> SlotPlan:
 
 
 def blocks_of(model: Sequence[nn.Module], flag: str) -> list[nn.Module]:
-    """Return the ``TransformerBlock`` of each model chunk, or raise a WallfacerError unless each has exactly one."""
+    """Return the ``TransformerBlock`` of each model chunk. A WallfacerError means that a chunk has several or none."""
     from megatron.core.transformer.transformer_block import TransformerBlock
 
     found = [[module for module in chunk.modules() if isinstance(module, TransformerBlock)] for chunk in model]
@@ -87,7 +87,7 @@ def pipeline_of(config: Any, chunks: int) -> Pipeline:
 
 
 def recomputed_groups(config: Any, layers: int) -> list[tuple[int, ...]]:
-    """Return one tuple per activation checkpoint of a model chunk: the numbers of its layers, from 0."""
+    """Return the layer numbers (from 0) in each activation checkpoint of a model chunk, one tuple per checkpoint."""
     if config.recompute_granularity != "full":
         return [(layer,) for layer in range(layers)]
     if config.recompute_method == "block":
@@ -97,7 +97,7 @@ def recomputed_groups(config: Any, layers: int) -> list[tuple[int, ...]]:
 
 
 def attention_of(block: nn.Module) -> dict[int, WallfacerCoreAttention]:
-    """Return the plugin's attention modules of a block by layer number from 0."""
+    """Return the plugin's attention modules in a transformer block, by layer number (from 0)."""
     found = {}
     for number, layer in enumerate(block.layers):
         attention = getattr(getattr(layer, "self_attention", None), "core_attention", None)
@@ -122,9 +122,10 @@ def kept_outputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, arg
 
 
 def layer_inputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, args: argparse.Namespace) -> Kind:
-    """Return the hidden states that this rank's checkpoints save, one input per checkpoint of one or more layers.
+    """Return the layer inputs (hidden states) that this rank's activation checkpoints save, one input per checkpoint.
 
-    The input of a stage after the first stays on the device, because Megatron sends that input's gradient back.
+    The first input of a chunk without the embedding stays on the device, because Megatron sends that input's gradient
+    to the previous stage.
     """
     groups, nbytes = {}, {}
     tokens = args.seq_length // Flags.of(args).cp_size
@@ -140,7 +141,7 @@ def layer_inputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, arg
 
 
 def micro_batches_of(args: argparse.Namespace) -> int:
-    """Return the number of micro-batches in a step of the full batch size."""
+    """Return the number of micro-batches that a rank computes per step at ``--global-batch-size``."""
     from megatron.core import parallel_state
 
     at_once = args.micro_batch_size * parallel_state.get_data_parallel_world_size()

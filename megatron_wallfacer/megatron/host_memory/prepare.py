@@ -34,7 +34,7 @@ def prepare_host_memory(state: PluginState, model: Sequence[nn.Module]) -> str |
     """Allocate host memory and connect it to the layers of a model. All ranks must call this function.
 
     Returns:
-        A line for the log, or None without tensors in host memory.
+        Line for the log about the host memory, or None if no flag moves tensors to host memory.
 
     Raises:
         WallfacerError: A node has too little host memory. All ranks raise the same error.
@@ -82,7 +82,7 @@ def _kinds(state: PluginState, blocks: Sequence[nn.Module], fractions: dict[str,
 
 
 def _allocated(state: PluginState, kinds: dict[str, Kind], counts: dict[str, int]) -> dict[str, HostSlots]:
-    """Allocate host memory for each flag. If the allocation fails on one rank, all ranks raise the same error."""
+    """Allocate the host memory of each flag. If an allocation fails on one rank, all ranks raise the same error."""
     slots, reason = {}, ""
     for flag, kind in kinds.items():
         try:

@@ -1,4 +1,4 @@
-"""Compute how many layers have tensors in host memory, from explicit fractions or the memory and links of the nodes."""
+"""Compute the number of layers with tensors in host memory: a given fraction, or as many as memory and links allow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Wanted:
 
     Attributes:
         flag: flag that moves the tensors to host memory.
-        fraction: value of the flag.
+        fraction: fraction of the layers, or ``auto``.
         bytes_by_count: bytes in host memory by the number of layers, from 0 to all layers.
         layer_bytes: bytes copied to the host after the forward pass of a layer.
     """
@@ -32,11 +32,11 @@ class Wanted:
     layer_bytes: int = 0
 
     def count(self, fraction: float) -> int:
-        """Return the number of layers with tensors in host memory. The last layers stay on the device."""
+        """Return the number of layers, counted from the first, whose tensors are in host memory."""
         return layers_on_host(len(self.bytes_by_count) - 1, fraction)
 
     def nbytes(self, auto: float) -> int:
-        """Return the bytes in host memory if the flag's value ``auto`` means the fraction ``auto`` of the layers."""
+        """Return the bytes in host memory. The argument is the fraction of layers for a flag with the value auto."""
         return self.bytes_by_count[self.count(auto if self.fraction == "auto" else self.fraction)]
 
 
@@ -51,7 +51,7 @@ class RankNeeds:
 
 @dataclass(frozen=True)
 class Node:
-    """Free host memory on a node, the minimum over the node's ranks, and the needs of these ranks."""
+    """A node with its free host memory, which is the minimum over its ranks, and the memory needs of its ranks."""
 
     name: str
     left: Left
@@ -71,10 +71,10 @@ def nodes_of(ranks: Sequence[RankNeeds]) -> list[Node]:
 
 
 def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = None) -> float:
-    """Return the fraction of layers that replaces ``auto``, equal on all ranks: the largest that fits on every node.
+    """Return the fraction of layers for ``auto``: the largest that every node's memory and the copy rate allow.
 
     Args:
-        ranks: needs of all ranks.
+        ranks: host-memory needs of each rank of the job.
         overlapped_bytes: largest number of bytes that a device can copy to the host during the forward pass of one
             layer. None means that the rate of the link is unknown, so only host memory limits the number of layers.
     """
@@ -93,7 +93,7 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
 
 
 def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
-    """Check that every node has enough host memory if ``auto`` in a flag means the fraction ``auto`` of the layers.
+    """Check that every node has enough host memory. ``auto`` is the fraction of layers for flags with this value.
 
     Raises:
         WallfacerError: A fraction is too large for a node, or selects no layer. All ranks raise the same error.
