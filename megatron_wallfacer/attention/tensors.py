@@ -24,7 +24,7 @@ def check_tensors(q: object, k: object, v: object) -> None:
         if x.dim() != 4:
             raise OptionError(name, tuple(x.shape), _BSHD)
         if x.dtype != q.dtype or not x.is_floating_point():
-            raise OptionError(f"{name}.dtype", x.dtype, f"one floating-point dtype for all, q has {q.dtype}")
+            raise OptionError(f"{name}.dtype", x.dtype, f"one floating-point dtype for all tensors; q has {q.dtype}")
         if x.dtype not in DTYPES:
             raise OptionError(f"{name}.dtype", x.dtype, f"one of {', '.join(map(str, DTYPES))}")
         if x.device != q.device:

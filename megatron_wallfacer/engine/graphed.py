@@ -144,7 +144,7 @@ class Graphs:
         static, reason = None, ""
         try:
             if self._captures > LIMIT:
-                raise RuntimeError(f"{LIMIT} passes have one already")
+                raise RuntimeError(f"{LIMIT} passes have a CUDA graph already")
             static = self._captured(compiled, inputs)
         except Exception as error:  # after any error of a library in a capture, eager passes work
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

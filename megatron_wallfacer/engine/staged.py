@@ -77,7 +77,7 @@ def check_transfers(kind: str, device: torch.device, backend: str | None) -> Non
     if kind == "staged" and backend not in (None, "gloo"):
         raise OptionError("transfers", kind, f"direct where the backend is {backend}: staged is for gloo")
     if kind == "direct" and ":" in (backend or ""):
-        raise OptionError("transfers", kind, f"of tensors on another device than {device.type} over {backend}")
+        raise OptionError("transfers", kind, f"used with a backend for {device.type} tensors: {backend} has none")
     if kind == "direct" and device.type == "cuda" and backend == "gloo":
         raise OptionError(
             "transfers", kind, "staged where the backend is gloo and tensors lie on a GPU; NCCL moves them direct"

@@ -70,7 +70,8 @@ class Signature:
         unknown = sorted(self.required - set(values))
         if unknown:
             raise UnavailableError(
-                f"{self.owner}: {self.function} requires {', '.join(unknown)}, which is new; needs {self.needs}"
+                f"{self.owner}: {self.function} requires {', '.join(unknown)}, which the plugin does not pass; "
+                f"needs {self.needs}"
             )
         given = {name: value for name, value in values.items() if name in self.names}
         return {name: value.value if isinstance(value, OptionalArgument) else value for name, value in given.items()}

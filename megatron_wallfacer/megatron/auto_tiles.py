@@ -87,7 +87,7 @@ def _model(args: argparse.Namespace, flag: str) -> Model:
                 f"{flag} {AUTO}: needs --{name.replace('_', '-')} on the command line, or a number here"
             )
     if getattr(args, "num_experts", None) or getattr(args, "multi_latent_attention", False):
-        raise WallfacerError(f"{flag} {AUTO}: must be a number with experts or latent attention")
+        raise WallfacerError(f"{flag} {AUTO}: must be a number: {AUTO} supports neither experts nor latent attention")
     hidden = args.hidden_size
     # Megatron's default for --ffn-hidden-size.
     usual = int(4 * hidden * 2 / 3 / 64) * 64 if args.swiglu else 4 * hidden

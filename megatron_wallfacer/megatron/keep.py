@@ -61,8 +61,8 @@ class Keeper:
                 del self._kept[index]
                 return take()
         raise WallfacerError(
-            f"{self._where}: {FLAG}: must be left out, because the queries and keys of a recomputed forward equal "
-            f"those of none of the {len(self._kept)} kept ones"
+            f"{self._where}: {FLAG}: must be left out, because a recomputed forward pass has other queries and "
+            f"keys than each of the {len(self._kept)} kept forward passes"
         )
 
     def check_empty(self) -> None:

@@ -73,8 +73,9 @@ def check_layers(counts: Iterable[LayerCount], pipelines: int) -> str:
         megatrons = sorted({kind for count in counts for kind in count.megatrons})
         rest = f"; {FLAG} leaves the others to Megatron's {', '.join(megatrons)}" if megatrons else ""
         return f"wallfacer: {ours} of {total} attention layers{rest}"
+    other = f", but not {', '.join(others)}" if others else ""
     raise WallfacerError(
-        f"--wallfacer-cp-size reaches {ours} of {total} attention layers, not {', '.join(others) or 'a single one'}: "
+        f"--wallfacer-cp-size: the plugin computes {ours} of {total} attention layers{other}: "
         "every attention layer must be built from Megatron's GPT layer specs"
     )
 
@@ -93,6 +94,6 @@ def advice_of_the_plugin() -> Iterator[None]:
         if "DotProductAttention" not in str(error):
             raise
         raise WallfacerError(
-            "--wallfacer-cp-size: must be left out, because the model's script, or --spec, requires an attention of "
-            "Megatron's by name; the plugin has only layers that are built from Megatron's GPT layer specs"
+            "--wallfacer-cp-size: must be left out, because the model's script, or --spec, requires an attention class "
+            "of Megatron by name; the plugin replaces only layers that are built from Megatron's GPT layer specs"
         ) from error

@@ -36,7 +36,7 @@ def planned(flags: Flags, args: argparse.Namespace) -> Choice:
         value = getattr(flags, spec.field)
         if spec.field in CHOSEN and value != spec.default:
             raise WallfacerError(
-                f"{spec.typed(value)}: must be left out with --wallfacer-cluster {name}, which decides it"
+                f"{spec.typed(value)}: must be left out, because --wallfacer-cluster {name} chooses it"
             )
     try:
         cluster = _hosts_of_job() if name == HOSTS else load_cluster(name)

@@ -178,7 +178,7 @@ def _check_size(scheme: str, choice: Choice) -> None:
         raise OptionError(
             "cp", size, f"at most {MOST_RANKS_UNALIKE} with scheme {scheme}, because each of its ranks is simulated"
         )
-    raise OptionError("scheme", scheme, f"a grid with no axis above {LONGEST_AXIS}, unlike {choice.plan.grid}")
+    raise OptionError("scheme", scheme, f"one with axes of at most {LONGEST_AXIS} ranks, not {choice.plan.grid}")
 
 
 def _grid_fields(configuration: Configuration) -> dict[str, Any]:

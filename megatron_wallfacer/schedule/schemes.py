@@ -149,7 +149,7 @@ def make_plan(
     if scheme not in RULES:
         raise OptionError("scheme", scheme, f"one of {', '.join(SCHEMES)}")
     if (q_heads is None) != (kv_heads is None):
-        raise OptionError("kv_heads", kv_heads, "given if q_heads is, and only then")
+        raise OptionError("kv_heads", kv_heads, "given if q_heads is given, and left out otherwise")
     heads = None if q_heads is None or kv_heads is None else (q_heads, kv_heads)
     priced = scheme == "auto" and heads and tokens and kv_order in (None, "native")
     rule = _PRICED if priced else RULES[scheme]

@@ -51,7 +51,7 @@ def compare(exact: Sequence[float], whole: Sequence[float], runs: Mapping[str, S
     """
     losses = [exact, whole, *runs.values()]
     if len(set(map(len, losses))) != 1 or any(loss != loss for run in losses for loss in run):
-        raise WallfacerError(f"losses={losses}: must be as many numbers for each run, without NaN")
+        raise WallfacerError(f"losses={losses}: must be the same number of losses for each run, without NaN")
     # The order of additions alone can cause a difference up to the tolerance in fp32.
     allowed = max(ALLOWED * max(differences(exact, whole)), TOLERANCE)
     return LossComparison({name: differences(exact, run) for name, run in runs.items()}, allowed)

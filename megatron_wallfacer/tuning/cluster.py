@@ -59,7 +59,7 @@ def count_nodes(hosts: Sequence[str]) -> tuple[int, int]:
     per_node = len(hosts) // len(nodes)
     if [host for host in nodes for _ in range(per_node)] != list(hosts):
         counts = ", ".join(f"{host} {hosts.count(host)}" for host in nodes)
-        raise WallfacerError(f"ranks by node ({counts}): must be consecutive, and equally many on each node")
+        raise WallfacerError(f"ranks by node ({counts}): must be consecutive, and the same number on each node")
     return len(nodes), per_node
 
 

@@ -61,7 +61,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"k": torch.zeros(1, 8, 2, 8).to(torch.float8_e5m2)},
-        "k.dtype=torch.float8_e5m2: must be one floating-point dtype for all, q has torch.float32",
+        "k.dtype=torch.float8_e5m2: must be one floating-point dtype for all tensors; q has torch.float32",
     ),
     ({"plan": "ring"}, "plan='ring': must be a Grid, or a Plan such as make_plan('ring', 4)"),
     ({"plan": 4}, "plan=4: must be a Grid, or a Plan such as make_plan('ring', 4)"),

@@ -217,7 +217,7 @@ def test_mixed_dtypes_are_rejected() -> None:
     q, k, v = tensors()
     with pytest.raises(OptionError) as error:
         attention(q, k.float(), v, plan=ALONE)
-    message = "k.dtype=torch.float32: must be one floating-point dtype for all, q has torch.float64"
+    message = "k.dtype=torch.float32: must be one floating-point dtype for all tensors; q has torch.float64"
     assert str(error.value) == message
 
 

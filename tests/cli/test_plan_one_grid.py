@@ -54,7 +54,7 @@ def test_options_change_the_prediction(capsys: pytest.CaptureFixture[str]) -> No
     ("flags", "message"),
     [
         ("--nodes 16 --scheme wallfacer", "cp=128: must be at most 64 with scheme wallfacer"),
-        ("--nodes 64 --scheme ring", "scheme=ring: must be a grid with no axis above 256, unlike ring_outer 512"),
+        ("--nodes 64 --scheme ring", "scheme=ring: must be one with axes of at most 256 ranks, not ring_outer 512"),
         ("--scheme auto --recompute some", "recompute=some: must be one of none, keep-attention, full"),
         ("--scheme auto --model gpt-5", "model=gpt-5: must be one of"),
         ("--scheme auto --seq 1x", "seq=1x: must be a number of tokens"),

@@ -312,7 +312,7 @@ def test_a_limited_number_of_passes_is_captured(
                 attend(*inputs(seed, 0, tokens)[0], call)
     assert len(capture.tapes) == LIMIT
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith(f"RuntimeError: {LIMIT} passes have one already")
+    assert line.endswith(f"RuntimeError: {LIMIT} passes have a CUDA graph already")
 
 
 def test_what_a_replay_reads_outlives_the_kernels_cache(one: tuple[Call, TapeCapture]) -> None:

@@ -75,7 +75,7 @@ def test_staged_results_are_the_direct_ones(plan: Plan, pools: Callable[[int], P
     [
         ("pigeon", CPU, "gloo", "one of direct, staged"),
         ("staged", GPU, "nccl", "direct where the backend is nccl"),
-        ("direct", CPU, "cuda:nccl", "of tensors on another device than cpu over cuda:nccl"),
+        ("direct", CPU, "cuda:nccl", "used with a backend for cpu tensors: cuda:nccl has none"),
         ("direct", GPU, "gloo", "staged where the backend is gloo and tensors lie on a GPU"),
     ],
 )

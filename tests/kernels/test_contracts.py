@@ -168,7 +168,7 @@ def test_a_new_parameter_without_a_default_is_caught(contract: Contract, version
     for index in range(len(contract.names)):
         functions = contract.functions(version)
         functions[index].args.args.insert(0, ast.arg("brand_new"))
-        with pytest.raises(UnavailableError, match="requires brand_new, which is new; needs "):
+        with pytest.raises(UnavailableError, match="requires brand_new, which the plugin does not pass; needs "):
             contract.make(version, *functions)
 
 

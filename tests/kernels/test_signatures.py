@@ -53,7 +53,7 @@ def test_a_missing_parameter_is_rejected_by_name() -> None:
 def test_a_parameter_that_is_required_and_not_given_is_rejected_by_name() -> None:
     with pytest.raises(UnavailableError) as error:
         library_function(attend).bind({"causal": True})
-    assert str(error.value) == "library 1.2: attend requires scale, which is new; needs library >= 2"
+    assert str(error.value) == "library 1.2: attend requires scale, which the plugin does not pass; needs library >= 2"
 
 
 def test_a_function_that_is_not_there_is_rejected_by_name() -> None:

@@ -259,11 +259,11 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
         ("--wallfacer-cluster c.yaml", r"--wallfacer-cluster c.yaml: must be a file, or one of a100-"),
         (
             "--wallfacer-cluster h100-8x8 --wallfacer-team-size 2",
-            r"--wallfacer-team-size 2: must be left out with --wallfacer-cluster h100-8x8, which decides it",
+            r"--wallfacer-team-size 2: must be left out, because --wallfacer-cluster h100-8x8 chooses it",
         ),
         (
             "--wallfacer-cluster h100-8x8 --wallfacer-bidirectional",
-            r"--wallfacer-bidirectional: must be left out with --wallfacer-cluster",
+            r"--wallfacer-bidirectional: must be left out, because --wallfacer-cluster",
         ),
         (
             "--wallfacer-cluster h100-8x8 --tensor-model-parallel-size 16",

@@ -77,7 +77,7 @@ def test_a_layer_that_bypasses_the_hook() -> None:
     run = train(
         2, arguments("--wallfacer-cp-size", "2", "--spec", "tests.support.bypassing_spec", "spec"), timeout_s=LIMIT_S
     )
-    check_rejected(run, "--wallfacer-cp-size reaches 0 of 2 attention layers, not ForeignAttention")
+    check_rejected(run, "--wallfacer-cp-size: the plugin computes 0 of 2 attention layers, but not ForeignAttention")
 
 
 def test_a_spec_that_names_megatrons_attention() -> None:

@@ -71,7 +71,7 @@ def test_stages_add_up_and_copies_count_once() -> None:
 
 
 def test_n_of_m_is_an_error_that_names_the_others() -> None:
-    with pytest.raises(WallfacerError, match="3 of 4 attention layers, not DotProductAttention"):
+    with pytest.raises(WallfacerError, match="3 of 4 attention layers, but not DotProductAttention"):
         check_layers([LayerCount(2, 2, ()), LayerCount(1, 2, ("DotProductAttention",))], pipelines=1)
 
 

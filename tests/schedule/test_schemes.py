@@ -429,7 +429,7 @@ REJECTED = [
         3,
         "one of 1, 2, 4, 8 for 8 query and 8 kv heads",
     ),
-    ("usp", 8, {"q_heads": 8}, "kv_heads", None, "given if q_heads is, and only then"),
+    ("usp", 8, {"q_heads": 8}, "kv_heads", None, "given if q_heads is given, and left out otherwise"),
 ]
 
 

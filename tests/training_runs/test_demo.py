@@ -53,5 +53,5 @@ def test_fp32_agrees_to_the_tolerance() -> None:
 
 
 def test_runs_that_cannot_be_compared() -> None:
-    with pytest.raises(WallfacerError, match="must be as many numbers for each run"):
+    with pytest.raises(WallfacerError, match="must be the same number of losses for each run"):
         compare([4.0], [4.0], {"a": [4.0, 3.0]})

@@ -103,7 +103,7 @@ def test_the_slower_direction_of_the_host_link_counts(monkeypatch: pytest.Monkey
 def test_nodes_are_counted() -> None:
     assert count_nodes(["a", "a", "b", "b"]) == (2, 2)
     for hosts in (["a", "b", "a", "b"], ["a", "a", "b"]):
-        with pytest.raises(WallfacerError, match="must be consecutive, and equally many on each node"):
+        with pytest.raises(WallfacerError, match="must be consecutive, and the same number on each node"):
             count_nodes(hosts)
 
 

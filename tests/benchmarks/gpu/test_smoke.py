@@ -147,7 +147,7 @@ def test_training_may_be_twice_as_far_from_fp32_as_one_rank_is() -> None:
     rows, right = parity.judge(near | {"ring": [4.001, 3.0]})
     assert not right
     assert [row[-1] for row in rows] == ["", "", "wrong", "ok"]
-    with pytest.raises(WallfacerError, match="must be as many numbers for each run"):
+    with pytest.raises(WallfacerError, match="must be the same number of losses for each run"):
         parity.judge(near | {"ring": [4.0, float("nan")]})
 
 
