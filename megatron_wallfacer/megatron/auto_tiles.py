@@ -46,7 +46,7 @@ class ChosenTiles:
 
 
 def choose_tiles(settings: Settings, args: argparse.Namespace) -> tuple[Settings, ChosenTiles | None]:
-    """Return the settings with numbers of tiles instead of ``auto``, and the activations (None without ``auto``).
+    """Return the settings with numbers in place of ``auto``. Without ``auto`` the returned activations are None.
 
     Raises:
         WallfacerError: A flag is ``auto``, but the command line lacks a model size or the layers are not dense.

@@ -215,7 +215,7 @@ def packed(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def several_sequences(args: Any, argv: Sequence[str]) -> str | None:
-    """Find a micro-batch of several sequences with more than one pipeline stage."""
+    """Find a micro-batch of several sequences in a job with several pipeline stages."""
     size = getattr(args, "micro_batch_size", None) or 1
     return as_typed("--micro-batch-size", size) if size > 1 and args.pipeline_model_parallel_size > 1 else None
 

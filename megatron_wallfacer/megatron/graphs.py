@@ -1,4 +1,4 @@
-"""Choose how the passes of a layer run with CUDA graphs, and check that a CUDA graph can contain their messages."""
+"""Choose how a layer's passes run with CUDA graphs, and check that a CUDA graph can contain the passes' messages."""
 
 from __future__ import annotations
 

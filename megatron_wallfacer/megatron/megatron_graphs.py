@@ -80,7 +80,7 @@ def _modules(args: argparse.Namespace) -> tuple[str, list[str]]:
 
 
 def check_config(config: argparse.Namespace, expected: str | None, where: str) -> None:
-    """Raise a WallfacerError if code of a script, not the command line, puts a layer's attention into CUDA graphs.
+    """Raise a WallfacerError if a script, without a flag, puts a layer's attention into CUDA graphs.
 
     ``config`` is Megatron's TransformerConfig. ``expected`` is the result of :func:`attention_in_graphs` for the
     command line.

@@ -31,7 +31,7 @@ class _Step:
 
 
 class StepSums:
-    """An observer of the engine that sums seconds and bytes of attention over the steps since the last log entry.
+    """Observer that sums seconds and bytes of attention over the steps since the last log entry.
 
     Recorded events are stored until the step ends and, on CUDA, until the device has finished the step. The observer
     does not block the host.

@@ -53,7 +53,7 @@ class PluginState:
         switch_on: function that installs the hooks that the parsed flags enable.
         parsed: arguments that ranks compare, or None until they are parsed.
         models: number of models built so far.
-        store: store of the job, referenced until torch.distributed has connected to it.
+        store: store of the job. The reference keeps the store alive until torch.distributed has connected to the store.
         chosen_tiles: tiles of tokens that ``auto`` chose, or None without ``auto``.
         axis_groups: process groups of this rank, one entry per grid of a plan.
         sums: sums of metrics, or None if this rank logs no metrics.
@@ -104,7 +104,7 @@ class PluginState:
         self._settings, self.chosen_tiles = settings, chosen_tiles
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:
-        """Return the kernel of ``--wallfacer-kernel``, or raise a WallfacerError if it does not support the inputs.
+        """Return the kernel of ``--wallfacer-kernel``. Raise a WallfacerError if that kernel rejects the inputs.
 
         Query and key heads have ``head_dim`` channels. Value heads have ``v_head_dim`` channels, or ``head_dim``
         channels if ``v_head_dim`` is None.

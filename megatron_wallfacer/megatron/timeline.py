@@ -17,7 +17,7 @@ STEP = 2
 
 
 class StepObserver:
-    """An observer of the engine that records attention in the second training step of a rank and writes a file.
+    """Observer that records attention in the second training step of a rank and then writes a file.
 
     The first training step is not recorded, because in that step kernels are chosen, buffers allocated and connections
     made. A training step ends at the first call of the optimizer's ``step`` after attention. On CUDA the recorded times

@@ -49,7 +49,7 @@ class Parsed:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Parsed:
-        """Return a copy of the compared arguments, which later changes of ``args`` do not affect."""
+        """Return a copy of the compared arguments. Later changes of ``args`` do not affect the copy."""
         return cls(*settings_of(args), timedelta(minutes=getattr(args, "distributed_timeout_minutes", None) or 10))
 
 
@@ -115,7 +115,7 @@ def takes_part() -> bool:
 
 
 def rendezvous_store(rank: int, timeout: timedelta) -> dist.TCPStore:
-    """Return a client of the store at ``MASTER_ADDR:MASTER_PORT``, which rank 0 starts unless torchrun has started it.
+    """Return a client of the store at ``MASTER_ADDR:MASTER_PORT``. Rank 0 starts the store unless torchrun has done so.
 
     torch.distributed's own rendezvous waits for all ranks and does not name the missing ranks.
     """

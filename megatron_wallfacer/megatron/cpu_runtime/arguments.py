@@ -76,7 +76,7 @@ def adapt_argv(argv: list[str]) -> tuple[list[str], list[str]]:
     """Complete Megatron's arguments for a node without CUDA.
 
     Returns:
-        `argv` followed by the missing arguments, and the missing arguments alone.
+        A pair: `argv` followed by the missing arguments, and only the missing arguments.
 
     Raises:
         WallfacerError: An argument needs CUDA.

@@ -64,7 +64,7 @@ class LayerInputs:
         Args:
             original: ``tensor_parallel.checkpoint``.
             function: function that is checkpointed.
-            args: whether to distribute activations, followed by the arguments of ``function``.
+            args: a bool, whether to distribute the saved activations over ranks, then the arguments of ``function``.
         """
         # A checkpoint inside a layer's checkpoint runs without gradients, or in backward.
         is_layer = getattr(function, "__name__", "") == "custom_forward" and function.__module__ in _MODULES

@@ -76,7 +76,7 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
     Args:
         ranks: host-memory needs of each rank of the job.
         overlapped_bytes: largest number of bytes that a device can copy to the host during the forward pass of one
-            layer. None means that the rate of the link is unknown, so only host memory limits the number of layers.
+            layer. If the link's rate is unknown (None), only host memory limits the number of layers.
     """
     nodes = nodes_of(ranks)
     per_layer = max((sum(wanted.layer_bytes for wanted in rank.wanted) for rank in ranks), default=0)
