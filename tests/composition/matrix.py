@@ -17,6 +17,8 @@ the range of a few draws, and another draw may well lie outside. Orders are:
 Mixture of experts: which experts a token gets is a step function. Where the last that is chosen is before the first
 that is not by less than what rounding makes, two runs part for a reason that is in neither of them. So the seed of the
 weights is the first of `SEEDS` at which the run of size 1 keeps `GAP` of distance everywhere, else the one with most.
+With some seeds a step enlarges rounding a hundredfold. So in fp32 another order of size 1 without the plugin must also
+stay within a `STEADY` of the tolerance; a seed with which it does not counts as one without distance.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ OTHER_SCHEMES = ("ulysses", "team-ring", "ring", "mesh", "tokenring", "all-gathe
 SIBLINGS = 4
 SEEDS = range(1234, 1242)
 GAP = 2e-6
+STEADY = 0.25
 
 _GAP_LINE = re.compile(r"^composition: smallest gap in routing (\S+)$", re.MULTILINE)
 _ERROR = re.compile(r"(\[rank\d+\]: )?([\w.]*(Error|Exception)|wallfacer: error)\b")
@@ -166,7 +169,13 @@ def _seed(combination: Combination, iterations: int) -> int:
     """The seed of the weights."""
     if combination.row["experts"] == "dense" or combination.dtype == "bf16":
         return SEEDS[0]
-    return first_far_enough(SEEDS, lambda seed: smallest_gap(_train(combination.whole, iterations, seed)))
+    return first_far_enough(SEEDS, lambda seed: _distance(combination.whole, iterations, seed))
+
+
+def _distance(whole: Run, iterations: int, seed: int) -> float:
+    """The smallest gap in routing; 0 where the order of sums alone moves the losses."""
+    own, other = (_train(whole, iterations, seed, order) for order in (None, "1"))
+    return smallest_gap(own) if _differences(other, own)[0] <= STEADY * LOSS_TOLERANCE else 0.0
 
 
 def first_far_enough(seeds: Sequence[int], gap_of: Callable[[int], float]) -> int:
