@@ -38,7 +38,7 @@ class CompiledPass:
         steps: calls of all steps, in order.
         labelled: the calls of ``steps``, grouped by the operation or the wait for a transfer that an observer records.
         transfers: number of transfers.
-        received: bytes received per run, by (axis, tensor).
+        received: bytes received in one pass, by (grid axis, name of the tensor).
     """
 
     program: Program
