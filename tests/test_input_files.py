@@ -93,7 +93,7 @@ HOSTILE: dict[str, tuple[str, str | bytes, int, str]] = {
         "timeline",
         TIMELINE.replace('"ranks": 1', '"ranks": "two"'),
         6,
-        "run, node or clock cannot be read",
+        "the fields run, node and clock cannot be read",
     ),
     "another rank's events": (
         "timeline",

@@ -1,4 +1,4 @@
-"""Lists of row operations on a GPU, each list as one launch of a Triton kernel over a table.
+"""Row operations on a GPU: one launch of a Triton kernel performs a whole list of operations.
 
 A row of the table describes one copy, sum or merge: its sizes, and the buffer, dtype, offset and strides of each tensor
 (:mod:`megatron_wallfacer.engine.row_table`). A Triton program computes a block of rows of one operation. Exactly one

@@ -45,7 +45,7 @@ def _fraction(text: str) -> Fraction:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise ValueError("auto, or a part of the layers above 0 and at most 1")
+        raise ValueError("auto, or a fraction of the layers, above 0 and at most 1")
     return value
 
 

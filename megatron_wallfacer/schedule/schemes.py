@@ -122,7 +122,7 @@ def make_plan(
         scheme: one of :data:`SCHEMES`.
         cp_size: P, the number of context-parallel ranks.
         head_size: U, ranks of the head axis, if the scheme does not fix the size.
-        team_size: C, ranks of a team, if the scheme does not fix the size.
+        team_size: number C of ranks in a team, if the scheme does not fix the number.
         kv_team_size: G, ranks that share keys and values, if the scheme does not fix the size.
         ring_inner_size: ranks of the inner ring, if the scheme does not fix the size.
         placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest varying first. ``ring`` is short for

@@ -99,7 +99,7 @@ def _read_rank(path: Path, rank: int) -> RankTimeline:
         origin = None if about is None else TraceSource.read(about)
     except (KeyError, ValueError, TypeError) as error:
         location = _location(path, "otherData")
-        raise WallfacerError(f"{location}: run, node or clock cannot be read: {error!r}") from error
+        raise WallfacerError(f"{location}: the fields run, node and clock cannot be read: {error!r}") from error
     return RankTimeline(rank, tuple(by_rank[rank]), origin)
 
 

@@ -54,8 +54,8 @@ def test_a_wrong_value_is_an_error_of_one_line() -> None:
     [
         ("--wallfacer-loss-tiles=0", "must be a positive whole number of tiles, or auto"),
         ("--wallfacer-mlp-tiles=many", "must be a positive whole number of tiles, or auto"),
-        ("--wallfacer-keep-on-host=1.1", "must be auto, or a part of the layers above 0 and at most 1"),
-        ("--wallfacer-layer-inputs-on-host=half", "must be auto, or a part of the layers above 0 and at most 1"),
+        ("--wallfacer-keep-on-host=1.1", "must be auto, or a fraction of the layers, above 0 and at most 1"),
+        ("--wallfacer-layer-inputs-on-host=half", "must be auto, or a fraction of the layers, above 0 and at most 1"),
         ("--wallfacer-verify-every=-1", "must be a positive number of steps"),
     ],
 )

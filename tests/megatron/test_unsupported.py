@@ -34,7 +34,7 @@ SET_IN_CODE = [one for one in UNSUPPORTED if "parse" not in one.when]
 VALUES = {
     "--wallfacer-loss-tiles 0": "--wallfacer-loss-tiles 0: must be a positive whole number",
     "--wallfacer-mlp-tiles x": "--wallfacer-mlp-tiles x: must be a positive whole number",
-    "--wallfacer-keep-on-host 0": "--wallfacer-keep-on-host 0: must be auto, or a part of the layers above 0",
+    "--wallfacer-keep-on-host 0": "--wallfacer-keep-on-host 0: must be auto, or a fraction of the layers, above 0",
 }
 
 

@@ -230,7 +230,7 @@ DAMAGES = {
     foreign: "rank-2.json:1: is not an event of --wallfacer-timeline: KeyError",
     other_run: "rank-2.json and rank-0.json belong to two runs; remove the older file",
     older_form: "rank-2.json and rank-0.json belong to two runs; remove the older file",
-    no_origin: "rank-2.json:1: run, node or clock cannot be read: KeyError('host')",
+    no_origin: "rank-2.json:1: the fields run, node and clock cannot be read: KeyError('host')",
     other_rank: "rank-2.json:1: must contain rank 2 only, contains rank 1",
     without_passes: "contains no attention pass of rank 2",
     missing: (
