@@ -76,6 +76,7 @@ ELSEWHERE = {
     "python -m benchmarks.host --peers": "needs the peers, which are not installed with the project",
     "python -m benchmarks.emulated benchmarks/configs/overhead-1x8.yaml --allow-busy --repeats 2 --schemes ring "
     "double-ring burst all-gather tokenring usp mesh wallfacer-2-in u2-i1-c2-o2 team-ring-4-in": _ROOT,
+    "python -m benchmarks.processor benchmarks/configs/overhead-1x8.yaml --schemes double-ring": _ROOT,
     "python -m benchmarks.processor benchmarks/configs/overhead-1x16.yaml --schemes ring double-ring burst all-gather "
     "tokenring usp mesh wallfacer-4-in team-ring-4-in u2-i1-c2-o4": _LONG,
     "python -m benchmarks.processor benchmarks/configs/overhead-1x16-long.yaml --schemes all-gather burst "
