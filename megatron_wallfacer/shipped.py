@@ -1,4 +1,4 @@
-"""Paths of presets, clusters and the training script: in a wheel inside the package, in a checkout next to it."""
+"""Find presets, clusters and the training script inside the installed package, or in a checkout."""
 
 from __future__ import annotations
 

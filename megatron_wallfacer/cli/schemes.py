@@ -58,12 +58,14 @@ class SchemeCosts:
 
     Attributes:
         scheme: name of the scheme.
-        grid: axis sizes with the least volume, or the reason why the scheme does not fit (with None for all numbers).
+        grid: axis sizes with the least volume. If the scheme does not fit, ``grid`` is the reason, and all
+            numbers are None.
         ring_variants: pass-KV or pass-Q in forward and in backward, or a dash without a ring.
         forward_volume, backward_volume: elements received, in units of one Q shard.
         forward_messages, backward_messages: messages received.
         forward_buffers, backward_buffers: peak size of the schedule's buffers, in units of one Q shard with two bytes
-            per element. Partial results and gradients have four bytes per element. The rank's own tensors do not count.
+            per element. Partial results and gradients have four bytes per element. The sizes exclude the rank's own
+            tensors.
     """
 
     scheme: str

@@ -64,7 +64,7 @@ def run_trace(arguments: argparse.Namespace) -> int:
 
 
 def _select_passes(timelines: Sequence[RankTimeline], name: str | None, path: Path) -> list[RankTimeline]:
-    """Return the events in the passes ``name`` (forward or backward), or all events if ``name`` is None."""
+    """Keep the events of the pass ``name`` (forward or backward) of each timeline, or all if ``name`` is None."""
     from megatron_wallfacer.engine.timeline import by_pass
 
     if name is None:
@@ -80,7 +80,7 @@ def _select_passes(timelines: Sequence[RankTimeline], name: str | None, path: Pa
 
 
 def _note_on_times(timelines: Sequence[RankTimeline]) -> dict[str, str]:
-    """Return a note if ranks used a GPU: the times are those of the host, which launches the GPU's work earlier."""
+    """Return a note on the times if ranks used a GPU: the host's times do not show how long GPU work takes."""
     if not any(timeline.origin and timeline.origin.device == "cuda" for timeline in timelines):
         return {}
     return {"times": "of the host, which launches CUDA work and continues; they show the order, not the duration"}

@@ -107,10 +107,10 @@ def master_address() -> Iterator[Finding]:
 
 
 def nccl_interfaces(present: Sequence[Interface], wanted: str) -> list[Interface]:
-    """Return the interfaces that NCCL selects if ``NCCL_SOCKET_IFNAME`` has the value ``wanted``, or "" if not set.
+    """Return the interfaces that NCCL selects if ``NCCL_SOCKET_IFNAME`` has the value ``wanted``.
 
-    ``wanted`` is a list of name prefixes. ``^`` before the list excludes the interfaces with these prefixes. ``=``
-    before the list compares whole names instead of prefixes.
+    ``wanted`` is a list of name prefixes, or "" if the variable is not set. ``^`` before the list excludes the
+    interfaces with these prefixes. ``=`` before the list compares whole names instead of prefixes.
     """
     for pattern in (wanted,) if wanted else _NCCL_ORDER:
         if selected := [interface for interface in present if interface.up and _matches(pattern, interface.name)]:

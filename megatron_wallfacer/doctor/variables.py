@@ -24,7 +24,7 @@ _SLOW = {
 
 
 def connections() -> Iterator[Finding]:
-    """Check CUDA_DEVICE_MAX_CONNECTIONS, which must be 1 for tensor and context parallelism before Blackwell."""
+    """Check CUDA_DEVICE_MAX_CONNECTIONS: tensor and context parallelism need 1 on GPUs older than Blackwell."""
     import torch
 
     value = os.environ.get(CONNECTIONS)

@@ -79,7 +79,7 @@ def check_presets(
 
 
 def environment_for(megatron_path: Path | None) -> dict[str, str]:
-    """Return an environment for a process that imports Megatron: from ``megatron_path``, or the installed one if None.
+    """Return an environment to import Megatron from ``megatron_path``, or the installed Megatron if the path is None.
 
     Raises:
         WallfacerError: The folder is not a checkout.
@@ -101,7 +101,7 @@ def _request(preset: Preset, script_flags: frozenset[str] | None) -> dict[str, A
 
 
 def _problem(preset: Preset, text: str) -> Problem:
-    """Return a problem with the location of the first flag in ``text`` that the preset sets."""
+    """Find the first flag in ``text`` that the preset sets, and return the error with the location of this flag."""
     locations = map(preset.location, _FLAG.findall(text))
     place = next((str(location) for location in locations if location), str(preset.path))
     return Problem(place, text)

@@ -26,8 +26,8 @@ class Preset:
         variables: environment variables by name.
         torchrun: torchrun flags by name.
         model: Megatron's and the plugin's flags by name.
-        statements: texts for readers, from the file ``path`` only. A key is ``validated_on``, ``measured`` or
-            ``known_limitations``.
+        statements: texts for readers of the preset. A file that ``path`` extends adds no text. A key is
+            ``validated_on``, ``measured`` or ``known_limitations``.
     """
 
     path: Path
@@ -106,8 +106,8 @@ def _preset_path(path: Path) -> Path:
 def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], numbers: Iterator[int]) -> list[PresetFile]:
     """Return the files that the file ``path`` extends, then the file itself.
 
-    The entry at ``named_at`` names ``path``. ``extended_by`` has the files that extend ``path``. Each call takes the
-    next of ``numbers``, 1, 2, ..., to count the files of the preset.
+    ``named_at`` is the location of the entry that names ``path``. ``extended_by`` has the files that extend ``path``.
+    ``numbers`` (1, 2, ...) counts the files of the preset up to ``MAX_FILES``.
     """
     real = path.resolve()
     if real in extended_by:

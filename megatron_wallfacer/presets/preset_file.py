@@ -35,7 +35,8 @@ class PresetFile:
     """Content of one preset file.
 
     Attributes:
-        extends: each file that this file extends, with the line that names it. A later file overrides an earlier one.
+        extends: each file that this file extends, with the line that names it. Later files in the
+            list override earlier files.
         sections: entries by section and name, in the order of the file.
         statements: texts for readers of the preset. A key is one of :data:`STATEMENTS`.
     """

@@ -1,4 +1,4 @@
-"""Find the flags that a Megatron script adds to Megatron's parser (``extra_args_provider``) in the script's source."""
+"""Find the flags that a script adds to Megatron's parser (``extra_args_provider``), without running the script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def flags_of_script(script: Path) -> frozenset[str] | None:
     Megatron's, are read only if a module of the script's folder imports them directly.
 
     Returns:
-        The flags. None if a module in the script's folder adds a flag whose name is not a literal: any flag may exist.
+        The flags, or None if a module in the script's folder adds a flag with a computed name, which may be any flag.
     """
     flags: set[str] = set()
     folder, done, to_read = script.resolve().parent, set[Path](), [script.resolve()]

@@ -48,8 +48,8 @@ def share_gpus(gpus: NodeGpus, ranks: int, arguments: Sequence[str]) -> GpuShari
     """Return the settings for more ranks than GPUs: NCCL if the version is new enough, else gloo through host memory.
 
     NCCL gives each rank its own thread blocks, of which a GPU has a limited number. With R ranks per GPU, the
-    settings limit each rank to 1/R of NCCL's usual number. The settings keep a backend and a kind of transfers that
-    ``arguments`` contains.
+    settings limit each rank to 1/R of NCCL's usual number of thread blocks. If ``arguments`` sets the backend or the
+    kind of transfers, the settings contain no flags.
     """
     if gpus.count == 0 or ranks <= gpus.count:
         return GpuSharing()
@@ -92,7 +92,7 @@ def gpus_of_node(environment: Mapping[str, str]) -> NodeGpus:
 
 
 def _names_nccl(arguments: Sequence[str]) -> bool:
-    """Return whether ranks exchange tensors directly over NCCL, by the arguments or by default."""
+    """Return whether ``arguments`` and the default values make ranks exchange tensors directly over NCCL."""
     parts = [part for argument in arguments for part in argument.split("=", 1)]
     values = {flag: value for flag, value in pairwise(parts) if flag in (BACKEND, TRANSFERS)}
     return values.get(BACKEND, "nccl") == "nccl" and values.get(TRANSFERS, "direct") == "direct"

@@ -57,8 +57,9 @@ def torchrun_arguments(entries: Mapping[str, PresetEntry]) -> list[str]:
 
 
 def torchrun_variables(entries: Mapping[str, PresetEntry]) -> dict[str, str]:
-    """Return the environment variables that the flags need: for restarts, the variable for a new store per attempt.
+    """Return the environment variables that torchrun's flags need.
 
+    If torchrun may restart the ranks, the variable ``OWN_STORE`` gives each attempt a new store.
     Without a new store, gloo would find the ranks of the previous attempt in the agent's store and connect to them.
     """
     entry = entries.get(RESTARTS)

@@ -3,8 +3,8 @@
 The demonstration and the tests train on the corpus. Python's library has about 10 MB of sources. Megatron's own writer
 stores the tokens as .bin and .idx files.
 
-`tokenizer_arguments` returns flags for Megatron's `NullTokenizer`, which reads token ids, because Megatron's command
-line does not accept Megatron's `ByteLevelTokenizer` (`build_tokenizer`, up to main of 2026-08).
+`tokenizer_arguments` returns flags for Megatron's `NullTokenizer`, which reads token ids. The command line of Megatron
+(up to the main branch of 2026-08) does not accept the `ByteLevelTokenizer`; see `build_tokenizer`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
     """Write the corpus into a subfolder of `directory` unless a complete corpus exists there.
 
     Each source file becomes one document that ends with `EOD`. Files are added in the order of their paths until the
-    corpus has `megabytes` * 1e6 tokens; Python's library has about 10e6. Several processes may build a corpus at the
-    same time. A killed process leaves a folder with a temporary name, not an incomplete corpus.
+    corpus has `megabytes` * 1e6 tokens. Python's library has about 10e6 tokens. Several processes may build a
+    corpus at the same time. A killed process leaves a folder with a temporary name, not an incomplete corpus.
 
     Returns:
         The prefix for `--data-path`. The two files are `<prefix>.bin` and `<prefix>.idx`.

@@ -1,8 +1,8 @@
 """Define the training runs of ``wallfacer demo``: one small GPT on one rank and with context parallelism.
 
 On the CPU the two training runs use fp32. On GPUs the two training runs use bf16, because no fused attention kernel
-supports fp32. On GPUs a third run uses one rank, fp32 and Megatron's own layers. It shows how much rounding to bf16
-changes the loss.
+supports fp32. On GPUs a third run uses one rank, fp32 and Megatron's own layers. The losses of the fp32 run
+show how much rounding to bf16 changes the loss.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRAINING = (
 
 @dataclass(frozen=True)
 class DemoRun:
-    """One training run. ``title`` is printed at its start. ``flags`` are added to the arguments that all runs have."""
+    """One training run. ``title`` is printed when the run starts. ``flags`` follow the arguments that all runs have."""
 
     name: str
     title: str
@@ -65,7 +65,7 @@ class DemoResult:
 def demo_runs(cp_size: int, scheme: str, resolved: str, gpus: int) -> list[DemoRun]:
     """Return the runs, with the reference first and the context-parallel run last.
 
-    ``resolved`` is the scheme that ``--wallfacer-scheme scheme`` selects. If ``gpus`` is 0, the runs use the CPU.
+    If ``scheme`` is ``auto``, ``resolved`` is the scheme that ``auto`` selects. If ``gpus`` is 0, the runs use the CPU.
     """
     dtype = ("--bf16",) if gpus else ()
     flags = ("--wallfacer-cp-size", str(cp_size), "--wallfacer-scheme", scheme)
@@ -101,5 +101,5 @@ def count_gpus() -> int:
 
 
 def complete_arguments(arguments: list[str], gpus: int) -> list[str]:
-    """Add the arguments that the installed libraries need on GPUs. On the CPU the launcher adds what is needed."""
+    """Add the arguments that the installed libraries need on GPUs. The launcher adds the arguments for CPUs."""
     return complete_for_gpu(arguments, Libraries.here()) if gpus else arguments

@@ -22,7 +22,7 @@ def train(
 ) -> list[Iteration]:
     """Run a Megatron script under torchrun and the plugin's launcher, and pass each iteration of its log to ``seen``.
 
-    The file ``log`` gets the whole output. The folder ``LOG-ranks`` next to the file gets the output of each rank.
+    The file ``log`` gets the whole output. torchrun writes the output of each rank into the folder ``<log>-ranks``.
 
     Raises:
         WallfacerError: The run fails. The message has the last error lines of the rank that failed first.

@@ -34,7 +34,7 @@ class LossComparison:
         return max(self.differences[run])
 
     def agrees(self, run: str) -> bool:
-        """Return whether no relative difference of ``run`` is larger than ``allowed``."""
+        """Return whether every relative difference of ``run`` is at most ``allowed``."""
         return self.largest(run) <= self.allowed
 
 
@@ -58,7 +58,7 @@ def compare(exact: Sequence[float], whole: Sequence[float], runs: Mapping[str, S
 
 
 def differences(reference: Sequence[float], losses: Sequence[float]) -> list[float]:
-    """Return the absolute difference divided by the reference, for each iteration that both runs have."""
+    """Return |loss - reference| / |reference| for each iteration that both runs have."""
     return [_relative(wanted, loss) for wanted, loss in zip(reference, losses, strict=False)]
 
 

@@ -22,7 +22,7 @@ from megatron_wallfacer.tuning.timing import largest, time_call
 class AttentionWorkload:
     """The attention call that one rank times. ``shape`` is the shape of the rank's shard.
 
-    All ranks have the same workload, except for the device. Without ``causal`` no pair is masked.
+    All ranks have the same workload, except for the device. If ``causal`` is False, each query attends to all keys.
     """
 
     shape: Shape
@@ -97,7 +97,8 @@ def largest_differences(plans: Sequence[Plan], workload: AttentionWorkload) -> l
     All plans compute attention of the same sequence.
 
     Returns:
-        For each plan the largest |x - y| / max(|y|) on any rank, where x is the plan's tensor and y the first plan's.
+        For each plan, the largest |x - y| / max(|y|) of out, dq, dk and dv on any rank. x is the plan's tensor, and y
+        is the first plan's tensor.
     """
     differences, first = [], None
     for plan in plans:

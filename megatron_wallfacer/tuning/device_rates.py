@@ -21,7 +21,7 @@ DIVISORS, REPEATS = (4, 1), 5
 
 
 def measure_device(kernel: Kernel, shape: Shape, dtype: torch.dtype, device: torch.device) -> Device:
-    """Measure forward and backward rates of a kernel, the time of a call, and the rate of merging.
+    """Measure a kernel's forward and backward rates, the fixed time per call, and the rate of merging partial results.
 
     All ranks must call this function with the shape of one rank's shard.
     """
@@ -68,7 +68,7 @@ def _rate_and_call(small: tuple[float, float], large: tuple[float, float]) -> tu
     """Fit seconds = call + operations / rate to the (operations, seconds) of a small and a large tile.
 
     Returns:
-        The rate in operations per second, and ``call`` in seconds; ``call`` is at least 0.
+        The rate in operations per second, and the fixed time ``call`` in seconds, which is at least 0.
     """
     rate = (large[0] - small[0]) / max(large[1] - small[1], 1e-12)
     call = large[1] - large[0] / rate

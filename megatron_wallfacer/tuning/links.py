@@ -48,8 +48,8 @@ def measure_host_memory(device: torch.device) -> tuple[float | None, float | Non
     """Measure the link between a GPU and host memory while all ranks copy. All ranks must call this function.
 
     Returns:
-        Rate of the slower direction in 1e9 bytes per second, and host memory per node in 1e9 bytes, or (None, None) on
-        CPUs.
+        Rate of the slower copy direction in 1e9 bytes per second, and host memory per node in 1e9 bytes. Both are None
+        on CPUs.
     """
     if device.type != "cuda":
         return None, None

@@ -61,7 +61,7 @@ def scheme_times(
     differences: Sequence[float],
     workload: AttentionWorkload,
 ) -> list[SchemeTimes]:
-    """Return the results of all schemes in their order, where ``times`` has at least one run of each scheme."""
+    """Return one result per scheme, in the order of ``schemes``. ``times`` has at least one run of each scheme."""
     first = median(sample.seconds for sample in times[0])
     results = []
     for scheme, plan, samples, difference in zip(schemes, plans, times, differences, strict=True):
