@@ -60,8 +60,8 @@ class Accumulator:
         """Remove and return all parts, and mark the rows of the parts as written.
 
         Returns:
-            One tuple for each range of rows that has the same parts: (range, whether the range had been written before,
-            parts).
+            Tuples (range of rows, whether these rows were written before, parts). All rows of a range have the same
+            parts.
         """
         if not self.parts:
             return []
@@ -76,7 +76,8 @@ class Accumulator:
         """Move a range of rows, both written rows and parts, into the parts of another accumulator.
 
         No later operation may read the range from this accumulator. Each row of the range must have been written or
-        have a part. ``first`` is the row of ``into`` where the range begins. ``own`` returns the operands of rows.
+        have a part. ``first`` is the row of ``into`` where the range begins. ``own`` returns the operands of
+        written rows.
         """
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """Consecutive tokens of a document. The first is at ``position`` of the document and ``row`` of a block."""
+    """Consecutive tokens of a document.
+
+    The first token is at ``position`` in the document, and at ``row`` in a block.
+    """
 
     document: int
     position: int
@@ -124,8 +127,8 @@ def _of_each_document(
 def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
     """Yield one square call for each document and key chunk, full or causal.
 
-    Document d has the rows ``ends[d] + row`` to ``ends[d + 1] + row`` of the query block. ``cols`` has, for each key
-    chunk, the number to add to ``ends`` to get columns, and whether the calls are causal.
+    Document d has the rows ``ends[d] + row`` to ``ends[d + 1] + row`` of the query block. For each key chunk, ``cols``
+    has (col, causal): document d has the columns ``ends[d] + col`` to ``ends[d + 1] + col`` of the key block.
     """
     return (
         # A call of one row and one column is both full and causal.

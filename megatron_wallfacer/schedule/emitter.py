@@ -36,7 +36,7 @@ class OpEmitter:
         self.program, self.values = program, values
 
     def name(self, label: str | RowSet, tensors: str) -> str:
-        """Return a name for a value of the head group. ``tensors`` is a tensor group, or an operand for its results."""
+        """Return a name for a value of the head group. ``tensors`` names a tensor group, or an operand."""
         return f"{label}.{tensors}.{self.group}"
 
     def value(
@@ -48,7 +48,7 @@ class OpEmitter:
         head_slice: int | None = None,
         rows: RowSet | None = None,
     ) -> str:
-        """Define a :class:`Value`, and return its name. The default head slice is this head group's."""
+        """Define a :class:`Value`, and return its name. By default a value has the head group's head slice."""
         head_slice = self.head_slice if head_slice is None else head_slice
         self.values[name] = Value(payload, tuple(sorted(chunks)), head_slice, rows)
         return name

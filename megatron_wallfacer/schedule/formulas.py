@@ -51,7 +51,7 @@ def backward_volume(
 
 
 def busiest_rank(plan: Plan) -> int:
-    """Return a rank with the largest volume. In ``paper`` and ``permuted`` order, some receive no first block."""
+    """Return a rank with the largest volume. In ``paper`` and ``permuted`` order, some ranks receive no first block."""
     return plan.grid.rank({axis: 0 for axis in plan.grid.placement} | {"team": min(1, plan.grid.team - 1)})
 
 

@@ -18,7 +18,7 @@ from megatron_wallfacer.schedule.tiles import tiles
 
 
 class Blocks(Protocol):
-    """The chunk ids and the names of received values, for each row set."""
+    """The chunk ids of each row set, and the names of the received values that contain its rows."""
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
         """Return the ids of the chunks in the given rows of an operand (``q`` or ``kv``), ascending."""

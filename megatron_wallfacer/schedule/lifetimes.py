@@ -138,7 +138,7 @@ def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
 
 
 def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
-    """Return the peer of each part of a head exchange, by key of its buffer. In memory, peers must be in order."""
+    """Return the peer of each part of a head exchange, by key of its buffer. In memory, parts are in order of peers."""
     peers: dict[Hashable, int] = {}
     for part in local_parts(schedule):
         transfer = _transfer(schedule, part)
@@ -151,7 +151,7 @@ def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
 
 
 def aliases(schedule: Schedule) -> dict[str, str]:
-    """Return the source of each value that is a concatenation of a single source, by name. Both share a buffer."""
+    """Return {value: source} for each value that concatenates only one source. Value and source share a buffer."""
     shared: dict[str, str] = {}
     for op in schedule.ops:
         if isinstance(op, ops.Concat) and len(op.sources) == 1:
@@ -171,7 +171,7 @@ def _transfer(schedule: Schedule, part: LocalPart) -> ops.Transfer:
 
 
 def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
-    """Yield (source, last index of the run of consecutive :class:`Accumulate`) for each :class:`Accumulate`."""
+    """Yield (source, end) for each :class:`Accumulate`; ``end`` is the last index of its run of ``Accumulate``."""
     end = 0
     for index in reversed(range(len(schedule.ops))):
         op = schedule.ops[index]

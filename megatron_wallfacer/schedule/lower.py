@@ -43,11 +43,11 @@ def lower(
         schedule: schedule of one rank.
         shape: sizes of the shard of the rank.
         mask: mask that decides which pairs of partial tiles are unmasked.
-        strides: strides of the local tensors by name: q, k, v in forward; dout, out, lse, delta in backward. Without a
-            head axis, backward also needs q, k, v. Tensors are ``[tokens / P, batch, heads, channels]``, and the
-            statistics lse and delta ``[tokens / P, batch, heads]``.
+        strides: strides of the local tensors by name: q, k, v in forward; dout, out, lse, delta in backward. If the
+            grid has no head axis, backward also needs the strides of q, k, v. Tensors are
+            ``[tokens / P, batch, heads, channels]``, and the statistics lse and delta ``[tokens / P, batch, heads]``.
         varlen: whether the kernel accepts several documents in one call.
-        sinks: whether sinks are merged into the output after the pass. The pass then returns the output in the
+        sinks: whether sinks are merged into the output after the pass. With sinks the pass returns the output in the
             accumulation dtype.
         all_to_all: whether each head exchange is one all-to-all, which the backend must support.
     """
@@ -146,7 +146,7 @@ class _Lowering:
         yield from self.values.finalize(list(self.stored.values()))
 
     def _result(self, name: str) -> Accumulator:
-        """Return the accumulator whose rows are results of the pass, for the tensors and heads of a value."""
+        """Return the accumulator of those results of the pass that have the tensors and heads of the value ``name``."""
         value = self.schedule.values[name]
         tensors = {
             tensor: cut_heads(self.places.whole(self.results[tensor]), self.places.heads(tensor, value.head_slice))

@@ -135,7 +135,7 @@ class TransferLowering:
             self.values.hand_over(total, self.places.rows(there), packed, self.places.rows(here)[0])
 
     def _exchange(self, transfer: Transfer, part: LocalPart, buffers: Sequence[Operand]) -> program.AllToAll:
-        """Return a head exchange as one all-to-all. Both sent parts and received parts are adjacent in memory."""
+        """Return a head exchange as one all-to-all. Sent parts are adjacent in memory, as are received parts."""
         ranks = sorted([self.schedule.rank, *(message.peer for message in transfer.sends)])
         regions = []
         for end, others in (("sent", buffers), ("received", self._arriving(transfer))):

@@ -62,7 +62,7 @@ class Values:
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Operand]:
-        """Return the operand of each tensor of several values, by tensor. All values must have the same rows."""
+        """Return the operands of several values, by name of the tensor. All values must have the same rows."""
         return {
             tensor: operand
             for name in names
@@ -105,8 +105,8 @@ class Values:
     ) -> None:
         """Make :meth:`finalize` add the results of an attention call to an accumulator.
 
-        The call computes the token rows ``rows`` of a block with the chunk ids ``block``. The tensors of the
-        accumulator are in the slot from index ``first`` on.
+        The call computes the token rows ``rows`` of the block whose chunk ids are ``block``. In the slot, the
+        result for the first tensor of the accumulator has index ``first``. Results for the other tensors follow.
         """
         for here, there in placed_rows(rows, block, total.rows.chunks, self.places.chunk):
 

@@ -1,7 +1,7 @@
 """Merging of small attention calls into one call: for local and gathered rows, and for rows of several ranks.
 
-Two small calls take longer than one call with the rows of both. On the other hand, merging needs copies, and results
-are sent later. Calls are merged if the attention of one query shard to one key shard is little work
+Two small calls take longer than one call with the rows of both. However, a merged call needs copied rows, and its
+results are sent later. Calls are merged if the attention of one query shard to one key shard is little work
 (:func:`megatron_wallfacer.schedule.plan.shard_work`).
 """
 

@@ -24,8 +24,9 @@ class Plan:
         scheme: name of the scheme, for messages only.
         kv_order: which block of the ring operand each rank starts with. ``native``: the block of the rank's own team.
             ``paper``: teams gather blocks, and then exchange whole blocks (WallFacer, Algorithm 2). ``permuted``: ranks
-            start with the same blocks as with ``paper``, but exchange single shards before they gather. Exchange and
-            gather then have about half the volume. ``paper`` and ``permuted`` need ``team == kv_team``.
+            start with the same blocks as with ``paper``, but exchange single shards before they gather. With
+            ``permuted``, exchange and gather have about half as much volume as with ``paper``. ``paper`` and
+            ``permuted`` need ``team == kv_team``.
         forward: ring variant of the forward pass. ``pass-kv`` passes K and V around the ring. ``pass-q`` passes Q
             around the ring, and returns partial outputs to the origin rank directly.
         backward: ring variant of the backward pass. ``pass-kv`` passes K, V and their gradients around the ring.

@@ -45,8 +45,8 @@ TIE, MORE_BYTES = 1.05, 1.2
 def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> Plan:
     """Return the plan with the least memory among plans with nearly the lowest price and nearly the fewest bytes.
 
-    The price is at most :data:`TIE` times the lowest price. The received bytes are at most :data:`MORE_BYTES` times the
-    fewest bytes of all plans with such a price. Tokens and heads are per rank.
+    Plans with a price above :data:`TIE` times the lowest price are dropped first. Next, plans that receive more than
+    :data:`MORE_BYTES` times the fewest bytes of the remaining plans are dropped. Tokens and heads are per rank.
     """
     options = {"tokens": tokens, "q_heads": q_heads, "kv_heads": kv_heads}
     prices = [layer_seconds(plan, **options, ranks_per_node=ranks_per_node) for plan in plans]

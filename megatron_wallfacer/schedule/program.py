@@ -24,7 +24,7 @@ class Operand(NamedTuple):
 
     Attributes:
         buffer: ``workspace``, or the name of a local tensor, a result, or a kept value.
-        view: dtype in which the buffer is read. Local tensors and results are read in their dtype (``own``).
+        view: dtype in which the buffer is read. Local tensors and results are read in their own dtype (``own``).
         shape: number of elements along each dimension.
         strides: strides in elements.
         offset: offset from the start of the buffer, in elements.
@@ -96,8 +96,8 @@ class Sum:
     """Sum gradients of several sources.
 
     Attributes:
-        rows: for each sum, the written operand and its sources. If the written operand already has a sum, the operand
-            is also the first source.
+        rows: for each sum, the written operand and its sources. The written operand is also the first source if the
+            sum includes its earlier contents.
         frees: slots whose results no later step reads.
     """
 

@@ -1,8 +1,8 @@
 """The ring: the block of a rank in each ring step, and the paths of a block and of its gradient.
 
 A block leaves its origin rank and reaches every position of the ring. On a single ring the block hops from one position
-to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the origin sends
-the block around its inner ring and to a rank of the next inner ring. The receiver in the next inner ring does the same.
+to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the block hops
+along the outer ring to one rank of each inner ring, and from this rank around the inner ring.
 
 Ranks on the path of a block accumulate the gradient of the block and send the gradient to the origin. The origin adds
 its own contribution. On every shape of ring, a block makes R - 1 hops, and the gradient of the block R - 1 hops.
@@ -62,7 +62,7 @@ def ring_steps(grid: Grid, rank: int, *, bidirectional: bool = False) -> tuple[R
 
 
 def block_origin(grid: Grid, rank: int, step: int) -> int:
-    """Return the origin of the block that a rank has in a ring step. The ring has one direction."""
+    """Return the origin of the block that a rank has in a ring step of a ring with one direction."""
     outer, inner = divmod(step, grid.ring_inner)
     return peer_along(grid, rank, -outer, -inner)
 

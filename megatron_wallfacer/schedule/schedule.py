@@ -185,7 +185,7 @@ def _start_next(builders: Sequence[HeadGroupBuilder], index: int) -> None:
 
 
 def _append_ring(builders: Sequence[HeadGroupBuilder], index: int, computed: Sequence[RowSet]) -> None:
-    """Append ring steps and send their results. Tiles of local rows against ``computed`` rows exist already."""
+    """Append ring steps and send their results. Omit tiles of local rows against ``computed`` rows."""
     builder, operands, pass_start = builders[index], builders[index].operands, None
     first_pass = () if computed and GATHERED not in operands.stationary_rows else operands.first_pass[1:]
     # A first pass of local rows alone can hide little of the next group's transfers, so these start now.
@@ -217,7 +217,7 @@ def _end(builders: Sequence[HeadGroupBuilder]) -> None:
 
 
 def _post_early(program: Sequence[ops.Op]) -> tuple[ops.Op, ...]:
-    """Return the operations, and post receives :data:`POST_AHEAD` attention operations before their transfer starts."""
+    """Return the operations, with receives posted :data:`POST_AHEAD` attention operations before their transfer."""
     attends = [index for index, op in enumerate(program) if isinstance(op, ops.Attend)]
     posted: dict[int, list[ops.Op]] = {}
     seen = 0

@@ -146,6 +146,6 @@ def _volume(name: str, plan: Plan | None, cp_size: int, shape: Shape) -> SchemeV
 
 @cache
 def _schedules(plan: Plan) -> tuple[Schedule, Schedule]:
-    """Return the forward and the backward schedule of the busiest rank. Both are the same for all numbers of heads."""
+    """Return the forward and the backward schedule of the busiest rank. Schedules do not depend on numbers of heads."""
     rank = busiest_rank(plan)
     return forward_schedule(plan, rank), backward_schedule(plan, rank)

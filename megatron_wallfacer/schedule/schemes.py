@@ -27,7 +27,7 @@ class Rule:
     """The choices that a scheme fixes or leaves open.
 
     Attributes:
-        axes: axes of the scheme. The scheme selects sizes that are not given.
+        axes: axes whose sizes the scheme selects, unless the user gives the sizes.
         by_hand: axes that have one rank unless a size is given.
         all_wide: whether as many axes as possible have more than one rank, even if that costs volume.
         orders: allowed values of ``kv_order``, the default first.
@@ -129,7 +129,7 @@ def make_plan(
             ``ring_inner,ring_outer``, and axes of one rank may be left out.
         kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
         forward: ring variant of the forward pass, ``pass-kv``, ``pass-q`` or ``auto``. ``auto`` selects the published
-            variant of the scheme. If the scheme has none, ``auto`` selects the variant with less volume.
+            variant of the scheme. Without a published variant, ``auto`` selects the variant with less volume.
         backward: ring variant of the backward pass, ``pass-kv``, ``pass-q`` or ``auto``.
         bidirectional: whether blocks are sent half way around the ring in each direction.
         head_groups: number of head groups. The default is 1 if the grid has neither a head axis nor a team, or if

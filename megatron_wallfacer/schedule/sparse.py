@@ -2,7 +2,8 @@
 
 The grid decides which rank computes which pairs. A block that hops around the ring would reach many ranks that need
 none of its rows. With a sparse mask no block hops. Each rank receives exactly the chunks that it needs, directly from
-the ranks of these chunks, and sends results back directly. Chunks that no query sees are neither sent nor computed.
+the ranks that have these chunks, and sends results back directly. Chunks that no query sees are neither sent nor
+computed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ChunksByRank = dict[int, tuple[int, ...]]
 class NeededBlocks:
     """The rows that one rank needs from another rank, for all pairs of ranks.
 
-    In each ring step a rank uses the block of one team. The order of blocks is that of a ring with one direction.
+    In each ring step a rank uses the block of one team. Ring steps use blocks in the order of a one-way ring.
     """
 
     def __init__(self, operands: OperandRows, emitter: OpEmitter, chunk_mask: ChunkMask) -> None:
@@ -64,7 +65,7 @@ class NeededBlocks:
         return {rank: needed for rank in ranks if (needed := self._needed_of(operands.rank, rank, side))}
 
     def _rotated(self, team: Sequence[int]) -> tuple[int, ...]:
-        """Return a team from this rank's position on, so that different ranks begin with different peers."""
+        """Rotate a team by this rank's position in its own team, so that ranks begin with different peers."""
         operands = self._operands
         position = operands.team(operands.ring_operand).index(operands.rank)
         return (*team[position:], *team[:position])
@@ -74,7 +75,7 @@ class NeededBlocks:
         return tuple(chunk for chunk in self._operands.shard(owner) if chunk in needed)
 
     def _needed_chunks(self, rank: int, side: str) -> frozenset[int]:
-        """Return the chunks of an operand with at least one unmasked pair that ``rank`` computes."""
+        """Return the chunks of an operand for which ``rank`` computes at least one unmasked pair."""
         if (rank, side) not in self._needed:
             q_chunks, k_chunks = self._assigned(rank, "q"), self._assigned(rank, "kv")
             seen = self._chunk_mask.nonempty
@@ -128,7 +129,7 @@ class SparseHeadGroupBuilder:
                 self._exchange(tensors, self.operands.ring_operand, rows)
 
     def _axis(self, side: str, rows: RowSet) -> str:
-        """Return the axis along which rows are sent. Rows of ring steps come from any rank, along the axis ``cp``."""
+        """Return the axis along which rows are sent: the team's axis for gathered rows, else ``cp`` (all ranks)."""
         return self.operands.axis(side) if rows == GATHERED else "cp"
 
     def _exchange(self, tensors: str, side: str, rows: RowSet) -> None:

@@ -28,7 +28,7 @@ class TeamTransfers:
     def exchange(self, kind: str, tensors: str, axis: str, source: str, chunks: Mapping[int, tuple[int, ...]]) -> None:
         """Send the value ``source`` to each other rank in ``chunks``, and receive a value from each of these ranks.
 
-        ``chunks`` has, for each rank and for this rank, the chunk ids of the value that the rank sends.
+        ``chunks`` has the chunk ids that each rank sends, by rank, including this rank.
         """
         emitter, peers = self.emitter, after(self.operands.rank, tuple(chunks))
         names = {peer: emitter.name(f"from{peer}", tensors) for peer in peers}
@@ -63,7 +63,7 @@ class TeamTransfers:
         """Send rows of the value ``source`` to their origin ranks, and receive partial results of local rows.
 
         ``ends`` has (destination, source, sent chunk ids) for each pair of a sent and a received message. Received
-        messages have the rows of ``chunks``. The accumulator ``into`` later adds the received rows.
+        messages have the rows of ``chunks``. Received rows are later added to the accumulator ``into``.
         """
         emitter, sends, receives = self.emitter, [], []
         for destination, origin, sent in ends:

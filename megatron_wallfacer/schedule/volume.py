@@ -71,9 +71,10 @@ class Shape:
 
 
 def rows_elements(schedule: Schedule, shape: Shape, tensor: str, chunks: int) -> float:
-    """Return the elements of some chunks of a tensor for one head slice. Every slice counts a shared kv head.
+    """Return the elements of some chunks of a tensor for one head slice.
 
-    The returned number is an integer for every schedule that can run.
+    A kv head that several slices share counts in each of the slices. The returned number is an integer for
+    every schedule that can run.
     """
     return _elements(shape, schedule.head_slices, tensor, chunks)
 
