@@ -26,7 +26,7 @@ def execute(
         compiled: pass to run.
         inputs: local tensors in the order of the program, with the strides for which the program was lowered.
         given: uint8 tensors with the values that forward kept, in the order of the program.
-        transfers: transfers that count the received bytes.
+        transfers: object that counts the received bytes.
         observer: context for the pass, each operation and each wait.
     """
     results, kept, workspace = allocate(compiled)

@@ -75,8 +75,8 @@ class AxisGroups:
 def backend_of(group: dist.ProcessGroup | None, device: torch.device) -> str | None:
     """Return the backend of a group for tensors on a device; None if the group has no backend for the device.
 
-    ``torch.distributed.get_backend`` returns the string with which a group was created, which is ``undefined`` after a
-    plain ``init_process_group()`` and ``cpu:gloo,cuda:nccl`` for a group of two backends. ``group`` is None for the
+    ``torch.distributed.get_backend`` returns the text with which a group was created. The text is ``undefined`` after a
+    plain ``init_process_group()``, and ``cpu:gloo,cuda:nccl`` for a group of two backends. ``group`` is None for the
     world.
     """
     pairs = (pair.split(":") for pair in dist.get_backend_config(group).split(","))
@@ -116,8 +116,8 @@ def connect(
 
     The call is collective over the *world*, like ``torch.distributed.new_group``: every rank of the job calls this
     function with its own context-parallel group and grid. ``new_group`` with ``use_local_synchronization`` requires
-    that all members of a group have created equally many groups before. Ranks of different pipeline stages may have
-    created different numbers of groups.
+    that all members of a group have created the same number of groups before. Ranks of different pipeline stages may
+    have created different numbers of groups.
 
     Args:
         group: context-parallel group; None for the world, or for one process without torch.distributed.

@@ -14,7 +14,7 @@ LIMIT = 256 << 20
 class PassCache:
     """A cache that drops its oldest entries first. The newest entry remains even if it is larger than the limit.
 
-    ``limit`` is the largest number of bytes of all cached passes, and separately of all values in :meth:`number_of`.
+    All passes together may take ``limit`` bytes, and all values in :meth:`number_of` another ``limit`` bytes.
     """
 
     def __init__(self, capacity: int = CAPACITY, limit: int = LIMIT) -> None:
@@ -23,7 +23,7 @@ class PassCache:
         self.get, self.add = self._passes.entries.get, self._passes.add
 
     def number_of(self, alike: Hashable, nbytes: int = 0) -> int:
-        """Return a number for a value, the same for equal values. Look-ups hash the number instead of the value."""
+        """Return the number of a value. Equal values have equal numbers. Look-ups hash the number, not the value."""
         number = self._numbers.entries.get(alike)
         if number is None:
             number = self._numbers.add(alike, self._next, nbytes)

@@ -39,7 +39,7 @@ class RowOperation(NamedTuple):
     """A copy, sum, fill or merge of tensors with the same shape.
 
     Attributes:
-        into: tensors that are written. A merge writes outputs, and statistics without the dimension of channels.
+        into: tensors that are written. A merge writes outputs, and lse tensors, which have no channels.
         sources: tensors that are read. Each source has as many tensors as ``into``.
     """
 
@@ -124,7 +124,7 @@ def _entries(one: RowOperation) -> Iterator[_Entry]:
 
 
 def _few(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
-    """Join dimensions of tensors with the same shape. Return the sizes and strides, the last dimension contiguous."""
+    """Join dimensions of tensors with the same shape. Return the new sizes and strides."""
     dims = [(size, [one[axis] for one in strides]) for axis, size in enumerate(shape) if size > 1]
     if not dims or any(step != 1 for step in dims[-1][1]):
         dims.append((1, [1] * len(strides)))

@@ -18,7 +18,7 @@ PASSES = ("forward", "backward")
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One run of a schedule, with the sizes in ``shape``."""
+    """One run of a schedule on tensors with the sizes in ``shape``."""
 
     schedule: Schedule
     shape: Shape
@@ -130,7 +130,7 @@ class Total:
 
 
 def by_pass(events: Sequence[TimelineEvent]) -> list[tuple[TimelineEvent, list[TimelineEvent]]]:
-    """Return each pass with the events that began in the pass, in the order in which the passes began.
+    """Return (pass, events that began in the pass) for each pass, sorted by the start of the pass.
 
     Events outside all passes are omitted. The passes of a rank must not overlap.
     """

@@ -60,7 +60,7 @@ class Transfers:
         return self.groups.backend != "gloo"
 
     def bind(self, number: int, transfer: PointToPoint | AllToAll, device: torch.device) -> BoundTransfer:
-        """Return the calls of one transfer, whose ``Work`` objects are entry ``number`` of the list of works."""
+        """Return the calls of one transfer. The calls store ``Work`` objects in entry ``number`` of a list."""
         group = self.groups.groups[transfer.channel]
         if isinstance(transfer, AllToAll):
             ranks = [self._rank_in(group, rank) for rank in transfer.ranks]
@@ -96,7 +96,7 @@ def _in_halves(
     receives: Sequence[MessageBuffer],
     labels: Sequence[Label],
 ) -> BoundTransfer:
-    """Return a transfer whose receives can be posted first, because gloo delays messages without a posted receive.
+    """Return a transfer over gloo that can post its receives before it starts: gloo delays a message without a receive.
 
     If the peer has exited, gloo raises an error in a send, in a receive, or in the wait for the send or receive.
     """

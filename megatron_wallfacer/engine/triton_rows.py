@@ -36,7 +36,7 @@ class RowLaunch:
         self._constants = table.sources, _ROWS, width, _DTYPES[table.dtype], _DTYPES[table.wide]
 
     def __call__(self, tensors: Sequence[Tensor]) -> None:
-        """Run all row operations on the buffers ``tensors``, at most :data:`BASES`. The table numbers the buffers."""
+        """Run all row operations on ``tensors``, at most :data:`BASES` buffers. The table has indices of buffers."""
         if self._is_empty:
             return
         addresses = [x.data_ptr() for x in tensors]

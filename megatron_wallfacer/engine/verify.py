@@ -89,7 +89,7 @@ class _Checksums:
 
     @contextmanager
     def __call__(self, what: Pass | Op | Transfer) -> Iterator[None]:
-        """Compute checksums of sent tensors after a transfer has started, of received tensors after it has ended."""
+        """Compute checksums: of sent tensors when a transfer has started, and of received tensors when it has ended."""
         yield
         if isinstance(what, SendRecv):
             # Rows in flight do not change, so the source still equals the message.

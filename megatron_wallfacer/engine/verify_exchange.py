@@ -118,7 +118,7 @@ def _described(groups: AxisGroups, code: int, receiver: int) -> str:
 
 
 def _gathered(groups: AxisGroups, row: Tensor) -> list[list[int]]:
-    """Return the row of each rank, in the order of the context-parallel group. The host waits for the device."""
+    """Return the ``row`` of every rank, in the order of the context-parallel group. The host waits for the device."""
     if groups.grid.cp_size == 1:
         return [row.tolist()]
     row = row.to(_messages(groups, row.device))

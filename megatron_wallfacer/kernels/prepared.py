@@ -105,7 +105,7 @@ class PreparedKernel(ABC):
         return partial(in_pieces, self, pieces, spec) if pieces else prepare(tile, spec, TensorKind(*kind))
 
     def _nbytes(self, tile: AttnTile, *rest: object) -> int:
-        """Return the bytes of a cached call for packed documents: of the boundaries, or of one tile per document."""
+        """Return the bytes that a cached call keeps for packed documents: boundaries, or one tile per document."""
         assert tile.cu_seqlens is not None
         each = 2 * INTEGER_BYTES if self.capabilities.varlen else _TILE_BYTES
         return each * len(tile.cu_seqlens.q)

@@ -128,7 +128,7 @@ class Kernel(Protocol):
     dtype (fp64 for fp64 inputs, else fp32).
 
     Query tensors have only the rows ``tile.rows``, and key tensors only the columns ``tile.cols``. In a causal tile
-    rows and columns are the same positions. With ``tile.cu_seqlens`` the batch size is 1. Both passes raise
+    the rows and the columns cover the same positions. With ``tile.cu_seqlens`` the batch size is 1. Both passes raise
     :class:`OptionError` for a window of the tile or a cap of logits that the kernel does not support.
     """
 

@@ -125,12 +125,12 @@ def select_kernel(
 
 
 def candidates(name: str, inputs: Inputs) -> list[tuple[str, str | None]]:
-    """Return each kernel for a name in the order of selection, with the reason why it is unsupported or with None."""
+    """Return (kernel, why the kernel is not supported or None) for each kernel of a name, in the order of selection."""
     return [(entry.name, _built(entry, inputs, by_auto=name == "auto")[1]) for entry in _entries(name, inputs.device)]
 
 
 def switches_in_effect(device: torch.device) -> str:
-    """Return the variables that exclude kernels from ``auto``, such as ``NVTE_FLASH_ATTN=0``; else an empty text."""
+    """Return the settings that exclude kernels from ``auto``, such as ``NVTE_FLASH_ATTN=0``; else an empty text."""
     entries = _entries("auto", device)
     return ", ".join(dict.fromkeys(f"{entry.variable}=0" for entry in entries if _is_switched_off(entry)))
 

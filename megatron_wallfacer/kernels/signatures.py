@@ -78,7 +78,7 @@ class Signature:
 
 
 def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
-    """Return the schema of a torch operator, as its Python signature has no parameters; None for other functions."""
+    """Return the schema of a torch operator, whose Python signature has no parameters; None for other functions."""
     if isinstance(function, torch.library.CustomOpDef):
         function = function._opoverload
     if isinstance(function, torch._ops.OpOverloadPacket):

@@ -113,7 +113,7 @@ class TransformerEngineKernel(PreparedKernel):
         return self._arguments(tile, spec, tensors) | layouts | {"deterministic": self.deterministic}
 
     def _plain_arguments(self, tile: AttnTile, tensors: TensorKind) -> dict[str, Any]:
-        """Return the arguments for sizes and mask without packed documents. A batch has sequences of equal length."""
+        """Return the size and mask arguments of a tile without packed documents. All sequences have the same length."""
         window = WindowSize(None, 0) if tile.causal else top_left(tile)
         # A window that ends at the diagonal is a causal mask with a limit, which all releases support.
         kind = "causal" if window.right == 0 else "no_mask"

@@ -61,8 +61,8 @@ def top_left(tile: AttnTile) -> WindowSize:
 def strips(tile: AttnTile, height: int) -> list[AttnTile]:
     """Divide a tile with a window into tiles of at most ``height`` rows.
 
-    A part has no columns that are masked for all rows of the part. Rows and columns of parts are numbered from the
-    first row and the first column of the divided tile.
+    A part omits the columns that are masked for all of its rows. Rows and columns of parts are numbered from the first
+    row and the first column of the divided tile.
 
     FlashAttention 2 computes wrong results for a tile with more rows than columns. FlashAttention 2 treats ``right >=
     cols`` as no limit. If ``left`` is limited, FlashAttention 2 treats an unlimited ``right`` as ``right = cols``.

@@ -1,8 +1,8 @@
 """Comparison of the arguments of :func:`attention` between the ranks of a process group.
 
 Ranks compare the arguments of the first :data:`CALLS` calls with each group. Calls inside ``torch.compile`` are not
-compared. A comparison would run only in calls that compile. Ranks may compile in different calls, and would then wait
-for each other.
+compared, because a comparison inside ``torch.compile`` would run only in calls that compile. Ranks that compile in
+different calls would then wait for each other.
 """
 
 from __future__ import annotations

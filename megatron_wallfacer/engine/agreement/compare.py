@@ -109,7 +109,7 @@ def ranks_text(ranks: Iterable[int]) -> str:
 
 
 def _differences(groups: list[tuple[list[int], Mapping[str, str | None]]]) -> dict[str, str]:
-    """Return a line for each setting that differs, by name. Ranks of one entry of ``groups`` have equal values."""
+    """Return a line for each setting that differs, by name. All ranks in one entry of ``groups`` have equal values."""
     names = dict.fromkeys(name for _, values in groups for name in values)
     found = {
         name: difference(name, {rank: values.get(name) for members, values in groups for rank in members})

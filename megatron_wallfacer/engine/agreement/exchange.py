@@ -120,7 +120,7 @@ class Exchange:
         return Verdict.from_text(self.store.get("verdict").decode())
 
     def _leave(self, verdict: Verdict) -> None:
-        """After an error, let the rank that may have the store wait until the other ranks have read the verdict."""
+        """After an error, delay the first rank, which may serve the store, until all ranks have read the verdict."""
         if not verdict.errors:
             return
         self.mark_read()

@@ -73,7 +73,7 @@ def wait_line(state: State) -> str:
 
 
 def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
-    """Return a line about the chain of waiting ranks that ends at the blocking rank; None if the rank does not wait.
+    """Return a line that follows the waits from rank to rank to the blocking rank; None without a wait.
 
     ``state`` is the state of the rank that waits. ``read`` returns the last state of a rank, or None.
     """
@@ -102,7 +102,7 @@ def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
 
 
 def _slowest(peers: list[tuple[int, Seen | None]]) -> tuple[int, Seen | None]:
-    """Return the next rank of the chain: a silent rank, else one that does not wait, else one with fewest passes."""
+    """Return a silent rank; else a rank that does not wait; else the waiting rank that has begun the fewest passes."""
 
     def order(peer: tuple[int, Seen | None]) -> tuple[int, int]:
         seen = peer[1]

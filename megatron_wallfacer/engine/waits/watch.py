@@ -125,7 +125,10 @@ class Watch(threading.Thread):
                 self._say(line)
 
     def _label(self, waited: float) -> Label | None:
-        """Return the messages that the host waits for, or after half the limit the messages that the GPU waits for."""
+        """Return the messages that the host waits for.
+
+        If the host waits for none, and ``waited`` is at least half the limit, return the messages the GPU waits for.
+        """
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label
         label, work = self._progress.posted
