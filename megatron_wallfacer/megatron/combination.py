@@ -32,7 +32,7 @@ class Combination:
         example: flags, as typed, that are not supported together with ``--wallfacer-cp-size 8`` on eight ranks. The
             error names the first flag of the example. For a layer or a call, the example is ``attribute=value``.
         find: function that finds the combination.
-        must: words after "must" that name the allowed values; ``{cp_size}`` is replaced by P.
+        must: words that follow "must" in the error message. P replaces ``{cp_size}``.
         reason: clause after "because".
         instead: advice such as ``use --attention-dropout 0``, or empty.
         when: moments of the check: after parsing, when a layer is built, or in a call of attention.
@@ -80,7 +80,7 @@ def as_typed(flag: str, value: object) -> str:
 
 
 def _name(value: object) -> object:
-    """Return an enumeration member's name, which is its text on the command line. Return other values unchanged."""
+    """Return an enumeration member's name, as typed on the command line, or any other value unchanged."""
     return value.name if isinstance(value, Enum) else value
 
 
@@ -143,7 +143,7 @@ def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = 
         reason: clause after "because".
         needs: flags, as typed, that ``flag`` requires.
         off: value with which the second flag has no effect.
-        more: other fields of :class:`Combination`.
+        more: further fields of the returned :class:`Combination`.
     """
     first, second = flag.split()[0], other.split()[0]
     find = both(given(first), given(second, off=off))
@@ -160,7 +160,7 @@ def context_parallel_size(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def ranks(args: Any, argv: Sequence[str]) -> str | None:
-    """Find a world size that the product of tensor, pipeline and context parallel sizes does not divide."""
+    """Find a world size that is not a multiple of tensor-parallel size times pipeline-parallel size times P."""
     world, size = int(os.environ.get("WORLD_SIZE", "1")), args.wallfacer_cp_size
     parallel = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
     if world % (parallel * size) == 0:

@@ -25,7 +25,7 @@ _OFF = ("", "0", "f", "false", "n", "no")
 
 
 def runner_of(settings: Settings, transfers: Transfers) -> Graphs | ForeignCaptures | None:
-    """Return the runner of attention's CUDA graphs, of the plugin or of Megatron; None without CUDA graphs."""
+    """Return the object that runs attention in the plugin's or Megatron's CUDA graphs, or None without CUDA graphs."""
     if settings.flags.cuda_graphs:
         return graphs_of(transfers, free_graphs)
     return None if settings.megatron_graphs is None else foreign_captures(transfers, free_graphs)

@@ -28,7 +28,7 @@ _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
 
 class Keeper:
-    """Store of the finished forward passes of one attention layer until Megatron recomputes the layer.
+    """Store of one attention layer's finished forward passes, kept until Megatron recomputes the layer.
 
     A pipeline stage recomputes its micro-batches in the order in which their forward passes ran.
     """

@@ -82,7 +82,7 @@ def check_that_torch_sees_gpus() -> None:
     """Check that torch finds CUDA on a node with a GPU, so that the node does not join a GPU job with CPU ranks.
 
     Raises:
-        WallfacerError: The node has a GPU or CUDA_VISIBLE_DEVICES names one, but torch finds no CUDA.
+        WallfacerError: The node has a GPU, or CUDA_VISIBLE_DEVICES names a GPU, but torch does not find CUDA.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", "-1", "NoDevFiles"):
@@ -136,6 +136,6 @@ def _record_for_torchrun(error: WallfacerError) -> None:
 
 
 def _found_by_all() -> bool:
-    """Return whether all ranks of torchrun have the same error. The function assumes so until process groups exist."""
+    """Return whether all ranks probably have the same error: True under torchrun until process groups exist."""
     distributed = sys.modules.get("torch.distributed")
     return "TORCHELASTIC_RUN_ID" in os.environ and not (distributed and distributed.is_initialized())

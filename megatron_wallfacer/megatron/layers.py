@@ -20,7 +20,7 @@ class LayerCount:
     Attributes:
         ours: number of layers whose attention the plugin computes.
         total: number of attention layers.
-        others: sorted class names of attention modules that should be the plugin's but are not.
+        others: sorted class names of attention modules that stop the run, because they should be the plugin's.
         megatrons: sorted class names of attention modules that ``--wallfacer-layers`` leaves to Megatron.
     """
 
@@ -33,8 +33,8 @@ class LayerCount:
 def count_layers(model: Iterable[nn.Module]) -> LayerCount:
     """Count the attention layers of a rank's model chunks.
 
-    An attention layer is a module that another module has as ``core_attention``. A ``self_attention`` or
-    ``cross_attention`` module without a ``core_attention`` is an attention layer too.
+    The ``core_attention`` of a module is an attention layer. A ``self_attention`` or ``cross_attention`` module
+    without a ``core_attention`` is an attention layer too.
     """
     found: dict[int, nn.Module] = {}
     for chunk in model:

@@ -70,7 +70,7 @@ def _implementation(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def _modules(args: argparse.Namespace) -> tuple[str, list[str]]:
-    """Return the flag that limits CUDA graphs to modules, and the module names. Old releases use --cuda-graph-scope."""
+    """Return the flag that lists the modules in CUDA graphs, and the list. Old releases use --cuda-graph-scope."""
     old = getattr(args, "cuda_graph_scope_deprecated", None) or getattr(args, "cuda_graph_scope", None)
     new = getattr(args, "cuda_graph_modules", None)
     flag = "--cuda-graph-scope" if old or new is None else "--cuda-graph-modules"

@@ -76,7 +76,7 @@ class Documents:
         return Batch(self._documents if len(self._documents) > 2 else None, ends is not packed.cu_seqlens_q)
 
     def mask(self, of_layer: Mask, documents: tuple[int, ...]) -> Mask:
-        """Return a layer's mask, limited to documents. Layers with equal masks get the same object in a batch.
+        """Return a layer's mask, limited to documents. In one batch, layers with equal masks share one object.
 
         Args:
             of_layer: mask that applies inside each document.

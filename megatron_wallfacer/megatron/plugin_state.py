@@ -53,7 +53,7 @@ class PluginState:
         switch_on: function that installs the hooks that the parsed flags enable.
         parsed: arguments that ranks compare, or None until they are parsed.
         models: number of models built so far.
-        store: store of the job. The reference keeps the store alive until torch.distributed has connected to the store.
+        store: store of the job. This attribute keeps the store alive until torch.distributed connects to the store.
         chosen_tiles: tiles of tokens that ``auto`` chose, or None without ``auto``.
         axis_groups: process groups of this rank, one entry per grid of a plan.
         sums: sums of metrics, or None if this rank logs no metrics.

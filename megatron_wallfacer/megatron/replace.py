@@ -10,7 +10,7 @@ from megatron_wallfacer.errors import WallfacerError
 
 
 def replace(target: str, value: Any) -> None:
-    """Bind a name to ``value``.
+    """Set the attribute with the path ``target`` to ``value``.
 
     Args:
         target: ``package.module:attribute`` or ``package.module:Class.attribute``.

@@ -25,7 +25,7 @@ class StepObserver:
 
     Args:
         directory: folder for the file ``rank-R.json`` of each rank.
-        origin: source of this rank's events.
+        origin: rank, run, device and host that the file names as the source of the events.
     """
 
     def __init__(self, directory: Path, origin: TraceSource) -> None:

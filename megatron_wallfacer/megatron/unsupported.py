@@ -275,7 +275,7 @@ def check_supported(args: Any, argv: Sequence[str] | None = None) -> None:
     """Raise a WallfacerError that names the first unsupported combination of Megatron's arguments, if there is one.
 
     Args:
-        args: parsed arguments with the plugin on. The value of ``context_parallel_size`` may be as parsed or already P.
+        args: parsed arguments with the plugin on. ``context_parallel_size`` may be the parsed value or P.
         argv: words of the command line, which distinguish a default from a typed value, or None for ``sys.argv``.
     """
     message = unsupported("parse", args, args.wallfacer_cp_size, sys.argv[1:] if argv is None else argv)

@@ -30,7 +30,7 @@ class HeldLayers(NamedTuple):
 
     Attributes:
         cp_ranks: global ranks of the rank's context-parallel group.
-        layers: properties of each layer that ranks compare, by the name of the layer and the name of the property.
+        layers: the values that ranks compare, as ``layers[layer name][property name]``.
     """
 
     cp_ranks: Sequence[int]
@@ -58,7 +58,7 @@ def name_mtp_layers(model: Iterable[nn.Module]) -> None:
 
 
 def _modules(model: Iterable[nn.Module]) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield (path, depth, module) for each module. The depth is like ``MTP depth 1``, or empty outside MTP."""
+    """Yield (path, depth, module) for each module. A depth is a text like ``MTP depth 1``, empty outside MTP."""
     for path, module in (item for chunk in model for item in chunk.named_modules()):
         mtp = _MTP.search(f"{path}.")
         yield path, f"MTP depth {int(mtp[1]) + 1}" if mtp else "", module

@@ -41,7 +41,7 @@ def code() -> dict[str, str | None]:
 
 
 def labels(megatron_version: str) -> dict[str, str | None]:
-    """Return package versions. The versions may differ between ranks, but the results of :func:`code` may not."""
+    """Return package versions. The versions may differ between ranks, but the results of :func:`code` must be equal."""
     return {
         "megatron-wallfacer": megatron_wallfacer.__version__,
         "megatron-core": megatron_version,

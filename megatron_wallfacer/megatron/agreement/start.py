@@ -39,7 +39,7 @@ class Parsed:
 
     Attributes:
         settings: arguments that must be equal on all ranks, by flag.
-        paths: arguments with paths as typed, by flag.
+        paths: arguments that contain paths, as typed, by flag.
         timeout: value of ``--distributed-timeout-minutes``, or 10 minutes.
     """
 
@@ -115,9 +115,10 @@ def takes_part() -> bool:
 
 
 def rendezvous_store(rank: int, timeout: timedelta) -> dist.TCPStore:
-    """Return a client of the store at ``MASTER_ADDR:MASTER_PORT``. Rank 0 starts the store unless torchrun has done so.
+    """Return a client of the store at ``MASTER_ADDR:MASTER_PORT``.
 
-    torch.distributed's own rendezvous waits for all ranks and does not name the missing ranks.
+    Rank 0 starts the store, unless torchrun has already started the store. torch.distributed's own rendezvous waits
+    for all ranks and does not name the missing ranks.
     """
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return dist.TCPStore(

@@ -10,7 +10,7 @@ thd                a packed batch is not split, because `tex` is None           
 uneven             gathers of parts of different lengths                          groups of gloo
 =================  =============================================================  ==================================
 
-Each module of this package replaces functions only under the condition in the table. Command lines stay the same.
+Each module of this package replaces functions only under the module's condition in the table.
 Replacements that only a node without CUDA needs are in `cpu_runtime`.
 """
 

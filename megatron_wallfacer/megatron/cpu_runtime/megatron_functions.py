@@ -25,7 +25,7 @@ def install() -> None:
 
 
 def _on_the_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    """Return `tensor`, or its numpy array for the split sizes that the all-to-all dispatcher passes to gloo.
+    """Return `tensor`, or its numpy array if `as_numpy` is True.
 
     Megatron's function (moe_utils.py) converts only tensors on a device, and gloo accepts no tensor as split sizes.
     """

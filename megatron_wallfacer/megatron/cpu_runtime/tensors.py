@@ -34,7 +34,7 @@ def _to(func: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
 
 
 def _type(func: Callable, args: tuple, kwargs: dict) -> Any:
-    """Handle `tensor.type()`. Megatron's optimisers and clip_grads compare the name with 'torch.cuda.FloatTensor'."""
+    """Return `tensor.type()` as on CUDA: Megatron's optimisers compare the type with 'torch.cuda.FloatTensor'."""
     answer = func(*args, **kwargs)
     if len(args) > 1 or kwargs:
         return answer  # with arguments the call is a cast
@@ -55,7 +55,7 @@ class HostTensors(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call `func` with the host instead of a CUDA device."""
+        """Call `func` on the host, even if the arguments name a CUDA device."""
         kwargs = kwargs or {}
         if _names_cuda(kwargs.get("device")):
             kwargs = {**kwargs, "device": _HOST}

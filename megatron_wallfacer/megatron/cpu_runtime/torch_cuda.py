@@ -80,7 +80,7 @@ class Event:
         """Return the milliseconds from this event to `end`.
 
         Raises:
-            RuntimeError: One of the two events was not recorded, as in torch.
+            RuntimeError: At least one of the two events was not recorded.
         """
         if self._seconds is None or end._seconds is None:
             raise RuntimeError("both events must be recorded before the time between them is asked for")

@@ -1,8 +1,8 @@
 """Install the plugin's features into Megatron through hooks: one module per replaced function, listed in `registry`.
 
 The hooks ``arguments`` and ``start`` are always installed. The hook ``arguments`` installs the other hooks if
-``--wallfacer-cp-size`` is given, so attention is Megatron's own without the flag. The packages `any_device` and
-`cpu_runtime` supply functions that Megatron lacks if a library is missing.
+``--wallfacer-cp-size`` is given. Without the flag attention is Megatron's own. The packages `any_device` and
+`cpu_runtime` replace parts of Megatron that fail without a library or without CUDA.
 """
 
 from megatron_wallfacer.megatron.hooks.registry import Hooks

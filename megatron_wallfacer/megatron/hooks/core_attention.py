@@ -1,4 +1,4 @@
-"""Put the plugin's core attention into Megatron's layers, and stop text generation, which it does not support."""
+"""Put the plugin's core attention into Megatron's layers. Stop text generation, which the plugin does not support."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class HookEntry:
 
     Attributes:
         given: flag that installs the hooks, or :data:`ALWAYS`.
-        hooks: hooks without a state.
-        enabled_when: function of the state after parsing that returns whether to install the hooks.
+        hooks: hooks that are not yet bound to the plugin's state.
+        enabled_when: function that gets the plugin's state after parsing, and returns whether to install the hooks.
         core: whether attention needs the hooks. Hooks that are not core may support fewer Megatron releases.
     """
 
@@ -68,7 +68,7 @@ class Hooks:
 
     Attributes:
         state: state of the plugin.
-        entries: each entry of :data:`ENTRIES` with the hooks of the entry, bound to ``state``.
+        entries: pairs of an entry of :data:`ENTRIES` and its hooks, which are bound to ``state``.
     """
 
     def __init__(self, state: PluginState) -> None:

@@ -50,7 +50,7 @@ class Kind:
 
     @cached_property
     def bytes_by_count(self) -> tuple[int, ...]:
-        """Bytes in host memory by the number of layers, from 0 to all layers."""
+        """Element N is the bytes in host memory if N layers have tensors there."""
         return tuple(self.plan(count).nbytes for count in range(self.layers + 1))
 
 
@@ -61,7 +61,7 @@ def _plan_of(kind: Kind, count: int, micro_batches: int) -> SlotPlan:
 
 
 def blocks_of(model: Sequence[nn.Module], flag: str) -> list[nn.Module]:
-    """Return the ``TransformerBlock`` of each model chunk. A WallfacerError means that a chunk has several or none."""
+    """Return the ``TransformerBlock`` of each model chunk. Raise a WallfacerError unless each chunk has one."""
     from megatron.core.transformer.transformer_block import TransformerBlock
 
     found = [[module for module in chunk.modules() if isinstance(module, TransformerBlock)] for chunk in model]

@@ -22,7 +22,7 @@ class Wanted:
     Attributes:
         flag: flag that moves the tensors to host memory.
         fraction: fraction of the layers, or ``auto``.
-        bytes_by_count: bytes in host memory by the number of layers, from 0 to all layers.
+        bytes_by_count: element N is the bytes in host memory if N layers have tensors there.
         layer_bytes: bytes copied to the host after the forward pass of a layer.
     """
 
@@ -36,7 +36,7 @@ class Wanted:
         return layers_on_host(len(self.bytes_by_count) - 1, fraction)
 
     def nbytes(self, auto: float) -> int:
-        """Return the bytes in host memory. The argument is the fraction of layers for a flag with the value auto."""
+        """Return the bytes in host memory. The argument ``auto`` is the fraction if the flag has the value ``auto``."""
         return self.bytes_by_count[self.count(auto if self.fraction == "auto" else self.fraction)]
 
 
@@ -51,7 +51,7 @@ class RankNeeds:
 
 @dataclass(frozen=True)
 class Node:
-    """A node with its free host memory, which is the minimum over its ranks, and the memory needs of its ranks."""
+    """A node: the memory needs of its ranks, and the least free host memory that one of its ranks reports."""
 
     name: str
     left: Left
@@ -93,7 +93,7 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
 
 
 def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
-    """Check that every node has enough host memory. ``auto`` is the fraction of layers for flags with this value.
+    """Check that every node has enough host memory. A flag with the value ``auto`` gets the fraction ``auto``.
 
     Raises:
         WallfacerError: A fraction is too large for a node, or selects no layer. All ranks raise the same error.
