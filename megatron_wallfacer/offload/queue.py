@@ -35,9 +35,9 @@ class OffloadQueue:
     """Queue that copies tensors of layers to host memory in forward, and back before backward needs the tensors.
 
     A layer's tensors are copied to the host while the next layer runs. At the end of the next layer the device waits
-    until this copy has ended. While backward computes a layer, the tensors of the layer that follows in backward are
-    copied to the device. The device has such tensors of at most two layers, or of three layers with pipeline
-    parallelism.
+    for the copy of the previous layer's tensors. While backward computes a layer, the tensors of the layer that follows
+    in backward are copied to the device. The tensors of at most two layers, or of three layers with pipeline
+    parallelism, are on the device at the same time.
 
     Args:
         flag: flag that moves the tensors. Error messages name the flag.

@@ -32,7 +32,8 @@ class SwitchLevel:
 
     Attributes:
         nodes: number of nodes in a group.
-        oversubscription: summed rate of the group's NICs over the rate of its link; 1 for a fat tree without a limit.
+        oversubscription: summed rate of the group's NICs, divided by the rate of the group's link; 1 for a fat tree
+            without a limit.
     """
 
     nodes: int
@@ -100,7 +101,7 @@ class HostProcessors:
             size, are linear in the size. Below the smallest size the costs are constant.
         pass_us: processor microseconds of each pass, in addition to those of its operations.
         attend_us: processor microseconds of each operation that calls attention kernels.
-        operation_us: processor microseconds of each other operation, except views.
+        operation_us: processor microseconds of each operation that is neither a view nor calls attention kernels.
         wake_up_us: mean delay of a waking thread in microseconds if all processors are in use. A rank of an emulated
             cluster sleeps instead of running kernels, and while it waits for messages.
     """

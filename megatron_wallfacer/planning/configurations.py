@@ -45,8 +45,8 @@ class PlanResult:
 
     Attributes:
         best: configurations that fit. The preferred configuration (:func:`ranked`) is first, then those with the plain
-            optimizer, then all others. Compared with any other configuration, each has a shorter time, or needs less
-            device memory or less host memory.
+            optimizer, then all others. Each is faster than any other configuration, or needs less device memory or
+            less host memory.
         leanest: simulated configuration with the least device memory.
         grids: simulated grids of attention for the first configuration, fastest first.
         considered: number of combinations of sizes and flags whose time and memory the formulas estimated.
@@ -155,7 +155,7 @@ def _candidate(request: Request, sizes: ParallelSizes) -> SizeCandidate:
 
 
 def closed_forms(candidate: SizeCandidate) -> ClosedForms:
-    """Return estimates for every combination of flags. For attention they count the kernel time, and no buffers."""
+    """Return estimates for every combination of flags. Estimates include attention's kernel time, not its buffers."""
     request, job = candidate.request, candidate.job
     combinations = flag_combinations(request.cluster, job.cp_size, request.optimizers)
     steps = {flags: candidate.step(flags, _kernels_alone(job, flags)) for flags in combinations}
@@ -176,7 +176,7 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
     """Simulate grids, and return the search result and a pool of grids.
 
     The pool has the simulated grids that fit with the leanest flags, or all simulated grids if none fits. Up to
-    :data:`MOST_RANKS_REGROUPED` ranks, it also has a ring and the best grids with other numbers of head groups.
+    :data:`MOST_RANKS_REGROUPED` ranks, the pool also has a ring and the best grids with other numbers of head groups.
     """
     job = candidate.job
     try:
@@ -209,7 +209,7 @@ def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
 def _best_without_regard_to_tiles(
     candidate: SizeCandidate, pool: Sequence[Choice], combinations: Sequence[FlagCombination]
 ) -> Iterator[Configuration]:
-    """Yield the fastest configuration that fits, or the leanest, of each set of combinations that differ in tiles."""
+    """Yield one configuration per set of combinations that differ in tiles: the fastest that fits, or the leanest."""
     ordered = sorted(pool, key=lambda choice: choice.simulation.seconds)
     fast_s = TIE * ordered[0].simulation.seconds
     for _, alike in groupby(combinations, key=lambda flags: flags.without_tiles):
@@ -221,9 +221,10 @@ def _best_without_regard_to_tiles(
 
 
 def _with_best_grid(candidate: SizeCandidate, ordered: Sequence[Choice], flags: FlagCombination) -> Configuration:
-    """Return the configuration with the fastest grid that fits. If no grid fits, return the one with the least memory.
+    """Return the configuration with the fastest grid that fits.
 
-    Among equally fast grids the grid with the least traffic is preferred.
+    If no grid fits, return the configuration with the least memory. Among equally fast grids the grid
+    with the least traffic is preferred.
     """
     fitting: list[Configuration] = []
     others: list[Configuration] = []

@@ -81,7 +81,7 @@ def _candidates(request: Request) -> list[SizeCandidate]:
 
 
 def _fits(candidate: SizeCandidate, choice: Choice, flags: FlagCombination, tokens: int) -> bool:
-    """Return whether ``tokens`` tokens fit. Time and memory of the grid's attention are scaled to this length."""
+    """Return whether ``tokens`` tokens fit. Time and memory of the grid's attention are scaled to ``tokens`` tokens."""
     factor = tokens / candidate.request.tokens
     attention = attention_of(choice, flags)
     times = (factor * factor * seconds for seconds in (attention.seconds, attention.kernel_s, attention.forward_s))
@@ -114,7 +114,7 @@ def _most_tokens(fits: Callable[[int], bool], start: int, ranks: int) -> int:
 
 
 def unit_of(tokens: int, ranks: int) -> int:
-    """Return the distance in tokens between searched lengths near ``tokens``. It is a multiple of 2 x ``ranks``."""
+    """Return the distance in tokens between searched lengths near ``tokens``, a multiple of 2 x ``ranks``."""
     return lcm(UNITS[tokens >= 1 << 20], 2 * ranks)
 
 

@@ -13,7 +13,7 @@ Direction = Literal["out", "in"]
 
 @dataclass(frozen=True)
 class SharedLink:
-    """One direction of a link, or a bus, with the ranks that share it.
+    """A bus, or one direction of a link, and the ranks that share this bus or link.
 
     Attributes:
         kind: ``port`` (device to node), ``bus`` (of a node), ``nic``, or ``level0``, ``level1``... (switches).

@@ -198,8 +198,8 @@ class _Simulator:
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
         """Keep a rank busy for some processor seconds. On an emulated cluster ranks share processors.
 
-        In the fluid model, work and messages share the processors, and all rates are in bytes per second. So work is
-        converted to bytes: a message of so many bytes takes the same processor time.
+        In the fluid model, work and messages share the processors, and all rates are in bytes per second. So seconds
+        of work are converted to bytes: the size of a message that takes the same processor time as the work.
         """
         rank.busy, start_s = True, self._clock.now
 
@@ -219,7 +219,7 @@ class _Simulator:
             self._clock.fluid.add(work_s / byte_s, uses, end_work, limit=1 / byte_s)
 
     def _complete(self, rank: RankState, op: TimedOp) -> None:
-        """Apply the effect of an operation on transfers, or end a pass."""
+        """Begin the transfer that a completed operation posts, or end a pass."""
         match op.op:
             case None:
                 rank.incoming.clear()

@@ -24,7 +24,7 @@ class StepOverheads:
     Attributes:
         mlp_s: seconds of a second forward pass of each MLP, which ``--wallfacer-mlp-tiles`` causes.
         head_s: seconds of a second forward pass of the LM head, which ``--wallfacer-loss-tiles`` causes.
-        rewrites_s: seconds of the extra reads and writes of weight gradients by every tile but the first.
+        rewrites_s: seconds in which every tile after the first reads and writes the weight gradients.
         copies_s: seconds of copies to and from host memory that no kernel overlaps.
         adam_s: seconds of Adam on the host, and of copying gradients and weights over the host link.
     """

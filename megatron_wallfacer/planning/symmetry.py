@@ -1,9 +1,9 @@
 """Classes of ranks that behave alike, so that one simulated rank represents several.
 
 A grid is a torus. If all ranks shift by the same distance along an axis, each schedule maps to the schedule of another
-rank. The order of K and V in the WallFacer paper is an exception. A shift that maps nodes to nodes, NICs to NICs and
-switches to switches preserves all times. Ranks that time-preserving shifts map to each other form a *class*. A
-simulation of one rank per class gives the times of all ranks.
+rank. Schedules in the WallFacer paper's order of K and V do not have this symmetry. A shift that maps nodes to nodes,
+NICs to NICs and switches to switches preserves all times. Ranks that time-preserving shifts map to each other form a
+*class*. A simulation of one rank per class gives the times of all ranks.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Symmetry:
         return self.grid.rank({axis: here[axis] % self._periods[axis] for axis in AXES})
 
     def offset(self, rank: int, peer: int) -> tuple[int, ...]:
-        """Return the distance from a rank to a peer along each axis. It is equal for corresponding peers of a class."""
+        """Return the distance from a rank to a peer along each axis."""
         here, there = self.grid.coordinates(rank), self.grid.coordinates(peer)
         return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
 
     def program_rank(self, rank: int) -> int:
-        """Return ``rank`` with head coordinate 0. The programs of both ranks differ only in the peers."""
+        """Return the rank of head coordinate 0 whose program equals the program of ``rank``, apart from the peers."""
         return rank if self._every_rank else self.grid.rank(self.grid.coordinates(rank) | {"head": 0})
 
     def translated(self, rank: int, start: int, end: int) -> int:
@@ -64,7 +64,7 @@ class Symmetry:
         return [self.class_of(other) for other in range(first, last)].count(self.class_of(rank))
 
     def unit(self, first: int, ranks: int) -> int:
-        """Return an index of a NIC, node or switch, given its ranks. Units with equal times have the same index."""
+        """Return an index of a NIC, node or switch, given its ranks. Links with equal times have the same index."""
         return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
 
 

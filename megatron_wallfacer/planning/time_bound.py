@@ -95,7 +95,7 @@ def time_bound(
 
 
 def kernel_seconds(cp_size: int, cluster: Cluster, shape: Shape, *, causal: bool = True) -> float:
-    """Return the seconds of a rank's attention kernels at the rate of large calls. All schemes have equal seconds."""
+    """Return the seconds of a rank's attention kernels at the rate of large calls, for any scheme."""
     device = cluster.device
     work = unmasked_pairs(cp_size, shape, causal=causal) * shape.q_heads * mean_head_dim(shape)
     seconds = work * sum(pass_weights(device))
@@ -103,7 +103,7 @@ def kernel_seconds(cp_size: int, cluster: Cluster, shape: Shape, *, causal: bool
 
 
 def unmasked_pairs(cp_size: int, shape: Shape, *, causal: bool) -> float:
-    """Return the number of unmasked pairs of query and key rows per rank. All schemes have equal numbers."""
+    """Return the number of unmasked pairs of query and key rows per rank, for any scheme."""
     return shape.tokens * shape.tokens * cp_size * shape.batch * (0.5 if causal else 1.0)
 
 
@@ -168,7 +168,8 @@ def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
 def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) -> Counter[str]:
     """Return the bytes that a rank receives along each axis, forward and backward, with softmax statistics.
 
-    The bytes are those of the native order of K and V. In the paper's order a rank receives at least as many bytes.
+    The result holds for the native order of K and V. In the order of the WallFacer paper a rank receives as many bytes
+    or more.
     """
     grid = plan.grid
     received: Counter[str] = Counter()
@@ -251,5 +252,5 @@ def _level_s(grid: Grid, by_axis: Counter[str], cluster: Cluster, level: SwitchL
 
 
 def _alone_s(size: float, crossing: float, cluster: Cluster) -> float:
-    """Return the seconds of one axis's traffic on idle links. The fraction ``crossing`` comes from other nodes."""
+    """Return the seconds of one axis's traffic on idle links, if the fraction ``crossing`` comes from other nodes."""
     return cluster.inter.seconds(size * crossing) + cluster.intra.seconds(size * (1 - crossing))

@@ -165,7 +165,7 @@ def simulated_attention(choice: Choice, options: TrainingOptions) -> AttentionEs
 
     In a simulation kernels and transfers overlap as far as CUDA streams allow. A program whose kernels and transfers
     alternate takes the kernel time plus the time of a second simulation without kernel time. With partial overlap the
-    time is between full overlap and alternation.
+    time is between the time of full overlap and the time of alternating kernels and transfers.
     """
     result = choice.simulation
     seconds, forward_s = result.seconds, result.pass_s[0]

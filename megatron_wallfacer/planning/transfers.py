@@ -23,7 +23,7 @@ Channel = tuple[str, str]
 class PendingTransfer:
     """A transfer that one rank has begun, with ``left`` messages that have not arrived yet.
 
-    The rank posted or queued the first messages at ``start_s`` seconds.
+    ``start_s`` is the time in seconds at which the rank posted or queued the first messages.
     """
 
     rank: RankState
@@ -123,7 +123,7 @@ class Transfers:
                 return
 
     def _post(self, op: TimedOp, pending: PendingTransfer, ends: Iterable[str]) -> PendingTransfer:
-        """Post sends or receives of a transfer. A message flows one latency after both are posted."""
+        """Post sends or receives of a transfer. A message flows one latency after its send and receive are posted."""
         rank, transfer, symmetry = pending.rank, pending.transfer, self._symmetry
         for end in ends:
             for message in transfer.sends if end == "send" else transfer.receives:
@@ -167,7 +167,7 @@ class Transfers:
         """Return the capacity that a message uses on each link of its route, and the indices of these links.
 
         One link represents all links with equal times. One simulated message represents the messages of all ranks of a
-        class. So a link carries the message once for each of these ranks that shares the link.
+        class. So a link carries the message once for each rank of the class that shares the link.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []

@@ -28,7 +28,8 @@ _LARGEST_US = 1e15
 class RankTimeline:
     """Timeline of one rank, with times in seconds.
 
-    ``origin`` states run, node and clock of the recording. It is None if the file does not state them.
+    ``origin`` states run, node and clock of the recording. ``origin`` is None if the file does not state
+    run, node and clock.
     """
 
     rank: int
