@@ -58,7 +58,7 @@ class SchemeCosts:
 
     Attributes:
         scheme: name of the scheme.
-        grid: axis sizes with the least volume. If the scheme does not fit, ``grid`` is the reason, and all
+        grid: axis sizes with the least volume. For an unsupported scheme ``grid`` has an error text, and all
             numbers are None.
         ring_variants: pass-KV or pass-Q in forward and in backward, or a dash without a ring.
         forward_volume, backward_volume: elements received, in units of one Q shard.

@@ -37,7 +37,7 @@ class Record(NamedTuple):
 
     Attributes:
         what: kind of call: ``allocate``, ``to host``, ``to device`` or ``wait``.
-        number: index of the copies, counted from 0. For ``allocate``: bytes of the allocation.
+        number: number of the call of ``copy``, counted from 0. For ``allocate``: bytes of the allocation.
         addresses: memory addresses of the host tensors.
         after: index of the copies that must end first, or None.
     """
@@ -88,7 +88,7 @@ class DeferredCopies:
         return issued
 
     def wait(self, issued: _Issued) -> None:
-        """Run the copies with the handle ``issued``, and all earlier copies of the same direction."""
+        """Run the copies that returned the handle ``issued``, and all earlier copies of the same direction."""
         self._observe(Record("wait", issued.number))
         self._run_until(issued)
 

@@ -34,10 +34,9 @@ class Stored(NamedTuple):
 class OffloadQueue:
     """Queue that copies tensors of layers to host memory in forward, and back before backward needs the tensors.
 
-    A layer's tensors are copied to the host while the next layer runs. At the end of the next layer the device waits
-    for the copy of the previous layer's tensors. While backward computes a layer, the tensors of the layer that follows
-    in backward are copied to the device. The tensors of at most two layers, or of three layers with pipeline
-    parallelism, are on the device at the same time.
+    While layer i+1 runs forward, the tensors of layer i are copied to the host. At the end of layer i+1 the device
+    waits for this copy. While backward computes layer i+1, the tensors of layer i are copied to the device. The device
+    holds the tensors of at most two layers, or of three layers with pipeline parallelism.
 
     Args:
         flag: flag that moves the tensors. Error messages name the flag.
@@ -156,7 +155,7 @@ class OffloadQueue:
             self._leaving = None
 
     def _prefetch(self) -> None:
-        """Issue the next copy to the device if no such copy is pending and its tensors are stored."""
+        """Start the next copy to the device, unless one is pending or the next tensors are not on the host yet."""
         if self._arriving is not None or not self._to_load or self._to_load[0] not in self._stored:
             return
         stored = self._stored[self._to_load.popleft()]

@@ -72,9 +72,13 @@ def uses_of_step(passes: Sequence[Pass], groups: Mapping[int, Groups]) -> tuple[
 
 
 def assign_slots(uses: Sequence[Use], nbytes: Mapping[tuple[int, int], int]) -> SlotPlan:
-    """Return the plan with the fewest slots of each size, given the bytes of a slot by (chunk, layer).
+    """Return the plan with the fewest slots of each size.
 
     The slot that was freed first is reused first, because its copy to the device has most likely ended.
+
+    Args:
+        uses: stores and loads of slots, in the order of the step.
+        nbytes: bytes of the tensors of one layer, by (model chunk, layer).
     """
     free: defaultdict[int, deque[Slot]] = defaultdict(deque)
     made: defaultdict[int, int] = defaultdict(int)

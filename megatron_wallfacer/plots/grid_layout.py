@@ -1,8 +1,8 @@
 """Compute the positions of ranks in the plot of a grid.
 
-A ring is a circle. All members of a team are on one radius of the circle, which this module calls a *spoke*, and each
-member is on its own ring. Ranks with the same tokens are neighbours on a spoke. Each coordinate along ``kv_team`` has
-its own circle. In a double ring each inner ring is a circle, and the inner rings form a larger circle.
+A ring is drawn as a circle. The members of a team are drawn on a line from the centre outwards, a *spoke* of the
+circle. Each coordinate along ``kv_team`` has its own circle. For a double ring, each inner ring is a circle, and these
+circles form a larger circle.
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ def _angle(index: int, size: int) -> float:
 
 
 def _spoke(grid: Grid) -> tuple[list[Position], float]:
-    """Return the offsets (across, along) of a team's members, outermost first, and the distance from first to last."""
+    """Return the (x, y) offsets of a team's members on a spoke, outermost first, and the length of the spoke."""
     member = MEMBER_GAP if grid.head == 1 else (grid.head - 1) * MEMBER_GAP + HEADS_GAP
     offsets = [team * member + head * MEMBER_GAP for team in range(grid.team) for head in range(grid.head)]
     return [(0.0, offsets[-1] - offset) for offset in offsets], offsets[-1]
 
 
 def _block(grid: Grid) -> tuple[list[Position], float]:
-    """Return offsets (across, along) from the centre for the ranks of a grid without a ring, and half their extent."""
+    """Return the (x, y) offsets of the ranks of a grid without a ring from its centre, and half its height."""
     if grid.team > 1:
         line, depth = _spoke(grid)
         return [(across, along - depth / 2) for across, along in line], depth / 2

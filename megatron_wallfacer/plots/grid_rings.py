@@ -69,7 +69,7 @@ def gathered(schedule: Schedule, axis: str) -> tuple[str, ...]:
 
 
 def kv_team_of(schedule: Schedule) -> tuple[int, ...]:
-    """Return the ranks that share keys and values along ``kv_team``, with the rank of the schedule; empty if none."""
+    """Return all ranks of the schedule's ``kv_team``, or no ranks if the grid has no ``kv_team``."""
     transfers = [move for move in schedule.transfers if move.channel == ("kv_team", "inputs")]
     peers = {message.peer for move in transfers for message in move.receives}
     return tuple(sorted(peers | {schedule.rank} if transfers else ()))

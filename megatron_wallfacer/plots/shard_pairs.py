@@ -84,7 +84,7 @@ def has_numbers(pairs: Mapping[Pair, Sequence[PairWork]], cp_size: int) -> bool:
 def draw_pairs(axes: Axes, pairs: Mapping[Pair, Sequence[PairWork]], colours: Sequence[Colour]) -> None:
     """Draw each pair in the colour of its rank, and an outline around the pairs of rank 0.
 
-    If ranks split the heads of a pair, each of these ranks has a stripe.
+    If several ranks compute different heads of a pair, the pair is drawn with one stripe per rank.
     """
     size = len(colours)
     rows = [[colours[entry.rank] for k in range(size) for entry in pairs[q, k]] for q in range(size)]

@@ -26,8 +26,8 @@ class Preset:
         variables: environment variables by name.
         torchrun: torchrun flags by name.
         model: Megatron's and the plugin's flags by name.
-        statements: texts for readers of the preset. A file that ``path`` extends adds no text. A key is
-            ``validated_on``, ``measured`` or ``known_limitations``.
+        statements: texts for readers of the preset. The keys are ``validated_on``, ``measured`` and
+            ``known_limitations``. Only texts of the file ``path`` itself count, not texts of files that it extends.
     """
 
     path: Path

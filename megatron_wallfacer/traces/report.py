@@ -45,5 +45,5 @@ def slowest(totals: Sequence[RankTotals]) -> RankTotals:
 
 
 def least_exposed(totals: Sequence[RankTotals]) -> RankTotals:
-    """Return the rank with the least exposed communication, for which the other ranks wait."""
+    """Return the rank with the least exposed communication, which is most likely the rank that delays the others."""
     return min(totals, key=lambda rank: rank.exposed_s)

@@ -26,9 +26,10 @@ class ViewerStep:
     """One step of all ranks.
 
     Attributes:
-        tiles: flat list with rank, query set, key set, first row, end row, first column, end column and causal flag of
-            each tile.
-        transfers: a flat list per axis and tensors, with sender, receiver and index of the chunks for each message.
+        tiles: flat list of eight numbers per tile: rank, query set, key set, first row, end row, first column, end
+            column and causal flag.
+        transfers: messages by (axis, names of the tensors). Each message is three numbers of a flat list: sender,
+            receiver and index of the set of chunks.
         volume: elements that each rank receives, in units of one Q shard.
         between_nodes: volume between nodes, summed over all ranks.
         computed: number of ranks by the kinds of their query and key rows, for example local queries and gathered keys.
