@@ -1,4 +1,4 @@
-"""Row operations of a pass: sum, merge and output proxy. Rows without an unmasked key (lse = -inf) are supported.
+"""Row operations of a pass: sum, merge and ``out_proxy``. Rows without an unmasked key (lse = -inf) are supported.
 
 Outputs and their gradients are ``[rows, batch, heads, v_head_dim]``. The statistics lse and delta are ``[rows, batch,
 heads]``, and sinks ``[heads]``.
@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_wallfacer.kernels.optional import TRITON
 from megatron_wallfacer.kernels.protocol import accumulation_dtype
 
-#: Smallest length of dO by which an output proxy divides. fp32 represents it, and its square is not zero in fp64.
+#: Smallest length of dO by which ``out_proxy`` divides. fp32 represents it, and its square is not zero in fp64.
 _SHORTEST = 2.0**-126
 
 

@@ -65,7 +65,7 @@ def _backward(
         local = dict(zip("qkv", inputs, strict=False))
         local |= {"dout": dout, "out": out, "lse": lse}
         compiled, runtime = call.backward_pass(local, kv_heads, head_dim), call.runtime
-        # Tiles of rows that are exchanged along the head axis or received from other ranks read an output proxy, which
+        # Tiles of rows that are exchanged along the head axis or received from other ranks read ``out_proxy``, which
         # needs delta. Tiles of other local rows read the output itself.
         delta = row_sums(dout, out, lse.dtype) if compiled.reads_delta or sinks is not None else lse
         (dq, dk, dv), _ = call.run(compiled, (*local.values(), delta), kept, runtime.transfers, runtime.observer)

@@ -1,6 +1,6 @@
-"""Row sums and output proxies on a GPU, each as one Triton kernel that reads and writes every row once.
+"""Row sums and ``out_proxy`` on a GPU, each as one Triton kernel that reads and writes every row once.
 
-PyTorch's operators would read and write every row several times. An output proxy by PyTorch's operators would move 60
+PyTorch's operators would read and write every row several times. ``out_proxy`` by PyTorch's operators would move 60
 bytes per element instead of 4. With few tokens per rank the operators would need a third of the time of the attention
 kernels (``python -m benchmarks.gpu.traffic``). :mod:`megatron_wallfacer.engine.merge` defines both operations and
 implements them for a CPU. Tests compare the kernels in Triton's interpreter with the CPU implementations.

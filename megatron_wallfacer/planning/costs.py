@@ -17,7 +17,7 @@ from megatron_wallfacer.schedule.volume import Shape, rows_bytes
 #: Memory accesses per byte of a result. Merging reads result and accumulator and writes the accumulator. Copying reads
 #: and writes the result.
 MERGED, COPIED = 3, 2
-#: Memory accesses per byte of the output proxy (engine.merge.out_proxy) if PyTorch's operators compute it on a CPU: a
+#: Memory accesses per byte of ``out_proxy`` (engine.merge) if PyTorch's operators compute it on a CPU: a
 #: copy in fp64 and its norm, a quotient, a product, temporaries. On a GPU one kernel reads dO and writes the proxy.
 OUT_PROXY = 10
 
@@ -44,7 +44,7 @@ class OpCost:
 class CostModel:
     """Costs of the operations of a schedule on a cluster, for the sizes of one rank's shard.
 
-    With ``out_proxy`` the costs of backward include computing output proxies from dO and delta.
+    With ``out_proxy`` the costs of backward include computing ``out_proxy`` from dO and delta.
     """
 
     def __init__(self, cluster: Cluster, shape: Shape, *, out_proxy: bool = True) -> None:
@@ -144,7 +144,7 @@ class CostModel:
 
 
 def _out_proxy_rows(schedule: Schedule) -> dict[int, int]:
-    """Return the number of query chunks for which an operation computes output proxies, by index of the operation."""
+    """Return the number of query chunks for which an operation computes ``out_proxy``, by index of the operation."""
     first: dict[tuple[str, ...], int] = {}
     views = local_views(schedule)
     for index, op in enumerate(schedule.ops):

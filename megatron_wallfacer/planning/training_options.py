@@ -48,7 +48,7 @@ class TrainingOptions:
         mlp_tiles: number of token tiles of each MLP, which backward recomputes; 1 for no tiles.
         outputs_on_host: fraction of layers whose attention output and lse are kept in host memory.
         inputs_on_host: fraction of layers whose input is kept in host memory.
-        out_proxy: whether backward computes output proxies from dO and delta, as this project's engine does.
+        out_proxy: whether backward computes ``out_proxy`` from dO and delta, as this project's engine does.
         overlap: overlap of communication and computation.
     """
 

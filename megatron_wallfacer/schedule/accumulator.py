@@ -1,7 +1,7 @@
-"""Accumulators: rows to which partial results are added, and the parts, which are partial results to be added later.
+"""Accumulators: rows to which partial results are added.
 
-Parts are collected until an operation reads the rows, or until the results of an attention call must be freed. Then one
-launch adds all collected parts, and reads and writes each row of the accumulator once.
+Partial results are collected until an operation reads the rows, or until the results of an attention call must be
+freed. Then one launch adds all collected results, and reads and writes each row of the accumulator once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class Part(NamedTuple):
 
     Attributes:
         rows: half-open range of rows of the accumulator.
-        sources: function that returns the partial result for a range of accumulator rows, as one source per tensor.
-        slot: slot with the results of an attention call; None if the sources are operands.
-        op: attention operation that computes the partial result; None if the sources are operands.
+        sources: function that returns the partial result for a range of accumulator rows. The partial result is a tuple
+            with one element per tensor of the accumulator.
+        slot: slot with the results of an attention call; None if the partial result is in a buffer.
+        op: attention operation that computes the partial result; None if the partial result is in a buffer.
     """
 
     rows: Range
@@ -73,11 +74,16 @@ class Accumulator:
         return found
 
     def hand_over(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
-        """Move a range of rows, both written rows and parts, into the parts of another accumulator.
+        """Make a range of rows a partial result of another accumulator.
 
-        No later operation may read the range from this accumulator. Each row of the range must have been written or
-        have a part. ``first`` is the row of ``into`` where the range begins. ``own`` returns the operands of
-        written rows.
+        The range consists of written rows and of partial results that are still to be added. No later operation may
+        read the range from this accumulator. Each row of the range must be written or have a partial result.
+
+        Args:
+            rows: half-open range of rows.
+            into: accumulator to which the rows are to be added.
+            first: row of ``into`` where the range begins.
+            own: function that returns the written rows of a range, with one operand per tensor.
         """
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):

@@ -106,7 +106,7 @@ def _joined(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def _series(pairs: Sequence[Pair]) -> Iterable[Pair]:
-    """Yield pairs with the same effect, after joining evenly spaced pairs. All pairs must have equal shapes."""
+    """Join copies at equal distances in memory into one strided copy. All copies must have equal shapes."""
     steps = [
         (after[0].offset - before[0].offset, after[1].offset - before[1].offset) for before, after in pairwise(pairs)
     ]

@@ -36,7 +36,7 @@ class OpEmitter:
         self.program, self.values = program, values
 
     def name(self, label: str | RowSet, tensors: str) -> str:
-        """Return a name for a value of the head group. ``tensors`` names a tensor group, or an operand."""
+        """Return a name that is unique in the head group. ``tensors`` names a tensor group, or an operand."""
         return f"{label}.{tensors}.{self.group}"
 
     def value(
@@ -64,7 +64,7 @@ class OpEmitter:
     def message(
         self, peer: int, value: str, kind: str, tensors: str, step: int = 0, chunks: Sequence[int] | None = None
     ) -> Message:
-        """Return one end of a message of a kind in :data:`KINDS`, by default with all rows of a value."""
+        """Return the send or receive of a message of a kind of :data:`KINDS`, by default with all rows of ``value``."""
         tag = (step * len(KINDS) + KINDS.index(kind)) * len(TENSORS) + list(TENSORS).index(tensors)
         rows = self.values[value].chunks if chunks is None else tuple(sorted(chunks))
         return Message(peer, value, rows, tag * self.groups + self.group)

@@ -22,7 +22,8 @@ def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, siz
         plan: grid and choices.
         kappa: kv heads / q heads.
         kv_heads: number of kv heads; None if there are at least as many kv heads as ranks of the head axis.
-        sizes: weights of elements. If the weights are bytes per element, the returned volume is bytes / (n*H).
+        sizes: weight of an input element, and weight of an element of partial results and gradients. If the weights
+            are bytes per element, the returned volume is bytes / (n*H).
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes
@@ -34,7 +35,7 @@ def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, siz
 def backward_volume(
     plan: Plan, kappa: float, *, kv_heads: int | None = None, keep_gathered_q: bool = False, sizes: Sizes = (1, 1)
 ) -> float:
-    """Return the volume of the backward pass. A rank receives Q, dO and dQ, K, V, dK and dV.
+    """Return the volume of the backward pass. A rank receives Q, dO, dQ, K, V, dK and dV.
 
     Forward keeps the exchanged q, k, v, so that backward exchanges only dO, dQ, dK and dV along ``head``. With
     ``keep_gathered_q`` backward does not gather queries again. The other arguments are those of :func:`forward_volume`.
@@ -56,7 +57,7 @@ def busiest_rank(plan: Plan) -> int:
 
 
 def _exchanged(plan: Plan) -> float:
-    """Return the fraction of a shard that a rank receives in the exchange along a head axis of U ranks."""
+    """Return the fraction of a shard that a rank receives in the all-to-all along the head axis."""
     return (plan.grid.head - 1) / plan.grid.head
 
 

@@ -176,7 +176,7 @@ class HeadGroup:
         emitter.send_recv("head", sends, receives)
 
     def write_results(self) -> None:
-        """Write the local results of both operands into the results of the pass."""
+        """Write the results of local rows into the output tensors of the pass."""
         sides = [side for side in SIDES if self.operands.results(side)]
         peers = after(self.operands.rank, self._heads)
         joined = [self.emitter.name(f"joined{peer}", side) for side in sides for peer in peers]

@@ -1,7 +1,7 @@
 """Lifetimes of the buffers of a schedule, from the first operation that needs a buffer to the last one.
 
-A view of the local tensors needs a buffer only if it is copied into a message. Rows of an accumulator that are copied
-into a message also need a buffer.
+The rank's own tensors need no buffer, except rows that are copied into a message. Rows of an accumulator that are
+copied into a message also need a buffer.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ class Lifetime:
 
 
 def value_key(name: str) -> Hashable:
-    """Return the key of the buffer of a value. A view of local tensors has a buffer only if its copy is sent."""
+    """Return the key of the buffer that stores the value ``name``."""
     return "value", name
 
 
 def rows_key(start: int, position: int) -> Hashable:
-    """Return the key of the buffer of copied rows for sent message ``position`` of operation ``start``."""
+    """Return the key of the send buffer of message number ``position`` of the operation with index ``start``."""
     return "rows", start, position
 
 
 def local_part_key(start: int, end: str) -> Hashable:
-    """Return the key of the buffer of the local part of a head exchange. ``end`` is ``sent`` or ``received``."""
+    """Return the key of the send buffer or receive buffer (``end``) of the :class:`LocalPart` of a head exchange."""
     return "local part", start, end
 
 
 def proxy_key(names: tuple[str, ...]) -> Hashable:
-    """Return the key of the buffer of the output proxy of a query block, given the names of the values of the block."""
+    """Return the key of the buffer of ``out_proxy`` for the query block that consists of the values ``names``."""
     return "proxy", names
 
 
@@ -105,7 +105,7 @@ def lifetimes(schedule: Schedule) -> Iterator[Lifetime]:
     sends = _whole_sends(schedule, buffers, until)
     for name, index in last.items():
         value = schedule.values[name]
-        # A view has a buffer only if a copy of it is sent.
+        # The rank's own tensors have a buffer only if a copy of their rows is sent.
         start, end = sends[name] if name in views and name in sends else (first.get(name, 0), index)
         if name not in schedule.given and (name not in views or name in sends):
             end = max(end, sends.get(name, (0, 0))[1])
@@ -211,7 +211,7 @@ def _sends(schedule: Schedule) -> Iterator[tuple[int, int, ops.Message]]:
 
 
 def _proxies(schedule: Schedule, views: frozenset[str]) -> Iterator[Lifetime]:
-    """Yield the lifetime of the output proxy of each query block, except blocks of local rows."""
+    """Yield the lifetime of ``out_proxy`` of each query block. Blocks of local rows need no ``out_proxy``."""
     used: dict[tuple[str, ...], list[int]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, ops.Attend) and schedule.backward and not views.issuperset(op.q):

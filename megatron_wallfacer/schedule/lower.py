@@ -117,7 +117,7 @@ class _Lowering:
         yield from self.values.copy(pairs)
 
     def _accumulate(self, index: int, source: str, into: str) -> Iterator[ProgramStep]:
-        """Register rows of ``source``. Accumulate all registered rows if the next operation is no ``Accumulate``."""
+        """Collect rows of ``source`` for the accumulator ``into``. The last of several ``Accumulate`` adds all rows."""
         rows, steps = self.values.read(source)
         yield from steps
         total = self.values.accumulator_of(into)
@@ -146,7 +146,7 @@ class _Lowering:
         yield from self.values.finalize(list(self.stored.values()))
 
     def _result(self, name: str) -> Accumulator:
-        """Return the accumulator of those results of the pass that have the tensors and heads of the value ``name``."""
+        """Return the accumulator for output tensors of the pass: the tensors and heads of the value ``name``."""
         value = self.schedule.values[name]
         tensors = {
             tensor: cut_heads(self.places.whole(self.results[tensor]), self.places.heads(tensor, value.head_slice))

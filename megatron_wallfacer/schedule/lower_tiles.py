@@ -73,7 +73,7 @@ class TileLowering:
         return self.values.finalize(deep) if deep else ()
 
     def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[ProgramStep, ...]]:
-        """Return the output of a block of local queries; for other blocks, a proxy and the step that computes it."""
+        """Return O of local queries. For other queries return ``out_proxy``, and the step that computes it."""
         if self.views.issuperset(names):
             shape = self.places.shape_of("out", CHUNKS_PER_RANK, None)
             whole = Operand("out", "own", shape, self.places.strides["out"], 0)
@@ -86,7 +86,7 @@ class TileLowering:
         return proxy, (OutProxy(*map(self.places.number, (q["dout"], q["delta"], proxy))),)
 
     def _tiles(self, op: ops.Attend) -> Iterator[tuple[AttnTile, bool]]:
-        """Yield (kernel call in tokens, whether the results are held) for all tiles of an operation."""
+        """Yield all kernel calls, and whether the results of a call are accumulated with those of the next call."""
         hold = holds_results(self.places.shape)
         for tile in op.tiles:
             rows, cols = self.places.rows(tile.rows), self.places.rows(tile.cols)
@@ -107,9 +107,9 @@ class TileLowering:
 
 
 def _together(calls: Sequence[AttnTile], rows: Range, cols: Range) -> Iterator[tuple[AttnTile, bool]]:
-    """Yield (kernel call, whether the results are held) for the parts of a tile with token ranges ``rows``, ``cols``.
+    """Yield the kernel calls of a partial tile, in the form of ``_tiles``.
 
-    The held results are together no larger than the results of the whole tile.
+    Results that are accumulated together are no larger than the results of the whole tile.
     """
     number, height, width = 0, 0, 0
     for call, following in zip_longest(calls, calls[1:]):

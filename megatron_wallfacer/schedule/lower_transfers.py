@@ -117,8 +117,8 @@ class TransferLowering:
     def _pack(self, at: tuple[int, int], name: str, into: Rows, pairs: list[Pair]) -> Iterator[ProgramStep]:
         """Yield steps that prepare rows of a value for a message. Append the copies of the rows to ``pairs``.
 
-        If an accumulator has parts, and no later operation reads the rows, the parts are summed directly into the
-        message. ``at`` is (index of the operation, index of the message).
+        Partial results that no later operation reads are summed directly in the message buffer. ``at`` is (index of
+        the operation, index of the message).
         """
         name = self.values.aliases.get(name, name)
         total = self.values.accumulators.get(name)

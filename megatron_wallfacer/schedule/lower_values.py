@@ -48,7 +48,7 @@ class Values:
         return total.rows, (*finalized, *self.fill(total, (0, total.tokens)))
 
     def read_part(self, reader: int, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
-        """Return the rows that operation ``reader`` reads of a value: the local part of a head exchange, else all."""
+        """Return the rows of a value that operation ``reader`` reads. After a head exchange only local rows are read."""
         part = self._local_parts.get((reader, name))
         return self.read(name) if part is None else (self.local_part(part, "received"), ())
 
@@ -57,7 +57,7 @@ class Values:
         return (reader, name) in self._local_parts
 
     def local_part(self, part: LocalPart, end: str) -> Rows:
-        """Return the rows of the local part of a head exchange in the buffer ``end``: ``sent`` or ``received``."""
+        """Return the rows that a head exchange leaves on this rank, in the buffer ``end``: ``sent`` or ``received``."""
         mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 

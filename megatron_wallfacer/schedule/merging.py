@@ -34,7 +34,7 @@ def merges_rows(operands: OperandRows, groups: int) -> bool:
 
 
 def ranks_per_call(plan: Plan, groups: int) -> int:
-    """Return the number of ranks whose gathered rows one attention call of the last ring step computes."""
+    """Return for how many ranks one attention call of the last ring step computes gathered rows."""
     return max(1, int(LEAST_WORK / max(1, _call_work(plan, groups))))
 
 

@@ -39,8 +39,12 @@ class TransferTensors:
 def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) -> dict[int, TransferTensors]:
     """Return the tensors of every message of a program, by ``id`` of the transfer.
 
-    A sent message has the tensors from which it was packed. Partial results may be summed directly into a message, so a
-    message from an accumulator has the tensors after packing. ``strides`` are strides of the local tensors by name.
+    A sent message has the tensors from which its buffer was filled. A message with rows of an accumulator has the
+    tensors of the message buffer, because partial results may be summed in that buffer.
+
+    Args:
+        program: lowered program of one rank and pass.
+        strides: strides of the local tensors by name.
     """
     return _Messages(program, strides).run()
 

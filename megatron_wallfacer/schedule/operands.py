@@ -110,10 +110,7 @@ class OperandRows:
 
     @property
     def first_block(self) -> tuple[RowSet, ...]:
-        """Return the row sets of the first block of the ring operand.
-
-        If the order is not native, the first block is the row set ``received(0)``.
-        """
+        """Return the row sets of the first block of the ring operand: with ``permuted`` order, the received rows."""
         if self.is_permuted:
             return (received(0),)
         return (LOCAL, GATHERED) if len(self.team(self.ring_operand)) > 1 else (LOCAL,)
@@ -157,10 +154,7 @@ class OperandRows:
 
     @property
     def last_pass(self) -> tuple[RowSet, ...]:
-        """Return the row sets of the last pass of the inner ring.
-
-        If no block hops, return the last row set of the first block.
-        """
+        """Return the row sets of the last pass of the inner ring; without a ring, the last rows of the first block."""
         first = max(1, len(self.ring_steps) - self._pass_steps)
         return tuple(received(step) for step in range(first, len(self.ring_steps))) or self.first_block[-1:]
 

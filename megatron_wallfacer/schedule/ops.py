@@ -59,7 +59,7 @@ def received(step: int) -> RowSet:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """The contents of a named value.
+    """Rows of some tensors, which an operation reads or writes.
 
     Attributes:
         chunks: chunk ids of the rows, ascending.

@@ -1,4 +1,4 @@
-"""The price of a grid: estimated seconds of one attention layer. The scheme ``auto`` selects a grid by its price.
+"""Estimated seconds of one attention layer, by which the scheme ``auto`` selects a grid.
 
 ::
 
@@ -7,10 +7,10 @@
     calls    = ring steps + team - 1 + (1 if kv_team > 1)                        attention calls of one pass
     transfer = bytes received per rank / link rate
 
-The price only depends on the arguments, so every rank selects the same grid. The constants are those of the shipped
-clusters ``h100-8x8`` and ``h200-8x8`` (``configs/cluster``). Kernels and host time were measured on one H200. The link
-rates are assumptions. The price ignores placement, head groups, and the overlap of gathers. ``--wallfacer-cluster``
-selects the grid by a simulation that models placement, head groups and overlap.
+The estimated time only depends on the arguments, so every rank selects the same grid. The constants are those of the
+shipped clusters ``h100-8x8`` and ``h200-8x8`` (``configs/cluster``). Kernels and host time were measured on one H200.
+The link rates are assumptions. The estimate ignores placement, head groups, and the overlap of gathers.
+``--wallfacer-cluster`` selects the grid by a simulation that models placement, head groups and overlap.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ TIE, MORE_BYTES = 1.05, 1.2
 
 
 def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> Plan:
-    """Return the plan with the least memory among plans with nearly the lowest price and nearly the fewest bytes.
+    """Return the plan with the least memory among fast plans that receive few bytes.
 
-    Plans with a price above :data:`TIE` times the lowest price are dropped first. Next, plans that receive more than
+    Plans that take longer than :data:`TIE` times the least time are dropped first. Next, plans that receive more than
     :data:`MORE_BYTES` times the fewest bytes of the remaining plans are dropped. Tokens and heads are per rank.
     """
     options = {"tokens": tokens, "q_heads": q_heads, "kv_heads": kv_heads}
@@ -64,7 +64,7 @@ def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *,
 
 
 def layer_seconds(plan: Plan, tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> float:
-    """Return the price of a plan: estimated seconds of one causal attention layer, forward and backward.
+    """Return the estimated seconds of one causal attention layer, forward and backward.
 
     The arguments are those of :func:`cheapest`.
     """

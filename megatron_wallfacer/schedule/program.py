@@ -107,7 +107,7 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class OutProxy:
-    """Compute an output proxy: a tensor with rowsum(dO * proxy) = rowsum(dO * O) (``merge.out_proxy``)."""
+    """Compute ``out_proxy``, a tensor with rowsum(dO * out_proxy) = rowsum(dO * O)."""
 
     dout: int
     delta: int
@@ -116,7 +116,7 @@ class OutProxy:
 
 @dataclass(frozen=True, slots=True)
 class AttendForward:
-    """Call the kernel's forward on one tile, and put out and lse into a slot."""
+    """Call the kernel's forward on one tile, and store ``out`` and ``lse`` in a slot."""
 
     q: int
     k: int
@@ -127,7 +127,7 @@ class AttendForward:
 
 @dataclass(frozen=True, slots=True)
 class AttendBackward:
-    """Call the kernel's backward on one tile, and put dq, dk and dv into a slot. :class:`OutProxy` may replace O."""
+    """Call the kernel's backward on one tile, and store dq, dk and dv in a slot. ``out`` may be O or ``out_proxy``."""
 
     dout: int
     q: int

@@ -25,10 +25,10 @@ class RingTransfers:
             self.start_hops(0 if rows == GATHERED else rows.step)
 
     def start_hops(self, step: int, *axes: str) -> None:
-        """Start the hops of the block of a ring step. Each hop also receives the block of a later ring step.
+        """Send the block of a ring step to the next ranks, and receive blocks of later ring steps.
 
-        The hops wait until the block has arrived. If ``axes`` are given, only hops along these axes start. A hop that
-        an earlier call has started is omitted.
+        A send waits until the block has arrived. If ``axes`` are given, only hops along these axes start. Hops that
+        an earlier call started are omitted.
         """
         operands, emitter = self.operands, self.emitter
         for hop in operands.ring_steps[step].destinations:

@@ -50,7 +50,9 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
-    """Yield the longest ranges of chunks that are consecutive in both blocks, as (range in source, range in into).
+    """Yield the longest ranges of chunks that are consecutive in two blocks, as pairs of ranges.
+
+    The first range counts chunks of ``source``, the second range counts chunks of ``into``.
 
     Both blocks must contain all ``chunks``, which must be ascending.
     """

@@ -55,7 +55,7 @@ def backward_schedule(plan: Plan, rank: int, **options: Any) -> Schedule:
 
 
 def is_sparse(plan: Plan, chunk_mask: ChunkMask | None) -> bool:
-    """Return whether rows are sent directly to the ranks that need the rows, because some chunk pairs are empty."""
+    """Return whether ranks send rows directly to the ranks that need the rows, instead of around a ring."""
     return chunk_mask is not None and chunk_mask.is_sparse and plan.kv_order == "native"
 
 
@@ -89,8 +89,8 @@ def _schedule(spec: PassSpec) -> Schedule:
 def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
     """Append all operations of a pass in which no results are sent along the ring.
 
-    Tiles of local rows against the first pass of the inner ring come first. Tiles of local rows against the last pass
-    of the inner ring are computed while the results of gathered rows are in flight.
+    Attention of local rows with the first blocks comes first. Attention of local rows with the last blocks is computed
+    while the results of gathered rows are in flight.
     """
     ring = [*operands.first_block, *map(received, range(1, len(operands.ring_steps)))]
     gathers = GATHERED in operands.stationary_rows

@@ -26,9 +26,9 @@ class TeamTransfers:
         self.exchange("gather", tensors, operands.axis(side), local, {peer: operands.shard(peer) for peer in ranks})
 
     def exchange(self, kind: str, tensors: str, axis: str, source: str, chunks: Mapping[int, tuple[int, ...]]) -> None:
-        """Send the value ``source`` to each other rank in ``chunks``, and receive a value from each of these ranks.
+        """Exchange tensors with all other ranks of a team: send ``source``, and receive chunks of each rank.
 
-        ``chunks`` has the chunk ids that each rank sends, by rank, including this rank.
+        ``chunks`` has the ids of the chunks that each rank of the team sends, by rank.
         """
         emitter, peers = self.emitter, after(self.operands.rank, tuple(chunks))
         names = {peer: emitter.name(f"from{peer}", tensors) for peer in peers}
@@ -41,7 +41,7 @@ class TeamTransfers:
     def scatter(self, side: str, peers: Sequence[int], source: str | None = None) -> None:
         """Send results of gathered rows back to some ranks, and receive results of local rows from equally many ranks.
 
-        The results are in the value ``source``, or in the accumulator of gathered rows if no source is given.
+        By default ``source`` is the accumulator of gathered rows.
         """
         operands = self.operands
         origins = dict(opposite_pairs(operands.rank, operands.team(side)))
@@ -62,8 +62,8 @@ class TeamTransfers:
     ) -> None:
         """Send rows of the value ``source`` to their origin ranks, and receive partial results of local rows.
 
-        ``ends`` has (destination, source, sent chunk ids) for each pair of a sent and a received message. Received
-        messages have the rows of ``chunks``. Received rows are later added to the accumulator ``into``.
+        For each (destination, source, chunk ids) of ``ends``, this rank sends these chunks to ``destination`` and
+        receives ``chunks`` from ``source``. Received rows are later added to the accumulator ``into``.
         """
         emitter, sends, receives = self.emitter, [], []
         for destination, origin, sent in ends:
