@@ -48,7 +48,7 @@ class Values:
         return total.rows, (*finalized, *self.fill(total, (0, total.tokens)))
 
     def read_part(self, reader: int, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
-        """Return the rows of a value that operation ``reader`` reads. After a head exchange only local rows are read."""
+        """Return the rows of a value that operation ``reader`` reads: after a head exchange, only local rows."""
         part = self._local_parts.get((reader, name))
         return self.read(name) if part is None else (self.local_part(part, "received"), ())
 
