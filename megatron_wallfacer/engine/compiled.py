@@ -36,7 +36,8 @@ class CompiledPass:
         operands: (number, index in ``bases``, shape, strides, offset in elements) of each operand that a step needs as
             a tensor.
         steps: calls of all steps, in order.
-        labelled: the calls of ``steps``, grouped by the operation or the wait for a transfer that an observer records.
+        labelled: the calls of ``steps`` with labels for traces. Each label names an operation, or a wait for a
+            transfer.
         transfers: number of transfers.
         received: bytes received in one pass, by (grid axis, name of the tensor).
     """

@@ -43,7 +43,7 @@ class Memory:
 
 
 def memory_of(program: Program, dtype: torch.dtype) -> Memory:
-    """Return the layout of the list that the steps of a program use. ``dtype`` is the dtype of the inputs."""
+    """Return the positions of tensors in the list that a program's steps share. Inputs have the dtype ``dtype``."""
     slots = len(program.operands)
     wide = {result.name for result in program.results if result.wide}
     if program.schedule.backward:

@@ -49,9 +49,9 @@ def check_rows(device: torch.device) -> None:
 
 
 def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> None:
-    """Write the sum of several sources into each tensor. Sources are added in order, in the accumulation dtype.
+    """Write into each tensor of ``into`` the sum of its ``sources``, added in order and in the accumulation dtype.
 
-    Each source of a tensor has the shape of the tensor. The first source of a tensor may be the tensor itself.
+    All tensors of a sum have the same shape. The first term of a sum may be the output tensor itself.
     """
     totals = [_total(to, of[0], len(of)) for to, of in zip(into, sources, strict=True)]
     started = [(total, of[0]) for total, of in zip(totals, sources, strict=True) if total is not of[0]]
@@ -66,7 +66,7 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
 def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
     """Merge partial results by log-sum-exp into each (out, lse), in order and in the accumulation dtype.
 
-    Each partial result of a pair (out, lse) has the shapes of the pair. The first of them may be the pair itself.
+    All partial results have the shapes of the merged (out, lse). The first partial result may be (out, lse) itself.
     """
     totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]

@@ -23,7 +23,7 @@ class PassCache:
         self.get, self.add = self._passes.entries.get, self._passes.add
 
     def number_of(self, alike: Hashable, nbytes: int = 0) -> int:
-        """Return the number of a value. Equal values have equal numbers. Look-ups hash the number, not the value."""
+        """Return a number that identifies a value. Equal values get the same number. Look-ups hash only the number."""
         number = self._numbers.entries.get(alike)
         if number is None:
             number = self._numbers.add(alike, self._next, nbytes)

@@ -156,7 +156,7 @@ def _merge(
 
 
 def _found(source: Source, slots: int) -> tuple[int, int | None, slice | None]:
-    """Return the place of a source: (operand, None, None), or (slot, index of the result in the slot, rows or None)."""
+    """Return (operand, None, None) for an operand, or (slot, index of the tensor, rows) for a kernel's result."""
     if isinstance(source, int):
         return source, None, None
     return slots + source.slot, source.result, None if source.rows is None else slice(*source.rows)

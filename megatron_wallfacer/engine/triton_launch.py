@@ -1,7 +1,7 @@
 """Launches of Triton kernels with little host time.
 
-``kernel[grid](...)`` looks up the compiled kernel in every call, by a key of all arguments. The look-up takes as much
-host time as 14 slices of a tensor. A direct launch of the compiled kernel takes as much host time as two slices.
+``kernel[grid](...)`` looks up the compiled kernel in every call, by a key of all arguments. The look-up takes as
+much host time as slicing a tensor 14 times. A direct launch of the compiled kernel takes as much as two slices.
 """
 
 from __future__ import annotations

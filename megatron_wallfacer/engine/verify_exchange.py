@@ -83,7 +83,7 @@ def compare_sums(
 def _exchanged(
     groups: AxisGroups, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the :func:`_coded` number of each received tensor, and whether the tensor differs from the sent tensor."""
+    """Return a code for each received tensor, and whether the received tensor differs from the sent tensor."""
     place = {rank: dist.get_group_rank(_whole(groups), one) for rank, one in enumerate(groups.global_ranks)}
 
     def ordered(sums: Sequence[Sum]) -> tuple[list[Sum], list[int]]:

@@ -117,7 +117,7 @@ _LOOKUPS = ("_forward_call", "_backward_call", "_varlen_forward_call", "_varlen_
 
 @contextmanager
 def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
-    """Collect the prepared calls that a kernel looks up in the ``with`` block.
+    """Collect the prepared calls that a kernel uses while the ``with`` block runs.
 
     A CUDA graph reads the device tensors of prepared calls at each replay. Caches may drop prepared calls, so the owner
     of the graph keeps references to the calls. If the kernel is not a :class:`PreparedKernel`, the list is empty.

@@ -28,7 +28,7 @@ class ChosenTiles:
     """Activations of one rank before and after ``auto`` chooses the number of tiles.
 
     Attributes:
-        before: activations if ``auto`` means one tile.
+        before: activations with one tile wherever a flag is ``auto``.
         after: activations with the chosen number of tiles.
     """
 

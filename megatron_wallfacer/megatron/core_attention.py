@@ -224,7 +224,7 @@ class WallfacerCoreAttention(nn.Module):
         return sharded_sinks(self, self._tp_group, prefix, sharded_offsets, metadata)
 
     def extra_repr(self) -> str:
-        """Return scheme, grid and kernel for the printed model."""
+        """Return scheme, grid and kernel, which ``print(model)`` shows."""
         return f"{self._call.plan.scheme}, {self._call.plan.grid}, kernel={self._call.runtime.kernel.name}"
 
 

@@ -93,7 +93,7 @@ def check_config(config: argparse.Namespace, expected: str | None, where: str) -
 def free_graphs() -> None:
     """Free the CUDA graphs of Megatron's implementation ``local``, which Megatron keeps until the process ends.
 
-    Megatron's training loop frees the graphs of ``transformer_engine`` itself.
+    Graphs of the implementation ``transformer_engine`` are freed by Megatron's training loop.
     """
     runner = getattr(sys.modules.get("megatron.core.transformer.cuda_graphs"), "_CudaGraphRunner", None)
     if runner is None:

@@ -1,4 +1,4 @@
-"""List the Megatron arguments that a missing library requires on any device, and add them to shipped command lines.
+"""List the Megatron arguments that are needed when a library is missing, and add them to the shipped command lines.
 
 `validate_args` does not check most of the arguments in this module. If an argument is missing, Megatron fails later: in
 the configuration, in a layer, in the first step or in the data sets. Every flag in this module exists in Megatron-LM
@@ -67,7 +67,7 @@ def complete_for_gpu(argv: Sequence[str], libraries: Libraries) -> list[str]:
 
 
 def missing(argv: Sequence[str], needed: Flags) -> list[str]:
-    """Return the words of each flag in `needed` that is absent from `argv`."""
+    """Return the flags of `needed` that are absent from `argv`, as a list of command-line arguments."""
     given = {flag for flag, _ in read_flags(argv)}
     absent = ((flag, value) for flag, value in needed.items() if flag not in given)
     return [word for words in absent for word in words if word is not None]

@@ -22,7 +22,7 @@ def say(line: str) -> None:
 
 
 class Output:
-    """Output that stops after its first error. One warning then names the output's flag."""
+    """An optional output, such as metrics, which a failed write switches off with one warning."""
 
     def __init__(self, name: str) -> None:
         self._name, self.failed = name, False

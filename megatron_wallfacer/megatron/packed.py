@@ -21,8 +21,8 @@ LAYOUT_NAMES = ("cp_partition_mode", "attention_cp_layout")
 def shards_whole_sequence(args: argparse.Namespace) -> bool:
     """Return whether Megatron packs documents and splits the sequence, not each document, into 2P chunks.
 
-    ``pretrain_gpt.py`` splits the sequence with --dataloader-inter-document-masking unless --sft is given. Megatron
-    splits each document in packed batches without --dataloader-inter-document-masking.
+    ``pretrain_gpt.py`` splits the sequence if --dataloader-inter-document-masking is given without --sft. For other
+    packed batches Megatron splits each document.
     """
     return getattr(args, "dataloader_inter_document_masking", False) and not getattr(args, "sft", False)
 

@@ -26,7 +26,7 @@ class Preset:
         variables: environment variables by name.
         torchrun: torchrun flags by name.
         model: Megatron's and the plugin's flags by name.
-        statements: texts for readers of the preset. The keys are ``validated_on``, ``measured`` and
+        statements: remarks of the preset's author on its test and use. The keys are ``validated_on``, ``measured`` and
             ``known_limitations``. Only texts of the file ``path`` itself count, not texts of files that it extends.
     """
 

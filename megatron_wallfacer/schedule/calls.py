@@ -127,8 +127,8 @@ def _of_each_document(
 def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
     """Yield one square call for each document and key chunk, full or causal.
 
-    Document d has the rows ``ends[d] + row`` to ``ends[d + 1] + row`` of the query block. For each key chunk, ``cols``
-    has (col, causal): document d has the columns ``ends[d] + col`` to ``ends[d + 1] + col`` of the key block.
+    ``ends`` are the document boundaries inside a chunk. ``row`` is the first row of the query chunk in its block.
+    ``cols`` has (first column in the key block, whether the calls are causal) for each key chunk.
     """
     return (
         # A call of one row and one column is both full and causal.

@@ -71,7 +71,7 @@ def proxy_key(names: tuple[str, ...]) -> Hashable:
 
 
 def waits(schedule: Schedule) -> dict[int, int]:
-    """Return the index of the operation that waits for a transfer, by index of the operation that starts the transfer.
+    """Return for each operation that starts a transfer the index of the operation that waits for the transfer.
 
     The first operation that reads a received value waits for its transfer. A transfer that only sends is waited for
     after the last operation.

@@ -79,7 +79,7 @@ class Mask:
 
     @property
     def has_window(self) -> bool:
-        """Return whether a sliding window limits earlier keys, or limits later keys to a number above 0."""
+        """Return whether the mask has a sliding window: a left limit, or a right limit above 0."""
         return self.left is not None or self.right not in (0, None)
 
     @property

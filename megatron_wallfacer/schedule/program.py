@@ -82,7 +82,7 @@ class Merge:
     """Merge partial outputs by log-sum-exp.
 
     Attributes:
-        rows: for each merge, the written operands (out, lse), and the (out, lse) of each partial result. If the written
+        rows: for each merge, the output operands (out, lse), and the (out, lse) of each partial result. If the output
             rows already have a result, this result is the first partial result.
         frees: slots whose results no later step reads.
     """

@@ -1,8 +1,8 @@
 """Comparison of the arguments of :func:`attention` between the ranks of a process group.
 
-Ranks compare the arguments of the first :data:`CALLS` calls with each group. Calls inside ``torch.compile`` are not
-compared, because a comparison inside ``torch.compile`` would run only in calls that compile. Ranks that compile in
-different calls would then wait for each other.
+Ranks compare the arguments of their first :data:`CALLS` calls of ``attention`` per process group. Calls inside
+``torch.compile`` are not compared, because a comparison inside ``torch.compile`` would run only in calls that compile.
+Ranks that compile in different calls would then wait for each other.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def described(
 
 
 def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None:
-    """Return this rank's next call with a group; None if the call is not compared.
+    """Return group and number of this rank's next call of ``attention``; None if the call is not compared.
 
     Only the first :data:`CALLS` calls with a group of several ranks are compared. ``group`` is None for the world.
     """

@@ -20,7 +20,7 @@ class Record:
         derived: values computed from settings, which must be equal on all ranks too. Different derived values are
             reported only if all settings are equal.
         labels: values that may differ between ranks, with a warning.
-        strict: whether this rank requires the comparison. Without a strict rank, no difference is reported.
+        strict: whether this rank requires equal settings. Differences are reported if at least one rank is strict.
     """
 
     settings: Mapping[str, str | None]

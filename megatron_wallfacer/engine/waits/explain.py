@@ -56,7 +56,10 @@ class State:
 
 @dataclass(frozen=True)
 class Seen:
-    """The last published state of a rank, and its age in seconds; the age is None until a newer state is overdue."""
+    """The last published state of a rank.
+
+    ``silent`` is the age of the state in seconds, if the rank should have published a newer state; else None.
+    """
 
     state: State
     silent: float | None = None

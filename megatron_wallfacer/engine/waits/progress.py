@@ -24,7 +24,7 @@ class Label(NamedTuple):
 
     @classmethod
     def of(cls, tensors: tuple[str, ...], peers: tuple[int, ...], axis: str, *, sends: bool = False) -> Label:
-        """Return a label for tensors with their names in a schedule. The label shows ``dk`` as ``dK``."""
+        """Return a label, given the schedule's names of the tensors. The label shows ``dk`` as ``dK``."""
         return cls(tuple(map(_shown, tensors)), tuple(dict.fromkeys(peers)), axis, sends)
 
 

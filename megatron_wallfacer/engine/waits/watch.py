@@ -66,7 +66,7 @@ class Watch(threading.Thread):
         self._stopped = False
 
     def run(self) -> None:
-        """Publish states and explain waits until :meth:`stop` is called or the store is closed."""
+        """Publish this rank's state and report long waits, until :meth:`stop` is called or the store is closed."""
         while not self._stopped:
             ready, _, _ = select.select([self._wake], [], [], self._interval)
             requested = bool(ready) and SIGNAL in os.read(self._wake, 64)
@@ -125,9 +125,9 @@ class Watch(threading.Thread):
                 self._say(line)
 
     def _label(self, waited: float) -> Label | None:
-        """Return the messages that the host waits for.
+        """Return the messages that the host waits for, or else the messages that the GPU waits for.
 
-        If the host waits for none, and ``waited`` is at least half the limit, return the messages the GPU waits for.
+        Messages of the GPU are returned only if ``waited`` is at least half the limit.
         """
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label

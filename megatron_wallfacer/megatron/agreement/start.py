@@ -1,7 +1,7 @@
 """Compare the settings and the software of all ranks before Megatron makes process groups.
 
-Ranks with different settings may not share a group, so the comparison uses the store of torch.distributed instead of
-collectives. Ranks without the plugin are compared too. Differences are errors only if some rank has the plugin on.
+Ranks with different settings can make different groups, so the comparison uses the store of torch.distributed instead
+of collectives. Ranks without the plugin are compared too. Differences are errors only if some rank has the plugin on.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ fp32, three parts of `DistributedOptimizer` (megatron/core/optimizer/distrib_opt
   Adam's state before `state_dict` reads it.
 * `load_state_dict` copies the loaded weights into the optimizer's fp32 copy or, if there is no such copy, into the
   model's weights. Torch forbids such a copy while gradients are recorded, so this module turns the recording off.
-* `load_state_dict` makes one tensor the step of all parameters, so Adam would count parameters instead of steps.
+* After `load_state_dict` all parameters share one step tensor, so Adam would increase the step once per parameter.
   `load_state_dict` also overwrites the loaded step with the step before the load. This module sets the step of each
   parameter to the step in the checkpoint.
 """

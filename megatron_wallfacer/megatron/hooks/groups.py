@@ -24,7 +24,7 @@ from megatron_wallfacer.megatron.unsupported import check_supported
     parameters=("context_parallel_size",),
 )
 def groups_hook(state: PluginState, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Make the axis groups after Megatron's groups, and print the startup report."""
+    """Make the process groups of all axes once Megatron has made its own groups, and print the startup report."""
     from megatron.core import parallel_state
 
     # Check again, because arguments from a checkpoint and Megatron's validation can change the arguments.

@@ -85,9 +85,9 @@ def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
 def report_of_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
     """Return ``loss_func`` with its report summed over a group.
 
-    A report is a dict of pairs (sum of token losses, number of tokens). In evaluation with ``--sft`` Megatron divides
-    each pair on each rank, and averages the quotients over ranks. If the pairs are summed over a group, all ranks of
-    the group have the same quotients.
+    A report is a dict of pairs (sum of token losses, number of tokens). In evaluation with ``--sft`` Megatron computes
+    the mean loss of each rank's tokens, and averages the means over ranks. If losses and tokens are first summed over a
+    group, all ranks of the group have the same mean.
 
     Args:
         loss_func: loss function of a script, which returns the report as its last value.

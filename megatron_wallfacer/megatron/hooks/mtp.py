@@ -2,8 +2,8 @@
 
 Megatron divides the losses of the MTP layers by the number of unmasked tokens of one rank, with and without
 ``--calculate-per-token-loss`` (NVIDIA/Megatron-LM#7498). The ranks of a group have different numbers of unmasked tokens
-even without a mask, because only one rank has the last token, which predicts nothing. Megatron also shifts packed
-tokens by document lengths without padding, although the tensors include the padding (NVIDIA/Megatron-LM#4495).
+even without a mask, because only one rank has the last token, which predicts nothing. Megatron also shifts
+the tokens of packed documents at wrong boundaries if documents have padding (NVIDIA/Megatron-LM#4495).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def mtp_loss_hook(state: PluginState, original: Callable[..., Tensor], *args: An
 
     The hook multiplies each loss by P, because Megatron divides by the number of tokens of the whole group and then
     averages gradients over P ranks. With ``--calculate-per-token-loss`` Megatron multiplies the mean MTP loss by the
-    rank's number of unmasked tokens. The hook replaces the rank's number by the average over the ranks of the group.
+    rank's number of unmasked tokens. The hook uses the mean of this number over the ranks of the group instead.
     """
     call = bound(original, *args, **kwargs)
     call.apply_defaults()
@@ -105,7 +105,7 @@ def _derive_labels(values: dict[str, Any]) -> bool:
 
 
 def _weighted(config: Any, mask: Tensor, group: dist.ProcessGroup) -> Any:
-    """Return a configuration that multiplies mean MTP losses by the group's mean number of unmasked tokens per rank."""
+    """Return a copy of ``config`` with MTP losses scaled by the group's mean number of unmasked tokens per rank."""
     weighted = copy.copy(config)
     weighted.calculate_per_token_loss = False
     weighted.mtp_loss_scaling_factor = config.mtp_loss_scaling_factor * sum_over_group(mask.sum(), group) / group.size()

@@ -39,8 +39,8 @@ class LayerInputs:
         Args:
             chunk: number of the chunk from 0.
             block: transformer block of the chunk.
-            checkpoints: number of layer checkpoints that a forward pass must have. A forward pass with more or fewer
-                checkpoints raises an error, because layer inputs might stay on the device unnoticed.
+            checkpoints: number of layer checkpoints that a forward pass must have. Any other number raises an error,
+                because layer inputs might stay on the device unnoticed.
         """
 
         def begin(module: nn.Module, args: Any) -> None:
@@ -59,7 +59,7 @@ class LayerInputs:
         block.register_forward_hook(end, always_call=True)
 
     def checkpoint(self, original: Callable[..., Any], function: Callable[..., Any], *args: Any) -> Any:
-        """Run Megatron's checkpoint.
+        """Call Megatron's activation checkpointing, and move the saved layer input to the host.
 
         Args:
             original: ``tensor_parallel.checkpoint``.

@@ -36,7 +36,7 @@ class Wanted:
         return layers_on_host(len(self.bytes_by_count) - 1, fraction)
 
     def nbytes(self, auto: float) -> int:
-        """Return the bytes in host memory. The argument ``auto`` is the fraction if the flag has the value ``auto``."""
+        """Return the bytes in host memory. ``auto`` is the fraction of layers to use for the flag value ``auto``."""
         return self.bytes_by_count[self.count(auto if self.fraction == "auto" else self.fraction)]
 
 
@@ -93,7 +93,7 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
 
 
 def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
-    """Check that every node has enough host memory. A flag with the value ``auto`` gets the fraction ``auto``.
+    """Check that every node has enough host memory. ``auto`` is the fraction of layers for the flag value ``auto``.
 
     Raises:
         WallfacerError: A fraction is too large for a node, or selects no layer. All ranks raise the same error.
