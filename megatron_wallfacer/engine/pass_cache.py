@@ -14,7 +14,7 @@ LIMIT = 256 << 20
 class PassCache:
     """A cache that drops its oldest entries first. The newest entry remains even if it is larger than the limit.
 
-    All passes together may take ``limit`` bytes, and all values in :meth:`number_of` another ``limit`` bytes.
+    The cached passes may take ``limit`` bytes in total. The cached masks and other keys may take ``limit`` bytes more.
     """
 
     def __init__(self, capacity: int = CAPACITY, limit: int = LIMIT) -> None:

@@ -38,7 +38,7 @@ class FlashVersion:
         forward: constant arguments of forward.
         backward: constant arguments of backward.
         no_limit: value of a window argument for a side without a limit.
-        no_softcap: value of ``softcap`` in forward for scores without a cap. Backward takes 0.0 in all versions.
+        no_softcap: value of forward's argument ``softcap`` that means no cap. Backward's value is 0.0 in all versions.
         lse_places: index of the lse in forward's result tuple, by length of the tuple; 1 for other lengths.
     """
 

@@ -125,7 +125,7 @@ def select_kernel(
 
 
 def candidates(name: str, inputs: Inputs) -> list[tuple[str, str | None]]:
-    """Return (kernel, why the kernel is not supported or None) for each kernel of a name, in the order of selection."""
+    """Return the kernels that ``--wallfacer-kernel name`` considers, each with an error text or None, best first."""
     return [(entry.name, _built(entry, inputs, by_auto=name == "auto")[1]) for entry in _entries(name, inputs.device)]
 
 

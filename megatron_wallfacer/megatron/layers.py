@@ -20,7 +20,7 @@ class LayerCount:
     Attributes:
         ours: number of layers whose attention the plugin computes.
         total: number of attention layers.
-        others: sorted class names of attention modules that stop the run, because they should be the plugin's.
+        others: sorted class names of attention modules that are not the plugin's, although they should be.
         megatrons: sorted class names of attention modules that ``--wallfacer-layers`` leaves to Megatron.
     """
 

@@ -54,7 +54,7 @@ class Accumulator:
 
     @property
     def is_deep(self) -> bool:
-        """Return whether the parts come from :data:`DEPTH` operations, and must therefore be accumulated now."""
+        """Return whether partial results of :data:`DEPTH` operations wait, the largest number that may wait."""
         return len({id(part.op) for part in self.parts if part.op is not None}) >= DEPTH
 
     def take(self) -> list[tuple[Range, bool, tuple[Part, ...]]]:

@@ -159,7 +159,7 @@ class HeadGroup:
     # --- results ---
 
     def join_heads(self) -> None:
-        """Complete the local results. With a head axis, send the results to the ranks whose tokens they belong to."""
+        """Complete the local results. With a head axis, send each rank the results of its tokens."""
         for side in SIDES:
             if self.operands.results(side):
                 self.accumulate(self.accumulator(side, LOCAL))

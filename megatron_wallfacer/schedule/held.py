@@ -49,7 +49,7 @@ class _Held:
         self.most = max(self.most, sum(self.sizes[tile] for tile in tiles))
 
     def is_deep(self, name: str) -> bool:
-        """Return whether results of :data:`DEPTH` operations are held for an accumulator."""
+        """Return whether partial results of :data:`DEPTH` operations wait to be added to an accumulator."""
         return len({part.op for part in self.parts.get(name, ())}) >= DEPTH
 
     def take(self, name: str, chunks: tuple[int, ...]) -> bool:
@@ -114,7 +114,7 @@ def _attend(index: int, op: Attend, schedule: Schedule, shape: Shape, held: _Hel
 
 
 def _reads(index: int, op: Op, schedule: Schedule) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield (value, chunks) of the rows whose results must be accumulated, because an operation reads the rows."""
+    """Yield (value, chunks) of all rows that an operation reads. Partial results of these rows must be added first."""
     match op:
         case SendRecv(transfer=transfer):
             yield from ((message.value, message.chunks) for message in transfer.sends)

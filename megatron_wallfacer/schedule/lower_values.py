@@ -167,7 +167,7 @@ class Values:
     # --- copying ---
 
     def row_pairs(self, source: Rows, into: Rows, chunks: Iterable[int]) -> list[Pair]:
-        """Return (destination, source) pairs for some chunks that both values have."""
+        """Return (destination, source) operands that copy ``chunks`` from one value to another."""
         return [
             (cut(into.tensors[tensor], self.places.rows(here)), cut(operand, self.places.rows(there)))
             for there, here in common_rows(source.chunks, into.chunks, chunks)

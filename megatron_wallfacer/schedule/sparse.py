@@ -1,8 +1,8 @@
 """Schedules for sparse masks, which leave many chunk pairs empty: windows, and documents in a sequence.
 
 The grid decides which rank computes which pairs. A block that hops around the ring would reach many ranks that need
-none of its rows. With a sparse mask no block hops. Each rank receives exactly the chunks that it needs, directly from
-the ranks that have these chunks, and sends results back directly. Chunks that no query sees are neither sent nor
+none of its rows. With a sparse mask the ring is not used. Each rank receives exactly the chunks that it needs, directly
+from the ranks that have these chunks, and sends results back directly. Chunks that no query sees are neither sent nor
 computed.
 """
 

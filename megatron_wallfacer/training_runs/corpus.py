@@ -48,14 +48,14 @@ def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
     """Write the corpus into a subfolder of `directory` unless a complete corpus exists there.
 
     Each source file becomes one document that ends with `EOD`. Files are added in the order of their paths until the
-    corpus has `megabytes` * 1e6 tokens. Python's library has about 10e6 tokens. Several processes may build a
+    corpus has `megabytes` * 1e6 tokens. Python's standard library has about 10e6 tokens. Several processes may build a
     corpus at the same time. A killed process leaves a folder with a temporary name, not an incomplete corpus.
 
     Returns:
         The prefix for `--data-path`. The two files are `<prefix>.bin` and `<prefix>.idx`.
 
     Raises:
-        ValueError: `megabytes` is not positive, or is more than Python's library contains.
+        ValueError: `megabytes` is not positive, or is larger than the source code of Python's standard library.
     """
     if megabytes <= 0:
         raise ValueError(f"megabytes must be positive, got {megabytes}")

@@ -19,7 +19,7 @@ ALLOWED = 2.0
 
 @dataclass(frozen=True)
 class LossComparison:
-    """Relative differences between the losses of runs and the losses of one rank in fp32.
+    """Relative differences between the losses of runs and the losses of a reference run: one rank in fp32.
 
     Attributes:
         differences: key: name of a run; value: relative difference of its loss at each iteration.
@@ -30,7 +30,7 @@ class LossComparison:
     allowed: float
 
     def largest(self, run: str) -> float:
-        """Return the largest relative difference between the losses of ``run`` and the losses of one rank in fp32."""
+        """Return the largest relative difference between the losses of ``run`` and the reference run."""
         return max(self.differences[run])
 
     def agrees(self, run: str) -> bool:
@@ -39,11 +39,11 @@ class LossComparison:
 
 
 def compare(exact: Sequence[float], whole: Sequence[float], runs: Mapping[str, Sequence[float]]) -> LossComparison:
-    """Compare the losses of ``runs`` with the losses of one rank in fp32.
+    """Compare the losses of ``runs`` with the losses of a reference run: one rank in fp32.
 
     Args:
-        exact: losses of one rank in fp32, by iteration.
-        whole: losses of one rank in the dtype of ``runs``, by iteration; equal to ``exact`` if that dtype is fp32.
+        exact: losses of the reference run, by iteration.
+        whole: losses of a run on one rank in the dtype of ``runs``, by iteration; ``exact`` if that dtype is fp32.
         runs: key: name of a run; value: its losses by iteration.
 
     Raises:

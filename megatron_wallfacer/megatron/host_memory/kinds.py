@@ -41,7 +41,7 @@ class Kind:
 
     @property
     def layers(self) -> int:
-        """Number of layers (attention outputs) or of checkpoints (layer inputs) with tensors of this kind."""
+        """Number of layers that have tensors of this kind. For layer inputs, the number of checkpoints."""
         return len(self.nbytes)
 
     def plan(self, count: int, micro_batches: int | None = None) -> SlotPlan:
