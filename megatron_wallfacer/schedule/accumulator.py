@@ -54,15 +54,14 @@ class Accumulator:
 
     @property
     def is_deep(self) -> bool:
-        """Return whether partial results of :data:`DEPTH` operations wait, the largest number that may wait."""
+        """Return whether partial results of :data:`DEPTH` operations, the largest allowed number, are to be added."""
         return len({id(part.op) for part in self.parts if part.op is not None}) >= DEPTH
 
     def take(self) -> list[tuple[Range, bool, tuple[Part, ...]]]:
-        """Remove and return all parts, and mark the rows of the parts as written.
+        """Remove and return all partial results, and mark their rows as written.
 
         Returns:
-            Tuples (range of rows, whether these rows were written before, parts). All rows of a range have the same
-            parts.
+            Tuples (range of rows, whether these rows were written before, partial results to be added to the rows).
         """
         if not self.parts:
             return []

@@ -1,8 +1,8 @@
 """Varlen calls: kernel calls of several documents that are joined into one call with ``cu_seqlens``.
 
 The documents of a varlen call must have consecutive rows and consecutive columns. In a tile of several chunks the calls
-are ordered by document, then by chunk. Calls that can be joined are not adjacent in this order, so several joined calls
-are extended in turn.
+are ordered by document, then by chunk. Calls that can be joined are not adjacent in this order. Therefore several
+varlen calls are open at the same time, and each new call is appended to one of them.
 """
 
 from __future__ import annotations

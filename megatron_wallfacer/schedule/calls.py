@@ -125,7 +125,7 @@ def _of_each_document(
 
 
 def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
-    """Yield one square call for each document and key chunk, full or causal.
+    """Yield one full or causal call for each document and key chunk. Each call has as many rows as columns.
 
     ``ends`` are the document boundaries inside a chunk. ``row`` is the first row of the query chunk in its block.
     ``cols`` has (first column in the key block, whether the calls are causal) for each key chunk.

@@ -42,7 +42,7 @@ def lower(
     Args:
         schedule: schedule of one rank.
         shape: sizes of the shard of the rank.
-        mask: mask that decides which pairs of partial tiles are unmasked.
+        mask: mask of the whole sequence, from which the kernel calls of partial tiles are derived.
         strides: strides of the local tensors by name: q, k, v in forward; dout, out, lse, delta in backward. If the
             grid has no head axis, backward also needs the strides of q, k, v. Tensors are
             ``[tokens / P, batch, heads, channels]``, and the statistics lse and delta ``[tokens / P, batch, heads]``.

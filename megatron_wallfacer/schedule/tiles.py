@@ -86,7 +86,7 @@ def _without_chunk_mask(
 def _by_chunk_mask(
     q_chunks: Sequence[int], k_chunks: Sequence[int], wanted: Sequence[bool], chunk_mask: ChunkMask
 ) -> Iterator[Tile]:
-    """Yield partial tiles of one row of chunks each, then rectangles of full chunk pairs."""
+    """Yield the partial tiles of each query chunk, then the full tiles."""
     full_cols = []
     for row, (chunk, want) in enumerate(zip(q_chunks, wanted, strict=True)):
         first, end = (bisect_left(k_chunks, bound) for bound in chunk_mask.nonempty[chunk])
