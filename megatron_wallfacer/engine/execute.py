@@ -61,7 +61,7 @@ def count_received(compiled: CompiledPass, transfers: Transfers) -> None:
 
 
 def _operands(compiled: CompiledPass, buffers: Tensors) -> list[Any]:
-    """Return the list that steps read and write by index: operands as views of buffers, empty slots, and buffers."""
+    """Return the list of tensors that steps index: first the operands, then one empty slot per result, then buffers."""
     as_strided = torch.as_strided
     bases = [buffers[number] if dtype is None else buffers[number].view(dtype) for number, dtype in compiled.bases]
     # A local tensor may begin at any offset of its storage.

@@ -61,7 +61,7 @@ def bind(step: ProgramStep, to: Binding) -> Action | None:
 
 
 def taken(step: ProgramStep, transfers: Sequence[PointToPoint | AllToAll]) -> Iterator[int]:
-    """Yield the numbers of operands that a step needs as tensors. Triton kernels for row operations take buffers."""
+    """Yield the indices of the operands that a step needs as tensors. Triton kernels of row operations use buffers."""
     match step:
         case program.AttendForward(q=q, k=k, v=v):
             yield from (q, k, v)

@@ -178,7 +178,7 @@ def sequence_length(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def cp_comm_type(args: Any, argv: Sequence[str]) -> str | None:
-    """Find ``--cp-comm-type`` if no layer has Megatron's own attention. The plugin's attention ignores the flag."""
+    """Find ``--cp-comm-type`` on the command line. The flag is allowed if some layers keep Megatron's own attention."""
     kept = getattr(args, "wallfacer_layers", None) is not None
     return as_typed("--cp-comm-type", args.cp_comm_type) if not kept and is_typed(argv, "--cp-comm-type") else None
 

@@ -40,10 +40,9 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class SlotPlan:
-    """The order in which layers store and load tensors in a step, and the slot in host memory of each key.
+    """The order in which layers store and load tensors in a step, and the slot in host memory of each layer's tensors.
 
-    A key has its slot from the store in forward to the load in backward. Keys whose tensors are in host memory at the
-    same time have different slots.
+    A slot is in use from the copy to the host in forward until the copy to the device in backward.
     """
 
     uses: tuple[Use, ...]

@@ -125,7 +125,7 @@ def factorisations(number: int, axes: Sequence[str]) -> Iterator[dict[str, int]]
 
 
 def axes_inside(grid: Grid, nodes: Sequence[str]) -> tuple[str, ...]:
-    """Return the axes of several ranks that never cross nodes. ``nodes`` has the node of each rank."""
+    """Return the axes that have several ranks and stay inside a node. ``nodes`` has the node of each rank."""
 
     def is_inside(axis: str) -> bool:
         return all(len({nodes[peer] for peer in grid.neighbours(rank, axis)}) == 1 for rank in range(grid.cp_size))

@@ -1,8 +1,8 @@
 """Results of attention calls that are not yet accumulated: their bytes, and the time of their accumulation.
 
-One launch can add several results to an accumulator, and reads and writes the accumulator once. Results of calls are
-therefore held until an operation reads their rows, or until a third operation adds to the same accumulator. Results of
-large calls are accumulated immediately.
+One launch can add several results to an accumulator, and reads and writes the accumulator once. Results are therefore
+kept until an operation reads their rows. At most two operations per accumulator may have results that are not yet
+accumulated. Results of large calls are accumulated immediately.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ class Values:
         ]
 
     def copy(self, pairs: Sequence[Pair]) -> Iterator[ProgramStep]:
-        """Yield one step for several copies: a few strided copies, or one permutation of blocks if possible."""
+        """Yield one step that performs several copies: as strided copies, or as one permutation of equal blocks."""
         few = strided(pairs)
         if len(few) > STRIDED and (found := permutation(pairs, self.places.itemsize, self.places.wide)):
             yield program.Permute(self.places.number(found.into), self.places.number(found.source), found.index)

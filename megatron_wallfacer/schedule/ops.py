@@ -79,7 +79,7 @@ class Message:
     Attributes:
         peer: rank of the other end.
         value: name of the value that is sent, or that the message creates at its receiver.
-        chunks: chunk ids of the sent rows; at the receiver, chunk ids of all rows of the value.
+        chunks: ids of the chunks in the message.
         tag: number that is equal at both ends, and unique among the messages of one pass between two ranks.
     """
 

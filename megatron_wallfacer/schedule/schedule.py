@@ -44,7 +44,7 @@ def forward_schedule(
         groups: number of head groups, from :func:`megatron_wallfacer.schedule.heads.head_groups`.
         keep_gathered_q: whether forward keeps the gathered queries for backward.
         chunk_mask: unmasked chunk pairs, in place of ``causal``. If the mask is sparse and ``kv_order`` is
-            ``native``, ranks exchange rows directly instead of around the ring (:mod:`megatron_wallfacer.schedule.sparse`).
+            ``native``, ranks exchange rows directly, not around the ring (:mod:`megatron_wallfacer.schedule.sparse`).
     """
     return _schedule(PassSpec(plan, rank, False, causal, groups, keep_gathered_q, chunk_mask))
 
