@@ -18,7 +18,7 @@ Mixture of experts: which experts a token gets is a step function. Where the las
 that is not by less than what rounding makes, two runs part for a reason that is in neither of them. So the seed of the
 weights is the first of `SEEDS` at which the run of size 1 keeps `GAP` of distance everywhere, else the one with most.
 With some seeds a step enlarges rounding a hundredfold. So in fp32 another order of size 1 without the plugin must also
-stay within a `STEADY` of the tolerance; a seed with which it does not counts as one without distance.
+stay within a `STEADY` of both tolerances; a seed with which it does not counts as one without distance.
 """
 
 from __future__ import annotations
@@ -173,9 +173,14 @@ def _seed(combination: Combination, iterations: int) -> int:
 
 
 def _distance(whole: Run, iterations: int, seed: int) -> float:
-    """The smallest gap in routing; 0 where the order of sums alone moves the losses."""
+    """The smallest gap in routing; 0 where the order of sums alone moves the losses or the gradient norms."""
     own, other = (_train(whole, iterations, seed, order) for order in (None, "1"))
-    return smallest_gap(own) if _differences(other, own)[0] <= STEADY * LOSS_TOLERANCE else 0.0
+    return smallest_gap(own) if is_steady(*_differences(other, own)) else 0.0
+
+
+def is_steady(loss: float, grad_norm: float) -> bool:
+    """Whether differences without the plugin leave room below the tolerances."""
+    return loss <= STEADY * LOSS_TOLERANCE and grad_norm <= STEADY * GRAD_NORM_TOLERANCE
 
 
 def first_far_enough(seeds: Sequence[int], gap_of: Callable[[int], float]) -> int:

@@ -97,6 +97,14 @@ def test_the_seed_is_the_first_that_is_far_from_a_tie() -> None:
     assert matrix.first_far_enough((1, 2), {1: near / 2, 2: near}.__getitem__) == 2
 
 
+def test_a_seed_leaves_room_below_both_tolerances() -> None:
+    loss, grad_norm = matrix.STEADY * matrix.LOSS_TOLERANCE, matrix.STEADY * matrix.GRAD_NORM_TOLERANCE
+    assert matrix.is_steady(loss, grad_norm)
+    assert not matrix.is_steady(2 * loss, grad_norm)
+    assert not matrix.is_steady(loss, 2 * grad_norm)
+    assert not matrix.is_steady(loss, float("nan"))
+
+
 def test_a_nan_is_not_right() -> None:
     assert matrix._verdict("fp32", float("nan"), 0.0, 1e-5) != "ok"
     assert matrix._verdict("fp32", 0.0, float("nan"), 1e-5) != "ok"
