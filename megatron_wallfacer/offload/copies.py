@@ -88,7 +88,7 @@ class DeferredCopies:
         return issued
 
     def wait(self, issued: _Issued) -> None:
-        """Run the copies that returned the handle ``issued``, and all earlier copies of the same direction."""
+        """Run the copies that belong to the handle ``issued``, and all earlier copies of the same direction."""
         self._observe(Record("wait", issued.number))
         self._run_until(issued)
 

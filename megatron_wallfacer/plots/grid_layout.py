@@ -97,7 +97,7 @@ def _spoke(grid: Grid) -> tuple[list[Position], float]:
 
 
 def _block(grid: Grid) -> tuple[list[Position], float]:
-    """Return the (x, y) offsets of the ranks of a grid without a ring from its centre, and half its height."""
+    """Return positions (x, y) of the ranks of a grid without a ring, relative to the centre, and half the height."""
     if grid.team > 1:
         line, depth = _spoke(grid)
         return [(across, along - depth / 2) for across, along in line], depth / 2

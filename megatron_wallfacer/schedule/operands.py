@@ -110,7 +110,10 @@ class OperandRows:
 
     @property
     def first_block(self) -> tuple[RowSet, ...]:
-        """Return the row sets of the first block of the ring operand: with ``permuted`` order, the received rows."""
+        """Return the row sets of the first block of the ring operand.
+
+        With ``permuted`` order the first block is received from another rank.
+        """
         if self.is_permuted:
             return (received(0),)
         return (LOCAL, GATHERED) if len(self.team(self.ring_operand)) > 1 else (LOCAL,)

@@ -62,8 +62,8 @@ class TeamTransfers:
     ) -> None:
         """Send rows of the value ``source`` to their origin ranks, and receive partial results of local rows.
 
-        For each (destination, source, chunk ids) of ``ends``, this rank sends these chunks to ``destination`` and
-        receives ``chunks`` from ``source``. Received rows are later added to the accumulator ``into``.
+        Each element (destination, source, sent chunk ids) of ``ends`` is one message to ``destination`` and one message
+        from ``source``. Received messages contain ``chunks`` and are later added to the accumulator ``into``.
         """
         emitter, sends, receives = self.emitter, [], []
         for destination, origin, sent in ends:

@@ -5,10 +5,10 @@ and H the query width (heads x head dim). kappa is kv heads / query heads. If th
 and y key shards, balance requires x*y >= P. A rank receives x - 1 query shards and y - 1 key shards, because one query
 shard and one key shard are local.
 
-Each pass has two bounds. In the plain bound x and y are real numbers, so the bound applies to every scheme. In the
-bound *for whole shards* x and y are integers, so the bound applies to schemes that assign whole shards to ranks. The
-bound for whole shards is higher if P has no suitable divisors. The bounds assume that the heads of a token stay
-together. Schemes that divide heads can have less volume than the bounds.
+Each pass has two bounds. The general bound applies to every scheme, because x and y may be any real numbers. The bound
+*for whole shards* applies to schemes that assign whole shards to ranks, so that x and y are integers. The bound for
+whole shards is higher if P has no suitable divisors. The bounds assume that the heads of a token stay together. Schemes
+that divide heads can have less volume than the bounds.
 """
 
 from __future__ import annotations

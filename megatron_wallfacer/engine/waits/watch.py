@@ -127,7 +127,7 @@ class Watch(threading.Thread):
     def _label(self, waited: float) -> Label | None:
         """Return the messages that the host waits for, or else the messages that the GPU waits for.
 
-        Messages of the GPU are returned only if ``waited`` is at least half the limit.
+        A wait of the GPU is reported only if ``waited`` is at least half the limit.
         """
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label
