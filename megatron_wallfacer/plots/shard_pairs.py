@@ -57,7 +57,7 @@ def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
 
 
 def pairs_of(plan: Plan) -> dict[Pair, tuple[PairWork, ...]]:
-    """Return the work on each pair of the P x P matrix, one entry per head slice.
+    """Return the work on each (query shard, key shard), with one element per head slice.
 
     Raises:
         ValueError: A pair is computed twice for the same heads, which a plot could not show.

@@ -48,7 +48,7 @@ class Stream:
 
     @staticmethod
     def priority_range() -> tuple[int, int]:
-        """Return the least and greatest priority, which are equal."""
+        """Return the least and the greatest stream priority: 0 and 0 on a CPU."""
         return 0, 0
 
     synchronize = wait_stream = wait_event = _do_nothing  # no work is ever pending

@@ -32,7 +32,8 @@ class ViewerStep:
             receiver and index of the set of chunks.
         volume: elements that each rank receives, in units of one Q shard.
         between_nodes: volume between nodes, summed over all ranks.
-        computed: number of ranks by the kinds of their query and key rows, for example local queries and gathered keys.
+        computed: number of ranks that compute attention, by (kind of query rows, kind of key rows), such as (local,
+            gathered).
     """
 
     tiles: list[int] = field(default_factory=list)
