@@ -69,7 +69,7 @@ class Choice:
 
     @cached_property
     def bound(self) -> TimeBound:
-        """Return the time that no overlap of computation and communication can undercut."""
+        """Return the lower bound of the time, with complete overlap of computation and communication."""
         job = self.job
         return time_bound(self.plan, job.cluster, job.shape, causal=job.causal, keep_gathered_q=self.keep_gathered_q)
 
@@ -108,7 +108,10 @@ class Choice:
     def simulate(
         self, schedules: Callable[[int], Sequence[Schedule]], *, every_rank: bool = False, **options: Any
     ) -> SimulationResult:
-        """Simulate every rank if ``every_rank`` is True or if ranks are not alike, else one rank of each class."""
+        """Simulate one rank of each symmetry class.
+
+        Every rank is simulated if ``every_rank`` is True, or if the plan uses the WallFacer paper's order of K and V.
+        """
         every_rank = every_rank or self.plan.kv_order != "native"
         symmetry = Symmetry(self.plan.grid, Routing(self.job.cluster).unit_sizes, every_rank=every_rank)
         return simulate(self.job.costs, schedules, symmetry, **options)

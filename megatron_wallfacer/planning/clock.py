@@ -17,7 +17,7 @@ class Clock:
 
     Attributes:
         now: seconds since the start of the simulation.
-        fluid: flows that progress with time.
+        fluid: model of the shared resources and of the flows that use them.
     """
 
     def __init__(self, fluid: Fluid, wake_up: WakeUpDelay | None) -> None:

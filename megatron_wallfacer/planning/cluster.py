@@ -99,11 +99,11 @@ class HostProcessors:
         copy_gbyte_s: rate at which one processor merges or copies, in 1e9 bytes per second.
         messages: costs of messages by ascending size; empty for no cost. Costs between two sizes, and above the largest
             size, are linear in the size. Below the smallest size the costs are constant.
-        pass_us: processor microseconds of each pass, in addition to those of its operations.
+        pass_us: processor microseconds of each pass, without its operations.
         attend_us: processor microseconds of each operation that calls attention kernels.
         operation_us: processor microseconds of each operation that is neither a view nor calls attention kernels.
-        wake_up_us: mean delay of a waking thread in microseconds if all processors are in use. A rank of an emulated
-            cluster sleeps instead of running kernels, and while it waits for messages.
+        wake_up_us: mean delay of a waking thread in microseconds if all processors are in use. Ranks of an
+            emulated cluster sleep instead of running kernels. They also sleep while they wait for messages.
     """
 
     cores: float
@@ -164,7 +164,7 @@ class Cluster:
 
     @property
     def offers_host_memory(self) -> bool:
-        """Return whether tensors may be kept in host memory, whose size and copy rate the cluster must state."""
+        """Return whether the cluster states size and copy rate of host memory, so that tensors may be kept there."""
         return self.host_link is not None and self.host_memory_gb is not None
 
     @property

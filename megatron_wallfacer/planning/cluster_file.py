@@ -64,10 +64,12 @@ def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
 
 
 def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None) -> Cluster:
-    """Return a cluster with fewer devices per node, and with ``memory_gb`` in 1e9 bytes per device. None is no change.
+    """Return a copy of the cluster with other numbers of devices per node and of GB (1e9 bytes) per device.
+
+    With None the cluster's own number is kept.
 
     Raises:
-        OptionError: A node has fewer devices, or the memory is not positive.
+        OptionError: ``gpus_per_node`` is not from 1 to the cluster's number, or ``memory_gb`` is not positive.
     """
     if gpus_per_node is not None:
         if not 1 <= gpus_per_node <= cluster.gpus_per_node:
@@ -81,7 +83,7 @@ def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None
 
 
 def cluster_of_gpus(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
-    """Return a cluster with ``nodes`` nodes for a GPU name. Links, and NICs per device, are those of a shipped file.
+    """Return a cluster with ``nodes`` nodes for a GPU name. A shipped file gives the links and the NICs per device.
 
     Raises:
         OptionError: No shipped cluster file has these GPUs.

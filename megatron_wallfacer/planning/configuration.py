@@ -112,7 +112,10 @@ def plain_first(option: Configuration) -> tuple[bool, float]:
 
 
 def not_dominated(options: Iterable[Configuration]) -> list[Configuration]:
-    """Return the configurations for which no other one is at least as good in time, device memory and host memory."""
+    """Return configurations in the order of :func:`plain_first`, without dominated configurations.
+
+    A configuration is dominated if an earlier configuration is at least as good in time, device memory and host memory.
+    """
     kept: list[Configuration] = []
     for option in sorted(options, key=plain_first):
         if not any(_beats(better, option) for better in kept):

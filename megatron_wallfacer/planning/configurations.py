@@ -44,9 +44,8 @@ class PlanResult:
     """The result of a search over configurations.
 
     Attributes:
-        best: configurations that fit. The preferred configuration (:func:`ranked`) is first, then those with the plain
-            optimizer, then all others. Each is faster than any other configuration, or needs less device memory or
-            less host memory.
+        best: configurations that fit, without those that :func:`not_dominated` removes. The preferred configuration
+            (:func:`ranked`) is first. All other configurations are in the order of :func:`plain_first`.
         leanest: simulated configuration with the least device memory.
         grids: simulated grids of attention for the first configuration, fastest first.
         considered: number of combinations of sizes and flags whose time and memory the formulas estimated.
@@ -127,8 +126,8 @@ class ClosedForms:
 def size_candidates(request: Request, tokens_of: Callable[[ParallelSizes], int] | None = None) -> list[SizeCandidate]:
     """Return every tensor-parallel size that divides ranks, heads and tokens.
 
-    ``tokens_of`` returns the sequence length for given sizes. Without ``tokens_of`` the sequence length is that of the
-    request.
+    ``tokens_of`` returns the sequence length for given sizes. Without ``tokens_of`` the sequence length is
+    ``request.tokens``.
 
     Raises:
         OptionError: No tensor-parallel size divides ranks, heads and tokens.
@@ -176,7 +175,8 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
     """Simulate grids, and return the search result and a pool of grids.
 
     The pool has the simulated grids that fit with the leanest flags, or all simulated grids if none fits. Up to
-    :data:`MOST_RANKS_REGROUPED` ranks, the pool also has a ring and the best grids with other numbers of head groups.
+    :data:`MOST_RANKS_REGROUPED` ranks, the best grids are also in the pool with other numbers of head groups
+    (:data:`GROUPS`). The pool then also has one ring of all ranks with these numbers of head groups.
     """
     job = candidate.job
     try:
@@ -209,7 +209,10 @@ def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
 def _best_without_regard_to_tiles(
     candidate: SizeCandidate, pool: Sequence[Choice], combinations: Sequence[FlagCombination]
 ) -> Iterator[Configuration]:
-    """Yield one configuration per set of combinations that differ in tiles: the fastest that fits, or the leanest."""
+    """Yield one configuration for all flag combinations that differ only in token tiles.
+
+    The search yields the fastest configuration that fits. If none fits, it yields the leanest configuration.
+    """
     ordered = sorted(pool, key=lambda choice: choice.simulation.seconds)
     fast_s = TIE * ordered[0].simulation.seconds
     for _, alike in groupby(combinations, key=lambda flags: flags.without_tiles):

@@ -26,8 +26,8 @@ class FlowGroup:
         uses: resources of each flow, with the capacity of each resource that one unit of rate uses.
         limit: highest rate of each flow; None if only resources limit the rate.
         rate: current rate of each flow.
-        served: amount that a flow would have transferred since the creation of the group.
-        ends: (value of ``served`` at the end, number, callback) of each flow, as a heap.
+        served: sum of ``rate`` x seconds since the creation of the group.
+        ends: heap of (value of ``served`` at the end of a flow, number of the flow, callback), one for each flow.
     """
 
     uses: Uses

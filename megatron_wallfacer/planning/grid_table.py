@@ -28,7 +28,7 @@ class GridRow:
         ring_variants: ring variants (pass-KV or pass-Q) of the forward and of the backward pass.
         keep_gathered_q: whether gathered queries are kept from forward to backward.
         seconds: simulated time; None if a simulation would take long.
-        bound_s: time that no overlap of computation and communication can undercut.
+        bound_s: lower bound of the time, with complete overlap of computation and communication.
         buffers_gb: buffers and results of attention.
         tokens_s: tokens per second in a whole training step.
         mfu: model FLOPs per second of a whole training step, relative to the peak.

@@ -208,9 +208,10 @@ def _current_layer(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _mlp(work: Activations) -> tuple[Buffer, ...]:
-    """Return the last layer's MLP tensors when the gradient of the activation function's input exists.
+    """Return the MLP tensors of the last layer.
 
-    The activation function's output is freed earlier, but the gradient of this output is live and has the same size.
+    At the memory peak the activation function's output has been freed. The gradient of this output is live instead, and
+    has the same size.
     """
     tiles = work.mlp_tiles
     saved: tuple[Moment, ...] = ("head", "mlp") if work.recompute == "none" and tiles == 1 else ("mlp",)
@@ -261,7 +262,10 @@ def _head(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _head_weight_gradient(work: Activations) -> float:
-    """Return the bytes of the head's weight gradient beyond the fp32 logits, whose memory the gradient reuses."""
+    """Return the bytes that the LM head's weight gradient needs in addition to reused memory.
+
+    The gradient reuses the freed memory of the fp32 logits.
+    """
     if work.fused_gradients:
         return 0.0
     freed = work.logits / work.loss_tiles * _FP32 / (_BF16 + _FP32)

@@ -49,8 +49,9 @@ class LongestSequence:
 
 
 def longest_sequences(request: Request) -> list[LongestSequence]:
-    """Return the longest sequence with the plain optimizer, and a longer one with other requested optimizers, if any.
+    """Return the longest sequence with the plain optimizer.
 
+    If the other requested optimizers allow a longer sequence, the list also has that longer sequence.
     The sequence length of the request is ignored. The list is empty if even the shortest sequence does not fit.
 
     Raises:
@@ -114,7 +115,10 @@ def _most_tokens(fits: Callable[[int], bool], start: int, ranks: int) -> int:
 
 
 def unit_of(tokens: int, ranks: int) -> int:
-    """Return the distance in tokens between searched lengths near ``tokens``, a multiple of 2 x ``ranks``."""
+    """Return the step of the search in tokens, for sequences of about ``tokens`` tokens.
+
+    The step is a multiple of 2 x ``ranks``.
+    """
     return lcm(UNITS[tokens >= 1 << 20], 2 * ranks)
 
 

@@ -1,4 +1,4 @@
-"""A transformer model by Megatron's flags, with its parameters, FLOPs and shapes."""
+"""A transformer model described by Megatron's flags, with its parameters, FLOPs and shapes."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ LARGEST = 4
 
 
 def search_report(request: Request, *, grids: bool = False) -> Report:
-    """Search configurations, and return a report of the best ones with the flags of the first one.
+    """Search configurations, and report the best configurations and the flags of the first configuration.
 
-    ``grids`` adds grids of attention for the best configuration.
+    With ``grids`` the report has a table of attention grids for the best configuration.
 
     Raises:
         OptionError: A given size does not divide ranks, heads or tokens.
@@ -83,7 +83,7 @@ def _does_not_fit(leanest: Configuration) -> OptionError:
 
 
 def longest_report(request: Request) -> Report:
-    """Search for the longest sequence, and return a report of its flags and of the memory for the next longer one.
+    """Report the longest sequence with its flags, and the memory that the next longer sequence needs.
 
     Raises:
         OptionError: A given size does not divide ranks, heads or tokens.

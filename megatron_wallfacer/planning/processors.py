@@ -42,8 +42,10 @@ class WakeUpDelay:
 
 
 def processor_use(symmetry: Symmetry, rank: int, per_unit: float) -> Uses:
-    """Return the processor use of a flow that represents one flow of each rank in the symmetry class of ``rank``.
+    """Return the processor use of a flow.
 
+    A simulated flow represents one flow on every rank in the symmetry class of ``rank``. The result includes the use of
+    all these ranks.
     ``per_unit`` is the processor time in seconds that one rank needs per unit of the flow, for example per byte.
     """
     return ((CORES, per_unit * symmetry.count(rank, 0, symmetry.grid.cp_size)),)

@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text with the cells of each row.
-
-    ``>`` before a heading aligns the column to the right.
-    """
+    """A text table. ``>`` before a heading aligns the column to the right."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]

@@ -36,7 +36,7 @@ class SearchResult:
 
     Attributes:
         best: simulated choices. The preferred choice (see :func:`preferred`) is first, then all others by time.
-        legal: number of choices that divide the heads and can be simulated.
+        legal: number of choices from :func:`candidates` that can be simulated in seconds.
         too_large: number of choices that were tried and do not fit the memory.
     """
 
@@ -157,7 +157,11 @@ def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator
 
 
 def _by_estimate(choices: list[Choice], most: int) -> list[Choice]:
-    """Return choices by estimated time. Measured times are used only for the ``most`` choices that seem fastest."""
+    """Return choices in the order of their estimated times.
+
+    With measured kernels, formulas first give a rough order. Measured times then reorder only the first
+    ``most`` choices.
+    """
     if not choices or choices[0].job.cluster.device.kernels is None:
         return sorted(choices, key=_estimate_s)
     rough = sorted(choices, key=lambda choice: choice.bound.estimate_s(choice.plan.head_groups, choice.bound.kernel_s))

@@ -1,9 +1,10 @@
 """Classes of ranks that behave alike, so that one simulated rank represents several.
 
-A grid is a torus. If all ranks shift by the same distance along an axis, each schedule maps to the schedule of another
-rank. Schedules in the WallFacer paper's order of K and V do not have this symmetry. A shift that maps nodes to nodes,
-NICs to NICs and switches to switches preserves all times. Ranks that time-preserving shifts map to each other form a
-*class*. A simulation of one rank per class gives the times of all ranks.
+Each axis of a grid is a cycle. A shift moves all ranks by the same distance along an axis. After a shift, schedules are
+equal except for rank numbers. Schedules in the WallFacer paper's order of K and V do not have this symmetry.
+If a shift also keeps the ranks of each node, NIC and switch together, it does not change any simulated time. Two ranks
+form a *class* if such shifts move one rank to the place of the other rank. A simulation of one rank per class gives the
+times of all ranks.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Symmetry:
 
 
 def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
-    """Return, for each axis, the smallest shift that maps NICs to NICs, nodes to nodes and switches to switches."""
+    """Return, for each axis, the smallest shift that keeps the ranks of each NIC, node and switch together."""
     periods, stride = {}, 1
     for axis in grid.placement:
         size = grid.size_of(axis)
@@ -80,7 +81,7 @@ def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _period(stride: int, size: int, unit: int) -> int:
-    """Return the smallest shift along an axis that maps groups to groups. A group is ``unit`` consecutive ranks."""
+    """Return the smallest shift along an axis that keeps each group of ``unit`` consecutive ranks together."""
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

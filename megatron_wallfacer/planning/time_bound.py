@@ -1,7 +1,7 @@
 """Lower bounds of the time of a plan by formulas, from its kernels and the traffic of its busiest links.
 
 The search simulates plans in the order of an estimate, which this module also computes. In the estimate, the exchange
-along ``head`` overlaps only with another head group, and a part of all other traffic is exposed. With measured kernels
+along ``head`` overlaps only with another head group, and a fixed part of all traffic is exposed. With measured kernels
 the estimate adds the times of the attention calls in a few ring steps.
 """
 
@@ -41,8 +41,8 @@ class TimeBound:
     """Lower bound of the time of one attention layer, forward and backward, with complete overlap.
 
     Attributes:
-        by_resource: seconds of the attention kernels without other work, of the traffic over the link of a device to
-            its node, of the traffic over the busiest NIC, and of the traffic over the busiest switch above the nodes.
+        by_resource: seconds by resource. The keys are ``compute`` (attention kernels), ``links in a node``, ``NICs``
+            and ``switches`` (above the nodes).
         exchange_s: seconds of the exchange along ``head`` at the full rate of its links.
         traffic_s: seconds of all traffic that a rank receives, at the full rate of its links.
     """
@@ -53,7 +53,7 @@ class TimeBound:
 
     @property
     def kernel_s(self) -> float:
-        """Return the seconds of the attention kernels without other work."""
+        """Return the seconds of the attention kernels."""
         return self.by_resource["compute"]
 
     @property
@@ -69,7 +69,7 @@ class TimeBound:
     def estimate_s(self, head_groups: int, kernel_s: float) -> float:
         """Return an estimate of the time in seconds. The search orders plans by this estimate.
 
-        Transfers of a head group overlap kernels of other head groups. The kernels take ``kernel_s``.
+        Transfers of a head group overlap kernels of other head groups. ``kernel_s`` is the kernel time in seconds.
         """
         return max(self.seconds, kernel_s + self.exchange_s / head_groups) + EXPOSED * self.traffic_s
 
@@ -168,8 +168,7 @@ def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
 def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) -> Counter[str]:
     """Return the bytes that a rank receives along each axis, forward and backward, with softmax statistics.
 
-    The result holds for the native order of K and V. In the order of the WallFacer paper a rank receives as many bytes
-    or more.
+    The result assumes the native order of K and V. In the WallFacer paper's order, a rank may receive more bytes.
     """
     grid = plan.grid
     received: Counter[str] = Counter()

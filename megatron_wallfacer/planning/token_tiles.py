@@ -1,4 +1,4 @@
-"""Number of token tiles of LM head and of MLPs: the fewest that keep both from determining the memory peak."""
+"""Numbers of token tiles that lower the memory peaks of the LM head and the MLPs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def most_tiles(rows: int) -> int:
 
 
 def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activations:
-    """Return activations with the fewest token tiles that keep LM head and MLPs from determining the memory peak.
+    """Return a copy of ``work`` with chosen numbers of token tiles for LM head and MLPs.
 
-    Tiles of the MLPs are chosen first, without regard to the LM head. The number of tiles does not grow further once
-    the memory is within the factor :data:`NEAR` of the memory with the most tiles. ``loss`` and ``mlp`` state whether
-    to choose the tiles of the LM head and of the MLPs.
+    Tiles of the MLPs are chosen first, without regard to the LM head. The number of tiles doubles until the memory peak
+    is at another moment of the step. The number also stops growing if more tiles would save less than 1 %
+    (:data:`NEAR`) of the memory. ``loss`` and ``mlp`` state whether to choose the tiles of the LM head and of the MLPs.
     """
     if mlp:
         work = _fewest(work, "mlp_tiles", "mlp", ("head",))

@@ -163,9 +163,9 @@ def estimate_step_around(
 def simulated_attention(choice: Choice, options: TrainingOptions) -> AttentionEstimate:
     """Return the time and the memory of simulated attention.
 
-    In a simulation kernels and transfers overlap as far as CUDA streams allow. A program whose kernels and transfers
-    alternate takes the kernel time plus the time of a second simulation without kernel time. With partial overlap the
-    time is between the time of full overlap and the time of alternating kernels and transfers.
+    In a simulation, kernels and transfers overlap as far as CUDA streams allow. A second simulation without kernel time
+    gives the time of all other work. Without overlap, the time is the kernel time plus the time of all other work. With
+    partial overlap, the time is interpolated between full overlap and no overlap.
     """
     result = choice.simulation
     seconds, forward_s = result.seconds, result.pass_s[0]
@@ -218,7 +218,10 @@ def _tensor_seconds(model: Model, cluster: Cluster, tokens: int, tp: int, passes
 
 
 def cluster_of_group(cluster: Cluster, tp: int) -> Cluster:
-    """Return the cluster of one of ``tp`` concurrent context-parallel groups, with its share of NICs and buses."""
+    """Return the part of a cluster that one context-parallel group uses.
+
+    The ``tp`` groups on the same nodes share devices, NICs and buses evenly.
+    """
     if tp == 1:
         return cluster
     nics = max(1, cluster.nics // tp)

@@ -167,7 +167,7 @@ class Transfers:
         """Return the capacity that a message uses on each link of its route, and the indices of these links.
 
         One link represents all links with equal times. One simulated message represents the messages of all ranks of a
-        class. So a link carries the message once for each rank of the class that shares the link.
+        class. The use of a link is the number of ranks of the class that share this link.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []
