@@ -139,7 +139,7 @@ def _plain(node: yaml.Node, entry: str, name: str, lines: dict[str, int]) -> Any
         for key, value in node.value:
             where = _place(name, key.start_mark.line + 1)
             if not isinstance(key, yaml.ScalarNode):
-                raise WallfacerError(f"{where}: a key must be a name")
+                raise WallfacerError(f"{where}: a key is a list or a mapping; must be a word or number")
             if key.value in found:
                 raise WallfacerError(f"{where}: {_one_line(key.value)}: must occur only once")
             found[key.value] = _plain(value, f"{entry}.{key.value}" if entry else key.value, name, lines)

@@ -148,7 +148,7 @@ def test_files_that_extend_one_another_many_times(tmp_path: Path) -> None:
             below = f"extends: [{', '.join([f'{kind}{number + 1}.yaml'] * times)}]\n" if number + 1 < count else PRESET
             (tmp_path / f"{kind}{number}.yaml").write_text(below)
         with pytest.raises(
-            WallfacerError, match=rf"{kind}\d+.yaml:1: extends .*: must be at most {MAX_FILES} files in all"
+            WallfacerError, match=rf"{kind}\d+.yaml:1: extends .*: a preset must consist of at most {MAX_FILES} files"
         ):
             load_preset(tmp_path / f"{kind}0.yaml")
 

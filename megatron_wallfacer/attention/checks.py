@@ -50,7 +50,7 @@ def checked(
     cp_group = group_of(group, plan.grid)
     mask = mask_of(causal, window_size, cu_seqlens, shard_mode, plan.grid.cp_size, plan.grid.cp_size * q.shape[1])
     if mask.documents is not None and q.shape[0] > 1:
-        raise OptionError("cu_seqlens", f"with a batch of {q.shape[0]}", "given with a batch of one packed sequence")
+        raise OptionError("batch", q.shape[0], "1 with cu_seqlens")
     if q.shape[1] % CHUNKS_PER_RANK:
         raise OptionError("tokens", q.shape[1], f"a multiple of {CHUNKS_PER_RANK} on each rank")
     check_sinks(sinks, q)

@@ -30,13 +30,13 @@ def check_tensors(q: object, k: object, v: object) -> None:
         if x.device != q.device:
             raise OptionError(f"{name}.device", x.device, f"the device of q, {q.device}")
         if 0 in x.shape[2:]:
-            raise OptionError(name, tuple(x.shape), "of one head and one channel at least")
+            raise OptionError(name, tuple(x.shape), "a tensor with at least one head and one channel")
     if k.shape[:3] != v.shape[:3] or k.shape[:2] != q.shape[:2]:
         shapes = tuple(k.shape), tuple(v.shape)
-        raise OptionError("k, v", shapes, f"of the same batch and tokens as q {tuple(q.shape)}")
+        raise OptionError("k, v", shapes, f"tensors with the batch and tokens of q {tuple(q.shape)}")
     if q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3]:
         raise OptionError(
-            "k", tuple(k.shape), f"kv heads that divide the q heads, and q's head dim: q is {tuple(q.shape)}"
+            "k", tuple(k.shape), f"tensors whose heads divide q's heads, with q's head dim: q is {tuple(q.shape)}"
         )
 
 

@@ -83,7 +83,7 @@ def _check_combination(arguments: argparse.Namespace) -> None:
     for name in unfit:
         if (value := getattr(arguments, name)) not in (None, False):
             flag = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-            raise WallfacerError(f"{flag}: must be {rule} --scheme, which predicts one grid instead of a search")
+            raise WallfacerError(f"{flag}: must be used {rule} --scheme, because --scheme predicts one grid")
 
 
 def _report(arguments: argparse.Namespace) -> Report:

@@ -178,6 +178,7 @@ def call_of_number(number: int) -> Call:
     call = reference() if reference is not None else None
     if call is None:
         raise WallfacerError(
-            f"attention call {number} no longer exists: keep its Call until every operator with this number has run"
+            f"attention call {number} no longer exists: keep a reference to its Call object as long as compiled code "
+            "uses the number"
         )
     return call

@@ -158,7 +158,7 @@ def _all_to_all(
 ) -> BoundTransfer:
     """Return a head exchange as one all-to-all of bytes. ``ranks`` must be all ranks of the group in order."""
     if list(ranks) != list(range(group.size())):
-        raise WallfacerError(f"a head exchange must be with all {group.size()} ranks in order, not {ranks}")
+        raise WallfacerError(f"ranks={ranks}: must be all {group.size()} ranks of the head axis in order")
     send, receive, options = exchange.send, exchange.receive, dist.AllToAllOptions()
     # Without asyncOp the collective would run on the stream of the attention kernels.
     options.asyncOp = True

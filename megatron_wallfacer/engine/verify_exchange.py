@@ -77,13 +77,15 @@ def compare_sums(
     found = [_described(groups, code, rank) for rank, row in enumerate(rows) for code in row[1:] if code != _NONE]
     shown = found[:_SHOWN]
     more = f", and {count - len(shown)} more" if count > len(shown) else ""
-    raise WallfacerError(f"{where}: {', '.join(shown)}{more}: data were corrupted on their way")
+    raise WallfacerError(
+        f"{where}: {', '.join(shown)}{more}: received and sent data differ; test the network between these ranks"
+    )
 
 
 def _exchanged(
     groups: AxisGroups, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return a code for each received tensor, and whether the received tensor differs from the sent tensor."""
+    """Return which received tensors differ from the sent tensors. Integers encode the tensors (:func:`_coded`)."""
     place = {rank: dist.get_group_rank(_whole(groups), one) for rank, one in enumerate(groups.global_ranks)}
 
     def ordered(sums: Sequence[Sum]) -> tuple[list[Sum], list[int]]:

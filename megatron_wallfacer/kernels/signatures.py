@@ -55,7 +55,9 @@ class Signature:
         else:
             parameters = inspect.signature(function).parameters.values()
             if any(parameter.kind in _VARIADIC for parameter in parameters):
-                raise UnavailableError(f"{owner}: {name} takes *args or **kwargs, its parameters cannot be seen")
+                raise UnavailableError(
+                    f"{owner}: {name} takes *args or **kwargs, so the plugin cannot check its parameters"
+                )
             has_default = {parameter.name: parameter.default is not parameter.empty for parameter in parameters}
         required = frozenset(name for name, has in has_default.items() if not has)
         return cls(owner, name, frozenset(has_default), required, needs)

@@ -168,7 +168,7 @@ def _forward(call: Callable[..., Any], title: str, *, varlen: bool, has_cuda_gra
             return out, stats.squeeze(-1).permute(2, 0, 1)
         if stats.dim() != 3:
             shape = tuple(stats.shape)
-            raise UnavailableError(f"{title}: packed documents need statistics of 3 dimensions, not {shape}")
+            raise UnavailableError(f"{title}: packed documents need softmax statistics of 3 dimensions, not {shape}")
         return out.unsqueeze(1), stats.squeeze(-1).unsqueeze(1)
 
     return forward

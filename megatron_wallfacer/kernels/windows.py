@@ -52,7 +52,7 @@ def top_left(tile: AttnTile) -> WindowSize:
     (left, right), height, width = tile.window, tile.height, tile.width
     apart = width - height
     if (left is not None and left < -min(0, apart)) or (right is not None and right < max(0, apart)):
-        raise WallfacerError(f"{tile.window} of a tile of {height} x {width}: a row or a column has no unmasked pair")
+        raise WallfacerError(f"{tile.window} masks all pairs of a row or column of a tile of {height} x {width}")
     return WindowSize(
         None if left is None or left >= height - 1 else left, None if right is None or right >= width - 1 else right
     )

@@ -28,7 +28,7 @@ class ChosenTiles:
     """Activations of one rank before and after ``auto`` chooses the number of tiles.
 
     Attributes:
-        before: activations with one tile wherever a flag is ``auto``.
+        before: activations without tiles. Flags with a number keep this number.
         after: activations with the chosen number of tiles.
     """
 
@@ -87,7 +87,9 @@ def _model(args: argparse.Namespace, flag: str) -> Model:
                 f"{flag} {AUTO}: needs --{name.replace('_', '-')} on the command line, or a number here"
             )
     if getattr(args, "num_experts", None) or getattr(args, "multi_latent_attention", False):
-        raise WallfacerError(f"{flag} {AUTO}: must be a number: {AUTO} supports neither experts nor latent attention")
+        raise WallfacerError(
+            f"{flag} {AUTO}: must be a number, because {AUTO} does not support experts or latent attention"
+        )
     hidden = args.hidden_size
     # Megatron's default for --ffn-hidden-size.
     usual = int(4 * hidden * 2 / 3 / 64) * 64 if args.swiglu else 4 * hidden

@@ -61,8 +61,8 @@ class Keeper:
                 del self._kept[index]
                 return take()
         raise WallfacerError(
-            f"{self._where}: {FLAG}: must be left out, because a recomputed forward pass has other queries and "
-            f"keys than each of the {len(self._kept)} kept forward passes"
+            f"{self._where}: {FLAG}: must be left out, because queries and keys of a recomputed forward pass "
+            f"match none of the {len(self._kept)} kept forward passes"
         )
 
     def check_empty(self) -> None:

@@ -92,7 +92,7 @@ def check_that_torch_sees_gpus() -> None:
         return
     found = f"{device} exists" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
     raise WallfacerError(
-        f"{found}, but torch {sys.modules['torch'].__version__} finds no CUDA on this machine: repair it, "
+        f"{found}, but torch {sys.modules['torch'].__version__} finds no CUDA: repair the driver or torch, "
         "or set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU"
     )
 

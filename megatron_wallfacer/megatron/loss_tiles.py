@@ -28,7 +28,7 @@ def tiled_loss(
     scale_logits: Callable[[Tensor], Tensor],
     **_: Any,
 ) -> Tensor:
-    """Return the loss of each token in fp32, ``[b, s]``, as an ``output_processor`` of Megatron's ``GPTModel.forward``.
+    """Return the loss of each token in fp32, ``[b, s]``. ``GPTModel.forward`` calls this ``output_processor``.
 
     Args:
         tiles: number of tiles, equal on all ranks and in all steps.

@@ -49,8 +49,8 @@ def planned(flags: Flags, args: argparse.Namespace) -> Choice:
         )
     if cluster.gpus_per_node % tensor:
         raise WallfacerError(
-            f"--wallfacer-cluster {name}: must have nodes that --tensor-model-parallel-size {tensor} divides, "
-            f"but its nodes have {cluster.gpus_per_node} devices"
+            f"--wallfacer-cluster {name}: has {cluster.gpus_per_node} devices per node, which must be a multiple of "
+            f"--tensor-model-parallel-size {tensor}"
         )
     group, shape = cluster_of_group(cluster, tensor), shape_of(args, dtype_of(args))
     return search(AttentionJob(group, shape, size, cuda_graphs=flags.cuda_graphs)).best[0]
@@ -61,9 +61,9 @@ def _hosts_of_job() -> Cluster:
     ranks, on_each = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if not on_each or ranks % on_each:
         said = f"{ranks} ranks, {on_each} on this host"
-        raise OptionError("hosts", said, f"a name or a file: torchrun says {said}")
+        raise OptionError("hosts", said, f"the name or file of a cluster: torchrun reports {said}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     try:
         return cluster_of_gpus(gpu, ranks // on_each, on_each)
     except OptionError as error:
-        raise OptionError("hosts", gpu, f"a name or a file: the GPU here is {gpu}, not {error.allowed}") from error
+        raise OptionError("hosts", gpu, f"the name or file of a cluster: GPU {gpu} is not {error.allowed}") from error

@@ -128,7 +128,9 @@ class PluginState:
         """
         wanted, ranks = self.settings.plan.grid.cp_size, tuple(dist.get_process_group_ranks(group))
         if len(ranks) != wanted:
-            raise WallfacerError(f"--wallfacer-cp-size {wanted}: Megatron made context-parallel groups of {len(ranks)}")
+            raise WallfacerError(
+                f"--wallfacer-cp-size {wanted}: Megatron made groups of {len(ranks)} context-parallel ranks"
+            )
         options = {
             "timeout": timedelta(minutes=self.args.distributed_timeout_minutes),
             "options": nccl_options(self.args),

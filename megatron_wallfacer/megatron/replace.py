@@ -30,7 +30,9 @@ def wrap(target: str, make: Callable[[Any], Any]) -> None:
         package = name.split(".")[0]
         module = importlib.import_module("megatron.core" if package == "megatron" else package)
         who = "Megatron" if package == "megatron" else package
-        raise WallfacerError(f"{who} {module.__version__} has no {name}, which the plugin must replace")
+        raise WallfacerError(
+            f"{who} {module.__version__} has no {name}, which the plugin replaces: use a supported release"
+        )
     owner, attribute = owned
     setattr(owner, attribute, make(getattr(owner, attribute)))
 

@@ -118,8 +118,8 @@ class OffloadQueue:
         self._plan = self._plan_of(micro_batches)
         if not all(slot in self._slots for slot in self._plan.slots.values()):
             raise WallfacerError(
-                f"{self._flag}: must be left out, because {micro_batches} micro-batches need more host memory than "
-                "those of --global-batch-size"
+                f"{self._flag}: must be left out, because a step of {micro_batches} micro-batches needs more host "
+                "memory than --global-batch-size"
             )
         self._uses.extend(self._plan.uses)
         self._to_load.extend(use.key for use in self._plan.uses if not use.stores)

@@ -26,8 +26,7 @@ class AttentionMemory:
         kept: bytes kept from forward to backward in addition to output and lse: q, k and v after an exchange along the
             head axis, gathered queries with ``--wallfacer-keep-gathered-q``.
         graphs: bytes that the CUDA graphs of the passes occupy during the whole run.
-        exchanges_heads: whether the grid has a head axis. With a head axis attention saves the ``kept`` bytes instead
-            of q, k and v.
+        exchanges_heads: whether the grid has a head axis. If so, the ``kept`` bytes are saved instead of q, k and v.
     """
 
     forward: float = 0.0

@@ -120,7 +120,7 @@ def parse_cluster(data: Any, name: str) -> Cluster:
     cluster = _build(Cluster, entries | {"name": name, "levels": _build_all(SwitchLevel, levels, "levels")}, "")
     ranks, per_node, nics = cluster.ranks, cluster.gpus_per_node, cluster.nics
     if ranks > _RANKS:
-        raise ClusterError(f"nodes={cluster.nodes}: must be at most {_RANKS} ranks in all, not {ranks}", "nodes")
+        raise ClusterError(f"nodes={cluster.nodes}: must be fewer: {ranks} ranks exceed the limit {_RANKS}", "nodes")
     if nics < per_node and per_node % nics:
         raise ClusterError(f"nics={nics}: must divide gpus_per_node {per_node}, or be more", "nics")
     return cluster

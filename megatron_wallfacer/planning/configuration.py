@@ -102,7 +102,7 @@ def ranked(options: list[Configuration]) -> list[Configuration]:
 
 
 def _used(configuration: Configuration) -> float:
-    """Return the used part of the device memory, but at least :data:`FREE_BELOW`."""
+    """Return the used fraction of the device memory. Fractions below :data:`FREE_BELOW` count as equal."""
     return max(FREE_BELOW, configuration.step.memory_gb / configuration.request.cluster.device.memory_gb)
 
 

@@ -172,11 +172,11 @@ def _kernels_alone(job: AttentionJob, flags: FlagCombination) -> AttentionEstima
 
 
 def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[SearchResult, list[Choice]]:
-    """Simulate grids, and return the search result and a pool of grids.
+    """Simulate grids, and return the search result and the candidate grids.
 
-    The pool has the simulated grids that fit with the leanest flags, or all simulated grids if none fits. Up to
-    :data:`MOST_RANKS_REGROUPED` ranks, the best grids are also in the pool with other numbers of head groups
-    (:data:`GROUPS`). The pool then also has one ring of all ranks with these numbers of head groups.
+    Candidates are the simulated grids that fit with the leanest flags, or all simulated grids if none fits. Up to
+    :data:`MOST_RANKS_REGROUPED` ranks, the best grids and one ring of all ranks are also candidates with other numbers
+    of head groups (:data:`GROUPS`).
     """
     job = candidate.job
     try:

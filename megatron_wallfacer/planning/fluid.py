@@ -23,7 +23,7 @@ class FlowGroup:
     """Flows with the same resources and the same rate limit.
 
     Attributes:
-        uses: resources of each flow, with the capacity of each resource that one unit of rate uses.
+        uses: resources of each flow. The use of a resource is a factor times the rate of the flow.
         limit: highest rate of each flow; None if only resources limit the rate.
         rate: current rate of each flow.
         served: sum of ``rate`` x seconds since the creation of the group.

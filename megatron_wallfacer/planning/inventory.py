@@ -173,7 +173,7 @@ def _saved(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _on_device(work: Activations, fraction: float) -> int:
-    """Return the number of layers with a tensor on the device, including device buffers for tensors in host memory."""
+    """Return how many layers' tensors are on the device at the same time. Buffers for copies from the host count."""
     on_host = layers_on_host(work.layers, fraction)
     slots = SLOTS + (PIPELINE_SLOTS if work.in_flight > 1 else 0)
     return work.layers - on_host + min(slots, on_host)

@@ -1,8 +1,8 @@
 """The search for the longest sequence that a cluster can train.
 
 Memory is proportional to the tokens, so attention's buffers are computed for one length and scaled to others. For each
-combination of flags, formulas give the longest sequence that fits. The search over configurations then simulates the
-longest sequence of all combinations.
+combination of flags, formulas give the longest sequence that fits. The search over configurations then simulates
+the longest of these sequences.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def overhead_s(host: HostProcessors, op: Op | None) -> float:
 
 
 class WakeUpDelay:
-    """Random delays of waking threads that wait for a processor.
+    """Random delays between the end of a thread's sleep and its start on a processor.
 
     Half of the measured delays are shorter than a quarter of the mean delay, and a tenth are longer than 2.5 times the
     mean delay, as in a Weibull distribution of shape 1/2. The mean delay is proportional to the fraction of the

@@ -138,7 +138,9 @@ def candidates(job: AttentionJob) -> Iterator[Choice]:
         for grid in _placements(plan.grid):
             yield from _choices(job, replace(plan, grid=grid))
     if is_empty:
-        raise OptionError("cp_size", job.cp_size, f"a size that has a grid for {shape.q_heads} query heads")
+        raise OptionError(
+            "cp_size", job.cp_size, f"another size: no grid of {job.cp_size} ranks fits {shape.q_heads} query heads"
+        )
 
 
 def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator[Choice]:

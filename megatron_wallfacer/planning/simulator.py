@@ -48,7 +48,7 @@ class SimulationResult:
         pass_s: time until the last rank has ended each pass, in seconds.
         kernel_s: largest time of attention kernels on any rank, in seconds.
         ranks: number of simulated ranks.
-        link_bytes: bytes that the simulated ranks move over each link, for one link of each class.
+        link_bytes: bytes that the simulated ranks move over each link. Links with equal times are simulated once.
         spans: timelines of the simulated ranks; empty unless they are recorded.
     """
 

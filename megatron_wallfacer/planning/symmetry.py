@@ -60,7 +60,7 @@ class Symmetry:
         return self.grid.rank(dict(zip(AXES, moved, strict=True)))
 
     def count(self, rank: int, first: int, ranks: int) -> int:
-        """Return how many of the ``ranks`` ranks from rank ``first`` on are in the class of ``rank``."""
+        """Return how many ranks of a link have the same times as ``rank``. ``first`` is the first rank of the link."""
         last = min(first + ranks, self.grid.cp_size)
         return [self.class_of(other) for other in range(first, last)].count(self.class_of(rank))
 

@@ -2,7 +2,7 @@
 
 The search simulates plans in the order of an estimate, which this module also computes. In the estimate, the exchange
 along ``head`` overlaps only with another head group, and a fixed part of all traffic is exposed. With measured kernels
-the estimate adds the times of the attention calls in a few ring steps.
+the kernel time is scaled from a few sampled ring steps to all ring steps.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _extent(grid: Grid, axis: str) -> tuple[int, int]:
 
 
 def _crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest fraction of an axis's bytes that a rank receives from outside its group of ``unit`` ranks."""
+    """Return the largest fraction of an axis's bytes that crosses nodes of ``unit`` ranks, over all ranks."""
     stride, size = _extent(grid, axis)
     if size == 1 or stride * size <= unit:
         return 0.0
@@ -220,21 +220,21 @@ def _crossing(grid: Grid, axis: str, unit: int) -> float:
 
 
 def _edge(plan: Plan, axis: str, unit: int) -> float:
-    """Return :func:`_crossing`, halved for a bidirectional ring with only one neighbour outside a rank's group."""
+    """Return :func:`_crossing`, halved if only one direction of a bidirectional ring crosses nodes at a rank."""
     stride, _ = _extent(plan.grid, axis)
     halved = plan.bidirectional and axis in _RINGS and stride < unit
     return _crossing(plan.grid, axis, unit) * (0.5 if halved else 1.0)
 
 
 def _staying(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest fraction of an axis's bytes that a rank receives from inside its group of ``unit`` ranks."""
+    """Return the largest fraction of an axis's bytes that stays inside a node of ``unit`` ranks, over all ranks."""
     if axis in _RINGS and _extent(grid, axis)[0] < unit:
         return 1.0
     return 1.0 - _crossing(grid, axis, unit)
 
 
 def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the fraction of an axis's bytes that a rank receives from outside its group, averaged over all ranks."""
+    """Return the mean fraction of an axis's bytes that crosses nodes of ``unit`` ranks, over all ranks."""
     (stride, _), crossing = _extent(grid, axis), _crossing(grid, axis, unit)
     if axis in _RINGS and crossing and stride < unit:
         return stride / unit
@@ -251,5 +251,5 @@ def _level_s(grid: Grid, by_axis: Counter[str], cluster: Cluster, level: SwitchL
 
 
 def _alone_s(size: float, crossing: float, cluster: Cluster) -> float:
-    """Return the seconds of one axis's traffic on idle links, if the fraction ``crossing`` comes from other nodes."""
+    """Return the seconds of ``size`` bytes on idle links. The fraction ``crossing`` of the bytes crosses nodes."""
     return cluster.inter.seconds(size * crossing) + cluster.intra.seconds(size * (1 - crossing))

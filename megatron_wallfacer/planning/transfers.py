@@ -38,12 +38,11 @@ class RankState:
 
     Attributes:
         number: index of the rank.
-        program_rank: rank for which the program was built. The distance from ``program_rank`` to ``number`` is added to
-            each peer in the program.
+        program_rank: rank for which the program was built. Ranks with equal programs share one program.
         program: operations in order.
         position: index of the current operation.
         pass_start_s: time at which the current pass began, in seconds.
-        busy: whether device or host is at work.
+        busy: whether the rank works on an operation, on the device or on the host.
         has_run: whether the work of the current operation is done.
         waiting_since_s: time since which the rank waits for a transfer; None if it does not wait.
         incoming: pending transfer that receives each value, by name of the value.
@@ -166,8 +165,8 @@ class Transfers:
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
         """Return the capacity that a message uses on each link of its route, and the indices of these links.
 
-        One link represents all links with equal times. One simulated message represents the messages of all ranks of a
-        class. The use of a link is the number of ranks of the class that share this link.
+        Links with equal times are simulated once, and so are ranks with equal times. The use of a link is the number of
+        these ranks that share the link.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []

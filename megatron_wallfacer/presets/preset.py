@@ -113,7 +113,7 @@ def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], number
     if real in extended_by:
         raise WallfacerError(f"{named_at}: extends {path}, which extends this file in turn")
     if next(numbers) > MAX_FILES:
-        raise WallfacerError(f"{named_at}: extends {path}: must be at most {MAX_FILES} files in all")
+        raise WallfacerError(f"{named_at}: extends {path}: a preset must consist of at most {MAX_FILES} files")
     file = read_preset_file(path)
     below = [_files(target, location, (*extended_by, real), numbers) for target, location in file.extends]
     return [*(lower for files in below for lower in files), file]

@@ -97,7 +97,7 @@ class _Reader:
         seen: dict[str, Location] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                self.fail(key, f"{name}: a key must be a name")
+                self.fail(key, f"{name}: a key is a list or a mapping; must be a word or number")
             if key.value in seen:
                 self.fail(key, f"{key.value}: must occur only once, is already in line {seen[key.value].line}")
             seen[key.value] = self.location(key)

@@ -73,9 +73,9 @@ class Accumulator:
         return found
 
     def hand_over(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
-        """Make a range of rows a partial result of another accumulator.
+        """Add a range of rows to another accumulator later, without writing the rows here first.
 
-        The range consists of written rows and of partial results that are still to be added. No later operation may
+        The range may contain written rows, and partial results that are still to be added. No later operation may
         read the range from this accumulator. Each row of the range must be written or have a partial result.
 
         Args:

@@ -64,7 +64,7 @@ class OpEmitter:
     def message(
         self, peer: int, value: str, kind: str, tensors: str, step: int = 0, chunks: Sequence[int] | None = None
     ) -> Message:
-        """Return the send or receive of a message of a kind of :data:`KINDS`, by default with all rows of ``value``."""
+        """Describe a message for its sender or its receiver. By default the message has all rows of ``value``."""
         tag = (step * len(KINDS) + KINDS.index(kind)) * len(TENSORS) + list(TENSORS).index(tensors)
         rows = self.values[value].chunks if chunks is None else tuple(sorted(chunks))
         return Message(peer, value, rows, tag * self.groups + self.group)

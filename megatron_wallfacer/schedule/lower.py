@@ -146,7 +146,7 @@ class _Lowering:
         yield from self.values.finalize(list(self.stored.values()))
 
     def _result(self, name: str) -> Accumulator:
-        """Return the accumulator for output tensors of the pass: the tensors and heads of the value ``name``."""
+        """Return the accumulator that writes the heads of the value ``name`` into the output tensors of the pass."""
         value = self.schedule.values[name]
         tensors = {
             tensor: cut_heads(self.places.whole(self.results[tensor]), self.places.heads(tensor, value.head_slice))

@@ -39,8 +39,8 @@ class TransferTensors:
 def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) -> dict[int, TransferTensors]:
     """Return the tensors of every message of a program, by ``id`` of the transfer.
 
-    A sent message has the tensors from which its buffer was filled. A message with rows of an accumulator has the
-    tensors of the message buffer, because partial results may be summed in that buffer.
+    For a sent message these are the tensors that were copied into the send buffer. For rows of an accumulator these
+    are tensors in the send buffer itself, because partial results may be summed there.
 
     Args:
         program: lowered program of one rank and pass.

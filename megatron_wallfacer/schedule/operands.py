@@ -144,7 +144,7 @@ class OperandRows:
 
     @property
     def first_pass(self) -> tuple[RowSet, ...]:
-        """Return the row sets of the first pass of the inner ring that need no gather: local, then received."""
+        """Return the local and received rows of the first pass of the inner ring, without gathered rows."""
         if self.is_permuted:
             return ()
         steps = self._pass_steps if self.first_block == (LOCAL,) else 1
@@ -157,7 +157,7 @@ class OperandRows:
 
     @property
     def last_pass(self) -> tuple[RowSet, ...]:
-        """Return the row sets of the last pass of the inner ring; without a ring, the last rows of the first block."""
+        """Return the rows that the last pass of the inner ring receives; without a ring, rows of the first block."""
         first = max(1, len(self.ring_steps) - self._pass_steps)
         return tuple(received(step) for step in range(first, len(self.ring_steps))) or self.first_block[-1:]
 

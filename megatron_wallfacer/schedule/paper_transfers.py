@@ -75,7 +75,7 @@ class PaperTransfers:
         origin: int,
         rows: RowSet | None = None,
     ) -> None:
-        """Send ``source``, and receive the value ``into``. ``entry`` sends inputs, and ``exit`` returns results."""
+        """Send a tensor group to one rank, and receive one. ``entry`` sends inputs, and ``exit`` returns results."""
         emitter, own_target = self.emitter, target(self.operands.grid, self.operands.rank)
         if own_target == self.operands.rank:
             emitter.concat(into, [source], rows)

@@ -59,11 +59,9 @@ class Plan:
             if getattr(self, name) not in values:
                 raise OptionError(name, getattr(self, name), f"one of {', '.join(values)}")
         if self.kv_order != "native" and grid.team != grid.kv_team:
-            raise OptionError(
-                "kv_team_size", grid.kv_team, f"the team size {grid.team}: the published blocks need team = kv_team"
-            )
+            raise OptionError("kv_team_size", grid.kv_team, f"the team size {grid.team} with kv_order {self.kv_order}")
         if self.bidirectional and grid.ring_inner > 1 and grid.ring_outer > 1:
-            raise OptionError("bidirectional", grid, "a single ring: ring_inner or ring_outer must be 1")
+            raise OptionError("bidirectional", grid, "used with a single ring: ring_inner or ring_outer must be 1")
         if not isinstance(self.head_groups, int) or self.head_groups < 1:
             raise OptionError("head_groups", self.head_groups, "a positive number")
 

@@ -68,7 +68,7 @@ def block_origin(grid: Grid, rank: int, step: int) -> int:
 
 
 def block_holder(grid: Grid, rank: int, origin: int) -> int:
-    """Return the rank that has the block of ``rank`` while ``rank`` has the block of ``origin``."""
+    """Return which rank has the block of ``rank`` in the ring step in which ``rank`` has the block of ``origin``."""
     here, there = grid.coordinates(rank), grid.coordinates(origin)
     return peer_along(grid, rank, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
 

@@ -44,7 +44,7 @@ class Failure:
 
     @property
     def follows(self) -> bool:
-        """Whether torchrun ended the rank, or the rank lost its connection to another rank."""
+        """Whether the rank ended because another rank had failed: by torchrun's signal, or by a lost connection."""
         return self.exit_code == -signal.SIGTERM or bool(_PEER_LOST.search("\n".join(self.lines)))
 
     def __str__(self) -> str:

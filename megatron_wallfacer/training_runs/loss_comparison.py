@@ -43,7 +43,7 @@ def compare(exact: Sequence[float], whole: Sequence[float], runs: Mapping[str, S
 
     Args:
         exact: losses of the reference run, by iteration.
-        whole: losses of a run on one rank in the dtype of ``runs``, by iteration; ``exact`` if that dtype is fp32.
+        whole: losses of a run on one rank in the dtype of ``runs``, by iteration. For fp32 this is the reference run.
         runs: key: name of a run; value: its losses by iteration.
 
     Raises:

@@ -52,8 +52,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"k": np.zeros((1, 8, 2, 8))}, "k=a ndarray: must be a torch.Tensor"),
     ({"v": [1.0]}, "v=a list: must be a torch.Tensor"),
     ({"q": torch.zeros(1, 8, 4, 8).to_sparse()}, "q=of layout torch.sparse_coo: must be a dense tensor"),
-    ({"q": torch.zeros(1, 8, 0, 8)}, "q=(1, 8, 0, 8): must be of one head and one channel at least"),
-    ({"v": torch.zeros(1, 8, 2, 0)}, "v=(1, 8, 2, 0): must be of one head and one channel at least"),
+    ({"q": torch.zeros(1, 8, 0, 8)}, "q=(1, 8, 0, 8): must be a tensor with at least one head and one channel"),
+    ({"v": torch.zeros(1, 8, 2, 0)}, "v=(1, 8, 2, 0): must be a tensor with at least one head and one channel"),
     ({"k": torch.zeros(1, 8, 2, 8, device="meta")}, "k.device=meta: must be the device of q, cpu"),
     (
         tensors(dtype=torch.float8_e4m3fn),

@@ -182,27 +182,27 @@ def test_groups_are_made_once_for_a_grid_and_forgotten_when_asked(pools: Callabl
         (
             {"k": (2, 4, 2, 8), "v": (2, 4, 2, 8)},
             "k, v",
-            "k, v=((2, 4, 2, 8), (2, 4, 2, 8)): must be of the same batch and tokens as q (2, 6, 4, 8)",
+            "k, v=((2, 4, 2, 8), (2, 4, 2, 8)): must be tensors with the batch and tokens of q (2, 6, 4, 8)",
         ),
         (
             {"k": (1, 6, 2, 8), "v": (1, 6, 2, 8)},
             "k, v",
-            "k, v=((1, 6, 2, 8), (1, 6, 2, 8)): must be of the same batch and tokens as q (2, 6, 4, 8)",
+            "k, v=((1, 6, 2, 8), (1, 6, 2, 8)): must be tensors with the batch and tokens of q (2, 6, 4, 8)",
         ),
         (
             {"v": (2, 6, 4, 8)},
             "k, v",
-            "k, v=((2, 6, 2, 8), (2, 6, 4, 8)): must be of the same batch and tokens as q (2, 6, 4, 8)",
+            "k, v=((2, 6, 2, 8), (2, 6, 4, 8)): must be tensors with the batch and tokens of q (2, 6, 4, 8)",
         ),
         (
             {"k": (2, 6, 3, 8), "v": (2, 6, 3, 8)},
             "k",
-            "k=(2, 6, 3, 8): must be kv heads that divide the q heads, and q's head dim: q is (2, 6, 4, 8)",
+            "k=(2, 6, 3, 8): must be tensors whose heads divide q's heads, with q's head dim: q is (2, 6, 4, 8)",
         ),
         (
             {"k": (2, 6, 2, 4)},
             "k",
-            "k=(2, 6, 2, 4): must be kv heads that divide the q heads, and q's head dim: q is (2, 6, 4, 8)",
+            "k=(2, 6, 2, 4): must be tensors whose heads divide q's heads, with q's head dim: q is (2, 6, 4, 8)",
         ),
     ],
 )
@@ -261,7 +261,7 @@ def test_a_scale_that_is_not_positive_is_rejected(scale: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cu_seqlens": (0, 6)}, "cu_seqlens=with a batch of 2: must be given with a batch of one packed sequence"),
+        ({"cu_seqlens": (0, 6)}, "batch=2: must be 1 with cu_seqlens"),
         (
             {"window_size": (-2, 0)},
             r"window_size=\(-2, 0\): must be numbers of tokens \(left, right\), -1 for no limit",

@@ -25,7 +25,7 @@ def test_every_row_is_a_message() -> None:
 def test_messages_are_found_in_every_form() -> None:
     """One of each: an option, a message with constants, a subclass, a preset's, a flag by its option."""
     assert {
-        "bidirectional=...: must be a single ring: ring_inner or ring_outer must be 1",
+        "bidirectional=...: must be used with a single ring: ring_inner or ring_outer must be 1",
         "--wallfacer-log-metrics: needs --tensorboard-dir DIR or --wandb-project NAME",
         "levels=...: must be a list of {nodes, oversubscription}",
         "...: ...: must occur only once, is already in line ...",

@@ -82,7 +82,7 @@ def run_wrong_ranks(rank: int) -> str:
 
 
 def test_parts_in_another_order_than_the_group_are_an_error(pools: Callable[[int], Pool]) -> None:
-    assert set(pools(2).run(run_wrong_ranks)) == {"a head exchange must be with all 2 ranks in order, not [1, 0]"}
+    assert set(pools(2).run(run_wrong_ranks)) == {"ranks=[1, 0]: must be all 2 ranks of the head axis in order"}
 
 
 @pytest.mark.parametrize(("backend", "collective"), [("gloo", False), ("nccl", True)])

@@ -277,7 +277,7 @@ def test_what_is_wrong_is_named_on_every_rank(pools: Callable[[int], Pool]) -> N
     where = "forward pass of layer 5: "
     assert packed.startswith(where)
     assert "of rank 1 arrived changed at rank " in packed
-    assert packed.endswith(": data were corrupted on their way")
+    assert packed.endswith(": received and sent data differ; test the network between these ranks")
     assert nan == f"{where}v of rank 2 has values that are not finite"
     assert infinite == "backward pass of layer 5: dout of ranks 0, 3 has values that are not finite"
     assert mask == f"{where}mask of rank 2 differs from that of ranks 0, 1, 3"

@@ -88,7 +88,7 @@ def test_windows_that_mask_a_whole_row_or_column_are_an_error(
 ) -> None:
     tile = AttnTile((0, rows), (0, cols), window=window)
     assert not all(pairs(tile).any(axis).all() for axis in (0, 1))
-    with pytest.raises(WallfacerError, match="a row or a column has no unmasked pair"):
+    with pytest.raises(WallfacerError, match="masks all pairs of a row or column"):
         size_of(tile)
 
 

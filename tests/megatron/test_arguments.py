@@ -250,11 +250,11 @@ def test_our_other_flags_need_the_one_that_turns_it_on(parse: Parse) -> None:
         ("--wallfacer-forward both", r"--wallfacer-forward both: must be auto, pass-kv or pass-q"),
         (
             "--wallfacer-scheme double-ring --wallfacer-bidirectional",
-            r"--wallfacer-bidirectional .*: must be a single ring",
+            r"--wallfacer-bidirectional .*: must be used with a single ring",
         ),
         (
             "--wallfacer-cluster hosts",
-            r"cluster hosts: must be a name or a file: torchrun says 8 ranks, 0 on",
+            r"cluster hosts: must be the name or file of a cluster: torchrun reports 8 ranks, 0 on",
         ),
         ("--wallfacer-cluster c.yaml", r"--wallfacer-cluster c.yaml: must be a file, or one of a100-"),
         (
@@ -312,7 +312,7 @@ def test_the_planner_chooses_for_the_jobs_own_hosts(parse: Parse, monkeypatch: p
     on = ("--wallfacer-cp-size", "8", "--wallfacer-cluster", "hosts", "--seq-length", "4096")
     lengths = ("--max-position-embeddings", "4096")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(WallfacerError, match="hosts: must be a name or a file: the GPU here is none, not one of H2"):
+    with pytest.raises(WallfacerError, match="hosts: must be the name or file of a cluster: GPU none is not one of H2"):
         parse(*on, *lengths)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
@@ -323,7 +323,9 @@ def test_the_planner_chooses_for_the_jobs_own_hosts(parse: Parse, monkeypatch: p
     assert (cluster.nodes, cluster.gpus_per_node, cluster.nics) == (2, 4, 4)
     assert cluster.inter == load_cluster("h100-8x8").inter
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(WallfacerError, match="hosts: must be a name or a file: torchrun says 8 ranks, 3 on this host"):
+    with pytest.raises(
+        WallfacerError, match="hosts: must be the name or file of a cluster: torchrun reports 8 ranks, 3 on this host"
+    ):
         parse(*on, *lengths)
 
 

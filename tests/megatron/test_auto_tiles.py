@@ -55,7 +55,7 @@ def test_a_short_sequence_needs_none(parse: Parse) -> None:  # noqa: F811
     ("model", "message"),
     [
         (MODEL.replace("--vocab-size 128256", ""), "needs --vocab-size on the command line, or a number here"),
-        (f"{MODEL} --num-experts 8", "must be a number: auto supports neither experts nor latent attention"),
+        (f"{MODEL} --num-experts 8", "must be a number, because auto does not support experts or latent attention"),
     ],
 )
 def test_what_auto_cannot_know_is_an_error(parse: Parse, model: str, message: str) -> None:  # noqa: F811

@@ -164,7 +164,7 @@ def test_a_block_without_its_checkpoints_is_an_error() -> None:
     """A Megatron that checkpoints in another way must not leave inputs on the device in silence."""
     inputs_of, block = LayerInputs(queue=None, on_host=frozenset()), torch.nn.Identity()
     inputs_of.watch(0, block, 2)
-    with pytest.raises(WallfacerError, match="model chunk 1 ran 0 checkpoints of layers, not 2"):
+    with pytest.raises(WallfacerError, match="model chunk 1 checkpointed 0 layers in a forward pass, not 2"):
         block(torch.zeros(1))
     with torch.no_grad():
         block(torch.zeros(1))

@@ -199,7 +199,9 @@ def test_a_tensor_that_is_too_large_is_an_error() -> None:
 def test_more_micro_batches_than_there_are_slots_for_is_an_error() -> None:
     step = Step(PIPELINES["1F1B"], micro_batches=1)
     step.queue._micro_batches = lambda: 2
-    with pytest.raises(WallfacerError, match="2 micro-batches need more host memory than those of --global-batch-size"):
+    with pytest.raises(
+        WallfacerError, match="a step of 2 micro-batches needs more host memory than --global-batch-size"
+    ):
         step.queue.store(0, 0, tensors_of(Key(0, 0, 0)))
 
 

@@ -24,7 +24,11 @@ MISTAKES = {
     "not a mapping": ("- a\n", 1, "the file: must be a mapping"),
     "section is no mapping": ("ENV_VARS:\n  - A=1\n", 2, "ENV_VARS: must be a mapping"),
     "section is nothing": ("MODEL_ARGS:\n", 1, "MODEL_ARGS: must be a mapping"),
-    "key is a list": ("MODEL_ARGS:\n  [a]: 1\n", 2, "MODEL_ARGS: a key must be a name"),
+    "key is a list": (
+        "MODEL_ARGS:\n  [a]: 1\n",
+        2,
+        "MODEL_ARGS: a key is a list or a mapping; must be a word or number",
+    ),
     "no flag": ("MODEL_ARGS:\n  num-layers: 1\n", 2, "num-layers: must be a flag with its dashes"),
     "a flag with its value": ("MODEL_ARGS:\n  --lr=1: 1\n", 2, "--lr=1: must be a flag with its dashes"),
     "nothing for a flag": ("MODEL_ARGS:\n  --a: 1\n  --bf16:\n", 3, "--bf16: must be a word"),

@@ -9,13 +9,13 @@ from megatron_wallfacer.schedule.plan import Plan
 def test_published_blocks_need_equal_teams(order: str) -> None:
     with pytest.raises(OptionError) as error:
         Plan(Grid(team=2, kv_team=1, ring_outer=2), "wallfacer", order)
-    assert str(error.value) == "kv_team_size=1: must be the team size 2: the published blocks need team = kv_team"
+    assert str(error.value) == f"kv_team_size=1: must be the team size 2 with kv_order {order}"
 
 
 def test_both_directions_need_a_single_ring() -> None:
     with pytest.raises(OptionError) as error:
         Plan(Grid(ring_outer=2, ring_inner=4), bidirectional=True)
-    allowed = "a single ring: ring_inner or ring_outer must be 1"
+    allowed = "used with a single ring: ring_inner or ring_outer must be 1"
     assert str(error.value) == f"bidirectional=ring_outer 2 x ring_inner 4: must be {allowed}"
 
 

@@ -125,9 +125,9 @@ class Watch(threading.Thread):
                 self._say(line)
 
     def _label(self, waited: float) -> Label | None:
-        """Return the messages that the host waits for, or else the messages that the GPU waits for.
+        """Return the messages for which the host waits. If the host does not wait, return the messages of the GPU.
 
-        A wait of the GPU is reported only if ``waited`` is at least half the limit.
+        Messages for which the GPU waits are returned only if ``waited`` is at least half the limit.
         """
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label
@@ -195,7 +195,9 @@ def wait_limit() -> float:
     except ValueError:
         limit = -1.0
     if not 0 <= limit < 1e6:
-        raise OptionError(VARIABLE, text, "a number of seconds, 0 for no explanation of waits")
+        raise OptionError(
+            VARIABLE, text, "a number of seconds after which a waiting rank prints what it waits for, or 0 for never"
+        )
     return limit
 
 

@@ -51,8 +51,8 @@ class LayerInputs:
             # The output is None after an exception.
             if output is not None and trained and self._next != checkpoints:
                 raise WallfacerError(
-                    f"{INPUTS}: must be left out, because model chunk {chunk + 1} ran {self._next} checkpoints of "
-                    f"layers, not {checkpoints}"
+                    f"{INPUTS}: must be left out, because model chunk {chunk + 1} checkpointed {self._next} "
+                    f"layers in a forward pass, not {checkpoints}"
                 )
 
         block.register_forward_pre_hook(begin)

@@ -61,7 +61,7 @@ def _plan_of(kind: Kind, count: int, micro_batches: int) -> SlotPlan:
 
 
 def blocks_of(model: Sequence[nn.Module], flag: str) -> list[nn.Module]:
-    """Return the ``TransformerBlock`` of each model chunk. A chunk without exactly one block raises an error."""
+    """Return the ``TransformerBlock`` of each model chunk. Each chunk must have one block."""
     from megatron.core.transformer.transformer_block import TransformerBlock
 
     found = [[module for module in chunk.modules() if isinstance(module, TransformerBlock)] for chunk in model]

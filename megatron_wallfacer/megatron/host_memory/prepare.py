@@ -82,7 +82,7 @@ def _kinds(state: PluginState, blocks: Sequence[nn.Module], fractions: dict[str,
 
 
 def _allocated(state: PluginState, kinds: dict[str, Kind], counts: dict[str, int]) -> dict[str, HostSlots]:
-    """Allocate the host memory of each flag. If an allocation fails on one rank, all ranks raise the same error."""
+    """Allocate host memory for each kind of tensors. If an allocation fails on one rank, all ranks raise an error."""
     slots, reason = {}, ""
     for flag, kind in kinds.items():
         try:
