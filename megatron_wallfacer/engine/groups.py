@@ -179,9 +179,9 @@ def check_size(ranks: int, grid: Grid) -> None:
 def _warm_up(groups: dict[Channel, dist.ProcessGroup], device: torch.device) -> None:
     """Sum one small tensor over each group, on the device of the messages.
 
-    NCCL creates the communicator of a group in the first operation of the group. All members must take part in the
-    first operation. The permutation of the WallFacer paper involves only some members, so it must not be the first
-    operation. The warm-up also detects a broken network before the first training step.
+    NCCL creates the communicator of a group in the first operation of the group. All ranks of the group must take part
+    in this first operation, but some transfers of the engine involve only two ranks. The warm-up also detects a broken
+    network before the first training step.
     """
     for group in dict.fromkeys(groups.values()):
         dist.all_reduce(torch.zeros(1, device=device), group=group)

@@ -85,7 +85,7 @@ def compare_sums(
 def _exchanged(
     groups: AxisGroups, sent: Sequence[Sum], received: Sequence[Sum], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return which received tensors differ from the sent tensors. Integers encode the tensors (:func:`_coded`)."""
+    """Return an id of each received tensor (:func:`_coded`), and whether the tensor differs from the sent tensor."""
     place = {rank: dist.get_group_rank(_whole(groups), one) for rank, one in enumerate(groups.global_ranks)}
 
     def ordered(sums: Sequence[Sum]) -> tuple[list[Sum], list[int]]:

@@ -135,7 +135,6 @@ class OffloadQueue:
             )
 
     def _parts(self, slot: Slot, specs: Sequence[Spec]) -> list[Tensor]:
-        """Return views of a slot's host memory, one for each spec, at consecutive aligned offsets."""
         sizes = [torch.Size(spec.shape).numel() * spec.dtype.itemsize for spec in specs]
         if slot_bytes(sizes) > slot.nbytes:
             raise WallfacerError(

@@ -196,7 +196,7 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
 
 
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
-    """Yield grids with other numbers of head groups. Only the last of ``choices`` has not been simulated yet."""
+    """Yield each choice with other numbers of head groups. All ``choices`` except the last are simulated already."""
     seen: set[tuple[Plan, bool]] = {(choice.plan, choice.keep_gathered_q) for choice in choices[:-1]}
     for choice in choices:
         for count in GROUPS:
@@ -209,7 +209,7 @@ def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
 def _best_without_regard_to_tiles(
     candidate: SizeCandidate, pool: Sequence[Choice], combinations: Sequence[FlagCombination]
 ) -> Iterator[Configuration]:
-    """Yield one configuration for all flag combinations that differ only in token tiles.
+    """Compare flag combinations that differ only in token tiles, and yield the best configuration.
 
     The search yields the fastest configuration that fits. If none fits, it yields the leanest configuration.
     """

@@ -262,10 +262,7 @@ def _head(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _head_weight_gradient(work: Activations) -> float:
-    """Return the bytes that the LM head's weight gradient needs in addition to reused memory.
-
-    The gradient reuses the freed memory of the fp32 logits.
-    """
+    """Return the bytes of the LM head's weight gradient that do not fit in the freed memory of the fp32 logits."""
     if work.fused_gradients:
         return 0.0
     freed = work.logits / work.loss_tiles * _FP32 / (_BF16 + _FP32)

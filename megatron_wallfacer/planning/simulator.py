@@ -164,7 +164,6 @@ class _Simulator:
         self._clock.after(lag_s, run)
 
     def _run(self, rank: RankState, op: TimedOp) -> None:
-        """Keep a rank busy while an operation runs: first the kernels of the operation, then merging and copying."""
         cost, work_s = op.cost, self._work_s(op)
         if not cost.kernel_s and not work_s:
             return
@@ -198,8 +197,8 @@ class _Simulator:
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
         """Keep a rank busy for some processor seconds. On an emulated cluster ranks share processors.
 
-        In the fluid model, work and messages share the processors, and all rates are in bytes per second. So seconds
-        of work are converted to bytes: the size of a message that takes the same processor time as the work.
+        The simulation measures work of processors in bytes, like messages. ``work`` seconds become the bytes of a
+        message that takes the same processor time.
         """
         rank.busy, start_s = True, self._clock.now
 

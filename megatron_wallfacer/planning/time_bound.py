@@ -146,7 +146,7 @@ def estimated_kernel_seconds(plan: Plan, cluster: Cluster, shape: Shape, *, caus
 
 @lru_cache(maxsize=256)
 def _sampled_tiles(grid: Grid, causal: bool) -> tuple[Tile, ...]:
-    """Return the tiles of rank 0's query block against the key blocks of sampled ring positions."""
+    """Return the tiles of rank 0 in some of its ring steps, at equal distances."""
     q_chunks = _chunks(grid, 0, ("head", "team"))
     sampled: list[Tile] = []
     for number in range(min(SAMPLES, grid.ring)):
@@ -158,7 +158,6 @@ def _sampled_tiles(grid: Grid, causal: bool) -> tuple[Tile, ...]:
 
 
 def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
-    """Return the chunks of a rank and of its neighbours along two axes, in ascending order."""
     ranks = [rank]
     for axis in axes:
         ranks = [other + first - rank for first in grid.neighbours(rank, axis) for other in ranks]

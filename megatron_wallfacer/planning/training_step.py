@@ -182,7 +182,7 @@ def simulated_attention(choice: Choice, options: TrainingOptions) -> AttentionEs
 
 
 def _matrix_seconds(model: Model, cluster: Cluster, tokens: float) -> tuple[float, float]:
-    """Return the seconds of (one layer's forward pass without attention, all passes of the LM head).
+    """Return two times in seconds: of one layer's forward pass without attention, and of all passes of the LM head.
 
     ``tokens`` is the number of tokens per tensor-parallel rank.
     """

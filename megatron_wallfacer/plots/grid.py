@@ -136,7 +136,7 @@ def _ring_legend(plan: Plan, schedules: Sequence[Schedule], backward: Schedule) 
 
 
 def _on_ring(schedule: Schedule, axis: str) -> str:
-    """Return the names of the tensors that a ring transfers: operands and results."""
+    """Return the names of all tensors that ranks send along the ring."""
     tensors = {tensor for move in schedule.transfers if move.axis == axis for tensor in move.payload}
     names = {"dout": "dO", "dq": "dQ", "dk": "dK", "dv": "dV"}
     return ", ".join(names.get(tensor, tensor.upper()) for tensor in TENSOR_ORDER if tensor in tensors)

@@ -67,7 +67,6 @@ def draw_ranks(axes: Axes, grid: Grid, schedules: Sequence[Schedule], colours: S
 
 
 def _points_per_unit(axes: Axes, layout: GridLayout) -> float:
-    """Return the printed points per length unit of the drawing, to which line widths and text sizes are scaled."""
     left, right, bottom, top = layout.box
     panel, (width, height) = axes.get_position(), axes.figure.get_size_inches()
     return 72 * min(panel.width * width / (right - left), panel.height * height / (top - bottom))
@@ -117,7 +116,7 @@ def _box(axes: Axes, positions: Sequence[Position]) -> None:
 
 
 def _outer_ring(axes: Axes, grid: Grid, layout: GridLayout, schedules: Sequence[Schedule], scale: float) -> None:
-    """Draw one thick arrow per inner ring, because all its ranks send to the same next inner ring."""
+    """Draw one thick arrow from each inner ring to the next. All ranks of an inner ring send to the next inner ring."""
     style = {"color": OUTER_RING, "lw": min(6.0, 0.16 * scale), "mutation_scale": min(26.0, 0.62 * scale)}
     for rank, schedule in enumerate(schedules):
         coordinates = grid.coordinates(rank)

@@ -136,7 +136,6 @@ def _common(a: Range, b: Range) -> Range | None:
 
 
 def _without(part: Part, rows: Range) -> Iterator[Part]:
-    """Yield a part without the given rows, as a part before the rows and a part after the rows."""
     for side in ((part.rows[0], min(part.rows[1], rows[0])), (max(part.rows[0], rows[1]), part.rows[1])):
         if side[0] < side[1]:
             yield part._replace(rows=side)

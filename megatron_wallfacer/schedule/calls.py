@@ -74,7 +74,6 @@ def call_of(mask: Mask, q: Segment, k: Segment) -> AttnTile | None:
 def _of_sequence(
     mask: Mask, query: tuple[int, int], k_chunks: Sequence[int], cp_size: int, size: int
 ) -> Iterator[AttnTile]:
-    """Yield the calls of one query chunk, given as (index in the block, chunk id)."""
     index, chunk = query
     first = chunk * size
     ends = mask.documents or (0, 2 * cp_size * size)
@@ -115,7 +114,6 @@ def _segment(ends: Sequence[int], document: int, place: tuple[int, int], size: i
 def _of_each_document(
     mask: Mask, query: tuple[int, int], k_chunks: Sequence[int], cp_size: int, size: int
 ) -> Iterator[AttnTile]:
-    """Yield the calls of one query chunk with ``shard_mode`` ``per_document`` and a window."""
     index, chunk = query
     for document, (start, end) in enumerate(pairwise(mask.boundaries(chunk, cp_size, size))):
         piece = end - start
@@ -125,10 +123,12 @@ def _of_each_document(
 
 
 def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
-    """Yield one full or causal call for each document and key chunk. Each call has as many rows as columns.
+    """Yield one square call for each document and key chunk, full or causal.
 
-    ``ends`` are the document boundaries inside a chunk. ``row`` is the first row of the query chunk in its block.
-    ``cols`` has (first column in the key block, whether the calls are causal) for each key chunk.
+    Args:
+        ends: boundaries of the documents inside a chunk, in tokens.
+        row: first row of the query chunk in the query block.
+        cols: (first column in the key block, whether the calls are causal) of each key chunk.
     """
     return (
         # A call of one row and one column is both full and causal.

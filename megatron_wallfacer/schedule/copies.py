@@ -80,14 +80,12 @@ def permutation(pairs: Sequence[Pair], itemsize: Callable[[Operand], int], wide:
 
 
 def _is_block(pair: Pair, buffer: str) -> bool:
-    """Return whether a pair copies contiguous rows of one dtype from the workspace to the given buffer."""
     into, source = pair
     same = into.buffer == buffer and source.buffer == WORKSPACE and into.view == source.view
     return same and all(one.view != "own" and one.strides == contiguous(one.shape) for one in pair)
 
 
 def _fills(blocks: Sequence[_Block]) -> bool:
-    """Return whether each block ends where the next one starts, apart from padding to :data:`ALIGNMENT`."""
     ends = ((one.into + one.nbytes, after.into) for one, after in pairwise(blocks))
     return all(end == start or (end < start == -(-end // ALIGNMENT) * ALIGNMENT) for end, start in ends)
 
@@ -128,7 +126,6 @@ def _series(pairs: Sequence[Pair]) -> Iterable[Pair]:
 
 
 def _end_of_series(steps: Sequence[tuple[int, int]], first: int) -> int:
-    """Return the index after the last pair of the series that starts with the pair ``first``."""
     if first >= len(steps) or min(steps[first]) <= 0:
         return first + 1
     end = first

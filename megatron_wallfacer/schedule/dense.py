@@ -109,7 +109,7 @@ class HeadGroupBuilder:
             self.teams.scatter(stationary, ranks)
 
     def _returns(self) -> list[tuple[int, ...]]:
-        """Return the other ranks of the team in the order in which they get results, grouped by attention call."""
+        """Return the other ranks of the team in groups. One attention call computes the results of a group of ranks."""
         peers = after(self.operands.rank, self.operands.team(self.operands.stationary))
         each = ranks_per_call(self.plan, self.group.emitter.groups) if self.group.merges_rows else 1
         return [peers[first : first + each] for first in range(0, len(peers), each)]

@@ -114,7 +114,7 @@ def _attend(index: int, op: Attend, schedule: Schedule, shape: Shape, held: _Hel
 
 
 def _reads(index: int, op: Op, schedule: Schedule) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield (value, chunks) of all rows that an operation reads. Partial results of these rows must be added first."""
+    """Yield the rows that an operation reads, as (name of the value, chunk ids)."""
     match op:
         case SendRecv(transfer=transfer):
             yield from ((message.value, message.chunks) for message in transfer.sends)

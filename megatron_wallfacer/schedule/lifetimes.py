@@ -171,7 +171,6 @@ def _transfer(schedule: Schedule, part: LocalPart) -> ops.Transfer:
 
 
 def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
-    """Yield (source, end) for each :class:`Accumulate`; ``end`` is the last index of its run of ``Accumulate``."""
     end = 0
     for index in reversed(range(len(schedule.ops))):
         op = schedule.ops[index]
@@ -183,7 +182,7 @@ def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
 def _whole_sends(
     schedule: Schedule, buffers: Mapping[str, str], until: Mapping[int, int]
 ) -> dict[str, tuple[int, int]]:
-    """Return the first and the last operation during which a value is sent whole, by name of the value."""
+    """Return (first operation, last operation) of transfers that send all rows of a value, by name of the value."""
     spans: dict[str, tuple[int, int]] = {}
     for index, _, message in _sends(schedule):
         if len(message.chunks) == len(schedule.values[message.value].chunks):
@@ -194,7 +193,6 @@ def _whole_sends(
 
 
 def _copied_rows(schedule: Schedule, until: Mapping[int, int]) -> Iterator[Lifetime]:
-    """Yield the lifetimes of buffers into which some rows of a value are copied to be sent."""
     for index, position, message in _sends(schedule):
         value = schedule.values[message.value]
         if len(message.chunks) < len(value.chunks):
@@ -211,7 +209,6 @@ def _sends(schedule: Schedule) -> Iterator[tuple[int, int, ops.Message]]:
 
 
 def _proxies(schedule: Schedule, views: frozenset[str]) -> Iterator[Lifetime]:
-    """Yield the lifetime of ``out_proxy`` of each query block. Blocks of local rows need no ``out_proxy``."""
     used: dict[tuple[str, ...], list[int]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, ops.Attend) and schedule.backward and not views.issuperset(op.q):

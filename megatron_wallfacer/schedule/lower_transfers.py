@@ -110,7 +110,7 @@ class TransferLowering:
         return self._numbers[id(transfer)]
 
     def _whole(self, name: str, message: Message) -> Rows | None:
-        """Return the rows of a value, or an existing copy of them; None if the message sends only some rows."""
+        """Return all rows of a value, or an existing copy. If the message sends only some rows, return None."""
         rows = self.values.accumulators[name].rows if name in self.values.accumulators else self.values.rows[name]
         return self._copies.get(name, rows) if message.chunks == rows.chunks else None
 
@@ -168,7 +168,7 @@ def _bytes_of(rows: Rows) -> Operand:
 def _reads(
     schedule: ops.Schedule, values: Values, parts: Mapping[int, LocalPart]
 ) -> dict[str, list[tuple[tuple[int, int], frozenset[int]]]]:
-    """Return all reads of each value, as ((index of the operation, index of the message), chunks that are read)."""
+    """Return all reads of each value. A read is ((index of the operation, index of the message), chunk ids)."""
     found: dict[str, list[tuple[tuple[int, int], frozenset[int]]]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, SendRecv):

@@ -166,7 +166,7 @@ class Mask:
         return (first_nonempty[0], last_nonempty[1]), full if is_one_document else (0, 0)
 
     def _key_chunks(self, queries: Range, document: Range, size: int) -> tuple[Range, Range]:
-        """Return the range of key chunks that at least one query sees, and the range that every query sees in full.
+        """Return two ranges of key chunks: those that at least one query sees, and those that all queries see in full.
 
         ``queries`` and ``document`` are half-open ranges of positions. Chunk 0 begins at position 0.
         """

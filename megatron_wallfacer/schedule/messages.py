@@ -98,7 +98,6 @@ class _Messages:
 
 
 def _in_order(schedule: Schedule) -> Sequence[Transfer]:
-    """Return the transfers in the order in which operations first name the transfers."""
     named = (op.transfer for op in schedule.ops if isinstance(op, ops.PostRecv | ops.SendRecv))
     return list({id(transfer): transfer for transfer in named}.values())
 

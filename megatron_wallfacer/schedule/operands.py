@@ -59,7 +59,7 @@ class OperandRows:
     # --- tensors ---
 
     def tensor_groups(self, side: str) -> tuple[str, ...]:
-        """Return the names of the groups of input tensors of an operand. The tensors of a group are sent together."""
+        """Return the names of an operand's tensor groups. The tensors of a group are sent in one message."""
         return ("q", "dout") if side == "q" and self.backward else (side,)
 
     def results(self, side: str) -> tuple[str, ...]:

@@ -81,10 +81,10 @@ class RingTransfers:
     def _exchange_results(
         self, kind: str, axis: str, step: int, into: int, peers: tuple[int, int], chunks: Sequence[int], number: int
     ) -> None:
-        """Send the results of ring step ``step``, and receive results that are added to the results of step ``into``.
+        """Send the results of one ring step, and receive results from another rank.
 
-        ``peers`` are the destination of the sent results and the source of the received results. ``number``
-        distinguishes messages of one kind between two ranks.
+                Results of ring step ``step`` are sent to the first rank of ``peers``. Results from the second rank are added to
+        the results of ring step ``into``. ``number`` distinguishes messages of one kind between two ranks.
         """
         operands, emitter, side = self.operands, self.emitter, self.operands.ring_operand
         arriving = emitter.value(emitter.name(f"{kind}{number}.{axis}", side), operands.results(side), chunks)

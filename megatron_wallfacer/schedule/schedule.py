@@ -87,7 +87,7 @@ def _schedule(spec: PassSpec) -> Schedule:
 
 
 def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
-    """Append all operations of a pass in which no results are sent along the ring.
+    """Append all operations of a pass that sends no results around the ring.
 
     Attention of local rows with the first blocks comes first. Attention of local rows with the last blocks is computed
     while the results of gathered rows are in flight.
@@ -117,10 +117,10 @@ def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands:
 
 
 def _append_with_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
-    """Append all operations of a pass in which results are sent along with the ring operand.
+    """Append all operations of a pass that sends results around the ring.
 
-    Results that make many hops are computed first, then results of the first pass of the inner ring, then tiles of
-    local rows of both operands. The first head group starts with tiles of local rows, while blocks arrive.
+    Results with many hops are computed first. Results that stay on this rank are computed last. Only the first head
+    group begins with tiles of local rows, because no block has arrived yet.
     """
     is_alone = len(builders) == 1
     blocks, gathers = operands.first_block, GATHERED in operands.stationary_rows

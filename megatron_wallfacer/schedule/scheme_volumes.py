@@ -94,7 +94,7 @@ def named_plan(scheme: str, cp_size: int, shape: Shape) -> Plan | None:
 
 
 def _volumes(sizes: Sequence[int], groups: Sequence[int], q_heads: int) -> Iterator[SchemeVolume]:
-    """Yield one volume at a time, because large context-parallel sizes take seconds to compute."""
+    """Yield the volume of each scheme as soon as it is known, because large sizes take seconds."""
     for cp_size, group in product(sizes, groups):
         shape = Shape(tokens=2, q_heads=q_heads, kv_heads=q_heads // group, head_dim=1)
         for scheme in NAMED:
@@ -104,8 +104,6 @@ def _volumes(sizes: Sequence[int], groups: Sequence[int], q_heads: int) -> Itera
 
 
 def _best(cp_size: int, shape: Shape, axes: Sequence[str], first: Formula, second: Formula) -> Plan:
-    """Return the plan that is least by formula ``first``, then by formula ``second``, then by team sizes."""
-
     def key(plan: Plan) -> tuple[float, ...]:
         volumes = (formula(plan, shape.kappa, kv_heads=shape.kv_heads) for formula in (first, second))
         return *(round(volume, 9) for volume in volumes), plan.grid.kv_team, plan.grid.team

@@ -267,7 +267,7 @@ def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
 
 
 def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
-    """Return 2 if the grid has a head axis or a team, unless half of the heads are too little work; else 1."""
+    """Return 2 for a grid with a head axis or a team if half of the heads are enough work for a kernel; else 1."""
     if grid.head == 1 and grid.team == 1:
         return 1
     return 1 if tokens and q_heads and shard_work(tokens, q_heads) < SPLIT_WORK else 2

@@ -65,7 +65,7 @@ class NeededBlocks:
         return {rank: needed for rank in ranks if (needed := self._needed_of(operands.rank, rank, side))}
 
     def _rotated(self, team: Sequence[int]) -> tuple[int, ...]:
-        """Rotate a team by this rank's position in its own team, so that ranks begin with different peers."""
+        """Return a team in an order that differs between ranks, so that ranks begin with different peers."""
         operands = self._operands
         position = operands.team(operands.ring_operand).index(operands.rank)
         return (*team[position:], *team[:position])

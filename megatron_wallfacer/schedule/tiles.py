@@ -100,7 +100,6 @@ def _by_chunk_mask(
 
 
 def _diagonal_runs(q_chunks: Sequence[int], k_chunks: Sequence[int]) -> list[Tile]:
-    """Return one square causal tile for each run of chunks that are consecutive in both blocks."""
     column = {chunk: index for index, chunk in enumerate(k_chunks)}
     runs: list[Tile] = []
     for row, chunk in enumerate(q_chunks):
