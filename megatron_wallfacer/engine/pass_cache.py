@@ -1,4 +1,4 @@
-"""The cache of compiled passes of one set of process groups. The cache is dropped together with the groups."""
+"""A cache of prepared forward and backward passes, one per context-parallel group."""
 
 from __future__ import annotations
 

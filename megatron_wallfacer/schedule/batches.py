@@ -19,7 +19,7 @@ def joined_calls(
 ) -> tuple[AttnTile, ...]:
     """Return the kernel calls of a mask, joined where possible. The arguments are those of :meth:`Mask.calls`.
 
-    Without a window, the boundaries of the documents determine the calls of one query chunk directly. With
+    Without a window, the kernel calls of a query chunk follow from the document boundaries alone. With
     ``per_document``, each document has a call for each pair of chunks, and joining so many calls would be slow.
     """
     if mask.documents is None or mask.has_window or len(q_chunks) != 1:

@@ -59,10 +59,10 @@ def test_options_change_the_prediction(capsys: pytest.CaptureFixture[str]) -> No
         ("--scheme auto --model gpt-5", "model=gpt-5: must be one of"),
         ("--scheme auto --seq 1x", "seq=1x: must be a number of tokens"),
         ("--scheme wallfacer --team-size 3", "team_size=3: must be one of 1, 2, 4, 8"),
-        ("--team-size 3", "--team-size 3: must be with --scheme, which predicts one grid"),
-        ("--keep-gathered-q", "--keep-gathered-q: must be with --scheme"),
-        ("--scheme ring --max-seq", "--max-seq: must be without --scheme, which predicts one grid"),
-        ("--scheme ring --plot x.png", "--plot x.png: must be without --scheme"),
+        ("--team-size 3", "--team-size 3: must be used with --scheme, because --scheme predicts one grid"),
+        ("--keep-gathered-q", "--keep-gathered-q: must be used with --scheme"),
+        ("--scheme ring --max-seq", "--max-seq: must be used without --scheme, because --scheme predicts one grid"),
+        ("--scheme ring --plot x.png", "--plot x.png: must be used without --scheme"),
     ],
 )
 def test_impossible_requests_are_one_line(

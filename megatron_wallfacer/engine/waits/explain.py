@@ -76,7 +76,7 @@ def wait_line(state: State) -> str:
 
 
 def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
-    """Return a line that follows the waits from rank to rank to the blocking rank; None without a wait.
+    """Return a line of text about the chain of waiting ranks, up to the rank that blocks them; None without a wait.
 
     ``state`` is the state of the rank that waits. ``read`` returns the last state of a rank, or None.
     """

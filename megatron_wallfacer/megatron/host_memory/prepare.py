@@ -1,4 +1,4 @@
-"""Agree with all ranks on the tensors in host memory, allocate the memory and connect it to the layers."""
+"""Decide on all ranks which tensors are kept in host memory, allocate that memory, and install hooks on the layers."""
 
 from __future__ import annotations
 
