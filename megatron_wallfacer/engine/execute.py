@@ -55,7 +55,7 @@ def run_steps(compiled: CompiledPass, buffers: Tensors, observer: Observer) -> N
 
 
 def count_received(compiled: CompiledPass, transfers: Transfers) -> None:
-    """Add the bytes that one run of a pass receives to the counters of the transfers."""
+    """Count the bytes that one run of a pass receives."""
     for key, nbytes in compiled.received:
         transfers.received[key] += nbytes
 

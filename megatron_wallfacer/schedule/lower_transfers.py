@@ -168,7 +168,10 @@ def _bytes_of(rows: Rows) -> Operand:
 def _reads(
     schedule: ops.Schedule, values: Values, parts: Mapping[int, LocalPart]
 ) -> dict[str, list[tuple[tuple[int, int], frozenset[int]]]]:
-    """Return all reads of each value. A read is ((index of the operation, index of the message), chunk ids)."""
+    """Return the operations and messages that read rows of a value, by name of the value.
+
+    Each element is ((index of the operation, index of the message), ids of the chunks that are read).
+    """
     found: dict[str, list[tuple[tuple[int, int], frozenset[int]]]] = {}
     for index, op in enumerate(schedule.ops):
         if isinstance(op, SendRecv):
