@@ -38,7 +38,7 @@ class AxisGroups:
         global_ranks: global ranks of the context-parallel group.
         hosts: name of the node of each rank of the context-parallel group.
         groups: process group by channel (axis, ``inputs`` or ``results``), in the order of creation, which is equal on
-            all ranks. ``cp`` is the whole context-parallel group. An axis of one rank has no group.
+            all ranks. ``cp`` is the whole context-parallel group. An axis of size 1 has no group.
         given: context-parallel group of the caller, which the engine never destroys or closes.
         number: serial number of this set of groups, equal on all ranks of the job.
         backend: backend of the messages, ``nccl`` or ``gloo``; None for one process without torch.distributed.

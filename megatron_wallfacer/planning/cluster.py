@@ -32,8 +32,8 @@ class SwitchLevel:
 
     Attributes:
         nodes: number of nodes in a group.
-        oversubscription: summed rate of the group's NICs, divided by the rate of the group's link; 1 for a fat tree
-            without a limit.
+        oversubscription: summed rate of the group's NICs, divided by the rate of the group's link; 1 for a non-blocking
+            fat tree.
     """
 
     nodes: int

@@ -174,9 +174,9 @@ def _kernels_alone(job: AttentionJob, flags: FlagCombination) -> AttentionEstima
 def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[SearchResult, list[Choice]]:
     """Simulate grids, and return the search result and the candidate grids.
 
-    Candidates are the simulated grids that fit with the leanest flags, or all simulated grids if none fits. Up to
-    :data:`MOST_RANKS_REGROUPED` ranks, the best grids and one ring of all ranks are also candidates with other numbers
-    of head groups (:data:`GROUPS`).
+    Candidates are the simulated grids that fit with the leanest flags, or all simulated grids if none fits. For at most
+    :data:`MOST_RANKS_REGROUPED` ranks, the candidates also contain the best grids and one ring of all ranks with other
+    numbers of head groups (:data:`GROUPS`).
     """
     job = candidate.job
     try:

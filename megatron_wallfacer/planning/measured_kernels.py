@@ -3,8 +3,9 @@
 ``seconds = flops / rate(flops)``. Between two measured sizes log(rate) is linear in log(FLOPs). Below the smallest and
 above the largest size the rate is constant. The measured rates also apply to other shapes and numbers of heads. Such
 rates are accurate to 20 % for calls of at least 30 GFLOP. Full and causal tiles have separate curves. The seconds
-include the whole device time of a call. In the smallest calls the device also waits for the host. No size gets a higher
-rate than the largest size, because a GPU runs short calls at clock rates that it does not sustain over a pass.
+include the whole device time of a call. In the smallest calls the device also waits for the host. The rate of a small
+call is at most that of the largest call, because a GPU runs short calls at clock rates that it does not sustain over a
+pass.
 """
 
 from __future__ import annotations

@@ -108,9 +108,9 @@ def unmasked_pairs(cp_size: int, shape: Shape, *, causal: bool) -> float:
 
 
 def pass_weights(device: Device) -> tuple[float, float]:
-    """Return (forward, backward) FLOPs per pair and channel, divided by the rate of large attention calls.
+    """Return the time of (forward, backward) per pair and channel in large attention calls.
 
-    The rate is in FLOPs per second if kernels are measured, else it is a fraction of the peak.
+    Without measured kernels, the result divided by the peak rate in FLOP/s is the time in seconds.
     """
     if device.kernels is None:
         return FORWARD_FLOPS / device.forward, BACKWARD_FLOPS / device.backward
@@ -167,7 +167,7 @@ def _chunks(grid: Grid, rank: int, axes: tuple[str, str]) -> tuple[int, ...]:
 def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) -> Counter[str]:
     """Return the bytes that a rank receives along each axis, forward and backward, with softmax statistics.
 
-    The result assumes the native order of K and V. In the WallFacer paper's order, a rank may receive more bytes.
+    The result holds for ``kv_order`` native. With other orders a rank may receive more bytes.
     """
     grid = plan.grid
     received: Counter[str] = Counter()
@@ -208,7 +208,7 @@ def _extent(grid: Grid, axis: str) -> tuple[int, int]:
 
 
 def _crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest fraction of an axis's bytes that crosses nodes of ``unit`` ranks, over all ranks."""
+    """Return the fraction of an axis's bytes that crosses nodes of ``unit`` ranks, for the rank with the most."""
     stride, size = _extent(grid, axis)
     if size == 1 or stride * size <= unit:
         return 0.0
@@ -226,14 +226,14 @@ def _edge(plan: Plan, axis: str, unit: int) -> float:
 
 
 def _staying(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest fraction of an axis's bytes that stays inside a node of ``unit`` ranks, over all ranks."""
+    """Return the fraction of an axis's bytes that stays inside nodes of ``unit`` ranks, for the rank with the most."""
     if axis in _RINGS and _extent(grid, axis)[0] < unit:
         return 1.0
     return 1.0 - _crossing(grid, axis, unit)
 
 
 def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the mean fraction of an axis's bytes that crosses nodes of ``unit`` ranks, over all ranks."""
+    """Return the fraction of an axis's bytes that crosses nodes of ``unit`` ranks: the mean of all ranks."""
     (stride, _), crossing = _extent(grid, axis), _crossing(grid, axis, unit)
     if axis in _RINGS and crossing and stride < unit:
         return stride / unit

@@ -87,7 +87,7 @@ class ParallelSizes:
 def parallel_sizes(
     cluster: Cluster, *, tp: int = 1, pp: int = 1, cp: int | None = None, microbatches: int = 1
 ) -> ParallelSizes:
-    """Return the sizes of a job on all ranks of a cluster. Remaining ranks are data parallel.
+    """Return the parallel sizes of a job that uses all ranks of a cluster. Remaining ranks are data parallel.
 
     Without ``cp`` all ranks that tensor and pipeline parallelism leave are context parallel.
 

@@ -32,7 +32,7 @@ class GridLayout:
     Attributes:
         half_side: half the side of the frame of one circle.
         centres: centre of each circle, by the coordinate along ``kv_team``.
-        inner_radius: radius of an inner ring with all its ranks, or 0 for a single ring.
+        inner_radius: radius of the circle around an inner ring and its ranks, or 0 for a single ring.
         ring_centres: centre of the ring of each rank.
         positions: position of each rank.
     """

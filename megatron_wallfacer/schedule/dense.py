@@ -117,7 +117,7 @@ class HeadGroupBuilder:
     # --- results ---
 
     def return_results(self, side: str) -> None:
-        """Send results of gathered or received rows to the origin ranks of the rows, and receive local results."""
+        """Send results of gathered or received rows to their origin ranks, and receive results of local rows."""
         operands = self.operands
         if not operands.results(side):
             return

@@ -152,7 +152,7 @@ class OperandRows:
 
     @property
     def later_steps(self) -> tuple[RowSet, ...]:
-        """Return the rows of the ring steps that follow the first pass of the inner ring."""
+        """Return the received rows of all ring steps after the first round of the inner ring."""
         return tuple(received(step) for step in range(len(self.first_pass), len(self.ring_steps)))
 
     @property

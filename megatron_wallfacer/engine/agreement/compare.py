@@ -17,8 +17,8 @@ class Record:
 
     Attributes:
         settings: values that must be equal on all ranks.
-        derived: values computed from settings, which must be equal on all ranks too. Different derived values are
-            reported only if all settings are equal.
+        derived: values computed from settings, which must be equal on all ranks too. A difference of these values
+            is reported only if all settings are equal.
         labels: values that may differ between ranks, with a warning.
         strict: whether this rank requires equal settings. Differences are reported if at least one rank is strict.
     """
