@@ -107,7 +107,7 @@ def test_a_replay_of_something_else_is_rejected() -> None:
     with torch.no_grad():
         keeper.attend(*inputs(0), call)
     with pytest.raises(
-        WallfacerError, match=r"layer 7: --wallfacer-keep-attention-output: .* each of the 1 kept forward passes"
+        WallfacerError, match=r"layer 7: --wallfacer-keep-attention-output: .* none of the 1 kept forward passes"
     ):
         keeper.attend(*inputs(1), call)
 
