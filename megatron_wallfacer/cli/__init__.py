@@ -1,1 +1,1 @@
-"""Implement the commands of ``wallfacer``: one file per command, with its parser, its call and its output."""
+"""The commands of ``wallfacer``. Each file parses the arguments of one command, calls a library, and prints results."""

@@ -1,4 +1,4 @@
-"""Implement ``wallfacer bench``: time attention of named schemes alternately on the ranks of a torchrun job.
+"""Implement ``wallfacer bench``: measure attention with several schemes, one after another in each round.
 
 torchrun --nproc-per-node 4 --no-python wallfacer bench --schemes ring team-ring wallfacer --seq 8192
 """

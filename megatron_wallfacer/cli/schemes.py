@@ -1,4 +1,4 @@
-"""Implement ``wallfacer schemes``: count volume, messages and buffers of every scheme's schedules at one size."""
+"""Implement ``wallfacer schemes``: print volume, messages and buffers of every scheme for one number of ranks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class SchemeCosts:
         scheme: name of the scheme.
         grid: axis sizes with the least volume. For an unsupported scheme ``grid`` has an error text, and all
             numbers are None.
-        ring_variants: pass-KV or pass-Q in forward and in backward, or a dash without a ring.
+        ring_variants: pass-KV or pass-Q in forward and in backward; a dash if there is no ring.
         forward_volume, backward_volume: elements received, in units of one Q shard.
         forward_messages, backward_messages: messages received.
         forward_buffers, backward_buffers: peak size of the schedule's buffers, in units of one Q shard with two bytes

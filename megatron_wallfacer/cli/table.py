@@ -31,7 +31,7 @@ def as_json(rows: Iterable[object]) -> str:
 
 
 def new_table(console: Console, *headings: str) -> Table:
-    """Return an empty table. Only on a terminal a line separates the headings from the rows.
+    """Return an empty table. A line separates headings and rows, but only on a terminal.
 
     A heading with a leading ``>`` aligns its column to the right.
     """

@@ -114,7 +114,7 @@ def _write(
 
 
 def _print(totals: Sequence[RankTotals]) -> None:
-    """Print one row per rank, then the slowest rank and the rank for which the other ranks wait."""
+    """Print one row per rank. Then print the rank with the longest attention time and the rank that waits least."""
     from megatron_wallfacer.cli.table import show_table
     from megatron_wallfacer.traces.report import least_exposed, slowest
 

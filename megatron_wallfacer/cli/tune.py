@@ -42,7 +42,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
-    """Measure the cluster, search, time the grids, and print. All ranks of the job must call this function."""
+    """Measure the cluster, search for grids, measure the best grids, and print the results.
+
+    All ranks of the job must call this function.
+    """
     check_torchrun("tune")
     from megatron_wallfacer.tuning.job import process_group
 

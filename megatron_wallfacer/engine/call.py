@@ -1,4 +1,4 @@
-"""A call of attention with all arguments except tensors, and its compiled passes for tensors of given sizes."""
+"""The arguments of an attention call, without tensors, and the compiled passes for given tensor shapes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Runtime:
 
     Attributes:
         scale: factor of the scores.
-        observer: context for each pass, operation and wait.
+        observer: function that returns a context manager around each pass, operation and wait.
         softcap: cap of the scores; 0 for no cap.
         graphs: object that runs passes as CUDA graphs or inside Megatron's CUDA graphs; None for eager passes only.
     """
@@ -118,10 +118,11 @@ class Call:
         return found
 
     def check(self, q: Tensor, k: Tensor) -> None:
-        """Check that heads and mask fit the local tensors, sbhd.
+        """Check heads and sequence length of the local tensors, sbhd.
 
         Raises:
-            OptionError: The heads do not divide along the head axis, or the mask does not fit the sequence.
+            OptionError: The size of the head axis does not divide the heads, or the mask is for another sequence
+                length.
         """
         cp_size = self.plan.grid.cp_size
         check_heads(self.plan, q.shape[2], k.shape[2])

@@ -23,11 +23,11 @@ def execute(
     """Run one pass on this rank. The call is collective over the process groups of the grid.
 
     Args:
-        compiled: pass to run.
+        compiled: compiled forward or backward pass.
         inputs: local tensors in the order of the program, with the strides for which the program was lowered.
         given: uint8 tensors with the values that forward kept, in the order of the program.
         transfers: object that counts the received bytes.
-        observer: context for the pass, each operation and each wait.
+        observer: function that returns a context manager around the pass, each operation and each wait.
     """
     results, kept, workspace = allocate(compiled)
     run_steps(compiled, [*inputs, *given, *results, *kept, workspace], observer)
@@ -61,7 +61,7 @@ def count_received(compiled: CompiledPass, transfers: Transfers) -> None:
 
 
 def _operands(compiled: CompiledPass, buffers: Tensors) -> list[Any]:
-    """Return the list of tensors that steps index: first the operands, then one empty slot per result, then buffers."""
+    """Return the tensors of a pass in the order of :class:`Memory`: operands, empty slots, buffers."""
     as_strided = torch.as_strided
     bases = [buffers[number] if dtype is None else buffers[number].view(dtype) for number, dtype in compiled.bases]
     # A local tensor may begin at any offset of its storage.

@@ -44,7 +44,7 @@ def pass_name(phase: str, layer: int | str | None) -> str:
 
 
 def fail(call: Call, phase: str, error: BaseException) -> None:
-    """Close the groups of a call after an exception in a pass.
+    """Close the process groups of an attention call after an exception in a pass.
 
     The first rank that fails publishes the cause in the job's store, then closes its connections. On gloo the waiting
     ranks then get an error at once, read the cause, and raise an error with the cause. A killed rank publishes nothing.
@@ -91,7 +91,7 @@ def _close(connections: Sequence[Transfers], own: str) -> None:
 
 
 def _first_cause(groups: AxisGroups, own: str) -> str:
-    """Publish the failure of this rank, and return the failure that any rank published first."""
+    """Publish the failure of this rank. Return the first published failure of all ranks."""
     key = f"wallfacer/failure/{groups.number}/{groups.global_ranks[0]}"
     try:
         return dist.distributed_c10d._get_default_store().compare_set(key, "", own).decode()
@@ -120,5 +120,5 @@ def _peers(label: Label) -> str:
 
 
 def _follows(error: BaseException) -> bool:
-    """Return whether an exception is of a type that transfers raise, so that another rank may have caused it."""
+    """Return whether a failed transfer may have raised this exception. Another rank may be the cause."""
     return type(error) is RuntimeError or isinstance(error, dist.DistError)

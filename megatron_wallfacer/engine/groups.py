@@ -75,9 +75,9 @@ class AxisGroups:
 def backend_of(group: dist.ProcessGroup | None, device: torch.device) -> str | None:
     """Return the backend of a group for tensors on a device; None if the group has no backend for the device.
 
-    ``torch.distributed.get_backend`` returns the text with which a group was created. The text is ``undefined`` after a
-    plain ``init_process_group()``, and ``cpu:gloo,cuda:nccl`` for a group of two backends. ``group`` is None for the
-    world.
+    ``torch.distributed.get_backend`` returns the ``backend`` argument of the group's creation. This is ``undefined``
+    after a plain ``init_process_group()``, and ``cpu:gloo,cuda:nccl`` for a group of two backends. ``group`` is None
+    for the world.
     """
     pairs = (pair.split(":") for pair in dist.get_backend_config(group).split(","))
     return {name: backend for name, backend in pairs}.get(device.type)
@@ -160,7 +160,7 @@ def connect(
 def _channels(
     grid: Grid, whole: dist.ProcessGroup, made: dict[Channel, dist.ProcessGroup]
 ) -> dict[Channel, dist.ProcessGroup]:
-    """Return the process group of each channel. If an axis spans all ranks, its inputs use the group of all ranks."""
+    """Return the process group of each channel. An axis of all ranks sends inputs in the group of all ranks."""
     groups = {("cp", kind): whole for kind in KINDS}
     groups |= {(axis, "inputs"): whole for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
     return groups | made
@@ -177,7 +177,7 @@ def check_size(ranks: int, grid: Grid) -> None:
 
 
 def _warm_up(groups: dict[Channel, dist.ProcessGroup], device: torch.device) -> None:
-    """Sum one small tensor over each group, on the device of the messages.
+    """Run one small all-reduce in each process group.
 
     NCCL creates the communicator of a group in the first operation of the group. All ranks of the group must take part
     in this first operation, but some transfers of the engine involve only two ranks. The warm-up also detects a broken

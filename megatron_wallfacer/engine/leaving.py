@@ -1,7 +1,7 @@
 """Teardown at interpreter exit. Teardown runs only if all ranks exit within :data:`WAIT`.
 
-NCCL's teardown of a communicator waits for all ranks. A rank that exits alone after an error would wait for ranks that
-still train, and torchrun would not notice the exit. Before teardown each rank uses the store of the job to find out
+NCCL's teardown of a communicator waits for all ranks. If one rank fails and the others still train, its teardown
+would block, and torchrun would not notice the failure. Before teardown each rank uses the store of the job to find out
 whether all ranks exit.
 """
 
@@ -34,9 +34,9 @@ def at_exit(step: Callable[[], None]) -> None:
 
 
 def all_leave(store: dist.Store, ranks: int, wait: timedelta = WAIT) -> bool:
-    """Return whether all ranks call this function at most ``wait`` after the first rank. All ranks get the same result.
+    """Return whether all ranks call this function within the time ``wait``. All ranks get the same result.
 
-    ``ranks`` is the number of ranks that share ``store``.
+    The time begins with the first call. ``ranks`` is the number of ranks that share ``store``.
     """
     verdict = "close"
     try:

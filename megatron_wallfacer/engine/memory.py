@@ -19,7 +19,7 @@ class Memory:
     Attributes:
         slots: index of the first slot. A slot has the results of one kernel call.
         buffers: index of each buffer, by name.
-        wide: names of the local tensors and results in the accumulation dtype.
+        wide: names of tensors that have the accumulation dtype.
     """
 
     operands: Sequence[Operand] = ()
@@ -29,7 +29,7 @@ class Memory:
     dtype: torch.dtype = torch.float32
 
     def held(self, slots: Sequence[int]) -> tuple[int, ...]:
-        """Return the list indices of the slots with the given numbers."""
+        """Return the indices of the given slots in the list."""
         return tuple(self.slots + slot for slot in slots)
 
     def is_wide(self, operand: Operand) -> bool:

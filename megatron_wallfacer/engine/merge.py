@@ -1,4 +1,4 @@
-"""Row operations of a pass: sum, merge and ``out_proxy``. Rows without an unmasked key (lse = -inf) are supported.
+"""Sums, merges and ``out_proxy``: operations on rows of a tensor. Rows without an unmasked key have lse = -inf.
 
 Outputs and their gradients are ``[rows, batch, heads, v_head_dim]``. The statistics lse and delta are ``[rows, batch,
 heads]``, and sinks ``[heads]``.
@@ -66,7 +66,8 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
 def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
     """Merge partial results by log-sum-exp into each (out, lse), in order and in the accumulation dtype.
 
-    All partial results have the shapes of the merged (out, lse). The first partial result may be (out, lse) itself.
+    All partial results have the shapes of the merged (out, lse). The first partial result may be the same tensors as
+    (out, lse).
     """
     totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]

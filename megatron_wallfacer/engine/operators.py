@@ -98,7 +98,7 @@ def _attention_backward_shapes(dout: Tensor, out: Tensor, lse: Tensor, sinks: Te
 
 
 def _guarded(run: Callable[..., Any], *, backward: bool) -> Callable[..., Any]:
-    """Return ``run`` as an operator whose last argument is the number of the call. An exception closes the groups."""
+    """Wrap ``run`` as an operator. An index replaces the :class:`Call`, and an exception closes the process groups."""
 
     def run_pass(*arguments: Any) -> Any:
         *others, number = arguments

@@ -14,8 +14,7 @@ LIMIT = 256 << 20
 class PassCache:
     """A cache that drops its oldest entries first. The newest entry remains even if it is larger than the limit.
 
-    The cached passes may take ``limit`` bytes in total. The values of :meth:`number_of` have an equal limit of their
-    own.
+    The cached passes may take ``limit`` bytes in total. The values of :meth:`number_of` may take as many bytes again.
     """
 
     def __init__(self, capacity: int = CAPACITY, limit: int = LIMIT) -> None:

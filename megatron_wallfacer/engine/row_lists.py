@@ -1,7 +1,8 @@
-"""Lists of row operations on a GPU, each as one launch over a table that the first run creates.
+"""Row operations (copies, fills, sums, merges) on a GPU. One launch runs a list of them.
 
-The table has indices of buffers instead of addresses, so it is valid for every run. If kernels return results with
-other strides than before, a new table is created.
+The operations of a launch are in a table, which the first run creates. The table has indices of buffers instead of
+addresses, so it is valid for every run. If kernels return results with other strides than before, a new table is
+created.
 """
 
 from __future__ import annotations

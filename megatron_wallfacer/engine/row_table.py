@@ -39,7 +39,7 @@ class RowOperation(NamedTuple):
     """A copy, sum, fill or merge of tensors with the same shape.
 
     Attributes:
-        into: tensors that are written. A merge writes outputs, and lse tensors, which have no channels.
+        into: tensors that are written. A merge writes an output and its lse. The lse has no channel dimension.
         sources: tensors that are read. Each source has as many tensors as ``into``.
     """
 
@@ -101,7 +101,7 @@ _Entry = tuple[tuple[int, ...], int, list[Place], list[list[Place]]]
 
 
 def _entries(one: RowOperation) -> Iterator[_Entry]:
-    """Yield (sizes of three outer dimensions, elements per contiguous row, written tensors, tensors of each source)."""
+    """Yield launch arguments: sizes of the outer dimensions, row length, places to write, places of each source."""
     if 0 in one.shape:
         return
     if len(one.into) > 1:
@@ -124,7 +124,7 @@ def _entries(one: RowOperation) -> Iterator[_Entry]:
 
 
 def _few(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
-    """Join dimensions of tensors with the same shape. Return the new sizes and strides."""
+    """Flatten dimensions of equal-shaped tensors where strides allow it. Return the new sizes and strides."""
     dims = [(size, [one[axis] for one in strides]) for axis, size in enumerate(shape) if size > 1]
     if not dims or any(step != 1 for step in dims[-1][1]):
         dims.append((1, [1] * len(strides)))

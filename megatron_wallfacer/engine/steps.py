@@ -1,7 +1,8 @@
 """Steps of a program as calls, which are bound once to a kernel and to process groups, and then run in every pass.
 
-A bound step has two arguments: the list of operands, slots and buffers of a pass
-(:class:`megatron_wallfacer.engine.memory.Memory`), and a list with the ``Work`` objects in flight of each transfer.
+A bound step has two arguments. The first is the list of all tensors of a pass
+(:class:`megatron_wallfacer.engine.memory.Memory`). The second is the list of ``torch.distributed.Work`` objects, by
+number of the transfer.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def bind(step: ProgramStep, to: Binding) -> Action | None:
 
 
 def taken(step: ProgramStep, transfers: Sequence[PointToPoint | AllToAll]) -> Iterator[int]:
-    """Yield the indices of the operands that a step needs as tensors. Triton kernels of row operations use buffers."""
+    """Yield the indices of the operands for which a step needs tensors. Row operations in Triton need only buffers."""
     match step:
         case program.AttendForward(q=q, k=k, v=v):
             yield from (q, k, v)

@@ -69,8 +69,8 @@ class TimelineEvent:
         row: ``pass``, ``compute``, ``wait``, ``copy``, or the channel of a transfer.
         name: description; ``forward`` or ``backward`` for a pass.
         start: beginning in seconds of the monotonic clock.
-        end: end in seconds of the monotonic clock. The event of a transfer ends when the wait for the transfer ends.
-            The data may have arrived earlier.
+        end: end in seconds of the monotonic clock. For a transfer this is the end of the wait. The data may have
+            arrived earlier.
     """
 
     row: str

@@ -156,7 +156,7 @@ def _at_once(
 def _all_to_all(
     number: int, group: dist.ProcessGroup, exchange: AllToAll, ranks: Sequence[int], label: Label
 ) -> BoundTransfer:
-    """Return a head exchange as one all-to-all of bytes. ``ranks`` must be all ranks of the group in order."""
+    """Return a head exchange as a single all-to-all. ``ranks`` must be all ranks of the group in order."""
     if list(ranks) != list(range(group.size())):
         raise WallfacerError(f"ranks={ranks}: must be all {group.size()} ranks of the head axis in order")
     send, receive, options = exchange.send, exchange.receive, dist.AllToAllOptions()

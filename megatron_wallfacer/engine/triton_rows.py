@@ -25,7 +25,7 @@ _ADDRESSES = tuple(f"a{number}" for number in range(BASES))
 
 
 class RowLaunch:
-    """One launch that runs all row operations of a table. Either all operations are merges, or none is."""
+    """A Triton launch that runs several copies and sums, or several merges, which a table describes."""
 
     def __init__(self, table: RowTable, *, merges: bool) -> None:
         kernel, grid = (_merge if merges else _sum), (triton.cdiv(table.rows, _ROWS), len(table.values))
@@ -36,7 +36,7 @@ class RowLaunch:
         self._constants = table.sources, _ROWS, width, _DTYPES[table.dtype], _DTYPES[table.wide]
 
     def __call__(self, tensors: Sequence[Tensor]) -> None:
-        """Run all row operations on ``tensors``, at most :data:`BASES` buffers. The table has indices of buffers."""
+        """Run all row operations of the table on at most :data:`BASES` buffers, in the order of the table."""
         if self._is_empty:
             return
         addresses = [x.data_ptr() for x in tensors]
@@ -104,7 +104,7 @@ def _elements(address, rows, column, DTYPE: tl.constexpr, ALIGNED: tl.constexpr)
 
 @triton.jit
 def _load(address, is_wide, rows, column, inside, NARROW: tl.constexpr, WIDE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Load elements of the input dtype or of the accumulation dtype. Return the elements in the accumulation dtype."""
+    """Load elements in the input dtype or in the accumulation dtype, and convert them to the accumulation dtype."""
     narrow = tl.load(_elements(address, rows, column, NARROW, ALIGNED), inside & (is_wide == 0), 0.0)
     wide = tl.load(_elements(address, rows, column, WIDE, ALIGNED), inside & (is_wide != 0), 0.0)
     return tl.where(is_wide != 0, wide, narrow.to(WIDE))

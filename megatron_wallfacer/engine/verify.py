@@ -50,7 +50,9 @@ class VerifiedRun:
     def __call__(
         self, compiled: CompiledPass, inputs: Tensors, given: Tensors, transfers: Transfers, observer: Observer
     ) -> PassResults:
-        """Run one verified pass; see ``execute``. The call is collective over the context-parallel group.
+        """Run one pass like ``execute``, and compare ranks and messages.
+
+        The call is collective over the context-parallel group.
 
         Raises:
             WallfacerError: Ranks differ in their arguments, a tensor of one rank is not finite, or a received message

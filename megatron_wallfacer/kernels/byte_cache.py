@@ -15,7 +15,7 @@ def byte_cache(limit: int, nbytes: Callable[..., int]) -> Callable[[Callable[...
     """Return a decorator like ``functools.lru_cache`` with a limit in bytes, for positional arguments.
 
     A cached result is returned without a call of a Python function, as with ``functools.cache``. If an entry would
-    exceed the limit, the cache is emptied first. A result that is larger than the limit is the only entry of the cache.
+    exceed the limit, the cache is emptied first. So a result that is larger than the limit is cached alone.
     ``nbytes`` takes the arguments of a cached call, and returns the bytes of the entry.
     """
 

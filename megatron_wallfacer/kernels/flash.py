@@ -1,4 +1,4 @@
-"""FlashAttention 2, 3 and 4: one kernel, and a table of the differences between the versions.
+"""FlashAttention 2, 3 and 4. One class calls all versions, and a table has their differences.
 
 FlashAttention's tensors are bshd with any strides, and its windows are counted from the bottom-right corner. Tensors of
 packed documents are thd, with an lse ``[heads, rows]``.
@@ -38,8 +38,8 @@ class FlashVersion:
         forward: constant arguments of forward.
         backward: constant arguments of backward.
         no_limit: value of a window argument for a side without a limit.
-        no_softcap: value of forward's argument ``softcap`` that means no cap. Backward's value is 0.0 in all versions.
-        lse_places: index of the lse in forward's result tuple, by length of the tuple; 1 for other lengths.
+        no_softcap: value of forward's argument ``softcap`` that means no cap. In backward this value is always 0.0.
+        lse_places: map from the length of forward's result tuple to the index of lse. The default index is 1.
     """
 
     name: str

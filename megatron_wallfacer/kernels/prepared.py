@@ -40,15 +40,16 @@ class TensorKind(NamedTuple):
 
 
 class PreparedKernel(ABC):
-    """Base class of kernels that cache prepared calls; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
+    """Base class of kernels that cache library calls; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
 
-    For a tile that was computed before, a kernel needs one hash lookup and one call of the library. A tile that the
+    The cache has a function for each tile, with all arguments except tensors. A repeated tile needs only one hash
+    lookup and one call of the library. A tile that the
     library does not support is divided into several tiles. A tile with a window and more rows than columns is divided
     into strips of rows. A tile with packed documents is divided into one tile per document if the kernel does not have
     the capability ``varlen``.
 
     Args:
-        deterministic: whether gradients repeat bit by bit; if None, :func:`deterministic_requested` decides.
+        deterministic: whether gradients must be bitwise reproducible; if None, :func:`deterministic_requested` decides.
     """
 
     name: str
@@ -81,16 +82,16 @@ class PreparedKernel(ABC):
 
     @abstractmethod
     def prepare_forward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> ForwardCall:
-        """Return the forward call of a tile that needs no division into pieces."""
+        """Return the function that computes a tile forward with a single library call."""
 
     @abstractmethod
     def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
         """Return the backward call of a tile that needs no division into pieces."""
 
     def pieces(self, tile: AttnTile) -> list[AttnTile]:
-        """Return the parts of a tile that one library call cannot compute; an empty list for other tiles.
+        """Divide a tile if one library call cannot compute it; else return an empty list.
 
-        Rows and columns of parts are numbered from the first row and the first column of the divided tile.
+        Rows and columns of the parts are numbered from the first row and the first column of ``tile``.
         """
         if tile.cu_seqlens is not None:
             return [] if self.capabilities.varlen else documents_of(tile)
@@ -105,7 +106,7 @@ class PreparedKernel(ABC):
         return partial(in_pieces, self, pieces, spec) if pieces else prepare(tile, spec, TensorKind(*kind))
 
     def _nbytes(self, tile: AttnTile, *rest: object) -> int:
-        """Return the bytes that a cached call keeps for packed documents: boundaries, or one tile per document."""
+        """Return the bytes of a cache entry for packed documents."""
         assert tile.cu_seqlens is not None
         each = 2 * INTEGER_BYTES if self.capabilities.varlen else _TILE_BYTES
         return each * len(tile.cu_seqlens.q)

@@ -49,8 +49,8 @@ class Capabilities:
         head_dim_multiple: number that must divide the channels per head.
         v_head_dim: whether value heads may have another number of channels than query and key heads.
         softcap: whether logits can be capped.
-        window: whether all windows are supported; otherwise only windows that equal a causal mask.
-        varlen: whether one library call computes all documents of ``cu_seqlens``; otherwise one call per document.
+        window: whether sliding windows are supported. A kernel without this capability supports causal tiles.
+        varlen: whether one library call can compute all documents of ``cu_seqlens``.
     """
 
     devices: tuple[str, ...] | None = None

@@ -63,7 +63,7 @@ class Signature:
         return cls(owner, name, frozenset(has_default), required, needs)
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments of a call, except :class:`OptionalArgument` values without a parameter."""
+        """Return keyword arguments for the function. An :class:`OptionalArgument` without a parameter is left out."""
         missing = [
             name for name, value in values.items() if name not in self.names and not isinstance(value, OptionalArgument)
         ]

@@ -81,7 +81,7 @@ class TransformerEngineKernel(PreparedKernel):
             raise UnavailableError(f"{self._library.title}: there is no backend {_BACKEND}; needs {_NEEDS}") from error
 
     def _has_varlen(self) -> bool:
-        """Return whether cuDNN supports documents on this GPU and returns packed statistics."""
+        """Return whether cuDNN supports packed documents (thd) on this GPU, with an lse for each token."""
         gpu, cudnn = capability(torch.device("cuda")), getattr(self._library.module, "tex", None)
         version = getattr(cudnn, "get_cudnn_version", lambda: 0)()
         return gpu is not None and gpu >= (9, 0) and gpu != (12, 0) and version >= _VARLEN_SINCE
@@ -196,5 +196,5 @@ def _release(title: str) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def _random_state(device: torch.device) -> Tensor:
-    """Return a tensor with a seed and an offset of dropout. Dropout is off, but backward requires the tensor."""
+    """Return seed and offset of dropout as a tensor. Backward has this argument even without dropout."""
     return torch.zeros(2, dtype=torch.int64, device=device)

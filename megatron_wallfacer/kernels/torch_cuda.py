@@ -19,8 +19,8 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile
 class TorchFlashKernel(PreparedKernel):
     """``aten::_flash_attention_forward`` and ``_backward``: bshd, with windows as in FlashAttention 2.
 
-    The arguments are positional, because releases name the unused random state differently. Whether gradients repeat
-    bit by bit depends only on ``torch.use_deterministic_algorithms``, not on the argument ``deterministic``.
+    All arguments are positional, because releases of PyTorch differ in the name of one unused argument. Gradients are
+    deterministic if ``torch.use_deterministic_algorithms`` is on, whatever the argument ``deterministic``.
     """
 
     name = "torch"
@@ -58,7 +58,8 @@ class TorchFlashKernel(PreparedKernel):
 class TorchCudnnKernel(PreparedKernel):
     """``aten::_scaled_dot_product_cudnn_attention`` and its backward: bhsd, without windows.
 
-    The backward pass of cuDNN is not deterministic, so no inputs are supported if gradients must repeat bit by bit.
+    The backward pass of cuDNN is not deterministic. If deterministic gradients are required, this kernel is
+    unavailable.
     """
 
     name = "cudnn"

@@ -18,7 +18,7 @@ from megatron_wallfacer.schedule.mask import NO_LIMIT
 
 
 class WindowSize(NamedTuple):
-    """Numbers of columns (left, right) that a row sees before and after its diagonal. None is no limit."""
+    """Numbers of columns (left, right) that a row sees before and after its diagonal; None for no limit."""
 
     left: int | None = None
     right: int | None = None
@@ -30,22 +30,23 @@ class WindowSize(NamedTuple):
 
 
 def bottom_right(tile: AttnTile) -> WindowSize:
-    """Return the window size that FlashAttention takes for the window of a tile.
+    """Convert the window of a tile to FlashAttention's argument ``window_size``.
 
     Limits without effect are None, so that FlashAttention runs its faster kernel without a window.
 
     Raises:
-        WallfacerError: A row or a column has no unmasked pair. FlashAttention reads a negative window size as no limit.
+        WallfacerError: The window masks a whole row or column of the tile. FlashAttention reads a negative window size
+        as no limit.
     """
     (left, right), apart = top_left(tile), tile.width - tile.height
     return WindowSize(None if left is None else left + apart, None if right is None else right - apart)
 
 
 def top_left(tile: AttnTile) -> WindowSize:
-    """Return the window size that cuDNN takes for the window of a tile, counted from the top-left corner.
+    """Convert the window of a tile to cuDNN's window size, which is counted from the top-left corner.
 
     Raises:
-        WallfacerError: A row or a column has no unmasked pair.
+        WallfacerError: The window masks a whole row or column of the tile.
     """
     if tile.window is None:
         return WindowSize()
@@ -61,8 +62,8 @@ def top_left(tile: AttnTile) -> WindowSize:
 def strips(tile: AttnTile, height: int) -> list[AttnTile]:
     """Divide a tile with a window into tiles of at most ``height`` rows.
 
-    A part omits the columns that are masked for all of its rows. Rows and columns of parts are numbered from the first
-    row and the first column of the divided tile.
+    Columns that are masked in all rows of a part are left out of the part. Rows and columns of the parts are numbered
+    from the first row and the first column of ``tile``.
 
     FlashAttention 2 computes wrong results for a tile with more rows than columns. FlashAttention 2 treats ``right >=
     cols`` as no limit. If ``left`` is limited, FlashAttention 2 treats an unlimited ``right`` as ``right = cols``.

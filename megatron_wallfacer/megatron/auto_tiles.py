@@ -25,10 +25,10 @@ _DIVISIBLE_BY = 128
 
 @dataclass(frozen=True)
 class ChosenTiles:
-    """Activations of one rank before and after ``auto`` chooses the number of tiles.
+    """Activation memory of one rank with one tile and with the number of tiles that ``auto`` chooses.
 
     Attributes:
-        before: activations without tiles. Flags with a number keep this number.
+        before: activations with one tile for each flag whose value is ``auto``.
         after: activations with the chosen number of tiles.
     """
 

@@ -36,7 +36,7 @@ class Combination:
         reason: clause after "because".
         instead: advice such as ``use --attention-dropout 0``, or empty.
         when: moments of the check: after parsing, when a layer is built, or in a call of attention.
-        distributed_only: whether the plugin supports the combination at P = 1.
+        distributed_only: whether the combination is an error only if P > 1.
         before: first Megatron release with which the plugin supports the combination, or None if there is no such
             release.
         also: other spellings of the example, which get no row in docs/unsupported.md.
@@ -85,13 +85,12 @@ def _name(value: object) -> object:
 
 
 def given(flag: str, *values: object, off: object = None) -> Find:
-    """Return a function that finds a flag.
+    """Return a function that returns the flag as typed if Megatron's arguments have one of the given values.
 
     Args:
-        flag: flag to find.
-        values: values that the function finds. Without ``values`` the function finds all values except ``off``, None,
-            False, 0 and empty texts.
-        off: value with which the flag has no effect.
+        flag: flag to look up.
+        values: values to look for. The default is every value except ``off``, None, False, 0 and empty text.
+        off: value of the flag that has no effect.
     """
     attribute = _attribute(flag)
 
@@ -104,7 +103,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
 
 def both(find: Find, *others: Find) -> Find:
-    """Return a function that returns the result of ``find`` if all ``others`` find something, else None."""
+    """Return a function that finds what ``find`` finds, if each of ``others`` finds something too."""
 
     def find_both(checked: Any, argv: Sequence[str]) -> str | None:
         found = find(checked, argv)
@@ -124,25 +123,25 @@ def without(find: Find, other: Find) -> Find:
 
 
 def reads(function: Callable[[Any], str | None]) -> Find:
-    """Return a function that calls ``function`` with the checked object, and ignores the command line."""
+    """Convert a function of Megatron's arguments, or of a layer's configuration, to a :data:`Find`."""
     return lambda checked, argv: function(checked)
 
 
 def left_out(example: str, reason: str, instead: str = "", **more: Any) -> Combination:
-    """Return the entry of a flag that must be left out if the plugin is on."""
+    """Return a combination for a flag that the plugin does not support with any value."""
     must = "be left out with --wallfacer-cp-size"
     return Combination(example, given(example.split()[0]), must, reason, instead, **more)
 
 
 def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = None, **more: Any) -> Combination:
-    """Return the combination of two flags that exclude each other.
+    """Return a combination for two flags that cannot be used together.
 
     Args:
-        flag: first flag with its value, as typed, which the error names.
-        other: second flag with its value.
+        flag: first flag and its value. The error message names this flag.
+        other: second flag and its value.
         reason: clause after "because".
         needs: flags, as typed, that ``flag`` requires.
-        off: value with which the second flag has no effect.
+        off: value of the second flag that has no effect.
         more: further fields of the returned :class:`Combination`.
     """
     first, second = flag.split()[0], other.split()[0]
@@ -184,7 +183,7 @@ def cp_comm_type(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def typed(flag: str) -> Find:
-    """Return a function that finds a flag on the command line with any value."""
+    """Return a function that finds a flag on the command line, whatever its value."""
     return lambda args, argv: as_typed(flag, getattr(args, _attribute(flag), None)) if is_typed(argv, flag) else None
 
 
@@ -215,7 +214,7 @@ def packed(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def several_sequences(args: Any, argv: Sequence[str]) -> str | None:
-    """Find a micro-batch of several sequences in a job with several pipeline stages."""
+    """Return ``--micro-batch-size N`` if N > 1 and the job has several pipeline stages, else None."""
     size = getattr(args, "micro_batch_size", None) or 1
     return as_typed("--micro-batch-size", size) if size > 1 and args.pipeline_model_parallel_size > 1 else None
 

@@ -33,8 +33,8 @@ class FlagSpec:
         dest: attribute of the parsed arguments that has the flag's value.
         default: value if the flag is left out.
         argparse_meta: arguments of ``add_argument``.
-        convert: function that converts the text of a value and raises a ValueError that lists the allowed values, or
-            None for a switch.
+        convert: function that converts text to a value; None for a switch. For a wrong text the function raises a
+            ValueError with the allowed values.
         summary: sentence about the effect of the flag.
         details: further sentences, for the table only.
         values: names that the flag accepts, or empty if the flag accepts numbers, paths or any name.

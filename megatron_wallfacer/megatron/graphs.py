@@ -1,4 +1,4 @@
-"""Choose how a layer's passes run with CUDA graphs, and check that a CUDA graph can contain the passes' messages."""
+"""Run attention in CUDA graphs, and check that a CUDA graph can contain its communication."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def runner_of(settings: Settings, transfers: Transfers) -> Graphs | ForeignCaptu
 
 
 def check_graphs(groups: AxisGroups, environment: Mapping[str, str], flag: str = FLAG) -> None:
-    """Raise a WallfacerError if the backend, the environment or the NCCL version forbids messages in CUDA graphs.
+    """Raise a WallfacerError if the backend, the environment or the NCCL version forbids communication in CUDA graphs.
 
-    ``flag`` is the flag, as typed, that puts messages into CUDA graphs.
+    ``flag`` is the flag, as typed, that puts attention into CUDA graphs.
     """
     if groups.backend != "nccl":
         raise WallfacerError(

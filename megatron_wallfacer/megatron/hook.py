@@ -20,7 +20,7 @@ _signature = cache(inspect.signature)
 
 
 def bound(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
-    """Return the arguments of a call by the names of the function's parameters."""
+    """Return the arguments of a call, keyed by parameter name."""
     return _signature(function).bind(*args, **kwargs)
 
 
@@ -50,7 +50,7 @@ class Hook:
     _replacement: Any = field(default=None, init=False, repr=False)
 
     def bind(self, state: PluginState) -> Hook:
-        """Return a copy of the hook that passes ``state`` to ``run``. The copy is not installed."""
+        """Return a copy of this hook whose ``run`` gets ``state`` as its first argument. The copy is not installed."""
         return replace(self, run=partial(self.run, state))
 
     def fits(self, version: Version) -> bool:

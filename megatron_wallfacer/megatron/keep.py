@@ -1,8 +1,8 @@
 """Reuse attention outputs when Megatron recomputes a layer: ``--wallfacer-keep-attention-output``.
 
-With an activation checkpoint a layer runs forward twice: without gradients, then again in backward with gradients. The
-forward pass without gradients stores its output and the tensors that backward needs. The forward pass with gradients
-reuses the stored tensors, so neither kernels nor messages run again. DISTFLASHATTN (arXiv 2310.03294) calls this method
+With activation recomputation, the forward pass of a layer runs twice. The first run, under ``torch.no_grad``, stores
+attention's output and the tensors that backward needs. The second run, in backward, reuses the stored tensors instead
+of computing and communicating again. DISTFLASHATTN (arXiv 2310.03294) calls this method
 rematerialization-aware gradient checkpointing.
 """
 
@@ -28,7 +28,7 @@ _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
 
 class Keeper:
-    """Store of one attention layer's finished forward passes, kept until Megatron recomputes the layer.
+    """Queue of the forward results of one attention layer, which are kept until Megatron recomputes the layer.
 
     A pipeline stage recomputes its micro-batches in the order in which their forward passes ran.
     """
@@ -66,7 +66,7 @@ class Keeper:
         )
 
     def check_empty(self) -> None:
-        """Raise a WallfacerError unless every stored pass was recomputed by the end of a step."""
+        """Raise a WallfacerError if results are left at the end of a step, because a layer was not recomputed."""
         if self._kept:
             raise WallfacerError(
                 f"{self._where}: {FLAG}: must be left out, because {len(self._kept)} forward passes without gradients "

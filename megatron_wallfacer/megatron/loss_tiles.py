@@ -28,7 +28,7 @@ def tiled_loss(
     scale_logits: Callable[[Tensor], Tensor],
     **_: Any,
 ) -> Tensor:
-    """Return the loss of each token in fp32, ``[b, s]``. ``GPTModel.forward`` calls this ``output_processor``.
+    """Return the loss of each token in fp32, ``[b, s]``. This is an ``output_processor`` for ``GPTModel.forward``.
 
     Args:
         tiles: number of tiles, equal on all ranks and in all steps.
@@ -38,7 +38,7 @@ def tiled_loss(
         labels: token ids, ``[b, s]``.
         runtime_gather_output: argument of ``output_layer``.
         compute_language_model_loss: function of labels and logits ``[s, b, v/tp]`` that returns losses ``[b, s]``.
-        scale_logits: function of logits.
+        scale_logits: Megatron's function that multiplies logits by a constant.
     """
 
     def loss_of_tile(hidden: Tensor, labels: Tensor) -> Tensor:

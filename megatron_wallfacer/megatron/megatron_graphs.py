@@ -1,4 +1,4 @@
-"""Find which of Megatron's own CUDA graphs contain attention or MLPs, and free the graphs."""
+"""Find out whether Megatron's own CUDA graphs contain attention or MLPs, and free these graphs before exit."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _modules(args: argparse.Namespace) -> tuple[str, list[str]]:
 
 
 def check_config(config: argparse.Namespace, expected: str | None, where: str) -> None:
-    """Raise a WallfacerError if a script, without a flag, puts a layer's attention into CUDA graphs.
+    """Raise a WallfacerError if a script's code, instead of a flag, puts a layer's attention into CUDA graphs.
 
     ``config`` is Megatron's TransformerConfig. ``expected`` is the result of :func:`attention_in_graphs` for the
     command line.
@@ -91,7 +91,7 @@ def check_config(config: argparse.Namespace, expected: str | None, where: str) -
 
 
 def free_graphs() -> None:
-    """Free the CUDA graphs of Megatron's implementation ``local``, which Megatron keeps until the process ends.
+    """Free the CUDA graphs of Megatron's implementation ``local``. Megatron itself does not free them.
 
     Graphs of the implementation ``transformer_engine`` are freed by Megatron's training loop.
     """

@@ -64,7 +64,7 @@ class StepSums:
         self._step.marks.append((name, start, end))
 
     def _bytes(self, one: Pass) -> float:
-        """Return the bytes that a pass receives, from a cache, because layers with equal shapes share a schedule."""
+        """Return the bytes that a pass receives. The result is cached for layers with the same schedule and shape."""
         key = id(one.schedule), one.shape
         if key not in self._known:
             if len(self._known) == REMEMBERED:
@@ -74,7 +74,7 @@ class StepSums:
         return self._known[key][1]
 
     def end_step(self) -> None:
-        """End a training step, and add all steps that the device has finished to the sums."""
+        """End a training step. Update the sums with the steps that the device has finished."""
         self._over.append(self._step)
         self._step = _Step()
         while self._over and all(end.query() for *_, end in self._over[0].marks[-1:]):

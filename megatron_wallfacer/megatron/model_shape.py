@@ -12,7 +12,7 @@ from megatron_wallfacer.schedule.volume import Shape
 
 
 def kv_heads(args: argparse.Namespace) -> int:
-    """Return the kv heads of the model.
+    """Return the number of kv heads of the model.
 
     Megatron reads --num-query-groups only with --group-query-attention. Latent attention (MLA) has keys and values for
     every query head.

@@ -22,7 +22,7 @@ def say(line: str) -> None:
 
 
 class Output:
-    """An optional output, such as metrics, which a failed write switches off with one warning."""
+    """An optional output, such as metrics. After a failed write it prints one warning and is switched off."""
 
     def __init__(self, name: str) -> None:
         self._name, self.failed = name, False

@@ -76,7 +76,7 @@ class Documents:
         return Batch(self._documents if len(self._documents) > 2 else None, ends is not packed.cu_seqlens_q)
 
     def mask(self, of_layer: Mask, documents: tuple[int, ...]) -> Mask:
-        """Return a layer's mask, limited to documents. In one batch, layers with equal masks share one object.
+        """Return a layer's mask, limited to documents. Layers with equal masks share one :class:`Mask` per batch.
 
         Args:
             of_layer: mask that applies inside each document.
@@ -110,6 +110,6 @@ def as_laid_out(packed: Any) -> Any:
 
 
 def _boundaries(packed: Any, tensor: Literal["q", "kv"] = "q") -> Any:
-    """Return the boundaries of documents including padding, None if there are none."""
+    """Return the ``cu_seqlens`` of a batch, with padding where documents have padding; None if the batch has none."""
     suffix = "" if getattr(packed, "cu_seqlens_q_padded", None) is None else "_padded"
     return getattr(packed, f"cu_seqlens_{tensor}{suffix}", None)

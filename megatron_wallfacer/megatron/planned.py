@@ -23,7 +23,9 @@ CHOSEN = (*PLAN_OPTIONS, "keep_gathered_q")
 
 
 def planned(flags: Flags, args: argparse.Namespace) -> Choice:
-    """Return the plan with the least predicted time on ``--wallfacer-cluster``, which is the same on all ranks.
+    """Return the plan with the least predicted time on the cluster of ``--wallfacer-cluster``.
+
+    All ranks get equal plans.
 
     Raises:
         WallfacerError: The cluster cannot be read or is too small, a flag sets a value that the planner chooses, or the

@@ -17,8 +17,8 @@ class Release(NamedTuple):
         number: release as (major, minor).
         tested: version of the release that ``python -m scripts.versions`` tests.
         wheel: whether the version is on PyPI. Tests use a checkout of the main branch for a version without a wheel.
-        launcher: whether the launcher supports the release. The launcher needs Megatron's training loop, which older
-            wheels lack.
+        launcher: whether ``wallfacer run`` supports the release. The launcher needs Megatron's training loop, which
+            older wheels lack.
     """
 
     number: Number

@@ -46,7 +46,7 @@ class StepObserver:
         return self._step == STEP
 
     def summary(self) -> str:
-        """Return a text with the attention seconds and the exposed share of the seconds, for each kind of pass."""
+        """Return a text with the seconds of attention and their exposed fraction, for forward and for backward."""
         told = []
         for name in PASSES:
             found = total(self._timeline.events, name)

@@ -74,8 +74,8 @@ def tiled_mlp_forward(original: Forward, tiles: int) -> Forward:
 def _split(tensor: Tensor, tiles: int, dim: int) -> tuple[Tensor, ...]:
     """Return the tensors of ``torch.tensor_split``.
 
-    Backward of ``torch.tensor_split`` makes one gradient of the full size per tile. Backward of ``torch.split``, which
-    this function uses, makes one gradient of the full size for all tiles.
+    Backward of ``torch.tensor_split`` allocates a gradient of the whole tensor for each tile. This function uses
+    ``torch.split``, whose backward allocates the gradient of the whole tensor once.
     """
     size, larger = divmod(tensor.shape[dim], tiles)
     return torch.split(tensor, [size + (number < larger) for number in range(tiles)], dim)

@@ -57,14 +57,14 @@ ONE_GROUP = "all packed documents share the context-parallel group of the job"
 
 
 def captured(example: str, other: str, reason: str) -> Combination:
-    """Return the unsupported combination of a flag with Megatron's CUDA graphs that contain attention."""
+    """Return the combination of ``other`` and CUDA graphs of Megatron that contain attention."""
     flag, *values = other.split()
     instead = f"limit {MODULES} to moe_router and moe_preprocess"
     return Combination(example, both(ATTENTION, given(flag, *values)), f"be left out with {other}", reason, instead)
 
 
 def on_layer(flag: str, reason: str, instead: str = "") -> Combination:
-    """Return the entry of a setting that must be False in a layer's configuration and that has no flag."""
+    """Return a combination for a setting without a flag. In a layer's configuration the setting must be False."""
     return Combination(f"{flag}=True", given(flag), "be False", reason, instead, when=("model",))
 
 
@@ -276,7 +276,7 @@ def check_supported(args: Any, argv: Sequence[str] | None = None) -> None:
 
     Args:
         args: parsed arguments with the plugin on. ``context_parallel_size`` may be the parsed value or P.
-        argv: words of the command line, which distinguish a default from a typed value, or None for ``sys.argv``.
+        argv: command line, to distinguish defaults from typed values; None for ``sys.argv[1:]``.
     """
     message = unsupported("parse", args, args.wallfacer_cp_size, sys.argv[1:] if argv is None else argv)
     if message is not None:

@@ -1,4 +1,4 @@
-"""List unsupported combinations of flags that save memory: kept outputs, tiles of tokens, tensors in host memory."""
+"""Unsupported combinations with the plugin's memory flags, such as token tiles and tensors in host memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALTERNATE = "copies to host memory follow one micro-batch, but this overlap alte
 
 
 def tiles(flag: str) -> tuple[Combination, ...]:
-    """Return the unsupported combinations of ``flag``. The flag computes the loss or MLPs in tiles."""
+    """Return the unsupported combinations of ``--wallfacer-loss-tiles`` or ``--wallfacer-mlp-tiles``."""
     return (
         apart(f"{flag} 4", "--fp8-format hybrid", LOW_PRECISION),
         apart(f"{flag} 4", "--fp4-format e2m1", LOW_PRECISION),

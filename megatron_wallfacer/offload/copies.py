@@ -23,7 +23,9 @@ class Copies(Protocol):
         """Return an uninitialised tensor on the device."""
 
     def copy(self, direction: Direction, pairs: Sequence[tuple[Tensor, Tensor]], after: Any | None) -> Any:
-        """Issue copies of (target, source) pairs after the copies with the handle ``after``, and return a handle.
+        """Start copies of (target, source) pairs, and return a handle.
+
+        The copies wait for earlier copies, which have the handle ``after``.
 
         Target and source must exist until :meth:`wait` is called with the returned handle.
         """
@@ -39,7 +41,7 @@ class Record(NamedTuple):
         what: kind of call: ``allocate``, ``to host``, ``to device`` or ``wait``.
         number: number of the call of ``copy``, counted from 0. For ``allocate``: bytes of the allocation.
         addresses: memory addresses of the host tensors.
-        after: index of the copies that must end first, or None.
+        after: number of the call of ``copy`` whose copies must end first; None if there is no such call.
     """
 
     what: str

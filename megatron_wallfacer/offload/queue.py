@@ -39,7 +39,7 @@ class OffloadQueue:
     holds the tensors of at most two layers, or of three layers with pipeline parallelism.
 
     Args:
-        flag: flag that moves the tensors. Error messages name the flag.
+        flag: command-line flag that switches the queue on, for error messages.
         plan_of: function that returns the plan of a step, given the number of micro-batches.
         micro_batches: function that returns the number of micro-batches of the next step.
         slots: slots in host memory, allocated for the plan with the most slots.

@@ -16,7 +16,7 @@ Groups = Sequence[Sequence[int]]
 class Key(NamedTuple):
     """Key of tensors that are copied together: those of one layer of a model chunk, for one micro-batch.
 
-    Chunks of a rank, layers of a chunk and micro-batches of a step are numbered from 0.
+    Model chunks, layers and micro-batches are numbered from 0.
     """
 
     chunk: int
@@ -32,7 +32,7 @@ class Use(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A slot of host memory, with its number from 0 among the slots of the same size in bytes."""
+    """A slot of host memory. Slots of equal size are numbered from 0."""
 
     nbytes: int
     number: int

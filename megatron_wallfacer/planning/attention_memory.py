@@ -23,8 +23,8 @@ class AttentionMemory:
     Attributes:
         forward: bytes that the forward pass allocates for its workspace and the results of its kernels.
         backward: bytes that the backward pass allocates.
-        kept: bytes kept from forward to backward in addition to output and lse: q, k and v after an exchange along the
-            head axis, gathered queries with ``--wallfacer-keep-gathered-q``.
+        kept: bytes of q, k and v after an exchange along the head axis, and of gathered queries with
+            ``--wallfacer-keep-gathered-q``. Forward keeps these tensors for backward.
         graphs: bytes that the CUDA graphs of the passes occupy during the whole run.
         exchanges_heads: whether the grid has a head axis. If so, the ``kept`` bytes are saved instead of q, k and v.
     """

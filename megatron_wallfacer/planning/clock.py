@@ -1,4 +1,4 @@
-"""Simulated time with events, flows over shared resources, and delays of waking threads."""
+"""The simulated clock. Calls functions at simulated times, when data has arrived, or when a thread has woken up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Clock:
         heapq.heappush(self._events, (self.now + seconds, next(self._number), callback))
 
     def after_wake_up(self, callback: Callback, sleeps: int = 1) -> None:
-        """Call a function after the wake-up delay of a thread that has slept ``sleeps`` times in succession."""
+        """Call a function after the delay with which the operating system wakes a thread, ``sleeps`` times in a row."""
         if self._wake_up is None:
             callback()
         else:

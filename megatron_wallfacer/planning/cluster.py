@@ -50,13 +50,13 @@ class Device:
         memory_gbyte_s: memory rate of merging and copying, in 1e9 bytes per second.
         kernels: table of measured attention kernels in :data:`megatron_wallfacer.planning.measured_kernels.TABLES`. The
             table replaces ``forward`` and ``backward``.
-        forward, backward: fractions of the peak that a large attention call reaches.
+        forward, backward: rate of large attention calls as a fraction of the peak.
         call_us: device time of an attention call in addition to its kernel, in microseconds.
         launch_us: fixed device time of one copy, merge or sum in microseconds, without the time to move its bytes.
         host_forward_us, host_backward_us: host time of an attention call in microseconds.
         host_launch_us: host time to launch one copy, merge or sum, in microseconds.
         host_transfer_us: host time to post the sends and receives of one transfer, in microseconds.
-        matmul: fraction of the peak that matrix products outside attention reach.
+        matmul: rate of matrix products outside attention as a fraction of the peak.
     """
 
     tflops: float
@@ -80,9 +80,9 @@ class MessageCost:
 
     Attributes:
         size: size of the message in bytes.
-        thread_us: microseconds for which the message keeps the sending rank's own thread busy.
-        transport_us: processor microseconds that the operating system and all other threads spend on the message during
-            its transport, at sender and receiver together.
+        thread_us: microseconds for which the message keeps the sending rank's main thread busy.
+        transport_us: processor microseconds of the operating system and of background threads for the message, at
+            sender and receiver together.
     """
 
     size: float
@@ -96,7 +96,7 @@ class HostProcessors:
 
     Attributes:
         cores: number of processors.
-        copy_gbyte_s: rate at which one processor merges or copies, in 1e9 bytes per second.
+        copy_gbyte_s: rate at which one CPU core merges or copies, in 1e9 bytes per second.
         messages: costs of messages by ascending size; empty for no cost. Costs between two sizes, and above the largest
             size, are linear in the size. Below the smallest size the costs are constant.
         pass_us: processor microseconds of each pass, without its operations.
@@ -140,11 +140,11 @@ class Cluster:
         node_gbyte_s: total rate of all device links of a node if they share a bus (PCIe), in 1e9 bytes per second; None
             for a switch.
         levels: switches above the nodes, lowest first.
-        transport: ``nccl`` runs the transfers of a process group one after the other. ``gloo`` runs all transfers at
-            once, and posts receives early.
+        transport: ``nccl`` runs the transfers of a process group one after the other. ``gloo`` runs transfers
+        concurrently, and posts receives early.
         host: shared processors of an emulated cluster; None if processors are no limit.
-        host_link: rate of copies in one direction between one device and host memory, in 1e9 bytes per second, if all
-            devices of the node copy at once; None if no tensors may be kept in host memory.
+        host_link: rate of copies in one direction between one device and host memory, in 1e9 bytes per second, while
+            all devices of the node copy; None if no tensors may be kept in host memory.
         host_memory_gb: host memory per node in 1e9 bytes; None if no tensors may be kept in host memory.
     """
 
@@ -164,7 +164,7 @@ class Cluster:
 
     @property
     def offers_host_memory(self) -> bool:
-        """Return whether the cluster states size and copy rate of host memory, so that tensors may be kept there."""
+        """Return whether tensors may be kept in host memory: the cluster file gives its size and its copy rate."""
         return self.host_link is not None and self.host_memory_gb is not None
 
     @property

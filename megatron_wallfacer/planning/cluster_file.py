@@ -64,12 +64,15 @@ def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
 
 
 def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None) -> Cluster:
-    """Return a copy of the cluster with other numbers of devices per node and of GB (1e9 bytes) per device.
+    """Return a copy of the cluster with fewer devices per node, or with another size of the device memory.
 
-    With None the cluster's own number is kept.
+    Args:
+        cluster: modelled cluster.
+        gpus_per_node: devices per node; None for all devices of the cluster.
+        memory_gb: memory of each device in 1e9 bytes; None for the size in the cluster.
 
     Raises:
-        OptionError: ``gpus_per_node`` is not from 1 to the cluster's number, or ``memory_gb`` is not positive.
+        OptionError: ``gpus_per_node`` is not positive, or larger than in the cluster; or ``memory_gb`` is not positive.
     """
     if gpus_per_node is not None:
         if not 1 <= gpus_per_node <= cluster.gpus_per_node:

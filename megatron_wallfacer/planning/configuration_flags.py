@@ -74,7 +74,7 @@ def _given(flags: Flags) -> Flags:
 
 
 def _rounded_up(fraction: float) -> float:
-    """Round a fraction of layers up to four digits, so that the plugin does not compute one layer too few from it."""
+    """Round up to four decimal places, so that the plugin does not compute one layer too few from the fraction."""
     return ceil(1e4 * fraction - 1e-6) / 1e4
 
 

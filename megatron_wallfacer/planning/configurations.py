@@ -1,9 +1,10 @@
 """A search over all sizes and options that determine the time and the memory of a training run.
 
-First, formulas estimate every tensor-parallel size with every combination of flags
-(:mod:`megatron_wallfacer.planning.flag_combinations`). For attention the formulas count only the time of the kernels,
-and no buffers. So a combination of flags whose estimate exceeds the memory cannot fit. For the most promising sizes the
-search then simulates grids of attention, and each combination of flags gets the fastest grid that fits.
+First, formulas estimate time and memory for every tensor-parallel size and every combination of memory-saving flags
+(:mod:`megatron_wallfacer.planning.flag_combinations`). The formulas contain the time of attention's kernels, but
+neither its communication nor its buffers. A combination whose estimate exceeds the memory is therefore too large. For
+the tensor-parallel sizes with the best estimates, the search then simulates grids of attention. Each combination of
+flags gets the fastest grid that fits.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class SizeCandidate:
         return _candidate(replace(self.request, tokens=tokens), self.sizes)
 
     def options(self, flags: FlagCombination, attention: AttentionEstimate) -> TrainingOptions:
-        """Return the options of a combination of flags, with numbers of tiles and of layers in host memory."""
+        """Return the options of a training step with the given flags and the given time and memory of attention."""
         request = self.request
         workload = request.model, request.cluster, self.job.shape.tokens, attention.memory, self.sizes
         return training_options(flags, *workload, attention.forward_s)
@@ -103,7 +104,7 @@ class SizeCandidate:
         return estimate_step_around(request.model, self.job, attention, request.cluster, self.sizes, options)
 
     def configuration(self, flags: FlagCombination, choice: Choice) -> Configuration:
-        """Return the configuration with a combination of flags and a grid."""
+        """Return the configuration with the given flags and the given grid."""
         return Configuration(self.request, self.sizes, self.options(flags, attention_of(choice, flags)), choice)
 
 
@@ -113,7 +114,8 @@ class ClosedForms:
 
     Attributes:
         combinations: all combinations of flags.
-        leanest: combination with the least device memory, which needs ``least_gb`` (1e9 bytes per rank).
+        leanest: combination of flags that needs the least device memory.
+        least_gb: device memory of that combination, in 1e9 bytes per rank.
         fastest_s: seconds of a step with the fastest combination that fits; None if none fits.
     """
 
@@ -174,9 +176,9 @@ def _kernels_alone(job: AttentionJob, flags: FlagCombination) -> AttentionEstima
 def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[SearchResult, list[Choice]]:
     """Simulate grids, and return the search result and the candidate grids.
 
-    Candidates are the simulated grids that fit with the leanest flags, or all simulated grids if none fits. For at most
-    :data:`MOST_RANKS_REGROUPED` ranks, the candidates also contain the best grids and one ring of all ranks with other
-    numbers of head groups (:data:`GROUPS`).
+    Candidates are the simulated grids that fit if the flags ``leanest`` save memory. If no grid fits, all simulated
+    grids are candidates. Up to :data:`MOST_RANKS_REGROUPED` ranks, a ring of all ranks and the best grids are also
+    tried with each number of head groups in :data:`GROUPS`.
     """
     job = candidate.job
     try:
@@ -196,7 +198,10 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
 
 
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
-    """Yield each choice with other numbers of head groups. All ``choices`` except the last are simulated already."""
+    """Yield copies of each choice with each number of head groups in :data:`GROUPS`.
+
+    All ``choices`` except the last are simulated already, so they are left out.
+    """
     seen: set[tuple[Plan, bool]] = {(choice.plan, choice.keep_gathered_q) for choice in choices[:-1]}
     for choice in choices:
         for count in GROUPS:

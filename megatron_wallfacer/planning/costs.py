@@ -144,7 +144,7 @@ class CostModel:
 
 
 def _out_proxy_rows(schedule: Schedule) -> dict[int, int]:
-    """Return the query chunks for which each operation computes ``out_proxy``: a count by index of the operation."""
+    """Return for how many query chunks an operation computes ``out_proxy``, by index of the operation."""
     first: dict[tuple[str, ...], int] = {}
     views = local_views(schedule)
     for index, op in enumerate(schedule.ops):

@@ -26,7 +26,7 @@ class FlowGroup:
         uses: resources of each flow. The use of a resource is a factor times the rate of the flow.
         limit: highest rate of each flow; None if only resources limit the rate.
         rate: current rate of each flow.
-        served: sum of ``rate`` x seconds since the creation of the group.
+        served: amount that each flow has transferred since the creation of the group.
         ends: heap of (value of ``served`` at the end of a flow, number of the flow, callback), one for each flow.
     """
 
@@ -48,7 +48,7 @@ class Fluid:
     def add(self, amount: float, uses: Uses, on_end: Callable[[], None], limit: float | None = None) -> None:
         """Add a flow that starts now and transfers ``amount``, for example in bytes, at a rate of at most ``limit``.
 
-        When the flow ends, :meth:`advance` returns ``on_end``.
+        When ``amount`` has been transferred, :meth:`advance` returns ``on_end``.
         """
         group = self._groups.setdefault((uses, limit), FlowGroup(uses, limit))
         self._flows += 1

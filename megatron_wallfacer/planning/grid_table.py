@@ -1,4 +1,4 @@
-"""Tables of attention grids in one configuration: the best grids and the named schemes, with their limits."""
+"""Tables of simulated attention grids: the best grids and the named schemes, and the link that limits each grid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class GridRow:
     """A grid with the time of one attention layer, forward and backward, in seconds, and memory in 1e9 bytes per rank.
 
     Attributes:
-        name: name of the scheme; empty for a grid of the search.
+        name: name of the scheme; empty for a grid that the search has found.
         grid: axes with their sizes.
         placement: axes, fastest varying first.
         ring_variants: ring variants (pass-KV or pass-Q) of the forward and of the backward pass.
@@ -119,7 +119,7 @@ def _reason(choice: Choice) -> str:
 
 
 def grids_summary(result: SearchResult, job: AttentionJob) -> str:
-    """Return one line with the number of simulated grids and the rule that selects the first one."""
+    """Return one line with the number of simulated grids and the rule for the first row of the table."""
     best = result.best[0]
     least = forward_bound(job.cp_size, job.shape.kappa) + backward_bound(job.cp_size, job.shape.kappa)
     ratio = f", {best.volume / least:.2f}x the lower bound for undivided heads" if least else ""

@@ -56,7 +56,7 @@ class Activations:
         fused_gradients: whether the matrix kernel adds weight gradients to Megatron's gradient buffer.
             ``--no-gradient-accumulation-fusion`` switches this off.
         fused_norms: whether a norm saves only its input. Without TransformerEngine and Apex Megatron uses PyTorch's
-            norms, which save fp32 copies before and after normalization.
+            norms, which save fp32 copies of input and output.
     """
 
     model: Model
@@ -100,7 +100,7 @@ class Activations:
 
     @property
     def gated(self) -> float:
-        """Return the bytes of the activation function's input. With SwiGLU the input is gate and up projection."""
+        """Return the bytes of the activation function's input. SwiGLU has two inputs, a gate and an up projection."""
         return self.activation * (2 if self.model.swiglu else 1)
 
     @property
@@ -173,7 +173,7 @@ def _saved(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _on_device(work: Activations, fraction: float) -> int:
-    """Return how many layers' tensors are on the device at the same time. Buffers for copies from the host count."""
+    """Return how many layers' tensors are on the device at the same time, counting those copied back from the host."""
     on_host = layers_on_host(work.layers, fraction)
     slots = SLOTS + (PIPELINE_SLOTS if work.in_flight > 1 else 0)
     return work.layers - on_host + min(slots, on_host)

@@ -39,7 +39,7 @@ class LongestSequence:
 
     Attributes:
         configuration: fastest configuration for the longest sequence.
-        unit: difference in tokens to the next longer sequence.
+        unit: step between the sequence lengths that are tried, in tokens.
         longer: configuration that needs the least device memory for the next longer sequence.
     """
 
@@ -49,10 +49,10 @@ class LongestSequence:
 
 
 def longest_sequences(request: Request) -> list[LongestSequence]:
-    """Return the longest sequence with the plain optimizer.
+    """Return the longest sequence that fits with Megatron's default Adam (fp32 gradients and states).
 
-    If the other requested optimizers allow a longer sequence, the list also has that longer sequence.
-    The sequence length of the request is ignored. The list is empty if even the shortest sequence does not fit.
+    If another optimizer of the request allows a longer sequence, the list has a second element for that sequence. The
+    sequence length of the request is ignored. The list is empty if even the shortest sequence does not fit.
 
     Raises:
         OptionError: A given size does not divide ranks, heads or tokens.

@@ -27,7 +27,7 @@ LARGEST = 4
 
 
 def search_report(request: Request, *, grids: bool = False) -> Report:
-    """Search configurations, and report the best configurations and the flags of the first configuration.
+    """Search configurations, and report the best configurations and the flags of the very best.
 
     With ``grids`` the report has a table of attention grids for the best configuration.
 
@@ -83,7 +83,7 @@ def _does_not_fit(leanest: Configuration) -> OptionError:
 
 
 def longest_report(request: Request) -> Report:
-    """Report the longest sequence with its flags, and the memory that the next longer sequence needs.
+    """Report the longest sequence that fits, the flags that train it, and the memory for the next longer sequence.
 
     Raises:
         OptionError: A given size does not divide ranks, heads or tokens.

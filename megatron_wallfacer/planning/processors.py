@@ -14,7 +14,7 @@ CORES = "cores"
 
 
 def overhead_s(host: HostProcessors, op: Op | None) -> float:
-    """Return the fixed processor seconds of an operation, or of the end of a pass if ``op`` is None."""
+    """Return the CPU seconds of an operation without its data, or of the end of a pass if ``op`` is None."""
     match op:
         case None:
             return host.pass_us * 1e-6
@@ -42,10 +42,9 @@ class WakeUpDelay:
 
 
 def processor_use(symmetry: Symmetry, rank: int, per_unit: float) -> Uses:
-    """Return the processor use of a flow.
+    """Return the CPU time of a simulated flow, in seconds per unit of the flow.
 
-    A simulated flow represents one flow on every rank in the symmetry class of ``rank``. The result includes the use of
-    all these ranks.
-    ``per_unit`` is the processor time in seconds that one rank needs per unit of the flow, for example per byte.
+    A simulated flow represents one flow on every rank in the symmetry class of ``rank``. The result is the sum over
+    these ranks. ``per_unit`` is the CPU time in seconds that one rank needs per unit of the flow, for example per byte.
     """
     return ((CORES, per_unit * symmetry.count(rank, 0, symmetry.grid.cp_size)),)

@@ -1,4 +1,4 @@
-"""Device and host memory of one rank: parameters, their states, and activations from the inventory."""
+"""Device and host memory of one rank: parameters, gradients, optimizer states and activations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def parameters_of_rank(model: Model, sizes: ParallelSizes) -> float:
 
 
 def state_buffers(model: Model, sizes: ParallelSizes, options: TrainingOptions) -> tuple[Buffer, ...]:
-    """Return weights, gradients and Adam's states of one rank, which are live at every moment of a step."""
+    """Return the memory of weights, gradients and Adam's states of one rank, which exist during a whole step."""
     parameters, ranks = parameters_of_rank(model, sizes), sizes.dp * sizes.cp
     adam = parameters * ADAM[options.adam] / ranks
     if options.states == "zero-2":
@@ -43,7 +43,7 @@ def host_state_bytes(model: Model, sizes: ParallelSizes, options: TrainingOption
 def activations(
     model: Model, tokens: int, attention: AttentionMemory, sizes: ParallelSizes, options: TrainingOptions
 ) -> Activations:
-    """Return the activations of a rank with ``tokens`` tokens, for the inventory."""
+    """Return the sizes that determine the activation memory of a rank with ``tokens`` tokens."""
     return Activations(
         model,
         tokens,

@@ -63,7 +63,7 @@ class Routing:
 
     @property
     def unit_sizes(self) -> tuple[int, ...]:
-        """Return how many consecutive ranks share a NIC, a node or a switch, in ascending order."""
+        """Return the numbers of ranks of a NIC, of a node and of each switch level, in ascending order."""
         per_node = self.cluster.gpus_per_node
         sizes = {self._ranks_per_nic, per_node, *(level.nodes * per_node for level in self.cluster.levels)}
         return tuple(sorted(sizes))

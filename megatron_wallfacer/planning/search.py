@@ -35,9 +35,9 @@ class SearchResult:
     """The result of a search for grids.
 
     Attributes:
-        best: simulated choices. The preferred choice (see :func:`preferred`) is first, then all others by time.
-        legal: number of choices from :func:`candidates` that can be simulated in seconds.
-        too_large: number of choices that were tried and do not fit the memory.
+        best: simulated grids. The preferred grid (see :func:`preferred`) is first, then all others by time.
+        legal: number of grids from :func:`candidates` whose simulation is not too slow.
+        too_large: number of simulated grids that do not fit the memory.
     """
 
     best: tuple[Choice, ...]
@@ -57,7 +57,7 @@ def search(
     bytes of attention's buffers.
 
     Raises:
-        OptionError: No choice fits in memory. The message states how many bytes the smallest choice needs.
+        OptionError: No choice fits in memory. The message states the least memory that a choice needs.
     """
     tried, effort = _Tried(memory_bytes, needs), 1 if job.cp_size <= MANY_RANKS else 2
     waiting = _by_estimate([choice for choice in candidates(job) if choice.can_be_simulated], ESTIMATED // effort)
@@ -122,7 +122,9 @@ def _are_neighbours(grid: Grid, other: Grid) -> bool:
 
 
 def candidates(job: AttentionJob) -> Iterator[Choice]:
-    """Yield every grid of :data:`AXES` that divides the heads, in every placement, with the cheapest ring variants.
+    """Yield every grid whose head axis divides the heads, in every placement.
+
+    Each grid has the ring variants (pass-KV or pass-Q) with the least volume.
 
     Raises:
         OptionError: No grid divides the heads.
@@ -144,7 +146,10 @@ def candidates(job: AttentionJob) -> Iterator[Choice]:
 
 
 def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator[Choice]:
-    """Yield each named scheme that divides the heads, in its placement with the lowest estimated time."""
+    """Yield each named scheme, in the placement with the lowest estimated time.
+
+    Schemes whose head axis does not divide the heads are left out.
+    """
     for name in names:
         if name in ("auto", "lss", "team-ring"):
             continue
@@ -161,8 +166,7 @@ def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator
 def _by_estimate(choices: list[Choice], most: int) -> list[Choice]:
     """Return choices in the order of their estimated times.
 
-    With measured kernels, formulas first give a rough order. Measured times then reorder only the first
-    ``most`` choices.
+    Estimates from measured kernels are slow. They only sort the ``most`` choices that the formulas place first.
     """
     if not choices or choices[0].job.cluster.device.kernels is None:
         return sorted(choices, key=_estimate_s)

@@ -1,4 +1,4 @@
-"""Simulated layers as Chrome or Perfetto traces, in the form of the engine's timelines."""
+"""Chrome and Perfetto traces of simulated layers, in the same format as traces of real runs."""
 
 from __future__ import annotations
 

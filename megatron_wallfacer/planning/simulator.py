@@ -48,7 +48,8 @@ class SimulationResult:
         pass_s: time until the last rank has ended each pass, in seconds.
         kernel_s: largest time of attention kernels on any rank, in seconds.
         ranks: number of simulated ranks.
-        link_bytes: bytes that the simulated ranks move over each link. Links with equal times are simulated once.
+        link_bytes: bytes that the simulated ranks move over each link. One simulated link represents all equivalent
+            links.
         spans: timelines of the simulated ranks; empty unless they are recorded.
     """
 
@@ -77,7 +78,7 @@ def simulate(
     Args:
         costs: costs of operations, on a cluster with at least as many devices as ranks.
         schedules: function from a rank to the schedules of its passes, in order.
-        symmetry: classes of ranks.
+        symmetry: classes of ranks with equal times.
         spans: whether to record timelines.
         seed: seed of the random wake-up delays on an emulated cluster.
 
@@ -189,7 +190,7 @@ class _Simulator:
         return cost.launch_s + (0.0 if memory is None else cost.memory_bytes / (memory * 1e9))
 
     def _write_messages(self, rank: RankState, op: TimedOp) -> None:
-        """Keep a rank busy while the rank's own thread writes messages."""
+        """Keep a rank busy while its main thread writes messages to sockets."""
         host = self._cluster.host
         if host is not None and (work_s := 1e-6 * sum(host.message(size).thread_us for size in op.cost.sends)):
             self._work(rank, op.name, work_s)
@@ -197,8 +198,7 @@ class _Simulator:
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
         """Keep a rank busy for some processor seconds. On an emulated cluster ranks share processors.
 
-        The simulation measures work of processors in bytes, like messages. ``work`` seconds become the bytes of a
-        message that takes the same processor time.
+        The simulated clock treats this work like a message that takes as many processor seconds.
         """
         rank.busy, start_s = True, self._clock.now
 
@@ -218,7 +218,7 @@ class _Simulator:
             self._clock.fluid.add(work_s / byte_s, uses, end_work, limit=1 / byte_s)
 
     def _complete(self, rank: RankState, op: TimedOp) -> None:
-        """Begin the transfer that a completed operation posts, or end a pass."""
+        """Begin the transfer of a completed operation, or end the pass if ``op`` has no operation."""
         match op.op:
             case None:
                 rank.incoming.clear()

@@ -1,10 +1,11 @@
 """Classes of ranks that behave alike, so that one simulated rank represents several.
 
-Each axis of a grid is a cycle. A shift moves all ranks by the same distance along an axis. After a shift, schedules are
-equal except for rank numbers. Schedules in the WallFacer paper's order of K and V do not have this symmetry.
+A shift moves all ranks by the same distance along an axis of the grid. The last rank of an axis is followed by the
+first. After a shift, schedules are equal except for rank numbers. Schedules in the WallFacer paper's order of K and V
+do not have this symmetry.
 If a shift also keeps the ranks of each node, NIC and switch together, it does not change any simulated time. Two ranks
-form a *class* if such shifts move one rank to the place of the other rank. A simulation of one rank per class gives the
-times of all ranks.
+form a *class* if such shifts move one rank to the place of the other rank. The simulation of one
+rank also gives the times of all other ranks in its class.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Symmetry:
         return tuple(sorted(self.grid.rank(dict(zip(AXES, place, strict=True))) for place in product(*ranges)))
 
     def class_of(self, rank: int) -> int:
-        """Return the representative of the class of a rank."""
+        """Return the rank whose simulation also gives the times of ``rank``."""
         here = self.grid.coordinates(rank)
         return self.grid.rank({axis: here[axis] % self._periods[axis] for axis in AXES})
 
@@ -60,17 +61,17 @@ class Symmetry:
         return self.grid.rank(dict(zip(AXES, moved, strict=True)))
 
     def count(self, rank: int, first: int, ranks: int) -> int:
-        """Return how many ranks of a link have the same times as ``rank``. ``first`` is the first rank of the link."""
+        """Return how many of ``ranks`` consecutive ranks from ``first`` on are in the class of ``rank``."""
         last = min(first + ranks, self.grid.cp_size)
         return [self.class_of(other) for other in range(first, last)].count(self.class_of(rank))
 
     def unit(self, first: int, ranks: int) -> int:
-        """Return an index of a NIC, node or switch, given its ranks. Links with equal times have the same index."""
+        """Return a number for a NIC, node or switch, given its ranks. Links with equal times get the same number."""
         return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
 
 
 def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
-    """Return, for each axis, the smallest shift that keeps the ranks of each NIC, node and switch together."""
+    """Return, for each axis, the smallest shift that moves all ranks of one NIC, node or switch to another one."""
     periods, stride = {}, 1
     for axis in grid.placement:
         size = grid.size_of(axis)
@@ -81,7 +82,7 @@ def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _period(stride: int, size: int, unit: int) -> int:
-    """Return the smallest shift along an axis that keeps each group of ``unit`` consecutive ranks together."""
+    """Return the smallest shift along an axis that moves all ranks of one unit (NIC, node or switch) to another one."""
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

@@ -1,7 +1,8 @@
-"""Lower bounds of the time of a plan by formulas, from its kernels and the traffic of its busiest links.
+"""Formulas for a lower bound of a plan's time, from its kernels and the traffic of its busiest links.
 
 The search simulates plans in the order of an estimate, which this module also computes. In the estimate, the exchange
-along ``head`` overlaps only with another head group, and a fixed part of all traffic is exposed. With measured kernels
+along ``head`` overlaps only with another head group. A fixed fraction of all communication is exposed. With measured
+kernels
 the kernel time is scaled from a few sampled ring steps to all ring steps.
 """
 
@@ -108,7 +109,7 @@ def unmasked_pairs(cp_size: int, shape: Shape, *, causal: bool) -> float:
 
 
 def pass_weights(device: Device) -> tuple[float, float]:
-    """Return the time of (forward, backward) per pair and channel in large attention calls.
+    """Return the time of (forward, backward) per query-key pair and channel of the head dim, in large attention calls.
 
     Without measured kernels, the result divided by the peak rate in FLOP/s is the time in seconds.
     """
@@ -146,7 +147,7 @@ def estimated_kernel_seconds(plan: Plan, cluster: Cluster, shape: Shape, *, caus
 
 @lru_cache(maxsize=256)
 def _sampled_tiles(grid: Grid, causal: bool) -> tuple[Tile, ...]:
-    """Return the tiles of rank 0 in some of its ring steps, at equal distances."""
+    """Return the tiles of rank 0 in a few evenly spaced ring steps."""
     q_chunks = _chunks(grid, 0, ("head", "team"))
     sampled: list[Tile] = []
     for number in range(min(SAMPLES, grid.ring)):
@@ -208,7 +209,7 @@ def _extent(grid: Grid, axis: str) -> tuple[int, int]:
 
 
 def _crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the fraction of an axis's bytes that crosses nodes of ``unit`` ranks, for the rank with the most."""
+    """Return the largest fraction of a rank's bytes along an axis that leaves its node of ``unit`` ranks."""
     stride, size = _extent(grid, axis)
     if size == 1 or stride * size <= unit:
         return 0.0
@@ -219,21 +220,21 @@ def _crossing(grid: Grid, axis: str, unit: int) -> float:
 
 
 def _edge(plan: Plan, axis: str, unit: int) -> float:
-    """Return :func:`_crossing`, halved if only one direction of a bidirectional ring crosses nodes at a rank."""
+    """Return :func:`_crossing`, halved for a rank from which only one ring direction leaves the node."""
     stride, _ = _extent(plan.grid, axis)
     halved = plan.bidirectional and axis in _RINGS and stride < unit
     return _crossing(plan.grid, axis, unit) * (0.5 if halved else 1.0)
 
 
 def _staying(grid: Grid, axis: str, unit: int) -> float:
-    """Return the fraction of an axis's bytes that stays inside nodes of ``unit`` ranks, for the rank with the most."""
+    """Return the largest fraction of a rank's bytes along an axis that stays in its node of ``unit`` ranks."""
     if axis in _RINGS and _extent(grid, axis)[0] < unit:
         return 1.0
     return 1.0 - _crossing(grid, axis, unit)
 
 
 def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the fraction of an axis's bytes that crosses nodes of ``unit`` ranks: the mean of all ranks."""
+    """Return the mean fraction of a rank's bytes along an axis that leaves its node of ``unit`` ranks."""
     (stride, _), crossing = _extent(grid, axis), _crossing(grid, axis, unit)
     if axis in _RINGS and crossing and stride < unit:
         return stride / unit

@@ -44,8 +44,8 @@ class TrainingOptions:
         states: states that data- and context-parallel ranks shard: Adam's states (``distributed``), or also gradients
             (``zero-2``).
         adam: dtype and place of Adam's states.
-        loss_tiles: number of token tiles of head and loss, which backward recomputes; 1 for no tiles.
-        mlp_tiles: number of token tiles of each MLP, which backward recomputes; 1 for no tiles.
+        loss_tiles: number of token tiles of LM head and loss; 1 for no tiles. Backward recomputes each tile.
+        mlp_tiles: number of token tiles of each MLP; 1 for no tiles. Backward recomputes each tile.
         outputs_on_host: fraction of layers whose attention output and lse are kept in host memory.
         inputs_on_host: fraction of layers whose input is kept in host memory.
         out_proxy: whether backward computes ``out_proxy`` from dO and delta, as this project's engine does.

@@ -64,7 +64,7 @@ class StepEstimate:
 
     @property
     def exposed_s(self) -> float:
-        """Return the seconds of attention in which no attention kernel runs, for one layer."""
+        """Return the exposed communication of one layer: seconds in which attention waits and no kernel runs."""
         return self.attention_s - self.kernel_s
 
 
@@ -118,7 +118,7 @@ def estimate_step_around(
     sizes: ParallelSizes,
     options: TrainingOptions,
 ) -> StepEstimate:
-    """Return the prediction of a training step by formulas, given the time and the memory of attention.
+    """Predict a training step with formulas, from the given time and memory of attention.
 
     Raises:
         OptionError: The number of stages does not divide the number of layers.
@@ -220,7 +220,7 @@ def _tensor_seconds(model: Model, cluster: Cluster, tokens: int, tp: int, passes
 def cluster_of_group(cluster: Cluster, tp: int) -> Cluster:
     """Return the part of a cluster that one context-parallel group uses.
 
-    The ``tp`` groups on the same nodes share devices, NICs and buses evenly.
+    Each of ``tp`` groups gets 1/tp of each node's devices, NICs and bus rate.
     """
     if tp == 1:
         return cluster

@@ -122,7 +122,7 @@ class Transfers:
                 return
 
     def _post(self, op: TimedOp, pending: PendingTransfer, ends: Iterable[str]) -> PendingTransfer:
-        """Post sends or receives of a transfer. A message flows one latency after its send and receive are posted."""
+        """Post sends or receives of a transfer. A message needs both, and starts after the latency of its route."""
         rank, transfer, symmetry = pending.rank, pending.transfer, self._symmetry
         for end in ends:
             for message in transfer.sends if end == "send" else transfer.receives:
@@ -163,10 +163,10 @@ class Transfers:
                 self._on_end(pending)
 
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
-        """Return the capacity that a message uses on each link of its route, and the indices of these links.
+        """Return the links of a message's route, as (index, number of ranks that use the link), and their indices.
 
-        Links with equal times are simulated once, and so are ranks with equal times. The use of a link is the number of
-        these ranks that share the link.
+        Links and ranks with equal times are simulated once. A simulated message represents the messages of all ranks
+        with the same times, so several of these ranks may use one link.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []

@@ -36,7 +36,7 @@ LegendEntry = tuple[Artist, str]
 def draw_grid(plan: Plan, path: Path) -> None:
     """Draw a plan as PNG or SVG: teams and rings in the left panel, computed pairs in the right panel.
 
-    The panels and the volume in the title are derived from the schedules that the engine runs.
+    All panels, and the communication volume in the title, show the schedules that the engine runs.
     """
     schedules = [forward_schedule(plan, rank) for rank in range(plan.grid.cp_size)]
     backward = backward_schedule(plan, busiest_rank(plan))
@@ -164,7 +164,7 @@ def _right_legend(plan: Plan, pairs: Mapping[Pair, Sequence[PairWork]]) -> list[
 
 
 def _legend(figure: Figure, left: float, entries: Sequence[LegendEntry], handlelength: float = 0) -> None:
-    """Draw a legend below a panel. Legend lines have the same heights below the left and the right panel."""
+    """Draw a legend below a panel. The lines of the left and the right legend are aligned."""
     if not entries:
         return
     signs, lines = zip(*entries, strict=True)

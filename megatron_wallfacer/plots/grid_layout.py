@@ -1,7 +1,7 @@
 """Compute the positions of ranks in the plot of a grid.
 
 A ring is drawn as a circle. The members of a team are drawn on a line from the centre outwards, a *spoke* of the
-circle. Each coordinate along ``kv_team`` has its own circle. For a double ring, each inner ring is a circle, and these
+circle. With ``kv_team`` > 1 there are several such circles. For a double ring, each inner ring is a circle, and these
 circles form a larger circle.
 """
 
@@ -90,14 +90,14 @@ def _angle(index: int, size: int) -> float:
 
 
 def _spoke(grid: Grid) -> tuple[list[Position], float]:
-    """Return the (x, y) offsets of a team's members on a spoke, outermost first, and the length of the spoke."""
+    """Return the positions (x, y) of a team's ranks in a straight line, outermost first, and the length of the line."""
     member = MEMBER_GAP if grid.head == 1 else (grid.head - 1) * MEMBER_GAP + HEADS_GAP
     offsets = [team * member + head * MEMBER_GAP for team in range(grid.team) for head in range(grid.head)]
     return [(0.0, offsets[-1] - offset) for offset in offsets], offsets[-1]
 
 
 def _block(grid: Grid) -> tuple[list[Position], float]:
-    """Return positions (x, y) of the ranks of a grid without a ring, relative to the centre, and half the height."""
+    """Return the positions (x, y) of the ranks of a grid without a ring around (0, 0), and the largest y."""
     if grid.team > 1:
         line, depth = _spoke(grid)
         return [(across, along - depth / 2) for across, along in line], depth / 2

@@ -82,6 +82,6 @@ def permutation_target(schedule: Schedule) -> int | None:
 
 
 def permutation_shown(grid: Grid) -> set[int]:
-    """Return the ranks whose permutation is drawn: all ranks of a small grid, or two teams of a large grid."""
+    """Return the ranks whose permuted blocks the plot shows: all ranks of a small grid, two teams of a large grid."""
     teams = list(dict.fromkeys(grid.neighbours(rank, "team") for rank in range(grid.cp_size)))
     return {rank for team in (teams if grid.cp_size <= MAX_PERMUTED else teams[:2]) for rank in team}

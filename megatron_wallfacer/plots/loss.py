@@ -22,8 +22,8 @@ LEFT, WIDTH = 0.085, 0.885  # left edge and width of the panels, as fractions of
 def draw_losses(runs: Mapping[str, Sequence[float]], path: Path, title: str, *, tolerance: float = TOLERANCE) -> None:
     """Draw loss over iterations in the upper panel, and relative differences from the first run in the lower panel.
 
-    A comparison ends with the shorter run. The lower panel marks the relative difference ``tolerance``. The file is PNG
-    or SVG. A missing folder is created.
+    Two runs are compared up to the length of the shorter run. A line in the lower panel shows ``tolerance``. The file
+    is PNG or SVG. A missing folder is created.
 
     Raises:
         ValueError: There is no run, or a run has no losses.
@@ -83,7 +83,7 @@ def _differences(axes: Axes, by_run: Mapping[str, Sequence[float]], tolerance: f
 
 
 def _power(value: float) -> str:
-    """Return text such as ``1e-5``, for which Python's own format is ``1e-05``."""
+    """Return a number as text without leading zeros in the exponent, for example ``1e-5``."""
     mantissa, exponent = f"{value:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 

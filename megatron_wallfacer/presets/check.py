@@ -26,7 +26,7 @@ class Problem:
     """One error in a preset.
 
     Attributes:
-        place: file and line of the flag, or only the file if the flag has Megatron's default.
+        place: file and line of the flag in the preset; only the file if the preset does not set the flag.
         text: error message, which begins with the flag.
     """
 

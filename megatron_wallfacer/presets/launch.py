@@ -43,8 +43,9 @@ class Launch:
     def of(cls, preset: Preset, script: Path) -> Launch:
         """Return the command of a preset.
 
-        A GPU preset of the plugin gets the arguments that the installed libraries need. A GPU job turns on
-        PyTorch's flight recorder. Flight-recorder variables that the shell or the preset sets are not changed.
+        For a GPU preset of this package, the command also has the flags that Megatron needs if a library is missing. A
+        GPU job turns on PyTorch's flight recorder. Flight-recorder variables that the shell or the preset sets are not
+        changed.
 
         Raises:
             WallfacerError: The job has several nodes but no rendezvous endpoint.
@@ -82,7 +83,7 @@ def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
 
 
 def script_to_read(script: Path | None, checkout: Path | None) -> Path | None:
-    """Return the Megatron script to search for additional flags; None for the plugin's script, which adds no flags."""
+    """Return the Megatron script whose own flags a preset may set; None for the plugin's script, which has none."""
     chosen = choose_script(script, None) if script or not checkout else checkout / "pretrain_gpt.py"
     return None if chosen == SCRIPT else chosen
 

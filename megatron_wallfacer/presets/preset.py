@@ -1,4 +1,4 @@
-"""Load a preset from a file, the files that it extends, and the flags and variables that the user types."""
+"""Load a preset: a file, the files that it extends, and flags and variables from the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Preset:
         torchrun: torchrun flags by name.
         model: Megatron's and the plugin's flags by name.
         statements: remarks of the preset's author on its test and use. The keys are ``validated_on``, ``measured`` and
-            ``known_limitations``. Only texts of the file ``path`` itself count, not texts of files that it extends.
+            ``known_limitations``. Remarks in extended files are left out.
     """
 
     path: Path
@@ -107,7 +107,7 @@ def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], number
     """Return the files that the file ``path`` extends, then the file itself.
 
     ``named_at`` is the location of the entry that names ``path``. ``extended_by`` has the files that extend ``path``.
-    ``numbers`` (1, 2, ...) counts the files of the preset up to ``MAX_FILES``.
+    ``numbers`` yields 1, 2, ... to number the files of the preset.
     """
     real = path.resolve()
     if real in extended_by:
@@ -120,7 +120,7 @@ def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], number
 
 
 def _flag_entries(arguments: Sequence[str]) -> Iterator[PresetEntry]:
-    """Yield the entries of ``--flag``, ``--flag value ...`` and ``--flag=value``. ``--flag=false`` removes a flag."""
+    """Yield the entries of ``--flag``, ``--flag value ...`` and ``--flag=value``. The value false removes a flag."""
     for flag, following in _grouped(arguments):
         name, equals, value = flag.partition("=")
         values = ((value,) if equals else ()) + tuple(following)

@@ -1,4 +1,4 @@
-"""Read one YAML file of a preset strictly. The message of an error is one line, with the file and the line number.
+"""Read one YAML file of a preset. Unknown keys are errors. An error message is one line with file and line number.
 
 Values remain text, because Megatron's parser needs the four characters ``1e-5``, not the number that YAML reads.
 """

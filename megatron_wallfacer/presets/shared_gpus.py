@@ -27,7 +27,7 @@ class GpuSharing:
 
     Attributes:
         environment: environment variables to add.
-        flags: arguments of the Megatron script to add.
+        flags: arguments to add to the command line of the Megatron script.
         line: line for the log, or empty if each rank has a GPU of its own.
     """
 
@@ -47,9 +47,9 @@ class NodeGpus:
 def share_gpus(gpus: NodeGpus, ranks: int, arguments: Sequence[str]) -> GpuSharing:
     """Return the settings for more ranks than GPUs: NCCL if the version is new enough, else gloo through host memory.
 
-    NCCL gives each rank its own thread blocks, of which a GPU has a limited number. With R ranks per GPU, the
-    settings limit each rank to 1/R of NCCL's usual number of thread blocks. If ``arguments`` sets the backend or the
-    kind of transfers, the settings contain no flags.
+    Each rank has its own NCCL thread blocks, and all ranks on a GPU share its multiprocessors. With R ranks per GPU,
+    each rank gets 1/R of NCCL's usual number of thread blocks. The settings contain no flags if ``arguments`` has
+    ``--distributed-backend`` or ``--wallfacer-transfers``.
     """
     if gpus.count == 0 or ranks <= gpus.count:
         return GpuSharing()

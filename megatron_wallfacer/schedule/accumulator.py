@@ -1,7 +1,7 @@
 """Accumulators: rows to which partial results are added.
 
-Partial results are collected until an operation reads the rows, or until the results of an attention call must be
-freed. Then one launch adds all collected results, and reads and writes each row of the accumulator once.
+Partial results are collected until an operation reads rows of the accumulator, or until the memory of a partial result
+must be freed. Then one launch adds all collected results, and reads and writes each row of the accumulator once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Accumulator:
 
     @property
     def is_deep(self) -> bool:
-        """Return whether partial results of :data:`DEPTH` operations, the largest allowed number, are to be added."""
+        """Return whether :data:`DEPTH` attention operations, or more, have results that are not yet added."""
         return len({id(part.op) for part in self.parts if part.op is not None}) >= DEPTH
 
     def take(self) -> list[tuple[Range, bool, tuple[Part, ...]]]:
@@ -73,16 +73,17 @@ class Accumulator:
         return found
 
     def hand_over(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
-        """Add a range of rows to another accumulator later, without writing the rows here first.
+        """Move the partial results of a range of rows to another accumulator, which adds them later.
 
-        The range may contain written rows, and partial results that are still to be added. No later operation may
-        read the range from this accumulator. Each row of the range must be written or have a partial result.
+                Every row of the range must have a result. The row is already written, or has a partial result that is
+                not yet
+        added. No later operation may read the range from this accumulator.
 
         Args:
             rows: half-open range of rows.
             into: accumulator to which the rows are to be added.
             first: row of ``into`` where the range begins.
-            own: function that returns the written rows of a range, with one operand per tensor.
+            own: function that returns operands for a range of this accumulator's written rows, one per tensor.
         """
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):

@@ -54,9 +54,10 @@ class AttnTile(NamedTuple):
     Attributes:
         rows: half-open range of token rows of the query block.
         cols: half-open range of token columns of the key block.
-        causal: whether the tile is square and only its lower triangle is unmasked. With ``cu_seqlens``, whether
-            this is true for the part of each document.
-        window: unmasked diagonals, in place of ``causal``. Each row and each column has an unmasked pair.
+        causal: whether the tile is square and only its lower triangle is unmasked. With ``cu_seqlens``, the
+            part of each document is such a tile.
+        window: range of unmasked diagonals; None without a window. A tile with a window is not causal. Each row and
+            each column has an unmasked pair.
         cu_seqlens: boundaries of several documents, whose queries see only keys of their own document. Tiles with
             ``cu_seqlens`` have no ``window``.
     """

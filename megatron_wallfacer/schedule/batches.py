@@ -1,8 +1,8 @@
-"""Varlen calls: kernel calls of several documents that are joined into one call with ``cu_seqlens``.
+"""Varlen calls: join kernel calls for single documents into one call with ``cu_seqlens``.
 
-The documents of a varlen call must have consecutive rows and consecutive columns. In a tile of several chunks the calls
-are ordered by document, then by chunk. In this order, other calls stand between the calls that can be joined. Therefore
-several varlen calls are open at the same time, and each new call is appended to one of them.
+Each document of a varlen call must begin at the row and the column where the previous document ends. In a tile of
+several chunks the calls are ordered by document, then by chunk. Calls that can be joined are not neighbours in this
+order. Therefore :func:`batches` builds several varlen calls at the same time.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _boundaries(mask: Mask, chunk: int, cp_size: int, size: int) -> CuSeqlens:
 def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:
     """Join kernel calls, and return fewer calls with the same unmasked pairs.
 
-    Causal squares, or full rectangles, are joined if each begins at the row and the column where its predecessor ends.
+        Calls are joined if each begins at the row and the column where its predecessor ends: causal squares with causal
+    squares, and full rectangles with full rectangles.
     Calls with a window are returned unchanged, and so are calls that cannot be joined. No two calls may have an
     unmasked pair in common.
     """

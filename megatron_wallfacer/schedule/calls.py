@@ -1,8 +1,9 @@
 """The kernel calls of a mask: tiles that cover the unmasked pairs of query chunks and key chunks.
 
-The computing time is linear in the numbers of documents and calls. With ``shard_mode`` ``sequence`` only the first and
-the last document of a chunk extend into other chunks, and all other documents have one call each. With ``per_document``
-each document has a piece in every chunk.
+The functions of this module need time that is linear in the number of documents and of kernel calls.
+
+With ``shard_mode="sequence"``, the first and the last document of a chunk may extend into other chunks. All other
+documents of the chunk need a single kernel call. With ``per_document`` each document has a piece in every chunk.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _of_sequence(
 def _of_document(
     mask: Mask, ends: Sequence[int], document: int, query: tuple[int, int], k_chunks: Sequence[int], size: int
 ) -> Iterator[AttnTile]:
-    """Yield the calls of one document of a query chunk. The document may extend into other chunks."""
+    """Yield the kernel calls for the queries of one document in one chunk. Keys may be in other chunks."""
     q, *keys = (_segment(ends, document, place, size) for place in (query, *enumerate(k_chunks)))
     assert q is not None
     return _some(call_of(mask, q, k) for k in keys if k is not None)
@@ -123,7 +124,7 @@ def _of_each_document(
 
 
 def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
-    """Yield one square call for each document and key chunk, full or causal.
+    """Yield one kernel call for each document and key chunk, with as many rows as columns, full or causal.
 
     Args:
         ends: boundaries of the documents inside a chunk, in tokens.

@@ -1,4 +1,4 @@
-"""Reduction of copies: one strided copy for evenly spaced copies, or one permutation for reordered blocks."""
+"""Replace several copies by one: a strided copy for evenly spaced rows, or a permutation for reordered blocks."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class _Block(NamedTuple):
 
 
 def strided(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return fewer pairs with the same effect: evenly spaced pairs become one pair with an additional dimension.
+    """Return fewer copies with the same effect. Evenly spaced copies become one copy with an additional dimension.
 
-    The pairs must be independent: no pair writes elements that another pair reads or writes.
+    The copies must be independent: no copy writes elements that another copy reads or writes.
     """
     found = list(pairs)
     while len(shorter := _joined(found)) < len(found):

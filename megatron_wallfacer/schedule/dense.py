@@ -1,4 +1,4 @@
-"""The builder of a head group for schedules in which blocks of the ring operand hop around the ring.
+"""The operations of one head group, in schedules in which blocks of the ring operand hop around the ring.
 
 :mod:`megatron_wallfacer.schedule.schedule` decides in which order the builder appends operations.
 """
@@ -109,7 +109,7 @@ class HeadGroupBuilder:
             self.teams.scatter(stationary, ranks)
 
     def _returns(self) -> list[tuple[int, ...]]:
-        """Return the other ranks of the team in groups. One attention call computes the results of a group of ranks."""
+        """Return the other ranks of the team, as tuples. One attention call computes results for one tuple."""
         peers = after(self.operands.rank, self.operands.team(self.operands.stationary))
         each = ranks_per_call(self.plan, self.group.emitter.groups) if self.group.merges_rows else 1
         return [peers[first : first + each] for first in range(0, len(peers), each)]

@@ -48,7 +48,7 @@ class OpEmitter:
         head_slice: int | None = None,
         rows: RowSet | None = None,
     ) -> str:
-        """Define a :class:`Value`, and return its name. By default a value has the head group's head slice."""
+        """Define a :class:`Value`, and return its name. The default ``head_slice`` is the head group's."""
         head_slice = self.head_slice if head_slice is None else head_slice
         self.values[name] = Value(payload, tuple(sorted(chunks)), head_slice, rows)
         return name

@@ -39,11 +39,11 @@ class Grid:
         kv_team: G, ranks that share the same keys and values.
         ring_outer: ranks of the outer ring.
         ring_inner: ranks of the inner ring. The ring size R is ``ring_outer`` x ``ring_inner``.
-        placement: order of the axes, fastest varying over neighbouring ranks first. Axes of size 1 may be omitted.
+        placement: axes in the order in which they vary over the ranks, fastest first. Axes of size 1 may be omitted.
             The grid removes axes of size 1, so that equal grids compare equal.
 
     Raises:
-        OptionError: A size is below 1, or ``placement`` does not name each axis of several ranks exactly once.
+        OptionError: A size is below 1, or ``placement`` does not name each axis of size > 1 exactly once.
     """
 
     head: int = 1

@@ -18,13 +18,13 @@ from megatron_wallfacer.schedule.tiles import tiles
 
 
 class Blocks(Protocol):
-    """The chunk ids of each row set, and the names of the received values that contain its rows."""
+    """The chunks of local, gathered and received rows, and the names of the received values with these rows."""
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
         """Return the ids of the chunks in the given rows of an operand (``q`` or ``kv``), ascending."""
 
     def sources(self, tensors: str, side: str, rows: RowSet) -> Sequence[str]:
-        """Return the names of the received values that together contain the given rows of some tensors."""
+        """Return the names of the received values that contain the given rows of a tensor group."""
 
 
 class HeadGroup:
@@ -89,7 +89,7 @@ class HeadGroup:
         return tuple(self.tensor_rows(tensors, side, rows) for tensors in self.operands.tensor_groups(side))
 
     def tensor_rows(self, tensors: str, side: str, rows: RowSet) -> str:
-        """Return the name of the value with the given rows of some tensors, and create the value if it is missing."""
+        """Return the name of the given rows of a tensor group, and append their operation if it is missing."""
         emitter, name = self.emitter, self.emitter.name(rows, tensors)
         if name in emitter.values:
             return name

@@ -1,8 +1,8 @@
 """The division of heads over the U ranks of the ``head`` axis, and on each rank into head groups.
 
-Equal *head slices* divide the query heads: one per rank of the head axis and head group. The head slices of a rank are
-consecutive. A head slice also has the kv heads that its query heads use. If there are fewer kv heads than slices,
-several slices have the same kv head.
+The query heads are divided into equal *head slices*. Each rank of the head axis has one head slice per head group. The
+head slices of a rank are consecutive. A head slice also has the kv heads that its query heads use. If there are fewer
+kv heads than slices, several slices have the same kv head.
 """
 
 from __future__ import annotations

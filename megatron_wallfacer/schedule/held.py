@@ -23,7 +23,7 @@ LARGE = 2**28
 
 
 def holds_results(shape: Shape) -> bool:
-    """Return whether results of attention calls are held, instead of accumulated after each call."""
+    """Return whether results of an attention call are kept until an operation reads their rows."""
     return shape.bytes("q") < LARGE
 
 

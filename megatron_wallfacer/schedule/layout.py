@@ -21,7 +21,7 @@ def shard_chunks(rank: int, cp_size: int) -> tuple[int, int]:
 
 
 def block_chunks(ranks: Iterable[int], cp_size: int) -> tuple[int, ...]:
-    """Return the chunk ids of the block of several ranks, sorted by position."""
+    """Return the chunk ids of all given ranks, sorted by position."""
     return tuple(sorted(chunk for rank in ranks for chunk in shard_chunks(rank, cp_size)))
 
 

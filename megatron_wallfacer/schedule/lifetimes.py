@@ -56,17 +56,17 @@ def value_key(name: str) -> Hashable:
 
 
 def rows_key(start: int, position: int) -> Hashable:
-    """Return the key of the send buffer of message number ``position`` of the operation with index ``start``."""
+    """Return the key of a message's send buffer. ``start`` numbers the operation, and ``position`` its messages."""
     return "rows", start, position
 
 
 def local_part_key(start: int, end: str) -> Hashable:
-    """Return the key of the send buffer or receive buffer (``end``) of the :class:`LocalPart` of a head exchange."""
+    """Return the key of a buffer of a :class:`LocalPart`. ``end`` is ``sent`` or ``received``."""
     return "local part", start, end
 
 
 def proxy_key(names: tuple[str, ...]) -> Hashable:
-    """Return the key of the buffer of ``out_proxy`` for the query block that consists of the values ``names``."""
+    """Return the key of a query block's ``out_proxy`` buffer. ``names`` are the values of the query block."""
     return "proxy", names
 
 
@@ -138,7 +138,7 @@ def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
 
 
 def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
-    """Return the peer of each part of a head exchange, by key of its buffer. In memory, parts are in order of peers."""
+    """Return a map from buffer key to peer, for the messages of a head exchange. Buffers are ordered by peer."""
     peers: dict[Hashable, int] = {}
     for part in local_parts(schedule):
         transfer = _transfer(schedule, part)
@@ -182,7 +182,7 @@ def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
 def _whole_sends(
     schedule: Schedule, buffers: Mapping[str, str], until: Mapping[int, int]
 ) -> dict[str, tuple[int, int]]:
-    """Return (first operation, last operation) of transfers that send all rows of a value, by name of the value."""
+    """Return the (first, last) operation during which a transfer sends all rows of a value, by name of the value."""
     spans: dict[str, tuple[int, int]] = {}
     for index, _, message in _sends(schedule):
         if len(message.chunks) == len(schedule.values[message.value].chunks):

@@ -23,7 +23,7 @@ class TransferLowering:
 
     Attributes:
         all_to_all: whether each head exchange is one collective.
-        made: lowered transfers by number.
+        made: lowered transfers; the index is the number of the transfer.
     """
 
     def __init__(self, values: Values, *, all_to_all: bool) -> None:
@@ -47,7 +47,7 @@ class TransferLowering:
                     del self._receiving[message.value]
 
     def wait_for_the_rest(self) -> Iterator[tuple[Transfer, tuple[ProgramStep, ...]]]:
-        """Yield the waits for transfers that receive nothing, for the end of the pass."""
+        """Yield the waits at the end of the pass: for transfers that only send."""
         for op in self.schedule.ops:
             if isinstance(op, SendRecv) and not op.transfer.receives:
                 yield op.transfer, (program.Wait(self._numbers[id(op.transfer)]),)
@@ -110,12 +110,12 @@ class TransferLowering:
         return self._numbers[id(transfer)]
 
     def _whole(self, name: str, message: Message) -> Rows | None:
-        """Return all rows of a value, or an existing copy. If the message sends only some rows, return None."""
+        """Return an existing copy of all rows, else the rows; None if the message sends only some of the rows."""
         rows = self.values.accumulators[name].rows if name in self.values.accumulators else self.values.rows[name]
         return self._copies.get(name, rows) if message.chunks == rows.chunks else None
 
     def _pack(self, at: tuple[int, int], name: str, into: Rows, pairs: list[Pair]) -> Iterator[ProgramStep]:
-        """Yield steps that prepare rows of a value for a message. Append the copies of the rows to ``pairs``.
+        """Yield the steps that must run before rows are copied into a message buffer. Append the copies to ``pairs``.
 
         Partial results that no later operation reads are summed directly in the message buffer. ``at`` is (index of
         the operation, index of the message).

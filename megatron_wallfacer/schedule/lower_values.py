@@ -23,7 +23,7 @@ class Values:
 
     Attributes:
         rows: place in memory of each value that is not an accumulator, by name.
-        aliases: source of each value that is a concatenation of a single source, by name of the value.
+        aliases: source of each value that equals its only source, by name of the value.
         slots: largest number of attention calls with pending results at the same time.
     """
 
@@ -53,16 +53,16 @@ class Values:
         return self.read(name) if part is None else (self.local_part(part, "received"), ())
 
     def is_exchanged(self, reader: int, name: str) -> bool:
-        """Return whether an operation reads only the local part of a value."""
+        """Return whether an operation reads only rows that stayed on this rank in a head exchange."""
         return (reader, name) in self._local_parts
 
     def local_part(self, part: LocalPart, end: str) -> Rows:
-        """Return the rows that stay on this rank in a head exchange, as in the buffer ``end`` (sent or received)."""
+        """Return the rows that stay on this rank in a head exchange. ``end`` names the sent or the received buffer."""
         mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Operand]:
-        """Return the operands of several values, by name of the tensor. All values must have the same rows."""
+        """Return a map from tensor name to operand, for the tensors of some values with the same rows."""
         return {
             tensor: operand
             for name in names
@@ -70,7 +70,7 @@ class Values:
         }
 
     def fill(self, total: Accumulator, rows: Range) -> tuple[ProgramStep, ...]:
-        """Return the step that fills all rows without a partial result: lse with -inf, other tensors with zeros."""
+        """Return the step that fills rows to which no partial result was added: lse with -inf, other tensors with 0."""
         empty = [
             (self.places.number(cut(operand, some)), _EMPTY.get(tensor, 0.0))
             for some in total.unwritten(rows)
@@ -105,8 +105,8 @@ class Values:
     ) -> None:
         """Make :meth:`finalize` add the results of an attention call to an accumulator.
 
-        The call computes the token rows ``rows`` of the block whose chunk ids are ``block``. In the slot, the
-        result for the first tensor of the accumulator has index ``first``. Results for the other tensors follow.
+        The call computes the token rows ``rows`` of the block whose chunk ids are ``block``. ``slot`` has the results
+        of the call. Those for the tensors of the accumulator begin at index ``first``.
         """
         for here, there in placed_rows(rows, block, total.rows.chunks, self.places.chunk):
 
@@ -137,7 +137,7 @@ class Values:
             self._pending.append(total)
 
     def finalize(self, totals: Sequence[Accumulator] | None = None) -> tuple[ProgramStep, ...]:
-        """Return steps that add the registered parts of the given accumulators, or of all accumulators."""
+        """Return steps that add the collected partial results to ``totals``, by default to all accumulators."""
         totals = [total for total in self._pending if totals is None or any(total is one for one in totals)]
         rows: list[tuple[Sources, tuple[Sources, ...]]] = []
         used = self._used()

@@ -133,7 +133,7 @@ class Mask:
         return (0, *(min(end, ends[document + 1]) - first for document in documents))
 
     def calls(self, q_chunks: Sequence[int], k_chunks: Sequence[int], cp_size: int, size: int) -> tuple[AttnTile, ...]:
-        """Return tiles that cover each unmasked pair of some query chunks and some key chunks exactly once.
+        """Return tiles that cover every unmasked pair of the given query and key chunks exactly once.
 
         Each row and each column of a tile has an unmasked pair.
 
@@ -204,7 +204,7 @@ class ChunkMask:
 
     @property
     def is_sparse(self) -> bool:
-        """Return whether a chunk pair on or below the causal diagonal is empty, so that some rows need not be sent."""
+        """Return whether the mask leaves any chunk pair on or below the causal diagonal empty."""
         return any(first > 0 or end <= chunk for chunk, (first, end) in enumerate(self.nonempty))
 
 

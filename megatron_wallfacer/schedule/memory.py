@@ -26,7 +26,7 @@ def workspace(schedule: Schedule, shape: Shape) -> WorkspaceLayout:
 
 
 def kept_buffers(schedule: Schedule) -> dict[Hashable, str]:
-    """Return the name of each value that is kept for backward, by key of its buffer."""
+    """Return a map from buffer key to value name, for all values that are kept for backward."""
     buffers = aliases(schedule)
     return {value_key(buffers.get(name, name)): name for name in schedule.keeps}
 
@@ -37,8 +37,10 @@ def result_tensors(schedule: Schedule) -> tuple[str, ...]:
 
 
 def result_is_wide(schedule: Schedule, shape: Shape, tensor: str, *, sinks: bool = False) -> bool:
-    """Return whether a result has the accumulation dtype: lse, output with sinks, and gradients of shared kv heads."""
-    # Head slices that share kv heads are summed in the result.
+    """Return whether a result tensor has the accumulation dtype.
+
+    This holds for lse, for the output with sinks, and for gradients of kv heads that head slices share.
+    """
     shared = tensor in KV_TENSORS and schedule.head_slices > shape.kv_heads
     return shared or tensor in STATISTICS or (sinks and tensor == "out")
 

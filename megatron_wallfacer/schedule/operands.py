@@ -1,9 +1,9 @@
-"""The operands of attention at one rank: its rows of Q and of K/V in each ring step, and the results of these rows.
+"""The operands of attention at one rank: the rows of Q and of K/V in each ring step.
 
 The *ring operand* is passed around the ring: K and V (pass-KV), or Q (pass-Q). The operand that is not passed is
-*stationary*. A rank has *local* rows of both operands. Rows that a rank gathers from the other ranks of its team are
-*gathered*: rows of the stationary operand, and of the first block of the ring operand. Later blocks of the ring operand
-are *received* from other positions of the ring.
+*stationary*. A rank has *local* rows of both operands. *Gathered* rows come from the other ranks of its team, for the
+stationary operand and for the first block of the ring operand. *Received* rows are later blocks of the ring operand,
+and come from other positions of the ring.
 
 Tensors that are sent together form a *tensor group*: ``q``, ``kv``, and in backward ``dout`` with its statistics.
 """
@@ -71,7 +71,7 @@ class OperandRows:
     # --- ranks and chunks ---
 
     def shard(self, rank: int) -> tuple[int, ...]:
-        """Return the chunks of a rank after the exchange along ``head``: the chunks of all ranks along ``head``."""
+        """Return the chunk ids of a rank after the head exchange: those of all ranks along its head axis."""
         if rank not in self._shards:
             self._shards[rank] = block_chunks(self.grid.neighbours(rank, "head"), self.grid.cp_size)
         return self._shards[rank]
@@ -125,10 +125,10 @@ class OperandRows:
 
     @property
     def merged_steps(self) -> int:
-        """Return the number of ring steps in which one attention call may compute local and gathered rows together.
+        """Return the number of ring steps that can compute local and gathered rows in a single attention call.
 
-        One call may compute local and gathered rows if the gathered rows have arrived, and if no results of the
-        stationary operand are to be sent.
+        Gathered rows must have arrived before the step. After the step, no results of the stationary operand may be
+        sent.
         """
         if self.results(self.ring_operand):
             return len(self.later_steps)
@@ -157,16 +157,16 @@ class OperandRows:
 
     @property
     def last_pass(self) -> tuple[RowSet, ...]:
-        """Return the rows that the last pass of the inner ring receives; without a ring, rows of the first block."""
+        """Return the rows that the last round of the inner ring receives; without a ring, rows of the first block."""
         first = max(1, len(self.ring_steps) - self._pass_steps)
         return tuple(received(step) for step in range(first, len(self.ring_steps))) or self.first_block[-1:]
 
     def starts_pass(self, step: int) -> bool:
-        """Return whether a pass of the inner ring of a double ring starts with ring step ``step``."""
+        """Return whether a round of the inner ring of a double ring starts with ring step ``step``."""
         return self._pass_steps > 1 and step % self._pass_steps == 0 and step < len(self.ring_steps)
 
     def pass_start(self, step: int) -> int | None:
-        """Return the step that starts the inner-ring pass of ``step``; None in the first pass and on a single ring."""
+        """Return the first step of ``step``'s round of the inner ring; None in the first round and on a single ring."""
         return step - step % self._pass_steps or None if self._pass_steps > 1 else None
 
 

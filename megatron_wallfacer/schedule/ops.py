@@ -1,4 +1,4 @@
-"""The operations of a schedule. One rank starts the operations of its schedule one after another.
+"""The operations of a schedule. Each rank starts the operations of its own schedule one after another.
 
 An operation refers to values by their names. A *value* has the rows of some chunks, for a group of tensors and one head
 slice. The rows are sorted by position. Tensors are named ``q k v dout`` as in the model, ``out lse delta`` for partial
@@ -118,7 +118,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
-    """Concatenate values of the same tensors and heads. Rows of the result are sorted by position."""
+    """Concatenate rows of the same tensors and heads. Rows of the result are sorted by position."""
 
     into: str
     sources: tuple[str, ...]
@@ -143,8 +143,8 @@ class Attend:
     """Compute attention of query rows against key rows, tile by tile.
 
     Attributes:
-        q: names of the values that contain the tensors of the query block, all for the same rows.
-        kv: names of the values that contain the tensors of the key block, all for the same rows.
+        q: values with the tensors of one query block, by name.
+        kv: values with the tensors of one key block, by name.
         q_into: accumulator for the query block: the partial output (out, lse) in forward, dq in backward. The
             accumulator may have more rows than the query block.
         kv_into: accumulator of dk and dv in backward, None in forward; may have more rows than the key block.
@@ -183,7 +183,7 @@ class Schedule:
         rank: index in the context-parallel group.
         cp_size: P, the number of context-parallel ranks.
         head_slices: number of head slices over all ranks and head groups.
-        values: contents of each value, by name.
+        values: rows and tensors of each value, by name of the value.
         given: names of the values that forward kept and backward reads.
         keeps: names of the values that forward keeps for backward, sorted.
     """
@@ -209,7 +209,7 @@ class Schedule:
 
     @cached_property
     def last_mentions(self) -> Mapping[str, int]:
-        """Return the index of the last operation that names a value, by value; ``len(ops)`` for kept values."""
+        """Return the index of the last operation that names a value, keyed by value; ``len(ops)`` for kept values."""
         last = {name: index for index, op in enumerate(self.ops) for name in (*reads(op), *writes(op))}
         return last | dict.fromkeys(self.keeps, len(self.ops))
 
@@ -241,7 +241,7 @@ def writes(op: Op) -> tuple[str, ...]:
 
 
 def is_last_accumulate(schedule: Schedule, index: int) -> bool:
-    """Return whether an operation is an :class:`Accumulate`, and the next operation is not."""
+    """Return whether operation number ``index`` is the last of consecutive :class:`Accumulate` operations."""
     return isinstance(schedule.ops[index], Accumulate) and not any(
         isinstance(op, Accumulate) for op in schedule.ops[index + 1 : index + 2]
     )

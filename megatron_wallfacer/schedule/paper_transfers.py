@@ -19,7 +19,7 @@ class PaperTransfers:
         self.is_gathered_first = self.operands.plan.kv_order == "paper"
 
     def enter(self, tensors: str) -> None:
-        """Send the local rows of the ring operand to the ranks that the paper's arrangement assigns."""
+        """Send the local rows of the ring operand to the rank that has these rows first in the paper's order."""
         operands, emitter, grid = self.operands, self.emitter, self.operands.grid
         side, rows = operands.ring_operand, received(0)
         local, block = self.group.tensor_rows(tensors, side, LOCAL), emitter.name(rows, tensors)
@@ -39,7 +39,7 @@ class PaperTransfers:
         emitter.concat(block, [shard, *arrived], rows)
 
     def leave(self) -> None:
-        """Return the results of the first block to the origin ranks of its rows."""
+        """Send the results of the first block back to the origin ranks of its rows."""
         operands, emitter, side = self.operands, self.emitter, self.operands.ring_operand
         total = self.group.accumulator(side, received(0))
         self.group.accumulate(total)
@@ -54,7 +54,7 @@ class PaperTransfers:
                 self.teams.scatter(side, [peer], exited)
 
     def _reduced_shard(self, side: str, total: str, chunks: tuple[int, ...]) -> str:
-        """Sum the results of one shard over the ranks that have its block, and return the name of the sum."""
+        """Sum the results of one shard over the ranks that computed them, and return the name of the accumulator."""
         operands, emitter = self.operands, self.emitter
         shard = emitter.value(emitter.name("leaving.acc", side), operands.results(side), chunks)
         emitter.program.append(Accumulate(total, shard))
@@ -75,7 +75,7 @@ class PaperTransfers:
         origin: int,
         rows: RowSet | None = None,
     ) -> None:
-        """Send a tensor group to one rank, and receive one. ``entry`` sends inputs, and ``exit`` returns results."""
+        """Send rows to one rank, and receive rows from one rank. ``entry`` sends inputs, and ``exit`` sends results."""
         emitter, own_target = self.emitter, target(self.operands.grid, self.operands.rank)
         if own_target == self.operands.rank:
             emitter.concat(into, [source], rows)

@@ -61,7 +61,7 @@ class Places:
         return self.packed(name, WORKSPACE, self.layout.offsets[key], chunks)
 
     def packed(self, name: str, buffer: str, offset: int, chunks: tuple[int, ...] | None = None) -> Rows:
-        """Return the rows of a value whose tensors follow each other in a buffer, starting at byte ``offset``.
+        """Place the tensors of a value one after another in a buffer. The first tensor starts at byte ``offset``.
 
         Tensors of the wider dtype come first, so that every tensor is aligned to the size of its elements. If
         ``chunks`` is given, the tensors have only the rows of these chunks.
@@ -109,7 +109,7 @@ class Places:
         return self._numbers.setdefault(operand, len(self._numbers))
 
     def numbers_of(self, pairs: Iterable[Pair]) -> tuple[tuple[int, int], ...]:
-        """Return pairs of operands as pairs of indices in the program."""
+        """Return the indices, in the program's list of operands, of each pair (target, source)."""
         return tuple((self.number(into), self.number(source)) for into, source in pairs)
 
     def itemsize(self, operand: Operand) -> int:

@@ -33,8 +33,8 @@ class Plan:
             ``pass-q`` passes Q, dO and dQ around the ring.
         bidirectional: whether each block is sent half way around a single ring in both directions.
         head_groups: largest number of head groups. Schedules of head groups are interleaved, so that kernels of one
-            group hide transfers of another group. :func:`megatron_wallfacer.schedule.heads.head_groups` returns the
-            number in use.
+            group hide transfers of another group. Few heads allow fewer groups
+            (:func:`megatron_wallfacer.schedule.heads.head_groups`).
         shard_work: work of one query shard against one key shard (:func:`shard_work`); None if unknown. Calls with
             little work are merged (:mod:`megatron_wallfacer.schedule.merging`).
 

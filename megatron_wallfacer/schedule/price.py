@@ -43,10 +43,10 @@ TIE, MORE_BYTES = 1.05, 1.2
 
 
 def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> Plan:
-    """Return the plan with the least memory among fast plans that receive few bytes.
+    """Return the plan with the least memory among the fastest plans with the least volume.
 
-    Plans that take longer than :data:`TIE` times the least time are dropped first. Next, plans that receive more than
-    :data:`MORE_BYTES` times the fewest bytes of the remaining plans are dropped. Tokens and heads are per rank.
+    Plans that take longer than :data:`TIE` times the shortest time are dropped first. Next, plans with more than
+    :data:`MORE_BYTES` times the least volume of the remaining plans are dropped. Tokens and heads are per rank.
     """
     options = {"tokens": tokens, "q_heads": q_heads, "kv_heads": kv_heads}
     prices = [layer_seconds(plan, **options, ranks_per_node=ranks_per_node) for plan in plans]
@@ -89,8 +89,7 @@ def received_bytes(plan: Plan, tokens: int, q_heads: int, kv_heads: int) -> floa
 def attention_calls(grid: Grid) -> int:
     """Return the approximate number of attention calls of one pass.
 
-    Each ring step calls the attention kernel once. A rank that gathers queries makes one more call for each other rank
-    of its team, and sends the results of each call back at once. A rank that gathers keys makes one more call for its
-    local keys.
+    Each ring step calls the attention kernel once. A rank that gathers queries also calls the kernel once for each
+    other rank of its team. A rank that gathers keys also calls the kernel once for its local keys.
     """
     return grid.ring + grid.team - 1 + (grid.kv_team > 1)

@@ -24,7 +24,7 @@ class Operand(NamedTuple):
 
     Attributes:
         buffer: ``workspace``, or the name of a local tensor, a result, or a kept value.
-        view: dtype in which the buffer is read. Local tensors and results are read in their own dtype (``own``).
+        view: dtype in which the buffer is read. ``own`` is the dtype of a local tensor or a result.
         shape: number of elements along each dimension.
         strides: strides in elements.
         offset: offset from the start of the buffer, in elements.
@@ -82,7 +82,7 @@ class Merge:
     """Merge partial outputs by log-sum-exp.
 
     Attributes:
-        rows: for each merge, the output operands (out, lse), and the (out, lse) of each partial result. If the output
+        rows: pairs of the operands (out, lse) to write, and the partial results (out, lse) to merge. If the written
             rows already have a result, this result is the first partial result.
         frees: slots whose results no later step reads.
     """
@@ -96,8 +96,8 @@ class Sum:
     """Sum gradients of several sources.
 
     Attributes:
-        rows: for each sum, the written operand and its sources. The written operand is also the first source if the
-            sum includes its earlier contents.
+        rows: pairs of the operand to write and the sources to add. If gradients are added to an operand that has been
+            written before, this operand is also the first source.
         frees: slots whose results no later step reads.
     """
 
@@ -166,7 +166,13 @@ ProgramStep = (
 
 
 class MessageBuffer(NamedTuple):
-    """One end of a message: rank of the other end in the context-parallel group, operand of the bytes, and tag."""
+    """One end of a message.
+
+    Attributes:
+        peer: rank of the other end, in the context-parallel group.
+        operand: index of the operand that has the bytes of the message.
+        tag: number that is equal at both ends.
+    """
 
     peer: int
     operand: int
@@ -190,13 +196,13 @@ class PointToPoint:
 
 @dataclass(frozen=True, slots=True)
 class AllToAll:
-    """A transfer as one all-to-all collective. Each rank sends one part to every rank, and all parts have one size.
+    """A transfer as one all-to-all collective: equal-sized messages from every rank to every rank.
 
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.
         ranks: members of the process group, in group order, as indices in the context-parallel group.
-        send: index of the operand that contains the bytes of all sent parts, in the order of ranks.
-        receive: index of the operand that contains the bytes of all received parts, in the order of ranks.
+        send: index of the operand with all sent messages, in the order of ``ranks``.
+        receive: index of the operand with all received messages, in the order of ``ranks``.
     """
 
     channel: tuple[str, str]
@@ -219,7 +225,7 @@ class Program:
     """One pass of one rank, with sizes and offsets.
 
     Attributes:
-        given: names of the kept values that backward reads, as buffers of bytes.
+        given: names of the buffers that forward has kept and backward reads.
         kept: name and bytes of each value that is kept for backward.
         workspace_bytes: bytes of the workspace.
         slots: largest number of attention calls with pending results at the same time.

@@ -1,11 +1,11 @@
 """The ring: the block of a rank in each ring step, and the paths of a block and of its gradient.
 
 A block leaves its origin rank and reaches every position of the ring. On a single ring the block hops from one position
-to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the block hops
-along the outer ring to one rank of each inner ring, and from this rank around the inner ring.
+to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the block
+first hops along the outer ring, to one rank of each inner ring. Then the block hops around each inner ring.
 
 Ranks on the path of a block accumulate the gradient of the block and send the gradient to the origin. The origin adds
-its own contribution. On every shape of ring, a block makes R - 1 hops, and the gradient of the block R - 1 hops.
+its own contribution. On single, bidirectional and double rings, a block and its gradient make R - 1 hops each.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class RingStep:
 
     Attributes:
         origin: origin rank of the block, among the ranks that differ from this rank only along the ring.
-        source: message that this rank receives with the block; None for the local block.
-        destinations: messages that this rank sends with the block.
-        gradient_sources: messages that this rank receives with partial gradients of the block, and accumulates.
-        gradient_destination: message that this rank sends with the accumulated gradient; None at the origin.
+        source: received message that contains the block; None for the local block.
+        destinations: sent messages that contain the block.
+        gradient_sources: received messages that contain partial gradients of the block.
+        gradient_destination: sent message that contains the accumulated gradient; None at the block's origin rank.
     """
 
     origin: int
@@ -68,7 +68,7 @@ def block_origin(grid: Grid, rank: int, step: int) -> int:
 
 
 def block_holder(grid: Grid, rank: int, origin: int) -> int:
-    """Return which rank has the block of ``rank`` in the ring step in which ``rank`` has the block of ``origin``."""
+    """Return the rank that has the block of ``rank``, at the time when ``rank`` has the block of ``origin``."""
     here, there = grid.coordinates(rank), grid.coordinates(origin)
     return peer_along(grid, rank, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
 

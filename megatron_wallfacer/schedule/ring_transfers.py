@@ -83,8 +83,8 @@ class RingTransfers:
     ) -> None:
         """Send the results of one ring step, and receive results from another rank.
 
-        Results of ring step ``step`` are sent to the first rank of ``peers``. Results from the second rank are added to
-        the results of ring step ``into``. ``number`` distinguishes messages of one kind between two ranks.
+        Results of ring step ``step`` are sent to rank ``peers[0]``. Results that arrive from rank ``peers[1]`` are
+        added to the results of ring step ``into``. ``number`` distinguishes messages of one kind between two ranks.
         """
         operands, emitter, side = self.operands, self.emitter, self.operands.ring_operand
         arriving = emitter.value(emitter.name(f"{kind}{number}.{axis}", side), operands.results(side), chunks)

@@ -50,11 +50,10 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
-    """Yield the longest ranges of chunks that are consecutive in two blocks, as pairs of ranges.
+    """Yield pairs of the longest ranges of ``chunks`` that are consecutive in both blocks.
 
-    The first range counts chunks of ``source``, the second range counts chunks of ``into``.
-
-    Both blocks must contain all ``chunks``, which must be ascending.
+    The first range has indices in ``source``, and the second range has indices in ``into``. Both blocks must contain
+    all ``chunks``, which must be ascending.
     """
     here = {chunk: index for index, chunk in enumerate(into)}
     for first, end in runs(tuple(chunks), source):
@@ -67,9 +66,13 @@ def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int
 
 
 def placed_rows(rows: Range, block: Sequence[int], into: Sequence[int], chunk: int) -> Iterator[tuple[Range, Range]]:
-    """Yield (range in ``block``, range in ``into``) of the same tokens. ``into`` must have all chunks of ``block``.
+    """Yield pairs of row ranges with the same tokens: the first in ``block``, the second in ``into``.
 
-    ``rows`` is a range of token rows of ``block``, and ``chunk`` the number of tokens of a chunk.
+    Args:
+        rows: range of token rows of ``block``.
+        block: chunk ids of the first block.
+        into: chunk ids of the second block, which has all chunks of the first block.
+        chunk: number of tokens of a chunk.
     """
     if block == into:
         yield rows, rows

@@ -3,9 +3,9 @@
 The engine runs the lowered schedule, the counters count its messages, the pictures draw it, and property tests prove it
 correct. The schedule of one rank is built without the schedules of other ranks.
 
-The order of operations follows two rules. Results that other ranks wait for are computed first and sent at once.
-Results that no other rank waits for, mainly of local queries and local keys, are computed while transfers are in
-flight, at the start and at the very end.
+The order of operations follows two rules. Results that other ranks wait for are computed first, and sent
+immediately. Other results, mainly of local queries and local keys, are computed while the first or the last transfers
+are in flight.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def _schedule(spec: PassSpec) -> Schedule:
 def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
     """Append all operations of a pass that sends no results around the ring.
 
-    Attention of local rows with the first blocks comes first. Attention of local rows with the last blocks is computed
-    while the results of gathered rows are in flight.
+    Local rows attend to the first blocks of the ring operand first. They attend to its last blocks while results of
+    gathered rows are in flight.
     """
     ring = [*operands.first_block, *map(received, range(1, len(operands.ring_steps)))]
     gathers = GATHERED in operands.stationary_rows
@@ -160,8 +160,8 @@ def _begin(
 ) -> None:
     """Start the first transfers, and append tiles of local rows for the head groups in ``starting``.
 
-    With ``sends_results``, results of the ring operand are sent, unless tiles of gathered rows must come first.
-    With ``leaves_local``, tiles with local rows of both operands are left for later.
+    With ``sends_results``, also append transfers for results of the ring operand, if these need no gathered rows. With
+    ``leaves_local``, omit the tiles of local queries against local keys.
     """
     builders[0].group.split_heads()
     for index, builder in enumerate(builders):
@@ -185,7 +185,7 @@ def _start_next(builders: Sequence[HeadGroupBuilder], index: int) -> None:
 
 
 def _append_ring(builders: Sequence[HeadGroupBuilder], index: int, computed: Sequence[RowSet]) -> None:
-    """Append ring steps and send their results. Attention of local rows with ``computed`` rows is already done."""
+    """Append ring steps and the transfers of their results. ``computed`` are key rows whose tiles already exist."""
     builder, operands, pass_start = builders[index], builders[index].operands, None
     first_pass = () if computed and GATHERED not in operands.stationary_rows else operands.first_pass[1:]
     # A first pass of local rows alone can hide little of the next group's transfers, so these start now.
@@ -217,7 +217,7 @@ def _end(builders: Sequence[HeadGroupBuilder]) -> None:
 
 
 def _post_early(program: Sequence[ops.Op]) -> tuple[ops.Op, ...]:
-    """Return the operations, with receives posted :data:`POST_AHEAD` attention operations before their transfer."""
+    """Post the receives of each transfer :data:`POST_AHEAD` attention operations before the transfer starts."""
     attends = [index for index, op in enumerate(program) if isinstance(op, ops.Attend)]
     posted: dict[int, list[ops.Op]] = {}
     seen = 0

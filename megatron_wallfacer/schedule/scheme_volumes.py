@@ -1,4 +1,4 @@
-"""Communication volume of every scheme at one size, counted in schedules and compared with lower bounds."""
+"""Communication volume of every scheme, computed from its schedules and compared with lower bounds."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class SchemeVolume:
         grid: axis sizes. If no grid fits, the grid is :data:`DOES_NOT_FIT`, and all volumes and ratios are None.
         forward: volume of the forward pass.
         forward_ratio: ``forward`` divided by the lower bound.
-        forward_whole: ``forward`` divided by the lower bound for whole shards.
+        forward_whole: ``forward`` divided by the lower bound for schemes that do not divide shards.
         backward: volume of the backward pass.
         backward_ratio: ``backward`` divided by the lower bound.
-        backward_whole: ``backward`` divided by the lower bound for whole shards.
+        backward_whole: ``backward`` divided by the lower bound for schemes that do not divide shards.
     """
 
     cp_size: int
@@ -62,9 +62,12 @@ class SchemeVolume:
 
 
 def scheme_volumes(sizes: Iterable[int], groups: Sequence[int], q_heads: int) -> Iterator[SchemeVolume]:
-    """Return the volume of every scheme and of the best grids, for all context-parallel sizes and groups.
+    """Return the volumes of every scheme and of the best grids.
 
-    The argument ``groups`` has numbers of query heads per kv head.
+    Args:
+        sizes: context-parallel sizes.
+        groups: numbers of query heads per kv head.
+        q_heads: number of query heads.
 
     Raises:
         OptionError: A size is not positive, or a group does not divide the query heads.

@@ -29,7 +29,7 @@ class Rule:
     Attributes:
         axes: axes whose sizes the scheme selects, unless the user gives the sizes.
         by_hand: axes that have one rank unless a size is given.
-        all_wide: whether as many axes as possible have more than one rank, even if that costs volume.
+        all_wide: whether to prefer grids with more axes of size > 1, even if other grids have less volume.
         orders: allowed values of ``kv_order``, the default first.
         forward: ring variant of the forward pass; None for the variant with less volume.
         backward: ring variant of the backward pass; None for the variant with less volume.
@@ -126,10 +126,10 @@ def make_plan(
         kv_team_size: G, ranks that share keys and values, if the scheme does not fix the size.
         ring_inner_size: ranks of the inner ring, if the scheme does not fix the size.
         placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest varying first. ``ring`` is short for
-            ``ring_inner,ring_outer``, and axes of one rank may be left out.
+            ``ring_inner,ring_outer``. Axes of size 1 may be left out.
         kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
-        forward: ring variant of the forward pass, ``pass-kv``, ``pass-q`` or ``auto``. ``auto`` selects the published
-            variant of the scheme. Without a published variant, ``auto`` selects the variant with less volume.
+        forward: ring variant of the forward pass, ``pass-kv``, ``pass-q`` or ``auto``. ``auto`` selects the variant in
+            the scheme's paper, or the variant with less volume if the paper has none.
         backward: ring variant of the backward pass, ``pass-kv``, ``pass-q`` or ``auto``.
         bidirectional: whether blocks are sent half way around the ring in each direction.
         head_groups: number of head groups. The default is 1 if the grid has neither a head axis nor a team, or if
@@ -178,7 +178,7 @@ def make_plan(
 
 
 def total_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None) -> float:
-    """Return the elements that a rank receives, forward and backward, in units of one query shard."""
+    """Return the volume that a rank receives in forward and backward, as a multiple of one query shard's elements."""
     return forward_volume(plan, kappa, kv_heads=kv_heads) + backward_volume(plan, kappa, kv_heads=kv_heads)
 
 
@@ -267,7 +267,7 @@ def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
 
 
 def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
-    """Return 2 for a grid with a head axis or a team if half of the heads are enough work for a kernel; else 1."""
+    """Return 2 if the grid has a head axis or a team, and half of the heads are enough work for a kernel; else 1."""
     if grid.head == 1 and grid.team == 1:
         return 1
     return 1 if tokens and q_heads and shard_work(tokens, q_heads) < SPLIT_WORK else 2

@@ -1,4 +1,4 @@
-"""Schedules for sparse masks, which leave many chunk pairs empty: windows, and documents in a sequence.
+"""Schedules for sparse masks: windows, and documents in a sequence. Such a mask leaves many chunk pairs empty.
 
 The grid decides which rank computes which pairs. A block that hops around the ring would reach many ranks that need
 none of its rows. With a sparse mask the ring is not used. Each rank receives exactly the chunks that it needs, directly
@@ -44,11 +44,11 @@ class NeededBlocks:
         return [self.received_name(tensors, rows, rank) for rank in self.senders(side, rows)]
 
     def received_name(self, tensors: str, rows: RowSet, rank: int) -> str:
-        """Return the name of the value that ``rank`` sends with rows of the kind ``rows``."""
+        """Return the name of the rows that this rank receives from ``rank``."""
         return self._emitter.name(f"{rows}from{rank}", tensors)
 
     def senders(self, side: str, rows: RowSet) -> ChunksByRank:
-        """Return the ranks that send rows of a kind to this rank, with the chunks that each of them sends."""
+        """Return the ranks that send the given rows to this rank, with the chunk ids that each rank sends."""
         operands = self._operands
         ranks: Iterable[int] = after(operands.rank, operands.team(side))
         if rows != GATHERED:
@@ -167,12 +167,12 @@ class SparseHeadGroupBuilder:
         self.group.compute_tiles(stationary, ring, if_any=(stationary, ring) != (LOCAL, LOCAL))
 
     def return_ring_results(self, rows: RowSet) -> None:
-        """Send results of received rows of the ring operand back, and receive results of the local rows."""
+        """Return the results of received ring rows to their origin ranks, and receive the results of local rows."""
         if self.operands.results(self.operands.ring_operand):
             self._return_results(self.operands.ring_operand, rows)
 
     def return_stationary_results(self) -> None:
-        """Send results of gathered rows of the stationary operand back, and receive results of the local rows."""
+        """Return the results of gathered stationary rows to their origin ranks, and receive those of local rows."""
         if self.operands.results(self.operands.stationary) and self._stationary_gathers:
             self._return_results(self.operands.stationary, GATHERED)
 

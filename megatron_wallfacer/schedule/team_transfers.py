@@ -62,8 +62,9 @@ class TeamTransfers:
     ) -> None:
         """Send rows of the value ``source`` to their origin ranks, and receive partial results of local rows.
 
-        Each element (destination, source, sent chunk ids) of ``ends`` is one message to ``destination`` and one message
-        from ``source``. Received messages contain ``chunks`` and are later added to the accumulator ``into``.
+        ``ends`` has elements (destination, source, sent chunk ids). For each element this rank sends one message to
+        ``destination``, and receives one message from ``source``. Received messages contain ``chunks``, and are later
+        added to the accumulator ``into``.
         """
         emitter, sends, receives = self.emitter, [], []
         for destination, origin, sent in ends:

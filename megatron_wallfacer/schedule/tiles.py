@@ -24,8 +24,8 @@ class Tile:
         rows: half-open range of chunks of the query block.
         cols: half-open range of chunks of the key block.
         causal: whether the tile is square and only its lower triangle is unmasked.
-        partial: whether the tile has masked pairs in any other pattern. In a tile that is neither causal nor
-            partial, all pairs are unmasked.
+        partial: whether the tile has masked pairs, but is not causal. In a tile that is neither causal nor partial, all
+            pairs are unmasked.
     """
 
     rows: tuple[int, int]

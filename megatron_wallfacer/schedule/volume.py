@@ -104,7 +104,7 @@ def _bytes(shape: Shape, head_slices: int, payload: tuple[str, ...], chunks: int
 
 
 def received_elements(schedule: Schedule, shape: Shape) -> float:
-    """Return the elements that a rank receives in one pass, without softmax statistics."""
+    """Return the number of elements that a rank receives in one pass, without softmax statistics."""
     return sum(
         rows_elements(schedule, shape, tensor, len(message.chunks))
         for transfer in schedule.transfers

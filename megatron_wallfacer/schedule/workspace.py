@@ -49,9 +49,10 @@ _ORDERS: tuple[Callable[[_SameLifetime], tuple[int, ...]], ...] = (
 
 
 def arrange(buffers: Iterable[Buffer]) -> WorkspaceLayout:
-    """Return the smaller of two greedy layouts: one places the largest buffers first, one the earliest.
+    """Place buffers in one workspace. Buffers that are not alive at the same time may share bytes.
 
-    Each buffer gets the smallest sufficient gap between the buffers that are alive at the same time.
+    The result is the smaller of two greedy layouts. One places the largest buffers first, and the other places buffers
+    in the order of first use. Each buffer gets the smallest gap that is large enough.
     """
     groups = _by_lifetime(buffers)
     return min((_layout(sorted(groups, key=order)) for order in _ORDERS), key=attrgetter("nbytes"))
@@ -87,7 +88,10 @@ def _layout(groups: Iterable[_SameLifetime]) -> WorkspaceLayout:
 
 
 def _tightest_gap(group: _SameLifetime, placed: Iterable[tuple[int, _SameLifetime]]) -> int:
-    """Return the offset of the smallest sufficient gap, or the end of the buffers that are alive at the same time."""
+    """Return the offset of the smallest gap that is large enough; if there is none, the end of all buffers.
+
+    Only placed buffers that are alive at the same time as ``group`` count.
+    """
     occupied = sorted(
         (offset, offset + other.nbytes)
         for offset, other in placed

@@ -12,7 +12,10 @@ _ITERATION = re.compile(
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration in the log, counted from 1. The loss has seven digits, and the gradient norm is not clipped."""
+    """One iteration in the log, counted from 1.
+
+    ``loss`` is rounded to seven digits. ``grad_norm`` is the norm before clipping.
+    """
 
     number: int
     loss: float

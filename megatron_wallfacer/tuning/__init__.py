@@ -1,4 +1,4 @@
-"""Measure attention of plans, kernels, links and host memory on the ranks of a torchrun job.
+"""Measure kernels, links, host memory and whole attention calls on the ranks of a torchrun job.
 
 All ranks of the default process group must call every function that measures.
 """

@@ -20,7 +20,7 @@ from megatron_wallfacer.tuning.timing import largest, time_call
 
 @dataclass(frozen=True)
 class AttentionWorkload:
-    """The attention call that one rank times. ``shape`` is the shape of the rank's shard.
+    """The attention call whose time one rank measures. ``shape`` is the shape of the rank's shard.
 
     All ranks have the same workload, except for the device. If ``causal`` is False, each query attends to all keys.
     """
@@ -53,9 +53,10 @@ def time_plans(
     repeats: int,
     done: Callable[[], None],
 ) -> list[list[PassTimes]]:
-    """Time plans alternately, so that a node that becomes slow affects all plans. All ranks must call this function.
+    """Measure the time of several plans in turn. All ranks must call this function.
 
-    Each plan runs once without timing and ``repeats`` times with timing. ``done`` is called after each run.
+    Each plan runs once without timing and ``repeats`` times with timing. Plans run in turn, so that a node that becomes
+    slow affects all of them. ``done`` is called after each run.
 
     Returns:
         For each plan, the times of its ``repeats`` runs.

@@ -65,10 +65,10 @@ def _merge_gbyte_s(shape: Shape, dtype: torch.dtype, device: torch.device) -> fl
 
 
 def _rate_and_call(small: tuple[float, float], large: tuple[float, float]) -> tuple[float, float]:
-    """Fit seconds = call + operations / rate to the (operations, seconds) of a small and a large tile.
+    """Fit a fixed time per call and a rate to the (operations, seconds) of a small and a large tile.
 
     Returns:
-        The rate in operations per second, and the fixed time ``call`` in seconds, which is at least 0.
+        The rate in operations per second, and the fixed time per call in seconds, which is at least 0.
     """
     rate = (large[0] - small[0]) / max(large[1] - small[1], 1e-12)
     call = large[1] - large[0] / rate

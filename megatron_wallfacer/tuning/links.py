@@ -27,7 +27,7 @@ def measure_link(pairs: Sequence[tuple[int, int]], device: torch.device) -> tupl
 
 
 def measure_nics(nodes: int, ranks_per_node: int, device: torch.device) -> tuple[float, float, int]:
-    """Measure the NICs of a node, with one pair of ranks on two nodes and then with all pairs.
+    """Measure the NICs of a node: first one rank sends to another node, then all ranks of the node send.
 
     All ranks must call this function.
 
@@ -64,7 +64,7 @@ def measure_host_memory(device: torch.device) -> tuple[float | None, float | Non
 
 
 def _exchange_s(pairs: Sequence[tuple[int, int]], size: int, device: torch.device) -> float:
-    """Return the seconds of the fastest exchange of ``size`` bytes. Ranks that are in no pair only wait."""
+    """Return the seconds of the fastest exchange of ``size`` bytes. Ranks outside all pairs send nothing."""
     peers = {rank: peer for pair in pairs for rank, peer in (pair, pair[::-1])}
     peer = peers.get(dist.get_rank())
 

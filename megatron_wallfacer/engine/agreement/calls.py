@@ -1,8 +1,8 @@
 """Comparison of the arguments of :func:`attention` between the ranks of a process group.
 
 Ranks compare the arguments of their first :data:`CALLS` calls of ``attention`` per process group. Calls inside
-``torch.compile`` are not compared, because a comparison inside ``torch.compile`` would run only in calls that compile.
-Ranks that compile in different calls would then wait for each other.
+``torch.compile`` are not compared. There a comparison would run only while PyTorch traces the call. Ranks that trace
+in different calls would wait for each other forever.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class FirstCall:
 def end_call(first: FirstCall | None, group: object, error: BaseException) -> None:
     """Publish that this rank raises an error before its pass, so that the other ranks of the group raise one too.
 
-    ``first`` is None if the arguments of the call have been compared already, or are not compared at all.
+    ``first`` is None if the ranks do not compare the arguments of this call, or have compared them before the error.
     """
     if first is not None:
         first.end(error)
@@ -140,9 +140,10 @@ def described(
 
 
 def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None:
-    """Return group and number of this rank's next call of ``attention``; None if the call is not compared.
+    """Return process group and number of this rank's next call of ``attention``, or None.
 
-    Only the first :data:`CALLS` calls with a group of several ranks are compared. ``group`` is None for the world.
+    Ranks compare the arguments of the first :data:`CALLS` calls with a group of several ranks. For all other calls the
+    result is None. ``group`` is None for the world.
     """
     if not dist.is_initialized() or torch.compiler.is_compiling():
         return None

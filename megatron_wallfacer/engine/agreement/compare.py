@@ -17,10 +17,10 @@ class Record:
 
     Attributes:
         settings: values that must be equal on all ranks.
-        derived: values computed from settings, which must be equal on all ranks too. A difference of these values
-            is reported only if all settings are equal.
-        labels: values that may differ between ranks, with a warning.
-        strict: whether this rank requires equal settings. Differences are reported if at least one rank is strict.
+        derived: values computed from the settings. They must be equal on all ranks too, but a difference is reported
+            only if all settings are equal.
+        labels: values whose differences between ranks only cause a warning.
+        strict: whether this rank requires equal settings. Differences are ignored if no rank requires equal settings.
     """
 
     settings: Mapping[str, str | None]
@@ -34,7 +34,7 @@ class Record:
 
     @classmethod
     def from_text(cls, text: str) -> Record:
-        """Return the record that :meth:`to_text` has converted to ``text``."""
+        """Return the record that the JSON text of :meth:`to_text` describes."""
         return cls(**json.loads(text))
 
 
@@ -56,7 +56,7 @@ class Verdict:
 
     @classmethod
     def from_text(cls, text: str) -> Verdict:
-        """Return the verdict that :meth:`to_text` has converted to ``text``."""
+        """Return the verdict that the JSON text of :meth:`to_text` describes."""
         errors, warnings = json.loads(text)
         return cls(tuple(errors), tuple(warnings))
 
@@ -109,7 +109,7 @@ def ranks_text(ranks: Iterable[int]) -> str:
 
 
 def _differences(groups: list[tuple[list[int], Mapping[str, str | None]]]) -> dict[str, str]:
-    """Return a line for each setting that differs, by name. All ranks in one entry of ``groups`` have equal values."""
+    """Return a message for each setting that differs, by name of the setting. Ranks in one group have equal values."""
     names = dict.fromkeys(name for _, values in groups for name in values)
     found = {
         name: difference(name, {rank: values.get(name) for members, values in groups for rank in members})

@@ -14,7 +14,7 @@ class State:
     """The published state of a rank.
 
     Attributes:
-        beat: number of states published so far. A rank whose ``beat`` stops growing is stopped or dead.
+        beat: number of heartbeats so far. A rank whose ``beat`` stops growing is stopped or dead.
         passes: number of attention passes that the rank has begun.
         layer: number or name of the layer of the last pass; None outside a model.
         label: messages that the rank waits for; None if the rank waits for no message of attention.
@@ -38,7 +38,7 @@ class State:
 
     @classmethod
     def from_text(cls, text: str) -> State:
-        """Return the state that :meth:`to_text` has converted to ``text``."""
+        """Return the state that the JSON text of :meth:`to_text` describes."""
         values = json.loads(text)
         if values["label"] is not None:
             tensors, peers, axis, sends = values["label"]
@@ -105,7 +105,10 @@ def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
 
 
 def _slowest(peers: list[tuple[int, Seen | None]]) -> tuple[int, Seen | None]:
-    """Return a silent rank; else a rank that does not wait; else the waiting rank that has begun the fewest passes."""
+    """Return the rank that most likely blocks the others, with its state.
+
+    First come ranks that publish no state any more, then ranks that do not wait, then the rank with the fewest passes.
+    """
 
     def order(peer: tuple[int, Seen | None]) -> tuple[int, int]:
         seen = peer[1]

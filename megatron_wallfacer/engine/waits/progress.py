@@ -29,7 +29,7 @@ class Label(NamedTuple):
 
 
 class Progress:
-    """The current pass and wait of this process.
+    """What this process computes or waits for at the moment.
 
     Attributes:
         label: label of the wait that blocks the host; None without a wait.

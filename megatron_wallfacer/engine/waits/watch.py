@@ -40,7 +40,7 @@ STORE_TIMEOUT = timedelta(seconds=10)
 
 
 class Watch(threading.Thread):
-    """A thread that explains waits of this process longer than ``limit`` seconds.
+    """A thread that prints an explanation when this process waits for messages longer than ``limit`` seconds.
 
     No other thread may use the connection ``store``.
     """
@@ -85,7 +85,7 @@ class Watch(threading.Thread):
             self.join(timeout=2.0)
 
     def listen(self) -> None:
-        """Print the wait of this rank when :data:`SIGNAL` arrives, unless the signal has another handler."""
+        """Print what this rank waits for when :data:`SIGNAL` arrives, unless the signal has another handler."""
         if threading.current_thread() is not threading.main_thread():
             return
         # Shells start background jobs with the signal ignored.
@@ -125,7 +125,7 @@ class Watch(threading.Thread):
                 self._say(line)
 
     def _label(self, waited: float) -> Label | None:
-        """Return the messages for which the host waits. If the host does not wait, return the messages of the GPU.
+        """Return the messages for which the host waits, else those for which the GPU waits.
 
         Messages for which the GPU waits are returned only if ``waited`` is at least half the limit.
         """

@@ -38,7 +38,7 @@ class HeldLayers(NamedTuple):
 
 
 def layers_of(model: Iterable[nn.Module]) -> dict[str, dict[str, str]]:
-    """Return the compared properties of each attention layer in a rank's model chunks, by the name of the layer."""
+    """Return, for each attention layer of this rank, the properties that ranks compare, keyed by the layer's name."""
     found: dict[str, dict[str, str]] = {}
     for path, depth, module in _modules(model):
         place = f"{depth}, " if depth else ""
@@ -58,7 +58,7 @@ def name_mtp_layers(model: Iterable[nn.Module]) -> None:
 
 
 def _modules(model: Iterable[nn.Module]) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield (path, depth, module) for each module. A depth is a text like ``MTP depth 1``, empty outside MTP."""
+    """Yield (path, depth, module) for each module. ``depth`` is text such as ``MTP depth 1``, empty outside MTP."""
     for path, module in (item for chunk in model for item in chunk.named_modules()):
         mtp = _MTP.search(f"{path}.")
         yield path, f"MTP depth {int(mtp[1]) + 1}" if mtp else "", module

@@ -57,7 +57,9 @@ def settings_of(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[s
 
 
 def _text(value: Any, *, hide: bool | None) -> str | None:
-    """Return a value as text: an empty text for True, and None for False and None.
+    """Return the value of an argument as text.
+
+    True becomes an empty text. False and None become None.
 
     Args:
         value: parsed value of one of Megatron's arguments.

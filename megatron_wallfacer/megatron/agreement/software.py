@@ -1,4 +1,4 @@
-"""Return code digests and library versions of a rank, which all ranks compare."""
+"""Digests of the installed code and versions of libraries, which all ranks compare."""
 
 from __future__ import annotations
 

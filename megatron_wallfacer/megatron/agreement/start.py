@@ -1,7 +1,7 @@
 """Compare the settings and the software of all ranks before Megatron makes process groups.
 
 Ranks with different settings can make different groups, so the comparison uses the store of torch.distributed instead
-of collectives. Ranks without the plugin are compared too. Differences are errors only if some rank has the plugin on.
+of collectives. Ranks without the plugin are compared too. If the plugin is off on all ranks, differences are no errors.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Parsed:
     """Megatron's parsed arguments as texts that ranks compare.
 
     Attributes:
-        settings: arguments that must be equal on all ranks, by flag.
-        paths: arguments that contain paths, as typed, by flag.
+        settings: arguments that must be equal on all ranks, keyed by flag.
+        paths: arguments that contain paths, keyed by flag.
         timeout: value of ``--distributed-timeout-minutes``, or 10 minutes.
     """
 
@@ -61,7 +61,7 @@ def record_of(parsed: Parsed, settings: Settings | None, version: Version) -> Re
 
 
 def _fields(settings: Settings | Plan, prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    """Yield (name, value) of each setting, of each plan's fields and of each flag that the plugin may choose."""
+    """Yield (name, value) for all settings: plans field by field, and flags only if the plugin may choose them."""
     for field in fields(settings):
         value, name = getattr(settings, field.name), f"{prefix} {field.name}".strip()
         if isinstance(value, Plan):
@@ -109,7 +109,7 @@ def check_start(parsed: Parsed, settings: Settings | None, version: Version, sto
 
 
 def takes_part() -> bool:
-    """Return whether this process is one of several ranks that have a store."""
+    """Return whether the job has several ranks, and environment variables with the address of their store."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return all(os.environ.get(name) for name in names) and int(os.environ["WORLD_SIZE"]) > 1
 

@@ -1,4 +1,4 @@
-"""Replace parts of Megatron that fail on any device if TransformerEngine, Apex or a compiler is missing.
+"""Replace functions of Megatron that need TransformerEngine, Apex or a compiler, where these are not installed.
 
 =================  =============================================================  ==================================
 module             failure in Megatron                                            condition
@@ -10,8 +10,8 @@ thd                a packed batch is not split, because `tex` is None           
 uneven             gathers of parts of different lengths                          groups of gloo
 =================  =============================================================  ==================================
 
-Each module of this package replaces functions only under the module's condition in the table.
-Replacements that only a node without CUDA needs are in `cpu_runtime`.
+A module replaces nothing unless its condition in the table holds. Replacements that only a node without CUDA needs are
+in `cpu_runtime`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = ["install"]
 def install() -> None:
     """Install all replacements in this process. A second call of this function has no effect.
 
-    This function imports `megatron`, so `sys.path` must already be the path of the user's script.
+    This function imports `megatron`, so `sys.path` must already be the module search path of the user's script.
 
     Raises:
-        WallfacerError: Megatron does not have a function that must be replaced.
+        WallfacerError: A function of Megatron that this package replaces does not exist.
     """
     from megatron_wallfacer.megatron.any_device import dataset_helpers, norms, optimizer_state, thd, uneven
 

@@ -2,9 +2,8 @@
 
 With sequence parallelism each rank normalises different tokens. For parameters that are marked `sequence_parallel`
 Megatron therefore sums gradients over the tensor-parallel group (finalize_model_grads.py). Norms of TransformerEngine
-and Apex mark their parameters, but torch's norms do not, so `WrappedTorchNorm`
-(megatron/core/transformer/torch_norm.py) rejects sequence parallelism. This module marks the parameters of torch's
-norms as `sequence_parallel`.
+and Apex have this mark. Torch's norms lack it, so `WrappedTorchNorm` (megatron/core/transformer/torch_norm.py) rejects
+sequence parallelism. This module marks the parameters of torch's norms as `sequence_parallel`.
 
 With Apex and without TransformerEngine, `TransformerBlock` uses Apex's `FusedLayerNorm` as the final norm of every
 model. `FusedLayerNorm` supports only LayerNorm, so a model with RMSNorm cannot be built. This module builds torch's

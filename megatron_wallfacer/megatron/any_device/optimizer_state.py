@@ -1,4 +1,4 @@
-"""Load checkpoints of Megatron's distributed optimizer with weights in fp32 and torch's Adam.
+"""Load checkpoints of Megatron's distributed optimizer if weights are in fp32 and Adam is torch's.
 
 This module replaces nothing if Megatron uses the Adam of TransformerEngine or Apex. With torch's Adam and weights in
 fp32, three parts of `DistributedOptimizer` (megatron/core/optimizer/distrib_optimizer.py) fail:
@@ -9,7 +9,7 @@ fp32, three parts of `DistributedOptimizer` (megatron/core/optimizer/distrib_opt
 * `load_state_dict` copies the loaded weights into the optimizer's fp32 copy or, if there is no such copy, into the
   model's weights. Torch forbids such a copy while gradients are recorded, so this module turns the recording off.
 * After `load_state_dict` all parameters share one step tensor, so Adam would increase the step once per parameter.
-  `load_state_dict` also overwrites the loaded step with the step before the load. This module sets the step of each
+  `load_state_dict` also ignores Adam's step in the checkpoint. This module sets the step of each
   parameter to the step in the checkpoint.
 """
 

@@ -1,4 +1,4 @@
-"""Split packed batches without TransformerEngine.
+"""Split packed batches over context-parallel ranks if TransformerEngine is not installed.
 
 ``get_batch_on_this_cp_rank`` (megatron/core/utils.py) calls ``transformer_engine_torch`` for the token indices of a
 context-parallel rank. Without TransformerEngine Megatron has ``tex = None`` in place of ``transformer_engine_torch``.

@@ -1,4 +1,4 @@
-"""Set environment variables, the number of threads and torch.compile before Megatron is imported."""
+"""Set environment variables and the number of threads, and disable torch.compile, before Megatron is imported."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def leave_uncompiled() -> None:
 
 
 def _return_unchanged(model: Callable | None = None, **_: Any) -> Callable:
-    """Replace `torch.compile` as a function, as a decorator and as a decorator with arguments."""
+    """Replace `torch.compile`, and return the model as it is. Decorators with and without arguments work too."""
     return model if model is not None else _return_unchanged

@@ -1,7 +1,7 @@
 """Hide TransformerEngine and Apex, which have no CPU kernels, from Megatron.
 
-With any `--transformer-impl` Megatron uses installed libraries for the final norm, Adam, multi-tensor functions, the
-tracker of random states and FP8 types. TransformerEngine and Apex raise errors for CPU tensors. In a container on a
+Even with `--transformer-impl local`, Megatron uses TransformerEngine or Apex, if installed, for the final norm, Adam,
+random states and more. TransformerEngine and Apex raise errors for CPU tensors. In a container on a
 login node TransformerEngine and Apex can be imported although there is no GPU. This module makes the import of
 TransformerEngine and Apex fail, as if the libraries were not installed.
 """

@@ -1,4 +1,4 @@
-"""Replace functions of Megatron that are slow or fail without CUDA."""
+"""Replace functions of Megatron that fail on a CPU, or are slow there."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def install() -> None:
 def _on_the_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     """Return `tensor`, or its numpy array if `as_numpy` is True.
 
-    Megatron's function (moe_utils.py) converts only tensors on a device, and gloo accepts no tensor as split sizes.
+    Gloo accepts split sizes only as numbers. Megatron's own function (moe_utils.py) does not convert CPU tensors.
     """
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor

@@ -39,7 +39,7 @@ class DeviceProperties:
 
 
 class Stream:
-    """A CUDA stream on a node where every operation ends before its call returns."""
+    """Replacement of `torch.cuda.Stream`. On a CPU every operation ends before its call returns."""
 
     def __init__(self, device: Any = None, priority: int = 0, **_: Any) -> None:
         self.device = torch.device("cpu")
@@ -65,7 +65,7 @@ class Stream:
 
 
 class Event:
-    """A CUDA event that stores a time of the host's clock."""
+    """Replacement of `torch.cuda.Event` that measures time with the host's clock."""
 
     def __init__(
         self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any

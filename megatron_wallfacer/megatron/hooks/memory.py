@@ -62,6 +62,6 @@ def layer_inputs_hook(
     distribute_saved_activations: bool,
     *args: Any,
 ) -> Any:
-    """Move the input of a layer's checkpoint to host memory: ``--wallfacer-layer-inputs-on-host``."""
+    """Move inputs of recomputed layers to host memory: ``--wallfacer-layer-inputs-on-host``."""
     run = original if state.layer_inputs is None else partial(state.layer_inputs.checkpoint, original)
     return run(function, distribute_saved_activations, *args)

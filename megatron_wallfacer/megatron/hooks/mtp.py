@@ -1,8 +1,8 @@
 """Compute multi-token prediction (MTP) losses over the tokens of a context-parallel group.
 
 Megatron divides the losses of the MTP layers by the number of unmasked tokens of one rank, with and without
-``--calculate-per-token-loss`` (NVIDIA/Megatron-LM#7498). The ranks of a group have different numbers of unmasked tokens
-even without a mask, because only one rank has the last token, which predicts nothing. Megatron also shifts
+``--calculate-per-token-loss`` (NVIDIA/Megatron-LM#7498). Ranks differ in this number even without a loss mask,
+because the last token of a sequence predicts nothing and is on a single rank. Megatron also shifts
 the tokens of packed documents at wrong boundaries if documents have padding (NVIDIA/Megatron-LM#4495).
 """
 
@@ -105,7 +105,7 @@ def _derive_labels(values: dict[str, Any]) -> bool:
 
 
 def _weighted(config: Any, mask: Tensor, group: dist.ProcessGroup) -> Any:
-    """Return a copy of ``config`` with MTP losses scaled by the group's mean number of unmasked tokens per rank."""
+    """Return a copy of ``config`` whose MTP loss scale includes the group's mean number of unmasked tokens per rank."""
     weighted = copy.copy(config)
     weighted.calculate_per_token_loss = False
     weighted.mtp_loss_scaling_factor = config.mtp_loss_scaling_factor * sum_over_group(mask.sum(), group) / group.size()

@@ -23,7 +23,7 @@ from megatron_wallfacer.megatron.releases import FIRST_HOOKED
     parameters=("store",),
 )
 def start_hook(state: PluginState, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Compare all ranks. Ranks without ``--wallfacer-cp-size`` take part, so that an error can name these ranks."""
+    """Compare the settings of all ranks, also of ranks without ``--wallfacer-cp-size``. Errors name such ranks."""
     store = bound(original, *args, **kwargs).arguments["store"]
     if dist.is_initialized():
         store = dist.distributed_c10d._get_default_store()

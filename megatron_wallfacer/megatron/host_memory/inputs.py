@@ -20,7 +20,7 @@ _MODULES = ("megatron.core.transformer.transformer_block", "megatron.core.recomp
 class LayerInputs:
     """Wrapper of Megatron's activation checkpoint. The wrapper puts layer inputs (hidden states) into a queue.
 
-    Rotary positions and masks, which checkpoints save too, are shared by all layers and stay on the device.
+    Activation checkpoints also save rotary embeddings and masks. All layers share these, so they stay on the device.
 
     Args:
         queue: queue that stores layer inputs in host memory.
@@ -34,12 +34,12 @@ class LayerInputs:
         self._next = 0
 
     def watch(self, chunk: int, block: nn.Module, checkpoints: int) -> None:
-        """Count the layer checkpoints in each forward pass of a model chunk's transformer block.
+        """Count the checkpointed layers in each forward pass of a model chunk's transformer block.
 
         Args:
             chunk: number of the chunk from 0.
             block: transformer block of the chunk.
-            checkpoints: number of layer checkpoints that a forward pass must have. Any other number raises an error,
+            checkpoints: number of layers that a forward pass must checkpoint. Any other number raises an error,
                 because layer inputs might stay on the device unnoticed.
         """
 

@@ -41,7 +41,7 @@ class Kind:
 
     @property
     def layers(self) -> int:
-        """Number of layers that have tensors of this kind. For layer inputs, the number of checkpoints."""
+        """Number of layers that have tensors of this kind. Layers that are recomputed together count as one."""
         return len(self.nbytes)
 
     def plan(self, count: int, micro_batches: int | None = None) -> SlotPlan:
@@ -74,7 +74,7 @@ def blocks_of(model: Sequence[nn.Module], flag: str) -> list[nn.Module]:
 
 
 def pipeline_of(config: Any, chunks: int) -> Pipeline:
-    """Return this rank's position in the pipeline, given the number of its model chunks."""
+    """Return this rank's position in the pipeline. ``chunks`` is the number of model chunks on this rank."""
     from megatron.core import parallel_state
 
     interleaved = parallel_state.get_virtual_pipeline_model_parallel_world_size() is not None
@@ -124,8 +124,8 @@ def kept_outputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, arg
 def layer_inputs(flag: str, blocks: Sequence[nn.Module], pipeline: Pipeline, args: argparse.Namespace) -> Kind:
     """Return the layer inputs (hidden states) that this rank's activation checkpoints save, one input per checkpoint.
 
-    The first input of a chunk without the embedding stays on the device, because Megatron sends that input's gradient
-    to the previous stage.
+    If a model chunk has no embedding, the input of its first layer stays on the device. Megatron sends the gradient of
+    this input to the previous stage.
     """
     groups, nbytes = {}, {}
     tokens = args.seq_length // Flags.of(args).cp_size

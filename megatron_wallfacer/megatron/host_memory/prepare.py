@@ -1,4 +1,4 @@
-"""Decide on all ranks which tensors are kept in host memory, allocate that memory, and install hooks on the layers."""
+"""Choose tensors to keep in host memory, equally on all ranks, allocate that memory, and install hooks on layers."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ RESERVE = 0.1
 
 @dataclass(frozen=True)
 class Wanted:
-    """Tensors of one kind that a rank may have in host memory.
+    """Tensors of one kind that a flag moves to host memory, on one rank.
 
     Attributes:
-        flag: flag that moves the tensors to host memory.
-        fraction: fraction of the layers, or ``auto``.
+        flag: command-line flag that moves the tensors to host memory.
+        fraction: value of the flag: a fraction of the layers, or ``auto``.
         bytes_by_count: element N is the bytes in host memory if N layers have tensors there.
         layer_bytes: bytes copied to the host after the forward pass of a layer.
     """
@@ -32,17 +32,17 @@ class Wanted:
     layer_bytes: int = 0
 
     def count(self, fraction: float) -> int:
-        """Return the number of layers, counted from the first, whose tensors are in host memory."""
+        """Return the number of layers with tensors in host memory. These are the first layers of the model."""
         return layers_on_host(len(self.bytes_by_count) - 1, fraction)
 
     def nbytes(self, auto: float) -> int:
-        """Return the bytes in host memory. ``auto`` is the fraction of layers to use for the flag value ``auto``."""
+        """Return the bytes in host memory. ``auto`` is the fraction of layers if the flag's value is auto."""
         return self.bytes_by_count[self.count(auto if self.fraction == "auto" else self.fraction)]
 
 
 @dataclass(frozen=True)
 class RankNeeds:
-    """Free host memory on a rank's node, and the host memory that the rank needs per kind of tensors."""
+    """The host memory that a rank needs for each kind of tensors, and the memory that its node has left."""
 
     node: str
     left: Left
@@ -93,10 +93,11 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
 
 
 def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
-    """Check that every node has enough host memory. ``auto`` is the fraction of layers for the flag value ``auto``.
+    """Check that every node has enough host memory. ``auto`` is the fraction of layers for flags with the value auto.
 
     Raises:
-        WallfacerError: A fraction is too large for a node, or selects no layer. All ranks raise the same error.
+        WallfacerError: A node has too little host memory, or the fraction of a flag is less than one layer. All ranks
+            raise the same error.
     """
     for wanted in (wanted for rank in ranks for wanted in rank.wanted):
         layers = len(wanted.bytes_by_count) - 1

@@ -1,7 +1,7 @@
 """Derive the steps of one pass over all ranks: the tiles that each rank computes, and the transfers that overlap them.
 
 A step of a rank is one group of tiles (``Attend``). A transfer belongs to the step whose tiles the sender computes
-next, and overlaps these tiles. Transfers after the last tiles form a separate step.
+after it has started the transfer. Transfers after the last tiles form a separate step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ViewerStep:
 def viewer_steps(
     schedules: Sequence[Schedule], nodes: Sequence[int], shape: Shape, chunk_sets: ChunkSets
 ) -> list[ViewerStep]:
-    """Return the steps of a forward or backward pass over all ranks, and add their sets of chunks to ``chunk_sets``.
+    """Return the steps of all ranks in a forward or backward pass, and add their sets of chunks to ``chunk_sets``.
 
     ``nodes`` has the index of each rank's node, and ``shape`` the sizes of one rank's shard.
     """
