@@ -37,9 +37,9 @@ def attention(
     """Return exact attention over a sequence that is split over ranks. The result is differentiable.
 
     Rank r of P holds chunks r and 2P-1-r of the 2P equal chunks of the sequence (zig-zag, as in Megatron). The function
-    is collective: every rank of ``group`` calls it with equal arguments except q, k, v. The *first* call for each
-    pair of group and grid creates process groups with ``torch.distributed.new_group``. Therefore every rank of the
-    *job* must call this function then, each with its own group.
+    is collective: every rank of ``group`` calls it with equal arguments except q, k, v. The *first* call for each pair
+    of group and grid creates process groups with ``torch.distributed.new_group``. Therefore every rank of the *job*
+    must call this function then, each with its own group.
 
     Args:
         q: local queries, bshd ``[batch, tokens / P, q_heads, head_dim]``.

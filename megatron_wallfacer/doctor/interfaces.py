@@ -109,8 +109,8 @@ def master_address() -> Iterator[Finding]:
 def nccl_interfaces(present: Sequence[Interface], wanted: str) -> list[Interface]:
     """Return the interfaces that NCCL selects if ``NCCL_SOCKET_IFNAME`` has the value ``wanted``.
 
-    ``wanted`` is a list of name prefixes, or "" if the variable is not set. With ``^`` before the list, NCCL
-    excludes the interfaces with these prefixes. With ``=`` before the list, its entries are whole names.
+    ``wanted`` is a list of name prefixes, or "" if the variable is not set. With ``^`` before the list, NCCL excludes
+    the interfaces with these prefixes. With ``=`` before the list, its entries are whole names.
     """
     for pattern in (wanted,) if wanted else _NCCL_ORDER:
         if selected := [interface for interface in present if interface.up and _matches(pattern, interface.name)]:

@@ -106,5 +106,5 @@ def rows_in_one_launch(device: torch.device) -> bool:
 
 
 def _viewed(program: Program) -> list[int]:
-    """Return the indices of the operands for which steps need tensors."""
+    """Return the indices of the operands that steps read or write as tensors, not only as memory addresses."""
     return sorted({one for _, steps in program.steps for step in steps for one in taken(step, program.transfers)})

@@ -85,7 +85,8 @@ class Graphs:
         groups: process groups of this rank. All ranks of the context-parallel group capture the same passes in the same
             order.
         capture: function that captures a graph.
-        free: function that frees graphs of another owner (:class:`megatron_wallfacer.engine.foreign.ForeignCaptures`).
+        free: function that frees Megatron's own CUDA graphs
+            (:class:`megatron_wallfacer.engine.foreign.ForeignCaptures`).
     """
 
     #: Function from a tensor to the strides for which passes are lowered. Static inputs are contiguous.

@@ -1,7 +1,7 @@
 """Teardown at interpreter exit. Teardown runs only if all ranks exit within :data:`WAIT`.
 
-NCCL's teardown of a communicator waits for all ranks. If one rank fails and the others still train, its teardown
-would block, and torchrun would not notice the failure. Before teardown each rank uses the store of the job to find out
+NCCL's teardown of a communicator waits for all ranks. If one rank fails and the others still train, its teardown would
+block, and torchrun would not notice the failure. Before teardown each rank uses the store of the job to find out
 whether all ranks exit.
 """
 
@@ -25,7 +25,8 @@ _steps: list[Callable[[], None]] = []
 def at_exit(step: Callable[[], None]) -> None:
     """Register a function for the exit of the interpreter. Functions run in the order of registration, each once.
 
-    The functions run only if torch.distributed is initialised, all ranks exit, and this rank had no uncaught exception.
+    The functions run only if torch.distributed is initialised, this rank had no uncaught exception, and all other ranks
+    exit too (:func:`all_leave`).
     """
     if not _steps:
         atexit.register(_leave)

@@ -64,10 +64,10 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
 
 
 def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
-    """Merge partial results by log-sum-exp into each (out, lse), in order and in the accumulation dtype.
+    """Merge several lists of partial results by log-sum-exp, in the accumulation dtype.
 
-    All partial results have the shapes of the merged (out, lse). The first partial result may be the same tensors as
-    (out, lse).
+    The list ``sources[i]`` is merged into (out, lse) ``into[i]``. Its first element may be ``into[i]`` itself. All
+    elements have the shapes of ``into[i]``.
     """
     totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]

@@ -14,7 +14,8 @@ LIMIT = 256 << 20
 class PassCache:
     """A cache that drops its oldest entries first. The newest entry remains even if it is larger than the limit.
 
-    The cached passes may take ``limit`` bytes in total. The values of :meth:`number_of` may take as many bytes again.
+    The cached passes may take ``limit`` bytes in total. The values that :meth:`number_of` stores may take another
+    ``limit`` bytes.
     """
 
     def __init__(self, capacity: int = CAPACITY, limit: int = LIMIT) -> None:

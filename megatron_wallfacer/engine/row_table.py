@@ -24,7 +24,7 @@ class Place(NamedTuple):
     """A tensor of a row operation, as a position in a buffer.
 
     Attributes:
-        base: index of the buffer in the launch; for a constant source a value of :data:`CONSTANTS`.
+        base: index of the buffer in the launch. For a constant instead of a tensor: a value of :data:`CONSTANTS`.
         wide: whether the tensor has the accumulation dtype instead of the dtype of the inputs.
         offset: offset from the address of the buffer, in elements.
     """

@@ -1,8 +1,8 @@
-"""Steps of a program as calls, which are bound once to a kernel and to process groups, and then run in every pass.
+"""Convert the steps of a program to Python functions, once per kernel and set of process groups.
 
-A bound step has two arguments. The first is the list of all tensors of a pass
-(:class:`megatron_wallfacer.engine.memory.Memory`). The second is the list of ``torch.distributed.Work`` objects, by
-number of the transfer.
+Each function has two parameters. The first is the list of all tensors of a pass
+(:class:`megatron_wallfacer.engine.memory.Memory`). The second is a list with the ``torch.distributed.Work`` objects of
+each transfer.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def bind(step: ProgramStep, to: Binding) -> Action | None:
 
 
 def taken(step: ProgramStep, transfers: Sequence[PointToPoint | AllToAll]) -> Iterator[int]:
-    """Yield the indices of the operands for which a step needs tensors. Row operations in Triton need only buffers."""
+    """Yield the indices of the operands that a step reads or writes as tensors, not only as memory addresses."""
     match step:
         case program.AttendForward(q=q, k=k, v=v):
             yield from (q, k, v)

@@ -50,7 +50,7 @@ class VerifiedRun:
     def __call__(
         self, compiled: CompiledPass, inputs: Tensors, given: Tensors, transfers: Transfers, observer: Observer
     ) -> PassResults:
-        """Run one pass like ``execute``, and compare ranks and messages.
+        """Run one pass like ``execute``. Compare arguments between ranks, and received messages with sent messages.
 
         The call is collective over the context-parallel group.
 

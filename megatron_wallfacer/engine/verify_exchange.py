@@ -112,7 +112,7 @@ def _coded(tensor: MessageTensor) -> int:
 
 
 def _described(groups: AxisGroups, code: int, receiver: int) -> str:
-    """Return a phrase about a tensor that changed on its way. :func:`_coded` has returned ``code`` for the tensor."""
+    """Return the part of an error message that names a corrupted tensor. ``code`` is the number from :func:`_coded`."""
     rest, tensor = divmod(code, len(_TENSORS))
     sender, axis = divmod(rest, len(_PLACES))
     ends = f"{_ranks(groups, [sender])} arrived changed at {_ranks(groups, [receiver])}"

@@ -12,11 +12,13 @@ INTEGER_BYTES = 36
 
 
 def byte_cache(limit: int, nbytes: Callable[..., int]) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-    """Return a decorator like ``functools.lru_cache`` with a limit in bytes, for positional arguments.
+    """Return a decorator like ``functools.lru_cache`` whose limit is in bytes.
+
+    Functions with this decorator take no keyword arguments.
 
     A cached result is returned without a call of a Python function, as with ``functools.cache``. If an entry would
-    exceed the limit, the cache is emptied first. So a result that is larger than the limit is cached alone.
-    ``nbytes`` takes the arguments of a cached call, and returns the bytes of the entry.
+    exceed the limit, the cache is emptied first. So a result that is larger than the limit is cached alone. ``nbytes``
+    takes the arguments of a cached call, and returns the bytes of the entry.
     """
 
     def decorate(make: Callable[..., Made]) -> Callable[..., Made]:

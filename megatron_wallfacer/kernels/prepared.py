@@ -42,11 +42,10 @@ class TensorKind(NamedTuple):
 class PreparedKernel(ABC):
     """Base class of kernels that cache library calls; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
 
-    The cache has a function for each tile, with all arguments except tensors. A repeated tile needs only one hash
-    lookup and one call of the library. A tile that the
-    library does not support is divided into several tiles. A tile with a window and more rows than columns is divided
-    into strips of rows. A tile with packed documents is divided into one tile per document if the kernel does not have
-    the capability ``varlen``.
+    For each tile the cache has a function of the tensors alone. A repeated tile needs one hash lookup and one call of
+    the library. A tile that the library does not support is divided into several tiles. A tile with a window and more
+    rows than columns is divided into strips of rows. A tile with packed documents is divided into one tile per document
+    if the kernel does not have the capability ``varlen``.
 
     Args:
         deterministic: whether gradients must be bitwise reproducible; if None, :func:`deterministic_requested` decides.
@@ -118,10 +117,10 @@ _LOOKUPS = ("_forward_call", "_backward_call", "_varlen_forward_call", "_varlen_
 
 @contextmanager
 def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
-    """Collect the prepared calls that a kernel uses while the ``with`` block runs.
+    """Return a context manager that lists the cached functions that a kernel calls in the ``with`` block.
 
-    A CUDA graph reads the device tensors of prepared calls at each replay. Caches may drop prepared calls, so the owner
-    of the graph keeps references to the calls. If the kernel is not a :class:`PreparedKernel`, the list is empty.
+    Cached functions have device tensors, which a CUDA graph reads at each replay. A cache may drop its functions, so
+    the owner of the graph keeps this list. If the kernel is not a :class:`PreparedKernel`, the list is empty.
     """
     used: list[Callable[..., object]] = []
     if not isinstance(kernel, PreparedKernel):

@@ -49,7 +49,7 @@ class Capabilities:
         head_dim_multiple: number that must divide the channels per head.
         v_head_dim: whether value heads may have another number of channels than query and key heads.
         softcap: whether logits can be capped.
-        window: whether sliding windows are supported. A kernel without this capability supports causal tiles.
+        window: whether sliding windows are supported. All kernels support causal tiles.
         varlen: whether one library call can compute all documents of ``cu_seqlens``.
     """
 

@@ -65,7 +65,7 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, window: TileWindow | None, spec: AttnSpec) -> tuple[Tensor, Tensor | float]:
-    """Return the scores ``[b, kv_heads, q_per_kv_head, rows, cols]`` and the derivative of the cap at each score."""
+    """Return the scores ``[b, kv_heads, q_per_kv_head, rows, cols]`` and the derivative of softcap for each score."""
     dtype = accumulation_dtype(q.dtype)
     scores = torch.einsum("qbgrd,kbgd->bgrqk", _grouped(q.to(dtype), k.shape[2]), k.to(dtype)) * spec.scale
     slope: Tensor | float = 1.0

@@ -63,7 +63,7 @@ class Signature:
         return cls(owner, name, frozenset(has_default), required, needs)
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return keyword arguments for the function. An :class:`OptionalArgument` without a parameter is left out."""
+        """Return keyword arguments for the function, without optional arguments that its signature lacks."""
         missing = [
             name for name, value in values.items() if name not in self.names and not isinstance(value, OptionalArgument)
         ]

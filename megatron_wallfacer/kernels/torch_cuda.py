@@ -121,5 +121,5 @@ def _require_no_window(tile: AttnTile) -> None:
 
 @lru_cache(maxsize=64)
 def _no_seed(device: torch.device) -> Tensor:
-    """Return an unused random state of dropout. Dropout is off, but the operator requires a tensor."""
+    """Return a placeholder for the random state of dropout, which the operator requires although dropout is off."""
     return torch.zeros((), dtype=torch.int64, device=device)

@@ -36,7 +36,7 @@ def bottom_right(tile: AttnTile) -> WindowSize:
 
     Raises:
         WallfacerError: The window masks a whole row or column of the tile. FlashAttention reads a negative window size
-        as no limit.
+            as no limit.
     """
     (left, right), apart = top_left(tile), tile.width - tile.height
     return WindowSize(None if left is None else left + apart, None if right is None else right - apart)

@@ -28,8 +28,8 @@ class ChosenTiles:
     """Activation memory of one rank with one tile and with the number of tiles that ``auto`` chooses.
 
     Attributes:
-        before: activations with one tile for each flag whose value is ``auto``.
-        after: activations with the chosen number of tiles.
+        before: activations if each ``auto`` is replaced by one tile.
+        after: activations if each ``auto`` is replaced by the chosen number of tiles.
     """
 
     before: Activations

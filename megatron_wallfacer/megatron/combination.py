@@ -30,7 +30,8 @@ class Combination:
 
     Attributes:
         example: flags, as typed, that are not supported together with ``--wallfacer-cp-size 8`` on eight ranks. The
-            error names the first flag of the example. For a layer or a call, the example is ``attribute=value``.
+            error names the first flag of the example. If the check runs in a layer or in a call, the example is
+            ``attribute=value``.
         find: function that finds the combination.
         must: words that follow "must" in the error message. P replaces ``{cp_size}``.
         reason: clause after "because".
@@ -89,8 +90,8 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
     Args:
         flag: flag to look up.
-        values: values to look for. The default is every value except ``off``, None, False, 0 and empty text.
-        off: value of the flag that has no effect.
+        values: values to look for; by default all values except ``off``, None, False, 0 and empty text.
+        off: value that switches the flag off.
     """
     attribute = _attribute(flag)
 
@@ -128,7 +129,7 @@ def reads(function: Callable[[Any], str | None]) -> Find:
 
 
 def left_out(example: str, reason: str, instead: str = "", **more: Any) -> Combination:
-    """Return a combination for a flag that the plugin does not support with any value."""
+    """Return a combination for a flag that must be left out, whatever its value."""
     must = "be left out with --wallfacer-cp-size"
     return Combination(example, given(example.split()[0]), must, reason, instead, **more)
 
@@ -141,7 +142,7 @@ def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = 
         other: second flag and its value.
         reason: clause after "because".
         needs: flags, as typed, that ``flag`` requires.
-        off: value of the second flag that has no effect.
+        off: value that switches the second flag off.
         more: further fields of the returned :class:`Combination`.
     """
     first, second = flag.split()[0], other.split()[0]

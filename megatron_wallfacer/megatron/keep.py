@@ -2,8 +2,8 @@
 
 With activation recomputation, the forward pass of a layer runs twice. The first run, under ``torch.no_grad``, stores
 attention's output and the tensors that backward needs. The second run, in backward, reuses the stored tensors instead
-of computing and communicating again. DISTFLASHATTN (arXiv 2310.03294) calls this method
-rematerialization-aware gradient checkpointing.
+of computing and communicating again. DISTFLASHATTN (arXiv 2310.03294) calls this method rematerialization-aware
+gradient checkpointing.
 """
 
 from __future__ import annotations

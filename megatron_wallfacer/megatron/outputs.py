@@ -1,4 +1,4 @@
-"""Print lines, and write files next to checkpoints without ending the run if a write fails."""
+"""Outputs of a run: printed lines, and files next to checkpoints. A failed write does not end the run."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def captured(example: str, other: str, reason: str) -> Combination:
 
 
 def on_layer(flag: str, reason: str, instead: str = "") -> Combination:
-    """Return a combination for a setting without a flag. In a layer's configuration the setting must be False."""
+    """Return a combination for a setting of a layer's configuration that must be False and that no flag sets."""
     return Combination(f"{flag}=True", given(flag), "be False", reason, instead, when=("model",))
 
 

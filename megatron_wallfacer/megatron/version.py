@@ -35,7 +35,7 @@ def megatron_version() -> Version:
 
 
 def check_supported(version: Version) -> None:
-    """Raise a WallfacerError unless the hooks support a version of Megatron."""
+    """Raise a WallfacerError if the given version of Megatron is not supported."""
     if FIRST_LAUNCHED <= version[:2] < UNTIL or untested_allowed():
         return
     raise WallfacerError(

@@ -41,7 +41,7 @@ class Record(NamedTuple):
         what: kind of call: ``allocate``, ``to host``, ``to device`` or ``wait``.
         number: number of the call of ``copy``, counted from 0. For ``allocate``: bytes of the allocation.
         addresses: memory addresses of the host tensors.
-        after: number of the call of ``copy`` whose copies must end first; None if there is no such call.
+        after: number of an earlier call whose copies must end before this call's copies start; or None.
     """
 
     what: str
@@ -61,9 +61,9 @@ class _Issued(NamedTuple):
 class DeferredCopies:
     """Copies on a CPU that run as late as allowed, when :meth:`wait` is called, to find missing calls of :meth:`wait`.
 
-    A GPU may run a copy at any time until a kernel waits for the copy. If the caller does not wait for a copy to the
-    device, the target keeps the NaN of :meth:`allocate`. Writing or freeing a tensor before the wait for its copy
-    causes wrong values or an error. ``observe`` is called with a :class:`Record` of every call.
+    On a GPU a copy may start late: only a kernel that waits for the copy can rely on it. If the caller does not wait
+    for a copy to the device, the target keeps the NaN of :meth:`allocate`. Writing or freeing a tensor before the wait
+    for its copy causes wrong values or an error. ``observe`` is called with a :class:`Record` of every call.
     """
 
     def __init__(self, observe: Callable[[Record], None] = lambda record: None) -> None:

@@ -32,7 +32,7 @@ class Use(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A slot of host memory. Slots of equal size are numbered from 0."""
+    """A slot of host memory. Each size has its own numbers, from 0 on."""
 
     nbytes: int
     number: int
@@ -76,7 +76,7 @@ def assign_slots(uses: Sequence[Use], nbytes: Mapping[tuple[int, int], int]) -> 
     The slot that was freed first is reused first, because its copy to the device has most likely ended.
 
     Args:
-        uses: stores and loads of slots, in the order of the step.
+        uses: stores and loads of layers' tensors, in the order in which a step runs them.
         nbytes: bytes of the tensors of one layer, by (model chunk, layer).
     """
     free: defaultdict[int, deque[Slot]] = defaultdict(deque)

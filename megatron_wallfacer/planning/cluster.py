@@ -92,10 +92,10 @@ class MessageCost:
 
 @dataclass(frozen=True)
 class HostProcessors:
-    """Processors of one node that all ranks of an emulated cluster share.
+    """CPU cores of an emulated cluster. All emulated ranks run on one real node and share its cores.
 
     Attributes:
-        cores: number of processors.
+        cores: number of CPU cores.
         copy_gbyte_s: rate at which one CPU core merges or copies, in 1e9 bytes per second.
         messages: costs of messages by ascending size; empty for no cost. Costs between two sizes, and above the largest
             size, are linear in the size. Below the smallest size the costs are constant.
@@ -141,7 +141,7 @@ class Cluster:
             for a switch.
         levels: switches above the nodes, lowest first.
         transport: ``nccl`` runs the transfers of a process group one after the other. ``gloo`` runs transfers
-        concurrently, and posts receives early.
+            concurrently, and posts receives early.
         host: shared processors of an emulated cluster; None if processors are no limit.
         host_link: rate of copies in one direction between one device and host memory, in 1e9 bytes per second, while
             all devices of the node copy; None if no tensors may be kept in host memory.

@@ -93,7 +93,7 @@ class SizeCandidate:
         return _candidate(replace(self.request, tokens=tokens), self.sizes)
 
     def options(self, flags: FlagCombination, attention: AttentionEstimate) -> TrainingOptions:
-        """Return the options of a training step with the given flags and the given time and memory of attention."""
+        """Return the options that ``flags`` mean, for the given time and memory of attention."""
         request = self.request
         workload = request.model, request.cluster, self.job.shape.tokens, attention.memory, self.sizes
         return training_options(flags, *workload, attention.forward_s)
@@ -176,9 +176,9 @@ def _kernels_alone(job: AttentionJob, flags: FlagCombination) -> AttentionEstima
 def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[SearchResult, list[Choice]]:
     """Simulate grids, and return the search result and the candidate grids.
 
-    Candidates are the simulated grids that fit if the flags ``leanest`` save memory. If no grid fits, all simulated
-    grids are candidates. Up to :data:`MOST_RANKS_REGROUPED` ranks, a ring of all ranks and the best grids are also
-    tried with each number of head groups in :data:`GROUPS`.
+    Candidates are the simulated grids whose training step fits in memory with the flags ``leanest``. If no grid fits,
+    all simulated grids are candidates. Up to :data:`MOST_RANKS_REGROUPED` ranks, a ring of all ranks and the best grids
+    are also tried with each number of head groups in :data:`GROUPS`.
     """
     job = candidate.job
     try:

@@ -144,7 +144,7 @@ class CostModel:
 
 
 def _out_proxy_rows(schedule: Schedule) -> dict[int, int]:
-    """Return for how many query chunks an operation computes ``out_proxy``, by index of the operation."""
+    """Return a map from operation index to the number of query chunks for which it computes ``out_proxy``."""
     first: dict[tuple[str, ...], int] = {}
     views = local_views(schedule)
     for index, op in enumerate(schedule.ops):

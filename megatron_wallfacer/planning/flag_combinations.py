@@ -43,7 +43,7 @@ class FlagCombination:
 
     @property
     def without_tiles(self) -> FlagCombination:
-        """Return the combination without tiles."""
+        """Return a copy with untiled loss and MLPs."""
         return replace(self, loss_tiles=False, mlp_tiles=False)
 
 
@@ -52,8 +52,8 @@ def flag_combinations(cluster: Cluster, cp_size: int, optimizers: Optimizers = "
 
     Combinations that differ only in tiles are consecutive, and the combination without tiles is the first of them.
     Flags for host memory need a cluster with ``host_link`` and ``host_memory_gb``. Tiled loss and MLPs are not
-    supported with bf16 gradients. With one context-parallel rank Megatron's own attention runs, and
-    backward recomputes its output.
+    supported with bf16 gradients. With one context-parallel rank Megatron's own attention runs, and backward recomputes
+    its output.
     """
     on_host = (False, True) if cluster.offers_host_memory else (False,)
     for recompute, (inputs, outputs) in product(RECOMPUTE, product(on_host, on_host)):

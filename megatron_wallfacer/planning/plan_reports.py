@@ -114,7 +114,7 @@ def _longest_fields(longest: Sequence[LongestSequence]) -> list[dict[str, Any]]:
 
 
 def limit_of_longer(sequence: LongestSequence) -> str:
-    """Return text about the memory that the next longer sequence needs in the leanest configuration."""
+    """Return text about the memory that a longer sequence would need at least."""
     longer = sequence.longer
     moment, nbytes = peak(longer.buffers)
     named = largest_buffers(longer, moment, LARGEST, ", ")

@@ -37,7 +37,7 @@ class WakeUpDelay:
         self._mean_s, self._random = host.wake_up_us * 1e-6, Random(seed)
 
     def seconds(self, used: float, sleeps: int) -> float:
-        """Return the total delay of ``sleeps`` wake-ups in seconds. ``used`` is the fraction of processors in use."""
+        """Return the delay in seconds of a thread that wakes up ``sleeps`` times. ``used`` is the CPU utilization."""
         return self._mean_s * used * sum(self._random.expovariate(1.0) ** 2 / 2 for _ in range(sleeps))
 
 

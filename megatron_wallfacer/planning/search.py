@@ -35,7 +35,7 @@ class SearchResult:
     """The result of a search for grids.
 
     Attributes:
-        best: simulated grids. The preferred grid (see :func:`preferred`) is first, then all others by time.
+        best: all simulated grids that fit, the fastest first. A preferred grid (see :func:`preferred`) precedes them.
         legal: number of grids from :func:`candidates` whose simulation is not too slow.
         too_large: number of simulated grids that do not fit the memory.
     """
@@ -166,7 +166,8 @@ def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator
 def _by_estimate(choices: list[Choice], most: int) -> list[Choice]:
     """Return choices in the order of their estimated times.
 
-    Estimates from measured kernels are slow. They only sort the ``most`` choices that the formulas place first.
+    Estimates from measured kernels take long to compute. Therefore formulas sort all choices first, and such estimates
+    then sort only the first ones. ``most`` is the number of these.
     """
     if not choices or choices[0].job.cluster.device.kernels is None:
         return sorted(choices, key=_estimate_s)

@@ -2,10 +2,9 @@
 
 A shift moves all ranks by the same distance along an axis of the grid. The last rank of an axis is followed by the
 first. After a shift, schedules are equal except for rank numbers. Schedules in the WallFacer paper's order of K and V
-do not have this symmetry.
-If a shift also keeps the ranks of each node, NIC and switch together, it does not change any simulated time. Two ranks
-form a *class* if such shifts move one rank to the place of the other rank. The simulation of one
-rank also gives the times of all other ranks in its class.
+do not have this symmetry. If a shift also keeps the ranks of each node, NIC and switch together, it does not change any
+simulated time. Two ranks form a *class* if such shifts move one rank to the place of the other rank. The simulation of
+one rank also gives the times of all other ranks in its class.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from megatron_wallfacer.schedule.grid import AXES, Grid
 
 
 class Symmetry:
-    """Classes of ranks with equal times, for a grid on a cluster. With ``every_rank`` each rank is a class of its own.
+    """Groups of ranks with equal times, for a grid on a cluster. With ``every_rank`` each rank is its own group.
 
     ``unit_sizes`` has the numbers of consecutive ranks that share a NIC, a node or a switch.
     """
@@ -71,7 +70,7 @@ class Symmetry:
 
 
 def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
-    """Return, for each axis, the smallest shift that moves all ranks of one NIC, node or switch to another one."""
+    """Return, for each axis, the smallest shift after which ranks that shared a NIC, node or switch share one again."""
     periods, stride = {}, 1
     for axis in grid.placement:
         size = grid.size_of(axis)
@@ -82,7 +81,7 @@ def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _period(stride: int, size: int, unit: int) -> int:
-    """Return the smallest shift along an axis that moves all ranks of one unit (NIC, node or switch) to another one."""
+    """Return the smallest shift along an axis after which ranks that shared a unit share a unit again."""
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

@@ -2,8 +2,7 @@
 
 The search simulates plans in the order of an estimate, which this module also computes. In the estimate, the exchange
 along ``head`` overlaps only with another head group. A fixed fraction of all communication is exposed. With measured
-kernels
-the kernel time is scaled from a few sampled ring steps to all ring steps.
+kernels the kernel time is scaled from a few sampled ring steps to all ring steps.
 """
 
 from __future__ import annotations
@@ -203,7 +202,7 @@ def _shard_bytes(plan: Plan, shape: Shape, tensor: str) -> float:
 
 
 def _extent(grid: Grid, axis: str) -> tuple[int, int]:
-    """Return (distance of neighbours in ranks, number of ranks) of an axis. ``cp`` is the axis of all ranks."""
+    """Return (distance of neighbours in ranks, number of ranks) of an axis; for ``cp``, of the whole grid."""
     ranks = range(grid.cp_size) if axis == "cp" else grid.neighbours(0, axis)
     return (ranks[1] if len(ranks) > 1 else 1), len(ranks)
 

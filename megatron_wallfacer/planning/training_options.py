@@ -41,8 +41,8 @@ class TrainingOptions:
         recompute: activations that backward recomputes.
         gradient_bytes: bytes per element of a gradient while it is reduced.
         accumulate_bytes: bytes per element of dQ, dK, dV and partial outputs in messages.
-        states: states that data- and context-parallel ranks shard: Adam's states (``distributed``), or also gradients
-            (``zero-2``).
+        states: what is sharded over data- and context-parallel ranks. ``distributed`` shards Adam's states, and
+            ``zero-2`` also gradients.
         adam: dtype and place of Adam's states.
         loss_tiles: number of token tiles of LM head and loss; 1 for no tiles. Backward recomputes each tile.
         mlp_tiles: number of token tiles of each MLP; 1 for no tiles. Backward recomputes each tile.

@@ -43,9 +43,9 @@ class Launch:
     def of(cls, preset: Preset, script: Path) -> Launch:
         """Return the command of a preset.
 
-        For a GPU preset of this package, the command also has the flags that Megatron needs if a library is missing. A
-        GPU job turns on PyTorch's flight recorder. Flight-recorder variables that the shell or the preset sets are not
-        changed.
+        If TransformerEngine or Apex is missing, the command of a GPU preset of this package also has the flags that
+        Megatron then needs. A GPU job turns on PyTorch's flight recorder. Flight-recorder variables that the shell or
+        the preset sets are not changed.
 
         Raises:
             WallfacerError: The job has several nodes but no rendezvous endpoint.

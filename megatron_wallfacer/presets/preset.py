@@ -120,7 +120,7 @@ def _files(path: Path, named_at: Location, extended_by: tuple[Path, ...], number
 
 
 def _flag_entries(arguments: Sequence[str]) -> Iterator[PresetEntry]:
-    """Yield the entries of ``--flag``, ``--flag value ...`` and ``--flag=value``. The value false removes a flag."""
+    """Yield one :class:`PresetEntry` per flag on the command line. ``--flag=false`` removes a flag from the preset."""
     for flag, following in _grouped(arguments):
         name, equals, value = flag.partition("=")
         values = ((value,) if equals else ()) + tuple(following)

@@ -75,8 +75,7 @@ class Accumulator:
     def hand_over(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
         """Move the partial results of a range of rows to another accumulator, which adds them later.
 
-                Every row of the range must have a result. The row is already written, or has a partial result that is
-                not yet
+        Every row of the range must have a result. The row is already written, or has a partial result that is not yet
         added. No later operation may read the range from this accumulator.
 
         Args:

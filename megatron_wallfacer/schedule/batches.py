@@ -43,7 +43,7 @@ def _joined_calls(mask: Mask, q_chunk: int, k_chunks: Sequence[int], cp_size: in
 def _of_all_documents(
     mask: Mask, chunk: int, sizes: tuple[int, int], first_col: int, *, causal: bool
 ) -> Iterator[AttnTile]:
-    """Yield one call for all documents of two chunks. Both chunks contain the same documents."""
+    """Yield one varlen call for a query chunk and a key chunk that contain the same documents."""
     documents = _boundaries(mask, 0 if mask.is_per_document else chunk, *sizes)
     extent, number = documents.q[-1], len(documents.q) - 1
     if not extent:
@@ -64,10 +64,9 @@ def _boundaries(mask: Mask, chunk: int, cp_size: int, size: int) -> CuSeqlens:
 def batches(calls: Sequence[AttnTile]) -> tuple[AttnTile, ...]:
     """Join kernel calls, and return fewer calls with the same unmasked pairs.
 
-        Calls are joined if each begins at the row and the column where its predecessor ends: causal squares with causal
-    squares, and full rectangles with full rectangles.
-    Calls with a window are returned unchanged, and so are calls that cannot be joined. No two calls may have an
-    unmasked pair in common.
+    Two calls are joined if the second begins at the row and the column where the first ends. Both must be causal
+    squares, or both full rectangles. Calls with a window are returned unchanged, and so are calls that cannot be
+    joined. No two calls may have an unmasked pair in common.
     """
     groups: list[list[AttnTile]] = []
     # Groups by the row and the column where they end, and whether they are causal; None if each call is a single pair.

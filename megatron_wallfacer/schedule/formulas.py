@@ -3,8 +3,8 @@
 Units: elements received per rank and attention layer, in query shards of n*H elements, where n is the tokens per rank
 and H the query width (heads x head dim). kappa is kv heads / query heads. After the exchange along a head axis of U
 ranks, a rank has U times the tokens and 1/U of the heads, so a query shard has n*H elements on every grid. A key shard
-has kappa*n*H elements. If the head axis has more ranks than kv heads, several ranks have the same kv head. Then a
-key shard has rho*kappa*n*H elements, where rho is the number of these ranks.
+has kappa*n*H elements. If the head axis has more ranks than kv heads, several ranks have the same kv head. Then a key
+shard has rho*kappa*n*H elements, where rho is the number of these ranks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, siz
         plan: grid and choices.
         kappa: kv heads / q heads.
         kv_heads: number of kv heads; None if there are at least as many kv heads as ranks of the head axis.
-        sizes: weight of an input element, and weight of an element of partial results and gradients. If the weights
-            are bytes per element, the result times n*H is in bytes.
+        sizes: weight of an input element, and weight of an element of partial results and gradients. If the weights are
+            bytes per element, the result times n*H is in bytes.
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes

@@ -89,7 +89,7 @@ class HeadGroup:
         return tuple(self.tensor_rows(tensors, side, rows) for tensors in self.operands.tensor_groups(side))
 
     def tensor_rows(self, tensors: str, side: str, rows: RowSet) -> str:
-        """Return the name of the given rows of a tensor group, and append their operation if it is missing."""
+        """Return the name of the value with the given rows of a tensor group. Define the value in the first call."""
         emitter, name = self.emitter, self.emitter.name(rows, tensors)
         if name in emitter.values:
             return name
@@ -159,7 +159,7 @@ class HeadGroup:
     # --- results ---
 
     def join_heads(self) -> None:
-        """Complete the local results. With a head axis, send each rank the results of its tokens."""
+        """Sum all partial results of local rows. With a head axis, send each rank the results of its tokens."""
         for side in SIDES:
             if self.operands.results(side):
                 self.accumulate(self.accumulator(side, LOCAL))

@@ -2,7 +2,7 @@
 
 One launch can add several results to an accumulator, and reads and writes the accumulator once. Results are therefore
 kept until an operation reads their rows. At most two operations per accumulator may have results that are not yet
-accumulated. Results of large calls are accumulated immediately.
+accumulated. With large shards, results are accumulated immediately.
 """
 
 from __future__ import annotations

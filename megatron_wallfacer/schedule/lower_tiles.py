@@ -109,7 +109,7 @@ class TileLowering:
 def _together(calls: Sequence[AttnTile], rows: Range, cols: Range) -> Iterator[tuple[AttnTile, bool]]:
     """Yield the kernel calls of a partial tile, in the form of ``_tiles``.
 
-    Results that are accumulated together are no larger than the results of the whole tile.
+    Several calls may be accumulated together, as long as their results are not larger than those of the whole tile.
     """
     number, height, width = 0, 0, 0
     for call, following in zip_longest(calls, calls[1:]):

@@ -110,7 +110,7 @@ class TransferLowering:
         return self._numbers[id(transfer)]
 
     def _whole(self, name: str, message: Message) -> Rows | None:
-        """Return an existing copy of all rows, else the rows; None if the message sends only some of the rows."""
+        """Return the rows of a value, or an existing copy. Return None if the message sends only some of the rows."""
         rows = self.values.accumulators[name].rows if name in self.values.accumulators else self.values.rows[name]
         return self._copies.get(name, rows) if message.chunks == rows.chunks else None
 

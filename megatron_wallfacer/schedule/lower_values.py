@@ -57,7 +57,7 @@ class Values:
         return (reader, name) in self._local_parts
 
     def local_part(self, part: LocalPart, end: str) -> Rows:
-        """Return the rows that stay on this rank in a head exchange. ``end`` names the sent or the received buffer."""
+        """Return the rows that stay on this rank in a head exchange. ``end`` is ``sent`` or ``received``."""
         mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 

@@ -2,8 +2,8 @@
 
 The *ring operand* is passed around the ring: K and V (pass-KV), or Q (pass-Q). The operand that is not passed is
 *stationary*. A rank has *local* rows of both operands. *Gathered* rows come from the other ranks of its team, for the
-stationary operand and for the first block of the ring operand. *Received* rows are later blocks of the ring operand,
-and come from other positions of the ring.
+stationary operand and for the first block of the ring operand. *Received* rows come from other positions of the ring,
+in all later ring steps.
 
 Tensors that are sent together form a *tensor group*: ``q``, ``kv``, and in backward ``dout`` with its statistics.
 """
@@ -63,7 +63,7 @@ class OperandRows:
         return ("q", "dout") if side == "q" and self.backward else (side,)
 
     def results(self, side: str) -> tuple[str, ...]:
-        """Return the names of the results for an operand: partial outputs, or gradients in backward."""
+        """Return the names of an operand's result tensors: out and lse in forward, gradients in backward."""
         if self.backward:
             return DKV if side == "kv" else DQ
         return PARTIAL_OUT if side == "q" else ()

@@ -38,8 +38,8 @@ class RowSet(NamedTuple):
 
     Attributes:
         kind: ``local`` (the rank's own shard), ``gathered`` (shards of the other ranks of its team), ``team`` (both in
-            one block), or ``step`` (the block that a ring step receives).
-        step: ring step of a block of kind ``step``; 0 for all other kinds.
+            one block), or ``step`` (the block that arrives for a ring step).
+        step: number of the ring step if ``kind`` is ``step``, else 0.
     """
 
     kind: Literal["local", "gathered", "team", "step"]
@@ -118,7 +118,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
-    """Concatenate rows of the same tensors and heads. Rows of the result are sorted by position."""
+    """Concatenate several values along the token dimension. Rows of the result are sorted by position."""
 
     into: str
     sources: tuple[str, ...]
@@ -143,8 +143,8 @@ class Attend:
     """Compute attention of query rows against key rows, tile by tile.
 
     Attributes:
-        q: values with the tensors of one query block, by name.
-        kv: values with the tensors of one key block, by name.
+        q: names of the values that form the query block.
+        kv: names of the values that form the key block.
         q_into: accumulator for the query block: the partial output (out, lse) in forward, dq in backward. The
             accumulator may have more rows than the query block.
         kv_into: accumulator of dk and dv in backward, None in forward; may have more rows than the key block.
@@ -183,7 +183,7 @@ class Schedule:
         rank: index in the context-parallel group.
         cp_size: P, the number of context-parallel ranks.
         head_slices: number of head slices over all ranks and head groups.
-        values: rows and tensors of each value, by name of the value.
+        values: map from name to :class:`Value`.
         given: names of the values that forward kept and backward reads.
         keeps: names of the values that forward keeps for backward, sorted.
     """

@@ -23,7 +23,7 @@ def entering(grid: Grid, rank: int) -> tuple[int, tuple[int, ...]]:
 
 
 def target(grid: Grid, rank: int) -> int:
-    """Return the rank to which ``rank`` sends its copy of the block of its team."""
+    """Return the rank to which ``rank`` sends its team's block."""
     position, index = divmod(_team_number(grid, rank), grid.team)
     return _rank(grid, rank, grid.coordinates(rank)["team"], position, index)
 

@@ -86,7 +86,7 @@ class Places:
         return Operand(result.name, "own", result.shape, contiguous(result.shape), 0)
 
     def shape_of(self, tensor: str, chunks: int, head_slice: int | None) -> tuple[int, ...]:
-        """Return the shape of some chunks of a tensor for one head slice; for all heads if ``head_slice`` is None."""
+        """Return the shape of a tensor with ``chunks`` chunks of tokens, for one head slice or (None) for all heads."""
         shape = self.shape
         rows = (chunks * self.chunk, shape.batch, len(self.heads(tensor, head_slice)))
         if tensor in STATISTICS:

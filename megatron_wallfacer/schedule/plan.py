@@ -21,7 +21,7 @@ class Plan:
 
     Attributes:
         grid: sizes of the axes, and placement.
-        scheme: name of the scheme, for messages only.
+        scheme: name of the scheme, only for texts such as errors.
         kv_order: which block of the ring operand each rank starts with. ``native``: the block of the rank's own team.
             ``paper``: teams gather blocks, and then exchange whole blocks (WallFacer, Algorithm 2). ``permuted``: ranks
             start with the same blocks as with ``paper``, but exchange single shards before they gather. With

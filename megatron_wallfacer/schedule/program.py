@@ -82,8 +82,8 @@ class Merge:
     """Merge partial outputs by log-sum-exp.
 
     Attributes:
-        rows: pairs of the operands (out, lse) to write, and the partial results (out, lse) to merge. If the written
-            rows already have a result, this result is the first partial result.
+        rows: pairs (operands to write, partial results to merge), each of them (out, lse). To merge with earlier
+            contents of the operands, the first partial result is the operands themselves.
         frees: slots whose results no later step reads.
     """
 
@@ -96,8 +96,8 @@ class Sum:
     """Sum gradients of several sources.
 
     Attributes:
-        rows: pairs of the operand to write and the sources to add. If gradients are added to an operand that has been
-            written before, this operand is also the first source.
+        rows: pairs (operand to write, sources to add). To add to earlier contents of the operand, the first source is
+            the operand itself.
         frees: slots whose results no later step reads.
     """
 
@@ -201,8 +201,8 @@ class AllToAll:
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.
         ranks: members of the process group, in group order, as indices in the context-parallel group.
-        send: index of the operand with all sent messages, in the order of ``ranks``.
-        receive: index of the operand with all received messages, in the order of ``ranks``.
+        send: index of the send operand, in which messages have the order of ``ranks``.
+        receive: index of the receive operand, in which messages have the order of ``ranks``.
     """
 
     channel: tuple[str, str]

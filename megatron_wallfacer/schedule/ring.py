@@ -1,8 +1,8 @@
 """The ring: the block of a rank in each ring step, and the paths of a block and of its gradient.
 
 A block leaves its origin rank and reaches every position of the ring. On a single ring the block hops from one position
-to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the block
-first hops along the outer ring, to one rank of each inner ring. Then the block hops around each inner ring.
+to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the block first
+hops along the outer ring, to one rank of each inner ring. Then the block hops around each inner ring.
 
 Ranks on the path of a block accumulate the gradient of the block and send the gradient to the origin. The origin adds
 its own contribution. On single, bidirectional and double rings, a block and its gradient make R - 1 hops each.
@@ -36,10 +36,10 @@ class RingStep:
 
     Attributes:
         origin: origin rank of the block, among the ranks that differ from this rank only along the ring.
-        source: received message that contains the block; None for the local block.
-        destinations: sent messages that contain the block.
-        gradient_sources: received messages that contain partial gradients of the block.
-        gradient_destination: sent message that contains the accumulated gradient; None at the block's origin rank.
+        source: hop on which the block arrives; None for the local block.
+        destinations: hops on which this rank sends the block.
+        gradient_sources: hops on which partial gradients of the block arrive.
+        gradient_destination: hop on which this rank sends the accumulated gradient; None at the block's origin rank.
     """
 
     origin: int

@@ -50,10 +50,10 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
-    """Yield pairs of the longest ranges of ``chunks`` that are consecutive in both blocks.
+    """Divide ``chunks`` into as few pieces as possible that are contiguous both in ``source`` and in ``into``.
 
-    The first range has indices in ``source``, and the second range has indices in ``into``. Both blocks must contain
-    all ``chunks``, which must be ascending.
+    Yield a pair of index ranges for each piece: in ``source`` and in ``into``. Both blocks must contain all ``chunks``,
+    which must be ascending.
     """
     here = {chunk: index for index, chunk in enumerate(into)}
     for first, end in runs(tuple(chunks), source):

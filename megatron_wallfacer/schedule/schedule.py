@@ -3,9 +3,8 @@
 The engine runs the lowered schedule, the counters count its messages, the pictures draw it, and property tests prove it
 correct. The schedule of one rank is built without the schedules of other ranks.
 
-The order of operations follows two rules. Results that other ranks wait for are computed first, and sent
-immediately. Other results, mainly of local queries and local keys, are computed while the first or the last transfers
-are in flight.
+The order of operations follows two rules. Results that other ranks wait for are computed first, and sent immediately.
+Other results, mainly of local queries and local keys, are computed while the first or the last transfers are in flight.
 """
 
 from __future__ import annotations
@@ -160,8 +159,12 @@ def _begin(
 ) -> None:
     """Start the first transfers, and append tiles of local rows for the head groups in ``starting``.
 
-    With ``sends_results``, also append transfers for results of the ring operand, if these need no gathered rows. With
-    ``leaves_local``, omit the tiles of local queries against local keys.
+    Args:
+        builders: builders of all head groups.
+        starting: builders of the head groups whose tiles are appended.
+        operands: operand rows of this rank.
+        sends_results: whether to append transfers for results of the ring operand, unless gathered rows add to them.
+        leaves_local: whether to omit the tiles of local queries against local keys.
     """
     builders[0].group.split_heads()
     for index, builder in enumerate(builders):

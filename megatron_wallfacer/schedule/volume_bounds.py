@@ -6,9 +6,8 @@ and y key shards, balance requires x*y >= P. A rank receives x - 1 query shards 
 shard and one key shard are local.
 
 Each pass has two bounds. The general bound applies to every scheme, because x and y may be any real numbers. The bound
-*for whole shards* applies to schemes that do not divide shards, so that x and y are integers. It is higher if no
-integers x and y reach the general bound. The bounds assume that the heads of a token stay together. Schemes
-that divide heads can have less volume than the bounds.
+*for whole shards* applies to schemes that do not divide shards, so that x and y are integers. The bounds assume that
+the heads of a token stay together. Schemes that divide heads can have less volume than the bounds.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _value = json.JSONDecoder().raw_decode
 def item_line(path: Path, name: str, index: int | None = None) -> int:
     """Return the line on which an item of a JSON object begins, or 1 if the file has no such item.
 
-    An index selects an element of an item that is a list.
+    If the item is a list, ``index`` selects one of its elements.
     """
     text = read_text(path, JSON_BYTES)
     try:

@@ -45,5 +45,5 @@ def slowest(totals: Sequence[RankTotals]) -> RankTotals:
 
 
 def least_exposed(totals: Sequence[RankTotals]) -> RankTotals:
-    """Return the rank with the least exposed communication, which is most likely the rank that delays the others."""
+    """Return the rank that waits least for messages. Most likely this rank delays the others."""
     return min(totals, key=lambda rank: rank.exposed_s)

@@ -1,8 +1,8 @@
 """Comparison of the arguments of :func:`attention` between the ranks of a process group.
 
 Ranks compare the arguments of their first :data:`CALLS` calls of ``attention`` per process group. Calls inside
-``torch.compile`` are not compared. There a comparison would run only while PyTorch traces the call. Ranks that trace
-in different calls would wait for each other forever.
+``torch.compile`` are not compared. Inside it, code that compares would run only while PyTorch traces. Ranks that trace
+at different times would wait for each other forever.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class FirstCall:
             raise DisagreementError(verdict.errors)
 
     def end(self, error: BaseException) -> None:
-        """Publish that this rank does not make its call, so that all members of the group raise an error."""
+        """Publish the error of this rank, so that all ranks of the process group raise an error."""
         reason = f"failed before its first message: {reason_of(error)}"
         if isinstance(error, OptionError):
             reason = f"rejects its arguments: {error}"
@@ -140,10 +140,9 @@ def described(
 
 
 def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None:
-    """Return process group and number of this rank's next call of ``attention``, or None.
+    """Return a :class:`FirstCall` if the ranks compare the arguments of the next call of ``attention``, else None.
 
-    Ranks compare the arguments of the first :data:`CALLS` calls with a group of several ranks. For all other calls the
-    result is None. ``group`` is None for the world.
+    Ranks compare the first :data:`CALLS` calls of each process group of several ranks. ``group`` is None for the world.
     """
     if not dist.is_initialized() or torch.compiler.is_compiling():
         return None

@@ -77,7 +77,7 @@ def compare(records: Mapping[int, Record]) -> Verdict:
 
 
 def difference(name: str, values: Mapping[int, str | None]) -> str | None:
-    """Return a line that lists ranks by value, the smallest set of ranks first; None if all values are equal.
+    """Return a line with each different value and the ranks that have it; None if all ranks have the same value.
 
     The value of a rank without the setting ``name`` is None.
     """

@@ -1,7 +1,7 @@
 """Exchange of records through the job's store. Every rank writes one record. The first rank compares all records.
 
-Ranks wait for keys of the store, so the exchange needs no process group of the ranks. The store has a single
-copy of equal records.
+Ranks wait for keys of the store, so the exchange needs no process group of the ranks. The store has a single copy of
+equal records.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The progress of this process in attention, as plain attributes that passes write and the watchdog thread reads."""
+"""The progress of this process in attention. Attention writes these attributes, and the watchdog thread reads them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Support sequence parallelism and RMSNorm without TransformerEngine.
 
-With sequence parallelism each rank normalises different tokens. For parameters that are marked `sequence_parallel`
+With sequence parallelism each rank normalises different tokens. For parameters with the attribute `sequence_parallel`
 Megatron therefore sums gradients over the tensor-parallel group (finalize_model_grads.py). Norms of TransformerEngine
-and Apex have this mark. Torch's norms lack it, so `WrappedTorchNorm` (megatron/core/transformer/torch_norm.py) rejects
-sequence parallelism. This module marks the parameters of torch's norms as `sequence_parallel`.
+and Apex set this attribute. Torch's norms do not, so `WrappedTorchNorm` (megatron/core/transformer/torch_norm.py)
+rejects sequence parallelism. This module sets the attribute for torch's norms.
 
 With Apex and without TransformerEngine, `TransformerBlock` uses Apex's `FusedLayerNorm` as the final norm of every
 model. `FusedLayerNorm` supports only LayerNorm, so a model with RMSNorm cannot be built. This module builds torch's

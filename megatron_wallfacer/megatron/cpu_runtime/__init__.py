@@ -1,8 +1,8 @@
 """Run Megatron's training loop on a node without CUDA: the same script and arguments, with gloo ranks on the CPU.
 
 The CPU runtime is for tests, teaching and small experiments. Ranks, groups, collectives and gradients are real; only
-the device differs. The launcher calls ``install()`` before the user's script imports Megatron. The
-launcher calls ``adapt_argv(argv)`` to add arguments without which Megatron cannot train on a CPU.
+the device differs. The launcher calls ``install()`` before the user's script imports Megatron. The launcher calls
+``adapt_argv(argv)`` to add arguments without which Megatron cannot train on a CPU.
 
 Limits: only the thread that called `install` can train. `adapt_argv` raises an error for features that need
 CUDA kernels or CUDA's allocator (FP8, CUDA graphs, offloading, TransformerEngine).

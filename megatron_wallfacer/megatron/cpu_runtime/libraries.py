@@ -1,9 +1,9 @@
 """Hide TransformerEngine and Apex, which have no CPU kernels, from Megatron.
 
 Even with `--transformer-impl local`, Megatron uses TransformerEngine or Apex, if installed, for the final norm, Adam,
-random states and more. TransformerEngine and Apex raise errors for CPU tensors. In a container on a
-login node TransformerEngine and Apex can be imported although there is no GPU. This module makes the import of
-TransformerEngine and Apex fail, as if the libraries were not installed.
+random states and more. TransformerEngine and Apex raise errors for CPU tensors. In a container on a login node
+TransformerEngine and Apex can be imported although there is no GPU. This module makes the import of TransformerEngine
+and Apex fail, as if the libraries were not installed.
 """
 
 from __future__ import annotations

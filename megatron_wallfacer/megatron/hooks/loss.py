@@ -58,8 +58,8 @@ def _corrected(loss_func: LossFunction, config: Any, state: PluginState) -> Loss
 def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
     """Return a function that divides the loss of `loss_func` by the group's mean number of unmasked tokens per rank.
 
-    On every rank the returned function gives 1 as the number of tokens. Every rank then
-    counts equally in Megatron's average of losses, even if Megatron or the script sums token numbers over the ranks.
+    On every rank the returned function gives 1 as the number of tokens. Every rank then counts equally in Megatron's
+    average of losses, even if Megatron or the script sums token numbers over the ranks.
 
     Args:
         loss_func: loss function of a script. A result of two values is returned unchanged.

@@ -1,9 +1,9 @@
 """Compute multi-token prediction (MTP) losses over the tokens of a context-parallel group.
 
 Megatron divides the losses of the MTP layers by the number of unmasked tokens of one rank, with and without
-``--calculate-per-token-loss`` (NVIDIA/Megatron-LM#7498). Ranks differ in this number even without a loss mask,
-because the last token of a sequence predicts nothing and is on a single rank. Megatron also shifts
-the tokens of packed documents at wrong boundaries if documents have padding (NVIDIA/Megatron-LM#4495).
+``--calculate-per-token-loss`` (NVIDIA/Megatron-LM#7498). Ranks differ in this number even without a loss mask, because
+the last token of a sequence predicts nothing and is on a single rank. Megatron also shifts the tokens of packed
+documents at wrong boundaries if documents have padding (NVIDIA/Megatron-LM#4495).
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class LayerInputs:
         Args:
             chunk: number of the chunk from 0.
             block: transformer block of the chunk.
-            checkpoints: number of layers that a forward pass must checkpoint. Any other number raises an error,
-                because layer inputs might stay on the device unnoticed.
+            checkpoints: number of layers that a forward pass must checkpoint. Any other number raises an error, because
+                layer inputs might stay on the device unnoticed.
         """
 
         def begin(module: nn.Module, args: Any) -> None:

@@ -93,10 +93,10 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
 
 
 def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
-    """Check that every node has enough host memory. ``auto`` is the fraction of layers for flags with the value auto.
+    """Check that every node has enough host memory. ``auto`` replaces the value ``auto`` of flags.
 
     Raises:
-        WallfacerError: A node has too little host memory, or the fraction of a flag is less than one layer. All ranks
+        WallfacerError: A node has too little host memory, or a flag's value selects less than one layer. All ranks
             raise the same error.
     """
     for wanted in (wanted for rank in ranks for wanted in rank.wanted):

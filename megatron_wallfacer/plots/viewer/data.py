@@ -46,8 +46,8 @@ def check_sizes(cp_size: int, ranks_per_node: int) -> None:
 def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: int = 4) -> dict[str, Any]:
     """Return the data that the page shows, for conversion to JSON.
 
-    All head groups have the same steps, so the page shows one head group. The volume
-    depends on ``shape``, the shape of one rank's shard. The last node may have fewer ranks.
+    All head groups have the same steps, so the page shows one head group. The volume depends on ``shape``, the shape of
+    one rank's shard. The last node may have fewer ranks.
 
     Raises:
         OptionError: There are too many ranks, or the number of ranks per node is not positive.
