@@ -1,7 +1,7 @@
 """Read text, YAML and JSON files of limited size. Each error is one line with the file and the line number.
 
-No path can block the process or fill its memory. A device such as ``/dev/zero``, a file of 1 GiB, text that is not
-UTF-8, unlimited nesting or a repeated key raises an error within 2 s, with at most 500 MB of memory.
+Every file is safe to open. A device such as ``/dev/zero``, a file of 1 GiB, text that is not UTF-8, unlimited nesting
+or a repeated key raises an error within 2 s, with at most 500 MB of memory.
 """
 
 from __future__ import annotations

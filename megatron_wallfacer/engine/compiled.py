@@ -31,8 +31,8 @@ class CompiledPass:
         reads_delta: whether a step reads delta of the local rows.
         results: shape and dtype of each result.
         kept: bytes of each value that is kept for backward.
-        bases: (number of a buffer, dtype in which steps read the buffer). None stands for the buffer's own dtype.
-            Buffers are numbered in the order local tensors, given values, results, kept values, workspace.
+        bases: (number of a buffer, dtype in which steps read the buffer). None stands for the buffer's own dtype. The
+            order of the buffers is: local tensors, values that forward has kept, results, values to keep, workspace.
         operands: (number, index in ``bases``, shape, strides, offset in elements) of each operand that a step needs as
             a tensor.
         steps: calls of all steps, in order.

@@ -98,7 +98,10 @@ def _attention_backward_shapes(dout: Tensor, out: Tensor, lse: Tensor, sinks: Te
 
 
 def _guarded(run: Callable[..., Any], *, backward: bool) -> Callable[..., Any]:
-    """Wrap ``run`` as an operator. An index replaces the :class:`Call`, and an exception closes the process groups."""
+    """Wrap ``run`` as an operator, which has the number of a :class:`Call` as its last argument.
+
+    After an exception the operator closes the call's process groups.
+    """
 
     def run_pass(*arguments: Any) -> Any:
         *others, number = arguments

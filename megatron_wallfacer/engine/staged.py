@@ -2,7 +2,7 @@
 
 NCCL before 2.30 needs one GPU per rank, and gloo cannot send from a GPU. A staged transfer copies each message to the
 host, sends it by gloo, and copies it back. The host waits for each copy, so staged transfers only serve functional
-tests. Users must request staged transfers.
+tests. They are off by default.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _TAKES_CONSTANTS = 3, 3
 
 
 class Launch:
-    """Launches of one kernel on one grid, for arguments of fixed types, constants and divisibility by 16.
+    """Launches of one kernel on one grid. Every launch must have the same constants, argument types and alignment.
 
     Attributes:
         run: function that launches the kernel on the current stream, given all kernel arguments by position.

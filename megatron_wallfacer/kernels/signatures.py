@@ -1,7 +1,7 @@
 """Library functions whose signatures are read once, and whose arguments are bound by keyword.
 
-Releases of the libraries rename, add and drop parameters. If a release lacks a parameter, the argument may be omitted
-only if the result stays the same.
+Releases of a library rename, add and drop parameters. An argument whose parameter is missing is an error, unless the
+result is the same without it (:class:`OptionalArgument`).
 
 :class:`UnavailableError` is raised if a function is missing, if its parameters cannot be read, or if a call does not
 fit its signature.

@@ -86,7 +86,7 @@ def _name(value: object) -> object:
 
 
 def given(flag: str, *values: object, off: object = None) -> Find:
-    """Return a function that returns the flag as typed if Megatron's arguments have one of the given values.
+    """Return a function that looks for a flag with one of the given values in Megatron's arguments.
 
     Args:
         flag: flag to look up.
@@ -160,7 +160,7 @@ def context_parallel_size(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def ranks(args: Any, argv: Sequence[str]) -> str | None:
-    """Find a world size that is not a multiple of tensor-parallel size times pipeline-parallel size times P."""
+    """Return text about the world size if it is not a multiple of tensor-parallel x pipeline-parallel size x P."""
     world, size = int(os.environ.get("WORLD_SIZE", "1")), args.wallfacer_cp_size
     parallel = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
     if world % (parallel * size) == 0:

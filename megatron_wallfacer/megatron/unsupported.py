@@ -57,7 +57,7 @@ ONE_GROUP = "all packed documents share the context-parallel group of the job"
 
 
 def captured(example: str, other: str, reason: str) -> Combination:
-    """Return the combination of ``other`` and CUDA graphs of Megatron that contain attention."""
+    """Return a combination for the flag ``other``, which excludes CUDA graphs that contain attention."""
     flag, *values = other.split()
     instead = f"limit {MODULES} to moe_router and moe_preprocess"
     return Combination(example, both(ATTENTION, given(flag, *values)), f"be left out with {other}", reason, instead)

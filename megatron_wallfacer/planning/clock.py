@@ -31,7 +31,7 @@ class Clock:
         heapq.heappush(self._events, (self.now + seconds, next(self._number), callback))
 
     def after_wake_up(self, callback: Callback, sleeps: int = 1) -> None:
-        """Call a function after the delay with which the operating system wakes a thread, ``sleeps`` times in a row."""
+        """Call a function when a thread has woken up. Waking up takes time, ``sleeps`` times in a row."""
         if self._wake_up is None:
             callback()
         else:

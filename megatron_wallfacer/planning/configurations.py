@@ -177,8 +177,8 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
     """Simulate grids, and return the search result and the candidate grids.
 
     Candidates are the simulated grids whose training step fits in memory with the flags ``leanest``. If no grid fits,
-    all simulated grids are candidates. Up to :data:`MOST_RANKS_REGROUPED` ranks, a ring of all ranks and the best grids
-    are also tried with each number of head groups in :data:`GROUPS`.
+    all simulated grids are candidates. With at most :data:`MOST_RANKS_REGROUPED` ranks, some grids are also candidates
+    with other numbers of head groups (:data:`GROUPS`): the best grids, and one ring of all ranks.
     """
     job = candidate.job
     try:

@@ -51,8 +51,8 @@ class LongestSequence:
 def longest_sequences(request: Request) -> list[LongestSequence]:
     """Return the longest sequence that fits with Megatron's default Adam (fp32 gradients and states).
 
-    If another optimizer of the request allows a longer sequence, the list has a second element for that sequence. The
-    sequence length of the request is ignored. The list is empty if even the shortest sequence does not fit.
+    If a longer sequence fits with another optimizer in ``request.optimizers``, the list also contains that sequence.
+    The sequence length of the request is ignored. The list is empty if even the shortest sequence does not fit.
 
     Raises:
         OptionError: A given size does not divide ranks, heads or tokens.

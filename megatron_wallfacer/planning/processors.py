@@ -14,7 +14,7 @@ CORES = "cores"
 
 
 def overhead_s(host: HostProcessors, op: Op | None) -> float:
-    """Return the CPU seconds of an operation without its data, or of the end of a pass if ``op`` is None."""
+    """Return the CPU seconds of an operation apart from copies; for ``op=None``, those at the end of a pass."""
     match op:
         case None:
             return host.pass_us * 1e-6

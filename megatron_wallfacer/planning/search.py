@@ -36,7 +36,7 @@ class SearchResult:
 
     Attributes:
         best: all simulated grids that fit, the fastest first. A preferred grid (see :func:`preferred`) precedes them.
-        legal: number of grids from :func:`candidates` whose simulation is not too slow.
+        legal: number of grids that the search considered.
         too_large: number of simulated grids that do not fit the memory.
     """
 

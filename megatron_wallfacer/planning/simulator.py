@@ -218,7 +218,7 @@ class _Simulator:
             self._clock.fluid.add(work_s / byte_s, uses, end_work, limit=1 / byte_s)
 
     def _complete(self, rank: RankState, op: TimedOp) -> None:
-        """Begin the transfer of a completed operation, or end the pass if ``op`` has no operation."""
+        """Begin the transfer that a completed operation starts. The last entry of a pass has no operation."""
         match op.op:
             case None:
                 rank.incoming.clear()

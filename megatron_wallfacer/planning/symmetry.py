@@ -1,10 +1,10 @@
 """Classes of ranks that behave alike, so that one simulated rank represents several.
 
 A shift moves all ranks by the same distance along an axis of the grid. The last rank of an axis is followed by the
-first. After a shift, schedules are equal except for rank numbers. Schedules in the WallFacer paper's order of K and V
-do not have this symmetry. If a shift also keeps the ranks of each node, NIC and switch together, it does not change any
-simulated time. Two ranks form a *class* if such shifts move one rank to the place of the other rank. The simulation of
-one rank also gives the times of all other ranks in its class.
+first. A rank has the same schedule as the rank that takes its place, apart from rank numbers. Schedules in the
+WallFacer paper's order of K and V do not have this symmetry. If a shift also keeps the ranks of each node, NIC and
+switch together, it does not change any simulated time. Two ranks form a *class* if such shifts move one rank to the
+place of the other rank. The simulation of one rank also gives the times of all other ranks in its class.
 """
 
 from __future__ import annotations

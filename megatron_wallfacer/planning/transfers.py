@@ -165,8 +165,8 @@ class Transfers:
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
         """Return the links of a message's route, as (index, number of ranks that use the link), and their indices.
 
-        Links and ranks with equal times are simulated once. A simulated message represents the messages of all ranks
-        with the same times, so several of these ranks may use one link.
+        One simulated rank may represent several ranks (:class:`Symmetry`). If some of these share a link, the link is
+        used by as many messages.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []

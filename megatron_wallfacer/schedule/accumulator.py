@@ -82,7 +82,7 @@ class Accumulator:
             rows: half-open range of rows.
             into: accumulator to which the rows are to be added.
             first: row of ``into`` where the range begins.
-            own: function that returns operands for a range of this accumulator's written rows, one per tensor.
+            own: function that returns one operand per tensor, for a range of rows that are written in this accumulator.
         """
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):

@@ -16,7 +16,7 @@ Sizes = tuple[float, float]
 
 
 def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, sizes: Sizes = (1, 1)) -> float:
-    """Return the volume of the forward pass. A rank receives Q, K, V and partial O.
+    """Return the volume that a rank receives in the forward pass: Q, K, V and partial O.
 
     Args:
         plan: grid and choices.

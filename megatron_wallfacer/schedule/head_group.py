@@ -18,7 +18,7 @@ from megatron_wallfacer.schedule.tiles import tiles
 
 
 class Blocks(Protocol):
-    """The chunks of local, gathered and received rows, and the names of the received values with these rows."""
+    """The chunks of local, gathered and received rows, and the names of the values that arrive with them."""
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
         """Return the ids of the chunks in the given rows of an operand (``q`` or ``kv``), ascending."""

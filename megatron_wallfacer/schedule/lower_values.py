@@ -23,7 +23,7 @@ class Values:
 
     Attributes:
         rows: place in memory of each value that is not an accumulator, by name.
-        aliases: source of each value that equals its only source, by name of the value.
+        aliases: map from the name of a :class:`Concat` with a single source to the name of this source.
         slots: largest number of attention calls with pending results at the same time.
     """
 

@@ -18,7 +18,8 @@ from megatron_wallfacer.schedule.workspace import aligned
 class MessageTensor:
     """One tensor of a message, at the sender or at the receiver.
 
-    ``pieces`` are the operands with the rows of the tensor, in the order of the message. A receiver has one operand.
+    ``pieces`` are operands. Together they have all rows of the tensor in the message, in order. A receiver has one
+    operand.
     """
 
     axis: str

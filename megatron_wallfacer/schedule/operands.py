@@ -1,9 +1,8 @@
 """The operands of attention at one rank: the rows of Q and of K/V in each ring step.
 
 The *ring operand* is passed around the ring: K and V (pass-KV), or Q (pass-Q). The operand that is not passed is
-*stationary*. A rank has *local* rows of both operands. *Gathered* rows come from the other ranks of its team, for the
-stationary operand and for the first block of the ring operand. *Received* rows come from other positions of the ring,
-in all later ring steps.
+*stationary*. A rank has *local* rows of both operands. *Gathered* rows come from the other ranks of its team before the
+ring starts. *Received* rows come from other positions of the ring.
 
 Tensors that are sent together form a *tensor group*: ``q``, ``kv``, and in backward ``dout`` with its statistics.
 """

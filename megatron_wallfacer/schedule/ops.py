@@ -105,7 +105,7 @@ class Transfer:
 
     @property
     def channel(self) -> tuple[str, str]:
-        """Return (axis, ``inputs`` or ``results``). Transfers of one channel may have to wait for each other."""
+        """Return the grid axis, and ``inputs`` or ``results``. Transfers of one channel may run one after another."""
         return self.axis, "results" if RESULTS.intersection(self.payload) else "inputs"
 
 

@@ -1,8 +1,8 @@
 """The arrangement of blocks in the WallFacer paper: the team of each rank, and the destinations of a team's block.
 
-Source: arXiv 2407.00611, Algorithms 2 and 3. Teams have C ranks, and there are C groups of R = P / C^2 teams. Each
-member of a team gathers the block of the team. Member i of team t then sends the block to member t % C of team t // C
-in group i. Afterwards, blocks move around C^2 rings of R ranks.
+Source: arXiv 2407.00611, Algorithms 2 and 3. Teams have C ranks, and C groups have R = P / C^2 teams each. Every member
+of a team gathers the block of the team. Member i of team t then sends the block to one rank of group i: to member t % C
+of the group's team number t // C. Afterwards, blocks move around C^2 rings of R ranks.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Places:
         return Result(tensor, self.shape_of(tensor, CHUNKS_PER_RANK, None), wide)
 
     def whole(self, result: Result) -> Operand:
-        """Return the operand that describes a whole output tensor."""
+        """Return an operand that covers a whole result tensor."""
         return Operand(result.name, "own", result.shape, contiguous(result.shape), 0)
 
     def shape_of(self, tensor: str, chunks: int, head_slice: int | None) -> tuple[int, ...]:

@@ -82,8 +82,8 @@ class Merge:
     """Merge partial outputs by log-sum-exp.
 
     Attributes:
-        rows: pairs (operands to write, partial results to merge), each of them (out, lse). To merge with earlier
-            contents of the operands, the first partial result is the operands themselves.
+        rows: pairs (operands to write, partial results to merge). Operands and partial results are (out, lse). To merge
+            with earlier contents of the operands, the first partial result is the operands themselves.
         frees: slots whose results no later step reads.
     """
 

@@ -88,8 +88,8 @@ def _schedule(spec: PassSpec) -> Schedule:
 def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
     """Append all operations of a pass that sends no results around the ring.
 
-    Local rows attend to the first blocks of the ring operand first. They attend to its last blocks while results of
-    gathered rows are in flight.
+    Tiles of local rows with the first blocks of the ring operand come first. Tiles of local rows with the last blocks
+    are computed while results of gathered rows are in flight.
     """
     ring = [*operands.first_block, *map(received, range(1, len(operands.ring_steps)))]
     gathers = GATHERED in operands.stationary_rows
@@ -220,7 +220,7 @@ def _end(builders: Sequence[HeadGroupBuilder]) -> None:
 
 
 def _post_early(program: Sequence[ops.Op]) -> tuple[ops.Op, ...]:
-    """Post the receives of each transfer :data:`POST_AHEAD` attention operations before the transfer starts."""
+    """Post receives before their transfer starts: as many attention operations earlier as :data:`POST_AHEAD`."""
     attends = [index for index, op in enumerate(program) if isinstance(op, ops.Attend)]
     posted: dict[int, list[ops.Op]] = {}
     seen = 0

@@ -70,7 +70,7 @@ def scheme_volumes(sizes: Iterable[int], groups: Sequence[int], q_heads: int) ->
         q_heads: number of query heads.
 
     Raises:
-        OptionError: A size is not positive, or a group does not divide the query heads.
+        OptionError: A size is not positive, or an element of ``groups`` does not divide ``q_heads``.
     """
     sizes = tuple(sizes)
     for cp_size in sizes:

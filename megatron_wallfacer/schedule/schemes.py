@@ -3,7 +3,7 @@
 ``lss`` is another name of ``all-gather``: the LSS Transformer gathers in forward and reduces gradients in backward, as
 a ``kv_team`` of all ranks does. Megatron itself averages gradients over data- and context-parallel ranks.
 
-If tokens and heads are known and the K/V order is native, ``auto`` selects a ``team-ring`` grid by estimated time
+If tokens and heads are known and ``kv_order`` is ``native``, ``auto`` selects a ``team-ring`` grid by estimated time
 (:mod:`megatron_wallfacer.schedule.price`). This grid may have a ``kv_team`` axis. Otherwise ``auto`` selects the grid
 that ``team-ring`` selects: the grid with the least communication volume.
 """

@@ -167,12 +167,12 @@ class SparseHeadGroupBuilder:
         self.group.compute_tiles(stationary, ring, if_any=(stationary, ring) != (LOCAL, LOCAL))
 
     def return_ring_results(self, rows: RowSet) -> None:
-        """Return the results of received ring rows to their origin ranks, and receive the results of local rows."""
+        """Send results of received rows to their origin ranks, and receive results of local rows."""
         if self.operands.results(self.operands.ring_operand):
             self._return_results(self.operands.ring_operand, rows)
 
     def return_stationary_results(self) -> None:
-        """Return the results of gathered stationary rows to their origin ranks, and receive those of local rows."""
+        """Send results of gathered stationary rows to their origin ranks, and receive results of local rows."""
         if self.operands.results(self.operands.stationary) and self._stationary_gathers:
             self._return_results(self.operands.stationary, GATHERED)
 

@@ -22,7 +22,7 @@ from megatron_wallfacer.tuning.timing import largest, time_call
 class AttentionWorkload:
     """The attention call whose time one rank measures. ``shape`` is the shape of the rank's shard.
 
-    All ranks have the same workload, except for the device. If ``causal`` is False, each query attends to all keys.
+    Only ``device`` may differ between ranks. If ``causal`` is False, each query attends to all keys.
     """
 
     shape: Shape

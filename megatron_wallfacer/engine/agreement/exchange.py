@@ -120,7 +120,7 @@ class Exchange:
         return Verdict.from_text(self.store.get("verdict").decode())
 
     def _leave(self, verdict: Verdict) -> None:
-        """After an error, delay the first rank, which may serve the store, until all ranks have read the verdict."""
+        """After an error, wait on the first rank until all ranks have read the verdict: it may serve the store."""
         if not verdict.errors:
             return
         self.mark_read()

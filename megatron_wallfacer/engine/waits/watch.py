@@ -1,7 +1,7 @@
 """The watchdog of a rank: a thread that publishes what the rank waits for, and explains a long wait.
 
-The thread reads :data:`PROGRESS`. The thread never queries a ``Work`` of gloo, because its state changes only in the
-waiting thread. The thread queries a ``Work`` of NCCL only after a long time without a new message.
+The thread reads :data:`PROGRESS`. The watchdog never queries a ``Work`` of gloo, because its state changes only in the
+thread that waits for it. The watchdog queries a ``Work`` of NCCL only after a long time without a new message.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def check_start(parsed: Parsed, settings: Settings | None, version: Version, sto
 
 
 def takes_part() -> bool:
-    """Return whether the job has several ranks, and environment variables with the address of their store."""
+    """Return whether this job has several ranks that can compare settings through a store."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return all(os.environ.get(name) for name in names) and int(os.environ["WORLD_SIZE"]) > 1
 
