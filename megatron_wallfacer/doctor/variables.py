@@ -55,7 +55,7 @@ def threads() -> Iterator[Finding]:
 
 
 def restarts() -> Iterator[Finding]:
-    """Check restarts over gloo. A restarted job needs a new store: the old one has keys of the failed attempt."""
+    """Check the variable for ``torchrun --max-restarts`` over gloo. The old store has keys of the failed attempt."""
     text = f"{OWN_STORE} is not 1; only torchrun --max-restarts over gloo needs it, and presets set it"
     if os.environ.get(OWN_STORE) == "1":
         text = f"{OWN_STORE}=1; torchrun --max-restarts works over gloo"

@@ -56,7 +56,7 @@ class Call:
         keep_gathered_q: whether forward keeps gathered queries for backward. Otherwise backward gathers queries again.
         layer: number of the layer in the whole model, from 1, or its name; None outside a model. For messages only.
         verify: whether every message is compared with its source. If so, passes do not run as CUDA graphs.
-        number: number by which operators find the call (:func:`call_of_number`) while it exists.
+        number: number that PyTorch's operators get in place of the call (:func:`call_of_number`).
         run: function that runs a compiled pass, such as :func:`megatron_wallfacer.engine.execute.execute`.
     """
 

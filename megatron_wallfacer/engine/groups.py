@@ -160,7 +160,7 @@ def connect(
 def _channels(
     grid: Grid, whole: dist.ProcessGroup, made: dict[Channel, dist.ProcessGroup]
 ) -> dict[Channel, dist.ProcessGroup]:
-    """Return the process group of each channel. An axis of all ranks sends inputs in the group of all ranks."""
+    """Return the process group of each channel. An axis that spans all ranks uses ``whole`` for its inputs."""
     groups = {("cp", kind): whole for kind in KINDS}
     groups |= {(axis, "inputs"): whole for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
     return groups | made

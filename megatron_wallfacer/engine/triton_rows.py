@@ -25,7 +25,7 @@ _ADDRESSES = tuple(f"a{number}" for number in range(BASES))
 
 
 class RowLaunch:
-    """A Triton launch that runs several copies and sums, or several merges, which a table describes."""
+    """A Triton launch that runs all operations of a table. The operations are copies and sums, or merges."""
 
     def __init__(self, table: RowTable, *, merges: bool) -> None:
         kernel, grid = (_merge if merges else _sum), (triton.cdiv(table.rows, _ROWS), len(table.values))

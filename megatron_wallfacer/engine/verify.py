@@ -3,7 +3,7 @@
 A verified pass runs the same steps as any other pass. Before the first message the ranks compare their arguments, and
 check that their local tensors are finite. Each rank computes a checksum of each tensor that it sends, and of each
 tensor that it receives. After the last step the ranks compare the checksums. Only the comparisons of arguments and of
-checksums wait for a GPU.
+checksums synchronize the host with the GPU.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
 
 def both(find: Find, *others: Find) -> Find:
-    """Return a function that finds what ``find`` finds, if each of ``others`` finds something too."""
+    """Return a function with the result of ``find``, or None if one of ``others`` returns None."""
 
     def find_both(checked: Any, argv: Sequence[str]) -> str | None:
         found = find(checked, argv)
@@ -129,13 +129,13 @@ def reads(function: Callable[[Any], str | None]) -> Find:
 
 
 def left_out(example: str, reason: str, instead: str = "", **more: Any) -> Combination:
-    """Return a combination for a flag that must be left out, whatever its value."""
+    """Return the :class:`Combination` of a flag that must be left out, whatever its value."""
     must = "be left out with --wallfacer-cp-size"
     return Combination(example, given(example.split()[0]), must, reason, instead, **more)
 
 
 def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = None, **more: Any) -> Combination:
-    """Return a combination for two flags that cannot be used together.
+    """Return the :class:`Combination` of two flags that exclude each other.
 
     Args:
         flag: first flag and its value. The error message names this flag.

@@ -57,14 +57,14 @@ ONE_GROUP = "all packed documents share the context-parallel group of the job"
 
 
 def captured(example: str, other: str, reason: str) -> Combination:
-    """Return a combination for the flag ``other``, which excludes CUDA graphs that contain attention."""
+    """Return the :class:`Combination` of the flag ``other`` and CUDA graphs that contain attention."""
     flag, *values = other.split()
     instead = f"limit {MODULES} to moe_router and moe_preprocess"
     return Combination(example, both(ATTENTION, given(flag, *values)), f"be left out with {other}", reason, instead)
 
 
 def on_layer(flag: str, reason: str, instead: str = "") -> Combination:
-    """Return a combination for a setting of a layer's configuration that must be False and that no flag sets."""
+    """Return the :class:`Combination` of a setting without a flag that must be False in a layer's configuration."""
     return Combination(f"{flag}=True", given(flag), "be False", reason, instead, when=("model",))
 
 

@@ -13,10 +13,10 @@ Callback = Callable[[], None]
 
 
 class Clock:
-    """The time of a simulation.
+    """The clock of a simulation.
 
     Attributes:
-        now: seconds since the start of the simulation.
+        now: simulated seconds since the start.
         fluid: model of the shared resources and of the flows that use them.
     """
 

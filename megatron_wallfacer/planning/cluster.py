@@ -164,7 +164,7 @@ class Cluster:
 
     @property
     def offers_host_memory(self) -> bool:
-        """Return whether tensors may be kept in host memory: the cluster file gives its size and its copy rate."""
+        """Return whether tensors may be kept in host memory, because the cluster file gives size and copy rate."""
         return self.host_link is not None and self.host_memory_gb is not None
 
     @property

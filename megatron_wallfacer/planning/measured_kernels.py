@@ -3,9 +3,9 @@
 ``seconds = flops / rate(flops)``. Between two measured sizes log(rate) is linear in log(FLOPs). Below the smallest and
 above the largest size the rate is constant. The measured rates also apply to other shapes and numbers of heads. Such
 rates are accurate to 20 % for calls of at least 30 GFLOP. Full and causal tiles have separate curves. The seconds
-include the whole device time of a call. In the smallest calls the device also waits for the host. The rate of a small
-call is at most that of the largest call, because a GPU runs short calls at clock rates that it does not sustain over a
-pass.
+include the whole device time of a call. In the smallest calls the device also waits for the host. Rates of small calls
+are limited to the rate of the largest call. In a measurement of small calls the GPU has a clock rate that it cannot
+sustain during a whole pass.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def best_rate(table: str, *, backward: bool) -> float:
 
 
 def mean_head_dim(shape: Shape) -> float:
-    """Return the mean of q's and v's channels per head. The products QK and PV have equal FLOPs per channel."""
+    """Return the mean of the head dims of q and v. The products QK and PV have equal FLOPs per channel."""
     return (shape.head_dim + (shape.v_head_dim or shape.head_dim)) / 2
 
 

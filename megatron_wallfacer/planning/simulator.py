@@ -198,7 +198,8 @@ class _Simulator:
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
         """Keep a rank busy for some processor seconds. On an emulated cluster ranks share processors.
 
-        The simulated clock treats this work like a message that takes as many processor seconds.
+        Work is converted to the bytes of a message, because the model of shared processors has rates in bytes per
+        second.
         """
         rank.busy, start_s = True, self._clock.now
 

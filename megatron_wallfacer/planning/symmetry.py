@@ -60,7 +60,7 @@ class Symmetry:
         return self.grid.rank(dict(zip(AXES, moved, strict=True)))
 
     def count(self, rank: int, first: int, ranks: int) -> int:
-        """Return how many of ``ranks`` consecutive ranks from ``first`` on are in the class of ``rank``."""
+        """Count the ranks from ``first`` to ``first + ranks - 1`` that are in the class of ``rank``."""
         last = min(first + ranks, self.grid.cp_size)
         return [self.class_of(other) for other in range(first, last)].count(self.class_of(rank))
 

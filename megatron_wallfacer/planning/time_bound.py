@@ -208,7 +208,7 @@ def _extent(grid: Grid, axis: str) -> tuple[int, int]:
 
 
 def _crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest fraction of a rank's bytes along an axis that leaves its node of ``unit`` ranks."""
+    """Return which fraction of its bytes along an axis a rank sends to other nodes of ``unit`` ranks, at most."""
     stride, size = _extent(grid, axis)
     if size == 1 or stride * size <= unit:
         return 0.0
@@ -226,14 +226,14 @@ def _edge(plan: Plan, axis: str, unit: int) -> float:
 
 
 def _staying(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest fraction of a rank's bytes along an axis that stays in its node of ``unit`` ranks."""
+    """Return which fraction of its bytes along an axis a rank sends inside its node of ``unit`` ranks, at most."""
     if axis in _RINGS and _extent(grid, axis)[0] < unit:
         return 1.0
     return 1.0 - _crossing(grid, axis, unit)
 
 
 def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the mean fraction of a rank's bytes along an axis that leaves its node of ``unit`` ranks."""
+    """Return which fraction of its bytes along an axis a rank sends to other nodes of ``unit`` ranks, on average."""
     (stride, _), crossing = _extent(grid, axis), _crossing(grid, axis, unit)
     if axis in _RINGS and crossing and stride < unit:
         return stride / unit

@@ -163,10 +163,10 @@ class Transfers:
                 self._on_end(pending)
 
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
-        """Return the links of a message's route, as (index, number of ranks that use the link), and their indices.
+        """Return (index, number of messages) of each link on a message's route, and the list of the indices.
 
-        One simulated rank may represent several ranks (:class:`Symmetry`). If some of these share a link, the link is
-        used by as many messages.
+        One simulated message may represent the messages of several ranks (:class:`Symmetry`), some of which share a
+        link.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []

@@ -33,7 +33,7 @@ class GridLayout:
         half_side: half the side of the frame of one circle.
         centres: centre of each circle, by the coordinate along ``kv_team``.
         inner_radius: radius of the circle around an inner ring and its ranks, or 0 for a single ring.
-        ring_centres: centre of the ring of each rank.
+        ring_centres: centre of the circle that shows the ring of each rank.
         positions: position of each rank.
     """
 

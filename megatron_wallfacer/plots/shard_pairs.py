@@ -38,8 +38,8 @@ class PairWork(NamedTuple):
 def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
     """Return the work on each pair (query shard, key shard), derived from the tiles of the forward schedules.
 
-    In a correct plan each pair of shards has one entry per rank of the head axis. With zig-zag chunks all areas are
-    equal.
+    In a correct plan each pair of shards has one entry per rank of the head axis. With zig-zag chunks all pairs have
+    equal work.
     """
     work: dict[Pair, list[PairWork]] = defaultdict(list)
     ring_operand = plan.ring_operand(backward=False)

@@ -83,7 +83,7 @@ def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
 
 
 def script_to_read(script: Path | None, checkout: Path | None) -> Path | None:
-    """Return the Megatron script whose own flags a preset may set; None for the plugin's script, which has none."""
+    """Return the user's Megatron script, which may add flags; None if the preset runs the plugin's own script."""
     chosen = choose_script(script, None) if script or not checkout else checkout / "pretrain_gpt.py"
     return None if chosen == SCRIPT else chosen
 

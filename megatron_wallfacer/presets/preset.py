@@ -27,7 +27,7 @@ class Preset:
         torchrun: torchrun flags by name.
         model: Megatron's and the plugin's flags by name.
         statements: remarks of the preset's author on its test and use. The keys are ``validated_on``, ``measured`` and
-            ``known_limitations``. Remarks in extended files are left out.
+            ``known_limitations``. Remarks in files that the preset extends are ignored.
     """
 
     path: Path

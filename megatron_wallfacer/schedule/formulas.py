@@ -22,8 +22,8 @@ def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, siz
         plan: grid and choices.
         kappa: kv heads / q heads.
         kv_heads: number of kv heads; None if there are at least as many kv heads as ranks of the head axis.
-        sizes: weight of an input element, and weight of an element of partial results and gradients. If the weights are
-            bytes per element, the result times n*H is in bytes.
+        sizes: size of an input element, and size of an element of partial results and gradients. With sizes in bytes,
+            the result times n*H is in bytes.
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes

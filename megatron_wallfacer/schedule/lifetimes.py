@@ -56,7 +56,7 @@ def value_key(name: str) -> Hashable:
 
 
 def rows_key(start: int, position: int) -> Hashable:
-    """Return the key of a message's send buffer. ``start`` numbers the operation, and ``position`` its messages."""
+    """Return the key of a send buffer. ``start`` is the index of the operation, and ``position`` of the message."""
     return "rows", start, position
 
 
@@ -66,7 +66,7 @@ def local_part_key(start: int, end: str) -> Hashable:
 
 
 def proxy_key(names: tuple[str, ...]) -> Hashable:
-    """Return the key of a query block's ``out_proxy`` buffer. ``names`` are the values of the query block."""
+    """Return the key of the buffer for ``out_proxy`` of a query block."""
     return "proxy", names
 
 

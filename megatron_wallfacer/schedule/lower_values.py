@@ -118,7 +118,7 @@ class Values:
             self._add(total, Part(there, some, slot, op))
 
     def add_rows(self, total: Accumulator, rows: Range, source: Rows, first: int) -> None:
-        """Make :meth:`finalize` add rows of ``source``, from row ``first`` on, to ``rows`` of ``total``."""
+        """Make :meth:`finalize` add rows of ``source``, beginning with row ``first``, to ``total``."""
         operands = _in_order(source)
         self._add(total, Part(rows, lambda wanted: _cut_all(operands, moved(wanted, first - rows[0]))))
 

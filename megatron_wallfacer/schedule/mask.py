@@ -1,10 +1,10 @@
 """Masks: the keys that each query sees, in tokens and in chunks.
 
 The queries of a packed sequence see only keys of their own document. With a sliding window, a query sees no key beyond
-a given distance. Packed sequences have two layouts. With ``sequence`` the whole sequence is divided into 2P chunks,
-wherever documents end (Megatron's ``--dataloader-inter-document-masking``). With ``per_document`` each document is
-divided into 2P chunks, and chunk c of the sequence consists of the chunks c of all documents (Megatron's ``--sft``,
-TransformerEngine's thd).
+a given distance. Packed sequences have two layouts. With ``sequence`` the whole sequence is divided into 2P equal
+chunks, so chunks may begin inside documents (Megatron's ``--dataloader-inter-document-masking``). With ``per_document``
+each document is divided into 2P chunks, and chunk c of the sequence consists of the chunks c of all documents
+(Megatron's ``--sft``, TransformerEngine's thd).
 """
 
 from __future__ import annotations

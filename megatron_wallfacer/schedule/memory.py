@@ -39,7 +39,7 @@ def result_tensors(schedule: Schedule) -> tuple[str, ...]:
 def result_is_wide(schedule: Schedule, shape: Shape, tensor: str, *, sinks: bool = False) -> bool:
     """Return whether a result tensor has the accumulation dtype.
 
-    This holds for lse, for the output with sinks, and for gradients of kv heads that head slices share.
+    This holds for lse, and for out with sinks. It also holds for dk and dv if several head slices use one kv head.
     """
     shared = tensor in KV_TENSORS and schedule.head_slices > shape.kv_heads
     return shared or tensor in STATISTICS or (sinks and tensor == "out")

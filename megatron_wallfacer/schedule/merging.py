@@ -34,7 +34,7 @@ def merges_rows(operands: OperandRows, groups: int) -> bool:
 
 
 def ranks_per_call(plan: Plan, groups: int) -> int:
-    """Return for how many team members one attention call of the last ring step computes rows."""
+    """Return the number of team members whose results are computed together, in the last ring step."""
     return max(1, int(LEAST_WORK / max(1, _call_work(plan, groups))))
 
 

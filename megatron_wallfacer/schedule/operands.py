@@ -126,8 +126,7 @@ class OperandRows:
     def merged_steps(self) -> int:
         """Return the number of ring steps that can compute local and gathered rows in a single attention call.
 
-        Gathered rows must have arrived before the step. After the step, no results of the stationary operand may be
-        sent.
+        Gathered rows must have arrived before such a step. Results must not have to be sent after it.
         """
         if self.results(self.ring_operand):
             return len(self.later_steps)
@@ -165,7 +164,7 @@ class OperandRows:
         return self._pass_steps > 1 and step % self._pass_steps == 0 and step < len(self.ring_steps)
 
     def pass_start(self, step: int) -> int | None:
-        """Return the first step of ``step``'s round of the inner ring; None in the first round and on a single ring."""
+        """Return the ring step in which the current round of the inner ring started; None in the first round."""
         return step - step % self._pass_steps or None if self._pass_steps > 1 else None
 
 

@@ -57,7 +57,7 @@ class Places:
         return self.placed(name, key)
 
     def placed(self, name: str, key: Hashable, chunks: tuple[int, ...] | None = None) -> Rows:
-        """Return the rows of a value in the workspace, in the buffer with the given key."""
+        """Place the tensors of a value in the workspace buffer with the given key."""
         return self.packed(name, WORKSPACE, self.layout.offsets[key], chunks)
 
     def packed(self, name: str, buffer: str, offset: int, chunks: tuple[int, ...] | None = None) -> Rows:

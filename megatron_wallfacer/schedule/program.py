@@ -72,7 +72,7 @@ class Permute:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Fill rows that have no result. ``rows`` are (operand, value) pairs."""
+    """Fill operands with constants. ``rows`` are pairs (index of the operand, constant)."""
 
     rows: tuple[tuple[int, float], ...]
 
@@ -170,7 +170,7 @@ class MessageBuffer(NamedTuple):
 
     Attributes:
         peer: rank of the other end, in the context-parallel group.
-        operand: index of the operand that has the bytes of the message.
+        operand: index of the operand that is sent or received.
         tag: number that is equal at both ends.
     """
 

@@ -68,7 +68,7 @@ def block_origin(grid: Grid, rank: int, step: int) -> int:
 
 
 def block_holder(grid: Grid, rank: int, origin: int) -> int:
-    """Return the rank that has the block of ``rank``, at the time when ``rank`` has the block of ``origin``."""
+    """Return the rank that has ``rank``'s block in the ring step in which ``rank`` has ``origin``'s block."""
     here, there = grid.coordinates(rank), grid.coordinates(origin)
     return peer_along(grid, rank, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
 

@@ -44,7 +44,7 @@ class NeededBlocks:
         return [self.received_name(tensors, rows, rank) for rank in self.senders(side, rows)]
 
     def received_name(self, tensors: str, rows: RowSet, rank: int) -> str:
-        """Return the name of the rows that this rank receives from ``rank``."""
+        """Return the name of the value that this rank receives from ``rank``."""
         return self._emitter.name(f"{rows}from{rank}", tensors)
 
     def senders(self, side: str, rows: RowSet) -> ChunksByRank:

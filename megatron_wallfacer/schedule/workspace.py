@@ -90,7 +90,7 @@ def _layout(groups: Iterable[_SameLifetime]) -> WorkspaceLayout:
 def _tightest_gap(group: _SameLifetime, placed: Iterable[tuple[int, _SameLifetime]]) -> int:
     """Return the offset of the smallest gap that is large enough; if there is none, the end of all buffers.
 
-    Only placed buffers that are alive at the same time as ``group`` count.
+    Placed buffers that are not alive at the same time as ``group`` are ignored.
     """
     occupied = sorted(
         (offset, offset + other.nbytes)

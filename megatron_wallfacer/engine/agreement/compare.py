@@ -17,8 +17,7 @@ class Record:
 
     Attributes:
         settings: values that must be equal on all ranks.
-        derived: values computed from the settings. They must be equal on all ranks too, but a difference is reported
-            only if all settings are equal.
+        derived: values computed from the settings. They are compared after the settings, if all settings are equal.
         labels: values whose differences between ranks only cause a warning.
         strict: whether this rank requires equal settings. Differences are ignored if no rank requires equal settings.
     """

@@ -24,7 +24,8 @@ class LayerInputs:
 
     Args:
         queue: queue that stores layer inputs in host memory.
-        on_host: (model chunk, checkpoint) of each input in host memory, both numbers from 0.
+        on_host: inputs to keep in host memory, as (number of the model chunk, number of the recomputed group of
+            layers).
     """
 
     def __init__(self, queue: OffloadQueue, on_host: frozenset[tuple[int, int]]) -> None:
