@@ -18,9 +18,10 @@ MOST_RANKS = 1 << 20
 
 
 def trace_events(rank: int, events: Iterable[TimelineEvent]) -> list[dict[str, object]]:
-    """Return the events of a rank in the Chrome trace format: one process for the rank, one thread for each row.
+    """Return the events of a rank in the Chrome trace format.
 
-    The rows in :data:`megatron_wallfacer.engine.timeline.ROWS` are first, and all other rows follow by name.
+    A trace viewer shows the rank as a process, and each row of its timeline as a thread. The rows in
+    :data:`megatron_wallfacer.engine.timeline.ROWS` are first, and all other rows follow by name.
     """
     events = list(events)
     rows = [*ROWS, *sorted({event.row for event in events} - set(ROWS))]

@@ -40,7 +40,7 @@ def checked(
 ) -> tuple[Plan, dist.ProcessGroup | None, Mask, Kernel, float, float]:
     """Check the arguments of :func:`attention`, and return plan, group, mask, kernel, scale and softcap of the call.
 
-    The checks send no message, so ranks with equal arguments raise the same error.
+    The checks need no other rank. Ranks with equal arguments raise the same error.
 
     Raises:
         OptionError: An argument has a type or a value that is not allowed.

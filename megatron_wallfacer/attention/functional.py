@@ -70,7 +70,7 @@ def attention(
 
     Raises:
         OptionError: An argument has a type or a value that is not allowed. All arguments are checked before the first
-            message, so all ranks of a call with equal arguments raise the same error.
+            message. If all ranks have equal arguments, all ranks raise this error.
         DisagreementError: In one of the first 64 calls of a group, ranks have different arguments, or the checks of
             another rank raised an error. All ranks raise the same message.
         WallfacerError: Another rank failed in this call, or any rank failed in an earlier call.

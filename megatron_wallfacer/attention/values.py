@@ -27,7 +27,7 @@ def shown(value: object) -> str:
 
 
 def plan_of(value: object) -> Plan:
-    """Return a given plan; for a given grid, return its plan with default choices."""
+    """Return ``value`` if it is a plan. If it is a grid, return the grid's plan with default choices."""
     if isinstance(value, Plan):
         return value
     if isinstance(value, Grid):

@@ -1,4 +1,4 @@
-"""Implement ``wallfacer config show`` and ``check``: print the entries of a preset with locations, or check them."""
+"""Implement ``wallfacer config show`` and ``check``: print or check the entries of a preset, with file and line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def add_preset_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every command that reads a preset. Unknown flags become entries of the preset."""
+    """Add the arguments that all commands with a preset have. Unknown flags become entries of the preset."""
     parser.allow_abbrev = False
     parser.usage = f"{parser.prog} CONFIG [options] [--megatron-flag value ...]"
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, or name of a preset")

@@ -1,4 +1,4 @@
-"""Define the result of a kernel that was called in a process of its own. This module does not import PyTorch."""
+"""The result of testing a kernel in a separate process. This module does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class KernelResult:
 
     @property
     def is_accurate(self) -> bool:
-        """Whether the kernel was called and the relative error of every tensor is within the tolerance."""
+        """Whether the kernel has run, with relative errors within the tolerance for all tensors."""
         # The comparison is False for NaN.
         return bool(self.errors) and all(error <= TOLERANCE for error in self.errors.values())
 

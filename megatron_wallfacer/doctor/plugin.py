@@ -1,4 +1,4 @@
-"""Check Megatron, the functions that the plugin replaces, and the grid of ``--wallfacer-scheme auto``."""
+"""Check Megatron's version, the functions that the plugin replaces, and the choice of ``--wallfacer-scheme auto``."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _MODULE = "megatron_wallfacer.doctor.checks"
 
 
 def run_checks(environment: dict[str, str]) -> list[Finding]:
-    """Run all checks in a new process with the given environment variables, and return the findings in their order.
+    """Run all checks in a new process with the given environment variables, and return the findings.
 
     If the process ends early, the list ends with a finding of status ``problem``.
     """

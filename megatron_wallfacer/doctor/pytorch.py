@@ -68,7 +68,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def communication() -> Iterator[Finding]:
-    """Check NCCL on GPUs, and gloo, which Megatron also uses for checkpoints."""
+    """Check gloo, and on GPUs also NCCL. Megatron needs gloo for checkpoints."""
     import torch
     import torch.distributed as dist
 

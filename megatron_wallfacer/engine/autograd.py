@@ -39,7 +39,7 @@ def attend(
         k: local keys, sbhd.
         v: local values, sbhd.
         call: arguments of attention that are not tensors.
-        result: result of an earlier forward pass on the same q, k and v. With ``result`` no forward pass runs.
+        result: result of an earlier forward pass on the same q, k and v, which then replaces the forward pass.
         sinks: one additional logit per head, ``[q_heads]``, whose value vector is zero. The gradient of the sinks
             covers only the rows of this rank.
 

@@ -54,9 +54,11 @@ class Call:
 
     Attributes:
         keep_gathered_q: whether forward keeps gathered queries for backward. Otherwise backward gathers queries again.
-        layer: number of the layer in the whole model, from 1, or its name; None outside a model. For messages only.
+        layer: number of the layer in the whole model, from 1, or its name; None outside a model. Only for error
+            messages.
         verify: whether every message is compared with its source. If so, passes do not run as CUDA graphs.
-        number: number that PyTorch's operators get in place of the call (:func:`call_of_number`).
+        number: unique number of the call. Operators of PyTorch cannot have a :class:`Call` as argument, so they get
+            this number (:func:`call_of_number`).
         run: function that runs a compiled pass, such as :func:`megatron_wallfacer.engine.execute.execute`.
     """
 

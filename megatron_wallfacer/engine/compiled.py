@@ -31,10 +31,10 @@ class CompiledPass:
         reads_delta: whether a step reads delta of the local rows.
         results: shape and dtype of each result.
         kept: bytes of each value that is kept for backward.
-        bases: (number of a buffer, dtype in which steps read the buffer). None stands for the buffer's own dtype. The
+        bases: pairs (index of a buffer, dtype in which steps read it). The dtype None is the buffer's own dtype. The
             order of the buffers is: local tensors, values that forward has kept, results, values to keep, workspace.
-        operands: (number, index in ``bases``, shape, strides, offset in elements) of each operand that a step needs as
-            a tensor.
+        operands: operands that steps need as tensors, as (index of the operand, index in ``bases``, shape, strides,
+            offset in elements).
         steps: calls of all steps, in order.
         labelled: the calls of ``steps`` with labels for traces. Each label names an operation, or a wait for a
             transfer.
@@ -106,5 +106,5 @@ def rows_in_one_launch(device: torch.device) -> bool:
 
 
 def _viewed(program: Program) -> list[int]:
-    """Return the indices of the operands that steps read or write as tensors, not only as memory addresses."""
+    """Return the indices of the operands that steps need as ``torch.Tensor``. Triton kernels get only addresses."""
     return sorted({one for _, steps in program.steps for step in steps for one in taken(step, program.transfers)})

@@ -71,7 +71,7 @@ def connected(
 
 
 def connections_of(global_ranks: Sequence[int]) -> list[Transfers]:
-    """Return all cached transfers, one per grid, of the context-parallel group with the given global ranks."""
+    """Return the cached :class:`Transfers` of all grids of the context-parallel group with the given global ranks."""
     return [made for made in _made.values() if made.groups.global_ranks == tuple(global_ranks)]
 
 

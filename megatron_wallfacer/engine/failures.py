@@ -1,8 +1,8 @@
 """After an exception in a pass a rank closes its groups. Waiting ranks then raise an error with the first cause.
 
 After an exception, messages of the pass may still be in flight. A later pass could receive these messages. So all later
-passes over the groups raise an error, until :func:`megatron_wallfacer.attention.forget_groups` has destroyed the groups
-on every rank.
+passes with these groups raise an error, until :func:`megatron_wallfacer.attention.forget_groups` has destroyed the
+groups on every rank.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AT_ONCE = timedelta(milliseconds=1)
 
 
 def closed_error(cause: str) -> WallfacerError:
-    """Return the error of a pass whose groups are closed. ``cause`` describes the failure that closed the groups."""
+    """Return the error to raise after process groups were closed. ``cause`` describes the failure that closed them."""
     return WallfacerError(
         f"{cause}; attention's groups are closed: start the job again, or call forget_groups() on every rank"
     )
@@ -91,7 +91,7 @@ def _close(connections: Sequence[Transfers], own: str) -> None:
 
 
 def _first_cause(groups: AxisGroups, own: str) -> str:
-    """Publish the failure of this rank. Return the first published failure of all ranks."""
+    """Publish the failure of this rank, unless another rank has published one before. Return the first failure."""
     key = f"wallfacer/failure/{groups.number}/{groups.global_ranks[0]}"
     try:
         return dist.distributed_c10d._get_default_store().compare_set(key, "", own).decode()

@@ -1,7 +1,7 @@
 """Passes inside a CUDA graph that the plugin does not own, such as Megatron's graph of a layer.
 
-The graph captures all kernel launches of a pass. The workspace comes from the graph's memory pool, and the pass waits
-for all of its transfers. This module has two duties.
+The graph captures all kernel launches and transfers of a pass, and provides the memory of the workspace. This module
+has two duties.
 
 * Check that a captured pass has run eagerly before: a capture must not compile kernels or copy constants to the GPU.
 * Keep references to the constants that graph replays read, until the process groups are destroyed.

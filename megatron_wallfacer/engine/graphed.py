@@ -66,7 +66,7 @@ class _StaticPass:
     constants: list[Callable[..., object]]
 
     def replay(self, inputs: Tensors) -> PassResults:
-        """Copy the inputs into static buffers, replay the graph, and return copies of its results and kept values."""
+        """Copy the inputs into static buffers, replay the graph, and return copies of all its outputs."""
         for static, x in zip(self.inputs, inputs, strict=True):
             static.copy_(x)
         self.graph.replay()
@@ -106,7 +106,7 @@ class Graphs:
     ) -> PassResults:
         """Replay the graph of a pass; without a graph run :func:`megatron_wallfacer.engine.execute.execute`.
 
-        The pass was lowered for contiguous inputs, but the inputs may have any strides. With an observer the pass runs
+        Inputs may have any strides, although the pass was lowered for contiguous inputs. With an observer the pass runs
         eagerly, because steps inside a CUDA graph cannot be observed. If another library captures a CUDA graph now, the
         pass runs eagerly, and the graph of that library records the launches.
         """

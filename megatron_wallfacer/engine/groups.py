@@ -1,7 +1,7 @@
 """Process groups of a grid.
 
-Each axis of several ranks has two groups, so that results do not wait for inputs. Messages that belong to no axis use
-the group ``cp`` of all context-parallel ranks, for inputs and for results.
+Each axis of size > 1 has two groups, so that results do not wait for inputs. Messages along no axis use a single group
+``cp`` with all context-parallel ranks.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def connect(
 def _channels(
     grid: Grid, whole: dist.ProcessGroup, made: dict[Channel, dist.ProcessGroup]
 ) -> dict[Channel, dist.ProcessGroup]:
-    """Return the process group of each channel. An axis that spans all ranks uses ``whole`` for its inputs."""
+    """Return the process group of each channel. If an axis has all ranks, inputs are sent in the group ``whole``."""
     groups = {("cp", kind): whole for kind in KINDS}
     groups |= {(axis, "inputs"): whole for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
     return groups | made
@@ -206,7 +206,7 @@ def _everyone(global_ranks: tuple[int, ...], grid: Grid, *, apart: bool) -> list
 
 
 def _every_subgroup(everyone: list[Member]) -> list[tuple[Channel, tuple[int, ...]]]:
-    """Return (channel, global ranks) of each group that the job must create. The list is equal on all ranks."""
+    """Return (channel, global ranks) of each group that the job must create. All ranks return the same list."""
     found: list[tuple[Channel, tuple[int, ...]]] = []
     for ranks, grid, apart in dict.fromkeys((ranks, grid, apart) for ranks, grid, _, apart in everyone):
         found += [(_WHOLE, ranks)] if apart else []

@@ -17,7 +17,7 @@ class Memory:
     """The layout of the list that the steps of a pass read and write: first operands, then slots, then buffers.
 
     Attributes:
-        slots: index of the first slot. A slot has the results of one kernel call.
+        slots: index at which the slots begin. A slot has the results of one kernel call.
         buffers: index of each buffer, by name.
         wide: names of tensors that have the accumulation dtype.
     """
@@ -29,7 +29,7 @@ class Memory:
     dtype: torch.dtype = torch.float32
 
     def held(self, slots: Sequence[int]) -> tuple[int, ...]:
-        """Return the indices of the given slots in the list."""
+        """Convert numbers of slots to indices in the list of tensors."""
         return tuple(self.slots + slot for slot in slots)
 
     def is_wide(self, operand: Operand) -> bool:

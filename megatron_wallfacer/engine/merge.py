@@ -51,7 +51,7 @@ def check_rows(device: torch.device) -> None:
 def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> None:
     """Write into each tensor of ``into`` the sum of its ``sources``, added in order and in the accumulation dtype.
 
-    All tensors of a sum have the same shape. The first term of a sum may be the output tensor itself.
+    Sources have the shape of their output tensor. The first source may be the output tensor itself.
     """
     totals = [_total(to, of[0], len(of)) for to, of in zip(into, sources, strict=True)]
     started = [(total, of[0]) for total, of in zip(totals, sources, strict=True) if total is not of[0]]
@@ -66,8 +66,8 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
 def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
     """Merge several lists of partial results by log-sum-exp, in the accumulation dtype.
 
-    The list ``sources[i]`` is merged into (out, lse) ``into[i]``. Its first element may be ``into[i]`` itself. All
-    elements have the shapes of ``into[i]``.
+    The partial results ``sources[i]`` are merged into (out, lse) ``into[i]``, and have the same shapes. The first
+    partial result may be ``into[i]`` itself.
     """
     totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]

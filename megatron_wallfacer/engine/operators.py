@@ -98,7 +98,7 @@ def _attention_backward_shapes(dout: Tensor, out: Tensor, lse: Tensor, sinks: Te
 
 
 def _guarded(run: Callable[..., Any], *, backward: bool) -> Callable[..., Any]:
-    """Wrap ``run`` as an operator, which has the number of a :class:`Call` as its last argument.
+    """Wrap ``run`` as an operator. Its last argument is :attr:`Call.number` in place of the call.
 
     After an exception the operator closes the call's process groups.
     """

@@ -14,8 +14,7 @@ LIMIT = 256 << 20
 class PassCache:
     """A cache that drops its oldest entries first. The newest entry remains even if it is larger than the limit.
 
-    The cached passes may take ``limit`` bytes in total. The values that :meth:`number_of` stores may take another
-    ``limit`` bytes.
+    The limit of ``limit`` bytes applies to the cached passes, and again to the values that :meth:`number_of` stores.
     """
 
     def __init__(self, capacity: int = CAPACITY, limit: int = LIMIT) -> None:

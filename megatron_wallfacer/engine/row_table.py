@@ -21,10 +21,10 @@ _OUTER = 3
 
 
 class Place(NamedTuple):
-    """A tensor of a row operation, as a position in a buffer.
+    """The place of a tensor in a buffer.
 
     Attributes:
-        base: index of the buffer in the launch. For a constant instead of a tensor: a value of :data:`CONSTANTS`.
+        base: index of the buffer in the launch's list of buffers, or a value of :data:`CONSTANTS` for a constant.
         wide: whether the tensor has the accumulation dtype instead of the dtype of the inputs.
         offset: offset from the address of the buffer, in elements.
     """
@@ -73,7 +73,7 @@ class RowTable:
 def make_table(
     operations: Sequence[RowOperation], dtype: torch.dtype, wide: torch.dtype, device: torch.device
 ) -> RowTable:
-    """Return the table of independent row operations on ``device``. Either all operations are merges, or none is.
+    """Return a table of row operations, as a tensor on ``device``. Either all operations are merges, or none is.
 
     ``dtype`` is the dtype of the inputs, and ``wide`` the accumulation dtype.
     """
@@ -101,7 +101,7 @@ _Entry = tuple[tuple[int, ...], int, list[Place], list[list[Place]]]
 
 
 def _entries(one: RowOperation) -> Iterator[_Entry]:
-    """Yield launch arguments: sizes of the outer dimensions, row length, places to write, places of each source."""
+    """Yield the rows of the table for one operation, with at most three outer dimensions each."""
     if 0 in one.shape:
         return
     if len(one.into) > 1:

@@ -66,7 +66,7 @@ TRANSFERS: dict[str, type[Transfers]] = {"direct": Transfers, "staged": StagedTr
 def check_transfers(kind: str, device: torch.device, backend: str | None) -> None:
     """Check ``transfers=kind`` against the device and the backend, before process groups are created.
 
-    ``backend`` is the backend of the groups for the device of the messages; None for a single process. If the group has
+    ``backend`` is the group's backend for the device on which messages are; None for a single process. If the group has
     no backend for this device, ``backend`` is the configuration of the group, such as ``cuda:nccl``.
 
     Raises:

@@ -67,10 +67,10 @@ class TimelineEvent:
 
     Attributes:
         row: ``pass``, ``compute``, ``wait``, ``copy``, or the channel of a transfer.
-        name: description; ``forward`` or ``backward`` for a pass.
-        start: beginning in seconds of the monotonic clock.
-        end: end in seconds of the monotonic clock. For a transfer this is the end of the wait. The data may have
-            arrived earlier.
+        name: text that a trace viewer shows; ``forward`` or ``backward`` for a pass.
+        start: time of the monotonic clock at the beginning, in seconds.
+        end: time of the monotonic clock at the end, in seconds. For a transfer this is the end of the wait. The data
+            may have arrived earlier.
     """
 
     row: str

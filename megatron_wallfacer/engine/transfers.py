@@ -1,4 +1,4 @@
-"""Transfers of a program as calls of process groups.
+"""Run the transfers of a program with ``torch.distributed`` process groups.
 
 All tensors of a message are sent as one buffer of bytes. The call that starts a transfer does not block. The wait for a
 transfer ends when all receives have arrived and all sends have left. On NCCL the current stream of the device waits,
@@ -60,7 +60,7 @@ class Transfers:
         return self.groups.backend != "gloo"
 
     def bind(self, number: int, transfer: PointToPoint | AllToAll, device: torch.device) -> BoundTransfer:
-        """Return the calls of one transfer. The calls store ``Work`` objects in entry ``number`` of a list."""
+        """Return the calls that post, start and wait for a transfer. They share a list of ``Work`` objects."""
         group = self.groups.groups[transfer.channel]
         if isinstance(transfer, AllToAll):
             ranks = [self._rank_in(group, rank) for rank in transfer.ranks]
@@ -96,7 +96,7 @@ def _in_halves(
     receives: Sequence[MessageBuffer],
     labels: Sequence[Label],
 ) -> BoundTransfer:
-    """Return a transfer over gloo that can post its receives before it starts: gloo delays a message without a receive.
+    """Return a transfer over gloo whose receives can be posted early. Gloo delays messages until a receive is posted.
 
     If the peer has exited, gloo raises an error in a send, in a receive, or in the wait for the send or receive.
     """

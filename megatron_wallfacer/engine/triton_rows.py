@@ -36,7 +36,7 @@ class RowLaunch:
         self._constants = table.sources, _ROWS, width, _DTYPES[table.dtype], _DTYPES[table.wide]
 
     def __call__(self, tensors: Sequence[Tensor]) -> None:
-        """Run all row operations of the table on at most :data:`BASES` buffers, in the order of the table."""
+        """Launch all operations of the table. ``tensors`` are its buffers, at most :data:`BASES`."""
         if self._is_empty:
             return
         addresses = [x.data_ptr() for x in tensors]

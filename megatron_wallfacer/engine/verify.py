@@ -1,9 +1,9 @@
-"""Verified passes: every message is compared with its source, and all ranks raise an error if one message differs.
+"""Passes with verification: every message is compared with its source, and all ranks raise an error if one differs.
 
-A verified pass runs the same steps as any other pass. Before the first message the ranks compare their arguments, and
-check that their local tensors are finite. Each rank computes a checksum of each tensor that it sends, and of each
-tensor that it receives. After the last step the ranks compare the checksums. Only the comparisons of arguments and of
-checksums synchronize the host with the GPU.
+A pass with verification runs the same steps as any other pass. Before the first message the ranks compare their
+arguments, and check that their local tensors are finite. Each rank computes a checksum of each tensor that it sends,
+and of each tensor that it receives. After the last step the ranks compare the checksums. Only the comparisons of
+arguments and of checksums synchronize the host with the GPU.
 """
 
 from __future__ import annotations
@@ -111,10 +111,10 @@ class _Checksums:
 def checksum(pieces: Tensors) -> Tensor:
     """Return the checksum of consecutive rows as an int64 scalar on their device, without waiting for the device.
 
-    Each element is read as an integer, and multiplied by an odd number that depends on the place in the row. The
-    products of a row are summed, the bits of the sum are mixed, and the mixed sum is multiplied by an odd number that
-    depends on the row. The checksum is the total of the results of all rows, modulo 2^64. A single flipped bit always
-    changes the checksum. Several flipped bits leave the checksum unchanged with a probability near 2^-64.
+    Each element is read as an integer, and multiplied by an odd number that depends on the place in the row. The sum of
+    these products is the sum of the row. Its bits are mixed, and it is multiplied by an odd number that depends on the
+    row. The checksum is the total over all rows, modulo 2^64. A single flipped bit always changes the checksum. Several
+    flipped bits leave the checksum unchanged with a probability near 2^-64.
 
     Args:
         pieces: tensors ``[rows, ...]`` with any strides, whose shapes are equal except for the number of rows.
@@ -137,7 +137,7 @@ def checksum(pieces: Tensors) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _odd(kind: str, length: int, device: torch.device) -> Tensor:
-    """Return odd pseudo-random numbers that are equal on all ranks, int64 ``[length]``."""
+    """Return pseudo-random odd integers that are equal on all ranks, int64 ``[length]``."""
     generator = torch.Generator().manual_seed(_SEEDS[kind])
     numbers = torch.randint(-(2**62), 2**62, (length,), generator=generator, dtype=torch.int64)
     return ((numbers << 1) | 1).to(device)

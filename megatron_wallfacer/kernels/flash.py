@@ -1,4 +1,4 @@
-"""FlashAttention 2, 3 and 4. One class calls all versions, and a table has their differences.
+"""FlashAttention 2, 3 and 4. Each is an instance of one class, with a table of its names and arguments.
 
 FlashAttention's tensors are bshd with any strides, and its windows are counted from the bottom-right corner. Tensors of
 packed documents are thd, with an lse ``[heads, rows]``.

@@ -21,7 +21,7 @@ class Library:
 
     Attributes:
         package: name on the package index.
-        modules: candidate modules with the library's functions. The first of them that is installed is imported.
+        modules: names of the library's module in different releases. The first that is installed is imported.
         install: command that installs the library.
     """
 

@@ -42,10 +42,10 @@ class TensorKind(NamedTuple):
 class PreparedKernel(ABC):
     """Base class of kernels that cache library calls; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
 
-    For each tile the cache has a function of the tensors alone. A repeated tile needs one hash lookup and one call of
-    the library. A tile that the library does not support is divided into several tiles. A tile with a window and more
-    rows than columns is divided into strips of rows. A tile with packed documents is divided into one tile per document
-    if the kernel does not have the capability ``varlen``.
+    For each tile the cache has a function whose only arguments are tensors. A repeated tile needs one hash lookup and
+    one call of the library. A tile that the library does not support is divided into several tiles. A tile with a
+    window and more rows than columns is divided into strips of rows. A tile with packed documents is divided into one
+    tile per document if the kernel does not have the capability ``varlen``.
 
     Args:
         deterministic: whether gradients must be bitwise reproducible; if None, :func:`deterministic_requested` decides.
@@ -85,7 +85,7 @@ class PreparedKernel(ABC):
 
     @abstractmethod
     def prepare_backward(self, tile: AttnTile, spec: AttnSpec, tensors: TensorKind) -> BackwardCall:
-        """Return the backward call of a tile that needs no division into pieces."""
+        """Return the function that computes a tile backward with a single library call."""
 
     def pieces(self, tile: AttnTile) -> list[AttnTile]:
         """Divide a tile if one library call cannot compute it; else return an empty list.
@@ -105,7 +105,6 @@ class PreparedKernel(ABC):
         return partial(in_pieces, self, pieces, spec) if pieces else prepare(tile, spec, TensorKind(*kind))
 
     def _nbytes(self, tile: AttnTile, *rest: object) -> int:
-        """Return the bytes of a cache entry for packed documents."""
         assert tile.cu_seqlens is not None
         each = 2 * INTEGER_BYTES if self.capabilities.varlen else _TILE_BYTES
         return each * len(tile.cu_seqlens.q)
@@ -119,8 +118,9 @@ _LOOKUPS = ("_forward_call", "_backward_call", "_varlen_forward_call", "_varlen_
 def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
     """Return a context manager that lists the cached functions that a kernel calls in the ``with`` block.
 
-    Cached functions have device tensors, which a CUDA graph reads at each replay. A cache may drop its functions, so
-    the owner of the graph keeps this list. If the kernel is not a :class:`PreparedKernel`, the list is empty.
+    Cached functions own tensors on the GPU, such as ``cu_seqlens``, which a CUDA graph reads at each replay. The owner
+    of the graph keeps this list, so that these tensors exist as long as the graph. If the kernel is not a
+    :class:`PreparedKernel`, the list is empty.
     """
     used: list[Callable[..., object]] = []
     if not isinstance(kernel, PreparedKernel):

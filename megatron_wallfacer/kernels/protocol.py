@@ -148,7 +148,8 @@ class Kernel(Protocol):
     ) -> Gradients:
         """Return the contribution of one tile to (dq, dk, dv), given the lse of the rows over *all* keys.
 
-        The result depends on ``out`` only through rowsum(dout * out), so any tensor with these row sums may be given.
+        The result depends on ``out`` only through rowsum(dout * out). So ``out`` may be any tensor with the same
+        rowsum(dout * out).
         """
         ...
 

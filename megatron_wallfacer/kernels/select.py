@@ -107,8 +107,8 @@ def select_kernel(
     ``head_dim`` channels unless ``v_head_dim`` is given.
 
     Raises:
-        OptionError: The name is unknown, or no kernel of this name is installed and supports the inputs. The message
-            gives the reason for each kernel.
+        OptionError: The name is unknown. Or each kernel of this name is missing or does not support the inputs, and the
+            message gives the reason for each kernel.
     """
     if name not in KERNELS:
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}")
@@ -125,7 +125,7 @@ def select_kernel(
 
 
 def candidates(name: str, inputs: Inputs) -> list[tuple[str, str | None]]:
-    """Return the kernels that ``--wallfacer-kernel name`` considers, each with an error text or None, best first."""
+    """Return the kernels that ``--wallfacer-kernel`` means by ``name``, each with an error text or None, best first."""
     return [(entry.name, _built(entry, inputs, by_auto=name == "auto")[1]) for entry in _entries(name, inputs.device)]
 
 

@@ -1,7 +1,7 @@
 """Library functions whose signatures are read once, and whose arguments are bound by keyword.
 
-Releases of a library rename, add and drop parameters. An argument whose parameter is missing is an error, unless the
-result is the same without it (:class:`OptionalArgument`).
+Releases of a library rename, add and drop parameters. If a release lacks the parameter of an argument, an error is
+raised. Only an :class:`OptionalArgument` is then left out, because the result is the same without it.
 
 :class:`UnavailableError` is raised if a function is missing, if its parameters cannot be read, or if a call does not
 fit its signature.
@@ -63,7 +63,10 @@ class Signature:
         return cls(owner, name, frozenset(has_default), required, needs)
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return keyword arguments for the function, without optional arguments that its signature lacks."""
+        """Return keyword arguments for the library function.
+
+        An :class:`OptionalArgument` is left out if the function has no such parameter.
+        """
         missing = [
             name for name, value in values.items() if name not in self.names and not isinstance(value, OptionalArgument)
         ]
@@ -80,7 +83,7 @@ class Signature:
 
 
 def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
-    """Return the schema of a torch operator, whose Python signature has no parameters; None for other functions."""
+    """Return the schema of a torch operator; None for other functions. Python's signature lacks its parameters."""
     if isinstance(function, torch.library.CustomOpDef):
         function = function._opoverload
     if isinstance(function, torch._ops.OpOverloadPacket):

@@ -189,7 +189,7 @@ def _backward(call: Callable[..., Any], random_state: Tensor, *, varlen: bool, h
 
 
 def _release(title: str) -> tuple[int, ...]:
-    """Return (2, 16) for ``transformer-engine 2.16.1``; an empty tuple if the title has no version."""
+    """Return (2, 16) for ``transformer-engine 2.16.1``; an empty tuple for text without a version."""
     found = re.search(r" (\d+)\.(\d+)", title)
     return tuple(int(number) for number in found.groups()) if found else ()
 

@@ -32,7 +32,7 @@ class WindowSize(NamedTuple):
 def bottom_right(tile: AttnTile) -> WindowSize:
     """Convert the window of a tile to FlashAttention's argument ``window_size``.
 
-    Limits without effect are None, so that FlashAttention runs its faster kernel without a window.
+    If a limit has no effect on the tile, it becomes None. Without limits FlashAttention runs a faster kernel.
 
     Raises:
         WallfacerError: The window masks a whole row or column of the tile. FlashAttention reads a negative window size

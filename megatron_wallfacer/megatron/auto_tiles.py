@@ -1,8 +1,8 @@
 """Choose the number of tiles for ``--wallfacer-loss-tiles auto`` and ``--wallfacer-mlp-tiles auto``.
 
-``auto`` selects the fewest tiles that lower the peak of activation memory. The choice reads only the command line, so
-every rank makes the same choice. The prediction of memory assumes fused norms, fused SwiGLU, and one pipeline stage
-with all layers of the model.
+``auto`` selects the fewest tiles with which the peak of activation memory is nearly the lowest. The choice reads only
+the command line, so every rank makes the same choice. The prediction of memory assumes fused norms, fused SwiGLU, and
+one pipeline stage with all layers of the model.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class ChosenTiles:
     """Activation memory of one rank with one tile and with the number of tiles that ``auto`` chooses.
 
     Attributes:
-        before: activations if each ``auto`` is replaced by one tile.
-        after: activations if each ``auto`` is replaced by the chosen number of tiles.
+        before: activations with one tile where a flag is ``auto``.
+        after: activations with the chosen number of tiles.
     """
 
     before: Activations

@@ -30,7 +30,7 @@ class Combination:
 
     Attributes:
         example: flags, as typed, that are not supported together with ``--wallfacer-cp-size 8`` on eight ranks. The
-            error names the first flag of the example. If the check runs in a layer or in a call, the example is
+            error names the first flag of the example. For a check of a layer's configuration or of a call, it is
             ``attribute=value``.
         find: function that finds the combination.
         must: words that follow "must" in the error message. P replaces ``{cp_size}``.
@@ -40,7 +40,7 @@ class Combination:
         distributed_only: whether the combination is an error only if P > 1.
         before: first Megatron release with which the plugin supports the combination, or None if there is no such
             release.
-        also: other spellings of the example, which get no row in docs/unsupported.md.
+        also: equivalent flags, which are tested but get no row in docs/unsupported.md.
     """
 
     example: str
@@ -59,7 +59,7 @@ class Combination:
         return self.must.replace("{cp_size}", str(cp_size)) + release
 
     def message(self, named: str, cp_size: int) -> str:
-        """Return the error message. The message begins with ``named``: the flag and its value, as typed."""
+        """Return the error message. ``named`` is its first part, the flag and its value as typed."""
         instead = f" ({self.instead})" if self.instead else ""
         return f"{named}: must {self.allowed(cp_size)}, because {self.reason}{instead}"
 
@@ -104,7 +104,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
 
 def both(find: Find, *others: Find) -> Find:
-    """Return a function with the result of ``find``, or None if one of ``others`` returns None."""
+    """Join several :data:`Find` functions into one. It returns None if one of them does, else the text of ``find``."""
 
     def find_both(checked: Any, argv: Sequence[str]) -> str | None:
         found = find(checked, argv)
@@ -129,7 +129,7 @@ def reads(function: Callable[[Any], str | None]) -> Find:
 
 
 def left_out(example: str, reason: str, instead: str = "", **more: Any) -> Combination:
-    """Return the :class:`Combination` of a flag that must be left out, whatever its value."""
+    """Return the :class:`Combination` for a flag that must be left out, whatever the value of the flag."""
     must = "be left out with --wallfacer-cp-size"
     return Combination(example, given(example.split()[0]), must, reason, instead, **more)
 
@@ -151,7 +151,7 @@ def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = 
 
 
 def context_parallel_size(args: Any, argv: Sequence[str]) -> str | None:
-    """Find a ``--context-parallel-size`` other than P."""
+    """Return ``--context-parallel-size N`` if N is neither P nor the default, else None."""
     size = args.context_parallel_size
     # A script may set the value in code, so a value other than 1 and P is an error even if it was not typed.
     if size == args.wallfacer_cp_size or (size == 1 and not is_typed(argv, "--context-parallel-size")):
@@ -169,7 +169,7 @@ def ranks(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def sequence_length(args: Any, argv: Sequence[str]) -> str | None:
-    """Find a sequence length that is not a multiple of 2P."""
+    """Return the flag with the sequence length if the length is not a multiple of 2P, else None."""
     for flag in ("--seq-length", "--encoder-seq-length"):
         length = getattr(args, _attribute(flag), None)
         if length is not None and length % (2 * args.wallfacer_cp_size):
@@ -236,5 +236,5 @@ def recomputed_mlp(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def offloading(args: Any, argv: Sequence[str]) -> str | None:
-    """Find Megatron's own offloading of activations, in its flag or in a layer's configuration."""
+    """Return the flag, as typed, that switches on Megatron's own offloading of activations, else None."""
     return given("--cpu-offloading-num-layers")(args, argv) or given("--cpu-offloading")(args, argv)

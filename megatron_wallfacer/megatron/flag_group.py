@@ -83,7 +83,7 @@ def flag_specs(config: type, prefix: str) -> tuple[FlagSpec, ...]:
 def add_flags(parser: argparse.ArgumentParser, specs: Sequence[FlagSpec], title: str, description: str) -> None:
     """Add an argument group with flags to a parser.
 
-    An invalid value raises a WallfacerError of one line, because argparse would print Megatron's complete usage.
+    An invalid value raises a one-line WallfacerError. An error of argparse would print Megatron's complete usage.
     """
     group = parser.add_argument_group(title, description)
     for spec in specs:
@@ -94,7 +94,7 @@ def add_flags(parser: argparse.ArgumentParser, specs: Sequence[FlagSpec], title:
 
 
 def attribute_of(flag: str) -> str:
-    """Return the attribute of parsed arguments that argparse derives from a flag."""
+    """Return the name that argparse derives from a flag, for the attribute of the parsed arguments."""
     return flag.removeprefix("--").replace("-", "_")
 
 

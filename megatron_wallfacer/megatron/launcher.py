@@ -136,6 +136,6 @@ def _record_for_torchrun(error: WallfacerError) -> None:
 
 
 def _found_by_all() -> bool:
-    """Return whether process groups do not exist yet under torchrun. Most likely all ranks then have the same error."""
+    """Return whether this is a torchrun job without process groups. Its ranks most likely have the same error."""
     distributed = sys.modules.get("torch.distributed")
     return "TORCHELASTIC_RUN_ID" in os.environ and not (distributed and distributed.is_initialized())

@@ -68,7 +68,7 @@ def select_layers(args: argparse.Namespace) -> LayerSelection | None:
 def mark_as_megatrons(layer: nn.Module) -> nn.Module:
     """Mark an attention module that ``--wallfacer-layers`` leaves to Megatron, and return the module.
 
-    After the model is built, an attention module of Megatron that this function did not mark is an error.
+    After the model is built, an error is raised if it contains Megatron's attention without this mark.
     """
     layer.wallfacer_keeps_megatrons = True
     return layer

@@ -53,8 +53,8 @@ def tiled_loss(
 def _gathered_once(hidden: Tensor, layer: Any) -> Tensor:
     """Return the layer's input ``[s, b, h]``, whose gradient is reduced over tensor-parallel ranks in backward.
 
-    Without this function the output layer would gather and reduce for each token tile. With sequence parallelism the
-    local shard has only 1/tp of the tokens, but labels have all tokens.
+    Without this function the output layer would gather hidden states, and reduce gradients, once per token tile. With
+    sequence parallelism the local shard has only 1/tp of the tokens, but labels have all tokens.
     """
     from megatron.core import tensor_parallel
 

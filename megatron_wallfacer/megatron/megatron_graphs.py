@@ -55,7 +55,7 @@ def whole_iteration_graph(args: argparse.Namespace) -> str | None:
 
 
 def local_graphs_around_attention(args: argparse.Namespace) -> str | None:
-    """Return the flag, as typed, that puts attention into CUDA graphs of the implementation ``local``, or None."""
+    """Return the flag with which Megatron's implementation ``local`` captures attention in CUDA graphs, or None."""
     return attention_in_graphs(args) if _implementation(args)[0] == "local" else None
 
 

@@ -123,7 +123,6 @@ def log_step(sums: StepSums, iteration: int, interval: int) -> None:
 
 
 def _writers() -> tuple[Any, Any]:
-    """Return the writers for TensorBoard and Weights & Biases. A writer that this rank does not have is None."""
     from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 
     return get_tensorboard_writer(), get_wandb_writer()

@@ -62,7 +62,7 @@ class Documents:
         Args:
             packed: Megatron's PackedSeqParams.
             tokens: number of tokens of this rank.
-            where: name of the layer for messages.
+            where: name of the layer, for error messages.
 
         Raises:
             WallfacerError: The boundaries are not supported.
@@ -110,6 +110,5 @@ def as_laid_out(packed: Any) -> Any:
 
 
 def _boundaries(packed: Any, tensor: Literal["q", "kv"] = "q") -> Any:
-    """Return the ``cu_seqlens`` of a batch, with padding where documents have padding; None if the batch has none."""
     suffix = "" if getattr(packed, "cu_seqlens_q_padded", None) is None else "_padded"
     return getattr(packed, f"cu_seqlens_{tensor}{suffix}", None)

@@ -16,7 +16,7 @@ class Release(NamedTuple):
     Attributes:
         number: release as (major, minor).
         tested: version of the release that ``python -m scripts.versions`` tests.
-        wheel: whether the version is on PyPI. Tests use a checkout of the main branch for a version without a wheel.
+        wheel: whether PyPI has the version. If not, tests use a checkout of Megatron's main branch.
         launcher: whether ``wallfacer run`` supports the release. The launcher needs Megatron's training loop, which
             older wheels lack.
     """

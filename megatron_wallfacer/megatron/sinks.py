@@ -1,7 +1,7 @@
 """Add softmax sinks: a logit per query head that takes part in the softmax like a key but has no value.
 
-``off-by-one`` is a sink with logit 0. ``learnable`` is a parameter per query head, with the same name and checkpoint
-entry as in Megatron's own attention and TransformerEngine.
+``off-by-one`` is a sink with logit 0. With ``learnable`` the logits are parameters, one per query head. Checkpoints
+have them under the same name as Megatron's own attention and TransformerEngine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compute a function of token rows tile by tile, so that intermediate tensors exist for only one tile at a time.
 
-AutoChunk (arXiv 2401.10652) computes tiles in inference. In training, backward computes each tile again, because
+AutoChunk (arXiv 2401.10652) computes tile by tile in inference. In training, backward computes each tile again, because
 autograd would otherwise save the intermediate tensors of all tiles.
 """
 

@@ -57,14 +57,14 @@ ONE_GROUP = "all packed documents share the context-parallel group of the job"
 
 
 def captured(example: str, other: str, reason: str) -> Combination:
-    """Return the :class:`Combination` of the flag ``other`` and CUDA graphs that contain attention."""
+    """Return the :class:`Combination` for CUDA graphs with attention, which do not work together with ``other``."""
     flag, *values = other.split()
     instead = f"limit {MODULES} to moe_router and moe_preprocess"
     return Combination(example, both(ATTENTION, given(flag, *values)), f"be left out with {other}", reason, instead)
 
 
 def on_layer(flag: str, reason: str, instead: str = "") -> Combination:
-    """Return the :class:`Combination` of a setting without a flag that must be False in a layer's configuration."""
+    """Return the :class:`Combination` for a layer's setting that must be False and that no flag sets."""
     return Combination(f"{flag}=True", given(flag), "be False", reason, instead, when=("model",))
 
 
@@ -275,7 +275,8 @@ def check_supported(args: Any, argv: Sequence[str] | None = None) -> None:
     """Raise a WallfacerError that names the first unsupported combination of Megatron's arguments, if there is one.
 
     Args:
-        args: parsed arguments with the plugin on. ``context_parallel_size`` may be the parsed value or P.
+        args: parsed arguments with the plugin on. ``context_parallel_size`` is the parsed value, or already
+            ``--wallfacer-cp-size``.
         argv: command line, to distinguish defaults from typed values; None for ``sys.argv[1:]``.
     """
     message = unsupported("parse", args, args.wallfacer_cp_size, sys.argv[1:] if argv is None else argv)

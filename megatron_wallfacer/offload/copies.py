@@ -25,7 +25,7 @@ class Copies(Protocol):
     def copy(self, direction: Direction, pairs: Sequence[tuple[Tensor, Tensor]], after: Any | None) -> Any:
         """Start copies of (target, source) pairs, and return a handle.
 
-        The copies wait for earlier copies, which have the handle ``after``.
+        If ``after`` is the handle of earlier copies, the new copies run after them.
 
         Target and source must exist until :meth:`wait` is called with the returned handle.
         """
@@ -59,7 +59,7 @@ class _Issued(NamedTuple):
 
 
 class DeferredCopies:
-    """Copies on a CPU that run as late as allowed, when :meth:`wait` is called, to find missing calls of :meth:`wait`.
+    """Copies on a CPU that run only when :meth:`wait` is called. Tests use them to find missing calls of :meth:`wait`.
 
     On a GPU a copy may start late: only a kernel that waits for the copy can rely on it. If the caller does not wait
     for a copy to the device, the target keeps the NaN of :meth:`allocate`. Writing or freeing a tensor before the wait
@@ -78,7 +78,7 @@ class DeferredCopies:
         return tensor
 
     def copy(self, direction: Direction, pairs: Sequence[tuple[Tensor, Tensor]], after: _Issued | None) -> _Issued:
-        """Queue copies, which run in :meth:`wait`. See :class:`Copies`."""
+        """Put copies into a queue. They run in :meth:`wait`. See :class:`Copies`."""
         # Weak references detect a device tensor that is freed too early. Host memory exists for the whole run.
         weak = [(weakref.ref(target), weakref.ref(source)) for target, source in pairs]
         hosts = [target if direction == "to host" else source for target, source in pairs]
@@ -90,7 +90,7 @@ class DeferredCopies:
         return issued
 
     def wait(self, issued: _Issued) -> None:
-        """Run the copies that belong to the handle ``issued``, and all earlier copies of the same direction."""
+        """Run the queued copies up to those with the handle ``issued``, in the same direction."""
         self._observe(Record("wait", issued.number))
         self._run_until(issued)
 

@@ -13,8 +13,8 @@ from megatron_wallfacer.offload.copies import Direction
 class CudaCopies:
     """Copies by the GPU's copy engines. See :class:`megatron_wallfacer.offload.copies.Copies`.
 
-    A tensor is freed only after the kernels' stream has waited for the tensor's copy, so the allocator can reuse the
-    memory on the kernels' stream at once. ``Tensor.record_stream`` would delay the reuse of the memory.
+    Before a tensor is freed, the kernels' stream waits until the tensor has been copied. So kernels can reuse its
+    memory immediately. ``Tensor.record_stream`` would delay the reuse.
     """
 
     def __init__(self) -> None:

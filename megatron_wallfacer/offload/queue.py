@@ -32,14 +32,14 @@ class Stored(NamedTuple):
 
 
 class OffloadQueue:
-    """Queue that copies tensors of layers to host memory in forward, and back before backward needs the tensors.
+    """Queue that copies tensors of layers to host memory in forward. Before backward needs them, it copies them back.
 
     While layer i+1 runs forward, the tensors of layer i are copied to the host. At the end of layer i+1 the device
     waits for this copy. While backward computes layer i+1, the tensors of layer i are copied to the device. The device
     holds the tensors of at most two layers, or of three layers with pipeline parallelism.
 
     Args:
-        flag: command-line flag that switches the queue on, for error messages.
+        flag: command-line flag that switches the queue on. Error messages contain it.
         plan_of: function that returns the plan of a step, given the number of micro-batches.
         micro_batches: function that returns the number of micro-batches of the next step.
         slots: slots in host memory, allocated for the plan with the most slots.

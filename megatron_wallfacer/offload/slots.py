@@ -32,7 +32,7 @@ class Use(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A slot of host memory. Each size has its own numbers, from 0 on."""
+    """A slot of host memory. ``number`` counts from 0 among the slots of the same size."""
 
     nbytes: int
     number: int
@@ -58,8 +58,8 @@ def uses_of_step(passes: Sequence[Pass], groups: Mapping[int, Groups]) -> tuple[
     """Return the order in which layers store tensors in host memory and load them in a step.
 
     Layers run in ascending order in forward. Backward starts with the last group of layers. Backward recomputes the
-    layers of a group in ascending order, and so loads their tensors in that order. ``groups`` has the layers with
-    tensors in host memory, by model chunk.
+    layers of a group in ascending order, and so loads their tensors in that order. For each model chunk, ``groups`` has
+    the layers whose tensors are kept in host memory.
     """
     uses = []
     for step in passes:

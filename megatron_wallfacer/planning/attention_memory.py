@@ -36,7 +36,7 @@ class AttentionMemory:
     exchanges_heads: bool = False
 
     def scaled(self, factor: float) -> AttentionMemory:
-        """Return the bytes for ``factor`` times as many tokens per rank. All buffers are proportional to the tokens."""
+        """Return all sizes multiplied by ``factor``, for another number of tokens per rank."""
         sizes = (self.forward, self.backward, self.kept, self.graphs)
         return AttentionMemory(*(factor * size for size in sizes), self.exchanges_heads)
 

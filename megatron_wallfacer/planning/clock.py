@@ -31,14 +31,14 @@ class Clock:
         heapq.heappush(self._events, (self.now + seconds, next(self._number), callback))
 
     def after_wake_up(self, callback: Callback, sleeps: int = 1) -> None:
-        """Call a function when a thread has woken up. Waking up takes time, ``sleeps`` times in a row."""
+        """Call a function when a thread has woken up ``sleeps`` times in a row. Each time it wakes up with a delay."""
         if self._wake_up is None:
             callback()
         else:
             self.after(self._wake_up.seconds(self.fluid.used(CORES), sleeps), callback)
 
     def step(self) -> bool:
-        """Advance to the next event or end of a flow. Return False if no event and no flow remains."""
+        """Advance to the next event, or to the end of a flow if that is earlier. Return False if neither remains."""
         flow_in = self.fluid.next_end_s()
         event_in = self._events[0][0] - self.now if self._events else None
         soonest = min((seconds for seconds in (flow_in, event_in) if seconds is not None), default=None)

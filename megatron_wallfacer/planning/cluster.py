@@ -28,7 +28,7 @@ class LinkSpeed:
 
 @dataclass(frozen=True)
 class SwitchLevel:
-    """A level of switches above the nodes. The nodes of a group share a link to all other nodes.
+    """A level of switches above the nodes. Each switch connects a group of nodes, and has one link to the next level.
 
     Attributes:
         nodes: number of nodes in a group.
@@ -164,7 +164,7 @@ class Cluster:
 
     @property
     def offers_host_memory(self) -> bool:
-        """Return whether tensors may be kept in host memory, because the cluster file gives size and copy rate."""
+        """Return whether tensors may be kept in host memory. This needs ``host_link`` and ``host_memory_gb``."""
         return self.host_link is not None and self.host_memory_gb is not None
 
     @property

@@ -40,7 +40,9 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
-    """Load a cluster by the name of a shipped file or by the path of a file. ``nodes`` replaces the number of nodes.
+    """Load a cluster by the name of a shipped file or by the path of a file.
+
+    ``nodes`` overrides the number of nodes in the file.
 
     Raises:
         OptionError: The file does not exist.
@@ -69,7 +71,7 @@ def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None
     Args:
         cluster: modelled cluster.
         gpus_per_node: devices per node; None for all devices of the cluster.
-        memory_gb: memory of each device in 1e9 bytes; None for the size in the cluster.
+        memory_gb: memory of each device in 1e9 bytes; None to leave it unchanged.
 
     Raises:
         OptionError: ``gpus_per_node`` is not positive, or larger than in the cluster; or ``memory_gb`` is not positive.
@@ -86,7 +88,7 @@ def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None
 
 
 def cluster_of_gpus(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
-    """Return a cluster with ``nodes`` nodes for a GPU name. A shipped file gives the links and the NICs per device.
+    """Return a cluster with ``nodes`` nodes for a GPU name. Links and NICs are read from a file in ``configs/cluster``.
 
     Raises:
         OptionError: No shipped cluster file has these GPUs.

@@ -14,7 +14,7 @@ Flags = dict[str, str | int | float | bool]
 
 
 def grid_flags(choice: Choice) -> Flags:
-    """Return the plugin's flags for the grid and the options of a choice."""
+    """Return the plugin's flags that select the grid and the options of ``choice``."""
     plan, grid = choice.plan, choice.plan.grid
     # A named scheme sets and fixes all flags of the grid except the placement.
     is_free = not choice.name
@@ -74,7 +74,7 @@ def _given(flags: Flags) -> Flags:
 
 
 def _rounded_up(fraction: float) -> float:
-    """Round up to four decimal places, so that the plugin does not compute one layer too few from the fraction."""
+    """Round upwards, to four decimal places, because a smaller fraction could mean one layer less."""
     return ceil(1e4 * fraction - 1e-6) / 1e4
 
 

@@ -1,10 +1,10 @@
 """A search over all sizes and options that determine the time and the memory of a training run.
 
 First, formulas estimate time and memory for every tensor-parallel size and every combination of memory-saving flags
-(:mod:`megatron_wallfacer.planning.flag_combinations`). The formulas contain the time of attention's kernels, but
-neither its communication nor its buffers. A combination whose estimate exceeds the memory is therefore too large. For
-the tensor-parallel sizes with the best estimates, the search then simulates grids of attention. Each combination of
-flags gets the fastest grid that fits.
+(:mod:`megatron_wallfacer.planning.flag_combinations`). The formulas leave out attention's communication time and its
+buffers. A combination whose estimate exceeds the memory is therefore too large. For the tensor-parallel sizes with the
+best estimates, the search then simulates attention on many grids. Each combination of flags gets the fastest grid that
+fits.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class SizeCandidate:
         return _candidate(replace(self.request, tokens=tokens), self.sizes)
 
     def options(self, flags: FlagCombination, attention: AttentionEstimate) -> TrainingOptions:
-        """Return the options that ``flags`` mean, for the given time and memory of attention."""
+        """Return the options of a training step with ``flags``. Numbers of tiles depend on ``attention``."""
         request = self.request
         workload = request.model, request.cluster, self.job.shape.tokens, attention.memory, self.sizes
         return training_options(flags, *workload, attention.forward_s)
@@ -156,7 +156,7 @@ def _candidate(request: Request, sizes: ParallelSizes) -> SizeCandidate:
 
 
 def closed_forms(candidate: SizeCandidate) -> ClosedForms:
-    """Return estimates for every combination of flags. Estimates include attention's kernel time, not its buffers."""
+    """Return estimates for every combination of flags, with attention's kernel time but without its buffers."""
     request, job = candidate.request, candidate.job
     combinations = flag_combinations(request.cluster, job.cp_size, request.optimizers)
     steps = {flags: candidate.step(flags, _kernels_alone(job, flags)) for flags in combinations}
@@ -177,8 +177,8 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
     """Simulate grids, and return the search result and the candidate grids.
 
     Candidates are the simulated grids whose training step fits in memory with the flags ``leanest``. If no grid fits,
-    all simulated grids are candidates. With at most :data:`MOST_RANKS_REGROUPED` ranks, some grids are also candidates
-    with other numbers of head groups (:data:`GROUPS`): the best grids, and one ring of all ranks.
+    all simulated grids are candidates. With at most :data:`MOST_RANKS_REGROUPED` ranks, the numbers of head groups in
+    :data:`GROUPS` are also tried, for the best grids and for one ring of all ranks.
     """
     job = candidate.job
     try:
@@ -200,7 +200,7 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
     """Yield copies of each choice with each number of head groups in :data:`GROUPS`.
 
-    All ``choices`` except the last are simulated already, so they are left out.
+    The result does not contain choices that have already been simulated: all ``choices`` except the last.
     """
     seen: set[tuple[Plan, bool]] = {(choice.plan, choice.keep_gathered_q) for choice in choices[:-1]}
     for choice in choices:
@@ -216,7 +216,7 @@ def _best_without_regard_to_tiles(
 ) -> Iterator[Configuration]:
     """Compare flag combinations that differ only in token tiles, and yield the best configuration.
 
-    The search yields the fastest configuration that fits. If none fits, it yields the leanest configuration.
+    The result is the fastest configuration that fits. If none fits, it is the one that needs the least memory.
     """
     ordered = sorted(pool, key=lambda choice: choice.simulation.seconds)
     fast_s = TIE * ordered[0].simulation.seconds

@@ -70,7 +70,7 @@ class CostModel:
         return costs
 
     def call_host_s(self, schedule: Schedule) -> float:
-        """Return the host seconds of one attention call in a pass."""
+        """Return the host time of one attention call in a pass, in seconds."""
         device = self.cluster.device
         return 1e-6 * (device.host_backward_us if schedule.backward else device.host_forward_us)
 

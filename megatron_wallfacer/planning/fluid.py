@@ -23,7 +23,7 @@ class FlowGroup:
     """Flows with the same resources and the same rate limit.
 
     Attributes:
-        uses: resources of each flow. The use of a resource is a factor times the rate of the flow.
+        uses: pairs (resource, factor). A flow uses the factor times its rate of the resource.
         limit: highest rate of each flow; None if only resources limit the rate.
         rate: current rate of each flow.
         served: amount that each flow has transferred since the creation of the group.
@@ -87,7 +87,7 @@ class Fluid:
 
 
 def set_fair_rates(groups: Iterable[FlowGroup], capacity: Mapping[Hashable, float]) -> None:
-    """Set the max-min fair rate of every group: all rates grow together, and stop at a full resource or a limit."""
+    """Set the max-min fair rate of every group: rates grow together, and each stops at a full resource or its limit."""
     growing, left = list(groups), dict(capacity)
     while growing:
         load: dict[Hashable, float] = {}

@@ -119,7 +119,7 @@ def _reason(choice: Choice) -> str:
 
 
 def grids_summary(result: SearchResult, job: AttentionJob) -> str:
-    """Return one line: how many grids were simulated, and why the first grid is the first."""
+    """Return one line: how many grids were simulated, and how the best grid was chosen."""
     best = result.best[0]
     least = forward_bound(job.cp_size, job.shape.kappa) + backward_bound(job.cp_size, job.shape.kappa)
     ratio = f", {best.volume / least:.2f}x the lower bound for undivided heads" if least else ""

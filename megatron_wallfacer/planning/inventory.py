@@ -55,7 +55,7 @@ class Activations:
             recomputation.
         fused_gradients: whether the matrix kernel adds weight gradients to Megatron's gradient buffer.
             ``--no-gradient-accumulation-fusion`` switches this off.
-        fused_norms: whether a norm saves only its input. Without TransformerEngine and Apex Megatron uses PyTorch's
+        fused_norms: whether a norm saves only its input. Without TransformerEngine and Apex, Megatron uses PyTorch's
             norms, which save fp32 copies of input and output.
     """
 
@@ -262,7 +262,7 @@ def _head(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _head_weight_gradient(work: Activations) -> float:
-    """Return the bytes of the LM head's weight gradient that do not fit in the freed memory of the fp32 logits."""
+    """Return the bytes by which the LM head's weight gradient exceeds the fp32 logits. It reuses their memory."""
     if work.fused_gradients:
         return 0.0
     freed = work.logits / work.loss_tiles * _FP32 / (_BF16 + _FP32)

@@ -75,7 +75,7 @@ def longest_sequences(request: Request) -> list[LongestSequence]:
 
 
 def _candidates(request: Request) -> list[SizeCandidate]:
-    """Return the parallel sizes for which parameters and optimizer states leave memory for two tokens per rank."""
+    """Return the parallel sizes with which a step of two tokens per rank fits in memory."""
     shortest = 2 * request.cluster.ranks
     sizes = size_candidates(request, lambda sizes: SCALED_FROM * sizes.cp)
     return [size for size in sizes if closed_forms(size.with_tokens(shortest)).fastest_s is not None]

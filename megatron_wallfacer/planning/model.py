@@ -129,7 +129,7 @@ MODELS: Mapping[str, Model] = MappingProxyType({model.name: model for model in _
 
 
 def model_named(name: str) -> Model:
-    """Return the model of a name in :data:`MODELS`.
+    """Return the model in :data:`MODELS` that has this name.
 
     Raises:
         OptionError: No model has this name.

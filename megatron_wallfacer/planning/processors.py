@@ -14,7 +14,7 @@ CORES = "cores"
 
 
 def overhead_s(host: HostProcessors, op: Op | None) -> float:
-    """Return the CPU seconds of an operation apart from copies; for ``op=None``, those at the end of a pass."""
+    """Return the CPU seconds of an operation without its copies. ``op`` is None at the end of a pass."""
     match op:
         case None:
             return host.pass_us * 1e-6
@@ -26,7 +26,7 @@ def overhead_s(host: HostProcessors, op: Op | None) -> float:
 
 
 class WakeUpDelay:
-    """Random delays between the end of a thread's sleep and its start on a processor.
+    """Random delays of threads that have slept and wait for a CPU core.
 
     Half of the measured delays are shorter than a quarter of the mean delay, and a tenth are longer than 2.5 times the
     mean delay, as in a Weibull distribution of shape 1/2. The mean delay is proportional to the fraction of the
@@ -42,9 +42,9 @@ class WakeUpDelay:
 
 
 def processor_use(symmetry: Symmetry, rank: int, per_unit: float) -> Uses:
-    """Return the CPU time of a simulated flow, in seconds per unit of the flow.
+    """Return the CPU time that a flow needs, in seconds per unit of the flow.
 
-    A simulated flow represents one flow on every rank in the symmetry class of ``rank``. The result is the sum over
-    these ranks. ``per_unit`` is the CPU time in seconds that one rank needs per unit of the flow, for example per byte.
+    A flow in the simulation represents one flow on every rank in the symmetry class of ``rank``. The result is the sum
+    over these ranks. ``per_unit`` is the CPU time of one rank in seconds per unit, for example per byte.
     """
     return ((CORES, per_unit * symmetry.count(rank, 0, symmetry.grid.cp_size)),)

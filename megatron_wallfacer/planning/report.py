@@ -33,7 +33,7 @@ class Report:
         parts: text and tables in the order of printing, computed when they are read.
         fields: function that returns the result for JSON.
         first: configuration whose flags are saved; None if no configuration fits.
-        grid_rows: function that returns the grids for a picture.
+        grid_rows: function that returns the rows of the table of grids, which ``--plot`` draws.
         error: error to raise after the parts are printed, if no configuration fits.
     """
 

@@ -19,7 +19,7 @@ class SharedLink:
         kind: ``port`` (device to node), ``bus`` (of a node), ``nic``, or ``level0``, ``level1``... (switches).
         first: first rank that shares the link.
         ranks: number of consecutive ranks that share the link.
-        direction: direction as seen from these ranks; always ``out`` for a bus.
+        direction: ``out`` if the ranks send over the link, ``in`` if they receive; always ``out`` for a bus.
         gbyte_s: capacity in 1e9 bytes per second.
     """
 
@@ -63,7 +63,7 @@ class Routing:
 
     @property
     def unit_sizes(self) -> tuple[int, ...]:
-        """Return the numbers of ranks of a NIC, of a node and of each switch level, in ascending order."""
+        """Return how many ranks share a NIC, how many a node, and how many each switch level, ascending."""
         per_node = self.cluster.gpus_per_node
         sizes = {self._ranks_per_nic, per_node, *(level.nodes * per_node for level in self.cluster.levels)}
         return tuple(sorted(sizes))

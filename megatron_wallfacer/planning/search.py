@@ -53,8 +53,8 @@ def search(
 ) -> SearchResult:
     """Simulate choices with the lowest estimates, then neighbours of the best choice, and return the fastest choices.
 
-    A choice fits if it needs at most ``memory_bytes``. ``needs`` returns the bytes that a choice needs, by default the
-    bytes of attention's buffers.
+    A choice fits if it needs at most ``memory_bytes``. ``needs`` is a function that returns the bytes of a
+    :class:`Choice`, by default the bytes of attention's buffers.
 
     Raises:
         OptionError: No choice fits in memory. The message states the least memory that a choice needs.
@@ -124,10 +124,10 @@ def _are_neighbours(grid: Grid, other: Grid) -> bool:
 def candidates(job: AttentionJob) -> Iterator[Choice]:
     """Yield every grid whose head axis divides the heads, in every placement.
 
-    Each grid has the ring variants (pass-KV or pass-Q) with the least volume.
+    For each grid, pass-KV or pass-Q is chosen by communication volume, in forward and in backward.
 
     Raises:
-        OptionError: No grid divides the heads.
+        OptionError: No size of the head axis divides the number of heads.
     """
     is_empty, shape = True, job.shape
     for sizes in factorisations(job.cp_size, AXES):
@@ -166,8 +166,8 @@ def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator
 def _by_estimate(choices: list[Choice], most: int) -> list[Choice]:
     """Return choices in the order of their estimated times.
 
-    Estimates from measured kernels take long to compute. Therefore formulas sort all choices first, and such estimates
-    then sort only the first ones. ``most`` is the number of these.
+    Estimates from measured kernels take long to compute. Therefore formulas sort all choices first, and measured
+    kernels then sort only the first ``most`` of them.
     """
     if not choices or choices[0].job.cluster.device.kernels is None:
         return sorted(choices, key=_estimate_s)
@@ -194,8 +194,8 @@ def _placements(grid: Grid) -> list[Grid]:
 def _choices(job: AttentionJob, plan: Plan) -> Iterator[Choice]:
     """Yield a plan with two head groups if an axis gathers tensors, else with one. Gathered queries are kept.
 
-    With measured kernels the plan with one head group is also yielded, because small tiles may cost more time than the
-    overlap of two head groups saves.
+    With measured kernels the plan with one head group is also yielded. Two head groups have smaller kernel calls, which
+    may cost more time than the overlap saves.
     """
     gathers = plan.grid.head > 1 or plan.grid.team > 1
     yield Choice(job, replace(plan, head_groups=2 if gathers else 1), keep_gathered_q=plan.grid.team > 1)

@@ -196,10 +196,9 @@ class _Simulator:
             self._work(rank, op.name, work_s)
 
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
-        """Keep a rank busy for some processor seconds. On an emulated cluster ranks share processors.
+        """Keep a rank busy for some CPU seconds. On an emulated cluster ranks share CPU cores.
 
-        Work is converted to the bytes of a message, because the model of shared processors has rates in bytes per
-        second.
+        The model of shared cores has rates in bytes per second, so CPU seconds are converted to bytes.
         """
         rank.busy, start_s = True, self._clock.now
 
@@ -219,7 +218,6 @@ class _Simulator:
             self._clock.fluid.add(work_s / byte_s, uses, end_work, limit=1 / byte_s)
 
     def _complete(self, rank: RankState, op: TimedOp) -> None:
-        """Begin the transfer that a completed operation starts. The last entry of a pass has no operation."""
         match op.op:
             case None:
                 rank.incoming.clear()

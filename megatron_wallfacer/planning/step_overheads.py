@@ -24,7 +24,7 @@ class StepOverheads:
     Attributes:
         mlp_s: seconds of a second forward pass of each MLP, which ``--wallfacer-mlp-tiles`` causes.
         head_s: seconds of a second forward pass of the LM head, which ``--wallfacer-loss-tiles`` causes.
-        rewrites_s: seconds to add the weight gradients of all token tiles after the first.
+        rewrites_s: seconds to add the weight gradients of the token tiles.
         copies_s: seconds of copies to and from host memory that no kernel overlaps.
         adam_s: seconds of Adam on the host, and of copying gradients and weights over the host link.
     """

@@ -1,10 +1,9 @@
 """Classes of ranks that behave alike, so that one simulated rank represents several.
 
-A shift moves all ranks by the same distance along an axis of the grid. The last rank of an axis is followed by the
-first. A rank has the same schedule as the rank that takes its place, apart from rank numbers. Schedules in the
-WallFacer paper's order of K and V do not have this symmetry. If a shift also keeps the ranks of each node, NIC and
-switch together, it does not change any simulated time. Two ranks form a *class* if such shifts move one rank to the
-place of the other rank. The simulation of one rank also gives the times of all other ranks in its class.
+A shift adds the same distance, modulo the size of the axis, to the coordinate of every rank along one axis. If all
+ranks are shifted, schedules stay the same apart from rank numbers, except in the WallFacer paper's order of K and V. If
+ranks of one node, NIC or switch still share one after the shift, all simulated times stay the same too. Ranks that such
+shifts map to each other form a *class*. The simulation of one rank gives the times of its whole class.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Symmetry:
         return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
 
     def program_rank(self, rank: int) -> int:
-        """Return the rank of head coordinate 0 whose program equals the program of ``rank``, apart from the peers."""
+        """Return the rank with head coordinate 0 that has the same program as ``rank``, with other peers."""
         return rank if self._every_rank else self.grid.rank(self.grid.coordinates(rank) | {"head": 0})
 
     def translated(self, rank: int, start: int, end: int) -> int:
@@ -60,17 +59,17 @@ class Symmetry:
         return self.grid.rank(dict(zip(AXES, moved, strict=True)))
 
     def count(self, rank: int, first: int, ranks: int) -> int:
-        """Count the ranks from ``first`` to ``first + ranks - 1`` that are in the class of ``rank``."""
+        """Count the ranks from ``first`` to ``first + ranks - 1`` that have the same times as ``rank``."""
         last = min(first + ranks, self.grid.cp_size)
         return [self.class_of(other) for other in range(first, last)].count(self.class_of(rank))
 
     def unit(self, first: int, ranks: int) -> int:
-        """Return a number for a NIC, node or switch, given its ranks. Links with equal times get the same number."""
+        """Return an identifier of a NIC, node or switch, given its ranks. Links with equal times share one."""
         return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
 
 
 def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
-    """Return, for each axis, the smallest shift after which ranks that shared a NIC, node or switch share one again."""
+    """Return the smallest shift along each axis that keeps ranks of the same NIC, node or switch together."""
     periods, stride = {}, 1
     for axis in grid.placement:
         size = grid.size_of(axis)
@@ -81,7 +80,7 @@ def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _period(stride: int, size: int, unit: int) -> int:
-    """Return the smallest shift along an axis after which ranks that shared a unit share a unit again."""
+    """Return the smallest shift along an axis that keeps ranks of the same node (of ``unit`` ranks) in one node."""
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

@@ -63,7 +63,7 @@ class TimeBound:
 
     @property
     def seconds(self) -> float:
-        """Return the lower bound in seconds, which is the longest time of kernels or of a link."""
+        """Return the lower bound in seconds. It is the time of the busiest resource: kernels or one kind of link."""
         return self.by_resource[self.resource]
 
     def estimate_s(self, head_groups: int, kernel_s: float) -> float:
@@ -95,7 +95,7 @@ def time_bound(
 
 
 def kernel_seconds(cp_size: int, cluster: Cluster, shape: Shape, *, causal: bool = True) -> float:
-    """Return the seconds of a rank's attention kernels at the rate of large calls, for any scheme."""
+    """Return the seconds of a rank's attention kernels if all calls are large. All schemes have this time in common."""
     device = cluster.device
     work = unmasked_pairs(cp_size, shape, causal=causal) * shape.q_heads * mean_head_dim(shape)
     seconds = work * sum(pass_weights(device))
@@ -196,7 +196,7 @@ def bytes_by_axis(plan: Plan, shape: Shape, *, keep_gathered_q: bool = False) ->
 
 
 def _shard_bytes(plan: Plan, shape: Shape, tensor: str) -> float:
-    """Return the bytes of a shard after the exchange of heads, including copies of one kv head on several ranks."""
+    """Return the bytes of one rank's shard after the exchange of heads. Several ranks may have the same kv head."""
     copies = max(1.0, plan.grid.head / shape.kv_heads) if tensor in (*KV, *DKV) else 1.0
     return shape.bytes(tensor) * copies
 
@@ -208,7 +208,7 @@ def _extent(grid: Grid, axis: str) -> tuple[int, int]:
 
 
 def _crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return which fraction of its bytes along an axis a rank sends to other nodes of ``unit`` ranks, at most."""
+    """Return the largest fraction of bytes along an axis that a rank sends to other nodes (of ``unit`` ranks)."""
     stride, size = _extent(grid, axis)
     if size == 1 or stride * size <= unit:
         return 0.0
@@ -219,21 +219,21 @@ def _crossing(grid: Grid, axis: str, unit: int) -> float:
 
 
 def _edge(plan: Plan, axis: str, unit: int) -> float:
-    """Return :func:`_crossing`, halved for a rank from which only one ring direction leaves the node."""
+    """Return :func:`_crossing`, but half of it if a bidirectional ring leaves the node in only one direction."""
     stride, _ = _extent(plan.grid, axis)
     halved = plan.bidirectional and axis in _RINGS and stride < unit
     return _crossing(plan.grid, axis, unit) * (0.5 if halved else 1.0)
 
 
 def _staying(grid: Grid, axis: str, unit: int) -> float:
-    """Return which fraction of its bytes along an axis a rank sends inside its node of ``unit`` ranks, at most."""
+    """Return the largest fraction of bytes along an axis that a rank sends inside its node (of ``unit`` ranks)."""
     if axis in _RINGS and _extent(grid, axis)[0] < unit:
         return 1.0
     return 1.0 - _crossing(grid, axis, unit)
 
 
 def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return which fraction of its bytes along an axis a rank sends to other nodes of ``unit`` ranks, on average."""
+    """Return the mean fraction of bytes along an axis that a rank sends to other nodes (of ``unit`` ranks)."""
     (stride, _), crossing = _extent(grid, axis), _crossing(grid, axis, unit)
     if axis in _RINGS and crossing and stride < unit:
         return stride / unit
@@ -250,5 +250,5 @@ def _level_s(grid: Grid, by_axis: Counter[str], cluster: Cluster, level: SwitchL
 
 
 def _alone_s(size: float, crossing: float, cluster: Cluster) -> float:
-    """Return the seconds of ``size`` bytes on idle links. The fraction ``crossing`` of the bytes crosses nodes."""
+    """Return the seconds of ``size`` bytes on idle links. ``crossing`` is the fraction that is sent between nodes."""
     return cluster.inter.seconds(size * crossing) + cluster.intra.seconds(size * (1 - crossing))

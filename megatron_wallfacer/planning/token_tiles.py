@@ -20,8 +20,8 @@ def most_tiles(rows: int) -> int:
 def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activations:
     """Return a copy of ``work`` with chosen numbers of token tiles for LM head and MLPs.
 
-    Tiles of the MLPs are chosen first, without regard to the LM head. The number of tiles doubles until the memory peak
-    is at another moment of the step. The number also stops growing if more tiles would save less than 1 %
+    Tiles of the MLPs are chosen first, without regard to the LM head. The number of tiles doubles until the tiles no
+    longer determine the step's memory peak. The number also stops growing if more tiles would save less than 1 %
     (:data:`NEAR`) of the memory. ``loss`` and ``mlp`` state whether to choose the tiles of the LM head and of the MLPs.
     """
     if mlp:

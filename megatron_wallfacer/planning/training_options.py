@@ -41,11 +41,11 @@ class TrainingOptions:
         recompute: activations that backward recomputes.
         gradient_bytes: bytes per element of a gradient while it is reduced.
         accumulate_bytes: bytes per element of dQ, dK, dV and partial outputs in messages.
-        states: what is sharded over data- and context-parallel ranks. ``distributed`` shards Adam's states, and
-            ``zero-2`` also gradients.
+        states: sharding over data- and context-parallel ranks. ``distributed`` shards Adam's states, and ``zero-2``
+            also gradients.
         adam: dtype and place of Adam's states.
-        loss_tiles: number of token tiles of LM head and loss; 1 for no tiles. Backward recomputes each tile.
-        mlp_tiles: number of token tiles of each MLP; 1 for no tiles. Backward recomputes each tile.
+        loss_tiles: number of token tiles of LM head and loss. If it is above 1, backward recomputes each tile.
+        mlp_tiles: number of token tiles of each MLP. If it is above 1, backward recomputes each tile.
         outputs_on_host: fraction of layers whose attention output and lse are kept in host memory.
         inputs_on_host: fraction of layers whose input is kept in host memory.
         out_proxy: whether backward computes ``out_proxy`` from dO and delta, as this project's engine does.

@@ -122,7 +122,7 @@ class Transfers:
                 return
 
     def _post(self, op: TimedOp, pending: PendingTransfer, ends: Iterable[str]) -> PendingTransfer:
-        """Post sends or receives of a transfer. A message needs both, and starts after the latency of its route."""
+        """Post sends or receives of a transfer. A message starts after its send and its receive, plus a latency."""
         rank, transfer, symmetry = pending.rank, pending.transfer, self._symmetry
         for end in ends:
             for message in transfer.sends if end == "send" else transfer.receives:
@@ -163,10 +163,10 @@ class Transfers:
                 self._on_end(pending)
 
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
-        """Return (index, number of messages) of each link on a message's route, and the list of the indices.
+        """Return the links of a message's route, as (link, how often the message uses it), and as a list of links.
 
-        One simulated message may represent the messages of several ranks (:class:`Symmetry`), some of which share a
-        link.
+        One simulated message may represent messages of several ranks (:class:`Symmetry`). Some of these messages may
+        use the same link.
         """
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []

@@ -85,7 +85,7 @@ def _frames(axes: Axes, layout: GridLayout, scale: float) -> None:
 
 
 def _teams(axes: Axes, grid: Grid, layout: GridLayout, scale: float) -> None:
-    """Draw the backgrounds of teams and of ranks along the head axis."""
+    """Draw a background behind each team, and behind ranks that divide heads."""
     heads = [grid.neighbours(rank, "head") for rank in range(grid.cp_size) if grid.coordinates(rank)["head"] == 0]
     if grid.team > 1:
         width = 2 * RADIUS + (0.28 if grid.head == 1 else 0.46)

@@ -1,8 +1,8 @@
 """Compute the positions of ranks in the plot of a grid.
 
 A ring is drawn as a circle. The members of a team are drawn on a line from the centre outwards, a *spoke* of the
-circle. With ``kv_team`` > 1 there are several such circles. For a double ring, each inner ring is a circle, and these
-circles form a larger circle.
+circle. With ``kv_team`` > 1 there are several such circles. For a double ring, inner rings are drawn as small circles
+along a large circle.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Position = tuple[float, float]
 
 @dataclass(frozen=True)
 class GridLayout:
-    """Positions of a grid.
+    """Positions of ranks and circles in the plot of a grid.
 
     Attributes:
-        half_side: half the side of the frame of one circle.
+        half_side: half the side of the square around one circle.
         centres: centre of each circle, by the coordinate along ``kv_team``.
         inner_radius: radius of the circle around an inner ring and its ranks, or 0 for a single ring.
         ring_centres: centre of the circle that shows the ring of each rank.

@@ -18,7 +18,7 @@ def is_double(grid: Grid) -> bool:
 
 
 def step_axis(grid: Grid) -> str:
-    """Return the axis of the ring with a hop in every ring step: the inner ring of a double ring, or the only ring."""
+    """Return the axis along which blocks hop in every ring step: the inner ring of a double ring, or the only ring."""
     return "ring_inner" if grid.ring_inner > 1 else "ring_outer"
 
 
@@ -34,7 +34,7 @@ def next_rank(schedule: Schedule, axis: str) -> int:
 
 
 def rings(schedules: Sequence[Schedule], axis: str) -> list[tuple[int, ...]]:
-    """Return the ranks of each ring in the order of the hops. A rank that sends nothing is a ring of one rank."""
+    """Return the ranks of each ring in the order of the hops. A rank that sends nothing gets a ring of its own."""
     following = {schedule.rank: next_rank(schedule, axis) for schedule in schedules}
     result: list[tuple[int, ...]] = []
     while following:

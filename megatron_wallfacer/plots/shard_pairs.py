@@ -38,8 +38,8 @@ class PairWork(NamedTuple):
 def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
     """Return the work on each pair (query shard, key shard), derived from the tiles of the forward schedules.
 
-    In a correct plan each pair of shards has one entry per rank of the head axis. With zig-zag chunks all pairs have
-    equal work.
+    In a correct plan each pair of shards is computed by one rank for each part of the heads. With zig-zag chunks all
+    pairs of shards have equal work.
     """
     work: dict[Pair, list[PairWork]] = defaultdict(list)
     ring_operand = plan.ring_operand(backward=False)
@@ -57,7 +57,7 @@ def work_by_pair(plan: Plan) -> dict[Pair, list[PairWork]]:
 
 
 def pairs_of(plan: Plan) -> dict[Pair, tuple[PairWork, ...]]:
-    """Return the work on each (query shard, key shard), with one element per head slice.
+    """Return, for each pair (query shard, key shard), the work of each head slice.
 
     Raises:
         ValueError: A pair is computed twice for the same heads, which a plot could not show.
@@ -74,7 +74,7 @@ def pairs_of(plan: Plan) -> dict[Pair, tuple[PairWork, ...]]:
 
 
 def has_numbers(pairs: Mapping[Pair, Sequence[PairWork]], cp_size: int) -> bool:
-    """Return whether cells show numbers of ring steps, which requires several steps and large enough cells."""
+    """Return whether cells show the number of their ring step. This needs several ring steps and large cells."""
     has_stripes = len(pairs[0, 0]) > 1
     return cp_size <= (MAX_NUMBERED // 2 if has_stripes else MAX_NUMBERED) and any(
         entry.ring_step for work in pairs.values() for entry in work
@@ -84,7 +84,7 @@ def has_numbers(pairs: Mapping[Pair, Sequence[PairWork]], cp_size: int) -> bool:
 def draw_pairs(axes: Axes, pairs: Mapping[Pair, Sequence[PairWork]], colours: Sequence[Colour]) -> None:
     """Draw each pair in the colour of its rank, and an outline around the pairs of rank 0.
 
-    If several ranks compute different heads of a pair, the pair is drawn with one stripe per rank.
+    If the heads are divided over several ranks, each pair is drawn with one stripe per rank.
     """
     size = len(colours)
     rows = [[colours[entry.rank] for k in range(size) for entry in pairs[q, k]] for q in range(size)]

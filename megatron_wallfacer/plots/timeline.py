@@ -32,7 +32,7 @@ def draw_timelines(timelines: Sequence[RankTimeline], path: Path, title: str) ->
     """Draw one row per rank, with activities in its upper part and transfers in its lower part, as PNG or SVG.
 
     Each timeline has at least one pass, and all are on one clock. At most :data:`MAX_RANKS` timelines are drawn. If
-    there are more, the title has the number of ranks. A missing folder is created.
+    timelines are left out, the title has the number of ranks. A missing folder is created.
     """
     shown = timelines[:MAX_RANKS]
     if len(shown) < len(timelines):

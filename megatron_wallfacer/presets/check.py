@@ -44,8 +44,8 @@ class CheckResult:
     Attributes:
         megatron: version of the Megatron whose parser was used.
         problems: errors of the preset.
-        grid: scheme and axes, or None if the plugin is off or its rules were not checked.
-        rules: whether the plugin's rules were checked. The check requires a preset with a model.
+        grid: scheme and axes; None if the plugin is off or ``rules`` is False.
+        rules: whether unsupported combinations were checked. The check requires a preset with a model.
         kernel: whether the attention kernel was checked. The check requires a node with the preset's device.
     """
 
@@ -101,7 +101,7 @@ def _request(preset: Preset, script_flags: frozenset[str] | None) -> dict[str, A
 
 
 def _problem(preset: Preset, text: str) -> Problem:
-    """Find the first flag in ``text`` that the preset sets, and return the error with the location of this flag."""
+    """Return the error ``text`` with the location of the first of its flags that the preset sets."""
     locations = map(preset.location, _FLAG.findall(text))
     place = next((str(location) for location in locations if location), str(preset.path))
     return Problem(place, text)

@@ -43,9 +43,9 @@ class Launch:
     def of(cls, preset: Preset, script: Path) -> Launch:
         """Return the command of a preset.
 
-        If TransformerEngine or Apex is missing, the command of a GPU preset of this package also has the flags that
-        Megatron then needs. A GPU job turns on PyTorch's flight recorder. Flight-recorder variables that the shell or
-        the preset sets are not changed.
+        If TransformerEngine or Apex is missing, a preset in ``configs/`` for GPUs also gets the flags that Megatron
+        then needs. A GPU job turns on PyTorch's flight recorder. Variables of the flight recorder keep their values if
+        the shell or the preset sets them.
 
         Raises:
             WallfacerError: The job has several nodes but no rendezvous endpoint.

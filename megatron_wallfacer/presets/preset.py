@@ -26,8 +26,8 @@ class Preset:
         variables: environment variables by name.
         torchrun: torchrun flags by name.
         model: Megatron's and the plugin's flags by name.
-        statements: remarks of the preset's author on its test and use. The keys are ``validated_on``, ``measured`` and
-            ``known_limitations``. Remarks in files that the preset extends are ignored.
+        statements: remarks on tests, measurements and limits of the preset. The keys are ``validated_on``, ``measured``
+            and ``known_limitations``. Remarks in files that the preset extends are ignored.
     """
 
     path: Path

@@ -23,7 +23,7 @@ BACKEND, TRANSFERS = "--distributed-backend", "--wallfacer-transfers"
 
 @dataclass(frozen=True)
 class GpuSharing:
-    """Settings with which the ranks of a node share its GPUs.
+    """Settings that allow several ranks of a node to share one GPU.
 
     Attributes:
         environment: environment variables to add.

@@ -57,7 +57,7 @@ def torchrun_arguments(entries: Mapping[str, PresetEntry]) -> list[str]:
 
 
 def torchrun_variables(entries: Mapping[str, PresetEntry]) -> dict[str, str]:
-    """Return the environment variables that torchrun's flags need.
+    """Return environment variables that must be set because of torchrun's flags.
 
     If torchrun may restart the ranks, the variable ``OWN_STORE`` gives each attempt a new store.
     Without a new store, gloo would find the ranks of the previous attempt in the agent's store and connect to them.

@@ -44,7 +44,7 @@ class Accumulator:
 
     Attributes:
         written: boundaries of the row ranges that have been written, ascending: start, end, start, end, ...
-        parts: parts that are still to be added, in this order.
+        parts: partial results that are not yet added, in the order of their addition.
     """
 
     rows: Rows
@@ -82,7 +82,7 @@ class Accumulator:
             rows: half-open range of rows.
             into: accumulator to which the rows are to be added.
             first: row of ``into`` where the range begins.
-            own: function that returns one operand per tensor, for a range of rows that are written in this accumulator.
+            own: function that returns this accumulator's own operands, one per tensor, for a range of written rows.
         """
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):

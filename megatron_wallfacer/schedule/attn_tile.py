@@ -43,7 +43,7 @@ class CuSeqlens:
 
     @cached_property
     def longest(self) -> tuple[int, int]:
-        """Return the largest number of rows and the largest number of columns of a document."""
+        """Return the largest number of rows of any document, and the largest number of columns of any document."""
         q, k = (max(end - start for start, end in pairwise(side)) for side in (self.q, self.k))
         return q, k
 
@@ -56,7 +56,7 @@ class AttnTile(NamedTuple):
         cols: half-open range of token columns of the key block.
         causal: whether the tile is square and only its lower triangle is unmasked. With ``cu_seqlens``, this holds for
             each document's part of the tile.
-        window: range of unmasked diagonals; None without a window. A tile with a window is not causal. Each row and
+        window: range of unmasked diagonals; None without a window. With a window, ``causal`` is False. Each row and
             each column has an unmasked pair.
         cu_seqlens: boundaries of several documents, whose queries see only keys of their own document. Tiles with
             ``cu_seqlens`` have no ``window``.
@@ -80,7 +80,7 @@ class AttnTile(NamedTuple):
 
 
 def documents_of(tile: AttnTile) -> list[AttnTile]:
-    """Return one tile per document of a varlen tile. Rows and columns count from the corner of the varlen tile."""
+    """Return one tile per document. Rows and columns are counted from the top-left corner of the varlen tile."""
     assert tile.cu_seqlens is not None
     sides = (pairwise(tile.cu_seqlens.q), pairwise(tile.cu_seqlens.k))
     return [AttnTile(rows, cols, tile.causal) for rows, cols in zip(*sides, strict=True)]

@@ -99,7 +99,7 @@ class HeadGroupBuilder:
             self.group.compute_tiles(GATHERED, ring, only=chunks if ranks else None)
 
     def compute_last_gathered(self, ring: RowSet) -> None:
-        """Compute the last tiles of gathered rows. After each attention call, return results to their origin ranks."""
+        """Compute the tiles of gathered rows with the last block. After each attention call, send back results."""
         stationary = self.operands.stationary
         if stationary != "q":
             self.compute_gathered(ring)
@@ -109,7 +109,6 @@ class HeadGroupBuilder:
             self.teams.scatter(stationary, ranks)
 
     def _returns(self) -> list[tuple[int, ...]]:
-        """Return the other ranks of the team as tuples. One attention call computes results for a whole tuple."""
         peers = after(self.operands.rank, self.operands.team(self.operands.stationary))
         each = ranks_per_call(self.plan, self.group.emitter.groups) if self.group.merges_rows else 1
         return [peers[first : first + each] for first in range(0, len(peers), each)]

@@ -27,7 +27,7 @@ KINDS = (
 class OpEmitter:
     """Emitter that appends the operations of one head group to the ``program`` of a rank.
 
-    ``program`` and ``values`` belong to all head groups of the rank. ``group`` is the index of the head group, and
+    All head groups of the rank share one ``program`` and one ``values``. ``group`` is the index of the head group, and
     ``head_slice`` the index of its head slice.
     """
 

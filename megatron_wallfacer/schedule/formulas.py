@@ -1,10 +1,10 @@
 """Formulas of the communication volume, which tests compare with the volume counted in schedules.
 
-Units: elements received per rank and attention layer, in query shards of n*H elements, where n is the tokens per rank
-and H the query width (heads x head dim). kappa is kv heads / query heads. After the exchange along a head axis of U
-ranks, a rank has U times the tokens and 1/U of the heads, so a query shard has n*H elements on every grid. A key shard
-has kappa*n*H elements. If the head axis has more ranks than kv heads, several ranks have the same kv head. Then a key
-shard has rho*kappa*n*H elements, where rho is the number of these ranks.
+A volume is the number of elements that a rank receives for one attention layer. Its unit is a query shard of n*H
+elements: n is the tokens per rank, and H the query width (heads x head dim). kappa is kv heads / query heads. After the
+exchange along a head axis of U ranks, a rank has U times the tokens and 1/U of the heads, so a query shard has n*H
+elements on every grid. A key shard has kappa*n*H elements. If the head axis has more ranks than kv heads, several ranks
+have the same kv head. Then a key shard has rho*kappa*n*H elements, where rho is the number of these ranks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, siz
         plan: grid and choices.
         kappa: kv heads / q heads.
         kv_heads: number of kv heads; None if there are at least as many kv heads as ranks of the head axis.
-        sizes: size of an input element, and size of an element of partial results and gradients. With sizes in bytes,
-            the result times n*H is in bytes.
+        sizes: size of an input element, and size of an element of partial results and gradients. If sizes are in bytes,
+            multiply the result by n*H to get bytes.
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes
@@ -52,7 +52,7 @@ def backward_volume(
 
 
 def busiest_rank(plan: Plan) -> int:
-    """Return a rank with the largest volume. In ``paper`` and ``permuted`` order, ranks differ in volume."""
+    """Return a rank that receives the largest volume. With ``kv_order="paper"`` or ``"permuted"`` volumes differ."""
     return plan.grid.rank({axis: 0 for axis in plan.grid.placement} | {"team": min(1, plan.grid.team - 1)})
 
 

@@ -34,11 +34,11 @@ class Grid:
     """Sizes of the axes and their placement over the ranks of the context-parallel group.
 
     Args:
-        head: U, ranks that share tokens and divide heads.
-        team: C, ranks that share the same queries.
-        kv_team: G, ranks that share the same keys and values.
-        ring_outer: ranks of the outer ring.
-        ring_inner: ranks of the inner ring. The ring size R is ``ring_outer`` x ``ring_inner``.
+        head: U, number of ranks that share tokens and divide heads.
+        team: C, number of ranks that share the same queries.
+        kv_team: G, number of ranks that share the same keys and values.
+        ring_outer: number of ranks of the outer ring.
+        ring_inner: number of ranks of the inner ring. The ring size R is ``ring_outer`` x ``ring_inner``.
         placement: axes in the order in which they vary over the ranks, fastest first. Axes of size 1 may be omitted.
             The grid removes axes of size 1, so that equal grids compare equal.
 

@@ -18,13 +18,13 @@ from megatron_wallfacer.schedule.tiles import tiles
 
 
 class Blocks(Protocol):
-    """The chunks of local, gathered and received rows, and the names of the values that arrive with them."""
+    """The chunks of local, gathered and received rows, and the names of the received :class:`Value` objects."""
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
         """Return the ids of the chunks in the given rows of an operand (``q`` or ``kv``), ascending."""
 
     def sources(self, tensors: str, side: str, rows: RowSet) -> Sequence[str]:
-        """Return the names of the received values that contain the given rows of a tensor group."""
+        """Return the names of the received values that together have the given rows of a tensor group."""
 
 
 class HeadGroup:
@@ -85,11 +85,11 @@ class HeadGroup:
         emitter.send_recv("head", sends, receives)
 
     def rows(self, side: str, rows: RowSet) -> tuple[str, ...]:
-        """Return the names of values that together contain the given rows of an operand, and create missing values."""
+        """Return the names of the values, one per tensor group, that have the given rows of an operand."""
         return tuple(self.tensor_rows(tensors, side, rows) for tensors in self.operands.tensor_groups(side))
 
     def tensor_rows(self, tensors: str, side: str, rows: RowSet) -> str:
-        """Return the name of the value with the given rows of a tensor group. Define the value in the first call."""
+        """Return the name of the :class:`Value` for the given rows and tensors. The first call defines it."""
         emitter, name = self.emitter, self.emitter.name(rows, tensors)
         if name in emitter.values:
             return name

@@ -1,6 +1,6 @@
-"""Results of attention calls that are not yet accumulated: their bytes, and the time of their accumulation.
+"""Attention results before their accumulation: how many bytes they take, and when they are accumulated.
 
-One launch can add several results to an accumulator, and reads and writes the accumulator once. Results are therefore
+A launch that adds several results to an accumulator reads and writes the accumulator only once. Results are therefore
 kept until an operation reads their rows. At most two operations per accumulator may have results that are not yet
 accumulated. With large shards, results are accumulated immediately.
 """
@@ -62,7 +62,7 @@ class _Held:
 
 
 def held_bytes(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> int:
-    """Return the peak bytes of results of attention calls that are not yet accumulated, including the running call.
+    """Return the peak bytes of results that attention calls have computed, or compute now, before their accumulation.
 
     ``aliases`` come from :func:`megatron_wallfacer.schedule.lifetimes.aliases`.
     """
@@ -81,7 +81,6 @@ def accumulations(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) 
 
 
 def _accumulated(schedule: Schedule, shape: Shape, aliases: Mapping[str, str], held: _Held) -> Iterator[int]:
-    """Yield the index of the operation for each launch that accumulates results."""
     for index, op in enumerate(schedule.ops):
         if isinstance(op, Attend):
             yield from _attend(index, op, schedule, shape, held)

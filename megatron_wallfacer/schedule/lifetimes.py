@@ -56,7 +56,7 @@ def value_key(name: str) -> Hashable:
 
 
 def rows_key(start: int, position: int) -> Hashable:
-    """Return the key of a send buffer. ``start`` is the index of the operation, and ``position`` of the message."""
+    """Return the key of the send buffer of a message, given the index of its operation and its own index."""
     return "rows", start, position
 
 
@@ -73,7 +73,7 @@ def proxy_key(names: tuple[str, ...]) -> Hashable:
 def waits(schedule: Schedule) -> dict[int, int]:
     """Return for each operation that starts a transfer the index of the operation that waits for the transfer.
 
-    The first operation that reads a received value waits for its transfer. A transfer that only sends is waited for
+    The first operation that reads a received value waits for its transfer. The wait for a transfer without receives is
     after the last operation.
     """
     started: dict[str, int] = {}
@@ -151,7 +151,7 @@ def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
 
 
 def aliases(schedule: Schedule) -> dict[str, str]:
-    """Return {value: source} for each value that concatenates only one source. Value and source share a buffer."""
+    """Return {value: source} for each :class:`Concat` with a single source. Value and source share a buffer."""
     shared: dict[str, str] = {}
     for op in schedule.ops:
         if isinstance(op, ops.Concat) and len(op.sources) == 1:
@@ -182,7 +182,7 @@ def _ends_of_runs(schedule: Schedule) -> Iterator[tuple[str, int]]:
 def _whole_sends(
     schedule: Schedule, buffers: Mapping[str, str], until: Mapping[int, int]
 ) -> dict[str, tuple[int, int]]:
-    """Return, for each value that is sent as a whole, the first and the last operation during its transfers."""
+    """Return, for each value that is sent as a whole, the first and the last operation that run while it is sent."""
     spans: dict[str, tuple[int, int]] = {}
     for index, _, message in _sends(schedule):
         if len(message.chunks) == len(schedule.values[message.value].chunks):

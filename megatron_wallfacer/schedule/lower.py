@@ -1,7 +1,7 @@
 """Lowering assigns a memory offset to every value of a schedule, and a list of steps to every operation.
 
 Lowering records which rows of an accumulator have been written. Steps that accumulate results therefore read only rows
-that have been written. Rows without any result are filled before they are read.
+that have been written. Rows that get no partial result are filled with constants before they are read.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class _Lowering:
         yield from self.values.finalize(list(self.stored.values()))
 
     def _result(self, name: str) -> Accumulator:
-        """Return the accumulator that writes the heads of the value ``name`` into the output tensors of the pass."""
+        """Return the accumulator whose rows are the heads of ``name`` in the output tensors of the pass."""
         value = self.schedule.values[name]
         tensors = {
             tensor: cut_heads(self.places.whole(self.results[tensor]), self.places.heads(tensor, value.head_slice))

@@ -107,10 +107,6 @@ class TileLowering:
 
 
 def _together(calls: Sequence[AttnTile], rows: Range, cols: Range) -> Iterator[tuple[AttnTile, bool]]:
-    """Yield the kernel calls of a partial tile, in the form of ``_tiles``.
-
-    Several calls may be accumulated together, as long as their results are not larger than those of the whole tile.
-    """
     number, height, width = 0, 0, 0
     for call, following in zip_longest(calls, calls[1:]):
         call_rows, call_cols, *kind = call

@@ -47,7 +47,7 @@ class TransferLowering:
                     del self._receiving[message.value]
 
     def wait_for_the_rest(self) -> Iterator[tuple[Transfer, tuple[ProgramStep, ...]]]:
-        """Yield the waits at the end of the pass: for transfers that only send."""
+        """Yield waits for all transfers that only send. These waits belong to the end of the pass."""
         for op in self.schedule.ops:
             if isinstance(op, SendRecv) and not op.transfer.receives:
                 yield op.transfer, (program.Wait(self._numbers[id(op.transfer)]),)
@@ -101,7 +101,7 @@ class TransferLowering:
         return found
 
     def number_of(self, transfer: Transfer) -> int:
-        """Return the number of a transfer. The first call assigns the receive buffers of the transfer."""
+        """Return the index of a transfer in :attr:`made`. The first call assigns the transfer's receive buffers."""
         if id(transfer) not in self._numbers:
             self._numbers[id(transfer)] = len(self.made)
             self.made.append(program.PointToPoint(transfer.channel, (), ()))
@@ -117,8 +117,8 @@ class TransferLowering:
     def _pack(self, at: tuple[int, int], name: str, into: Rows, pairs: list[Pair]) -> Iterator[ProgramStep]:
         """Yield the steps that must run before rows are copied into a message buffer. Append the copies to ``pairs``.
 
-        Partial results that no later operation reads are summed directly in the message buffer. ``at`` is (index of
-        the operation, index of the message).
+        If no later operation reads the rows, their partial results are summed directly in the message buffer. ``at`` is
+        (index of the operation, index of the message).
         """
         name = self.values.aliases.get(name, name)
         total = self.values.accumulators.get(name)
@@ -168,7 +168,7 @@ def _bytes_of(rows: Rows) -> Operand:
 def _reads(
     schedule: ops.Schedule, values: Values, parts: Mapping[int, LocalPart]
 ) -> dict[str, list[tuple[tuple[int, int], frozenset[int]]]]:
-    """Return the operations and messages that read rows of a value, by name of the value.
+    """Return, for each value, the operations and messages that read it.
 
     Each element is ((index of the operation, index of the message), ids of the chunks that are read).
     """

@@ -1,4 +1,4 @@
-"""Values and accumulators during lowering: their place in memory, and partial results to be added later."""
+"""The state of lowering: where values are in memory, and which partial results are not yet added to accumulators."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Values:
         return total.rows, (*finalized, *self.fill(total, (0, total.tokens)))
 
     def read_part(self, reader: int, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
-        """Return the rows of a value that operation ``reader`` reads: after a head exchange, only local rows."""
+        """Return the rows of ``name`` that operation ``reader`` reads: only local rows after a head exchange."""
         part = self._local_parts.get((reader, name))
         return self.read(name) if part is None else (self.local_part(part, "received"), ())
 
@@ -62,7 +62,7 @@ class Values:
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Operand]:
-        """Return a map from tensor name to operand, for the tensors of some values with the same rows."""
+        """Return a map from tensor name to operand, for all tensors of the named values."""
         return {
             tensor: operand
             for name in names
@@ -105,8 +105,8 @@ class Values:
     ) -> None:
         """Make :meth:`finalize` add the results of an attention call to an accumulator.
 
-        The call computes the token rows ``rows`` of the block whose chunk ids are ``block``. ``slot`` has the results
-        of the call. Those for the tensors of the accumulator begin at index ``first``.
+        The results are in the slot ``slot``, and those for this accumulator begin at index ``first``. They are for a
+        range ``rows`` of the rows of a block with the chunk ids ``block``.
         """
         for here, there in placed_rows(rows, block, total.rows.chunks, self.places.chunk):
 
@@ -167,7 +167,7 @@ class Values:
     # --- copying ---
 
     def row_pairs(self, source: Rows, into: Rows, chunks: Iterable[int]) -> list[Pair]:
-        """Return (destination, source) operands that copy ``chunks`` from one value to another."""
+        """Return pairs (destination operand, source operand) that cover ``chunks``."""
         return [
             (cut(into.tensors[tensor], self.places.rows(here)), cut(operand, self.places.rows(there)))
             for there, here in common_rows(source.chunks, into.chunks, chunks)
@@ -175,7 +175,7 @@ class Values:
         ]
 
     def copy(self, pairs: Sequence[Pair]) -> Iterator[ProgramStep]:
-        """Yield one step that performs several copies: as strided copies, or as one permutation of equal blocks."""
+        """Yield a single step for several copies: a list of strided copies, or a permutation of equal blocks."""
         few = strided(pairs)
         if len(few) > STRIDED and (found := permutation(pairs, self.places.itemsize, self.places.wide)):
             yield program.Permute(self.places.number(found.into), self.places.number(found.source), found.index)

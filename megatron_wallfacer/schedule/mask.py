@@ -146,7 +146,7 @@ class Mask:
         return tuple(calls_of(self, q_chunks, k_chunks, cp_size, size))
 
     def key_chunks(self, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
-        """Return the ranges of nonempty and of full key chunks for a query chunk; (0, 0) for an empty range."""
+        """Return two ranges of key chunks for a query chunk: with any unmasked pair, and with only unmasked pairs."""
         if self.is_per_document:
             # The window covers the most chunks in the shortest document.
             piece = self.shortest // (2 * cp_size)
@@ -195,8 +195,9 @@ class ChunkMask:
     """A mask in units of chunks. The key chunks that a query chunk sees are consecutive.
 
     Attributes:
-        nonempty: half-open range of key chunks with an unmasked pair, for each query chunk.
-        full: half-open range of key chunks in which every pair is unmasked, for each query chunk; (0, 0) for none.
+        nonempty: for each query chunk, half-open range of the key chunks that it sees.
+        full: for each query chunk, half-open range of the key chunks that it sees without masked pairs; (0, 0) for
+            none.
     """
 
     nonempty: tuple[Range, ...]
@@ -204,7 +205,7 @@ class ChunkMask:
 
     @property
     def is_sparse(self) -> bool:
-        """Return whether the mask leaves any chunk pair on or below the causal diagonal empty."""
+        """Return whether at least one chunk pair on or below the causal diagonal is fully masked."""
         return any(first > 0 or end <= chunk for chunk, (first, end) in enumerate(self.nonempty))
 
 

@@ -1,4 +1,4 @@
-"""Merging of small attention calls into one call: for local and gathered rows, and for rows of several ranks.
+"""Merge small attention calls: a call for local rows with one for gathered rows, or the calls for several ranks.
 
 Two small calls take longer than one call with the rows of both. However, a merged call needs copied rows, and its
 results are sent later. Calls are merged if the attention of one query shard to one key shard is little work
@@ -34,13 +34,13 @@ def merges_rows(operands: OperandRows, groups: int) -> bool:
 
 
 def ranks_per_call(plan: Plan, groups: int) -> int:
-    """Return the number of team members whose results are computed together, in the last ring step."""
+    """Return the number of team members whose results one attention call computes in the last ring step."""
     return max(1, int(LEAST_WORK / max(1, _call_work(plan, groups))))
 
 
 def _call_work(plan: Plan, groups: int) -> float:
     """Return the work of an attention call of one query shard and one key shard; infinite if sizes are unknown.
 
-    With a head axis of U ranks, a shard has U times the rows and columns, and 1/U of the heads.
+    With a head axis of U ranks, query and key shards are U times as long, and have 1/U of the heads.
     """
     return float("inf") if plan.shard_work is None else plan.shard_work * plan.grid.head / groups

@@ -1,10 +1,11 @@
 """The operands of attention at one rank: the rows of Q and of K/V in each ring step.
 
 The *ring operand* is passed around the ring: K and V (pass-KV), or Q (pass-Q). The operand that is not passed is
-*stationary*. A rank has *local* rows of both operands. *Gathered* rows come from the other ranks of its team before the
-ring starts. *Received* rows come from other positions of the ring.
+*stationary*. A rank has *local* rows of both operands. *Gathered* rows come from other ranks of the same team before
+the ring starts. *Received* rows come from other positions of the ring.
 
-Tensors that are sent together form a *tensor group*: ``q``, ``kv``, and in backward ``dout`` with its statistics.
+Tensors that are sent together form a *tensor group*. The tensor groups are ``q``, ``kv`` and, in backward, ``dout``
+with its statistics.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class OperandRows:
         return "team" if self.is_permuted else AXIS[side]
 
     def block_of(self, origin: int) -> tuple[int, ...]:
-        """Return the chunks of the block of the ring operand that starts at rank ``origin``."""
+        """Return the chunk ids of the ring operand's block that rank ``origin`` has in ring step 0."""
         return self.block(entering(self.grid, origin)[1] if self.is_permuted else self.team(self.ring_operand, origin))
 
     def chunks(self, side: str, rows: RowSet) -> tuple[int, ...]:
@@ -126,7 +127,7 @@ class OperandRows:
     def merged_steps(self) -> int:
         """Return the number of ring steps that can compute local and gathered rows in a single attention call.
 
-        Gathered rows must have arrived before such a step. Results must not have to be sent after it.
+        Gathered rows have arrived before such a step, and no results are sent immediately after it.
         """
         if self.results(self.ring_operand):
             return len(self.later_steps)
@@ -136,7 +137,7 @@ class OperandRows:
 
     @property
     def _pass_steps(self) -> int:
-        """Return the number of ring steps in one pass of the inner ring; 1 on a single ring."""
+        """Return the number of ring steps between two hops of the outer ring; 1 on a single ring."""
         double = self.grid.ring_inner > 1 and self.grid.ring_outer > 1
         return self.grid.ring_inner if double else 1
 
@@ -155,7 +156,7 @@ class OperandRows:
 
     @property
     def last_pass(self) -> tuple[RowSet, ...]:
-        """Return the rows that the last round of the inner ring receives; without a ring, rows of the first block."""
+        """Return the rows that arrive in the last round of the inner ring; without a ring, rows of the only block."""
         first = max(1, len(self.ring_steps) - self._pass_steps)
         return tuple(received(step) for step in range(first, len(self.ring_steps))) or self.first_block[-1:]
 

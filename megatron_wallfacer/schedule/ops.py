@@ -1,12 +1,13 @@
 """The operations of a schedule. Each rank starts the operations of its own schedule one after another.
 
-An operation refers to values by their names. A *value* has the rows of some chunks, for a group of tensors and one head
-slice. The rows are sorted by position. Tensors are named ``q k v dout`` as in the model, ``out lse delta`` for partial
-results and statistics of softmax, ``dq dk dv`` for gradients. Ranks are indices in the context-parallel group.
+An operation refers to values by their names. A *value* is a group of tensors with the rows of some chunks and the heads
+of one head slice. The rows are sorted by position. Tensors are named ``q k v dout`` as in the model, ``out lse delta``
+for partial results and statistics of softmax, ``dq dk dv`` for gradients. Ranks are indices in the context-parallel
+group.
 
-An operation waits only for the values that it reads. If a transfer receives a value that an operation reads, the
-operation waits until all receives of the transfer have arrived and all its sends have left. A value lives from the
-first operation that names it to the last operation that reads it, or to the end of the last transfer that sends it.
+An operation waits only for the values that it reads. If a value arrives in a transfer, the operation waits until the
+whole transfer has ended: all its messages have arrived or left. A value lives from the first operation that names it to
+the last operation that reads it, or to the end of the last transfer that sends it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Value:
 
     Attributes:
         chunks: chunk ids of the rows, ascending.
-        rows: row set of the value, if the value is an operand of attention; else None.
+        rows: row set for operands of attention; None for all other values.
     """
 
     payload: tuple[str, ...]
@@ -105,7 +106,7 @@ class Transfer:
 
     @property
     def channel(self) -> tuple[str, str]:
-        """Return the grid axis, and ``inputs`` or ``results``. Transfers of one channel may run one after another."""
+        """Return the grid axis, and ``inputs`` or ``results``. NCCL runs transfers of one channel in succession."""
         return self.axis, "results" if RESULTS.intersection(self.payload) else "inputs"
 
 
@@ -209,7 +210,7 @@ class Schedule:
 
     @cached_property
     def last_mentions(self) -> Mapping[str, int]:
-        """Return the index of the last operation that names a value, keyed by value; ``len(ops)`` for kept values."""
+        """Return, for each value, the index of the last operation that reads or writes it, or ``len(ops)`` if kept."""
         last = {name: index for index, op in enumerate(self.ops) for name in (*reads(op), *writes(op))}
         return last | dict.fromkeys(self.keeps, len(self.ops))
 

@@ -1,8 +1,8 @@
 """The arrangement of blocks in the WallFacer paper: the team of each rank, and the destinations of a team's block.
 
-Source: arXiv 2407.00611, Algorithms 2 and 3. Teams have C ranks, and C groups have R = P / C^2 teams each. Every member
-of a team gathers the block of the team. Member i of team t then sends the block to one rank of group i: to member t % C
-of the group's team number t // C. Afterwards, blocks move around C^2 rings of R ranks.
+Source: arXiv 2407.00611, Algorithms 2 and 3. The P / C teams of C ranks are divided into C groups of R = P / C^2 teams.
+Every member of a team gathers the block of the team. Member i of team t then sends the block to group i. In this group
+the receiver is member t % C of team t // C. Afterwards, blocks move around C^2 rings of R ranks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ def _team_number(grid: Grid, rank: int) -> int:
 
 
 def _team(grid: Grid, like: int, number: int) -> tuple[int, ...]:
-    """Return the ranks of team ``number`` that have the same heads as the rank ``like``."""
     group, position = divmod(number, grid.ring)
     return tuple(_rank(grid, like, group, position, index) for index in range(grid.team))
 

@@ -19,7 +19,7 @@ class PaperTransfers:
         self.is_gathered_first = self.operands.plan.kv_order == "paper"
 
     def enter(self, tensors: str) -> None:
-        """Send the local rows of the ring operand to the rank that needs them in ring step 0 in the paper's order."""
+        """Send the local rows of the ring operand to the rank that computes them in its first ring step."""
         operands, emitter, grid = self.operands, self.emitter, self.operands.grid
         side, rows = operands.ring_operand, received(0)
         local, block = self.group.tensor_rows(tensors, side, LOCAL), emitter.name(rows, tensors)

@@ -1,4 +1,4 @@
-"""The place of each value in memory, as numbered operands (strided tensors in buffers)."""
+"""Assign memory to the values of a schedule. An operand is a numbered, strided tensor in a buffer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Places:
         return Rows(tensors, value.chunks)
 
     def buffer(self, name: str) -> Rows:
-        """Return the rows of a value in its buffer, which is in the workspace or kept for backward."""
+        """Place a value in a buffer of its own, in the workspace or kept for backward."""
         key = value_key(name)
         if key in self._kept:
             return self.packed(name, self._kept[key], 0)

@@ -23,15 +23,15 @@ class Plan:
         grid: sizes of the axes, and placement.
         scheme: name of the scheme, only for texts such as errors.
         kv_order: which block of the ring operand each rank starts with. ``native``: the block of the rank's own team.
-            ``paper``: teams gather blocks, and then exchange whole blocks (WallFacer, Algorithm 2). ``permuted``: ranks
-            start with the same blocks as with ``paper``, but exchange single shards before they gather. With
-            ``permuted``, exchange and gather have about half as much volume as with ``paper``. ``paper`` and
-            ``permuted`` need ``team == kv_team``.
+            ``paper``: each team gathers a block, and then ranks exchange whole blocks (WallFacer, Algorithm 2).
+            ``permuted``: ranks start with the same blocks as with ``paper``, but exchange single shards before they
+            gather. With ``permuted``, exchange and gather have about half as much volume as with ``paper``. ``paper``
+            and ``permuted`` need ``team == kv_team``.
         forward: ring variant of the forward pass. ``pass-kv`` passes K and V around the ring. ``pass-q`` passes Q
             around the ring, and returns partial outputs to the origin rank directly.
         backward: ring variant of the backward pass. ``pass-kv`` passes K, V and their gradients around the ring.
             ``pass-q`` passes Q, dO and dQ around the ring.
-        bidirectional: whether each block is sent half way around a single ring in both directions.
+        bidirectional: whether each block moves in both directions of a single ring, half way around in each.
         head_groups: largest number of head groups. Schedules of head groups are interleaved, so that kernels of one
             group hide transfers of another group. Few heads allow fewer groups
             (:func:`megatron_wallfacer.schedule.heads.head_groups`).

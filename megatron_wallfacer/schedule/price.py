@@ -43,10 +43,11 @@ TIE, MORE_BYTES = 1.05, 1.2
 
 
 def cheapest(plans: Sequence[Plan], tokens: int, q_heads: int, kv_heads: int, *, ranks_per_node: int = NODE) -> Plan:
-    """Return a plan that is nearly the fastest, has nearly the least volume of such plans, and then the least memory.
+    """Return the best plan: fast, then little communication, then little memory.
 
-    A plan is nearly the fastest up to :data:`TIE` times the shortest time. It has nearly the least volume up to
-    :data:`MORE_BYTES` times the least volume. Tokens and heads are per rank.
+    Plans that are slower than :data:`TIE` times the shortest time are dropped first. Of the others, plans that receive
+    more than :data:`MORE_BYTES` times the fewest bytes are dropped. The plan with the least memory remains. Tokens and
+    heads are per rank.
     """
     options = {"tokens": tokens, "q_heads": q_heads, "kv_heads": kv_heads}
     prices = [layer_seconds(plan, **options, ranks_per_node=ranks_per_node) for plan in plans]

@@ -82,8 +82,8 @@ class Merge:
     """Merge partial outputs by log-sum-exp.
 
     Attributes:
-        rows: pairs (operands to write, partial results to merge). Operands and partial results are (out, lse). To merge
-            with earlier contents of the operands, the first partial result is the operands themselves.
+        rows: merges, as pairs of (out, lse) to write and the list of partial (out, lse). The first partial result may
+            be the written (out, lse) itself.
         frees: slots whose results no later step reads.
     """
 
@@ -96,8 +96,8 @@ class Sum:
     """Sum gradients of several sources.
 
     Attributes:
-        rows: pairs (operand to write, sources to add). To add to earlier contents of the operand, the first source is
-            the operand itself.
+        rows: sums, as pairs of an operand to write and the list of operands to add. The first added operand may be the
+            written operand itself.
         frees: slots whose results no later step reads.
     """
 
@@ -201,8 +201,8 @@ class AllToAll:
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.
         ranks: members of the process group, in group order, as indices in the context-parallel group.
-        send: index of the send operand, in which messages have the order of ``ranks``.
-        receive: index of the receive operand, in which messages have the order of ``ranks``.
+        send: index of the operand that is sent. It has one message per rank, in the order of ``ranks``.
+        receive: index of the operand that is received. It has one message per rank, in the order of ``ranks``.
     """
 
     channel: tuple[str, str]
@@ -248,6 +248,6 @@ class Program:
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        """Return the distinct names of all buffers, in the order in which the engine passes buffers to a run."""
+        """Return the names of all buffers, in the order of :attr:`CompiledPass.bases`."""
         results = (result.name for result in self.results)
         return (*self.inputs, *self.given, *results, *(name for name, _ in self.kept), WORKSPACE)

@@ -36,10 +36,10 @@ class RingStep:
 
     Attributes:
         origin: origin rank of the block, among the ranks that differ from this rank only along the ring.
-        source: hop on which the block arrives; None for the local block.
-        destinations: hops on which this rank sends the block.
-        gradient_sources: hops on which partial gradients of the block arrive.
-        gradient_destination: hop on which this rank sends the accumulated gradient; None at the block's origin rank.
+        source: hop from the rank that sends the block; None for the local block.
+        destinations: hops to the ranks that receive the block.
+        gradient_sources: hops from the ranks that send partial gradients of the block.
+        gradient_destination: hop to the rank that receives the accumulated gradient; None at the block's origin rank.
     """
 
     origin: int
@@ -68,7 +68,7 @@ def block_origin(grid: Grid, rank: int, step: int) -> int:
 
 
 def block_holder(grid: Grid, rank: int, origin: int) -> int:
-    """Return the rank that has ``rank``'s block in the ring step in which ``rank`` has ``origin``'s block."""
+    """Return the rank that has received the block of ``rank`` when ``rank`` has received the block of ``origin``."""
     here, there = grid.coordinates(rank), grid.coordinates(origin)
     return peer_along(grid, rank, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
 

@@ -27,8 +27,8 @@ class RingTransfers:
     def start_hops(self, step: int, *axes: str) -> None:
         """Send the block of a ring step to the next ranks, and receive blocks of later ring steps.
 
-        A send waits until the block has arrived. If ``axes`` are given, only hops along these axes start. Hops that
-        an earlier call started are omitted.
+        The block is sent on after it has arrived at this rank. If ``axes`` are given, only hops along these axes start.
+        Hops that an earlier call started are omitted.
         """
         operands, emitter = self.operands, self.emitter
         for hop in operands.ring_steps[step].destinations:
@@ -52,8 +52,8 @@ class RingTransfers:
     def send_results(self, step: int) -> None:
         """Send the results of a ring step towards the origin of its block.
 
-        Gradients follow the path of the block, and ranks on the path accumulate them. A partial output is sent to the
-        origin directly.
+        Gradients follow the path of the block, and ranks on the path accumulate them. A partial output is sent directly
+        to the block's origin rank.
         """
         side = self.operands.ring_operand
         if not self.operands.results(side):

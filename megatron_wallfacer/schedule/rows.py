@@ -18,7 +18,7 @@ class Rows:
     Attributes:
         tensors: operands ``[rows, batch, heads, channels]``, statistics ``[rows, batch, heads]``, by name.
         chunks: chunk ids of the rows, ascending.
-        as_bytes: operand with the bytes of all tensors; None if the tensors are not in one buffer.
+        as_bytes: all tensors as one operand of bytes; None if the tensors are not in one buffer.
     """
 
     tensors: Mapping[str, Operand]
@@ -50,7 +50,7 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def common_rows(source: Sequence[int], into: Sequence[int], chunks: Iterable[int]) -> Iterator[tuple[Range, Range]]:
-    """Divide ``chunks`` into as few pieces as possible that are contiguous both in ``source`` and in ``into``.
+    """Divide ``chunks`` into as few pieces as possible, each of them contiguous in both blocks.
 
     Yield a pair of index ranges for each piece: in ``source`` and in ``into``. Both blocks must contain all ``chunks``,
     which must be ascending.

@@ -88,8 +88,8 @@ def _schedule(spec: PassSpec) -> Schedule:
 def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
     """Append all operations of a pass that sends no results around the ring.
 
-    Tiles of local rows with the first blocks of the ring operand come first. Tiles of local rows with the last blocks
-    are computed while results of gathered rows are in flight.
+    Tiles of local rows against the first blocks of the ring operand come first. Tiles of local rows against the last
+    blocks are computed while results of gathered rows are in flight.
     """
     ring = [*operands.first_block, *map(received, range(1, len(operands.ring_steps)))]
     gathers = GATHERED in operands.stationary_rows
@@ -118,8 +118,8 @@ def _append_without_ring_results(builders: Sequence[HeadGroupBuilder], operands:
 def _append_with_ring_results(builders: Sequence[HeadGroupBuilder], operands: OperandRows) -> None:
     """Append all operations of a pass that sends results around the ring.
 
-    Results with many hops are computed first. Results that stay on this rank are computed last. Only the first head
-    group begins with tiles of local rows, because no block has arrived yet.
+    Results that must travel the most hops are computed first. Results that stay on this rank are computed last. Only
+    the first head group begins with tiles of local rows, because no block has arrived yet.
     """
     is_alone = len(builders) == 1
     blocks, gathers = operands.first_block, GATHERED in operands.stationary_rows
@@ -161,9 +161,9 @@ def _begin(
 
     Args:
         builders: builders of all head groups.
-        starting: builders of the head groups whose tiles are appended.
+        starting: those of ``builders`` whose tiles are appended.
         operands: operand rows of this rank.
-        sends_results: whether to append transfers for results of the ring operand, unless gathered rows add to them.
+        sends_results: whether to append transfers for results of the ring operand, if no gathered rows contribute.
         leaves_local: whether to omit the tiles of local queries against local keys.
     """
     builders[0].group.split_heads()
@@ -188,7 +188,7 @@ def _start_next(builders: Sequence[HeadGroupBuilder], index: int) -> None:
 
 
 def _append_ring(builders: Sequence[HeadGroupBuilder], index: int, computed: Sequence[RowSet]) -> None:
-    """Append ring steps and the transfers of their results. ``computed`` are key rows whose tiles already exist."""
+    """Append ring steps and the transfers of their results. Tiles of ``computed`` rows were appended before."""
     builder, operands, pass_start = builders[index], builders[index].operands, None
     first_pass = () if computed and GATHERED not in operands.stationary_rows else operands.first_pass[1:]
     # A first pass of local rows alone can hide little of the next group's transfers, so these start now.
@@ -220,7 +220,7 @@ def _end(builders: Sequence[HeadGroupBuilder]) -> None:
 
 
 def _post_early(program: Sequence[ops.Op]) -> tuple[ops.Op, ...]:
-    """Post receives before their transfer starts: as many attention operations earlier as :data:`POST_AHEAD`."""
+    """Insert :class:`PostRecv` operations, with :data:`POST_AHEAD` attention operations before the transfer."""
     attends = [index for index, op in enumerate(program) if isinstance(op, ops.Attend)]
     posted: dict[int, list[ops.Op]] = {}
     seen = 0

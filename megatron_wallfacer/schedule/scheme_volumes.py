@@ -43,10 +43,10 @@ class SchemeVolume:
         grid: axis sizes. If no grid fits, the grid is :data:`DOES_NOT_FIT`, and all volumes and ratios are None.
         forward: volume of the forward pass.
         forward_ratio: ``forward`` divided by the lower bound.
-        forward_whole: ``forward`` divided by the lower bound for schemes that do not divide shards.
+        forward_whole: ``forward`` divided by the lower bound for schemes in which a shard is never split.
         backward: volume of the backward pass.
         backward_ratio: ``backward`` divided by the lower bound.
-        backward_whole: ``backward`` divided by the lower bound for schemes that do not divide shards.
+        backward_whole: ``backward`` divided by the lower bound for schemes in which a shard is never split.
     """
 
     cp_size: int

@@ -1,7 +1,8 @@
 """Schemes by name, each of which fixes or restricts the grid. ``docs/schemes.md`` lists grids and sources.
 
-``lss`` is another name of ``all-gather``: the LSS Transformer gathers in forward and reduces gradients in backward, as
-a ``kv_team`` of all ranks does. Megatron itself averages gradients over data- and context-parallel ranks.
+``lss`` is another name of ``all-gather``. The LSS Transformer gathers K and V in forward and reduces their gradients in
+backward, like a grid whose ``kv_team`` has all ranks. Megatron itself averages gradients over data- and
+context-parallel ranks.
 
 If tokens and heads are known and ``kv_order`` is ``native``, ``auto`` selects a ``team-ring`` grid by estimated time
 (:mod:`megatron_wallfacer.schedule.price`). This grid may have a ``kv_team`` axis. Otherwise ``auto`` selects the grid
@@ -113,18 +114,18 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a scheme.
 
-    Axis sizes that are not given minimise the communication volume, forward and backward together. If ``tokens`` and
-    heads are given, ``auto`` selects sizes by estimated time instead (:mod:`megatron_wallfacer.schedule.price`). The
-    inner ring size is as near to the square root of the ring size as possible. If heads are not given, any size of the
-    head axis is allowed.
+    Axis sizes that are not given are chosen for the least communication volume of forward and backward together. If
+    ``tokens`` and heads are given, ``auto`` selects sizes by estimated time instead
+    (:mod:`megatron_wallfacer.schedule.price`). The inner ring size is as near to the square root of the ring size as
+    possible. If heads are not given, any size of the head axis is allowed.
 
     Args:
         scheme: one of :data:`SCHEMES`.
         cp_size: P, the number of context-parallel ranks.
-        head_size: U, ranks of the head axis, if the scheme does not fix the size.
-        team_size: number C of ranks in a team, if the scheme does not fix the number.
-        kv_team_size: G, ranks that share keys and values, if the scheme does not fix the size.
-        ring_inner_size: ranks of the inner ring, if the scheme does not fix the size.
+        head_size: U, number of ranks of the head axis. Some schemes fix this number.
+        team_size: C, number of ranks in a team. Some schemes fix this number.
+        kv_team_size: G, number of ranks that share keys and values. Some schemes fix this number.
+        ring_inner_size: number of ranks of the inner ring. Some schemes fix this number.
         placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest varying first. ``ring`` is short for
             ``ring_inner,ring_outer``. Axes of size 1 may be left out.
         kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
@@ -267,7 +268,7 @@ def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
 
 
 def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
-    """Return 2 if the grid has a head axis or a team, and half of the heads are enough work for a kernel; else 1."""
+    """Return the number of head groups: 2 if an axis gathers tensors and kernels for half of the heads are large."""
     if grid.head == 1 and grid.team == 1:
         return 1
     return 1 if tokens and q_heads and shard_work(tokens, q_heads) < SPLIT_WORK else 2

@@ -155,7 +155,7 @@ class SparseHeadGroupBuilder:
     # --- tiles and results ---
 
     def compute_tiles(self, ring: RowSet, *, stationary: RowSet) -> None:
-        """Compute the tiles of some rows of both operands, unless all pairs are masked."""
+        """Compute the tiles of received or local rows against stationary rows, unless the mask leaves no pairs."""
         operands = self.operands
         if ring != LOCAL and not self.blocks.senders(operands.ring_operand, ring):
             return

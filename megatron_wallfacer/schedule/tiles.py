@@ -21,8 +21,8 @@ class Tile:
     """One kernel call: rows of a query block against columns of a key block, in units of chunks.
 
     Attributes:
-        rows: half-open range of chunks of the query block.
-        cols: half-open range of chunks of the key block.
+        rows: half-open range of indices of chunks in the query block.
+        cols: half-open range of indices of chunks in the key block.
         causal: whether the tile is square and only its lower triangle is unmasked.
         partial: whether the tile has masked pairs, but is not causal. In a tile that is neither causal nor partial, all
             pairs are unmasked.
@@ -58,7 +58,7 @@ def tiles(
         chunk_mask: unmasked chunk pairs, in place of ``causal``.
 
     Returns:
-        Tiles that cover each unmasked pair of the selected query chunks exactly once.
+        Tiles that cover every unmasked pair of a selected query and a key exactly once.
     """
     if chunk_mask is not None:
         wanted = [only is None or chunk in only for chunk in q_chunks]

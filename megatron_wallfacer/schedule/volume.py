@@ -66,7 +66,7 @@ class Shape:
         return self.elements(tensor) * self.itemsize_of(tensor)
 
     def itemsize_of(self, tensor: str) -> int:
-        """Return the bytes of an element of a tensor, in the dtype of messages and accumulators."""
+        """Return the number of bytes per element of a tensor in messages and accumulators."""
         return self.accumulate_itemsize if tensor in ACCUMULATED else self.itemsize
 
 
@@ -85,7 +85,7 @@ def rows_bytes(schedule: Schedule, shape: Shape, payload: Sequence[str], chunks:
 
 
 def value_bytes(schedule: Schedule, shape: Shape, name: str) -> int:
-    """Return the bytes of a value."""
+    """Return the size of a value in bytes."""
     value = schedule.values[name]
     return int(rows_bytes(schedule, shape, value.payload, len(value.chunks)))
 

@@ -1,9 +1,9 @@
 """Lower bounds on the communication volume: the elements that a rank must receive (``docs/schemes.md``).
 
-Units: elements received per rank and attention layer, in query shards of n*H elements, where n is the tokens per rank
-and H the query width (heads x head dim). kappa is kv heads / query heads. If the work of a rank covers x query shards
-and y key shards, balance requires x*y >= P. A rank receives x - 1 query shards and y - 1 key shards, because one query
-shard and one key shard are local.
+A volume is the number of elements that a rank receives for one attention layer. Its unit is a query shard of n*H
+elements: n is the tokens per rank, and H the query width (heads x head dim). kappa is kv heads / query heads. If the
+work of a rank covers x query shards and y key shards, balance requires x*y >= P. A rank receives x - 1 query shards and
+y - 1 key shards, because one query shard and one key shard are local.
 
 Each pass has two bounds. The general bound applies to every scheme, because x and y may be any real numbers. The bound
 *for whole shards* applies to schemes that do not divide shards, so that x and y are integers. The bounds assume that

@@ -1,1 +1,1 @@
-"""Read the timelines of a training run from files, align their clocks, and sum them per rank."""
+"""Read the timelines of a training run from files, align their clocks, and add up the times of each rank."""

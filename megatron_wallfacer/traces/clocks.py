@@ -12,11 +12,11 @@ from megatron_wallfacer.traces.timelines import RankTimeline
 def on_one_clock(timelines: Sequence[RankTimeline]) -> tuple[list[RankTimeline], str]:
     """Shift timelines so that their times are seconds since the first event of any rank.
 
-    Ranks of one node share one monotonic clock, so events of a node are shifted by the same time. The shift between two
-    nodes comes from their wall clocks.
+    Ranks of one node share one monotonic clock, so events of a node are shifted by the same time. Wall clocks give the
+    difference between the monotonic clocks of two nodes.
 
     Returns:
-        The shifted timelines, and a sentence about the accuracy of the shift between nodes.
+        The shifted timelines, and a sentence about the accuracy of the difference between nodes.
     """
     shifts, accuracy = _shifts(timelines)
     aligned = [_shifted(timeline, shift) for timeline, shift in zip(timelines, shifts, strict=True)]

@@ -101,5 +101,5 @@ def count_gpus() -> int:
 
 
 def complete_arguments(arguments: list[str], gpus: int) -> list[str]:
-    """Add the flags that Megatron needs on GPUs if a library is missing. The launcher adds the flags for CPUs."""
+    """On GPUs, add the flags that Megatron needs without TransformerEngine or Apex. The launcher adds CPU flags."""
     return complete_for_gpu(arguments, Libraries.here()) if gpus else arguments

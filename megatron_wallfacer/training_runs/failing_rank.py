@@ -102,7 +102,7 @@ def first_failure(log: str) -> Failure | None:
 
 
 def failure_text(log: str) -> str:
-    """Return the first failure as text, or the last lines of a log without a failed rank."""
+    """Return the first failure in a log as text. If no rank has failed, return the last lines of the log."""
     failure = first_failure(log)
     return "\n".join(("its last lines:", *log.splitlines()[-LAST:])) if failure is None else str(failure)
 

@@ -55,8 +55,8 @@ def time_plans(
 ) -> list[list[PassTimes]]:
     """Measure the time of several plans in turn. All ranks must call this function.
 
-    Each plan runs once without timing and ``repeats`` times with timing. Plans run in turn, so that a node that becomes
-    slow affects all of them. ``done`` is called after each run.
+    Each plan runs once without timing and ``repeats`` times with timing. In each round all plans run once, so that a
+    slow phase of a node affects all plans. ``done`` is called after each run.
 
     Returns:
         For each plan, the times of its ``repeats`` runs.

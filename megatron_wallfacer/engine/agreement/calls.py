@@ -1,8 +1,8 @@
 """Comparison of the arguments of :func:`attention` between the ranks of a process group.
 
 Ranks compare the arguments of their first :data:`CALLS` calls of ``attention`` per process group. Calls inside
-``torch.compile`` are not compared. Inside it, code that compares would run only while PyTorch traces. Ranks that trace
-at different times would wait for each other forever.
+``torch.compile`` are not compared. Such a comparison would run only while PyTorch traces, and ranks that trace at
+different times would wait for each other forever.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def described(
 def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None:
     """Return a :class:`FirstCall` if the ranks compare the arguments of the next call of ``attention``, else None.
 
-    Ranks compare the first :data:`CALLS` calls of each process group of several ranks. ``group`` is None for the world.
+    Each process group of several ranks compares its first :data:`CALLS` calls. ``group`` is None for the world.
     """
     if not dist.is_initialized() or torch.compiler.is_compiling():
         return None
@@ -158,7 +158,7 @@ def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None
 
 
 def _group_of(group: object) -> dist.ProcessGroup | None:
-    """Return the process group that the argument ``group`` means; None for an argument that later checks reject."""
+    """Return the process group of the argument ``group``, or None if ``group`` is invalid."""
     if not dist.is_initialized():
         return None
     if isinstance(group, DeviceMesh) and group.ndim == 1 and group.get_coordinate() is not None:

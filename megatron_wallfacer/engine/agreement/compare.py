@@ -19,7 +19,7 @@ class Record:
         settings: values that must be equal on all ranks.
         derived: values computed from the settings. They are compared after the settings, if all settings are equal.
         labels: values whose differences between ranks only cause a warning.
-        strict: whether this rank requires equal settings. Differences are ignored if no rank requires equal settings.
+        strict: whether differences are errors. One rank with this value is enough.
     """
 
     settings: Mapping[str, str | None]
@@ -78,7 +78,7 @@ def compare(records: Mapping[int, Record]) -> Verdict:
 def difference(name: str, values: Mapping[int, str | None]) -> str | None:
     """Return a line with each different value and the ranks that have it; None if all ranks have the same value.
 
-    The value of a rank without the setting ``name`` is None.
+    The value is None on a rank that does not have the setting ``name``.
     """
     holders: dict[str | None, list[int]] = {}
     for rank, value in sorted(values.items()):

@@ -40,7 +40,7 @@ STORE_TIMEOUT = timedelta(seconds=10)
 
 
 class Watch(threading.Thread):
-    """A thread that prints an explanation when this process waits for messages longer than ``limit`` seconds.
+    """A thread that prints an explanation if this process waits more than ``limit`` seconds for a message.
 
     No other thread may use the connection ``store``.
     """
@@ -125,9 +125,9 @@ class Watch(threading.Thread):
                 self._say(line)
 
     def _label(self, waited: float) -> Label | None:
-        """Return the messages for which the host waits, else those for which the GPU waits.
+        """Return the messages for which the host waits.
 
-        Messages for which the GPU waits are returned only if ``waited`` is at least half the limit.
+        If the host has not waited for ``waited`` seconds, half the limit or more, return those of the GPU instead.
         """
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label

@@ -1,7 +1,7 @@
 """Compare the attention layers of all ranks after the model is built.
 
 A layer is identified by its number in the whole model or by its depth in multi-token prediction (MTP). With pipeline
-stages only some ranks have a given layer, and only ranks with the layer compare it.
+stages, the properties of a layer are compared between the ranks that have the layer.
 """
 
 from __future__ import annotations

@@ -35,9 +35,10 @@ _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?", re.IGNORECASE)
 
 
 def settings_of(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, str | None]]:
-    """Return two mappings by flag: arguments that must be equal on all ranks, and paths, which may differ.
+    """Return two dictionaries with flags as keys: arguments that must be equal on all ranks, and paths.
 
-    In the arguments that must be equal, ``PATH`` replaces each path, and a digest represents the content of a file.
+    In the arguments that must be equal, each path is replaced by ``PATH``. The content of a file is replaced by a
+    digest.
     """
     settings: dict[str, str | None] = {}
     paths: dict[str, str | None] = {}
@@ -63,7 +64,7 @@ def _text(value: Any, *, hide: bool | None) -> str | None:
 
     Args:
         value: parsed value of one of Megatron's arguments.
-        hide: True to replace every text by ``PATH``, False to replace only texts with a slash, None to keep all texts.
+        hide: whether ``PATH`` replaces strings: True for all strings, False for strings with a slash, None for none.
     """
     if value is None or value is False:
         return None

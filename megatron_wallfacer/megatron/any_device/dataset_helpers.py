@@ -20,7 +20,7 @@ MODULE = "megatron.core.datasets.helpers_cpp"
 
 
 def install() -> None:
-    """Load the compiled helpers and disable their compilation, unless Megatron must compile the helpers."""
+    """Load the installed binary of the dataset helpers. If there is one, Megatron does not compile them."""
     if provide():
         # _compile_dependencies imports the function at each call, so replacing the function in its module is enough.
         replace("megatron.core.datasets.utils:compile_helpers", lambda: None)
@@ -53,7 +53,7 @@ def provide() -> bool:
 
 
 def _is_current(binary: Path) -> bool:
-    """Return whether a compiled module is not older than its source, which may change in a checkout."""
+    """Return whether a binary is up to date. In a checkout its source may be newer."""
     source = binary.with_name("helpers.cpp")
     if not binary.with_name("Makefile").is_file() or not source.is_file():
         return True

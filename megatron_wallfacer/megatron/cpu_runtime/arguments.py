@@ -76,7 +76,7 @@ def adapt_argv(argv: list[str]) -> tuple[list[str], list[str]]:
     """Complete Megatron's arguments for a node without CUDA.
 
     Returns:
-        A pair: `argv` followed by the missing arguments, and only the missing arguments.
+        A pair. Its first element is `argv` with the added arguments, and the second is the added arguments alone.
 
     Raises:
         WallfacerError: An argument needs CUDA.

@@ -35,5 +35,5 @@ def leave_uncompiled() -> None:
 
 
 def _return_unchanged(model: Callable | None = None, **_: Any) -> Callable:
-    """Replace `torch.compile`, and return the model as it is. Decorators with and without arguments work too."""
+    """Return the model uncompiled. This replacement of `torch.compile` also works as a decorator."""
     return model if model is not None else _return_unchanged

@@ -27,6 +27,6 @@ def install() -> None:
 def _on_the_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     """Return `tensor`, or its numpy array if `as_numpy` is True.
 
-    Gloo accepts split sizes only as numbers. Megatron's own function (moe_utils.py) does not convert CPU tensors.
+    Gloo does not accept tensors as split sizes. Megatron's own function (moe_utils.py) does not convert CPU tensors.
     """
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor

@@ -1,4 +1,4 @@
-"""Keep tensors on the host if Megatron requests a CUDA device.
+"""Allocate tensors on the host where Megatron's code asks for a CUDA device.
 
 Megatron names the device in every allocation (`device=torch.cuda.current_device()`, `.cuda()`, `device="cuda"`). A
 torch function mode intercepts all torch calls, so Megatron's functions need no replacement.
@@ -67,7 +67,7 @@ class HostTensors(TorchFunctionMode):
 
 
 def install() -> None:
-    """Enter :class:`HostTensors` on the calling thread until the process ends. Only the calling thread can train."""
+    """Enter :class:`HostTensors` on the calling thread until the process ends. Training must run on this thread."""
     HostTensors().__enter__()
     # torch turns a mode off inside a call that the mode intercepts. Megatron recomputes layers in such a call,
     # torch.autograd.backward, so backward functions need a mode of their own.

@@ -59,7 +59,7 @@ def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
     """Return a function that divides the loss of `loss_func` by the group's mean number of unmasked tokens per rank.
 
     On every rank the returned function gives 1 as the number of tokens. Every rank then counts equally in Megatron's
-    average of losses, even if Megatron or the script sums token numbers over the ranks.
+    average of losses, even if Megatron or the script adds up these numbers of tokens.
 
     Args:
         loss_func: loss function of a script. A result of two values is returned unchanged.
@@ -67,8 +67,8 @@ def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
             micro-batches.
 
     Returns:
-        A function that returns (loss, 1, report). The average of the losses over the ranks of the group is the mean
-        loss of the group's unmasked tokens, or 0 if the group has no unmasked token.
+        A function that returns (loss, 1, report). Averaged over the ranks, the loss is the mean over all unmasked
+        tokens of the group; 0 if there are none.
     """
 
     def mean_loss(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -83,14 +83,14 @@ def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
 
 
 def report_of_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFunction:
-    """Return ``loss_func`` with its report summed over a group.
+    """Return a loss function like ``loss_func`` that sums its report over a group.
 
-    A report is a dict of pairs (sum of token losses, number of tokens). In evaluation with ``--sft`` Megatron computes
+    A report maps names to pairs (sum of token losses, number of tokens). In evaluation with ``--sft`` Megatron computes
     the mean loss of each rank's tokens, and averages the means over ranks. If losses and tokens are first summed over a
     group, all ranks of the group have the same mean.
 
     Args:
-        loss_func: loss function of a script, which returns the report as its last value.
+        loss_func: loss function of a script. Its last return value is the report.
         group: context-parallel group. All ranks of the group must call the returned function for the same
             micro-batches.
     """

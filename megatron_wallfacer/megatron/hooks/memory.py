@@ -1,4 +1,4 @@
-"""Save memory: tiles of tokens for the loss and for dense MLPs, and inputs of checkpointed layers in host memory."""
+"""Hooks that save memory. They compute the loss and dense MLPs in token tiles, and move layer inputs to the host."""
 
 from __future__ import annotations
 

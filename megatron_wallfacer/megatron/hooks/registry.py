@@ -32,7 +32,7 @@ class HookEntry:
         given: flag that installs the hooks, or :data:`ALWAYS`.
         hooks: hooks that are not yet bound to the plugin's state.
         enabled_when: function that gets the plugin's state after parsing, and returns whether to install the hooks.
-        core: whether attention needs the hooks. Hooks that are not core may support fewer Megatron releases.
+        core: whether the plugin's attention needs these hooks. All other hooks may support fewer Megatron releases.
     """
 
     given: str
@@ -68,7 +68,7 @@ class Hooks:
 
     Attributes:
         state: state of the plugin.
-        entries: pairs of an entry of :data:`ENTRIES` and its hooks, which are bound to ``state``.
+        entries: pairs (element of :data:`ENTRIES`, hooks of this element bound to ``state``).
     """
 
     def __init__(self, state: PluginState) -> None:

@@ -1,7 +1,7 @@
 """Compute rotary positions of packed tokens if the whole sequence, and not each document, is split over the ranks.
 
 With ``--dataloader-inter-document-masking`` Megatron splits the sequence into 2P chunks regardless of document
-boundaries, but Megatron's rotary embedding for packed sequences splits each document. With context
+boundaries. Megatron's rotary embedding for packed sequences assumes that each document is split. With context
 parallelism Megatron's rotary embedding raises an error or, from Megatron 0.20 on, rotates by wrong angles without an
 error. This module gives each token the angle of its position in its document.
 """

@@ -24,10 +24,10 @@ class Kind:
     """Tensors of one kind (attention outputs or layer inputs) on one rank.
 
     Attributes:
-        flag: flag that moves the tensors to host memory.
+        flag: command-line flag that moves the tensors to host memory.
         name: name of the tensors in the log.
         pipeline: position of the rank in the pipeline.
-        groups: tuples of layer numbers by model chunk. Backward recomputes the layers of a tuple together.
+        groups: for each model chunk, tuples of layer numbers. Backward recomputes all layers of one tuple together.
         nbytes: bytes of a host-memory slot by (chunk, layer).
         micro_batches: micro-batches per step.
     """

@@ -1,4 +1,4 @@
-"""Choose tensors to keep in host memory, equally on all ranks, allocate that memory, and install hooks on layers."""
+"""Choose tensors to keep in host memory, allocate that memory, and install hooks on layers. All ranks agree."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Wanted:
         return layers_on_host(len(self.bytes_by_count) - 1, fraction)
 
     def nbytes(self, auto: float) -> int:
-        """Return the bytes in host memory. ``auto`` is the fraction of layers if the flag's value is auto."""
+        """Return the bytes in host memory. The argument ``auto`` is the fraction if the flag's value is ``auto``."""
         return self.bytes_by_count[self.count(auto if self.fraction == "auto" else self.fraction)]
 
 
@@ -93,7 +93,7 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
 
 
 def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
-    """Check that every node has enough host memory. ``auto`` replaces the value ``auto`` of flags.
+    """Check that every node has enough host memory. Flags with the value ``auto`` move the fraction ``auto`` of layers.
 
     Raises:
         WallfacerError: A node has too little host memory, or a flag's value selects less than one layer. All ranks

@@ -81,7 +81,7 @@ def page_data(plan: Plan, shape: Shape, *, causal: bool = True, ranks_per_node: 
 def columns(grid: Grid, ranks: int) -> int:
     """Return the number of columns in which the ranks of a node are drawn.
 
-    If the fastest varying axis of the grid is short enough, the ranks along this axis fill one row.
+    If the fastest varying axis of the grid is short enough, a row shows all ranks along this axis.
     """
     fastest = grid.size_of(grid.placement[0]) if grid.placement else 1
     if ranks % fastest == 0 and fastest * fastest >= ranks and fastest <= 4:

@@ -1,7 +1,7 @@
-"""Derive the steps of one pass over all ranks: the tiles that each rank computes, and the transfers that overlap them.
+"""Derive the steps of all ranks in one pass: the tiles that each rank computes, and the transfers that overlap them.
 
-A step of a rank is one group of tiles (``Attend``). A transfer belongs to the step whose tiles the sender computes
-after it has started the transfer. Transfers after the last tiles form a separate step.
+A step of a rank is one group of tiles (``Attend``). A transfer belongs to the next step of the sender. Transfers after
+the last tiles form a separate step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class ViewerStep:
 def viewer_steps(
     schedules: Sequence[Schedule], nodes: Sequence[int], shape: Shape, chunk_sets: ChunkSets
 ) -> list[ViewerStep]:
-    """Return the steps of all ranks in a forward or backward pass, and add their sets of chunks to ``chunk_sets``.
+    """Return the steps of all ranks in a forward or backward pass.
+
+    The function adds the sets of chunks that the steps refer to to ``chunk_sets``.
 
     ``nodes`` has the index of each rank's node, and ``shape`` the sizes of one rank's shard.
     """
