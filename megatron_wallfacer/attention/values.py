@@ -83,7 +83,11 @@ def mask_of(causal: bool, window_size: object, cu_seqlens: object, shard_mode: A
     # A document of a wrong length is reported first, because it may cause a wrong length of the sequence.
     mask.check_lengths(cp_size)
     if documents[-1] != tokens:
-        raise OptionError("cu_seqlens", f"ending at {documents[-1]}", f"ending at {tokens}, the tokens of all ranks")
+        raise OptionError(
+            "cu_seqlens",
+            f"[..., {documents[-1]}]",
+            f"a list that ends with {tokens}, the number of tokens on all ranks",
+        )
     return mask
 
 

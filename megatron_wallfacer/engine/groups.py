@@ -160,7 +160,10 @@ def connect(
 def _channels(
     grid: Grid, whole: dist.ProcessGroup, made: dict[Channel, dist.ProcessGroup]
 ) -> dict[Channel, dist.ProcessGroup]:
-    """Return the process group of each channel. If an axis has all ranks, inputs are sent in the group ``whole``."""
+    """Return the process group of each pair (axis, ``inputs`` or ``results``).
+
+    If an axis has all ranks, inputs are sent in the group ``whole``.
+    """
     groups = {("cp", kind): whole for kind in KINDS}
     groups |= {(axis, "inputs"): whole for axis in AXES if grid.size_of(axis) == grid.cp_size > 1}
     return groups | made

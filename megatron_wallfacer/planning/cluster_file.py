@@ -203,7 +203,7 @@ def _ascending(messages: tuple[MessageCost, ...]) -> tuple[MessageCost, ...]:
     for below, above in pairwise(ordered[-2:]):
         if above.thread_us < below.thread_us or above.transport_us < below.transport_us:
             raise ClusterError(
-                "host.messages: the largest message must not cost less than the one before it", "host.messages"
+                "host.messages: the largest message must not cost less than the second largest", "host.messages"
             )
     return ordered
 

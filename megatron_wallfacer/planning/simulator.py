@@ -198,7 +198,7 @@ class _Simulator:
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
         """Keep a rank busy for some CPU seconds. On an emulated cluster ranks share CPU cores.
 
-        The model of shared cores has rates in bytes per second, so CPU seconds are converted to bytes.
+        Like a message, the work gets a size in bytes, because shared cores are modelled like shared links.
         """
         rank.busy, start_s = True, self._clock.now
 

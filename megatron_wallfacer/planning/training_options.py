@@ -100,7 +100,7 @@ def parallel_sizes(
     if cluster.gpus_per_node % tp:
         raise OptionError("tp", tp, f"a divisor of the {cluster.gpus_per_node} devices of a node")
     if cluster.ranks % (tp * pp):
-        raise OptionError("pp", pp, f"a size with which tp x pp divides {cluster.ranks} ranks")
+        raise OptionError("pp", pp, f"a size for which {cluster.ranks} ranks are a multiple of tp x pp")
     left = cluster.ranks // (tp * pp)
     cp = left if cp is None else cp
     if left % cp:

@@ -62,7 +62,7 @@ class Values:
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Operand]:
-        """Return a map from tensor name to operand, for all tensors of the named values."""
+        """Return a map from tensor name to operand, for all tensors of the values with these names."""
         return {
             tensor: operand
             for name in names
@@ -105,8 +105,8 @@ class Values:
     ) -> None:
         """Make :meth:`finalize` add the results of an attention call to an accumulator.
 
-        The results are in the slot ``slot``, and those for this accumulator begin at index ``first``. They are for a
-        range ``rows`` of the rows of a block with the chunk ids ``block``.
+        The results are in the slot ``slot``, and those for this accumulator begin at index ``first``. ``block`` has the
+        chunk ids of a block. The call has computed the range ``rows`` of the block's rows.
         """
         for here, there in placed_rows(rows, block, total.rows.chunks, self.places.chunk):
 

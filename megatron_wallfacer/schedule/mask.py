@@ -102,7 +102,9 @@ class Mask:
             return
         end = self.documents[-1]
         if end > tokens or (end < tokens and self.shard_mode == "per_document"):
-            raise OptionError("cu_seqlens", f"ending at {end}", f"ending at {tokens}, the tokens of all ranks")
+            raise OptionError(
+                "cu_seqlens", f"[..., {end}]", f"a list that ends with {tokens}, the number of tokens on all ranks"
+            )
         self.check_lengths(cp_size)
 
     def check_lengths(self, cp_size: int) -> None:

@@ -220,7 +220,7 @@ def _end(builders: Sequence[HeadGroupBuilder]) -> None:
 
 
 def _post_early(program: Sequence[ops.Op]) -> tuple[ops.Op, ...]:
-    """Insert :class:`PostRecv` operations, with :data:`POST_AHEAD` attention operations before the transfer."""
+    """Insert :class:`PostRecv` operations, each :data:`POST_AHEAD` attention operations ahead of its transfer."""
     attends = [index for index, op in enumerate(program) if isinstance(op, ops.Attend)]
     posted: dict[int, list[ops.Op]] = {}
     seen = 0

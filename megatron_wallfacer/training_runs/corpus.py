@@ -140,6 +140,6 @@ def _write(prefix: Path, wanted: int) -> None:
             progress.update(task, completed=min(tokens, wanted))
     if tokens < wanted:
         raise ValueError(
-            f"the corpus needs {wanted / 1e6:g} million tokens, the source of Python's library has {tokens / 1e6:.1f}"
+            f"the corpus needs {wanted / 1e6:g} MB, Python's standard library has only {tokens / 1e6:.1f} MB of source"
         )
     builder.finalize(f"{prefix}.idx")

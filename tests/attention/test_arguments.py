@@ -80,9 +80,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"cu_seqlens": ()}, "cu_seqlens=(): must be ascending from 0 to the length of the sequence"),
     ({"cu_seqlens": (2, 8)}, "cu_seqlens=(2, 8): must be ascending from 0"),
     ({"cu_seqlens": (0, 6, 4, 8)}, "cu_seqlens=(0, 6, 4, 8): must be ascending from 0"),
-    ({"cu_seqlens": (0, 4)}, "cu_seqlens=ending at 4: must be ending at 8, the tokens of all ranks"),
-    ({"cu_seqlens": (0,)}, "cu_seqlens=ending at 0: must be ending at 8, the tokens of all ranks"),
-    ({"cu_seqlens": (0, 12)}, "cu_seqlens=ending at 12: must be ending at 8, the tokens of all ranks"),
+    ({"cu_seqlens": (0, 4)}, "cu_seqlens=[..., 4]: must be a list that ends with 8, the number of tokens on all ranks"),
+    ({"cu_seqlens": (0,)}, "cu_seqlens=[..., 0]: must be a list that ends with 8, the number of tokens on all ranks"),
+    (
+        {"cu_seqlens": (0, 12)},
+        "cu_seqlens=[..., 12]: must be a list that ends with 8, the number of tokens on all ranks",
+    ),
     ({"cu_seqlens": (0, 8), "shard_mode": "documents"}, "shard_mode=documents: must be one of sequence, per_document"),
     ({"shard_mode": "contiguous"}, "shard_mode=contiguous: must be one of sequence, per_document"),
     ({"shard_mode": None}, "shard_mode=None: must be one of sequence, per_document"),
@@ -281,7 +284,7 @@ def test_wrong_arguments_leave_no_trace_on_ranks(pools: Callable[[int], Pool]) -
     assert first[0] == second[0]
     assert first[0][0] == "group=a mesh of 2 dimensions: must be a mesh of one dimension, such as mesh['cp']"
     assert first[0][1].startswith("group=a group of other ranks: must be ")
-    assert first[0][2] == "cu_seqlens=ending at 4: must be ending at 8, the tokens of all ranks"
+    assert first[0][2] == "cu_seqlens=[..., 4]: must be a list that ends with 8, the number of tokens on all ranks"
     assert first[0][3].startswith("grid=team 4: must be axes whose product is the group's size 2")
     assert "None" not in first[0]
     assert first[1] == second[1] == 0

@@ -196,7 +196,7 @@ def test_an_error_of_arguments_closes_nothing() -> None:
     transfers = connected(None, Grid(), "direct", CPU)
     q, k, v, _ = leaves(0, Problem(1))
     call = call_of(Attention(Plan(Grid(), head_groups=1), Problem(1, documents=(0, 9))), transfers)
-    with pytest.raises(WallfacerError, match="cu_seqlens=ending at 9"):
+    with pytest.raises(WallfacerError, match=r"cu_seqlens=\[\.\.\., 9\]"):
         attend(q, k, v, call)
     assert transfers.failure == ""
     attend(q, k, v, call_of(case, transfers))

@@ -122,7 +122,7 @@ def test_a_device_with_less_memory_does_not_fit() -> None:
     ("sizes", "message"),
     [
         ({"tp": 3}, "tp=3: must be a divisor of the 4 devices of a node"),
-        ({"pp": 3}, "pp=3: must be a size with which tp x pp divides 8 ranks"),
+        ({"pp": 3}, "pp=3: must be a size for which 8 ranks are a multiple of tp x pp"),
         ({"cp": 3}, "cp=3: must be a divisor of 8, the ranks that tp 1 and pp 1 leave"),
         ({"microbatches": 0}, "microbatches=0: must be a positive number"),
         ({"pp": 8}, "pp=8: must be a divisor of 4 layers"),

@@ -3,7 +3,7 @@
 With sequence parallelism each rank normalises different tokens. For parameters with the attribute `sequence_parallel`
 Megatron therefore sums gradients over the tensor-parallel group (finalize_model_grads.py). Norms of TransformerEngine
 and Apex set this attribute. Torch's norms do not, so `WrappedTorchNorm` (megatron/core/transformer/torch_norm.py)
-rejects sequence parallelism. This module sets the attribute for torch's norms.
+rejects sequence parallelism. This module sets `sequence_parallel` on the parameters of torch's norms.
 
 With Apex and without TransformerEngine, `TransformerBlock` uses Apex's `FusedLayerNorm` as the final norm of every
 model. `FusedLayerNorm` supports only LayerNorm, so a model with RMSNorm cannot be built. This module builds torch's
