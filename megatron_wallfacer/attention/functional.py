@@ -37,9 +37,9 @@ def attention(
     """Return exact attention over a sequence that is split over ranks. The result is differentiable.
 
     Rank r of P holds chunks r and 2P-1-r of the 2P equal chunks of the sequence (zig-zag, as in Megatron). The function
-    is collective: every rank of ``group`` calls it with equal arguments except q, k, v. The *first* call for each pair
-    of group and grid creates process groups with ``torch.distributed.new_group``. Therefore every rank of the *job*
-    must call this function then, each with its own group.
+    is collective: every rank of ``group`` calls it with equal arguments except q, k, v. The *first* call for each
+    group, grid, device type and value of ``transfers`` creates process groups with ``torch.distributed.new_group``.
+    Therefore every rank of the *job* must call this function then, each with its own group.
 
     Args:
         q: local queries, bshd ``[batch, tokens / P, q_heads, head_dim]``.
@@ -50,9 +50,9 @@ def attention(
         causal: whether keys after the query's position in the whole sequence are masked.
         window_size: numbers of keys (left, right) that a query sees before and after its position; -1 for no limit. If
             ``causal`` is True, right is always 0.
-        cu_seqlens: boundaries of the documents of a packed sequence. They begin with 0 and end with the sequence
-            length. Queries see only keys of their own document. Documents may be empty. The batch size must be 1. If
-            ``cu_seqlens`` is a tensor on a GPU, the host waits for it.
+        cu_seqlens: boundaries of the documents of a packed sequence. They begin with 0 and end with the length of the
+            whole sequence. Queries see only keys of their own document. Documents may be empty. The batch size must be
+            1. If ``cu_seqlens`` is a tensor on a GPU, the host waits for it.
         shard_mode: layout of documents. ``sequence`` divides the whole sequence into 2P chunks. ``per_document``
             divides each document into 2P chunks, as TransformerEngine and Megatron's ``--sft`` do, so 2P must divide
             the length of each document.

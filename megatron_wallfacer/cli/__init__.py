@@ -1,1 +1,1 @@
-"""The commands of ``wallfacer``. Each file parses the arguments of one command, calls a library, and prints results."""
+"""The commands of ``wallfacer``. A command's file parses its arguments, calls a library, and prints the result."""

@@ -78,7 +78,7 @@ def gloo_interface() -> Iterator[Finding]:
 
 
 def nccl_interface() -> Iterator[Finding]:
-    """Check the network interface over which NCCL connects its ranks. Later, NCCL may send data over InfiniBand."""
+    """On GPUs, check the network interface over which NCCL connects ranks. NCCL may send data over InfiniBand."""
     import torch
 
     if not torch.cuda.is_available():

@@ -68,7 +68,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def communication() -> Iterator[Finding]:
-    """Check gloo, and on GPUs also NCCL. Megatron needs gloo for checkpoints."""
+    """Check NCCL, which GPUs need, and gloo, which CPUs need. Megatron also uses gloo for checkpoints."""
     import torch
     import torch.distributed as dist
 

@@ -55,7 +55,7 @@ def threads() -> Iterator[Finding]:
 
 
 def restarts() -> Iterator[Finding]:
-    """Check the environment variable that ``torchrun --max-restarts`` needs with gloo: a store for each attempt."""
+    """Check the environment variable that gives each attempt of ``torchrun --max-restarts`` a store of its own."""
     text = f"{OWN_STORE} is not 1; only torchrun --max-restarts over gloo needs it, and presets set it"
     if os.environ.get(OWN_STORE) == "1":
         text = f"{OWN_STORE}=1; torchrun --max-restarts works over gloo"

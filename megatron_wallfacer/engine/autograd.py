@@ -44,7 +44,7 @@ def attend(
             covers only the rows of this rank.
 
     Raises:
-        OptionError: The size of the head axis does not divide the heads, or the mask is for another sequence length.
+        OptionError: The size of the head axis does not divide the heads, or :meth:`Mask.check` rejects the mask.
     """
     if call.mask.documents is None:
         return _Attention.apply(q, k, v, sinks, call, result)
@@ -56,7 +56,7 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor | Non
     """Run the forward pass, and return its result for :func:`attend`. The pass is collective and not differentiable.
 
     Raises:
-        OptionError: The size of the head axis does not divide the heads, or the mask is for another sequence length.
+        OptionError: The size of the head axis does not divide the heads, or :meth:`Mask.check` rejects the mask.
     """
     with torch.no_grad():
         return _run_forward(*_in_chunk_order(q, k, v, call), call, sinks)

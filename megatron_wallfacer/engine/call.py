@@ -54,8 +54,8 @@ class Call:
 
     Attributes:
         keep_gathered_q: whether forward keeps gathered queries for backward. Otherwise backward gathers queries again.
-        layer: number of the layer in the whole model, from 1, or its name; None outside a model. Only for error
-            messages.
+        layer: number of the layer in the whole model, from 1, or its name; None outside a model. Errors and other
+            messages contain it, and ranks compare it if ``verify`` is True.
         verify: whether every message is compared with its source. If so, passes do not run as CUDA graphs.
         number: unique number of the call. Operators of PyTorch cannot have a :class:`Call` as argument, so they get
             this number (:func:`call_of_number`).
@@ -123,8 +123,7 @@ class Call:
         """Check heads and sequence length of the local tensors, sbhd.
 
         Raises:
-            OptionError: The size of the head axis does not divide the heads, or the mask is for another sequence
-                length.
+            OptionError: The size of the head axis does not divide the heads, or :meth:`Mask.check` rejects the mask.
         """
         cp_size = self.plan.grid.cp_size
         check_heads(self.plan, q.shape[2], k.shape[2])

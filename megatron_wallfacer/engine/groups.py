@@ -75,9 +75,9 @@ class AxisGroups:
 def backend_of(group: dist.ProcessGroup | None, device: torch.device) -> str | None:
     """Return the backend of a group for tensors on a device; None if the group has no backend for the device.
 
-    ``torch.distributed.get_backend`` returns the ``backend`` argument of the group's creation. This is ``undefined``
-    after a plain ``init_process_group()``, and ``cpu:gloo,cuda:nccl`` for a group of two backends. ``group`` is None
-    for the world.
+    ``torch.distributed.get_backend`` returns the backend with which a group was created. This is ``undefined`` after a
+    plain ``init_process_group()``, and ``cpu:gloo,cuda:nccl`` for a group of two backends. ``group`` is None for the
+    world.
     """
     pairs = (pair.split(":") for pair in dist.get_backend_config(group).split(","))
     return {name: backend for name, backend in pairs}.get(device.type)

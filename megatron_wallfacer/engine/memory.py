@@ -19,7 +19,7 @@ class Memory:
     Attributes:
         slots: index at which the slots begin. A slot has the results of one kernel call.
         buffers: index of each buffer, by name.
-        wide: names of tensors that have the accumulation dtype.
+        wide: names of the local tensors, and of the results, that have the accumulation dtype.
     """
 
     operands: Sequence[Operand] = ()

@@ -1,4 +1,4 @@
-"""Sums, merges and ``out_proxy``: operations on rows of a tensor. Rows without an unmasked key have lse = -inf.
+"""Sums, merges and ``out_proxy``: operations on rows of a tensor. Rows without an unmasked key may have lse = -inf.
 
 Outputs and their gradients are ``[rows, batch, heads, v_head_dim]``. The statistics lse and delta are ``[rows, batch,
 heads]``, and sinks ``[heads]``.
@@ -64,10 +64,10 @@ def sum_rows(into: Sequence[Tensor], sources: Sequence[Sequence[Tensor]]) -> Non
 
 
 def merge_rows(into: Sequence[tuple[Tensor, Tensor]], sources: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> None:
-    """Merge several lists of partial results by log-sum-exp, in the accumulation dtype.
+    """Merge lists of partial results (out, lse) by log-sum-exp, in order and in the accumulation dtype.
 
-    The partial results ``sources[i]`` are merged into (out, lse) ``into[i]``, and have the same shapes. The first
-    partial result may be ``into[i]`` itself.
+    ``into[i]`` is overwritten with the merge of ``sources[i]``. All of these have the same shapes. The first element of
+    ``sources[i]`` may be ``into[i]`` itself.
     """
     totals = [_total(out, of[0][0], len(of)) for (out, _), of in zip(into, sources, strict=True)]
     started = [(total, of[0][0]) for total, of in zip(totals, sources, strict=True) if total is not of[0][0]]

@@ -24,7 +24,8 @@ class Place(NamedTuple):
     """The place of a tensor in a buffer.
 
     Attributes:
-        base: index of the buffer in the launch's list of buffers, or a value of :data:`CONSTANTS` for a constant.
+        base: index of the buffer in the launch's list of buffers; a value of :data:`CONSTANTS` for a constant, and
+            :data:`ABSENT` for no source.
         wide: whether the tensor has the accumulation dtype instead of the dtype of the inputs.
         offset: offset from the address of the buffer, in elements.
     """
@@ -73,7 +74,9 @@ class RowTable:
 def make_table(
     operations: Sequence[RowOperation], dtype: torch.dtype, wide: torch.dtype, device: torch.device
 ) -> RowTable:
-    """Return a table of row operations, as a tensor on ``device``. Either all operations are merges, or none is.
+    """Return the table of row operations on ``device``. Either all operations are merges, or none is.
+
+    The operations must not depend on each other, because one launch runs all of them.
 
     ``dtype`` is the dtype of the inputs, and ``wide`` the accumulation dtype.
     """
@@ -101,7 +104,7 @@ _Entry = tuple[tuple[int, ...], int, list[Place], list[list[Place]]]
 
 
 def _entries(one: RowOperation) -> Iterator[_Entry]:
-    """Yield the rows of the table for one operation, with at most three outer dimensions each."""
+    """Yield tuples (three outer sizes, elements per row, written tensors, tensors of each source) of one operation."""
     if 0 in one.shape:
         return
     if len(one.into) > 1:

@@ -1,4 +1,4 @@
-"""Convert the steps of a program to Python functions, once per kernel and set of process groups.
+"""Convert the steps of a program to Python functions, for a kernel and process groups. Each pass calls the functions.
 
 Each function has two parameters. The first is the list of all tensors of a pass
 (:class:`megatron_wallfacer.engine.memory.Memory`). The second is a list with the ``torch.distributed.Work`` objects of
@@ -62,7 +62,7 @@ def bind(step: ProgramStep, to: Binding) -> Action | None:
 
 
 def taken(step: ProgramStep, transfers: Sequence[PointToPoint | AllToAll]) -> Iterator[int]:
-    """Yield the indices of the operands that a step needs as ``torch.Tensor``. Triton kernels get only addresses."""
+    """Yield the indices of the operands that a step needs as ``torch.Tensor``. Row operations on a GPU need none."""
     match step:
         case program.AttendForward(q=q, k=k, v=v):
             yield from (q, k, v)

@@ -60,7 +60,7 @@ class Transfers:
         return self.groups.backend != "gloo"
 
     def bind(self, number: int, transfer: PointToPoint | AllToAll, device: torch.device) -> BoundTransfer:
-        """Return the calls that post, start and wait for a transfer. They share a list of ``Work`` objects."""
+        """Return the calls that post, start and wait for a transfer. ``number`` is the index of its ``Work`` list."""
         group = self.groups.groups[transfer.channel]
         if isinstance(transfer, AllToAll):
             ranks = [self._rank_in(group, rank) for rank in transfer.ranks]

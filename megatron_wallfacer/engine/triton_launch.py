@@ -16,7 +16,9 @@ _TAKES_CONSTANTS = 3, 3
 
 
 class Launch:
-    """Launches of one kernel on one grid. Every launch must have the same constants, argument types and alignment.
+    """Launches of one kernel on one grid. All launches must have the same constants and argument types.
+
+    The same arguments must be divisible by 16 in all launches.
 
     Attributes:
         run: function that launches the kernel on the current stream, given all kernel arguments by position.

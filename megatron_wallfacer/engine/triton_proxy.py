@@ -1,9 +1,9 @@
 """Row sums and ``out_proxy`` on a GPU, each as one Triton kernel that reads and writes every row once.
 
 PyTorch's operators would read and write every row several times. For ``out_proxy`` they would move 60 bytes per element
-instead of 4. With few tokens per rank, that traffic would take a third of the time of the attention kernels (``python
--m benchmarks.gpu.traffic``). :mod:`megatron_wallfacer.engine.merge` defines row sums and ``out_proxy``, and implements
-them for a CPU. Tests compare the kernels in Triton's interpreter with the CPU implementations.
+instead of 4. With few tokens per rank, PyTorch's operators would need a third of the time of the attention kernels
+(``python -m benchmarks.gpu.traffic``). :mod:`megatron_wallfacer.engine.merge` defines row sums and ``out_proxy``, and
+implements them for a CPU. Tests compare the kernels in Triton's interpreter with the CPU implementations.
 """
 
 from __future__ import annotations

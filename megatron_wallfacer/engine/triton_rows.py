@@ -25,7 +25,7 @@ _ADDRESSES = tuple(f"a{number}" for number in range(BASES))
 
 
 class RowLaunch:
-    """A Triton launch that runs all operations of a table. The operations are copies and sums, or merges."""
+    """A Triton launch that runs all operations of a table. The operations are copies, fills and sums, or merges."""
 
     def __init__(self, table: RowTable, *, merges: bool) -> None:
         kernel, grid = (_merge if merges else _sum), (triton.cdiv(table.rows, _ROWS), len(table.values))
@@ -36,7 +36,7 @@ class RowLaunch:
         self._constants = table.sources, _ROWS, width, _DTYPES[table.dtype], _DTYPES[table.wide]
 
     def __call__(self, tensors: Sequence[Tensor]) -> None:
-        """Launch all operations of the table. ``tensors`` are its buffers, at most :data:`BASES`."""
+        """Launch all operations of the table. ``tensors`` are its buffers in order, at most :data:`BASES`."""
         if self._is_empty:
             return
         addresses = [x.data_ptr() for x in tensors]

@@ -21,7 +21,7 @@ class Library:
 
     Attributes:
         package: name on the package index.
-        modules: names of the library's module in different releases. The first that is installed is imported.
+        modules: possible names of the library's module. The first that is installed is imported.
         install: command that installs the library.
     """
 

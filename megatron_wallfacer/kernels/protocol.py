@@ -50,7 +50,7 @@ class Capabilities:
         v_head_dim: whether value heads may have another number of channels than query and key heads.
         softcap: whether logits can be capped.
         window: whether sliding windows are supported. All kernels support causal tiles.
-        varlen: whether one library call can compute all documents of ``cu_seqlens``.
+        varlen: whether one library call computes all documents of ``cu_seqlens``. If not, each document has a call.
     """
 
     devices: tuple[str, ...] | None = None

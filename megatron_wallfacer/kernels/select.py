@@ -107,8 +107,8 @@ def select_kernel(
     ``head_dim`` channels unless ``v_head_dim`` is given.
 
     Raises:
-        OptionError: The name is unknown. Or each kernel of this name is missing or does not support the inputs, and the
-            message gives the reason for each kernel.
+        OptionError: The name is unknown, or no kernel of this name can be used. The message gives the reason for each
+            kernel.
     """
     if name not in KERNELS:
         raise OptionError("kernel", name, f"one of {', '.join(KERNELS)}")

@@ -1,7 +1,7 @@
 """Library functions whose signatures are read once, and whose arguments are bound by keyword.
 
-Releases of a library rename, add and drop parameters. If a release lacks the parameter of an argument, an error is
-raised. Only an :class:`OptionalArgument` is then left out, because the result is the same without it.
+Releases of a library rename, add and drop parameters. If a release lacks a parameter, an :class:`OptionalArgument` is
+left out, because the result is the same without it. For all other arguments an error is raised.
 
 :class:`UnavailableError` is raised if a function is missing, if its parameters cannot be read, or if a call does not
 fit its signature.

@@ -81,7 +81,7 @@ class TransformerEngineKernel(PreparedKernel):
             raise UnavailableError(f"{self._library.title}: there is no backend {_BACKEND}; needs {_NEEDS}") from error
 
     def _has_varlen(self) -> bool:
-        """Return whether cuDNN supports packed documents (thd) on this GPU, with an lse for each token."""
+        """Return whether cuDNN supports packed documents (thd) on this GPU, and returns an lse without padding."""
         gpu, cudnn = capability(torch.device("cuda")), getattr(self._library.module, "tex", None)
         version = getattr(cudnn, "get_cudnn_version", lambda: 0)()
         return gpu is not None and gpu >= (9, 0) and gpu != (12, 0) and version >= _VARLEN_SINCE

@@ -19,8 +19,8 @@ from megatron_wallfacer.schedule.attn_tile import AttnTile
 class TorchFlashKernel(PreparedKernel):
     """``aten::_flash_attention_forward`` and ``_backward``: bshd, with windows as in FlashAttention 2.
 
-    All arguments are positional, because releases of PyTorch differ in the name of one unused argument. Gradients are
-    deterministic if ``torch.use_deterministic_algorithms`` is on, whatever the argument ``deterministic``.
+    Arguments up to the unused random state are positional, because releases of PyTorch name this state differently.
+    Gradients are deterministic only if ``torch.use_deterministic_algorithms`` is on. ``deterministic`` has no effect.
     """
 
     name = "torch"

@@ -1,8 +1,8 @@
 """Choose the number of tiles for ``--wallfacer-loss-tiles auto`` and ``--wallfacer-mlp-tiles auto``.
 
-``auto`` selects the fewest tiles with which the peak of activation memory is nearly the lowest. The choice reads only
-the command line, so every rank makes the same choice. The prediction of memory assumes fused norms, fused SwiGLU, and
-one pipeline stage with all layers of the model.
+``auto`` doubles the number of tiles until LM head, loss and MLPs no longer determine the peak of activation memory. The
+choice reads only the command line, so every rank makes the same choice. The prediction of memory assumes fused norms,
+fused SwiGLU, and one pipeline stage with all layers of the model.
 """
 
 from __future__ import annotations

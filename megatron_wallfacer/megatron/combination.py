@@ -30,8 +30,8 @@ class Combination:
 
     Attributes:
         example: flags, as typed, that are not supported together with ``--wallfacer-cp-size 8`` on eight ranks. The
-            error names the first flag of the example. For a check of a layer's configuration or of a call, it is
-            ``attribute=value``.
+            error names the first flag of the example. If only a layer's configuration or a call is checked, the example
+            is ``attribute=value``.
         find: function that finds the combination.
         must: words that follow "must" in the error message. P replaces ``{cp_size}``.
         reason: clause after "because".
@@ -40,7 +40,7 @@ class Combination:
         distributed_only: whether the combination is an error only if P > 1.
         before: first Megatron release with which the plugin supports the combination, or None if there is no such
             release.
-        also: equivalent flags, which are tested but get no row in docs/unsupported.md.
+        also: further flags with the same error, which are tested but get no row in docs/unsupported.md.
     """
 
     example: str
@@ -86,12 +86,12 @@ def _name(value: object) -> object:
 
 
 def given(flag: str, *values: object, off: object = None) -> Find:
-    """Return a function that looks for a flag with one of the given values in Megatron's arguments.
+    """Return a function that looks for a flag with one of the given values.
 
     Args:
         flag: flag to look up.
         values: values to look for; by default all values except ``off``, None, False, 0 and empty text.
-        off: value that switches the flag off.
+        off: supported value of the flag, such as its default.
     """
     attribute = _attribute(flag)
 
@@ -129,7 +129,7 @@ def reads(function: Callable[[Any], str | None]) -> Find:
 
 
 def left_out(example: str, reason: str, instead: str = "", **more: Any) -> Combination:
-    """Return the :class:`Combination` for a flag that must be left out, whatever the value of the flag."""
+    """Return the :class:`Combination` for a flag that must be left out if the plugin is on."""
     must = "be left out with --wallfacer-cp-size"
     return Combination(example, given(example.split()[0]), must, reason, instead, **more)
 
@@ -142,7 +142,7 @@ def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = 
         other: second flag and its value.
         reason: clause after "because".
         needs: flags, as typed, that ``flag`` requires.
-        off: value that switches the second flag off.
+        off: supported value of the second flag, such as its default.
         more: further fields of the returned :class:`Combination`.
     """
     first, second = flag.split()[0], other.split()[0]
@@ -151,7 +151,7 @@ def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = 
 
 
 def context_parallel_size(args: Any, argv: Sequence[str]) -> str | None:
-    """Return ``--context-parallel-size N`` if N is neither P nor the default, else None."""
+    """Return ``--context-parallel-size N`` if N differs from P, else None. A default of 1 gives None too."""
     size = args.context_parallel_size
     # A script may set the value in code, so a value other than 1 and P is an error even if it was not typed.
     if size == args.wallfacer_cp_size or (size == 1 and not is_typed(argv, "--context-parallel-size")):
@@ -236,5 +236,5 @@ def recomputed_mlp(args: Any, argv: Sequence[str]) -> str | None:
 
 
 def offloading(args: Any, argv: Sequence[str]) -> str | None:
-    """Return the flag, as typed, that switches on Megatron's own offloading of activations, else None."""
+    """Return the flag or the attribute that switches on Megatron's own offloading of activations, else None."""
     return given("--cpu-offloading-num-layers")(args, argv) or given("--cpu-offloading")(args, argv)

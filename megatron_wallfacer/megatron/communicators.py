@@ -49,7 +49,7 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def groups_text(grids: Sequence[AxisGroups]) -> str:
-    """Return a sentence about this rank's process groups: names, sizes, time to connect, and GPU memory."""
+    """Return sentences about this rank's process groups: names, sizes, seconds to connect, and any GPU memory."""
     names: dict[dist.ProcessGroup, str] = {}
     for groups in grids:
         for (axis, kind), group in groups.groups.items():

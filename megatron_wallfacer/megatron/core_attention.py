@@ -138,8 +138,8 @@ class WallfacerCoreAttention(nn.Module):
             query: sbhd ``[tokens / P, batch, q_heads, head_dim]``, packed thd ``[tokens / P, q_heads, head_dim]``.
             key: keys in the layout of ``query``, with ``kv_heads`` in place of ``q_heads``.
             value: values in the layout of ``key``, with ``v_head_dim`` in place of ``head_dim``.
-            attention_mask: ignored, because ``attn_mask_type`` gives the mask. Megatron's flag
-                ``--reset-attention-mask`` changes nothing else, so the plugin does not support this flag.
+            attention_mask: ignored, because ``attn_mask_type`` gives the mask. The flag ``--reset-attention-mask``
+                changes only ``attention_mask``, so the plugin does not support this flag.
             attn_mask_type: None, or the mask type of the layer.
             attention_bias: must be None.
             packed_seq_params: Megatron's PackedSeqParams if documents are packed into one sequence.

@@ -1,9 +1,9 @@
 """Reuse attention outputs when Megatron recomputes a layer: ``--wallfacer-keep-attention-output``.
 
 With activation recomputation, the forward pass of a layer runs twice. The first run, under ``torch.no_grad``, stores
-attention's output and the tensors that backward needs. The second run, in backward, reuses the stored tensors instead
-of computing and communicating again. DISTFLASHATTN (arXiv 2310.03294) calls this method rematerialization-aware
-gradient checkpointing.
+attention's output and the tensors that backward needs. The second run, in backward, reuses the stored tensors, so
+attention does not compute and communicate again. DISTFLASHATTN (arXiv 2310.03294) calls this method
+rematerialization-aware gradient checkpointing.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _choose_device(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def check_that_torch_sees_gpus() -> None:
-    """Check that torch finds CUDA on a node with a GPU. Otherwise the node's ranks would train on the CPU in a GPU job.
+    """Check that a node without CUDA has no GPU. A broken driver would make its ranks train on the CPU in a GPU job.
 
     Raises:
         WallfacerError: The node has a GPU, or CUDA_VISIBLE_DEVICES names a GPU, but torch does not find CUDA.
@@ -98,7 +98,7 @@ def check_that_torch_sees_gpus() -> None:
 
 
 def _install_hooks(version: Version, device: str) -> None:
-    """Import Megatron and install the plugin's hooks."""
+    """Import Megatron, replace functions that need missing libraries, and install the plugin's hooks."""
     import torch
 
     from megatron_wallfacer.megatron import any_device

@@ -1,4 +1,4 @@
-"""Find out whether Megatron's own CUDA graphs contain attention or MLPs, and free these graphs before exit."""
+"""Find out whether Megatron's own CUDA graphs contain attention or MLPs, and free graphs before process groups."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def whole_iteration_graph(args: argparse.Namespace) -> str | None:
 
 
 def local_graphs_around_attention(args: argparse.Namespace) -> str | None:
-    """Return the flag with which Megatron's implementation ``local`` captures attention in CUDA graphs, or None."""
+    """Return the flag, as typed, with which the implementation ``local`` captures attention in CUDA graphs, or None."""
     return attention_in_graphs(args) if _implementation(args)[0] == "local" else None
 
 
@@ -91,7 +91,7 @@ def check_config(config: argparse.Namespace, expected: str | None, where: str) -
 
 
 def free_graphs() -> None:
-    """Free the CUDA graphs of Megatron's implementation ``local``. Megatron itself does not free them.
+    """Free the CUDA graphs of Megatron's implementation ``local``. Megatron's training loop does not free them.
 
     Graphs of the implementation ``transformer_engine`` are freed by Megatron's training loop.
     """

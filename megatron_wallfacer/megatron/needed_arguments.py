@@ -1,6 +1,6 @@
 """List the Megatron arguments that are needed when a library is missing, and add them to the shipped command lines.
 
-Megatron's `validate_args` checks few of these arguments. If another argument is missing, Megatron fails later: in the
+Megatron's `validate_args` checks few of these arguments. If one of the others is missing, Megatron fails later: in the
 configuration, in a layer, in the first step or in the data sets. Every flag in this module exists in Megatron-LM 0.17,
 0.18, 0.19 and main of 2026-08.
 """

@@ -1,4 +1,4 @@
-"""Outputs of a run: printed lines, and files next to checkpoints. A failed write does not end the run."""
+"""Outputs of a run: printed lines, metrics and files. A failed write of metrics or timelines does not end the run."""
 
 from __future__ import annotations
 

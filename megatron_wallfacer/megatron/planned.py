@@ -23,7 +23,7 @@ CHOSEN = (*PLAN_OPTIONS, "keep_gathered_q")
 
 
 def planned(flags: Flags, args: argparse.Namespace) -> Choice:
-    """Return the plan with the least predicted time on the cluster of ``--wallfacer-cluster``.
+    """Return the plan with nearly the least predicted time on the cluster of ``--wallfacer-cluster``.
 
     All ranks get equal plans.
 

@@ -54,7 +54,7 @@ class PluginState:
         parsed: arguments that ranks compare, or None until they are parsed.
         models: number of models built so far.
         store: store of the job. This attribute keeps the store alive until torch.distributed connects to the store.
-        chosen_tiles: numbers of token tiles that ``auto`` chose; None if no flag is ``auto``.
+        chosen_tiles: activation memory before and after ``auto`` chose token tiles; None if no flag is ``auto``.
         axis_groups: process groups of this rank, one entry per grid of a plan.
         sums: sums of metrics, or None if this rank logs no metrics.
         log_output: :class:`Output` that writes the metrics of ``--wallfacer-log-metrics``.
@@ -100,7 +100,7 @@ class PluginState:
         return self._settings
 
     def turn_on(self, settings: Settings, chosen_tiles: ChosenTiles | None) -> None:
-        """Turn the plugin on with its settings and with the numbers of token tiles that ``auto`` chose."""
+        """Turn the plugin on with its settings. ``chosen_tiles`` is None if no flag is ``auto``."""
         self._settings, self.chosen_tiles = settings, chosen_tiles
 
     def kernel(self, dtype: torch.dtype, head_dim: int, v_head_dim: int | None = None) -> Kernel:

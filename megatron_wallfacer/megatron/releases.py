@@ -17,8 +17,8 @@ class Release(NamedTuple):
         number: release as (major, minor).
         tested: version of the release that ``python -m scripts.versions`` tests.
         wheel: whether PyPI has the version. If not, tests use a checkout of Megatron's main branch.
-        launcher: whether ``wallfacer run`` supports the release. The launcher needs Megatron's training loop, which
-            older wheels lack.
+        launcher: whether ``python -m megatron_wallfacer`` supports the release. It needs Megatron's training loop,
+            which older wheels lack.
     """
 
     number: Number

@@ -57,7 +57,7 @@ ONE_GROUP = "all packed documents share the context-parallel group of the job"
 
 
 def captured(example: str, other: str, reason: str) -> Combination:
-    """Return the :class:`Combination` for CUDA graphs with attention, which do not work together with ``other``."""
+    """Return the :class:`Combination` for Megatron's CUDA graphs with attention, which exclude the flag ``other``."""
     flag, *values = other.split()
     instead = f"limit {MODULES} to moe_router and moe_preprocess"
     return Combination(example, both(ATTENTION, given(flag, *values)), f"be left out with {other}", reason, instead)

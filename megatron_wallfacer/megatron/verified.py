@@ -16,7 +16,7 @@ class VerifiedSteps:
         register_optimizer_step_post_hook(lambda *_: self._stepped())
 
     def due(self) -> bool:
-        """Return whether attention in this step must be verified. Only attention in training may call this method."""
+        """Return whether messages in this step must be verified. Only attention in training may call this method."""
         self._busy = True
         return self._step % self._every == 0
 

@@ -35,7 +35,7 @@ def megatron_version() -> Version:
 
 
 def check_supported(version: Version) -> None:
-    """Raise a WallfacerError if the given version of Megatron is not supported."""
+    """Raise a WallfacerError if a version of Megatron is not supported, unless the user allows untested versions."""
     if FIRST_LAUNCHED <= version[:2] < UNTIL or untested_allowed():
         return
     raise WallfacerError(

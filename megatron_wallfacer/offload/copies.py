@@ -90,7 +90,7 @@ class DeferredCopies:
         return issued
 
     def wait(self, issued: _Issued) -> None:
-        """Run the queued copies up to those with the handle ``issued``, in the same direction."""
+        """Run the queued copies of the same direction up to ``issued``, and all copies that must run before these."""
         self._observe(Record("wait", issued.number))
         self._run_until(issued)
 

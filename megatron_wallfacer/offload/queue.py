@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 
 
 class OffloadQueue:
-    """Queue that copies tensors of layers to host memory in forward. Before backward needs them, it copies them back.
+    """Queue that copies tensors of layers to host memory in forward, and back to the device in backward.
 
     While layer i+1 runs forward, the tensors of layer i are copied to the host. At the end of layer i+1 the device
     waits for this copy. While backward computes layer i+1, the tensors of layer i are copied to the device. The device

@@ -16,7 +16,7 @@ Groups = Sequence[Sequence[int]]
 class Key(NamedTuple):
     """Key of tensors that are copied together: those of one layer of a model chunk, for one micro-batch.
 
-    Model chunks, layers and micro-batches are numbered from 0.
+    All numbers begin with 0. Layers are numbered inside their model chunk.
     """
 
     chunk: int

@@ -36,7 +36,7 @@ class AttentionMemory:
     exchanges_heads: bool = False
 
     def scaled(self, factor: float) -> AttentionMemory:
-        """Return all sizes multiplied by ``factor``, for another number of tokens per rank."""
+        """Return the sizes for another number of tokens per rank. ``factor`` is new tokens / old tokens."""
         sizes = (self.forward, self.backward, self.kept, self.graphs)
         return AttentionMemory(*(factor * size for size in sizes), self.exchanges_heads)
 

@@ -37,8 +37,8 @@ class AttentionJob:
         shape: sizes of a rank's shard, with heads after tensor parallelism.
         cp_size: context-parallel size P.
         causal: whether the mask is causal; otherwise attention is full.
-        out_proxy: whether backward replaces O by a tensor that is computed from dO and delta, as this project's engine
-            does. A program that sends O does not need this tensor.
+        out_proxy: whether backward computes a replacement for attention's output O from dO and delta. This project's
+            engine does so for rows that are not local. A program that sends O does not need the replacement.
         cuda_graphs: whether memory is predicted for passes in CUDA graphs. Times are always predicted for eager passes.
     """
 

@@ -1,4 +1,4 @@
-"""The simulated clock. Calls functions at simulated times, when data has arrived, or when a thread has woken up."""
+"""The simulated clock. It calls functions at simulated times, when a flow ends, or when a thread has woken up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Clock:
         heapq.heappush(self._events, (self.now + seconds, next(self._number), callback))
 
     def after_wake_up(self, callback: Callback, sleeps: int = 1) -> None:
-        """Call a function when a thread has woken up ``sleeps`` times in a row. Each time it wakes up with a delay."""
+        """Call a function after the total delay of ``sleeps`` wake-ups, or at once if there is no model of delays."""
         if self._wake_up is None:
             callback()
         else:

@@ -28,7 +28,7 @@ class LinkSpeed:
 
 @dataclass(frozen=True)
 class SwitchLevel:
-    """A level of switches above the nodes. Each switch connects a group of nodes, and has one link to the next level.
+    """A level of switches above the nodes. All nodes of a group share one link to the nodes outside the group.
 
     Attributes:
         nodes: number of nodes in a group.
@@ -95,7 +95,7 @@ class HostProcessors:
     """CPU cores of an emulated cluster. All emulated ranks run on one real node and share its cores.
 
     Attributes:
-        cores: number of CPU cores.
+        cores: number of CPU cores that are free for the ranks; need not be a whole number.
         copy_gbyte_s: rate at which one CPU core merges or copies, in 1e9 bytes per second.
         messages: costs of messages by ascending size; empty for no cost. Costs between two sizes, and above the largest
             size, are linear in the size. Below the smallest size the costs are constant.

@@ -66,11 +66,11 @@ def load_cluster(name: str | Path, nodes: int | None = None) -> Cluster:
 
 
 def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None) -> Cluster:
-    """Return a copy of the cluster with fewer devices per node, or with another size of the device memory.
+    """Return the cluster with fewer devices per node, with another size of the device memory, or with both.
 
     Args:
         cluster: modelled cluster.
-        gpus_per_node: devices per node; None for all devices of the cluster.
+        gpus_per_node: devices per node; None to leave the number unchanged.
         memory_gb: memory of each device in 1e9 bytes; None to leave it unchanged.
 
     Raises:
@@ -88,7 +88,9 @@ def part_of(cluster: Cluster, gpus_per_node: int | None, memory_gb: float | None
 
 
 def cluster_of_gpus(gpu: str, nodes: int, gpus_per_node: int) -> Cluster:
-    """Return a cluster with ``nodes`` nodes for a GPU name. Links and NICs are read from a file in ``configs/cluster``.
+    """Return a cluster with ``nodes`` nodes for a GPU name.
+
+    A file in ``configs/cluster`` gives the links and the number of NICs per device.
 
     Raises:
         OptionError: No shipped cluster file has these GPUs.

@@ -2,9 +2,8 @@
 
 First, formulas estimate time and memory for every tensor-parallel size and every combination of memory-saving flags
 (:mod:`megatron_wallfacer.planning.flag_combinations`). The formulas leave out attention's communication time and its
-buffers. A combination whose estimate exceeds the memory is therefore too large. For the tensor-parallel sizes with the
-best estimates, the search then simulates attention on many grids. Each combination of flags gets the fastest grid that
-fits.
+buffers. For the tensor-parallel sizes with the best estimates, the search then simulates attention on many grids. Each
+combination of flags gets the fastest grid that fits.
 """
 
 from __future__ import annotations
@@ -93,7 +92,10 @@ class SizeCandidate:
         return _candidate(replace(self.request, tokens=tokens), self.sizes)
 
     def options(self, flags: FlagCombination, attention: AttentionEstimate) -> TrainingOptions:
-        """Return the options of a training step with ``flags``. Numbers of tiles depend on ``attention``."""
+        """Return the options of a training step with ``flags``.
+
+        Numbers of tiles and of layers in host memory depend on ``attention``.
+        """
         request = self.request
         workload = request.model, request.cluster, self.job.shape.tokens, attention.memory, self.sizes
         return training_options(flags, *workload, attention.forward_s)
@@ -177,8 +179,8 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
     """Simulate grids, and return the search result and the candidate grids.
 
     Candidates are the simulated grids whose training step fits in memory with the flags ``leanest``. If no grid fits,
-    all simulated grids are candidates. With at most :data:`MOST_RANKS_REGROUPED` ranks, the numbers of head groups in
-    :data:`GROUPS` are also tried, for the best grids and for one ring of all ranks.
+    all simulated grids are candidates. With at most :data:`MOST_RANKS_REGROUPED` ranks, copies of the best grids and of
+    one ring of all ranks are also candidates. The copies have the numbers of head groups in :data:`GROUPS`.
     """
     job = candidate.job
     try:
@@ -198,7 +200,7 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
 
 
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
-    """Yield copies of each choice with each number of head groups in :data:`GROUPS`.
+    """Yield copies of each choice with each number of head groups in :data:`GROUPS` that its heads allow.
 
     The result does not contain choices that have already been simulated: all ``choices`` except the last.
     """
@@ -216,7 +218,7 @@ def _best_without_regard_to_tiles(
 ) -> Iterator[Configuration]:
     """Compare flag combinations that differ only in token tiles, and yield the best configuration.
 
-    The result is the fastest configuration that fits. If none fits, it is the one that needs the least memory.
+    Each result is the fastest configuration that fits; if none fits, the configuration that needs the least memory.
     """
     ordered = sorted(pool, key=lambda choice: choice.simulation.seconds)
     fast_s = TIE * ordered[0].simulation.seconds

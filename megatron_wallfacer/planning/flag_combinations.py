@@ -27,7 +27,7 @@ _OPTIMIZERS = {"plain": OPTIMIZERS[:1], "tested": OPTIMIZERS, "all": OPTIMIZERS 
 
 @dataclass(frozen=True)
 class FlagCombination:
-    """Memory-saving flags that are switched on. The number of tiles is chosen later.
+    """Memory-saving flags that are switched on. Numbers of tiles, and of layers in host memory, are chosen later.
 
     Layer inputs and attention's outputs may be kept in host memory. ``gradient_bytes`` is per element. The LM head with
     the loss, and the MLPs, may be computed in token tiles.
@@ -52,8 +52,8 @@ def flag_combinations(cluster: Cluster, cp_size: int, optimizers: Optimizers = "
 
     Combinations that differ only in tiles are consecutive, and the combination without tiles is the first of them.
     Flags for host memory need a cluster with ``host_link`` and ``host_memory_gb``. Tiled loss and MLPs are not
-    supported with bf16 gradients. With one context-parallel rank Megatron's own attention runs, and backward recomputes
-    its output.
+    supported with bf16 gradients. With one context-parallel rank Megatron's own attention runs, so its output is not
+    kept in recomputed layers.
     """
     on_host = (False, True) if cluster.offers_host_memory else (False,)
     for recompute, (inputs, outputs) in product(RECOMPUTE, product(on_host, on_host)):
@@ -83,7 +83,7 @@ def training_options(
 ) -> TrainingOptions:
     """Return the options of a training step with the given flags.
 
-    The result includes the number of tiles, and the fraction of layers whose tensors are kept in host memory.
+    The result includes numbers of tiles, and fractions of layers whose tensors are kept in host memory.
 
     Each context-parallel rank has ``tokens`` tokens. ``forward_s`` are the seconds of a layer's forward pass, which
     overlaps copies to host memory.

@@ -26,7 +26,7 @@ class FlowGroup:
         uses: pairs (resource, factor). A flow uses the factor times its rate of the resource.
         limit: highest rate of each flow; None if only resources limit the rate.
         rate: current rate of each flow.
-        served: amount that each flow has transferred since the creation of the group.
+        served: amount that a flow would have transferred since the creation of the group.
         ends: heap of (value of ``served`` at the end of a flow, number of the flow, callback), one for each flow.
     """
 

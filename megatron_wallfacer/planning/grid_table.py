@@ -1,4 +1,4 @@
-"""Tables of simulated attention grids: the best grids and the named schemes, and the link that limits each grid."""
+"""Tables of attention grids: the best grids and the named schemes, and the resource that limits each grid."""
 
 from __future__ import annotations
 

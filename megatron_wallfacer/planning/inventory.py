@@ -56,7 +56,7 @@ class Activations:
         fused_gradients: whether the matrix kernel adds weight gradients to Megatron's gradient buffer.
             ``--no-gradient-accumulation-fusion`` switches this off.
         fused_norms: whether a norm saves only its input. Without TransformerEngine and Apex, Megatron uses PyTorch's
-            norms, which save fp32 copies of input and output.
+            norms, which save the input and the normalized input in fp32.
     """
 
     model: Model
@@ -262,7 +262,10 @@ def _head(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _head_weight_gradient(work: Activations) -> float:
-    """Return the bytes by which the LM head's weight gradient exceeds the fp32 logits. It reuses their memory."""
+    """Return the bytes of the LM head's weight gradient that do not fit in the memory of one tile's fp32 logits.
+
+    With fused gradients the result is 0.
+    """
     if work.fused_gradients:
         return 0.0
     freed = work.logits / work.loss_tiles * _FP32 / (_BF16 + _FP32)

@@ -39,7 +39,7 @@ class LongestSequence:
 
     Attributes:
         configuration: fastest configuration for the longest sequence.
-        unit: step between the sequence lengths that are tried, in tokens.
+        unit: difference between the longest sequence and the next longer one, in tokens.
         longer: configuration that needs the least device memory for the next longer sequence.
     """
 

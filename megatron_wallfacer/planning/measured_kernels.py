@@ -71,7 +71,7 @@ def _seconds(table: str, flops: float, backward: bool, causal: bool) -> float:
 
 @lru_cache
 def _curve(table: str, backward: bool, causal: bool) -> Sequence[tuple[float, float]]:
-    """Return (FLOPs, median seconds) of measured calls, ascending in both."""
+    """Return (FLOPs, seconds) of measured calls, ascending in both; the median for calls with equal FLOPs."""
     seconds: dict[float, list[float]] = {}
     with TABLES[table].open(encoding="utf-8") as lines:
         for row in csv.DictReader(line for line in lines if not line.startswith("#")):

@@ -114,7 +114,7 @@ def _longest_fields(longest: Sequence[LongestSequence]) -> list[dict[str, Any]]:
 
 
 def limit_of_longer(sequence: LongestSequence) -> str:
-    """Return text with a lower bound of the memory for the next longer sequence."""
+    """Return text with the memory of the next longer sequence, in the configuration that needs the least."""
     longer = sequence.longer
     moment, nbytes = peak(longer.buffers)
     named = largest_buffers(longer, moment, LARGEST, ", ")

@@ -14,7 +14,7 @@ CORES = "cores"
 
 
 def overhead_s(host: HostProcessors, op: Op | None) -> float:
-    """Return the CPU seconds of an operation without its copies. ``op`` is None at the end of a pass."""
+    """Return the fixed CPU seconds of an operation, apart from its bytes; of a whole pass if ``op`` is None."""
     match op:
         case None:
             return host.pass_us * 1e-6
@@ -37,14 +37,14 @@ class WakeUpDelay:
         self._mean_s, self._random = host.wake_up_us * 1e-6, Random(seed)
 
     def seconds(self, used: float, sleeps: int) -> float:
-        """Return the delay in seconds of a thread that wakes up ``sleeps`` times. ``used`` is the CPU utilization."""
+        """Return the total delay of ``sleeps`` wake-ups in seconds. ``used`` is the fraction of CPU cores in use."""
         return self._mean_s * used * sum(self._random.expovariate(1.0) ** 2 / 2 for _ in range(sleeps))
 
 
 def processor_use(symmetry: Symmetry, rank: int, per_unit: float) -> Uses:
-    """Return the CPU time that a flow needs, in seconds per unit of the flow.
+    """Return the CPU cores as a resource of a flow, with the CPU seconds per unit of the flow.
 
-    A flow in the simulation represents one flow on every rank in the symmetry class of ``rank``. The result is the sum
-    over these ranks. ``per_unit`` is the CPU time of one rank in seconds per unit, for example per byte.
+    A flow in the simulation represents one flow on every rank in the symmetry class of ``rank``. The CPU seconds are
+    the sum over these ranks. ``per_unit`` is the CPU time of one rank in seconds per unit, for example per byte.
     """
     return ((CORES, per_unit * symmetry.count(rank, 0, symmetry.grid.cp_size)),)

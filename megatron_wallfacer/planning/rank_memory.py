@@ -43,7 +43,7 @@ def host_state_bytes(model: Model, sizes: ParallelSizes, options: TrainingOption
 def activations(
     model: Model, tokens: int, attention: AttentionMemory, sizes: ParallelSizes, options: TrainingOptions
 ) -> Activations:
-    """Return the sizes that determine the activation memory of a rank with ``tokens`` tokens."""
+    """Return the sizes and options that determine the activation memory of a rank with ``tokens`` tokens."""
     return Activations(
         model,
         tokens,

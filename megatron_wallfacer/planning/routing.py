@@ -63,7 +63,7 @@ class Routing:
 
     @property
     def unit_sizes(self) -> tuple[int, ...]:
-        """Return how many ranks share a NIC, how many a node, and how many each switch level, ascending."""
+        """Return the distinct sizes of groups of consecutive ranks that share a NIC, a node or a switch, ascending."""
         per_node = self.cluster.gpus_per_node
         sizes = {self._ranks_per_nic, per_node, *(level.nodes * per_node for level in self.cluster.levels)}
         return tuple(sorted(sizes))

@@ -35,9 +35,10 @@ class SearchResult:
     """The result of a search for grids.
 
     Attributes:
-        best: all simulated grids that fit, the fastest first. A preferred grid (see :func:`preferred`) precedes them.
-        legal: number of grids that the search considered.
-        too_large: number of simulated grids that do not fit the memory.
+        best: simulated choices that fit. The preferred choice (see :func:`preferred`) is first, then all others by
+            time.
+        legal: number of choices from :func:`candidates` whose simulation takes seconds, not minutes.
+        too_large: number of choices that were tried and do not fit in memory.
     """
 
     best: tuple[Choice, ...]
@@ -122,7 +123,7 @@ def _are_neighbours(grid: Grid, other: Grid) -> bool:
 
 
 def candidates(job: AttentionJob) -> Iterator[Choice]:
-    """Yield every grid whose head axis divides the heads, in every placement.
+    """Yield every grid of the axes :data:`AXES` whose head axis divides the heads, in every placement.
 
     For each grid, pass-KV or pass-Q is chosen by communication volume, in forward and in backward.
 
@@ -148,7 +149,7 @@ def candidates(job: AttentionJob) -> Iterator[Choice]:
 def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator[Choice]:
     """Yield each named scheme, in the placement with the lowest estimated time.
 
-    Schemes whose head axis does not divide the heads are left out.
+    Schemes whose head axis does not divide the heads are left out, and so are ``auto``, ``lss`` and ``team-ring``.
     """
     for name in names:
         if name in ("auto", "lss", "team-ring"):
@@ -166,8 +167,8 @@ def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator
 def _by_estimate(choices: list[Choice], most: int) -> list[Choice]:
     """Return choices in the order of their estimated times.
 
-    Estimates from measured kernels take long to compute. Therefore formulas sort all choices first, and measured
-    kernels then sort only the first ``most`` of them.
+    Estimates from measured kernels take long to compute. If the cluster has measured kernels, formulas therefore sort
+    all choices first, and measured kernels then sort only the first ``most`` of them.
     """
     if not choices or choices[0].job.cluster.device.kernels is None:
         return sorted(choices, key=_estimate_s)

@@ -196,9 +196,10 @@ class _Simulator:
             self._work(rank, op.name, work_s)
 
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
-        """Keep a rank busy for some CPU seconds. On an emulated cluster ranks share CPU cores.
+        """Keep a rank busy for ``work_s`` seconds of its device.
 
-        Like a message, the work gets a size in bytes, because shared cores are modelled like shared links.
+        On an emulated cluster these are CPU seconds, and ranks share CPU cores. Like a message, the work then gets a
+        size in bytes, because shared cores are modelled like shared links.
         """
         rank.busy, start_s = True, self._clock.now
 

@@ -47,7 +47,7 @@ class Symmetry:
         return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
 
     def program_rank(self, rank: int) -> int:
-        """Return the rank with head coordinate 0 that has the same program as ``rank``, with other peers."""
+        """Return the rank with head coordinate 0 and, but for peers, the same program; ``rank`` with ``every_rank``."""
         return rank if self._every_rank else self.grid.rank(self.grid.coordinates(rank) | {"head": 0})
 
     def translated(self, rank: int, start: int, end: int) -> int:
@@ -80,7 +80,7 @@ def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _period(stride: int, size: int, unit: int) -> int:
-    """Return the smallest shift along an axis that keeps ranks of the same node (of ``unit`` ranks) in one node."""
+    """Return the smallest shift along an axis that keeps each group of ``unit`` consecutive ranks together."""
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

@@ -1,8 +1,8 @@
 """Formulas for a lower bound of a plan's time, from its kernels and the traffic of its busiest links.
 
 The search simulates plans in the order of an estimate, which this module also computes. In the estimate, the exchange
-along ``head`` overlaps only with another head group. A fixed fraction of all communication is exposed. With measured
-kernels the kernel time is scaled from a few sampled ring steps to all ring steps.
+along ``head`` overlaps only with another head group. In the estimate, a fixed fraction of all communication is exposed.
+With measured kernels the kernel time is scaled from a few sampled ring steps to all ring steps.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def _crossing(grid: Grid, axis: str, unit: int) -> float:
 
 
 def _edge(plan: Plan, axis: str, unit: int) -> float:
-    """Return :func:`_crossing`, but half of it if a bidirectional ring leaves the node in only one direction."""
+    """Return :func:`_crossing`, halved if a rank of a bidirectional ring sends to other nodes in one direction only."""
     stride, _ = _extent(plan.grid, axis)
     halved = plan.bidirectional and axis in _RINGS and stride < unit
     return _crossing(plan.grid, axis, unit) * (0.5 if halved else 1.0)

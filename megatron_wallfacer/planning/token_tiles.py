@@ -30,7 +30,7 @@ def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activati
 
 
 def recomputed_part(work: Activations) -> float:
-    """Return the FLOPs that tiled loss and MLPs recompute, relative to all matrix products outside attention."""
+    """Return the FLOPs that tiled loss and MLPs recompute, relative to a step's matrix products outside attention."""
     model, tokens = work.model, work.tokens
     recomputed = 0.0
     if work.loss_tiles > 1:

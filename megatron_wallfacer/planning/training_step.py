@@ -64,7 +64,7 @@ class StepEstimate:
 
     @property
     def exposed_s(self) -> float:
-        """Return the exposed communication of one layer: seconds in which attention waits and no kernel runs."""
+        """Return the seconds of attention in one layer apart from its kernels, such as waits, copies and merges."""
         return self.attention_s - self.kernel_s
 
 
@@ -220,7 +220,7 @@ def _tensor_seconds(model: Model, cluster: Cluster, tokens: int, tp: int, passes
 def cluster_of_group(cluster: Cluster, tp: int) -> Cluster:
     """Return the part of a cluster that one context-parallel group uses.
 
-    Each of ``tp`` groups gets 1/tp of each node's devices, NICs and bus rate.
+    Each of ``tp`` groups gets 1/tp of each node's devices, of the total rate of its NICs, and of its bus rate.
     """
     if tp == 1:
         return cluster

@@ -122,7 +122,7 @@ class Transfers:
                 return
 
     def _post(self, op: TimedOp, pending: PendingTransfer, ends: Iterable[str]) -> PendingTransfer:
-        """Post sends or receives of a transfer. A message starts after its send and its receive, plus a latency."""
+        """Post sends or receives of a transfer. A message starts one latency after both of its ends are posted."""
         rank, transfer, symmetry = pending.rank, pending.transfer, self._symmetry
         for end in ends:
             for message in transfer.sends if end == "send" else transfer.receives:
@@ -163,7 +163,7 @@ class Transfers:
                 self._on_end(pending)
 
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
-        """Return the links of a message's route, as (link, how often the message uses it), and as a list of links.
+        """Return (number of a link, messages that use it) for each link of a route, and the numbers of these links.
 
         One simulated message may represent messages of several ranks (:class:`Symmetry`). Some of these messages may
         use the same link.

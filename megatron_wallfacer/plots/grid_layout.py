@@ -97,7 +97,7 @@ def _spoke(grid: Grid) -> tuple[list[Position], float]:
 
 
 def _block(grid: Grid) -> tuple[list[Position], float]:
-    """Return the positions (x, y) of the ranks, and the largest y, for a grid without a ring. The centre is (0, 0)."""
+    """Return the positions (x, y) of a block of ranks around (0, 0), and its extent, for a grid without a ring."""
     if grid.team > 1:
         line, depth = _spoke(grid)
         return [(across, along - depth / 2) for across, along in line], depth / 2

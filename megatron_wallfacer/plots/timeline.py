@@ -31,8 +31,8 @@ ACTIVITY_HEIGHT = 0.44  # height of the activities, as a fraction of a rank's ro
 def draw_timelines(timelines: Sequence[RankTimeline], path: Path, title: str) -> None:
     """Draw one row per rank, with activities in its upper part and transfers in its lower part, as PNG or SVG.
 
-    Each timeline has at least one pass, and all are on one clock. At most :data:`MAX_RANKS` timelines are drawn. If
-    timelines are left out, the title has the number of ranks. A missing folder is created.
+    Each timeline has at least one pass, and all are on one clock. Only the first :data:`MAX_RANKS` timelines are drawn.
+    If timelines are left out, the title has the number of ranks. A missing folder is created.
     """
     shown = timelines[:MAX_RANKS]
     if len(shown) < len(timelines):

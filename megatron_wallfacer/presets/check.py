@@ -44,8 +44,8 @@ class CheckResult:
     Attributes:
         megatron: version of the Megatron whose parser was used.
         problems: errors of the preset.
-        grid: scheme and axes; None if the plugin is off or ``rules`` is False.
-        rules: whether unsupported combinations were checked. The check requires a preset with a model.
+        grid: scheme and axes; None if there are problems, the plugin is off, or ``rules`` is False.
+        rules: whether the plugin checked its flags. The check requires a preset with a model.
         kernel: whether the attention kernel was checked. The check requires a node with the preset's device.
     """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Location:
-    """File and line of an entry, counted from 1. The file name is empty if the entry was typed on the command line."""
+    """File and line number of an entry. The file name is empty if the entry was typed on the command line."""
 
     file: str = ""
     line: int = 0

@@ -43,9 +43,9 @@ class Launch:
     def of(cls, preset: Preset, script: Path) -> Launch:
         """Return the command of a preset.
 
-        If TransformerEngine or Apex is missing, a preset in ``configs/`` for GPUs also gets the flags that Megatron
-        then needs. A GPU job turns on PyTorch's flight recorder. Variables of the flight recorder keep their values if
-        the shell or the preset sets them.
+        A preset in ``configs/`` for GPUs also gets the flags that Megatron needs with the installed libraries. A GPU
+        job turns on PyTorch's flight recorder. Variables of the flight recorder keep their values if the shell or the
+        preset sets them.
 
         Raises:
             WallfacerError: The job has several nodes but no rendezvous endpoint.
@@ -83,7 +83,7 @@ def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
 
 
 def script_to_read(script: Path | None, checkout: Path | None) -> Path | None:
-    """Return the user's Megatron script, which may add flags; None if the preset runs the plugin's own script."""
+    """Return the Megatron script of the user or the checkout, which may add flags; None for the plugin's own script."""
     chosen = choose_script(script, None) if script or not checkout else checkout / "pretrain_gpt.py"
     return None if chosen == SCRIPT else chosen
 

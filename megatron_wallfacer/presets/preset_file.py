@@ -1,4 +1,4 @@
-"""Read one YAML file of a preset. Unknown keys are errors. An error message is one line with file and line number.
+"""Read one YAML file of a preset. Unknown sections and repeated keys are errors. A message has file and line number.
 
 Values remain text, because Megatron's parser needs the four characters ``1e-5``, not the number that YAML reads.
 """

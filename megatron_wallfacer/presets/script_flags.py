@@ -16,7 +16,7 @@ def flags_of_script(script: Path) -> frozenset[str] | None:
     Megatron's, are read only if a module of the script's folder imports them directly.
 
     Returns:
-        The flags; None if the script builds the name of a flag at run time, so that it cannot be read.
+        The flags; None if the script, or a module in its folder, builds the name of a flag at run time.
     """
     flags: set[str] = set()
     folder, done, to_read = script.resolve().parent, set[Path](), [script.resolve()]

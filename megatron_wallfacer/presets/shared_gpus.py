@@ -48,8 +48,8 @@ def share_gpus(gpus: NodeGpus, ranks: int, arguments: Sequence[str]) -> GpuShari
     """Return the settings for more ranks than GPUs: NCCL if the version is new enough, else gloo through host memory.
 
     Each rank has its own NCCL thread blocks, and all ranks on a GPU share its multiprocessors. With R ranks per GPU,
-    each rank gets 1/R of NCCL's usual number of thread blocks. The settings contain no flags if ``arguments`` has
-    ``--distributed-backend`` or ``--wallfacer-transfers``.
+    each rank gets at most 1/R of NCCL's usual number of thread blocks. The settings contain no flags if ``arguments``
+    has ``--distributed-backend`` or ``--wallfacer-transfers``.
     """
     if gpus.count == 0 or ranks <= gpus.count:
         return GpuSharing()

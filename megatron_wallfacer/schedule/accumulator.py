@@ -73,7 +73,7 @@ class Accumulator:
         return found
 
     def hand_over(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
-        """Move the partial results of a range of rows to another accumulator, which adds them later.
+        """Move a range of rows to another accumulator, which adds them later: written rows and partial results.
 
         Every row of the range must have a result. The row is already written, or has a partial result that is not yet
         added. No later operation may read the range from this accumulator.

@@ -54,8 +54,8 @@ class AttnTile(NamedTuple):
     Attributes:
         rows: half-open range of token rows of the query block.
         cols: half-open range of token columns of the key block.
-        causal: whether the tile is square and only its lower triangle is unmasked. With ``cu_seqlens``, this holds for
-            each document's part of the tile.
+        causal: whether the tile is square and only its lower triangle is unmasked. With ``cu_seqlens``, whether each
+            document's part of the tile is such a square.
         window: range of unmasked diagonals; None without a window. With a window, ``causal`` is False. Each row and
             each column has an unmasked pair.
         cu_seqlens: boundaries of several documents, whose queries see only keys of their own document. Tiles with

@@ -43,7 +43,7 @@ def _joined_calls(mask: Mask, q_chunk: int, k_chunks: Sequence[int], cp_size: in
 def _of_all_documents(
     mask: Mask, chunk: int, sizes: tuple[int, int], first_col: int, *, causal: bool
 ) -> Iterator[AttnTile]:
-    """Yield one varlen call for a query chunk and a key chunk that contain the same documents."""
+    """Yield one call for all documents of a query chunk and a key chunk that contain the same documents."""
     documents = _boundaries(mask, 0 if mask.is_per_document else chunk, *sizes)
     extent, number = documents.q[-1], len(documents.q) - 1
     if not extent:

@@ -2,8 +2,8 @@
 
 The functions of this module need time that is linear in the number of documents and of kernel calls.
 
-With ``shard_mode="sequence"``, the first and the last document of a chunk may extend into other chunks. All other
-documents of the chunk need a single kernel call. With ``per_document`` each document has a piece in every chunk.
+With ``shard_mode="sequence"``, the first and the last document of a chunk may extend into other chunks. Each of the
+other documents needs a single kernel call. With ``per_document`` each document has a piece in every chunk.
 """
 
 from __future__ import annotations

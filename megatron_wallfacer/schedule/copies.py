@@ -1,4 +1,4 @@
-"""Replace several copies by one: a strided copy for evenly spaced rows, or a permutation for reordered blocks."""
+"""Join copies: evenly spaced copies become one strided copy, and copies of reordered blocks become a permutation."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The operations of one head group, in schedules in which blocks of the ring operand hop around the ring.
 
-:mod:`megatron_wallfacer.schedule.schedule` decides in which order the builder appends operations.
+:mod:`megatron_wallfacer.schedule.schedule` decides in which order :class:`HeadGroupBuilder` appends them.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class HeadGroupBuilder:
             self.group.compute_tiles(GATHERED, ring, only=chunks if ranks else None)
 
     def compute_last_gathered(self, ring: RowSet) -> None:
-        """Compute the tiles of gathered rows with the last block. After each attention call, send back results."""
+        """Compute the last tiles of gathered rows, against ``ring``. After each attention call, send back results."""
         stationary = self.operands.stationary
         if stationary != "q":
             self.compute_gathered(ring)

@@ -52,7 +52,7 @@ def backward_volume(
 
 
 def busiest_rank(plan: Plan) -> int:
-    """Return a rank that receives the largest volume. With ``kv_order="paper"`` or ``"permuted"`` volumes differ."""
+    """Return a rank that receives the largest volume. With ``kv_order="paper"`` some ranks receive less."""
     return plan.grid.rank({axis: 0 for axis in plan.grid.placement} | {"team": min(1, plan.grid.team - 1)})
 
 

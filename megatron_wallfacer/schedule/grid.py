@@ -1,12 +1,12 @@
 """The grid, which divides the P x P square of (query shard, key shard) pairs among P ranks.
 
-A rank has one coordinate per axis. Ranks that differ only along one axis share data:
+A rank has one coordinate per axis. Ranks that differ only along one axis are related as follows:
 
 * ``head``: ranks share tokens and have different heads (all-to-all before and after attention).
 * ``team``: ranks share queries (Q is gathered, partial O is combined).
 * ``kv_team``: ranks share keys and values (K and V are gathered, dK and dV are summed).
-* ``ring_outer``, ``ring_inner``: blocks hop from one rank to the next. A single ring uses ``ring_outer``. On a double
-  ring a block reaches all ranks of an inner ring between two hops of the outer ring.
+* ``ring_outer``, ``ring_inner``: ranks have no data in common. Blocks hop from one rank to the next. A single ring uses
+  ``ring_outer``. On a double ring a block reaches all ranks of an inner ring between two hops of the outer ring.
 
 The product of the axis sizes is the context-parallel size P.
 """

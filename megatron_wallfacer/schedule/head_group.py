@@ -85,11 +85,11 @@ class HeadGroup:
         emitter.send_recv("head", sends, receives)
 
     def rows(self, side: str, rows: RowSet) -> tuple[str, ...]:
-        """Return the names of the values, one per tensor group, that have the given rows of an operand."""
+        """Return the names of the values with the given rows of an operand. Define missing values."""
         return tuple(self.tensor_rows(tensors, side, rows) for tensors in self.operands.tensor_groups(side))
 
     def tensor_rows(self, tensors: str, side: str, rows: RowSet) -> str:
-        """Return the name of the :class:`Value` for the given rows and tensors. The first call defines it."""
+        """Return the name of the :class:`Value` for the given rows and tensors. Define it if it is missing."""
         emitter, name = self.emitter, self.emitter.name(rows, tensors)
         if name in emitter.values:
             return name
@@ -159,7 +159,10 @@ class HeadGroup:
     # --- results ---
 
     def join_heads(self) -> None:
-        """Sum all partial results of local rows. With a head axis, send each rank the results of its tokens."""
+        """Add the results of local rows that other ranks have sent.
+
+        With a head axis, send each rank the results of its tokens.
+        """
         for side in SIDES:
             if self.operands.results(side):
                 self.accumulate(self.accumulator(side, LOCAL))

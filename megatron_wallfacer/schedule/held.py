@@ -23,7 +23,7 @@ LARGE = 2**28
 
 
 def holds_results(shape: Shape) -> bool:
-    """Return whether results of an attention call are kept until an operation reads their rows."""
+    """Return whether results of attention calls may be kept for later, instead of accumulated immediately."""
     return shape.bytes("q") < LARGE
 
 

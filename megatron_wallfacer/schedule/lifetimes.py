@@ -66,7 +66,7 @@ def local_part_key(start: int, end: str) -> Hashable:
 
 
 def proxy_key(names: tuple[str, ...]) -> Hashable:
-    """Return the key of the buffer for ``out_proxy`` of a query block."""
+    """Return the key of the buffer for ``out_proxy`` of a query block, given the names of its values."""
     return "proxy", names
 
 
@@ -138,7 +138,7 @@ def local_parts(schedule: Schedule) -> Iterator[LocalPart]:
 
 
 def head_exchange_ranks(schedule: Schedule) -> dict[Hashable, int]:
-    """Return a map from buffer key to peer, for the messages of a head exchange. Buffers are ordered by peer."""
+    """Return the peer of each buffer of a head exchange, keyed by buffer. Memory has buffers in the order of peers."""
     peers: dict[Hashable, int] = {}
     for part in local_parts(schedule):
         transfer = _transfer(schedule, part)

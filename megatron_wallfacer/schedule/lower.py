@@ -117,7 +117,7 @@ class _Lowering:
         yield from self.values.copy(pairs)
 
     def _accumulate(self, index: int, source: str, into: str) -> Iterator[ProgramStep]:
-        """Collect rows of ``source``. The last of several ``Accumulate`` operations adds all collected rows."""
+        """Collect rows of ``source`` for ``into``. The last of consecutive ``Accumulate`` operations adds all rows."""
         rows, steps = self.values.read(source)
         yield from steps
         total = self.values.accumulator_of(into)

@@ -107,6 +107,7 @@ class TileLowering:
 
 
 def _together(calls: Sequence[AttnTile], rows: Range, cols: Range) -> Iterator[tuple[AttnTile, bool]]:
+    # Results that are accumulated together must not be larger than the results of the whole tile.
     number, height, width = 0, 0, 0
     for call, following in zip_longest(calls, calls[1:]):
         call_rows, call_cols, *kind = call

@@ -23,7 +23,7 @@ class Values:
 
     Attributes:
         rows: place in memory of each value that is not an accumulator, by name.
-        aliases: map from the name of a :class:`Concat` with a single source to the name of this source.
+        aliases: map from the result of a :class:`Concat` with a single source to this source, by name.
         slots: largest number of attention calls with pending results at the same time.
     """
 
@@ -53,16 +53,16 @@ class Values:
         return self.read(name) if part is None else (self.local_part(part, "received"), ())
 
     def is_exchanged(self, reader: int, name: str) -> bool:
-        """Return whether an operation reads only rows that stayed on this rank in a head exchange."""
+        """Return whether ``reader`` reads only the rows of ``name`` that stayed on this rank in a head exchange."""
         return (reader, name) in self._local_parts
 
     def local_part(self, part: LocalPart, end: str) -> Rows:
-        """Return the rows that stay on this rank in a head exchange. ``end`` is ``sent`` or ``received``."""
+        """Return the rows that stay on this rank in a head exchange, in the buffer of ``sent`` or ``received`` rows."""
         mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Operand]:
-        """Return a map from tensor name to operand, for all tensors of the values with these names."""
+        """Return a map from tensor name to operand, for the tensors of values that have the same rows."""
         return {
             tensor: operand
             for name in names
@@ -70,7 +70,7 @@ class Values:
         }
 
     def fill(self, total: Accumulator, rows: Range) -> tuple[ProgramStep, ...]:
-        """Return the step that fills rows to which no partial result was added: lse with -inf, other tensors with 0."""
+        """Return the step that fills rows without any partial result: lse with -inf, other tensors with 0."""
         empty = [
             (self.places.number(cut(operand, some)), _EMPTY.get(tensor, 0.0))
             for some in total.unwritten(rows)
@@ -106,7 +106,7 @@ class Values:
         """Make :meth:`finalize` add the results of an attention call to an accumulator.
 
         The results are in the slot ``slot``, and those for this accumulator begin at index ``first``. ``block`` has the
-        chunk ids of a block. The call has computed the range ``rows`` of the block's rows.
+        chunk ids of a block. The call has computed the range ``rows`` of the block's token rows.
         """
         for here, there in placed_rows(rows, block, total.rows.chunks, self.places.chunk):
 
@@ -118,7 +118,7 @@ class Values:
             self._add(total, Part(there, some, slot, op))
 
     def add_rows(self, total: Accumulator, rows: Range, source: Rows, first: int) -> None:
-        """Make :meth:`finalize` add rows of ``source``, beginning with row ``first``, to ``total``."""
+        """Make :meth:`finalize` add rows of ``source``, beginning with row ``first``, to ``rows`` of ``total``."""
         operands = _in_order(source)
         self._add(total, Part(rows, lambda wanted: _cut_all(operands, moved(wanted, first - rows[0]))))
 

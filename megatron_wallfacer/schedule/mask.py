@@ -102,9 +102,9 @@ class Mask:
             return
         end = self.documents[-1]
         if end > tokens or (end < tokens and self.shard_mode == "per_document"):
-            raise OptionError(
-                "cu_seqlens", f"[..., {end}]", f"a list that ends with {tokens}, the number of tokens on all ranks"
-            )
+            most = "" if self.shard_mode == "per_document" else "at most "
+            allowed = f"a list that ends with {most}{tokens}, the number of tokens on all ranks"
+            raise OptionError("cu_seqlens", f"[..., {end}]", allowed)
         self.check_lengths(cp_size)
 
     def check_lengths(self, cp_size: int) -> None:
@@ -148,7 +148,7 @@ class Mask:
         return tuple(calls_of(self, q_chunks, k_chunks, cp_size, size))
 
     def key_chunks(self, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
-        """Return two ranges of key chunks for a query chunk: with any unmasked pair, and with only unmasked pairs."""
+        """Return half-open ranges of key chunks: with any, and with only unmasked pairs. An empty range is (0, 0)."""
         if self.is_per_document:
             # The window covers the most chunks in the shortest document.
             piece = self.shortest // (2 * cp_size)

@@ -1,4 +1,4 @@
-"""Merge small attention calls: a call for local rows with one for gathered rows, or the calls for several ranks.
+"""Decide which small attention calls are merged: those for local and gathered rows, or those for several ranks.
 
 Two small calls take longer than one call with the rows of both. However, a merged call needs copied rows, and its
 results are sent later. Calls are merged if the attention of one query shard to one key shard is little work

@@ -40,8 +40,8 @@ class TransferTensors:
 def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) -> dict[int, TransferTensors]:
     """Return the tensors of every message of a program, by ``id`` of the transfer.
 
-    The tensors of a sent message are the sources of the send buffer. If partial results are summed in the send buffer,
-    they are in the send buffer.
+    The tensors of a sent message are the sources of the send buffer. For rows of an accumulator, they are the send
+    buffer itself, because partial results may be summed there.
 
     Args:
         program: lowered program of one rank and pass.

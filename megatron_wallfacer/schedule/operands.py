@@ -1,8 +1,9 @@
 """The operands of attention at one rank: the rows of Q and of K/V in each ring step.
 
 The *ring operand* is passed around the ring: K and V (pass-KV), or Q (pass-Q). The operand that is not passed is
-*stationary*. A rank has *local* rows of both operands. *Gathered* rows come from other ranks of the same team before
-the ring starts. *Received* rows come from other positions of the ring.
+*stationary*. A rank has *local* rows of both operands. *Gathered* rows come from other ranks of the same team. They are
+rows of the stationary operand, or of the first block of the ring operand. *Received* rows are rows of the ring operand
+from other positions of the ring. If ``kv_order`` is not ``native``, the first block is received too.
 
 Tensors that are sent together form a *tensor group*. The tensor groups are ``q``, ``kv`` and, in backward, ``dout``
 with its statistics.
@@ -63,7 +64,7 @@ class OperandRows:
         return ("q", "dout") if side == "q" and self.backward else (side,)
 
     def results(self, side: str) -> tuple[str, ...]:
-        """Return the names of an operand's result tensors: out and lse in forward, gradients in backward."""
+        """Return the names of an operand's result tensors: gradients in backward; in forward, out and lse for ``q``."""
         if self.backward:
             return DKV if side == "kv" else DQ
         return PARTIAL_OUT if side == "q" else ()
@@ -127,7 +128,7 @@ class OperandRows:
     def merged_steps(self) -> int:
         """Return the number of ring steps that can compute local and gathered rows in a single attention call.
 
-        Gathered rows have arrived before such a step, and no results are sent immediately after it.
+        Gathered rows have arrived before such a step, and results of the stationary operand are not sent after it.
         """
         if self.results(self.ring_operand):
             return len(self.later_steps)
@@ -165,7 +166,10 @@ class OperandRows:
         return self._pass_steps > 1 and step % self._pass_steps == 0 and step < len(self.ring_steps)
 
     def pass_start(self, step: int) -> int | None:
-        """Return the ring step in which the current round of the inner ring started; None in the first round."""
+        """Return the first ring step of the inner ring's round with ``step``, if it is not the first round of a pass.
+
+        The result is None on a single ring.
+        """
         return step - step % self._pass_steps or None if self._pass_steps > 1 else None
 
 

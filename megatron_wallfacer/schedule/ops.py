@@ -119,7 +119,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
-    """Concatenate several values along the token dimension. Rows of the result are sorted by position."""
+    """Concatenate values with the same tensors and heads. Rows of the result are sorted by position."""
 
     into: str
     sources: tuple[str, ...]
@@ -144,8 +144,8 @@ class Attend:
     """Compute attention of query rows against key rows, tile by tile.
 
     Attributes:
-        q: names of the values that form the query block.
-        kv: names of the values that form the key block.
+        q: names of the values with the tensors of the query block. All of these values have the same rows.
+        kv: names of the values with the tensors of the key block. All of these values have the same rows.
         q_into: accumulator for the query block: the partial output (out, lse) in forward, dq in backward. The
             accumulator may have more rows than the query block.
         kv_into: accumulator of dk and dv in backward, None in forward; may have more rows than the key block.

@@ -19,7 +19,7 @@ class PaperTransfers:
         self.is_gathered_first = self.operands.plan.kv_order == "paper"
 
     def enter(self, tensors: str) -> None:
-        """Send the local rows of the ring operand to the rank that computes them in its first ring step."""
+        """Send the local rows of the ring operand to the ranks that compute them in their first ring step."""
         operands, emitter, grid = self.operands, self.emitter, self.operands.grid
         side, rows = operands.ring_operand, received(0)
         local, block = self.group.tensor_rows(tensors, side, LOCAL), emitter.name(rows, tensors)
@@ -54,7 +54,7 @@ class PaperTransfers:
                 self.teams.scatter(side, [peer], exited)
 
     def _reduced_shard(self, side: str, total: str, chunks: tuple[int, ...]) -> str:
-        """Sum the results of one shard over the ranks that computed them, and return the name of the accumulator."""
+        """Sum the results of a shard over the ranks that had it in ring step 0. Return the name of the accumulator."""
         operands, emitter = self.operands, self.emitter
         shard = emitter.value(emitter.name("leaving.acc", side), operands.results(side), chunks)
         emitter.program.append(Accumulate(total, shard))

@@ -96,8 +96,8 @@ class Sum:
     """Sum gradients of several sources.
 
     Attributes:
-        rows: sums, as pairs of an operand to write and the list of operands to add. The first added operand may be the
-            written operand itself.
+        rows: sums, as pairs of an operand to write and the sources to add. If the sum includes earlier contents of the
+            operand, the first source is the operand itself.
         frees: slots whose results no later step reads.
     """
 
@@ -170,7 +170,7 @@ class MessageBuffer(NamedTuple):
 
     Attributes:
         peer: rank of the other end, in the context-parallel group.
-        operand: index of the operand that is sent or received.
+        operand: index of the operand that is sent or received: all bytes of the message.
         tag: number that is equal at both ends.
     """
 
@@ -201,8 +201,8 @@ class AllToAll:
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.
         ranks: members of the process group, in group order, as indices in the context-parallel group.
-        send: index of the operand that is sent. It has one message per rank, in the order of ``ranks``.
-        receive: index of the operand that is received. It has one message per rank, in the order of ``ranks``.
+        send: index of the operand of bytes that is sent. It has one message per rank, in the order of ``ranks``.
+        receive: index of the operand of bytes that is received, with one message per rank, in the order of ``ranks``.
     """
 
     channel: tuple[str, str]
@@ -248,6 +248,6 @@ class Program:
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        """Return the names of all buffers, in the order of :attr:`CompiledPass.bases`."""
+        """Return the distinct names of all buffers, in the order in which the engine numbers buffers."""
         results = (result.name for result in self.results)
         return (*self.inputs, *self.given, *results, *(name for name, _ in self.kept), WORKSPACE)

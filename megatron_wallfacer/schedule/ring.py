@@ -1,8 +1,8 @@
 """The ring: the block of a rank in each ring step, and the paths of a block and of its gradient.
 
 A block leaves its origin rank and reaches every position of the ring. On a single ring the block hops from one position
-to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the block first
-hops along the outer ring, to one rank of each inner ring. Then the block hops around each inner ring.
+to the next. In bidirectional rings the block hops half way around in each direction. On a double ring the block hops
+along the outer ring to one rank of each inner ring. From there the block also hops around the inner ring.
 
 Ranks on the path of a block accumulate the gradient of the block and send the gradient to the origin. The origin adds
 its own contribution. On single, bidirectional and double rings, a block and its gradient make R - 1 hops each.
@@ -68,7 +68,7 @@ def block_origin(grid: Grid, rank: int, step: int) -> int:
 
 
 def block_holder(grid: Grid, rank: int, origin: int) -> int:
-    """Return the rank that has received the block of ``rank`` when ``rank`` has received the block of ``origin``."""
+    """Return the rank that has the block of ``rank`` in the ring step in which ``rank`` has the block of ``origin``."""
     here, there = grid.coordinates(rank), grid.coordinates(origin)
     return peer_along(grid, rank, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
 

@@ -62,7 +62,7 @@ class SchemeVolume:
 
 
 def scheme_volumes(sizes: Iterable[int], groups: Sequence[int], q_heads: int) -> Iterator[SchemeVolume]:
-    """Return the volumes of every scheme and of the best grids.
+    """Return the volumes of every scheme and of the best grids, for each pair of a size and a group.
 
     Args:
         sizes: context-parallel sizes.

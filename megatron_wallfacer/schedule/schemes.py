@@ -1,8 +1,7 @@
 """Schemes by name, each of which fixes or restricts the grid. ``docs/schemes.md`` lists grids and sources.
 
-``lss`` is another name of ``all-gather``. The LSS Transformer gathers K and V in forward and reduces their gradients in
-backward, like a grid whose ``kv_team`` has all ranks. Megatron itself averages gradients over data- and
-context-parallel ranks.
+``lss`` is another name of ``all-gather``. The LSS Transformer gathers in forward and reduces gradients in backward,
+like a grid whose ``kv_team`` has all ranks. Megatron itself averages gradients over data- and context-parallel ranks.
 
 If tokens and heads are known and ``kv_order`` is ``native``, ``auto`` selects a ``team-ring`` grid by estimated time
 (:mod:`megatron_wallfacer.schedule.price`). This grid may have a ``kv_team`` axis. Otherwise ``auto`` selects the grid
@@ -129,8 +128,8 @@ def make_plan(
         placement: one of :data:`PLACEMENTS`, or an order of the axes, fastest varying first. ``ring`` is short for
             ``ring_inner,ring_outer``. Axes of size 1 may be left out.
         kv_order: ``native``, ``paper`` or ``permuted``; by default ``paper`` with ``wallfacer``, else ``native``.
-        forward: ring variant of the forward pass, ``pass-kv``, ``pass-q`` or ``auto``. ``auto`` selects the variant in
-            the scheme's paper, or the variant with less volume if the paper has none.
+        forward: ring variant of the forward pass, ``pass-kv``, ``pass-q`` or ``auto``. ``auto`` selects the published
+            variant, or the variant with less volume if the scheme has not been published.
         backward: ring variant of the backward pass, ``pass-kv``, ``pass-q`` or ``auto``.
         bidirectional: whether blocks are sent half way around the ring in each direction.
         head_groups: number of head groups. The default is 1 if the grid has neither a head axis nor a team, or if
@@ -268,7 +267,7 @@ def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
 
 
 def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
-    """Return the number of head groups: 2 if an axis gathers tensors and kernels for half of the heads are large."""
+    """Return 1 without a head axis and a team, or if kernels for half of the heads would be small; else 2."""
     if grid.head == 1 and grid.team == 1:
         return 1
     return 1 if tokens and q_heads and shard_work(tokens, q_heads) < SPLIT_WORK else 2

@@ -155,7 +155,7 @@ class SparseHeadGroupBuilder:
     # --- tiles and results ---
 
     def compute_tiles(self, ring: RowSet, *, stationary: RowSet) -> None:
-        """Compute the tiles of received or local rows against stationary rows, unless the mask leaves no pairs."""
+        """Compute the tiles of ``ring`` rows against ``stationary`` rows, unless the mask leaves no pairs."""
         operands = self.operands
         if ring != LOCAL and not self.blocks.senders(operands.ring_operand, ring):
             return
@@ -167,7 +167,7 @@ class SparseHeadGroupBuilder:
         self.group.compute_tiles(stationary, ring, if_any=(stationary, ring) != (LOCAL, LOCAL))
 
     def return_ring_results(self, rows: RowSet) -> None:
-        """Send results of received rows to their origin ranks, and receive results of local rows."""
+        """Send results of the ring operand to the origin ranks of its rows, and receive results of local rows."""
         if self.operands.results(self.operands.ring_operand):
             self._return_results(self.operands.ring_operand, rows)
 

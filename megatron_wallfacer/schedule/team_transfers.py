@@ -62,8 +62,8 @@ class TeamTransfers:
     ) -> None:
         """Send rows of the value ``source`` to their origin ranks, and receive partial results of local rows.
 
-        ``ends`` has elements (destination, source, sent chunk ids). For each element this rank sends one message to
-        ``destination``, and receives one message from ``source``. Received messages contain ``chunks``, and are later
+        ``ends`` has elements (destination, origin, sent chunk ids). For each element this rank sends one message to
+        ``destination``, and receives one message from ``origin``. Received messages contain ``chunks``, and are later
         added to the accumulator ``into``.
         """
         emitter, sends, receives = self.emitter, [], []

@@ -47,10 +47,10 @@ def tokenizer_arguments(megatron: tuple[int, int]) -> list[str]:
 def build_corpus(directory: Path, *, megabytes: float = 4) -> Path:
     """Write the corpus into a subfolder of `directory` unless a complete corpus exists there.
 
-    Each source file becomes one document that ends with `EOD`. Each byte is a token. Files are added in the order of
-    their paths until the corpus has `megabytes` * 1e6 bytes. Python's standard library has about 10e6 bytes. Several
-    processes may build a corpus at the same time. A killed process leaves a folder with a temporary name, not an
-    incomplete corpus.
+    Each source file becomes one document that ends with `EOD`. Each byte of source is a token. Files are added in the
+    order of their paths until the corpus has at least `megabytes` * 1e6 tokens. Python's standard library has about
+    10e6 bytes. Several processes may build a corpus at the same time. A killed process leaves a folder with a temporary
+    name, not an incomplete corpus.
 
     Returns:
         The prefix for `--data-path`. The two files are `<prefix>.bin` and `<prefix>.idx`.

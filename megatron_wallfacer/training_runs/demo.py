@@ -101,5 +101,5 @@ def count_gpus() -> int:
 
 
 def complete_arguments(arguments: list[str], gpus: int) -> list[str]:
-    """On GPUs, add the flags that Megatron needs without TransformerEngine or Apex. The launcher adds CPU flags."""
+    """On GPUs, add the flags that Megatron needs with the installed libraries. The launcher adds CPU flags."""
     return complete_for_gpu(arguments, Libraries.here()) if gpus else arguments

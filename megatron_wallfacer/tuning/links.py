@@ -27,7 +27,7 @@ def measure_link(pairs: Sequence[tuple[int, int]], device: torch.device) -> tupl
 
 
 def measure_nics(nodes: int, ranks_per_node: int, device: torch.device) -> tuple[float, float, int]:
-    """Measure the NICs of a node: first one rank sends to another node, then all ranks of the node send.
+    """Measure the NICs of a node: first one pair of ranks on two nodes exchanges messages, then all pairs do.
 
     All ranks must call this function.
 

@@ -1,4 +1,4 @@
-"""Compute the results of ``wallfacer bench``, such as medians and rates. Compare the outputs of the schemes."""
+"""Compute the results of ``wallfacer bench``: medians, rates, and whether outputs differ by more than a tolerance."""
 
 from __future__ import annotations
 

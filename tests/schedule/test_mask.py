@@ -150,7 +150,7 @@ def test_nonsense_is_rejected(options: dict[str, object], message: str) -> None:
 
 def test_documents_must_fill_the_sequence_and_divide() -> None:
     with pytest.raises(
-        OptionError, match=r"cu_seqlens=\[\.\.\., 17\]: must be a list that ends with 16, the number of"
+        OptionError, match=r"cu_seqlens=\[\.\.\., 17\]: must be a list that ends with at most 16, the number of"
     ):
         Mask(documents=(0, 17)).check(2, 16)
     with pytest.raises(OptionError, match=r"cu_seqlens=\[\.\.\., 8\]: must be a list that ends with 16, the number of"):

@@ -1,8 +1,8 @@
 """Comparison of the arguments of :func:`attention` between the ranks of a process group.
 
 Ranks compare the arguments of their first :data:`CALLS` calls of ``attention`` per process group. Calls inside
-``torch.compile`` are not compared. Such a comparison would run only while PyTorch traces, and ranks that trace at
-different times would wait for each other forever.
+``torch.compile`` are not compared. Such a comparison would run only in calls in which PyTorch traces. Ranks that trace
+in different calls would wait for each other until a timeout.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def first_call(group: dist.ProcessGroup | DeviceMesh | None) -> FirstCall | None
 
 
 def _group_of(group: object) -> dist.ProcessGroup | None:
-    """Return the process group of the argument ``group``, or None if ``group`` is invalid."""
+    """Return the process group of ``group``; None if ``group`` is invalid or torch.distributed is not initialised."""
     if not dist.is_initialized():
         return None
     if isinstance(group, DeviceMesh) and group.ndim == 1 and group.get_coordinate() is not None:

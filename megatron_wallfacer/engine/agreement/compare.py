@@ -17,9 +17,10 @@ class Record:
 
     Attributes:
         settings: values that must be equal on all ranks.
-        derived: values computed from the settings. They are compared after the settings, if all settings are equal.
+        derived: values that are computed from the settings, and must be equal too. They are compared only if all
+            settings are equal.
         labels: values whose differences between ranks only cause a warning.
-        strict: whether differences are errors. One rank with this value is enough.
+        strict: whether this rank requires a comparison. If no rank does, differences are not reported.
     """
 
     settings: Mapping[str, str | None]

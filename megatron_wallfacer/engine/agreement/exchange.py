@@ -120,7 +120,7 @@ class Exchange:
         return Verdict.from_text(self.store.get("verdict").decode())
 
     def _leave(self, verdict: Verdict) -> None:
-        """After an error, keep the first rank alive until all ranks have read the verdict. It may serve the store."""
+        """After an error, keep the first rank alive for a while. Its process may serve the store that others read."""
         if not verdict.errors:
             return
         self.mark_read()
@@ -136,6 +136,7 @@ class Exchange:
         return [value.decode() for value in self.store.multi_get(keys)] if keys else []
 
     def _poll(self, keys: list[str], seconds: float) -> bool:
+        # store.wait would print C++ warnings at a timeout.
         end, pause = time.monotonic() + seconds, 0.002
         while not self.store.check(keys):
             if time.monotonic() > end:

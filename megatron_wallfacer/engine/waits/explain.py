@@ -107,7 +107,7 @@ def chain_line(state: State, read: Callable[[int], Seen | None]) -> str | None:
 def _slowest(peers: list[tuple[int, Seen | None]]) -> tuple[int, Seen | None]:
     """Return the rank that most likely blocks the others, with its state.
 
-    First come ranks that publish no state any more, then ranks that do not wait, then the rank with the fewest passes.
+    First come ranks that publish no state, then ranks that do not wait, then the rank with the fewest passes.
     """
 
     def order(peer: tuple[int, Seen | None]) -> tuple[int, int]:

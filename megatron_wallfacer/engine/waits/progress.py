@@ -1,4 +1,4 @@
-"""The progress of this process in attention. Attention writes these attributes, and the watchdog thread reads them."""
+"""The progress of this process in attention. Attention writes :class:`Progress`, and the watchdog thread reads it."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Watch(threading.Thread):
     def _label(self, waited: float) -> Label | None:
         """Return the messages for which the host waits.
 
-        If the host has not waited for ``waited`` seconds, half the limit or more, return those of the GPU instead.
+        If the host does not wait, return those for which the GPU waits. For these, ``waited`` must be half the limit.
         """
         if self._progress.label is not None or waited < self._limit / 2 or self._progress.posted is None:
             return self._progress.label

@@ -37,8 +37,8 @@ _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?", re.IGNORECASE)
 def settings_of(args: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, str | None]]:
     """Return two dictionaries with flags as keys: arguments that must be equal on all ranks, and paths.
 
-    In the arguments that must be equal, each path is replaced by ``PATH``. The content of a file is replaced by a
-    digest.
+    In the arguments that must be equal, each path is replaced by ``PATH``. If the content of a file must be equal, they
+    also have a digest of the file. Paths may differ between ranks.
     """
     settings: dict[str, str | None] = {}
     paths: dict[str, str | None] = {}
@@ -64,7 +64,7 @@ def _text(value: Any, *, hide: bool | None) -> str | None:
 
     Args:
         value: parsed value of one of Megatron's arguments.
-        hide: whether ``PATH`` replaces strings: True for all strings, False for strings with a slash, None for none.
+        hide: which strings ``PATH`` replaces: True for all but numbers, False for strings with a slash, None for none.
     """
     if value is None or value is False:
         return None

@@ -1,4 +1,4 @@
-"""Digests of the installed code and versions of libraries, which all ranks compare."""
+"""Digests of the code that a rank runs, and versions of libraries, which all ranks compare."""
 
 from __future__ import annotations
 

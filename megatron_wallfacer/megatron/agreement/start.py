@@ -39,7 +39,7 @@ class Parsed:
 
     Attributes:
         settings: arguments that must be equal on all ranks, keyed by flag.
-        paths: arguments that contain paths, keyed by flag.
+        paths: arguments that contain paths, with the whole paths, keyed by flag.
         timeout: value of ``--distributed-timeout-minutes``, or 10 minutes.
     """
 
@@ -61,7 +61,7 @@ def record_of(parsed: Parsed, settings: Settings | None, version: Version) -> Re
 
 
 def _fields(settings: Settings | Plan, prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    """Yield (name, value) for all settings. A plan gives one pair per field."""
+    """Yield (name, value) for each setting, for each field of a plan, and for each flag in ``_CHOSEN``."""
     for field in fields(settings):
         value, name = getattr(settings, field.name), f"{prefix} {field.name}".strip()
         if isinstance(value, Plan):

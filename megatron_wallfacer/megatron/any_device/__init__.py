@@ -1,4 +1,4 @@
-"""Replace functions of Megatron that need TransformerEngine, Apex or a compiler, where these are not installed.
+"""Replace functions of Megatron that fail without TransformerEngine, Apex or a compiler, or with gloo groups.
 
 =================  =============================================================  ==================================
 module             failure in Megatron                                            condition
@@ -10,8 +10,8 @@ thd                a packed batch is not split, because `tex` is None           
 uneven             gathers of parts of different lengths                          groups of gloo
 =================  =============================================================  ==================================
 
-A module replaces nothing unless its condition in the table holds. Replacements that only a node without CUDA needs are
-in `cpu_runtime`.
+If its condition in the table does not hold, a module changes no result of Megatron. Replacements that only a node
+without CUDA needs are in `cpu_runtime`.
 """
 
 from __future__ import annotations

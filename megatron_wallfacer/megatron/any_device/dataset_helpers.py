@@ -20,7 +20,7 @@ MODULE = "megatron.core.datasets.helpers_cpp"
 
 
 def install() -> None:
-    """Load the installed binary of the dataset helpers. If there is one, Megatron does not compile them."""
+    """Make the compiled dataset helpers importable. If they are up to date, Megatron does not compile them."""
     if provide():
         # _compile_dependencies imports the function at each call, so replacing the function in its module is enough.
         replace("megatron.core.datasets.utils:compile_helpers", lambda: None)

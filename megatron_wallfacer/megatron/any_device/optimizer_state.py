@@ -9,8 +9,8 @@ fp32, three parts of `DistributedOptimizer` (megatron/core/optimizer/distrib_opt
 * `load_state_dict` copies the loaded weights into the optimizer's fp32 copy or, if there is no such copy, into the
   model's weights. Torch forbids such a copy while gradients are recorded, so this module turns the recording off.
 * After `load_state_dict` all parameters share one step tensor, so Adam would increase the step once per parameter.
-  `load_state_dict` also ignores Adam's step in the checkpoint. This module sets the step of each parameter to the step
-  in the checkpoint.
+  `load_state_dict` also replaces Adam's step from the checkpoint by the earlier step. This module sets the step of each
+  parameter to the step in the checkpoint.
 """
 
 from __future__ import annotations

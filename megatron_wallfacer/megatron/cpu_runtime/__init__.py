@@ -2,7 +2,7 @@
 
 The CPU runtime is for tests, teaching and small experiments. Ranks, groups, collectives and gradients are real; only
 the device differs. The launcher calls ``install()`` before the user's script imports Megatron. The launcher calls
-``adapt_argv(argv)`` to add arguments without which Megatron cannot train on a CPU.
+``adapt_argv(argv)`` to add arguments for training on a CPU.
 
 Limits: only the thread that called `install` can train. `adapt_argv` raises an error for features that need
 CUDA kernels or CUDA's allocator (FP8, CUDA graphs, offloading, TransformerEngine).
@@ -20,7 +20,7 @@ _installed = False
 
 
 def install() -> None:
-    """Make torch report a CUDA device that does not exist, so that Megatron starts. A second call has no effect.
+    """Make torch report one CUDA device per rank, and run its work on the CPU. A second call has no effect.
 
     This function imports `megatron`, so `sys.path` must already be the module search path of the user's script.
 

@@ -35,5 +35,5 @@ def leave_uncompiled() -> None:
 
 
 def _return_unchanged(model: Callable | None = None, **_: Any) -> Callable:
-    """Return the model uncompiled. This replacement of `torch.compile` also works as a decorator."""
+    """Return the model uncompiled, in place of `torch.compile`; without a model, return this function."""
     return model if model is not None else _return_unchanged

@@ -67,8 +67,8 @@ def mean_over_group(loss_func: LossFunction, group: dist.ProcessGroup) -> LossFu
             micro-batches.
 
     Returns:
-        A function that returns (loss, 1, report). Averaged over the ranks, the loss is the mean over all unmasked
-        tokens of the group; 0 if there are none.
+        A function that returns (loss, 1, report). Averaged over the ranks of the group, the loss is the mean over all
+        unmasked tokens of the group; 0 if there are none.
     """
 
     def mean_loss(*args: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -86,7 +86,7 @@ class Hooks:
         return tuple(hook for entry, hooks in self.entries if entry.core for hook in hooks)
 
     def install(self) -> None:
-        """Install the hooks that every run needs: they add flags to Megatron's parser and compare settings."""
+        """Install the hooks that every run needs: they add flags to Megatron's parser and compare ranks' settings."""
         self._apply(lambda entry: entry.given == ALWAYS)
 
     def switch_on(self) -> None:

@@ -24,8 +24,7 @@ class LayerInputs:
 
     Args:
         queue: queue that stores layer inputs in host memory.
-        on_host: inputs to keep in host memory, as (number of the model chunk, number of the recomputed group of
-            layers).
+        on_host: inputs to keep in host memory, as (model chunk, recomputed group of layers). Both numbers begin with 0.
     """
 
     def __init__(self, queue: OffloadQueue, on_host: frozenset[tuple[int, int]]) -> None:
@@ -35,13 +34,13 @@ class LayerInputs:
         self._next = 0
 
     def watch(self, chunk: int, block: nn.Module, checkpoints: int) -> None:
-        """Count the checkpointed layers in each forward pass of a model chunk's transformer block.
+        """Count the recomputed groups of layers in each forward pass of a model chunk's transformer block.
 
         Args:
             chunk: number of the chunk from 0.
             block: transformer block of the chunk.
-            checkpoints: number of layers that a forward pass must checkpoint. Any other number raises an error, because
-                layer inputs might stay on the device unnoticed.
+            checkpoints: number of recomputed groups of layers that a forward pass must have. Any other number raises an
+                error, because layer inputs might stay on the device unnoticed.
         """
 
         def begin(module: nn.Module, args: Any) -> None:

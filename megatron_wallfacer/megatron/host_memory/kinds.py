@@ -41,7 +41,7 @@ class Kind:
 
     @property
     def layers(self) -> int:
-        """Number of layers that have tensors of this kind. Layers that are recomputed together count as one."""
+        """Number of layers that have tensors of this kind. For layer inputs: number of recomputed groups of layers."""
         return len(self.nbytes)
 
     def plan(self, count: int, micro_batches: int | None = None) -> SlotPlan:

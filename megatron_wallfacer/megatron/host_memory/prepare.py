@@ -1,4 +1,4 @@
-"""Choose tensors to keep in host memory, allocate that memory, and install hooks on layers. All ranks agree."""
+"""Choose tensors to keep in host memory, allocate that memory, and install hooks on the layers."""
 
 from __future__ import annotations
 

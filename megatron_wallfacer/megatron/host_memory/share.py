@@ -32,7 +32,7 @@ class Wanted:
     layer_bytes: int = 0
 
     def count(self, fraction: float) -> int:
-        """Return the number of layers with tensors in host memory. These are the first layers of the model."""
+        """Return the number of layers with tensors in host memory. These are the first layers of the rank."""
         return layers_on_host(len(self.bytes_by_count) - 1, fraction)
 
     def nbytes(self, auto: float) -> int:
@@ -96,8 +96,8 @@ def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
     """Check that every node has enough host memory. Flags with the value ``auto`` move the fraction ``auto`` of layers.
 
     Raises:
-        WallfacerError: A node has too little host memory, or a flag's value selects less than one layer. All ranks
-            raise the same error.
+        WallfacerError: A node has too little host memory, or a fraction that is not ``auto`` selects no layer of a
+            rank. All ranks raise the same error.
     """
     for wanted in (wanted for rank in ranks for wanted in rank.wanted):
         layers = len(wanted.bytes_by_count) - 1
