@@ -1,4 +1,4 @@
-"""Define the findings of checks, and run a check that may raise an exception."""
+"""Results of the checks of ``wallfacer doctor``. An exception in a check becomes a result with a problem."""
 
 from __future__ import annotations
 

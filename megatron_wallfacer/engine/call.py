@@ -90,7 +90,7 @@ class Call:
         """Return the compiled forward pass for the sizes of the given tensors, sbhd.
 
         Raises:
-            OptionError: The heads do not divide along the head axis, or the mask does not fit the sequence.
+            OptionError: The size of the head axis does not divide the heads, or :meth:`Mask.check` rejects the mask.
         """
         passes, strides = self.runtime.transfers.passes, (self._strides(q), self._strides(k), self._strides(v))
         key = self._alike, sinks, q.shape, k.shape, v.shape, strides, q.dtype, q.device

@@ -106,5 +106,5 @@ def rows_in_one_launch(device: torch.device) -> bool:
 
 
 def _viewed(program: Program) -> list[int]:
-    """Return the indices of the operands that steps need as ``torch.Tensor``. Row operations on a GPU need none."""
+    # Row operations on a GPU need only addresses.
     return sorted({one for _, steps in program.steps for step in steps for one in taken(step, program.transfers)})

@@ -209,7 +209,7 @@ def _everyone(global_ranks: tuple[int, ...], grid: Grid, *, apart: bool) -> list
 
 
 def _every_subgroup(everyone: list[Member]) -> list[tuple[Channel, tuple[int, ...]]]:
-    """Return (channel, global ranks) of each group that the job must create. All ranks return the same list."""
+    """Return ((axis, ``inputs`` or ``results``), global ranks) of each group to create. All ranks return one list."""
     found: list[tuple[Channel, tuple[int, ...]]] = []
     for ranks, grid, apart in dict.fromkeys((ranks, grid, apart) for ranks, grid, _, apart in everyone):
         found += [(_WHOLE, ranks)] if apart else []

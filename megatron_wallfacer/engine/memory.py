@@ -29,7 +29,7 @@ class Memory:
     dtype: torch.dtype = torch.float32
 
     def held(self, slots: Sequence[int]) -> tuple[int, ...]:
-        """Convert numbers of slots to indices in the list of tensors."""
+        """Convert slot numbers to indices in the list of tensors."""
         return tuple(self.slots + slot for slot in slots)
 
     def is_wide(self, operand: Operand) -> bool:

@@ -100,7 +100,7 @@ def _attention_backward_shapes(dout: Tensor, out: Tensor, lse: Tensor, sinks: Te
 def _guarded(run: Callable[..., Any], *, backward: bool) -> Callable[..., Any]:
     """Wrap ``run`` as an operator. Its last argument is :attr:`Call.number` in place of the call.
 
-    After an exception the operator closes the call's process groups. After an OptionError in forward it does not.
+    After an exception the operator closes the call's process groups. An OptionError in forward leaves them open.
     """
 
     def run_pass(*arguments: Any) -> Any:

@@ -104,7 +104,7 @@ _Entry = tuple[tuple[int, ...], int, list[Place], list[list[Place]]]
 
 
 def _entries(one: RowOperation) -> Iterator[_Entry]:
-    """Yield tuples (three outer sizes, elements per row, written tensors, tensors of each source) of one operation."""
+    # Tuples of three outer sizes, elements per row, written tensors, and the tensors of each source.
     if 0 in one.shape:
         return
     if len(one.into) > 1:

@@ -66,8 +66,8 @@ TRANSFERS: dict[str, type[Transfers]] = {"direct": Transfers, "staged": StagedTr
 def check_transfers(kind: str, device: torch.device, backend: str | None) -> None:
     """Check ``transfers=kind`` against the device and the backend, before process groups are created.
 
-    ``backend`` is the group's backend for the device on which messages are; None for a single process. If the group has
-    no backend for this device, ``backend`` is the configuration of the group, such as ``cuda:nccl``.
+    ``backend`` is the group's backend for messages on this device or, when staged, on the CPU; None for a single
+    process. If the group has no such backend, ``backend`` is the configuration of the group, such as ``cuda:nccl``.
 
     Raises:
         OptionError: The transfers cannot send the tensors.

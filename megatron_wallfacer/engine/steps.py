@@ -62,7 +62,7 @@ def bind(step: ProgramStep, to: Binding) -> Action | None:
 
 
 def taken(step: ProgramStep, transfers: Sequence[PointToPoint | AllToAll]) -> Iterator[int]:
-    """Yield the indices of the operands that a step needs as ``torch.Tensor``. Row operations on a GPU need none."""
+    """Yield the indices of the operands that a step needs as ``torch.Tensor``, not as addresses."""
     match step:
         case program.AttendForward(q=q, k=k, v=v):
             yield from (q, k, v)

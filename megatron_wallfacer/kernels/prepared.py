@@ -116,7 +116,7 @@ _LOOKUPS = ("_forward_call", "_backward_call", "_varlen_forward_call", "_varlen_
 
 @contextmanager
 def prepared_calls(kernel: Kernel) -> Iterator[list[Callable[..., object]]]:
-    """Return a context manager that lists the cached functions that a kernel calls in the ``with`` block.
+    """Collect the cached functions that ``kernel`` calls inside the ``with`` block, in a list.
 
     Cached functions own tensors on the GPU, such as ``cu_seqlens``, which a CUDA graph reads at each replay. The owner
     of the graph keeps this list, so that these tensors exist as long as the graph. If the kernel is not a

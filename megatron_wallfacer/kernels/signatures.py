@@ -83,7 +83,7 @@ class Signature:
 
 
 def _schema(function: Callable[..., Any]) -> torch.FunctionSchema | None:
-    """Return the schema of a torch operator; None for other functions. Python's signature lacks its parameters."""
+    # The Python signature of a torch operator does not show its parameters.
     if isinstance(function, torch.library.CustomOpDef):
         function = function._opoverload
     if isinstance(function, torch._ops.OpOverloadPacket):

@@ -32,7 +32,7 @@ class WindowSize(NamedTuple):
 def bottom_right(tile: AttnTile) -> WindowSize:
     """Convert the window of a tile to FlashAttention's argument ``window_size``.
 
-    If a limit has no effect on the tile, it becomes None. Without limits FlashAttention runs a faster kernel.
+    If a limit has no effect on the tile, it becomes None. FlashAttention has a faster kernel for no window at all.
 
     Raises:
         WallfacerError: The window masks a whole row or column of the tile. FlashAttention reads a negative window size

@@ -28,8 +28,8 @@ class ChosenTiles:
     """Activation memory of one rank with one tile and with the number of tiles that ``auto`` chooses.
 
     Attributes:
-        before: activations with one tile where a flag is ``auto``.
-        after: activations with the chosen number of tiles.
+        before: activations if every flag that is ``auto`` were 1.
+        after: activations with the chosen numbers of tiles.
     """
 
     before: Activations

@@ -30,8 +30,7 @@ class Combination:
 
     Attributes:
         example: flags, as typed, that are not supported together with ``--wallfacer-cp-size 8`` on eight ranks. The
-            error names the first flag of the example. If only a layer's configuration or a call is checked, the example
-            is ``attribute=value``.
+            error names the first flag of the example. Without a flag the example is ``attribute=value``.
         find: function that finds the combination.
         must: words that follow "must" in the error message. P replaces ``{cp_size}``.
         reason: clause after "because".
@@ -91,7 +90,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
     Args:
         flag: flag to look up.
         values: values to look for; by default all values except ``off``, None, False, 0 and empty text.
-        off: supported value of the flag, such as its default.
+        off: value that the function does not find, such as the default of the flag.
     """
     attribute = _attribute(flag)
 
@@ -104,7 +103,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
 
 def both(find: Find, *others: Find) -> Find:
-    """Join several :data:`Find` functions into one. It returns None if one of them does, else the text of ``find``."""
+    """Return a :data:`Find` function with the result of ``find``, but None if one of ``others`` finds nothing."""
 
     def find_both(checked: Any, argv: Sequence[str]) -> str | None:
         found = find(checked, argv)
@@ -142,7 +141,7 @@ def apart(flag: str, other: str, reason: str, *, needs: str = "", off: object = 
         other: second flag and its value.
         reason: clause after "because".
         needs: flags, as typed, that ``flag`` requires.
-        off: supported value of the second flag, such as its default.
+        off: value of the second flag with which both flags work together, such as its default.
         more: further fields of the returned :class:`Combination`.
     """
     first, second = flag.split()[0], other.split()[0]

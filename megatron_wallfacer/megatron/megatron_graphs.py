@@ -1,4 +1,4 @@
-"""Find out whether Megatron's own CUDA graphs contain attention or MLPs, and free graphs before process groups."""
+"""Find out whether Megatron's own CUDA graphs contain attention or MLPs. Free graphs before their process groups."""
 
 from __future__ import annotations
 

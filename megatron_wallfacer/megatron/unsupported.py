@@ -57,7 +57,7 @@ ONE_GROUP = "all packed documents share the context-parallel group of the job"
 
 
 def captured(example: str, other: str, reason: str) -> Combination:
-    """Return the :class:`Combination` for Megatron's CUDA graphs with attention, which exclude the flag ``other``."""
+    """Return the :class:`Combination` of a flag (``other``) with Megatron's CUDA graphs that contain attention."""
     flag, *values = other.split()
     instead = f"limit {MODULES} to moe_router and moe_preprocess"
     return Combination(example, both(ATTENTION, given(flag, *values)), f"be left out with {other}", reason, instead)
@@ -275,8 +275,7 @@ def check_supported(args: Any, argv: Sequence[str] | None = None) -> None:
     """Raise a WallfacerError that names the first unsupported combination of Megatron's arguments, if there is one.
 
     Args:
-        args: parsed arguments with the plugin on. ``context_parallel_size`` is the parsed value, or already
-            ``--wallfacer-cp-size``.
+        args: parsed arguments with the plugin on.
         argv: command line, to distinguish defaults from typed values; None for ``sys.argv[1:]``.
     """
     message = unsupported("parse", args, args.wallfacer_cp_size, sys.argv[1:] if argv is None else argv)

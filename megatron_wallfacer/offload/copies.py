@@ -90,7 +90,7 @@ class DeferredCopies:
         return issued
 
     def wait(self, issued: _Issued) -> None:
-        """Run the queued copies of the same direction up to ``issued``, and all copies that must run before these."""
+        """Run the queued copies of one direction up to ``issued``, and all copies that must run before these."""
         self._observe(Record("wait", issued.number))
         self._run_until(issued)
 

@@ -16,7 +16,7 @@ Groups = Sequence[Sequence[int]]
 class Key(NamedTuple):
     """Key of tensors that are copied together: those of one layer of a model chunk, for one micro-batch.
 
-    All numbers begin with 0. Layers are numbered inside their model chunk.
+    All fields count from 0. Layers are numbered inside their model chunk.
     """
 
     chunk: int

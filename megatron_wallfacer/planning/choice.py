@@ -110,7 +110,7 @@ class Choice:
     ) -> SimulationResult:
         """Simulate one rank of each symmetry class.
 
-        Every rank is simulated if ``every_rank`` is True, or if the plan uses the WallFacer paper's order of K and V.
+        Every rank is simulated if ``every_rank`` is True, or if the plan's ``kv_order`` is not ``native``.
         """
         every_rank = every_rank or self.plan.kv_order != "native"
         symmetry = Symmetry(self.plan.grid, Routing(self.job.cluster).unit_sizes, every_rank=every_rank)

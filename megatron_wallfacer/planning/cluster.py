@@ -97,9 +97,9 @@ class HostProcessors:
     Attributes:
         cores: number of CPU cores that are free for the ranks; need not be a whole number.
         copy_gbyte_s: rate at which one CPU core merges or copies, in 1e9 bytes per second.
-        messages: costs of messages by ascending size; empty for no cost. Costs between two sizes, and above the largest
-            size, are linear in the size. Below the smallest size the costs are constant.
-        pass_us: processor microseconds of each pass, without its operations.
+        messages: costs of messages by ascending size; empty if messages cost no CPU time. Costs between two sizes, and
+            above the largest size, are linear in the size. Below the smallest size the costs are constant.
+        pass_us: CPU microseconds of each pass in addition to its operations.
         attend_us: processor microseconds of each operation that calls attention kernels.
         operation_us: processor microseconds of each operation that is neither a view nor calls attention kernels.
         wake_up_us: mean delay of a waking thread in microseconds if all processors are in use. Ranks of an

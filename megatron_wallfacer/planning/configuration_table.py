@@ -1,4 +1,4 @@
-"""A table of configurations with their sizes, flags, device and host memory, time, and the costs of their options."""
+"""The table of configurations in ``wallfacer plan``: sizes, flags, memory, time, and seconds that flags add."""
 
 from __future__ import annotations
 

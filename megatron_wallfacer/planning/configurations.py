@@ -94,7 +94,7 @@ class SizeCandidate:
     def options(self, flags: FlagCombination, attention: AttentionEstimate) -> TrainingOptions:
         """Return the options of a training step with ``flags``.
 
-        Numbers of tiles and of layers in host memory depend on ``attention``.
+        The number of tiles, and the fraction of layers in host memory, depend on ``attention``.
         """
         request = self.request
         workload = request.model, request.cluster, self.job.shape.tokens, attention.memory, self.sizes
@@ -179,8 +179,8 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
     """Simulate grids, and return the search result and the candidate grids.
 
     Candidates are the simulated grids whose training step fits in memory with the flags ``leanest``. If no grid fits,
-    all simulated grids are candidates. With at most :data:`MOST_RANKS_REGROUPED` ranks, copies of the best grids and of
-    one ring of all ranks are also candidates. The copies have the numbers of head groups in :data:`GROUPS`.
+    all simulated grids are candidates. With at most :data:`MOST_RANKS_REGROUPED` ranks, candidates also have other
+    numbers of head groups (:data:`GROUPS`). These are copies of the best grids and of one ring of all ranks.
     """
     job = candidate.job
     try:
@@ -202,7 +202,7 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
     """Yield copies of each choice with each number of head groups in :data:`GROUPS` that its heads allow.
 
-    The result does not contain choices that have already been simulated: all ``choices`` except the last.
+    Copies that equal one of ``choices``, except the last one, are left out.
     """
     seen: set[tuple[Plan, bool]] = {(choice.plan, choice.keep_gathered_q) for choice in choices[:-1]}
     for choice in choices:

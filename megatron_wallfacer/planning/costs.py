@@ -30,7 +30,7 @@ class OpCost:
         kernel_s: device seconds of attention kernels.
         memory_bytes: bytes that merging and copying move through memory.
         sends: bytes of each message that the operation sends.
-        launch_s: fixed device seconds of copies, merges and sums, without the time to move their bytes.
+        launch_s: device seconds of copies, merges and sums in addition to the time for their bytes.
         host_s: host seconds to issue all launches and messages.
     """
 

@@ -23,10 +23,10 @@ class FlowGroup:
     """Flows with the same resources and the same rate limit.
 
     Attributes:
-        uses: pairs (resource, factor). A flow uses the factor times its rate of the resource.
+        uses: pairs (resource, factor). A flow occupies factor x rate of the resource's capacity.
         limit: highest rate of each flow; None if only resources limit the rate.
         rate: current rate of each flow.
-        served: amount that a flow would have transferred since the creation of the group.
+        served: integral of ``rate`` over the time since the creation of the group.
         ends: heap of (value of ``served`` at the end of a flow, number of the flow, callback), one for each flow.
     """
 

@@ -39,8 +39,8 @@ class LongestSequence:
 
     Attributes:
         configuration: fastest configuration for the longest sequence.
-        unit: difference between the longest sequence and the next longer one, in tokens.
-        longer: configuration that needs the least device memory for the next longer sequence.
+        unit: accuracy of the search in tokens. With the same optimizers, the longest sequence + ``unit`` does not fit.
+        longer: configuration that needs the least device memory for a sequence that is longer by ``unit``.
     """
 
     configuration: Configuration

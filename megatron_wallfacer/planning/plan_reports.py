@@ -114,7 +114,7 @@ def _longest_fields(longest: Sequence[LongestSequence]) -> list[dict[str, Any]]:
 
 
 def limit_of_longer(sequence: LongestSequence) -> str:
-    """Return text with the memory of the next longer sequence, in the configuration that needs the least."""
+    """Return a text: the memory that the configuration ``sequence.longer`` needs."""
     longer = sequence.longer
     moment, nbytes = peak(longer.buffers)
     named = largest_buffers(longer, moment, LARGEST, ", ")
@@ -148,7 +148,7 @@ def grid_report(
         request: model, cluster and given sizes.
         scheme: name as in ``--wallfacer-scheme``.
         recompute: activations that backward recomputes.
-        microbatches: number of micro-batches of one sequence in a step, per data-parallel replica.
+        microbatches: number of micro-batches in a step, per data-parallel replica. A micro-batch has one sequence.
         keep_gathered_q: whether gathered queries are kept from forward to backward.
         axes: sizes of axes, placement and head groups, see :func:`megatron_wallfacer.schedule.schemes.make_plan`.
 

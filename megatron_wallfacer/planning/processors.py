@@ -37,7 +37,7 @@ class WakeUpDelay:
         self._mean_s, self._random = host.wake_up_us * 1e-6, Random(seed)
 
     def seconds(self, used: float, sleeps: int) -> float:
-        """Return the total delay of ``sleeps`` wake-ups in seconds. ``used`` is the fraction of CPU cores in use."""
+        """Return the seconds that ``sleeps`` wake-ups of a thread take. ``used`` is the used fraction of CPU cores."""
         return self._mean_s * used * sum(self._random.expovariate(1.0) ** 2 / 2 for _ in range(sleeps))
 
 

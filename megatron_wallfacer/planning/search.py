@@ -37,7 +37,7 @@ class SearchResult:
     Attributes:
         best: simulated choices that fit. The preferred choice (see :func:`preferred`) is first, then all others by
             time.
-        legal: number of choices from :func:`candidates` whose simulation takes seconds, not minutes.
+        legal: number of choices whose simulation takes only seconds.
         too_large: number of choices that were tried and do not fit in memory.
     """
 
@@ -165,11 +165,8 @@ def named_choices(job: AttentionJob, names: Sequence[str] = SCHEMES) -> Iterator
 
 
 def _by_estimate(choices: list[Choice], most: int) -> list[Choice]:
-    """Return choices in the order of their estimated times.
-
-    Estimates from measured kernels take long to compute. If the cluster has measured kernels, formulas therefore sort
-    all choices first, and measured kernels then sort only the first ``most`` of them.
-    """
+    """Return choices in the order of their estimated times."""
+    # Measured kernels make an estimate slow, so only the choices with the best rough estimates get it.
     if not choices or choices[0].job.cluster.device.kernels is None:
         return sorted(choices, key=_estimate_s)
     rough = sorted(choices, key=lambda choice: choice.bound.estimate_s(choice.plan.head_groups, choice.bound.kernel_s))

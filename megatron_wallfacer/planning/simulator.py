@@ -196,11 +196,8 @@ class _Simulator:
             self._work(rank, op.name, work_s)
 
     def _work(self, rank: RankState, name: str, work_s: float) -> None:
-        """Keep a rank busy for ``work_s`` seconds of its device.
-
-        On an emulated cluster these are CPU seconds, and ranks share CPU cores. Like a message, the work then gets a
-        size in bytes, because shared cores are modelled like shared links.
-        """
+        """Keep a rank busy with work that takes ``work_s`` seconds on an idle device or CPU core."""
+        # On an emulated cluster these are CPU seconds. Shared cores are modelled like shared links, in bytes.
         rank.busy, start_s = True, self._clock.now
 
         def end_work() -> None:

@@ -1,9 +1,9 @@
 """Classes of ranks that behave alike, so that one simulated rank represents several.
 
 A shift adds the same distance, modulo the size of the axis, to the coordinate of every rank along one axis. If all
-ranks are shifted, schedules stay the same apart from rank numbers, except in the WallFacer paper's order of K and V. If
-ranks of one node, NIC or switch still share one after the shift, all simulated times stay the same too. Ranks that such
-shifts map to each other form a *class*. The simulation of one rank gives the times of its whole class.
+ranks are shifted, schedules stay the same apart from rank numbers. This is not true if ``kv_order`` is not ``native``.
+If ranks with the same node, NIC and switches still have these in common after the shift, simulated times do not change.
+Ranks that such shifts map to each other form a *class*. The simulation of one rank gives the times of its whole class.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Symmetry:
         return tuple((there[axis] - here[axis]) % self.grid.size_of(axis) for axis in AXES)
 
     def program_rank(self, rank: int) -> int:
-        """Return the rank with head coordinate 0 and, but for peers, the same program; ``rank`` with ``every_rank``."""
+        """Return a rank with the same program as ``rank``, apart from peers. Without ``every_rank``, head is 0."""
         return rank if self._every_rank else self.grid.rank(self.grid.coordinates(rank) | {"head": 0})
 
     def translated(self, rank: int, start: int, end: int) -> int:
@@ -64,12 +64,12 @@ class Symmetry:
         return [self.class_of(other) for other in range(first, last)].count(self.class_of(rank))
 
     def unit(self, first: int, ranks: int) -> int:
-        """Return an identifier of a NIC, node or switch, given its ranks. Links with equal times share one."""
+        """Return an identifier of a NIC, node or switch, given its ranks. It is equal for links with equal times."""
         return min(self.class_of(rank) for rank in range(first, min(first + ranks, self.grid.cp_size)))
 
 
 def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
-    """Return the smallest shift along each axis that keeps ranks of the same NIC, node or switch together."""
+    # A shift along each axis after which simulated times stay the same; the size of the axis if none is found.
     periods, stride = {}, 1
     for axis in grid.placement:
         size = grid.size_of(axis)
@@ -80,7 +80,7 @@ def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _period(stride: int, size: int, unit: int) -> int:
-    """Return the smallest shift along an axis that keeps each group of ``unit`` consecutive ranks together."""
+    """Return a shift along an axis that maps groups of ``unit`` consecutive ranks to such groups."""
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

@@ -208,7 +208,7 @@ def _extent(grid: Grid, axis: str) -> tuple[int, int]:
 
 
 def _crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest fraction of bytes along an axis that a rank sends to other nodes (of ``unit`` ranks)."""
+    """Return the fraction of an axis's messages that leave a node of ``unit`` ranks, for the rank with the most."""
     stride, size = _extent(grid, axis)
     if size == 1 or stride * size <= unit:
         return 0.0
@@ -226,14 +226,14 @@ def _edge(plan: Plan, axis: str, unit: int) -> float:
 
 
 def _staying(grid: Grid, axis: str, unit: int) -> float:
-    """Return the largest fraction of bytes along an axis that a rank sends inside its node (of ``unit`` ranks)."""
+    """Return the fraction of an axis's messages that stay in a node of ``unit`` ranks, for the rank with the most."""
     if axis in _RINGS and _extent(grid, axis)[0] < unit:
         return 1.0
     return 1.0 - _crossing(grid, axis, unit)
 
 
 def _mean_crossing(grid: Grid, axis: str, unit: int) -> float:
-    """Return the mean fraction of bytes along an axis that a rank sends to other nodes (of ``unit`` ranks)."""
+    """Return the fraction of an axis's messages that leave a node of ``unit`` ranks, as a mean of all ranks."""
     (stride, _), crossing = _extent(grid, axis), _crossing(grid, axis, unit)
     if axis in _RINGS and crossing and stride < unit:
         return stride / unit

@@ -18,9 +18,9 @@ def most_tiles(rows: int) -> int:
 
 
 def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activations:
-    """Return a copy of ``work`` with chosen numbers of token tiles for LM head and MLPs.
+    """Choose the numbers of token tiles for LM head and MLPs, and return a copy of ``work`` with these numbers.
 
-    Tiles of the MLPs are chosen first, without regard to the LM head. The number of tiles doubles until the tiles no
+    The number for MLPs is chosen first, without regard to the LM head. The number of tiles doubles until the tiles no
     longer determine the step's memory peak. The number also stops growing if more tiles would save less than 1 %
     (:data:`NEAR`) of the memory. ``loss`` and ``mlp`` state whether to choose the tiles of the LM head and of the MLPs.
     """

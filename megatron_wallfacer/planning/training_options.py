@@ -48,7 +48,7 @@ class TrainingOptions:
         mlp_tiles: number of token tiles of each MLP. If it is above 1, backward recomputes each tile.
         outputs_on_host: fraction of layers whose attention output and lse are kept in host memory.
         inputs_on_host: fraction of layers whose input is kept in host memory.
-        out_proxy: whether backward computes ``out_proxy`` from dO and delta, as this project's engine does.
+        out_proxy: whether backward replaces O by a tensor computed from dO and delta, except for local tensors.
         overlap: overlap of communication and computation.
     """
 
@@ -71,7 +71,7 @@ class ParallelSizes:
 
     Attributes:
         tp, pp, cp, dp: tensor-, pipeline-, context- and data-parallel size.
-        microbatches: sequences per data-parallel replica and step.
+        microbatches: number of micro-batches in a step, per data-parallel replica. A micro-batch has one sequence.
     """
 
     tp: int = 1

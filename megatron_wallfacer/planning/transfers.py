@@ -163,11 +163,8 @@ class Transfers:
                 self._on_end(pending)
 
     def _route(self, source: int, target: int) -> tuple[Uses, tuple[int, ...]]:
-        """Return (number of a link, messages that use it) for each link of a route, and the numbers of these links.
-
-        One simulated message may represent messages of several ranks (:class:`Symmetry`). Some of these messages may
-        use the same link.
-        """
+        """Return (index, number of messages) of each link on a message's route, and the indices alone."""
+        # One simulated message may represent messages of several ranks, some of which use the same link.
         if (source, target) not in self._routes:
             symmetry, uses, numbers = self._symmetry, [], []
             for link in self._routing.route(source, target):

@@ -164,7 +164,7 @@ def _right_legend(plan: Plan, pairs: Mapping[Pair, Sequence[PairWork]]) -> list[
 
 
 def _legend(figure: Figure, left: float, entries: Sequence[LegendEntry], handlelength: float = 0) -> None:
-    """Draw a legend below a panel. The lines of two legends with few lines are aligned."""
+    """Draw a legend below a panel."""
     if not entries:
         return
     signs, lines = zip(*entries, strict=True)

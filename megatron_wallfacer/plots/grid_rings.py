@@ -1,4 +1,4 @@
-"""Find the rings, teams and permutation of a grid in the transfers of its schedules."""
+"""Derive the rings, the teams and the permutation of blocks in a plot from the transfers of the schedules."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def pairs_of(plan: Plan) -> dict[Pair, tuple[PairWork, ...]]:
 
 
 def has_numbers(pairs: Mapping[Pair, Sequence[PairWork]], cp_size: int) -> bool:
-    """Return whether cells show the number of their ring step. This needs several ring steps and large cells."""
+    """Return whether the plot shows ring steps as numbers. The grid must be small, and have several ring steps."""
     has_stripes = len(pairs[0, 0]) > 1
     return cp_size <= (MAX_NUMBERED // 2 if has_stripes else MAX_NUMBERED) and any(
         entry.ring_step for work in pairs.values() for entry in work

@@ -101,7 +101,7 @@ def _request(preset: Preset, script_flags: frozenset[str] | None) -> dict[str, A
 
 
 def _problem(preset: Preset, text: str) -> Problem:
-    """Return the error ``text`` with the location of the first of its flags that the preset sets."""
+    # The location is that of the first flag in the text that is in the preset.
     locations = map(preset.location, _FLAG.findall(text))
     place = next((str(location) for location in locations if location), str(preset.path))
     return Problem(place, text)

@@ -83,7 +83,7 @@ def choose_script(script: Path | None, megatron_path: Path | None) -> Path:
 
 
 def script_to_read(script: Path | None, checkout: Path | None) -> Path | None:
-    """Return the Megatron script of the user or the checkout, which may add flags; None for the plugin's own script."""
+    """Return the Megatron script that the preset runs; None for the plugin's script, which adds no flags."""
     chosen = choose_script(script, None) if script or not checkout else checkout / "pretrain_gpt.py"
     return None if chosen == SCRIPT else chosen
 

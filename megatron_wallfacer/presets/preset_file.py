@@ -38,7 +38,7 @@ class PresetFile:
         extends: each file that this file extends, with the line that names it. Later files in the
             list override earlier files.
         sections: entries by section and name, in the order of the file.
-        statements: remarks of the preset's author on its test and use. A key is one of :data:`STATEMENTS`.
+        statements: remarks on tests, measurements and limits of the preset. A key is one of :data:`STATEMENTS`.
     """
 
     extends: tuple[tuple[Path, Location], ...]

@@ -73,16 +73,17 @@ class Accumulator:
         return found
 
     def hand_over(self, rows: Range, into: Accumulator, first: int, own: Callable[[Range], Sources]) -> None:
-        """Move a range of rows to another accumulator, which adds them later: written rows and partial results.
+        """Move a range of rows, with their partial results, to another accumulator.
 
         Every row of the range must have a result. The row is already written, or has a partial result that is not yet
         added. No later operation may read the range from this accumulator.
 
         Args:
             rows: half-open range of rows.
-            into: accumulator to which the rows are to be added.
+            into: accumulator that adds the rows later.
             first: row of ``into`` where the range begins.
-            own: function that returns this accumulator's own operands, one per tensor, for a range of written rows.
+            own: function that returns the operands, one per tensor, of a range of rows that is written in this
+                accumulator.
         """
         by = first - rows[0]
         for part in (*(Part(held, own) for held in self._held()), *self.parts):

@@ -34,7 +34,7 @@ class _Block(NamedTuple):
 
 
 def strided(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return fewer copies with the same effect. Evenly spaced copies become one copy with an additional dimension.
+    """Return the same copies, but with evenly spaced copies joined to one copy with an additional dimension.
 
     The copies must be independent: no copy writes elements that another copy reads or writes.
     """

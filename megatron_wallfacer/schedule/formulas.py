@@ -22,8 +22,8 @@ def forward_volume(plan: Plan, kappa: float, *, kv_heads: int | None = None, siz
         plan: grid and choices.
         kappa: kv heads / q heads.
         kv_heads: number of kv heads; None if there are at least as many kv heads as ranks of the head axis.
-        sizes: size of an input element, and size of an element of partial results and gradients. If sizes are in bytes,
-            multiply the result by n*H to get bytes.
+        sizes: size of an input element, and size of an element of partial results and gradients. If these are in bytes,
+            the result is the number of received bytes, divided by n*H.
     """
     width = kappa * _copies(plan, kv_heads)
     given, summed = sizes

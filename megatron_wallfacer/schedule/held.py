@@ -62,7 +62,7 @@ class _Held:
 
 
 def held_bytes(schedule: Schedule, shape: Shape, aliases: Mapping[str, str]) -> int:
-    """Return the peak bytes of results that attention calls have computed, or compute now, before their accumulation.
+    """Return the peak bytes of attention results that are not yet accumulated. The results of a running call count too.
 
     ``aliases`` come from :func:`megatron_wallfacer.schedule.lifetimes.aliases`.
     """

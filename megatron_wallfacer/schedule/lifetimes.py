@@ -61,7 +61,7 @@ def rows_key(start: int, position: int) -> Hashable:
 
 
 def local_part_key(start: int, end: str) -> Hashable:
-    """Return the key of a buffer of a :class:`LocalPart`. ``end`` is ``sent`` or ``received``."""
+    """Return the dictionary key of a :class:`LocalPart`'s buffer. ``end`` is ``sent`` or ``received``."""
     return "local part", start, end
 
 

@@ -48,7 +48,7 @@ class Values:
         return total.rows, (*finalized, *self.fill(total, (0, total.tokens)))
 
     def read_part(self, reader: int, name: str) -> tuple[Rows, tuple[ProgramStep, ...]]:
-        """Return the rows of ``name`` that operation ``reader`` reads: only local rows after a head exchange."""
+        """Return the rows of ``name`` that ``reader`` reads: all rows, or those that a head exchange does not send."""
         part = self._local_parts.get((reader, name))
         return self.read(name) if part is None else (self.local_part(part, "received"), ())
 
@@ -57,12 +57,12 @@ class Values:
         return (reader, name) in self._local_parts
 
     def local_part(self, part: LocalPart, end: str) -> Rows:
-        """Return the rows that stay on this rank in a head exchange, in the buffer of ``sent`` or ``received`` rows."""
+        """Return the rows that stay on this rank in a head exchange. ``end`` selects their buffer."""
         mine = shard_chunks(self.schedule.rank, self.schedule.cp_size)
         return self.places.placed(part.source, local_part_key(part.start, end), mine)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Operand]:
-        """Return a map from tensor name to operand, for the tensors of values that have the same rows."""
+        """Return a map from tensor name to operand, for several values. The values must have the same rows."""
         return {
             tensor: operand
             for name in names
@@ -175,7 +175,7 @@ class Values:
         ]
 
     def copy(self, pairs: Sequence[Pair]) -> Iterator[ProgramStep]:
-        """Yield a single step for several copies: a list of strided copies, or a permutation of equal blocks."""
+        """Yield a step that does all copies. The step is a list of strided copies, or a permutation of equal blocks."""
         few = strided(pairs)
         if len(few) > STRIDED and (found := permutation(pairs, self.places.itemsize, self.places.wide)):
             yield program.Permute(self.places.number(found.into), self.places.number(found.source), found.index)

@@ -148,7 +148,10 @@ class Mask:
         return tuple(calls_of(self, q_chunks, k_chunks, cp_size, size))
 
     def key_chunks(self, chunk: int, cp_size: int, size: int) -> tuple[Range, Range]:
-        """Return half-open ranges of key chunks: with any, and with only unmasked pairs. An empty range is (0, 0)."""
+        """Return the key chunks that a query chunk sees, and those without masked pairs, as half-open ranges.
+
+        An empty range is (0, 0).
+        """
         if self.is_per_document:
             # The window covers the most chunks in the shortest document.
             piece = self.shortest // (2 * cp_size)

@@ -18,7 +18,7 @@ from megatron_wallfacer.schedule.workspace import aligned
 class MessageTensor:
     """One tensor of a message, at the sender or at the receiver.
 
-    ``pieces`` are operands. Together they have all rows of the tensor in the message, in order. A receiver has one
+    ``pieces`` are operands that together have all rows of the tensor in the message, in order. A receiver has one
     operand.
     """
 
@@ -40,8 +40,8 @@ class TransferTensors:
 def message_tensors(program: Program, strides: Mapping[str, tuple[int, ...]]) -> dict[int, TransferTensors]:
     """Return the tensors of every message of a program, by ``id`` of the transfer.
 
-    The tensors of a sent message are the sources of the send buffer. For rows of an accumulator, they are the send
-    buffer itself, because partial results may be summed there.
+    For a sent message, the tensors are where the rows were before they were copied into the send buffer. For rows of an
+    accumulator, the tensors are in the send buffer, because partial results may be summed there.
 
     Args:
         program: lowered program of one rank and pass.

@@ -128,7 +128,8 @@ class OperandRows:
     def merged_steps(self) -> int:
         """Return the number of ring steps that can compute local and gathered rows in a single attention call.
 
-        Gathered rows have arrived before such a step, and results of the stationary operand are not sent after it.
+        Gathered rows have arrived before such a step. Results of the stationary operand are sent only after later
+        steps.
         """
         if self.results(self.ring_operand):
             return len(self.later_steps)
@@ -166,10 +167,7 @@ class OperandRows:
         return self._pass_steps > 1 and step % self._pass_steps == 0 and step < len(self.ring_steps)
 
     def pass_start(self, step: int) -> int | None:
-        """Return the first ring step of the inner ring's round with ``step``, if it is not the first round of a pass.
-
-        The result is None on a single ring.
-        """
+        """Return the first ring step of the inner ring's current round; None in the first round or on a single ring."""
         return step - step % self._pass_steps or None if self._pass_steps > 1 else None
 
 

@@ -119,7 +119,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
-    """Concatenate values with the same tensors and heads. Rows of the result are sorted by position."""
+    """Concatenate rows of the same tensors and head slice. Rows of the result are sorted by position."""
 
     into: str
     sources: tuple[str, ...]

@@ -19,7 +19,7 @@ class PaperTransfers:
         self.is_gathered_first = self.operands.plan.kv_order == "paper"
 
     def enter(self, tensors: str) -> None:
-        """Send the local rows of the ring operand to the ranks that compute them in their first ring step."""
+        """Send the local rows of the ring operand to the ranks that need them in ring step 0."""
         operands, emitter, grid = self.operands, self.emitter, self.operands.grid
         side, rows = operands.ring_operand, received(0)
         local, block = self.group.tensor_rows(tensors, side, LOCAL), emitter.name(rows, tensors)

@@ -40,7 +40,7 @@ class Places:
         return tuple(self._numbers)
 
     def own(self, name: str) -> Rows:
-        """Return the rows of a value that is a view of the local tensors."""
+        """Return the rows of a :class:`View`: some heads of the local tensors."""
         value = self.schedule.values[name]
         tensors = {}
         for tensor in value.payload:
@@ -50,7 +50,7 @@ class Places:
         return Rows(tensors, value.chunks)
 
     def buffer(self, name: str) -> Rows:
-        """Place a value in a buffer of its own, in the workspace or kept for backward."""
+        """Place a value in its own buffer. The buffer is in the workspace, or is kept for backward."""
         key = value_key(name)
         if key in self._kept:
             return self.packed(name, self._kept[key], 0)
@@ -61,7 +61,7 @@ class Places:
         return self.packed(name, WORKSPACE, self.layout.offsets[key], chunks)
 
     def packed(self, name: str, buffer: str, offset: int, chunks: tuple[int, ...] | None = None) -> Rows:
-        """Place the tensors of a value one after another in a buffer. The first tensor starts at byte ``offset``.
+        """Place all tensors of a :class:`Value` one after another in a buffer, from byte ``offset`` on.
 
         Tensors of the wider dtype come first, so that every tensor is aligned to the size of its elements. If
         ``chunks`` is given, the tensors have only the rows of these chunks.

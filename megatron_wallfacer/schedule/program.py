@@ -82,8 +82,8 @@ class Merge:
     """Merge partial outputs by log-sum-exp.
 
     Attributes:
-        rows: merges, as pairs of (out, lse) to write and the list of partial (out, lse). The first partial result may
-            be the written (out, lse) itself.
+        rows: merges. A merge is a pair: the (out, lse) to write, and the partial results (out, lse) to merge. To
+            include the earlier contents of the written (out, lse), it is also the first partial result.
         frees: slots whose results no later step reads.
     """
 
@@ -170,7 +170,7 @@ class MessageBuffer(NamedTuple):
 
     Attributes:
         peer: rank of the other end, in the context-parallel group.
-        operand: index of the operand that is sent or received: all bytes of the message.
+        operand: index of the operand with the bytes of the message.
         tag: number that is equal at both ends.
     """
 
@@ -201,8 +201,8 @@ class AllToAll:
     Attributes:
         channel: (axis, ``inputs`` or ``results``), the key of the process group.
         ranks: members of the process group, in group order, as indices in the context-parallel group.
-        send: index of the operand of bytes that is sent. It has one message per rank, in the order of ``ranks``.
-        receive: index of the operand of bytes that is received, with one message per rank, in the order of ``ranks``.
+        send: index of the operand with the bytes of all sent messages, one per rank, in the order of ``ranks``.
+        receive: index of the operand with the bytes of all received messages, one per rank, in the order of ``ranks``.
     """
 
     channel: tuple[str, str]

@@ -36,10 +36,11 @@ class RingStep:
 
     Attributes:
         origin: origin rank of the block, among the ranks that differ from this rank only along the ring.
-        source: hop from the rank that sends the block; None for the local block.
-        destinations: hops to the ranks that receive the block.
-        gradient_sources: hops from the ranks that send partial gradients of the block.
-        gradient_destination: hop to the rank that receives the accumulated gradient; None at the block's origin rank.
+        source: message that brings the block to this rank; None for the local block.
+        destinations: messages that bring the block to further ranks.
+        gradient_sources: messages that bring partial gradients of the block to this rank.
+        gradient_destination: message with the accumulated gradient to the next rank of its path; None at the origin
+            rank.
     """
 
     origin: int
@@ -68,7 +69,7 @@ def block_origin(grid: Grid, rank: int, step: int) -> int:
 
 
 def block_holder(grid: Grid, rank: int, origin: int) -> int:
-    """Return the rank that has the block of ``rank`` in the ring step in which ``rank`` has the block of ``origin``."""
+    """Return where ``rank``'s block is in the ring step in which ``origin``'s block is on ``rank``."""
     here, there = grid.coordinates(rank), grid.coordinates(origin)
     return peer_along(grid, rank, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
 

@@ -163,7 +163,8 @@ def _begin(
         builders: builders of all head groups.
         starting: those of ``builders`` whose tiles are appended.
         operands: operand rows of this rank.
-        sends_results: whether to append transfers for results of the ring operand, if no gathered rows contribute.
+        sends_results: whether to append transfers for results of the ring operand. With gathered stationary rows, these
+            results are not complete, and are sent later.
         leaves_local: whether to omit the tiles of local queries against local keys.
     """
     builders[0].group.split_heads()
@@ -188,7 +189,7 @@ def _start_next(builders: Sequence[HeadGroupBuilder], index: int) -> None:
 
 
 def _append_ring(builders: Sequence[HeadGroupBuilder], index: int, computed: Sequence[RowSet]) -> None:
-    """Append ring steps and the transfers of their results, without tiles of local rows against ``computed`` rows."""
+    """Append ring steps and the transfers of their results. Skip tiles of local rows against ``computed`` rows."""
     builder, operands, pass_start = builders[index], builders[index].operands, None
     first_pass = () if computed and GATHERED not in operands.stationary_rows else operands.first_pass[1:]
     # A first pass of local rows alone can hide little of the next group's transfers, so these start now.

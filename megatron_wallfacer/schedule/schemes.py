@@ -267,7 +267,7 @@ def _placed(grid: Grid, placement: str | Sequence[str] | None) -> Grid:
 
 
 def _head_groups(grid: Grid, tokens: int | None, q_heads: int | None) -> int:
-    """Return 1 without a head axis and a team, or if kernels for half of the heads would be small; else 2."""
+    # Two head groups help with a head axis or a team, unless kernels for half of the heads are too small.
     if grid.head == 1 and grid.team == 1:
         return 1
     return 1 if tokens and q_heads and shard_work(tokens, q_heads) < SPLIT_WORK else 2

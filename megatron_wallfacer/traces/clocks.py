@@ -16,7 +16,7 @@ def on_one_clock(timelines: Sequence[RankTimeline]) -> tuple[list[RankTimeline],
     difference between the monotonic clocks of two nodes.
 
     Returns:
-        The shifted timelines, and a sentence about the accuracy of the difference between nodes.
+        The shifted timelines, and a sentence on how accurately the clocks of different nodes agree.
     """
     shifts, accuracy = _shifts(timelines)
     aligned = [_shifted(timeline, shift) for timeline, shift in zip(timelines, shifts, strict=True)]

@@ -1,7 +1,7 @@
 """Build a text corpus from the sources of Python's standard library, without a download. Each byte is one token.
 
-The demonstration and the tests train on the corpus. Python's library has about 10 MB of sources. Megatron's own writer
-stores the tokens as .bin and .idx files.
+The demonstration and the tests train on the corpus. Python's standard library has about 10 MB of source. Megatron's own
+writer stores the tokens as .bin and .idx files.
 
 `tokenizer_arguments` returns flags for Megatron's `NullTokenizer`, which reads token ids. The command line of Megatron
 (up to the main branch of 2026-08) does not accept the `ByteLevelTokenizer`; see `build_tokenizer`.

@@ -44,7 +44,7 @@ class Failure:
 
     @property
     def follows(self) -> bool:
-        """Whether the rank ended because another rank had failed: by torchrun's signal, or by a lost connection."""
+        """Whether another rank had failed before. Then torchrun stops this rank, or its connection is lost."""
         return self.exit_code == -signal.SIGTERM or bool(_PEER_LOST.search("\n".join(self.lines)))
 
     def __str__(self) -> str:

@@ -30,7 +30,8 @@ class SchemeTimes:
         fastest_ms, slowest_ms: fastest and slowest run of forward plus backward, in ms.
         ratio: ``median_ms`` divided by the ``median_ms`` of the first scheme.
         tokens_s: tokens of the whole job per second.
-        tflops: 1e12 floating-point operations per second and rank. A causal mask halves the number of operations.
+        tflops: 1e12 floating-point operations per second and rank. A causal mask halves the number of floating-point
+            operations.
         difference: largest |x - y| / max(|y|) of out, dq, dk and dv, where y is the result of the first scheme.
         tolerance: largest allowed value of ``difference``.
     """

@@ -39,7 +39,7 @@ class Parsed:
 
     Attributes:
         settings: arguments that must be equal on all ranks, keyed by flag.
-        paths: arguments that contain paths, with the whole paths, keyed by flag.
+        paths: arguments that contain paths, keyed by flag. Here ``PATH`` does not replace the paths.
         timeout: value of ``--distributed-timeout-minutes``, or 10 minutes.
     """
 

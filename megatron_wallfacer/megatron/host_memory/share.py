@@ -93,11 +93,15 @@ def auto_fraction(ranks: Sequence[RankNeeds], overlapped_bytes: float | None = N
 
 
 def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
-    """Check that every node has enough host memory. Flags with the value ``auto`` move the fraction ``auto`` of layers.
+    """Check that every node has enough host memory.
+
+    Args:
+        ranks: host-memory needs of each rank of the job.
+        auto: fraction of layers for flags whose value is ``auto``.
 
     Raises:
-        WallfacerError: A node has too little host memory, or a fraction that is not ``auto`` selects no layer of a
-            rank. All ranks raise the same error.
+        WallfacerError: A node has too little host memory. Or a flag's fraction times the number of a rank's layers is
+            less than 1. All ranks raise the same error.
     """
     for wanted in (wanted for rank in ranks for wanted in rank.wanted):
         layers = len(wanted.bytes_by_count) - 1

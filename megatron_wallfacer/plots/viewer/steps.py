@@ -48,9 +48,11 @@ def viewer_steps(
 ) -> list[ViewerStep]:
     """Return the steps of all ranks in a forward or backward pass.
 
-    The function adds the sets of chunks that the steps refer to to ``chunk_sets``.
-
-    ``nodes`` has the index of each rank's node, and ``shape`` the sizes of one rank's shard.
+    Args:
+        schedules: schedule of each rank.
+        nodes: index of each rank's node.
+        shape: sizes of one rank's shard.
+        chunk_sets: map from a set of chunk ids to its number, which the function extends.
     """
     steps: dict[int, ViewerStep] = defaultdict(ViewerStep)
     for schedule in schedules:
