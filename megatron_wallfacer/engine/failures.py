@@ -47,7 +47,9 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
     """Close the process groups of an attention call after an exception in a pass.
 
     The first rank that fails publishes the cause in the job's store, then closes its connections. On gloo the waiting
-    ranks then get an error at once, read the cause, and raise an error with the cause. A killed rank publishes nothing.
+    ranks then get an error at once, read the cause, and raise an error with the cause. There is one exception: gloo
+    reports no error to a send that starts while its connection closes. This send waits until the timeout of the group.
+    A killed rank publishes nothing.
     The first rank that waits for a killed rank publishes that its connection to the killed rank is lost.
 
     Raises:
