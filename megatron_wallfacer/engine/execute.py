@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_wallfacer.engine.compiled import CompiledPass
 from megatron_wallfacer.engine.timeline import Observer, no_observer
 from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.engine.waits.progress import PROGRESS
 
 Tensors = Sequence[Tensor]
 #: Results of a pass, and the bytes of the values that it keeps for backward, in the order of the program.
@@ -47,6 +48,7 @@ def run_steps(compiled: CompiledPass, buffers: Tensors, observer: Observer) -> N
     """Run the steps of a pass on its buffers, in the buffer order of :attr:`CompiledPass.bases`."""
     operands = _operands(compiled, buffers)
     works: list[Any] = [None] * compiled.transfers
+    PROGRESS.in_flight = works
     if observer is no_observer:
         for step in compiled.steps:
             step(operands, works)

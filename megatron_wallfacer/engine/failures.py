@@ -7,6 +7,7 @@ groups on every rank.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -29,6 +30,7 @@ _SHOWN = 300
 #: Tag that no message of a schedule has.
 _TAG = 2**30
 _AT_ONCE = timedelta(milliseconds=1)
+_IN_FLIGHT_S = 1.0
 
 
 def closed_error(cause: str) -> WallfacerError:
@@ -46,11 +48,10 @@ def pass_name(phase: str, layer: int | str | None) -> str:
 def fail(call: Call, phase: str, error: BaseException) -> None:
     """Close the process groups of an attention call after an exception in a pass.
 
-    The first rank that fails publishes the cause in the job's store, then closes its connections. On gloo the waiting
-    ranks then get an error at once, read the cause, and raise an error with the cause. There is one exception: gloo
-    reports no error to a send that starts while its connection closes. This send waits until the timeout of the group.
-    A killed rank publishes nothing.
-    The first rank that waits for a killed rank publishes that its connection to the killed rank is lost.
+    The first rank that fails publishes the cause in the job's store. It waits up to one second for messages in flight,
+    then closes its connections. On gloo the waiting ranks then get an error, read the cause, and raise an error with
+    the cause. A killed rank publishes nothing. The first rank that waits for a killed rank publishes that its
+    connection to the killed rank is lost. A send to a killed rank may wait until the timeout of the group.
 
     Raises:
         WallfacerError: A failure of another rank caused the exception. The message names the other rank.
@@ -109,11 +110,27 @@ def _close_connections(groups: AxisGroups) -> None:
     """
     if groups.backend != "gloo":
         return
+    _finish_messages()
     for group in filter(is_alive, groups.made):
         for peer in range(group.size()):
             if peer != group.rank():
                 with suppress(RuntimeError):
                     group.recv([torch.empty(1)], peer, _TAG).wait(_AT_ONCE)
+
+
+def _finish_messages() -> None:
+    """Wait until the messages of the failed pass have arrived, for at most one second.
+
+    gloo reports no error to a send whose message is on its way when the receiver closes the connection. The sender
+    would wait until the timeout of the group.
+    """
+    end = time.monotonic() + _IN_FLIGHT_S
+    for work in (work for works in PROGRESS.in_flight for work in works or ()):
+        # A second wait for the same work would not end.
+        if not work.is_completed():
+            with suppress(RuntimeError):
+                work.wait(max(_AT_ONCE, timedelta(seconds=end - time.monotonic())))
+    PROGRESS.in_flight = []
 
 
 def _peers(label: Label) -> str:

@@ -36,14 +36,17 @@ class Progress:
         passes: number of passes that have begun.
         layer: number or name of the layer of the last pass; None outside a model.
         broken: messages whose wait raised an error; None after the error has been reported.
+        in_flight: list of the works of each transfer of the last pass; None in place of the list before the transfer
+            starts and after its wait.
         posted: label and ``Work`` of the last transfer started on NCCL, where waits do not block the host.
     """
 
-    __slots__ = ("backward", "broken", "label", "layer", "passes", "posted", "waits")
+    __slots__ = ("backward", "broken", "in_flight", "label", "layer", "passes", "posted", "waits")
 
     def __init__(self) -> None:
         self.label: Label | None = None
         self.broken: Label | None = None
+        self.in_flight: list[Any] = []
         self.waits = self.passes = 0
         self.layer: int | str | None = None
         self.backward = False
