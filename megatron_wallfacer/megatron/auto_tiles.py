@@ -1,6 +1,6 @@
 """Choose the number of tiles for ``--wallfacer-loss-tiles auto`` and ``--wallfacer-mlp-tiles auto``.
 
-``auto`` doubles the number of tiles until LM head, loss and MLPs no longer determine the peak of activation memory. The
+``auto`` doubles the number of tiles until more tiles no longer lower the peak of activation memory. The
 choice reads only the command line, so every rank makes the same choice. The prediction of memory assumes fused norms,
 fused SwiGLU, and one pipeline stage with all layers of the model.
 """

@@ -21,8 +21,9 @@ def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activati
     """Choose the numbers of token tiles for LM head and MLPs, and return a copy of ``work`` with these numbers.
 
     The number for MLPs is chosen first, without regard to the LM head. The number of tiles doubles until the tiles no
-    longer determine the step's memory peak. The number also stops growing if more tiles would save less than 1 %
-    (:data:`NEAR`) of the memory. ``loss`` and ``mlp`` state whether to choose the tiles of the LM head and of the MLPs.
+    longer determine the step's memory peak, or until more tiles would save less than 1 % (:data:`NEAR`) of their own
+    memory. It doubles further if the most tiles would lower the peak of the other parts by more than 1 %. ``loss`` and
+    ``mlp`` state whether to choose the tiles of the LM head and of the MLPs.
     """
     if mlp:
         work = _fewest(work, "mlp_tiles", "mlp", ("head",))
@@ -41,12 +42,17 @@ def recomputed_part(work: Activations) -> float:
 
 
 def _fewest(work: Activations, name: str, moment: Moment, ignored: tuple[Moment, ...]) -> Activations:
-    tiles, most = 1, most_tiles(work.tokens)
-    least = NEAR * bytes_at(inventory(replace(work, **{name: most})), moment)
-    while True:
-        work = replace(work, **{name: tiles})
-        buffers = inventory(work)
+    def choice(tiles: int) -> tuple[Activations, float, float]:
+        chosen = replace(work, **{name: tiles})
+        buffers = inventory(chosen)
         others = max(bytes_at(buffers, other) for other in MOMENTS if other != moment and other not in ignored)
-        if tiles >= most or bytes_at(buffers, moment) <= max(others, least):
-            return work
+        return chosen, bytes_at(buffers, moment), others
+
+    tiles, most = 1, most_tiles(work.tokens)
+    _, least, least_others = choice(most)
+    while True:
+        chosen, here, others = choice(tiles)
+        # Tiles are recomputed, so that layers save less, which lowers the other moments too.
+        if tiles >= most or (here <= max(others, NEAR * least) and others <= NEAR * max(least, least_others)):
+            return chosen
         tiles *= 2

@@ -27,6 +27,16 @@ def test_one_tile_fewer_would_be_the_peak(attention_gb: float) -> None:
         assert bytes_at(halved, "mlp") > bytes_at(buffers, "attention")
 
 
+@pytest.mark.parametrize("attention_gb", [0.0, 5.0, 30.0])
+def test_tiled_mlps_save_less_where_nothing_else_is_recomputed(attention_gb: float) -> None:
+    """Two tiles are recomputed in backward. Their activations are then not saved, whichever part has the peak."""
+    attention = AttentionMemory(backward=attention_gb * 1e9)
+    found = tiled(replace(WORK, tokens=16384, recompute="none", attention=attention), loss=False)
+    peaks = [peak(inventory(replace(found, mlp_tiles=tiles)))[1] for tiles in (1, 2, 4, 8, 16)]
+    assert found.mlp_tiles > 1
+    assert peak(inventory(found))[1] <= 1.01 * min(peaks) < peaks[0]
+
+
 def test_larger_buffers_of_attention_need_fewer_tiles() -> None:
     few, many = (tiled(replace(WORK, attention=AttentionMemory(backward=size))) for size in (30e9, 1e9))
     assert (few.loss_tiles, few.mlp_tiles) < (many.loss_tiles, many.mlp_tiles)
