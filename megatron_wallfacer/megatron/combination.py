@@ -90,7 +90,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
     Args:
         flag: flag to look up.
         values: values to look for; by default all values except ``off``, None, False, 0 and empty text.
-        off: value that the function does not find, such as the default of the flag.
+        off: another value to ignore, such as the default of the flag.
     """
     attribute = _attribute(flag)
 
@@ -103,7 +103,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
 
 
 def both(find: Find, *others: Find) -> Find:
-    """Return a :data:`Find` function with the result of ``find``, but None if one of ``others`` finds nothing."""
+    """Return a function that returns the result of ``find`` if each of ``others`` also finds something, else None."""
 
     def find_both(checked: Any, argv: Sequence[str]) -> str | None:
         found = find(checked, argv)

@@ -32,7 +32,7 @@ ALTERNATE = "copies to host memory follow one micro-batch, but this overlap alte
 
 
 def tiles(flag: str) -> tuple[Combination, ...]:
-    """Return the unsupported combinations of ``flag`` that all flags for token tiles have in common."""
+    """Return the combinations with ``flag`` that are unsupported for every flag for token tiles."""
     return (
         apart(f"{flag} 4", "--fp8-format hybrid", LOW_PRECISION),
         apart(f"{flag} 4", "--fp4-format e2m1", LOW_PRECISION),

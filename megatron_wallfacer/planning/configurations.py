@@ -200,9 +200,9 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
 
 
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
-    """Yield copies of each choice with each number of head groups in :data:`GROUPS` that its heads allow.
+    """Yield a copy of each choice for each number of head groups in :data:`GROUPS` that its heads allow.
 
-    Copies that equal one of ``choices``, except the last one, are left out.
+    A copy is left out if it equals one of ``choices[:-1]`` or an earlier copy.
     """
     seen: set[tuple[Plan, bool]] = {(choice.plan, choice.keep_gathered_q) for choice in choices[:-1]}
     for choice in choices:

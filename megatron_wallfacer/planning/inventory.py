@@ -262,7 +262,7 @@ def _head(work: Activations) -> tuple[Buffer, ...]:
 
 
 def _head_weight_gradient(work: Activations) -> float:
-    """Return the bytes of the LM head's weight gradient that do not fit in the memory of one tile's fp32 logits.
+    """Return the bytes of the LM head's weight gradient beyond the freed memory of one tile's fp32 logits.
 
     With fused gradients the result is 0.
     """

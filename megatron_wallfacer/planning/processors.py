@@ -14,7 +14,7 @@ CORES = "cores"
 
 
 def overhead_s(host: HostProcessors, op: Op | None) -> float:
-    """Return the fixed CPU seconds of an operation, apart from its bytes; of a whole pass if ``op`` is None."""
+    """Return the CPU seconds of an operation, or of a pass if ``op`` is None, that do not depend on its bytes."""
     match op:
         case None:
             return host.pass_us * 1e-6

@@ -80,7 +80,7 @@ def _periods(grid: Grid, unit_sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _period(stride: int, size: int, unit: int) -> int:
-    """Return a shift along an axis that maps groups of ``unit`` consecutive ranks to such groups."""
+    """Return a shift along an axis that maps each group of ``unit`` consecutive ranks to a whole group."""
     if unit % (stride * size) == 0 or stride % unit == 0:
         return 1
     if unit % stride == 0 and (stride * size) % unit == 0:

@@ -124,7 +124,7 @@ def _of_each_document(
 
 
 def _squares(ends: Sequence[int], row: int, cols: Sequence[tuple[int, bool]]) -> Iterator[AttnTile]:
-    """Yield one square kernel call for each document and key chunk. A call is full or causal.
+    """Yield one kernel call for each document and key chunk, with as many rows as columns. A call is full or causal.
 
     Args:
         ends: boundaries of the documents inside a chunk, in tokens.

@@ -47,7 +47,7 @@ class TransferLowering:
                     del self._receiving[message.value]
 
     def wait_for_the_rest(self) -> Iterator[tuple[Transfer, tuple[ProgramStep, ...]]]:
-        """Yield waits for all transfers that only send. These waits belong to the end of the pass."""
+        """Yield a wait for each transfer that has only sends. These waits belong to the end of the pass."""
         for op in self.schedule.ops:
             if isinstance(op, SendRecv) and not op.transfer.receives:
                 yield op.transfer, (program.Wait(self._numbers[id(op.transfer)]),)

@@ -40,7 +40,7 @@ class Places:
         return tuple(self._numbers)
 
     def own(self, name: str) -> Rows:
-        """Return the rows of a :class:`View`: some heads of the local tensors."""
+        """Return the value of a :class:`View`, which has all local rows of some heads."""
         value = self.schedule.values[name]
         tensors = {}
         for tensor in value.payload:

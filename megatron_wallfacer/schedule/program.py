@@ -82,8 +82,8 @@ class Merge:
     """Merge partial outputs by log-sum-exp.
 
     Attributes:
-        rows: merges. A merge is a pair: the (out, lse) to write, and the partial results (out, lse) to merge. To
-            include the earlier contents of the written (out, lse), it is also the first partial result.
+        rows: merges. A merge is a pair: the (out, lse) to write, and the partial results (out, lse) to merge. If the
+            merge includes earlier contents of the first (out, lse), that (out, lse) is also the first partial result.
         frees: slots whose results no later step reads.
     """
 

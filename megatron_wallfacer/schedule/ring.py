@@ -69,7 +69,7 @@ def block_origin(grid: Grid, rank: int, step: int) -> int:
 
 
 def block_holder(grid: Grid, rank: int, origin: int) -> int:
-    """Return where ``rank``'s block is in the ring step in which ``origin``'s block is on ``rank``."""
+    """Return the rank that holds ``rank``'s block in the ring step in which ``rank`` holds ``origin``'s block."""
     here, there = grid.coordinates(rank), grid.coordinates(origin)
     return peer_along(grid, rank, *(here[axis] - there[axis] for axis in ("ring_outer", "ring_inner")))
 

@@ -161,7 +161,7 @@ def _begin(
 
     Args:
         builders: builders of all head groups.
-        starting: those of ``builders`` whose tiles are appended.
+        starting: builders of the head groups whose tiles are appended.
         operands: operand rows of this rank.
         sends_results: whether to append transfers for results of the ring operand. With gathered stationary rows, these
             results are not complete, and are sent later.

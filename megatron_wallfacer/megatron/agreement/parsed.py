@@ -64,8 +64,8 @@ def _text(value: Any, *, hide: bool | None) -> str | None:
 
     Args:
         value: parsed value of one of Megatron's arguments.
-        hide: which strings are replaced by the word PATH. True: all strings that are no numbers. False: strings with a
-            slash. None: no string.
+        hide: which strings are replaced by the word PATH. True replaces all strings except numbers. False replaces
+            strings with a slash. None replaces no string.
     """
     if value is None or value is False:
         return None

@@ -24,7 +24,7 @@ class LayerInputs:
 
     Args:
         queue: queue that stores layer inputs in host memory.
-        on_host: inputs to keep in host memory, as (model chunk, recomputed group of layers). Both numbers begin with 0.
+        on_host: inputs to keep in host memory, as (model chunk, recomputed group of layers). Both are counted from 0.
     """
 
     def __init__(self, queue: OffloadQueue, on_host: frozenset[tuple[int, int]]) -> None:

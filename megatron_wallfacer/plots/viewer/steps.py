@@ -52,7 +52,7 @@ def viewer_steps(
         schedules: schedule of each rank.
         nodes: index of each rank's node.
         shape: sizes of one rank's shard.
-        chunk_sets: map from a set of chunk ids to its number, which the function extends.
+        chunk_sets: number of each set of chunk ids. The function adds new sets.
     """
     steps: dict[int, ViewerStep] = defaultdict(ViewerStep)
     for schedule in schedules:
