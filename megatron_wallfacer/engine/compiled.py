@@ -35,8 +35,8 @@ class CompiledPass:
             order of the buffers is: local tensors, values that forward has kept, results, values to keep, workspace.
         operands: operands that steps need as tensors, as (index of the operand, index in ``bases``, shape, strides,
             offset in elements).
-        steps: calls of all steps, in order.
-        labelled: the calls of ``steps`` with labels for traces. Each label names an operation, or a wait for a
+        steps: functions that run the steps, in order.
+        labelled: the functions of ``steps`` with labels for traces. Each label names an operation, or a wait for a
             transfer.
         transfers: number of transfers.
         received: bytes received in one pass, by (grid axis, name of the tensor).

@@ -1,8 +1,8 @@
 """Row operations (copies, fills, sums, merges) on a GPU. One launch runs a list of them.
 
-The operations of a launch are in a table, which the first run creates. The table has indices of buffers instead of
-addresses, so it is valid for every run. If kernels return results with other strides than before, a new table is
-created.
+A table lists the operations of one launch. The first run of a pass creates the table. The table has indices of buffers
+instead of addresses, so it is valid for every run of the pass. If kernels return results with other strides than
+before, a new table is created.
 """
 
 from __future__ import annotations

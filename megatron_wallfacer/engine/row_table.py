@@ -51,7 +51,7 @@ class RowOperation(NamedTuple):
 
 @dataclass(frozen=True)
 class RowTable:
-    """A table of row operations in device memory.
+    """A table in device memory with the row operations of one launch: copies, fills, sums or merges.
 
     Attributes:
         values: table on the device, int64 ``[number, columns]``.

@@ -40,7 +40,9 @@ class TensorKind(NamedTuple):
 
 
 class PreparedKernel(ABC):
-    """Base class of kernels that cache library calls; see :class:`megatron_wallfacer.kernels.protocol.Kernel`.
+    """Base class of kernels that cache prepared calls of a library.
+
+    :class:`megatron_wallfacer.kernels.protocol.Kernel` describes the arguments and the results of kernels.
 
     For each tile the cache has a function whose only arguments are tensors. A repeated tile needs one hash lookup and
     one call of the library. A tile that the library does not support is divided into several tiles. A tile with a

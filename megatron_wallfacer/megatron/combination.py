@@ -90,7 +90,7 @@ def given(flag: str, *values: object, off: object = None) -> Find:
     Args:
         flag: flag to look up.
         values: values to look for; by default all values except ``off``, None, False, 0 and empty text.
-        off: another value to ignore, such as the default of the flag.
+        off: without ``values``, another value to ignore, such as the default of the flag.
     """
     attribute = _attribute(flag)
 

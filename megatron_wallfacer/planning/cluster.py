@@ -101,7 +101,7 @@ class HostProcessors:
             above the largest size, are linear in the size. Below the smallest size the costs are constant.
         pass_us: CPU microseconds of each pass in addition to its operations.
         attend_us: processor microseconds of each operation that calls attention kernels.
-        operation_us: processor microseconds of each operation that is neither a view nor calls attention kernels.
+        operation_us: processor microseconds of each operation except views and attention.
         wake_up_us: mean delay of a waking thread in microseconds if all processors are in use. Ranks of an
             emulated cluster sleep instead of running kernels. They also sleep while they wait for messages.
     """

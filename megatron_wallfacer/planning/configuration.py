@@ -107,7 +107,7 @@ def _used(configuration: Configuration) -> float:
 
 
 def plain_first(option: Configuration) -> tuple[bool, float]:
-    """Return a sort key: the plain optimizer before other optimizers, then shorter times before longer times."""
+    """Return a sort key: fp32 gradients and Adam states on the device before others, then shorter times first."""
     return not option.has_plain_optimizer, option.step.seconds
 
 

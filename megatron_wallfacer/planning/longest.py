@@ -115,9 +115,9 @@ def _most_tokens(fits: Callable[[int], bool], start: int, ranks: int) -> int:
 
 
 def unit_of(tokens: int, ranks: int) -> int:
-    """Return the step of the search in tokens, for sequences of about ``tokens`` tokens.
+    """Return the increment in tokens of the sequence lengths in the search, for lengths of about ``tokens``.
 
-    The step is a multiple of 2 x ``ranks``.
+    The increment is a multiple of 2 x ``ranks``.
     """
     return lcm(UNITS[tokens >= 1 << 20], 2 * ranks)
 

@@ -14,7 +14,7 @@ CORES = "cores"
 
 
 def overhead_s(host: HostProcessors, op: Op | None) -> float:
-    """Return the CPU seconds of an operation, or of a pass if ``op`` is None, that do not depend on its bytes."""
+    """Return the CPU seconds that do not depend on bytes: of an operation, or of a pass itself if ``op`` is None."""
     match op:
         case None:
             return host.pass_us * 1e-6

@@ -17,7 +17,7 @@ from megatron_wallfacer.schedule.grid import AXES, Grid
 
 
 class Symmetry:
-    """Groups of ranks with equal times, for a grid on a cluster. With ``every_rank`` each rank is its own group.
+    """Groups of ranks that take equal times in a simulation. With ``every_rank`` each rank is its own group.
 
     ``unit_sizes`` has the numbers of consecutive ranks that share a NIC, a node or a switch.
     """

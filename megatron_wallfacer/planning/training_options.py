@@ -89,7 +89,7 @@ def parallel_sizes(
 ) -> ParallelSizes:
     """Return the parallel sizes of a job that uses all ranks of a cluster. Remaining ranks are data parallel.
 
-    Without ``cp`` all ranks that tensor and pipeline parallelism leave are context parallel.
+    Without ``cp`` the context-parallel size is the number of ranks / (``tp`` x ``pp``).
 
     Raises:
         OptionError: A size is not positive, or does not divide the ranks.

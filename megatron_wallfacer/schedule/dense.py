@@ -18,7 +18,7 @@ from megatron_wallfacer.schedule.team_transfers import TeamTransfers
 
 
 class TeamBlocks:
-    """Blocks that contain the rows of a whole team."""
+    """Blocks that contain the rows of all ranks of a team."""
 
     def __init__(self, operands: OperandRows, emitter: OpEmitter) -> None:
         self._operands, self._emitter = operands, emitter

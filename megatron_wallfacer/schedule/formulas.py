@@ -67,7 +67,7 @@ def _copies(plan: Plan, kv_heads: int | None) -> float:
 
 
 def _shards(plan: Plan, operand: RingOperand, *, backward: bool) -> int:
-    """Return the number of shards of one tensor of ``operand`` that a rank receives from its team and the ring."""
+    """Return the number of shards that a rank receives from its team and the ring, for one tensor of ``operand``."""
     grid = plan.grid
     team = grid.team if operand == "q" else grid.kv_team
     if operand != plan.ring_operand(backward=backward):

@@ -18,8 +18,8 @@ from megatron_wallfacer.schedule.workspace import aligned
 class MessageTensor:
     """One tensor of a message, at the sender or at the receiver.
 
-    ``pieces`` are operands that together have all rows of the tensor in the message, in order. A receiver has one
-    operand.
+    ``pieces`` are operands that together have all rows of the tensor in the message, in order. The tensor at the
+    receiver has one operand.
     """
 
     axis: str

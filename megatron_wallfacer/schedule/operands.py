@@ -90,7 +90,7 @@ class OperandRows:
         return self._teams[side, rank]
 
     def axis(self, side: str) -> str:
-        """Return the axis along which the team of an operand extends."""
+        """Return the grid axis along which the ranks of an operand's team differ."""
         return "team" if self.is_permuted else AXIS[side]
 
     def block_of(self, origin: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from megatron_wallfacer.schedule.volume import Shape
 
 
 class Places:
-    """The place of each value of a pass in memory.
+    """Memory locations of all values of a pass.
 
     Attributes:
         chunk: number of tokens in a chunk.
@@ -40,7 +40,7 @@ class Places:
         return tuple(self._numbers)
 
     def own(self, name: str) -> Rows:
-        """Return the value of a :class:`View`, which has all local rows of some heads."""
+        """Return the rows of a :class:`View`: all local rows, but only some heads."""
         value = self.schedule.values[name]
         tensors = {}
         for tensor in value.payload:

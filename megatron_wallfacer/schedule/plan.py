@@ -25,15 +25,15 @@ class Plan:
         kv_order: which block of the ring operand each rank starts with. ``native``: the block of the rank's own team.
             ``paper``: each team gathers a block, and then ranks exchange whole blocks (WallFacer, Algorithm 2).
             ``permuted``: ranks start with the same blocks as with ``paper``, but exchange single shards before they
-            gather. With ``permuted``, exchange and gather have about half as much volume as with ``paper``. ``paper``
-            and ``permuted`` need ``team == kv_team``.
+            gather. This exchange and the gather together have about half the volume that they have with ``paper``.
+            ``paper`` and ``permuted`` need ``team == kv_team``.
         forward: ring variant of the forward pass. ``pass-kv`` passes K and V around the ring. ``pass-q`` passes Q
             around the ring, and returns partial outputs to the origin rank directly.
         backward: ring variant of the backward pass. ``pass-kv`` passes K, V and their gradients around the ring.
             ``pass-q`` passes Q, dO and dQ around the ring.
         bidirectional: whether each block moves in both directions of a single ring, half way around in each.
         head_groups: largest number of head groups. Schedules of head groups are interleaved, so that kernels of one
-            group hide transfers of another group. Few heads allow fewer groups
+            group hide transfers of another group. The actual number is smaller if the heads do not divide
             (:func:`megatron_wallfacer.schedule.heads.head_groups`).
         shard_work: work of one query shard against one key shard (:func:`shard_work`); None if unknown. Calls with
             little work are merged (:mod:`megatron_wallfacer.schedule.merging`).

@@ -184,7 +184,7 @@ class PointToPoint:
     """A transfer that consists of separate sends and receives.
 
     Attributes:
-        channel: (axis, ``inputs`` or ``results``), the key of the process group.
+        channel: key of the process group, a pair: the grid axis or ``cp``, and ``inputs`` or ``results``.
         payload: names of the tensors in each message, for error messages.
     """
 
@@ -199,7 +199,7 @@ class AllToAll:
     """A transfer as one all-to-all collective: equal-sized messages from every rank to every rank.
 
     Attributes:
-        channel: (axis, ``inputs`` or ``results``), the key of the process group.
+        channel: key of the process group, a pair: the grid axis, and ``inputs`` or ``results``.
         ranks: members of the process group, in group order, as indices in the context-parallel group.
         send: index of the operand with the bytes of all sent messages, one per rank, in the order of ``ranks``.
         receive: index of the operand with the bytes of all received messages, one per rank, in the order of ``ranks``.

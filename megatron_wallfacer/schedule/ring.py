@@ -35,7 +35,7 @@ class RingStep:
     """The block of the ring operand that a rank has in one ring step, and the messages of the block and its gradient.
 
     Attributes:
-        origin: origin rank of the block, among the ranks that differ from this rank only along the ring.
+        origin: rank that has the block in ring step 0. It can differ from this rank only along the rings.
         source: message that brings the block to this rank; None for the local block.
         destinations: messages that bring the block to further ranks.
         gradient_sources: messages that bring partial gradients of the block to this rank.

@@ -112,7 +112,7 @@ class SparseHeadGroupBuilder:
 
     @property
     def ring_rows(self) -> tuple[RowSet, ...]:
-        """Return which rows of the ring operand come from other ranks, in the order of their use."""
+        """Return the row sets of the ring operand that come from other ranks, in the order of their use."""
         gathered = (GATHERED,) if len(self.operands.team(self.operands.ring_operand)) > 1 else ()
         return (*gathered, *(received(step) for step in range(1, self.operands.grid.ring)))
 

@@ -28,7 +28,7 @@ class TeamTransfers:
     def exchange(self, kind: str, tensors: str, axis: str, source: str, chunks: Mapping[int, tuple[int, ...]]) -> None:
         """Exchange tensors with all other ranks of a team: send ``source``, and receive chunks of each rank.
 
-        ``chunks`` has the ids of the chunks that each rank of the team sends, by rank.
+        ``chunks`` maps each rank of the team to the ids of the chunks that it sends.
         """
         emitter, peers = self.emitter, after(self.operands.rank, tuple(chunks))
         names = {peer: emitter.name(f"from{peer}", tensors) for peer in peers}

@@ -36,7 +36,7 @@ class Exchange:
         ranks: global ranks that take part. The first rank compares all records.
         rank: global rank of this process.
         timeout: time after which the exchange fails if a rank has written no record.
-        late: end of the sentence about ranks without a record, such as ``have not started``.
+        late: words that follow the ranks in the message about ranks without a record, such as ``have not started``.
         say: function that prints one line.
     """
 

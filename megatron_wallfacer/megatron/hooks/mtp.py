@@ -105,7 +105,10 @@ def _derive_labels(values: dict[str, Any]) -> bool:
 
 
 def _weighted(config: Any, mask: Tensor, group: dist.ProcessGroup) -> Any:
-    """Return a copy of ``config``. Its MTP loss scale is multiplied by the mean number of unmasked tokens per rank."""
+    """Return a copy of ``config`` with another MTP loss scale.
+
+    The scale is multiplied by the mean number of unmasked tokens per rank of ``group``.
+    """
     weighted = copy.copy(config)
     weighted.calculate_per_token_loss = False
     weighted.mtp_loss_scaling_factor = config.mtp_loss_scaling_factor * sum_over_group(mask.sum(), group) / group.size()

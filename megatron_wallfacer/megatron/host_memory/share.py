@@ -100,8 +100,8 @@ def check_room(ranks: Sequence[RankNeeds], auto: float) -> None:
         auto: fraction of layers for flags whose value is ``auto``.
 
     Raises:
-        WallfacerError: A node has too little host memory, or the fraction of a flag is less than one layer of a rank.
-            All ranks raise the same error.
+        WallfacerError: A node has too little host memory, or the fraction of a flag selects no layer of a rank. All
+            ranks raise the same error.
     """
     for wanted in (wanted for rank in ranks for wanted in rank.wanted):
         layers = len(wanted.bytes_by_count) - 1

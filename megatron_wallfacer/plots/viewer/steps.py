@@ -26,8 +26,8 @@ class ViewerStep:
     """One step of all ranks.
 
     Attributes:
-        tiles: flat list of eight numbers per tile: rank, query set, key set, first row, end row, first column, end
-            column and causal flag.
+        tiles: flat list of eight numbers per tile: rank, index of the set of query chunks, index of the set of key
+            chunks, first row, end row, first column, end column and causal flag.
         transfers: messages by (axis, names of the tensors). Each message is three numbers of a flat list: sender,
             receiver and index of the set of chunks.
         volume: elements that each rank receives, in units of one Q shard.
@@ -52,7 +52,7 @@ def viewer_steps(
         schedules: schedule of each rank.
         nodes: index of each rank's node.
         shape: sizes of one rank's shard.
-        chunk_sets: number of each set of chunk ids. The function adds new sets.
+        chunk_sets: index of each set of chunk ids. The function adds new sets.
     """
     steps: dict[int, ViewerStep] = defaultdict(ViewerStep)
     for schedule in schedules:
