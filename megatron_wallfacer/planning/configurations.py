@@ -200,7 +200,7 @@ def grid_pool(candidate: SizeCandidate, leanest: FlagCombination) -> tuple[Searc
 
 
 def _regrouped(choices: Sequence[Choice]) -> Iterator[Choice]:
-    """Yield a copy of each choice for each number of head groups in :data:`GROUPS` that its heads allow.
+    """Yield copies of each choice, one for each number of head groups in :data:`GROUPS` that the heads allow.
 
     A copy is left out if it equals one of ``choices[:-1]`` or an earlier copy.
     """

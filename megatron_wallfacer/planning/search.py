@@ -37,7 +37,7 @@ class SearchResult:
     Attributes:
         best: simulated choices that fit. The preferred choice (see :func:`preferred`) is first, then all others by
             time.
-        legal: number of choices whose simulation takes only seconds.
+        legal: number of choices that are not too large to simulate.
         too_large: number of choices that were tried and do not fit in memory.
     """
 
@@ -123,7 +123,7 @@ def _are_neighbours(grid: Grid, other: Grid) -> bool:
 
 
 def candidates(job: AttentionJob) -> Iterator[Choice]:
-    """Yield every grid of the axes :data:`AXES` whose head axis divides the heads, in every placement.
+    """Yield every grid in every placement. A grid has the axes :data:`AXES`, and its head axis divides the heads.
 
     For each grid, pass-KV or pass-Q is chosen by communication volume, in forward and in backward.
 

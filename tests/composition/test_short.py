@@ -36,6 +36,11 @@ def few() -> tuple[Combination, ...]:
     return tuple(chosen)
 
 
+def plain(dtype: str = "fp32") -> Combination:
+    """The first level of every factor."""
+    return Combination(0, {factor: levels[0] for factor, levels in FACTORS.items()} | {"dtype": dtype})
+
+
 def test_few_are_as_many_as_are_trained() -> None:
     assert len(few()) == FEW
 
@@ -49,7 +54,6 @@ def test_combination(place: int) -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_wrong_mask_is_caught(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control, of the bf16 rule above all: what every run of the plugin has wrong widens no limit."""
-    plain = Combination(0, {factor: levels[0] for factor, levels in FACTORS.items()} | {"dtype": dtype})
     train = matrix._train
 
     def train_with_a_wrong_mask(run: Run, *args: object) -> RunResult:
@@ -60,14 +64,13 @@ def test_a_wrong_mask_is_caught(dtype: str, monkeypatch: pytest.MonkeyPatch) -> 
             return train.__wrapped__(run, *args)
 
     monkeypatch.setattr(matrix, "_train", train_with_a_wrong_mask)
-    outcome = matrix.run_combination(plain, ITERATIONS)
+    outcome = matrix.run_combination(plain(dtype), ITERATIONS)
     assert "differs by" in outcome.verdict
     assert outcome.loss > 1.5 * outcome.allowed
 
 
 def test_the_orders_of_the_size_one_runs_are_not_the_same() -> None:
-    plain = Combination(0, {factor: levels[0] for factor, levels in FACTORS.items()} | {"dtype": "bf16"})
-    runs = matrix._in_every_order(plain.whole, ITERATIONS, matrix.SEEDS[0])
+    runs = matrix._in_every_order(plain("bf16").whole, ITERATIONS, matrix.SEEDS[0])
     assert len({tuple(run.losses) for run in runs}) == len(runs)
 
 
@@ -84,8 +87,7 @@ def test_a_failed_run_leaves_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(matrix, "_train", fails)
     monkeypatch.setattr(matrix, "LOGS", tmp_path / "composition")
-    plain = Combination(7, {factor: levels[0] for factor, levels in FACTORS.items()})
-    outcome = matrix.run_combination(plain, ITERATIONS)
+    outcome = matrix.run_combination(Combination(7, plain().row), ITERATIONS)
     log = tmp_path / "composition" / "7.log"
     assert outcome.verdict == f"failed: ValueError: the cause; log: {log}"
     assert log.read_text() == text
@@ -103,6 +105,16 @@ def test_a_seed_leaves_room_below_both_tolerances() -> None:
     assert not matrix.is_steady(2 * loss, grad_norm)
     assert not matrix.is_steady(loss, 2 * grad_norm)
     assert not matrix.is_steady(loss, float("nan"))
+
+
+@pytest.mark.parametrize("moving", [None, "1", "2", "3"])
+def test_every_order_of_sums_must_move_little(moving: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One order may move the gradient norms little by chance, where another moves them more than is allowed."""
+    monkeypatch.setattr(matrix, "_train", lambda run, iterations, seed, order=None: order)
+    far = 2 * matrix.STEADY * matrix.GRAD_NORM_TOLERANCE
+    monkeypatch.setattr(matrix, "_differences", lambda other, own: (0.0, far if other == moving else 0.0))
+    monkeypatch.setattr(matrix, "smallest_gap", lambda run: 1.0)
+    assert matrix._distance(plain().whole, ITERATIONS, 1234) == (1.0 if moving is None else 0.0)
 
 
 def test_a_nan_is_not_right() -> None:
