@@ -25,7 +25,7 @@ _ADDRESSES = tuple(f"a{number}" for number in range(BASES))
 
 
 class RowLaunch:
-    """A Triton launch that runs all operations of a table. The operations are copies, fills and sums, or merges."""
+    """A Triton launch that runs all operations of a table. Either all operations are merges, or none is."""
 
     def __init__(self, table: RowTable, *, merges: bool) -> None:
         kernel, grid = (_merge if merges else _sum), (triton.cdiv(table.rows, _ROWS), len(table.values))

@@ -250,5 +250,5 @@ def _level_s(grid: Grid, by_axis: Counter[str], cluster: Cluster, level: SwitchL
 
 
 def _alone_s(size: float, crossing: float, cluster: Cluster) -> float:
-    """Return the seconds of ``size`` bytes on idle links. ``crossing`` is the fraction that is sent between nodes."""
+    """Return the seconds to send ``size`` bytes over idle links. ``crossing`` is the fraction sent between nodes."""
     return cluster.inter.seconds(size * crossing) + cluster.intra.seconds(size * (1 - crossing))

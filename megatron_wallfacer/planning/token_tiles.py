@@ -22,8 +22,8 @@ def tiled(work: Activations, *, loss: bool = True, mlp: bool = True) -> Activati
 
     The number for MLPs is chosen first, without regard to the LM head. The number of tiles doubles until the tiles no
     longer determine the step's memory peak, or until more tiles would save less than 1 % (:data:`NEAR`) of their own
-    memory. It doubles further if the most tiles would lower the peak of the other parts by more than 1 %. ``loss`` and
-    ``mlp`` state whether to choose the tiles of the LM head and of the MLPs.
+    memory. It doubles further if the largest number of tiles would lower the peak of the other parts by more than 1 %.
+    ``loss`` and ``mlp`` state whether to choose the tiles of the LM head and of the MLPs.
     """
     if mlp:
         work = _fewest(work, "mlp_tiles", "mlp", ("head",))

@@ -133,7 +133,7 @@ def make_plan(
         backward: ring variant of the backward pass, ``pass-kv``, ``pass-q`` or ``auto``.
         bidirectional: whether blocks are sent half way around the ring in each direction.
         head_groups: number of head groups. The default is 1 if the grid has neither a head axis nor a team, or if
-            kernel calls for half of the heads would be too small (:data:`SPLIT_WORK`); else 2.
+            kernels would be too small with half of the heads (:data:`SPLIT_WORK`); else 2.
         q_heads: query heads per rank after tensor parallelism; required if ``kv_heads`` is given.
         kv_heads: key and value heads per rank after tensor parallelism; required if ``q_heads`` is given.
         kappa: kv heads / query heads, if heads are not given.
