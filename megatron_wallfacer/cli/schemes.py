@@ -63,9 +63,9 @@ class SchemeCosts:
         ring_variants: pass-KV or pass-Q in forward and in backward; a dash if there is no ring.
         forward_volume, backward_volume: elements received, in units of one Q shard.
         forward_messages, backward_messages: messages received.
-        forward_buffers, backward_buffers: peak size of the schedule's buffers, in units of one Q shard with two bytes
-            per element. Partial results and gradients have four bytes per element. The sizes exclude the rank's own
-            tensors.
+        forward_buffers, backward_buffers: peak memory of a pass, in units of one Q shard with two bytes per element.
+            Partial results and gradients have four bytes per element. The peak includes results of the pass, but no
+            local inputs.
     """
 
     scheme: str
