@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_wallfacer.engine.agreement.compare import ranks_text
-from megatron_wallfacer.engine.connections import connections_of
+from megatron_wallfacer.engine.connections import connections_of, deferred_interrupts
 from megatron_wallfacer.engine.groups import AxisGroups, is_alive
 from megatron_wallfacer.engine.transfers import Transfers
 from megatron_wallfacer.engine.waits.progress import PROGRESS, Label, layer_text
@@ -51,7 +51,10 @@ def fail(call: Call, phase: str, error: BaseException) -> None:
     The first rank that fails publishes the cause in the job's store. It waits up to one second for messages in flight,
     then closes its connections. On gloo the waiting ranks then get an error, read the cause, and raise an error with
     the cause. A killed rank publishes nothing. The first rank that waits for a killed rank publishes that its
-    connection to the killed rank is lost. A send to a killed rank may wait until the timeout of the group.
+    connection to the killed rank is lost.
+
+    gloo does not end the send of a message that has been received in part. If the receiver is killed, or if a message
+    takes longer than the second, the sender waits until the timeout of the group.
 
     Raises:
         WallfacerError: A failure of another rank caused the exception. The message names the other rank.
@@ -89,8 +92,11 @@ def _close(connections: Sequence[Transfers], own: str) -> None:
     cause = _first_cause(min((one.groups for one in affected), key=lambda groups: groups.number), own)
     for one in affected:
         one.failure = one.failure or cause
-    for one in affected:
-        _close_connections(one.groups)
+    # After a second interrupt some connections would stay open, and other ranks would wait for this rank.
+    with deferred_interrupts():
+        for one in affected:
+            _close_connections(one.groups)
+    PROGRESS.in_flight = ()
 
 
 def _first_cause(groups: AxisGroups, own: str) -> str:
@@ -126,11 +132,11 @@ def _finish_messages() -> None:
     """
     end = time.monotonic() + _IN_FLIGHT_S
     for work in (work for works in PROGRESS.in_flight for work in works or ()):
-        # A second wait for the same work would not end.
-        if not work.is_completed():
-            with suppress(RuntimeError):
+        with suppress(RuntimeError):
+            # A second wait for the same work would not end.
+            if not work.is_completed():
                 work.wait(max(_AT_ONCE, timedelta(seconds=end - time.monotonic())))
-    PROGRESS.in_flight = []
+    PROGRESS.in_flight = ()
 
 
 def _peers(label: Label) -> str:

@@ -23,6 +23,7 @@ from megatron_wallfacer.engine.foreign import ForeignCaptures, capturing
 from megatron_wallfacer.engine.groups import AxisGroups
 from megatron_wallfacer.engine.timeline import Observer, no_observer, observes
 from megatron_wallfacer.engine.transfers import Transfers
+from megatron_wallfacer.engine.waits.progress import PROGRESS
 from megatron_wallfacer.kernels.prepared import prepared_calls
 from megatron_wallfacer.schedule.rows import contiguous
 
@@ -149,6 +150,8 @@ class Graphs:
             static = self._captured(compiled, inputs)
         except Exception as error:  # after any error of a library in a capture, eager passes work
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            # Works keep the tensors of the capture, and the eager pass needs this memory.
+            PROGRESS.in_flight = ()
         failed = _first_failed(self._groups, compiled.device, bool(reason))
         if failed is None:
             return static

@@ -107,6 +107,7 @@ def _guarded(run: Callable[..., Any], *, backward: bool) -> Callable[..., Any]:
         *others, number = arguments
         call = call_of_number(number)
         PROGRESS.layer, PROGRESS.backward, PROGRESS.passes = call.layer, backward, PROGRESS.passes + 1
+        PROGRESS.in_flight = ()
         if call.runtime.transfers.failure:
             raise closed_error(call.runtime.transfers.failure)
         try:

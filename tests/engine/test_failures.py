@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from megatron_wallfacer.engine.call import Call, Runtime
 from megatron_wallfacer.engine.connections import connected
 from megatron_wallfacer.engine.groups import CPU
 from megatron_wallfacer.engine.transfers import BoundTransfer, Transfers
+from megatron_wallfacer.engine.waits.progress import PROGRESS
 from megatron_wallfacer.errors import WallfacerError
 from megatron_wallfacer.kernels.torch_cpu import TorchCpuKernel
 from megatron_wallfacer.schedule.grid import Grid
@@ -195,6 +197,8 @@ def run_large(rank: int) -> tuple[float, list[str]]:
         except (torch.OutOfMemoryError, WallfacerError) as error:
             outcomes.append(f"{type(error).__name__}: {error}")
     seconds = time.monotonic() - start
+    # Works would keep the tensors of the failed pass.
+    assert PROGRESS.in_flight == ()
     forget_groups()
     return seconds, outcomes
 
@@ -229,6 +233,29 @@ def test_an_error_of_arguments_closes_nothing() -> None:
         attend(q, k, v, call)
     assert transfers.failure == ""
     attend(q, k, v, call_of(case, transfers))
+
+
+def test_a_second_interrupt_does_not_keep_connections_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may catch the interrupt and live on: other ranks would then wait for the timeout of the group."""
+    closed: list[int] = []
+
+    class Work:
+        def is_completed(self) -> bool:
+            return False
+
+        def wait(self, timeout: object) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(PROGRESS, "in_flight", [None, [Work()]])
+    monkeypatch.setattr(failures, "is_alive", lambda group: True)
+    monkeypatch.setattr(failures, "_first_cause", lambda groups, own: own)
+    receive = lambda tensors, peer, tag: closed.append(peer) or Work()  # noqa: E731
+    group = SimpleNamespace(size=lambda: 2, rank=lambda: 0, recv=receive)
+    grids = [SimpleNamespace(groups=SimpleNamespace(number=0, backend="gloo", made=[group]), failure="")]
+    with pytest.raises(KeyboardInterrupt):
+        failures._close(grids, "rank 0 failed")
+    assert closed == [1]
+    assert PROGRESS.in_flight == ()
 
 
 def test_grids_of_one_group_have_one_cause(monkeypatch: pytest.MonkeyPatch) -> None:

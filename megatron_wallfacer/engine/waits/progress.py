@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 _NAMES = {"dout": "dO", "out": "O", "lse": "lse", "delta": "delta"}
@@ -36,8 +37,8 @@ class Progress:
         passes: number of passes that have begun.
         layer: number or name of the layer of the last pass; None outside a model.
         broken: messages whose wait raised an error; None after the error has been reported.
-        in_flight: list of the works of each transfer of the last pass; None in place of the list before the transfer
-            starts and after its wait.
+        in_flight: works of each transfer of the current pass; None in place of the works before the transfer starts
+            and after its wait. Works of a failed pass are removed, because they keep its tensors alive.
         posted: label and ``Work`` of the last transfer started on NCCL, where waits do not block the host.
     """
 
@@ -46,7 +47,7 @@ class Progress:
     def __init__(self) -> None:
         self.label: Label | None = None
         self.broken: Label | None = None
-        self.in_flight: list[Any] = []
+        self.in_flight: Sequence[Any] = ()
         self.waits = self.passes = 0
         self.layer: int | str | None = None
         self.backward = False
