@@ -98,7 +98,7 @@ def _attention_backward_shapes(dout: Tensor, out: Tensor, lse: Tensor, sinks: Te
 
 
 def _guarded(run: Callable[..., Any], *, backward: bool) -> Callable[..., Any]:
-    """Wrap ``run`` as an operator. Its last argument is :attr:`Call.number` in place of the call.
+    """Wrap ``run`` as an operator. The operator takes the number of a call (:attr:`Call.number`) instead of the call.
 
     After an exception the operator closes the call's process groups. An OptionError in forward leaves them open.
     """

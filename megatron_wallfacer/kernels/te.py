@@ -120,7 +120,7 @@ class TransformerEngineKernel(PreparedKernel):
         if kind == "no_mask" and window != WindowSize() and not self.capabilities.window:
             # TransformerEngine's own error names no alternative.
             raise OptionError(
-                "kernel", "te", f"flash or torch here, because te before 2.16 has no window for {tile.window}"
+                "kernel", "te", f"flash or torch here, because te before 2.16 does not support the window {tile.window}"
             )
         starts = (range(0, size * tensors.batch + 1, size) for size in (tile.height, tile.width))
         return {

@@ -116,7 +116,9 @@ def _options(tile: AttnTile, spec: AttnSpec) -> dict[str, Any]:
 
 def _require_no_window(tile: AttnTile) -> None:
     if bottom_right(tile) != WindowSize():
-        raise OptionError("kernel", "cudnn", f"flash or torch here, because cudnn has no window for {tile.window}")
+        raise OptionError(
+            "kernel", "cudnn", f"flash or torch here, because cudnn does not support the window {tile.window}"
+        )
 
 
 @lru_cache(maxsize=64)

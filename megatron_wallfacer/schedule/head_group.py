@@ -85,7 +85,7 @@ class HeadGroup:
         emitter.send_recv("head", sends, receives)
 
     def rows(self, side: str, rows: RowSet) -> tuple[str, ...]:
-        """Return the names of the values with the given rows of an operand. Define missing values."""
+        """Return the names of the values that contain the given rows of an operand. Define missing values."""
         return tuple(self.tensor_rows(tensors, side, rows) for tensors in self.operands.tensor_groups(side))
 
     def tensor_rows(self, tensors: str, side: str, rows: RowSet) -> str:
