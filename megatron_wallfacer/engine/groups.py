@@ -1,7 +1,7 @@
 """Process groups of a grid.
 
 Each axis of size > 1 has two groups, so that results do not wait for inputs. Messages along no axis use a single group
-``cp`` with all context-parallel ranks.
+``cp`` with all context-parallel ranks. If an axis has all these ranks, its inputs use ``cp`` too.
 """
 
 from __future__ import annotations

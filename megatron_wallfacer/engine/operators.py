@@ -65,8 +65,8 @@ def _backward(
         local = dict(zip("qkv", inputs, strict=False))
         local |= {"dout": dout, "out": out, "lse": lse}
         compiled, runtime = call.backward_pass(local, kv_heads, head_dim), call.runtime
-        # Tiles of rows that are exchanged along the head axis or received from other ranks read ``out_proxy``, which
-        # needs delta. Tiles of other local rows read the output itself.
+        # Tiles with rows that are exchanged along the head axis or received from other ranks read ``out_proxy``, which
+        # needs delta. Tiles that have only other local rows read the output itself.
         delta = row_sums(dout, out, lse.dtype) if compiled.reads_delta or sinks is not None else lse
         (dq, dk, dv), _ = call.run(compiled, (*local.values(), delta), kept, runtime.transfers, runtime.observer)
         dsinks = lse.new_empty(0) if sinks is None else sinks_gradient(lse, delta, sinks)

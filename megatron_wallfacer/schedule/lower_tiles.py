@@ -73,7 +73,7 @@ class TileLowering:
         return self.values.finalize(deep) if deep else ()
 
     def _out(self, names: tuple[str, ...], q: Mapping[str, Operand]) -> tuple[Operand, tuple[ProgramStep, ...]]:
-        """Return O of local queries. For other queries return ``out_proxy``, and the step that computes it."""
+        """Return O if all queries are local. Otherwise return ``out_proxy``, and the step that computes it."""
         if self.views.issuperset(names):
             shape = self.places.shape_of("out", CHUNKS_PER_RANK, None)
             whole = Operand("out", "own", shape, self.places.strides["out"], 0)
