@@ -252,8 +252,13 @@ def test_a_second_interrupt_does_not_keep_connections_open(monkeypatch: pytest.M
     receive = lambda tensors, peer, tag: closed.append(peer) or Work()  # noqa: E731
     group = SimpleNamespace(size=lambda: 2, rank=lambda: 0, recv=receive)
     grids = [SimpleNamespace(groups=SimpleNamespace(number=0, backend="gloo", made=[group]), failure="")]
-    with pytest.raises(KeyboardInterrupt):
-        failures._close(grids, "rank 0 failed")
+    # Parallel test runs ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            failures._close(grids, "rank 0 failed")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert closed == [1]
     assert PROGRESS.in_flight == ()
 
