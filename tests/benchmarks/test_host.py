@@ -36,10 +36,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def measured(case: tuple[int, str]) -> Row:
+    cp_size, scheme = case
+    return measure(cp_size, scheme, max(8, 100 // cp_size))
+
+
 @pytest.mark.alone
 def test_host_time_is_at_most_one_and_a_half_times_what_is_allowed() -> None:
-    rows = [measure(cp_size, scheme, max(8, 100 // cp_size)) for cp_size, scheme in CASES]
-    slow = [row for row in rows if not row.within(1.5)]
+    slow = [row for row in map(measured, CASES) if not row.within(1.5)]
+    # Other work on the machine can double one measurement for a moment. What is really slow is slow again.
+    slow = [row for row in (measured((row.cp_size, row.scheme)) for row in slow) if not row.within(1.5)]
     assert not slow, markdown(command.HEADING, [line for row in slow for line in command.lines(row)])
 
 
