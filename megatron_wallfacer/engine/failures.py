@@ -96,7 +96,7 @@ def _close(connections: Sequence[Transfers], own: str) -> None:
     with deferred_interrupts():
         for one in affected:
             _close_connections(one.groups)
-    PROGRESS.in_flight = ()
+        PROGRESS.in_flight = ()
 
 
 def _first_cause(groups: AxisGroups, own: str) -> str:
@@ -136,7 +136,6 @@ def _finish_messages() -> None:
             # A second wait for the same work would not end.
             if not work.is_completed():
                 work.wait(max(_AT_ONCE, timedelta(seconds=end - time.monotonic())))
-    PROGRESS.in_flight = ()
 
 
 def _peers(label: Label) -> str:
